@@ -46,7 +46,7 @@ def find(program: str) -> str | None:
     return shutil.which(program, path=f"{path}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
-def available(*, accounting: bool = True) -> str | None:
+def available(*, accounting: bool = True, cgroup: bool = False) -> str | None:
     """Why a private Slurm cannot run here, or None if it can."""
     wanted = DAEMONS + CLIENTS + (ACCOUNTING if accounting else ())
     absent = [name for name in wanted if find(name) is None]
@@ -58,6 +58,12 @@ def available(*, accounting: bool = True) -> str | None:
         )
     if accounting and not any(path.exists() for path in slurmconf.SYSTEM_TABLES):
         return "no private Slurm with accounting here: MariaDB's mysql_system_tables.sql is absent"
+    if cgroup and os.geteuid() != 0:
+        return "no private Slurm with memory limits here: cgroups need root"
+    if cgroup and not os.access(slurmconf.MEMORY_CGROUP, os.W_OK):
+        return (
+            f"no private Slurm with memory limits here: {slurmconf.MEMORY_CGROUP} is not writable"
+        )
     return None
 
 
@@ -99,16 +105,19 @@ class PrivateSlurm:
         `folder` is made if need be and removed by `stop`; its path must be short, for Unix
         sockets live in it. `cgroup=True` needs root, and makes memory limits real.
         """
-        reason = available(accounting=accounting)
+        reason = available(accounting=accounting, cgroup=cgroup)
         if reason:
             raise RuntimeError(reason)
         if folder is None:
             folder = Path(tempfile.mkdtemp(prefix="wsl-", dir=_short_temporary_folder()))
         ports = Ports()
+        port = ports.take()
+        # Control groups are named after nodes, and their namespace is the whole machine's.
+        prefix = f"c{port}n" if cgroup else "n"
         layout = Layout(
             folder=folder,
-            nodes=tuple(f"n{number}" for number in range(1, nodes + 1)),
-            controller_port=ports.take(),
+            nodes=tuple(f"{prefix}{number}" for number in range(1, nodes + 1)),
+            controller_port=port,
             node_ports=tuple(ports.take() for _ in range(nodes)),
             database_port=ports.take() if accounting else None,
             slurmd_timeout_s=slurmd_timeout,
@@ -132,6 +141,8 @@ class PrivateSlurm:
         while self._guards:
             self._guards.popitem()[1].wait()
         self._ports.release()
+        if self.layout.cgroup:
+            slurmconf.remove_cgroups(self.nodes)
         shutil.rmtree(self.layout.folder, ignore_errors=True)
 
     def __enter__(self) -> PrivateSlurm:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import os
 import socket
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,9 @@ DATABASE_OPTIONS = (
     "--skip-log-bin",
 )
 """A throw-away database: it never waits for the disk."""
+
+MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
+"""Control groups of version 1; Slurm 22.05 wants systemd for those of version 2."""
 
 SYSTEM_TABLES = (
     Path("/usr/share/mysql/mysql_system_tables.sql"),
@@ -164,16 +170,22 @@ CommitDelay=1
 
 def cgroup_conf() -> str:
     """cgroup.conf: memory is limited, so that OUT_OF_MEMORY can be had."""
-    unified = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    which = "CgroupPlugin=cgroup/v2\nIgnoreSystemd=yes" if unified else "CgroupPlugin=cgroup/v1"
-    return f"""\
-{which}
+    return """\
+CgroupPlugin=cgroup/v1
 CgroupMountpoint=/sys/fs/cgroup
 ConstrainCores=no
 ConstrainRAMSpace=yes
 ConstrainSwapSpace=no
 AllowedRAMSpace=100
 """
+
+
+def remove_cgroups(nodes: Iterable[str]) -> None:
+    """Remove the control groups that killed slurmds left behind; they must be empty."""
+    for top in (path / f"slurm_{n}" for n in nodes for path in Path("/sys/fs/cgroup").iterdir()):
+        for folder, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
 
 
 def bootstrap_sql() -> str:

@@ -94,6 +94,17 @@ def test_accounting_can_go_and_come_back() -> None:
         slurm.wait_for(lambda: job_id in slurm.run("sacct", "-X", "-n", "-o", "JobID").stdout, 60)
 
 
+NO_CGROUP = available(cgroup=True)
+
+
+@pytest.mark.skipif(NO_CGROUP is not None, reason=str(NO_CGROUP))
+def test_with_control_groups_a_greedy_job_runs_out_of_memory() -> None:
+    with PrivateSlurm.start(nodes=1, accounting=False, cgroup=True) as slurm:
+        greedy = f"{sys.executable} -c 'bytearray(300 << 20)'; exit 0"
+        job_id = slurm.sbatch(greedy, "--mem=50")
+        slurm.wait_for(lambda: slurm.job(job_id).get("JobState") == "OUT_OF_MEMORY")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_an_ordinary_user_can_start_it() -> None:
     program = (
