@@ -1,0 +1,205 @@
+"""Every way a run can fail: one cause each, and one error tree that carries it."""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+
+
+class Cause(str, Enum):
+    """Why something failed, as ``resume`` and ``status`` need to know it."""
+
+    # What the cluster did.
+    OUT_OF_MEMORY = "out_of_memory"
+    TIME_LIMIT = "time_limit"
+    NODE_FAILURE = "node_failure"
+    PREEMPTED = "preempted"
+    CANCELLED = "cancelled"
+    DEPENDENCY = "dependency"
+    KILLED = "killed"
+    LAUNCH_FAILED = "launch_failed"
+    ENGINE = "engine"
+    SUPERSEDED = "superseded"
+    # What the file system did.
+    DISK_FULL = "disk_full"
+    QUOTA = "quota"
+    READ_ONLY = "read_only"
+    PERMISSION = "permission"
+    IO = "io"
+    # What the source did.
+    NETWORK = "network"
+    RATE_LIMITED = "rate_limited"
+    AUTHENTICATION = "authentication"
+    GATED = "gated"
+    NOT_FOUND = "not_found"
+    CHANGED = "changed"
+    BAD_DIGEST = "bad_digest"
+    BAD_SOURCE = "bad_source"
+    NOT_FETCHED = "not_fetched"
+    # What the archive holds.
+    BAD_ARCHIVE = "bad_archive"
+    UNSUPPORTED = "unsupported"
+    UNSAFE_MEMBER = "unsafe_member"
+    TOO_LARGE = "too_large"
+    COLLISION = "collision"
+    # What the dataset says of itself.
+    BAD_RECORD = "bad_record"
+    BAD_IMAGE = "bad_image"
+    VERIFICATION = "verification"
+    # What the caller asked.
+    USAGE = "usage"
+    PREFLIGHT = "preflight"
+    CLAIMED = "claimed"
+    RUN_FOLDER = "run_folder"
+    INTERNAL = "internal"
+
+
+# Trying again, unchanged or with more of something, may help with these; nothing but a human
+# helps with the others.
+RETRYABLE = frozenset(
+    {
+        Cause.OUT_OF_MEMORY,
+        Cause.TIME_LIMIT,
+        Cause.NODE_FAILURE,
+        Cause.PREEMPTED,
+        Cause.CANCELLED,
+        Cause.DEPENDENCY,
+        Cause.KILLED,
+        Cause.LAUNCH_FAILED,
+        Cause.ENGINE,
+        Cause.SUPERSEDED,
+        Cause.DISK_FULL,
+        Cause.QUOTA,
+        Cause.IO,
+        Cause.NETWORK,
+        Cause.RATE_LIMITED,
+        Cause.CHANGED,
+        Cause.BAD_DIGEST,
+        Cause.NOT_FETCHED,
+        Cause.INTERNAL,
+    }
+)
+
+
+class OrchestrateError(Exception):
+    """An error with a cause and a message fit for a person: the thing, the fact, the next step."""
+
+    cause = Cause.INTERNAL
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        cause: Cause | None = None,
+        shard: str | None = None,
+        member: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.shard = shard
+        self.member = member
+        if cause is not None:
+            self.cause = cause
+
+    @property
+    def retryable(self) -> bool:
+        """Whether another attempt can end differently."""
+        return self.cause in RETRYABLE
+
+
+class SourceError(OrchestrateError):
+    """The source refused, broke off, or gave something else than was asked for."""
+
+    cause = Cause.BAD_SOURCE
+
+
+class DigestError(SourceError):
+    """The bytes that arrived are not the bytes that were published."""
+
+    cause = Cause.BAD_DIGEST
+
+
+class ArchiveError(OrchestrateError):
+    """An archive is damaged, cut short, or of a kind that cannot be read."""
+
+    cause = Cause.BAD_ARCHIVE
+
+
+class UnsafeMemberError(ArchiveError):
+    """A member would leave the data folder, or is something other than a file or folder."""
+
+    cause = Cause.UNSAFE_MEMBER
+
+
+class TooLargeError(ArchiveError):
+    """An archive holds more than the limits allow (a decompression bomb, or a limit too low)."""
+
+    cause = Cause.TOO_LARGE
+
+
+class VerificationError(OrchestrateError):
+    """The dataset is not whole: it was not published."""
+
+    cause = Cause.VERIFICATION
+
+
+class StorageError(OrchestrateError):
+    """The file system refused: full, over quota, read-only, broken."""
+
+    cause = Cause.IO
+
+
+class RunFolderError(OrchestrateError):
+    """A run folder is missing, damaged, of a newer version, or not safe to read."""
+
+    cause = Cause.RUN_FOLDER
+
+
+class EngineError(OrchestrateError):
+    """The scheduler (or the local pool) could not be reached or refused."""
+
+    cause = Cause.ENGINE
+
+
+class PreflightError(OrchestrateError):
+    """Something that must hold before a run starts does not; ``message`` lists all of it."""
+
+    cause = Cause.PREFLIGHT
+
+
+class ClaimedError(OrchestrateError):
+    """Another run holds the destination, or another process is resuming this run."""
+
+    cause = Cause.CLAIMED
+
+
+class UsageError(OrchestrateError):
+    """The request itself makes no sense."""
+
+    cause = Cause.USAGE
+
+
+class Stopped(OrchestrateError):
+    """The task was told to stop (time limit near, cancelled, preempted, superseded)."""
+
+    cause = Cause.CANCELLED
+
+
+# https://man7.org/linux/man-pages/man3/errno.3.html
+_BY_ERRNO = {
+    errno.ENOSPC: (Cause.DISK_FULL, "no space left"),
+    errno.EDQUOT: (Cause.QUOTA, "over quota"),
+    errno.EROFS: (Cause.READ_ONLY, "the file system is read-only"),
+    errno.EACCES: (Cause.PERMISSION, "permission denied"),
+    errno.EPERM: (Cause.PERMISSION, "operation not permitted"),
+    errno.EIO: (Cause.IO, "the file system reports an input/output error"),
+    errno.ESTALE: (Cause.IO, "the mount has gone stale"),
+}
+STORAGE_ERRNOS = frozenset(_BY_ERRNO)
+
+
+def from_os_error(error: OSError, *, doing: str) -> StorageError:
+    """``error`` as one of ours; ``doing`` says what was tried, such as ``writing /data/x``."""
+    number = error.errno if error.errno is not None else 0
+    cause, fact = _BY_ERRNO.get(number, (Cause.IO, error.strerror or type(error).__name__))
+    return StorageError(f"{doing}: {fact}", cause=cause)

@@ -1,0 +1,422 @@
+"""The nouns: what a run is made of, as immutable values that travel as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from enum import Enum
+
+from jobs.errors import RETRYABLE, Cause, OrchestrateError
+
+SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
+
+
+def utc_now() -> datetime:
+    """The time, with its zone, so that JSON shows ISO 8601 with a Z."""
+    return datetime.now(timezone.utc)
+
+
+class Stage(str, Enum):
+    """The three steps of a run, in order."""
+
+    DOWNLOAD = "download"
+    EXTRACT = "extract"
+    FINALIZE = "finalize"
+
+
+class Outcome(str, Enum):
+    """A result's verdict."""
+
+    OK = "ok"
+    RETRYABLE = "retryable"
+    FAILED = "failed"
+
+
+class SourceKind(str, Enum):
+    """Where shards come from."""
+
+    HUB = "hub"
+    URL = "url"
+    LOCAL = "local"
+
+
+class ShardKind(str, Enum):
+    """What a shard is to the extract stage."""
+
+    ARCHIVE = "archive"
+    FILE = "file"  # a loose file of the dataset, taken as it is
+    TREE = "tree"  # a local folder that is a dataset already
+
+
+class Format(str, Enum):
+    """What an archive's bytes are."""
+
+    TAR = "tar"
+    TAR_GZ = "tar.gz"
+    TAR_ZST = "tar.zst"
+    TAR_XZ = "tar.xz"
+    TAR_BZ2 = "tar.bz2"
+    ZIP = "zip"
+    GZ = "gz"  # one compressed file
+    PARQUET = "parquet"
+    FILE = "file"
+    TREE = "tree"
+
+
+class Verify(str, Enum):
+    """How deeply members are checked while they are written."""
+
+    STRUCTURE = "structure"
+    DECODE = "decode"
+    NONE = "none"
+
+
+class OnBadRecord(str, Enum):
+    """What to do with records whose image is missing or broken."""
+
+    ERROR = "error"
+    DROP = "drop"
+    KEEP = "keep"
+
+
+class OnCollision(str, Enum):
+    """What to do where two shards hold different bytes under one path."""
+
+    ERROR = "error"
+    KEEP_FIRST = "keep-first"
+    PER_SHARD = "per-shard"
+
+
+class Links(str, Enum):
+    """What to do with symbolic links in an archive."""
+
+    REFUSE = "refuse"
+    COPY = "copy"  # one that stays inside becomes its target's bytes
+
+
+@dataclass(frozen=True)
+class Digest:
+    """A hash with its algorithm's name (see ``jobs.digest``)."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that went wrong, fit to be shown: no secret, no traceback."""
+
+    cause: Cause
+    message: str
+    shard: str | None = None
+    member: str | None = None
+
+    @classmethod
+    def of(cls, error: OrchestrateError, *, shard: str | None = None) -> Problem:
+        """The problem that ``error`` tells of; ``shard`` where the error does not know its own."""
+        return cls(error.cause, error.message, error.shard or shard, error.member)
+
+    @property
+    def outcome(self) -> Outcome:
+        return Outcome.RETRYABLE if self.cause in RETRYABLE else Outcome.FAILED
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file as it is published."""
+
+    name: str  # relative path at the source, '/'-separated; for people and for loose files
+    locator: str  # where the source finds it, without secrets
+    size: int | None = None  # bytes; None where the source does not tell
+    digest: Digest | None = None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One archive of the dataset as it is published; split files are one shard."""
+
+    id: str  # unique in the plan, safe as a file name, sorts in plan order
+    kind: ShardKind
+    files: tuple[SourceFile, ...]  # more than one: split, to be read one after the other
+    parts: int = 1
+
+    @property
+    def size(self) -> int | None:
+        """Bytes to fetch; None where the source does not tell."""
+        sizes = [file.size for file in self.files]
+        return None if None in sizes else sum(size for size in sizes if size is not None)
+
+    @property
+    def name(self) -> str:
+        return self.files[0].name
+
+
+@dataclass(frozen=True)
+class Part:
+    """A contiguous range of a shard's members: the ``index``-th of ``count``."""
+
+    shard: str
+    index: int
+    count: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.shard}.p{self.index:04d}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a dataset keeps its records and images; ``records`` is empty for plain files."""
+
+    name: str = "websight"
+    records: str = "prompts.jsonl"
+    images: str = "images"
+    image_field: str | None = None  # None: the first of the usual names that is there
+
+    @property
+    def has_records(self) -> bool:
+        return self.name != "files"
+
+
+@dataclass(frozen=True)
+class Options:
+    """All that changes a run's bytes or verdicts; fixed by the plan."""
+
+    layout: Layout = Layout()
+    verify: Verify = Verify.STRUCTURE
+    digest: str = "crc32"  # of the manifest
+    on_bad_record: OnBadRecord = OnBadRecord.ERROR
+    on_collision: OnCollision = OnCollision.ERROR
+    links: Links = Links.REFUSE
+    strip_components: int | None = None  # None: a single common top folder goes
+    nested: bool = False  # archives inside archives, one level deep
+    max_expansion: float = 1000.0  # most data bytes for an archive byte
+    max_members: int = 50_000_000  # most members in a shard
+    keep_archive: bool = False
+    overwrite: bool = False
+    preserve_times: bool = False
+    expect_records: int | None = None
+    part_size: int = 512 << 20  # bytes
+    connections: int = 8  # at once, for the whole run
+    max_rate: int | None = None  # bytes a second
+    stall_s: float = 60.0  # no byte for so long is a break
+    header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
+
+
+@dataclass(frozen=True)
+class SourceRef:
+    """The source a plan was made from."""
+
+    kind: SourceKind
+    locator: str  # repository, first URL without secrets, or path
+    revision: str | None = None  # pinned commit
+    repo_type: str = "dataset"
+    endpoint: str | None = None  # of the Hub, where it is not the public one
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The immutable list of all that a run will do."""
+
+    run_id: str
+    source: SourceRef
+    dest: str  # absolute path of the folder to publish into
+    temp: str  # absolute path of the folder for archives
+    shards: tuple[Shard, ...]
+    options: Options
+    version: str  # of the tool that planned
+    created: datetime
+    schema: int = SCHEMA
+
+    def shard(self, shard_id: str) -> Shard:
+        """The shard of that id (``KeyError`` if there is none)."""
+        for shard in self.shards:
+            if shard.id == shard_id:
+                return shard
+        raise KeyError(shard_id)
+
+    def parts(self) -> tuple[Part, ...]:
+        """Every part of every shard, in order."""
+        return tuple(
+            Part(shard.id, index, shard.parts)
+            for shard in self.shards
+            for index in range(shard.parts)
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a part begins in a tar stream."""
+
+    offset: int  # bytes into the inflated stream, at a header
+    ordinal: int  # number of members before it
+    globals: dict[str, str] = field(default_factory=dict)  # pax global header in force there
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The evidence that a shard is here, whole, and what was learnt while it arrived."""
+
+    shard: str
+    format: Format
+    files: tuple[str, ...]  # absolute paths, in reading order
+    sizes: tuple[int, ...]  # bytes
+    digests: tuple[Digest, ...]  # sha256 of each file
+    mtimes_ns: tuple[int, ...]  # to notice a change of a file that is read in place
+    verified: bool = False  # against a digest that the source published
+    in_place: bool = False  # read where the user keeps it: never delete
+    plain: str | None = None  # the inflated tar, where one was written
+    cuts: tuple[Cut, ...] = ()  # parts + 1 of them, for a tar in several parts
+    members: int | None = None  # known where there are cuts
+    data_bytes: int | None = None  # of all members, likewise
+    superseded: tuple[int, ...] = ()  # ordinals of members that a later one of that path replaces
+    top: str | None = None  # the single common top folder that is stripped, where one was found
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A manifest's line: one file that a part wrote."""
+
+    path: str  # relative to the data folder
+    size: int  # bytes
+    crc32: str
+    digest: str | None = None  # where the plan asks for another one than crc32
+    problem: str | None = None  # what a check found
+    raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
+    ordinal: int = 0  # of the member in its shard
+
+
+@dataclass(frozen=True)
+class PartSummary:
+    """A manifest's last line: without it the part is not finished."""
+
+    part: str
+    files: int
+    bytes: int
+    members: int  # read, folders and left-out ones included
+    records: bool = False  # the part held the shard's records file
+    left_out: dict[str, int] = field(default_factory=dict)  # junk by kind, such as __MACOSX
+    warnings: tuple[str, ...] = ()
+    end: bool = True  # marks the line
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What became of one item of a task: a shard in download, a part in extract."""
+
+    item: str
+    outcome: Outcome
+    files: int = 0
+    bytes: int = 0
+    problem: Problem | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What finalize found."""
+
+    records: int = 0
+    images: int = 0
+    files: int = 0
+    bytes: int = 0
+    published: bool = False
+    lines: tuple[str, ...] = ()  # the ✓ and ✗ lines, as people read them
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """What happened to a task, as its worker tells it."""
+
+    stage: Stage
+    task: int
+    attempt: int
+    outcome: Outcome
+    items: tuple[ItemResult, ...]
+    host: str
+    pid: int
+    started: datetime
+    ended: datetime
+    version: str
+    problem: Problem | None = None  # of the task as a whole
+    peak_rss_bytes: int = 0
+    cpu_s: float = 0.0
+    summary: Summary | None = None  # of finalize
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Where a running task stands; replaced every few seconds."""
+
+    stage: Stage
+    task: int
+    attempt: int
+    owner: str  # host:pid:start, one for each process that ever ran the task
+    host: str
+    started: datetime
+    updated: datetime
+    bytes_done: int = 0
+    bytes_total: int | None = None
+    files_done: int = 0
+    items_done: int = 0
+    current: str | None = None  # shard or part in hand
+
+
+@dataclass(frozen=True)
+class Task:
+    """Our unit of work: one stage over some items (shards in download, parts in extract)."""
+
+    stage: Stage
+    number: int
+    items: tuple[str, ...]
+    job_id: str | None = None  # the engine's, once known
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage's jobs ask of Slurm; None leaves a choice to the site."""
+
+    time_min: int = 240
+    cpus: int = 2
+    mem_mb: int | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    reservation: str | None = None
+    mail_type: str | None = None
+    mail_user: str | None = None
+    sbatch_args: tuple[str, ...] = ()  # as typed, such as --nice=100
+    setup: tuple[str, ...] = ()  # shell lines before the task
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One chain of jobs over what was unfinished when it was made."""
+
+    number: int  # the attempt
+    engine: str
+    host: str
+    pid: int
+    created: datetime
+    tasks: tuple[Task, ...]
+    resources: dict[str, Resources]  # by stage
+    parallel: int  # most tasks at once
+    refetch: tuple[str, ...] = ()  # shards to fetch anew, their archives being damaged
+    schema: int = SCHEMA
+
+    def task(self, stage: Stage, number: int) -> Task:
+        """The task of that number (``KeyError`` if there is none)."""
+        for task in self.tasks:
+            if task.stage is stage and task.number == number:
+                return task
+        raise KeyError(f"{stage.value} task {number}")
+
+    def of_stage(self, stage: Stage) -> tuple[Task, ...]:
+        return tuple(task for task in self.tasks if task.stage is stage)

@@ -1,0 +1,158 @@
+"""How far a task is, and whether it should stop: counters, the heartbeat file, the deadline."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import Cause, Stopped
+from jobs.model import Heartbeat, Stage, utc_now
+
+BEAT_S = 3.0
+
+
+class Progress:
+    """Counters that stages add to and a stop flag that they look at; safe between threads.
+
+    ``deadline`` is on the monotonic clock, in seconds; None: no limit.
+    """
+
+    def __init__(self, *, bytes_total: int | None = None, deadline: float | None = None) -> None:
+        self.bytes_total = bytes_total
+        self.current: str | None = None
+        self.bytes_done = 0
+        self.files_done = 0
+        self.items_done = 0
+        self._deadline = deadline
+        self._lock = threading.Lock()
+        self._stop: tuple[Cause, str] | None = None
+
+    def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None:
+        with self._lock:
+            self.bytes_done += bytes
+            self.files_done += files
+            self.items_done += items
+
+    def stop(self, cause: Cause, message: str) -> None:
+        """Tell the task to stop soon; the first reason is kept."""
+        if self._stop is None:
+            self._stop = (cause, message)
+
+    @property
+    def stopping(self) -> bool:
+        return self._stop is not None
+
+    def check(self) -> None:
+        """Raise ``Stopped`` if the task should stop; cheap enough for every chunk."""
+        if self._stop is not None:
+            cause, message = self._stop
+            raise Stopped(message, cause=cause)
+
+    def time_left(self) -> float | None:
+        """Seconds to the time limit; None where there is none."""
+        return None if self._deadline is None else self._deadline - time.monotonic()
+
+
+def process_start(pid: int) -> str:
+    """When a process of this host started, in clock ticks since boot; empty if there is none.
+
+    Field 22 of /proc/PID/stat (proc_pid_stat(5)), which tells a process from a later one that got
+    the same number.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+def owner() -> str:
+    """This process, told from every other that ever ran the same task."""
+    pid = os.getpid()
+    return f"{socket.gethostname()}:{pid}:{process_start(pid)}"
+
+
+class Heart:
+    """Writes a task's heartbeat while the task runs, and stops the task when it is superseded.
+
+    Slurm can leave an older process of a task running beside a newer one. The newer one replaces
+    the heartbeat file, so a process that finds another owner's name in it is the older one.
+    ``is_superseded`` says whether a later submission took the task's items over.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        progress: Progress,
+        *,
+        stage: Stage,
+        task: int,
+        attempt: int,
+        is_superseded: Callable[[], bool] = lambda: False,
+        interval_s: float = BEAT_S,
+    ) -> None:
+        self._path = path
+        self._progress = progress
+        self._base = Heartbeat(
+            stage, task, attempt, owner(), socket.gethostname(), utc_now(), utc_now()
+        )
+        self._is_superseded = is_superseded
+        self._interval_s = interval_s
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heart", daemon=True)
+
+    def __enter__(self) -> Heart:
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._beat()
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval_s):
+            self._beat()
+
+    def _beat(self) -> None:
+        try:
+            seen = atomic.read_json(self._path, Heartbeat).owner
+        except (OSError, msgspec.DecodeError):
+            seen = self._base.owner  # seen late on a network file system, or cleaned away
+        if seen != self._base.owner:
+            self._progress.stop(Cause.SUPERSEDED, "another process has taken this task over")
+        elif self._is_superseded():
+            self._progress.stop(Cause.SUPERSEDED, "a later submission has taken this task over")
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        progress = self._progress
+        value = replace(
+            self._base,
+            updated=utc_now(),
+            bytes_done=progress.bytes_done,
+            bytes_total=progress.bytes_total,
+            files_done=progress.files_done,
+            items_done=progress.items_done,
+            current=progress.current,
+        )
+        try:
+            atomic.write_json(self._path, value, durable=False)
+        except OSError:
+            pass  # a full disk stops the task where it writes data; the heartbeat only tells

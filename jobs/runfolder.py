@@ -1,0 +1,265 @@
+"""Every name on disk: the run folder, the staging folder and the published dataset."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import RunFolderError
+from jobs.model import (
+    SCHEMA,
+    Fetched,
+    Heartbeat,
+    Part,
+    Plan,
+    Stage,
+    Submission,
+    TaskResult,
+)
+
+T = TypeVar("T")
+
+INCOMING = ".incoming"  # within the destination: what is not published yet
+RECEIPT = "RECEIPT.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """``logs/RUN_ID``: the plan, the evidence and the logs of one run."""
+
+    path: Path
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def private(self) -> Path:
+        """Locators with their secrets (signed URLs), by ``SHARD_ID#FILE_INDEX``."""
+        return self.path / "private.json"
+
+    @property
+    def submissions(self) -> Path:
+        return self.path / "submissions"
+
+    def submission(self, number: int) -> Path:
+        return self.submissions / f"{number:04d}.json"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def results(self) -> Path:
+        return self.path / "results"
+
+    def result(self, stage: Stage, task: int, attempt: int) -> Path:
+        return self.results / stage.value / f"{task}.{attempt}.json"
+
+    @property
+    def shards(self) -> Path:
+        return self.path / "shards"
+
+    def fetched(self, shard_id: str) -> Path:
+        return self.shards / f"{shard_id}.json"
+
+    @property
+    def manifests(self) -> Path:
+        return self.path / "manifests"
+
+    def manifest(self, part: Part) -> Path:
+        return self.manifests / f"{part.id}.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress"
+
+    def heartbeat(self, stage: Stage, task: int) -> Path:
+        return self.progress / f"{stage.value}-{task}.json"
+
+    @property
+    def audit(self) -> Path:
+        return self.path / "audit.jsonl"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def submitit(self, attempt: int, stage: Stage, batch: int = 0) -> Path:
+        """submitit's own folder; ``batch`` where a stage takes several arrays."""
+        suffix = f"-{batch}" if batch else ""
+        return self.path / "submitit" / f"{attempt:04d}-{stage.value}{suffix}"
+
+    def create(self, plan: Plan) -> None:
+        """Make the folder (mode 0700) and write the plan; ``RunFolderError`` if it is there."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700)
+        except FileExistsError as error:
+            raise RunFolderError(f"{self.path} exists already; launch again") from error
+        self.path.chmod(0o700)  # whatever the umask took away
+        for folder in (self.submissions, self.shards, self.manifests, self.progress):
+            folder.mkdir(mode=0o700)
+        for stage in Stage:
+            (self.results / stage.value).mkdir(mode=0o700, parents=True)
+        atomic.create_json(self.plan, plan)
+
+    def check(self) -> None:
+        """Refuse a folder that somebody else owns or can write: its pickles could be anybody's."""
+        try:
+            status = os.lstat(self.path)
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path}: there is no such run; `websight-orchestrate runs` lists them"
+            ) from error
+        if not stat.S_ISDIR(status.st_mode):
+            raise RunFolderError(f"{self.path} is not a run folder")
+        if status.st_uid != os.geteuid():
+            raise RunFolderError(
+                f"{self.path} belongs to user {status.st_uid}, not to you; "
+                "only its owner can go on with a run"
+            )
+        if status.st_mode & 0o022:
+            raise RunFolderError(
+                f"{self.path} can be written by others, so what it holds cannot be trusted; "
+                f"look at it, then `chmod 700 {self.path}`"
+            )
+
+    def load_plan(self) -> Plan:
+        """The plan; ``RunFolderError`` where it is missing, damaged or newer than this tool."""
+        plan = self._load(self.plan, Plan)
+        if plan.schema > SCHEMA:
+            raise RunFolderError(
+                f"{self.plan} was written by version {plan.version} of this tool, "
+                "which is newer than this one; use that version"
+            )
+        return plan
+
+    def load_submission(self, number: int) -> Submission:
+        return self._load(self.submission(number), Submission)
+
+    def submission_numbers(self) -> list[int]:
+        """Numbers of the submissions there are, in order."""
+        return sorted(
+            int(entry.name[:-5])
+            for entry in _scan(self.submissions)
+            if entry.name.endswith(".json") and entry.name[:-5].isdigit()
+        )
+
+    def load_fetched(self, shard_id: str) -> Fetched | None:
+        """What is known of a shard that is here; None where it is not."""
+        path = self.fetched(shard_id)
+        return self._load(path, Fetched) if path.exists() else None
+
+    def fetched_ids(self) -> set[str]:
+        """Ids of the shards that are here."""
+        return {entry.name[:-5] for entry in _scan(self.shards) if entry.name.endswith(".json")}
+
+    def finished_ids(self) -> set[str]:
+        """Ids of the parts whose manifest is whole (it gets its name only then)."""
+        return {
+            entry.name[:-6]
+            for entry in _scan(self.manifests)
+            if entry.name.endswith(".jsonl") and not entry.name.startswith(".")
+        }
+
+    def load_results(self) -> Iterator[TaskResult]:
+        """Every result there is, in no order."""
+        for stage in Stage:
+            for entry in _scan(self.results / stage.value):
+                if entry.name.endswith(".json") and not entry.name.startswith("."):
+                    yield self._load(Path(entry.path), TaskResult)
+
+    def load_heartbeats(self) -> Iterator[Heartbeat]:
+        """Every heartbeat there is, in no order."""
+        for entry in _scan(self.progress):
+            if entry.name.endswith(".json") and not entry.name.startswith("."):
+                yield self._load(Path(entry.path), Heartbeat)
+
+    def _load(self, path: Path, kind: type[T]) -> T:
+        try:
+            return atomic.read_json(path, kind)
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{path} is missing; the run folder is not whole, so launch anew"
+            ) from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{path} is damaged ({error}); remove it and resume") from error
+        except PermissionError as error:
+            raise RunFolderError(
+                f"{path}: permission denied; it belongs to another user"
+            ) from error
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+@dataclass(frozen=True)
+class Staging:
+    """``DEST/.incoming/RUN_ID``: what a run makes before it publishes."""
+
+    plan: Plan
+
+    @property
+    def dest(self) -> Path:
+        return Path(self.plan.dest)
+
+    @property
+    def root(self) -> Path:
+        return self.dest / INCOMING / self.plan.run_id
+
+    @property
+    def data(self) -> Path:
+        """The dataset to be, on the destination's own file system."""
+        return self.root / "data"
+
+    @property
+    def records(self) -> Path:
+        """Each shard's records file, one a shard, until finalize merges them."""
+        return self.root / "records"
+
+    def shard_records(self, shard_id: str) -> Path:
+        return self.records / f"{shard_id}.jsonl"
+
+    @property
+    def replaced(self) -> Path:
+        """The old dataset while the new one takes its place."""
+        return self.root / "replaced"
+
+    @property
+    def claim(self) -> Path:
+        """Names the run that holds the destination."""
+        return self.dest / INCOMING / "claim.json"
+
+    @property
+    def receipt(self) -> Path:
+        return self.dest / RECEIPT
+
+    @property
+    def archives(self) -> Path:
+        """The run's archives, in the plan's temporary folder."""
+        return Path(self.plan.temp)
+
+    def archive(self, shard_id: str, index: int) -> Path:
+        """The ``index``-th file of a shard, once it is whole."""
+        return self.archives / f"{shard_id}.{index}"
+
+    def plain(self, shard_id: str) -> Path:
+        """A compressed tar's inflated form."""
+        return self.archives / f"{shard_id}.tar"

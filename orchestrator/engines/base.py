@@ -1,0 +1,92 @@
+"""What an engine promises: submit tasks, say what they do, cancel them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Protocol
+
+from jobs.errors import Cause
+from jobs.model import Resources, Stage, Task
+
+
+class EngineState(str, Enum):
+    """What an engine knows of a task."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    ENDED = "ended"  # however it ended: its result tells
+    UNKNOWN = "unknown"  # the engine is silent, or has forgotten the task
+
+    @property
+    def live(self) -> bool:
+        return self in (EngineState.PENDING, EngineState.RUNNING)
+
+
+@dataclass(frozen=True)
+class TaskState:
+    """One task as its engine sees it."""
+
+    state: EngineState
+    raw: str = ""  # the scheduler's own word, such as NODE_FAIL
+    reason: str = ""  # why it waits, in the scheduler's word
+    cause: Cause | None = None  # why it ended, where the scheduler tells
+    node: str | None = None
+    restarts: int = 0
+    submitted: datetime | None = None
+    started: datetime | None = None
+    ended: datetime | None = None
+    estimated_start: datetime | None = None
+    exit_code: str = ""
+    cpu_s: float | None = None  # used, where there is accounting
+    peak_rss_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One job or job array to submit: the tasks of one stage."""
+
+    name: str  # unique to run, submission and stage: an accepted job is found again by it
+    stage: Stage
+    attempt: int
+    run_dir: str
+    tasks: Sequence[Task]
+    resources: Resources
+    parallel: int  # most array tasks at once
+
+
+@dataclass(frozen=True)
+class Dependency:
+    """Which jobs must end first, and how."""
+
+    kind: str  # afterok or afterany
+    job_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """Accepted jobs: the engine's id of each task, and ids to depend on or cancel."""
+
+    stage: Stage
+    task_ids: Mapping[int, str]  # task number -> the engine's id, such as 4242_3
+    job_ids: tuple[str, ...]  # such as 4242; several where an array had to be split
+
+
+class Engine(Protocol):
+    """Runs tasks. Raises ``EngineError`` where it cannot be reached or refuses, with its reason."""
+
+    name: str
+
+    def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
+        """Hand the tasks over; ``EngineError`` leaves nothing behind that runs."""
+        ...
+
+    def poll(self, ids: Sequence[str]) -> Mapping[str, TaskState]:
+        """The state of every id of ``ids``: one query for all; UNKNOWN where nothing is known."""
+        ...
+
+    def cancel(self, job_ids: Sequence[str]) -> None:
+        """End the jobs; the ones that ended already are no error."""
+        ...
