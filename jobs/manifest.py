@@ -1,0 +1,118 @@
+"""Manifests: one JSON line for each file that a part wrote, and a last one that ends it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import RunFolderError
+from jobs.model import Entry, PartSummary
+
+_BUFFER = 1 << 20  # bytes
+_TAIL = 1 << 16  # bytes read at a time while looking for the last line
+
+
+class ManifestWriter:
+    """Writes the manifest of a part under a temporary name; ``finish`` gives it its own.
+
+    As a context manager it removes what was not finished. Raises ``OSError`` as it comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
+        self._encoder = msgspec.json.Encoder()
+
+    def add(self, entry: Entry) -> None:
+        """Append one file's line."""
+        self._file.write(self._encoder.encode(entry) + b"\n")
+
+    def finish(self, summary: PartSummary) -> None:
+        """Append the last line and make the manifest durable under its name: the part is done."""
+        self._file.write(self._encoder.encode(summary) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._path)
+        atomic.fsync_folder(self._path.parent)
+
+    def __enter__(self) -> ManifestWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._file.closed:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # a full disk: what it could not flush is thrown away anyhow
+        self._temporary.unlink(missing_ok=True)
+
+
+def read_manifest(path: Path) -> Iterator[Entry]:
+    """The entries of a finished manifest, one after the other, in the archive's order.
+
+    Raises ``RunFolderError`` where a line is damaged or the last one is missing.
+    """
+    decode = msgspec.json.Decoder(Entry).decode
+    previous: bytes | None = None
+    number = 0
+    with _open(path) as file:
+        for line in file:
+            if previous is not None:
+                number += 1
+                try:
+                    yield decode(previous)
+                except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                    raise _damaged(path, f"line {number}: {error}") from error
+            previous = line
+    _summary(path, previous or b"")
+
+
+def read_summary(path: Path) -> PartSummary:
+    """The last line of a finished manifest, read without the others.
+
+    Raises ``RunFolderError`` where it is missing or damaged.
+    """
+    with _open(path) as file:
+        position = file.seek(0, os.SEEK_END)
+        tail = b""
+        while position and b"\n" not in tail[:-1]:
+            step = min(_TAIL, position)
+            position = file.seek(position - step)
+            tail = file.read(step) + tail
+    return _summary(path, tail[tail.rfind(b"\n", 0, -1) + 1 :])
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb", buffering=_BUFFER)
+    except FileNotFoundError as error:
+        raise RunFolderError(f"{path} is missing: the part is not finished; resume") from error
+
+
+def _summary(path: Path, line: bytes) -> PartSummary:
+    try:
+        summary = msgspec.json.decode(line, type=PartSummary)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _damaged(path, f"its last line is missing ({error})") from error
+    if not (summary.end and line.endswith(b"\n")):
+        raise _damaged(path, "its last line is cut short")
+    return summary
+
+
+def _damaged(path: Path, fact: str) -> RunFolderError:
+    return RunFolderError(f"{path} is damaged: {fact}; remove it and resume")
