@@ -45,7 +45,7 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = T
     """
     temporary = _temporary(path, data, mode=mode)
     try:
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
@@ -30,9 +30,8 @@ class Member:
     mtime: float  # seconds since the epoch
     ordinal: int  # in its shard
     target: bytes = b""  # of a link
-    chunks: Iterator[memoryview] = iter(
-        ()
-    )  # the content; each valid until the next one is asked for
+    # The content; each chunk is valid until the next one is asked for.
+    chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
 
 
 class Archive(Protocol):

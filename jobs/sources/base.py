@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +24,7 @@ class SourceRequest:
     repo_type: str = "dataset"
     sha256: tuple[str, ...] = ()  # of the URLs, in their order
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
-    layout: Layout = Layout()
+    layout: Layout = field(default_factory=Layout)
 
 
 class Source(Protocol):
