@@ -408,6 +408,8 @@ class Submission:
     tasks: tuple[Task, ...]
     resources: dict[str, Resources]  # by stage
     parallel: int  # most tasks at once
+    version: str  # of the tool, which the compute nodes must have too
+    retries: int = 0  # further submissions that finalize may make by itself
     refetch: tuple[str, ...] = ()  # shards to fetch anew, their archives being damaged
     schema: int = SCHEMA
 

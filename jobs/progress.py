@@ -48,8 +48,9 @@ class Progress:
             self._stop = (cause, message)
 
     @property
-    def stopping(self) -> bool:
-        return self._stop is not None
+    def cause(self) -> Cause | None:
+        """Why the task should stop; None while it should go on."""
+        return self._stop[0] if self._stop else None
 
     def check(self) -> None:
         """Raise ``Stopped`` if the task should stop; cheap enough for every chunk."""

@@ -1,3 +1,5 @@
 """The plan, the jobs and the command line: what runs on the login node."""
 
-__version__ = "0.1.0"
+from jobs import __version__
+
+__all__ = ["__version__"]

@@ -1,0 +1,257 @@
+"""The one entry on a compute node: runs a task and turns all that happens into its result."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from jobs import __version__, atomic, download, extract, finalize
+from jobs.errors import Cause, EngineError, OrchestrateError, from_os_error
+from jobs.model import (
+    ItemResult,
+    Outcome,
+    Part,
+    Plan,
+    Problem,
+    Stage,
+    Submission,
+    Summary,
+    Task,
+    TaskResult,
+    utc_now,
+)
+from jobs.progress import Heart, Progress
+from jobs.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# The time before the limit that a task keeps for writing its result and handing over.
+HANDOVER_S = 60.0
+
+Ended = tuple[tuple[ItemResult, ...], Summary | None, Problem | None]
+
+
+def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
+    """Run one task and write its result; safe to run again, by hand too.
+
+    Raises ``EngineError``, after the result is written, where dependent jobs must not start: a
+    download without one usable shard.
+    """
+    folder = RunFolder(Path(run_dir))
+    folder.check()
+    plan = folder.load_plan()
+    submission = folder.load_submission(attempt)
+    task = submission.task(Stage(stage), number)
+    started, cpu = utc_now(), time.process_time()
+    progress = Progress(
+        bytes_total=_bytes_total(plan, task), deadline=_deadline(submission, task.stage)
+    )
+    superseded = _superseded_check(folder, submission, task)
+    with (
+        _signals_stop(progress),
+        Heart(
+            folder.heartbeat(task.stage, number),
+            progress,
+            stage=task.stage,
+            task=number,
+            attempt=attempt,
+            is_superseded=superseded,
+        ),
+    ):
+        items, summary, problem = _attempt(folder, plan, submission, task, progress)
+    result = TaskResult(
+        stage=task.stage,
+        task=number,
+        attempt=attempt,
+        outcome=_verdict(items, problem),
+        items=items,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=started,
+        ended=utc_now(),
+        version=__version__,
+        problem=problem,
+        peak_rss_bytes=_peak_rss_bytes(),
+        cpu_s=time.process_time() - cpu,
+        summary=summary,
+    )
+    if progress.cause is not Cause.SUPERSEDED:  # else the newer process tells what happened
+        atomic.write_json(folder.result(task.stage, number, attempt), result)
+    if task.stage is Stage.DOWNLOAD and not folder.fetched_ids():
+        raise EngineError("download: no shard is usable, so nothing is extracted; see the result")
+    return result
+
+
+def _attempt(
+    folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
+) -> Ended:
+    """The stage's own outcome, or the one problem that ended it."""
+    try:
+        if submission.version != __version__:
+            raise OrchestrateError(
+                f"this node has version {__version__} of websight-orchestrate, but version "
+                f"{submission.version} submitted the task; install one version for both, "
+                "then resume",
+                cause=Cause.LAUNCH_FAILED,
+            )
+        return _STAGES[task.stage](folder, plan, submission, task, progress)
+    except OrchestrateError as error:
+        log.error("%s", error.message)
+        problem = Problem.of(error)
+    except OSError as error:
+        log.exception("the file system failed")
+        problem = Problem.of(from_os_error(error, doing=str(error.filename or task.stage.value)))
+    except MemoryError:
+        problem = Problem(Cause.OUT_OF_MEMORY, "the task ran out of memory; resume with more")
+    except Exception as error:  # the boundary: a defect of ours is a result too
+        log.exception("the task failed in a way nobody expected")
+        problem = Problem(
+            Cause.INTERNAL,
+            f"{type(error).__name__} in {task.stage.value} task {task.number}; "
+            "the task's log has the details",
+        )
+    items = tuple(ItemResult(item, problem.outcome, problem=problem) for item in task.items)
+    return items, None, problem
+
+
+def _download(
+    folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
+) -> Ended:
+    refetch = frozenset(submission.refetch)
+    return download.run(folder, plan, task.items, progress, refetch=refetch), None, None
+
+
+def _extract(
+    folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
+) -> Ended:
+    return extract.run(folder, plan, _parts(plan, task.items), progress), None, None
+
+
+def _finalize(
+    folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
+) -> Ended:
+    summary, problem = finalize.run(folder, plan, progress)
+    return (), summary, problem
+
+
+_STAGES: dict[Stage, Callable[[RunFolder, Plan, Submission, Task, Progress], Ended]] = {
+    Stage.DOWNLOAD: _download,
+    Stage.EXTRACT: _extract,
+    Stage.FINALIZE: _finalize,
+}
+
+
+def _parts(plan: Plan, items: Sequence[str]) -> list[Part]:
+    wanted = set(items)
+    return [part for part in plan.parts() if part.id in wanted]
+
+
+def _bytes_total(plan: Plan, task: Task) -> int | None:
+    """Bytes of archives that the task reads, as far as the source tells them."""
+    if task.stage is Stage.FINALIZE:
+        return None
+    by_part = {part.id: part for part in plan.parts()} if task.stage is Stage.EXTRACT else {}
+    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
+    total = 0
+    for item in task.items:
+        part = by_part.get(item)
+        total += sizes[part.shard] // part.count if part else sizes.get(item, 0)
+    return total or None
+
+
+def _deadline(submission: Submission, stage: Stage) -> float | None:
+    """When to hand over, on the monotonic clock; only Slurm has time limits."""
+    if submission.engine != "slurm":
+        return None
+    limit_s = submission.resources[stage.value].time_min * 60
+    return time.monotonic() + limit_s - min(HANDOVER_S, limit_s / 4)
+
+
+def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> Callable[[], bool]:
+    """Whether a later submission has taken over an item of ``task``; reads only what is new."""
+    seen = {submission.number}
+    mine = set(task.items)
+
+    def check() -> bool:
+        for number in folder.submission_numbers():
+            if number > submission.number and number not in seen:
+                seen.add(number)
+                later = folder.load_submission(number)
+                if any(mine & set(other.items) for other in later.of_stage(task.stage)):
+                    return True
+        return False
+
+    return check
+
+
+@contextmanager
+def _signals_stop(progress: Progress) -> Iterator[None]:
+    """USR2 (time limit near) and TERM (cancelled, preempted, requeued) stop the task soon.
+
+    They replace submitit's handlers, which would raise inside whatever line is running.
+    """
+
+    def time_limit(signum: int, frame: FrameType | None) -> None:
+        progress.stop(Cause.TIME_LIMIT, "the time limit is near; the rest is left to resume")
+
+    def terminated(signum: int, frame: FrameType | None) -> None:
+        progress.stop(Cause.CANCELLED, "the task was told to stop (cancelled or preempted)")
+
+    before = {
+        signal.SIGUSR2: signal.signal(signal.SIGUSR2, time_limit),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, terminated),
+    }
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _verdict(items: Sequence[ItemResult], problem: Problem | None) -> Outcome:
+    """The worst of all: retryable outranks failed, as a resume is then worth its while."""
+    outcomes = {item.outcome for item in items}
+    if problem is not None:
+        outcomes.add(problem.outcome)
+    for outcome in (Outcome.RETRYABLE, Outcome.FAILED):
+        if outcome in outcomes:
+            return outcome
+    return Outcome.OK
+
+
+def _peak_rss_bytes() -> int:
+    """Of this process and its children, whichever was larger (getrusage(2): KiB on Linux)."""
+    return 1024 * max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """``python -m jobs.worker RUN_DIR STAGE TASK [ATTEMPT]``: repeat one task by hand."""
+    if len(argv) not in (3, 4):
+        print("usage: python -m jobs.worker RUN_DIR STAGE TASK [ATTEMPT]", file=sys.stderr)
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    folder = RunFolder(Path(argv[0]))
+    try:
+        attempt = int(argv[3]) if len(argv) == 4 else max(folder.submission_numbers(), default=0)
+        result = run_task(argv[0], argv[1], int(argv[2]), attempt)
+    except (OrchestrateError, KeyError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{result.stage.value} task {result.task}: {result.outcome.value}")
+    return 0 if result.outcome is Outcome.OK else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
