@@ -10,6 +10,7 @@ from typing import Protocol
 
 from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task
+from jobs.runfolder import RunFolder
 
 
 class EngineState(str, Enum):
@@ -83,10 +84,20 @@ class Engine(Protocol):
         """Hand the tasks over; ``EngineError`` leaves nothing behind that runs."""
         ...
 
-    def poll(self, ids: Sequence[str]) -> Mapping[str, TaskState]:
-        """The state of every id of ``ids``: one query for all; UNKNOWN where nothing is known."""
+    def script(self, spec: JobSpec, after: Dependency | None) -> str:
+        """What ``submit`` would hand over, as text to be read; touches nothing."""
         ...
 
-    def cancel(self, job_ids: Sequence[str]) -> None:
-        """End the jobs; the ones that ended already are no error."""
+    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+        """The state of every id of ``ids``: one query for all; UNKNOWN where nothing is known.
+
+        An id that now belongs to somebody else's job is not this run's: names are compared.
+        """
+        ...
+
+    def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
+        """End jobs by id, and by name (``JobSpec.name``) where the reply with the id was lost.
+
+        The ones that ended already are no error.
+        """
         ...

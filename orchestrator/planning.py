@@ -1,0 +1,109 @@
+"""From a request to a plan, and from a plan's unfinished items to tasks; all of it pure."""
+
+from __future__ import annotations
+
+import heapq
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from jobs import __version__
+from jobs.errors import UsageError
+from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task
+from jobs.runfolder import INCOMING
+
+# More tasks than this help nobody: a site's throttle (array_parallelism) is lower, and each task
+# leaves files in the run folder.
+DEFAULT_TASKS = 256
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run works, as absolute paths."""
+
+    dest: str
+    temp: str | None = None  # None: within the destination's staging folder
+
+
+def new_run_id(now: datetime) -> str:
+    """An id that sorts by time and that no two launches share."""
+    return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def plan_run(
+    source: SourceRef,
+    shards: Sequence[Shard],
+    place: Place,
+    options: Options,
+    *,
+    run_id: str,
+    now: datetime,
+) -> Plan:
+    """The plan for ``shards``; ``UsageError`` where there is nothing to do."""
+    if not shards:
+        raise UsageError(
+            f"{source.locator} holds no archive and no dataset; "
+            "check the name, --include and --exclude"
+        )
+    return Plan(
+        run_id=run_id,
+        source=source,
+        dest=place.dest,
+        temp=temp_folder(place, run_id),
+        if place.temp
+        else f"{place.dest}/.incoming/{run_id}/archives",
+        shards=tuple(replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards),
+        options=options,
+        version=__version__,
+        created=now,
+    )
+
+
+def temp_folder(place: Place, run_id: str) -> str:
+    """Where a run keeps its archives: under ``--temp-dir``, else beside the data it makes."""
+    if place.temp is not None:
+        return f"{place.temp}/{run_id}"
+    return f"{place.dest}/{INCOMING}/{run_id}/archives"
+
+
+def parts_of(shard: Shard, part_size: int) -> int:
+    """In how many parts a shard is extracted; one where its size is not known."""
+    return max(1, -(-(shard.size or 0) // part_size))
+
+
+def weights(plan: Plan) -> dict[str, int]:
+    """The work in each part, in bytes of archive; a byte at least, as an empty part is work too."""
+    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
+    return {part.id: 1 + sizes[part.shard] // part.count for part in plan.parts()}
+
+
+def deal(parts: Sequence[Part], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
+    """Deal parts to at most ``tasks`` hands of about equal weight, the heaviest part first.
+
+    Longest processing time first: at most 4/3 of the best possible (Graham 1969). Each hand keeps
+    the plan's order, so that a task reads one archive from front to back.
+    """
+    hands: list[list[int]] = [[] for _ in range(min(tasks, len(parts)))]
+    loads = [(0, index) for index in range(len(hands))]
+    order = sorted(range(len(parts)), key=lambda i: -weight[parts[i].id])
+    for i in order:
+        load, hand = heapq.heappop(loads)
+        hands[hand].append(i)
+        heapq.heappush(loads, (load + weight[parts[i].id], hand))
+    return [tuple(parts[i].id for i in sorted(hand)) for hand in sorted(hands, key=min)]
+
+
+def tasks_for(
+    plan: Plan, shard_ids: Iterable[str], part_ids: Iterable[str], *, most: int
+) -> tuple[Task, ...]:
+    """The tasks over unfinished shards and parts; finalize always, the others where needed."""
+    shards = tuple(shard_ids)
+    wanted = set(part_ids)
+    parts = [part for part in plan.parts() if part.id in wanted]
+    tasks = [Task(Stage.DOWNLOAD, 0, shards)] if shards else []
+    tasks += [
+        Task(Stage.EXTRACT, number, hand)
+        for number, hand in enumerate(deal(parts, weights(plan), most))
+    ]
+    return (*tasks, Task(Stage.FINALIZE, 0, ()))

@@ -1,0 +1,280 @@
+"""From the evidence of a run to where it stands; pure, so that every case is a row of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+
+from jobs.errors import Cause
+from jobs.model import (
+    Heartbeat,
+    Outcome,
+    Plan,
+    Problem,
+    Stage,
+    Submission,
+    Summary,
+    Task,
+    TaskResult,
+)
+from orchestrator.engines.base import EngineState, TaskState
+
+# A result written on a node can be seen late through a network file system (attribute caches hold
+# 60 s at most by default, nfs(5) acdirmax): so long a task that ended without one is not missing.
+LATE_S = 60.0
+
+
+class RunStatus(str, Enum):
+    """Where a run stands."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    DONE = "done"
+    INCOMPLETE = "incomplete"  # ended; resume can finish it
+    FAILED = "failed"  # ended; something has to change first
+    CANCELLED = "cancelled"
+
+
+class TaskStatus(str, Enum):
+    """Where a task stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"  # ended with a result that is not ok
+    MISSING = "missing"  # ended and left no result
+    UNKNOWN = "unknown"  # the scheduler is silent
+
+    @property
+    def live(self) -> bool:
+        return self in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
+
+
+TaskKey = tuple[int, Stage, int]  # attempt, stage, number
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run, read once."""
+
+    plan: Plan
+    submissions: tuple[Submission, ...]
+    results: Mapping[TaskKey, TaskResult]
+    heartbeats: Mapping[tuple[Stage, int], Heartbeat]
+    fetched: frozenset[str]  # shard ids
+    finished: frozenset[str]  # part ids
+    engine: Mapping[TaskKey, TaskState]
+    engine_silent: str | None  # why the scheduler could not be asked
+    cancelled: int | None  # the last attempt that the user cancelled
+    published: bool  # the destination holds this run's receipt
+    now: datetime
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task with all that is known of it."""
+
+    attempt: int
+    task: Task
+    status: TaskStatus
+    engine: TaskState
+    result: TaskResult | None = None
+    heartbeat: Heartbeat | None = None
+    problem: Problem | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.task.stage
+
+    @property
+    def started(self) -> datetime | None:
+        if self.result:
+            return self.result.started
+        return self.heartbeat.started if self.heartbeat else self.engine.started
+
+    @property
+    def ended(self) -> datetime | None:
+        return self.result.ended if self.result else self.engine.ended
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands."""
+
+    plan: Plan
+    status: RunStatus
+    tasks: tuple[TaskView, ...]  # of each stage's latest submission, and live ones of earlier
+    submissions: tuple[Submission, ...]
+    shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
+    parts_left: tuple[str, ...]
+    problems: tuple[tuple[Stage, Problem], ...]
+    summary: Summary | None
+    engine_silent: str | None
+    counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
+
+    @property
+    def live(self) -> tuple[TaskView, ...]:
+        return tuple(view for view in self.tasks if view.status.live)
+
+
+_BY_ENGINE = {
+    EngineState.PENDING: TaskStatus.PENDING,
+    EngineState.RUNNING: TaskStatus.RUNNING,
+    EngineState.ENDED: TaskStatus.MISSING,
+    EngineState.UNKNOWN: TaskStatus.UNKNOWN,
+}
+
+
+def task_status(result: TaskResult | None, engine: TaskState, now: datetime) -> TaskStatus:
+    """What is true of one task, where its result and its engine say different things.
+
+    A result outranks the scheduler, with one exception: a task that was stopped wrote why, and was
+    then requeued under the same attempt.
+    """
+    if result is not None:
+        if result.outcome is Outcome.OK:
+            return TaskStatus.DONE
+        requeued = engine.state is EngineState.PENDING or (
+            engine.state is EngineState.RUNNING
+            and engine.restarts > 0
+            and engine.started is not None
+            and engine.started > result.started
+        )
+        return _BY_ENGINE[engine.state] if requeued else TaskStatus.FAILED
+    status = _BY_ENGINE[engine.state]
+    if (
+        status is TaskStatus.MISSING
+        and engine.cause is None
+        and engine.ended is not None
+        and 0 <= (now - engine.ended).total_seconds() < LATE_S
+    ):
+        return TaskStatus.RUNNING  # it ended well and just now: its result is on its way
+    return status
+
+
+_MISSING_WORDS = {
+    Cause.OUT_OF_MEMORY: "ran out of memory; `resume` asks for twice as much",
+    Cause.TIME_LIMIT: "reached its time limit; `resume` asks for half as long again",
+    Cause.NODE_FAILURE: "was lost with its node; `resume` leaves that node out",
+    Cause.PREEMPTED: "was preempted and not requeued; `resume` submits it again",
+    Cause.CANCELLED: "was cancelled; `resume` submits it again",
+    Cause.DEPENDENCY: "never started, as the job before it did not succeed; `resume` goes on",
+    Cause.LAUNCH_FAILED: "could not be started on its node (log folder, working folder or "
+    "environment); see its log, then `resume`",
+}
+
+
+def _missing_problem(view_name: str, engine: TaskState) -> Problem:
+    cause = engine.cause or Cause.KILLED
+    words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
+    where = f" on {engine.node}" if engine.node else ""
+    raw = f" [{engine.raw}]" if engine.raw else ""
+    return Problem(cause, f"{view_name}{where} {words}{raw}")
+
+
+def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
+    key = (submission.number, task.stage, task.number)
+    result = evidence.results.get(key)
+    silent = TaskState(EngineState.UNKNOWN)
+    # A task without an id was never accepted by the engine: nothing will come of it.
+    never = TaskState(EngineState.ENDED, cause=Cause.LAUNCH_FAILED)
+    engine = evidence.engine.get(key, silent if task.job_id else never)
+    beat = evidence.heartbeats.get((task.stage, task.number))
+    if beat is not None and beat.attempt != submission.number:
+        beat = None
+    status = task_status(result, engine, evidence.now)
+    problem = None
+    if status is TaskStatus.MISSING:
+        problem = _missing_problem(f"{task.stage.value} task {task.number}", engine)
+    elif status is TaskStatus.FAILED and result is not None:
+        problem = result.problem
+    return TaskView(submission.number, task, status, engine, result, beat, problem)
+
+
+def _views(evidence: Evidence) -> tuple[TaskView, ...]:
+    """Every task that still matters: of a stage's latest submission, or live."""
+    latest: dict[Stage, int] = {}
+    for submission in evidence.submissions:
+        for task in submission.tasks:
+            latest[task.stage] = submission.number
+    views = (
+        _view(submission, task, evidence)
+        for submission in evidence.submissions
+        for task in submission.tasks
+    )
+    return tuple(
+        view
+        for view in views
+        if latest[view.stage] == view.attempt
+        or view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+    )
+
+
+def _problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[tuple[Stage, Problem], ...]:
+    """What stands between the run and its end: problems of items that are still unfinished."""
+    found: dict[tuple[Stage, str], Problem] = {}
+    for view in views:
+        if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
+            continue
+        items = view.result.items if view.result else ()
+        unfinished = [
+            item
+            for item in items
+            if item.problem and item.item not in evidence.fetched | evidence.finished
+        ]
+        for item in unfinished:
+            assert item.problem is not None
+            found[(view.stage, item.item)] = item.problem
+        if view.problem and (not unfinished or view.stage is Stage.FINALIZE):
+            left = set(view.task.items) - evidence.fetched - evidence.finished
+            if left or not view.task.items:
+                found[(view.stage, f"task {view.task.number}")] = view.problem
+    return tuple((stage, problem) for (stage, _), problem in found.items())
+
+
+def _run_status(
+    evidence: Evidence, views: tuple[TaskView, ...], problems: Iterable[tuple[Stage, Problem]]
+) -> RunStatus:
+    if evidence.published:
+        return RunStatus.DONE
+    if any(view.status in (TaskStatus.PENDING, TaskStatus.RUNNING) for view in views):
+        return RunStatus.RUNNING
+    last = evidence.submissions[-1].number if evidence.submissions else 0
+    if evidence.cancelled is not None and evidence.cancelled >= last:
+        return RunStatus.CANCELLED
+    if any(view.status is TaskStatus.UNKNOWN for view in views):
+        return RunStatus.RUNNING
+    if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
+        return RunStatus.PLANNED
+    outcomes = {problem.outcome for _, problem in problems}
+    return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
+
+
+def judge(evidence: Evidence) -> RunState:
+    """Where the run stands."""
+    views = _views(evidence)
+    problems = () if evidence.published else _problems(views, evidence)
+    parts_left = tuple(p for p in evidence.plan.parts() if p.id not in evidence.finished)
+    needed = {part.shard for part in parts_left}
+    counts = {stage: dict.fromkeys(TaskStatus, 0) for stage in Stage}
+    for view in views:
+        counts[view.stage][view.status] += 1
+    finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
+    return RunState(
+        plan=evidence.plan,
+        status=_run_status(evidence, views, problems),
+        tasks=views,
+        submissions=evidence.submissions,
+        shards_left=tuple(
+            shard.id
+            for shard in evidence.plan.shards
+            if shard.id in needed and shard.id not in evidence.fetched
+        ),
+        parts_left=tuple(part.id for part in parts_left),
+        problems=problems,
+        summary=finals[-1].summary if finals else None,
+        engine_silent=evidence.engine_silent,
+        counts=counts,
+    )
