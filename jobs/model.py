@@ -248,6 +248,20 @@ class Plan:
         )
 
 
+def placed_path(plan: Plan, shard: Shard, path: str) -> str:
+    """Where a shard's file ``path`` goes below the data folder.
+
+    With ``OnCollision.PER_SHARD`` each archive gets a folder of its own, named by the shard's id,
+    within the images folder or beside it; a record's reference goes the same way.
+    """
+    if plan.options.on_collision is not OnCollision.PER_SHARD or shard.kind is ShardKind.FILE:
+        return path
+    layout = plan.options.layout
+    if layout.has_records and path.startswith(f"{layout.images}/"):
+        return f"{layout.images}/{shard.id}/{path[len(layout.images) + 1 :]}"
+    return f"{shard.id}/{path}"
+
+
 @dataclass(frozen=True)
 class Cut:
     """Where a part begins in a tar stream."""

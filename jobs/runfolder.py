@@ -237,6 +237,12 @@ class Staging:
     def shard_records(self, shard_id: str) -> Path:
         return self.records / f"{shard_id}.jsonl"
 
+    def part_records(self, part: Part) -> Path:
+        """The records of one part, where every part of a shard has some (parquet)."""
+        if part.count == 1:
+            return self.shard_records(part.shard)
+        return self.records / f"{part.id}.jsonl"
+
     @property
     def replaced(self) -> Path:
         """The old dataset while the new one takes its place."""
