@@ -51,8 +51,6 @@ def plan_run(
         source=source,
         dest=place.dest,
         temp=temp_folder(place, run_id),
-        if place.temp
-        else f"{place.dest}/.incoming/{run_id}/archives",
         shards=tuple(replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards),
         options=options,
         version=__version__,

@@ -100,6 +100,18 @@ class TaskView:
 
 
 @dataclass(frozen=True)
+class Trouble:
+    """A problem that still stands between the run and its end, and where it came up."""
+
+    stage: Stage
+    attempt: int
+    task: int
+    item: str  # shard or part; empty where it is the task's as a whole
+    outcome: Outcome
+    problem: Problem
+
+
+@dataclass(frozen=True)
 class RunState:
     """Where a run stands."""
 
@@ -109,7 +121,7 @@ class RunState:
     submissions: tuple[Submission, ...]
     shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
     parts_left: tuple[str, ...]
-    problems: tuple[tuple[Stage, Problem], ...]
+    troubles: tuple[Trouble, ...]
     summary: Summary | None
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
@@ -212,30 +224,30 @@ def _views(evidence: Evidence) -> tuple[TaskView, ...]:
     )
 
 
-def _problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[tuple[Stage, Problem], ...]:
-    """What stands between the run and its end: problems of items that are still unfinished."""
-    found: dict[tuple[Stage, str], Problem] = {}
+def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, ...]:
+    """What stands between the run and its end; a later submission's word replaces an earlier's."""
+    finished = evidence.fetched | evidence.finished
+    found: dict[tuple[Stage, str], Trouble] = {}
+
+    def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
+        trouble = Trouble(view.stage, view.attempt, view.task.number, item, outcome, problem)
+        found[(view.stage, item or f"task {view.task.number}")] = trouble
+
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
             continue
-        items = view.result.items if view.result else ()
-        unfinished = [
-            item
-            for item in items
-            if item.problem and item.item not in evidence.fetched | evidence.finished
-        ]
-        for item in unfinished:
-            assert item.problem is not None
-            found[(view.stage, item.item)] = item.problem
-        if view.problem and (not unfinished or view.stage is Stage.FINALIZE):
-            left = set(view.task.items) - evidence.fetched - evidence.finished
-            if left or not view.task.items:
-                found[(view.stage, f"task {view.task.number}")] = view.problem
-    return tuple((stage, problem) for (stage, _), problem in found.items())
+        told = [r for r in (view.result.items if view.result else ()) if r.item not in finished]
+        for item in told:
+            if item.problem is not None and item.problem != view.problem:
+                add(view, item.item, item.outcome, item.problem)
+        left = [item for item in view.task.items if item not in finished]
+        if view.problem is not None and (left or not view.task.items):
+            add(view, "", view.problem.outcome, view.problem)
+    return tuple(found.values())
 
 
 def _run_status(
-    evidence: Evidence, views: tuple[TaskView, ...], problems: Iterable[tuple[Stage, Problem]]
+    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble]
 ) -> RunStatus:
     if evidence.published:
         return RunStatus.DONE
@@ -248,14 +260,19 @@ def _run_status(
         return RunStatus.RUNNING
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
-    outcomes = {problem.outcome for _, problem in problems}
+    # What finalize says of shards that are not there follows from the shards' own troubles.
+    outcomes = {
+        trouble.outcome
+        for trouble in troubles
+        if trouble.problem.cause not in (Cause.NOT_FETCHED, Cause.DEPENDENCY)
+    }
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
 
 
 def judge(evidence: Evidence) -> RunState:
     """Where the run stands."""
     views = _views(evidence)
-    problems = () if evidence.published else _problems(views, evidence)
+    troubles = () if evidence.published else _troubles(views, evidence)
     parts_left = tuple(p for p in evidence.plan.parts() if p.id not in evidence.finished)
     needed = {part.shard for part in parts_left}
     counts = {stage: dict.fromkeys(TaskStatus, 0) for stage in Stage}
@@ -264,7 +281,7 @@ def judge(evidence: Evidence) -> RunState:
     finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
     return RunState(
         plan=evidence.plan,
-        status=_run_status(evidence, views, problems),
+        status=_run_status(evidence, views, troubles),
         tasks=views,
         submissions=evidence.submissions,
         shards_left=tuple(
@@ -273,7 +290,7 @@ def judge(evidence: Evidence) -> RunState:
             if shard.id in needed and shard.id not in evidence.fetched
         ),
         parts_left=tuple(part.id for part in parts_left),
-        problems=problems,
+        troubles=troubles,
         summary=finals[-1].summary if finals else None,
         engine_silent=evidence.engine_silent,
         counts=counts,

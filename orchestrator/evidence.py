@@ -1,0 +1,76 @@
+"""Reads a run's evidence once: the run folder, the destination, one question to the engine."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import EngineError
+from jobs.model import Submission, utc_now
+from jobs.runfolder import RunFolder, Staging
+from orchestrator import journal
+from orchestrator.engines.base import Engine, TaskState
+from orchestrator.state import Evidence, TaskKey
+
+
+def gather(folder: RunFolder, engine: Engine | None, *, now: datetime | None = None) -> Evidence:
+    """All that is known of a run; ``engine=None`` asks the files only.
+
+    Raises ``RunFolderError`` where the folder cannot be trusted or read.
+    """
+    folder.check()
+    plan = folder.load_plan()
+    submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
+    results = {
+        (result.attempt, result.stage, result.task): result for result in folder.load_results()
+    }
+    states, silent = _ask(folder, submissions, engine)
+    return Evidence(
+        plan=plan,
+        submissions=submissions,
+        results=results,
+        heartbeats={(beat.stage, beat.task): beat for beat in folder.load_heartbeats()},
+        fetched=frozenset(folder.fetched_ids()),
+        finished=frozenset(folder.finished_ids()),
+        engine=states,
+        engine_silent=silent,
+        cancelled=journal.last_cancelled(folder),
+        published=is_published(folder),
+        now=now or utc_now(),
+    )
+
+
+class _ReceiptHead(msgspec.Struct):
+    run_id: str
+
+
+def is_published(folder: RunFolder) -> bool:
+    """Whether the destination holds this run's dataset: its receipt is the last thing to appear."""
+    receipt = Staging(folder.load_plan()).receipt
+    try:
+        return atomic.read_json(receipt, _ReceiptHead).run_id == folder.run_id
+    except (OSError, msgspec.DecodeError):
+        return False
+
+
+def _ask(
+    folder: RunFolder,
+    submissions: tuple[Submission, ...],
+    engine: Engine | None,
+) -> tuple[dict[TaskKey, TaskState], str | None]:
+    """What the engine knows of every task, in one question."""
+    ids: dict[str, TaskKey] = {
+        task.job_id: (submission.number, task.stage, task.number)
+        for submission in submissions
+        for task in submission.tasks
+        if task.job_id is not None
+    }
+    if engine is None or not ids:
+        return {}, None
+    try:
+        states = engine.poll(folder, list(ids))
+    except EngineError as error:
+        return {}, error.message
+    return {ids[job_id]: state for job_id, state in states.items() if job_id in ids}, None

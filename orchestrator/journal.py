@@ -1,0 +1,84 @@
+"""The run's event log: what the launcher meant to do, and what came of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+import msgspec
+
+from jobs.model import Stage, utc_now
+from jobs.runfolder import RunFolder
+
+
+class Act(str, Enum):
+    """What happened."""
+
+    INTENT = "intent"  # about to hand a job to the engine
+    ACCEPTED = "accepted"  # the engine took it
+    WITHDRAWN = "withdrawn"  # it was not handed over, or was taken back at once
+    CANCELLED = "cancelled"  # the user cancelled the run
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of ``events.jsonl``."""
+
+    at: datetime
+    act: Act
+    attempt: int
+    stage: Stage | None = None
+    name: str = ""  # of the job, unique to run, attempt and stage
+    job_ids: tuple[str, ...] = ()
+
+
+def append(
+    folder: RunFolder,
+    act: Act,
+    *,
+    attempt: int,
+    stage: Stage | None = None,
+    name: str = "",
+    job_ids: Sequence[str] = (),
+) -> None:
+    """Add a line and make it durable before anything else happens."""
+    event = Event(utc_now(), act, attempt, stage, name, tuple(job_ids))
+    fd = os.open(folder.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(fd, msgspec.json.encode(event) + b"\n")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(folder: RunFolder) -> Iterator[Event]:
+    """Every event in order; a last line cut short by a crash is passed over."""
+    try:
+        lines = folder.events.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return
+    for line in lines:
+        try:
+            yield msgspec.json.decode(line, type=Event)
+        except msgspec.DecodeError:
+            continue
+
+
+def open_intents(folder: RunFolder) -> list[Event]:
+    """Jobs that may have been accepted without our hearing of it."""
+    intents: dict[str, Event] = {}
+    for event in read(folder):
+        if event.act is Act.INTENT:
+            intents[event.name] = event
+        elif event.act in (Act.ACCEPTED, Act.WITHDRAWN):
+            intents.pop(event.name, None)
+    return list(intents.values())
+
+
+def last_cancelled(folder: RunFolder) -> int | None:
+    """The attempt that the user last cancelled; None where there is none."""
+    attempts = [event.attempt for event in read(folder) if event.act is Act.CANCELLED]
+    return max(attempts, default=None)

@@ -1,0 +1,151 @@
+"""Hands a chain of jobs to an engine, or takes it all back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from jobs import __version__, atomic
+from jobs.errors import ClaimedError, EngineError
+from jobs.model import Resources, Stage, Submission, Task, utc_now
+from jobs.runfolder import RunFolder
+from orchestrator import journal
+from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec
+from orchestrator.journal import Act
+
+log = logging.getLogger(__name__)
+
+# What a stage waits for: extract only if something was fetched, finalize in any case, so that a
+# report is always written.
+_AFTER = {Stage.EXTRACT: "afterok", Stage.FINALIZE: "afterany"}
+
+
+def draft(
+    number: int,
+    engine: str,
+    tasks: Sequence[Task],
+    resources: dict[str, Resources],
+    *,
+    parallel: int,
+    retries: int = 0,
+    refetch: Sequence[str] = (),
+) -> Submission:
+    """A submission by this process, its jobs not yet known."""
+    return Submission(
+        number=number,
+        engine=engine,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        created=utc_now(),
+        tasks=tuple(tasks),
+        resources=resources,
+        parallel=parallel,
+        version=__version__,
+        retries=retries,
+        refetch=tuple(refetch),
+    )
+
+
+def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
+    """What to hand over, in the order of the chain; a stage without tasks is left out."""
+    return [
+        JobSpec(
+            name=f"websight-{folder.run_id}-{submission.number:04d}-{stage.value}",
+            stage=stage,
+            attempt=submission.number,
+            run_dir=str(folder.path),
+            tasks=submission.of_stage(stage),
+            resources=submission.resources[stage.value],
+            parallel=submission.parallel,
+        )
+        for stage in Stage
+        if submission.of_stage(stage)
+    ]
+
+
+def submit_chain(
+    folder: RunFolder, submission: Submission, engine: Engine, *, also_after: Sequence[str] = ()
+) -> Submission:
+    """Submit every stage after the one before it; the submission with its job ids comes back.
+
+    ``also_after`` are live jobs of earlier submissions that finalize waits for. All or nothing: a
+    refusal (``EngineError``) or an interrupt takes back what was accepted. Two processes cannot
+    make the same submission: the second gets a ``ClaimedError``.
+    """
+    path = folder.submission(submission.number)
+    try:
+        atomic.create_json(path, submission)
+    except FileExistsError as error:
+        raise ClaimedError(
+            f"another process is making submission {submission.number} of run {folder.run_id} "
+            "right now; `status` shows what it did"
+        ) from error
+    handles: list[JobHandle] = []
+    with _all_or_nothing(folder, submission, engine, handles):
+        for spec in specs(folder, submission):
+            before = handles[-1].job_ids if handles else ()
+            if spec.stage is Stage.FINALIZE:
+                before = (*before, *also_after)
+            after = Dependency(_AFTER[spec.stage], tuple(before)) if before else None
+            handles.append(_submit(folder, spec, after, engine))
+            submission = _with_ids(submission, handles[-1])
+            atomic.write_json(path, submission)
+    return submission
+
+
+def _submit(
+    folder: RunFolder, spec: JobSpec, after: Dependency | None, engine: Engine
+) -> JobHandle:
+    journal.append(folder, Act.INTENT, attempt=spec.attempt, stage=spec.stage, name=spec.name)
+    handle = engine.submit(spec, after)
+    journal.append(
+        folder,
+        Act.ACCEPTED,
+        attempt=spec.attempt,
+        stage=spec.stage,
+        name=spec.name,
+        job_ids=handle.job_ids,
+    )
+    return handle
+
+
+def _with_ids(submission: Submission, handle: JobHandle) -> Submission:
+    return replace(
+        submission,
+        tasks=tuple(
+            replace(task, job_id=handle.task_ids[task.number])
+            if task.stage is handle.stage
+            else task
+            for task in submission.tasks
+        ),
+    )
+
+
+@contextmanager
+def _all_or_nothing(
+    folder: RunFolder, submission: Submission, engine: Engine, handles: list[JobHandle]
+) -> Iterator[None]:
+    """Take back what was accepted when the chain cannot be completed."""
+    try:
+        yield
+    except BaseException as error:
+        ids = [job_id for handle in handles for job_id in handle.job_ids]
+        names = [event.name for event in journal.open_intents(folder)]
+        try:
+            engine.cancel(folder, ids, names)
+        except EngineError:
+            log.warning("could not take back jobs %s; `cancel` does when Slurm answers", ids)
+        else:
+            for name in names:
+                journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
+        if isinstance(error, EngineError):
+            raise EngineError(
+                f"{error.message}\nNothing of it was left submitted. Once that is mended: "
+                f"websight-orchestrate resume {folder.run_id}",
+                cause=error.cause,
+            ) from error
+        raise
