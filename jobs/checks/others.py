@@ -1,0 +1,118 @@
+"""GIF, WebP, BMP and TIFF: heads, lengths and tails."""
+
+from __future__ import annotations
+
+import struct
+
+from jobs.checks.base import HEAD, WARNING
+
+
+class _HeadAndTail:
+    """Keeps a file's head, tail and size; the formats below judge by these."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._tail = b""
+        self._size = 0
+
+    def feed(self, data: memoryview) -> None:
+        if not self._size:
+            self._head = bytes(data[:HEAD])
+        self._size += len(data)
+        self._tail = (self._tail + bytes(data[-HEAD:]))[-HEAD:]
+
+
+class Gif(_HeadAndTail):
+    """https://www.w3.org/Graphics/GIF/spec-gif89a.txt"""
+
+    def finish(self) -> str | None:
+        if self._size < 14:
+            return "GIF: cut short in its header"
+        if not any(self._head[6:10]):
+            return "GIF: impossible size 0 × 0"
+        # The trailer follows the empty block that ends the last image's or extension's data.
+        tail = self._tail.rstrip(b"\0\r\n")
+        if tail.endswith(b"\0;"):
+            return None
+        if b"\0;" in self._tail:
+            return f"{WARNING}GIF: other data behind its end"
+        return "GIF: no trailer: cut short"
+
+
+class Bmp(_HeadAndTail):
+    """https://learn.microsoft.com/windows/win32/gdi/bitmap-storage"""
+
+    def finish(self) -> str | None:
+        if self._size < 26:
+            return "BMP: cut short in its header"
+        pixels, header = struct.unpack_from("<II", self._head, 10)
+        if pixels > self._size:
+            return f"BMP: cut short: pixels begin at {pixels}, the file has {self._size} bytes"
+        if header < 40 or self._size < 54:
+            return None  # OS/2: no more is asked of it
+        width, height, _planes, bits, method = struct.unpack_from("<iiHHI", self._head, 18)
+        if width <= 0 or height == 0:
+            return f"BMP: impossible size {width} × {height}"
+        needed = pixels + (width * bits + 31) // 32 * 4 * abs(height)
+        if method == 0 and needed > self._size:
+            return f"BMP: cut short: {self._size} bytes of {needed}"
+        return None
+
+
+class Tiff(_HeadAndTail):
+    """https://www.itu.int/itudoc/itu-t/com16/tiff-fx/docs/tiff6.pdf, and BigTIFF."""
+
+    def finish(self) -> str | None:
+        if self._size < 16:
+            return "TIFF: cut short in its header"
+        order = "<" if self._head[:2] == b"II" else ">"
+        big = struct.unpack_from(order + "H", self._head, 2)[0] == 43
+        first: int = struct.unpack_from(order + ("8xQ" if big else "4xI"), self._head)[0]
+        if first < 8 or first + 2 > self._size:
+            return f"TIFF: cut short: its directory is at {first} of {self._size} bytes"
+        return None
+
+
+_RIFF = struct.Struct("<4sI")
+
+
+class WebP:
+    """Walks the RIFF chunks (RFC 9649, section 2.4)."""
+
+    def __init__(self) -> None:
+        self._size = 0
+        self._end = 0  # of the RIFF, as its header says
+        self._next = 12  # offset of the next chunk
+        self._rest = b""
+        self._pixels = False
+        self._finding: str | None = None
+
+    def feed(self, data: memoryview) -> None:
+        if not self._size and len(data) >= 12:
+            self._end = 8 + _RIFF.unpack_from(data)[1]
+        base = self._size - len(self._rest)
+        self._size += len(data)
+        if self._rest:
+            data = memoryview(self._rest + bytes(data))
+            self._rest = b""
+        while self._finding is None and self._next + 8 <= self._end:
+            at = self._next - base
+            if at + 8 > len(data):
+                self._rest = bytes(data[at:]) if at < len(data) else b""
+                break
+            kind, length = _RIFF.unpack_from(data, at)
+            if not kind.isascii() or self._next + 8 + length > self._end:
+                self._finding = "WebP: a chunk is longer than the file says it is"
+            self._pixels |= kind in (b"VP8 ", b"VP8L", b"ANMF")
+            self._next += 8 + length + length % 2
+
+    def finish(self) -> str | None:
+        if self._finding is not None:
+            return self._finding
+        if not self._end or self._size < self._end:
+            return f"WebP: cut short: {self._size} bytes of {self._end}"
+        if not self._pixels:
+            return "WebP: no image in it"
+        if self._size > self._end + 1:
+            return f"{WARNING}WebP: {self._size - self._end} bytes behind the end"
+        return None
