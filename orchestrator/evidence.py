@@ -1,7 +1,9 @@
-"""Reads a run's evidence once: the run folder, the destination, one question to the engine."""
+"""Reads a run's evidence once: the run folder, the destination, one question to each engine."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Callable
 from datetime import datetime
 
 import msgspec
@@ -15,22 +17,25 @@ from orchestrator.engines.base import Engine, TaskState
 from orchestrator.state import Evidence, TaskKey
 
 
-def gather(folder: RunFolder, engine: Engine | None, *, now: datetime | None = None) -> Evidence:
-    """All that is known of a run; ``engine=None`` asks the files only.
+def gather(
+    folder: RunFolder, engine_of: Callable[[str], Engine] | None, *, now: datetime | None = None
+) -> Evidence:
+    """All that is known of a run.
 
-    Raises ``RunFolderError`` where the folder cannot be trusted or read.
+    ``engine_of`` gives the engine of a name (a run's submissions can have different ones); None
+    asks the files only. Raises ``RunFolderError`` where the folder cannot be trusted or read.
     """
     folder.check()
     plan = folder.load_plan()
     submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
-    results = {
-        (result.attempt, result.stage, result.task): result for result in folder.load_results()
-    }
-    states, silent = _ask(folder, submissions, engine)
+    # The engines are asked before the results are read: a task that ends in between has a result.
+    states, silent = _ask(folder, submissions, engine_of) if engine_of else ({}, None)
     return Evidence(
         plan=plan,
         submissions=submissions,
-        results=results,
+        results={
+            (result.attempt, result.stage, result.task): result for result in folder.load_results()
+        },
         heartbeats={(beat.stage, beat.task): beat for beat in folder.load_heartbeats()},
         fetched=frozenset(folder.fetched_ids()),
         finished=frozenset(folder.finished_ids()),
@@ -56,21 +61,22 @@ def is_published(folder: RunFolder) -> bool:
 
 
 def _ask(
-    folder: RunFolder,
-    submissions: tuple[Submission, ...],
-    engine: Engine | None,
+    folder: RunFolder, submissions: tuple[Submission, ...], engine_of: Callable[[str], Engine]
 ) -> tuple[dict[TaskKey, TaskState], str | None]:
-    """What the engine knows of every task, in one question."""
-    ids: dict[str, TaskKey] = {
-        task.job_id: (submission.number, task.stage, task.number)
-        for submission in submissions
-        for task in submission.tasks
-        if task.job_id is not None
-    }
-    if engine is None or not ids:
-        return {}, None
-    try:
-        states = engine.poll(folder, list(ids))
-    except EngineError as error:
-        return {}, error.message
-    return {ids[job_id]: state for job_id, state in states.items() if job_id in ids}, None
+    """What the engines know of every task, one question each, and why one was silent."""
+    by_engine: dict[str, dict[str, TaskKey]] = defaultdict(dict)
+    for submission in submissions:
+        for task in submission.tasks:
+            if task.job_id is not None:
+                key = (submission.number, task.stage, task.number)
+                by_engine[submission.engine][task.job_id] = key
+    known: dict[TaskKey, TaskState] = {}
+    silent = None
+    for name, ids in by_engine.items():
+        try:
+            states = engine_of(name).poll(folder, list(ids))
+        except EngineError as error:
+            silent = error.message
+        else:
+            known |= {ids[job_id]: state for job_id, state in states.items() if job_id in ids}
+    return known, silent
