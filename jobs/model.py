@@ -425,6 +425,9 @@ class Submission:
     version: str  # of the tool, which the compute nodes must have too
     retries: int = 0  # further submissions that finalize may make by itself
     refetch: tuple[str, ...] = ()  # shards to fetch anew, their archives being damaged
+    onward: str | None = None  # a download in the login shell: the engine of what comes after it
+    then: str | None = None  # the user's batch script that starts once the dataset is published
+    then_job: str | None = None  # its job, once submitted
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:
