@@ -1,12 +1,18 @@
-"""Fixtures for everybody: a real Slurm, with accounting and without."""
+"""Fixtures for everybody: a real Slurm, servers, sample data, and the command line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tests.support import samples
+from tests.support.cli import Cli
+from tests.support.hubserver import HubServer
 from tests.support.slurm import PrivateSlurm, available
+from tests.support.webserver import FaultyServer
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +28,57 @@ def slurm_plain() -> Iterator[PrivateSlurm]:
 
 
 def _slurm(*, accounting: bool) -> Iterator[PrivateSlurm]:
+    # One for each worker of xdist: up in 1.5 s (0.3 s), and tests of two workers never meet.
     reason = available(accounting=accounting)
     if reason:
         pytest.skip(reason)
     with PrivateSlurm.start(accounting=accounting) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 60 records: `prompts.jsonl` and `images/`. Not to be changed."""
+    return samples.make_dataset(tmp_path_factory.mktemp("dataset"), records=60)
+
+
+@pytest.fixture(scope="session")
+def shards(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with that dataset as four tar.gz archives. Not to be changed."""
+    folder = tmp_path_factory.mktemp("shards")
+    samples.pack_shards(dataset, folder, 4, "tar.gz")
+    return folder
+
+
+@pytest.fixture
+def web() -> Iterator[FaultyServer]:
+    """A web server that serves what `put` gives it."""
+    with FaultyServer() as running:
+        yield running
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub without repositories; merge `.env` where a client of it is to run."""
+    with HubServer(page_size=3) as running:
+        yield running
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """The command line in a folder of its own."""
+    folder = tmp_path / "shell"
+    folder.mkdir()
+    return Cli(folder)
+
+
+@pytest.fixture
+def slurm_cli(cli: Cli, slurm: PrivateSlurm) -> Cli:
+    """The command line where `sbatch` reaches a Slurm with accounting."""
+    return replace(cli, env=slurm.env)
+
+
+@pytest.fixture
+def slurm_plain_cli(cli: Cli, slurm_plain: PrivateSlurm) -> Cli:
+    """The command line where `sbatch` reaches a Slurm without accounting."""
+    return replace(cli, env=slurm_plain.env)

@@ -1,0 +1,88 @@
+"""Run `websight-orchestrate` as a user does: in a process of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.support.slurm import clean_environment
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    rc: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        """What it printed, as JSON."""
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Cli:
+    """Somebody's shell: a working folder (its `logs/` gets the runs) and an environment."""
+
+    cwd: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    """What is added to an environment without Slurm's and the Hub's variables."""
+
+    def run(self, *words: str | Path, rc: int | None = 0, timeout: float = 90, **env: str) -> Done:
+        """Run to the end; `rc` is the exit code that it must have (None: any)."""
+        done = subprocess.run(
+            self._argv(words),
+            cwd=self.cwd,
+            env=self._environment() | env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        said = f"$ {' '.join(map(str, words))}\n{done.stdout}\n{done.stderr}"
+        assert rc is None or done.returncode == rc, f"exit code {done.returncode}, not {rc}\n{said}"
+        return Done(done.returncode, done.stdout, done.stderr)
+
+    def start(self, *words: str | Path, **env: str) -> subprocess.Popen[str]:
+        """Start it and go on; it leads a process group of its own."""
+        return subprocess.Popen(
+            self._argv(words),
+            cwd=self.cwd,
+            env=self._environment() | env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def status(self, *words: str | Path) -> Any:
+        """`status --json`, whatever the exit code."""
+        return self.run("status", *words, "--json", rc=None).json()
+
+    def runs(self) -> list[Path]:
+        """The run folders below `logs/`, the oldest first."""
+        logs = self.cwd / "logs"
+        found = [path for path in logs.iterdir() if path.is_dir()] if logs.is_dir() else []
+        return sorted(found, key=lambda path: path.stat().st_ctime_ns)
+
+    def _argv(self, words: tuple[str | Path, ...]) -> list[str]:
+        return [sys.executable, "-m", "orchestrator.cli", *map(str, words)]
+
+    def _environment(self) -> dict[str, str]:
+        own = {
+            name: value
+            for name, value in clean_environment().items()
+            if not name.startswith(("HF_", "HUGGING", "COVERAGE", "PYTEST_"))
+        }
+        home = self.cwd / "home"
+        home.mkdir(exist_ok=True)
+        own |= {"HOME": str(home), "COLUMNS": "120", "NO_PROXY": "127.0.0.1", "PYTHONWARNINGS": ""}
+        return own | dict(self.env)
