@@ -1,0 +1,84 @@
+"""What the stream before us can show: colours, width, and letters beyond ASCII."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TextIO
+
+NARROW, WIDE = 80, 120  # columns that a screen is laid out for
+
+_CODES = {
+    "bold": "1",
+    "dim": "2",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "blue": "34",
+    "cyan": "36",
+}
+# What stands for a letter where the encoding has none for it.
+_PLAIN = str.maketrans(
+    {"✓": "+", "✗": "x", "·": "-", "–": "-", "—": "-", "×": "x", "→": ">", "…": "~", "█": "#",
+     "░": ".", "▶": ">", "│": "|", "●": "*"}
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to write: with colours or not, with which letters, how wide."""
+
+    colour: bool = False
+    unicode: bool = True
+    width: int = NARROW
+
+    def paint(self, text: str, *styles: str) -> str:
+        """``text`` in colours, where there are any; basic ones, which dark and light both show."""
+        if not self.colour or not text:
+            return text
+        return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
+
+    def spell(self, text: str) -> str:
+        """``text`` in letters that the stream can show."""
+        if self.unicode:
+            return text
+        return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
+
+
+def look_of(stream: TextIO, env: Mapping[str, str] | None = None) -> Look:
+    """What ``stream`` can show.
+
+    ``NO_COLOR`` (https://no-color.org) beats ``FORCE_COLOR``, both beat what the terminal is.
+    """
+    env = os.environ if env is None else env
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+    columns = shutil.get_terminal_size((NARROW, 24)).columns
+    return Look(
+        colour=_colour(is_terminal(stream), env),
+        unicode=encoding.startswith("utf"),
+        width=max(NARROW, min(WIDE, columns)),
+    )
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a person looks at ``stream`` right now."""
+    try:
+        return stream.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def _colour(terminal: bool, env: Mapping[str, str]) -> bool:
+    if env.get("NO_COLOR"):
+        return False
+    if env.get("FORCE_COLOR", "0") not in ("", "0"):
+        return True
+    return terminal and env.get("TERM") != "dumb"
+
+
+def stdout_look() -> Look:
+    """What standard output can show."""
+    return look_of(sys.stdout)

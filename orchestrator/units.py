@@ -1,0 +1,75 @@
+"""Numbers as people read them: sizes, rates, durations, ages, clock times."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+_SIZES = ("kB", "MB", "GB", "TB", "PB")
+
+
+def size(count: float) -> str:
+    """Bytes with a decimal prefix and three or four digits: ``10.2 GB``."""
+    value = float(count)
+    if value < 1000:
+        return f"{value:.0f} B"
+    for unit in _SIZES:
+        value /= 1000
+        if value < 999.5 or unit == _SIZES[-1]:
+            break
+    return f"{value:.2f} {unit}" if value < 9.995 else f"{value:.1f} {unit}"
+
+
+def count(number: int) -> str:
+    """A whole number with its thousands apart: ``79,413``."""
+    return f"{number:,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """``1 task``, ``12 tasks``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def clock(seconds: float) -> str:
+    """A duration as a clock shows it: ``0:42``, ``1:02:03``, ``2d 04:05:06``."""
+    whole = max(0, round(seconds))
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, secs = divmod(rest, 60)
+    if days:
+        return f"{days}d {hours:02}:{minutes:02}:{secs:02}"
+    return f"{hours}:{minutes:02}:{secs:02}" if hours else f"{minutes}:{secs:02}"
+
+
+def span(seconds: float) -> str:
+    """A duration in words, in its largest unit or two: ``40 s``, ``12 min``, ``3 h 5 min``."""
+    whole = max(0, round(seconds))
+    if whole < 90:
+        return f"{whole} s"
+    minutes = round(whole / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 36:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
+
+
+def moment(when: datetime, now: datetime) -> str:
+    """A point in time on the reader's own clock: ``14:20``, ``Tue 14:20``, ``2026-11-24 14:20``."""
+    here = when.astimezone()
+    away = abs((when - now).total_seconds())
+    if away < 86400 and here.date() == now.astimezone().date():
+        return f"{here:%H:%M}"
+    return f"{here:%a %H:%M}" if away < 6 * 86400 else f"{here:%Y-%m-%d %H:%M}"
+
+
+def indices(numbers: list[int] | tuple[int, ...]) -> str:
+    """Task numbers as people like to read them: ``4,7-17``."""
+    groups: list[list[int]] = []
+    for number in sorted(numbers):
+        if groups and number == groups[-1][1] + 1:
+            groups[-1][1] = number
+        elif not groups or number != groups[-1][1]:
+            groups.append([number, number])
+    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in groups)
