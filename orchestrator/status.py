@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from jobs.model import Outcome, Stage
 from jobs.runfolder import RunFolder
+from orchestrator import insight, logs
+from orchestrator.insight import Pace
+from orchestrator.logs import Logs
 from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
+from orchestrator.units import indices
 
 JSON_SCHEMA = 1
 
@@ -32,26 +35,20 @@ class StageCount:
         return self.by_status.get(status, 0)
 
 
-def _files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
-    """What tasks did so far: results where there are, heartbeats where there are none yet."""
-    files = bytes_ = 0
-    for view in views:
-        if view.result is not None:
-            files += sum(item.files for item in view.result.items)
-            bytes_ += sum(item.bytes for item in view.result.items)
-        elif view.heartbeat is not None:
-            files += view.heartbeat.files_done
-            bytes_ += view.heartbeat.bytes_done
-    return files, bytes_
+def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
+    """Every stage in numbers, from one walk over the tasks."""
+    views: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
+    for view in state.tasks:
+        views[view.stage].append(view)
+    return {stage: _count(state, stage, views[stage], now) for stage in Stage}
 
 
-def count_stage(state: RunState, stage: Stage, now: datetime) -> StageCount:
-    """``stage`` in numbers; its elapsed time runs from the first start to the last end (or now)."""
-    views = [view for view in state.tasks if view.stage is stage]
+def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) -> StageCount:
+    """Its elapsed time runs from the first start to the last end (or now)."""
     started = min((view.started for view in views if view.started), default=None)
     over = bool(views) and not any(view.status.live for view in views)
     ended = max((view.ended for view in views if view.ended), default=None) if over else None
-    files, bytes_ = _files_and_bytes(views)
+    files, bytes_ = insight.files_and_bytes(views)
     return StageCount(
         stage=stage,
         tasks=len(views),
@@ -62,6 +59,11 @@ def count_stage(state: RunState, stage: Stage, now: datetime) -> StageCount:
         files=files,
         bytes=bytes_,
     )
+
+
+def count_stage(state: RunState, stage: Stage, now: datetime) -> StageCount:
+    """``stage`` in numbers."""
+    return count_stages(state, now)[stage]
 
 
 def bytes_fetched(state: RunState) -> tuple[int, int | None]:
@@ -81,21 +83,12 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     return (min(done, total) if total is not None else done), total
 
 
-def log_of(folder: RunFolder, attempt: int, stage: Stage, job_id: str | None) -> Path | None:
-    """The log of a task, as submitit names it; None where there is none yet."""
-    if job_id is None:
-        return None
-    base = folder.submitit(attempt, stage)
-    for name in (f"{job_id}_0_log.err", f"{job_id}_0_log.out"):
-        for path in sorted(base.parent.glob(f"{base.name}*/{name}")):
-            return path
-    return None
-
-
 def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]:
     """The object that ``status --json`` prints; times are UTC ISO 8601, durations seconds."""
     done, total = bytes_fetched(state)
-    extract = count_stage(state, Stage.EXTRACT, now)
+    counts = count_stages(state, now)
+    paces = insight.paces(state, now)
+    parts = sum(shard.parts for shard in state.plan.shards)
     return {
         "schema": JSON_SCHEMA,
         "run_id": state.plan.run_id,
@@ -107,18 +100,17 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "dest": state.plan.dest,
         "created": _iso(state.plan.created),
         "attempts": len(state.submissions),
-        "stages": {stage.value: _stage(count_stage(state, stage, now)) for stage in Stage},
-        "parts": {
-            "done": len(state.plan.parts()) - len(state.parts_left),
-            "total": len(state.plan.parts()),
-        },
+        "stages": {stage.value: _stage(counts[stage], paces[stage]) for stage in Stage},
+        "parts": {"done": parts - len(state.parts_left), "total": parts},
         "bytes": {"done": done, "total": total},
-        "files_extracted": extract.files,
+        "files_extracted": counts[Stage.EXTRACT].files,
         "records": state.summary.records if state.summary else None,
         "images": state.summary.images if state.summary else None,
         "checks": list(state.summary.lines) if state.summary else [],
-        "errors": [_error(trouble, state, folder) for trouble in state.troubles],
-        "jobs": _jobs(state),
+        "waiting": [_waiting(group) for group in insight.waiting(state)],
+        "nodes": [_node(node) for node in insight.nodes(state, now)],
+        "errors": _errors(state, folder),
+        "jobs": job_ids(state),
     }
 
 
@@ -136,7 +128,7 @@ def _source(state: RunState) -> dict[str, Any]:
     }
 
 
-def _stage(count: StageCount) -> dict[str, Any]:
+def _stage(count: StageCount, pace: Pace) -> dict[str, Any]:
     return {
         "tasks": count.tasks,
         **{status.value: count[status] for status in TaskStatus},
@@ -145,22 +137,53 @@ def _stage(count: StageCount) -> dict[str, Any]:
         "elapsed_s": count.elapsed_s,
         "files": count.files,
         "bytes": count.bytes,
+        "fraction": round(pace.fraction, 4),
+        "bytes_s": pace.bytes_s,
+        "files_s": pace.files_s,
+        "eta_s": pace.eta_s,
     }
 
 
-def _error(trouble: Trouble, state: RunState, folder: RunFolder) -> dict[str, Any]:
-    job_id = next(
-        (
-            view.task.job_id
-            for view in state.tasks
-            if (view.attempt, view.stage, view.task.number)
-            == (trouble.attempt, trouble.stage, trouble.task)
-        ),
-        None,
-    )
-    log = log_of(folder, trouble.attempt, trouble.stage, job_id)
+def _waiting(group: insight.Waiting) -> dict[str, Any]:
     return {
-        "shard": trouble.problem.shard or trouble.item.rpartition(".p")[0] or trouble.item or None,
+        "stage": group.stage.value,
+        "tasks": indices(group.numbers),
+        "reason": group.reason,
+        "estimated_start": _iso(group.estimated_start),
+    }
+
+
+def _node(node: insight.Node) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "running": node.running,
+        "done": node.done,
+        "failed": node.failed,
+        "bytes_s": node.rate,
+        "remark": node.remark,
+    }
+
+
+def _errors(state: RunState, folder: RunFolder) -> list[dict[str, Any]]:
+    if not state.troubles:
+        return []
+    known = logs.find(folder)
+    ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
+    return [_error(trouble, ids, known) for trouble in state.troubles]
+
+
+def shard_of(trouble: Trouble) -> str | None:
+    """The shard that a trouble is about, where it is about one."""
+    return trouble.problem.shard or trouble.item.rpartition(".p")[0] or trouble.item or None
+
+
+def _error(
+    trouble: Trouble, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
+) -> dict[str, Any]:
+    job_id = ids.get((trouble.attempt, trouble.stage, trouble.task)) or ""
+    log = known.get((trouble.attempt, trouble.stage, job_id))
+    return {
+        "shard": shard_of(trouble),
         "stage": trouble.stage.value,
         "kind": trouble.problem.cause.value,
         "message": trouble.problem.message,
@@ -168,11 +191,11 @@ def _error(trouble: Trouble, state: RunState, folder: RunFolder) -> dict[str, An
         "retryable": trouble.outcome is Outcome.RETRYABLE,
         "task": trouble.task,
         "attempt": trouble.attempt,
-        "log": str(log) if log else None,
+        "log": str(log.path) if log else None,
     }
 
 
-def _jobs(state: RunState) -> list[str]:
+def job_ids(state: RunState) -> list[str]:
     """Ids to give to ``squeue -j``: of arrays as a whole, each once, in order."""
     ids: dict[str, None] = {}
     for submission in state.submissions:
@@ -180,17 +203,6 @@ def _jobs(state: RunState) -> list[str]:
             if task.job_id is not None:
                 ids[task.job_id.partition("_")[0]] = None
     return list(ids)
-
-
-def indices(numbers: Sequence[int]) -> str:
-    """Task numbers as people like to read them: ``4,7-17``."""
-    groups: list[list[int]] = []
-    for number in sorted(numbers):
-        if groups and number == groups[-1][1] + 1:
-            groups[-1][1] = number
-        else:
-            groups.append([number, number])
-    return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in groups)
 
 
 EXIT_OF = {

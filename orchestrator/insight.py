@@ -1,0 +1,277 @@
+"""What the numbers of a run mean: how fast, how long yet, what waits for what, which nodes fail."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from statistics import median
+
+from jobs.errors import Cause
+from jobs.model import Outcome, Stage
+from orchestrator import planning
+from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
+
+SILENT_S = 90.0  # without a heartbeat, which comes every few seconds, a task may hang
+_ENOUGH_S = 5.0  # of work before a rate means anything
+_SLOW = 0.5  # of the others' rate
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How far a stage is and how fast it goes; what cannot be told is None."""
+
+    fraction: float  # of the stage's whole work, 0 to 1
+    bytes_s: float | None = None
+    files_s: float | None = None
+    eta_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Tasks that wait for the same thing."""
+
+    stage: Stage
+    numbers: tuple[int, ...]
+    reason: str  # the scheduler's word; empty on an engine that has none
+    estimated_start: datetime | None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node with what this run did there."""
+
+    name: str
+    running: int = 0
+    done: int = 0
+    failed: int = 0
+    rate: float | None = None  # bytes a second of a task
+    remark: str = ""  # empty where there is nothing odd about it
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Troubles of one stage with one cause."""
+
+    stage: Stage
+    cause: Cause
+    outcome: Outcome
+    troubles: tuple[Trouble, ...]
+    next_steps: tuple[str, ...] = field(default=())  # commands to type
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        return tuple(sorted({trouble.task for trouble in self.troubles}))
+
+
+def paces(state: RunState, now: datetime) -> Mapping[Stage, Pace]:
+    """How far each stage is and how fast the latest submission goes."""
+    weights = planning.weights(state.plan)
+    weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
+    left = set(state.parts_left) | set(state.shards_left)
+    by_stage: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
+    for view in state.tasks:
+        by_stage[view.stage].append(view)
+    parts = [part.id for part in state.plan.parts()]
+    whole = {
+        Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
+        Stage.EXTRACT: parts,
+    }
+    return {
+        stage: _pace(by_stage[stage], whole[stage], weights, left, now)
+        if stage in whole
+        else Pace(1.0 if state.status is RunStatus.DONE else 0.0)
+        for stage in Stage
+    }
+
+
+def _pace(
+    views: Sequence[TaskView],
+    items: Sequence[str],
+    weights: Mapping[str, int],
+    left: set[str],
+    now: datetime,
+) -> Pace:
+    total = sum(weights[item] for item in items)
+    undone = sum(weights[item] for item in items if item in left)
+    under_way = sum(_under_way(view, weights, left) for view in views)
+    done = min(float(total), total - undone + under_way)
+    fraction = done / total if total else 1.0
+    seconds = _seconds(views, now)
+    if seconds is None or seconds < _ENOUGH_S:
+        return Pace(fraction)
+    mine = {item for view in views for item in view.task.items}
+    here = sum(weights[item] for item in mine if item not in left) + under_way
+    files, bytes_ = files_and_bytes(views)
+    ahead = sum(
+        weights[item] for view in views if view.status.live for item in view.task.items
+        if item in left
+    ) - under_way  # fmt: skip
+    live = any(view.status.live for view in views)
+    return Pace(
+        fraction,
+        bytes_s=bytes_ / seconds,
+        files_s=files / seconds if files else None,
+        eta_s=seconds * ahead / here if live and here > 0 else None,
+    )
+
+
+def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
+    """Work that a running task did on items which are not done yet."""
+    beat = view.heartbeat
+    if view.status is not TaskStatus.RUNNING or beat is None or view.result is not None:
+        return 0.0
+    mine = sum(weights[item] for item in view.task.items)
+    done = sum(weights[item] for item in view.task.items if item not in left)
+    if not beat.bytes_total:
+        return 0.0
+    return max(0.0, min(1.0, beat.bytes_done / beat.bytes_total) * mine - done)
+
+
+def _seconds(views: Iterable[TaskView], now: datetime) -> float | None:
+    views = list(views)
+    starts = [view.started for view in views if view.started]
+    if not starts:
+        return None
+    running = any(view.status is TaskStatus.RUNNING for view in views)
+    ends = [view.ended for view in views if view.ended]
+    return ((now if running or not ends else max(ends)) - min(starts)).total_seconds()
+
+
+def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
+    """What tasks did so far: results where there are, heartbeats where there are none yet."""
+    files = bytes_ = 0
+    for view in views:
+        if view.result is not None:
+            for item in view.result.items:
+                files += item.files
+                bytes_ += item.bytes
+        elif view.heartbeat is not None:
+            files += view.heartbeat.files_done
+            bytes_ += view.heartbeat.bytes_done
+    return files, bytes_
+
+
+def waiting(state: RunState) -> tuple[Waiting, ...]:
+    """The pending tasks, those that wait for the same thing together, in the chain's order."""
+    groups: dict[tuple[Stage, str], list[TaskView]] = defaultdict(list)
+    for view in state.tasks:
+        if view.status is TaskStatus.PENDING:
+            groups[(view.stage, view.engine.reason)].append(view)
+    order = list(Stage)
+    return tuple(
+        Waiting(
+            stage,
+            tuple(sorted(view.task.number for view in views)),
+            reason,
+            min(
+                (v.engine.estimated_start for v in views if v.engine.estimated_start), default=None
+            ),
+        )
+        for (stage, reason), views in sorted(groups.items(), key=lambda g: order.index(g[0][0]))
+    )
+
+
+def node_of(view: TaskView) -> str | None:
+    """Where a task runs or ran; the scheduler's name for it, else the host's own."""
+    if view.engine.node:
+        return view.engine.node
+    if view.result is not None:
+        return view.result.host
+    return view.heartbeat.host if view.heartbeat else None
+
+
+def silent_for(view: TaskView, now: datetime) -> float | None:
+    """Seconds since a running task's heartbeat, where that is long; else None."""
+    if view.status is not TaskStatus.RUNNING or view.heartbeat is None:
+        return None
+    age = (now - view.heartbeat.updated).total_seconds()
+    return age if age > SILENT_S else None
+
+
+def nodes(state: RunState, now: datetime) -> tuple[Node, ...]:
+    """Every node that this run used, with a remark where it is slow, silent or fails."""
+    by_node: dict[str, list[TaskView]] = defaultdict(list)
+    for view in state.tasks:
+        name = node_of(view)
+        if name is not None and view.stage is Stage.EXTRACT:
+            by_node[name].append(view)
+    rates = {name: _rate(views, now) for name, views in by_node.items()}
+    return tuple(
+        _node(name, views, rates, now) for name, views in sorted(by_node.items(), key=lambda n: n)
+    )
+
+
+def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
+    """The median task's bytes a second."""
+    found = []
+    for view in views:
+        if view.started is None or view.status not in (TaskStatus.RUNNING, TaskStatus.DONE):
+            continue
+        seconds = ((view.ended or now) - view.started).total_seconds()
+        bytes_ = files_and_bytes([view])[1]
+        if seconds >= _ENOUGH_S and bytes_:
+            found.append(bytes_ / seconds)
+    return median(found) if found else None
+
+
+def _node(
+    name: str, views: Sequence[TaskView], rates: Mapping[str, float | None], now: datetime
+) -> Node:
+    failed = sum(v.status in (TaskStatus.FAILED, TaskStatus.MISSING) for v in views)
+    done = sum(v.status is TaskStatus.DONE for v in views)
+    others = [rate for other, rate in rates.items() if rate is not None and other != name]
+    rate = rates[name]
+    remark = ""
+    if any(view.engine.cause is Cause.NODE_FAILURE for view in views):
+        remark = "failed"
+    elif failed >= 2 and failed > done and len(rates) > 1:
+        remark = f"{failed} of {failed + done} tasks failed here"
+    elif silent := sum(silent_for(view, now) is not None for view in views):
+        remark = f"{silent} running {'task' if silent == 1 else 'tasks'} gave no sign of life"
+    elif rate is not None and others and rate < _SLOW * median(others):
+        remark = f"slow: {rate / median(others):.0%} of the other nodes' speed"
+    return Node(
+        name,
+        running=sum(v.status is TaskStatus.RUNNING for v in views),
+        done=done,
+        failed=failed,
+        rate=rate,
+        remark=remark,
+    )
+
+
+# What to type where more than `resume` is needed; ``{run}`` is the run's id.
+_NEXT: dict[Cause, tuple[str, ...]] = {
+    Cause.OUT_OF_MEMORY: ("resume {run}",),
+    Cause.TIME_LIMIT: ("resume {run}",),
+    Cause.LAUNCH_FAILED: ("logs {run} --failed", "doctor", "resume {run}"),
+    Cause.INTERNAL: ("logs {run} --failed", "resume {run}"),
+    Cause.KILLED: ("logs {run} --failed", "resume {run}"),
+    Cause.NETWORK: ("doctor", "resume {run}"),
+    Cause.AUTHENTICATION: ("doctor", "resume {run}"),
+    Cause.GATED: ("resume {run}",),
+}
+
+
+def failures(state: RunState) -> tuple[Failure, ...]:
+    """What stands between the run and its end, by stage and cause, with what to type next."""
+    groups: dict[tuple[Stage, Cause], list[Trouble]] = defaultdict(list)
+    for trouble in state.troubles:
+        groups[(trouble.stage, trouble.problem.cause)].append(trouble)
+    order = list(Stage)
+    found = []
+    for (stage, cause), troubles in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
+        retryable = any(trouble.outcome is Outcome.RETRYABLE for trouble in troubles)
+        words = _NEXT.get(cause, ("resume {run}",) if retryable else ("logs {run} --failed",))
+        found.append(
+            Failure(
+                stage,
+                cause,
+                Outcome.RETRYABLE if retryable else Outcome.FAILED,
+                tuple(troubles),
+                tuple(word.format(run=state.plan.run_id) for word in words),
+            )
+        )
+    return tuple(found)

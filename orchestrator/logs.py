@@ -1,0 +1,133 @@
+"""Which log belongs to which task, and its lines fit to be shown."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.model import Stage
+from jobs.runfolder import RunFolder
+
+_TAIL_BYTES = 256 << 10  # of a log's end are read for its last lines
+_NAME = re.compile(r"(?P<job>.+)_0_log\.(?P<kind>err|out)")  # submitit's %j_%t_log.out|err
+_FOLDER = re.compile(r"(?P<attempt>\d+)-(?P<stage>[a-z]+)(-\d+)?")
+
+# A log holds no secret of ours; what a site's prolog or a library printed is masked all the same.
+_SECRETS = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_[hidden]"),
+    (re.compile(r"(?i)\b(authorization|proxy-authorization|cookie|x-api-key)(['\"]?\s*[:=]\s*).+"),
+     r"\1\2[hidden]"),
+    (re.compile(r"(?i)\bbearer\s+[^\s'\"]+"), "Bearer [hidden]"),
+    (re.compile(r"://[^/\s:@]+:[^@\s/]+@"), "://[hidden]@"),
+    (re.compile(r"(?i)([?&](?:x-amz-[a-z-]+|x-goog-[a-z-]+|signature|sig|token|policy|key-pair-id|"
+                r"awsaccesskeyid|expires|se|sp|sv|sr)=)[^&\s'\"]+"), r"\1[hidden]"),
+    (re.compile(r"(?i)\b([a-z_]*(?:token|password|passwd|secret)[a-z_]*\s*=\s*)\S+"),
+     r"\1[hidden]"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskLog:
+    """The log files of one task: what it said, and what it printed."""
+
+    stage: Stage
+    attempt: int
+    job_id: str
+    err: Path | None = None
+    out: Path | None = None
+
+    @property
+    def path(self) -> Path | None:
+        """The one to look at first: where errors are, if it says anything."""
+        for path in (self.err, self.out):
+            if path is not None and _size(path):
+                return path
+        return self.err or self.out
+
+
+Logs = Mapping[tuple[int, Stage, str], TaskLog]  # attempt, stage, job id
+
+
+def find(folder: RunFolder) -> Logs:
+    """Every task's log, from one look at each of submitit's folders."""
+    found: dict[tuple[int, Stage, str], dict[str, Path]] = {}
+    stages = {stage.value: stage for stage in Stage}
+    for batch in _scan(folder.path / "submitit"):
+        place = _FOLDER.fullmatch(batch.name)
+        if place is None or place["stage"] not in stages:
+            continue
+        for entry in _scan(Path(batch.path)):
+            name = _NAME.fullmatch(entry.name)
+            if name is not None:
+                key = (int(place["attempt"]), stages[place["stage"]], name["job"])
+                found.setdefault(key, {})[name["kind"]] = Path(entry.path)
+    return {
+        key: TaskLog(key[1], key[0], key[2], paths.get("err"), paths.get("out"))
+        for key, paths in found.items()
+    }
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def clean(line: str) -> str:
+    """``line`` without secrets and without characters that would steer a terminal."""
+    line = line.rstrip("\r\n").rpartition("\r")[2]  # of a redrawn bar the last state
+    for pattern, instead in _SECRETS:
+        line = pattern.sub(instead, line)
+    return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line)
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last ``lines`` lines of a log, clean; empty where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - _TAIL_BYTES))
+            text = file.read().decode("utf-8", "backslashreplace")
+    except OSError:
+        return []
+    return list(deque((clean(line) for line in text.splitlines()), maxlen=lines))
+
+
+@dataclass
+class Follower:
+    """Reads what a log gained since the last look; a log that is not there yet is an empty one."""
+
+    path: Path
+    offset: int = 0
+    _rest: bytes = b""
+
+    def read(self, *, last: bool = False) -> Iterator[str]:
+        """New whole lines, clean; ``last`` gives an unfinished one too."""
+        try:
+            with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self.offset:
+                    self.offset, self._rest = 0, b""  # requeued: the log began anew
+                file.seek(self.offset)
+                data = file.read()
+        except OSError:
+            return
+        self.offset += len(data)
+        *whole, self._rest = (self._rest + data).split(b"\n")
+        if last and self._rest:
+            whole.append(self._rest)
+            self._rest = b""
+        for line in whole:
+            yield clean(line.decode("utf-8", "backslashreplace"))
