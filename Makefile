@@ -1,0 +1,59 @@
+# What a developer needs; `make help` lists it. Everything happens in an environment of its own.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 4
+TESTS ?= tests
+
+BIN := $(VENV)/bin
+PYTHON_CODE := jobs orchestrator tests $(wildcard benchmarks)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types unit packages bench format clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+
+demo: $(VENV)/.installed-decode ## Make a sample dataset, bring it in on this machine, show the result (.demo/)
+	@BIN="$(BIN)" .ci/demo
+
+test: packages lint types unit ## Lint, types and all tests; installs Slurm for them where it may
+
+# The order matters even with `make -j`: the cheap verdicts first.
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: lint
+	$(BIN)/mypy $(PYTHON_CODE)
+
+# More workers than processors: many tests wait for a Slurm or a server, not for a processor.
+unit: types packages
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	@.ci/packages --absent
+
+packages:
+	@.ci/packages
+
+bench: $(VENV)/.installed-test ## Measure, and compare with the tools people use (minutes)
+	@for each in benchmarks/bench_*.py; do \
+		name=$${each#benchmarks/}; echo "== $${name%.py}"; \
+		$(BIN)/python -m "benchmarks.$${name%.py}" || exit 1; \
+	done
+
+format: $(VENV)/.installed-test ## Format the code and mend what the linter can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the demo and what tools have cached
+	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+
+# Installed anew only when the metadata has changed. An environment whose Python is gone is made
+# again; one that the Python at hand cannot make says how to get it.
+$(VENV)/.installed-%: setup.cfg pyproject.toml
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
+		{ echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, install python3-venv" >&2; \
+		exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
