@@ -130,7 +130,7 @@ class Folders:
                 mode = os.lstat(full).st_mode
             except FileNotFoundError:
                 try:
-                    os.mkdir(full)
+                    os.mkdir(full)  # noqa: PTH102 (bytes, which no Path takes)
                     return
                 except FileExistsError:
                     mode = os.lstat(full).st_mode  # another task was faster
