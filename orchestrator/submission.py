@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from jobs import __version__, atomic
 from jobs.errors import ClaimedError, EngineError
@@ -33,6 +34,7 @@ def draft(
     parallel: int,
     retries: int = 0,
     refetch: Sequence[str] = (),
+    then: Path | None = None,
 ) -> Submission:
     """A submission by this process, its jobs not yet known."""
     return Submission(
@@ -47,6 +49,7 @@ def draft(
         version=__version__,
         retries=retries,
         refetch=tuple(refetch),
+        then=str(then.absolute()) if then else None,
     )
 
 
@@ -65,6 +68,14 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
         for stage in Stage
         if submission.of_stage(stage)
     ]
+
+
+def scripts(folder: RunFolder, submission: Submission, engine: Engine) -> dict[Stage, str]:
+    """What ``submit_chain`` would hand over, as text to be read; touches nothing."""
+    return {
+        spec.stage: engine.script(spec, Dependency(_AFTER[spec.stage], ("JOBID",)) if i else None)
+        for i, spec in enumerate(specs(folder, submission))
+    }
 
 
 def submit_chain(

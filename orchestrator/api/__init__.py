@@ -1,0 +1,27 @@
+"""What the command line does, for programs: typed functions over one run folder.
+
+>>> from orchestrator import api                                            # doctest: +SKIP
+>>> planned = api.plan(api.LaunchRequest(source, dest=Path("/data/pages")))  # doctest: +SKIP
+>>> folder = api.launch(planned)                                            # doctest: +SKIP
+>>> api.status(folder).status                                               # doctest: +SKIP
+<RunStatus.RUNNING: 'running'>
+"""
+
+from jobs.sources.base import SourceRequest
+from orchestrator.api.launching import Planned, launch, plan
+from orchestrator.api.request import LaunchRequest
+from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
+
+__all__ = [
+    "LaunchRequest",
+    "Planned",
+    "Resumable",
+    "SourceRequest",
+    "cancel",
+    "find_run",
+    "launch",
+    "plan",
+    "plan_resume",
+    "resume",
+    "status",
+]

@@ -1,0 +1,123 @@
+"""From a request to a plan, and from a plan to its first submission."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import atomic
+from jobs.errors import EngineError
+from jobs.model import Plan, Stage, Submission, utc_now
+from jobs.runfolder import RunFolder
+from jobs.sources import open_source
+from orchestrator import engines, planning, preflight, submission
+from orchestrator.api import running
+from orchestrator.api.request import LaunchRequest, stage_resources
+from orchestrator.api.running import Tick
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan that nothing on disk knows of yet."""
+
+    plan: Plan
+    private: Mapping[str, str]  # locators that hold secrets; never shown
+    engine: str
+    request: LaunchRequest
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(os.path.abspath(self.request.log_dir)) / self.plan.run_id)
+
+    @property
+    def parallel(self) -> int:
+        """Most tasks at once: one a core on this machine, all of them on Slurm."""
+        if self.request.parallel is not None:
+            return self.request.parallel
+        if self.engine == "local":
+            return max(1, len(os.sched_getaffinity(0)))
+        return self.request.tasks
+
+    def draft(self) -> Submission:
+        """The first submission, its jobs not yet known."""
+        plan = self.plan
+        tasks = planning.tasks_for(
+            plan,
+            (shard.id for shard in plan.shards),
+            (part.id for part in plan.parts()),
+            most=self.request.tasks,
+        )
+        return submission.draft(
+            1,
+            self.engine,
+            tasks,
+            stage_resources(self.request),
+            parallel=self.parallel,
+            retries=self.request.retries,
+            then=self.request.then,
+        )
+
+    def scripts(self) -> dict[Stage, str]:
+        """What would be handed to the engine, by stage; nothing is touched."""
+        engine = engines.by_name(self.engine)
+        return submission.scripts(self.folder, self.draft(), engine)
+
+    def problems(self) -> list[str]:
+        """What does not hold, though it must before anything is submitted; a line each."""
+        return preflight.problems(self.plan)
+
+
+def plan(request: LaunchRequest) -> Planned:
+    """Ask the source what there is and plan it; touches nothing.
+
+    Raises ``SourceError`` (with the next step), ``UsageError`` where there is nothing to do,
+    ``EngineError`` where the engine asked for is not there.
+    """
+    request.check()
+    engine = engines.choose(request.engine)
+    if request.then is not None and engine != "slurm":
+        raise EngineError("--then submits a batch script and needs Slurm; there is none here")
+    source = open_source(request.source)
+    shards = source.shards()
+    now = utc_now()
+    place = planning.Place(
+        dest=os.path.abspath(request.dest),
+        temp=os.path.abspath(request.temp_dir) if request.temp_dir else None,
+    )
+    planned = planning.plan_run(
+        source.describe(),
+        shards,
+        place,
+        request.options,
+        run_id=planning.new_run_id(now),
+        now=now,
+    )
+    return Planned(planned, source.private(), engine, request)
+
+
+def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
+    """Make the run folder, claim the destination, submit the chain.
+
+    On Slurm it returns once the jobs are accepted. On this machine it returns when they ended,
+    and calls ``on_tick`` meanwhile. Raises ``PreflightError``, ``ClaimedError``, ``EngineError``;
+    where nothing was submitted, no run folder stays behind.
+    """
+    preflight.check(planned.plan)
+    folder = planned.folder
+    folder.create(planned.plan)
+    try:
+        if planned.private:
+            atomic.write_json(folder.private, planned.private)
+        running.take_claim(folder, planned.plan)
+    except BaseException:
+        shutil.rmtree(folder.path, ignore_errors=True)
+        raise
+    first = planned.draft()
+    if planned.request.download_on == "login" and planned.engine != "local":
+        running.download_here(folder, first, on_tick=on_tick)
+    else:
+        running.submit(folder, first, on_tick=on_tick)
+    return folder

@@ -1,0 +1,74 @@
+"""What a user asks of a launch, as one typed value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.errors import UsageError
+from jobs.model import Options, Resources, Stage
+from jobs.sources.base import SourceRequest
+from orchestrator.planning import DEFAULT_TASKS
+
+DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
+DEFAULT_LOG_DIR = Path("logs")
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """A source, where it goes, and how the work is to be run."""
+
+    source: SourceRequest
+    dest: Path = DEFAULT_DEST
+    temp_dir: Path | None = None  # None: in the destination's staging folder
+    log_dir: Path = DEFAULT_LOG_DIR
+    options: Options = field(default_factory=Options)
+    engine: str = "auto"  # auto, slurm or local
+    tasks: int = DEFAULT_TASKS  # most array tasks
+    parallel: int | None = None  # most at once; None: all on Slurm, one a core on this machine
+    resources: Resources = field(default_factory=Resources)
+    download_partition: str | None = None
+    download_sbatch_args: tuple[str, ...] = ()
+    download_on: str = "cluster"  # or login: download in this process, then submit the rest
+    retries: int = 1  # further attempts that the run may make by itself
+    then: Path | None = None  # the user's batch script to start once the dataset is published
+
+    def check(self) -> None:
+        """Raise ``UsageError`` where the request makes no sense whatever the source says."""
+        if self.tasks < 1:
+            raise UsageError("--tasks must be 1 or more")
+        if self.parallel is not None and self.parallel < 1:
+            raise UsageError("--parallel must be 1 or more")
+        if self.options.part_size < 1:
+            raise UsageError("--part-size must be positive")
+        if self.download_on not in ("cluster", "login"):
+            raise UsageError("--download-on takes cluster or login")
+        if self.then is not None and not self.then.is_file():
+            raise UsageError(f"--then {self.then}: there is no such batch script")
+
+
+def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
+    """What each stage's jobs ask for."""
+    from dataclasses import replace
+
+    download = replace(
+        request.resources,
+        partition=request.download_partition or request.resources.partition,
+        sbatch_args=(*request.resources.sbatch_args, *request.download_sbatch_args),
+    )
+    return {
+        Stage.DOWNLOAD.value: download,
+        Stage.EXTRACT.value: request.resources,
+        Stage.FINALIZE.value: request.resources,
+    }
+
+
+def override(
+    resources: Mapping[str, Resources], changes: Mapping[str, object]
+) -> dict[str, Resources]:
+    """``resources`` with the fields of ``changes`` that are not None put in, for every stage."""
+    from dataclasses import replace
+
+    given = {name: value for name, value in changes.items() if value not in (None, ())}
+    return {stage: replace(value, **given) for stage, value in resources.items()}  # type: ignore[arg-type]

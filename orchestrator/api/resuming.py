@@ -1,0 +1,167 @@
+"""Finds runs, tells where they stand, takes them up again and ends them."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
+from jobs.model import Resources, Submission, utc_now
+from jobs.progress import process_start
+from jobs.runfolder import RunFolder, Staging
+from orchestrator import claim, engines, journal, preflight, recovery
+from orchestrator.api import running
+from orchestrator.api.request import DEFAULT_LOG_DIR, override
+from orchestrator.api.running import Tick, state_of
+from orchestrator.journal import Act
+from orchestrator.recovery import Recovery
+from orchestrator.state import RunState, RunStatus
+
+# So long a process that began a submission is given, on another host, to finish it.
+SUBMITTING_S = 600.0
+
+
+def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFolder:
+    """The run of that id (a unique beginning will do) or folder; None: the newest.
+
+    Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
+    """
+    if run and ("/" in run or (Path(run) / "plan.json").is_file()):
+        return RunFolder(Path(os.path.abspath(run)))
+    base = Path(os.path.abspath(log_dir))
+    names = sorted(
+        (path.name for path in base.glob("*/") if (path / "plan.json").is_file()), reverse=True
+    )
+    if run:
+        exact = [name for name in names if name == run]
+        names = exact or [name for name in names if name.startswith(run)]
+        if len(names) > 1:
+            raise UsageError(f"several runs begin with {run}: {', '.join(names)}; write more of it")
+    if not names:
+        which = f"run {run}" if run else "run"
+        raise RunFolderError(
+            f"there is no {which} under {base}; `websight-orchestrate launch` starts one, "
+            "--log-dir looks elsewhere"
+        )
+    return RunFolder(base / names[0])
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A run, where it stands, and what a resume would do."""
+
+    folder: RunFolder
+    state: RunState
+    step: Recovery
+
+    @property
+    def last(self) -> Submission:
+        return self.state.submissions[-1]
+
+
+def status(folder: RunFolder, *, ask: bool = True) -> RunState:
+    """Where a run stands; ``ask=False`` looks at its files only, not at the scheduler."""
+    return state_of(folder, ask=ask)
+
+
+def plan_resume(
+    folder: RunFolder,
+    *,
+    tasks: int | None = None,
+    changes: Mapping[str, object] | None = None,
+) -> Resumable:
+    """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
+
+    Raises ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError``
+    where another process is submitting right now.
+    """
+    state = state_of(folder)
+    if state.submissions:
+        _check_nobody_submits(state.submissions[-1])
+    if state.engine_silent:
+        raise EngineError(
+            f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
+            "submitted; resume again once the scheduler answers"
+        )
+    if not state.submissions:
+        raise RunFolderError(
+            f"run {folder.run_id} was never submitted; `launch` again, or remove {folder.path}"
+        )
+    engine = engines.by_name(_engine_name(state.submissions[-1]))
+    partition = state.submissions[-1].resources["extract"].partition
+    limit = engines.time_limit_min(engine, partition)
+    step = recovery.recover(state, most=tasks, limit_min=limit)
+    if step.tasks and changes:
+        step = replace(step, resources=override(_resources(step, state), changes))
+    return Resumable(folder, state, step)
+
+
+def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
+    """Do what ``plan_resume`` found; nothing where everything is done or at work.
+
+    Raises ``PreflightError`` (no room for what is left), ``ClaimedError``, ``EngineError``.
+    """
+    folder, step, last = planned.folder, planned.step, planned.last
+    if not step.tasks:
+        return
+    running.take_claim(folder, planned.state.plan)
+    preflight.check_space(planned.state.plan, planned.state)
+    name = _engine_name(last)
+    engine = engines.by_name(name)
+    lost = [event.name for event in journal.open_intents(folder)]
+    if step.cancel or lost:
+        engine.cancel(folder, step.cancel, lost)
+        for job in lost:
+            journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
+    draft = running.next_draft(
+        folder, last, step, engine=name, retries=last.retries if retries is None else retries
+    )
+    if last.onward is not None and step.shards:
+        running.download_here(folder, draft, on_tick=on_tick)
+    else:
+        running.submit(folder, draft, also_after=step.also_after, on_tick=on_tick)
+
+
+def cancel(folder: RunFolder) -> RunState:
+    """End all jobs of a run, those that wait included; ``resume`` can take it up again."""
+    state = state_of(folder, ask=False)
+    if state.status is RunStatus.DONE:
+        raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
+    attempt = state.submissions[-1].number if state.submissions else 0
+    # Written first: a finalize job that is about to start the next attempt reads it.
+    journal.append(folder, Act.CANCELLED, attempt=attempt)
+    lost = [event.name for event in journal.open_intents(folder)]
+    for name in dict.fromkeys(submission.engine for submission in state.submissions):
+        ids = {
+            task.job_id.partition("_")[0]: None
+            for submission in state.submissions
+            if submission.engine == name
+            for task in submission.tasks
+            if task.job_id
+        }
+        engines.by_name(name).cancel(folder, list(ids), lost)
+    claim.release(Staging(state.plan), folder.run_id)
+    return state_of(folder)
+
+
+def _engine_name(last: Submission) -> str:
+    return last.onward or last.engine
+
+
+def _resources(step: Recovery, state: RunState) -> Mapping[str, Resources]:
+    return step.resources or state.submissions[-1].resources
+
+
+def _check_nobody_submits(last: Submission) -> None:
+    """Refuse while another process is between making ``last`` and hearing of its jobs."""
+    age_s = (utc_now() - last.created).total_seconds()
+    if age_s > SUBMITTING_S or all(task.job_id for task in last.tasks) or last.pid == os.getpid():
+        return
+    if last.host != socket.gethostname() or process_start(last.pid):
+        raise ClaimedError(
+            f"process {last.pid} on {last.host} began submission {last.number} of this run "
+            f"{age_s:.0f} s ago and is not done with it; look again in a minute with `status`"
+        )

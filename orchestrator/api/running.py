@@ -1,0 +1,107 @@
+"""Hands submissions to their engines, and carries a run on where its engine is this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from jobs.model import Stage, Submission
+from jobs.runfolder import RunFolder
+from orchestrator import engines, evidence, recovery, submission
+from orchestrator.engines.local import LocalEngine
+from orchestrator.state import RunState, RunStatus, judge
+
+Tick = Callable[[RunFolder], None]
+
+
+def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
+    """Where a run stands; ``ask=False`` looks at its files only."""
+    return judge(evidence.gather(folder, engines.by_name if ask else None))
+
+
+def submit(
+    folder: RunFolder,
+    draft: Submission,
+    *,
+    also_after: tuple[str, ...] = (),
+    on_tick: Tick | None = None,
+) -> None:
+    """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself."""
+    engine = engines.by_name(draft.engine)
+    submission.submit_chain(folder, draft, engine, also_after=also_after)
+    if isinstance(engine, LocalEngine):
+        engine.wait(folder, on_tick=lambda: on_tick(folder) if on_tick else None)
+        _go_on(folder, draft, on_tick)
+
+
+def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
+    """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
+    here = replace(
+        draft,
+        engine="local",
+        onward=draft.engine,
+        parallel=1,
+        tasks=draft.of_stage(Stage.DOWNLOAD),
+    )
+    submit(folder, here, on_tick=on_tick)
+
+
+def next_draft(
+    folder: RunFolder, last: Submission, step: recovery.Recovery, *, engine: str, retries: int
+) -> Submission:
+    """The submission after all there are, over the work of ``step``."""
+    return replace(
+        submission.draft(
+            folder.submission_numbers()[-1] + 1,
+            engine,
+            step.tasks,
+            dict(step.resources or last.resources),
+            parallel=last.parallel,
+            retries=retries,
+            refetch=step.refetch,
+        ),
+        then=last.then,
+    )
+
+
+def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None) -> None:
+    """After a submission on this machine: the stages behind a download here, or another attempt."""
+    state = state_of(folder)
+    if last.onward is not None:
+        if folder.fetched_ids():
+            step = recovery.recover(state)
+            rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
+            step = replace(step, tasks=rest)
+            draft = next_draft(folder, last, step, engine=last.onward, retries=last.retries)
+            submit(folder, draft, on_tick=on_tick)
+        return
+    if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
+        return
+    step = recovery.recover(state)
+    if step.tasks:
+        draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
+        submit(folder, draft, on_tick=on_tick)
+
+
+def retry(run_dir: str, attempt: int) -> None:
+    """The next attempt of a run, started by its own finalize job; nothing if it is not worth it."""
+    from pathlib import Path
+
+    folder = RunFolder(Path(run_dir))
+    last = folder.load_submission(attempt)
+    if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
+        return
+    state = state_of(folder)
+    if state.status is RunStatus.CANCELLED or not recovery.may_retry(state, _before(state, last)):
+        return
+    step = recovery.recover(state)
+    if step.tasks:
+        draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
+        submit(folder, draft, also_after=step.also_after)
+
+
+def _before(state: RunState, last: Submission) -> int | None:
+    """Parts that were left ahead of ``last``; None for the first, which may be retried freely."""
+    if last.number == 1:
+        return None
+    return sum(len(task.items) for task in last.of_stage(Stage.EXTRACT)) or None

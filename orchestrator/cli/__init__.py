@@ -1,0 +1,112 @@
+"""The command line: commands that load when they are called, and one boundary for errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+from jobs import __version__
+
+# name -> one line for the help page, which therefore loads none of them
+COMMANDS = {
+    "launch": "Bring a dataset here: download, extract, verify, publish.",
+    "status": "Show where a run stands.",
+    "resume": "Redo what is missing of a run, and only that.",
+    "cancel": "End all jobs of a run; resume can take it up again.",
+    "logs": "Show the log of a task, a shard, or of what failed.",
+    "runs": "List the runs under the log folder.",
+    "report": "Write a run's report as one HTML page.",
+    "verify": "Check a published dataset against its receipt.",
+    "doctor": "Probe this machine or cluster before a long run.",
+    "completion": "Print the completion script for a shell.",
+}
+
+EXAMPLES = """\b
+Examples:
+  websight-orchestrate launch --hf-repo org/WebSight-v2 --dest /scratch/websight
+  websight-orchestrate status --watch
+  websight-orchestrate resume"""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command = import_module(f"orchestrator.cli.{cmd_name}").command
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            near = get_close_matches(args[0], COMMANDS, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            ctx.fail(f"No such command {args[0]!r}.{hint}")
+        return super().resolve_command(ctx, args)
+
+
+@click.command(
+    cls=LazyGroup,
+    name="websight-orchestrate",
+    epilog=EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="websight-orchestrate")
+@click.option("--profile", help="Use [profiles.NAME] of the settings.", metavar="NAME")
+@click.pass_context
+def cli(ctx: click.Context, profile: str | None) -> None:
+    """Bring a dataset published as archives to this cluster: downloaded, extracted in parallel,
+    verified, and published whole or not at all."""
+    from orchestrator import settings
+
+    ctx.default_map = settings.default_map(profile)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``)."""
+    from jobs.errors import OrchestrateError
+    from orchestrator.cli import exits
+
+    try:
+        result: Any = cli.main(
+            args=None if argv is None else list(argv),
+            prog_name="websight-orchestrate",
+            standalone_mode=False,
+        )
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except OrchestrateError as error:
+        click.echo(f"error: {error.message}", err=True)
+        return exits.of_cause(error.cause)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader went away, as `| head` does; nothing is wrong
+        return 0
+    except OSError as error:
+        from jobs.errors import from_os_error
+
+        doing = str(error.filename or "reading or writing")
+        click.echo(f"error: {from_os_error(error, doing=doing).message}", err=True)
+        return exits.FAILED
+    return result if isinstance(result, int) else 0

@@ -1,0 +1,180 @@
+"""From what was typed to a launch request."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.errors import UsageError
+from jobs.model import (
+    Layout,
+    Links,
+    OnBadRecord,
+    OnCollision,
+    Options,
+    Resources,
+    SourceKind,
+    Verify,
+)
+from jobs.sources import parse_url_list
+from jobs.sources.base import SourceRequest
+from orchestrator.api import LaunchRequest
+from orchestrator.cli import options
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a launch talks and whether it stays."""
+
+    dry_run: bool
+    wait: bool
+    yes: bool
+    as_json: bool
+    parsable: bool
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> Habits:
+        """Takes these options out of a command's ``values``."""
+        habits = cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
+        if habits.as_json and habits.parsable:
+            raise UsageError("--json and --parsable exclude each other; choose one")
+        return habits
+
+    @property
+    def quiet(self) -> bool:
+        return self.as_json or self.parsable
+
+    @property
+    def asks(self) -> bool:
+        """Whether somebody is there who can answer."""
+        return not (self.yes or self.quiet) and sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def request(values: dict[str, Any]) -> LaunchRequest:
+    """The request that the options of ``launch`` make; ``UsageError`` where they do not fit."""
+    header_env = tuple(_header(text) for text in values["headers"])
+    layout = Layout(
+        name=values["layout"],
+        records=values["records_file"],
+        images=values["images_dir"].strip("/"),
+        image_field=values["image_field"],
+    )
+    resources = options.slurm_changes(values)
+    return LaunchRequest(
+        source=_source(values, header_env, layout),
+        dest=values["dest"],
+        temp_dir=values["temp_dir"],
+        log_dir=values["log_dir"],
+        options=_options(values, header_env, layout),
+        engine=values["engine"],
+        tasks=values["tasks"],
+        parallel=values["parallel"],
+        resources=Resources(**resources),  # type: ignore[arg-type]
+        download_partition=values["download_partition"],
+        download_sbatch_args=values["download_sbatch_args"],
+        download_on=values["download_on"],
+        retries=values["retries"],
+        then=values["then"],
+    )
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, equals, variable = text.partition("=")
+    if not (equals and name.strip() and variable.isidentifier()):
+        raise UsageError(
+            f"--header {name}=… takes NAME=VARIABLE, the name of an environment variable that "
+            "holds the value; a value itself would be seen by everybody on this machine"
+        )
+    return name.strip(), variable
+
+
+def _source(
+    values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
+) -> SourceRequest:
+    kind, locators = _locators(values)
+    for option, kinds in _BELONGS.items():
+        if values[option] and kind not in kinds:
+            raise UsageError(
+                f"--{_SPELLED.get(option, option.replace('_', '-'))} does not go with "
+                f"--{_FLAG[kind]}"
+            )
+    return SourceRequest(
+        kind=kind,
+        locators=locators,
+        files=values["hf_files"],
+        include=values["include"],
+        exclude=values["exclude_files"],
+        revision=values["revision"],
+        repo_type=values["repo_type"],
+        sha256=values["sha256"],
+        header_env=header_env,
+        layout=layout,
+    )
+
+
+_FLAG = {SourceKind.HUB: "hf-repo", SourceKind.URL: "url", SourceKind.LOCAL: "local-path"}
+_BELONGS = {
+    "hf_files": (SourceKind.HUB,),
+    "revision": (SourceKind.HUB,),
+    "sha256": (SourceKind.URL,),
+    "headers": (SourceKind.URL,),
+}
+_SPELLED = {"hf_files": "hf-file", "headers": "header"}
+
+
+def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
+    """The one source that was named."""
+    urls = list(values["urls"])
+    if values["url_list"]:
+        with click.open_file(values["url_list"], encoding="utf-8") as file:
+            urls += parse_url_list(file.read())
+    given: list[tuple[SourceKind, tuple[str, ...]]] = []
+    if values["hf_repo"]:
+        given.append((SourceKind.HUB, (values["hf_repo"],)))
+    if urls:
+        given.append((SourceKind.URL, tuple(urls)))
+    if values["local_path"]:
+        given.append((SourceKind.LOCAL, (str(Path(values["local_path"]).expanduser().absolute()),)))
+    if len(given) != 1:
+        raise UsageError(
+            "launch takes one source: --hf-repo REPO, --url URL (or --url-list FILE), "
+            f"or --local-path PATH; {'none' if not given else 'more than one'} was given"
+        )
+    return given[0]
+
+
+def _options(
+    values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
+) -> Options:
+    return Options(
+        layout=layout,
+        verify=Verify.NONE if values["skip_verify"] else Verify(values["verify"]),
+        digest=values["digest"],
+        on_bad_record=OnBadRecord(values["on_bad_record"]),
+        on_collision=OnCollision(values["on_collision"]),
+        links=Links(values["links"]),
+        strip_components=_strip(values["strip_components"]),
+        nested=values["nested"],
+        max_expansion=values["max_expansion"],
+        keep_archive=values["keep_archive"],
+        overwrite=values["overwrite"],
+        preserve_times=values["preserve_times"],
+        expect_records=values["expect_records"],
+        part_size=values["part_size"],
+        connections=values["connections"],
+        max_rate=values["max_rate"],
+        stall_s=values["stall"],
+        header_env=header_env,
+    )
+
+
+def _strip(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise UsageError("--strip-components takes auto or a number")
+    return int(text)

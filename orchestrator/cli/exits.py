@@ -1,0 +1,44 @@
+"""Exit codes: what a script learns without reading a word."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from jobs.errors import Cause
+from orchestrator.state import RunState, RunStatus
+
+DONE = 0
+FAILED = 1  # failed or incomplete
+USAGE = 2
+PREFLIGHT = 3
+ENGINE = 4
+VERIFICATION = 5
+INTERRUPTED = 130
+
+_BY_CAUSE = {
+    Cause.USAGE: USAGE,
+    Cause.PREFLIGHT: PREFLIGHT,
+    Cause.CLAIMED: PREFLIGHT,
+    Cause.ENGINE: ENGINE,
+    Cause.VERIFICATION: VERIFICATION,
+    Cause.BAD_RECORD: VERIFICATION,
+    Cause.BAD_IMAGE: VERIFICATION,
+    Cause.COLLISION: VERIFICATION,
+}
+
+
+def of_cause(cause: Cause) -> int:
+    """The exit code of an error."""
+    return _BY_CAUSE.get(cause, FAILED)
+
+
+def of_state(state: RunState) -> int:
+    """The exit code of a run: 0 as long as nothing ended badly."""
+    if state.status in (RunStatus.DONE, RunStatus.RUNNING, RunStatus.PLANNED):
+        return DONE
+    return _worst(trouble.problem.cause for trouble in state.troubles)
+
+
+def _worst(causes: Iterable[Cause]) -> int:
+    codes = {of_cause(cause) for cause in causes}
+    return VERIFICATION if VERIFICATION in codes and FAILED not in codes else FAILED

@@ -1,0 +1,123 @@
+"""Options that several commands share, and the types that parse their texts once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from jobs.errors import UsageError
+from orchestrator import resources
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Parsed(click.ParamType):
+    """A text that a function of ours turns into a value, or refuses with a ``UsageError``."""
+
+    def __init__(self, name: str, parse: Callable[[str], object]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except UsageError as error:
+            self.fail(error.message, param, ctx)
+
+
+def clean(text: str) -> str:
+    """``text``, if it is fit for a batch script: a line break would start a line of its own."""
+    if not text.isprintable():
+        raise UsageError(f"{text!r} holds a control character; write it on one line")
+    return text
+
+
+TIME = Parsed("time", resources.parse_time)
+MEMORY = Parsed("size", resources.parse_mem)
+SIZE = Parsed("size", resources.parse_size)
+WORD = Parsed("text", clean)
+LINE = Parsed("line", clean)
+FOLDER = click.Path(path_type=Path)
+
+
+def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    """Several options as one decorator, shown in the order written."""
+
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+log_dir = click.option(
+    "--log-dir",
+    type=FOLDER,
+    default=Path("logs"),
+    show_default=True,
+    help="Where runs are kept; compute nodes must see it too.",
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+yes = click.option("-y", "--yes", is_flag=True, help="Ask nothing.")
+wait = click.option(
+    "--wait/--no-wait", default=False, help="Stay until a run on Slurm has ended, and show it."
+)
+run = click.argument("run", required=False)
+
+slurm = stack(
+    click.option("-p", "--partition", type=WORD, help="Partition."),
+    click.option("-A", "--account", type=WORD, help="Account."),
+    click.option("-q", "--qos", type=WORD, help="Quality of service."),
+    click.option(
+        "-t",
+        "--time",
+        "time_min",
+        type=TIME,
+        metavar="TIME",
+        help="Time limit of each job, as sbatch takes it.  [launch: 4:00:00]",
+    ),
+    click.option("-c", "--cpus-per-task", "cpus", type=click.IntRange(min=1), help="Cores a task."),
+    click.option("--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory a task, such as 8G."),
+    click.option("-C", "--constraint", type=WORD, help="Features that a node must have."),
+    # sbatch says --exclude too; here that leaves out files of the source.
+    click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to leave out."),
+    click.option("--reservation", type=WORD, help="Reservation."),
+    click.option("--mail-type", type=WORD, help="When Slurm writes a mail."),
+    click.option("--mail-user", type=WORD, help="To whom."),
+    click.option(
+        "--sbatch-arg", "sbatch_args", type=LINE, multiple=True, help="Any other sbatch option."
+    ),
+    click.option(
+        "--setup", type=LINE, multiple=True, help="Shell line before each task (module load …)."
+    ),
+)
+
+SLURM_FIELDS = (
+    "partition",
+    "account",
+    "qos",
+    "time_min",
+    "cpus",
+    "mem_mb",
+    "constraint",
+    "exclude",
+    "reservation",
+    "mail_type",
+    "mail_user",
+    "sbatch_args",
+    "setup",
+)
+
+
+def slurm_changes(values: dict[str, Any]) -> dict[str, object]:
+    """Takes the Slurm options out of a command's ``values``; those that were given."""
+    changes = {name: values.pop(name) for name in SLURM_FIELDS}
+    return {name: value for name, value in changes.items() if value not in (None, ())}

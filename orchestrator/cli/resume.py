@@ -1,0 +1,42 @@
+"""``resume``: redo what is missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli import options
+from orchestrator.cli.building import Habits
+
+
+@click.command(short_help="Redo what is missing of a run, and only that.")
+@options.run
+@options.log_dir
+@click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; touch nothing.")
+@options.slurm
+@options.wait
+@options.as_json
+@click.option("--parsable", is_flag=True, help="Print the finalize job's id and nothing else.")
+def command(run: str | None, log_dir: Path, tasks: int | None, **values: Any) -> int:
+    """Take RUN up again: a run's id or folder, by default the newest one.
+
+    Finished parts are never done again, live tasks are left alone, and what ran out of memory or
+    time gets more of it. The Slurm options override that, for every stage.
+    """
+    from orchestrator import api
+    from orchestrator.cli import showing
+
+    changes = options.slurm_changes(values)
+    habits = Habits(yes=True, **values)
+    folder = api.find_run(run, log_dir)
+    planned = api.plan_resume(folder, tasks=tasks, changes=changes)
+    if not habits.quiet:
+        showing.say(showing.resume_lines(planned))
+    if habits.dry_run or not planned.step.tasks:
+        return showing.launched(folder, habits) if not habits.dry_run else 0
+    with showing.progress(folder, planned.state.plan, habits) as on_tick:
+        api.resume(planned, on_tick=on_tick)
+    return showing.launched(folder, habits)

@@ -1,0 +1,219 @@
+"""What launch, resume and cancel say: the plan before, the ids after, and what to type next."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs import atomic
+from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
+from jobs.runfolder import RunFolder
+from orchestrator import resources, status, table, terminal, units
+from orchestrator.api import Planned, Resumable
+from orchestrator.api import status as status_of
+from orchestrator.api.request import stage_resources
+from orchestrator.cli import exits
+from orchestrator.cli.building import Habits
+from orchestrator.state import RunState, RunStatus
+
+_SHOWN_SHARDS = 12  # of a plan; more scroll the rest away
+
+
+def plan_lines(planned: Planned) -> list[str]:
+    """What a launch will do."""
+    plan = planned.plan
+    archives = sum(shard.kind is ShardKind.ARCHIVE for shard in plan.shards)
+    parts = len(plan.parts())
+    tasks = len(planned.draft().of_stage(Stage.EXTRACT))
+    revision = f" @ {plan.source.revision[:12]}" if plan.source.revision else ""
+    lines = [
+        f"Run       {plan.run_id}",
+        f"Source    {plan.source.kind.value} {plan.source.locator}{revision}",
+        f"Shards    {units.plural(len(plan.shards), 'shard')} ({archives} archives), "
+        f"{_total(plan)}",
+        f"To        {plan.dest}",
+        f"Archives  {plan.temp}{' (kept)' if plan.options.keep_archive else ''}",
+        f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
+    ]
+    throttle = f", {planned.parallel} at once" if planned.parallel < tasks else ""
+    lines.append(
+        f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"
+    )
+    if planned.engine == "slurm":
+        lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
+    lines.append(f"Engine    {planned.engine}")
+    return lines
+
+
+def resource_line(asked: Resources) -> str:
+    """What a job asks for, in sbatch's words."""
+    words = [f"--time={resources.format_time(asked.time_min)}", f"--cpus-per-task={asked.cpus}"]
+    if asked.mem_mb:
+        words.append(f"--mem={asked.mem_mb}M")
+    for name in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
+        if value := getattr(asked, name):
+            words.append(f"--{name}={value}")
+    return " ".join([*words, *asked.sbatch_args])
+
+
+def _total(plan: Plan) -> str:
+    sizes = [shard.size for shard in plan.shards]
+    known = sum(size for size in sizes if size is not None)
+    unknown = sizes.count(None)
+    more = f" and {unknown} of unknown size" if unknown else ""
+    return units.size(known) + more
+
+
+def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
+    lines = []
+    for shard in shards[:_SHOWN_SHARDS]:
+        size = "?" if shard.size is None else units.size(shard.size)
+        split = f"  ({len(shard.files)} files)" if len(shard.files) > 1 else ""
+        lines.append(f"  {size:>9}  {shard.parts:>4} part(s)  {shard.name}{split}")
+    if len(shards) > _SHOWN_SHARDS:
+        lines.append(f"  … and {len(shards) - _SHOWN_SHARDS} more")
+    return lines
+
+
+def _say(text: str) -> None:
+    click.echo(terminal.look_of(sys.stderr).spell(text), err=True)
+
+
+def announce(planned: Planned, habits: Habits) -> None:
+    """Tell what will be done and, where somebody is there, ask whether to go on."""
+    for line in plan_lines(planned):
+        _say(line)
+    if habits.asks:
+        click.confirm("Start?", default=True, abort=True, err=True)
+
+
+def dry_run(planned: Planned, *, as_json: bool) -> int:
+    """Show plan, sizes, array and batch scripts; exit code 3 where it could not start."""
+    problems = planned.problems()
+    scripts = planned.scripts()
+    if as_json:
+        _print_json(_dry_json(planned, problems, scripts))
+    else:
+        look = terminal.stdout_look()
+        lines = [*plan_lines(planned), *_shard_lines(planned.plan.shards)]
+        for stage, script in scripts.items():
+            lines += ["", f"--- {stage.value} ---", script.rstrip()]
+        lines += ["", *(f"✗ {problem}" for problem in problems)]
+        lines.append("Dry run: nothing was submitted and nothing written.")
+        click.echo(look.spell("\n".join(lines)))
+    return exits.PREFLIGHT if problems else exits.DONE
+
+
+def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) -> dict[str, Any]:
+    plan = planned.plan
+    draft = planned.draft()
+    return {
+        "schema": status.JSON_SCHEMA,
+        "dry_run": True,
+        "engine": planned.engine,
+        "source": {
+            "kind": plan.source.kind.value,
+            "locator": plan.source.locator,
+            "revision": plan.source.revision,
+        },
+        "dest": plan.dest,
+        "shards": [
+            {
+                "id": shard.id,
+                "name": shard.name,
+                "size": shard.size,
+                "files": len(shard.files),
+                "parts": shard.parts,
+            }
+            for shard in plan.shards
+        ],
+        "bytes": sum(shard.size or 0 for shard in plan.shards),
+        "parts": len(plan.parts()),
+        "array_size": len(draft.of_stage(Stage.EXTRACT)),
+        "scripts": {stage.value: script for stage, script in scripts.items()},
+        "problems": problems,
+    }
+
+
+def launched(folder: RunFolder, habits: Habits) -> int:
+    """The ids and what to type next; or, where the run has ended, how."""
+    state = status_of(folder)
+    if habits.parsable:
+        click.echo(_finalize_id(state) or "")
+        return exits.of_state(state)
+    if habits.as_json:
+        _print_json(status.as_json(state, folder, utc_now()))
+        return exits.of_state(state)
+    if state.status is not RunStatus.RUNNING:
+        return ended(folder, state)
+    for line in submitted_lines(state, folder):
+        _say(line)
+    return exits.DONE
+
+
+def ended(folder: RunFolder, state: RunState) -> int:
+    """The status screen of a run that is over."""
+    click.echo(table.render(state, folder, utc_now(), terminal.stdout_look()))
+    return exits.of_state(state)
+
+
+def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
+    """Which jobs there are now, and how to look at them."""
+    last = state.submissions[-1]
+    jobs = []
+    for stage in Stage:
+        ids = dict.fromkeys(
+            task.job_id.partition("_")[0] for task in last.of_stage(stage) if task.job_id
+        )
+        if ids:
+            count = len(last.of_stage(stage))
+            size = f" [{count} tasks]" if stage is Stage.EXTRACT else ""
+            jobs.append(f"{stage.value} {', '.join(ids)}{size}")
+    run = _run_word(folder)
+    return [
+        f"Submitted {' → '.join(jobs)}",
+        f"Look:     websight-orchestrate status {run} --watch",
+        f"Cancel:   websight-orchestrate cancel {run}",
+    ]
+
+
+def _run_word(folder: RunFolder) -> str:
+    """How to name a run on a command line: by its id where the default log folder holds it."""
+    if folder.path.parent == Path("logs").absolute():
+        return folder.run_id
+    return str(folder.path)
+
+
+def _finalize_id(state: RunState) -> str | None:
+    for submission in reversed(state.submissions):
+        for task in submission.of_stage(Stage.FINALIZE):
+            return task.job_id
+    return None
+
+
+def resume_lines(planned: Resumable) -> list[str]:
+    """What a resume will do."""
+    step = planned.step
+    if not step.tasks:
+        words = {
+            RunStatus.DONE: "The dataset is published and whole; nothing is left to do.",
+            RunStatus.RUNNING: "The run is at work; nothing is left over. `status` shows it.",
+        }
+        return [words.get(planned.state.status, "Nothing is left to do.")]
+    work = [f"{units.plural(step.shards, 'shard')} to fetch"] if step.shards else []
+    work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
+    lines = [f"Resume {planned.folder.run_id}: {', '.join([*work, 'finalize'])}"]
+    if step.refetch:
+        lines.append(f"  fetched again, as the archive was damaged: {', '.join(step.refetch)}")
+    if step.cancel:
+        lines.append(f"  cancelled first, as they wait in vain: {', '.join(step.cancel)}")
+    if step.also_after:
+        lines.append(f"  left alone, as they are at work: {', '.join(step.also_after)}")
+    return [*lines, *(f"  {note}" for note in step.notes)]
+
+
+def _print_json(value: object) -> None:
+    click.echo(atomic.dumps(value).decode(), nl=False)

@@ -1,0 +1,167 @@
+"""From where a run stands to the submission that finishes it; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.errors import Cause
+from jobs.model import Outcome, Resources, Stage, Task
+from orchestrator import planning, resources
+from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
+
+# A shard whose archive is not what was published is fetched again; one whose members are refused
+# would be refused again.
+_REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
+
+# Worth a resume, but only once somebody made room or changed his mind.
+_NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.CANCELLED})
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What ``resume`` does; all of it empty where nothing is to be done."""
+
+    tasks: tuple[Task, ...] = ()
+    resources: Mapping[str, Resources] | None = None  # by stage
+    refetch: tuple[str, ...] = ()  # shards whose archives are fetched anew
+    cancel: tuple[str, ...] = ()  # jobs to end first: they wait for what will never come
+    also_after: tuple[str, ...] = ()  # live jobs that the new finalize waits for
+    notes: tuple[str, ...] = ()  # what is different this time, and why
+
+    @property
+    def parts(self) -> int:
+        return sum(len(task.items) for task in self.tasks if task.stage is Stage.EXTRACT)
+
+    @property
+    def shards(self) -> int:
+        return sum(len(task.items) for task in self.tasks if task.stage is Stage.DOWNLOAD)
+
+
+def recover(state: RunState, *, most: int | None = None, limit_min: int | None = None) -> Recovery:
+    """The work that is left and that nobody does, with resources that suit why it was left.
+
+    ``most`` bounds the array tasks (None: as many as any submission had); ``limit_min`` is the
+    partition's longest time in minutes.
+    """
+    if state.status is RunStatus.DONE or not state.submissions:
+        return Recovery()
+    working = [view for view in state.tasks if _works(view, state.status)]
+    waiting = [view for view in state.tasks if view.status.live and view not in working]
+    taken = {item for view in working for item in view.task.items}
+    refetch = _refetched(state, taken)
+    shards = [
+        shard.id
+        for shard in state.plan.shards
+        if shard.id not in taken and (shard.id in state.shards_left or shard.id in refetch)
+    ]
+    parts = [part for part in state.parts_left if part not in taken]
+    finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
+        view.engine.cause is Cause.DEPENDENCY for view in waiting
+    )
+    if not shards and not parts and (finalize_waits or _finalizes(state)):
+        return Recovery()  # everything is in somebody's hands
+    notes: list[str] = []
+    return Recovery(
+        tasks=planning.tasks_for(state.plan, shards, parts, most=most or _most(state)),
+        resources=_resources(state, limit_min, notes),
+        refetch=refetch,
+        cancel=_job_ids(waiting),
+        also_after=_job_ids(working),
+        notes=tuple(notes),
+    )
+
+
+def _most(state: RunState) -> int:
+    return max(1, *(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions))
+
+
+def may_retry(state: RunState, before: int | None) -> bool:
+    """Whether an attempt by itself is worth its while: something retryable is left, and the last
+    attempt brought something (``before``: parts that were left ahead of it)."""
+    if state.status not in (RunStatus.INCOMPLETE, RunStatus.RUNNING):
+        return False
+    if before is not None and len(state.parts_left) >= before:
+        return False
+    if any(trouble.problem.cause in _NEEDS_A_HUMAN for trouble in state.troubles):
+        return False
+    return any(trouble.outcome is Outcome.RETRYABLE for trouble in state.troubles)
+
+
+def _works(view: TaskView, status: RunStatus) -> bool:
+    """Whether a task is at work, or will be without anybody's help."""
+    if view.stage is Stage.FINALIZE or view.engine.cause is Cause.DEPENDENCY:
+        return False
+    if view.status is TaskStatus.UNKNOWN:
+        # Cancelled and out of sight: should it live after all, it finds itself superseded.
+        return status is not RunStatus.CANCELLED
+    return view.status.live
+
+
+def _finalizes(state: RunState) -> bool:
+    return any(
+        view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in state.tasks
+    )
+
+
+def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:
+    shards = {
+        trouble.problem.shard or trouble.item.rpartition(".p")[0]
+        for trouble in state.troubles
+        if trouble.stage is Stage.EXTRACT
+        and trouble.problem.cause in _REFETCH
+        and trouble.outcome is Outcome.RETRYABLE
+    }
+    return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
+
+
+def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
+    """Jobs as a whole (an array by its first number), each once."""
+    ids = (view.task.job_id.partition("_")[0] for view in views if view.task.job_id)
+    return tuple(dict.fromkeys(ids))
+
+
+def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
+    grown: dict[str, Resources] = {}
+    for stage in Stage:
+        before = state.submissions[-1].resources[stage.value]
+        failed = [
+            view
+            for view in state.tasks
+            if view.stage is stage and view.status in (TaskStatus.FAILED, TaskStatus.MISSING)
+        ]
+        grown[stage.value] = resources.grown(
+            before,
+            {cause for view in failed for cause in _causes(view)},
+            bad_nodes=_bad_nodes(failed),
+            limit_min=limit_min,
+        )
+        notes += _changes(stage, before, grown[stage.value])
+    return grown
+
+
+def _causes(view: TaskView) -> Sequence[Cause]:
+    items = view.result.items if view.result else ()
+    causes = [item.problem.cause for item in items if item.problem]
+    return [*causes, *([view.problem.cause] if view.problem else [])]
+
+
+def _bad_nodes(views: Iterable[TaskView]) -> list[str]:
+    return sorted(
+        {
+            view.engine.node
+            for view in views
+            if view.engine.cause is Cause.NODE_FAILURE and view.engine.node
+        }
+    )
+
+
+def _changes(stage: Stage, before: Resources, after: Resources) -> list[str]:
+    lines = []
+    if after.mem_mb != before.mem_mb:
+        lines.append(f"{stage.value}: {after.mem_mb} MB of memory, as it ran out before")
+    if after.time_min != before.time_min:
+        lines.append(f"{stage.value}: {after.time_min} minutes, as the time ran out before")
+    if after.exclude != before.exclude:
+        lines.append(f"{stage.value}: without {after.exclude}, where a node failed")
+    return lines
