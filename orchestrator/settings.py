@@ -1,0 +1,240 @@
+"""Defaults that a user keeps: files, profiles for clusters, environment; and who said what.
+
+Later ones win: the user's file, its profile, ``websight.toml`` here, its profile, ``WEBSIGHT_*``
+variables, the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import click
+
+from jobs.errors import UsageError
+
+PREFIX = "WEBSIGHT_"
+HERE = "websight.toml"
+PROFILES = "profiles"
+_NOT_SETTABLE = frozenset({"help", "version", "profile", "show-config"})
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A value and who said it."""
+
+    value: object
+    origin: str
+
+
+def user_file(env: Mapping[str, str]) -> Path:
+    """Where the user's own settings are (XDG base directories)."""
+    base = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".config")
+    return Path(base) / "websight-orchestrate" / "config.toml"
+
+
+def load(
+    profile: str | None = None,
+    *,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Setting]:
+    """Every setting there is, by the option's name without dashes before it (``part-size``).
+
+    Raises ``UsageError`` for a file that is no TOML, that others can write, or that lacks the
+    profile asked for.
+    """
+    env = os.environ if env is None else env
+    files = [user_file(env), (cwd or Path()) / HERE]
+    read = [(path, _read(path)) for path in files]
+    chosen = profile or env.get(f"{PREFIX}PROFILE") or _default_profile(read)
+    known = [name for _, table in read for name in _profiles(table)]
+    if chosen and chosen not in known:
+        near = f"there are: {', '.join(sorted(set(known)))}" if known else "there are none"
+        raise UsageError(f"no profile {chosen!r} in {files[0]} or {files[1]}; {near}")
+    found: dict[str, Setting] = {}
+    for path, table in read:
+        found |= _layer(table, str(path))
+        if chosen:
+            found |= _layer(_profiles(table).get(chosen, {}), f"{path} [{PROFILES}.{chosen}]")
+    for name, text in env.items():
+        if name.startswith(PREFIX) and name != f"{PREFIX}PROFILE":
+            option = name[len(PREFIX) :].lower().replace("_", "-")
+            found[option] = Setting(text, f"environment {name}")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with path.open("rb") as file:
+            _check_owner(path, os.fstat(file.fileno()))
+            return tomllib.load(file)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _check_owner(path: Path, status: os.stat_result) -> None:
+    """Refuse what others wrote: ``setup`` lines run as the user."""
+    if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
+        raise UsageError(
+            f"{path} belongs to somebody else or can be written by everybody, and its settings "
+            f"could run commands as you; remove it, or make it yours (chmod o-w {path})"
+        )
+
+
+def _profiles(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    profiles = table.get(PROFILES, {})
+    if not isinstance(profiles, dict) or not all(isinstance(p, dict) for p in profiles.values()):
+        raise UsageError(f"[{PROFILES}.NAME] must be a table of options")
+    return profiles
+
+
+def _default_profile(read: list[tuple[Path, dict[str, Any]]]) -> str | None:
+    names = [str(table["profile"]) for _, table in read if "profile" in table]
+    return names[-1] if names else None
+
+
+def _layer(table: Mapping[str, Any], origin: str) -> dict[str, Setting]:
+    found = {}
+    for name, value in table.items():
+        if name in (PROFILES, "profile"):
+            continue
+        if isinstance(value, dict):
+            raise UsageError(
+                f"{origin}: [{name}] is no table we know; profiles are [profiles.NAME]"
+            )
+        found[name.replace("_", "-")] = Setting(value, origin)
+    return found
+
+
+def spellings(param: click.Parameter) -> list[str]:
+    """The names under which settings may give an option: its long forms."""
+    if not isinstance(param, click.Option):
+        return []
+    names = [text[2:] for text in (*param.opts, *param.secondary_opts) if text.startswith("--")]
+    return [name for name in names if name not in _NOT_SETTABLE]
+
+
+def for_command(settings: Mapping[str, Setting], command: click.Command) -> dict[str, Any]:
+    """What Click calls a ``default_map`` of ``command``: parameter name to value."""
+    found = {}
+    for param in command.params:
+        for name in spellings(param):
+            if name in settings:
+                value = _value(settings[name].value, param)
+                negated = name in [text[2:] for text in param.secondary_opts]
+                found[param.name or name] = not value if negated else value
+    return found
+
+
+def _value(value: object, param: click.Parameter) -> object:
+    """``value`` as the option takes it: a list where it repeats, a text where it parses one."""
+    assert isinstance(param, click.Option)
+    if param.is_flag:
+        return click.BOOL.convert(value, param, None)
+    if param.multiple:
+        items = value.splitlines() if isinstance(value, str) else value
+        return [str(item) for item in items] if isinstance(items, list) else [str(items)]
+    return value if isinstance(value, str) else str(value)
+
+
+class DefaultMap(Mapping[str, Any]):
+    """Gives each command its defaults when Click asks for them, and knows where they came from."""
+
+    def __init__(self, settings: Mapping[str, Setting], group: click.Group | None = None) -> None:
+        self.settings = settings
+        self._group = group
+
+    def __getitem__(self, name: str) -> dict[str, Any]:
+        ctx = click.get_current_context()
+        group = self._group or ctx.command
+        command = group.get_command(ctx, name) if isinstance(group, click.Group) else None
+        if command is None or not self.settings:
+            raise KeyError(name)
+        assert isinstance(group, click.Group)
+        self._check_names(ctx, group, command)
+        return for_command(self.settings, command)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
+
+    def __len__(self) -> int:
+        return len(self.settings)
+
+    def _check_names(self, ctx: click.Context, group: click.Group, command: click.Command) -> None:
+        """Refuse what no command knows; a file's typing error must not pass in silence."""
+        known = {name for param in command.params for name in spellings(param)}
+        odd = {
+            name: setting
+            for name, setting in self.settings.items()
+            if name not in known and not setting.origin.startswith("environment")
+        }
+        if not odd:
+            return
+        for other in group.list_commands(ctx):
+            found = group.get_command(ctx, other)
+            known |= {name for p in (found.params if found else ()) for name in spellings(p)}
+        for name, setting in odd.items():
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"{setting.origin}: there is no option {name!r}{hint}")
+
+
+def default_map(profile: str | None = None) -> DefaultMap:
+    """The settings of this process's folder, user and environment, for ``ctx.default_map``."""
+    return DefaultMap(load(profile))
+
+
+def show_config(ctx: click.Context) -> str:
+    """Every option of a command, its value, and who said it; a line each."""
+    source = ctx.find_root().default_map
+    settings: Mapping[str, Setting] = source.settings if isinstance(source, DefaultMap) else {}
+    rows = []
+    for param in ctx.command.params:
+        names = spellings(param)
+        if names:
+            value = _shown(ctx.params.get(param.name or ""))
+            rows.append((names[0], value, _origin(ctx, param, names, settings)))
+    wide = max((len(name) for name, _, _ in rows), default=0)
+    long = min(36, max((len(value) for _, value, _ in rows), default=0))
+    return "".join(
+        f"{name:<{wide}}  {value:<{long}}  {origin}".rstrip() + "\n" for name, value, origin in rows
+    )
+
+
+def _shown(value: object) -> str:
+    if value is None or value == ():
+        return "-"
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
+
+
+def _origin(
+    ctx: click.Context,
+    param: click.Parameter,
+    names: list[str],
+    settings: Mapping[str, Setting],
+) -> str:
+    match ctx.get_parameter_source(param.name or ""):
+        case click.core.ParameterSource.COMMANDLINE:
+            return "command line"
+        case click.core.ParameterSource.DEFAULT_MAP:
+            return next((settings[n].origin for n in reversed(names) if n in settings), "settings")
+        case _:
+            return "default"
