@@ -13,8 +13,7 @@ import io
 import json
 import lzma
 import random
-import shutil
-import subprocess
+import sys
 import tarfile
 import time
 import zipfile
@@ -24,6 +23,11 @@ from pathlib import Path
 from typing import IO, cast
 
 from PIL import Image, ImageDraw
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 RECORDS = "prompts.jsonl"
 IMAGES = "images"
@@ -195,13 +199,8 @@ def _compressed(path: Path, fmt: str) -> Iterator[IO[bytes]]:
         with lzma.open(path, "wb", preset=1) as xzipped:
             yield xzipped
     elif fmt == "tar.zst":
-        plain = io.BytesIO()
-        yield plain
-        program = shutil.which("zstd")
-        if program is None:
-            raise RuntimeError("the program zstd is not installed; Python 3.14 has the first one")
-        with path.open("wb") as out:
-            subprocess.run([program, "-q", "-c"], input=plain.getvalue(), stdout=out, check=True)
+        with zstd.open(path, "wb") as zipped:
+            yield cast(IO[bytes], zipped)
     else:
         raise ValueError(f"{fmt!r} is none of {', '.join(FORMATS)}")
 
