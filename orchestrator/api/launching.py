@@ -30,7 +30,7 @@ class Planned:
 
     @property
     def folder(self) -> RunFolder:
-        return RunFolder(Path(os.path.abspath(self.request.log_dir)) / self.plan.run_id)
+        return RunFolder(self.request.log_dir.expanduser().absolute() / self.plan.run_id)
 
     @property
     def parallel(self) -> int:
@@ -84,8 +84,8 @@ def plan(request: LaunchRequest) -> Planned:
     shards = source.shards()
     now = utc_now()
     place = planning.Place(
-        dest=os.path.abspath(request.dest),
-        temp=os.path.abspath(request.temp_dir) if request.temp_dir else None,
+        dest=str(request.dest.expanduser().absolute()),
+        temp=str(request.temp_dir.expanduser().absolute()) if request.temp_dir else None,
     )
     planned = planning.plan_run(
         source.describe(),

@@ -30,8 +30,8 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFold
     Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
     """
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
-        return RunFolder(Path(os.path.abspath(run)))
-    base = Path(os.path.abspath(log_dir))
+        return RunFolder(Path(run).absolute())
+    base = log_dir.expanduser().absolute()
     names = sorted(
         (path.name for path in base.glob("*/") if (path / "plan.json").is_file()), reverse=True
     )

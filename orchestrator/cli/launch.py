@@ -28,7 +28,7 @@ _source = options.stack(
         "urls",
         multiple=True,
         metavar="URL",
-        help="Archive's address; repeat, or {00..99}.",
+        help="An archive's address; repeat, or {0..9}.",
     ),
     click.option(
         "--url-list", metavar="FILE", help="File of URLs, or of names and URLs; - reads them here."

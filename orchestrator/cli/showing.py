@@ -32,8 +32,7 @@ def plan_lines(planned: Planned) -> list[str]:
     lines = [
         f"Run       {plan.run_id}",
         f"Source    {plan.source.kind.value} {plan.source.locator}{revision}",
-        f"Shards    {units.plural(len(plan.shards), 'shard')} ({archives} archives), "
-        f"{_total(plan)}",
+        f"Shards    {len(plan.shards):,} ({archives:,} archives), {_total(plan)}",
         f"To        {plan.dest}",
         f"Archives  {plan.temp}{' (kept)' if plan.options.keep_archive else ''}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",

@@ -1,0 +1,136 @@
+"""What a resume would do, case by case."""
+
+from __future__ import annotations
+
+from jobs.errors import Cause
+from jobs.model import Resources, Stage, Task, TaskResult
+from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.recovery import may_retry, recover
+from orchestrator.state import Evidence, judge
+from tests.support import runs
+from tests.support.runs import CHAIN, PENDING, RUNNING, ended, item, result
+
+NEVER = TaskState(
+    EngineState.PENDING,
+    raw="PENDING",
+    reason="DependencyNeverSatisfied",
+    cause=Cause.DEPENDENCY,
+)
+
+
+def _items(tasks: tuple[Task, ...], stage: Stage) -> list[str]:
+    return [item for task in tasks if task.stage is stage for item in task.items]
+
+
+def _failed_part(cause: Cause, part: str = "a.p0000", **more: object) -> Evidence:
+    """Everything is finished but one part."""
+    results = [
+        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
+        result(Stage.EXTRACT, 0, [item(part, cause, shard_id="a")]),
+        result(Stage.EXTRACT, 1, [item("a.p0001")]),
+        result(Stage.EXTRACT, 2, [item("b.p0000")]),
+        result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
+    ]
+    return runs.evidence(
+        [runs.submission(CHAIN)],
+        results=results,
+        fetched="ab",
+        finished=("a.p0001", "b.p0000"),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def test_only_what_is_unfinished_is_done_again() -> None:
+    step = recover(judge(_failed_part(Cause.KILLED)))
+    assert _items(step.tasks, Stage.DOWNLOAD) == []
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000"]
+    assert [task.stage for task in step.tasks] == [Stage.EXTRACT, Stage.FINALIZE]
+
+
+def test_a_damaged_archive_is_fetched_again_before_its_parts() -> None:
+    step = recover(judge(_failed_part(Cause.BAD_DIGEST)))
+    assert step.refetch == ("a",)
+    assert _items(step.tasks, Stage.DOWNLOAD) == ["a"]
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000"]
+
+
+def test_a_published_run_leaves_nothing_to_do() -> None:
+    evidence = runs.evidence([runs.submission(CHAIN)], published=True)
+    assert recover(judge(evidence)).tasks == ()
+
+
+def test_a_running_chain_is_left_alone() -> None:
+    engine = {
+        (1, Stage.DOWNLOAD, 0): RUNNING,
+        (1, Stage.EXTRACT, 0): PENDING,
+        (1, Stage.EXTRACT, 1): PENDING,
+        (1, Stage.EXTRACT, 2): PENDING,
+        (1, Stage.FINALIZE, 0): PENDING,
+    }
+    assert recover(judge(runs.evidence([runs.submission(CHAIN)], engine=engine))).tasks == ()
+
+
+def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> None:
+    engine = {
+        (1, Stage.EXTRACT, 0): RUNNING,
+        (1, Stage.EXTRACT, 1): ended("NODE_FAIL", Cause.NODE_FAILURE, "node3"),
+        (1, Stage.EXTRACT, 2): ended("NODE_FAIL", Cause.NODE_FAILURE, "node3"),
+        (1, Stage.FINALIZE, 0): PENDING,
+    }
+    done = [result(Stage.DOWNLOAD, 0, [item("a"), item("b")])]
+    evidence = runs.evidence([runs.submission(CHAIN)], results=done, engine=engine, fetched="ab")
+    step = recover(judge(evidence))
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0001", "b.p0000"]
+    assert step.cancel == ("102",)  # the finalize that waits
+    assert step.also_after == ("101",)  # the array whose task 0 lives
+    assert step.resources is not None
+    assert step.resources["extract"].exclude == "node3"
+
+
+def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:
+    engine = {(1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD}
+    failed = [result(Stage.DOWNLOAD, 0, [item("a", Cause.NETWORK), item("b", Cause.NETWORK)])]
+    step = recover(judge(runs.evidence([runs.submission(CHAIN)], results=failed, engine=engine)))
+    assert step.cancel == ("101", "102")
+    assert _items(step.tasks, Stage.DOWNLOAD) == ["a", "b"]
+    assert len(_items(step.tasks, Stage.EXTRACT)) == 3
+
+
+def test_out_of_memory_asks_for_twice_as_much_and_says_so() -> None:
+    asked = Resources(mem_mb=1000, time_min=60)
+    engine = {(1, Stage.EXTRACT, 0): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY)}
+    done: list[TaskResult] = [result(Stage.DOWNLOAD, 0, [item("a"), item("b")])]
+    evidence = runs.evidence(
+        [runs.submission(CHAIN, resources=asked)],
+        results=done,
+        engine=engine,
+        fetched="ab",
+        finished=("a.p0001", "b.p0000"),
+    )
+    step = recover(judge(evidence))
+    assert step.resources is not None
+    assert step.resources["extract"].mem_mb == 2000
+    assert step.resources["download"].mem_mb == 1000
+    assert any("2000 MB" in note for note in step.notes)
+
+
+def test_a_finalize_that_was_lost_runs_alone() -> None:
+    done = [
+        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
+        *(result(Stage.EXTRACT, n, [item(items[0])]) for _, n, items in CHAIN[1:4]),
+    ]
+    evidence = runs.evidence(
+        [runs.submission(CHAIN)],
+        results=done,
+        fetched="ab",
+        finished=("a.p0000", "a.p0001", "b.p0000"),
+    )
+    assert [task.stage for task in recover(judge(evidence)).tasks] == [Stage.FINALIZE]
+
+
+def test_another_attempt_is_made_only_where_it_can_help() -> None:
+    assert may_retry(judge(_failed_part(Cause.KILLED)), None)
+    assert not may_retry(judge(_failed_part(Cause.UNSAFE_MEMBER)), None)
+    assert not may_retry(judge(_failed_part(Cause.DISK_FULL)), None)
+    assert not may_retry(judge(_failed_part(Cause.KILLED)), 1)  # the last one brought nothing
+    assert may_retry(judge(_failed_part(Cause.KILLED)), 3)

@@ -1,0 +1,171 @@
+"""Where a run stands, case by case."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from jobs.errors import Cause
+from jobs.model import Outcome, Stage, TaskResult
+from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.state import Evidence, RunStatus, TaskStatus, judge, task_status
+from tests.support import runs
+from tests.support.runs import CHAIN, NOW, PENDING, RUNNING, ended, item, result
+
+ALL_PARTS = ("a.p0000", "a.p0001", "b.p0000")
+JUST_NOW = replace(ended(), ended=NOW - timedelta(seconds=5))
+FAILED_EARLIER = result(Stage.EXTRACT, 0, cause=Cause.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("found", "engine", "expected"),
+    [
+        pytest.param(None, PENDING, TaskStatus.PENDING, id="waits"),
+        pytest.param(None, RUNNING, TaskStatus.RUNNING, id="runs"),
+        pytest.param(None, ended(), TaskStatus.MISSING, id="ended without a result"),
+        pytest.param(None, JUST_NOW, TaskStatus.RUNNING, id="its result may still be on its way"),
+        pytest.param(
+            None,
+            replace(JUST_NOW, cause=Cause.OUT_OF_MEMORY),
+            TaskStatus.MISSING,
+            id="killed just now: no result will come",
+        ),
+        pytest.param(
+            None,
+            replace(ended(), ended=NOW + timedelta(minutes=10)),
+            TaskStatus.MISSING,
+            id="the scheduler's clock is ahead",
+        ),
+        pytest.param(
+            None, TaskState(EngineState.UNKNOWN), TaskStatus.UNKNOWN, id="the scheduler is silent"
+        ),
+        pytest.param(
+            result(Stage.EXTRACT, 0),
+            TaskState(EngineState.UNKNOWN),
+            TaskStatus.DONE,
+            id="a result outranks a silent scheduler",
+        ),
+        pytest.param(
+            result(Stage.EXTRACT, 0), RUNNING, TaskStatus.DONE, id="done, its job is closing"
+        ),
+        pytest.param(FAILED_EARLIER, ended(), TaskStatus.FAILED, id="ended with a problem"),
+        pytest.param(FAILED_EARLIER, PENDING, TaskStatus.PENDING, id="requeued and waiting"),
+        pytest.param(
+            FAILED_EARLIER,
+            replace(RUNNING, restarts=1, started=NOW),
+            TaskStatus.RUNNING,
+            id="requeued and at work",
+        ),
+        pytest.param(FAILED_EARLIER, RUNNING, TaskStatus.FAILED, id="failed, its job is closing"),
+    ],
+)
+def test_the_status_of_a_task(
+    found: TaskResult | None, engine: TaskState, expected: TaskStatus
+) -> None:
+    assert task_status(found, engine, NOW) is expected
+
+
+def _all_ok() -> list[TaskResult]:
+    return [
+        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
+        result(Stage.EXTRACT, 0, [item("a.p0000")]),
+        result(Stage.EXTRACT, 1, [item("a.p0001")]),
+        result(Stage.EXTRACT, 2, [item("b.p0000")]),
+        result(Stage.FINALIZE, 0),
+    ]
+
+
+CASES = [
+    pytest.param(runs.evidence([]), RunStatus.PLANNED, id="nothing was submitted"),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN, first_job=None)]),
+        RunStatus.PLANNED,
+        id="a submission that no engine accepted",
+    ),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN)], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
+        RunStatus.RUNNING,
+        id="the download runs",
+    ),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN)], silent="slurmctld does not answer"),
+        RunStatus.RUNNING,
+        id="a silent scheduler is no end",
+    ),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN)], results=_all_ok(), published=True),
+        RunStatus.DONE,
+        id="published",
+    ),
+    pytest.param(
+        runs.evidence(
+            [runs.submission(CHAIN)], results=_all_ok(), fetched="ab", finished=ALL_PARTS
+        ),
+        RunStatus.INCOMPLETE,
+        id="every result is ok but nothing is published",
+    ),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN)]), RunStatus.INCOMPLETE, id="all ended, no result"
+    ),
+    pytest.param(
+        runs.evidence([runs.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
+    ),
+    pytest.param(
+        runs.evidence(
+            [runs.submission(CHAIN), runs.submission(CHAIN, number=2, first_job=200)], cancelled=1
+        ),
+        RunStatus.INCOMPLETE,
+        id="cancelled once, resumed since",
+    ),
+    pytest.param(
+        runs.evidence(
+            [runs.submission(CHAIN)],
+            results=[
+                result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
+                result(Stage.EXTRACT, 0, [item("a.p0000", Cause.UNSAFE_MEMBER)]),
+                result(Stage.EXTRACT, 1, [item("a.p0001")]),
+                result(Stage.EXTRACT, 2, [item("b.p0000")]),
+                result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
+            ],
+            fetched="ab",
+            finished=("a.p0001", "b.p0000"),
+        ),
+        RunStatus.FAILED,
+        id="only a human can help",
+    ),
+]
+
+
+@pytest.mark.parametrize(("evidence", "expected"), CASES)
+def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
+    assert judge(evidence).status is expected
+
+
+def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
+    first = runs.submission(CHAIN)
+    results = [
+        result(Stage.DOWNLOAD, 0, [item("a"), item("b", Cause.NETWORK)]),
+        result(Stage.EXTRACT, 0, [item("a.p0000", Cause.BAD_ARCHIVE)]),
+        result(Stage.EXTRACT, 1, [item("a.p0001", Cause.BAD_ARCHIVE)]),
+        result(Stage.EXTRACT, 2, [item("b.p0000", Cause.NOT_FETCHED)]),
+        result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
+    ]
+    state = judge(runs.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
+    told = {(trouble.stage, trouble.item, trouble.problem.cause) for trouble in state.troubles}
+    assert (Stage.DOWNLOAD, "b", Cause.NETWORK) in told
+    assert (Stage.EXTRACT, "a.p0000", Cause.BAD_ARCHIVE) in told
+    assert not any(trouble.item == "a.p0001" for trouble in state.troubles)
+    assert state.shards_left == ("b",)
+    assert state.parts_left == ("a.p0000", "b.p0000")
+
+
+def test_a_missing_task_says_why_and_where() -> None:
+    engine = {(1, Stage.EXTRACT, 1): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")}
+    state = judge(runs.evidence([runs.submission(CHAIN)], engine=engine))
+    (trouble,) = [t for t in state.troubles if t.task == 1 and t.stage is Stage.EXTRACT]
+    assert trouble.problem.cause is Cause.OUT_OF_MEMORY
+    assert trouble.outcome is Outcome.RETRYABLE
+    assert "node7" in trouble.problem.message
+    assert "resume" in trouble.problem.message
