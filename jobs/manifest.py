@@ -31,10 +31,22 @@ class ManifestWriter:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
         self._encoder = msgspec.json.Encoder()
+        self.count = 0  # entries
+        self.bytes = 0  # of the files that they name
 
     def add(self, entry: Entry) -> None:
         """Append one file's line."""
         self._file.write(self._encoder.encode(entry) + b"\n")
+        self.count += 1
+        self.bytes += entry.size
+
+    def entries(self) -> Iterator[Entry]:
+        """What was added so far, in that order."""
+        self._file.flush()
+        decode = msgspec.json.Decoder(Entry).decode
+        with _open(self._temporary) as file:
+            for line in file:
+                yield decode(line)
 
     def finish(self, summary: PartSummary) -> None:
         """Append the last line and make the manifest durable under its name: the part is done."""
