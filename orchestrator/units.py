@@ -24,6 +24,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def rate(number: float) -> str:
+    """Things a second: a whole number from ten on, one digit behind the point below."""
+    return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}"
+
+
 def plural(number: int, noun: str) -> str:
     """``1 task``, ``12 tasks``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

@@ -1,15 +1,20 @@
-"""Plans, submissions and results by the handful, for tests of what decides over them."""
+"""Runs made by hand, as values and as folders, for all that only reads them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
+from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import (
+    Heartbeat,
     ItemResult,
     Options,
     Outcome,
+    Part,
     Plan,
     Problem,
     Resources,
@@ -20,158 +25,241 @@ from jobs.model import (
     SourceRef,
     Stage,
     Submission,
+    Summary,
     Task,
     TaskResult,
 )
+from jobs.runfolder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import Evidence, TaskKey
+from orchestrator.state import Evidence, RunState, TaskKey, judge
 
-NOW = datetime(2026, 1, 2, 12, 0, tzinfo=timezone.utc)
-
-
-def shard(name: str, *, size: int | None = 1000, parts: int = 1) -> Shard:
-    """A shard of one file."""
-    file = SourceFile(f"{name}.tar.gz", f"/source/{name}.tar.gz", size)
-    return Shard(name, ShardKind.ARCHIVE, (file,), parts)
+RUN_ID = "20260301-101500-abc123"
+START = datetime(2026, 3, 1, 10, 15, tzinfo=timezone.utc)
+NOW = START + timedelta(minutes=12)
+SHARD_BYTES = 400_000_000
 
 
-def plan(
-    shards: Sequence[Shard] | None = None,
-    *,
-    dest: str = "/dest",
-    options: Options | None = None,
-    run_id: str = "20260102-120000-abcdef",
-) -> Plan:
-    """A plan over ``shards`` (default: ``a`` in two parts, ``b`` in one)."""
+def make_plan(shards: int = 4, *, parts: int = 1, dest: str = "/scratch/pages") -> Plan:
+    """A plan over ``shards`` archives of a repository, each in ``parts`` parts."""
     return Plan(
-        run_id=run_id,
-        source=SourceRef(SourceKind.LOCAL, "/source"),
+        run_id=RUN_ID,
+        source=SourceRef(SourceKind.HUB, "org/pages", revision="8a3f21c0" * 5),
         dest=dest,
-        temp=f"{dest}/.incoming/{run_id}/archives",
-        shards=tuple(shards if shards is not None else (shard("a", parts=2), shard("b"))),
-        options=options or Options(),
+        temp=f"{dest}/.incoming/{RUN_ID}/archives",
+        shards=tuple(
+            Shard(
+                f"{n:04d}-pages",
+                ShardKind.ARCHIVE,
+                (SourceFile(f"pages-{n:04d}.tar.gz", f"pages-{n:04d}.tar.gz", SHARD_BYTES),),
+                parts,
+            )
+            for n in range(shards)
+        ),
+        options=Options(),
         version="0.1.0",
-        created=NOW,
+        created=START,
     )
 
 
-def submission(
-    tasks: Iterable[tuple[Stage, int, Sequence[str]]],
-    *,
-    number: int = 1,
-    engine: str = "slurm",
-    first_job: int | None = 100,
-    resources: Resources | None = None,
-    retries: int = 0,
-) -> Submission:
-    """A submission; task ids are ``100`` or ``101_3``, or none with ``first_job=None``."""
-    made = []
-    for stage, task_number, items in tasks:
-        job = None
-        if first_job is not None:
-            base = first_job + list(Stage).index(stage)
-            job = f"{base}_{task_number}" if stage is Stage.EXTRACT else str(base)
-        made.append(Task(stage, task_number, tuple(items), job))
+def make_submission(plan: Plan, *, number: int = 1, engine: str = "slurm") -> Submission:
+    """A submission of everything, a part a task, with job ids 100, 101 (array) and 102."""
+    parts = plan.parts()
+    base = 100 * number
+    extract = tuple(
+        Task(Stage.EXTRACT, n, (part.id,), f"{base + 1}_{n}") for n, part in enumerate(parts)
+    )
     return Submission(
         number=number,
         engine=engine,
-        host="login",
-        pid=1,
-        created=NOW,
-        tasks=tuple(made),
-        resources={stage.value: resources or Resources() for stage in Stage},
-        parallel=4,
+        host="login1",
+        pid=4242,
+        created=START,
+        tasks=(
+            Task(Stage.DOWNLOAD, 0, tuple(shard.id for shard in plan.shards), str(base)),
+            *extract,
+            Task(Stage.FINALIZE, 0, (), str(base + 2)),
+        ),
+        resources={stage.value: Resources(mem_mb=4000) for stage in Stage},
+        parallel=64,
         version="0.1.0",
-        retries=retries,
     )
 
 
-CHAIN = (
-    (Stage.DOWNLOAD, 0, ("a", "b")),
-    (Stage.EXTRACT, 0, ("a.p0000",)),
-    (Stage.EXTRACT, 1, ("a.p0001",)),
-    (Stage.EXTRACT, 2, ("b.p0000",)),
-    (Stage.FINALIZE, 0, ()),
-)
-
-
-def item(name: str, cause: Cause | None = None, *, shard_id: str | None = None) -> ItemResult:
-    """An item that is ok, or the one that ``cause`` ended."""
-    if cause is None:
-        return ItemResult(name, Outcome.OK, files=1, bytes=10)
-    problem = Problem(cause, f"{name}: {cause.value}", shard_id)
-    return ItemResult(name, problem.outcome, problem=problem)
-
-
-def result(
-    stage: Stage,
-    task: int,
-    items: Sequence[ItemResult] = (),
+def make_result(
+    task: Task,
     *,
     attempt: int = 1,
+    outcome: Outcome = Outcome.OK,
     cause: Cause | None = None,
-    started: datetime = NOW - timedelta(minutes=5),
+    message: str = "it went wrong",
+    host: str = "n1",
+    started: datetime = START + timedelta(minutes=2),
+    seconds: float = 60,
+    files: int = 100,
+    summary: Summary | None = None,
 ) -> TaskResult:
-    """A task's result; its verdict follows from its items and ``cause``."""
-    problem = Problem(cause, f"{stage.value}: {cause.value}") if cause else None
-    outcomes = {each.outcome for each in items} | ({problem.outcome} if problem else set())
-    verdict = next((o for o in (Outcome.RETRYABLE, Outcome.FAILED) if o in outcomes), Outcome.OK)
+    """A result that did ``files`` files and 250 kB each for every item, or failed."""
+    problem = Problem(cause, message) if cause else None
+    if problem:
+        outcome = problem.outcome
+    items = tuple(
+        ItemResult(
+            item, outcome, files, files * 250_000, None if outcome is Outcome.OK else problem
+        )
+        for item in task.items
+    )
     return TaskResult(
-        stage=stage,
-        task=task,
+        stage=task.stage,
+        task=task.number,
         attempt=attempt,
-        outcome=verdict,
-        items=tuple(items),
-        host="node1",
-        pid=7,
+        outcome=outcome,
+        items=items,
+        host=host,
+        pid=77,
         started=started,
-        ended=started + timedelta(minutes=1),
+        ended=started + timedelta(seconds=seconds),
         version="0.1.0",
-        problem=problem,
+        problem=None if items else problem,
+        peak_rss_bytes=180_000_000,
+        cpu_s=seconds * 0.8,
+        summary=summary,
     )
 
 
-def ended(raw: str = "COMPLETED", cause: Cause | None = None, node: str = "node1") -> TaskState:
-    """A task that the scheduler says is over."""
+def make_beat(
+    task: Task, *, age_s: float = 2, done: int = 100_000_000, files: int = 50, host: str = "n1"
+) -> Heartbeat:
+    """A heartbeat of a task that began a minute ago."""
+    return Heartbeat(
+        stage=task.stage,
+        task=task.number,
+        attempt=1,
+        owner=f"{host}:77:1",
+        host=host,
+        started=NOW - timedelta(seconds=60),
+        updated=NOW - timedelta(seconds=age_s),
+        bytes_done=done,
+        bytes_total=SHARD_BYTES * max(1, len(task.items)),
+        files_done=files,
+        current=task.items[0] if task.items else None,
+    )
+
+
+def pending(reason: str = "Priority", *, estimated_start: datetime | None = None) -> TaskState:
+    return TaskState(EngineState.PENDING, "PENDING", reason, estimated_start=estimated_start)
+
+
+def running(node: str = "n1", started: datetime = NOW - timedelta(seconds=60)) -> TaskState:
+    return TaskState(EngineState.RUNNING, "RUNNING", node=node, started=started)
+
+
+def ended(raw: str = "COMPLETED", node: str = "n1", cause: Cause | None = None) -> TaskState:
     return TaskState(
-        EngineState.ENDED, raw=raw, cause=cause, node=node, ended=NOW - timedelta(hours=1)
+        EngineState.ENDED,
+        raw,
+        cause=cause,
+        node=node,
+        submitted=START,
+        started=START + timedelta(minutes=2),
+        ended=START + timedelta(minutes=3),
     )
 
 
-PENDING = TaskState(EngineState.PENDING, raw="PENDING", reason="Priority")
-RUNNING = TaskState(EngineState.RUNNING, raw="RUNNING", node="node1", started=NOW)
-
-
-def evidence(
-    submissions: Sequence[Submission],
+def make_state(
+    plan: Plan,
     *,
+    submissions: tuple[Submission, ...] | None = None,
     results: Iterable[TaskResult] = (),
-    engine: dict[TaskKey, TaskState] | None = None,
-    fetched: Iterable[str] = (),
-    finished: Iterable[str] = (),
-    the_plan: Plan | None = None,
+    beats: Iterable[Heartbeat] = (),
+    engine: Mapping[TaskKey, TaskState] | None = None,
     silent: str | None = None,
     cancelled: int | None = None,
     published: bool = False,
-) -> Evidence:
-    """Evidence of a run; tasks that ``engine`` does not name have ended well for the scheduler."""
-    states: dict[TaskKey, TaskState] = {}
-    if silent is None:
-        for each in submissions:
-            for task in each.tasks:
-                if task.job_id is not None:
-                    states[(each.number, task.stage, task.number)] = ended()
-    states |= engine or {}
-    return Evidence(
-        plan=the_plan or plan(),
-        submissions=tuple(submissions),
-        results={(r.attempt, r.stage, r.task): r for r in results},
-        heartbeats={},
-        fetched=frozenset(fetched),
-        finished=frozenset(finished),
-        engine=states,
-        engine_silent=silent,
-        cancelled=cancelled,
-        published=published,
-        now=NOW,
+    now: datetime = NOW,
+) -> RunState:
+    """What ``judge`` makes of it; items of good results are done, unknown tasks are silent."""
+    results = tuple(results)
+    good = {item.item for result in results for item in result.items if item.outcome is Outcome.OK}
+    return judge(
+        Evidence(
+            plan=plan,
+            submissions=submissions if submissions is not None else (make_submission(plan),),
+            results={(r.attempt, r.stage, r.task): r for r in results},
+            heartbeats={(beat.stage, beat.task): beat for beat in beats},
+            fetched=frozenset(good & {shard.id for shard in plan.shards}),
+            finished=frozenset(good & {part.id for part in plan.parts()}),
+            engine=engine or {},
+            engine_silent=silent,
+            cancelled=cancelled,
+            published=published,
+            now=now,
+        )
     )
+
+
+def under_way(plan: Plan | None = None) -> RunState:
+    """A run in full swing: downloaded; tasks done, running, waiting and failed."""
+    plan = plan or make_plan(8)
+    submission = make_submission(plan)
+    extract = submission.of_stage(Stage.EXTRACT)
+    results = [
+        make_result(submission.task(Stage.DOWNLOAD, 0), files=0, started=START, seconds=100),
+        *(make_result(task, host=f"n{1 + task.number % 2}") for task in extract[:3]),
+        make_result(extract[3], cause=Cause.OUT_OF_MEMORY, message="the task ran out of memory"),
+    ]
+    key = {task.number: (1, Stage.EXTRACT, task.number) for task in extract}
+    engine: dict[TaskKey, TaskState] = {key[n]: ended() for n in range(4)}
+    engine |= {key[4]: running("n1"), key[5]: running("n2")}
+    engine |= {key[n]: pending(estimated_start=NOW + timedelta(minutes=25)) for n in (6, 7)}
+    engine[(1, Stage.DOWNLOAD, 0)] = ended()
+    engine[(1, Stage.FINALIZE, 0)] = pending("Dependency")
+    beats = [make_beat(extract[4]), make_beat(extract[5], host="n2")]
+    return make_state(plan, results=results, beats=beats, engine=engine)
+
+
+def published(plan: Plan | None = None) -> RunState:
+    """A run that is done."""
+    plan = plan or make_plan(3)
+    submission = make_submission(plan)
+    summary = Summary(
+        records=300,
+        images=300,
+        files=301,
+        bytes=75_000_000,
+        published=True,
+        lines=(
+            "✓ Found 300 records in prompts.jsonl",
+            "✓ Found 300 images",
+            "✓ Dataset verification passed!",
+        ),
+    )
+    results = [
+        make_result(task, summary=summary if task.stage is Stage.FINALIZE else None)
+        for task in submission.tasks
+    ]
+    return make_state(plan, results=results, published=True)
+
+
+def make_folder(
+    base: Path, plan: Plan, submission: Submission, results: Iterable[TaskResult] = ()
+) -> RunFolder:
+    """The same on disk; parts and shards of good results are there too."""
+    folder = RunFolder(base / plan.run_id)
+    folder.create(plan)
+    atomic.write_json(folder.submission(submission.number), submission)
+    parts: dict[str, Part] = {part.id: part for part in plan.parts()}
+    for result in results:
+        # Not synced, as tests make thousands.
+        path = folder.result(result.stage, result.task, result.attempt)
+        path.write_bytes(atomic.dumps(result))
+        for item in result.items:
+            if item.outcome is Outcome.OK and item.item in parts:
+                folder.manifest(parts[item.item]).write_text("")
+            elif item.outcome is Outcome.OK:
+                folder.fetched(item.item).write_text("{}")
+    return folder
+
+
+def renamed(plan: Plan, run_id: str) -> Plan:
+    """The plan under another run id."""
+    return replace(plan, run_id=run_id)

@@ -1,0 +1,282 @@
+"""The screen that ``status`` prints: a run as a person reads it, 80 to 120 columns wide."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from datetime import datetime
+
+from jobs.model import SourceKind, Stage
+from orchestrator import insight, reasons, units
+from orchestrator.insight import Failure, Pace
+from orchestrator.state import RunState, RunStatus, TaskStatus
+from orchestrator.status import StageCount, bytes_fetched, count_stages, job_ids, shard_of
+from orchestrator.terminal import Look
+
+PROGRAM = "websight-orchestrate"
+
+_STATE_STYLE = {
+    RunStatus.PLANNED: "yellow",
+    RunStatus.RUNNING: "blue",
+    RunStatus.DONE: "green",
+    RunStatus.INCOMPLETE: "yellow",
+    RunStatus.FAILED: "red",
+    RunStatus.CANCELLED: "yellow",
+}
+_TASK_STYLE = {
+    TaskStatus.PENDING: "dim",
+    TaskStatus.RUNNING: "blue",
+    TaskStatus.DONE: "green",
+    TaskStatus.FAILED: "red",
+    TaskStatus.MISSING: "red",
+    TaskStatus.UNKNOWN: "yellow",
+}
+_MEANING = {
+    RunStatus.PLANNED: "nothing has been submitted yet",
+    RunStatus.INCOMPLETE: "it ended early; resume does what is left, and only that",
+    RunStatus.FAILED: "something has to change before another attempt can end better",
+    RunStatus.CANCELLED: "you cancelled it; resume takes it up again",
+}
+_MOST_FAILURES = 4  # lines of one cause
+_MOST_NODES = 8
+
+
+def render(state: RunState, now: datetime, look: Look, *, failed_only: bool = False) -> str:
+    """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out."""
+    blocks: list[list[str]] = [list(_header(state, now, look))]
+    if not failed_only:
+        blocks.append(list(_stages(state, now, look)))
+        blocks.append(list(_tasks(state, look)))
+        blocks.append(list(_waiting(state, now, look)))
+        blocks.append(list(_nodes(state, now, look)))
+    blocks.append(list(_failures(state, look)))
+    if not failed_only:
+        blocks.append(list(_ending(state, look)))
+    text = "\n\n".join("\n".join(block) for block in blocks if block)
+    return look.spell(text) + "\n"
+
+
+def line(state: RunState, now: datetime) -> str:
+    """The run in one plain line, for logs and for streams that are no terminal."""
+    counts, paces = count_stages(state, now), insight.paces(state, now)
+    told = [f"run {state.plan.run_id} {state.status.value}"]
+    for stage in (Stage.DOWNLOAD, Stage.EXTRACT):
+        count = counts[stage]
+        if count.tasks:
+            rate = paces[stage].bytes_s
+            speed = f" {units.size(rate)}/s" if rate and count[TaskStatus.RUNNING] else ""
+            told.append(f"{stage.value} {paces[stage].fraction:.0%}{speed}")
+    if counts[Stage.EXTRACT].files:
+        told.append(units.plural(counts[Stage.EXTRACT].files, "file"))
+    if state.troubles:
+        told.append(units.plural(len(state.troubles), "problem"))
+    return " · ".join(told)
+
+
+def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+    plan = state.plan
+    word = look.paint(state.status.value, "bold", _STATE_STYLE[state.status])
+    age = units.span((now - plan.created).total_seconds())
+    told = [f"started {age} ago"]
+    if state.submissions:
+        told.append(state.submissions[-1].engine)
+        if len(state.submissions) > 1:
+            told.append(f"attempt {state.submissions[-1].number}")
+        if jobs := job_ids(state):
+            told.append(_jobs(jobs))
+    yield f"{look.paint('run', 'dim')}     {look.paint(plan.run_id, 'bold')}  {word} · " + (
+        " · ".join(told)
+    )
+    yield _field("source", _source(state), look)
+    yield _field("dest", plan.dest, look)
+    if state.engine_silent:
+        silent = f"{state.engine_silent}; what follows is from the run's own files"
+        yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
+    if state.status in _MEANING:
+        yield _field("", look.paint(_MEANING[state.status], "dim"), look)
+
+
+def _jobs(ids: list[str]) -> str:
+    if len(ids) == 1:
+        return f"job {ids[0]}"
+    return f"jobs {','.join(ids)}" if len(ids) <= 4 else f"jobs {ids[0]} … {ids[-1]}"
+
+
+def _source(state: RunState) -> str:
+    source = state.plan.source
+    name = source.locator
+    if source.revision:
+        name += f" @ {source.revision[:12]}"
+    known = [shard.size for shard in state.plan.shards if shard.size is not None]
+    amount = f", {units.size(sum(known))}" if len(known) == len(state.plan.shards) else ""
+    kind = {SourceKind.HUB: "Hub ", SourceKind.URL: "", SourceKind.LOCAL: ""}[source.kind]
+    return f"{kind}{name} ({units.plural(len(state.plan.shards), 'shard')}{amount})"
+
+
+def _field(name: str, text: str, look: Look) -> str:
+    return f"{look.paint(f'{name:<8}', 'dim')}{text}"
+
+
+def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+    counts, paces = count_stages(state, now), insight.paces(state, now)
+    for stage in Stage:
+        yield _stage(state, counts[stage], paces[stage], look)
+
+
+def _stage(state: RunState, count: StageCount, pace: Pace, look: Look) -> str:
+    bar = _bar(pace.fraction, count, look)
+    name = look.paint(f"{count.stage.value:<9}", "bold")
+    return f"{name} {bar} {_percent(pace.fraction):>4}  " + "  ".join(_numbers(state, count, pace))
+
+
+def _percent(fraction: float) -> str:
+    """Rounded down: 100% means all of it."""
+    return f"{int(fraction * 100 + 1e-9)}%"
+
+
+def _bar(fraction: float, count: StageCount, look: Look) -> str:
+    wide = 20 if look.width < 100 else 32
+    full = min(wide, int(fraction * wide + 1e-9))
+    bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
+    style = "red" if bad else "green" if fraction >= 1 else "blue"
+    return look.paint("█" * full, style) + look.paint("░" * (wide - full), "dim")
+
+
+def _numbers(state: RunState, count: StageCount, pace: Pace) -> Iterator[str]:
+    running = count[TaskStatus.RUNNING]
+    if count.stage is Stage.DOWNLOAD:
+        done, total = bytes_fetched(state)
+        yield f"{units.size(done)}/{units.size(total)}" if total else units.size(done)
+    elif count.stage is Stage.EXTRACT and count.files:
+        yield units.plural(count.files, "file")
+    if running and pace.bytes_s:
+        yield f"{units.size(pace.bytes_s)}/s"
+    if running and pace.files_s and count.stage is Stage.EXTRACT:
+        yield f"{units.rate(pace.files_s)} files/s"
+    if running and pace.eta_s is not None:
+        yield f"{units.clock(pace.eta_s)} left"
+    elif count.ended is not None and count.elapsed_s is not None:
+        yield f"in {units.clock(count.elapsed_s)}"
+    elif running and count.elapsed_s is not None:
+        yield f"for {units.clock(count.elapsed_s)}"
+    if not running and (standing := _standing(count)):
+        yield standing
+
+
+def _standing(count: StageCount) -> str:
+    """What a stage without a running task is at."""
+    bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
+    if not count.tasks:
+        return "nothing to do"
+    if bad:
+        return f"{bad} of {units.plural(count.tasks, 'task')} failed"
+    if count[TaskStatus.PENDING]:
+        return "waiting"
+    return "unknown" if count[TaskStatus.UNKNOWN] else ""
+
+
+def _tasks(state: RunState, look: Look) -> Iterator[str]:
+    """The array summed up: state, count, indices."""
+    numbers: dict[TaskStatus, list[int]] = {}
+    for view in state.tasks:
+        if view.stage is Stage.EXTRACT:
+            numbers.setdefault(view.status, []).append(view.task.number)
+    if sum(map(len, numbers.values())) < 2:
+        return
+    yield look.paint("extract tasks", "bold")
+    for status in TaskStatus:
+        if found := numbers.get(status):
+            name = look.paint(f"{status.value:<8}", _TASK_STYLE[status])
+            yield f"  {name} {len(found):>6,}  {_short(units.indices(found), look.width - 20)}"
+
+
+def _short(text: str, most: int) -> str:
+    """``text`` cut at a comma, if it is too long for its line."""
+    if len(text) <= most:
+        return text
+    return text[: most - 2].rpartition(",")[0] + ",…"
+
+
+def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+    groups = insight.waiting(state)
+    if not groups:
+        return
+    yield look.paint("waiting", "bold")
+    for group in groups:
+        which = group.stage.value
+        if group.stage is Stage.EXTRACT:
+            which += f" {_short(units.indices(group.numbers), 24)}"
+        words = reasons.explain(group.reason) if group.reason else "for its turn"
+        if group.estimated_start is not None:
+            ahead = units.span((group.estimated_start - now).total_seconds())
+            when = units.moment(group.estimated_start, now)
+            words += f"; Slurm expects a start at {when}, in {ahead}"
+        yield from _wrapped(f"  {which}:", [words], look)
+
+
+def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+    odd = [node for node in insight.nodes(state, now) if node.remark]
+    if not odd:
+        return
+    yield look.paint("nodes to look at", "bold")
+    for node in odd[:_MOST_NODES]:
+        yield f"  {look.paint(node.name, 'yellow')}  {node.remark}"
+    if len(odd) > _MOST_NODES:
+        yield f"  and {len(odd) - _MOST_NODES} more"
+
+
+def _failures(state: RunState, look: Look) -> Iterator[str]:
+    groups = insight.failures(state)
+    if not groups:
+        return
+    yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")
+    for group in groups:
+        yield from _failure(group, look)
+
+
+def _failure(group: Failure, look: Look) -> Iterator[str]:
+    cause = group.cause.value.replace("_", " ")
+    times = f" × {len(group.troubles)}" if len(group.troubles) > 1 else ""
+    noun = "task" if len(group.tasks) == 1 else "tasks"
+    which = f" ({noun} {_short(units.indices(group.tasks), 40)})"
+    head = f"{group.stage.value}: {cause}{times}{which if group.stage is Stage.EXTRACT else ''}"
+    yield f"  {look.paint('✗', 'red')} {look.paint(head, 'bold')}"
+    seen: dict[str, None] = {}
+    for trouble in group.troubles:
+        shard = shard_of(trouble)
+        prefix = f"{shard}: " if shard and shard not in trouble.problem.message else ""
+        seen.setdefault(prefix + trouble.problem.message)
+    for message in list(seen)[:_MOST_FAILURES]:
+        yield from _wrapped("     ", message.splitlines(), look)
+    if len(seen) > _MOST_FAILURES:
+        yield f"      and {len(seen) - _MOST_FAILURES} more (status --json has all of them)"
+    for step in group.next_steps:
+        yield f"    → {look.paint(f'{PROGRAM} {step}', 'cyan')}"
+
+
+def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
+    """Texts behind ``prefix``, broken to the width; words longer than a line (paths) stay whole."""
+    blank = " " * 6
+    lead = f"{prefix} "
+    for text in texts:
+        yield from textwrap.wrap(
+            text,
+            look.width,
+            initial_indent=lead,
+            subsequent_indent=blank,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lead = blank
+
+
+def _ending(state: RunState, look: Look) -> Iterator[str]:
+    """What finalize found, and what to type next where nothing above says it."""
+    for told in state.summary.lines if state.summary else ():
+        style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
+        yield look.paint(told, style) if style else told
+    run = state.plan.run_id
+    if state.status is RunStatus.RUNNING:
+        yield look.paint(f"look again: {PROGRAM} status {run} --watch", "dim")
+    elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:
+        yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -1,0 +1,71 @@
+"""Draws a run again and again: in place on a terminal, plain lines elsewhere; harms nothing."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from typing import TextIO
+
+from orchestrator.state import RunState, RunStatus
+from orchestrator.terminal import is_terminal
+
+INTERVAL_S = 3.0  # one scheduler query each; squeue is shared by the whole site
+LINE_INTERVAL_S = 30.0  # off a terminal
+
+_HIDE, _SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"  # the cursor, and wrapping at the margin
+_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+
+
+class Screen:
+    """A block of lines that replaces itself on a terminal, however the terminal is resized."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines = 0
+
+    def draw(self, text: str) -> None:
+        """Put ``text`` where the last one was, cut to what fits so that nothing scrolls."""
+        rows = shutil.get_terminal_size().lines - 1
+        lines = text.rstrip("\n").split("\n")
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+        back = f"\x1b[{self._lines}F" if self._lines else ""
+        body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
+        self._out.write(f"{_HIDE}{back}{body}{_CLEAR_BELOW}{_SHOW}")
+        self._out.flush()
+        self._lines = len(lines)
+
+
+def watch(
+    look_at: Callable[[], RunState],
+    draw: Callable[[RunState], str],
+    line: Callable[[RunState], str],
+    out: TextIO,
+    *,
+    interval_s: float | None = None,
+    ended: threading.Event | None = None,
+) -> RunState:
+    """Show a run until it stands still; its last state comes back.
+
+    ``draw`` gives the screen for a terminal, ``line`` one line for everything else, which then
+    gets the screen once at the end. Ctrl-C (``KeyboardInterrupt``) passes through: it ends the
+    watching and nothing more. ``ended`` set by another thread ends it too.
+    """
+    ended = ended or threading.Event()
+    on_terminal = is_terminal(out)
+    pause = interval_s or (INTERVAL_S if on_terminal else LINE_INTERVAL_S)
+    screen, last_line = Screen(out), ""
+    while True:
+        state = look_at()
+        over = state.status is not RunStatus.RUNNING
+        if on_terminal:
+            screen.draw(draw(state))
+        elif over:
+            out.write(draw(state))
+        elif (told := line(state)) != last_line:
+            out.write(f"{told}\n")
+            last_line = told
+        out.flush()
+        if over or ended.wait(pause):
+            return state
