@@ -224,7 +224,7 @@ def command(ctx: click.Context, **values: Any) -> int:
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from orchestrator import api, settings
-    from orchestrator.cli import building, showing
+    from orchestrator.cli import bars, building, showing
 
     if values.pop("show_config"):
         click.echo(settings.show_config(ctx), nl=False)
@@ -233,8 +233,8 @@ def command(ctx: click.Context, **values: Any) -> int:
     planned = api.plan(building.request(values))
     if habits.dry_run:
         return showing.dry_run(planned, as_json=habits.as_json)
-    if not (habits.yes or habits.as_json or habits.parsable):
-        showing.announce(planned)
-    with showing.progress(planned.plan, quiet=habits.quiet) as on_tick:
+    if not habits.quiet:
+        showing.announce(planned, habits)
+    with bars.progress(quiet=habits.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
-    return showing.launched(folder, planned.engine, habits)
+    return showing.launched(folder, habits)

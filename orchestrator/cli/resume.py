@@ -27,7 +27,7 @@ def command(run: str | None, log_dir: Path, tasks: int | None, **values: Any) ->
     time gets more of it. The Slurm options override that, for every stage.
     """
     from orchestrator import api
-    from orchestrator.cli import showing
+    from orchestrator.cli import bars, showing
 
     changes = options.slurm_changes(values)
     habits = Habits(yes=True, **values)
@@ -37,6 +37,6 @@ def command(run: str | None, log_dir: Path, tasks: int | None, **values: Any) ->
         showing.say(showing.resume_lines(planned))
     if habits.dry_run or not planned.step.tasks:
         return showing.launched(folder, habits) if not habits.dry_run else 0
-    with showing.progress(folder, planned.state.plan, habits) as on_tick:
+    with bars.progress(quiet=habits.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick)
     return showing.launched(folder, habits)

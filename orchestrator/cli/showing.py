@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +78,14 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
     return lines
 
 
-def _say(text: str) -> None:
-    click.echo(terminal.look_of(sys.stderr).spell(text), err=True)
+def say(lines: Sequence[str]) -> None:
+    """Tell somebody, on standard error."""
+    click.echo(terminal.look_of(sys.stderr).spell("\n".join(lines)), err=True)
 
 
 def announce(planned: Planned, habits: Habits) -> None:
     """Tell what will be done and, where somebody is there, ask whether to go on."""
-    for line in plan_lines(planned):
-        _say(line)
+    say(plan_lines(planned))
     if habits.asks:
         click.confirm("Start?", default=True, abort=True, err=True)
 
@@ -147,15 +148,14 @@ def launched(folder: RunFolder, habits: Habits) -> int:
         _print_json(status.as_json(state, folder, utc_now()))
         return exits.of_state(state)
     if state.status is not RunStatus.RUNNING:
-        return ended(folder, state)
-    for line in submitted_lines(state, folder):
-        _say(line)
+        return ended(state)
+    say(submitted_lines(state, folder))
     return exits.DONE
 
 
-def ended(folder: RunFolder, state: RunState) -> int:
+def ended(state: RunState) -> int:
     """The status screen of a run that is over."""
-    click.echo(table.render(state, folder, utc_now(), terminal.stdout_look()))
+    click.echo(table.render(state, utc_now(), terminal.stdout_look()), nl=False)
     return exits.of_state(state)
 
 

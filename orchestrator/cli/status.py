@@ -34,5 +34,5 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         click.echo(atomic.dumps(status.as_json(state, folder, utc_now())).decode(), nl=False)
     else:
         look = terminal.stdout_look()
-        click.echo(table.render(state, folder, utc_now(), look, failed=failed))
+        click.echo(table.render(state, utc_now(), look, failed_only=failed), nl=False)
     return exits.of_state(state)

@@ -7,8 +7,8 @@ from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.recovery import may_retry, recover
 from orchestrator.state import Evidence, judge
-from tests.support import runs
-from tests.support.runs import CHAIN, PENDING, RUNNING, ended, item, result
+from tests.support import cases
+from tests.support.cases import CHAIN, PENDING, RUNNING, ended, item, result
 
 NEVER = TaskState(
     EngineState.PENDING,
@@ -31,8 +31,8 @@ def _failed_part(cause: Cause, part: str = "a.p0000", **more: object) -> Evidenc
         result(Stage.EXTRACT, 2, [item("b.p0000")]),
         result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
     ]
-    return runs.evidence(
-        [runs.submission(CHAIN)],
+    return cases.evidence(
+        [cases.submission(CHAIN)],
         results=results,
         fetched="ab",
         finished=("a.p0001", "b.p0000"),
@@ -55,7 +55,7 @@ def test_a_damaged_archive_is_fetched_again_before_its_parts() -> None:
 
 
 def test_a_published_run_leaves_nothing_to_do() -> None:
-    evidence = runs.evidence([runs.submission(CHAIN)], published=True)
+    evidence = cases.evidence([cases.submission(CHAIN)], published=True)
     assert recover(judge(evidence)).tasks == ()
 
 
@@ -67,7 +67,7 @@ def test_a_running_chain_is_left_alone() -> None:
         (1, Stage.EXTRACT, 2): PENDING,
         (1, Stage.FINALIZE, 0): PENDING,
     }
-    assert recover(judge(runs.evidence([runs.submission(CHAIN)], engine=engine))).tasks == ()
+    assert recover(judge(cases.evidence([cases.submission(CHAIN)], engine=engine))).tasks == ()
 
 
 def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> None:
@@ -78,7 +78,7 @@ def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> No
         (1, Stage.FINALIZE, 0): PENDING,
     }
     done = [result(Stage.DOWNLOAD, 0, [item("a"), item("b")])]
-    evidence = runs.evidence([runs.submission(CHAIN)], results=done, engine=engine, fetched="ab")
+    evidence = cases.evidence([cases.submission(CHAIN)], results=done, engine=engine, fetched="ab")
     step = recover(judge(evidence))
     assert _items(step.tasks, Stage.EXTRACT) == ["a.p0001", "b.p0000"]
     assert step.cancel == ("102",)  # the finalize that waits
@@ -90,7 +90,7 @@ def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> No
 def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:
     engine = {(1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD}
     failed = [result(Stage.DOWNLOAD, 0, [item("a", Cause.NETWORK), item("b", Cause.NETWORK)])]
-    step = recover(judge(runs.evidence([runs.submission(CHAIN)], results=failed, engine=engine)))
+    step = recover(judge(cases.evidence([cases.submission(CHAIN)], results=failed, engine=engine)))
     assert step.cancel == ("101", "102")
     assert _items(step.tasks, Stage.DOWNLOAD) == ["a", "b"]
     assert len(_items(step.tasks, Stage.EXTRACT)) == 3
@@ -100,8 +100,8 @@ def test_out_of_memory_asks_for_twice_as_much_and_says_so() -> None:
     asked = Resources(mem_mb=1000, time_min=60)
     engine = {(1, Stage.EXTRACT, 0): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY)}
     done: list[TaskResult] = [result(Stage.DOWNLOAD, 0, [item("a"), item("b")])]
-    evidence = runs.evidence(
-        [runs.submission(CHAIN, resources=asked)],
+    evidence = cases.evidence(
+        [cases.submission(CHAIN, resources=asked)],
         results=done,
         engine=engine,
         fetched="ab",
@@ -119,8 +119,8 @@ def test_a_finalize_that_was_lost_runs_alone() -> None:
         result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
         *(result(Stage.EXTRACT, n, [item(items[0])]) for _, n, items in CHAIN[1:4]),
     ]
-    evidence = runs.evidence(
-        [runs.submission(CHAIN)],
+    evidence = cases.evidence(
+        [cases.submission(CHAIN)],
         results=done,
         fetched="ab",
         finished=("a.p0000", "a.p0001", "b.p0000"),

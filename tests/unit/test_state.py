@@ -11,8 +11,8 @@ from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.state import Evidence, RunStatus, TaskStatus, judge, task_status
-from tests.support import runs
-from tests.support.runs import CHAIN, NOW, PENDING, RUNNING, ended, item, result
+from tests.support import cases
+from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 
 ALL_PARTS = ("a.p0000", "a.p0001", "b.p0000")
 JUST_NOW = replace(ended(), ended=NOW - timedelta(seconds=5))
@@ -78,50 +78,50 @@ def _all_ok() -> list[TaskResult]:
 
 
 CASES = [
-    pytest.param(runs.evidence([]), RunStatus.PLANNED, id="nothing was submitted"),
+    pytest.param(cases.evidence([]), RunStatus.PLANNED, id="nothing was submitted"),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN, first_job=None)]),
+        cases.evidence([cases.submission(CHAIN, first_job=None)]),
         RunStatus.PLANNED,
         id="a submission that no engine accepted",
     ),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN)], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
+        cases.evidence([cases.submission(CHAIN)], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
         RunStatus.RUNNING,
         id="the download runs",
     ),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN)], silent="slurmctld does not answer"),
+        cases.evidence([cases.submission(CHAIN)], silent="slurmctld does not answer"),
         RunStatus.RUNNING,
         id="a silent scheduler is no end",
     ),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN)], results=_all_ok(), published=True),
+        cases.evidence([cases.submission(CHAIN)], results=_all_ok(), published=True),
         RunStatus.DONE,
         id="published",
     ),
     pytest.param(
-        runs.evidence(
-            [runs.submission(CHAIN)], results=_all_ok(), fetched="ab", finished=ALL_PARTS
+        cases.evidence(
+            [cases.submission(CHAIN)], results=_all_ok(), fetched="ab", finished=ALL_PARTS
         ),
         RunStatus.INCOMPLETE,
         id="every result is ok but nothing is published",
     ),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN)]), RunStatus.INCOMPLETE, id="all ended, no result"
+        cases.evidence([cases.submission(CHAIN)]), RunStatus.INCOMPLETE, id="all ended, no result"
     ),
     pytest.param(
-        runs.evidence([runs.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
+        cases.evidence([cases.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
     ),
     pytest.param(
-        runs.evidence(
-            [runs.submission(CHAIN), runs.submission(CHAIN, number=2, first_job=200)], cancelled=1
+        cases.evidence(
+            [cases.submission(CHAIN), cases.submission(CHAIN, number=2, first_job=200)], cancelled=1
         ),
         RunStatus.INCOMPLETE,
         id="cancelled once, resumed since",
     ),
     pytest.param(
-        runs.evidence(
-            [runs.submission(CHAIN)],
+        cases.evidence(
+            [cases.submission(CHAIN)],
             results=[
                 result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
                 result(Stage.EXTRACT, 0, [item("a.p0000", Cause.UNSAFE_MEMBER)]),
@@ -144,7 +144,7 @@ def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
 
 
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
-    first = runs.submission(CHAIN)
+    first = cases.submission(CHAIN)
     results = [
         result(Stage.DOWNLOAD, 0, [item("a"), item("b", Cause.NETWORK)]),
         result(Stage.EXTRACT, 0, [item("a.p0000", Cause.BAD_ARCHIVE)]),
@@ -152,7 +152,7 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
         result(Stage.EXTRACT, 2, [item("b.p0000", Cause.NOT_FETCHED)]),
         result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
     ]
-    state = judge(runs.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
+    state = judge(cases.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
     told = {(trouble.stage, trouble.item, trouble.problem.cause) for trouble in state.troubles}
     assert (Stage.DOWNLOAD, "b", Cause.NETWORK) in told
     assert (Stage.EXTRACT, "a.p0000", Cause.BAD_ARCHIVE) in told
@@ -163,7 +163,7 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
 
 def test_a_missing_task_says_why_and_where() -> None:
     engine = {(1, Stage.EXTRACT, 1): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")}
-    state = judge(runs.evidence([runs.submission(CHAIN)], engine=engine))
+    state = judge(cases.evidence([cases.submission(CHAIN)], engine=engine))
     (trouble,) = [t for t in state.troubles if t.task == 1 and t.stage is Stage.EXTRACT]
     assert trouble.problem.cause is Cause.OUT_OF_MEMORY
     assert trouble.outcome is Outcome.RETRYABLE

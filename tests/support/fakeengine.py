@@ -1,0 +1,43 @@
+"""An engine that accepts, refuses and remembers, for tests of what stands before engines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from jobs.errors import EngineError
+from jobs.runfolder import RunFolder
+from orchestrator.engines.base import Dependency, EngineState, JobHandle, JobSpec, TaskState
+
+
+class FakeEngine:
+    """Gives out ids from 100 on; refuses a job whose stage is in ``refuses``."""
+
+    name = "fake"
+
+    def __init__(
+        self, *, refuses: Sequence[str] = (), on_submit: Callable[[JobSpec], None] | None = None
+    ) -> None:
+        self.submitted: list[tuple[JobSpec, Dependency | None]] = []
+        self.cancelled: list[str] = []
+        self.cancelled_names: list[str] = []
+        self._refuses = refuses
+        self._on_submit = on_submit or (lambda spec: None)
+
+    def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
+        self._on_submit(spec)
+        if spec.stage.value in self._refuses:
+            raise EngineError("sbatch: invalid partition specified: nowhere")
+        self.submitted.append((spec, after))
+        job = str(99 + len(self.submitted))
+        ids = {task.number: f"{job}_{task.number}" for task in spec.tasks}
+        return JobHandle(spec.stage, ids, (job,))
+
+    def script(self, spec: JobSpec, after: Dependency | None) -> str:
+        return f"{spec.name} {after.kind if after else ''}"
+
+    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+        return {job_id: TaskState(EngineState.PENDING) for job_id in ids}
+
+    def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
+        self.cancelled += job_ids
+        self.cancelled_names += names

@@ -1,0 +1,72 @@
+"""From shards to parts and tasks."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jobs.errors import UsageError
+from jobs.model import Options, SourceKind, SourceRef, Stage
+from orchestrator import planning
+from orchestrator.planning import Place
+from tests.support import cases
+
+HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
+SOURCE = SourceRef(SourceKind.URL, "https://host/")
+
+
+@pytest.mark.parametrize(
+    ("size", "part_size", "parts"),
+    [
+        pytest.param(None, 100, 1, id="unknown size"),
+        pytest.param(0, 100, 1, id="empty"),
+        pytest.param(100, 100, 1, id="exactly one"),
+        pytest.param(101, 100, 2, id="a byte more"),
+        pytest.param(1000, 100, 10, id="ten"),
+    ],
+)
+def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
+    assert planning.parts_of(cases.shard("s", size=size), part_size) == parts
+
+
+def test_nothing_to_do_is_said() -> None:
+    with pytest.raises(UsageError, match="holds no archive"):
+        planning.plan_run(SOURCE, [], Place("/dest"), Options(), run_id="r", now=HOUR)
+
+
+def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
+    assert planning.temp_folder(Place("/d"), "r") == "/d/.incoming/r/archives"
+    assert planning.temp_folder(Place("/d", "/scratch"), "r") == "/scratch/r"
+
+
+@given(
+    sizes=st.lists(st.integers(0, 10_000), min_size=1, max_size=30),
+    most=st.integers(1, 12),
+    part_size=st.integers(200, 4000),
+)
+def test_every_part_is_dealt_to_exactly_one_task(
+    sizes: list[int], most: int, part_size: int
+) -> None:
+    shards = [cases.shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
+    plan = planning.plan_run(
+        SOURCE, shards, Place("/dest"), Options(part_size=part_size), run_id="r", now=HOUR
+    )
+    parts = [part.id for part in plan.parts()]
+    tasks = planning.tasks_for(plan, [], parts, most=most)
+    extract = [task for task in tasks if task.stage is Stage.EXTRACT]
+    assert sorted(item for task in extract for item in task.items) == sorted(parts)
+    assert len(extract) == min(most, len(parts))
+    assert [task.number for task in extract] == list(range(len(extract)))
+    weight = planning.weights(plan)
+    loads = [sum(weight[item] for item in task.items) for task in extract]
+    # Longest processing time first: no hand has more than the mean and one part.
+    assert max(loads) <= sum(loads) / len(loads) + max(weight.values())
+
+
+def test_finalize_is_always_there_and_download_only_where_needed() -> None:
+    plan = cases.plan()
+    stages = [task.stage for task in planning.tasks_for(plan, [], [], most=4)]
+    assert stages == [Stage.FINALIZE]
