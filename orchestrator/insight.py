@@ -58,7 +58,7 @@ class Failure:
     cause: Cause
     outcome: Outcome
     troubles: tuple[Trouble, ...]
-    next_steps: tuple[str, ...] = field(default=())  # commands to type
+    next_steps: tuple[str, ...] = field(default=())  # commands; {run} is the run
 
     @property
     def tasks(self) -> tuple[int, ...]:
@@ -242,7 +242,7 @@ def _node(
     )
 
 
-# What to type where more than `resume` is needed; ``{run}`` is the run's id.
+# What to type next, where it is more than `resume`; ``{run}`` stands for the run's name.
 _NEXT: dict[Cause, tuple[str, ...]] = {
     Cause.OUT_OF_MEMORY: ("resume {run}",),
     Cause.TIME_LIMIT: ("resume {run}",),
@@ -271,7 +271,7 @@ def failures(state: RunState) -> tuple[Failure, ...]:
                 cause,
                 Outcome.RETRYABLE if retryable else Outcome.FAILED,
                 tuple(troubles),
-                tuple(word.format(run=state.plan.run_id) for word in words),
+                words,
             )
         )
     return tuple(found)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import textwrap
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from jobs.model import SourceKind, Stage
+from jobs.runfolder import RunFolder
 from orchestrator import insight, reasons, units
 from orchestrator.insight import Failure, Pace
 from orchestrator.state import RunState, RunStatus, TaskStatus
@@ -41,17 +44,34 @@ _MOST_FAILURES = 4  # lines of one cause
 _MOST_NODES = 8
 
 
-def render(state: RunState, now: datetime, look: Look, *, failed_only: bool = False) -> str:
-    """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out."""
+def run_word(folder: RunFolder) -> str:
+    """How to name a run on a command line: by its id where the default log folder holds it."""
+    default = folder.path.parent == Path("logs").absolute()
+    return folder.run_id if default else shlex.quote(str(folder.path))
+
+
+def render(
+    state: RunState,
+    now: datetime,
+    look: Look,
+    *,
+    failed_only: bool = False,
+    run: str | None = None,
+) -> str:
+    """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out.
+
+    ``run`` is how commands to type next name the run (see ``run_word``); None: by its id.
+    """
+    run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]
     if not failed_only:
         blocks.append(list(_stages(state, now, look)))
         blocks.append(list(_tasks(state, look)))
         blocks.append(list(_waiting(state, now, look)))
         blocks.append(list(_nodes(state, now, look)))
-    blocks.append(list(_failures(state, look)))
+    blocks.append(list(_failures(state, run, look)))
     if not failed_only:
-        blocks.append(list(_ending(state, look)))
+        blocks.append(list(_ending(state, run, look)))
     text = "\n\n".join("\n".join(block) for block in blocks if block)
     return look.spell(text) + "\n"
 
@@ -225,16 +245,16 @@ def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         yield f"  and {len(odd) - _MOST_NODES} more"
 
 
-def _failures(state: RunState, look: Look) -> Iterator[str]:
+def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
     groups = insight.failures(state)
     if not groups:
         return
     yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")
     for group in groups:
-        yield from _failure(group, look)
+        yield from _failure(group, run, look)
 
 
-def _failure(group: Failure, look: Look) -> Iterator[str]:
+def _failure(group: Failure, run: str, look: Look) -> Iterator[str]:
     cause = group.cause.value.replace("_", " ")
     times = f" × {len(group.troubles)}" if len(group.troubles) > 1 else ""
     noun = "task" if len(group.tasks) == 1 else "tasks"
@@ -251,7 +271,7 @@ def _failure(group: Failure, look: Look) -> Iterator[str]:
     if len(seen) > _MOST_FAILURES:
         yield f"      and {len(seen) - _MOST_FAILURES} more (status --json has all of them)"
     for step in group.next_steps:
-        yield f"    → {look.paint(f'{PROGRAM} {step}', 'cyan')}"
+        yield f"    → {look.paint(f'{PROGRAM} {step.format(run=run)}', 'cyan')}"
 
 
 def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
@@ -270,12 +290,11 @@ def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
         lead = blank
 
 
-def _ending(state: RunState, look: Look) -> Iterator[str]:
+def _ending(state: RunState, run: str, look: Look) -> Iterator[str]:
     """What finalize found, and what to type next where nothing above says it."""
     for told in state.summary.lines if state.summary else ():
         style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
         yield look.paint(told, style) if style else told
-    run = state.plan.run_id
     if state.status is RunStatus.RUNNING:
         yield look.paint(f"look again: {PROGRAM} status {run} --watch", "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from typing import TextIO
 
+from jobs.model import utc_now
+from jobs.runfolder import RunFolder
+from orchestrator import table
 from orchestrator.state import RunState, RunStatus
-from orchestrator.terminal import is_terminal
+from orchestrator.terminal import is_terminal, look_of
 
 INTERVAL_S = 3.0  # one scheduler query each; squeue is shared by the whole site
 LINE_INTERVAL_S = 30.0  # off a terminal
@@ -39,33 +43,41 @@ class Screen:
 
 def watch(
     look_at: Callable[[], RunState],
-    draw: Callable[[RunState], str],
-    line: Callable[[RunState], str],
-    out: TextIO,
+    folder: RunFolder,
     *,
+    failed: bool = False,
+    out: TextIO | None = None,
     interval_s: float | None = None,
     ended: threading.Event | None = None,
 ) -> RunState:
     """Show a run until it stands still; its last state comes back.
 
-    ``draw`` gives the screen for a terminal, ``line`` one line for everything else, which then
-    gets the screen once at the end. Ctrl-C (``KeyboardInterrupt``) passes through: it ends the
-    watching and nothing more. ``ended`` set by another thread ends it too.
+    On a terminal the screen is redrawn in place; elsewhere there is a plain line for each change
+    and the screen at the end. Ctrl-C ends the watching and nothing more; so does ``ended``, set by
+    another thread. ``failed`` shows the failures alone.
     """
+    out = out or sys.stdout
     ended = ended or threading.Event()
+    look = look_of(out)
     on_terminal = is_terminal(out)
     pause = interval_s or (INTERVAL_S if on_terminal else LINE_INTERVAL_S)
+    run = table.run_word(folder)
     screen, last_line = Screen(out), ""
     while True:
         state = look_at()
         over = state.status is not RunStatus.RUNNING
+        text = table.render(state, utc_now(), look, failed_only=failed, run=run)
         if on_terminal:
-            screen.draw(draw(state))
+            screen.draw(text)
         elif over:
-            out.write(draw(state))
-        elif (told := line(state)) != last_line:
+            out.write(text)
+        elif (told := look.spell(table.line(state, utc_now()))) != last_line:
             out.write(f"{told}\n")
             last_line = told
         out.flush()
-        if over or ended.wait(pause):
+        try:
+            if over or ended.wait(pause):
+                return state
+        except KeyboardInterrupt:
+            out.write(f"no longer watching; run {folder.run_id} goes on\n")
             return state

@@ -50,8 +50,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.status", "orchestrator.insight"),
     ),
     (
-        ("orchestrator.table",),
-        ("orchestrator.watch",),
+        ("orchestrator.table", "orchestrator.watch"),
         ("orchestrator.report",),
         ("orchestrator.runs",),
         ("orchestrator.doctor",),
