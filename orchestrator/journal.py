@@ -46,9 +46,12 @@ def append(
 ) -> None:
     """Add a line and make it durable before anything else happens."""
     event = Event(utc_now(), act, attempt, stage, name, tuple(job_ids))
-    fd = os.open(folder.events, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = os.open(folder.events, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(fd, msgspec.json.encode(event) + b"\n")
+        size = os.fstat(fd).st_size
+        # A line that a crash cut short must not take this one along.
+        cut_short = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, b"\n" * cut_short + msgspec.json.encode(event) + b"\n")
         os.fsync(fd)
     finally:
         os.close(fd)
