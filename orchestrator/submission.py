@@ -20,6 +20,9 @@ from orchestrator.journal import Act
 
 log = logging.getLogger(__name__)
 
+# Called after finalize on its own node, as a site may let compute nodes submit; module:function.
+RETRY = "orchestrator.api.running:retry"
+
 # What a stage waits for: extract only if something was fetched, finalize in any case, so that a
 # report is always written.
 _AFTER = {Stage.EXTRACT: "afterok", Stage.FINALIZE: "afterany"}
@@ -64,6 +67,7 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
             tasks=submission.of_stage(stage),
             resources=submission.resources[stage.value],
             parallel=submission.parallel,
+            then=RETRY if submission.retries and submission.engine == "slurm" else None,
         )
         for stage in Stage
         if submission.of_stage(stage)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from jobs.model import Stage, Submission
 from jobs.runfolder import RunFolder
 from orchestrator import engines, evidence, recovery, submission
-from orchestrator.engines.local import LocalEngine
 from orchestrator.state import RunState, RunStatus, judge
 
 Tick = Callable[[RunFolder], None]
+TICK_S = 0.5
 
 
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
@@ -29,8 +30,8 @@ def submit(
     """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself."""
     engine = engines.by_name(draft.engine)
     submission.submit_chain(folder, draft, engine, also_after=also_after)
-    if isinstance(engine, LocalEngine):
-        engine.wait(folder, on_tick=lambda: on_tick(folder) if on_tick else None)
+    if draft.engine == "local":
+        engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
         _go_on(folder, draft, on_tick)
 
 
@@ -85,8 +86,6 @@ def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None) -> None:
 
 def retry(run_dir: str, attempt: int) -> None:
     """The next attempt of a run, started by its own finalize job; nothing if it is not worth it."""
-    from pathlib import Path
-
     folder = RunFolder(Path(run_dir))
     last = folder.load_submission(attempt)
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:

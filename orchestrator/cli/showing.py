@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
@@ -12,7 +12,7 @@ import click
 from jobs import atomic
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.runfolder import RunFolder
-from orchestrator import resources, status, table, terminal, units
+from orchestrator import resources, status, table, terminal, units, watch
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.api.request import stage_resources
@@ -141,22 +141,32 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
 def launched(folder: RunFolder, habits: Habits) -> int:
     """The ids and what to type next; or, where the run has ended, how."""
     state = status_of(folder)
+    if habits.wait and state.status is RunStatus.RUNNING:
+        if not habits.quiet:
+            say(submitted_lines(state, folder))
+        out = open(os.devnull, "w") if habits.quiet else sys.stderr  # noqa: SIM115
+        state = watch.watch(lambda: status_of(folder), folder, out=out)
+        if state.status is RunStatus.RUNNING:
+            say(_HINTS.format(run=table.run_word(folder)).splitlines())
+            return exits.INTERRUPTED
+        if not habits.quiet:
+            return exits.of_state(state)
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
-        return exits.of_state(state)
-    if habits.as_json:
+    elif habits.as_json:
         _print_json(status.as_json(state, folder, utc_now()))
-        return exits.of_state(state)
-    if state.status is not RunStatus.RUNNING:
-        return ended(state)
-    say(submitted_lines(state, folder))
-    return exits.DONE
-
-
-def ended(state: RunState) -> int:
-    """The status screen of a run that is over."""
-    click.echo(table.render(state, utc_now(), terminal.stdout_look()), nl=False)
+    elif state.status is RunStatus.RUNNING:
+        say(submitted_lines(state, folder))
+    else:
+        look = terminal.stdout_look()
+        run = table.run_word(folder)
+        click.echo(table.render(state, utc_now(), look, run=run), nl=False)
     return exits.of_state(state)
+
+
+_HINTS = """\
+Look:     websight-orchestrate status {run} --watch
+Cancel:   websight-orchestrate cancel {run}"""
 
 
 def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
@@ -171,19 +181,8 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
             count = len(last.of_stage(stage))
             size = f" [{count} tasks]" if stage is Stage.EXTRACT else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
-    run = _run_word(folder)
-    return [
-        f"Submitted {' → '.join(jobs)}",
-        f"Look:     websight-orchestrate status {run} --watch",
-        f"Cancel:   websight-orchestrate cancel {run}",
-    ]
-
-
-def _run_word(folder: RunFolder) -> str:
-    """How to name a run on a command line: by its id where the default log folder holds it."""
-    if folder.path.parent == Path("logs").absolute():
-        return folder.run_id
-    return str(folder.path)
+    hints = _HINTS.format(run=table.run_word(folder)).splitlines()
+    return [f"Submitted {' → '.join(jobs)}", *hints]
 
 
 def _finalize_id(state: RunState) -> str | None:

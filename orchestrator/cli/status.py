@@ -33,6 +33,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     if as_json:
         click.echo(atomic.dumps(status.as_json(state, folder, utc_now())).decode(), nl=False)
     else:
-        look = terminal.stdout_look()
-        click.echo(table.render(state, utc_now(), look, failed_only=failed), nl=False)
+        look, run_word = terminal.stdout_look(), table.run_word(folder)
+        screen = table.render(state, utc_now(), look, failed_only=failed, run=run_word)
+        click.echo(screen, nl=False)
     return exits.of_state(state)
