@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 import msgspec
 
 from jobs import atomic
 from jobs.errors import EngineError
-from jobs.model import Submission, utc_now
+from jobs.model import Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runfolder import RunFolder, Staging
 from orchestrator import journal
 from orchestrator.engines.base import Engine, TaskState
@@ -30,30 +30,50 @@ def gather(
     submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
     # The engines are asked before the results are read: a task that ends in between has a result.
     states, silent = _ask(folder, submissions, engine_of) if engine_of else ({}, None)
+    results = {
+        (result.attempt, result.stage, result.task): result for result in folder.load_results()
+    }
     return Evidence(
         plan=plan,
         submissions=submissions,
-        results={
-            (result.attempt, result.stage, result.task): result for result in folder.load_results()
+        results=results,
+        heartbeats={
+            (beat.stage, beat.task): beat
+            for beat in folder.load_heartbeats(without=_over(submissions, results))
         },
-        heartbeats={(beat.stage, beat.task): beat for beat in folder.load_heartbeats()},
         fetched=frozenset(folder.fetched_ids()),
         finished=frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
         cancelled=journal.last_cancelled(folder),
-        published=is_published(folder),
+        published=is_published(folder, plan),
         now=now or utc_now(),
     )
+
+
+def _over(
+    submissions: Iterable[Submission], results: Mapping[TaskKey, TaskResult]
+) -> set[tuple[Stage, int]]:
+    """Tasks whose last submission ended well: their heartbeats tell nothing more."""
+    last = {
+        (task.stage, task.number): submission.number
+        for submission in submissions
+        for task in submission.tasks
+    }
+    return {
+        (stage, number)
+        for (stage, number), attempt in last.items()
+        if (result := results.get((attempt, stage, number))) and result.outcome is Outcome.OK
+    }
 
 
 class _ReceiptHead(msgspec.Struct):
     run_id: str
 
 
-def is_published(folder: RunFolder) -> bool:
+def is_published(folder: RunFolder, plan: Plan | None = None) -> bool:
     """Whether the destination holds this run's dataset: its receipt is the last thing to appear."""
-    receipt = Staging(folder.load_plan()).receipt
+    receipt = Staging(plan or folder.load_plan()).receipt
     try:
         return atomic.read_json(receipt, _ReceiptHead).run_id == folder.run_id
     except (OSError, msgspec.DecodeError):
