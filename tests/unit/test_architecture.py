@@ -29,7 +29,13 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("jobs.sources",), ("jobs.archives",), ("jobs.checks",)),
     (("jobs.download",), ("jobs.extract",), ("jobs.finalize", "jobs.verify")),
-    (("jobs.worker",), ("orchestrator.resources",)),
+    (
+        ("jobs.worker",),
+        ("orchestrator.resources",),
+        ("orchestrator.settings",),
+        ("orchestrator.terminal",),
+        ("orchestrator.units",),
+    ),
     (("orchestrator.engines",),),
     (
         ("orchestrator.planning",),
@@ -37,24 +43,14 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.state",),
         ("orchestrator.claim",),
         ("orchestrator.journal",),
-        ("orchestrator.reasons",),
         ("orchestrator.logs",),
-        ("orchestrator.settings",),
-        ("orchestrator.terminal",),
-        ("orchestrator.units",),
+        ("orchestrator.reasons",),
     ),
-    (("orchestrator.evidence",),),  # journal and state, put together
-    (
-        ("orchestrator.submission",),
-        ("orchestrator.recovery",),
-        ("orchestrator.status", "orchestrator.insight"),
-    ),
-    (
-        ("orchestrator.table", "orchestrator.watch"),
-        ("orchestrator.report",),
-        ("orchestrator.runs",),
-        ("orchestrator.doctor",),
-    ),
+    # What puts several of those together, and then what is made of it.
+    (("orchestrator.evidence",), ("orchestrator.insight",)),
+    (("orchestrator.submission",), ("orchestrator.recovery",), ("orchestrator.status",)),
+    (("orchestrator.table",),),
+    (("orchestrator.report",), ("orchestrator.watch",)),
     (("orchestrator.api",),),
     (("orchestrator.cli",),),
 )

@@ -1,0 +1,25 @@
+"""``completion``: the shell's own completion."""
+
+from __future__ import annotations
+
+import click
+
+_HOW = """\b
+  bash:  eval "$(websight-orchestrate completion bash)"     in ~/.bashrc
+  zsh:   eval "$(websight-orchestrate completion zsh)"      in ~/.zshrc
+  fish:  websight-orchestrate completion fish | source      in ~/.config/fish/config.fish"""
+
+
+@click.command(short_help="Print the completion script for a shell.", epilog=_HOW)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.pass_context
+def command(ctx: click.Context, shell: str) -> int:
+    """Print the script that makes SHELL complete commands, options and run ids."""
+    from click.shell_completion import get_completion_class
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    name = "websight-orchestrate"
+    maker = kind(ctx.find_root().command, {}, name, "_WEBSIGHT_ORCHESTRATE_COMPLETE")
+    click.echo(maker.source())
+    return 0

@@ -1,0 +1,29 @@
+"""``runs``: every run under the log folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.cli import options
+
+
+@click.command(short_help="List the runs under the log folder.")
+@options.log_dir
+@click.option("-n", "--most", type=click.IntRange(min=1), help="Only the newest so many.")
+@options.as_json
+def command(log_dir: Path, most: int | None, as_json: bool) -> int:
+    """List the runs under the log folder, the newest first, with where each stands."""
+    from jobs import atomic
+    from jobs.model import utc_now
+    from orchestrator import api, runs, terminal
+
+    found = runs.listing(log_dir, api.status, most=most)
+    if as_json:
+        click.echo(atomic.dumps(runs.as_json(found)).decode(), nl=False)
+    else:
+        click.echo(runs.render(found, utc_now(), terminal.stdout_look()), nl=False)
+        if not found:
+            click.echo(f"there is no run under {log_dir.absolute()}", err=True)
+    return 0

@@ -1,0 +1,125 @@
+"""Which tasks' logs are meant by what somebody types, and how they are shown."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from jobs.errors import UsageError
+from jobs.model import Stage
+from jobs.runfolder import RunFolder
+from orchestrator import logs
+from orchestrator.insight import node_of
+from orchestrator.state import RunState, TaskStatus, TaskView
+from orchestrator.terminal import Look
+
+LOOK_EVERY_S = 0.5  # for new lines
+_TASK = re.compile(r"(?:(?P<stage>download|extract|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
+_BAD = (TaskStatus.FAILED, TaskStatus.MISSING)
+
+
+def is_task(text: str) -> bool:
+    """Whether ``text`` can only mean a task, and no run."""
+    return _TASK.fullmatch(text) is not None or text in {stage.value for stage in Stage}
+
+
+def select(state: RunState, what: str | None = None, *, failed: bool = False) -> list[TaskView]:
+    """The tasks meant by ``what``: a stage, ``extract-3``, ``3``, a job id, a shard, a part.
+
+    None means the one that tells most: a failed one, else a running one, else the last.
+    Raises ``UsageError`` where nothing fits.
+    """
+    if failed:
+        found = [view for view in state.tasks if view.status in _BAD]
+        return found if what is None else [view for view in found if view in _named(state, what)]
+    return _named(state, what) if what is not None else _telling(state)
+
+
+def _telling(state: RunState) -> list[TaskView]:
+    for statuses in (_BAD, (TaskStatus.RUNNING,), (TaskStatus.DONE,)):
+        found = [view for view in state.tasks if view.status in statuses]
+        if found:
+            return [found[0] if statuses is _BAD else found[-1]]
+    return list(state.tasks[:1])
+
+
+def _named(state: RunState, what: str) -> list[TaskView]:
+    tests: list[Callable[[TaskView], bool]] = [lambda view: view.stage.value == what]
+    if number := _TASK.fullmatch(what):
+        stage = number["stage"] or Stage.EXTRACT.value
+        tests.append(
+            lambda view: view.stage.value == stage and view.task.number == int(number["number"])
+        )
+    shards = {shard.id for shard in state.plan.shards if what in (shard.id, shard.name)}
+    tests += [
+        lambda view: view.task.job_id == what,
+        lambda view: what in view.task.items,
+        lambda view: any(i in shards or i.rpartition(".p")[0] in shards for i in view.task.items),
+    ]
+    for test in tests:
+        if found := [view for view in state.tasks if test(view)]:
+            return found
+    raise UsageError(
+        f"no task of run {state.plan.run_id} is called {what}; name a stage (download, extract, "
+        "finalize), a task (extract-3), a job id, a shard or a part"
+    )
+
+
+def show(
+    folder: RunFolder, views: Sequence[TaskView], look: Look, *, lines: int = 40
+) -> Iterator[str]:
+    """The last ``lines`` lines of each task's log, under a heading."""
+    known = logs.find(folder)
+    for index, view in enumerate(views):
+        if index:
+            yield ""
+        yield from _heading(view, known, look)
+        if view.problem is not None:
+            yield look.paint(look.spell(f"✗ {view.problem.message}"), "red")
+        log = _log(view, known)
+        told = logs.tail(log.path, lines) if log and log.path else []
+        yield from (look.spell(text) for text in told)
+        if not told:
+            yield look.paint(_nothing(view), "dim")
+
+
+def _log(view: TaskView, known: logs.Logs) -> logs.TaskLog | None:
+    return known.get((view.attempt, view.stage, view.task.job_id or ""))
+
+
+def _heading(view: TaskView, known: logs.Logs, look: Look) -> Iterator[str]:
+    log = _log(view, known)
+    told = [f"{view.stage.value} task {view.task.number}", view.status.value]
+    if node := node_of(view):
+        told.append(node)
+    if view.task.job_id:
+        told.append(f"job {view.task.job_id}")
+    yield look.paint(look.spell(" · ".join(told)), "bold")
+    if log and log.path:
+        yield look.paint(str(log.path), "dim")
+
+
+def _nothing(view: TaskView) -> str:
+    if view.status is TaskStatus.PENDING:
+        return "it has not started, so there is no log yet"
+    if view.status is TaskStatus.DONE:
+        return "it said nothing"
+    return "there is no log: the job ended before it could write one, or the log was removed"
+
+
+def follow(
+    folder: RunFolder, view: TaskView, ended: threading.Event | None = None
+) -> Iterator[str]:
+    """Lines of a task's log as they come, until its result is there; starts with what it has."""
+    ended = ended or threading.Event()
+    followers: dict[str, logs.Follower] = {}
+    while True:
+        over = folder.result(view.stage, view.task.number, view.attempt).exists()
+        log = _log(view, logs.find(folder))
+        for path in (log.out, log.err) if log else ():
+            if path is not None:
+                follower = followers.setdefault(str(path), logs.Follower(path))
+                yield from follower.read(last=over)
+        if over or ended.wait(LOOK_EVERY_S):
+            return

@@ -1,0 +1,142 @@
+"""All runs under a log folder, with where each stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import OrchestrateError
+from jobs.runfolder import RECEIPT, RunFolder
+from orchestrator import units
+from orchestrator.state import RunState, RunStatus
+from orchestrator.terminal import Look
+
+SCHEMA = 1
+
+
+class _Source(msgspec.Struct):
+    kind: str
+    locator: str
+
+
+class _PlanHead(msgspec.Struct):
+    """What the list shows of a plan; its shards are counted and not looked at."""
+
+    run_id: str
+    source: _Source
+    dest: str
+    created: datetime
+    shards: list[msgspec.Raw]
+
+
+class _ReceiptHead(msgspec.Struct):
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of the list; ``problem`` says why a folder cannot be read as a run."""
+
+    folder: RunFolder
+    state: RunStatus | None = None
+    source: str = ""
+    dest: str = ""
+    created: datetime | None = None
+    shards: int = 0
+    problem: str = ""
+
+
+def names(log_dir: Path) -> list[str]:
+    """Ids of the runs there are, the newest first."""
+    try:
+        found = [entry.name for entry in log_dir.iterdir() if (entry / "plan.json").is_file()]
+    except OSError:
+        return []
+    return sorted(found, reverse=True)
+
+
+def listing(
+    log_dir: Path, look_at: Callable[[RunFolder], RunState], *, most: int | None = None
+) -> list[Run]:
+    """The runs under ``log_dir``, the newest first.
+
+    One whose receipt lies at its destination is done; only the others are looked at closely, with
+    ``look_at``.
+    """
+    return [_run(RunFolder(log_dir.absolute() / name), look_at) for name in names(log_dir)[:most]]
+
+
+def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> Run:
+    try:
+        head = atomic.read_json(folder.plan, _PlanHead)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        return Run(folder, problem=f"its plan cannot be read ({error})")
+    state, problem = RunStatus.DONE, ""
+    if not _is_published(head):
+        try:
+            state = look_at(folder).status
+        except OrchestrateError as error:
+            return Run(folder, problem=error.message)
+    return Run(
+        folder,
+        state,
+        f"{head.source.kind} {head.source.locator}",
+        head.dest,
+        head.created,
+        len(head.shards),
+        problem,
+    )
+
+
+def _is_published(head: _PlanHead) -> bool:
+    try:
+        return atomic.read_json(Path(head.dest) / RECEIPT, _ReceiptHead).run_id == head.run_id
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
+_STYLE = {
+    RunStatus.DONE: "green",
+    RunStatus.RUNNING: "blue",
+    RunStatus.FAILED: "red",
+}
+
+
+def render(runs: Iterable[Run], now: datetime, look: Look) -> str:
+    """A line a run, with a last newline."""
+    lines = [_line(run, now, look) for run in runs]
+    return look.spell("\n".join(lines)) + "\n" if lines else ""
+
+
+def _line(run: Run, now: datetime, look: Look) -> str:
+    if run.state is None:
+        return f"{run.folder.run_id}  {look.paint('unreadable', 'red')}  {run.problem}"
+    age = units.span((now - run.created).total_seconds()) if run.created else ""
+    state = look.paint(f"{run.state.value:<10}", _STYLE.get(run.state, "yellow"))
+    return f"{run.folder.run_id}  {state}  {age:>9} ago  {run.source} → {run.dest}"
+
+
+def as_json(runs: Iterable[Run]) -> dict[str, Any]:
+    """The object that ``runs --json`` prints."""
+    return {
+        "schema": SCHEMA,
+        "runs": [
+            {
+                "run_id": run.folder.run_id,
+                "run_dir": str(run.folder.path),
+                "state": run.state.value if run.state else None,
+                "source": run.source or None,
+                "dest": run.dest or None,
+                "created": run.created.isoformat().replace("+00:00", "Z") if run.created else None,
+                "shards": run.shards,
+                "problem": run.problem or None,
+            }
+            for run in runs
+        ],
+    }
