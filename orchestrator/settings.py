@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -152,28 +152,23 @@ def _value(value: object, param: click.Parameter) -> object:
     return value if isinstance(value, str) else str(value)
 
 
-class DefaultMap(Mapping[str, Any]):
+class DefaultMap(dict[str, Any]):
     """Gives each command its defaults when Click asks for them, and knows where they came from."""
 
-    def __init__(self, settings: Mapping[str, Setting], group: click.Group | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Setting]) -> None:
+        super().__init__()
         self.settings = settings
-        self._group = group
 
-    def __getitem__(self, name: str) -> dict[str, Any]:
+    def get(self, name: str, default: Any = None) -> Any:
+        """The defaults of the command ``name``; ``UsageError`` for a setting of no command."""
         ctx = click.get_current_context()
-        group = self._group or ctx.command
+        group = ctx.command
         command = group.get_command(ctx, name) if isinstance(group, click.Group) else None
         if command is None or not self.settings:
-            raise KeyError(name)
+            return default
         assert isinstance(group, click.Group)
         self._check_names(ctx, group, command)
         return for_command(self.settings, command)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(())
-
-    def __len__(self) -> int:
-        return len(self.settings)
 
     def _check_names(self, ctx: click.Context, group: click.Group, command: click.Command) -> None:
         """Refuse what no command knows; a file's typing error must not pass in silence."""
