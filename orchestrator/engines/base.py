@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -56,6 +56,8 @@ class JobSpec:
     tasks: Sequence[Task]
     resources: Resources
     parallel: int  # most array tasks at once
+    then: str | None = None  # module:function(run_dir, attempt) to call after finalize, on its node
+    call: str = "jobs.worker:run_task"  # module:function(run_dir, stage, number, attempt)
 
 
 @dataclass(frozen=True)
@@ -99,5 +101,15 @@ class Engine(Protocol):
         """End jobs by id, and by name (``JobSpec.name``) where the reply with the id was lost.
 
         The ones that ended already are no error.
+        """
+        ...
+
+    def wait(
+        self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
+    ) -> None:
+        """Return when all that was submitted through this object has ended.
+
+        ``on_tick`` is called every ``interval_s`` seconds. ``KeyboardInterrupt`` leaves Slurm's
+        jobs alone; the local engine, which runs its tasks in here, stops them first.
         """
         ...

@@ -1,0 +1,130 @@
+"""The engine that runs tasks on this machine: submitit's protocol, through a bounded pool."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jobs.errors import EngineError
+from jobs.model import utc_now
+from jobs.progress import process_start
+from jobs.runfolder import RunFolder
+from orchestrator.engines import localfiles
+from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
+from orchestrator.engines.entry import Entry
+from orchestrator.engines.localfiles import JobId, LocalFiles
+from orchestrator.engines.pool import GRACE_S, LOOK_S, Job, Pool, PoolTask, signal_group
+
+_numbers = itertools.count()  # of the jobs that this process ever made
+
+
+class LocalEngine:
+    """See ``base.Engine``. Tasks start in ``wait``, which runs the pool in the foreground.
+
+    ``Resources`` are Slurm's affair and are not looked at; ``JobSpec.then`` is not called, as the
+    launcher itself can go on after ``wait``.
+    """
+
+    name = "local"
+
+    def __init__(self) -> None:
+        self._pool = Pool()
+
+    def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
+        """See ``base.Engine``; the tasks wait for ``wait``."""
+        place = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage)
+        job = Job(_new_id(), spec, after, LocalFiles(RunFolder(Path(spec.run_dir))))
+        try:
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            job.files.make()
+            job.files.show_life(job.id.pool)
+            for index in range(len(spec.tasks)):
+                job.tasks.append(_hand_over(job, place, index))
+        except OSError as error:
+            raise EngineError(f"{place}: {error.strerror}; tasks cannot be handed over") from error
+        self._pool.jobs[str(job.id)] = job
+        pairs = zip(spec.tasks, job.tasks, strict=True)
+        ids = {task.number: each.record.task_id for task, each in pairs}
+        return JobHandle(spec.stage, ids, (str(job.id),))
+
+    def script(self, spec: JobSpec, after: Dependency | None) -> str:
+        """See ``base.Engine``: the commands that do the same by hand."""
+        lines = [f"# {spec.name}: {len(spec.tasks)} task(s), at most {spec.parallel} at once"]
+        if after is not None:
+            lines.append(f"# {after.kind}: {', '.join(after.job_ids)}")
+        for task in spec.tasks:
+            command = ["-m", "jobs.worker", spec.run_dir, spec.stage.value, str(task.number)]
+            lines.append(shlex.join([sys.executable, *command, str(spec.attempt)]))
+        return "\n".join(lines) + "\n"
+
+    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+        """See ``base.Engine``; any process can ask, and on the pool's host gets the truth."""
+        files = LocalFiles(folder)
+        return {each: files.look(each) for each in ids}
+
+    def wait(
+        self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
+    ) -> None:
+        """See ``base.Engine``: runs the pool until every submitted task has ended.
+
+        Ctrl-C, TERM and HUP stop the tasks within two seconds and raise ``KeyboardInterrupt``.
+        """
+        self._pool.run(on_tick, interval_s)
+
+    def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
+        """See ``base.Engine``: asks the pool, and ends what a dead pool left running.
+
+        Returns when the tasks of this host have ended.
+        """
+        files = LocalFiles(folder)
+        wanted = {job for job in map(JobId.parse, job_ids) if job is not None}
+        wanted |= {job.id for job in self._pool.jobs.values() if job.spec.name in names}
+        for job_id in wanted:
+            files.ask_to_cancel(job_id)
+            mine = self._pool.jobs.get(str(job_id))
+            if mine is not None and not mine.running:
+                self._pool.cancel(mine)
+        _end_orphans(files, wanted)
+
+
+def _new_id() -> JobId:
+    pid = os.getpid()
+    return JobId(localfiles.this_host(), pid, process_start(pid), next(_numbers))
+
+
+def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
+    """Pickle a task for submitit and record that it waits."""
+    from submitit.core.utils import DelayedSubmission, JobPaths
+
+    spec = job.spec
+    record = localfiles.Record(job.id.task(index), spec.stage, utc_now())
+    path = JobPaths(place, record.task_id).submitted_pickle
+    path.touch(mode=0o600)
+    number = spec.tasks[index].number
+    entry = Entry(spec.run_dir, spec.stage.value, number, spec.attempt, call=spec.call)
+    DelayedSubmission(entry).dump(path)
+    job.files.write(record)
+    return PoolTask(job, record, place)
+
+
+def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
+    """Wait for pools to end the tasks of ``jobs``; those whose pool is gone are ended here."""
+    pause = threading.Event()
+    deadline = time.monotonic() + GRACE_S + 2 * LOOK_S
+    left = files.running(jobs)
+    while left and time.monotonic() < deadline:
+        for record in left:
+            job = JobId.parse(record.task_id)
+            if job is not None and not localfiles.is_alive(job.pid, job.start):
+                signal_group(record.pid, signal.SIGTERM)
+        pause.wait(0.05)
+        left = files.running(jobs)
+    for record in left:
+        signal_group(record.pid, signal.SIGKILL)

@@ -1,0 +1,207 @@
+"""What the local engine leaves on disk, so that any other process can tell what runs."""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import Cause
+from jobs.model import Stage
+from jobs.progress import process_start
+from jobs.runfolder import RunFolder
+from orchestrator.engines.base import EngineState, TaskState
+
+ALIVE_S = 10.0  # how often a pool says that it is there
+DEAD_S = 120.0  # a pool on another host that said nothing for so long is gone
+
+
+@dataclass(frozen=True)
+class JobId:
+    """``local-HOST-PID-START-N``: the pool's process (start in ticks since boot), its N-th job."""
+
+    host: str
+    pid: int
+    start: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"local-{self.host}-{self.pid}-{self.start}-{self.number}"
+
+    @property
+    def pool(self) -> str:
+        return str(self).rpartition("-")[0]
+
+    def task(self, index: int) -> str:
+        """The id of a task, in the form of Slurm's."""
+        return f"{self}_{index}"
+
+    @classmethod
+    def parse(cls, text: str) -> JobId | None:
+        """Of a job's or a task's id; None where it is neither."""
+        job, _, index = text.rpartition("_")
+        text = job if index.isdigit() and job else text
+        try:
+            head, pid, start, number = text.rsplit("-", 3)
+            return cls(head.removeprefix("local-"), int(pid), start, int(number))
+        except ValueError:
+            return None
+
+
+def this_host() -> str:
+    return socket.gethostname()
+
+
+def is_alive(pid: int, start: str) -> bool:
+    """Whether that very process of this host is there, and no zombie."""
+    if not start or process_start(pid) != start:
+        return False
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A task's process, written when it starts and again when it ends."""
+
+    task_id: str
+    stage: Stage
+    submitted: datetime
+    started: datetime | None = None
+    ended: datetime | None = None
+    pid: int = 0
+    start: str = ""  # of the process, in ticks since boot
+    returncode: int | None = None  # negative: the signal that ended it
+    cause: Cause | None = None
+
+    def state(self, host: str) -> TaskState:
+        """The task as this record tells it."""
+        if self.ended is not None:
+            state, raw = EngineState.ENDED, "ended"
+        elif self.started is not None:
+            state, raw = EngineState.RUNNING, "running"
+        else:
+            state, raw = EngineState.PENDING, "pending"
+        code = self.returncode
+        return TaskState(
+            state=state,
+            raw=raw if code is None or code >= 0 else f"signal {-code}",
+            cause=self.cause,
+            node=host if self.started else None,
+            submitted=self.submitted,
+            started=self.started,
+            ended=self.ended,
+            exit_code="" if code is None else f"{max(code, 0)}:{max(-code, 0)}",
+        )
+
+
+class LocalFiles:
+    """The local engine's own folder within a run folder: ``submitit/local``."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.path / "submitit" / "local"
+
+    def make(self) -> None:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def write(self, record: Record) -> None:
+        atomic.write_json(self.path / f"{record.task_id}.json", record, durable=False)
+
+    def read(self, task_id: str) -> Record | None:
+        try:
+            return atomic.read_json(self.path / f"{task_id}.json", Record)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def running(self, jobs: Iterable[JobId]) -> list[Record]:
+        """The tasks of ``jobs`` whose processes run on this host."""
+        found = []
+        for job in jobs:
+            if job.host != this_host():
+                continue
+            for path in self.path.glob(f"{glob.escape(str(job))}_*.json"):
+                record = self.read(path.stem)
+                if record and record.ended is None and is_alive(record.pid, record.start):
+                    found.append(record)
+        return found
+
+    # A request to cancel is a file, as the pool may be on another host.
+
+    def _cancel_mark(self, job: JobId) -> Path:
+        return self.path / f"{job}.cancel"
+
+    def ask_to_cancel(self, job: JobId) -> None:
+        if self.path.is_dir():
+            self._cancel_mark(job).touch(mode=0o600)
+
+    def is_cancelled(self, job: JobId) -> bool:
+        return self._cancel_mark(job).exists()
+
+    # A pool's sign of life, judged by the file server's clock alone.
+
+    def show_life(self, pool: str) -> None:
+        path = self.path / f"{pool}.alive"
+        try:
+            path.touch(mode=0o600)
+        except OSError:
+            pass  # a full disk ends tasks where they write data
+
+    def is_silent(self, pool: str) -> bool:
+        """Whether a pool that another host runs has shown no life for ``DEAD_S``."""
+        try:
+            seen = (self.path / f"{pool}.alive").stat().st_mtime
+            with tempfile.NamedTemporaryFile(dir=self.path, prefix=".now-") as probe:
+                now = os.fstat(probe.fileno()).st_mtime
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return now - seen > DEAD_S
+
+    def look(self, task_id: str) -> TaskState:
+        """A task as any process can tell: from its record and from the processes there are."""
+        job = JobId.parse(task_id)
+        if job is None:
+            return TaskState(EngineState.UNKNOWN)
+        record = self.read(task_id)
+        if record is not None and record.ended is not None:
+            return record.state(job.host)
+        if job.host != this_host():
+            if self.is_silent(job.pool):
+                return _lost(record, job.host)
+            return record.state(job.host) if record else TaskState(EngineState.UNKNOWN)
+        pool_alive = is_alive(job.pid, job.start)
+        if record is None or record.started is None:
+            if pool_alive and not self.is_cancelled(job):
+                return TaskState(EngineState.PENDING, raw="pending")
+            return _lost(record, job.host)
+        if is_alive(record.pid, record.start) or pool_alive:
+            return record.state(job.host)  # a live pool is about to say how its task ended
+        return _lost(self.read(task_id), job.host)
+
+
+def _lost(record: Record | None, host: str) -> TaskState:
+    """A task whose pool is gone: it will not go on."""
+    if record is None:
+        return TaskState(EngineState.ENDED, raw="never started", cause=Cause.KILLED)
+    if record.ended is not None:
+        return record.state(host)
+    return TaskState(
+        EngineState.ENDED,
+        raw="lost" if record.started else "never started",
+        cause=Cause.KILLED,
+        node=host if record.started else None,
+        submitted=record.submitted,
+        started=record.started,
+    )

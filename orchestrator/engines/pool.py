@@ -1,0 +1,296 @@
+"""A bounded pool of processes on this machine: starts tasks in order of dependency, ends them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import FrameType
+
+from jobs.errors import Cause
+from jobs.model import Stage, utc_now
+from jobs.progress import process_start
+from orchestrator.engines import localfiles
+from orchestrator.engines.base import Dependency, JobSpec
+from orchestrator.engines.localfiles import JobId, LocalFiles, Record
+
+log = logging.getLogger(__name__)
+
+GRACE_S = 1.5  # from TERM to KILL: Ctrl-C has ended everything within two seconds
+LOOK_S = 0.5  # how often the pool looks for a request to cancel
+_POLL_S = 0.02  # where the kernel has no pidfd (before Linux 5.3)
+
+
+@dataclass
+class PoolTask:
+    """One task and, while it runs, its process."""
+
+    job: Job
+    record: Record
+    place: Path  # submitit's folder
+    process: subprocess.Popen[bytes] | None = None
+    kill_at: float | None = None  # on the monotonic clock, once it was told to stop
+
+    @property
+    def over(self) -> bool:
+        return self.record.ended is not None
+
+
+@dataclass
+class Job:
+    """One submitted job: its tasks run once what it depends on has ended."""
+
+    id: JobId
+    spec: JobSpec
+    after: Dependency | None
+    files: LocalFiles
+    tasks: list[PoolTask] = field(default_factory=list)
+    cancelled: bool = False
+
+    @property
+    def over(self) -> bool:
+        return all(task.over for task in self.tasks)
+
+    @property
+    def ok(self) -> bool:
+        return all(task.over and task.record.returncode == 0 for task in self.tasks)
+
+    @property
+    def running(self) -> list[PoolTask]:
+        return [task for task in self.tasks if task.process is not None]
+
+
+class Pool:
+    """Jobs by id, in the order of submission."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, Job] = {}
+        self._interrupted = False
+
+    def run(self, on_tick: Callable[[], None] | None, interval_s: float) -> None:
+        """Run until every task has ended; see ``base.Engine.wait``.
+
+        Ctrl-C, TERM and HUP are heard between two steps, so that no process is started and
+        forgotten; then all tasks are stopped and ``KeyboardInterrupt`` is raised.
+        """
+        with self._signals_noted() as wake:
+            try:
+                self._loop(on_tick, interval_s, wake)
+            except BaseException:
+                self._stop_all()
+                raise
+
+    def cancel(self, job: Job) -> None:
+        """Stop a job's tasks and start no more of them."""
+        job.cancelled = True
+        for task in job.tasks:
+            if task.process is not None:
+                _stop(task)
+            elif not task.over:
+                _end(task, returncode=None, cause=Cause.CANCELLED)
+
+    def _loop(
+        self, on_tick: Callable[[], None] | None, interval_s: float, wake: int | None
+    ) -> None:
+        tick_at = life_at = look_at = 0.0
+        while True:
+            if self._interrupted:
+                raise KeyboardInterrupt
+            self._reap()
+            self._start_ready()
+            now = time.monotonic()
+            if now >= look_at:
+                look_at = now + LOOK_S
+                self._obey_requests()
+            if now >= life_at:
+                life_at = now + localfiles.ALIVE_S
+                for job in self.jobs.values():
+                    job.files.show_life(job.id.pool)
+            over = all(job.over for job in self.jobs.values())
+            if on_tick is not None and (over or now >= tick_at):
+                on_tick()
+                tick_at = time.monotonic() + interval_s
+            if over:
+                return
+            self._sleep(min(look_at, tick_at if on_tick is not None else look_at), wake)
+
+    def _running(self) -> list[PoolTask]:
+        return [task for job in self.jobs.values() for task in job.running]
+
+    def _start_ready(self) -> None:
+        for job in self.jobs.values():
+            if job.over or job.cancelled or not self._may_start(job):
+                continue
+            free = job.spec.parallel - len(job.running)
+            for task in job.tasks:
+                if free > 0 and task.process is None and not task.over:
+                    _start(task)
+                    free -= 1
+
+    def _may_start(self, job: Job) -> bool:
+        """Whether what it depends on has ended; ends its tasks where that went wrong."""
+        for job_id in job.after.job_ids if job.after else ():
+            other = self.jobs.get(job_id)
+            if other is None:  # of an earlier launcher, whose tasks may be there still
+                parsed = JobId.parse(job_id)
+                if parsed is not None and job.files.running([parsed]):
+                    return False
+            elif not other.over:
+                return False
+            elif job.after and job.after.kind == "afterok" and not other.ok:
+                for task in job.tasks:
+                    _end(task, returncode=None, cause=Cause.DEPENDENCY)
+                return False
+        return True
+
+    def _reap(self) -> None:
+        for task in self._running():
+            assert task.process is not None
+            code = task.process.poll()
+            if code is None:
+                if task.kill_at is not None and time.monotonic() >= task.kill_at:
+                    signal_group(task.process.pid, signal.SIGKILL)
+                continue
+            # What the task started goes with it: nothing may write behind the engine's back.
+            signal_group(task.process.pid, signal.SIGKILL)
+            _end(task, returncode=code, cause=_cause(task, code))
+
+    def _obey_requests(self) -> None:
+        for job in self.jobs.values():
+            if not job.over and not job.cancelled and job.files.is_cancelled(job.id):
+                self.cancel(job)
+
+    def _stop_all(self) -> None:
+        for job in self.jobs.values():
+            self.cancel(job)
+        while self._running():
+            self._sleep(time.monotonic() + 0.1, None)
+            self._reap()
+
+    def _sleep(self, until: float, wake: int | None) -> None:
+        """Sleep until that time on the monotonic clock, a task's end or a signal."""
+        tasks = self._running()
+        kills = [task.kill_at for task in tasks if task.kill_at is not None]
+        seconds = max(0.0, min([until, *kills]) - time.monotonic())
+        poller = select.poll()
+        if wake is not None:
+            poller.register(wake, select.POLLIN)
+        fds: list[int] = []
+        try:
+            try:
+                for task in tasks:
+                    assert task.process is not None
+                    fds.append(os.pidfd_open(task.process.pid))
+                    poller.register(fds[-1], select.POLLIN)
+            except OSError:
+                seconds = min(seconds, _POLL_S)
+            poller.poll(seconds * 1000)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    @contextmanager
+    def _signals_noted(self) -> Iterator[int | None]:
+        """Note Ctrl-C, TERM and HUP, unless ignored (nohup) or the caller's own affair.
+
+        Gives a descriptor that can be read once one has come.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield None
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            self._interrupted = True
+
+        read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        woken = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        usual = (signal.SIG_DFL, signal.default_int_handler)
+        numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+        before = {n: signal.signal(n, note) for n in numbers if signal.getsignal(n) in usual}
+        try:
+            yield read
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            signal.set_wakeup_fd(woken)
+            os.close(read)
+            os.close(write)
+
+
+def _start(task: PoolTask) -> None:
+    from submitit.core.utils import JobPaths
+
+    paths = JobPaths(task.place, task.record.task_id)
+    command = [sys.executable, "-u", "-m", "orchestrator.engines.child", str(os.getpid())]
+    with paths.stdout.open("ab") as out, paths.stderr.open("ab") as err:
+        process = subprocess.Popen(
+            [*command, str(task.place)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            # First on sys.path there: never a folder in which a user keeps code.
+            cwd=task.job.spec.run_dir,
+            env=_environment(task.record.task_id),
+            start_new_session=True,  # Ctrl-C is for the pool, which then tells its tasks
+        )
+    task.process = process
+    task.record = replace(
+        task.record, started=utc_now(), pid=process.pid, start=process_start(process.pid)
+    )
+    task.job.files.write(task.record)
+
+
+def _stop(task: PoolTask) -> None:
+    if task.process is not None and task.kill_at is None:
+        task.kill_at = time.monotonic() + GRACE_S
+        signal_group(task.process.pid, signal.SIGTERM)
+
+
+def _cause(task: PoolTask, code: int) -> Cause | None:
+    """Why a task ended; None where it ended well, or its result alone can tell."""
+    if task.kill_at is not None:
+        return Cause.CANCELLED
+    if code < 0:
+        return Cause.KILLED
+    # A download without one usable shard ends with 1, so that nothing is extracted; any other
+    # task that gets as far as our code ends with 0 and leaves a result.
+    if code > 0 and task.job.spec.stage is not Stage.DOWNLOAD:
+        return Cause.LAUNCH_FAILED
+    return None
+
+
+def _end(task: PoolTask, *, returncode: int | None, cause: Cause | None) -> None:
+    task.process = None
+    task.record = replace(task.record, ended=utc_now(), returncode=returncode, cause=cause)
+    try:
+        task.job.files.write(task.record)
+    except OSError as error:
+        log.warning("%s cannot be recorded: %s", task.record.task_id, error.strerror)
+
+
+def _environment(task_id: str) -> dict[str, str]:
+    """submitit's protocol for a local task (submitit/local/local.py)."""
+    return os.environ | {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": task_id,
+        "SUBMITIT_LOCAL_NTASKS": "1",
+        "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+        "SUBMITIT_LOCAL_NODEID": "0",
+        "SUBMITIT_LOCAL_GLOBALID": "0",
+        "SUBMITIT_LOCAL_LOCALID": "0",
+    }
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Signal a task's process and all that it started; one that is gone is no error."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, number)

@@ -1,0 +1,216 @@
+"""From a job to what submitit and sbatch need; refuses what would break the chain."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from submitit.core import core, utils
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+
+from jobs.errors import Cause, EngineError
+from jobs.memberpath import shown
+from jobs.model import Stage, Task
+from orchestrator.engines.base import Dependency, JobSpec
+from orchestrator.engines.entry import Entry
+
+# Before its time limit a task gets USR2 and stops in order (jobs/worker.py).
+SIGNAL_S = 90
+
+# Options of sbatch that are ours: changed, they would break the chain or hide the results.
+_OURS = {
+    "--array": "-a",
+    "--output": "-o",
+    "--error": "-e",
+    "--dependency": "-d",
+    "--chdir": "-D",
+    "--job-name": "-J",
+    "--wait": "-W",
+    "--wrap": "",
+    "--parsable": "",
+    "--test-only": "",
+    "--signal": "",
+    "--ntasks": "-n",
+    "--kill-on-invalid-dep": "",
+}
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class Executor(SlurmExecutor):
+    """submitit's, with an sbatch of ours: clean environment, time limit, never twice.
+
+    ``hand_over`` gets the script's path and returns the id of the accepted job.
+    """
+
+    def __init__(self, folder: Path, hand_over: Callable[[Path], str]) -> None:
+        super().__init__(folder, max_num_timeout=0)
+        self._hand_over = hand_over
+        self.extra_lines: tuple[str, ...] = ()
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:
+        lines = super()._make_submission_file_text(command, uid).split("\n")
+        last = max(index for index, line in enumerate(lines) if line.startswith("#SBATCH "))
+        lines[last + 1 : last + 1] = [f"#SBATCH {line}" for line in self.extra_lines]
+        return "\n".join(lines)
+
+    def _submit_command(self, command: str) -> core.Job[Any]:
+        uid = uuid.uuid4().hex
+        script = self.folder / f".submission_file_{uid}.sh"
+        script.touch(mode=0o600)
+        script.write_text(self._make_submission_file_text(command, uid), encoding="utf-8")
+        job: core.Job[Any] = SlurmJob(folder=self.folder, job_id=self._hand_over(script))
+        job.paths.move_temporary_file(script, "submission_file")
+        return job
+
+    def _internal_process_submissions(
+        self, delayed_submissions: list[utils.DelayedSubmission]
+    ) -> list[core.Job[Any]]:
+        """submitit's own, but an array too is submitted by this object and not by a plain copy."""
+        pickles = []
+        for delayed in delayed_submissions:
+            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
+            pickles.append(self.folder / f"{uuid.uuid4().hex}.pkl")
+            pickles[-1].touch(mode=0o600)
+            delayed.dump(pickles[-1])
+        count = len(pickles)
+        if count > 1:
+            self.parameters["map_count"] = count
+        first = self._submit_command(self._submitit_command_str)
+        ids = [first.job_id] if count == 1 else [f"{first.job_id}_{n}" for n in range(count)]
+        jobs: list[core.Job[Any]] = [SlurmJob(folder=self.folder, job_id=each) for each in ids]
+        for job, path in zip(jobs, pickles, strict=True):
+            job.paths.move_temporary_file(path, "submitted_pickle")
+        return jobs
+
+    def script(self, count: int) -> str:
+        """What ``submit`` would hand to sbatch for so many tasks."""
+        if count > 1:
+            self.parameters["map_count"] = count
+        return self._make_submission_file_text(self._submitit_command_str, "")
+
+
+def executor(
+    spec: JobSpec,
+    after: Dependency | None,
+    folder: Path,
+    *,
+    parallel: int,
+    hand_over: Callable[[Path], str],
+) -> Executor:
+    """An executor for one array of ``spec``; a new one each time, as its parameters stick."""
+    check(spec)
+    made = Executor(folder, hand_over)
+    made.update_parameters(**parameters(spec, after, parallel=parallel))
+    made.extra_lines = spec.resources.sbatch_args
+    return made
+
+
+def parameters(spec: JobSpec, after: Dependency | None, *, parallel: int) -> dict[str, Any]:
+    """What submitit is told; ``parallel`` is the throttle of this one array."""
+    asked = spec.resources
+    additional: dict[str, Any] = {
+        # The working folder is first on sys.path there: never one in which a user keeps code.
+        "chdir": spec.run_dir,
+        "requeue": True,
+        "signal": f"USR2@{SIGNAL_S}",
+    }
+    if asked.mem_mb is not None:
+        additional["mem"] = f"{asked.mem_mb}M"
+    if asked.reservation is not None:
+        additional["reservation"] = asked.reservation
+    if after is not None:
+        additional["dependency"] = ":".join([after.kind, *after.job_ids])
+        # An afterok that can no longer be met would otherwise wait for ever, and finalize with it.
+        additional["kill-on-invalid-dep"] = "yes"
+    return {
+        "job_name": spec.name,
+        "time": asked.time_min,
+        "cpus_per_task": asked.cpus,
+        "partition": asked.partition,
+        "account": asked.account,
+        "qos": asked.qos,
+        "constraint": asked.constraint,
+        "exclude": asked.exclude,
+        "mail_type": asked.mail_type,
+        "mail_user": asked.mail_user,
+        "setup": list(asked.setup) or None,
+        "array_parallelism": parallel,
+        "signal_delay_s": SIGNAL_S,
+        "wckey": None,
+        # srun does not take it over from sbatch (since 22.05).
+        "srun_args": ["--cpus-per-task", str(asked.cpus)],
+        "additional_parameters": additional,
+    }
+
+
+def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
+    """What the array's tasks call, in order."""
+    return [
+        Entry(
+            spec.run_dir,
+            spec.stage.value,
+            task.number,
+            spec.attempt,
+            then=spec.then if spec.stage is Stage.FINALIZE else None,
+            call=spec.call,
+        )
+        for task in tasks
+    ]
+
+
+def check(spec: JobSpec) -> None:
+    """Refuse what would break the script; ``EngineError`` (cause USAGE) says which."""
+    asked = spec.resources
+    if "%" in spec.run_dir or "\\" in spec.run_dir:
+        raise _usage(
+            f"the run folder {shown(spec.run_dir)} has a % or a backslash in its path, which "
+            "Slurm would replace in the names of logs; choose another --log-dir"
+        )
+    texts = {
+        "--log-dir": spec.run_dir,
+        "the job name": spec.name,
+        "--partition": asked.partition,
+        "--account": asked.account,
+        "--qos": asked.qos,
+        "--constraint": asked.constraint,
+        "--exclude": asked.exclude,
+        "--reservation": asked.reservation,
+        "--mail-type": asked.mail_type,
+        "--mail-user": asked.mail_user,
+    }
+    pairs = [(name, text) for name, text in texts.items() if text is not None]
+    pairs += [("--sbatch-arg", text) for text in asked.sbatch_args]
+    pairs += [("--setup", text) for text in asked.setup]
+    pairs += [("the path of Python", sys.executable)]
+    for name, text in pairs:
+        if _CONTROL.search(text):
+            raise _usage(f"{name} {shown(text)} holds a control character; leave it out")
+    for text in asked.sbatch_args:
+        _check_argument(text)
+
+
+def _check_argument(text: str) -> None:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise _usage(f"--sbatch-arg {shown(text)} cannot be read ({error})") from error
+    if not words or not words[0].startswith("-"):
+        raise _usage(f"--sbatch-arg {shown(text)} is no option; write it as --option=value")
+    for word in words:
+        option = word.partition("=")[0]
+        for ours, short in _OURS.items():
+            # sbatch takes an unambiguous beginning of an option for the whole.
+            begun = len(option) > 4 and option.startswith("--") and ours.startswith(option)
+            if begun or (short and not word.startswith("--") and word.startswith(short)):
+                raise _usage(
+                    f"--sbatch-arg {shown(text)}: {ours} is set by websight-orchestrate itself"
+                )
+
+
+def _usage(message: str) -> EngineError:
+    return EngineError(message, cause=Cause.USAGE)

@@ -1,0 +1,316 @@
+"""The engine that hands tasks to Slurm, through submitit, and asks Slurm what became of them."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jobs.errors import Cause, EngineError
+from jobs.model import Task
+from jobs.runfolder import RunFolder
+from orchestrator.engines import slurmclient
+from orchestrator.engines.base import (
+    Dependency,
+    EngineState,
+    JobHandle,
+    JobSpec,
+    TaskState,
+)
+from orchestrator.engines.slurmclient import Answer, TimedOut
+from orchestrator.engines.slurmparse import (
+    ACCOUNT_FORMAT,
+    QUEUE_FORMAT,
+    Row,
+    account_rows,
+    queue_rows,
+)
+
+log = logging.getLogger(__name__)
+
+# Waits before asking a silent Slurm again: about a minute in all, then the user is told.
+BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+DEFAULT_MAX_ARRAY = 1001  # Slurm's own
+_IDS_AT_ONCE = 500  # ids on one command line
+
+
+class SlurmEngine:
+    """See ``base.Engine``. ``back_off_s``: waits between tries while Slurm is silent."""
+
+    name = "slurm"
+
+    def __init__(self, *, back_off_s: Sequence[float] = BACK_OFF_S) -> None:
+        self._back_off_s = tuple(back_off_s)
+        self._max_array: int | None = None
+        self._submitted: list[str] = []
+        self._pause = threading.Event()  # never set: waiting on it can be interrupted
+
+    # Submitting ----------------------------------------------------------------------------
+
+    def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
+        """See ``base.Engine``; arrays beyond ``MaxArraySize`` become several."""
+        from orchestrator.engines import sbatch
+
+        sbatch.check(spec)
+        folder = RunFolder(Path(spec.run_dir))
+        task_ids: dict[int, str] = {}
+        job_ids: list[str] = []
+        try:
+            batches = list(self._batches(spec))
+            for number, tasks in enumerate(batches):
+                place = folder.submitit(spec.attempt, spec.stage, number)
+                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                executor = sbatch.executor(
+                    spec,
+                    after,
+                    place,
+                    parallel=max(1, spec.parallel // len(batches)),
+                    hand_over=lambda script: self._sbatch(script, spec.name, job_ids),
+                )
+                jobs = executor.submit_array(sbatch.entries(spec, tasks))
+                for task, job in zip(tasks, jobs, strict=True):
+                    task_ids[task.number] = job.job_id
+        except EngineError:
+            self._take_back(job_ids)
+            raise
+        self._submitted += task_ids.values()
+        return JobHandle(spec.stage, task_ids, tuple(job_ids))
+
+    def script(self, spec: JobSpec, after: Dependency | None) -> str:
+        """See ``base.Engine``; one script for each array."""
+        from orchestrator.engines import sbatch
+
+        batches = list(self._batches(spec))
+        texts = []
+        for number, tasks in enumerate(batches):
+            real = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)
+            with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
+                executor = sbatch.executor(
+                    spec,
+                    after,
+                    Path(scratch).resolve(),
+                    parallel=max(1, spec.parallel // len(batches)),
+                    hand_over=_never,
+                )
+                text = executor.script(len(tasks))
+            texts.append(text.replace(str(executor.folder), str(real)))
+        return "\n".join(texts)
+
+    def _batches(self, spec: JobSpec) -> Iterator[Sequence[Task]]:
+        size = self._array_size() if len(spec.tasks) > 1 else 1
+        for start in range(0, len(spec.tasks), size):
+            yield spec.tasks[start : start + size]
+
+    def _array_size(self) -> int:
+        """Most tasks in one array; Slurm's default where it does not tell."""
+        if self._max_array is None:
+            try:
+                answer = slurmclient.ask("scontrol", "show", "config")
+            except EngineError:
+                return DEFAULT_MAX_ARRAY - 1
+            found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
+            self._max_array = int(found[1]) if found else DEFAULT_MAX_ARRAY
+        return max(1, self._max_array - 1)
+
+    def _sbatch(self, script: Path, name: str, known: list[str]) -> str:
+        """Hand a script over; the new job's id, which is added to ``known`` too.
+
+        A call that Slurm did not answer may have been heard: the job is looked for by its name,
+        which no other job has but those of ``known``, before it is handed over again.
+        """
+        silence = ""
+        for wait_s in (0.0, *self._back_off_s):
+            if wait_s:
+                log.warning("Slurm is silent (%s); trying again in %.0f s", silence, wait_s)
+                self._pause.wait(wait_s)
+                try:
+                    found = self._named(name) - set(known)
+                except EngineError as error:
+                    silence = error.message
+                    continue
+                if found:
+                    known += sorted(found)
+                    return known[-1]
+            try:
+                answer = slurmclient.submit(["sbatch", "--parsable", str(script)])
+            except TimedOut as error:
+                silence = error.message
+                continue
+            if answer.silent:
+                silence = answer.words
+                continue
+            known.append(_accepted_id(answer))
+            return known[-1]
+        raise EngineError(f"Slurm does not answer, so {name} was not submitted: {silence}")
+
+    def _named(self, name: str) -> set[str]:
+        """Ids of all jobs of that name that slurmctld knows, ended ones too."""
+        answer = _query(
+            "squeue", "-h", "-u", slurmclient.user(), "-t", "all", "-n", name, "-O", QUEUE_FORMAT
+        )
+        return {_base(row.job_id) for row in queue_rows(answer.stdout) if row.name == name}
+
+    def _take_back(self, job_ids: Sequence[str]) -> None:
+        if job_ids:
+            try:
+                _scancel(job_ids)
+            except EngineError as error:
+                log.warning("could not take back jobs %s: %s", ", ".join(job_ids), error.message)
+
+    # Watching ------------------------------------------------------------------------------
+
+    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+        """See ``base.Engine``: one squeue, and one sacct for what it has forgotten."""
+        wanted = set(ids)
+        if not wanted:
+            return {}
+        found = _ours(_queue(), folder, wanted)
+        left = wanted - found.keys()
+        if left:
+            rows = _accounts(left)
+            if rows is not None:
+                found |= _ours(rows, folder, left)
+                found |= _cancelled_alone(left - found.keys(), found)
+        # slurmctld answered and does not know them, so they are not live.
+        forgotten = TaskState(EngineState.ENDED)
+        return {each: found.get(each, forgotten) for each in ids}
+
+    def wait(
+        self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
+    ) -> None:
+        """See ``base.Engine``; a Slurm that is silent for a while is waited for."""
+        while True:
+            try:
+                states = self.poll(folder, self._submitted)
+            except EngineError as error:
+                log.warning("Slurm is silent: %s", error.message)
+            else:
+                if not any(state.state.live for state in states.values()):
+                    return
+            if on_tick is not None:
+                on_tick()
+            self._pause.wait(interval_s)
+
+    # Cancelling ----------------------------------------------------------------------------
+
+    def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
+        """See ``base.Engine``; only jobs that are in the queue and bear this run's name."""
+        if not job_ids and not names:
+            return
+        targets = set()
+        for row in _queue(only_live=True):
+            if _is_ours(row, folder):
+                if row.name in names or _base(row.job_id) in job_ids:
+                    targets.add(_base(row.job_id))
+                elif row.job_id in job_ids:
+                    targets.add(row.job_id)
+        if targets:
+            _scancel(sorted(targets))
+
+
+def _never(script: Path) -> str:
+    raise AssertionError(f"{script} is only to be read")
+
+
+def _base(job_id: str) -> str:
+    return job_id.partition("_")[0]
+
+
+def _is_ours(row: Row, folder: RunFolder) -> bool:
+    """Ids are used again after a while, names hold the run's id."""
+    return f"-{folder.run_id}-" in row.name
+
+
+def _ours(rows: Iterable[Row], folder: RunFolder, wanted: set[str]) -> dict[str, TaskState]:
+    return {row.job_id: row.task for row in rows if row.job_id in wanted and _is_ours(row, folder)}
+
+
+def _query(*argv: str) -> Answer:
+    """Ask, and once more if Slurm was silent for the moment; ``EngineError`` if it stays so."""
+    answer = slurmclient.ask(*argv)
+    if answer.silent:
+        answer = slurmclient.ask(*argv)
+    if answer.returncode:
+        raise EngineError(f"{argv[0]} does not answer: {answer.words}")
+    return answer
+
+
+def _queue(*, only_live: bool = False) -> Iterator[Row]:
+    """This user's jobs, all that slurmctld knows; asked by user, so that slurmctld can filter."""
+    every = () if only_live else ("-t", "all")
+    answer = _query("squeue", "-h", "-u", slurmclient.user(), *every, "-O", QUEUE_FORMAT)
+    return queue_rows(answer.stdout)
+
+
+def _accounts(ids: Iterable[str]) -> list[Row] | None:
+    """What accounting knows of ids; None where there is no accounting, or it is silent."""
+    bases = ",".join(sorted({_base(each) for each in ids}))
+    try:
+        answer = slurmclient.ask("sacct", "-n", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
+    except EngineError as error:
+        log.info("no accounting: %s", error.message)
+        return None
+    if answer.returncode:
+        log.info("no accounting: %s", answer.words)
+        return None
+    return [_with_name(row) for row in account_rows(answer.stdout)]
+
+
+def _with_name(row: Row) -> Row:
+    """``CANCELLED by 1000`` with the user's name in place of the number."""
+    word, by, uid = row.task.raw.partition(" by ")
+    if not by:
+        return row
+    return replace(row, task=replace(row.task, raw=f"{word} by {slurmclient.user_name(uid)}"))
+
+
+def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict[str, TaskState]:
+    """Array tasks that were cancelled while pending: accounting knows their neighbours only."""
+    bases = {_base(each) for each in known}
+    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    return {each: gone for each in ids if _base(each) in bases and "_" in each}
+
+
+def _scancel(ids: Sequence[str]) -> None:
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        _query("scancel", *ids[start : start + _IDS_AT_ONCE])
+
+
+def _accepted_id(answer: Answer) -> str:
+    """The id in sbatch's answer (``ID`` or ``ID;CLUSTER``); ``EngineError`` with its reason."""
+    if answer.returncode == 0:
+        lines = answer.stdout.strip().splitlines()
+        job_id = lines[-1].partition(";")[0] if lines else ""
+        if job_id.isdigit():
+            return job_id
+    raise EngineError(f"Slurm refused the job: {explained(answer.words)}")
+
+
+# Words of sbatch (slurm_errno.c) and what to do about them.
+_REMEDIES = (
+    ("invalid partition", "choose another --partition; `sinfo` lists them"),
+    ("invalid account", "choose another --account; `sacctmgr show assoc user=$USER` lists yours"),
+    ("invalid qos", "choose another --qos; `sacctmgr show assoc user=$USER` lists yours"),
+    ("time limit", "ask for less with --time; `sinfo -o '%P %l'` shows the limits"),
+    ("memory", "ask for less with --mem"),
+    ("node configuration", "no node has so many CPUs or so much memory: lower -c or --mem"),
+    ("cpu count", "ask for fewer CPUs with -c"),
+    ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
+    ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
+    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
+    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
+    ("invalid job array", "lower --tasks"),
+)
+
+
+def explained(words: str) -> str:
+    """sbatch's own words, with the next step where one is known."""
+    lower = words.lower()
+    for sign, remedy in _REMEDIES:
+        if sign in lower:
+            return f"{words}; {remedy}"
+    return words

@@ -1,0 +1,200 @@
+"""Slurm's commands: a clean environment, a time limit on every call, its own words on failure."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from jobs.errors import EngineError
+
+QUERY_TIMEOUT_S = 45.0  # squeue gives up on a dead slurmctld by itself after 9 to 18 s
+SBATCH_TIMEOUT_S = 90.0
+
+# What an outer job or a user's profile left: SBATCH_* beats the script's own lines, SLURM_* of an
+# interactive allocation leaks into the job, the others change what the clients print.
+_FOREIGN = (
+    "SBATCH_",
+    "SLURM_",
+    "SLURMD_",
+    "SQUEUE_",
+    "SACCT_",
+    "SCANCEL_",
+    "SINFO_",
+    "SRUN_",
+    "SUBMITIT_",
+)
+_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+
+_SILENCE = (
+    "unable to contact slurm controller",
+    "socket timed out",
+    "connection refused",
+    "connection timed out",
+    "connection reset",
+    "zero bytes were transmitted",
+    "transport endpoint",
+    "communications connection failure",
+    "communication error",
+    "temporarily unable to accept",
+    "unexpected message received",
+    "slurm backup controller in standby",
+    "send/recv operation",
+    "resource temporarily unavailable",
+    "controller is in standby",
+)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def silent(self) -> bool:
+        """Whether Slurm could not be reached for the moment, rather than saying no."""
+        text = self.stderr.lower()
+        return self.returncode != 0 and any(words in text for words in _SILENCE)
+
+    @property
+    def words(self) -> str:
+        """Slurm's own words on one line, without its prefixes."""
+        lines = (self.stderr or self.stdout).splitlines()
+        prefixes = (
+            "sbatch: ",
+            "squeue: ",
+            "sacct: ",
+            "scancel: ",
+            "scontrol: ",
+            "slurm_load_jobs ",
+        )
+        said: list[str] = []
+        for line in lines:
+            text = line.strip()
+            for prefix in (*prefixes, "error: ", "fatal: "):
+                text = text.removeprefix(prefix)
+            if text and text not in said:
+                said.append(text)
+        return "; ".join(said) or f"exit status {self.returncode}"
+
+
+class TimedOut(EngineError):
+    """A command did not come back in time; it may still have been heard."""
+
+
+def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of Slurm's clients, and so of the jobs: the user's, less what is foreign."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if name in _KEPT or not name.startswith(_FOREIGN)
+    }
+
+
+def _query_environment() -> dict[str, str]:
+    # Times in UTC whatever the zone here; array indices of a pending array in full.
+    return environment() | {
+        "TZ": "UTC0",
+        "LC_ALL": "C",
+        "SLURM_TIME_FORMAT": "standard",
+        "SLURM_BITSTR_LEN": "0",
+    }
+
+
+def ask(*argv: str, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
+    """Run a query; ``EngineError`` where the command is absent or does not come back in time."""
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            env=_query_environment(),
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise EngineError(f"{argv[0]} is not on PATH; is this a login node?") from error
+    except subprocess.TimeoutExpired as error:
+        raise TimedOut(f"{argv[0]} did not answer within {timeout_s:.0f} s; try again") from error
+    return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
+
+
+def submit(argv: Sequence[str], *, timeout_s: float = SBATCH_TIMEOUT_S) -> Answer:
+    """Run sbatch with the user's environment; ``TimedOut`` where it may or may not be accepted.
+
+    It has a session of its own, so that Ctrl-C does not cut it off between Slurm's accepting the
+    job and its telling us; an interrupt waits until it is through.
+    """
+    try:
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+            start_new_session=True,
+        )
+    except FileNotFoundError as error:
+        raise EngineError(f"{argv[0]} is not on PATH; is this a login node?") from error
+    with process:
+        try:
+            out, err = process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            process.kill()
+            process.communicate()
+            raise TimedOut(f"{argv[0]} did not answer within {timeout_s:.0f} s") from error
+        except BaseException:
+            try:
+                process.communicate(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    return Answer(process.returncode, _text(out), _text(err))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def user() -> str:
+    """This user, as squeue and scancel take one."""
+    return str(os.geteuid())
+
+
+def user_name(uid: str) -> str:
+    """The name of a uid, if it has one."""
+    try:
+        return pwd.getpwuid(int(uid)).pw_name
+    except (KeyError, ValueError):
+        return uid
+
+
+def absent() -> str | None:
+    """Why Slurm cannot be used from here; None where it answers.
+
+    A configured Slurm whose controller is down for the moment counts as there: going on with
+    another engine would surprise.
+    """
+    if shutil.which("sbatch") is None:
+        return "there is no sbatch on PATH"
+    if shutil.which("srun") is None:
+        return "there is no srun on PATH"
+    try:
+        answer = ask("sbatch", "--version", timeout_s=15)
+    except EngineError as error:
+        return error.message
+    if answer.returncode:
+        return f"sbatch does not work here ({answer.words})"
+    try:
+        answer = ask("scontrol", "ping", timeout_s=15)
+    except EngineError as error:
+        return error.message
+    if answer.returncode and not answer.stdout.strip():
+        return f"its controller is not known here ({answer.words})"
+    return None

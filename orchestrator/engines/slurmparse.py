@@ -1,0 +1,246 @@
+"""Slurm's answers as values: rows of squeue and sacct, ids of array tasks, states, times."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+
+from jobs.errors import Cause
+from orchestrator.engines.base import EngineState, TaskState
+
+SEPARATOR = "|"
+QUEUE_FIELDS = (
+    "JobArrayID",
+    "State",
+    "Reason",
+    "NodeList",
+    "RestartCnt",
+    "exit_code",
+    "SubmitTime",
+    "StartTime",
+    "EndTime",
+    "Name",  # last: only ours are sure to hold no separator
+)
+QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
+ACCOUNT_FIELDS = (
+    "JobID",
+    "State",
+    "Reason",
+    "NodeList",
+    "ExitCode",
+    "Submit",
+    "Start",
+    "End",
+    "TotalCPU",
+    "MaxRSS",
+    "JobName",
+)
+ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
+
+NEVER_SATISFIED = "DependencyNeverSatisfied"
+
+# https://slurm.schedmd.com/squeue.html, "JOB STATE CODES"
+_PENDING = frozenset(
+    {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
+)
+_RUNNING = frozenset(
+    {
+        "RUNNING",
+        "COMPLETING",
+        "CONFIGURING",
+        "SUSPENDED",
+        "STOPPED",
+        "RESIZING",
+        "SIGNALING",
+        "STAGE_OUT",
+        "EXPEDITING",
+        "POWER_UP_NODE",
+    }
+)
+_CAUSES = {
+    "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
+    "TIMEOUT": Cause.TIME_LIMIT,
+    "DEADLINE": Cause.TIME_LIMIT,
+    "NODE_FAIL": Cause.NODE_FAILURE,
+    "BOOT_FAIL": Cause.NODE_FAILURE,
+    "PREEMPTED": Cause.PREEMPTED,
+    "CANCELLED": Cause.CANCELLED,
+    "REVOKED": Cause.CANCELLED,
+    "LAUNCH_FAILED": Cause.LAUNCH_FAILED,
+    "RECONFIG_FAIL": Cause.LAUNCH_FAILED,
+}
+# slurmd's ESLURM code, 4000 and more, does not fit: what is left of it is 53 (a missing log or
+# working folder).
+_LAUNCH_SIGNAL = 53
+_LAUNCH_REASONS = ("JobLaunchFailure", "LaunchFailed", "launch failed", "BadConstraints")
+_KILL = 9
+
+
+@dataclass(frozen=True)
+class Row:
+    """One job or array task as Slurm knows it."""
+
+    job_id: str  # 12 or 12_3
+    name: str
+    task: TaskState
+
+
+def expand(job_id: str) -> Iterator[str]:
+    """Every id that ``12_[3-5,9-20:5%4]`` stands for; a plain id stands for itself."""
+    base, bracket, rest = job_id.partition("_[")
+    if not bracket:
+        yield job_id
+        return
+    for piece in rest.rstrip("]").partition("%")[0].split(","):
+        span, _, step = piece.partition(":")
+        first, _, last = span.partition("-")
+        if not first.isdigit():
+            continue  # a list cut short: "..."
+        for index in range(int(first), int(last or first) + 1, int(step or 1)):
+            yield f"{base}_{index}"
+
+
+def parse_time(text: str) -> datetime | None:
+    """A time as Slurm prints it (the clients are asked for UTC); None for N/A and the like."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
+    except ValueError:
+        return None
+
+
+def queue_rows(text: str) -> Iterator[Row]:
+    """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
+    for line in text.splitlines():
+        fields = line.split(SEPARATOR, len(QUEUE_FIELDS) - 1)
+        if len(fields) != len(QUEUE_FIELDS):
+            continue
+        job_id, raw, reason, nodes, restarts, status, submit, start, end, name = fields
+        wait_status = int(status) if status.isdigit() else 0
+        task = _task(
+            raw,
+            reason=reason,
+            node=nodes,
+            code=(wait_status >> 8 & 0xFF, wait_status & 0x7F),
+            times=(parse_time(submit), parse_time(start), parse_time(end)),
+            name=name.removesuffix(SEPARATOR),
+        )
+        task = replace(task, restarts=int(restarts) if restarts.isdigit() else 0)
+        for each in expand(job_id):
+            yield Row(each, name.removesuffix(SEPARATOR), task)
+
+
+def account_rows(text: str) -> Iterator[Row]:
+    """The rows of ``sacct -n -P -o ACCOUNT_FORMAT``, array tasks one by one.
+
+    Steps give their job its peak memory. A pending array's row may be stale: what comes later in
+    the text, and what squeue says, replaces it.
+    """
+    rows: dict[str, Row] = {}
+    for line in text.splitlines():
+        fields = line.split(SEPARATOR, len(ACCOUNT_FIELDS) - 1)
+        if len(fields) != len(ACCOUNT_FIELDS):
+            continue
+        job_id, raw, reason, nodes, code, submit, start, end, cpu, rss, name = fields
+        owner, dot, _ = job_id.partition(".")
+        if dot:
+            if owner in rows:
+                rows[owner] = _with_peak(rows[owner], parse_bytes(rss))
+            continue
+        exit_code, _, number = code.partition(":")
+        task = _task(
+            raw,
+            reason=reason,
+            node=nodes,
+            code=(_int(exit_code), _int(number)),
+            times=(parse_time(submit), parse_time(start), parse_time(end)),
+            name=name,
+        )
+        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(cpu)))
+        for each in expand(job_id):
+            if each == job_id or each not in rows:
+                rows[each] = replace(row, job_id=each)
+    yield from rows.values()
+
+
+def _with_peak(row: Row, peak: int | None) -> Row:
+    known = row.task.peak_rss_bytes or 0
+    return replace(row, task=replace(row.task, peak_rss_bytes=max(known, peak or 0) or None))
+
+
+def _int(text: str) -> int:
+    return int(text) if text.isdigit() else 0
+
+
+def parse_cpu(text: str) -> float | None:
+    """Seconds of sacct's ``[D-][H:]M:S[.mmm]``; None where there is none."""
+    days, _, clock = text.rpartition("-")
+    seconds = 0.0
+    try:
+        for piece in clock.split(":"):
+            seconds = seconds * 60 + float(piece)
+        return seconds + 86400 * int(days or 0)
+    except ValueError:
+        return None
+
+
+def parse_bytes(text: str) -> int | None:
+    """Bytes of sacct's ``1234K``; None where there is none."""
+    unit = "KMGTP".find(text[-1:]) + 1 if text else 0
+    try:
+        return int(float(text[:-1] if unit else text) * 1024**unit)
+    except ValueError:
+        return None
+
+
+def _task(
+    raw: str,
+    *,
+    reason: str,
+    node: str,
+    code: tuple[int, int],
+    times: tuple[datetime | None, datetime | None, datetime | None],
+    name: str,
+) -> TaskState:
+    """A row as the engine's state; ``code`` is exit status and signal."""
+    word = raw.split(" ")[0].rstrip("+")
+    submitted, started, ended = times
+    reason = "" if reason in ("None", "(null)") else reason
+    base = TaskState(
+        state=EngineState.ENDED,
+        raw=raw,
+        reason=reason,
+        node=node if node not in ("", "None assigned", "(null)") else None,
+        submitted=submitted,
+        exit_code=f"{code[0]}:{code[1]}",
+    )
+    if word in _PENDING:
+        return replace(
+            base,
+            state=EngineState.PENDING,
+            node=None,
+            estimated_start=started,
+            cause=Cause.DEPENDENCY if reason == NEVER_SATISFIED else None,
+            exit_code="",
+        )
+    if word in _RUNNING:
+        return replace(base, state=EngineState.RUNNING, started=started, reason="", exit_code="")
+    return replace(base, started=started, ended=ended, cause=_cause(word, reason, code, name))
+
+
+def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | None:
+    """Why a job ended; None where it ended well, or its result alone can tell."""
+    if reason == NEVER_SATISFIED:
+        return Cause.DEPENDENCY
+    if word in _CAUSES:
+        return _CAUSES[word]
+    if word == "COMPLETED":
+        return None
+    status, number = code
+    if number == _LAUNCH_SIGNAL or any(words in reason for words in _LAUNCH_REASONS):
+        return Cause.LAUNCH_FAILED
+    if number or status in (_KILL, 128 + _KILL, 128 + 15):
+        return Cause.KILLED
+    # A worker that gets as far as our code ends with 0 and leaves a result, with one exception: a
+    # download without one usable shard ends with 1 so that nothing is extracted.
+    return None if name.endswith("-download") else Cause.LAUNCH_FAILED
