@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("jobs.runfolder",),
         ("jobs.memberpath",),
+        ("jobs.listing",),
         ("jobs.transfer",),
         ("jobs.progress",),
         ("jobs.manifest",),

@@ -1,0 +1,344 @@
+"""The whole path on this machine: launch, look, damage, resume; real archives and servers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import faults, samples
+from tests.support.cli import Cli, Done
+from tests.support.hubserver import HubServer
+from tests.support.samples import tree_digest
+from tests.support.webserver import FaultyServer
+
+LOCAL = ("launch", "--engine", "local", "--yes")
+REPO = "org/websight-v2"
+
+
+def launch(cli: Cli, dest: Path, *words: str | Path, rc: int | None = 0) -> Done:
+    return cli.run(*LOCAL, "--dest", dest, *words, rc=rc)
+
+
+def published(dest: Path) -> dict[str, str]:
+    """What is published at `dest`, which must hold nothing half done."""
+    assert not (dest / ".incoming").exists()
+    assert (dest / "RECEIPT.json").is_file()
+    return tree_digest(dest)
+
+
+# What comes in ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
+def test_a_folder_of_archives_becomes_the_original(
+    cli: Cli, dataset: Path, tmp_path: Path, fmt: str
+) -> None:
+    samples.pack_shards(dataset, tmp_path / "shards", 3, fmt)
+    launch(cli, tmp_path / "data", "--local-path", tmp_path / "shards", "--expect-records", "60")
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+@pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
+def test_one_archive_in_many_parts_becomes_the_original(
+    cli: Cli, dataset: Path, tmp_path: Path, fmt: str
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path, fmt, top="websight-v2")
+    launch(cli, tmp_path / "data", "--local-path", archive, "--part-size", "100K")
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    assert cli.status()["parts"]["total"] > 3
+
+
+def test_bytes_tell_the_format_and_names_do_not(cli: Cli, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    for index, fmt in enumerate(("zip", "tar", "tar.gz")):
+        part = samples.pack_shards(dataset, tmp_path / fmt, 3, fmt)[index]
+        folder.mkdir(exist_ok=True)
+        part.rename(folder / f"shard-{index}.{('tar.gz', 'zip', 'tar')[index]}")
+    launch(cli, tmp_path / "data", "--local-path", folder)
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_loose_files_come_along_as_they_are(cli: Cli, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    images = sorted(f"images/{path.name}" for path in (dataset / "images").iterdir())
+    for index in range(2):
+        members = [(name, (dataset / name).read_bytes()) for name in images[index::2]]
+        folder.mkdir(exist_ok=True)
+        samples.write_archive(folder / f"images-{index}.tar", members, "tar")
+    shutil.copy(dataset / "prompts.jsonl", folder)
+    (folder / "README.md").write_text("# WebSight\n")
+    (folder / "LICENSE").write_text("CC-BY-4.0\n")
+    launch(cli, tmp_path / "data", "--local-path", folder)
+    tree = published(tmp_path / "data")
+    assert tree == tree_digest(dataset) | {
+        name: tree_digest(folder)[name] for name in ("README.md", "LICENSE")
+    }
+
+
+def test_a_folder_that_is_a_dataset_is_copied_with_permissions_and_times(
+    cli: Cli, dataset: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(dataset, source)
+    picture = next((source / "images").iterdir())
+    picture.chmod(0o640)
+    os.utime(picture, (1_500_000_000, 1_500_000_000))
+    launch(cli, tmp_path / "data", "--local-path", source)
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    there = (tmp_path / "data" / "images" / picture.name).stat()
+    assert there.st_mode & 0o777 == 0o640
+    assert there.st_mtime == 1_500_000_000
+    assert tree_digest(source) == tree_digest(dataset)
+
+
+def test_archives_come_over_http(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    words = []
+    for path in sorted(shards.iterdir()):
+        web.put(f"/pages/{path.name}", path)
+        words += ["--url", web.url(f"/pages/{path.name}")]
+    launch(cli, tmp_path / "data", *words)
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def _repository(hub: HubServer, shards: Path, **more: Any) -> None:
+    files: dict[str, bytes | Path] = {f"data/{path.name}": path for path in shards.iterdir()}
+    hub.add_repo(REPO, {"README.md": b"# WebSight\n", **files}, license="cc-by-4.0", **more)
+
+
+def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path, hub: HubServer
+) -> None:
+    _repository(hub, shards, private=True)
+    shell = replace(cli, env={**hub.env, "HF_TOKEN": hub.token})
+    done = launch(shell, tmp_path / "data", "--hf-repo", REPO)
+    tree = published(tmp_path / "data")
+    tree.pop("README.md", None)
+    assert tree == tree_digest(dataset)
+    assert hub.token not in done.out + done.err
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if hub.token.encode() in path.read_bytes()] == []
+
+
+def test_a_repository_that_is_not_there_is_one_clear_line(cli: Cli, hub: HubServer) -> None:
+    shell = replace(cli, env=hub.env)
+    done = launch(shell, cli.cwd / "data", "--hf-repo", "org/none", rc=None)
+    assert done.rc in (1, 3)
+    assert "org/none" in done.err
+    assert "Traceback" not in done.err
+    assert cli.runs() == []
+
+
+# What is said ----------------------------------------------------------------------------------
+
+
+def test_the_last_lines_are_what_people_expect(cli: Cli, shards: Path, tmp_path: Path) -> None:
+    done = launch(cli, tmp_path / "data", "--local-path", shards)
+    said = [line.strip() for line in done.out.splitlines() if line.strip().startswith("✓")]
+    assert said[-3:] == [
+        "✓ Found 60 records in prompts.jsonl",
+        "✓ Found 60 images",
+        "✓ Dataset verification passed!",
+    ]
+
+
+def test_status_is_one_object_with_all_that_programs_need(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    launch(cli, tmp_path / "data", "--local-path", shards)
+    state = cli.run("status", "--json").json()
+    assert (state["schema"], state["state"], state["engine"]) == (1, "done", "local")
+    assert state["dest"] == str(tmp_path / "data")
+    assert (state["records"], state["images"], state["files_extracted"]) == (60, 60, 64)
+    size = sum(path.stat().st_size for path in shards.iterdir())
+    assert state["bytes"] == {"done": size, "total": size}
+    assert state["errors"] == []
+    assert list(state["stages"]) == ["download", "extract", "finalize"]
+    for stage in state["stages"].values():
+        assert stage["done"] == stage["tasks"] >= 1
+        assert stage["pending"] == stage["running"] == stage["failed"] == stage["missing"] == 0
+        assert stage["started"].endswith("Z")
+        assert stage["ended"] >= stage["started"]
+        assert stage["elapsed_s"] >= 0
+    assert cli.run("status", state["run_id"], "--json").json()["run_id"] == state["run_id"]
+    assert cli.run("status", cli.runs()[0], "--json").json()["run_id"] == state["run_id"]
+
+
+def test_json_and_parsable_print_that_and_nothing_else(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    as_json = launch(cli, tmp_path / "a", "--local-path", shards, "--json").json()
+    assert as_json["state"] == "done"
+    parsable = launch(cli, tmp_path / "b", "--local-path", shards, "--parsable").out
+    assert len(parsable.split()) == 1
+
+
+def _everything(folder: Path) -> dict[str, tuple[int, int]]:
+    return {
+        str(path): (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in [folder, *folder.rglob("*")]
+    }
+
+
+def test_a_dry_run_shows_the_plan_and_touches_nothing(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    cli.run("--help")  # makes the home folder of the tests
+    before = _everything(tmp_path)
+    done = launch(cli, tmp_path / "data", "--local-path", shards, "--dry-run")
+    assert "shard-0000.tar.gz" in done.out
+    plan = launch(cli, tmp_path / "data", "--local-path", shards, "--dry-run", "--json").json()
+    assert len(plan["shards"]) == 4
+    assert plan["array_size"] >= 1
+    assert plan["bytes"] == sum(path.stat().st_size for path in shards.iterdir())
+    assert _everything(tmp_path) == before
+
+
+# What goes wrong -------------------------------------------------------------------------------
+
+
+def _copy(shards: Path, folder: Path) -> list[Path]:
+    shutil.copytree(shards, folder)
+    return sorted(folder.iterdir())
+
+
+def _written(run: Path) -> Mapping[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (run / "manifests").iterdir()}
+
+
+def test_a_damaged_shard_stops_nobody_and_resume_does_only_what_is_missing(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    bad = _copy(shards, tmp_path / "source")[2]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    dest = tmp_path / "data"
+    launch(cli, dest, "--local-path", tmp_path / "source", "--retries", "0", rc=1)
+    state = cli.status()
+    assert state["state"] in ("incomplete", "failed")
+    assert {error["shard"] for error in state["errors"] if error["shard"]} == {
+        error["shard"] for error in state["errors"] if "0002" in (error["shard"] or "")
+    }
+    assert any(bad.name in error["message"] for error in state["errors"])
+    assert state["parts"] == {"done": 3, "total": 4}
+    assert [path.name for path in dest.iterdir() if path.name != ".incoming"] == []
+
+    kept = _written(cli.runs()[0])
+    bad.write_bytes(whole)
+    cli.run("resume")
+    assert published(dest) == tree_digest(dataset)
+    after = _written(cli.runs()[0])
+    assert {name: after[name] for name in kept} == kept
+    assert len(cli.runs()) == 1
+    assert cli.status()["state"] == "done"
+
+
+def test_a_run_that_is_done_has_nothing_left_to_resume(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    launch(cli, tmp_path / "data", "--local-path", shards)
+    before = tree_digest(tmp_path)
+    cli.run("resume")
+    assert tree_digest(tmp_path) == before
+
+
+def test_a_server_that_breaks_off_is_asked_again(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path, "tar.gz")
+    web.put("/websight.tar.gz", archive)
+    web.fail("/websight.tar.gz", faults.reset_after(100_000), faults.busy(retry_after="0"))
+    launch(cli, tmp_path / "data", "--url", web.url("/websight.tar.gz"))
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_a_wrong_count_fails_the_verification_and_publishes_nothing(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "data"
+    launch(cli, dest, "--local-path", shards, "--expect-records", "61", rc=5)
+    assert not (dest / "prompts.jsonl").exists()
+    assert any("61" in error["message"] for error in cli.status()["errors"])
+
+
+@pytest.mark.parametrize(
+    ("words", "rc"),
+    [
+        pytest.param([], 2, id="no source"),
+        pytest.param(["--local-path", "x", "--url", "http://127.0.0.1/x.tar"], 2, id="two sources"),
+        pytest.param(["--local-path", "x", "--part-size", "many"], 2, id="not a size"),
+        pytest.param(["--no-such-option"], 2, id="no such option"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_a_usage_error(
+    cli: Cli, tmp_path: Path, words: list[str], rc: int
+) -> None:
+    done = launch(cli, tmp_path / "data", *words, rc=rc)
+    assert "Traceback" not in done.err
+    assert not (tmp_path / "data").exists()
+    assert cli.runs() == []
+
+
+def test_a_destination_with_somebody_elses_files_is_refused_before_anything_is_done(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "data"
+    dest.mkdir()
+    (dest / "precious.txt").write_text("mine")
+    done = launch(cli, dest, "--local-path", shards, rc=3)
+    assert str(dest) in done.err
+    assert [path.name for path in dest.iterdir()] == ["precious.txt"]
+    assert cli.runs() == []
+
+
+def test_without_a_slurm_that_answers_the_slurm_engine_is_not_to_be_reached(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    shell = replace(cli, env={"PATH": os.defpath.replace("/bin", "/nowhere")})
+    done = shell.run(
+        "launch", "--engine", "slurm", "--local-path", shards, "--dest", tmp_path / "data", rc=4
+    )
+    assert "slurm" in done.err.lower()
+    assert not (tmp_path / "data").exists()
+
+
+def test_an_interrupted_run_says_so_and_resume_finishes_it(
+    cli: Cli, dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path, "tar.gz")
+    web.put("/websight.tar.gz", archive)
+    web.fail("/websight.tar.gz", faults.stall_after(50_000, times=None))
+    url = web.url("/websight.tar.gz")
+    process = cli.start(*LOCAL, "--dest", tmp_path / "data", "--url", url)
+    _wait(lambda: bool(web.asked("/websight.tar.gz", "GET")) and bool(cli.runs()))
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130, out + err
+    assert "Traceback" not in err
+    assert not (tmp_path / "data" / "prompts.jsonl").exists()
+    web.faults.clear()
+    cli.run("resume")
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def _wait(holds: Any, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "not so in time"
+        time.sleep(0.05)
+
+
+def test_the_receipt_proves_what_was_published(cli: Cli, shards: Path, tmp_path: Path) -> None:
+    launch(cli, tmp_path / "data", "--local-path", shards)
+    receipt = json.loads((tmp_path / "data" / "RECEIPT.json").read_text())
+    assert receipt["run_id"] == cli.status()["run_id"]
