@@ -216,6 +216,8 @@ class SourceRef:
     repo_type: str = "dataset"
     endpoint: str | None = None  # of the Hub, where it is not the public one
     license: str | None = None
+    include: tuple[str, ...] = ()  # globs that chose its files
+    exclude: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

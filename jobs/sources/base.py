@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from jobs.listing import Listed
 from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
-from jobs.progress import Progress
+
+if TYPE_CHECKING:  # the command line reads requests and moves no byte
+    from jobs.transfer import Arrivals, Received, Transfer
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,20 @@ class SourceRequest:
     layout: Layout = field(default_factory=Layout)
 
 
+Expect = Callable[[bytes], None]  # raises where the first bytes of a file are not what they must be
+
+
+def key_of(shard_id: str, index: int) -> str:
+    """The name of a shard's ``index``-th file in ``private``."""
+    return f"{shard_id}#{index}"
+
+
 class Source(Protocol):
     """A place where a dataset is published.
 
-    ``describe`` and ``shards`` read metadata only and run on the login node; ``fetch`` runs on a
-    compute node. Every method raises ``SourceError`` with the next step in its message.
+    ``describe``, ``shards``, ``private`` and ``notes`` read metadata only and run on the login
+    node; ``path`` and ``fetch`` run on a compute node. Every method raises ``SourceError`` with
+    the next step in its message.
     """
 
     def describe(self) -> SourceRef:
@@ -43,12 +55,36 @@ class Source(Protocol):
         ...
 
     def private(self) -> dict[str, str]:
-        """Locators that hold secrets, by ``SHARD_ID#FILE_INDEX``; never shown, never pickled."""
+        """Locators that hold secrets, by ``key_of``; never shown, never pickled."""
         ...
 
-    def fetch(self, file: SourceFile, key: str, out: Path, progress: Progress) -> None:
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the shards chosen, a line each; after ``shards``."""
+        ...
+
+    def path(self, file: SourceFile) -> Path | None:
+        """Where ``file`` lies already, to be read in place; None where it is to be fetched."""
+        ...
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+        """List a shard that is a folder into ``out``, for the tree's reader.
+
+        ``tick`` is called for each item. Only for shards of kind ``TREE``.
+        """
+        ...
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        out: Path,
+        transfer: Transfer,
+        *,
+        expect: Expect | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> Received:
         """Bring ``file`` to ``out``, whole; may be called again and goes on where it stopped.
 
-        ``key`` is ``SHARD_ID#FILE_INDEX``, as in ``private``.
+        ``key`` is that of ``key_of``; ``expect`` and ``arrivals`` are those of ``Transfer.fetch``.
         """
         ...

@@ -23,11 +23,11 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("jobs.runfolder",),
         ("jobs.memberpath",),
-        ("jobs.listing",),
         ("jobs.transfer",),
         ("jobs.progress",),
         ("jobs.manifest",),
     ),
+    (("jobs.listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources",), ("jobs.archives",), ("jobs.checks",)),
     (("jobs.download",), ("jobs.extract",), ("jobs.finalize", "jobs.verify")),
     (

@@ -1,0 +1,66 @@
+"""A loose file of the dataset, as an archive of one member."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from jobs.archives.base import Kind, Member
+from jobs.errors import Cause, SourceError, from_os_error
+from jobs.memberpath import shown
+from jobs.model import Fetched, Options, Part, Shard
+from jobs.runfolder import RunFolder
+
+_CHUNK = 1 << 20  # bytes
+
+
+class PlainFile:
+    """The file itself, under the name that it has at the source; its pieces one after the other."""
+
+    top: str | None = None
+
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+        self._files = fetched.files
+        self._size = sum(fetched.sizes)
+        self._name = os.fsencode(shard.name)
+        self._mtime_ns = fetched.mtimes_ns[0]
+        self._in_place = fetched.in_place
+
+    def members(self, part: Part) -> Iterator[Member]:
+        """The one member, in the first part; a file cannot be cut, so the others are empty."""
+        if part.index == 0:
+            yield self._member()
+
+    def find(self, name: bytes) -> Member | None:
+        return self._member() if name == self._name else None
+
+    def _member(self) -> Member:
+        mode = 0o644
+        if self._in_place:
+            try:
+                mode = Path(self._files[0]).stat().st_mode & 0o777
+            except OSError as error:
+                raise from_os_error(error, doing=f"looking at {shown(self._files[0])}") from error
+        return Member(
+            self._name,
+            Kind.FILE,
+            self._size,
+            mode,
+            self._mtime_ns / 1e9,
+            ordinal=0,
+            chunks=self._chunks(),
+        )
+
+    def _chunks(self) -> Iterator[memoryview]:
+        for path in self._files:
+            try:
+                with open(path, "rb", buffering=0) as stream:
+                    while block := stream.read(_CHUNK):
+                        yield memoryview(block)
+            except FileNotFoundError as error:
+                raise SourceError(
+                    f"{shown(path)} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
+                ) from error
+            except OSError as error:
+                raise from_os_error(error, doing=f"reading {shown(path)}") from error

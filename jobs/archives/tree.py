@@ -1,0 +1,137 @@
+"""A folder that is a dataset already, read as an archive by way of its listing."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+
+from jobs import listing
+from jobs.archives.base import Kind, Member
+from jobs.errors import Cause, SourceError, from_os_error
+from jobs.listing import Item
+from jobs.memberpath import shown
+from jobs.model import Fetched, Options, Part, Shard
+from jobs.runfolder import RunFolder
+
+_CHUNK = 1 << 20  # bytes
+_ZEROS = memoryview(bytes(_CHUNK))
+# https://man7.org/linux/man-pages/man2/lseek.2.html: what a file system without holes answers.
+_NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
+
+
+class TreeArchive:
+    """Folders before what they hold, files with their modes and times.
+
+    A link is told as the file that it points to: a dataset is read by people who have that file
+    alone. Holes of sparse files are given as zeros without being read. A file that is not what it
+    was when it was listed, or that changes while it is read, raises ``SourceError``.
+    """
+
+    top: str | None = None
+
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+        self._listing = folder.shards / f"{shard.id}.listing"
+        self._cuts = fetched.cuts
+        self._label = shard.name
+
+    def members(self, part: Part) -> Iterator[Member]:
+        root, items = listing.read(self._listing, self._cuts, part.index)
+        for ordinal, item in items:
+            yield self._member(root, item, ordinal)
+
+    def find(self, name: bytes) -> Member | None:
+        for index in range(len(self._cuts) - 1):
+            root, items = listing.read(self._listing, self._cuts, index)
+            for ordinal, item in items:
+                if item.path == name and item.kind == listing.FILE:
+                    return self._member(root, item, ordinal)
+        return None
+
+    def _member(self, root: bytes, item: Item, ordinal: int) -> Member:
+        full = root + b"/" + item.path
+        if item.kind == listing.LINK:
+            item = self._behind(full, item)
+        if item.kind == listing.FOLDER:
+            return Member(item.path, Kind.FOLDER, 0, item.mode, item.mtime_ns / 1e9, ordinal)
+        return Member(
+            item.path,
+            Kind.FILE,
+            item.size,
+            item.mode,
+            item.mtime_ns / 1e9,
+            ordinal,
+            chunks=self._chunks(full, item),
+        )
+
+    def _behind(self, full: bytes, item: Item) -> Item:
+        """The file within the folder that a link points to."""
+        try:
+            status = os.stat(full)  # noqa: PTH116
+        except OSError as error:
+            raise self._changed(full, "points to nothing") from error
+        mode = stat.S_IMODE(status.st_mode)
+        return Item(listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
+
+    def _chunks(self, full: bytes, item: Item) -> Iterator[memoryview]:
+        try:
+            fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise self._changed(full, "is gone") from error
+        except OSError as error:
+            raise from_os_error(error, doing=f"reading {shown(full)}") from error
+        try:
+            self._check(fd, full, item)
+            yield from _content(fd, item.size)
+            self._check(fd, full, item)
+        except OSError as error:
+            raise from_os_error(error, doing=f"reading {shown(full)}") from error
+        finally:
+            os.close(fd)
+
+    def _check(self, fd: int, full: bytes, item: Item) -> None:
+        status = os.fstat(fd)
+        if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
+            raise self._changed(full, "was changed")
+
+    def _changed(self, full: bytes, fact: str) -> SourceError:
+        return SourceError(
+            f"{self._label}: {shown(full)} {fact} since the folder was listed; nobody may write "
+            "to it during a run: let the writer finish, then launch again",
+            cause=Cause.CHANGED,
+        )
+
+
+def _content(fd: int, size: int) -> Iterator[memoryview]:
+    position = 0
+    while position < size:
+        begin, end = _next_data(fd, position, size)
+        yield from _zeros(begin - position)
+        position = begin
+        while position < end:
+            block = os.pread(fd, min(_CHUNK, end - position), position)
+            if not block:
+                return  # cut short meanwhile; the check that follows says so
+            yield memoryview(block)
+            position += len(block)
+
+
+def _next_data(fd: int, position: int, size: int) -> tuple[int, int]:
+    """Where the next data begin and end; a file system that knows no holes is all data."""
+    try:
+        begin = os.lseek(fd, position, os.SEEK_DATA)
+        return begin, min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+            return size, size
+        if error.errno in _NO_HOLES:
+            return position, size
+        raise
+
+
+def _zeros(length: int) -> Iterator[memoryview]:
+    while length > 0:
+        step = min(length, _CHUNK)
+        yield _ZEROS[:step]
+        length -= step

@@ -1,0 +1,209 @@
+"""A dataset's folder as a list: what is in it, and where each part of it begins."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+
+from jobs import digest
+from jobs.errors import Cause, SourceError, from_os_error
+from jobs.memberpath import shown
+from jobs.model import Cut, Digest
+
+FILE, FOLDER, LINK = "file", "folder", "link"
+_OVERHEAD = 16_384  # bytes that a file costs beside its content, to share many small ones fairly
+_Line = tuple[str, str, int, int, int, str]
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file, folder or link below the folder that was listed."""
+
+    kind: str
+    path: bytes  # relative, '/'-separated
+    size: int  # bytes; of a file
+    mode: int  # permission bits
+    mtime_ns: int
+    target: bytes = b""  # of a link, relative, staying inside
+
+    def line(self) -> bytes:
+        # Latin-1 gives every byte a character, so that names that are not UTF-8 survive JSON.
+        fields = (
+            self.kind,
+            self.path.decode("latin-1"),
+            self.size,
+            self.mode,
+            self.mtime_ns,
+            self.target.decode("latin-1"),
+        )
+        return _encode(fields) + b"\n"
+
+    @classmethod
+    def of(cls, line: bytes) -> Item:
+        kind, path, size, mode, mtime_ns, target = _decode(line)
+        return cls(kind, path.encode("latin-1"), size, mode, mtime_ns, target.encode("latin-1"))
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A listing that was written."""
+
+    cuts: tuple[Cut, ...]  # parts + 1 of them; offsets are into the listing's file
+    members: int
+    data_bytes: int
+    sha256: Digest
+
+
+# Whether a relative path, and all below it, is left out; the second says whether it is a folder.
+Leave = Callable[[bytes, bool], bool]
+
+
+def walk(root: Path, leave: Leave) -> Iterator[Item]:
+    """What lies below ``root``, by name, each folder before what it holds.
+
+    A link to a file that stays inside by a relative way is told as a link; every other link is
+    told as what it points to. Raises ``SourceError`` for a link to nothing and for devices, pipes and sockets,
+    ``StorageError`` where the file system refuses.
+    """
+    base = os.path.realpath(os.fsencode(root))
+    yield from _walk(base, b"", leave, frozenset({base}))
+
+
+def _walk(base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]) -> Iterator[Item]:
+    try:
+        with os.scandir(base + b"/" + folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading the folder {shown(base + folder)}") from error
+    for entry in entries:
+        path = folder + entry.name
+        if leave(path, entry.is_dir()):
+            continue
+        target = _inner_link(base, path) if entry.is_symlink() else None
+        status = _status(entry, follow=target is None)
+        mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
+        if target is not None:
+            yield Item(LINK, path, 0, mode, mtime_ns, target)
+        elif stat.S_ISREG(status.st_mode):
+            yield Item(FILE, path, status.st_size, mode, mtime_ns)
+        elif stat.S_ISDIR(status.st_mode):
+            real = os.path.realpath(entry.path)
+            if real in above:
+                raise SourceError(f"{shown(entry.path)} is a link to a folder that holds it")
+            yield Item(FOLDER, path, 0, mode, mtime_ns)
+            yield from _walk(base, path + b"/", leave, above | {real})
+        else:
+            raise SourceError(
+                f"{shown(entry.path)} is a device, pipe or socket; no dataset holds one, so "
+                "remove it or leave it out with --exclude"
+            )
+
+
+def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
+    try:
+        return entry.stat(follow_symlinks=follow)
+    except FileNotFoundError as error:
+        fact = "points to nothing" if entry.is_symlink() else "went away while it was listed"
+        raise SourceError(
+            f"{shown(entry.path)} {fact}; mend it, or leave it out with --exclude",
+            cause=Cause.NOT_FOUND,
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, doing=f"looking at {shown(entry.path)}") from error
+
+
+def _inner_link(base: bytes, path: bytes) -> bytes | None:
+    """The target of a link that means the same in a copy; None for every other one."""
+    full = base + b"/" + path
+    try:
+        target = os.readlink(full)  # noqa: PTH115
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading the link {shown(full)}") from error
+    if target.startswith(b"/"):
+        return None
+    plain = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
+    real = os.path.realpath(full)
+    stays = real.startswith(base + b"/") and not plain.startswith(b"..")
+    return target if stays and os.path.isfile(full) else None  # noqa: PTH113
+
+
+def write(root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]) -> Listed:
+    """List ``root`` into ``out`` (whole or not at all), cut into parts of about equal work.
+
+    ``tick`` is called for each item, so that a task can stop. The first line is the root itself.
+    """
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    hasher = digest.new("sha256")
+    members = data_bytes = weight = 0
+    try:
+        with temporary.open("wb") as stream:
+            for item in _with_root(root, leave):
+                tick()
+                line = item.line()
+                hasher.update(line)
+                stream.write(line)
+                data_bytes += item.size
+                weight += item.size + _OVERHEAD
+                members += 1
+            stream.flush()
+            os.fsync(stream.fileno())
+        cuts = _cuts(temporary, parts, weight - _OVERHEAD)
+        temporary.replace(out)
+    except OSError as error:
+        raise from_os_error(error, doing=f"writing {shown(str(out))}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    sha256 = Digest("sha256", hasher.hexdigest())
+    return Listed(cuts, members - 1, data_bytes, sha256)
+
+
+def _with_root(root: Path, leave: Leave) -> Iterator[Item]:
+    status = root.stat()
+    base = os.path.realpath(os.fsencode(root))
+    yield Item(FOLDER, base, 0, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+    yield from walk(root, leave)
+
+
+def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
+    cuts: list[Cut] = []
+    passed = ordinal = 0
+    with listing.open("rb") as stream:
+        offset = len(stream.readline())  # the root
+        for line in stream:
+            # More parts than items leave some empty: several cuts in one place.
+            while len(cuts) < parts and passed * parts >= len(cuts) * weight:
+                cuts.append(Cut(offset, ordinal))
+            passed += Item.of(line).size + _OVERHEAD
+            offset += len(line)
+            ordinal += 1
+    end = Cut(offset, ordinal)
+    return (*cuts, *[end] * (parts + 1 - len(cuts)))
+
+
+def read(listing: Path, cuts: Sequence[Cut], part: int) -> tuple[bytes, Iterator[tuple[int, Item]]]:
+    """The folder that was listed, and the part's items with their ordinals."""
+    try:
+        with listing.open("rb") as stream:
+            root = Item.of(stream.readline()).path
+    except (OSError, msgspec.DecodeError) as error:
+        raise SourceError(
+            f"{shown(str(listing))} is missing or damaged; resume makes it anew",
+            cause=Cause.NOT_FETCHED,
+        ) from error
+    begin, end = list(pairwise(cuts))[part]
+    return root, _items(listing, begin, end)
+
+
+def _items(listing: Path, begin: Cut, end: Cut) -> Iterator[tuple[int, Item]]:
+    with listing.open("rb") as stream:
+        stream.seek(begin.offset)
+        for ordinal in range(begin.ordinal, end.ordinal):
+            yield ordinal, Item.of(stream.readline())
