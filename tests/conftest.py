@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,10 +74,10 @@ def cli(tmp_path: Path) -> Cli:
 @pytest.fixture
 def slurm_cli(cli: Cli, slurm: PrivateSlurm) -> Cli:
     """The command line where `sbatch` reaches a Slurm with accounting."""
-    return replace(cli, env=slurm.env)
+    return cli.having(**slurm.env)
 
 
 @pytest.fixture
 def slurm_plain_cli(cli: Cli, slurm_plain: PrivateSlurm) -> Cli:
     """The command line where `sbatch` reaches a Slurm without accounting."""
-    return replace(cli, env=slurm_plain.env)
+    return cli.having(**slurm_plain.env)

@@ -8,7 +8,6 @@ import shutil
 import signal
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,7 @@ def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path, hub: HubServer
 ) -> None:
     _repository(hub, shards, private=True)
-    shell = replace(cli, env={**hub.env, "HF_TOKEN": hub.token})
+    shell = cli.having(**hub.env, HF_TOKEN=hub.token)
     done = launch(shell, tmp_path / "data", "--hf-repo", REPO)
     tree = published(tmp_path / "data")
     tree.pop("README.md", None)
@@ -131,7 +130,7 @@ def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
 
 
 def test_a_repository_that_is_not_there_is_one_clear_line(cli: Cli, hub: HubServer) -> None:
-    shell = replace(cli, env=hub.env)
+    shell = cli.having(**hub.env)
     done = launch(shell, cli.cwd / "data", "--hf-repo", "org/none", rc=None)
     assert done.rc in (1, 3)
     assert "org/none" in done.err
@@ -304,7 +303,7 @@ def test_a_destination_with_somebody_elses_files_is_refused_before_anything_is_d
 def test_without_a_slurm_that_answers_the_slurm_engine_is_not_to_be_reached(
     cli: Cli, shards: Path, tmp_path: Path
 ) -> None:
-    shell = replace(cli, env={"PATH": os.defpath.replace("/bin", "/nowhere")})
+    shell = cli.having(PATH="/nowhere")
     done = shell.run(
         "launch", "--engine", "slurm", "--local-path", shards, "--dest", tmp_path / "data", rc=4
     )

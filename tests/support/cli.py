@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,16 @@ class Cli:
     env: Mapping[str, str] = field(default_factory=dict)
     """What is added to an environment without Slurm's and the Hub's variables."""
 
-    def run(self, *words: str | Path, rc: int | None = 0, timeout: float = 90, **env: str) -> Done:
+    def having(self, **env: str) -> Cli:
+        """The same shell with more in its environment."""
+        return replace(self, env={**self.env, **env})
+
+    def run(self, *words: str | Path, rc: int | None = 0, timeout: float = 90) -> Done:
         """Run to the end; `rc` is the exit code that it must have (None: any)."""
         done = subprocess.run(
             self._argv(words),
             cwd=self.cwd,
-            env=self._environment() | env,
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -50,12 +54,12 @@ class Cli:
         assert rc is None or done.returncode == rc, f"exit code {done.returncode}, not {rc}\n{said}"
         return Done(done.returncode, done.stdout, done.stderr)
 
-    def start(self, *words: str | Path, **env: str) -> subprocess.Popen[str]:
+    def start(self, *words: str | Path) -> subprocess.Popen[str]:
         """Start it and go on; it leads a process group of its own."""
         return subprocess.Popen(
             self._argv(words),
             cwd=self.cwd,
-            env=self._environment() | env,
+            env=self._environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

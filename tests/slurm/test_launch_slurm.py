@@ -1,0 +1,284 @@
+"""The whole path on a real Slurm, with accounting and without: chain, array, kill, resume."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import atomic
+from jobs.model import Heartbeat, Outcome, Stage, Submission, TaskResult
+from jobs.runfolder import RunFolder
+from tests.support import faults, samples
+from tests.support.cli import Cli
+from tests.support.hubserver import HubServer
+from tests.support.samples import tree_digest
+from tests.support.slurm import PrivateSlurm
+from tests.support.webserver import FaultyServer
+
+pytestmark = pytest.mark.slurm
+
+LAUNCH = ("launch", "--engine", "slurm", "--yes", "--mem", "500M", "--time", "10")
+OVER = ("done", "incomplete", "failed", "cancelled")
+SMALL_FILES = 15_000  # takes a task some seconds to write
+
+
+@dataclass(frozen=True)
+class Site:
+    """A cluster and a shell on its login node."""
+
+    slurm: PrivateSlurm
+    cli: Cli
+
+    def launch(self, dest: Path, *words: str | Path, **env: str) -> str:
+        """Launch and do not wait; the finalize job's id comes back."""
+        done = self.cli.having(**env).run(*LAUNCH, "--dest", dest, "--parsable", *words)
+        return done.out.strip()
+
+    def run_folder(self) -> RunFolder:
+        return RunFolder(self.cli.runs()[-1])
+
+    def ended(self) -> Any:
+        """What `status --json` of a later shell says once nothing is in the queue."""
+        self.slurm.wait_until_idle(90)
+        self.slurm.wait_for(lambda: self.cli.status()["state"] in OVER, 90)
+        return self.cli.status()
+
+    def waits_for_dependency(self) -> bool:
+        return any(row.reason == "Dependency" for row in self.slurm.squeue())
+
+
+@pytest.fixture(params=["slurm", "slurm_plain"], ids=["with accounting", "without accounting"])
+def site(request: pytest.FixtureRequest, cli: Cli) -> Site:
+    slurm: PrivateSlurm = request.getfixturevalue(request.param)
+    return Site(slurm, cli.having(**slurm.env))
+
+
+@pytest.fixture
+def plain_site(slurm_plain: PrivateSlurm, cli: Cli) -> Site:
+    return Site(slurm_plain, cli.having(**slurm_plain.env))
+
+
+def published(dest: Path) -> dict[str, str]:
+    assert not (dest / ".incoming").exists()
+    return tree_digest(dest)
+
+
+# Sources and formats ---------------------------------------------------------------------------
+
+
+def test_tar_gz_shards_from_the_hub_are_published_byte_for_byte(
+    site: Site, dataset: Path, shards: Path, tmp_path: Path, hub: HubServer
+) -> None:
+    files: dict[str, bytes | Path] = {path.name: path for path in shards.iterdir()}
+    hub.add_repo("org/websight", files, private=True)
+    site.launch(tmp_path / "data", "--hf-repo", "org/websight", **hub.env, HF_TOKEN=hub.token)
+    assert site.ended()["state"] == "done"
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_zip_shards_from_urls_are_published_byte_for_byte(
+    site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    for path in samples.pack_shards(dataset, tmp_path / "zips", 3, "zip"):
+        web.put(f"/{path.name}", path)
+    site.launch(tmp_path / "data", "--url", web.url() + "/shard-{0000..0002}.zip")
+    assert site.ended()["state"] == "done"
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_a_local_folder_of_tars_is_published_and_others_can_wait_for_it(
+    site: Site, dataset: Path, tmp_path: Path
+) -> None:
+    samples.pack_shards(dataset, tmp_path / "tars", 3, "tar")
+    finalize = site.launch(tmp_path / "data", "--local-path", tmp_path / "tars")
+    assert finalize.isdecimal()
+    site.slurm.sbatch(f"ls {tmp_path}/data > {tmp_path}/seen", f"--dependency=afterok:{finalize}")
+    state = site.ended()
+    assert state["state"] == "done"
+    assert finalize in state["jobs"]
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    assert "RECEIPT.json" in (tmp_path / "seen").read_text()
+
+
+# The chain -------------------------------------------------------------------------------------
+
+
+def test_the_array_waits_for_the_download_and_status_tells_the_truth_meanwhile(
+    site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path, "tar.gz")
+    web.put("/pages.tar.gz", archive)
+    web.fail("/pages.tar.gz", faults.stall_after(10_000, times=None))
+    url = web.url("/pages.tar.gz")
+    site.launch(tmp_path / "data", "--url", url, "--part-size", "100K", "--connections", "1")
+    site.slurm.wait_for(lambda: any(r.sent for r in web.asked("/pages.tar.gz", "GET")))
+
+    site.slurm.wait_for(lambda: site.cli.status()["stages"]["download"]["running"] == 1)
+    state = site.cli.status()
+    assert state["state"] == "running"
+    extract = state["stages"]["extract"]
+    assert extract["tasks"] > 1
+    assert extract["pending"] == extract["tasks"]
+    assert state["stages"]["finalize"]["pending"] == 1
+    rows = site.slurm.squeue()
+    waiting = [row for row in rows if row.state == "PENDING"]
+    assert {row.reason for row in waiting} == {"Dependency"}
+    assert len(waiting) == extract["tasks"] + 1
+
+    web.faults.clear()
+    web.release()
+    state = site.ended()
+    assert state["state"] == "done"
+    assert state["stages"]["extract"]["done"] == extract["tasks"]
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_several_tasks_run_at_once_on_several_nodes_and_come_back_as_pickled_futures(
+    site: Site, dataset: Path, tmp_path: Path
+) -> None:
+    samples.pack_shards(dataset, tmp_path / "shards", 4, "tar.gz")
+    gate = tmp_path / "gate"
+    gate.touch()
+    # A whole node for each task; each waits until all of them have started.
+    site.launch(
+        *(tmp_path / "data", "--local-path", tmp_path / "shards", "--cpus-per-task", "8"),
+        *("--part-size", "1K", "--tasks", "4"),
+        *("--setup", f"[ -z $SLURM_ARRAY_TASK_ID ] || while [ -e {gate} ]; do sleep 0.1; done"),
+    )
+
+    def together() -> set[str]:
+        rows = site.slurm.squeue()
+        return {r.node for r in rows if r.state == "RUNNING" and "_" in r.job_id}
+
+    site.slurm.wait_for(lambda: len(together()) == 4, 60)
+    gate.unlink()
+    assert site.ended()["state"] == "done"
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+    results = [_future(path) for path in _pickles(site.run_folder(), Stage.EXTRACT)]
+    assert sorted(result.task for result in results) == [0, 1, 2, 3]
+    assert {result.outcome for result in results} == {Outcome.OK}
+    for stage in (Stage.DOWNLOAD, Stage.FINALIZE):
+        assert [_future(p).stage for p in _pickles(site.run_folder(), stage)] == [stage]
+
+
+def _pickles(folder: RunFolder, stage: Stage) -> list[Path]:
+    return sorted(folder.submitit(1, stage).glob("**/*_result.pkl"))
+
+
+def _future(path: Path) -> TaskResult:
+    from submitit.core.utils import pickle_load
+
+    verdict, result = pickle_load(path)
+    assert verdict == "success"
+    assert isinstance(result, TaskResult)
+    return result
+
+
+def test_a_dry_run_shows_the_scripts_that_slurm_would_get_and_submits_nothing(
+    plain_site: Site, shards: Path, tmp_path: Path
+) -> None:
+    done = plain_site.cli.run(
+        *LAUNCH, "--dest", tmp_path / "data", "--local-path", shards, "--dry-run", "-p", "main"
+    )
+    assert "#SBATCH --array=" in done.out
+    assert "#SBATCH --partition=main" in done.out
+    assert plain_site.slurm.squeue() == []
+    assert plain_site.cli.runs() == []
+    assert not (tmp_path / "data").exists()
+
+
+def test_waiting_ends_with_the_run_and_its_exit_code(
+    plain_site: Site, shards: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "data"
+    more = ("--retries", "0", "--expect-records", "61")
+    plain_site.cli.run(*LAUNCH, "--dest", dest, "--local-path", shards, "--wait", *more, rc=5)
+    assert not (dest / "prompts.jsonl").exists()
+    assert plain_site.slurm.squeue() == []
+
+
+# What goes wrong -------------------------------------------------------------------------------
+
+
+def test_a_download_that_fails_wholly_starts_no_task_and_is_still_reported(
+    site: Site, tmp_path: Path, web: FaultyServer
+) -> None:
+    web.put("/pages.tar.gz", b"<html>not an archive</html>")
+    site.launch(tmp_path / "data", "--url", web.url("/pages.tar.gz"), "--retries", "0")
+    state = site.ended()
+    assert state["state"] in ("failed", "incomplete")
+    assert state["stages"]["download"]["failed"] == 1
+    assert state["stages"]["finalize"]["pending"] == 0
+    assert any("pages.tar.gz" in error["message"] for error in state["errors"])
+    assert list(_pickles(site.run_folder(), Stage.EXTRACT)) == []
+
+
+def test_a_task_killed_with_sigkill_and_resumed_runs_only_its_parts_again(
+    site: Site, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for index in range(3):
+        count = SMALL_FILES if index == 1 else 10
+        members = [(f"{index}/{n:06d}.txt", b"%d" % n) for n in range(count)]
+        samples.write_archive(source / f"shard-{index}.tar", members, "tar")
+    dest = tmp_path / "data"
+    site.launch(dest, "--local-path", source, "--layout", "files", "--retries", "0")
+    folder = site.run_folder()
+    number = _task_of(folder, "shard-1")
+    _kill_at_work(folder, number)
+
+    state = site.ended()
+    assert state["state"] == "incomplete"
+    assert state["stages"]["extract"]["missing"] == 1
+    assert state["stages"]["extract"]["done"] == state["stages"]["extract"]["tasks"] - 1
+    assert any(error["kind"] == "killed" for error in state["errors"])
+    assert not (dest / "0").exists()
+
+    before = {path.name: path.stat().st_mtime_ns for path in folder.manifests.iterdir()}
+    site.cli.run("resume", "--no-wait")
+    assert site.ended()["state"] == "done"
+    after = {path.name: path.stat().st_mtime_ns for path in folder.manifests.iterdir()}
+    assert {name: after[name] for name in before} == before
+    second = folder.load_submission(2)
+    assert _items(second, Stage.DOWNLOAD) == []
+    assert _items(second, Stage.EXTRACT) == [
+        item for item in _items(folder.load_submission(1), Stage.EXTRACT) if "shard-1" in item
+    ]
+    tree = published(dest)
+    assert len(tree) == SMALL_FILES + 20
+
+
+def _items(submission: Submission, stage: Stage) -> list[str]:
+    return [item for task in submission.of_stage(stage) for item in task.items]
+
+
+def _task_of(folder: RunFolder, name: str) -> int:
+    tasks = folder.load_submission(1).of_stage(Stage.EXTRACT)
+    [number] = [task.number for task in tasks if any(name in item for item in task.items)]
+    return number
+
+
+def _kill_at_work(folder: RunFolder, number: int) -> None:
+    """SIGKILL for a task's process once it has begun; it is stopped first, so as not to end."""
+    path = folder.heartbeat(Stage.EXTRACT, number)
+    _wait(path.exists)
+    pid = int(atomic.read_json(path, Heartbeat).owner.split(":")[1])
+    os.kill(pid, signal.SIGSTOP)
+    assert not folder.result(Stage.EXTRACT, number, 1).exists(), "the task was too quick"
+    os.kill(pid, signal.SIGKILL)
+
+
+def _wait(holds: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, "not so in time"
+        time.sleep(0.005)
