@@ -1,0 +1,107 @@
+"""One part's extraction, and all that may happen in it, as a result."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from jobs import archives
+from jobs.archives.base import Archive
+from jobs.errors import Cause, OrchestrateError, Stopped, StorageError, from_os_error
+from jobs.extract.part import Work, extract_part
+from jobs.model import ItemResult, Outcome, Part, Plan, Problem
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder, Staging
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What became of a part."""
+
+    result: ItemResult
+    stops: Problem | None = None  # why no other part needs to be tried
+
+
+def archive_bytes(plan: Plan, part: Part) -> int | None:
+    """A part's share of its shard, in bytes; None where the source did not tell."""
+    size = plan.shard(part.shard).size
+    return None if size is None else size // part.count
+
+
+def unfinished(part: Part, problem: Problem) -> ItemResult:
+    """The result of a part that was not tried, or not to its end, for ``problem``'s sake."""
+    return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)
+
+
+class Attempts:
+    """Extracts parts of a run; keeps the archive open while the shard stays the same."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._progress = progress
+        self._open: tuple[str, Archive] | None = None
+
+    def extract(self, part: Part) -> Attempt:
+        """Extract ``part``; never raises for what an archive or a disk does."""
+        work: Work | None = None
+        try:
+            work = self._work(part)
+            summary = extract_part(work, self._archive(work), self._progress)
+            return Attempt(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))
+        except (Stopped, StorageError) as error:
+            problem = Problem.of(error, shard=part.shard)
+            outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
+            return Attempt(ItemResult(part.id, outcome, problem=problem), problem)
+        except OrchestrateError as error:
+            self._open = None
+            return Attempt(self._refused(part, work, Problem.of(error, shard=part.shard)))
+        except OSError as error:
+            doing = f"extracting {part.id}, at {error.filename!r}"
+            problem = Problem.of(from_os_error(error, doing=doing), shard=part.shard)
+            return Attempt(ItemResult(part.id, problem.outcome, problem=problem), problem)
+        except MemoryError:
+            self._open = None
+            text = f"{part.id} needs more memory than there is; resume with more"
+            return Attempt(unfinished(part, Problem(Cause.OUT_OF_MEMORY, text, part.shard)))
+        except Exception as error:  # the boundary: a defect of ours is a result too
+            log.exception("%s failed in a way nobody expected", part.id)
+            self._open = None
+            text = f"{type(error).__name__} while {part.id} was extracted; the task's log tells"
+            return Attempt(unfinished(part, Problem(Cause.INTERNAL, text, part.shard)))
+
+    def _work(self, part: Part) -> Work:
+        fetched = self._folder.load_fetched(part.shard)
+        if fetched is None:
+            raise OrchestrateError(f"{part.shard} is not fetched", cause=Cause.NOT_FETCHED)
+        staging = Staging(self._plan)
+        for place in (staging.data, staging.records, staging.archives):
+            place.mkdir(parents=True, exist_ok=True)
+        return Work(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
+
+    def _archive(self, work: Work) -> Archive:
+        if self._open is None or self._open[0] != work.shard.id:
+            self._open = None  # closed before the next one is opened
+            work.check_unchanged()
+            archive = archives.open_archive(
+                work.fetched, work.shard, self._plan.options, self._folder
+            )
+            self._open = (work.shard.id, archive)
+        return self._open[1]
+
+    def _refused(self, part: Part, work: Work | None, problem: Problem) -> ItemResult:
+        """A damaged archive is fetched again once, where that may bring other bytes."""
+        outcome = problem.outcome
+        if problem.cause is Cause.BAD_ARCHIVE and work is not None:
+            final = work.fetched.verified or work.fetched.in_place or self._was_refetched(part)
+            outcome = Outcome.FAILED if final else Outcome.RETRYABLE
+        return ItemResult(part.id, outcome, problem=problem)
+
+    def _was_refetched(self, part: Part) -> bool:
+        folder = self._folder
+        return any(
+            part.shard in folder.load_submission(number).refetch
+            for number in folder.submission_numbers()
+        )

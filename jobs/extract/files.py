@@ -1,0 +1,112 @@
+"""Putting bytes into a file below the data folder, never through a link of any kind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterable
+
+from jobs.errors import STORAGE_ERRNOS, ArchiveError, Cause, OrchestrateError, from_os_error
+from jobs.memberpath import shown, text_of
+
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_EXECUTE = 0o111
+
+
+def mode_of(mode: int) -> int:
+    """The permission bits to create a file with; the umask takes its share away."""
+    return 0o777 if mode & 0o100 else 0o666
+
+
+def open_place(place: bytes, mode: int) -> tuple[int, int]:
+    """A descriptor for writing to ``place`` from its start, and the bytes that are there already.
+
+    What an earlier attempt left is written over without truncation, so that an older process of
+    the same task, which writes the same bytes, is never harmed. Anything but a plain file of one
+    name (a link of either kind, a device) is unlinked and made anew. Raises ``OSError``.
+    """
+    try:
+        return os.open(place, _NEW, mode), 0
+    except FileExistsError:
+        pass
+    if _is_plain(os.lstat(place)):
+        fd = os.open(place, _OLD)
+        status = os.fstat(fd)
+        if _is_plain(status):
+            if (status.st_mode ^ mode) & 0o100:
+                os.fchmod(fd, status.st_mode & 0o666 | _executable(status.st_mode, mode))
+            return fd, status.st_size
+        os.close(fd)
+    os.unlink(place)  # noqa: PTH108  # paths are bytes here, as archives have them
+    return os.open(place, _NEW, mode), 0
+
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+
+
+def _executable(old: int, mode: int) -> int:
+    """Execute bits wherever ``old`` lets read, as the umask would have left them."""
+    return (old & 0o444) >> 2 if mode & _EXECUTE else 0
+
+
+def write_file(
+    place: bytes, mode: int, chunks: Iterable[memoryview | bytes], mtime: float | None = None
+) -> int:
+    """Write ``chunks`` to ``place``, cut to their size; the number of bytes.
+
+    ``mtime`` (seconds since the epoch) is set where one is given. Raises ``OSError``.
+    """
+    fd, old = open_place(place, mode)
+    try:
+        size = 0
+        for chunk in chunks:
+            length = len(chunk)
+            done = os.write(fd, chunk)
+            while done < length:  # the kernel takes 2 GiB at most, and less near a full disk
+                done += os.write(fd, chunk[done:])
+            size += length
+        if old > size:
+            os.ftruncate(fd, size)
+        if mtime is not None:
+            os.utime(fd, (mtime, mtime))
+    finally:
+        os.close(fd)
+    return size
+
+
+# These tell of the one path, not of the file system: the archive is at fault.
+_PATH_ERRNOS = {
+    errno.EISDIR: "is both a file and a folder of the dataset",
+    errno.ENOTDIR: "is both a file and a folder of the dataset",
+    errno.ENAMETOOLONG: "has a name longer than this file system takes",
+    errno.EILSEQ: "has a name that this file system does not take",
+    errno.EINVAL: "has a name that this file system does not take",
+}
+
+
+def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
+    """``error`` from writing the data file ``path``: the path's own fault, or the disk's."""
+    fact = _PATH_ERRNOS.get(error.errno or 0)
+    if fact is not None:
+        cause = Cause.COLLISION if "both" in fact else Cause.UNSAFE_MEMBER
+        return ArchiveError(
+            f"{archive}: {shown(path)} {fact}", cause=cause, member=text_of(path)[0]
+        )
+    ours = from_os_error(error, doing=f"writing {shown(os.fsencode(root) + b'/' + path)}")
+    if error.errno in STORAGE_ERRNOS:
+        ours.message += free_space(root)
+    ours.member = text_of(path)[0]
+    return ours
+
+
+def free_space(root: str) -> str:
+    """What is left where ``root`` lies, for the end of a message; empty if nobody can tell."""
+    try:
+        status = os.statvfs(root)
+    except OSError:
+        return ""
+    gib = status.f_bavail * status.f_frsize / (1 << 30)
+    return f" ({gib:.2f} GiB and {status.f_favail} inodes are free); make room, then resume"

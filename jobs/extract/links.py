@@ -1,0 +1,192 @@
+"""Links become their target's bytes: no link is ever made."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
+from jobs.extract.seen import path_of
+from jobs.memberpath import safe_path, shown
+from jobs.model import Entry, Links, Options, Part
+
+MOST_PENDING = 20_000  # links held in memory until their targets are looked up
+_FEW = 4  # targets that are searched one by one; for more, one pass over all is cheaper
+_MOST_HOPS = 40  # as Linux allows from link to link
+_BLOCK = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A link whose bytes are still to be got."""
+
+    path: bytes  # within the dataset
+    data: bytes  # the same below the data folder
+    raw: bytes  # safe path in the archive
+    target: bytes  # the same of its target
+    mode: int
+    mtime: float
+    ordinal: int
+    hard: bool
+
+
+def pending_of(
+    member: Member, path: bytes, data: bytes, options: Options, *, archive: str
+) -> Pending:
+    """The link that ``member`` is; raises where the plan refuses it or it leaves the archive."""
+    raw = safe_path(member.name, archive=archive)
+    if member.kind is Kind.HARD_LINK:
+        target = safe_path(member.target, archive=archive)
+    elif options.links is Links.REFUSE:
+        raise unsafe(
+            archive,
+            member.name,
+            f"is a symbolic link, to {shown(member.target)}; if the publisher means it, launch "
+            "with --links copy",
+        )
+    else:
+        target = _followed(member, raw, archive)
+    hard = member.kind is Kind.HARD_LINK
+    return Pending(path, data, raw, target, member.mode, member.mtime, member.ordinal, hard)
+
+
+def _followed(member: Member, raw: bytes, archive: str) -> bytes:
+    """Where a symbolic link points, by its text alone: there are no links that could bend it."""
+    if member.target.startswith(b"/"):
+        raise unsafe(archive, member.name, f"is a link to {shown(member.target)}, outside")
+    parts = raw.split(b"/")[:-1]
+    for part in member.target.split(b"/"):
+        if part == b"..":
+            if not parts:
+                raise unsafe(archive, member.name, f"is a link to {shown(member.target)}, outside")
+            parts.pop()
+        elif part not in (b"", b"."):
+            parts.append(part)
+    if not parts:
+        raise unsafe(archive, member.name, "is a link to the data folder itself")
+    return safe_path(b"/".join(parts), archive=archive)
+
+
+class Resolver:
+    """Gets the bytes of links: from what the part wrote, or else by looking through the archive.
+
+    ``locate`` tells where below the data folder a safe path of the archive lies, None if nowhere;
+    ``write`` takes the link and the member with its content.
+    """
+
+    def __init__(
+        self,
+        archive: Archive,
+        part: Part,
+        root: bytes,
+        *,
+        label: str,
+        locate: Callable[[bytes], bytes | None],
+        write: Callable[[Pending, Member], None],
+    ) -> None:
+        self._archive = archive
+        self._part = part
+        self._locate = locate
+        self._root = root
+        self._label = label
+        self._write = write
+
+    def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
+        """Write every link of ``links``; ``entries`` are the part's manifest so far."""
+        by_raw = {link.raw: link for link in links}
+        targets = {link.raw: self._end_of_chain(link, by_raw) for link in links}
+        wanted: dict[bytes, bytes] = {}  # data path -> target
+        for target in targets.values():
+            data = self._locate(target)
+            if data is not None:
+                wanted[data] = target
+        written, later = self._look(entries, wanted, links)
+        rest: dict[bytes, list[Pending]] = {}
+        for link in links:
+            if later.get(link.data, -1) > link.ordinal:
+                continue  # a later member took its place
+            here = written.get(targets[link.raw])
+            if here is not None and not (link.hard and here[1] > link.ordinal):
+                self._write(link, self._copy_of(link, *here))
+            else:
+                rest.setdefault(targets[link.raw], []).append(link)
+        if rest:
+            self._from_archive(rest)
+
+    def _end_of_chain(self, link: Pending, by_raw: dict[bytes, Pending]) -> bytes:
+        target = link.target
+        for _ in range(_MOST_HOPS):
+            if target not in by_raw:
+                return target
+            target = by_raw[target].target
+        raise unsafe(self._label, link.raw, "is a link that leads in a circle")
+
+    def _look(
+        self, entries: Iterator[Entry], wanted: dict[bytes, bytes], links: list[Pending]
+    ) -> tuple[dict[bytes, tuple[bytes, int, int]], dict[bytes, int]]:
+        """Of each target: data path, ordinal, size; of each link's path: its last ordinal."""
+        own = {link.data for link in links}
+        written: dict[bytes, tuple[bytes, int, int]] = {}
+        later: dict[bytes, int] = {}
+        for entry in entries:
+            path = path_of(entry)
+            if path in wanted:
+                written[wanted[path]] = (path, entry.ordinal, entry.size)
+            if path in own:
+                later[path] = max(entry.ordinal, later.get(path, -1))
+        return written, later
+
+    def _copy_of(self, link: Pending, path: bytes, _ordinal: int, size: int) -> Member:
+        return Member(
+            link.raw, Kind.FILE, size, link.mode, link.mtime, link.ordinal,
+            chunks=_read(self._root + b"/" + path),
+        )  # fmt: skip
+
+    def _from_archive(self, rest: dict[bytes, list[Pending]]) -> None:
+        if len(rest) <= _FEW:
+            for target, links in rest.items():
+                for link in links:
+                    member = self._archive.find(target)
+                    if member is None:
+                        raise self._missing(link)
+                    self._write(link, member)
+            return
+        found = set()
+        for index in range(self._part.count):
+            for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
+                if member.kind is Kind.FILE and member.name:
+                    target = safe_path(member.name, archive=self._label)
+                    if target in rest:
+                        found.add(target)
+                        self._write_all(rest[target], member)
+        for target, links in rest.items():
+            if target not in found:
+                raise self._missing(links[0])
+
+    def _write_all(self, links: list[Pending], member: Member) -> None:
+        """Write several links to one target, whose content comes only once."""
+        first, *others = links
+        self._write(first, member)
+        copy = self._root + b"/" + first.data
+        for link in others:
+            member.chunks = _read(copy)
+            self._write(link, member)
+
+    def _missing(self, link: Pending) -> Exception:
+        what = "hard link" if link.hard else "symbolic link"
+        return unsupported(
+            self._label,
+            f"is a {what} to {shown(link.target)}, which is no regular member of this archive",
+            member=link.raw,
+        )
+
+
+def _read(place: bytes) -> Iterator[memoryview]:
+    """The bytes of a data file that this part wrote."""
+    fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        while block := os.read(fd, _BLOCK):
+            yield memoryview(block)
+    finally:
+        os.close(fd)

@@ -1,0 +1,71 @@
+"""The records file of a shard or part, kept apart from the data until finalize merges all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from jobs.extract.content import Content
+from jobs.model import Entry, Options
+from jobs.progress import Progress
+
+
+class RecordsFile:
+    """Grows under a temporary name beside ``path``; ``commit`` gives it its own.
+
+    ``close`` removes what was not committed. Raises ``OSError``.
+    """
+
+    def __init__(self, path: Path, options: Options, progress: Progress) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        self._new = lambda: Content(options.layout.records.encode(), options, progress)
+        self._content = self._new()
+        self._fd = -1
+        self._ends_line = True
+        self._ordinal = 0
+        self.replaced = 0  # how many times a later one took the place of an earlier one
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is anything in it, be it an empty file."""
+        return self._fd >= 0
+
+    def write(self, chunks: Iterable[memoryview], *, ordinal: int, append: bool) -> None:
+        """Take a whole records file: in place of the one before, or (``append``) behind it."""
+        if not self.begun:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            self._fd = os.open(self._temporary, flags, 0o600)
+        elif not append:
+            self.replaced += 1
+            os.ftruncate(self._fd, 0)
+            os.lseek(self._fd, 0, os.SEEK_SET)
+            self._content = self._new()
+            self._ends_line = True
+        self._ordinal = ordinal
+        if not self._ends_line:
+            self._write([memoryview(b"\n")])
+        self._write(chunks)
+
+    def _write(self, chunks: Iterable[memoryview]) -> None:
+        for chunk in self._content.through(chunks):
+            done = 0
+            while done < len(chunk):
+                done += os.write(self._fd, chunk[done:])
+            if done:
+                self._ends_line = chunk[-1] == ord("\n")
+
+    def commit(self) -> Entry:
+        """Make it durable under its name; the manifest's line."""
+        os.fsync(self._fd)
+        self._temporary.replace(self._path)
+        return self._content.entry(self._ordinal)
+
+    def close(self) -> None:
+        if self.begun:
+            os.close(self._fd)
+            self._fd = -1
+            self._temporary.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""Which paths of a part came more than once, or differ from another in case only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from jobs.memberpath import shown
+from jobs.model import Entry
+
+# 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
+# which costs a look into the manifest at the part's end, and nothing more.
+_BITS = 1 << 27
+
+
+class Seen:
+    """Remembers paths as single bits, so that a million hostile members cost no more memory.
+
+    ``suspects`` holds keys of what may have come twice; ``Twice`` tells for sure.
+    """
+
+    def __init__(self) -> None:
+        self._bits = bytearray(_BITS >> 3)
+        self.suspects: set[int] = set()
+
+    def add(self, path: bytes) -> bool:
+        """Note ``path``; whether it, or one that differs in case only, may have been there."""
+        key = key_of(path)
+        byte, bit = key >> 3, 1 << (key & 7)
+        if self._bits[byte] & bit:
+            self.suspects.add(key)
+            return True
+        self._bits[byte] |= bit
+        return False
+
+
+def key_of(path: bytes) -> int:
+    """A number that paths share which a file system without case would take for one."""
+    folded = path.lower() if path.isascii() else _folded(path)
+    return hash(folded) & (_BITS - 1)
+
+
+def _folded(path: bytes) -> bytes:
+    text = path.decode("utf-8", "surrogateescape").casefold()
+    return text.encode("utf-8", "surrogateescape")
+
+
+def path_of(entry: Entry) -> bytes:
+    """The bytes of an entry's path."""
+    return bytes.fromhex(entry.raw) if entry.raw is not None else entry.path.encode()
+
+
+@dataclass
+class Twice:
+    """What a manifest's entries say about the suspects."""
+
+    # Path -> ordinal and line of the entry that counts; links come later than their ordinals say.
+    last: dict[bytes, tuple[int, int]] = field(default_factory=dict)
+    replaced: int = 0  # entries that a later one of the same path replaces
+    example: bytes = b""
+    cases: int = 0  # paths that differ from another in case only
+    case_example: tuple[bytes, bytes] = (b"", b"")
+
+    @classmethod
+    def among(cls, entries: Iterator[Entry], suspects: set[int]) -> Twice:
+        """Judge all entries of a part, in the order they were written."""
+        found = cls()
+        spelled: dict[bytes, bytes] = {}
+        for line, entry in enumerate(entries):
+            path = path_of(entry)
+            if key_of(path) not in suspects:
+                continue
+            if path in found.last:
+                found.replaced += 1
+                found.example = path
+                found.last[path] = max(found.last[path], (entry.ordinal, line))
+                continue
+            found.last[path] = (entry.ordinal, line)
+            other = spelled.setdefault(_folded(path), path)
+            if other != path:
+                found.cases += 1
+                found.case_example = (other, path)
+        return found
+
+    def counts(self, entry: Entry, line: int) -> bool:
+        """Whether ``entry``, in that line, is what is on disk: no later member replaced it."""
+        here = (entry.ordinal, line)
+        return self.last.get(path_of(entry), here) == here
+
+    def warnings(self) -> list[str]:
+        """What to tell people."""
+        lines = []
+        if self.replaced:
+            lines.append(
+                f"{self.replaced} members were replaced by later ones of the same path, "
+                f"such as {shown(self.example)}"
+            )
+        if self.cases:
+            one, two = map(shown, self.case_example)
+            lines.append(f"{self.cases} paths differ from another in case only: {one} and {two}")
+        return lines

@@ -1,0 +1,426 @@
+"""One part's pass, over members from memory: where files go, what manifests say."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic
+from jobs.archives.base import Member, TopChanged
+from jobs.errors import (
+    ArchiveError,
+    Cause,
+    OrchestrateError,
+    Stopped,
+    TooLargeError,
+    UnsafeMemberError,
+)
+from jobs.extract.part import Work, extract_part
+from jobs.model import (
+    Fetched,
+    Format,
+    Layout,
+    Links,
+    OnCollision,
+    Options,
+    Part,
+    PartSummary,
+    Plan,
+    Shard,
+    ShardKind,
+    SourceFile,
+    SourceKind,
+    SourceRef,
+    utc_now,
+)
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+from tests.support.extracting import Extracting, FakeArchive, file, folder, link
+
+FILES = Layout("files", records="", images="")
+
+
+class Run(Extracting):
+    """A run of one shard, whose archive is made of members."""
+
+    def extract(
+        self,
+        members: Sequence[Member],
+        *,
+        part: int = 0,
+        count: int = 1,
+        top: str | None = None,
+        progress: Progress | None = None,
+    ) -> PartSummary:
+        archive = FakeArchive(members, top=top)
+        return self.extract_from(archive, part=part, count=count, progress=progress)
+
+    def extract_from(
+        self,
+        archive: FakeArchive,
+        *,
+        part: int = 0,
+        count: int = 1,
+        progress: Progress | None = None,
+    ) -> PartSummary:
+        shard = self.plan.shards[0]
+        fetched = Fetched(shard.id, Format.TAR, (), (), (), ())
+        work = Work(self.folder, self.plan, shard, fetched, Part(shard.id, part, count))
+        return extract_part(work, archive, progress or Progress())
+
+
+@pytest.fixture
+def new_run(tmp_path: Path) -> Callable[..., Run]:
+    def make(**options: object) -> Run:
+        shard = Shard("s0", ShardKind.ARCHIVE, (SourceFile("pages.tar", "x", 10),))
+        plan = Plan(
+            run_id="run",
+            source=SourceRef(SourceKind.LOCAL, "x"),
+            dest=str(tmp_path / "dest"),
+            temp=str(tmp_path / "temp"),
+            shards=(shard,),
+            options=replace(Options(), **options),
+            version="0",
+            created=utc_now(),
+        )
+        run = Run(RunFolder(tmp_path / "logs" / "run"), plan)
+        run.folder.create(plan)
+        for path in (run.staging.data, run.staging.records, run.staging.archives):
+            path.mkdir(parents=True)
+        return run
+
+    return make
+
+
+@pytest.fixture
+def run(new_run: Callable[..., Run]) -> Run:
+    return new_run(layout=FILES)
+
+
+ONLY = Part("s0", 0, 1)
+
+
+def test_files_are_in_place_and_the_manifest_names_each_with_size_and_crc(run: Run) -> None:
+    summary = run.extract([folder("a/"), file("a/b.txt", b"hello"), file("./c", b"")])
+    assert run.tree() == {"a/b.txt": b"hello", "c": b""}
+    assert [(entry.path, entry.size, entry.crc32) for entry in run.entries(ONLY)] == [
+        ("a/b.txt", 5, f"{zlib.crc32(b'hello'):08x}"),
+        ("c", 0, "00000000"),
+    ]
+    assert (summary.files, summary.bytes, summary.members) == (2, 5, 3)
+    assert summary == run.summary(ONLY)
+
+
+def test_another_digest_than_crc32_is_there_where_it_is_asked_for(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run(layout=FILES, digest="sha256")
+    run.extract([file("a", b"x")])
+    digest = run.entries(ONLY)[0].digest
+    assert digest is not None and digest.startswith("2d711642b726b044")
+
+
+def test_what_a_check_finds_is_in_the_manifest(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    run.extract([file("images/a.png", b"<html><body>sign in</body></html>")])
+    assert "HTML" in str(run.entries(ONLY)[0].problem)
+
+
+def test_the_records_file_lies_apart_and_is_in_the_manifest(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    summary = run.extract([file("prompts.jsonl", b"{}\n"), file("images/notes.txt", b"x")])
+    assert run.records("s0") == b"{}\n"
+    assert run.tree() == {"images/notes.txt": b"x"}
+    assert summary.records
+    assert {entry.path for entry in run.entries(ONLY)} == {"prompts.jsonl", "images/notes.txt"}
+
+
+def test_of_two_records_files_the_last_counts_and_that_is_told(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run()
+    summary = run.extract([file("prompts.jsonl", b"{1}\n{2}\n"), file("prompts.jsonl", b"{}\n")])
+    assert run.records("s0") == b"{}\n"
+    assert summary.files == 1
+    assert "replaced" in summary.warnings[0]
+
+
+def test_junk_is_left_out_and_counted(run: Run) -> None:
+    members = [file("__MACOSX/a", b"1"), file("d/._x", b"2"), file("d/.DS_Store", b"3")]
+    summary = run.extract([*members, file("d/x", b"4")])
+    assert run.tree() == {"d/x": b"4"}
+    assert summary.left_out == {"__MACOSX": 1, "._*": 1, ".DS_Store": 1}
+
+
+def test_the_top_folder_that_the_reader_found_goes(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    members = [folder("top/"), file("top/prompts.jsonl", b"{}\n"), file("top/images/a", b"x" * 9)]
+    run.extract(members, top="top")
+    assert list(run.tree()) == ["images/a"]
+    assert run.records("s0") == b"{}\n"
+
+
+def test_strip_components_takes_so_many_and_counts_what_lies_above(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run(layout=FILES, strip_components=2)
+    summary = run.extract([file("a/b/c/d", b"1"), file("a/readme", b"2")])
+    assert run.tree() == {"c/d": b"1"}
+    assert summary.left_out == {"above --strip-components": 1}
+
+
+def test_each_shard_can_have_a_folder_of_its_own(new_run: Callable[..., Run]) -> None:
+    run = new_run(on_collision=OnCollision.PER_SHARD)
+    run.extract([file("images/a", b"x"), file("b\xff".encode("latin-1"), b"y")])
+    paths = {entry.path for entry in run.entries(ONLY)}
+    assert paths == {"images/s0/a", "s0/b\\xff"}
+
+
+def test_of_two_members_with_one_path_the_last_counts_and_that_is_told(run: Run) -> None:
+    summary = run.extract([file("a", b"longer"), file("b", b"2"), file("./a", b"new")])
+    assert run.tree() == {"a": b"new", "b": b"2"}
+    assert sorted((entry.path, entry.size) for entry in run.entries(ONLY)) == [("a", 3), ("b", 1)]
+    assert (summary.files, summary.bytes) == (2, 4)
+    assert summary.warnings == (
+        "1 members were replaced by later ones of the same path, such as 'a'",
+    )
+
+
+def test_a_member_that_a_later_part_replaces_is_not_written(run: Run) -> None:
+    member = file("a", b"old")
+    member.superseded = True
+    summary = run.extract([member, file("b", b"2")])
+    assert run.tree() == {"b": b"2"}
+    assert "replaced" in summary.warnings[0]
+
+
+def test_paths_that_differ_in_case_only_are_told(run: Run) -> None:
+    summary = run.extract([file("Ähre", b"1"), file("ähre", b"2"), file("C", b""), file("c", b"")])
+    assert len(run.tree()) == 4
+    assert summary.warnings[0].startswith("2 paths differ from another in case only")
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\nb", ""])
+def test_an_unsafe_name_refuses_the_part_and_leaves_no_manifest(run: Run, name: str) -> None:
+    with pytest.raises(UnsafeMemberError, match=r"pages\.tar"):
+        run.extract([file("ok", b"1"), file(name, b"2")])
+    assert list(run.folder.manifests.iterdir()) == []
+
+
+def test_a_path_that_is_both_file_and_folder_refuses_the_part(run: Run) -> None:
+    for members in ([file("a", b""), file("a/b", b"")], [file("a/b", b""), file("a", b"")]):
+        with pytest.raises(ArchiveError) as caught:
+            run.extract(members)
+        assert caught.value.cause is Cause.COLLISION
+
+
+def test_nothing_is_written_through_a_link_that_lies_there_already(
+    run: Run, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"precious")
+    (run.staging.data / "soft").symlink_to(outside)
+    (run.staging.data / "hard").hardlink_to(outside)
+    os.mkfifo(run.staging.data / "pipe")
+    run.extract([file("soft", b"1"), file("hard", b"2"), file("pipe", b"3")])
+    assert outside.read_bytes() == b"precious"
+    assert run.tree() == {"soft": b"1", "hard": b"2", "pipe": b"3"}
+    assert not (run.staging.data / "soft").is_symlink()
+
+
+def test_a_folder_that_is_a_link_refuses_the_part(run: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (run.staging.data / "d").symlink_to(outside)
+    with pytest.raises(UnsafeMemberError):
+        run.extract([file("d/x", b"1")])
+    assert list(outside.iterdir()) == []
+
+
+def test_what_an_earlier_attempt_left_is_completed_and_cut_to_size(run: Run) -> None:
+    (run.staging.data / "a").write_bytes(b"much longer than before")
+    (run.staging.data / "b").write_bytes(b"ha")
+    run.extract([file("a", b"short"), file("b", b"whole")])
+    assert run.tree() == {"a": b"short", "b": b"whole"}
+
+
+def test_modes_follow_the_umask_and_keep_the_execute_bit(run: Run) -> None:
+    old = os.umask(0o027)
+    try:
+        (run.staging.data / "late").write_bytes(b"")
+        (run.staging.data / "late").chmod(0o640)
+        run.extract([file("a", mode=0o600), file("run.sh", mode=0o4711), file("late", mode=0o755)])
+    finally:
+        os.umask(old)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in run.staging.data.iterdir()}
+    assert modes == {"a": 0o640, "run.sh": 0o750, "late": 0o750}
+
+
+def test_times_are_kept_only_where_that_is_asked_for(new_run: Callable[..., Run]) -> None:
+    run = new_run(layout=FILES, preserve_times=True)
+    run.extract([file("a", b"1")])
+    assert (run.staging.data / "a").stat().st_mtime == 1_700_000_000
+
+
+def test_a_hard_link_becomes_its_targets_bytes(run: Run) -> None:
+    members = [file("a", b"one"), link("b", "a", hard=True), link("c", "b", hard=True)]
+    run.extract([*members, file("d", b"x")])
+    assert run.tree() == {"a": b"one", "b": b"one", "c": b"one", "d": b"x"}
+    assert (run.staging.data / "b").stat().st_nlink == 1
+    assert [entry.path for entry in run.entries(ONLY)] == ["a", "d", "b", "c"]
+
+
+def test_a_hard_link_to_another_part_gets_the_bytes_from_the_archive(run: Run) -> None:
+    targets = [file(f"t{number}", str(number).encode()) for number in range(6)]
+    links = [link(f"l{number}", f"t{number}", hard=True) for number in range(6)]
+    run.extract([*targets, *links], part=1, count=2)
+    assert run.tree() == {f"l{number}": str(number).encode() for number in range(6)}
+
+
+def test_two_hard_links_to_one_member_of_another_part_are_both_written(run: Run) -> None:
+    members = [file(f"t{number}", str(number).encode()) for number in range(8)]
+    links = [link(f"l{number}", f"t{number % 6}", hard=True) for number in range(8)]
+    run.extract([*members, *links], part=1, count=2)
+    assert run.tree() == {f"l{number}": str(number % 6).encode() for number in range(8)}
+
+
+def test_a_link_that_a_later_member_replaces_is_not_written(run: Run) -> None:
+    summary = run.extract([file("a", b"1"), link("b", "a", hard=True), file("b", b"2")])
+    assert run.tree() == {"a": b"1", "b": b"2"}
+    assert summary.files == 2
+
+
+@pytest.mark.parametrize("target", ["nowhere", "d", "b"])
+def test_a_hard_link_to_no_regular_member_refuses_the_part(run: Run, target: str) -> None:
+    with pytest.raises(ArchiveError, match="'b'"):
+        run.extract([folder("d"), link("b", target, hard=True)])
+
+
+def test_a_hard_link_never_reads_what_the_archive_did_not_bring(run: Run) -> None:
+    (run.staging.data / "secret").write_bytes(b"of another shard")
+    with pytest.raises(ArchiveError, match="no regular member"):
+        run.extract([link("b", "secret", hard=True)])
+    assert not (run.staging.data / "b").exists()
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd"])
+def test_a_hard_link_out_of_the_archive_refuses_the_part(run: Run, target: str) -> None:
+    with pytest.raises(UnsafeMemberError):
+        run.extract([link("b", target, hard=True)])
+
+
+def test_a_symbolic_link_refuses_the_part(run: Run) -> None:
+    with pytest.raises(UnsafeMemberError, match="--links copy"):
+        run.extract([file("a", b"1"), link("b", "a")])
+
+
+def test_a_symbolic_link_that_stays_inside_can_be_copied(new_run: Callable[..., Run]) -> None:
+    run = new_run(layout=FILES, links=Links.COPY)
+    members = [link("x/early", "../d/a"), link("x/chain", "./early"), file("d/a", b"1")]
+    run.extract(members)
+    assert run.tree() == {"d/a": b"1", "x/early": b"1", "x/chain": b"1"}
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "..", "me", "d"])
+def test_other_symbolic_links_refuse_the_part_even_then(
+    new_run: Callable[..., Run], target: str
+) -> None:
+    run = new_run(layout=FILES, links=Links.COPY)
+    with pytest.raises(ArchiveError):
+        run.extract([file("x/d/a", b"1"), link("x/me", target)])
+
+
+def test_links_find_their_targets_below_a_stripped_folder(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+    members = [file("top/images/a", b"1"), link("top/images/b", "top/images/a", hard=True)]
+    run.extract(members, top="top")
+    assert run.tree() == {"images/a": b"1", "images/b": b"1"}
+
+
+def test_more_data_than_the_limit_is_refused_before_it_is_written(run: Run) -> None:
+    member = file("big", b"")
+    member.size = 10 << 40
+    with pytest.raises(TooLargeError, match="'big'"):
+        run.extract([member])
+    assert run.tree() == {}
+
+
+def test_a_member_shorter_than_it_says_refuses_the_part(run: Run) -> None:
+    member = file("a", b"123")
+    member.size = 4
+    with pytest.raises(ArchiveError, match="3 bytes of 4"):
+        run.extract([member])
+
+
+def test_a_stop_is_heard_inside_a_member(run: Run) -> None:
+    progress = Progress()
+
+    class Slow(FakeArchive):
+        def members(self, part: Part):  # type: ignore[no-untyped-def]
+            def chunks():  # type: ignore[no-untyped-def]
+                yield memoryview(b"1")
+                progress.stop(Cause.TIME_LIMIT, "near")
+                yield memoryview(b"2")
+                raise AssertionError("went on")
+
+            member = file("a", b"12")
+            member.chunks = chunks()
+            yield member
+
+    with pytest.raises(Stopped):
+        run.extract_from(Slow([]), progress=progress)
+    assert list(run.folder.manifests.iterdir()) == []
+
+
+def test_a_top_folder_that_proves_wrong_is_undone(new_run: Callable[..., Run]) -> None:
+    run = new_run()
+
+    class Wrong(FakeArchive):
+        def members(self, part: Part):  # type: ignore[no-untyped-def]
+            yield from super().members(part)
+            if self.top is not None:
+                self.top = None
+                raise TopChanged("pages.tar: a member lies beside the top folder")
+
+    archive = Wrong([file("top/images/a", b"1"), file("b", b"2")], top="top")
+    progress = Progress()
+    run.extract_from(archive, progress=progress)
+    assert run.tree() == {"top/images/a": b"1", "b": b"2"}
+    assert progress.files_done == 2
+
+
+def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "pages.tar"
+    path.write_bytes(b"now it is so long")
+    shard = run.plan.shards[0]
+    fetched = Fetched(shard.id, Format.TAR, (str(path),), (3,), (), (0,), in_place=True)
+    work = Work(run.folder, run.plan, shard, fetched, Part(shard.id, 0, 1))
+    with pytest.raises(OrchestrateError) as caught:
+        extract_part(work, FakeArchive([file("a", b"1")]), Progress())
+    assert caught.value.cause is Cause.CHANGED
+    assert list(run.folder.manifests.iterdir()) == []
+
+
+def test_a_million_names_take_little_memory(run: Run) -> None:
+    from jobs.extract.seen import Seen
+
+    seen = Seen()
+    for number in range(200_000):
+        seen.add(b"images/%08d" % number)
+    assert len(seen.suspects) < 2_000
+
+
+def test_a_second_extraction_writes_the_same_manifest(run: Run) -> None:
+    archive = FakeArchive([file("a", b"1"), file("b", b"2"), file("a", b"3")])
+    run.extract_from(archive)
+    first = run.folder.manifest(ONLY).read_bytes()
+    atomic.write_bytes(run.folder.manifest(ONLY), b"")
+    run.extract_from(archive)
+    assert run.folder.manifest(ONLY).read_bytes() == first
