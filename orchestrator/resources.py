@@ -1,0 +1,108 @@
+"""Time, memory and size as people and Slurm write them, and what to ask for after a failure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from jobs.errors import Cause, UsageError
+from jobs.model import Resources
+
+UNLIMITED = 0  # minutes; Slurm's own sign for no limit
+
+# Where nothing was asked for, the site's default is not known: this is what twice of it means.
+_FIRST_MEM_MB = 8192
+
+_TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", re.ASCII)
+_MEM = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?", re.ASCII | re.IGNORECASE
+)
+_SIZE = re.compile(
+    r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTP]?)(?P<base>i?)B?", re.ASCII | re.IGNORECASE
+)
+_MB_IN = {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}
+_POWERS = " KMGTP"
+
+
+def parse_time(text: str) -> int:
+    """Minutes, from any of Slurm's forms; seconds are rounded up, 0 (``UNLIMITED``) is no limit.
+
+    Forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED, INFINITE and -1
+    (https://slurm.schedmd.com/sbatch.html#OPT_time). Raises ``UsageError``.
+    """
+    word = text.strip()
+    if word.upper() in ("UNLIMITED", "INFINITE", "-1"):
+        return UNLIMITED
+    match = _TIME.fullmatch(word)
+    if match is None:
+        raise UsageError(
+            f"{text!r} is no time limit; write 90 (minutes), 4:00:00, 1-12 (days-hours), "
+            "1-12:30, 1-12:30:00 or UNLIMITED"
+        )
+    numbers = [int(number) for number in match["clock"].split(":")]
+    if match["days"] is not None:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+        hours += 24 * int(match["days"])
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, minutes, seconds = (0, *numbers, 0)[:3]
+    return (hours * 3600 + minutes * 60 + seconds + 59) // 60
+
+
+def format_time(minutes: int) -> str:
+    """Minutes as ``H:MM:SS`` or ``D-HH:MM:SS``, which ``parse_time`` and Slurm read."""
+    if minutes == UNLIMITED:
+        return "UNLIMITED"
+    days, rest = divmod(minutes, 24 * 60)
+    hours, rest = divmod(rest, 60)
+    return f"{days}-{hours:02}:{rest:02}:00" if days else f"{hours}:{rest:02}:00"
+
+
+def parse_mem(text: str) -> int:
+    """Megabytes (of 1024 squared bytes), as Slurm's --mem takes them: 8G, 8192, 8192M; rounded up.
+
+    0 means all of a node's memory, as it does to Slurm. Raises ``UsageError``.
+    """
+    match = _MEM.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no amount of memory; write 8G, 8192M or 8192 (megabytes)")
+    return -int(-float(match["number"]) * _MB_IN[match["unit"].upper()] // 1)
+
+
+def parse_size(text: str) -> int:
+    """Bytes: 512M and 1.5GiB count in 1024s, 20MB counts in 1000s. Raises ``UsageError``."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise UsageError(f"{text!r} is no size; write 512M, 1.5GiB, 20MB or a number of bytes")
+    decimal = text.strip().upper().endswith("B") and not match["base"]
+    power = _POWERS.index(match["unit"].upper() or " ")
+    size = int(float(match["number"]) * (1000 if decimal else 1024) ** power)
+    if size < 1:
+        raise UsageError(f"{text!r} is less than one byte")
+    return size
+
+
+def grown(
+    before: Resources,
+    causes: Collection[Cause],
+    *,
+    bad_nodes: Iterable[str] = (),
+    limit_min: int | None = None,
+) -> Resources:
+    """What to ask for after tasks ended for ``causes``.
+
+    Twice the memory where it ran out, half as long again where time did, but no more than
+    ``limit_min`` (the partition's limit in minutes; None where it has none), and without
+    ``bad_nodes``.
+    """
+    asked = before
+    if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
+        asked = replace(asked, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB)
+    if Cause.TIME_LIMIT in causes and before.time_min != UNLIMITED:
+        longer = -(-before.time_min * 3 // 2)
+        most = longer if limit_min is None else max(limit_min, before.time_min)
+        asked = replace(asked, time_min=min(longer, most))
+    left_out = [node for node in (before.exclude, *bad_nodes) if node]
+    return replace(asked, exclude=",".join(dict.fromkeys(left_out)) or None)
