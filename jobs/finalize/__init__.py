@@ -1,0 +1,199 @@
+"""The last stage: audits what the parts wrote, merges the records, publishes all or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import Cause, OrchestrateError
+from jobs.finalize import collisions, lines, merge, passes, publish, receipt, summary
+from jobs.finalize.buckets import Buckets
+from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.ground import MANIFEST, Ground, bytes_of, key_of_bytes
+from jobs.finalize.join import Join
+from jobs.finalize.unfinished import unfinished
+from jobs.model import OnBadRecord, Plan, Problem, Summary, Verify
+from jobs.progress import Progress
+from jobs.runfolder import RECEIPT, RunFolder, Staging
+
+__all__ = ["run"]
+
+
+def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Problem | None]:
+    """Publish the dataset, or say why not; nothing that a resume needs is thrown away.
+
+    Safe to run again after any crash: before the journal is written it starts over, after that it
+    goes on with the renames. Raises our errors and ``OSError``.
+    """
+    ground = Ground(folder, plan, Staging(plan))
+    journal = publish.load(ground.staging)
+    if journal is None and not _is_published(ground):
+        missing = unfinished(folder, plan)
+        if missing is not None:
+            return missing
+        shutil.rmtree(ground.scratch, ignore_errors=True)
+        ground.scratch.mkdir(parents=True)
+        ground.staging.data.mkdir(exist_ok=True)
+        verdict, problem, journal = _audit(ground, progress)
+        if journal is None:
+            return verdict, problem
+    if journal is not None:
+        publish.go_on(ground.staging, journal)
+    published = _published_summary(ground)
+    publish.clean_up(ground)
+    return published, None
+
+
+class _Published(msgspec.Struct):
+    run_id: str
+    counts: dict[str, int] = {}
+    lines: tuple[str, ...] = ()
+
+
+def _receipt(ground: Ground) -> _Published | None:
+    try:
+        return atomic.read_json(ground.staging.receipt, _Published)
+    except (FileNotFoundError, msgspec.DecodeError):
+        return None
+
+
+def _is_published(ground: Ground) -> bool:
+    there = _receipt(ground)
+    return there is not None and there.run_id == ground.plan.run_id
+
+
+def _published_summary(ground: Ground) -> Summary:
+    there = _receipt(ground)
+    if there is None:
+        raise OrchestrateError(
+            f"{ground.staging.receipt} is gone right after it was published; launch again",
+            cause=Cause.VERIFICATION,
+        )
+    counts = {name: there.counts.get(name, 0) for name in ("records", "images", "files", "bytes")}
+    return Summary(**counts, published=True, lines=there.lines)
+
+
+def _audit(
+    ground: Ground, progress: Progress
+) -> tuple[Summary, Problem | None, publish.Journal | None]:
+    """Look at everything; with a journal where all is well and publishing may begin."""
+    with Findings(ground.folder.audit) as findings:
+        tally = _look(ground, findings, progress)
+        problem = summary.problem_of(ground, findings)
+        journal = None
+        if problem is None:
+            journal, tally = _prepare(ground, tally, findings, progress)
+        findings.finish()
+    verdict = Summary(
+        records=tally.records,
+        images=tally.images,
+        files=tally.files,
+        bytes=tally.bytes,
+        lines=summary.lines_of(ground, findings, records=tally.records, images=tally.images),
+    )
+    return verdict, problem, journal
+
+
+def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tally:
+    """All passes and the join; sets right what lies on disk."""
+    options = ground.plan.options
+    tally = passes.Tally()
+    summaries = passes.read_summaries(ground, tally, findings)
+    if len(summaries) < len(ground.parts):
+        return tally
+    if options.layout.has_records:
+        passes.find_pieces(ground, summaries, findings)
+    rows = sum(part.files for part in summaries)
+    with (
+        Buckets(ground.scratch, rows=3 * rows) as buckets,
+        (ground.scratch / "remove").open("w", encoding="utf-8") as remove,
+    ):
+        audit = passes.Audit(ground, buckets, findings, progress, tally)
+        # In this order: a bucket keeps it, and a reference is judged by files that are known.
+        passes.scan_manifests(audit)
+        passes.scan_disk(audit)
+        lines.scan_records(audit)
+        join = Join(audit, lambda key: remove.write(msgspec.json.encode(key).decode() + "\n"))
+        join.run()
+    for place in sorted(join.absent):
+        ground.folder.manifest(ground.parts[place]).unlink(missing_ok=True)
+    collisions.settle(ground, join.contests, findings, progress)
+    _judge_counts(ground, tally, findings)
+    if options.on_bad_record is not OnBadRecord.DROP:
+        del tally.bad_lines[:]
+    return tally
+
+
+def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> None:
+    """What only the whole tells: counts, and a dataset that lies one folder too deep."""
+    options = ground.plan.options
+    layout, expected = options.layout, options.expect_records
+    hint = "; `--strip-components 1` takes the outermost folder away"
+    if not layout.has_records:
+        return
+    if not ground.pieces:
+        nested = tally.nested_records
+        fact = f"no shard has a {layout.records}"
+        fact += f", but there is a {nested}{hint}" if nested else "; `--layout files` needs none"
+        kind = Kind.WARNING if options.verify is Verify.NONE else Kind.NO_RECORDS
+        findings.add(Finding(kind, fact))
+    elif not tally.records:
+        findings.add(Finding(Kind.COUNT, f"{layout.records} holds no record"))
+    if findings.counts[Kind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
+        findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}{hint}"))
+    if expected is not None and expected != tally.records:
+        fact = f"{tally.records} records, but {expected} were expected (--expect-records)"
+        findings.add(Finding(Kind.COUNT, fact))
+
+
+def _prepare(
+    ground: Ground, tally: passes.Tally, findings: Findings, progress: Progress
+) -> tuple[publish.Journal, passes.Tally]:
+    """Write records, manifest and receipt into staging, and the journal last."""
+    _remove_listed(ground)
+    dropped = merge.sorted_numbers(tally.bad_lines)
+    merged = None
+    if ground.records_path is not None:
+        merged = merge.merge_records(ground, dropped, ground.records_path, progress)
+    skipped = merge.sorted_numbers(tally.skipped)
+    proof = merge.write_manifest(ground, skipped, merged, progress)
+    tally.files, tally.bytes = proof.files, proof.bytes
+    tally.records = merged.records if merged else 0
+    names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(ground.staging.data))
+    ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
+    told = summary.lines_of(ground, findings, records=tally.records, images=tally.images)
+    counts: dict[str, Any] = {
+        "records": tally.records,
+        "records_dropped": len(dropped),
+        "images": tally.images,
+        "files": tally.files,
+        "bytes": tally.bytes,
+        "members": tally.members,
+        "left_out": sum(tally.left_out.values()),
+    }
+    content = receipt.build(ground, findings, merged, proof, counts, told)
+    content["left_out"] = dict(tally.left_out)
+    content["entries"] = [*names, *ready]
+    kept = publish.kept_archives(ground)
+    content["archives"] = None if kept is None else str(kept)
+    (ground.ready / RECEIPT).write_bytes(atomic.dumps(content))
+    journal = publish.Journal(
+        ground.plan.run_id, publish.old_names(ground, [*names, *ready]), tuple(names), ready
+    )
+    publish.begin(ground, journal)
+    return journal, tally
+
+
+def _remove_listed(ground: Ground) -> None:
+    """Take away files that are not to be published: strays, names of ours, dropped images."""
+    root = ground.staging.data
+    for name in passes.reserved_names(ground):
+        (root / name).unlink(missing_ok=True)
+    with (ground.scratch / "remove").open(encoding="utf-8") as keys:
+        for key in keys:
+            path = os.fsdecode(bytes_of(msgspec.json.decode(key, type=str)))
+            (root / path).unlink(missing_ok=True)  # gone already, if a crash came after

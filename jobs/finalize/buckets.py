@@ -1,0 +1,70 @@
+"""A join of more rows than memory holds: rows of one key meet in one bucket, a file of its own.
+
+Each bucket fits into memory, so that ten million files take no more of it than a hundred thousand
+(a Grace hash join: https://doi.org/10.1007/BF03037022).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import msgspec
+
+ROWS = 150_000  # in a bucket, about; some 100 MB once they are objects
+MOST = 200  # buckets: each is an open file
+
+
+def folded(key: str) -> str:
+    """``key`` without the differences that a case-blind or normalising file system loses."""
+    return key.lower() if key.isascii() else unicodedata.normalize("NFC", key).casefold()
+
+
+class Buckets:
+    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet."""
+
+    def __init__(self, folder: Path, *, rows: int) -> None:
+        self._paths = [folder / f"bucket-{i:03d}" for i in range(min(MOST, 1 + rows // ROWS))]
+        self._files = [path.open("wb", buffering=1 << 16) for path in self._paths]
+        self._encode = msgspec.json.Encoder().encode
+
+    def add(self, key: str, *row: Any) -> None:
+        """Put a row of plain values beside the others whose key folds to the same."""
+        count = len(self._files)
+        place = zlib.crc32(folded(key).encode("utf-8", "surrogatepass")) % count if count > 1 else 0
+        self._files[place].write(self._encode(row) + b"\n")
+
+    def read(self) -> Iterator[Iterator[list[Any]]]:
+        """Each bucket's rows, in the order in which they were added; nothing can follow."""
+        for file in self._files:
+            file.close()
+        for path in self._paths:
+            yield _rows(path)
+
+    def __enter__(self) -> Buckets:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files:
+            try:
+                file.close()
+            except OSError:
+                pass  # a full disk; the bucket goes anyhow
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+
+
+def _rows(path: Path) -> Iterator[list[Any]]:
+    decode = msgspec.json.Decoder(list[Any]).decode
+    with path.open("rb", buffering=1 << 20) as file:
+        for line in file:
+            yield decode(line)

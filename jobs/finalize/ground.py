@@ -1,0 +1,95 @@
+"""What all steps of finalize stand on: the run, its parts and records in order, and their names."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jobs.memberpath import shown, text_of
+from jobs.model import Entry, Part, Plan, Shard
+from jobs.runfolder import RunFolder, Staging
+
+MANIFEST = "MANIFEST.jsonl"
+SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
+
+
+def key_of(entry: Entry) -> str:
+    """One text for each path: its bytes in hex behind a NUL where they are not UTF-8."""
+    return entry.path if entry.raw is None else f"{entry.path}\0{entry.raw}"
+
+
+def key_of_bytes(path: bytes) -> str:
+    text, raw = text_of(path)
+    return text if raw is None else f"{text}\0{raw}"
+
+
+def bytes_of(key: str) -> bytes:
+    """The path's own bytes."""
+    text, nul, raw = key.partition("\0")
+    return bytes.fromhex(raw) if nul else text.encode("utf-8")
+
+
+def shown_key(key: str) -> str:
+    """The path as a message has it, quoted on one line."""
+    return shown(bytes_of(key))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The records of one shard, or of one part of it."""
+
+    shard: Shard
+    path: Path
+
+
+@dataclass
+class Ground:
+    """The run, with numbers for its files and lines: the n-th file of all parts in plan order, the
+    r-th line of all pieces. Every pass counts them the same way, so a number is a name."""
+
+    folder: RunFolder
+    plan: Plan
+    staging: Staging
+    parts: tuple[Part, ...] = ()
+    pieces: tuple[Piece, ...] = ()
+    part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
+    piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
+
+    def __post_init__(self) -> None:
+        self.parts = self.plan.parts()
+        self.shards = {shard.id: shard for shard in self.plan.shards}
+
+    @property
+    def scratch(self) -> Path:
+        """Temporary files of this stage alone."""
+        return self.staging.root / "finalize"
+
+    @property
+    def ready(self) -> Path:
+        """Manifest and receipt before they are published."""
+        return self.staging.root / "ready"
+
+    @property
+    def records_path(self) -> str | None:
+        """The records file within the dataset; None for plain files."""
+        layout = self.plan.options.layout
+        return layout.records if layout.has_records else None
+
+    def part_of(self, number: int) -> Part:
+        """The part that wrote the file of that number."""
+        return self.parts[self.part_index(number)]
+
+    def part_index(self, number: int) -> int:
+        """Its place in ``parts``."""
+        return bisect_right(self.part_starts, number) - 1
+
+    def name_of(self, shard_id: str | None) -> str | None:
+        """A shard's name as people know it."""
+        shard = self.shards.get(shard_id) if shard_id else None
+        return shard.name if shard else shard_id
+
+    def line_of(self, number: int) -> tuple[Piece, int]:
+        """The piece and the line in it, from 1, of the line of that number."""
+        place = bisect_right(self.piece_starts, number) - 1
+        return self.pieces[place], number - self.piece_starts[place] + 1

@@ -1,0 +1,226 @@
+"""The join: files, names on disk, references and ids that meet under one key, judged together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from jobs.checks import is_image_name, is_warning
+from jobs.checks.base import WARNING
+from jobs.finalize.buckets import folded
+from jobs.finalize.findings import Finding, Kind
+from jobs.finalize.ground import shown_key
+from jobs.finalize.passes import Audit, Row
+from jobs.memberpath import shown
+from jobs.model import OnBadRecord, OnCollision, Verify
+
+
+class Contest(NamedTuple):
+    """A path that was written with different bytes, and the one that is to lie there."""
+
+    number: int  # of the file that wins
+    key: str
+    size: int
+    crc32: str
+
+
+@dataclass
+class _File:
+    number: int
+    size: int
+    digest: str
+    crc32: str
+    problem: str | None
+    on_disk: bool = False
+    named_by: int | None = None  # number of the first line that names it
+
+
+class Join:
+    """Judges bucket after bucket; ``remove`` takes the keys of files that are not to be published.
+
+    What is left of memory after each bucket is a number for every file or line with something
+    to it.
+    """
+
+    def __init__(self, audit: Audit, remove: Callable[[str], object]) -> None:
+        self._audit = audit
+        self._ground = audit.ground
+        self._options = audit.ground.plan.options
+        self._remove = remove
+        self.contests: list[Contest] = []
+        self.absent: set[int] = set()  # indices of parts with a file that is not on disk
+        self._start()
+
+    def run(self) -> None:
+        """Judge everything."""
+        for bucket in self._audit.rows.read():
+            self._audit.progress.check()
+            self._start()
+            self._take(bucket)
+            self._end()
+
+    def _start(self) -> None:
+        self._files: dict[str, _File] = {}
+        self._near: dict[str, str] = {}  # a file's key by its folded form
+        self._ids: dict[str, int] = {}
+        self._contested: set[str] = set()
+
+    def _take(self, rows: Iterator[list[Any]]) -> None:
+        takers: dict[Row, Callable[..., None]] = {
+            Row.FILE: self._file,
+            Row.DISK: self._disk,
+            Row.REFERENCE: self._reference,
+            Row.ID: self._id,
+        }
+        for kind, *values in rows:
+            takers[kind](*values)
+
+    def _find(
+        self, kind: Kind, message: str, number: int | None = None, *, line: int | None = None
+    ) -> None:
+        """Add a finding about the file, or the line, of that number."""
+        if line is not None:
+            piece, place = self._ground.line_of(line)
+            self._audit.findings.add(Finding(kind, message, piece.shard.id, None, place))
+        else:
+            shard = None if number is None else self._ground.part_of(number).shard
+            self._audit.findings.add(Finding(kind, message, shard))
+
+    def _file(
+        self, number: int, key: str, size: int, digest: str, crc32: str, problem: str | None
+    ) -> None:
+        new = _File(number, size, digest, crc32, problem)
+        old = self._files.get(key)
+        if old is None:
+            self._files[key] = new
+            self._twin(key, number)
+            self._look_for_nesting(key)
+        elif (old.size, old.digest) == (size, digest):
+            self._audit.tally.skipped.append(number)
+            name = self._name(old.number)
+            self._find(Kind.SAME, f"{shown_key(key)} is also in {name}, the same bytes", number)
+        else:
+            self._differ(key, old, new)
+
+    def _twin(self, key: str, number: int) -> None:
+        other = self._near.setdefault(folded(key), key)
+        if other != key:
+            fact = f"{shown_key(key)} and {shown_key(other)} differ in case or Unicode form only"
+            self._find(Kind.CASE, fact, number)
+
+    def _look_for_nesting(self, key: str) -> None:
+        layout, tally = self._options.layout, self._audit.tally
+        if "/" in key and layout.has_records:
+            if key.endswith(f"/{layout.records}"):
+                tally.nested_records = tally.nested_records or key
+            elif f"/{layout.images}/" in key:
+                tally.nested_images = tally.nested_images or key
+
+    def _differ(self, key: str, old: _File, new: _File) -> None:
+        first, second = (self._ground.part_of(file.number).shard for file in (old, new))
+        names = f"{self._name(old.number)} ({old.size} bytes, {old.digest})"
+        if first == second:  # within an archive the last one wins, as tar has it
+            self._audit.tally.skipped.append(old.number)
+            self._files[key] = new
+            self._contested.add(key)
+        elif self._options.on_collision is OnCollision.KEEP_FIRST:
+            self._audit.tally.skipped.append(new.number)
+            self._contested.add(key)
+            self._find(Kind.KEPT_FIRST, f"{shown_key(key)} is kept as {names} has it", new.number)
+        else:
+            self._find(
+                Kind.COLLISION,
+                f"{shown_key(key)} has other bytes ({new.size} bytes, {new.digest}) than in "
+                f"{names}",
+                new.number,
+            )
+
+    def _name(self, number: int) -> str:
+        shard = self._ground.part_of(number).shard
+        return f"shard {self._ground.name_of(shard)}"
+
+    def _disk(self, key: str) -> None:
+        file = self._files.get(key)
+        if file is not None:
+            file.on_disk = True
+        else:
+            self._remove(key)
+            self._find(Kind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
+
+    def _reference(self, line: int, path: str, other: str | None) -> None:
+        key = path if path in self._files or other is None else other
+        file = self._files.get(key)
+        if file is None:
+            self._audit.tally.bad_lines.append(line)
+            self._find(Kind.MISSING_IMAGE, self._missing(path, other), line=line)
+            return
+        if file.problem is not None and not is_warning(file.problem):
+            self._audit.tally.bad_lines.append(line)
+        if file.named_by is None:
+            file.named_by = line
+        else:
+            piece, place = self._ground.line_of(file.named_by)
+            fact = f"names {shown(key)}, as line {place} of {piece.shard.name} does"
+            self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
+
+    def _missing(self, path: str, other: str | None) -> str:
+        fact = f"its image {shown(path)} is in no shard"
+        near = self._near.get(folded(path)) or (self._near.get(folded(other)) if other else None)
+        return f"{fact}; {shown_key(near)} is, in another spelling" if near else fact
+
+    def _id(self, line: int, record_id: str) -> None:
+        first = self._ids.setdefault(record_id, line)
+        if first != line:
+            piece, place = self._ground.line_of(first)
+            fact = f"id {shown(record_id)} is also that of line {place} of {piece.shard.name}"
+            self._find(Kind.DUPLICATE_ID, fact, line=line)
+
+    def _end(self) -> None:
+        for key, file in self._files.items():
+            if self._judge(key, file):
+                tally = self._audit.tally
+                tally.files += 1
+                tally.bytes += file.size
+                tally.images += self._is_image(key, file)
+            if key in self._contested:
+                self.contests.append(Contest(file.number, key, file.size, file.crc32))
+
+    def _judge(self, key: str, file: _File) -> bool:
+        """Whether the file is to be published."""
+        part = self._ground.part_of(file.number)
+        member = key.partition("\0")[0]
+        add = self._audit.findings.add
+        bad = file.problem is not None and not is_warning(file.problem)
+        if bad:
+            add(Finding(Kind.BAD_IMAGE, file.problem or "", part.shard, member))
+            if self._options.on_bad_record is OnBadRecord.DROP:
+                self._audit.tally.skipped.append(file.number)
+                self._remove(key)
+                return False
+        elif file.problem is not None:
+            fact = file.problem.removeprefix(WARNING)
+            add(Finding(Kind.WARNING, fact, part.shard, member))
+        if not file.on_disk:
+            self.absent.add(self._ground.part_index(file.number))
+            add(Finding(Kind.ABSENT, "was extracted, and is gone from disk", part.shard, member))
+        if file.named_by is None and self._is_orphan(key):
+            add(Finding(Kind.ORPHAN, "no record names it", part.shard, member))
+        return True
+
+    def _is_image(self, key: str, file: _File) -> bool:
+        layout = self._options.layout
+        return is_image_name(key.partition("\0")[0], layout.images) and (
+            not layout.has_records
+            or file.named_by is not None
+            or key.startswith(f"{layout.images}/")
+        )
+
+    def _is_orphan(self, key: str) -> bool:
+        layout = self._options.layout
+        return (
+            layout.has_records
+            and self._options.verify is not Verify.NONE
+            and key.startswith(f"{layout.images}/")
+            and is_image_name(key.partition("\0")[0], layout.images)
+        )

@@ -1,0 +1,197 @@
+"""The passes over what the parts left: their manifests, and the staged folder itself."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from jobs.errors import RunFolderError
+from jobs.finalize.buckets import Buckets
+from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.ground import MANIFEST, SUMS, Ground, Piece, key_of, key_of_bytes
+from jobs.manifest import read_manifest, read_summary
+from jobs.model import Part, PartSummary
+from jobs.progress import Progress
+from jobs.runfolder import RECEIPT
+
+CHECK_EVERY = 10_000  # rows between two looks at the stop flag
+
+
+class Row(IntEnum):
+    """What a row in a bucket tells."""
+
+    FILE = 0  # number, key, size, digest, crc32, problem
+    DISK = 1  # key
+    REFERENCE = 2  # line number, path, other path or None
+    ID = 3  # line number, id
+
+
+@dataclass
+class Tally:
+    """What the passes count and remember."""
+
+    records: int = 0  # lines that are not blank
+    files: int = 0
+    images: int = 0
+    bytes: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    members: int = 0
+    nested_records: str | None = None  # a records file that lies in a folder
+    nested_images: str | None = None  # an image below an images folder that is not the dataset's
+    bad_lines: array[int] = field(default_factory=lambda: array("Q"))
+    skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit under way: what it stands on and what it fills."""
+
+    ground: Ground
+    rows: Buckets
+    findings: Findings
+    progress: Progress
+    tally: Tally = field(default_factory=Tally)
+
+
+def reserved_names(ground: Ground) -> frozenset[str]:
+    """Names in the dataset's top folder that belong to what finalize writes."""
+    sums = SUMS.get(ground.plan.options.digest)
+    return frozenset({RECEIPT, MANIFEST, *([sums] if sums else [])})
+
+
+def join_key(ground: Ground, path: str) -> str:
+    """Where a path is looked for: with or without the images folder it is the same place."""
+    layout = ground.plan.options.layout
+    return path.removeprefix(f"{layout.images}/") if layout.has_records else path
+
+
+def read_summaries(ground: Ground, tally: Tally, findings: Findings) -> list[PartSummary]:
+    """Every part's last line, in plan order; damaged manifests become findings and are removed.
+
+    Numbers the files, and proves that the parts of each shard are the whole shard.
+    """
+    summaries = []
+    start = 0
+    for part in ground.parts:
+        ground.part_starts.append(start)
+        try:
+            summary = read_summary(ground.folder.manifest(part))
+        except RunFolderError as error:
+            forget_manifest(ground, part, error.message, findings)
+            continue
+        summaries.append(summary)
+        start += summary.files
+        tally.left_out.update(summary.left_out)
+        tally.members += summary.members
+        for warning in summary.warnings:
+            findings.add(Finding(Kind.WARNING, warning, part.shard))
+    ground.part_starts.append(start)
+    if len(summaries) == len(ground.parts):
+        _prove_wholeness(ground, summaries, findings)
+    return summaries
+
+
+def _prove_wholeness(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
+    members: Counter[str] = Counter()
+    for part, summary in zip(ground.parts, summaries, strict=True):
+        members[part.shard] += summary.members
+    for shard in ground.plan.shards:
+        fetched = ground.folder.load_fetched(shard.id)
+        known = None if fetched is None else fetched.members
+        if known is not None and known != members[shard.id]:
+            fact = f"its parts hold {members[shard.id]} members of {known}"
+            findings.add(Finding(Kind.COUNT, fact, shard.id))
+
+
+def forget_manifest(ground: Ground, part: Part, reason: str, findings: Findings) -> None:
+    """Have a part extracted again by the next attempt."""
+    ground.folder.manifest(part).unlink(missing_ok=True)
+    where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
+    findings.add(Finding(Kind.PARTS, where + reason, part.shard))
+
+
+def find_pieces(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
+    """Find the records of each shard, in plan order; a part whose records are gone is forgotten."""
+    pieces: dict[str, Piece] = {}
+    for part, summary in zip(ground.parts, summaries, strict=True):
+        if not summary.records:
+            continue
+        own = ground.staging.part_records(part)
+        path = own if own.exists() else ground.staging.shard_records(part.shard)
+        if not path.exists():
+            forget_manifest(ground, part, "its records are gone", findings)
+        elif path.name not in pieces:
+            pieces[path.name] = Piece(ground.shards[part.shard], path)
+    ground.pieces = tuple(pieces.values())
+
+
+def scan_manifests(audit: Audit) -> None:
+    """Put a row for each file of each part into the buckets."""
+    ground = audit.ground
+    for place, part in enumerate(ground.parts):
+        start, stop = ground.part_starts[place : place + 2]
+        audit.progress.check()
+        audit.progress.current = part.id
+        try:
+            seen = _scan_manifest(audit, part, start)
+        except RunFolderError as error:
+            forget_manifest(ground, part, error.message, audit.findings)
+            continue
+        if seen != stop - start:
+            fact = f"its manifest has {seen} lines of {stop - start}"
+            forget_manifest(ground, part, fact, audit.findings)
+        audit.progress.add(files=seen, items=1)
+
+
+def _scan_manifest(audit: Audit, part: Part, start: int) -> int:
+    ground, add = audit.ground, audit.rows.add
+    records_path, reserved = ground.records_path, reserved_names(ground)
+    number = start - 1
+    for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start):
+        if entry.path == records_path:
+            audit.tally.skipped.append(number)
+        elif entry.path in reserved:
+            audit.tally.skipped.append(number)
+            fact = "is left out: this tool writes a file of that name"
+            audit.findings.add(Finding(Kind.RESERVED, fact, part.shard, entry.path))
+        else:
+            key, digest = key_of(entry), entry.digest or entry.crc32
+            row = (Row.FILE, number, key, entry.size, digest, entry.crc32, entry.problem)
+            add(join_key(ground, key), *row)
+    return number + 1 - start
+
+
+def scan_disk(audit: Audit) -> None:
+    """Put a row for each file that lies in the staged dataset into the buckets; no stat for any."""
+    ground = audit.ground
+    hidden = {name.encode() for name in reserved_names(ground)}
+    if ground.records_path is not None:
+        hidden.add(ground.records_path.encode())
+    for number, path in enumerate(walk(os.fsencode(ground.staging.data))):
+        if number % CHECK_EVERY == 0:
+            audit.progress.check()
+        if path not in hidden:
+            key = key_of_bytes(path)
+            audit.rows.add(join_key(ground, key), Row.DISK, key)
+
+
+def walk(root: bytes) -> Iterator[bytes]:
+    """Relative paths of all that is no folder below ``root``; links are not followed."""
+    waiting = [b""]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            entries = os.scandir(root + b"/" + folder)
+        except FileNotFoundError:
+            continue  # nothing was written
+        with entries:
+            for entry in entries:
+                path = folder + entry.name
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(path + b"/")
+                else:
+                    yield path

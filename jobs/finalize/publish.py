@@ -1,0 +1,247 @@
+"""Publishing: one rename for each name in the dataset's top folder, the receipt last.
+
+The destination itself stays (it may be a mount point, and staging lies in it), so a reader looks
+at ``RECEIPT.json``: it goes first when an old dataset is replaced and comes last, so where it is,
+all is in place. The journal is written before the first rename. Whoever comes after a crash goes
+on with it, as every step can tell from the disk whether it was done.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import Cause, VerificationError
+from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
+from jobs.finalize.merge import sync
+from jobs.memberpath import shown
+from jobs.model import Shard, SourceFile
+from jobs.runfolder import INCOMING, RECEIPT, Staging
+
+log = logging.getLogger(__name__)
+
+ARCHIVES = ".archives"  # in the destination, where archives are kept
+_OTHERS = frozenset({INCOMING, ARCHIVES, "lost+found", ".snapshot"})  # in a folder that is free
+
+
+class Journal(msgspec.Struct, frozen=True):
+    """What publishing is about to do; written before its first rename."""
+
+    run_id: str
+    old: tuple[str, ...]  # keys of names of the old dataset, which make room
+    data: tuple[str, ...]  # keys of names that come from the staged dataset
+    ready: tuple[str, ...]  # manifest, sums; the receipt is last
+
+
+def journal_path(staging: Staging) -> Path:
+    return staging.root / "publish.json"
+
+
+def load(staging: Staging) -> Journal | None:
+    """The journal of a publication that has begun; None where none has."""
+    try:
+        return atomic.read_json(journal_path(staging), Journal)
+    except FileNotFoundError:
+        return None
+
+
+def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
+    """Names in the destination that have to make room for the ``new`` ones.
+
+    Of an old dataset these are the names that its receipt tells, so that nothing else of the user
+    is ever moved. Raises ``VerificationError`` where there is something and the plan does not
+    overwrite.
+    """
+    dest = ground.staging.dest
+    there = _names(dest) - _OTHERS - _own_names(ground)
+    if not there:
+        return ()
+    if not ground.plan.options.overwrite:
+        shown_names = ", ".join(shown(name) for name in sorted(there)[:5])
+        more = f" and {len(there) - 5} more" if len(there) > 5 else ""
+        raise VerificationError(
+            f"{dest} holds files that are not this run's: {shown_names}{more}; nothing was "
+            "touched; move them away and resume, or launch again with --overwrite",
+            cause=Cause.PREFLIGHT,
+        )
+    old = there & (set(new) | _told_by_receipt(dest))
+    return tuple(sorted(old))
+
+
+def _names(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        names = {entry.name for entry in entries if not entry.name.startswith(".nfs")}
+    return {key_of_bytes(os.fsencode(name)) for name in names}
+
+
+def _own_names(ground: Ground) -> set[str]:
+    """A run folder within the destination is no part of a dataset."""
+    folder, dest = ground.folder.path.absolute(), ground.staging.dest
+    return {folder.relative_to(dest).parts[0]} if dest in folder.parents else set()
+
+
+class _Told(msgspec.Struct):
+    entries: tuple[str, ...] = ()
+
+
+def _told_by_receipt(dest: Path) -> set[str]:
+    try:
+        return set(atomic.read_json(dest / RECEIPT, _Told).entries)
+    except (OSError, msgspec.DecodeError):
+        return set()
+
+
+def begin(ground: Ground, journal: Journal) -> None:
+    """Make all data durable, then the intent: from here on publishing only goes forward."""
+    sync(ground.staging.root)
+    atomic.write_json(journal_path(ground.staging), journal)
+
+
+def go_on(staging: Staging, journal: Journal) -> None:
+    """Do all renames that were not done; safe to call again after any crash.
+
+    Raises ``VerificationError`` where somebody has put something in the way, or taken it.
+    """
+    dest = staging.dest
+    staging.replaced.mkdir(exist_ok=True)
+    if RECEIPT in journal.old:
+        _make_room(staging, RECEIPT)
+    for key in journal.data:
+        name = os.fsdecode(bytes_of(key))
+        if key in journal.old:
+            _make_room(staging, name)
+        _place(staging.data / name, dest / name)
+    for key in journal.old:
+        _make_room(staging, os.fsdecode(bytes_of(key)))
+    *proofs, receipt = journal.ready
+    for name in proofs:
+        _place(staging.root / "ready" / name, dest / name)
+    atomic.fsync_folder(dest)
+    _place(staging.root / "ready" / receipt, dest / receipt)
+    atomic.fsync_folder(dest)
+
+
+def _make_room(staging: Staging, name: str) -> None:
+    """Move an old name away, unless that was done: then what is there is new."""
+    if not _is_there(staging.replaced / name) and _is_there(staging.dest / name):
+        (staging.dest / name).rename(staging.replaced / name)
+
+
+def _place(source: Path, target: Path) -> None:
+    if not _is_there(source):
+        if _is_there(target):
+            return  # done before a crash
+        raise VerificationError(
+            f"{source} is gone before it was published; launch again", cause=Cause.VERIFICATION
+        )
+    if _is_there(target):
+        raise VerificationError(
+            f"{target} has come into being meanwhile; move it away and resume",
+            cause=Cause.CLAIMED,
+        )
+    source.rename(target)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def clean_up(ground: Ground) -> None:
+    """Remove the old dataset, archives and staging, after the receipt is in place.
+
+    What cannot be removed stays, and the log says so: the dataset is whole all the same.
+    """
+    staging, keep = ground.staging, ground.plan.options.keep_archive
+    if keep:
+        _keep_archives(ground)
+    elif staging.archives.name == ground.plan.run_id or staging.root in staging.archives.parents:
+        _remove(staging.archives)  # a folder of this run alone
+    if not _is_there(staging.root):
+        return _give_back(ground)
+    for name in sorted(_names(staging.root) - {journal_path(staging).name}):
+        if not (keep and staging.root / name == staging.archives):
+            _remove(staging.root / name)
+    _remove(journal_path(staging))  # last: until here a resume cleans up
+    for folder in (staging.archives, staging.root):
+        _remove_if_empty(folder)
+    return _give_back(ground)
+
+
+class _Claim(msgspec.Struct):
+    run_id: str
+
+
+def _give_back(ground: Ground) -> None:
+    """Let go of the destination."""
+    staging = ground.staging
+    try:
+        if atomic.read_json(staging.claim, _Claim).run_id == ground.plan.run_id:
+            staging.claim.unlink(missing_ok=True)
+    except (OSError, msgspec.DecodeError):
+        pass  # nobody's, or another run's
+    _remove_if_empty(staging.root.parent)
+
+
+def kept_archives(ground: Ground) -> Path | None:
+    """Where archives are kept; None where they go."""
+    staging = ground.staging
+    if not ground.plan.options.keep_archive:
+        return None
+    return staging.dest / ARCHIVES if staging.root in staging.archives.parents else staging.archives
+
+
+def _keep_archives(ground: Ground) -> None:
+    """Move archives out of staging, under names that tell their format, and note where they are."""
+    staging, folder = ground.staging, kept_archives(ground)
+    often = Counter(_base_name(file) for shard in ground.plan.shards for file in shard.files)
+    for shard in ground.plan.shards:
+        _remove(staging.plain(shard.id))
+        fetched = ground.folder.load_fetched(shard.id)
+        if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
+            continue
+        kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
+        for file, target in zip(fetched.files, kept, strict=True):
+            if _is_there(Path(file)):
+                folder.mkdir(exist_ok=True)
+                Path(file).replace(target)
+        noted = replace(fetched, files=tuple(str(path) for path in kept), plain=None)
+        atomic.write_json(ground.folder.fetched(shard.id), noted)
+
+
+def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:
+    """The published name, with the shard's id before it where that is not unique."""
+    name = _base_name(shard.files[place])
+    return name if often[name] == 1 and name.strip(".") else f"{shard.id}_{place}_{name}"
+
+
+def _base_name(file: SourceFile) -> str:
+    return file.name.rpartition("/")[2]
+
+
+def _remove(path: Path) -> None:
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s stays, as it cannot be removed: %s", path, error.strerror)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:
+        pass  # others have something in it, or it is gone

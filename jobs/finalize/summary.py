@@ -1,0 +1,134 @@
+"""The ✓ and ✗ lines, and the one problem that tells why nothing was published."""
+
+from __future__ import annotations
+
+from jobs.errors import Cause
+from jobs.finalize.findings import BAD, EXAMPLES, FATAL, Finding, Findings, Kind
+from jobs.finalize.ground import Ground
+from jobs.model import OnBadRecord, Problem, Verify
+
+PASSED = "✓ Dataset verification passed!"
+
+# One thing, several things.
+_WORDS = {
+    Kind.PARTS: ("part is not whole", "parts are not whole"),
+    Kind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
+    Kind.COLLISION: (
+        "path has different bytes in two shards",
+        "paths have different bytes in two shards",
+    ),
+    Kind.NO_RECORDS: ("records file is missing", "records files are missing"),
+    Kind.COUNT: ("count is wrong", "counts are wrong"),
+    Kind.BAD_RECORD: ("line is no record", "lines are no records"),
+    Kind.OUTSIDE: (
+        "record names a path outside the dataset",
+        "records name paths outside the dataset",
+    ),
+    Kind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
+    Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
+    Kind.ORPHAN: ("image has no record", "images have no record"),
+    Kind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
+    Kind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
+    Kind.CASE: (
+        "name differs from another in case or Unicode form only",
+        "names differ from others in case or Unicode form only",
+    ),
+    Kind.WARNING: ("file is odd", "files are odd"),
+    Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
+    Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
+    Kind.BOM: (
+        "records file has a byte order mark",
+        "records files have byte order marks",
+    ),
+    Kind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
+    Kind.NO_NEWLINE: (
+        "records file has no last line end",
+        "records files have no last line end",
+    ),
+    Kind.KEPT_FIRST: (
+        "path was kept as its first shard has it",
+        "paths were kept as their first shard has them",
+    ),
+    Kind.HINT: ("hint", "hints"),
+    Kind.SAME: ("file is in two shards, the same bytes", "files are in two shards, the same bytes"),
+}
+
+
+def counted(kind: Kind, count: int) -> str:
+    """ "3 images are damaged"."""
+    one, many = _WORDS[kind]
+    return f"{count} {one if count == 1 else many}"
+
+
+def fails(kind: Kind, policy: OnBadRecord) -> bool:
+    """Whether a finding of that kind keeps the dataset from being published."""
+    return kind in FATAL or (kind in BAD and policy is OnBadRecord.ERROR)
+
+
+def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -> tuple[str, ...]:
+    """What finalize tells people: counts, one line for each kind of finding, the verdict."""
+    options = ground.plan.options
+    lines: list[str] = []
+    if options.layout.has_records:
+        lines += _count_lines(ground, findings, records=records, images=images)
+    failed = False
+    verdicts: list[str] = []
+    for kind in Kind:
+        if count := findings.counts[kind]:
+            bad = fails(kind, options.on_bad_record)
+            failed |= bad
+            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(ground, findings, kind)}"
+            (lines if bad else verdicts).append(text)
+    if failed:
+        return (*lines, *verdicts, "✗ Dataset verification failed: nothing was published")
+    if options.verify is Verify.NONE:
+        return (*verdicts, *lines, "! Images and records were not verified (--skip-verify)")
+    return (*verdicts, *lines, PASSED)
+
+
+def _count_lines(ground: Ground, findings: Findings, *, records: int, images: int) -> list[str]:
+    mark = "✗" if findings.counts[Kind.NO_RECORDS] else "✓"
+    expected = ground.plan.options.expect_records
+    name = ground.plan.options.layout.records
+    if expected is not None and expected != records:
+        mark = "✗"
+    return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
+
+
+def _tail(ground: Ground, findings: Findings, kind: Kind) -> str:
+    """The first examples of a kind."""
+    shown = findings.examples.get(kind, [])
+    texts = [_text(ground, finding) for finding in shown]
+    more = " …" if findings.counts[kind] > EXAMPLES else ""
+    return f": {'; '.join(texts)}{more}" if texts else ""
+
+
+def _text(ground: Ground, finding: Finding) -> str:
+    return finding.text(ground.name_of(finding.shard))
+
+
+def problem_of(ground: Ground, findings: Findings) -> Problem | None:
+    """The worst of all findings as the problem of the run; None where nothing fails."""
+    policy = ground.plan.options.on_bad_record
+    bad = [kind for kind in Kind if findings.counts[kind] and fails(kind, policy)]
+    if not bad:
+        return None
+    first = findings.examples[bad[0]][0]
+    facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
+    cause = {**FATAL, **BAD}[bad[0]]
+    message = (
+        f"nothing was published: {facts}; first: {_text(ground, first)}; all of it is in "
+        f"{ground.folder.audit.name}{_remedy(bad, cause)}"
+    )
+    return Problem(cause, message, first.shard, first.member)
+
+
+def _remedy(bad: list[Kind], cause: Cause) -> str:
+    if cause is Cause.NOT_FETCHED:
+        return "; resume extracts these parts again"
+    if bad[0] is Kind.COLLISION:
+        return "; --on-collision keep-first or per-shard publishes nevertheless"
+    if all(kind in BAD for kind in bad):
+        return "; --on-bad-record drop publishes without them, keep with them"
+    return ""
