@@ -1,1 +1,65 @@
-"""The archives there are."""
+"""The archives there are, and what tells one from another."""
+
+from __future__ import annotations
+
+from jobs.archives.base import Archive
+from jobs.archives.sniff import sniff as sniff
+from jobs.model import Fetched, Format, Options, Shard
+from jobs.runfolder import RunFolder
+
+_TARS = (Format.TAR, Format.TAR_GZ, Format.TAR_ZST, Format.TAR_XZ, Format.TAR_BZ2)
+
+
+def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
+    """The reader for a shard that is here; each part may have one of its own, in any process.
+
+    Raises ``ArchiveError`` where what can be seen at once is wrong already.
+    """
+    # Implementations are imported when they are needed: pyarrow alone takes a second.
+    if fetched.format in _TARS:
+        from jobs.archives.tar import TarArchive
+
+        return TarArchive(fetched, shard, options, folder)
+    if fetched.format is Format.ZIP:
+        from jobs.archives.zip import ZipArchive
+
+        return ZipArchive(fetched, shard, options, folder)
+    if fetched.format is Format.GZ:
+        from jobs.archives.gz import GzFile
+
+        return GzFile(fetched, shard, options, folder)
+    if fetched.format is Format.PARQUET:
+        from jobs.archives.parquet import ParquetArchive
+
+        return ParquetArchive(fetched, shard, options, folder)
+    if fetched.format is Format.TREE:
+        from jobs.archives.tree import TreeArchive
+
+        return TreeArchive(fetched, shard, options, folder)
+    from jobs.archives.plain import PlainFile
+
+    return PlainFile(fetched, shard, options, folder)
+
+
+def cuts_of(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
+    """``fetched`` with what a shard in several parts needs: member table, counts, top folder.
+
+    Of a plain tar its headers are scanned; a zip carries its table and needs none. A compressed
+    tar is inflated once more, without a plain form: the follower is what spares that. Raises
+    ``ArchiveError`` where a header is damaged.
+    """
+    from dataclasses import replace
+
+    if fetched.format not in _TARS or shard.parts < 2:
+        return fetched
+    from jobs.archives.tar import TarArchive
+
+    learnt = TarArchive(fetched, shard, options, folder).learn(shard.parts)
+    return replace(
+        fetched,
+        cuts=learnt.cuts,
+        members=learnt.members,
+        data_bytes=learnt.data_bytes,
+        superseded=learnt.superseded,
+        top=learnt.top,
+    )

@@ -1,4 +1,4 @@
-"""What a reader of archives promises."""
+"""What a reader of archives promises, and how it words what it refuses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
 
+from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
+from jobs.memberpath import shown, text_of
 from jobs.model import Part
 
 
@@ -25,17 +27,33 @@ class Member:
 
     name: bytes  # raw, as stored: checked and decoded by jobs.memberpath
     kind: Kind
-    size: int  # bytes
-    mode: int  # permission bits
+    size: int  # bytes of the content, a sparse file's holes included
+    mode: int  # permission bits, without set-uid, set-gid and sticky
     mtime: float  # seconds since the epoch
-    ordinal: int  # in its shard
-    target: bytes = b""  # of a link
-    # The content; each chunk is valid until the next one is asked for.
+    ordinal: int  # in its shard, over all its parts
+    target: bytes = b""  # of a link, raw, as stored
+    # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid for as long as it is
+    # held, but holding one holds its whole block of 1 MiB.
     chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
+    superseded: bool = False  # a later member of that name is known: count it, do not write it
 
 
 class Archive(Protocol):
-    """A shard that is here, open for reading."""
+    """A shard that is here, open for reading; one process may read one part after the other.
+
+    Links are told, not followed: whoever writes decides. A link's target that is not on disk yet,
+    or belongs to another part, is got by ``find``.
+    """
+
+    @property
+    def top(self) -> str | None:
+        """The single common top folder that is to be stripped; None where nothing is.
+
+        Only for a layout with records and ``strip_components`` None, where all members (junk
+        aside) lie below one folder that holds the images folder or the records file. Of an archive
+        read as a stream it is what its head promises: see ``TopChanged``.
+        """
+        ...
 
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
@@ -44,3 +62,72 @@ class Archive(Protocol):
         marks, nothing but padding behind). Raises ``ArchiveError`` with member and offset.
         """
         ...
+
+    def find(self, name: bytes) -> Member | None:
+        """The last regular member whose safe path is ``name``, content included.
+
+        Costs another pass over the archive, or over its headers; not while ``members`` runs of
+        the same object matters not: each pass has a reader of its own.
+        """
+        ...
+
+
+class TopChanged(ArchiveError):
+    """A stream's later member contradicts the top folder that its head promised.
+
+    ``Archive.top`` holds the right one from then on: remove what the part wrote, read it again.
+    At most two such corrections happen to an archive.
+    """
+
+
+def damaged(
+    archive: str, fact: str, *, offset: int | None = None, member: bytes | None = None
+) -> ArchiveError:
+    """The archive is damaged: member and offset (bytes into the inflated archive) are named."""
+    where = "" if offset is None else f" at byte {offset}"
+    what = "" if member is None else f" member {shown(member)}"
+    return ArchiveError(
+        f"{archive}:{what}{where}: {fact}; the archive is damaged or cut short: fetch it again, "
+        "and if that does not help, tell its publisher",
+        member=None if member is None else text_of(member)[0],
+    )
+
+
+def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
+    """The same error, found while ``member`` was read."""
+    return type(error)(
+        f"{error.message} (in member {shown(member)})",
+        cause=error.cause,
+        shard=error.shard,
+        member=text_of(member)[0],
+    )
+
+
+def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
+    """A member that is never written, whatever it holds."""
+    return UnsafeMemberError(
+        f"{archive}: member {shown(member)} {fact}; the archive is damaged or hostile",
+        member=text_of(member)[0],
+    )
+
+
+def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:
+    """Something sound that this tool does not read."""
+    what = "" if member is None else f" member {shown(member)}"
+    return ArchiveError(
+        f"{archive}:{what} {fact}",
+        cause=Cause.UNSUPPORTED,
+        member=None if member is None else text_of(member)[0],
+    )
+
+
+def too_large(
+    archive: str, fact: str, option: str, *, member: bytes | None = None
+) -> TooLargeError:
+    """Beyond a limit; ``option`` is the one that raises it."""
+    what = "" if member is None else f" member {shown(member)}"
+    return TooLargeError(
+        f"{archive}:{what} {fact}; if the archive can be trusted, launch again with a higher "
+        f"{option}",
+        member=None if member is None else text_of(member)[0],
+    )

@@ -1,0 +1,132 @@
+"""A position in a stream of blocks: take, skip, and hand out content without copying it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+ONE_PIECE = 1 << 20  # bytes; more than this is never held in one piece
+
+
+class ShortError(EOFError):
+    """The stream ended; ``missing`` bytes of what was asked for are not there."""
+
+    def __init__(self, missing: int) -> None:
+        super().__init__(f"{missing} bytes are missing")
+        self.missing = missing
+
+
+class Cursor:
+    """Reads ``blocks`` in order; ``start`` is the offset of their first byte."""
+
+    __slots__ = ("_base", "_blocks", "_end", "_pos", "_view")
+
+    def __init__(self, blocks: Iterator[memoryview], start: int = 0) -> None:
+        self._blocks = blocks
+        self._view = memoryview(b"")
+        self._pos = 0
+        self._end = 0
+        self._base = start
+
+    @property
+    def offset(self) -> int:
+        """Of the next byte, in the whole stream."""
+        return self._base + self._pos
+
+    def _more(self) -> bool:
+        """Have a byte at least; False at the end of the stream."""
+        while self._pos >= self._end:
+            block = next(self._blocks, None)
+            if block is None:
+                return False
+            self._base += self._end
+            self._view, self._pos, self._end = block, 0, len(block)
+        return True
+
+    def at_end(self) -> bool:
+        return self._pos >= self._end and not self._more()
+
+    def take(self, size: int) -> memoryview:
+        """The next ``size`` bytes, at most 1 MiB, in one piece; raises ``ShortError``.
+
+        They are copied only where they lie in two blocks.
+        """
+        pos = self._pos
+        end = pos + size
+        if end <= self._end:
+            self._pos = end
+            return self._view[pos:end]
+        if size > ONE_PIECE:
+            raise ValueError(f"{size} bytes in one piece are too many")
+        joined = bytearray(size)
+        filled = 0
+        for chunk in self.chunks(size):
+            joined[filled : filled + len(chunk)] = chunk
+            filled += len(chunk)
+        return memoryview(joined)
+
+    def chunks(self, size: int) -> Iterator[memoryview]:
+        """The next ``size`` bytes as they come; raises ``ShortError``."""
+        while size > 0:
+            if self._pos >= self._end and not self._more():
+                raise ShortError(size)
+            pos = self._pos
+            step = min(size, self._end - pos)
+            self._pos = pos + step
+            size -= step
+            yield self._view[pos : pos + step]
+
+    def skip_to(self, offset: int) -> None:
+        """Go on at ``offset``, which is not behind; raises ``ShortError``."""
+        size = offset - self._base - self._pos
+        if size > self._end - self._pos:
+            for _ in self.chunks(size):
+                pass
+        else:
+            self._pos += size
+
+    def only_zeros_left(self) -> bool:
+        """Read to the end of the stream; False as soon as a byte is not zero."""
+        while self._more():
+            if bytes(self._view[self._pos : self._end]).strip(b"\0"):
+                return False
+            self._pos = self._end
+        return True
+
+
+class SeekingCursor(Cursor):
+    """A cursor over a file that is here whole: what is skipped is not read.
+
+    ``pread(size, offset)`` gives bytes of it; ``length`` is all it has.
+    """
+
+    __slots__ = ("_length", "_pread", "_step")
+
+    _FIRST = 4096  # bytes; of a member's neighbourhood, all that a header scan wants
+
+    def __init__(self, pread: Callable[[int, int], bytes], length: int, start: int = 0) -> None:
+        super().__init__(iter(()), start)
+        self._pread = pread
+        self._length = length
+        self._step = self._FIRST
+
+    def _more(self) -> bool:
+        while self._pos >= self._end:
+            self._base += self._end
+            self._pos = self._end = 0
+            if self._base >= self._length:
+                return False
+            self._view = memoryview(self._pread(self._step, self._base))
+            self._end = len(self._view)
+            # Whoever reads on without a jump gets more at once.
+            self._step = min(self._step * 4, ONE_PIECE)
+        return True
+
+    def skip_to(self, offset: int) -> None:
+        size = offset - self._base - self._pos
+        if size <= self._end - self._pos:
+            self._pos += size
+            return
+        if offset > self._length:
+            raise ShortError(offset - self._length)
+        self._base, self._pos, self._end = offset, 0, 0
+        self._step = self._FIRST

@@ -1,0 +1,210 @@
+"""Decompression of whole streams: gzip, zstd, xz and bzip2, each proven to its end."""
+
+from __future__ import annotations
+
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from jobs.archives.base import damaged, unsupported
+from jobs.errors import ArchiveError
+from jobs.model import Format
+
+BLOCK = 1 << 20  # bytes, of what comes out
+FEED = 128 << 10  # bytes, of what goes in
+# `xz -9` needs 65 MiB; a stream that asks for more than this is a trap, or a curiosity.
+_XZ_MEMORY = 160 << 20  # bytes
+
+
+class _Source(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Decompressor(Protocol):
+    """What ``lzma``, ``bz2`` and ``compression.zstd`` have in common."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
+
+
+def inflated(format: Format, source: _Source, *, archive: str) -> Iterator[memoryview]:
+    """What ``source`` holds, inflated, in blocks of at most 1 MiB.
+
+    Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` where
+    a stream is damaged or cut short, where anything else follows, or where there is none at all.
+    """
+    if format in (Format.TAR_GZ, Format.GZ):
+        yield from _gzip(source, archive)
+    elif format is Format.TAR_ZST:
+        yield from _streams(source, _zstd, (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"), archive)
+    elif format is Format.TAR_XZ:
+        yield from _streams(source, _xz, (b"\xfd7zXZ\0",), archive)
+    elif format is Format.TAR_BZ2:
+        yield from _streams(source, _bz2, (b"BZh",), archive)
+    else:
+        yield from _plain(source, archive)
+
+
+def _plain(source: _Source, archive: str) -> Iterator[memoryview]:
+    block = source.read(BLOCK)
+    if not block:
+        raise damaged(archive, "the file is empty")
+    while block:
+        yield memoryview(block)
+        block = source.read(BLOCK)
+
+
+class _Into:
+    """A file for ISA-L, which calls ``readinto``, of a source that can only ``read``."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+        self.read = source.read  # its being there is what makes a file
+        self.read_bytes = 0
+
+    def readinto(self, buffer: memoryview) -> int:
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        self.read_bytes += len(data)
+        return len(data)
+
+
+def stream_errors() -> tuple[type[Exception], ...]:
+    """What decompressors raise for a damaged stream; an ``OSError`` with a number is none of it."""
+    from isal import isal_zlib
+
+    isal: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub has an object
+    return (lzma.LZMAError, zlib.error, isal, OSError, EOFError, ValueError)
+
+
+def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
+    # ISA-L checks CRC and length of each gzip member, refuses what is neither a member nor zeros
+    # behind them, and gives the interpreter free while it works.
+    from isal import isal_zlib
+
+    raw = _Into(source)
+    reader = isal_zlib._GzipReader(raw, FEED)  # type: ignore[arg-type]  # these two are all it asks
+    total = 0
+    while True:
+        block = bytearray(BLOCK)
+        try:
+            count = reader.readinto(block)
+        except stream_errors() as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            # What came out before the damage still tells which member it is in.
+            head = block.rstrip(b"\0")
+            if head:
+                yield memoryview(head)
+            raise damaged(
+                archive, f"the gzip stream breaks ({error})", offset=total + len(head)
+            ) from error
+        if not raw.read_bytes:
+            raise damaged(archive, "the file is empty")
+        if not count:
+            return
+        total += count
+        yield memoryview(block)[:count]
+
+
+def _xz() -> Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+
+def _bz2() -> Decompressor:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
+def _zstd() -> Decompressor:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    decompressor: Decompressor = zstd.ZstdDecompressor()
+    return decompressor
+
+
+def _zstd_error() -> type[Exception]:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    kind: type[Exception] = zstd.ZstdError
+    return kind
+
+
+def _streams(
+    source: _Source,
+    new: Callable[[], Decompressor],
+    magics: tuple[bytes, ...],
+    archive: str,
+) -> Iterator[memoryview]:
+    """Streams one after the other, by a decompressor each, and zeros behind them."""
+    errors = (*stream_errors(), _zstd_error())
+    total = 0
+    data = source.read(FEED)
+    if not data:
+        raise damaged(archive, "the file is empty")
+    while data:
+        data = _expect_magic(source, data, magics, archive, total)
+        decompressor = new()
+        while not decompressor.eof:
+            if decompressor.needs_input and not data:
+                data = source.read(FEED)
+                if not data:
+                    raise damaged(archive, "the compressed stream is cut short", offset=total)
+            try:
+                block = decompressor.decompress(data, BLOCK)
+            except errors as error:
+                raise _stream_error(error, archive, total) from error
+            data = b""
+            if block:
+                total += len(block)
+                yield memoryview(block)
+        data = _after_zeros(source, decompressor.unused_data)
+
+
+def _stream_error(error: Exception, archive: str, total: int) -> ArchiveError:
+    if isinstance(error, lzma.LZMAError) and "emory" in str(error):
+        return unsupported(
+            archive,
+            f"asks for more than {_XZ_MEMORY >> 20} MiB of memory to be inflated; have it "
+            "compressed with a smaller dictionary",
+        )
+    return damaged(archive, f"the compressed stream breaks ({error})", offset=total)
+
+
+def _expect_magic(
+    source: _Source, data: bytes, magics: tuple[bytes, ...], archive: str, total: int
+) -> bytes:
+    while len(data) < 8:
+        more = source.read(FEED)
+        if not more:
+            break
+        data += more
+    # A skippable zstd frame begins with any of 16 bytes, 0x50 to 0x5f.
+    if not data.startswith(magics) and not (data[1:].startswith(magics) and data[0] & 0xF0 == 0x50):
+        raise damaged(
+            archive, "something that is no compressed stream follows the last one", offset=total
+        )
+    return data
+
+
+def _after_zeros(source: _Source, data: bytes) -> bytes:
+    """What follows the zeros that tapes and xz pad streams with; empty at the end."""
+    while True:
+        data = data.lstrip(b"\0")
+        if data:
+            return data
+        data = source.read(FEED)
+        if not data:
+            return b""

@@ -1,0 +1,62 @@
+"""How much an archive may hold: members, and bytes for each byte of the archive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jobs.archives.base import too_large
+from jobs.model import Options
+
+# A small archive may hold so much whatever its ratio: it fits on any disk.
+FLOOR = 100_000_000  # bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The limits on one shard of ``archive_bytes``."""
+
+    archive: str  # for messages
+    archive_bytes: int
+    max_members: int
+    max_expansion: float
+
+    @classmethod
+    def of(cls, archive: str, archive_bytes: int, options: Options) -> Limits:
+        return cls(archive, archive_bytes, options.max_members, options.max_expansion)
+
+    @property
+    def most_bytes(self) -> int:
+        """The most bytes that the whole archive may hold."""
+        return max(FLOOR, int(self.archive_bytes * self.max_expansion))
+
+    def check_members(self, members: int) -> None:
+        if members > self.max_members:
+            raise too_large(
+                self.archive,
+                f"holds more than the {self.max_members} members allowed",
+                "limit of members",
+            )
+
+    def check_claim(self, total: int, member: bytes) -> None:
+        """``total``: the bytes of all members up to and with this one, as the archive says."""
+        if total > self.most_bytes:
+            raise too_large(
+                self.archive,
+                f"brings the content to {total} bytes, more than {self.max_expansion:g} for each "
+                f"of the archive's {self.archive_bytes} bytes",
+                "--max-expansion",
+                member=member,
+            )
+
+    def check_inflated(self, inflated: int, consumed: int) -> None:
+        """``inflated`` bytes came out of the first ``consumed`` bytes of the archive.
+
+        A bomb is known long before its end, as its ratio shows from the start.
+        """
+        if inflated > FLOOR and inflated > consumed * self.max_expansion:
+            raise too_large(
+                self.archive,
+                f"inflates to more than {self.max_expansion:g} bytes for each byte of it "
+                f"({inflated} so far)",
+                "--max-expansion",
+            )

@@ -1,0 +1,154 @@
+"""What a pass over a shard's members teaches: where to cut, what is replaced, what is on top."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from jobs.archives.base import Kind, Member
+from jobs.archives.tarread import TarReader
+from jobs.memberpath import junk_kind
+from jobs.model import Cut, Options
+
+_MARKS = 16_384  # offsets kept; cuts are as fine as this share of the archive
+_BUCKET = 250_000  # names compared at a time; keeps the memory flat
+
+
+def clean(name: bytes) -> bytes:
+    """``name`` as a path is compared: without ``.``, empty components and a last slash."""
+    if b"./" in name or b"//" in name or name[-1:] in (b"/", b"."):
+        return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
+    return name
+
+
+class TopFolder:
+    """Finds the folder that all members lie below, where the layout's parts lie just below it."""
+
+    def __init__(self, options: Options) -> None:
+        layout = options.layout
+        self._wanted = options.strip_components is None and layout.has_records
+        self._images = layout.images.encode()
+        self._below = self._images + b"/"
+        self._records = layout.records.encode()
+        self._prefix: bytes | None = None
+        self._found = False
+
+    @property
+    def settled(self) -> bool:
+        """Whether the answer is likely to stay: only a member elsewhere can change it."""
+        return not self._wanted or self._found
+
+    @property
+    def top(self) -> str | None:
+        if not (self._wanted and self._found and self._prefix):
+            return None
+        try:
+            return self._prefix[:-1].decode("utf-8")
+        except UnicodeDecodeError:
+            return None  # such a name cannot stand in JSON; its files keep it
+
+    def see(self, name: bytes, kind: Kind) -> None:
+        """Take one member into account."""
+        if not self._wanted:
+            return
+        if self._prefix is None or not name.startswith(self._prefix):
+            name = clean(name)
+            if not name or junk_kind(name):
+                return
+            first, slash, _ = name.partition(b"/")
+            if self._prefix is None:
+                self._prefix = first + b"/"
+            if first + b"/" != self._prefix or not (slash or kind is Kind.FOLDER):
+                self._wanted = False
+                return
+        if not self._found:
+            rest = clean(name[len(self._prefix) :])
+            self._found = rest.startswith(self._below) or rest in (self._images, self._records)
+
+
+class Names:
+    """Remembers names in 24 bytes each, to tell which members a later one replaces."""
+
+    def __init__(self) -> None:
+        self._hashes = (array("q"), array("q"))
+        self._ordinals = array("q")
+
+    def add(self, name: bytes, ordinal: int) -> None:
+        name = clean(name)
+        self._hashes[0].append(hash(name))
+        self._hashes[1].append(hash(b"\0" + name))
+        self._ordinals.append(ordinal)
+
+    def superseded(self) -> tuple[int, ...]:
+        """Ordinals of the members of whose name there is a later one, in order."""
+        buckets = min(16, 1 + len(self._ordinals) // _BUCKET)
+        found: list[int] = []
+        for bucket in range(buckets):
+            last: dict[tuple[int, int], int] = {}
+            for one, two, ordinal in zip(*self._hashes, self._ordinals, strict=True):
+                if one % buckets == bucket:
+                    key = (one, two)
+                    if key in last:
+                        found.append(last[key])
+                    last[key] = ordinal
+        return tuple(sorted(found))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What ``Fetched`` says of a shard with several parts."""
+
+    cuts: tuple[Cut, ...]
+    members: int
+    data_bytes: int
+    superseded: tuple[int, ...]
+    top: str | None
+
+
+class Table:
+    """Collects members in order, with flat memory, for cuts that are made at the end."""
+
+    def __init__(self, options: Options) -> None:
+        self._marks: list[Cut] = []
+        self._spacing = 0  # bytes between marks; grows with the archive
+        self._names = Names()
+        self._top = TopFolder(options)
+        self._members = 0
+        self._data_bytes = 0
+
+    def add(self, member: Member, reader: TarReader) -> None:
+        """The next member; ``reader`` tells where its first header began."""
+        marks, offset = self._marks, reader.header_offset
+        if not marks or offset >= marks[-1].offset + self._spacing:
+            marks.append(Cut(offset, self._members, reader.globals))
+            if len(marks) > _MARKS:
+                del marks[1::2]
+                self._spacing = 2 * (marks[-1].offset - marks[0].offset) // _MARKS
+        if member.kind is not Kind.FOLDER:
+            self._names.add(member.name, self._members)
+        self._top.see(member.name, member.kind)
+        self._members += 1
+        self._data_bytes += member.size
+
+    def finish(self, reader: TarReader, parts: int) -> Learnt:
+        """Cut into ``parts``; ``reader`` is at its end."""
+        last = Cut(reader.header_offset, self._members, reader.globals)
+        return Learnt(
+            tuple(_cut(self._marks, last, parts)),
+            self._members,
+            self._data_bytes,
+            self._names.superseded(),
+            self._top.top,
+        )
+
+
+def _cut(marks: list[Cut], last: Cut, parts: int) -> Iterator[Cut]:
+    """The first mark in each n-th of the archive; ``parts`` + 1 of them, the first at its start."""
+    position = 0
+    for part in range(parts):
+        wanted = last.offset * part // parts
+        while position < len(marks) and marks[position].offset < wanted:
+            position += 1
+        yield marks[position] if position < len(marks) else last
+    yield last

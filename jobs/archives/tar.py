@@ -1,0 +1,165 @@
+"""A tar shard, plain or compressed, whole or in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from jobs.archives.base import Kind, Member, TopChanged
+from jobs.archives.cursor import Cursor, SeekingCursor
+from jobs.archives.limits import Limits
+from jobs.archives.streams import Blocks, Chain, chain_blocks
+from jobs.archives.table import Learnt, Table, TopFolder, clean
+from jobs.archives.tarread import TarReader
+from jobs.errors import ArchiveError, Cause, from_os_error
+from jobs.memberpath import shown
+from jobs.model import Cut, Fetched, Format, Options, Part, Shard
+from jobs.runfolder import RunFolder
+
+_HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
+
+
+class TarArchive:
+    """Reads a part of a tar: from its plain form where there is one, else from the start on."""
+
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+        self._fetched = fetched
+        self._options = options
+        self._archive = shown(shard.name)[1:-1]
+        self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
+        self._superseded = frozenset(fetched.superseded)
+        self._final = bool(fetched.cuts)
+        self._known: tuple[str | None] | None = (fetched.top,) if fetched.cuts else None
+
+    @property
+    def top(self) -> str | None:
+        """See ``Archive.top``; of an archive without a member table its head is looked at."""
+        if self._known is None:
+            self._known = (self._promised_top(),)
+        return self._known[0]
+
+    def members(self, part: Part) -> Iterator[Member]:
+        """See ``Archive.members``."""
+        if part.count == 1:
+            return self._whole()
+        return self._part(part)
+
+    def find(self, name: bytes) -> Member | None:
+        """See ``Archive.find``."""
+        last = None
+        with self._reader(headers_only=True) as reader:
+            for member in reader.members():
+                if member.kind is Kind.FILE and clean(member.name) == name:
+                    last = member.ordinal
+        return None if last is None else self._held(last)
+
+    def _held(self, ordinal: int) -> Member:
+        stack = ExitStack()
+        reader = stack.enter_context(self._reader())
+        member = next(member for member in reader.members() if member.ordinal == ordinal)
+        content = member.chunks
+
+        def chunks() -> Iterator[memoryview]:
+            with stack:
+                yield from content
+
+        member.chunks = chunks()
+        return member
+
+    def _whole(self) -> Iterator[Member]:
+        seen = TopFolder(self._options)
+        with self._reader() as reader:
+            for member in reader.members():
+                seen.see(member.name, member.kind)
+                if not self._final and self._known is not None and seen.top != self._known[0]:
+                    self._check_top(seen, member)
+                member.superseded = member.ordinal in self._superseded
+                yield member
+
+    def _check_top(self, seen: TopFolder, member: Member) -> None:
+        if not seen.settled:
+            return
+        # Once members lie in several folders none of the later ones can change it back.
+        self._final = seen.top is None
+        self._known = (seen.top,)
+        raise TopChanged(
+            f"{self._archive}: member {shown(member.name)} changes which folder is on top; "
+            "the part is to be read again",
+        )
+
+    def _part(self, part: Part) -> Iterator[Member]:
+        cuts = self._fetched.cuts
+        if len(cuts) != part.count + 1:
+            raise ArchiveError(
+                f"{self._archive}: its member table is for {len(cuts) - 1} parts and "
+                f"{part.count} are asked for; launch again"
+            )
+        start, end = cuts[part.index], cuts[part.index + 1]
+        last = part.index == part.count - 1
+        if start.offset == end.offset and not last:
+            return
+        with self._reader(start, end) as reader:
+            # The last part reads on to the archive's proven end.
+            for member in reader.members(stop=None if last else end.offset):
+                member.superseded = member.ordinal in self._superseded
+                yield member
+
+    @contextmanager
+    def _reader(
+        self,
+        start: Cut | None = None,
+        end: Cut | None = None,
+        *,
+        headers_only: bool = False,
+    ) -> Iterator[TarReader]:
+        """A reader that stands at ``start``; ``end`` is where its readers go no further."""
+        fetched = self._fetched
+        format, offset = fetched.format, start.offset if start else 0
+        with ExitStack() as stack:
+            paths, sizes = fetched.files, fetched.sizes
+            if fetched.plain is not None:
+                paths, sizes, format = (fetched.plain,), (_size_of(fetched),), Format.TAR
+            chain = stack.enter_context(Chain(paths, sizes, archive=self._archive))
+            length = chain.size if format is Format.TAR else None
+            if length is not None and headers_only:
+                cursor: Cursor = SeekingCursor(chain.pread, length, offset)
+            else:
+                first = offset if length is not None else 0
+                blocks = Blocks(chain_blocks(format, chain, self._limits, start=first))
+                stack.enter_context(blocks)
+                cursor = Cursor(blocks, first)
+                cursor.skip_to(offset)
+            yield TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)
+
+    def _promised_top(self) -> str | None:
+        seen = TopFolder(self._options)
+        try:
+            with self._reader(headers_only=True) as reader:
+                for member in reader.members():
+                    seen.see(member.name, member.kind)
+                    if seen.settled or reader.header_offset > _HEAD:
+                        break
+        except ArchiveError:
+            pass  # whoever reads the members is told
+        return seen.top
+
+    def learn(self, parts: int) -> Learnt:
+        """Scan the headers of a plain tar for its member table, cut into ``parts``."""
+        table = Table(self._options)
+        with self._reader(headers_only=True) as reader:
+            for member in reader.members():
+                table.add(member, reader)
+            return table.finish(reader, parts)
+
+
+def _size_of(fetched: Fetched) -> int:
+    path = fetched.plain or ""
+    try:
+        return Path(path).stat().st_size
+    except FileNotFoundError as error:
+        raise ArchiveError(
+            f"{shown(path)} is gone; resume fetches the archive again", cause=Cause.NOT_FETCHED
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading {shown(path)}") from error

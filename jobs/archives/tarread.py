@@ -1,0 +1,269 @@
+"""The members of a tar stream, each header checked, every way of writing one understood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from jobs.archives import sparse, tarheader
+from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
+from jobs.archives.cursor import ONE_PIECE, Cursor, ShortError
+from jobs.archives.limits import Limits
+from jobs.archives.tarheader import BLOCK, END, FILES, Header, HeaderError
+from jobs.errors import ArchiveError
+from jobs.model import Cut
+
+_META = 1 << 20  # bytes; most of a pax header or a long name
+_REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
+_KINDS = {b"1": Kind.HARD_LINK, b"2": Kind.LINK, b"5": Kind.FOLDER, b"D": Kind.FOLDER}
+# A global header that renames, resizes or relinks every member is nothing a writer makes.
+_NOT_GLOBAL = (b"path", b"linkpath", b"size")
+
+
+@dataclass
+class _Extra:
+    """What extension headers said of the next member."""
+
+    records: list[tuple[bytes, bytes]] = field(default_factory=list)  # pax, in order
+    long_name: bytes | None = None  # GNU
+    long_target: bytes | None = None
+
+
+class TarReader:
+    """Reads members from ``cursor``, which stands at a header; ``cut`` says what came before.
+
+    With each member that it yields ``header_offset`` is where its first header begins. ``length``:
+    bytes of the whole tar, where they are known; ``headers_only``: members come without content.
+    """
+
+    def __init__(
+        self,
+        cursor: Cursor,
+        limits: Limits,
+        cut: Cut | None = None,
+        *,
+        length: int | None = None,
+        headers_only: bool = False,
+    ) -> None:
+        self._cursor = cursor
+        self._length = length
+        self._headers_only = headers_only
+        self._limits = limits
+        self._archive = limits.archive
+        self._ordinal = cut.ordinal if cut else 0
+        self._globals = {
+            key.encode("latin-1"): value.encode("latin-1")
+            for key, value in (cut.globals if cut else {}).items()
+        }
+        self._name: bytes | None = None  # of the member in hand, for messages
+        self.header_offset = cursor.offset
+        self.total = 0  # content bytes of the members so far
+
+    @property
+    def globals(self) -> dict[str, str]:
+        """The pax global header in force, as ``Cut`` keeps it."""
+        return {
+            key.decode("latin-1"): value.decode("latin-1") for key, value in self._globals.items()
+        }
+
+    def members(self, *, stop: int | None = None) -> Iterator[Member]:
+        """The members up to the one whose header is at ``stop``; None: to the archive's end.
+
+        Content that was not read is skipped. Raises ``ArchiveError`` where a header is damaged,
+        the stream ends too soon, or the end mark is missing or followed by anything.
+        """
+        cursor = self._cursor
+        try:
+            while cursor.offset != stop:
+                self.header_offset = cursor.offset
+                self._name = None
+                member, end = self._next()
+                if member is None:
+                    if stop is not None:
+                        self._fail("the archive ends before its member table does")
+                    return
+                self._ordinal += 1
+                self._limits.check_members(self._ordinal)
+                self.total += member.size
+                self._limits.check_claim(self.total, member.name)
+                yield member
+                cursor.skip_to(end)
+        except ShortError as error:
+            self._fail(f"the archive ends {error.missing} bytes too early")
+        except HeaderError as error:
+            self._fail(str(error))
+        except ArchiveError as error:
+            if error.member is None and self._name is not None:
+                raise with_member(error, self._name) from error
+            raise
+
+    def _fail(self, fact: str) -> NoReturn:
+        raise damaged(self._archive, fact, offset=self._cursor.offset, member=self._name)
+
+    def _next(self) -> tuple[Member | None, int]:
+        """The next member and where its content ends, padding included; None at the end mark."""
+        extra: _Extra | None = None
+        while True:
+            if self._cursor.at_end():
+                self._fail("the archive ends without its end mark")
+            raw = bytes(self._cursor.take(BLOCK))
+            if raw == END:
+                if extra is not None:
+                    self._fail("an extension header belongs to no member")
+                self._end_mark()
+                return None, 0
+            header = tarheader.parse(raw)
+            self._name = header.name
+            kind = header.kind
+            if kind in FILES:
+                if extra is None and not self._globals:
+                    return self._plain_file(header)
+            elif kind in b"xXgLKVAIN":
+                extra = self._extension(header, extra)
+                continue
+            return self._member(header, extra or _Extra())
+
+    def _plain_file(self, header: Header) -> tuple[Member, int]:
+        size = header.size
+        end = self._cursor.offset + (size + BLOCK - 1 & -BLOCK)
+        content = self._content(size)
+        return (
+            Member(
+                header.name,
+                Kind.FILE,
+                size,
+                header.mode,
+                header.mtime,
+                self._ordinal,
+                b"",
+                content,
+            ),
+            end,
+        )
+
+    def _content(self, size: int) -> Iterator[memoryview]:
+        # A claim beyond all limits is refused before a byte of it is read.
+        self._limits.check_claim(self.total + size, self._name or b"")
+        if self._length is not None and size > self._length - self._cursor.offset:
+            self._fail(f"it claims {size} bytes and the archive ends before")
+        if self._headers_only:
+            return iter(())
+        if size > ONE_PIECE:
+            return self._guarded(self._cursor.chunks(size))
+        return iter((self._cursor.take(size),)) if size else iter(())
+
+    def _guarded(self, chunks: Iterator[memoryview]) -> Iterator[memoryview]:
+        """``chunks``, whose reader is told which member it was that broke off."""
+        try:
+            yield from chunks
+        except ShortError as error:
+            self._fail(f"the archive ends {error.missing} bytes too early")
+        except ArchiveError as error:
+            raise with_member(error, self._name or b"") from error
+
+    def _end_mark(self) -> None:
+        if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
+            self._fail("the end mark is not whole")
+        if not self._cursor.only_zeros_left():
+            self._fail("something follows the archive's end mark")
+
+    def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
+        """Read what a header says of the next one, or of all."""
+        kind = header.kind
+        if kind == b"V":
+            return extra  # a volume's label; it has no content
+        if header.size > _META:
+            self._fail(f"an extension header of {header.size} bytes cannot be")
+        if kind in b"AI":  # Solaris ACLs and star's inode data: of no use here
+            self._meta(header.size)
+            return extra
+        if kind == b"N":
+            raise unsupported(self._archive, "uses GNU's long-gone type N for long names")
+        data = self._meta(header.size)
+        if kind == b"g":
+            self._set_globals(tarheader.pax_records(data))
+            return extra
+        extra = extra or _Extra()
+        if kind == b"L":
+            extra.long_name = data.rstrip(b"\0")
+        elif kind == b"K":
+            extra.long_target = data.rstrip(b"\0")
+        else:
+            extra.records += tarheader.pax_records(data)
+        return extra
+
+    def _meta(self, size: int) -> bytes:
+        end = self._cursor.offset + (size + BLOCK - 1 & -BLOCK)
+        data = bytes(self._cursor.take(size))
+        self._cursor.skip_to(end)
+        return data
+
+    def _set_globals(self, records: list[tuple[bytes, bytes]]) -> None:
+        for key, value in records:
+            if key in _NOT_GLOBAL or key.startswith(b"GNU.sparse"):
+                self._fail(f"a global header sets the {key.decode('ascii')} of every member")
+            if key == b"mtime":  # the only one that matters here
+                if value:
+                    self._globals[key] = value
+                else:
+                    self._globals.pop(key, None)
+
+    def _member(self, header: Header, extra: _Extra) -> tuple[Member, int]:
+        """A member that is no plain file, or that extension headers describe."""
+        pax = {**self._globals, **dict(extra.records)}
+        name = pax.get(b"path") or extra.long_name or header.name
+        self._name = name = pax.get(b"GNU.sparse.name") or name
+        target = pax.get(b"linkpath") or extra.long_target or header.target
+        mtime = tarheader.pax_number(pax[b"mtime"], "time") if pax.get(b"mtime") else header.mtime
+        kind = header.kind
+        if kind in _REFUSED:
+            raise unsafe(self._archive, name, f"is {_REFUSED[kind]}")
+        stored = tarheader.pax_size(pax[b"size"]) if pax.get(b"size") else header.size
+        member = Member(name, Kind.FILE, stored, header.mode, mtime, self._ordinal)
+        if kind in _KINDS:
+            # Links and folders have no content, whatever size they tell; where a writer put some,
+            # it does not pass for the next header. Only GNU's dump folders list their files.
+            member.kind, member.size, member.target = _KINDS[kind], 0, target
+            if member.kind is Kind.FOLDER:
+                member.target = b""
+            content = stored if kind == b"D" else 0
+            return member, self._cursor.offset + (content + BLOCK - 1 & -BLOCK)
+        if kind not in FILES and kind != b"S":
+            raise unsupported(self._archive, f"is of the unknown type {kind!r}", member=name)
+        if name.endswith(b"/") and kind != b"S" and not stored:
+            member.kind = Kind.FOLDER
+            return member, self._cursor.offset
+        if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
+            return self._sparse(member, header, pax, extra, stored)
+        end = self._cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+        member.chunks = self._content(stored)
+        return member, end
+
+    def _sparse(
+        self,
+        member: Member,
+        header: Header,
+        pax: dict[bytes, bytes],
+        extra: _Extra,
+        stored: int,
+    ) -> tuple[Member, int]:
+        cursor = self._cursor
+        if header.kind == b"S":
+            pieces, size = sparse.old_gnu(header.raw, cursor.take)
+            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+        elif pax.get(b"GNU.sparse.major") == b"1":
+            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+            pieces, used = sparse.pax_1(cursor.take)
+            size = tarheader.pax_size(pax.get(b"GNU.sparse.realsize", b""), "real size")
+            stored -= used
+        else:
+            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+            pieces = sparse.pax_0(extra.records)
+            size = tarheader.pax_size(pax.get(b"GNU.sparse.size", b""), "real size")
+        sparse.check(pieces, size, stored)
+        member.size = size
+        self._limits.check_claim(self.total + size, member.name)
+        if not self._headers_only:
+            member.chunks = self._guarded(sparse.expand(pieces, size, cursor.chunks))
+        return member, end

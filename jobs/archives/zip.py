@@ -1,0 +1,172 @@
+"""A zip shard, read by its central directory and checked against every local header."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from jobs.archives.base import Kind, Member, damaged, unsafe, with_member
+from jobs.archives.limits import Limits
+from jobs.archives.streams import Chain
+from jobs.archives.table import clean
+from jobs.archives.zipdir import LOCAL_SIZE, Directory
+from jobs.archives.zipentry import (
+    DESCRIPTOR,
+    Entry,
+    EntryError,
+    check_descriptor,
+    check_local,
+)
+from jobs.archives.zipinflate import inflate_blocks, inflate_whole
+from jobs.errors import ArchiveError
+from jobs.memberpath import shown
+from jobs.model import Fetched, Options, Part, Shard
+from jobs.runfolder import RunFolder
+
+_BLOCK = 1 << 20  # bytes
+_SMALL = 4 << 20  # bytes; a member up to this size comes in one piece
+_DESCRIPTOR = 24  # bytes, at most
+
+
+class ZipArchive:
+    """Reads entries in the order in which they lie, so that a disk reads forward."""
+
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+        self._fetched = fetched
+        self._options = options
+        self._archive = shown(shard.name)[1:-1]
+        self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
+
+    @cached_property
+    def _chain(self) -> Chain:
+        return Chain.of(self._fetched, archive=self._archive)
+
+    @cached_property
+    def _directory(self) -> Directory:
+        return Directory(self._chain, self._limits, self._options)
+
+    @cached_property
+    def _superseded(self) -> frozenset[int]:
+        return self._directory.superseded()
+
+    @property
+    def top(self) -> str | None:
+        """See ``Archive.top``."""
+        return self._directory.top
+
+    @property
+    def member_count(self) -> int:
+        """Entries in all parts."""
+        return len(self._directory)
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the content of all entries."""
+        return self._directory.data_bytes
+
+    def members(self, part: Part) -> Iterator[Member]:
+        """See ``Archive.members``."""
+        superseded = self._superseded
+        for ordinal in self._directory.part(part.index, part.count):
+            member = self._member(self._directory.entry(ordinal), ordinal)
+            member.superseded = ordinal in superseded
+            yield member
+            for _ in member.chunks:  # proven, whether anybody wanted it or not
+                pass
+
+    def find(self, name: bytes) -> Member | None:
+        """See ``Archive.find``."""
+        for ordinal in reversed(range(len(self._directory))):
+            entry = self._directory.entry(ordinal)
+            if ordinal in self._superseded or entry.kind is not Kind.FILE:
+                continue
+            if clean(entry.name) == name:
+                return self._member(entry, ordinal)
+        return None
+
+    def _member(self, entry: Entry, ordinal: int) -> Member:
+        if entry.kind is None:
+            raise unsafe(self._archive, entry.name, "is a device, a FIFO or a socket")
+        try:
+            chunks = self._content(entry, self._directory.limit(ordinal))
+            member = Member(entry.name, entry.kind, entry.size, entry.mode, entry.mtime, ordinal)
+            if entry.kind is Kind.LINK:
+                member.target = b"".join(chunks)
+                member.size = 0
+            else:
+                member.chunks = chunks
+        except EntryError as error:
+            raise self._damaged(entry, str(error)) from error
+        except ArchiveError as error:
+            raise with_member(error, entry.name) if error.member is None else error from error
+        return member
+
+    def _damaged(self, entry: Entry, fact: str) -> ArchiveError:
+        return damaged(self._archive, fact, offset=entry.offset, member=entry.name)
+
+    def _content(self, entry: Entry, limit: int) -> Iterator[memoryview]:
+        """The content, checked: at once where it is small, else while it passes."""
+        if max(entry.stored, entry.size) > _SMALL:
+            head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
+            start = entry.offset + check_local(entry, head)
+            self._check_end(entry, start + entry.stored, limit)
+            return self._streamed(entry, start)
+        # One read has all: the local extra field is seldom longer than the directory's.
+        guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
+        want = guess + entry.stored + _DESCRIPTOR
+        data = self._chain.read_exactly(min(want, limit - entry.offset), entry.offset)
+        start = _local_size(data)
+        end = start + entry.stored
+        if start + entry.stored > len(data):
+            data = self._chain.read_exactly(end + _DESCRIPTOR, entry.offset)
+        check_local(entry, data[:start])
+        self._check_end(entry, entry.offset + end, limit)
+        content = inflate_whole(entry, memoryview(data)[start:end])
+        if len(content) != entry.size:
+            raise EntryError(f"it claims {entry.size} bytes and has {len(content)}")
+        if _crc32()(content, 0) != entry.crc32:
+            raise EntryError("its checksum (CRC-32) is wrong")
+        return iter((content,)) if len(content) else iter(())
+
+    def _check_end(self, entry: Entry, end: int, limit: int) -> None:
+        if end > limit:
+            raise EntryError("it overlaps what follows it")
+        if entry.flags & DESCRIPTOR and entry.kind is not Kind.FOLDER:
+            check_descriptor(entry, self._chain.read_exactly(min(_DESCRIPTOR, limit - end), end))
+
+    def _streamed(self, entry: Entry, start: int) -> Iterator[memoryview]:
+        crc32, crc, total = _crc32(), 0, 0
+        try:
+            for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
+                total += len(chunk)
+                if total > entry.size:
+                    raise EntryError(f"it claims {entry.size} bytes and has more")
+                crc = crc32(chunk, crc)
+                yield chunk
+            if total != entry.size:
+                raise EntryError(f"it claims {entry.size} bytes and has {total}")
+            if crc != entry.crc32:
+                raise EntryError("its checksum (CRC-32) is wrong")
+        except EntryError as error:
+            raise self._damaged(entry, str(error)) from error
+
+    def _stored(self, start: int, size: int) -> Iterator[bytes]:
+        end = start + size
+        while start < end:
+            data = self._chain.pread(min(_BLOCK, end - start), start)
+            yield data
+            start += len(data)
+
+
+def _crc32() -> Callable[[memoryview, int], int]:
+    from isal import isal_zlib
+
+    return isal_zlib.crc32
+
+
+def _local_size(data: bytes) -> int:
+    if len(data) < LOCAL_SIZE:
+        raise EntryError("its local header is missing")
+    name_size, extra_size = struct.unpack_from("<2H", data, 26)
+    return LOCAL_SIZE + int(name_size) + int(extra_size)

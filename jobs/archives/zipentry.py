@@ -1,0 +1,263 @@
+"""One entry of a zip: its record in the central directory and its local header."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jobs.archives.base import Kind
+
+ENTRY_SIZE = 46  # bytes of a record in the directory, without name, extra field and comment
+STORED, DEFLATE, BZIP2, LZMA = 0, 8, 12, 14
+_METHODS = frozenset((STORED, DEFLATE, BZIP2, LZMA))
+_NAMES = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstd", 95: "xz", 98: "PPMd", 99: "AES"}
+# No deflate stream gives more than 1032 bytes for one (https://zlib.net/zlib_tech.html).
+_MOST_DEFLATE = 1032
+_LINK_BYTES = 4096  # PATH_MAX
+
+_RECORD = struct.Struct("<4s6H3L5H2L")
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENCRYPTED = 0x2041  # bits 0, 6 and 13 of the flags
+_UTF8 = 0x0800
+DESCRIPTOR = 0x0008  # sizes and CRC follow the content
+_FULL = 0xFFFFFFFF
+_UNIX = (3, 19)  # host systems whose names are bytes
+
+
+class EntryError(ValueError):
+    """An entry is damaged, or of a kind that is not read; the text says how."""
+
+    def __init__(
+        self, message: str, name: bytes | None = None, *, unsupported: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.unsupported = unsupported
+
+
+@dataclass
+class Entry:
+    """What the directory says of an entry."""
+
+    name: bytes  # UTF-8, or the raw bytes of a Unix
+    raw_name: bytes  # as the local header must have it
+    kind: Kind | None  # None: a device, FIFO or socket
+    flags: int
+    method: int
+    crc32: int
+    stored: int  # bytes in the archive
+    size: int  # bytes of the content
+    offset: int  # of the local header, in all files together
+    mode: int
+    extra: bytes
+    dos_time: tuple[int, int]  # date, time
+
+    @property
+    def mtime(self) -> float:
+        """Seconds since the epoch; DOS times are local ones, as every zip tool takes them."""
+        data = _field(self.extra, 0x5455)
+        if data is not None and len(data) >= 5 and data[0] & 1:
+            return float(struct.unpack_from("<l", data, 1)[0])
+        date, clock = self.dos_time
+        try:
+            return time.mktime(
+                (
+                    (date >> 9) + 1980,
+                    date >> 5 & 15,
+                    date & 31,
+                    clock >> 11,
+                    clock >> 5 & 63,
+                    (clock & 31) * 2,
+                    0,
+                    0,
+                    -1,
+                )
+            )
+        except (ValueError, OverflowError):
+            return 0.0
+
+
+def parse_entry(record: bytes, starts: Sequence[int]) -> Entry:
+    """The entry in a record of the directory; ``starts``: where each file of a split zip begins.
+
+    Raises ``EntryError`` for what contradicts itself or cannot be read.
+    """
+    if len(record) < ENTRY_SIZE or not record.startswith(b"PK\x01\x02"):
+        raise EntryError("its directory is damaged")
+    fields = _RECORD.unpack_from(record)
+    made_by, flags, method, clock, date, crc, stored, size = fields[1], *fields[3:10]
+    name_size, extra_size, _, disk, _, attributes, offset = fields[10:]
+    raw_name = record[ENTRY_SIZE : ENTRY_SIZE + name_size]
+    extra = record[ENTRY_SIZE + name_size : ENTRY_SIZE + name_size + extra_size]
+    name = entry_name(raw_name, flags, made_by >> 8, extra)
+    size, stored, offset, disk = _wide(extra, size, stored, offset, disk, name)
+    _check_readable(flags, method, name)
+    if disk >= len(starts):
+        raise EntryError(f"it lies in file {disk + 1} of a split zip, which is missing", name)
+    kind = _kind(raw_name, attributes, made_by >> 8)
+    _check_claim(name, kind, method, stored, size)
+    mode = attributes >> 16 & 0o777
+    return Entry(
+        name,
+        raw_name,
+        kind,
+        flags,
+        method,
+        crc,
+        stored,
+        size,
+        starts[disk] + offset,
+        mode or (0o755 if kind is Kind.FOLDER else 0o644),
+        extra,
+        (date, clock),
+    )
+
+
+def _check_readable(flags: int, method: int, name: bytes) -> None:
+    if flags & _ENCRYPTED or method == 99:
+        raise EntryError(
+            "is encrypted; have the archive published without a password", name, unsupported=True
+        )
+    if method not in _METHODS:
+        what = _NAMES.get(method, f"method {method}")
+        raise EntryError(
+            f"is compressed by {what}, which is not read here; have it zipped with deflate",
+            name,
+            unsupported=True,
+        )
+
+
+def _check_claim(name: bytes, kind: Kind | None, method: int, stored: int, size: int) -> None:
+    if kind is Kind.FOLDER and size:
+        raise EntryError("a folder has content", name)
+    if kind is Kind.LINK and size > _LINK_BYTES:
+        raise EntryError(f"a symbolic link has a target of {size} bytes", name)
+    if method == STORED and stored != size:
+        raise EntryError(f"it is stored in {stored} bytes and claims {size}", name)
+    if method == DEFLATE and size > stored * _MOST_DEFLATE:
+        raise EntryError(f"no {stored} bytes can hold the {size} that it claims", name)
+
+
+def entry_name(raw: bytes, flags: int, host: int, extra: bytes) -> bytes:
+    """The name in UTF-8: flagged so, in the Unicode Path field, a Unix's bytes, or cp437."""
+    if raw.isascii():
+        path = _unicode_path(raw, extra)
+        return raw if path is None else path
+    if flags & _UTF8:
+        return raw
+    path = _unicode_path(raw, extra)
+    if path is not None:
+        return path
+    if host in _UNIX:
+        try:
+            raw.decode("utf-8")  # macOS and others write UTF-8 and do not say so
+            return raw
+        except UnicodeDecodeError:
+            pass
+    return raw.decode("cp437").encode("utf-8")
+
+
+def _unicode_path(raw: bytes, extra: bytes) -> bytes | None:
+    """The Info-ZIP Unicode Path (0x7075), if it was made for this very name."""
+    data = _field(extra, 0x7075)
+    if data is None or len(data) < 5 or data[0] != 1:
+        return None
+    if struct.unpack_from("<L", data, 1)[0] != zlib.crc32(raw):
+        return None  # a tool that does not know the field changed the name
+    return data[5:]
+
+
+def _field(extra: bytes, wanted: int) -> bytes | None:
+    position = 0
+    while position + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, position)
+        if kind == wanted:
+            data = extra[position + 4 : position + 4 + size]
+            return data if len(data) == size else None
+        position += 4 + size
+    return None
+
+
+def _wide(
+    extra: bytes, size: int, stored: int, offset: int, disk: int, name: bytes
+) -> tuple[int, int, int, int]:
+    """The numbers, those that are full taken from the zip64 field, in its order."""
+    if _FULL not in (size, stored, offset) and disk != 0xFFFF:
+        return size, stored, offset, disk
+    data = _field(extra, 0x0001)
+    if data is None:
+        if disk == 0xFFFF:
+            raise EntryError("its zip64 field is missing", name)
+        return size, stored, offset, disk  # 4 GiB - 1, exactly
+    position = 0
+    values = []
+    for value, full, code in (
+        (size, _FULL, "<Q"),
+        (stored, _FULL, "<Q"),
+        (offset, _FULL, "<Q"),
+        (disk, 0xFFFF, "<L"),
+    ):
+        if value == full:
+            if position + struct.calcsize(code) > len(data):
+                raise EntryError("its zip64 field is too short", name)
+            value = struct.unpack_from(code, data, position)[0]
+            position += struct.calcsize(code)
+        values.append(value)
+    return values[0], values[1], values[2], values[3]
+
+
+def _kind(raw_name: bytes, attributes: int, host: int) -> Kind | None:
+    mode = attributes >> 16
+    type_bits = stat.S_IFMT(mode)
+    if type_bits == stat.S_IFLNK:
+        return Kind.LINK
+    if raw_name.endswith(b"/") or type_bits == stat.S_IFDIR:
+        return Kind.FOLDER
+    if type_bits in (0, stat.S_IFREG) or host not in _UNIX:
+        return Kind.FILE
+    return None
+
+
+def check_local(entry: Entry, header: bytes) -> int:
+    """Compare the local header, which ``header`` starts with; how long it is, in bytes.
+
+    Raises ``EntryError`` where it tells another story than the directory.
+    """
+    if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
+        raise EntryError("its local header is missing", entry.name)
+    _, _, flags, method, _, _, crc, stored, size, name_size, extra_size = _LOCAL.unpack_from(header)
+    end: int = _LOCAL.size + name_size + extra_size
+    raw_name = header[_LOCAL.size : _LOCAL.size + name_size]
+    extra = header[_LOCAL.size + name_size : end]
+    if raw_name != entry.raw_name:
+        raise EntryError("its local header has another name", entry.name)
+    if flags & _ENCRYPTED or method != entry.method:
+        raise EntryError("its local header tells of another method", entry.name)
+    path = _unicode_path(raw_name, extra)
+    if path is not None and path != entry.name:
+        raise EntryError("its local header has another Unicode name", entry.name)
+    size, stored, _, _ = _wide(extra, size, stored, 0, 0, entry.name)
+    told = (crc, stored, size)
+    if told == (entry.crc32, entry.stored, entry.size):
+        return end
+    # With a descriptor behind the content a local header may leave each of them out.
+    if (flags | entry.flags) & DESCRIPTOR and all(
+        value in (0, _FULL, real)
+        for value, real in zip(told, (entry.crc32, entry.stored, entry.size), strict=True)
+    ):
+        return end
+    raise EntryError("its local header has another size or checksum", entry.name)
+
+
+def check_descriptor(entry: Entry, data: bytes) -> None:
+    """Compare the descriptor that ``data``, the bytes behind the content, begins with."""
+    crc, stored, size = entry.crc32, entry.stored, entry.size
+    forms = [struct.pack("<L2Q", crc, stored, size)]
+    if max(stored, size) <= _FULL:
+        forms.append(struct.pack("<3L", crc, stored, size))
+    if not any(data.startswith((form, b"PK\x07\x08" + form)) for form in forms):
+        raise EntryError("the sizes and checksum behind its content are others", entry.name)
