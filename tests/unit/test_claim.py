@@ -1,0 +1,147 @@
+"""A destination has one holder, however many reach for it and wherever they are killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.synchronize
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ClaimedError, StorageError
+from jobs.runfolder import Staging
+from orchestrator import claim
+from orchestrator.claim import Claim
+from tests.support.runs import make_plan
+
+FORK = multiprocessing.get_context("fork")
+
+
+def staging(dest: Path, run_id: str) -> Staging:
+    return Staging(replace(make_plan(dest=str(dest)), run_id=run_id))
+
+
+def take(dest: Path, run_id: str, verdict: str | None = "it is running") -> Claim:
+    return claim.take(staging(dest, run_id), dest.parent / "logs" / run_id, lambda held: verdict)
+
+
+def names(dest: Path) -> list[str]:
+    return sorted(path.name for path in (dest / ".incoming").iterdir())
+
+
+def test_a_free_destination_is_taken_and_the_claim_says_by_whom(tmp_path: Path) -> None:
+    mine = take(tmp_path / "data", "run-a")
+    held = claim.holder(staging(tmp_path / "data", "run-b"))
+    assert held == mine
+    assert held is not None
+    assert (held.run_id, held.run_dir) == ("run-a", str(tmp_path / "logs" / "run-a"))
+    assert names(tmp_path / "data") == ["claim.json"]
+
+
+def test_the_second_run_is_told_run_host_time_and_what_to_do(tmp_path: Path) -> None:
+    first = take(tmp_path / "data", "run-a")
+    with pytest.raises(ClaimedError) as caught:
+        take(tmp_path / "data", "run-b", "it is running; wait, or cancel it")
+    message = caught.value.message
+    for word in ("run-a", first.host, f"{first.since:%Y-%m-%d %H:%M}", "wait, or cancel it"):
+        assert word in message
+    assert "\n" not in message
+
+
+def test_a_run_that_holds_its_destination_goes_on_holding_it(tmp_path: Path) -> None:
+    first = take(tmp_path / "data", "run-a")
+    assert take(tmp_path / "data", "run-a") == first
+
+
+def test_a_holder_that_is_given_up_is_replaced(tmp_path: Path) -> None:
+    take(tmp_path / "data", "run-a")
+    second = take(tmp_path / "data", "run-b", None)
+    assert claim.holder(staging(tmp_path / "data", "x")) == second
+    assert names(tmp_path / "data") == ["claim.json"]
+
+
+def test_release_frees_what_is_ones_own_and_nothing_else(tmp_path: Path) -> None:
+    dest = tmp_path / "data"
+    take(dest, "run-a")
+    claim.release(staging(dest, "run-b"), "run-b")
+    assert names(dest) == ["claim.json"]
+    claim.release(staging(dest, "run-a"), "run-a")
+    assert not (dest / ".incoming").exists()
+    claim.release(staging(dest, "run-a"), "run-a")
+
+
+def test_release_leaves_what_a_run_keeps_for_its_resume(tmp_path: Path) -> None:
+    dest = tmp_path / "data"
+    take(dest, "run-a")
+    (dest / ".incoming" / "run-a").mkdir()
+    claim.release(staging(dest, "run-a"), "run-a")
+    assert names(dest) == ["run-a"]
+
+
+def test_a_takeover_whose_maker_was_killed_is_finished_and_judged(tmp_path: Path) -> None:
+    dest = tmp_path / "data"
+    old = take(dest, "run-a")
+    dead = replace(old, run_id="run-dead", token="feed")
+    claim._create(claim._step(staging(dest, "x"), old), dead)
+    assert take(dest, "run-b", None).run_id == "run-b"
+    assert names(dest) == ["claim.json"]
+
+
+def test_a_file_that_makes_no_sense_is_named_and_not_overwritten(tmp_path: Path) -> None:
+    path = staging(tmp_path / "data", "run-a").claim
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"{")
+    with pytest.raises(ClaimedError, match=r"claim\.json makes no sense"):
+        take(tmp_path / "data", "run-a")
+    assert path.read_bytes() == b"{"
+
+
+def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+    with pytest.raises(StorageError, match="data"):
+        take(tmp_path / "data", "run-a")
+
+
+def _race(
+    dest: str,
+    run_id: str,
+    barrier: multiprocessing.synchronize.Barrier,
+    won: multiprocessing.SimpleQueue[str],
+) -> None:
+    barrier.wait()
+    try:
+        # A run from before the race is dead; whoever got in during it is alive.
+        claim.take(
+            staging(Path(dest), run_id),
+            Path(dest),
+            lambda held: None if held.run_id == "run-old" else "it is running",
+        )
+    except ClaimedError:
+        return
+    won.put(run_id)
+
+
+@pytest.mark.parametrize("occupied", [False, True], ids=["free", "held by a dead run"])
+def test_of_several_at_once_one_wins_fifty_times_over(tmp_path: Path, occupied: bool) -> None:
+    for round_ in range(50):
+        dest = tmp_path / f"data{round_}"
+        if occupied:
+            take(dest, "run-old")
+        barrier = FORK.Barrier(3)
+        won: multiprocessing.SimpleQueue[str] = FORK.SimpleQueue()
+        racers = [
+            FORK.Process(target=_race, args=(str(dest), f"run-{n}", barrier, won)) for n in range(3)
+        ]
+        for racer in racers:
+            racer.start()
+        for racer in racers:
+            racer.join(30)
+            assert racer.exitcode == 0
+        winners = []
+        while not won.empty():
+            winners.append(won.get())
+        held = claim.holder(staging(dest, "x"))
+        assert held is not None
+        assert winners == [held.run_id]
+        assert names(dest) == ["claim.json"]
