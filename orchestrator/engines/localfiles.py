@@ -57,7 +57,8 @@ class JobId:
 
 
 def this_host() -> str:
-    return socket.gethostname()
+    # An id is cut at its underscore, which tells a task from its job.
+    return socket.gethostname().replace("_", "-")
 
 
 def is_alive(pid: int, start: str) -> bool:
