@@ -1,0 +1,138 @@
+"""Slurm's reasons for a job's waiting, in plain words with what can be done about it."""
+
+from __future__ import annotations
+
+import re
+
+# https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. The first pattern that
+# is found at the beginning of a reason counts; the word itself is shown in brackets.
+_EXACT: dict[str, str] = {
+    "Priority": "other jobs come first; it starts when its turn comes",
+    "Resources": "for free nodes; asking for less (-c, --mem, --time) may start it sooner",
+    "Dependency": "for the job before it to end",
+    "DependencyNeverSatisfied": "the job before it failed, so it will never start; "
+    "`resume` clears it away and goes on",
+    "JobArrayTaskLimit": "for its turn: as many tasks as --parallel allows are running",
+    "BeginTime": "until the time it may begin at (a requeued task waits about two minutes)",
+    "JobHeldUser": "it is held by its owner; `scontrol release JOBID` lets it go",
+    "JobHeldAdmin": "it is held by an administrator; ask the site's support why",
+    "JobHoldMaxRequeue": "it was requeued too often and is held now; look at its log, "
+    "then `cancel` and `resume`",
+    "JobLaunchFailure": "its node could not start it; see its log and the node, then "
+    "`scontrol release JOBID`, or `cancel` and `resume`",
+    "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved for maintenance; a "
+    "shorter --time may fit before that",
+    "NodeDown": "a node it needs is down; leave it out with --exclude-nodes",
+    "Reservation": "for its reservation to begin",
+    "ReservationDeleted": "its reservation is gone; `cancel`, then `resume --reservation` another",
+    "InvalidAccount": "its account is not valid; `cancel`, then `resume --account` another",
+    "InvalidQOS": "its QOS is not valid; `cancel`, then `resume --qos` another",
+    "AccountNotAllowed": "its account may not use this partition; `cancel`, then `resume` with "
+    "another --account or --partition",
+    "QOSNotAllowed": "its QOS may not be used in this partition; `cancel`, then `resume` with "
+    "another --qos or --partition",
+    "PartitionDown": "the partition is down; it starts when the site brings it up, or `cancel` "
+    "and `resume --partition` another",
+    "PartitionInactive": "the partition takes no jobs now; wait, or `cancel` and "
+    "`resume --partition` another",
+    "PartitionTimeLimit": "it asks for more time than the partition allows, so it will never "
+    "start; `cancel`, then `resume --time` with less (`sinfo -o '%P %l'` shows the limits)",
+    "PartitionNodeLimit": "it asks for more nodes or memory than the partition has; `cancel`, "
+    "then `resume` with less --mem or -c, or another --partition",
+    "PartitionConfig": "it asks for what no node of the partition has; `cancel`, then `resume` "
+    "with less --mem or -c, or another --partition",
+    "BadConstraints": "no node has what it asks for; `cancel`, then `resume` with another "
+    "--constraint, --mem or -c",
+    "NodeConfig": "no node has what it asks for; `cancel`, then `resume` with less",
+    "Licenses": "for a licence to become free",
+    "Prolog": "its node is being prepared",
+    "Cleaning": "its node is tidied up after an earlier attempt",
+    "NonZeroExitCode": "it ended with an error",
+    "TimeLimit": "it reached its time limit",
+    "InactiveLimit": "it was inactive for too long",
+    "SystemFailure": "Slurm itself failed; it is tried again",
+    "FrontEndDown": "the machine that starts jobs is down; ask the site's support",
+    "BurstBufferResources": "for the burst buffer",
+    "BurstBufferStageIn": "for the burst buffer to be filled",
+    "FedJobLock": "for the clusters of the federation to agree",
+    "MaxRequeueExceeded": "it was requeued too often; look at its log, then `cancel` and `resume`",
+    "RaisedSignal": "it ended by a signal",
+    "None": "for the scheduler to look at it",
+}
+_EXACT["MaxSubmitJobsLimit"] = "your limit of submitted jobs is reached; it waits for some to end"
+
+_PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"launch failed requeued held", _EXACT["JobLaunchFailure"]),
+    (r"job requeued in held state", _EXACT["JobHeldUser"]),
+    (r"ReqNodeNotAvail", _EXACT["ReqNodeNotAvail"]),
+    (r"Nodes required for job are DOWN", _EXACT["ReqNodeNotAvail"]),
+    (
+        r"(Assoc|QOS|Association)\w*(MaxWall|MaxTime)",
+        (
+            "it asks for more time than your account or QOS allows, so it will never start; "
+            "`cancel`, then `resume --time` with less"
+        ),
+    ),
+    (
+        r"(Assoc|QOS|Association)\w*(PerJob|PerNode)",
+        (
+            "it asks for more than your account or QOS allows a single job, so it will never start; "
+            "`cancel`, then `resume` with less --mem or -c"
+        ),
+    ),
+    (
+        r"(Assoc|QOS|Association)\w*(Minutes|Mins|RunMin)",
+        (
+            "your account or QOS has used up its compute time; ask its owner for more, or `cancel` "
+            "and `resume` with another --account or --qos"
+        ),
+    ),
+    (
+        r"(Assoc|QOS|Association)\w*Min",
+        (
+            "it asks for less than the least that your account or QOS takes; `cancel`, then "
+            "`resume` with more"
+        ),
+    ),
+    (
+        r"(Assoc|QOS|Association)\w*Submit",
+        "your account or QOS has reached its limit of submitted jobs; it waits for some to end",
+    ),
+    (
+        r"(Assoc|QOS|Association)\w*(Jobs|Job)",
+        "your account or QOS runs as many jobs as it may; it waits for some to end",
+    ),
+    (
+        r"(Assoc|QOS|Association)",
+        "your account or QOS uses as much as it may at once; it waits for other jobs to end",
+    ),
+    (r"Reservation|Resv", _EXACT["Reservation"]),
+    (r"Partition", _EXACT["PartitionConfig"]),
+    (r"BurstBuffer", _EXACT["BurstBufferResources"]),
+)
+
+_NEVER = re.compile(
+    r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|"
+    r"BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHeld|"
+    r"JobHoldMaxRequeue|JobLaunchFailure|launch failed requeued held|ReservationDeleted|"
+    r"(Assoc|QOS)\w*(MaxWall|PerJob|PerNode)"
+)
+
+
+def explain(reason: str) -> str:
+    """Why a job waits, in words that go on from "waiting", with Slurm's own word in brackets."""
+    word = reason.strip().strip("()")
+    words = _EXACT.get(word)
+    if words is None:
+        for pattern, found in _PATTERNS:
+            if re.match(pattern, word, re.IGNORECASE):
+                words = found
+                break
+    if words is None:
+        return f"for a reason of Slurm's: {word}" if word else "for its turn"
+    return f"{words} ({word})"
+
+
+def waits_in_vain(reason: str) -> bool:
+    """Whether a job with this reason will not start unless somebody does something."""
+    return _NEVER.match(reason.strip().strip("()")) is not None

@@ -1,0 +1,79 @@
+"""What Slurm says of a waiting job, in words that help."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.reasons import explain, waits_in_vain
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        ("Priority", "other jobs come first"),
+        ("Resources", "free nodes"),
+        ("Dependency", "the job before it to end"),
+        ("DependencyNeverSatisfied", "will never start"),
+        ("JobArrayTaskLimit", "--parallel"),
+        ("AssocMaxJobsLimit", "as many jobs as it may"),
+        ("QOSMaxJobsPerUserLimit", "as many jobs as it may"),
+        ("AssocGrpJobsLimit", "as many jobs as it may"),
+        ("QOSMaxSubmitJobPerUserLimit", "limit of submitted jobs"),
+        ("AssocMaxSubmitJobLimit", "limit of submitted jobs"),
+        ("QOSMaxCpuPerUserLimit", "as much as it may at once"),
+        ("QOSGrpCpuLimit", "as much as it may at once"),
+        ("AssocGrpMemLimit", "as much as it may at once"),
+        ("AssocMaxCpuPerJobLimit", "a single job"),
+        ("QOSMaxMemoryPerNode", "a single job"),
+        ("QOSMaxWallDurationPerJobLimit", "--time"),
+        ("AssocMaxWallDurationPerJobLimit", "--time"),
+        ("QOSMinCpuNotSatisfied", "least"),
+        ("AssocGrpCPUMinutesLimit", "used up its compute time"),
+        ("QOSGrpCPUMinutesLimit", "used up its compute time"),
+        ("AssocGrpCPURunMinutesLimit", "used up its compute time"),
+        ("PartitionTimeLimit", "more time than the partition allows"),
+        ("PartitionDown", "partition is down"),
+        ("ReqNodeNotAvail, UnavailableNodes:n1,n2", "down, drained or reserved"),
+        ("(ReqNodeNotAvail, Reserved for maintenance)", "down, drained or reserved"),
+        ("BeginTime", "may begin"),
+        ("JobHeldUser", "scontrol release"),
+        ("JobHeldAdmin", "administrator"),
+        ("launch failed requeued held", "could not start it"),
+        ("InvalidAccount", "--account"),
+        ("InvalidQOS", "--qos"),
+        ("AccountNotAllowed", "--partition"),
+        ("None", "scheduler"),
+    ],
+)
+def test_a_reason_is_said_in_words_and_shown_itself(reason: str, words: str) -> None:
+    said = explain(reason)
+    assert words in said
+    assert reason.strip("()") in said
+    assert "\n" not in said
+
+
+def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
+    assert explain("SomethingNew") == "for a reason of Slurm's: SomethingNew"
+    assert explain("") == "for its turn"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "DependencyNeverSatisfied",
+        "PartitionTimeLimit",
+        "QOSMaxWallDurationPerJobLimit",
+        "AssocMaxCpuPerJobLimit",
+        "JobHeldUser",
+        "JobHeldAdmin",
+        "launch failed requeued held",
+        "InvalidAccount",
+    ],
+)
+def test_what_waits_in_vain_is_known(reason: str) -> None:
+    assert waits_in_vain(reason)
+
+
+@pytest.mark.parametrize("reason", ["Priority", "Resources", "Dependency", "AssocMaxJobsLimit", ""])
+def test_what_will_start_by_itself_is_left_in_peace(reason: str) -> None:
+    assert not waits_in_vain(reason)
