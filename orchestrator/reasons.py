@@ -76,7 +76,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         r"(Assoc|QOS|Association)\w*(PerJob|PerNode)",
         (
-            "it asks for more than your account or QOS allows a single job, so it will never start; "
+            "it asks for more than your account or QOS allows a job, so it will never start; "
             "`cancel`, then `resume` with less --mem or -c"
         ),
     ),
