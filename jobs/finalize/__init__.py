@@ -30,18 +30,15 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
     goes on with the renames. Raises our errors and ``OSError``.
     """
     ground = Ground(folder, plan, Staging(plan))
-    journal = publish.load(ground.staging)
-    if journal is None and not _is_published(ground):
-        missing = unfinished(folder, plan)
-        if missing is not None:
-            return missing
-        shutil.rmtree(ground.scratch, ignore_errors=True)
-        ground.scratch.mkdir(parents=True)
-        ground.staging.data.mkdir(exist_ok=True)
-        verdict, problem, journal = _audit(ground, progress)
+    if not _is_published(ground):  # else its receipt is there, the last of all renames
+        journal = publish.load(ground.staging)
         if journal is None:
-            return verdict, problem
-    if journal is not None:
+            missing = unfinished(folder, plan)
+            if missing is not None:
+                return missing
+            verdict, problem, journal = _audit(ground, progress)
+            if journal is None:
+                return verdict, problem
         publish.go_on(ground.staging, journal)
     published = _published_summary(ground)
     publish.clean_up(ground)
@@ -81,6 +78,9 @@ def _audit(
     ground: Ground, progress: Progress
 ) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Look at everything; with a journal where all is well and publishing may begin."""
+    shutil.rmtree(ground.scratch, ignore_errors=True)
+    ground.scratch.mkdir(parents=True)
+    ground.staging.data.mkdir(exist_ok=True)
     with Findings(ground.folder.audit) as findings:
         tally = _look(ground, findings, progress)
         problem = summary.problem_of(ground, findings)

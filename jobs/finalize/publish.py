@@ -106,7 +106,8 @@ def begin(ground: Ground, journal: Journal) -> None:
 
 
 def go_on(staging: Staging, journal: Journal) -> None:
-    """Do all renames that were not done; safe to call again after any crash.
+    """Do all renames that were not done; safe to call again after any crash, until the receipt is
+    in place: what is cleaned up after it would be missed here.
 
     Raises ``VerificationError`` where somebody has put something in the way, or taken it.
     """

@@ -128,7 +128,7 @@ def _remedy(bad: list[Kind], cause: Cause) -> str:
     if cause is Cause.NOT_FETCHED:
         return "; resume extracts these parts again"
     if bad[0] is Kind.COLLISION:
-        return "; --on-collision keep-first or per-shard publishes nevertheless"
+        return "; launch with --on-collision keep-first or per-shard to publish nevertheless"
     if all(kind in BAD for kind in bad):
-        return "; --on-bad-record drop publishes without them, keep with them"
+        return "; launch with --on-bad-record drop to publish without these, keep with them"
     return ""

@@ -1,0 +1,112 @@
+"""Finalize killed at every call that changes a file: the next one ends in the same tree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import finalize
+from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.progress import Progress
+from tests.support.dying import ENDED, KILLED, finalize_and_die
+from tests.support.staged import StagedRun, pages, png, stage, tree
+
+pytestmark = pytest.mark.faults
+
+RUN_ID = "20260101-000000-test"
+
+
+def fresh(base: Path) -> StagedRun:
+    return stage(base, [pages(0, 3), pages(3, 3)])
+
+
+def with_sums_and_archives(base: Path) -> StagedRun:
+    return stage(base, [pages(0, 2), pages(2, 2)], Options(digest="sha256", keep_archive=True))
+
+
+def over_an_old_dataset(base: Path) -> StagedRun:
+    shards = [pages(100, 4)]
+    shards[0].files["captions/old.txt"] = b"old"
+    old = stage(base, shards, run_id="20250101-000000-old")
+    _, problem = finalize.run(old.folder, old.plan, Progress())
+    assert problem is None
+    (base / "dest" / "notes.txt").write_text("mine")
+    return stage(base, [pages(0, 3), pages(3, 3)], Options(overwrite=True))
+
+
+def with_drops_and_collisions(base: Path) -> StagedRun:
+    first, second = pages(0, 3), pages(3, 3)
+    second.files["images/000004.png"] = png(4)[:-3]
+    second.files["images/000001.png"] = png(77)
+    second.records = (second.records or b"") + b"{broken\n"
+    options = Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.KEEP_FIRST)
+    return stage(base, [first, second], options)
+
+
+SETTINGS = [fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
+
+
+def comparable(dest: Path) -> dict[str, bytes]:
+    """The published tree; of the receipt all but times."""
+    receipt = json.loads((dest / "RECEIPT.json").read_bytes())
+    kept = {name: receipt[name] for name in ("run_id", "counts", "entries", "records", "manifest")}
+    return {**tree(dest), "RECEIPT.json": json.dumps(kept).encode()}
+
+
+def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str, bytes]) -> None:
+    """Where there is a receipt, all that it tells of is there."""
+    try:
+        receipt = json.loads((dest / "RECEIPT.json").read_bytes())
+    except FileNotFoundError:
+        return
+    promised = whole if receipt["run_id"] == RUN_ID else old
+    seen = tree(dest)
+    for path, data in promised.items():
+        if path != "RECEIPT.json" and not path.startswith((".archives/", ".incoming/")):
+            assert seen[path] == data
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_a_kill_at_every_step_ends_in_the_same_tree(
+    tmp_path: Path, setting: Callable[[Path], StagedRun]
+) -> None:
+    undisturbed = setting(tmp_path / "undisturbed")
+    old = tree(undisturbed.staging.dest)
+    _, problem = finalize.run(undisturbed.folder, undisturbed.plan, Progress())
+    assert problem is None
+    whole = comparable(undisturbed.staging.dest)
+    step, batch, killed = 1, 16, 0
+    while killed == step - 1:
+        runs = [setting(tmp_path / f"{number:04d}") for number in range(step, step + batch)]
+        points = [(run.folder.path, number) for number, run in enumerate(runs, step)]
+        for run, ended in zip(runs, finalize_and_die(points), strict=True):
+            assert ended in (KILLED, ENDED)
+            killed += ended == KILLED
+            check_what_a_reader_sees(run.staging.dest, old, whole)
+            summary, problem = finalize.run(run.folder, run.plan, Progress())
+            assert problem is None
+            assert summary.published
+            assert comparable(run.staging.dest) == whole
+            assert not (run.staging.dest / ".incoming").exists()
+        step += batch
+    assert killed >= 20
+
+
+def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> None:
+    undisturbed = over_an_old_dataset(tmp_path / "undisturbed")
+    finalize.run(undisturbed.folder, undisturbed.plan, Progress())
+    whole = comparable(undisturbed.staging.dest)
+    runs = [over_an_old_dataset(tmp_path / f"{number:04d}") for number in range(12)]
+    for first, second in ((25, 3), (31, 7)):
+        for last, step in ((first, 1), (second, 2)):
+            finalize_and_die(
+                (run.folder.path, last + number * step) for number, run in enumerate(runs)
+            )
+    for run in runs:
+        _, problem = finalize.run(run.folder, replace(run.plan), Progress())
+        assert problem is None
+        assert comparable(run.staging.dest) == whole
