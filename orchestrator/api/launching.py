@@ -26,6 +26,7 @@ class Planned:
     private: Mapping[str, str]  # locators that hold secrets; never shown
     engine: str
     request: LaunchRequest
+    notes: tuple[str, ...] = ()  # what a person should know of the shards chosen
 
     @property
     def folder(self) -> RunFolder:
@@ -94,7 +95,7 @@ def plan(request: LaunchRequest) -> Planned:
         run_id=planning.new_run_id(now),
         now=now,
     )
-    return Planned(planned, source.private(), engine, request)
+    return Planned(planned, source.private(), engine, request, source.notes())
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.model import Stage, Submission
-from jobs.runfolder import RunFolder
-from orchestrator import engines, evidence, recovery, submission
+from jobs.errors import OrchestrateError
+from jobs.model import Plan, Stage, Submission
+from jobs.progress import process_start
+from jobs.runfolder import RunFolder, Staging
+from orchestrator import claim, engines, evidence, recovery, submission
+from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge
 
 Tick = Callable[[RunFolder], None]
@@ -18,6 +22,40 @@ TICK_S = 0.5
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """Where a run stands; ``ask=False`` looks at its files only."""
     return judge(evidence.gather(folder, engines.by_name if ask else None))
+
+
+def take_claim(folder: RunFolder, plan: Plan) -> None:
+    """Hold the destination for the run; ``ClaimedError`` where another run holds it."""
+    claim.take(Staging(plan), folder.path, _why_held)
+
+
+_HELD = {
+    RunStatus.RUNNING: "it is at work; `status {run}` shows it, `cancel {run}` ends it",
+    RunStatus.INCOMPLETE: (
+        "it ended early with work done; `resume {run}` finishes it, "
+        "`cancel {run}` gives the destination up"
+    ),
+}
+
+
+def _why_held(held: Claim) -> str | None:
+    """Why a holder still holds the destination; None where it may be taken over."""
+    other = RunFolder(Path(held.run_dir))
+    here = held.host == socket.gethostname()
+    if not other.path.exists():
+        if here:
+            return None
+        return (
+            f"its folder cannot be seen from here; ask on {held.host}, and if that run is no "
+            "more, remove .incoming/claim.json at the destination"
+        )
+    try:
+        state = state_of(other)
+    except OrchestrateError as error:
+        return f"whether it lives cannot be told ({error.message})"
+    if state.status is RunStatus.PLANNED and here and process_start(held.pid):
+        return "it is being launched right now"
+    return _HELD[state.status].format(run=other.path) if state.status in _HELD else None
 
 
 def submit(

@@ -44,8 +44,7 @@ def plan_lines(planned: Planned) -> list[str]:
     )
     if planned.engine == "slurm":
         lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
-    lines.append(f"Engine    {planned.engine}")
-    return lines
+    return [*lines, f"Engine    {planned.engine}", *(f"Note      {note}" for note in planned.notes)]
 
 
 def resource_line(asked: Resources) -> str:
@@ -134,6 +133,7 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
         "parts": len(plan.parts()),
         "array_size": len(draft.of_stage(Stage.EXTRACT)),
         "scripts": {stage.value: script for stage, script in scripts.items()},
+        "notes": planned.notes,
         "problems": problems,
     }
 
