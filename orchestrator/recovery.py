@@ -66,7 +66,7 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
         tasks=planning.tasks_for(state.plan, shards, parts, most=most or _most(state)),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
-        cancel=_job_ids(waiting),
+        cancel=(*_job_ids(waiting), *_then_jobs(state)),
         also_after=_job_ids(working),
         notes=tuple(notes),
     )
@@ -119,6 +119,11 @@ def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
     """Jobs as a whole (an array by its first number), each once."""
     ids = (view.task.job_id.partition("_")[0] for view in views if view.task.job_id)
     return tuple(dict.fromkeys(ids))
+
+
+def _then_jobs(state: RunState) -> tuple[str, ...]:
+    """The user's job that waits for a finalize which did not publish."""
+    return tuple(each.then_job for each in state.submissions[-1:] if each.then_job)
 
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:

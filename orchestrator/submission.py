@@ -109,7 +109,17 @@ def submit_chain(
             handles.append(_submit(folder, spec, after, engine))
             submission = _with_ids(submission, handles[-1])
             atomic.write_json(path, submission)
+        if submission.then is not None:
+            after = Dependency("afterok", handles[-1].job_ids)
+            job = engine.follow(Path(submission.then), then_name(folder, submission), after)
+            submission = replace(submission, then_job=job)
+            atomic.write_json(path, submission)
     return submission
+
+
+def then_name(folder: RunFolder, submission: Submission) -> str:
+    """The name of the user's job that follows ``submission``."""
+    return f"websight-{folder.run_id}-{submission.number:04d}-then"
 
 
 def _submit(

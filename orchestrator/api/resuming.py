@@ -92,7 +92,7 @@ def plan_resume(
         )
     engine = engines.by_name(_engine_name(state.submissions[-1]))
     partition = state.submissions[-1].resources["extract"].partition
-    limit = engines.time_limit_min(engine, partition)
+    limit = engine.time_limit_min(partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
     if step.tasks and changes:
         step = replace(step, resources=override(_resources(step, state), changes))

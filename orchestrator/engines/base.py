@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from pathlib import Path
 from typing import Protocol
 
 from jobs.errors import Cause
@@ -88,6 +89,14 @@ class Engine(Protocol):
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         """What ``submit`` would hand over, as text to be read; touches nothing."""
+        ...
+
+    def follow(self, script: Path, name: str, after: Dependency) -> str:
+        """Submit a batch script of the user's, to start after ours; the id of its job."""
+        ...
+
+    def time_limit_min(self, partition: str | None) -> int | None:
+        """The longest time that a partition gives a job, in minutes; None: no limit, or unknown."""
         ...
 
     def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:

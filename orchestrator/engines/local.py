@@ -64,6 +64,14 @@ class LocalEngine:
             lines.append(shlex.join([sys.executable, *command, str(spec.attempt)]))
         return "\n".join(lines) + "\n"
 
+    def follow(self, script: Path, name: str, after: Dependency) -> str:
+        """See ``base.Engine``; batch scripts are Slurm's."""
+        raise EngineError(f"{script} is a batch script, and there is no Slurm here to start it")
+
+    def time_limit_min(self, partition: str | None) -> int | None:
+        """See ``base.Engine``; nothing is limited here."""
+        return None
+
     def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
         """See ``base.Engine``; any process can ask, and on the pool's host gets the truth."""
         files = LocalFiles(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from jobs.errors import Cause, EngineError
 from jobs.model import Task
 from jobs.runfolder import RunFolder
+from orchestrator import resources
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import (
     Dependency,
@@ -69,7 +70,7 @@ class SlurmEngine:
                     after,
                     place,
                     parallel=max(1, spec.parallel // len(batches)),
-                    hand_over=lambda script: self._sbatch(script, spec.name, job_ids),
+                    hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
                 )
                 jobs = executor.submit_array(sbatch.entries(spec, tasks))
                 for task, job in zip(tasks, jobs, strict=True):
@@ -116,7 +117,30 @@ class SlurmEngine:
             self._max_array = int(found[1]) if found else DEFAULT_MAX_ARRAY
         return max(1, self._max_array - 1)
 
-    def _sbatch(self, script: Path, name: str, known: list[str]) -> str:
+    def follow(self, script: Path, name: str, after: Dependency) -> str:
+        """Submit the user's own batch script, to start after ours in the folder it lies in.
+
+        It gets ``name``, so that it is found again; the id of its job comes back.
+        """
+        waits = f"--dependency={after.kind}:{':'.join(after.job_ids)}"
+        words = [waits, f"--job-name={name}", f"--chdir={script.parent}", str(script)]
+        return self._sbatch(words, name, [])
+
+    def time_limit_min(self, partition: str | None) -> int | None:
+        """The longest time that a partition gives a job, in minutes; None: no limit, or unknown."""
+        try:
+            answer = slurmclient.ask(
+                "scontrol", "show", "partition", "-o", *filter(None, [partition])
+            )
+        except EngineError:
+            return None
+        for line in answer.stdout.splitlines():
+            found = re.search(r"\bMaxTime=(\S+)", line)
+            if found and (partition is not None or "Default=YES" in line):
+                return resources.parse_time(found[1]) or None
+        return None
+
+    def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
         """Hand a script over; the new job's id, which is added to ``known`` too.
 
         A call that Slurm did not answer may have been heard: the job is looked for by its name,
@@ -136,7 +160,7 @@ class SlurmEngine:
                     known += sorted(found)
                     return known[-1]
             try:
-                answer = slurmclient.submit(["sbatch", "--parsable", str(script)])
+                answer = slurmclient.submit(["sbatch", "--parsable", *words])
             except TimedOut as error:
                 silence = error.message
                 continue

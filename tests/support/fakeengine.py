@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from jobs.errors import EngineError
 from jobs.runfolder import RunFolder
@@ -18,6 +19,7 @@ class FakeEngine:
         self, *, refuses: Sequence[str] = (), on_submit: Callable[[JobSpec], None] | None = None
     ) -> None:
         self.submitted: list[tuple[JobSpec, Dependency | None]] = []
+        self.followed: list[tuple[Path, Dependency]] = []
         self.cancelled: list[str] = []
         self.cancelled_names: list[str] = []
         self._refuses = refuses
@@ -34,6 +36,18 @@ class FakeEngine:
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         return f"{spec.name} {after.kind if after else ''}"
+
+    def follow(self, script: Path, name: str, after: Dependency) -> str:
+        self.followed.append((script, after))
+        return "900"
+
+    def time_limit_min(self, partition: str | None) -> int | None:
+        return None
+
+    def wait(
+        self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
+    ) -> None:
+        """Nothing runs here."""
 
     def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
         return {job_id: TaskState(EngineState.PENDING) for job_id in ids}

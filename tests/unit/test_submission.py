@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_the_new_finalize_waits_for_live_jobs_too(folder: RunFolder) -> None:
     after = engine.submitted[-1][1]
     assert after is not None
     assert after.job_ids == ("101", "7")
+
+
+def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) -> None:
+    engine = FakeEngine()
+    submitted = submission.submit_chain(folder, replace(draft(folder), then="/x/next.sh"), engine)
+    ((script, after),) = engine.followed
+    assert script == Path("/x/next.sh")
+    assert (after.kind, after.job_ids) == ("afterok", ("102",))
+    assert submitted.then_job == "900"
+    assert folder.load_submission(1).then_job == "900"
 
 
 def test_the_journal_survives_a_line_cut_short(folder: RunFolder) -> None:
