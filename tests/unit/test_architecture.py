@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("jobs.worker",),
         ("orchestrator.resources",),
+        ("orchestrator.disks",),
         ("orchestrator.settings",),
         ("orchestrator.terminal",),
         ("orchestrator.units",),

@@ -1,0 +1,132 @@
+"""What a file system has left for this user: bytes and inodes, free ones and those of quotas."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_QUOTA_TIMEOUT_S = 10.0  # a file system that is slow to tell its quota is asked no longer
+_KB = 1024  # quota tools count in these
+# Of these every machine has its own: what is written there is not seen from another.
+_OWN_TO_A_MACHINE = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
+
+
+@dataclass(frozen=True)
+class Room:
+    """What is left, and what says so; None where nothing limits it."""
+
+    bytes: int | None
+    inodes: int | None
+    of: str  # "the file system", "your quota"
+
+
+def existing(path: Path) -> Path:
+    """``path`` or the nearest folder above it that is there."""
+    for each in (path, *path.parents):
+        if os.path.lexists(each):
+            return each
+    return Path("/")
+
+
+def rooms(path: Path) -> list[Room]:
+    """All that limits what can be written below an existing ``path``; ``OSError`` if it is gone."""
+    stat = os.statvfs(path)
+    # Some file systems have no fixed number of inodes and say 0.
+    free_inodes = stat.f_favail if stat.f_files else None
+    found = [Room(stat.f_bavail * stat.f_frsize, free_inodes, "the file system")]
+    return found + list(_lustre_quotas(path)) + list(_quotas(path))
+
+
+def is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
+def mount_of(path: Path) -> tuple[str, str, str]:
+    """Mount point, type and device of the file system below which ``path`` lies.
+
+    From /proc/self/mountinfo (proc(5)); the longest mount point that is above the path counts, of
+    equal ones the last, which covers the others.
+    """
+    real, best = str(path.resolve()), ("", "", "")
+    try:
+        lines = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return best
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        try:
+            point, (kind, device) = _unescaped(before.split()[4]), after.split()[:2]
+        except (IndexError, ValueError):
+            continue
+        inside = point == "/" or real == point or real.startswith(point + "/")
+        if inside and len(point) >= len(best[0]):
+            best = (point, kind, device)
+    return best
+
+
+def own_to_a_machine(path: Path) -> str | None:
+    """The type of the file system, where other machines cannot see it for sure."""
+    kind = mount_of(existing(path))[1]
+    return kind if kind in _OWN_TO_A_MACHINE else None
+
+
+def _unescaped(text: str) -> str:
+    for octal, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(octal, char)
+    return text
+
+
+def _ask(argv: Sequence[str]) -> list[str]:
+    """The lines that a quota tool prints; none where it is absent, slow or of no help."""
+    if shutil.which(argv[0]) is None:
+        return []
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_QUOTA_TIMEOUT_S,
+            env=os.environ | {"LC_ALL": "C"},
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    # quota(1) ends with 1 where a quota is exceeded, which is what we want to hear of.
+    return done.stdout.decode("utf-8", "replace").splitlines()
+
+
+def _lustre_quotas(path: Path) -> Iterator[Room]:
+    """``lfs quota -q``: mount, kbytes, quota, limit, grace, files, quota, limit, grace (lfs(1))."""
+    whose = (("-u", os.geteuid(), "your quota"), ("-g", os.getegid(), "your group's quota"))
+    for option, number, name in whose:
+        words = " ".join(_ask(["lfs", "quota", "-q", option, str(number), str(path)])).split()
+        if len(words) >= 9:
+            yield from _room(words[1:9], name)
+
+
+def _quotas(path: Path) -> Iterator[Room]:
+    """``quota -w -p``: device, blocks, their quota, limit, grace, and so for files (quota(1))."""
+    device = mount_of(path)[2]
+    for option, name in (("-u", "your quota"), ("-g", "your group's quota")):
+        for line in _ask(["quota", "-w", "-p", "-v", option]):
+            words = line.split()
+            if len(words) == 9 and words[0] == device:
+                yield from _room(words[1:], name)
+
+
+def _room(words: Sequence[str], name: str) -> Iterator[Room]:
+    """From used, soft and hard limit, grace, of bytes and then of files; * marks an excess."""
+    left = []
+    for place, unit in ((0, _KB), (4, 1)):
+        try:
+            used, soft, hard = (int(word.strip("*[]")) for word in words[place : place + 3])
+        except ValueError:
+            return
+        most = hard or soft
+        left.append(max(0, most - used) * unit if most else None)
+    if left != [None, None]:
+        yield Room(left[0], left[1], name)

@@ -1,0 +1,265 @@
+"""What must hold before anything is submitted: places that can be written, and room in them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import PreflightError, from_os_error
+from jobs.memberpath import shown
+from jobs.model import Plan, Shard, ShardKind, SourceKind
+from jobs.runfolder import INCOMING, Staging
+from orchestrator import disks, units
+
+# Nobody knows the number of files before the archives are here. A file of a dataset is seldom
+# larger than this, so the data takes at least so many inodes.
+_BYTES_A_FILE = 4 << 20
+# In a destination that counts as empty.
+_NO_DATA = frozenset({INCOMING, ".archives", "lost+found", ".snapshot"})
+
+
+class Left(Protocol):
+    """What is left of a run that was begun (``RunState``)."""
+
+    @property
+    def shards_left(self) -> Sequence[str]: ...
+
+    @property
+    def parts_left(self) -> Sequence[str]: ...
+
+
+def check(plan: Plan, run_dir: Path | None = None) -> None:
+    """Raise ``PreflightError`` with all ``problems``; each place is written to, for a moment."""
+    _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan)))
+
+
+def check_space(plan: Plan, left: Left) -> None:
+    """Raise ``PreflightError`` where what is left of a run has no room, or no place."""
+    found = [*_unwritable(plan, None), *_unwritable_after_all(plan)]
+    _refuse(found or list(_no_room(_needs_left(plan, left))))
+
+
+def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
+    """What does not hold for a run that is about to begin, a line each; nothing is touched."""
+    return [
+        *_unwritable(plan, run_dir),
+        *_badly_placed(plan),
+        *_occupied(plan, run_dir),
+        *_no_room(_needs(plan)),
+    ]
+
+
+def notes(plan: Plan, run_dir: Path | None = None, *, engine: str = "slurm") -> list[str]:
+    """What cannot be checked, or looks odd without being wrong, a line each."""
+    found = []
+    unknown = sum(1 for shard in plan.shards if shard.size is None)
+    if unknown:
+        found.append(
+            f"the source does not tell the size of {units.plural(unknown, 'shard')}, so whether "
+            "there is room for them cannot be checked"
+        )
+    if engine == "slurm":
+        places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
+        for option, path in places.items():
+            kind = disks.own_to_a_machine(path) if path is not None else None
+            if kind is not None:
+                found.append(
+                    f"{option} {shown(str(path))} lies on a {kind}, which compute nodes may not "
+                    "share with this machine; choose a folder on a shared file system"
+                )
+    return found
+
+
+def _refuse(found: Sequence[str]) -> None:
+    if found:
+        raise PreflightError("\n".join(found))
+
+
+# Places -----------------------------------------------------------------------------------------
+
+
+def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
+    """Folders that are written to, and what they are called; each once."""
+    places = {Path(plan.dest): "destination"}
+    if Path(plan.dest) not in Path(plan.temp).parents:
+        places.setdefault(Path(plan.temp), "folder for archives (--temp-dir)")
+    if run_dir is not None:
+        places.setdefault(run_dir, "run folder (--log-dir)")
+    return places
+
+
+def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
+    """Places that are not there and cannot be made, or cannot be written to."""
+    for path, name in _places(plan, run_dir).items():
+        what = f"the {name} {shown(str(path))}"
+        there = disks.existing(path)
+        try:
+            if not there.is_dir():
+                kind = "a dangling link" if there.is_symlink() else "no folder"
+                yield f"{what}: {shown(str(there))} is {kind}; choose another one"
+            elif disks.is_read_only(there):
+                yield f"{what} lies on a read-only file system; choose another one"
+            elif not os.access(there, os.W_OK | os.X_OK):
+                do = "written to" if there == path else f"made in {shown(str(there))}"
+                yield f"{what} cannot be {do}: permission denied; choose another one or ask for it"
+        except OSError as error:
+            yield f"{from_os_error(error, doing=what).message}; choose another one"
+
+
+def _unwritable_after_all(plan: Plan) -> Iterator[str]:
+    """Places that look writable and are not (quotas, squashed root); a file is made and removed."""
+    for path, name in _places(plan, None).items():
+        try:
+            with tempfile.TemporaryFile(dir=disks.existing(path), prefix=".websight-") as probe:
+                probe.write(b"\0" * 4096)
+                probe.flush()
+        except OSError as error:
+            doing = f"writing to the {name} {shown(str(path))}"
+            yield f"{from_os_error(error, doing=doing).message}; choose another one"
+
+
+def _badly_placed(plan: Plan) -> Iterator[str]:
+    """Places within one another, where one would be read or replaced as part of the other."""
+    dest, temp = (Path(place).resolve() for place in (plan.dest, plan.temp))
+    staging = dest / INCOMING
+    if temp == dest or (dest in temp.parents and staging not in temp.parents):
+        yield (
+            f"--temp-dir lies within the destination ({shown(plan.temp)}), where the dataset is "
+            "put; choose another one, or leave it out"
+        )
+    if plan.source.kind is not SourceKind.LOCAL:
+        return
+    source = Path(plan.source.locator).resolve()
+    if source == dest or dest in source.parents:
+        yield (
+            f"the source {shown(str(source))} lies within the destination {shown(plan.dest)}; "
+            "choose another --dest"
+        )
+    elif source in dest.parents:
+        yield (
+            f"the destination {shown(plan.dest)} lies within the source {shown(str(source))}, "
+            "so the dataset would hold a copy of itself; choose another --dest"
+        )
+    if source in temp.parents and dest not in temp.parents:
+        yield f"--temp-dir {shown(plan.temp)} lies within the source; choose another one"
+
+
+class _Receipt(msgspec.Struct):
+    run_id: str
+
+
+def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
+    """A destination with something in it that is not this run's and may not be replaced."""
+    dest, staging = Path(plan.dest), Staging(plan)
+    if plan.options.overwrite:
+        return
+    try:
+        names = {name for name in os.listdir(dest) if not name.startswith(".nfs")} - _NO_DATA
+    except OSError:
+        return  # not there yet, or told already
+    if run_dir is not None and dest in run_dir.parents:
+        names.discard(run_dir.relative_to(dest).parts[0])
+    if not names:
+        return
+    try:
+        run_id = atomic.read_json(staging.receipt, _Receipt).run_id
+    except (OSError, msgspec.DecodeError):
+        few = ", ".join(shown(name) for name in sorted(names)[:3])
+        more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
+        yield (
+            f"the destination {shown(plan.dest)} is not empty (it holds {few}{more}); choose "
+            "another --dest, or --overwrite to replace what has the same names"
+        )
+    else:
+        if run_id != plan.run_id:
+            yield (
+                f"the destination {shown(plan.dest)} holds a dataset that run {run_id} published; "
+                "choose another --dest, or --overwrite to replace it"
+            )
+
+
+# Room -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is put somewhere, at the least."""
+
+    path: Path
+    bytes: int
+    inodes: int
+    what: str
+
+
+def _needs(plan: Plan) -> list[Need]:
+    """What a whole run writes: archives, and data at least as large as they are."""
+    archives = [shard for shard in plan.shards if _is_fetched(plan, shard)]
+    data = sum(shard.size or 0 for shard in plan.shards)
+    least = max(data // _BYTES_A_FILE, len(plan.shards), plan.options.expect_records or 0)
+    return _both(plan, archives, data, least)
+
+
+def _needs_left(plan: Plan, left: Left) -> list[Need]:
+    """What is still written: archives that are not here, parts that are not finished."""
+    wanted = set(left.shards_left)
+    archives = [s for s in plan.shards if s.id in wanted and _is_fetched(plan, s)]
+    parts = set(left.parts_left)
+    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
+    data = sum(sizes[part.shard] // part.count for part in plan.parts() if part.id in parts)
+    return _both(plan, archives, data, max(data // _BYTES_A_FILE, len(parts)))
+
+
+def _both(plan: Plan, archives: Sequence[Shard], data: int, files: int) -> list[Need]:
+    size = sum(shard.size or 0 for shard in archives)
+    number = sum(len(shard.files) for shard in archives)
+    return [
+        Need(Path(plan.temp), size, number, "archives"),
+        Need(Path(plan.dest), data, files, "data"),
+    ]
+
+
+def _is_fetched(plan: Plan, shard: Shard) -> bool:
+    """Whether a copy of the shard is made: a local one is read where it lies."""
+    return shard.kind is not ShardKind.TREE and plan.source.kind is not SourceKind.LOCAL
+
+
+def _no_room(needs: Sequence[Need]) -> Iterator[str]:
+    """File systems and quotas that have not what all needs on them add up to."""
+    by_device: dict[int, list[Need]] = {}
+    for need in needs:
+        if need.bytes or need.inodes:
+            try:
+                device = disks.existing(need.path).stat().st_dev
+            except OSError:
+                continue  # told already
+            by_device.setdefault(device, []).append(need)
+    for together in by_device.values():
+        yield from _no_room_on_one(together)
+
+
+def _no_room_on_one(needs: Sequence[Need]) -> Iterator[str]:
+    size, number = sum(need.bytes for need in needs), sum(need.inodes for need in needs)
+    what = " and ".join(need.what for need in needs if need.bytes)
+    where = shown(str(needs[-1].path))
+    try:
+        found = disks.rooms(disks.existing(needs[-1].path))
+    except OSError:
+        return
+    for room in found:
+        if room.bytes is not None and room.bytes < size:
+            yield (
+                f"{where}: {what} need at least {units.size(size)}, but {room.of} has "
+                f"{units.size(room.bytes)} left; make room or choose another --dest or --temp-dir"
+            )
+        if room.inodes is not None and room.inodes < number:
+            yield (
+                f"{where}: at least {units.count(number)} files are to be made, but {room.of} has "
+                f"{units.count(room.inodes)} inodes left; remove files or choose another --dest"
+            )

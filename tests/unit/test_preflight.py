@@ -1,0 +1,203 @@
+"""Everything that would go wrong hours later is said before anything is submitted, all at once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import PreflightError
+from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
+from orchestrator import disks, preflight
+from tests.support.runs import make_plan
+
+HUGE = 1 << 60  # more than any disk of a test machine has
+
+
+def plan(dest: Path, *, temp: Path | None = None, size: int | None = 1000, shards: int = 2) -> Plan:
+    made = make_plan(shards, dest=str(dest))
+    file = SourceFile("a.tar", "a.tar", size)
+    return replace(
+        made,
+        temp=str(temp / made.run_id) if temp else made.temp,
+        shards=tuple(replace(shard, files=(file,)) for shard in made.shards),
+    )
+
+
+def local(made: Plan, source: Path) -> Plan:
+    return replace(made, source=SourceRef(SourceKind.LOCAL, str(source)))
+
+
+def test_a_place_with_room_has_no_problem_and_is_not_touched(tmp_path: Path) -> None:
+    made = plan(tmp_path / "new" / "data", temp=tmp_path / "temp")
+    assert preflight.problems(made, tmp_path / "logs" / "run") == []
+    preflight.check(made)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_problems_come_at_once_a_line_each(tmp_path: Path) -> None:
+    dest, file = tmp_path / "data", tmp_path / "file"
+    dest.mkdir()
+    (dest / "letter.txt").write_bytes(b"")
+    file.write_bytes(b"")
+    with pytest.raises(PreflightError) as caught:
+        preflight.check(plan(dest, temp=file / "temp", size=HUGE))
+    lines = caught.value.message.split("\n")
+    assert len(lines) == 4
+    assert "is no folder" in lines[0]
+    assert "letter.txt" in lines[1]
+    assert "need at least" in lines[2]
+    assert "inodes left" in lines[3]
+
+
+def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) -> None:
+    free = disks.rooms(tmp_path)[0].bytes
+    assert free is not None
+    two_thirds = free * 2 // 3
+    assert preflight.problems(plan(tmp_path / "d", size=free // 3, shards=1)) == []
+    (line,) = preflight.problems(plan(tmp_path / "d", size=two_thirds, shards=1))
+    assert "archives and data need at least" in line
+    in_place = local(plan(tmp_path / "d", size=two_thirds, shards=1), tmp_path / "elsewhere")
+    assert preflight.problems(in_place) == []
+
+
+def test_what_is_left_of_a_run_needs_only_room_for_that(tmp_path: Path) -> None:
+    @dataclass
+    class Left:
+        shards_left: tuple[str, ...]
+        parts_left: tuple[str, ...]
+
+    made = plan(tmp_path / "d", size=HUGE)
+    with pytest.raises(PreflightError, match="need at least"):
+        preflight.check_space(made, Left((made.shards[0].id,), (made.parts()[0].id,)))
+    preflight.check_space(made, Left((), ()))
+
+
+def test_inodes_are_counted_where_the_file_system_has_a_number(
+    tmp_path: Path, quota_tool: Callable[[str, str], None]
+) -> None:
+    quota_tool("lfs", "/scratch 100 0 0 - 999990 0 1000000 -")
+    made = replace(plan(tmp_path / "d"), options=Options(expect_records=79413))
+    (line, _) = preflight.problems(made)
+    assert "79,415 files" in line
+    assert "your quota has 10 inodes left" in line
+
+
+@pytest.fixture
+def quota_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Puts a quota tool that prints a line on PATH."""
+
+    def put(name: str, line: str) -> None:
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\necho '{line}'\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+
+    return put
+
+
+def test_a_lustre_quota_counts_and_is_named(
+    tmp_path: Path, quota_tool: Callable[[str, str], None]
+) -> None:
+    quota_tool("lfs", "/scratch 999* 0 1000 - 5 0 0 -")
+    lines = preflight.problems(plan(tmp_path / "d", size=10_000))
+    assert "your quota has 1.02 kB left" in lines[0]
+    assert "your group's quota" in lines[1]
+
+
+def test_a_quota_of_the_mount_counts_and_another_mounts_does_not(
+    tmp_path: Path, quota_tool: Callable[[str, str], None]
+) -> None:
+    device = disks.mount_of(tmp_path)[2]
+    quota_tool("quota", f"{device} 2000* 1000 1500 600000 5 0 0 0")
+    assert "your quota has 0 B left" in preflight.problems(plan(tmp_path / "d"))[0]
+    quota_tool("quota", "/dev/other 2000* 1000 1500 600000 5 0 0 0")
+    assert preflight.problems(plan(tmp_path / "d")) == []
+
+
+@pytest.mark.parametrize("line", ["", "none", "/s a b c - d e f -", "/s 1 0 0 - 1 0 0 -"])
+def test_a_quota_tool_that_tells_nothing_stops_nothing(
+    tmp_path: Path, quota_tool: Callable[[str, str], None], line: str
+) -> None:
+    quota_tool("lfs", line)
+    assert preflight.problems(plan(tmp_path / "d")) == []
+
+
+def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None:
+    dest = tmp_path / "data"
+    (line,) = preflight.problems(plan(dest, temp=dest / "images"))
+    assert "--temp-dir lies within the destination" in line
+    (line,) = preflight.problems(plan(dest, temp=dest))
+    assert "--temp-dir lies within the destination" in line
+    assert preflight.problems(plan(dest, temp=tmp_path)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "dest", "words"),
+    [
+        ("a", "a", "source"),
+        ("a", "a/b", "copy of itself"),
+        ("a/b", "a", "lies within the destination"),
+        ("a", "link/b", "copy of itself"),
+        ("a", "ab", None),
+    ],
+)
+def test_source_and_destination_may_not_lie_in_one_another(
+    tmp_path: Path, source: str, dest: str, words: str | None
+) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    lines = preflight.problems(local(plan(tmp_path / dest), tmp_path / source))
+    assert len(lines) == (words is not None)
+    assert words is None or words in lines[0]
+
+
+def test_a_destination_may_hold_what_is_no_data(tmp_path: Path) -> None:
+    for name in (".incoming", "lost+found", ".archives", "logs"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / ".nfs0001").write_bytes(b"")
+    made = plan(tmp_path / "data")
+    assert preflight.problems(made, tmp_path / "data" / "logs" / "run") == []
+    assert len(preflight.problems(made)) == 1
+
+
+def test_a_published_dataset_is_named_by_its_run_unless_it_is_to_be_replaced(
+    tmp_path: Path,
+) -> None:
+    made = plan(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "RECEIPT.json").write_text('{"run_id": "20250101-run"}')
+    (line,) = preflight.problems(made)
+    assert "20250101-run published" in line
+    (tmp_path / "RECEIPT.json").write_text(f'{{"run_id": "{made.run_id}"}}')
+    assert preflight.problems(made) == []
+    (tmp_path / "RECEIPT.json").unlink()
+    over = replace(made, options=Options(overwrite=True))
+    assert preflight.problems(over) == []
+
+
+def test_a_dangling_link_is_named(tmp_path: Path) -> None:
+    (tmp_path / "data").symlink_to("nowhere")
+    (line,) = preflight.problems(plan(tmp_path / "data"))
+    assert "dangling link" in line
+
+
+def test_sizes_that_nobody_tells_are_said_and_stop_nothing(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d", size=None)
+    assert preflight.problems(made) == []
+    assert "2 shards" in preflight.notes(made, engine="local")[0]
+
+
+def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
+    tree = Shard("0000-tree", ShardKind.TREE, (SourceFile("d", "/d", 5),))
+    made = local(replace(plan(tmp_path / "d"), shards=(tree,)), tmp_path / "d2")
+    assert [need.bytes for need in preflight._needs(made)] == [0, 5]
+
+
+def test_a_mount_is_found_by_its_longest_name() -> None:
+    point, kind, _ = disks.mount_of(Path("/proc/self"))
+    assert (point, kind) == ("/proc", "proc")
