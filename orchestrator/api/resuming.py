@@ -135,14 +135,14 @@ def cancel(folder: RunFolder) -> RunState:
     journal.append(folder, Act.CANCELLED, attempt=attempt)
     lost = [event.name for event in journal.open_intents(folder)]
     for name in dict.fromkeys(submission.engine for submission in state.submissions):
-        ids = {
-            task.job_id.partition("_")[0]: None
+        ids = [
+            job_id.partition("_")[0]
             for submission in state.submissions
             if submission.engine == name
-            for task in submission.tasks
-            if task.job_id
-        }
-        engines.by_name(name).cancel(folder, list(ids), lost)
+            for job_id in (*(task.job_id for task in submission.tasks), submission.then_job)
+            if job_id
+        ]
+        engines.by_name(name).cancel(folder, list(dict.fromkeys(ids)), lost)
     claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
 

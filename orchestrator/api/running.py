@@ -133,6 +133,7 @@ def retry(run_dir: str, attempt: int) -> None:
         return
     step = recovery.recover(state)
     if step.tasks:
+        engines.by_name(last.engine).cancel(folder, step.cancel)
         draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
         submit(folder, draft, also_after=step.also_after)
 
