@@ -21,12 +21,16 @@ class RecordsFile:
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
         self._path = path
         self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        self._new = lambda: Content(options.layout.records.encode(), options, progress)
+        self._options = options
+        self._progress = progress
         self._content = self._new()
         self._fd = -1
         self._ends_line = True
         self._ordinal = 0
         self.replaced = 0  # how many times a later one took the place of an earlier one
+
+    def _new(self) -> Content:
+        return Content(self._options.layout.records.encode(), self._options, self._progress)
 
     @property
     def begun(self) -> bool:

@@ -117,11 +117,19 @@ def fetched_of(
         format=archives.sniff(head, path.name),
         files=(str(path),),
         sizes=(status.st_size,),
-        digests=(Digest("sha256", hashlib.sha256(path.read_bytes()).hexdigest()),),
+        digests=(Digest("sha256", _sha256(path)),),
         mtimes_ns=(status.st_mtime_ns,),
         verified=verified,
         in_place=in_place,
     )
+
+
+def _sha256(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
 
 
 class FakeArchive:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ class Run(Extracting):
 
 @pytest.fixture
 def new_run(tmp_path: Path) -> Callable[..., Run]:
-    def make(**options: object) -> Run:
+    def make(**options: Any) -> Run:
         shard = Shard("s0", ShardKind.ARCHIVE, (SourceFile("pages.tar", "x", 10),))
         plan = Plan(
             run_id="run",
@@ -361,8 +362,8 @@ def test_a_stop_is_heard_inside_a_member(run: Run) -> None:
     progress = Progress()
 
     class Slow(FakeArchive):
-        def members(self, part: Part):  # type: ignore[no-untyped-def]
-            def chunks():  # type: ignore[no-untyped-def]
+        def members(self, part: Part) -> Iterator[Member]:
+            def chunks() -> Iterator[memoryview]:
                 yield memoryview(b"1")
                 progress.stop(Cause.TIME_LIMIT, "near")
                 yield memoryview(b"2")
@@ -381,7 +382,7 @@ def test_a_top_folder_that_proves_wrong_is_undone(new_run: Callable[..., Run]) -
     run = new_run()
 
     class Wrong(FakeArchive):
-        def members(self, part: Part):  # type: ignore[no-untyped-def]
+        def members(self, part: Part) -> Iterator[Member]:
             yield from super().members(part)
             if self.top is not None:
                 self.top = None
