@@ -193,7 +193,7 @@ class Options:
     links: Links = Links.REFUSE
     strip_components: int | None = None  # None: a single common top folder goes
     nested: bool = False  # archives inside archives, one level deep
-    max_expansion: float = 1000.0  # most data bytes for an archive byte
+    max_expansion: float = 200.0  # most data bytes for an archive byte; zeros give 1030
     max_members: int = 50_000_000  # most members in a shard
     keep_archive: bool = False
     overwrite: bool = False
