@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.archives.base import Archive
+from jobs.archives.sniff import TARS
 from jobs.archives.sniff import sniff as sniff
 from jobs.model import Fetched, Format, Options, Shard
 from jobs.runfolder import RunFolder
-
-_TARS = (Format.TAR, Format.TAR_GZ, Format.TAR_ZST, Format.TAR_XZ, Format.TAR_BZ2)
 
 
 def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
@@ -16,7 +17,7 @@ def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFo
     Raises ``ArchiveError`` where what can be seen at once is wrong already.
     """
     # Implementations are imported when they are needed: pyarrow alone takes a second.
-    if fetched.format in _TARS:
+    if fetched.format in TARS:
         from jobs.archives.tar import TarArchive
 
         return TarArchive(fetched, shard, options, folder)
@@ -48,9 +49,7 @@ def cuts_of(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     tar is inflated once more, without a plain form: the follower is what spares that. Raises
     ``ArchiveError`` where a header is damaged.
     """
-    from dataclasses import replace
-
-    if fetched.format not in _TARS or shard.parts < 2:
+    if fetched.format not in TARS or shard.parts < 2:
         return fetched
     from jobs.archives.tar import TarArchive
 

@@ -11,6 +11,9 @@ from jobs.errors import ArchiveError, OrchestrateError
 from jobs.memberpath import shown
 from jobs.model import Format
 
+HEAD = 64 << 10  # bytes that decide nearly every time
+TARS = (Format.TAR, Format.TAR_GZ, Format.TAR_ZST, Format.TAR_XZ, Format.TAR_BZ2)
+
 _NEEDED = 2 * tarheader.BLOCK  # inflated bytes that tell a tar
 _TAR_NAMES = (".tar", ".tgz", ".tzst", ".txz", ".tbz", ".tbz2", ".taz")
 
@@ -82,13 +85,11 @@ def _gzip(head: bytes, name: str, label: str) -> Format:
 
 def _compressed(head: bytes, name: str, label: str, format: Format) -> Format:
     start = _inflated_head(head, format)
-    # bzip2 gives nothing before its first block is whole, which may be 900 kB.
-    if _is_tar(start, name) or (len(start) < tarheader.BLOCK and _says_tar(name)):
+    # bzip2 gives nothing before its first block is whole, which may be 900 kB: its reader tells.
+    if _is_tar(start, name) or len(start) < tarheader.BLOCK:
         return format
     if _says_tar(name):
         raise _no_archive(label, "compressed, but what it holds does not begin as a tar does")
-    if len(start) < tarheader.BLOCK and len(head) < 1 << 20:
-        return format  # undecided by so few bytes: its reader will tell
     kind = format.value.rpartition(".")[2]
     raise unsupported(
         label, f"is one file compressed as {kind}, not a tar; of one file only gzip is read"

@@ -49,8 +49,6 @@ def parse(raw: bytes) -> Header:
         prefix = raw[345:500].partition(b"\0")[0]
         name = prefix + b"/" + name
     kind = raw[156:157]
-    if kind in (b"\0", b"0") and name.endswith(b"/"):
-        kind = b"5"  # as v7 writes folders
     return Header(
         name,
         number(raw[100:108], "mode", empty=0o644) & 0o777,

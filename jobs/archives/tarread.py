@@ -117,7 +117,7 @@ class TarReader:
             self._name = header.name
             kind = header.kind
             if kind in FILES:
-                if extra is None and not self._globals:
+                if extra is None and not self._globals and not header.name.endswith(b"/"):
                     return self._plain_file(header)
             elif kind in b"xXgLKVAIN":
                 extra = self._extension(header, extra)
@@ -231,7 +231,9 @@ class TarReader:
             return member, self._cursor.offset + (content + BLOCK - 1 & -BLOCK)
         if kind not in FILES and kind != b"S":
             raise unsupported(self._archive, f"is of the unknown type {kind!r}", member=name)
-        if name.endswith(b"/") and kind != b"S" and not stored:
+        if name.endswith(b"/") and kind != b"S":  # as v7 writes folders
+            if stored:
+                self._fail(f"a folder has content of {stored} bytes")
             member.kind = Kind.FOLDER
             return member, self._cursor.offset
         if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):

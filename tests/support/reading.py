@@ -1,0 +1,77 @@
+"""Reads an archive as a task would, without writing: what it gives, or how it is refused."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import cast
+
+from jobs.archives import cuts_of, open_archive, sniff
+from jobs.archives.base import Archive, Kind
+from jobs.errors import UnsafeMemberError
+from jobs.memberpath import is_folder_itself, safe_path, text_of
+from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
+from jobs.runfolder import RunFolder
+
+NO_FOLDER = cast(RunFolder, None)  # readers of archives need none
+
+
+def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetched, Shard]:
+    """The evidence of a shard that lies in ``paths``, its format told by its bytes."""
+    with paths[0].open("rb") as file:
+        format = sniff(file.read(65536), name or paths[0].name)
+    sizes = tuple(path.stat().st_size for path in paths)
+    files = tuple(
+        SourceFile(name or path.name, str(path), size)
+        for path, size in zip(paths, sizes, strict=True)
+    )
+    evidence = Fetched("s0", format, tuple(map(str, paths)), sizes, (), (0,) * len(paths))
+    return evidence, Shard("s0", ShardKind.ARCHIVE, files, parts)
+
+
+def opened(
+    *paths: Path, parts: int = 1, options: Options | None = None
+) -> tuple[Archive, Fetched, Shard]:
+    options = options or Options()
+    evidence, shard = fetched(*paths, parts=parts)
+    evidence = cuts_of(evidence, shard, options, NO_FOLDER)
+    return open_archive(evidence, shard, options, NO_FOLDER), evidence, shard
+
+
+def digests(
+    *paths: Path, parts: int = 1, options: Options | None = None
+) -> dict[str, tuple[int, str]]:
+    """Size and MD5 of each file by its safe path; the parts one after the other.
+
+    A hard link gives its target's. Raises what the reader raises, and ``UnsafeMemberError`` for
+    names and links that nobody writes.
+    """
+    archive, _, _ = opened(*paths, parts=parts, options=options)
+    out: dict[str, tuple[int, str]] = {}
+    for index in range(parts):
+        out.update(part_digests(archive, Part("s0", index, parts)))
+    return out
+
+
+def part_digests(archive: Archive, part: Part) -> dict[str, tuple[int, str]]:
+    out: dict[str, tuple[int, str]] = {}
+    for member in archive.members(part):
+        if member.kind is Kind.FOLDER and is_folder_itself(member.name):
+            continue
+        path = text_of(safe_path(member.name, archive="archive"))[0]
+        if member.kind is Kind.LINK:
+            raise UnsafeMemberError(f"{path} is a link")
+        if member.kind is Kind.HARD_LINK:
+            target = safe_path(member.target, archive="archive")
+            found = archive.find(target)
+            if found is None:
+                raise UnsafeMemberError(f"{path} links to nothing")
+            member.chunks, member.size = found.chunks, found.size
+        if member.kind is not Kind.FOLDER and not member.superseded:
+            digest, size = hashlib.md5(usedforsecurity=False), 0
+            for chunk in member.chunks:
+                digest.update(chunk)
+                size += len(chunk)
+            assert size == member.size, f"{path}: {size} bytes came and {member.size} were told"
+            out[path] = (size, digest.hexdigest())
+    return out

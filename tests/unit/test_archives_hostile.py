@@ -1,0 +1,45 @@
+"""Every archive of the hostile set is judged right by the readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ArchiveError
+from tests.support.hostile import Case, cases
+from tests.support.reading import digests
+
+CASES = cases()
+
+
+def test_the_hostile_set_is_large_and_its_ids_are_unique() -> None:
+    assert len({case.id for case in CASES}) == len(CASES) >= 60
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_the_verdict_is_right_and_on_one_line(case: Case, tmp_path: Path) -> None:
+    path = case.write(tmp_path)
+    if case.cause is None:
+        found = digests(path)
+        assert set(case.files) <= set(found)
+        return
+    with pytest.raises(ArchiveError) as refusal:
+        digests(path)
+    assert refusal.value.cause is case.cause, refusal.value.message
+    assert refusal.value.message.isprintable()
+    if case.by_reader:
+        assert case.file.partition(".")[0] in refusal.value.message
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if ".tar" in case.file], ids=lambda case: case.id
+)
+def test_the_verdict_is_the_same_in_three_parts(case: Case, tmp_path: Path) -> None:
+    path = case.write(tmp_path)
+    if case.cause is None:
+        assert digests(path, parts=3) == digests(path)
+    else:
+        with pytest.raises(ArchiveError) as refusal:
+            digests(path, parts=3)
+        assert refusal.value.cause is case.cause
