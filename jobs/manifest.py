@@ -109,6 +109,22 @@ def read_summary(path: Path) -> PartSummary:
     return _summary(path, tail[tail.rfind(b"\n", 0, -1) + 1 :])
 
 
+class Published(msgspec.Struct, omit_defaults=True, frozen=True):
+    """A line of a published dataset's manifest: one of its files."""
+
+    path: str  # relative to the dataset
+    size: int  # bytes
+    crc32: str
+    part: str | None = None  # that the file came in; the merged records have none
+    digest: str | None = None  # by the algorithm that the receipt names, if it is not crc32
+    raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
+
+    @property
+    def name(self) -> str:
+        """The path as the file system takes it."""
+        return self.path if self.raw is None else os.fsdecode(bytes.fromhex(self.raw))
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb", buffering=_BUFFER)

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 INCOMING = ".incoming"  # within the destination: what is not published yet
 RECEIPT = "RECEIPT.json"
+MANIFEST = "MANIFEST.jsonl"
+SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class RunFolder:
     @property
     def audit(self) -> Path:
         return self.path / "audit.jsonl"
+
+    @property
+    def receipt(self) -> Path:
+        """The published receipt again, for a repair of what was published."""
+        return self.path / "receipt.json"
 
     @property
     def report(self) -> Path:

@@ -13,12 +13,12 @@ from jobs.errors import Cause, OrchestrateError
 from jobs.finalize import collisions, lines, merge, passes, publish, receipt, summary
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
-from jobs.finalize.ground import MANIFEST, Ground, bytes_of, key_of_bytes
+from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.join import Join
 from jobs.finalize.unfinished import unfinished
 from jobs.model import OnBadRecord, Plan, Problem, Summary, Verify
 from jobs.progress import Progress
-from jobs.runfolder import RECEIPT, RunFolder, Staging
+from jobs.runfolder import MANIFEST, RECEIPT, RunFolder, Staging
 
 __all__ = ["run"]
 

@@ -10,9 +10,6 @@ from jobs.memberpath import shown, text_of
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.runfolder import RunFolder, Staging
 
-MANIFEST = "MANIFEST.jsonl"
-SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
-
 
 def key_of(entry: Entry) -> str:
     """One text for each path: its bytes in hex behind a NUL where they are not UTF-8."""

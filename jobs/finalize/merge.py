@@ -15,28 +15,18 @@ import msgspec
 
 from jobs import digest
 from jobs.checks import records
-from jobs.finalize.ground import MANIFEST, SUMS, Ground, Piece, bytes_of
-from jobs.manifest import read_manifest
+from jobs.finalize.ground import Ground, Piece, bytes_of
+from jobs.manifest import Published, read_manifest
 from jobs.model import OnCollision, placed_path
 from jobs.progress import Progress
-
-
-class Line(msgspec.Struct, omit_defaults=True):
-    """A line of the published manifest."""
-
-    path: str  # relative to the dataset
-    size: int  # bytes
-    crc32: str
-    part: str | None = None  # that the file came in; the merged records have none
-    digest: str | None = None  # by the algorithm that the receipt names, if it is not crc32
-    raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
+from jobs.runfolder import MANIFEST, SUMS
 
 
 @dataclass(frozen=True)
 class Merged:
     """The records file that was written."""
 
-    line: Line
+    line: Published
     records: int
     dropped: int
     by_shard: dict[str, int]  # records of each shard
@@ -105,7 +95,7 @@ def merge_records(
                 hasher.update(line)
     temporary.replace(target)
     crc, *other = (hasher.hexdigest() for hasher in hashers)
-    line_of_it = Line(path, size, crc, None, other[0] if other else None)
+    line_of_it = Published(path, size, crc, None, other[0] if other else None)
     return Merged(line_of_it, count, len(dropped), by_shard)
 
 
@@ -169,7 +159,7 @@ def write_manifest(
             if sums is not None:
                 sums.write(_sum_line(line))
         if sums is not None and algorithm == "sha256":
-            sums.write(_sum_line(Line(MANIFEST, size, "", digest=whole.hexdigest())))
+            sums.write(_sum_line(Published(MANIFEST, size, "", digest=whole.hexdigest())))
     return Proof(whole.hexdigest(), size, files, total, sums_name)
 
 
@@ -178,7 +168,9 @@ def _create(path: Path) -> BinaryIO:
     return path.open("wb", buffering=1 << 20)
 
 
-def _manifest_lines(ground: Ground, skipped: array[int], merged: Merged | None) -> Iterator[Line]:
+def _manifest_lines(
+    ground: Ground, skipped: array[int], merged: Merged | None
+) -> Iterator[Published]:
     if merged is not None:
         yield merged.line
     left_out = _Numbers(skipped)
@@ -187,10 +179,12 @@ def _manifest_lines(ground: Ground, skipped: array[int], merged: Merged | None) 
         for entry in read_manifest(ground.folder.manifest(part)):
             number += 1
             if not left_out.holds(number):
-                yield Line(entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw)
+                yield Published(
+                    entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw
+                )
 
 
-def _sum_line(line: Line) -> bytes:
+def _sum_line(line: Published) -> bytes:
     """As sha256sum writes it: a backslash opens a line whose name is escaped.
 
     https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html

@@ -12,11 +12,11 @@ from enum import IntEnum
 from jobs.errors import RunFolderError
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
-from jobs.finalize.ground import MANIFEST, SUMS, Ground, Piece, key_of, key_of_bytes
+from jobs.finalize.ground import Ground, Piece, key_of, key_of_bytes
 from jobs.manifest import read_manifest, read_summary
 from jobs.model import Part, PartSummary
 from jobs.progress import Progress
-from jobs.runfolder import RECEIPT
+from jobs.runfolder import MANIFEST, RECEIPT, SUMS
 
 CHECK_EVERY = 10_000  # rows between two looks at the stop flag
 

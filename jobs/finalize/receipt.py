@@ -12,11 +12,11 @@ import msgspec
 
 from jobs import __version__
 from jobs.finalize.findings import Findings
-from jobs.finalize.ground import MANIFEST, Ground
+from jobs.finalize.ground import Ground
 from jobs.finalize.merge import Merged, Proof
 from jobs.manifest import read_summary
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
-from jobs.runfolder import RunFolder
+from jobs.runfolder import MANIFEST, RunFolder
 
 Json = dict[str, Any]
 

@@ -63,8 +63,14 @@ def changed(change: Callable[[StagedShard, StagedShard], object]) -> Make:
     return make
 
 
-def set_records(shard: StagedShard, records: bytes | None) -> None:
+def set_records(shard: StagedShard, records: bytes | None) -> StagedShard:
     shard.records = records
+    return shard
+
+
+def without_files(shard: StagedShard) -> StagedShard:
+    shard.files = {}
+    return shard
 
 
 def moved(shards: Sequence[StagedShard], folder: str) -> Sequence[StagedShard]:
@@ -233,7 +239,7 @@ REFUSED = [
     ),
     (
         "images/ missing",
-        changed(lambda a, b: (a.files.clear(), b.files.clear())),
+        changed(lambda a, b: (without_files(a), without_files(b))),
         Cause.BAD_RECORD,
         "8 records' images are missing",
     ),
