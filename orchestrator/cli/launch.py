@@ -127,7 +127,7 @@ _verification = options.stack(
     click.option(
         "--max-expansion",
         type=float,
-        default=1000.0,
+        default=200.0,
         show_default=True,
         help="Most data bytes for a byte of archive.",
     ),
