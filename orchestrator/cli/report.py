@@ -1,0 +1,33 @@
+"""``report``: a run as one HTML page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.cli import options
+
+
+@click.command(short_help="Write a run's report as one HTML page.")
+@options.run
+@options.log_dir
+@click.option(
+    "-o", "--output", type=options.FOLDER, help="File to write.  [default: report.html of the run]"
+)
+def command(run: str | None, log_dir: Path, output: Path | None) -> int:
+    """Write RUN's report: summary, tasks by node, throughput, problems, efficiency, receipt.
+
+    One file that opens from disk, in any browser, without network and without scripts.
+    """
+    from jobs import atomic
+    from jobs.model import utc_now
+    from orchestrator import api, report
+
+    folder = api.find_run(run, log_dir)
+    state = api.status(folder)
+    page = report.page(state, folder, utc_now(), report.receipt_of(state))
+    path = output or folder.report
+    atomic.write_bytes(path, page.encode())
+    click.echo(path)
+    return 0

@@ -1,0 +1,251 @@
+"""A run's report: one HTML page that asks nothing of the network and needs no script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+
+from jobs import __version__
+from jobs.model import Stage
+from jobs.runfolder import RunFolder, Staging
+from orchestrator import insight, logs, units
+from orchestrator.insight import Failure
+from orchestrator.report import charts, figures
+from orchestrator.state import RunState, RunStatus, TaskStatus
+from orchestrator.status import bytes_fetched, count_stages, job_ids, shard_of
+
+_MOST_MESSAGES = 50  # of one cause
+_LOG_LINES = 12
+
+
+def receipt_of(state: RunState) -> dict[str, Any] | None:
+    """The published receipt, where it is this run's."""
+    try:
+        receipt = msgspec.json.decode(Staging(state.plan).receipt.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    mine = isinstance(receipt, dict) and receipt.get("run_id") == state.plan.run_id
+    return receipt if mine else None
+
+
+def page(
+    state: RunState, folder: RunFolder, now: datetime, receipt: Mapping[str, Any] | None = None
+) -> str:
+    """The whole page."""
+    css = files("orchestrator.report").joinpath("page.css").read_text(encoding="utf-8")
+    title = escape(f"{state.plan.run_id} · {state.status.value}")
+    sections = [
+        _summary(state, now),
+        _stages(state, now),
+        _charts(state, now),
+        _failures(state, folder),
+        _efficiency(state, now),
+        _receipt(receipt),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>{title}</title><style>\n{css}</style></head>\n<body>\n"
+        f"{''.join(sections)}"
+        f"<footer>Written {_when(now)} by websight-orchestrate {escape(__version__)}.</footer>\n"
+        "</body></html>\n"
+    )
+
+
+def _when(moment: datetime | None) -> str:
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC" if moment else "–"
+
+
+def _rows(pairs: Sequence[tuple[str, str]]) -> str:
+    body = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in pairs if text
+    )
+    return f"<dl>{body}</dl>\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
+    """A table whose columns after the first few hold numbers."""
+
+    def cells(tag: str, row: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{' class=number' if index >= text_columns else ''}>{escape(cell)}</{tag}>"
+            for index, cell in enumerate(row)
+        )
+
+    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{cells("th", head)}</tr>{body}</table></div>\n'
+
+
+def _summary(state: RunState, now: datetime) -> str:
+    plan, source = state.plan, state.plan.source
+    done, total = bytes_fetched(state)
+    ends = [view.ended for view in state.tasks if view.ended]
+    over = state.status is not RunStatus.RUNNING and bool(ends)
+    end = max(ends) if over else now
+    facts = [
+        ("Source", f"{source.kind.value} {source.locator}"),
+        ("Revision", source.revision or ""),
+        ("Licence", source.license or ""),
+        ("Destination", plan.dest),
+        ("Shards", f"{units.count(len(plan.shards))}, {units.size(total or done)}"),
+        ("Launched", _when(plan.created)),
+        ("Ended" if over else "So far", _when(end) if over else units.span(0)),
+        ("Took", units.span((end - plan.created).total_seconds())),
+        ("Engine", state.submissions[-1].engine if state.submissions else ""),
+        ("Attempts", str(len(state.submissions))),
+        ("Jobs", ", ".join(job_ids(state))),
+    ]
+    facts = [fact for fact in facts if fact[0] != "So far"]
+    checks = "".join(
+        f'<li class="{"good" if line.startswith("✓") else "trouble"}">{escape(line)}</li>'
+        for line in (state.summary.lines if state.summary else ())
+    )
+    return (
+        f"<h1>{escape(plan.run_id)} "
+        f'<span class="state {state.status.value}">{state.status.value}</span></h1>\n'
+        f"{_rows(facts)}" + (f'<ul class="checks">{checks}</ul>\n' if checks else "")
+    )
+
+
+def _stages(state: RunState, now: datetime) -> str:
+    counts, paces = count_stages(state, now), insight.paces(state, now)
+    rows = []
+    for stage in Stage:
+        count = counts[stage]
+        bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
+        rate = paces[stage].bytes_s
+        rows.append(
+            [
+                stage.value,
+                f"{int(paces[stage].fraction * 100 + 1e-9)} %",
+                units.count(count.tasks),
+                units.count(count[TaskStatus.DONE]),
+                units.count(bad),
+                units.count(count.files) if count.files else "–",
+                units.size(count.bytes) if count.bytes else "–",
+                f"{units.size(rate)}/s" if rate else "–",
+                units.clock(count.elapsed_s) if count.elapsed_s is not None else "–",
+            ]
+        )
+    head = ["Stage", "Done", "Tasks", "Ok", "Failed", "Files", "Bytes", "Rate", "Time"]
+    return f"<h2>Stages</h2>\n{_table(head, rows)}"
+
+
+def _charts(state: RunState, now: datetime) -> str:
+    bars = figures.bars(state, now)
+    end = max((bar.ended or bar.submitted for bar in bars), default=0.0)
+    if not any(bar.started is not None for bar in bars) or end <= 0:
+        return "<h2>Tasks over time</h2>\n<p>No task has started yet.</p>\n"
+    series = [
+        (stage, figures.throughput(state, bars, stage, end))
+        for stage in (Stage.DOWNLOAD, Stage.EXTRACT)
+    ]
+    key = "".join(
+        f'<i style="background:var(--{name})"></i>{text}'
+        for name, text in (
+            ("download", "download"),
+            ("extract", "extract"),
+            ("finalize", "finalize"),
+            ("bad", "failed"),
+            ("wait", "waiting"),
+        )
+    )
+    return (
+        "<h2>Tasks by node</h2>\n"
+        f'<p class="key">Minutes since the launch.{key}</p>\n'
+        f'<div class="scroll">{charts.gantt(bars, figures.lanes(bars), end)}</div>\n'
+        "<h2>Tasks that wait</h2>\n"
+        f'<div class="scroll">{charts.waiting(figures.waiting_steps(bars), end)}</div>\n'
+        "<h2>Throughput</h2>\n"
+        '<p class="key">Each task\'s bytes, spread evenly over its time.</p>\n'
+        f'<div class="scroll">{charts.rates(series, end)}</div>\n'
+    )
+
+
+def _failures(state: RunState, folder: RunFolder) -> str:
+    groups = insight.failures(state)
+    if not groups:
+        return ""
+    known = logs.find(folder)
+    ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
+    return "<h2>Problems</h2>\n" + "".join(_failure(group, known, ids, state) for group in groups)
+
+
+def _failure(
+    group: Failure,
+    known: logs.Logs,
+    ids: Mapping[tuple[int, Stage, int], str | None],
+    state: RunState,
+) -> str:
+    first = group.troubles[0]
+    job_id = ids.get((first.attempt, first.stage, first.task)) or ""
+    log = known.get((first.attempt, first.stage, job_id))
+    told = logs.tail(log.path, _LOG_LINES) if log and log.path else []
+    items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
+    steps = "\n".join(
+        f"websight-orchestrate {step.format(run=state.plan.run_id)}" for step in group.next_steps
+    )
+    cause = group.cause.value.replace("_", " ")
+    return (
+        f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.troubles)}</h3>\n'
+        f"<p>Tasks {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
+        + (f"<pre>{escape(steps)}</pre>\n" if steps else "")
+        + (f"<details><summary>{escape(str(log.path))}</summary>" if told and log else "")
+        + (f"<pre>{escape(chr(10).join(told))}</pre></details>\n" if told else "")
+    )
+
+
+def _messages(group: Failure) -> Iterator[str]:
+    seen: dict[str, None] = {}
+    for trouble in group.troubles:
+        shard = shard_of(trouble)
+        prefix = f"{shard}: " if shard and shard not in trouble.problem.message else ""
+        seen.setdefault(prefix + trouble.problem.message)
+    yield from list(seen)[:_MOST_MESSAGES]
+    if len(seen) > _MOST_MESSAGES:
+        yield f"and {len(seen) - _MOST_MESSAGES} more"
+
+
+def _efficiency(state: RunState, now: datetime) -> str:
+    def share(value: float | None) -> str:
+        return "–" if value is None else f"{value:.0%}"
+
+    rows = [
+        [
+            use.stage.value,
+            units.count(use.tasks),
+            "–" if use.wait_s is None else units.clock(use.wait_s),
+            units.clock(use.wall_s),
+            str(use.cpus),
+            units.clock(use.cpu_s),
+            share(use.cpu_share),
+            f"{use.mem_mb} MiB" if use.mem_mb else "–",
+            units.size(use.peak_bytes) if use.peak_bytes else "–",
+            share(use.mem_share),
+        ]
+        for use in figures.uses(state, now)
+    ]
+    head = ["Stage", "Tasks", "Waited", "Ran", "Cores", "CPU time", "of asked", "Memory", "Peak"]
+    return (
+        "<h2>Efficiency</h2>\n"
+        '<p class="key">Waited: the middle task, from submission to start. Ran and CPU time: all '
+        "tasks together. Memory and cores: asked for each task.</p>\n"
+        f"{_table([*head, 'of asked'], rows)}"
+    )
+
+
+def _receipt(receipt: Mapping[str, Any] | None) -> str:
+    if receipt is None:
+        return ""
+    text = msgspec.json.format(msgspec.json.encode(receipt), indent=2).decode()
+    return (
+        "<h2>Receipt</h2>\n<details><summary>RECEIPT.json</summary>"
+        f"<pre>{escape(text)}</pre></details>\n"
+    )

@@ -1,0 +1,184 @@
+"""The numbers of a report: when each task waited and ran, bytes over time, resources used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from jobs.model import Stage
+from orchestrator.insight import files_and_bytes, node_of
+from orchestrator.state import RunState, TaskStatus, TaskView
+
+BINS = 80  # of the throughput chart
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One task in time; moments are seconds since the run was launched."""
+
+    label: str
+    stage: Stage
+    status: TaskStatus
+    node: str
+    submitted: float
+    started: float | None
+    ended: float | None  # of a running task: now
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Tasks of one node that did not overlap, to be drawn on one line."""
+
+    node: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a stage's tasks asked for and what they used."""
+
+    stage: Stage
+    tasks: int
+    wait_s: float | None  # the middle task's, from submission to start
+    wall_s: float  # of all tasks together
+    cpus: int
+    cpu_s: float
+    mem_mb: int | None  # asked a task
+    peak_bytes: int  # the largest task's
+
+    @property
+    def cpu_share(self) -> float | None:
+        """Of the processor time that was asked for."""
+        asked = self.wall_s * self.cpus
+        return self.cpu_s / asked if asked else None
+
+    @property
+    def mem_share(self) -> float | None:
+        return self.peak_bytes / (self.mem_mb * 2**20) if self.mem_mb else None
+
+
+def bars(state: RunState, now: datetime) -> tuple[Bar, ...]:
+    """Every task in time, in the order of their starts."""
+    zero = state.plan.created
+    made = {submission.number: submission.created for submission in state.submissions}
+    found = [_bar(view, zero, made[view.attempt], now) for view in state.tasks]
+    return tuple(
+        sorted(found, key=lambda bar: bar.submitted if bar.started is None else bar.started)
+    )
+
+
+def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
+    def since(moment: datetime | None) -> float | None:
+        return None if moment is None else (moment - zero).total_seconds()
+
+    submitted = since(view.engine.submitted or made) or 0.0
+    started = since(view.started)
+    ended = since(view.ended)
+    if started is not None:
+        # Clocks of two machines may differ by a little: nothing starts before it was submitted.
+        started = max(started, submitted)
+        ended = max(started, ended if ended is not None else (since(now) or started))
+    return Bar(
+        f"{view.stage.value} {view.task.number}",
+        view.stage,
+        view.status,
+        node_of(view) or "",
+        submitted,
+        started,
+        ended if started is not None else None,
+    )
+
+
+def lanes(all_bars: Iterable[Bar]) -> tuple[Lane, ...]:
+    """Started tasks by node, each node's packed on as few lines as they need."""
+    by_node: dict[str, list[list[Bar]]] = {}
+    for bar in all_bars:
+        if bar.started is None:
+            continue
+        rows = by_node.setdefault(bar.node, [])
+        for row in rows:
+            if (row[-1].ended or 0.0) <= bar.started:
+                row.append(bar)
+                break
+        else:
+            rows.append([bar])
+    return tuple(Lane(node, tuple(row)) for node in sorted(by_node) for row in by_node[node])
+
+
+def waiting_steps(all_bars: Iterable[Bar]) -> list[tuple[float, int]]:
+    """How many tasks waited at each moment that changed it."""
+    changes: dict[float, int] = {}
+    for bar in all_bars:
+        changes[bar.submitted] = changes.get(bar.submitted, 0) + 1
+        if bar.started is not None:
+            changes[bar.started] = changes.get(bar.started, 0) - 1
+    steps, level = [], 0
+    for moment in sorted(changes):
+        level += changes[moment]
+        steps.append((moment, level))
+    return steps
+
+
+def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: float) -> list[float]:
+    """Bytes a second of ``stage`` in ``BINS`` equal spans of time up to ``end`` seconds.
+
+    A task's bytes are spread evenly over its time, as nothing finer is kept.
+    """
+    width = end / BINS
+    found = [0.0] * BINS
+    if width <= 0:
+        return found
+    moved = {
+        f"{view.stage.value} {view.task.number}": files_and_bytes([view])[1]
+        for view in state.tasks
+        if view.stage is stage
+    }
+    for bar in all_bars:
+        bytes_ = moved.get(bar.label, 0)
+        if bar.stage is not stage or bar.started is None or bar.ended is None or not bytes_:
+            continue
+        begin, stop = bar.started, max(bar.ended, bar.started + 1e-3)
+        for number in range(int(begin / width), min(BINS - 1, int(stop / width)) + 1):
+            overlap = min(stop, (number + 1) * width) - max(begin, number * width)
+            if overlap > 0:
+                found[number] += bytes_ * overlap / (stop - begin) / width
+    return found
+
+
+def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
+    """Asked and used, by stage; the accounting's word where there is one, else the workers' own."""
+    by_stage: Mapping[Stage, list[TaskView]] = {stage: [] for stage in Stage}
+    for view in state.tasks:
+        by_stage[view.stage].append(view)
+    return tuple(_use(state, stage, views, now) for stage, views in by_stage.items() if views)
+
+
+def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime) -> Use:
+    asked = state.submissions[-1].resources.get(stage.value)
+    made = {submission.number: submission.created for submission in state.submissions}
+    waits = sorted(
+        max(0.0, (view.started - (view.engine.submitted or made[view.attempt])).total_seconds())
+        for view in views
+        if view.started
+    )
+    wall = sum(
+        max(0.0, ((view.ended or now) - view.started).total_seconds())
+        for view in views
+        if view.started
+    )
+    cpu = peak = 0.0
+    for view in views:
+        told = view.result
+        cpu += view.engine.cpu_s or (told.cpu_s if told else 0.0)
+        peak = max(peak, view.engine.peak_rss_bytes or 0, told.peak_rss_bytes if told else 0)
+    return Use(
+        stage,
+        len(views),
+        waits[len(waits) // 2] if waits else None,
+        wall,
+        asked.cpus if asked else 1,
+        cpu,
+        asked.mem_mb if asked else None,
+        int(peak),
+    )
