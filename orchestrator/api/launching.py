@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs import atomic
 from jobs.errors import EngineError
@@ -67,7 +67,7 @@ class Planned:
 
     def problems(self) -> list[str]:
         """What does not hold, though it must before anything is submitted; a line each."""
-        return preflight.problems(self.plan)
+        return preflight.problems(self.plan, self.folder.path)
 
 
 def plan(request: LaunchRequest) -> Planned:
@@ -95,7 +95,9 @@ def plan(request: LaunchRequest) -> Planned:
         run_id=planning.new_run_id(now),
         now=now,
     )
-    return Planned(planned, source.private(), engine, request, source.notes())
+    made = Planned(planned, source.private(), engine, request)
+    odd = preflight.notes(planned, made.folder.path, engine=engine)
+    return replace(made, notes=(*source.notes(), *odd))
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
@@ -105,8 +107,8 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
     and calls ``on_tick`` meanwhile. Raises ``PreflightError``, ``ClaimedError``, ``EngineError``;
     where nothing was submitted, no run folder stays behind.
     """
-    preflight.check(planned.plan)
     folder = planned.folder
+    preflight.check(planned.plan, folder.path)
     folder.create(planned.plan)
     try:
         if planned.private:
