@@ -9,10 +9,10 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from jobs.model import TaskResult
+from jobs.errors import EngineError
+from jobs.model import Outcome, Stage, TaskResult
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,18 @@ class Entry:
         result: TaskResult = _named(self.call)(self.run_dir, self.stage, self.number, self.attempt)
         if self.then is not None:
             _follow_up(self.then, self.run_dir, self.attempt)
+        _end_badly_if_not_published(result)
         return result
+
+
+def _end_badly_if_not_published(result: object) -> None:
+    """Fail the job of a finalize that did not publish: what depends on it must not start."""
+    if (
+        isinstance(result, TaskResult)
+        and result.stage is Stage.FINALIZE
+        and result.outcome is not Outcome.OK
+    ):
+        raise EngineError("finalize: the dataset was not published; see the result")
 
 
 def _own_signals() -> None:

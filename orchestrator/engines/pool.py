@@ -261,9 +261,9 @@ def _cause(task: PoolTask, code: int) -> Cause | None:
         return Cause.CANCELLED
     if code < 0:
         return Cause.KILLED
-    # A download without one usable shard ends with 1, so that nothing is extracted; any other
-    # task that gets as far as our code ends with 0 and leaves a result.
-    if code > 0 and task.job.spec.stage is not Stage.DOWNLOAD:
+    # A download without one usable shard and a finalize that does not publish end with 1, for
+    # those that wait for them; an extract task that gets as far as our code ends with 0.
+    if code > 0 and task.job.spec.stage is Stage.EXTRACT:
         return Cause.LAUNCH_FAILED
     return None
 

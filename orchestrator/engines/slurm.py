@@ -123,7 +123,8 @@ class SlurmEngine:
         It gets ``name``, so that it is found again; the id of its job comes back.
         """
         waits = f"--dependency={after.kind}:{':'.join(after.job_ids)}"
-        words = [waits, f"--job-name={name}", f"--chdir={script.parent}", str(script)]
+        words = [waits, "--kill-on-invalid-dep=yes", f"--job-name={name}"]
+        words += [f"--chdir={script.parent}", str(script)]
         return self._sbatch(words, name, [])
 
     def time_limit_min(self, partition: str | None) -> int | None:

@@ -241,6 +241,6 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
         return Cause.LAUNCH_FAILED
     if number or status in (_KILL, 128 + _KILL, 128 + 15):
         return Cause.KILLED
-    # A worker that gets as far as our code ends with 0 and leaves a result, with one exception: a
-    # download without one usable shard ends with 1 so that nothing is extracted.
-    return None if name.endswith("-download") else Cause.LAUNCH_FAILED
+    # A download without one usable shard and a finalize that does not publish end with 1, for
+    # those that wait for them; an extract task that gets as far as our code ends with 0.
+    return Cause.LAUNCH_FAILED if name.endswith("-extract") else None

@@ -1,0 +1,276 @@
+"""Slurm's answers, as it really gives them, read into values."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+import pytest
+
+from jobs.errors import Cause
+from orchestrator.engines.base import EngineState
+from orchestrator.engines.slurmclient import Answer, environment
+from orchestrator.engines.slurmparse import (
+    account_rows,
+    expand,
+    parse_bytes,
+    parse_cpu,
+    parse_time,
+    queue_rows,
+)
+
+NAME = "websight-20260102-030405-abcdef-0001-extract"
+
+
+@pytest.mark.parametrize(
+    ("text", "ids"),
+    [
+        pytest.param("12", ["12"], id="job"),
+        pytest.param("12_3", ["12_3"], id="array task"),
+        pytest.param("12_[3]", ["12_3"], id="the last pending one"),
+        pytest.param("12_[3-5]", ["12_3", "12_4", "12_5"], id="range"),
+        pytest.param("12_[3-4,7%4]", ["12_3", "12_4", "12_7"], id="throttle"),
+        pytest.param("16_[1-9:4]", ["16_1", "16_5", "16_9"], id="step"),
+        pytest.param("16_[0-6:3,9%2]", ["16_0", "16_3", "16_6", "16_9"], id="step and throttle"),
+        pytest.param("12_[1,3,...]", ["12_1", "12_3"], id="cut short"),
+    ],
+)
+def test_a_compact_row_stands_for_its_tasks(text: str, ids: list[str]) -> None:
+    assert list(expand(text)) == ids
+
+
+def queue_line(
+    job_id: str = "7",
+    state: str = "RUNNING",
+    reason: str = "None",
+    node: str = "n1",
+    restarts: str = "0",
+    status: str = "0",
+    start: str = "2026-01-02T03:04:06",
+    end: str = "2027-01-02T03:04:06",
+    name: str = NAME,
+) -> str:
+    fields = (job_id, state, reason, node, restarts, status, "2026-01-02T03:04:05", start, end)
+    return "".join(f"{field}|" for field in (*fields, name)) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "state", "cause"),
+    [
+        pytest.param(queue_line(), EngineState.RUNNING, None, id="running"),
+        pytest.param(queue_line(state="COMPLETING"), EngineState.RUNNING, None, id="completing"),
+        pytest.param(queue_line(state="SUSPENDED"), EngineState.RUNNING, None, id="suspended"),
+        pytest.param(
+            queue_line(state="PENDING", reason="Priority"), EngineState.PENDING, None, id="pending"
+        ),
+        pytest.param(
+            queue_line(state="REQUEUE_HOLD"), EngineState.PENDING, None, id="requeued and held"
+        ),
+        pytest.param(
+            queue_line(state="PENDING", reason="DependencyNeverSatisfied"),
+            EngineState.PENDING,
+            Cause.DEPENDENCY,
+            id="never satisfied",
+        ),
+        pytest.param(
+            queue_line(state="CANCELLED", reason="DependencyNeverSatisfied"),
+            EngineState.ENDED,
+            Cause.DEPENDENCY,
+            id="cancelled as never satisfied",
+        ),
+        pytest.param(queue_line(state="COMPLETED"), EngineState.ENDED, None, id="completed"),
+        pytest.param(
+            queue_line(state="FAILED", status="9"), EngineState.ENDED, Cause.KILLED, id="killed"
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status=str(137 << 8)),
+            EngineState.ENDED,
+            Cause.KILLED,
+            id="killed under srun",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="4021", reason="JobLaunchFailure"),
+            EngineState.ENDED,
+            Cause.LAUNCH_FAILED,
+            id="log folder missing",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="256", reason="NonZeroExitCode"),
+            EngineState.ENDED,
+            Cause.LAUNCH_FAILED,
+            id="our code was not reached",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="256", name=NAME.replace("extract", "download")),
+            EngineState.ENDED,
+            None,
+            id="a download with nothing usable leaves a result",
+        ),
+        pytest.param(
+            queue_line(state="TIMEOUT", status="15"),
+            EngineState.ENDED,
+            Cause.TIME_LIMIT,
+            id="time limit",
+        ),
+        pytest.param(
+            queue_line(state="OUT_OF_MEMORY", status="125"),
+            EngineState.ENDED,
+            Cause.OUT_OF_MEMORY,
+            id="memory",
+        ),
+        pytest.param(
+            queue_line(state="NODE_FAIL"), EngineState.ENDED, Cause.NODE_FAILURE, id="node"
+        ),
+        pytest.param(
+            queue_line(state="PREEMPTED"), EngineState.ENDED, Cause.PREEMPTED, id="preempted"
+        ),
+    ],
+)
+def test_a_row_of_squeue_says_where_a_task_stands_and_why_it_ended(
+    line: str, state: EngineState, cause: Cause | None
+) -> None:
+    (row,) = queue_rows(line)
+    assert (row.name.startswith("websight-"), row.task.state, row.task.cause) == (
+        True,
+        state,
+        cause,
+    )
+
+
+def test_times_of_a_row_belong_to_its_state() -> None:
+    start = datetime(2026, 1, 2, 3, 4, 6, tzinfo=timezone.utc)
+    (running,) = queue_rows(queue_line())
+    assert (running.task.started, running.task.ended) == (start, None)  # its end is a guess
+    (waiting,) = queue_rows(queue_line(state="PENDING", node=""))
+    assert (waiting.task.started, waiting.task.estimated_start) == (None, start)
+    assert waiting.task.node is None
+    (over,) = queue_rows(queue_line(state="COMPLETED", end="2026-01-02T03:05:06"))
+    assert over.task.ended == start.replace(minute=5)
+
+
+def test_a_pending_array_becomes_a_row_a_task_and_restarts_are_counted() -> None:
+    text = queue_line("12_[3-5%2]", "PENDING", "JobArrayTaskLimit", "") + queue_line(
+        "12_1", restarts="2"
+    )
+    rows = {row.job_id: row.task for row in queue_rows(text)}
+    assert sorted(rows) == ["12_1", "12_3", "12_4", "12_5"]
+    assert rows["12_1"].restarts == 2
+    assert rows["12_4"].reason == "JobArrayTaskLimit"
+
+
+def test_other_jobs_names_may_hold_the_separator() -> None:
+    (row,) = queue_rows(queue_line(name="a | b|c"))
+    assert row.name == "a | b|c"
+
+
+def account_line(job_id: str, state: str, code: str = "0:0", **more: str) -> str:
+    fields = {
+        "reason": "None",
+        "node": "n1",
+        "submit": "2026-01-02T03:04:05",
+        "start": "2026-01-02T03:04:06",
+        "end": "2026-01-02T03:05:06",
+        "cpu": "",
+        "rss": "",
+        "name": NAME,
+    } | more
+    order = ("reason", "node", "code", "submit", "start", "end", "cpu", "rss", "name")
+    fields["code"] = code
+    return "|".join([job_id, state, *(fields[key] for key in order)]) + "\n"
+
+
+def test_accounting_tells_who_cancelled_what_ended_and_what_it_used() -> None:
+    text = (
+        account_line("9", "CANCELLED by 1000", node="None assigned", start="None")
+        + account_line("10_3", "OUT_OF_MEMORY", "0:125", cpu="01:02.500")
+        + account_line("10_3.batch", "OUT_OF_MEMORY", rss="1000K", name="batch")
+        + account_line("10_3.0", "OUT_OF_MEMORY", rss="2M", name="python")
+        + account_line("11", "TIMEOUT", "0:0")
+        + account_line("12", "FAILED", "0:53")
+    )
+    rows = {row.job_id: row.task for row in account_rows(text)}
+    assert sorted(rows) == ["10_3", "11", "12", "9"]
+    assert (rows["9"].raw, rows["9"].cause, rows["9"].node) == (
+        "CANCELLED by 1000",
+        Cause.CANCELLED,
+        None,
+    )
+    assert rows["9"].started is None
+    assert (rows["10_3"].cpu_s, rows["10_3"].peak_rss_bytes) == (62.5, 2 << 20)
+    assert rows["10_3"].cause is Cause.OUT_OF_MEMORY
+    assert rows["11"].cause is Cause.TIME_LIMIT
+    assert rows["12"].cause is Cause.LAUNCH_FAILED
+
+
+def test_a_stale_row_of_a_pending_array_does_not_hide_what_its_tasks_do() -> None:
+    text = account_line("3_[2,5%2]", "PENDING") + account_line("3_2", "RUNNING")
+    assert {r.job_id: r.task.raw for r in account_rows(text)} == {
+        "3_2": "RUNNING",
+        "3_5": "PENDING",
+    }
+    swapped = account_line("3_2", "RUNNING") + account_line("3_[2,5%2]", "PENDING")
+    assert {r.job_id: r.task.raw for r in account_rows(swapped)}["3_2"] == "RUNNING"
+
+
+@pytest.mark.parametrize("text", ["N/A", "Unknown", "None", "", "NONE"])
+def test_a_time_that_is_not_known_is_none(text: str) -> None:
+    assert parse_time(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("00:01.500", 1.5), ("1-00:00:01", 86401.0), ("02:03:04", 7384.0), ("", None)],
+)
+def test_cpu_time_is_read(text: str, seconds: float | None) -> None:
+    assert parse_cpu(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("12K", 12288), ("1.5M", 1572864), ("0", 0), ("", None), ("x", None)]
+)
+def test_peak_memory_is_read(text: str, size: int | None) -> None:
+    assert parse_bytes(text) == size
+
+
+def test_slurms_words_are_told_without_its_prefixes() -> None:
+    said = (
+        "sbatch: error: invalid partition specified: nope\n"
+        "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
+    )
+    words = Answer(1, "", said).words
+    assert words == (
+        "invalid partition specified: nope; "
+        "Batch job submission failed: Invalid partition name specified"
+    )
+
+
+@pytest.mark.parametrize(
+    ("stderr", "silent"),
+    [
+        ("slurm_load_jobs error: Unable to contact slurm controller (connect failure)", True),
+        (
+            "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation",
+            True,
+        ),
+        ("sbatch: error: Batch job submission failed: Invalid account", False),
+        ("sbatch: error: QOSMaxSubmitJobPerUserLimit", False),
+    ],
+)
+def test_a_silent_slurm_is_told_from_one_that_says_no(stderr: str, silent: bool) -> None:
+    assert Answer(1, "", stderr).silent is silent
+
+
+def test_what_an_allocation_or_a_profile_left_does_not_reach_slurm() -> None:
+    kept = environment(
+        {
+            "PATH": "/bin",
+            "HF_TOKEN": "t",
+            "SLURM_CONF": "/c",
+            "SBATCH_PARTITION": "p",
+            "SLURM_JOB_ID": "1",
+            "SLURM_TIME_FORMAT": "relative",
+            "SQUEUE_FORMAT": "%i",
+            "SACCT_FORMAT": "x",
+            "SUBMITIT_EXECUTOR": "slurm",
+        }
+    )
+    assert kept == {"PATH": "/bin", "HF_TOKEN": "t", "SLURM_CONF": "/c"}
