@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +13,7 @@ from pathlib import Path
 from jobs.errors import Cause, EngineError
 from jobs.model import Task
 from jobs.runfolder import RunFolder
-from orchestrator import resources
-from orchestrator.engines import slurmclient
+from orchestrator.engines import slurmclient, slurmlimits
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
@@ -35,7 +34,7 @@ log = logging.getLogger(__name__)
 
 # Waits before asking a silent Slurm again: about a minute in all, then the user is told.
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-DEFAULT_MAX_ARRAY = 1001  # Slurm's own
+_AT_ONCE_S = 3.0
 _IDS_AT_ONCE = 500  # ids on one command line
 
 
@@ -46,7 +45,7 @@ class SlurmEngine:
 
     def __init__(self, *, back_off_s: Sequence[float] = BACK_OFF_S) -> None:
         self._back_off_s = tuple(back_off_s)
-        self._max_array: int | None = None
+        self._array_size: int | None = None
         self._submitted: list[str] = []
         self._pause = threading.Event()  # never set: waiting on it can be interrupted
 
@@ -57,6 +56,7 @@ class SlurmEngine:
         from orchestrator.engines import sbatch
 
         sbatch.check(spec)
+        slurmlimits.check_time(spec)
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
@@ -102,20 +102,11 @@ class SlurmEngine:
         return "\n".join(texts)
 
     def _batches(self, spec: JobSpec) -> Iterator[Sequence[Task]]:
-        size = self._array_size() if len(spec.tasks) > 1 else 1
+        if self._array_size is None:
+            self._array_size = slurmlimits.array_size() if len(spec.tasks) > 1 else None
+        size = self._array_size or 1
         for start in range(0, len(spec.tasks), size):
             yield spec.tasks[start : start + size]
-
-    def _array_size(self) -> int:
-        """Most tasks in one array; Slurm's default where it does not tell."""
-        if self._max_array is None:
-            try:
-                answer = slurmclient.ask("scontrol", "show", "config")
-            except EngineError:
-                return DEFAULT_MAX_ARRAY - 1
-            found = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer.stdout, re.MULTILINE)
-            self._max_array = int(found[1]) if found else DEFAULT_MAX_ARRAY
-        return max(1, self._max_array - 1)
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
         """Submit the user's own batch script, to start after ours in the folder it lies in.
@@ -128,18 +119,8 @@ class SlurmEngine:
         return self._sbatch(words, name, [])
 
     def time_limit_min(self, partition: str | None) -> int | None:
-        """The longest time that a partition gives a job, in minutes; None: no limit, or unknown."""
-        try:
-            answer = slurmclient.ask(
-                "scontrol", "show", "partition", "-o", *filter(None, [partition])
-            )
-        except EngineError:
-            return None
-        for line in answer.stdout.splitlines():
-            found = re.search(r"\bMaxTime=(\S+)", line)
-            if found and (partition is not None or "Default=YES" in line):
-                return resources.parse_time(found[1]) or None
-        return None
+        """See ``base.Engine``."""
+        return slurmlimits.time_limit_min(partition)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
         """Hand a script over; the new job's id, which is added to ``known`` too.
@@ -255,9 +236,14 @@ def _ours(rows: Iterable[Row], folder: RunFolder, wanted: set[str]) -> dict[str,
 
 
 def _query(*argv: str) -> Answer:
-    """Ask, and once more if Slurm was silent for the moment; ``EngineError`` if it stays so."""
+    """Ask; ``EngineError`` where Slurm stays silent.
+
+    What fails at once may pass at once, so that is asked again. A controller that is down lets its
+    clients wait for 10 to 20 s, and nobody gains from waiting twice.
+    """
+    asked = time.monotonic()
     answer = slurmclient.ask(*argv)
-    if answer.silent:
+    if answer.silent and time.monotonic() - asked < _AT_ONCE_S:
         answer = slurmclient.ask(*argv)
     if answer.returncode:
         raise EngineError(f"{argv[0]} does not answer: {answer.words}")
@@ -312,30 +298,4 @@ def _accepted_id(answer: Answer) -> str:
         job_id = lines[-1].partition(";")[0] if lines else ""
         if job_id.isdigit():
             return job_id
-    raise EngineError(f"Slurm refused the job: {explained(answer.words)}")
-
-
-# Words of sbatch (slurm_errno.c) and what to do about them.
-_REMEDIES = (
-    ("invalid partition", "choose another --partition; `sinfo` lists them"),
-    ("invalid account", "choose another --account; `sacctmgr show assoc user=$USER` lists yours"),
-    ("invalid qos", "choose another --qos; `sacctmgr show assoc user=$USER` lists yours"),
-    ("time limit", "ask for less with --time; `sinfo -o '%P %l'` shows the limits"),
-    ("memory", "ask for less with --mem"),
-    ("node configuration", "no node has so many CPUs or so much memory: lower -c or --mem"),
-    ("cpu count", "ask for fewer CPUs with -c"),
-    ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
-    ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
-    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
-    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
-    ("invalid job array", "lower --tasks"),
-)
-
-
-def explained(words: str) -> str:
-    """sbatch's own words, with the next step where one is known."""
-    lower = words.lower()
-    for sign, remedy in _REMEDIES:
-        if sign in lower:
-            return f"{words}; {remedy}"
-    return words
+    raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")

@@ -33,7 +33,7 @@ def write_script(run_dir: Path, parts: dict[str, str]) -> None:
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
-    """Play a part: ok, fail, kill, hold (until the file ``go`` appears), stubborn, fork."""
+    """Play a part: ok, fail, kill, hold (until the file ``go`` appears), stubborn, fork, term."""
     folder = Path(run_dir)
     me = f"{stage}.{number}"
     with (folder / "events").open("a") as events:
@@ -50,7 +50,10 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
     if part == "fork":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
         (folder / "grandchild").write_text(str(child.pid))
-    if part in ("hold", "stubborn", "fork"):
+    if part == "term":
+        # Ends in order when it is told to, as the worker does.
+        signal.signal(signal.SIGTERM, lambda number, frame: (folder / "go").touch())
+    if part in ("hold", "stubborn", "fork", "term"):
         deadline = time.monotonic() + 100
         while not (folder / "go").exists() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,0 +1,86 @@
+"""What this Slurm allows: array sizes, time limits; and its refusals, with the next step."""
+
+from __future__ import annotations
+
+import re
+
+from jobs.errors import EngineError
+from orchestrator import resources
+from orchestrator.engines import slurmclient
+from orchestrator.engines.base import JobSpec
+
+DEFAULT_MAX_ARRAY = 1001  # Slurm's own
+
+_MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
+_PARTITION = re.compile(r"\bPartitionName=(\S+)")
+_MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
+
+
+def array_size() -> int:
+    """Most tasks in one array; by Slurm's default where it does not tell.
+
+    ``MaxArraySize`` is one more than the highest index.
+    """
+    try:
+        found = _MAX_ARRAY.search(slurmclient.ask("scontrol", "show", "config").stdout)
+    except EngineError:
+        found = None
+    return max(1, (int(found[1]) if found else DEFAULT_MAX_ARRAY) - 1)
+
+
+def time_limit_min(partition: str | None) -> int | None:
+    """The longest time in minutes that a partition gives a job; None: no limit, or unknown.
+
+    Of several partitions (``a,b``) the longest counts; None is the default partition.
+    """
+    try:
+        answer = slurmclient.ask("scontrol", "-o", "show", "partition")
+    except EngineError:
+        return None
+    names = partition.split(",") if partition else []
+    limits = []
+    for line in answer.stdout.splitlines():
+        named, most = _PARTITION.search(line), _MAX_TIME.search(line)
+        if named and most and (named[1] in names or (not names and "Default=YES" in line)):
+            limits.append(resources.parse_time(most[1]))
+    return max(limits) if limits and resources.UNLIMITED not in limits else None
+
+
+def check_time(spec: JobSpec) -> None:
+    """Refuse more time than the partition gives: sbatch would take the job, and never start it."""
+    asked = spec.resources
+    if asked.qos is not None:
+        return  # a QOS may go beyond the partition's limit
+    limit = time_limit_min(asked.partition)
+    if limit is not None and (asked.time_min > limit or asked.time_min == resources.UNLIMITED):
+        raise EngineError(
+            f"--time {resources.format_time(asked.time_min)} is more than partition "
+            f"{asked.partition or '(the default one)'} gives a job "
+            f"({resources.format_time(limit)}); ask for less, or choose another --partition"
+        )
+
+
+# Words of sbatch (slurm_errno.c) and what to do about them.
+_REMEDIES = (
+    ("invalid partition", "choose another --partition; `sinfo` lists them"),
+    ("invalid account", "choose another --account; `sacctmgr show assoc user=$USER` lists yours"),
+    ("invalid qos", "choose another --qos; `sacctmgr show assoc user=$USER` lists yours"),
+    ("time limit", "ask for less with --time; `sinfo -o '%P %l'` shows the limits"),
+    ("memory", "ask for less with --mem"),
+    ("node configuration", "no node has so many CPUs or so much memory: lower -c or --mem"),
+    ("cpu count", "ask for fewer CPUs with -c"),
+    ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
+    ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
+    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
+    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
+    ("invalid job array", "lower --tasks"),
+)
+
+
+def explained(words: str) -> str:
+    """sbatch's own words, with the next step where one is known."""
+    lower = words.lower()
+    for sign, remedy in _REMEDIES:
+        if sign in lower:
+            return f"{words}; {remedy}"
+    return words

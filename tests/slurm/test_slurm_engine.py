@@ -1,0 +1,532 @@
+"""The Slurm engine where Slurm is slow, refuses, forgets or lies, on real Slurms."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, EngineError
+from jobs.model import Resources, Stage, Task
+from jobs.runfolder import RunFolder
+from orchestrator import engines
+from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
+from orchestrator.engines.slurm import SlurmEngine
+from tests.support import payload
+from tests.support.slurm import PrivateSlurm, available
+
+pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
+SECRET = "hf_never_on_disk"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("HF_TOKEN", SECRET)
+    # A job is found again by its name: no two runs have one id.
+    path = tmp_path / f"20260102-030405-{secrets.token_hex(3)}"
+    path.mkdir(mode=0o700)
+    return RunFolder(path)
+
+
+def client_of(slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> SlurmEngine:
+    for name, value in slurm.env.items():
+        monkeypatch.setenv(name, value)
+    return SlurmEngine(back_off_s=(0.1, 0.2, 0.4))
+
+
+@pytest.fixture
+def engine(slurm: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> SlurmEngine:
+    return client_of(slurm, monkeypatch)
+
+
+@pytest.fixture
+def plain(slurm_plain: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> SlurmEngine:
+    return client_of(slurm_plain, monkeypatch)
+
+
+@pytest.fixture
+def wrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], Path]:
+    """Puts a shell script ahead of a Slurm command; ``$REAL`` is that command in it.
+
+    Gives the log that holds a line for each call.
+    """
+
+    def put(name: str, body: str) -> Path:
+        real = next(
+            str(Path(part) / name)
+            for part in os.environ["PATH"].split(":")
+            if (Path(part) / name).exists()
+        )
+        log = tmp_path / f"{name}.log"
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'#!/bin/bash\nREAL={real}\nLOG={log}\necho "$*" >> $LOG\n{body}\n')
+        path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+        return log
+
+    return put
+
+
+def spec(
+    folder: RunFolder,
+    count: int = 1,
+    *,
+    stage: Stage = Stage.EXTRACT,
+    resources: Resources | None = None,
+    parallel: int = 8,
+    then: str | None = None,
+) -> JobSpec:
+    return JobSpec(
+        name=f"websight-{folder.run_id}-0001-{stage.value}",
+        stage=stage,
+        attempt=1,
+        run_dir=str(folder.path),
+        tasks=[Task(stage, number, (f"item{number}",)) for number in range(count)],
+        resources=resources or Resources(time_min=5, cpus=1, mem_mb=100),
+        parallel=parallel,
+        then=then,
+        call=payload.CALL,
+    )
+
+
+def one(engine: SlurmEngine, folder: RunFolder, job_id: str) -> TaskState:
+    return engine.poll(folder, [job_id])[job_id]
+
+
+def names(slurm: PrivateSlurm) -> list[str]:
+    return [row.name for row in slurm.squeue()]
+
+
+# What is asked for ------------------------------------------------------------------------------
+
+EVERYTHING = Resources(
+    time_min=90,
+    cpus=3,
+    mem_mb=500,
+    partition="main,high",
+    account="it's",
+    qos="normal",
+    constraint="a&b",
+    exclude="n3",
+    reservation="night",
+    mail_type="END",
+    mail_user="me@example.org",
+    sbatch_args=("--nice=7", "-w n1"),
+    setup=("module load python", "echo 'ready'"),
+)
+
+
+def test_the_script_asks_for_all_that_was_asked_for(engine: SlurmEngine, folder: RunFolder) -> None:
+    job = spec(folder, 3, resources=EVERYTHING, parallel=2)
+    lines = engine.script(job, Dependency("afterok", ("4242", "4243"))).split("\n")
+    for line in (
+        "#SBATCH --array=0-2%2",
+        "#SBATCH --time=90",
+        "#SBATCH --cpus-per-task=3",
+        "#SBATCH --mem=500M",
+        "#SBATCH --partition=main,high",
+        "#SBATCH --account='it'\"'\"'s'",
+        "#SBATCH --qos=normal",
+        "#SBATCH --constraint='a&b'",
+        "#SBATCH --exclude=n3",
+        "#SBATCH --reservation=night",
+        "#SBATCH --mail-type=END",
+        "#SBATCH --mail-user=me@example.org",
+        "#SBATCH --nice=7",
+        "#SBATCH -w n1",
+        "#SBATCH --dependency=afterok:4242:4243",
+        "#SBATCH --kill-on-invalid-dep=yes",
+        "#SBATCH --requeue",
+        "#SBATCH --signal=USR2@90",
+        f"#SBATCH --chdir={folder.path}",
+        f"#SBATCH --job-name=websight-{folder.run_id}-0001-extract",
+        "module load python",
+        "echo 'ready'",
+    ):
+        assert line in lines, line
+    assert not any("wckey" in line for line in lines)
+
+
+def test_the_script_shown_is_the_script_submitted(
+    engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
+) -> None:
+    job = spec(folder, 2)
+    shown = engine.script(job, None)
+    handle = engine.submit(job, None)
+    engine.wait(folder, None, 0.1)
+    (script,) = folder.submitit(1, Stage.EXTRACT).glob("*.sh")
+    assert script.name == f"{handle.job_ids[0]}_submission.sh"
+    assert script.read_text() == shown
+
+
+def test_cores_reach_the_task_and_the_profile_does_not(
+    engine: SlurmEngine, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {
+        "SBATCH_PARTITION": "no-such-partition",
+        "SBATCH_TIMELIMIT": "1-0",
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "7",
+        "SLURM_ARRAY_TASK_ID": "5",
+        "SUBMITIT_EXECUTOR": "local",
+    }.items():
+        monkeypatch.setenv(name, value)
+    handle = engine.submit(spec(folder, resources=Resources(time_min=5, cpus=2, mem_mb=100)), None)
+    engine.wait(folder, None, 0.1)
+    result = folder.submitit(1, Stage.EXTRACT) / f"{handle.task_ids[0]}_0_result.pkl"
+    status, value = pickle.loads(result.read_bytes())
+    assert (status, value.cpus, value.cwd) == ("success", 2, str(folder.path))
+
+
+def test_code_in_the_users_folder_is_not_run(
+    engine: SlurmEngine, folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("jobs", "submitit", "numpy"):
+        (tmp_path / "cwd" / name).mkdir(parents=True)
+        (tmp_path / "cwd" / name / "__init__.py").write_text("raise SystemExit('a trap')")
+    monkeypatch.chdir(tmp_path / "cwd")
+    handle = engine.submit(spec(folder), None)
+    engine.wait(folder, None, 0.1)
+    assert one(engine, folder, handle.task_ids[0]).cause is None
+
+
+def test_no_secret_is_written_anywhere(engine: SlurmEngine, folder: RunFolder) -> None:
+    engine.submit(spec(folder, 2), None)
+    engine.wait(folder, None, 0.1)
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    assert len(files) > 5
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        (Resources(setup=("a\nb",)), "--setup"),
+        (Resources(partition="a\n#SBATCH --uid=0"), "--partition"),
+        (Resources(sbatch_args=("--array=0-9",)), "--array"),
+        (Resources(sbatch_args=("--outp=x",)), "--output"),
+        (Resources(sbatch_args=("-J x",)), "--job-name"),
+        (Resources(sbatch_args=("--nice=1 -d afterok:1",)), "--dependency"),
+        (Resources(sbatch_args=("nice",)), "no option"),
+        (Resources(sbatch_args=("--comment='x",)), "cannot be read"),
+    ],
+)
+def test_what_would_break_the_script_is_refused(
+    engine: SlurmEngine, folder: RunFolder, resources: Resources, words: str
+) -> None:
+    with pytest.raises(EngineError, match=words) as caught:
+        engine.submit(spec(folder, resources=resources), None)
+    assert caught.value.cause is Cause.USAGE
+    assert list(folder.path.iterdir()) == []
+
+
+def test_a_percent_sign_in_the_run_folders_path_is_refused(
+    engine: SlurmEngine, tmp_path: Path
+) -> None:
+    odd = tmp_path / "100%done" / "run"
+    odd.mkdir(parents=True)
+    with pytest.raises(EngineError, match="--log-dir"):
+        engine.submit(spec(RunFolder(odd)), None)
+
+
+def test_what_follows_finalize_is_called_on_its_node(
+    engine: SlurmEngine, folder: RunFolder
+) -> None:
+    engine.submit(spec(folder, 2, then=payload.THEN), None)
+    engine.wait(folder, None, 0.1)
+    assert not (folder.path / "then").exists()
+    engine.submit(spec(folder, stage=Stage.FINALIZE, then=payload.THEN), None)
+    engine.wait(folder, None, 0.1)
+    assert (folder.path / "then").read_text() == "1"
+
+
+# Limits -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def narrow() -> Iterator[PrivateSlurm]:
+    """A Slurm whose arrays have four tasks at most, and with a partition of ten minutes."""
+    reason = available(accounting=False)
+    if reason:
+        pytest.skip(reason)
+    extra = "MaxArraySize=5\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1"
+    with PrivateSlurm.start(accounting=False, nodes=2, extra_conf=extra, slurmd_timeout=5) as made:
+        yield made
+
+
+def test_an_array_beyond_the_limit_becomes_several_that_share_the_throttle(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    job = spec(folder, 9, parallel=6)
+    scripts = engine.script(job, None)
+    assert [line for line in scripts.split("\n") if "--array" in line] == [
+        "#SBATCH --array=0-3%2",
+        "#SBATCH --array=0-3%2",
+    ]
+    handle = engine.submit(job, None)
+    assert (len(handle.job_ids), len(handle.task_ids)) == (3, 9)
+    last = engine.submit(spec(folder, stage=Stage.FINALIZE), Dependency("afterany", handle.job_ids))
+    engine.wait(folder, None, 0.1)
+    done = [task for kind, task, _ in payload.events(folder.path) if kind == "end"]
+    assert sorted(done[:-1]) == [f"extract.{number}" for number in range(9)]
+    assert done[-1] == "finalize.0"
+    assert one(engine, folder, last.task_ids[0]).state is EngineState.ENDED
+
+
+def test_a_partitions_limit_is_known(narrow: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = client_of(narrow, monkeypatch)
+    limits = [engine.time_limit_min(name) for name in ("short", "main", "short,main", None, "nope")]
+    assert limits == [10, None, None, None, None]
+
+
+@pytest.mark.parametrize("minutes", [11, 0])
+def test_more_time_than_the_partition_gives_is_refused_as_it_would_never_start(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    asked = Resources(time_min=minutes, partition="short")
+    with pytest.raises(EngineError, match=r"partition short gives a job \(0:10:00\)"):
+        engine.submit(spec(folder, resources=asked), None)
+    assert names(narrow) == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        (Resources(partition="nope"), "invalid partition.*--partition"),
+        (Resources(constraint="gold"), "feature"),
+        (Resources(reservation="nope"), "reservation"),
+    ],
+)
+def test_a_refusal_is_told_in_sbatchs_own_words_with_a_remedy(
+    engine: SlurmEngine, folder: RunFolder, resources: Resources, words: str, slurm: PrivateSlurm
+) -> None:
+    with pytest.raises(EngineError, match=f"(?i){words}") as caught:
+        engine.submit(spec(folder, resources=resources), None)
+    assert "\n" not in caught.value.message
+    assert names(slurm) == []
+
+
+def test_an_array_whose_second_half_is_refused_is_taken_back(
+    narrow: PrivateSlurm,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    wrap: Callable[[str, str], Path],
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    payload.write_script(folder.path, {f"extract.{n}": "hold" for n in range(9)})
+    wrap(
+        "sbatch",
+        '[ $(wc -l < $LOG) -ge 2 ] && { echo "sbatch: error: no" >&2; exit 1; }\n$REAL "$@"',
+    )
+    with pytest.raises(EngineError, match="refused the job: no"):
+        engine.submit(spec(folder, 9), None)
+    (folder.path / "go").touch()
+    narrow.wait_until_idle()
+
+
+# Slurm in trouble -------------------------------------------------------------------------------
+
+FAILS_ONCE = (
+    '[ $(wc -l < $LOG) -eq 1 ] && { echo "Unable to contact slurm controller" >&2; exit 1; }'
+)
+
+
+def test_a_momentary_failure_is_tried_again(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path]
+) -> None:
+    log = wrap("sbatch", f'{FAILS_ONCE}\n$REAL "$@"')
+    handle = engine.submit(spec(folder), None)
+    engine.wait(folder, None, 0.1)
+    assert len(log.read_text().splitlines()) == 2
+    assert one(engine, folder, handle.task_ids[0]).cause is None
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_job_whose_acceptance_was_not_heard_of_is_found_and_not_submitted_again(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], count: int
+) -> None:
+    log = wrap(
+        "sbatch",
+        '$REAL "$@" > /dev/null\n'
+        'echo "Batch job submission failed: Socket timed out on send/recv operation" >&2\nexit 1',
+    )
+    handle = engine.submit(spec(folder, count), None)
+    engine.wait(folder, None, 0.1)
+    assert len(log.read_text().splitlines()) == 1
+    started = [task for kind, task, _ in payload.events(folder.path) if kind == "start"]
+    assert sorted(started) == [f"extract.{number}" for number in range(count)]
+    assert len(handle.task_ids) == count
+
+
+def test_a_slurm_that_stays_silent_is_given_up_with_nothing_submitted(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], slurm: PrivateSlurm
+) -> None:
+    log = wrap("sbatch", 'echo "Unable to contact slurm controller" >&2; exit 1')
+    with pytest.raises(EngineError, match="does not answer"):
+        engine.submit(spec(folder), None)
+    assert len(log.read_text().splitlines()) == 4
+    assert names(slurm) == []
+
+
+def test_a_stopped_controller_is_silent_and_not_the_end_of_the_tasks(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = engine.submit(spec(folder), None)
+    narrow.wait_for(lambda: payload.events(folder.path))
+    narrow.stop_slurmctld()
+    try:
+        with pytest.raises(EngineError, match="squeue"):
+            engine.poll(folder, list(handle.task_ids.values()))
+        assert engines.choose("auto") == "slurm"
+    finally:
+        narrow.start_slurmctld()
+    assert one(engine, folder, handle.task_ids[0]).state is EngineState.RUNNING
+    (folder.path / "go").touch()
+    engine.wait(folder, None, 0.1)
+
+
+def test_without_slurm_auto_means_this_machine_and_slurm_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slurm: PrivateSlurm
+) -> None:
+    monkeypatch.setenv("SLURM_CONF", str(slurm.env["SLURM_CONF"]))
+    assert engines.choose("auto") == engines.choose("slurm") == "slurm"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert engines.choose("auto") == "local"
+    with pytest.raises(EngineError, match="--engine local"):
+        engines.choose("slurm")
+
+
+def test_one_query_is_enough_for_all_tasks(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path]
+) -> None:
+    first = engine.submit(spec(folder, 5), None)
+    engine.wait(folder, None, 0.1)
+    squeue, sacct = wrap("squeue", '$REAL "$@"'), wrap("sacct", '$REAL "$@"')
+    states = engine.poll(folder, [*first.task_ids.values(), "777777", "777778_1"])
+    assert len(squeue.read_text().splitlines()) == 1
+    assert len(sacct.read_text().splitlines()) == 1
+    assert {state.state for state in states.values()} == {EngineState.ENDED}
+
+
+# What becomes of tasks --------------------------------------------------------------------------
+
+
+def test_an_id_of_another_run_is_not_this_runs(
+    engine: SlurmEngine, folder: RunFolder, tmp_path: Path, slurm: PrivateSlurm
+) -> None:
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = engine.submit(spec(folder), None)
+    slurm.wait_for(lambda: payload.events(folder.path))
+    other = RunFolder(tmp_path / "20250101-000000-000000")
+    job_id = handle.task_ids[0]
+    assert not one(engine, other, job_id).state.live
+    engine.cancel(other, [job_id])
+    assert one(engine, folder, job_id).state is EngineState.RUNNING
+    (folder.path / "go").touch()
+    engine.wait(folder, None, 0.1)
+
+
+@pytest.mark.parametrize("accounting", [True, False])
+def test_a_pending_task_cancelled_alone_is_cancelled(
+    request: pytest.FixtureRequest, folder: RunFolder, accounting: bool
+) -> None:
+    slurm: PrivateSlurm = request.getfixturevalue("slurm" if accounting else "slurm_plain")
+    engine: SlurmEngine = request.getfixturevalue("engine" if accounting else "plain")
+    payload.write_script(folder.path, {f"extract.{n}": "hold" for n in range(3)})
+    handle = engine.submit(spec(folder, 3, parallel=1), None)
+    slurm.wait_for(lambda: payload.events(folder.path))
+    slurm.run("scancel", handle.task_ids[2], check=True)
+    slurm.wait_for(lambda: not one(engine, folder, handle.task_ids[2]).state.live)
+    assert one(engine, folder, handle.task_ids[2]).cause in (Cause.CANCELLED, None)
+    assert one(engine, folder, handle.task_ids[1]).state is EngineState.PENDING
+    (folder.path / "go").touch()
+    engine.wait(folder, None, 0.1)
+    assert one(engine, folder, handle.task_ids[1]).cause is None
+
+
+def test_a_requeued_task_goes_on_under_its_id_whatever_it_left(
+    engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
+) -> None:
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = engine.submit(spec(folder), None)
+    job_id = handle.task_ids[0]
+    slurm.wait_for(lambda: payload.events(folder.path))
+    left = folder.submitit(1, Stage.EXTRACT) / f"{job_id}_0_result.pkl.save_tmp"
+    left.write_bytes(b"cut short")
+    slurm.run("scontrol", "requeue", job_id, check=True)
+    slurm.wait_for(lambda: one(engine, folder, job_id).state is EngineState.PENDING)
+    slurm.wait_for(lambda: len(payload.events(folder.path)) == 2)
+    again = one(engine, folder, job_id)
+    assert (again.state, again.restarts) == (EngineState.RUNNING, 1)
+    (folder.path / "go").touch()
+    engine.wait(folder, None, 0.1)
+    assert one(engine, folder, job_id).cause is None
+    assert left.with_name(f"{job_id}_0_result.pkl").exists()
+
+
+def test_a_task_that_finds_no_log_folder_could_not_be_started(
+    plain: SlurmEngine, folder: RunFolder, slurm_plain: PrivateSlurm
+) -> None:
+    payload.write_script(folder.path, {"download.0": "hold"})
+    first = plain.submit(spec(folder, stage=Stage.DOWNLOAD), None)
+    second = plain.submit(spec(folder, 1), Dependency("afterany", first.job_ids))
+    folder.submitit(1, Stage.EXTRACT).rename(folder.path / "away")
+    (folder.path / "go").touch()
+    plain.wait(folder, None, 0.1)
+    assert one(plain, folder, second.task_ids[0]).cause is Cause.LAUNCH_FAILED
+
+
+def test_a_lost_node_is_named(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    asked = Resources(time_min=5, cpus=1, mem_mb=100, sbatch_args=("--no-requeue",))
+    handle = engine.submit(spec(folder, resources=asked), None)
+    narrow.wait_for(lambda: payload.events(folder.path))
+    node = one(engine, folder, handle.task_ids[0]).node
+    assert node is not None
+    narrow.run("scontrol", "update", f"nodename={node}", "state=down", "reason=test", check=True)
+    try:
+        engine.wait(folder, None, 0.1)
+        state = one(engine, folder, handle.task_ids[0])
+        assert (state.cause, state.node) == (Cause.NODE_FAILURE, node)
+    finally:
+        (folder.path / "go").touch()
+        narrow.run("scontrol", "update", f"nodename={node}", "state=resume")
+
+
+def test_who_cancelled_is_told_where_there_is_accounting(
+    engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm, wrap: Callable[[str, str], Path]
+) -> None:
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = engine.submit(spec(folder), None)
+    slurm.wait_for(lambda: payload.events(folder.path))
+    slurm.run("scancel", handle.job_ids[0], check=True)
+    engine.wait(folder, None, 0.1)
+    wrap("squeue", "true")  # as after MinJobAge
+    slurm.wait_for(lambda: " by " in one(engine, folder, handle.task_ids[0]).raw)
+    state = one(engine, folder, handle.task_ids[0])
+    assert state.cause is Cause.CANCELLED
+    assert not state.raw.endswith(str(os.geteuid()))
+
+
+def test_a_time_limit_is_told(engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm) -> None:
+    payload.write_script(folder.path, {"extract.0": "hold"})
+    handle = engine.submit(spec(folder), None)
+    slurm.wait_for(lambda: payload.events(folder.path))
+    slurm.run("scontrol", "update", f"JobId={handle.job_ids[0]}", "EndTime=now+1", check=True)
+    engine.wait(folder, None, 0.2)
+    assert one(engine, folder, handle.task_ids[0]).cause is Cause.TIME_LIMIT
