@@ -170,9 +170,9 @@ def _bytes_total(plan: Plan, task: Task) -> int | None:
 
 def _deadline(submission: Submission, stage: Stage) -> float | None:
     """When to hand over, on the monotonic clock; only Slurm has time limits."""
-    if submission.engine != "slurm":
-        return None
     limit_s = submission.resources[stage.value].time_min * 60
+    if submission.engine != "slurm" or limit_s == 0:  # 0 is Slurm's no limit
+        return None
     return time.monotonic() + limit_s - min(HANDOVER_S, limit_s / 4)
 
 
