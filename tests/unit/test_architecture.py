@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.terminal",),
         ("orchestrator.units",),
     ),
-    (("orchestrator.engines",),),
+    (("orchestrator.engines",), ("orchestrator.canary",)),
     (
         ("orchestrator.planning",),
         ("orchestrator.preflight",),
@@ -58,7 +58,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.logview",),
     ),
     (("orchestrator.table",),),
-    (("orchestrator.report",), ("orchestrator.watch",)),
+    (("orchestrator.report",), ("orchestrator.watch",), ("orchestrator.doctor",)),
     (("orchestrator.api",),),
     (("orchestrator.cli",),),
 )

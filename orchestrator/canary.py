@@ -1,0 +1,202 @@
+"""What ``doctor`` looks at from a compute node: its Python, the shared folders, the internet."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jobs import __version__, atomic
+from jobs.model import utc_now
+from orchestrator import disks
+
+ASK, TOLD = "ask.json", "told.json"  # in the canary's folder
+
+_NEEDED = ("msgspec", "requests", "huggingface_hub", "submitit", "isal")
+_SPEED_BYTES = 64 << 20  # written to tell the speed; more would be rude on a login node
+_SPEED_FILES = 200
+_NET_TIMEOUT_S = 10.0
+_SLOW_BYTES_S, _SLOW_FILES_S = 50e6, 50.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor's: what was looked at, how it is, and what to do about it."""
+
+    name: str
+    ok: bool | None  # None: good to know, neither good nor bad
+    fact: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the canary is to look at; no secret in it."""
+
+    word: str  # told back: proves that this very folder is seen
+    dest: str
+    endpoint: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the canary found."""
+
+    word: str
+    host: str
+    started: datetime
+    ended: datetime
+    findings: tuple[Finding, ...]
+
+
+def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
+    """The canary job: probe this node and write what was found into its folder."""
+    folder = Path(run_dir)
+    ask = atomic.read_json(folder / ASK, Ask)
+    started = utc_now()
+    findings = tuple(probe(ask, folder, on_node=True))
+    told = Told(ask.word, socket.gethostname(), started, utc_now(), findings)
+    atomic.write_json(folder / TOLD, told)
+    return told.host
+
+
+def probe(
+    ask: Ask, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
+) -> Iterator[Finding]:
+    """Look at everything; nothing stays behind, nothing raises."""
+    env = os.environ if env is None else env
+    yield _python(ask, on_node)
+    yield from _libraries(on_node)
+    yield from _writing("destination", disks.existing(Path(ask.dest)), ask.dest)
+    yield _internet(ask.endpoint, env)
+    yield _token(ask.endpoint)
+    if on_node:
+        yield _submits()
+
+
+def _python(ask: Ask, on_node: bool) -> Finding:
+    where = f"Python {sys.version.split()[0]} at {sys.executable}, version {__version__}"
+    if ask.version != __version__:
+        return Finding(
+            "environment",
+            False,
+            f"{where}, but {ask.version} was submitted",
+            "install one version where both machines see it",
+        )
+    return Finding("environment", True, where)
+
+
+def _libraries(on_node: bool) -> Iterator[Finding]:
+    for name in _NEEDED:
+        try:
+            importlib.import_module(name)
+        except (ImportError, OSError) as error:
+            mend = "install the tool anew on this machine"
+            if on_node:
+                mend = "load what it needs with --setup 'module load …', or install it anew"
+            yield Finding("environment", False, f"{name} cannot be imported: {error}", mend)
+
+
+def _writing(name: str, place: Path, wanted: str) -> Iterator[Finding]:
+    """Whether and how fast ``place`` can be written to; what is written is removed."""
+    try:
+        with tempfile.TemporaryDirectory(dir=place, prefix=".websight-doctor-") as scratch:
+            bytes_s, files_s = _speed(Path(scratch))
+    except OSError as error:
+        fact = f"{wanted}: {error.strerror or error} (on {place})"
+        yield Finding(name, False, fact, "choose another --dest, or ask for permission or quota")
+        return
+    fact = f"{wanted}: {bytes_s / 1e6:,.0f} MB/s in one file, {files_s:,.0f} small files/s"
+    slow = bytes_s < _SLOW_BYTES_S or files_s < _SLOW_FILES_S
+    remedy = "slow for a dataset; ask the site for its scratch file system" if slow else ""
+    yield Finding(name, None if slow else True, fact, remedy)
+
+
+def _speed(folder: Path) -> tuple[float, float]:
+    """Bytes and files a second, synced to disk."""
+    block = os.urandom(1 << 20)  # not zeros, which some file systems do not store
+    began = time.monotonic()
+    with (folder / "large").open("wb", buffering=0) as file:
+        for _ in range(_SPEED_BYTES // len(block)):
+            file.write(block)
+        os.fsync(file.fileno())
+    bytes_s = _SPEED_BYTES / max(1e-6, time.monotonic() - began)
+    began = time.monotonic()
+    for number in range(_SPEED_FILES):
+        (folder / f"{number}").write_bytes(block[:4096])
+    return bytes_s, _SPEED_FILES / max(1e-6, time.monotonic() - began)
+
+
+def _get(url: str, headers: Mapping[str, str]) -> Any:
+    import requests
+
+    # `auth` that does nothing keeps requests from taking a password out of .netrc.
+    return requests.get(
+        url,
+        headers=dict(headers),
+        timeout=_NET_TIMEOUT_S,
+        allow_redirects=False,
+        auth=lambda request: request,
+    )
+
+
+def _internet(endpoint: str, env: Mapping[str, str]) -> Finding:
+    from urllib.parse import urlsplit
+
+    proxy = next((n for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if env.get(n)), None)
+    way = f" through the proxy of {proxy}" if proxy else ""
+    host = urlsplit(endpoint).hostname or endpoint
+    try:
+        status = _get(endpoint, {}).status_code
+    except (OSError, ValueError) as error:  # requests' errors are the one or the other
+        return Finding(
+            "internet",
+            False,
+            f"{host} cannot be reached{way} ({type(error).__name__})",
+            "set HTTPS_PROXY if the site has a proxy, choose a --download-partition with internet, "
+            "or use --download-on login; not needed for --local-path",
+        )
+    if status >= 500 or status == 407:
+        return Finding("internet", False, f"{host} answers {status}{way}", "see the proxy settings")
+    return Finding("internet", True, f"{host} answers{way}")
+
+
+def _token(endpoint: str) -> Finding:
+    """Whether the user's token is valid; the token itself goes nowhere but to the endpoint."""
+    try:
+        from huggingface_hub import get_token
+
+        token = get_token()
+    except (ImportError, OSError) as error:
+        return Finding("token", None, f"not looked at ({type(error).__name__})")
+    if not token:
+        fact = "none; public repositories need none"
+        return Finding("token", None, fact, "for private or gated ones: hf auth login, or HF_TOKEN")
+    try:
+        answer = _get(f"{endpoint}/api/whoami-v2", {"Authorization": f"Bearer {token}"})
+    except (OSError, ValueError) as error:
+        return Finding("token", None, f"there is one; not tried ({type(error).__name__})")
+    if answer.status_code == 200:
+        return Finding("token", True, "valid")
+    if answer.status_code in (401, 403):
+        return Finding("token", False, "refused", "log in anew: hf auth login, or mend HF_TOKEN")
+    return Finding("token", None, f"there is one; the Hub answered {answer.status_code}")
+
+
+def _submits() -> Finding:
+    """Whether a finalize job can start the next attempt by itself."""
+    if shutil.which("sbatch"):
+        return Finding("retries", True, "this node can submit jobs")
+    return Finding(
+        "retries", None, "this node cannot submit jobs", "after a failure, type resume yourself"
+    )

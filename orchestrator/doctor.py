@@ -1,0 +1,276 @@
+"""Probes the machine or the cluster before a long run: what holds, what does not, what to do."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+
+from jobs import __version__, atomic
+from jobs.errors import EngineError, OrchestrateError
+from jobs.model import Resources, Stage, Task, utc_now
+from jobs.runfolder import RunFolder
+from orchestrator import canary, disks, engines, reasons, resources, units
+from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
+from orchestrator.engines import slurmclient
+from orchestrator.engines.base import EngineState, JobSpec
+from orchestrator.terminal import Look
+
+HUB = "https://huggingface.co"
+_LOOK_EVERY_S = 1.0
+_SKEW_S = 5.0  # of two clocks; results are told apart from stale ones by less than a minute
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a run would ask for."""
+
+    dest: Path
+    log_dir: Path
+    engine: str = "auto"
+    resources: Resources = field(default_factory=Resources)
+    wait_s: float = 120.0  # for the canary to start and end
+
+    @property
+    def ask(self) -> Ask:
+        endpoint = os.environ.get("HF_ENDPOINT") or HUB
+        return Ask(secrets.token_hex(8), str(self.dest.absolute()), endpoint, __version__)
+
+
+def examine(wish: Wish) -> Iterator[Finding]:
+    """Every finding as it is made; the canary on a compute node, where there is Slurm, is last."""
+    yield from _here(wish)
+    try:
+        engine = engines.choose(wish.engine)
+    except OrchestrateError as error:
+        yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
+        return
+    if engine == "local":
+        yield Finding("engine", None, "no Slurm here: runs use this machine")
+        yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
+        return
+    yield from _slurm(wish)
+    yield from _canary(wish)
+
+
+def _here(wish: Wish) -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    yield Finding(
+        "this machine",
+        True,
+        f"Python {sys.version.split()[0]}, websight-orchestrate {__version__}, "
+        f"{units.plural(cores, 'core')}",
+    )
+    yield _log_dir(wish.log_dir.absolute())
+    yield from _room(wish.dest.absolute())
+
+
+def _log_dir(path: Path) -> Finding:
+    there = disks.existing(path)
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("run folder", False, f"{path} cannot be written", "choose another --log-dir")
+    return Finding("run folder", True, f"{path} can be written")
+
+
+def _room(dest: Path) -> Iterator[Finding]:
+    try:
+        rooms = disks.rooms(disks.existing(dest))
+    except OSError as error:
+        yield Finding("room", False, f"{dest}: {error.strerror}", "choose another --dest")
+        return
+    for room in rooms:
+        told = [units.size(room.bytes)] if room.bytes is not None else []
+        told += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
+        full = room.bytes == 0 or room.inodes == 0
+        remedy = "make room, or choose another --dest" if full else ""
+        yield Finding("room", not full, f"{room.of} has {' and '.join(told)} left", remedy)
+
+
+def _slurm(wish: Wish) -> Iterator[Finding]:
+    """Whether Slurm answers and would take such a job."""
+    try:
+        ping = slurmclient.ask("scontrol", "ping", timeout_s=20)
+        version = slurmclient.ask("sbatch", "--version", timeout_s=20).stdout.strip()
+    except EngineError as error:
+        yield Finding("slurm", False, error.message, "ask the site's support")
+        return
+    if "DOWN" in ping.stdout or ping.returncode:
+        yield Finding(
+            "slurm", False, f"the controller is down ({ping.words})", "wait and try again"
+        )
+        return
+    yield Finding("slurm", True, f"{version} answers")
+    yield _accounting()
+    yield _shared(wish.log_dir.absolute(), "--log-dir")
+    yield _shared(wish.dest.absolute(), "--dest")
+    yield _test_only(wish)
+
+
+def _accounting() -> Finding:
+    try:
+        answer = slurmclient.ask("sacct", "-n", "-X", "-o", "JobID", "-S", "now", timeout_s=20)
+    except EngineError as error:
+        return Finding("accounting", None, error.message)
+    if answer.returncode:
+        return Finding("accounting", None, "none here; runs do without it")
+    return Finding("accounting", True, "sacct answers")
+
+
+def _shared(path: Path, option: str) -> Finding:
+    kind = disks.own_to_a_machine(path)
+    if kind is None:
+        return Finding("shared", True, f"{option} {path}: on {disks.mount_of(path)[1] or 'a disk'}")
+    return Finding(
+        "shared",
+        None,
+        f"{option} {path} lies on a {kind}",
+        "compute nodes may not see it; choose a folder on a shared file system",
+    )
+
+
+_WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")
+
+
+def _test_only(wish: Wish) -> Finding:
+    """``sbatch --test-only``: partition, account, QOS and limits as Slurm itself judges them."""
+    asked = wish.resources
+    words = ["sbatch", "--test-only", f"--time={asked.time_min}", f"--cpus-per-task={asked.cpus}"]
+    named = ("partition", "account", "qos", "constraint", "exclude", "reservation")
+    words += [f"--{name}={value}" for name in named if (value := getattr(asked, name))]
+    words += [f"--mem={asked.mem_mb}M"] if asked.mem_mb else []
+    words += [*asked.sbatch_args, "--wrap=true"]
+    try:
+        answer = slurmclient.submit(words)
+    except EngineError as error:
+        return Finding("job", False, error.message, "try again when Slurm answers")
+    if answer.returncode:
+        mend = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
+        return Finding("job", False, f"Slurm would refuse it: {answer.words}", mend)
+    will = _WILL_START.search(answer.stderr + answer.stdout)
+    when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
+    limit = resources.format_time(asked.time_min)
+    return Finding("job", True, f"Slurm would take it (--time={limit}){when}")
+
+
+def _canary(wish: Wish) -> Iterator[Finding]:
+    """A one-minute job on the partition; its folder goes, whatever comes of it."""
+    folder = RunFolder(wish.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
+    ask = wish.ask
+    try:
+        folder.path.mkdir(mode=0o700, parents=True)
+        atomic.write_json(folder.path / ASK, ask)
+        yield from _send(wish, folder, ask)
+    except OSError as error:
+        yield Finding(
+            "run folder", False, f"{folder.path}: {error.strerror}", "choose another --log-dir"
+        )
+    finally:
+        shutil.rmtree(folder.path, ignore_errors=True)
+
+
+def _send(wish: Wish, folder: RunFolder, ask: Ask) -> Iterator[Finding]:
+    engine = engines.by_name("slurm")
+    spec = JobSpec(
+        name=f"websight-{folder.run_id}-0001-canary",
+        stage=Stage.DOWNLOAD,
+        attempt=1,
+        run_dir=str(folder.path),
+        tasks=(Task(Stage.DOWNLOAD, 0, ()),),
+        resources=replace(wish.resources, time_min=2, mail_type=None, mail_user=None),
+        parallel=1,
+        call="orchestrator.canary:run",
+    )
+    submitted = utc_now()
+    try:
+        handle = engine.submit(spec, None)
+    except OrchestrateError as error:
+        yield Finding("canary job", False, error.message, "mend that, then run doctor again")
+        return
+    try:
+        yield from _await(wish, folder, ask, handle.task_ids[0], submitted)
+    finally:
+        engine.cancel(folder, handle.job_ids)
+
+
+def _await(
+    wish: Wish, folder: RunFolder, ask: Ask, job_id: str, submitted: datetime
+) -> Iterator[Finding]:
+    engine = engines.by_name("slurm")
+    pause = threading.Event()  # never set: waiting on it can be interrupted
+    while True:
+        state = engine.poll(folder, [job_id])[job_id]
+        told = _told(folder, ask)
+        if told is not None:
+            yield Finding("canary job", True, f"job {job_id} ran on {told.host}")
+            yield _clock(told, submitted, utc_now())
+            yield from told.findings
+            return
+        waited = (utc_now() - submitted).total_seconds()
+        if state.state is EngineState.ENDED:
+            # What a node wrote may be seen here late; a few looks more cost little.
+            if pause.wait(3 * _LOOK_EVERY_S) or (told := _told(folder, ask)) is None:
+                yield _dead(folder, job_id, state.raw)
+                return
+        elif waited > wish.wait_s:
+            why = reasons.explain(state.reason) if state.reason else state.raw or "unknown"
+            yield Finding(
+                "canary job",
+                None,
+                f"job {job_id} did not end within {units.span(waited)}: {why}",
+                "the queue is long; wait longer (--wait-s), or try another --partition",
+            )
+            return
+        pause.wait(_LOOK_EVERY_S)
+
+
+def _told(folder: RunFolder, ask: Ask) -> Told | None:
+    try:
+        told = atomic.read_json(folder.path / TOLD, Told)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return told if told.word == ask.word else None
+
+
+def _dead(folder: RunFolder, job_id: str, raw: str) -> Finding:
+    """The canary ended without a word: show the last lines of its log, or say that it has none."""
+    from orchestrator import logs
+
+    log = logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
+    said = " | ".join(logs.tail(log.path, 3)) if log and log.path else ""
+    if said:
+        mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
+        return Finding("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
+    return Finding(
+        "canary job",
+        False,
+        f"job {job_id} {raw or 'ended'} and left nothing in {folder.path}",
+        "compute nodes do not see this folder; choose a --log-dir on a shared file system",
+    )
+
+
+def _clock(told: Told, submitted: datetime, seen: datetime) -> Finding:
+    """Whether the node's clock lies between what was seen here before and after."""
+    early = (submitted - told.started).total_seconds()
+    late = (told.ended - seen).total_seconds()
+    if max(early, late) > _SKEW_S:
+        fact = f"{told.host} is {'behind' if early > late else 'ahead'} by {max(early, late):.0f} s"
+        return Finding("clock", False, fact, "tell the site; times in reports will be odd")
+    return Finding("clock", True, f"{told.host} agrees with this machine")
+
+
+def line(finding: Finding, look: Look) -> str:
+    """``✓ slurm: …``, and what to do about it on a line of its own."""
+    mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}[finding.ok]
+    text = f"{look.paint(look.spell(mark), style)} {finding.name}: {finding.fact}"
+    if finding.remedy:
+        text += f"\n    → {finding.remedy}"
+    return look.spell(text)
