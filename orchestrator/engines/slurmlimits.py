@@ -9,7 +9,7 @@ from orchestrator import resources
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import JobSpec
 
-DEFAULT_MAX_ARRAY = 1001  # Slurm's own
+DEFAULT_MAX_ARRAY = 1001  # Slurm's own: the highest index is one less
 
 _MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _PARTITION = re.compile(r"\bPartitionName=(\S+)")
@@ -17,15 +17,12 @@ _MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
 
 
 def array_size() -> int:
-    """Most tasks in one array; by Slurm's default where it does not tell.
-
-    ``MaxArraySize`` is one more than the highest index.
-    """
+    """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
     try:
         found = _MAX_ARRAY.search(slurmclient.ask("scontrol", "show", "config").stdout)
     except EngineError:
         found = None
-    return max(1, (int(found[1]) if found else DEFAULT_MAX_ARRAY) - 1)
+    return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
 def time_limit_min(partition: str | None) -> int | None:

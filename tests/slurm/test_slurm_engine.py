@@ -257,7 +257,7 @@ def narrow() -> Iterator[PrivateSlurm]:
     reason = available(accounting=False)
     if reason:
         pytest.skip(reason)
-    extra = "MaxArraySize=5\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1"
+    extra = "MaxArraySize=4\nPartitionName=short Nodes=ALL MaxTime=10 PriorityTier=1"
     with PrivateSlurm.start(accounting=False, nodes=2, extra_conf=extra, slurmd_timeout=5) as made:
         yield made
 

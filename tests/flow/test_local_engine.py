@@ -1,0 +1,239 @@
+"""The local engine's promises about processes: what ends when something ends, and who can tell."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jobs.errors import Cause
+from jobs.model import Stage, utc_now
+from jobs.progress import process_start
+from jobs.runfolder import RunFolder
+from orchestrator.engines import localfiles
+from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.engines.local import LocalEngine
+from orchestrator.engines.localfiles import JobId, LocalFiles, Record
+from tests.support import payload
+
+ROOT = Path(__file__).parents[2]
+
+LAUNCHER = """
+import sys
+from pathlib import Path
+import msgspec
+from jobs.model import Resources, Stage, Task
+from jobs.runfolder import RunFolder
+from orchestrator.engines.base import Dependency, JobSpec
+from orchestrator.engines.local import LocalEngine
+from tests.support import payload
+
+folder = RunFolder(Path(sys.argv[1]))
+engine = LocalEngine()
+
+def submit(stage, count, after=None):
+    tasks = [Task(stage, n, ()) for n in range(count)]
+    spec = JobSpec(
+        f"websight-{folder.run_id}-0001-{stage.value}", stage, 1, sys.argv[1], tasks,
+        Resources(), 2, call=payload.CALL,
+    )
+    return engine.submit(spec, after)
+
+first = submit(Stage.EXTRACT, 3)
+second = submit(Stage.FINALIZE, 1, Dependency("afterany", first.job_ids))
+ids = {"first": first.task_ids[0], "waiting": first.task_ids[2], "last": second.task_ids[0]}
+(folder.path / "ids.json").write_bytes(msgspec.json.encode(ids))
+try:
+    engine.wait(folder, None, 0.1)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    path = tmp_path / "20260102-030405-abcdef"
+    path.mkdir(mode=0o700)
+    return RunFolder(path)
+
+
+Launch = Callable[[str], subprocess.Popen[bytes]]
+
+
+@pytest.fixture
+def launch(folder: RunFolder) -> Iterator[Launch]:
+    """Starts a launcher whose tasks play ``part``; returns once two of them run."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(part: str) -> subprocess.Popen[bytes]:
+        payload.write_script(folder.path, {f"extract.{n}": part for n in range(3)})
+        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        argv = [sys.executable, "-c", LAUNCHER, str(folder.path)]
+        started.append(subprocess.Popen(argv, env=env, cwd=ROOT))
+        until(lambda: len(payload.events(folder.path)) == 2)
+        return started[-1]
+
+    yield start
+    (folder.path / "go").touch()
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def until(holds: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "not so in time"
+        time.sleep(0.02)
+
+
+def pids(folder: RunFolder) -> list[int]:
+    return [pid for kind, _, pid in payload.events(folder.path) if kind == "start"]
+
+
+def gone(pid: int) -> bool:
+    return not localfiles.is_alive(pid, process_start(pid))
+
+
+def states(folder: RunFolder) -> dict[str, TaskState]:
+    """What another process is told of a running task, a waiting one and the last."""
+    ids = msgspec.json.decode((folder.path / "ids.json").read_bytes(), type=dict[str, str])
+    found = LocalEngine().poll(folder, list(ids.values()))
+    return {name: found[job_id] for name, job_id in ids.items()}
+
+
+def words(folder: RunFolder) -> list[str]:
+    return [state.state.value for state in states(folder).values()]
+
+
+@pytest.mark.parametrize("part", ["hold", "stubborn", "term"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_all_tasks_and_then_the_launcher(
+    folder: RunFolder, launch: Launch, part: str, number: signal.Signals
+) -> None:
+    launcher = launch(part)
+    launcher.send_signal(number)
+    assert launcher.wait(20) == 130
+    assert all(gone(pid) for pid in pids(folder))
+    assert words(folder) == ["ended"] * 3
+    assert {state.cause for state in states(folder).values()} == {Cause.CANCELLED}
+    assert len(pids(folder)) == 2
+
+
+def test_impatience_changes_nothing(folder: RunFolder, launch: Launch) -> None:
+    launcher = launch("stubborn")
+    for _ in range(5):
+        launcher.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    assert launcher.wait(20) == 130
+    assert all(gone(pid) for pid in pids(folder))
+
+
+def test_what_a_task_started_ends_with_it(folder: RunFolder, launch: Launch) -> None:
+    launcher = launch("fork")
+    until((folder.path / "grandchild").exists)
+    until(lambda: (folder.path / "grandchild").read_text())
+    grandchild = int((folder.path / "grandchild").read_text())
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(20) == 130
+    until(lambda: gone(grandchild))
+
+
+def test_tasks_end_with_a_launcher_that_is_killed_and_everybody_can_tell(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("hold")
+    assert words(folder) == ["running", "pending", "pending"]
+    launcher.kill()
+    launcher.wait()
+    until(lambda: all(gone(pid) for pid in pids(folder)))
+    assert words(folder) == ["ended"] * 3
+    assert {state.cause for state in states(folder).values()} == {Cause.KILLED}
+
+
+def test_a_task_that_outlives_its_launcher_is_running_until_it_is_cancelled(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("stubborn")
+    launcher.kill()
+    launcher.wait()
+    assert words(folder) == ["running", "ended", "ended"]
+    ids = msgspec.json.decode((folder.path / "ids.json").read_bytes(), type=dict[str, str])
+    LocalEngine().cancel(folder, [job_id.partition("_")[0] for job_id in ids.values()])
+    until(lambda: all(gone(pid) for pid in pids(folder)))
+    assert words(folder) == ["ended"] * 3
+
+
+def test_another_process_cancels_and_the_launcher_goes_home(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("stubborn")
+    ids = msgspec.json.decode((folder.path / "ids.json").read_bytes(), type=dict[str, str])
+    LocalEngine().cancel(folder, [job_id.partition("_")[0] for job_id in ids.values()])
+    assert all(gone(pid) for pid in pids(folder))
+    assert launcher.wait(20) == 0
+    assert {state.cause for state in states(folder).values()} == {Cause.CANCELLED}
+
+
+def test_a_task_that_is_killed_is_told_while_its_neighbours_go_on(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("hold")
+    os.kill(pids(folder)[0], signal.SIGKILL)
+    until(lambda: len(pids(folder)) == 3)
+    (folder.path / "go").touch()
+    assert launcher.wait(30) == 0
+    killed = [state for state in states(folder).values() if state.cause is Cause.KILLED]
+    assert len(killed) <= 1
+    assert [task for kind, task, _ in payload.events(folder.path) if kind == "end"][-1] == (
+        "finalize.0"
+    )
+
+
+# Other machines ---------------------------------------------------------------------------------
+
+ELSEWHERE = JobId("node-of-old", 4242, "777", 0)
+
+
+def elsewhere(folder: RunFolder) -> tuple[LocalFiles, Record]:
+    files = LocalFiles(folder)
+    files.make()
+    record = Record(
+        ELSEWHERE.task(0), Stage.EXTRACT, utc_now(), started=utc_now(), pid=os.getpid(), start="1"
+    )
+    files.write(record)
+    return files, record
+
+
+def test_a_pool_on_another_machine_is_believed_while_it_shows_life(folder: RunFolder) -> None:
+    files, record = elsewhere(folder)
+    files.show_life(ELSEWHERE.pool)
+    assert files.look(record.task_id).state is EngineState.RUNNING
+    assert files.look(ELSEWHERE.task(1)).state is EngineState.UNKNOWN
+
+
+def test_a_pool_on_another_machine_that_fell_silent_is_gone(folder: RunFolder) -> None:
+    files, record = elsewhere(folder)
+    files.show_life(ELSEWHERE.pool)
+    path = files.path / f"{ELSEWHERE.pool}.alive"
+    old = path.stat().st_mtime - localfiles.DEAD_S - 1
+    os.utime(path, (old, old))
+    assert files.look(record.task_id).cause is Cause.KILLED
+    files.write(replace(record, ended=utc_now(), returncode=0))
+    assert files.look(record.task_id).cause is None
+
+
+@pytest.mark.parametrize("host", ["n1", "login-3.example.org", "a-1-2-3"])
+def test_an_id_is_read_as_it_was_written(host: str) -> None:
+    job = JobId(host, 12, "345", 6)
+    assert JobId.parse(str(job)) == job
+    assert JobId.parse(job.task(7)) == job
+    assert JobId.parse("4242_7") is None
