@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import traceback
 from dataclasses import dataclass
 
 from jobs import archives
@@ -56,21 +58,27 @@ class Attempts:
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
             return Attempt(ItemResult(part.id, outcome, problem=problem), problem)
         except OrchestrateError as error:
-            self._open = None
+            self._forget(error)
             return Attempt(self._refused(part, work, Problem.of(error, shard=part.shard)))
         except OSError as error:
             doing = f"extracting {part.id}, at {error.filename!r}"
             problem = Problem.of(from_os_error(error, doing=doing), shard=part.shard)
             return Attempt(ItemResult(part.id, problem.outcome, problem=problem), problem)
-        except MemoryError:
-            self._open = None
+        except MemoryError as error:
+            self._forget(error)
             text = f"{part.id} needs more memory than there is; resume with more"
             return Attempt(unfinished(part, Problem(Cause.OUT_OF_MEMORY, text, part.shard)))
         except Exception as error:  # the boundary: a defect of ours is a result too
             log.exception("%s failed in a way nobody expected", part.id)
-            self._open = None
+            self._forget(error)
             text = f"{type(error).__name__} while {part.id} was extracted; the task's log tells"
             return Attempt(unfinished(part, Problem(Cause.INTERNAL, text, part.shard)))
+
+    def _forget(self, error: BaseException) -> None:
+        """Let go of an archive that failed, with its buffers, which the error's frames hold."""
+        self._open = None
+        traceback.clear_frames(error.__traceback__)
+        gc.collect()
 
     def _work(self, part: Part) -> Work:
         fetched = self._folder.load_fetched(part.shard)

@@ -25,12 +25,12 @@ class Names:
         self._records = layout.records.encode() if layout.has_records else None
         self.left_out: dict[str, int] = {}
 
-    def inner(self, name: bytes) -> bytes | None:
+    def inner(self, name: bytes, *, folder: bool = False) -> bytes | None:
         """The path within the dataset as the shard has it: safe, stripped, junk left out.
 
         None where nothing is to be written. Raises ``UnsafeMemberError``.
         """
-        if name.startswith(b".") and is_folder_itself(name):
+        if folder and name.startswith(b".") and is_folder_itself(name):
             return None
         path = safe_path(name, archive=self._shard.name)
         kind = junk_kind(path)

@@ -119,6 +119,7 @@ class _Pass:
         path = self._work.folder.manifest(self._work.part)
         with ExitStack() as stack:
             self._manifest = stack.enter_context(ManifestWriter(path))
+            stack.callback(self._seen.close)
             stack.callback(self._records.close)
             stack.callback(self._writers.close)
             try:
@@ -152,7 +153,7 @@ class _Pass:
         for member in archive.members(part):
             check()
             tally.members += 1
-            path = names.inner(member.name)
+            path = names.inner(member.name, folder=member.kind is Kind.FOLDER)
             if path is None:
                 continue
             if member.superseded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self._bits = bytearray(_BITS >> 3)
+        self._bits = mmap.mmap(-1, _BITS >> 3)  # zeros that cost nothing until they are touched
         self.suspects: set[int] = set()
 
     def add(self, path: bytes) -> bool:
@@ -32,6 +33,10 @@ class Seen:
             return True
         self._bits[byte] |= bit
         return False
+
+    def close(self) -> None:
+        """Give the memory back; ``suspects`` stay."""
+        self._bits.close()
 
 
 def key_of(path: bytes) -> int:

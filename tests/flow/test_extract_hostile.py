@@ -1,0 +1,175 @@
+"""The whole hostile set through the extract stage: every verdict right, nothing anywhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jobs import archives
+from jobs.errors import OrchestrateError
+from jobs.model import OnCollision, Options, Outcome
+from tests.support.extracting import Extracting, extracting
+from tests.support.hostile import Case, cases
+
+# One process extracts them all, one after the other: what one shard leaves, the next one meets.
+_TASK = """
+import json, resource, sys
+from pathlib import Path
+from jobs import extract
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+plan = folder.load_plan()
+results = extract.run(folder, plan, plan.parts(), Progress())
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+told = [(r.item, r.outcome, r.problem and (r.problem.cause, r.problem.message)) for r in results]
+print(json.dumps({"peak": peak, "told": told}))
+"""
+CANARY = b"must stay as it is"
+
+
+@dataclass
+class Verdict:
+    """What the stage says of one archive."""
+
+    part: str
+    outcome: Outcome
+    cause: str | None
+    message: str
+
+
+@dataclass
+class Extracted:
+    """The hostile set after its extraction."""
+
+    run: Extracting
+    root: Path
+    verdicts: dict[str, Verdict]  # by case
+    peak_kib: int
+    log: str
+
+
+def _is_archive(case: Case) -> bool:
+    try:
+        archives.sniff(case.data[:4096], case.file)
+    except OrchestrateError:
+        return False  # the download job refuses it
+    return True
+
+
+CASES = [case for case in cases() if _is_archive(case)]
+
+
+@pytest.fixture(scope="module")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Extracted:
+    root = tmp_path_factory.mktemp("hostile")
+    for name in ("canary", "etc/passwd", "work/canary", "work/dest/canary"):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(CANARY)
+    files = []
+    for index, case in enumerate(CASES):
+        folder = root / "archives" / f"{index:04d}"
+        folder.mkdir(parents=True)
+        files.append(case.write(folder))
+    # Each in a folder of its own, so that it can be told what came of which.
+    options = Options(on_collision=OnCollision.PER_SHARD)
+    run = extracting(root / "work", files, options=options)
+    done = subprocess.run(
+        [sys.executable, "-c", _TASK, str(run.folder.path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).resolve().parents[2],
+    )
+    answer = json.loads(done.stdout)
+    verdicts = {}
+    for case, (part, outcome, problem) in zip(CASES, answer["told"], strict=True):
+        cause, message = problem or (None, "")
+        verdicts[case.id] = Verdict(part, Outcome(outcome), cause, message)
+    return Extracted(run, root, verdicts, answer["peak"], done.stderr)
+
+
+def _ids(case: Case) -> str:
+    return case.id
+
+
+@pytest.mark.parametrize("case", CASES, ids=_ids)
+def test_the_verdict_is_right(extracted: Extracted, case: Case) -> None:
+    verdict = extracted.verdicts[case.id]
+    assert verdict.cause == (case.cause.value if case.cause else None), verdict.message
+    assert (verdict.outcome is Outcome.OK) is (case.cause is None)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.cause], ids=_ids)
+def test_a_refusal_is_one_line_that_names_the_archive(extracted: Extracted, case: Case) -> None:
+    verdict = extracted.verdicts[case.id]
+    assert case.file in verdict.message
+    assert verdict.message.isprintable()
+
+
+def test_only_sound_archives_have_a_manifest(extracted: Extracted) -> None:
+    sound = {extracted.verdicts[case.id].part for case in CASES if case.cause is None}
+    assert extracted.run.folder.finished_ids() == sound
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.cause is None], ids=_ids)
+def test_a_sound_archive_gives_what_its_manifest_says(extracted: Extracted, case: Case) -> None:
+    run = extracted.run
+    part = next(part for part in run.parts if part.id == extracted.verdicts[case.id].part)
+    entries = run.entries(part)
+    for entry in entries:
+        place = bytes.fromhex(entry.raw) if entry.raw else entry.path.encode()
+        if entry.path != "prompts.jsonl":
+            status = os.lstat(os.fsencode(run.staging.data) + b"/" + place)
+            assert (status.st_size, status.st_nlink) == (entry.size, 1)
+    for name in case.files:
+        assert any(entry.path.endswith(Path(name).name) for entry in entries), name
+
+
+def test_nothing_outside_the_data_folder_was_made_or_changed(extracted: Extracted) -> None:
+    root = extracted.root
+    staging = extracted.run.staging
+    for name in ("canary", "etc/passwd", "work/canary", "work/dest/canary"):
+        assert (root / name).read_bytes() == CANARY
+    others = {
+        path.relative_to(root).parts[0] if path.parent == root else str(path.relative_to(root))
+        for path in (*root.iterdir(), *(root / "work").iterdir(), *staging.root.iterdir())
+    }
+    assert others == {
+        "canary",
+        "etc",
+        "archives",
+        "work",
+        *("work/canary", "work/dest", "work/logs"),
+        *(f"work/dest/.incoming/run/{name}" for name in ("data", "records", "archives")),
+    }
+    assert list(staging.archives.iterdir()) == []
+
+
+def test_no_link_device_or_special_bit_was_ever_made(extracted: Extracted) -> None:
+    for folder, _, names in os.walk(os.fsencode(extracted.run.staging.data)):
+        for name in names:
+            status = os.lstat(folder + b"/" + name)
+            assert status.st_mode & 0o177000 == 0o100000, name
+            assert status.st_nlink == 1
+
+
+def test_bombs_are_refused_before_they_fill_the_disk(extracted: Extracted) -> None:
+    for path in extracted.run.staging.data.iterdir():
+        used = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        assert used <= 300 << 20, path
+
+
+def test_memory_stays_below_128_mib(extracted: Extracted) -> None:
+    assert extracted.peak_kib < 128 << 10
+
+
+def test_no_traceback_is_shown(extracted: Extracted) -> None:
+    assert "Traceback" not in extracted.log
