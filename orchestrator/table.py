@@ -42,6 +42,7 @@ _MEANING = {
 }
 _MOST_FAILURES = 4  # lines of one cause
 _MOST_NODES = 8
+_WIDEST_BAR = 32
 
 
 def run_word(folder: RunFolder) -> str:
@@ -97,23 +98,27 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     plan = state.plan
     word = look.paint(state.status.value, "bold", _STATE_STYLE[state.status])
     age = units.span((now - plan.created).total_seconds())
-    told = [f"started {age} ago"]
-    if state.submissions:
-        told.append(state.submissions[-1].engine)
-        if len(state.submissions) > 1:
-            told.append(f"attempt {state.submissions[-1].number}")
-        if jobs := job_ids(state):
-            told.append(_jobs(jobs))
-    yield f"{look.paint('run', 'dim')}     {look.paint(plan.run_id, 'bold')}  {word} · " + (
-        " · ".join(told)
-    )
+    name = look.paint(plan.run_id, "bold")
+    yield _field("run", f"{name}  {word} · started {age} ago", look)
     yield _field("source", _source(state), look)
     yield _field("dest", plan.dest, look)
+    if state.submissions:
+        yield _field("engine", _engine(state), look)
     if state.engine_silent:
         silent = f"{state.engine_silent}; what follows is from the run's own files"
         yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
     if state.status in _MEANING:
         yield _field("", look.paint(_MEANING[state.status], "dim"), look)
+
+
+def _engine(state: RunState) -> str:
+    last = state.submissions[-1]
+    told = [last.engine]
+    if last.number > 1:
+        told.append(f"attempt {last.number}")
+    if last.engine != "local" and (ids := job_ids(state)):
+        told.append(_jobs(ids))
+    return " · ".join(told)
 
 
 def _jobs(ids: list[str]) -> str:
@@ -139,14 +144,13 @@ def _field(name: str, text: str, look: Look) -> str:
 
 def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     counts, paces = count_stages(state, now), insight.paces(state, now)
+    told = {stage: "  ".join(_numbers(state, counts[stage], paces[stage])) for stage in Stage}
+    wide = max(6, min(_WIDEST_BAR, look.width - 17 - max(map(len, told.values()))))
     for stage in Stage:
-        yield _stage(state, counts[stage], paces[stage], look)
-
-
-def _stage(state: RunState, count: StageCount, pace: Pace, look: Look) -> str:
-    bar = _bar(pace.fraction, count, look)
-    name = look.paint(f"{count.stage.value:<9}", "bold")
-    return f"{name} {bar} {_percent(pace.fraction):>4}  " + "  ".join(_numbers(state, count, pace))
+        fraction = paces[stage].fraction
+        bar = _bar(fraction, counts[stage], wide, look)
+        name = look.paint(f"{stage.value:<9}", "bold")
+        yield f"{name} {bar} {_percent(fraction):>4}  {told[stage]}".rstrip()
 
 
 def _percent(fraction: float) -> str:
@@ -154,8 +158,7 @@ def _percent(fraction: float) -> str:
     return f"{int(fraction * 100 + 1e-9)}%"
 
 
-def _bar(fraction: float, count: StageCount, look: Look) -> str:
-    wide = 20 if look.width < 100 else 32
+def _bar(fraction: float, count: StageCount, wide: int, look: Look) -> str:
     full = min(wide, int(fraction * wide + 1e-9))
     bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     style = "red" if bad else "green" if fraction >= 1 else "blue"

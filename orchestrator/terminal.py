@@ -54,7 +54,8 @@ def look_of(stream: TextIO, env: Mapping[str, str] | None = None) -> Look:
     ``NO_COLOR`` (https://no-color.org) beats ``FORCE_COLOR``, both beat what the terminal is.
     """
     env = os.environ if env is None else env
-    encoding = (getattr(stream, "encoding", None) or "ascii").lower().replace("-", "")
+    # A stream within this process has no encoding and takes every letter.
+    encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
     columns = shutil.get_terminal_size((NARROW, 24)).columns
     return Look(
         colour=_colour(is_terminal(stream), env),

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from jobs.errors import Cause
+from jobs.model import Stage
+from orchestrator import insight
+from orchestrator.engines.base import TaskState
+from orchestrator.state import TaskKey
+from tests.support import runs
+
+
+def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
+    paces = insight.paces(runs.under_way(), runs.NOW)
+    assert paces[Stage.DOWNLOAD].fraction == 1.0
+    # Three of eight parts are done, two more are a quarter through.
+    assert paces[Stage.EXTRACT].fraction == pytest.approx(3.5 / 8, abs=0.001)
+    assert paces[Stage.FINALIZE].fraction == 0.0
+
+
+def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
+    """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
+    pace = insight.paces(runs.under_way(), runs.NOW)[Stage.EXTRACT]
+    assert pace.eta_s == pytest.approx(600 * 3.5 / 3.5, rel=0.01)
+    assert pace.bytes_s is not None and pace.files_s is not None
+
+
+def test_a_stage_that_just_began_has_no_rate_yet() -> None:
+    plan = runs.make_plan(2)
+    task = runs.make_submission(plan).of_stage(Stage.EXTRACT)[0]
+    beat = runs.make_beat(task)
+    state = runs.make_state(plan, beats=[beat], engine={(1, Stage.EXTRACT, 0): runs.running()})
+    soon = beat.started + timedelta(seconds=2)
+    assert insight.paces(state, soon)[Stage.EXTRACT].bytes_s is None
+
+
+def test_no_size_no_task_and_no_division_by_zero() -> None:
+    state = runs.make_state(runs.make_plan(1), submissions=())
+    assert insight.paces(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
+    assert insight.nodes(state, runs.NOW) == ()
+
+
+def test_tasks_that_wait_for_one_thing_stand_together() -> None:
+    first, second = insight.waiting(runs.under_way())
+    assert (first.stage, first.numbers, first.reason) == (Stage.EXTRACT, (6, 7), "Priority")
+    assert first.estimated_start == runs.NOW + timedelta(minutes=25)
+    assert (second.stage, second.reason) == (Stage.FINALIZE, "Dependency")
+
+
+def _on_nodes(*speeds: tuple[str, float]) -> list[insight.Node]:
+    plan = runs.make_plan(len(speeds))
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    results = [
+        runs.make_result(task, host=node, seconds=100 / speed)
+        for task, (node, speed) in zip(tasks, speeds, strict=True)
+    ]
+    return list(insight.nodes(runs.make_state(plan, results=results), runs.NOW))
+
+
+def test_a_slow_node_is_named() -> None:
+    found = _on_nodes(("n1", 1.0), ("n2", 1.1), ("n3", 0.2))
+    assert [bool(node.remark) for node in found] == [False, False, True]
+    assert "slow" in found[2].remark
+
+
+def test_nodes_of_about_one_speed_are_not_remarkable() -> None:
+    assert not any(node.remark for node in _on_nodes(("n1", 1.0), ("n2", 0.7), ("n3", 1.3)))
+
+
+def test_a_lone_node_is_not_slow() -> None:
+    assert not any(node.remark for node in _on_nodes(("n1", 0.01)))
+
+
+def test_a_node_on_which_tasks_fail_is_named() -> None:
+    plan = runs.make_plan(4)
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    results = [
+        runs.make_result(task, host="n1" if n < 2 else "n2", cause=Cause.IO if n < 2 else None)
+        for n, task in enumerate(tasks)
+    ]
+    bad, good = insight.nodes(runs.make_state(plan, results=results), runs.NOW)
+    assert bad.remark == "2 of 2 tasks failed here" and not good.remark
+
+
+def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
+    plan = runs.make_plan(2)
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    engine: dict[TaskKey, TaskState] = {
+        (1, Stage.EXTRACT, 0): runs.ended("NODE_FAIL", "n1", Cause.NODE_FAILURE),
+        (1, Stage.EXTRACT, 1): runs.running("n2"),
+    }
+    state = runs.make_state(plan, beats=[runs.make_beat(tasks[1], age_s=300)], engine=engine)
+    remarks = {node.name: node.remark for node in insight.nodes(state, runs.NOW)}
+    assert remarks == {"n1": "failed", "n2": "1 running task gave no sign of life"}
+
+
+def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
+    plan = runs.make_plan(4)
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    causes = [Cause.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY, Cause.UNSAFE_MEMBER, None]
+    results = [
+        runs.make_result(task, cause=cause) for task, cause in zip(tasks, causes, strict=True)
+    ]
+    memory, unsafe, *_ = [
+        group
+        for group in insight.failures(runs.make_state(plan, results=results))
+        if group.stage is Stage.EXTRACT
+    ]
+    assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))
+    assert memory.next_steps == ("resume {run}",)
+    assert unsafe.next_steps == ("logs {run} --failed",)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause
+from jobs.model import Stage
+from jobs.runfolder import RunFolder
+from orchestrator import table
+from orchestrator.state import RunState
+from orchestrator.terminal import Look
+from tests.support import runs
+
+PLAIN = Look()
+
+
+def _screen(state: RunState, look: Look = PLAIN) -> str:
+    return table.render(state, runs.NOW, look)
+
+
+def test_the_header_says_run_state_age_source_and_destination() -> None:
+    head = _screen(runs.under_way()).splitlines()[:4]
+    assert head[0] == f"run     {runs.RUN_ID}  running · started 12 min ago"
+    assert head[1] == "source  Hub org/pages @ 8a3f21c08a3f (8 shards, 3.20 GB)"
+    assert head[2] == "dest    /scratch/pages"
+    assert head[3] == "engine  slurm · jobs 100,101,102"
+
+
+def test_each_stage_has_a_line_with_a_bar_and_numbers() -> None:
+    text = _screen(runs.under_way())
+    assert re.search(r"^download  █{10,} 100%  3\.20 GB/3\.20 GB  in 1:40$", text, re.M)
+    assert re.search(r"^extract   █+░+  43%  500 files  .*/s  .* left$", text, re.M)
+    assert re.search(r"^finalize  ░{10,}   0%  waiting$", text, re.M)
+
+
+def test_the_array_is_summed_up_by_state_with_indices() -> None:
+    text = _screen(runs.under_way())
+    for line in ("pending       2  6-7", "running       2  4-5", "done          3  0-2"):
+        assert f"  {line}\n" in text
+    assert "  failed        1  3\n" in text
+
+
+def test_it_says_why_tasks_wait_and_when_slurm_expects_them_to_start() -> None:
+    text = " ".join(_screen(runs.under_way()).split())
+    assert "extract 6-7: other jobs come first" in text
+    assert "(Priority)" in text and "Slurm expects a start at" in text and "in 25 min" in text
+
+
+def test_failures_come_with_the_next_command() -> None:
+    text = _screen(runs.under_way())
+    assert "✗ extract: out of memory (task 3)" in text
+    assert f"→ websight-orchestrate resume {runs.RUN_ID}" in text
+
+
+def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
+    assert _screen(runs.published()).endswith(
+        "✓ Found 300 records in prompts.jsonl\n✓ Found 300 images\n✓ Dataset verification passed!\n"
+    )
+
+
+def test_a_silent_scheduler_is_said() -> None:
+    state = runs.make_state(runs.make_plan(2), silent="squeue does not answer")
+    text = " ".join(_screen(state).split())
+    assert "squeue does not answer; what follows is from the run's own files" in text
+
+
+def test_only_failures_on_request() -> None:
+    text = table.render(runs.under_way(), runs.NOW, PLAIN, failed_only=True)
+    assert "out of memory" in text and "download" not in text and "waiting" not in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize(
+    "state", [runs.under_way(), runs.published(), runs.under_way(runs.make_plan(2000))]
+)
+def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
+    for line in _screen(state, Look(width=width)).splitlines():
+        assert len(line) <= width, line
+
+
+def test_a_thousand_failures_of_one_kind_take_a_few_lines() -> None:
+    plan = runs.make_plan(1000)
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    results = [
+        runs.make_result(task, cause=Cause.IO, message=f"task {task.number} broke")
+        for task in tasks
+    ]
+    text = _screen(runs.make_state(plan, results=results))
+    assert "extract: io × 1000 (tasks 0-999)" in text
+    assert "and 996 more" in text
+    assert len(text.splitlines()) < 40
+
+
+def test_in_ascii_every_character_is_ascii() -> None:
+    assert _screen(runs.under_way(), Look(unicode=False)).isascii()
+
+
+def test_colours_change_nothing_but_colours() -> None:
+    painted = _screen(runs.under_way(), Look(colour=True))
+    assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == _screen(runs.under_way())
+    assert "\x1b[" not in _screen(runs.under_way())
+
+
+def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert table.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
+    away = RunFolder(tmp_path / "my runs" / "r1")
+    assert table.run_word(away) == f"'{away.path}'"
+    text = table.render(runs.under_way(), runs.NOW, PLAIN, run=table.run_word(away))
+    assert f"websight-orchestrate resume '{away.path}'" in text
+
+
+def test_one_line_for_those_who_read_logs() -> None:
+    told = table.line(runs.under_way(), runs.NOW)
+    assert told.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
+    assert told.endswith("500 files · 1 problem")

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from orchestrator.terminal import Look, look_of
+
+
+class _Stream(io.StringIO):
+    def __init__(self, *, tty: bool, encoding: str = "utf-8") -> None:
+        super().__init__()
+        self._tty = tty
+        self._encoding = encoding
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return self._tty
+
+
+@pytest.mark.parametrize(
+    ("tty", "env", "colour"),
+    [
+        pytest.param(True, {}, True, id="a terminal"),
+        pytest.param(False, {}, False, id="a file"),
+        pytest.param(True, {"TERM": "dumb"}, False, id="a dumb terminal"),
+        pytest.param(True, {"NO_COLOR": "1"}, False, id="NO_COLOR"),
+        pytest.param(True, {"NO_COLOR": ""}, True, id="an empty NO_COLOR counts for nothing"),
+        pytest.param(False, {"FORCE_COLOR": "1"}, True, id="FORCE_COLOR"),
+        pytest.param(False, {"FORCE_COLOR": "0"}, False, id="FORCE_COLOR=0"),
+        pytest.param(True, {"NO_COLOR": "1", "FORCE_COLOR": "1"}, False, id="NO_COLOR wins"),
+    ],
+)
+def test_colours_follow_the_terminal_and_the_environment(
+    tty: bool, env: dict[str, str], colour: bool
+) -> None:
+    assert look_of(_Stream(tty=tty), env).colour is colour
+
+
+@pytest.mark.parametrize(
+    ("encoding", "unicode"), [("utf-8", True), ("UTF8", True), ("latin-1", False), ("ascii", False)]
+)
+def test_letters_follow_the_encoding(encoding: str, unicode: bool) -> None:
+    assert look_of(_Stream(tty=True, encoding=encoding), {}).unicode is unicode
+
+
+def test_ascii_stands_in_where_letters_are_missing() -> None:
+    look = Look(unicode=False)
+    assert look.spell("✓ a · b → c ✗ ä") == "+ a - b > c x \\xe4"
+    assert Look(unicode=True).spell("✓ ä") == "✓ ä"
+
+
+def test_paint_is_nothing_without_colour() -> None:
+    assert Look(colour=False).paint("x", "red") == "x"
+    assert Look(colour=True).paint("x", "bold", "red") == "\x1b[1;31mx\x1b[0m"

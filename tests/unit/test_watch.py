@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.runfolder import RunFolder
+from orchestrator.state import RunState, RunStatus
+from orchestrator.watch import Screen, watch
+from tests.support import runs
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def _states(*states: RunState) -> Callable[[], RunState]:
+    waiting = list(states)
+    return lambda: waiting.pop(0)
+
+
+def _folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / runs.RUN_ID)
+
+
+def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_path: Path) -> None:
+    out = io.StringIO()
+    busy = runs.under_way()
+    last = watch(
+        _states(busy, busy, runs.published()), _folder(tmp_path), out=out, interval_s=0.001
+    )
+    assert last.status is RunStatus.DONE
+    text = out.getvalue()
+    assert text.count("running · download") == 1
+    assert text.endswith("✓ Dataset verification passed!\n")
+    assert "\x1b" not in text
+
+
+def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
+    out = _Terminal()
+    watch(_states(runs.under_way(), runs.published()), _folder(tmp_path), out=out, interval_s=0.001)
+    assert "\x1b[J" in out.getvalue()
+    assert out.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_ctrl_c_ends_the_watching_and_nothing_more(tmp_path: Path) -> None:
+    class Interrupted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    out = io.StringIO()
+    state = watch(_states(runs.under_way()), _folder(tmp_path), out=out, ended=Interrupted())
+    assert state.status is RunStatus.RUNNING
+    assert out.getvalue().endswith(f"no longer watching; run {runs.RUN_ID} goes on\n")
+
+
+def test_a_screen_taller_than_the_terminal_is_cut_so_that_nothing_scrolls(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LINES", "5")
+    out = io.StringIO()
+    screen = Screen(out)
+    screen.draw("\n".join(map(str, range(20))))
+    assert out.getvalue().count("\n") == 4
+    assert "… 17 more lines" in out.getvalue()
+    screen.draw("short")
+    assert "\x1b[4F" in out.getvalue()
