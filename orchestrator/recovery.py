@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Resources, Stage, Task
+from jobs.model import Outcome, Resources, SourceKind, Stage, Task
 from orchestrator import planning, resources
 from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
 
@@ -105,12 +105,14 @@ def _finalizes(state: RunState) -> bool:
 
 
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:
+    # Fetching again what was verified gives the same bytes; a file of the user's may be mended.
+    mended = state.plan.source.kind is SourceKind.LOCAL
     shards = {
         trouble.problem.shard or trouble.item.rpartition(".p")[0]
         for trouble in state.troubles
         if trouble.stage is Stage.EXTRACT
         and trouble.problem.cause in _REFETCH
-        and trouble.outcome is Outcome.RETRYABLE
+        and (mended or trouble.outcome is Outcome.RETRYABLE)
     }
     return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
 

@@ -20,7 +20,6 @@ from jobs.model import (
     SourceKind,
     Verify,
 )
-from jobs.sources import parse_url_list
 from jobs.sources.base import SourceRequest
 from orchestrator.api import LaunchRequest
 from orchestrator.cli import options
@@ -130,6 +129,8 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     """The one source that was named."""
     urls = list(values["urls"])
     if values["url_list"]:
+        from jobs.sources import parse_url_list
+
         with click.open_file(values["url_list"], encoding="utf-8") as file:
             urls += parse_url_list(file.read())
     given: list[tuple[SourceKind, tuple[str, ...]]] = []
