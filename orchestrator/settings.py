@@ -60,14 +60,22 @@ def load(
         raise UsageError(f"no profile {chosen!r} in {files[0]} or {files[1]}; {near}")
     found: dict[str, Setting] = {}
     for path, table in read:
-        found |= _layer(table, str(path))
+        _lay(found, _layer(table, str(path)))
         if chosen:
-            found |= _layer(_profiles(table).get(chosen, {}), f"{path} [{PROFILES}.{chosen}]")
+            profiled = _profiles(table).get(chosen, {})
+            _lay(found, _layer(profiled, f"{path} [{PROFILES}.{chosen}]"))
     for name, text in env.items():
         if name.startswith(PREFIX) and name != f"{PREFIX}PROFILE":
             option = name[len(PREFIX) :].lower().replace("_", "-")
-            found[option] = Setting(text, f"environment {name}")
+            _lay(found, {option: Setting(text, f"environment {name}")})
     return found
+
+
+def _lay(found: dict[str, Setting], over: Mapping[str, Setting]) -> None:
+    """Put a layer over ``found``, its names last: of ``wait`` and ``no-wait`` the later counts."""
+    for name, setting in over.items():
+        found.pop(name, None)
+        found[name] = setting
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -129,15 +137,21 @@ def spellings(param: click.Parameter) -> list[str]:
     return [name for name in names if name not in _NOT_SETTABLE]
 
 
+def _given(settings: Mapping[str, Setting], param: click.Parameter) -> str | None:
+    """Under which of its names an option is set; the last one counts."""
+    names = spellings(param)
+    return next((name for name in reversed(list(settings)) if name in names), None)
+
+
 def for_command(settings: Mapping[str, Setting], command: click.Command) -> dict[str, Any]:
     """What Click calls a ``default_map`` of ``command``: parameter name to value."""
     found = {}
     for param in command.params:
-        for name in spellings(param):
-            if name in settings:
-                value = _value(settings[name].value, param)
-                negated = name in [text[2:] for text in param.secondary_opts]
-                found[param.name or name] = not value if negated else value
+        name = _given(settings, param)
+        if name is not None:
+            value = _value(settings[name].value, param)
+            negated = f"--{name}" in param.secondary_opts
+            found[param.name or name] = not value if negated else value
     return found
 
 
@@ -204,7 +218,7 @@ def show_config(ctx: click.Context) -> str:
         names = spellings(param)
         if names:
             value = _shown(ctx.params.get(param.name or ""))
-            rows.append((names[0], value, _origin(ctx, param, names, settings)))
+            rows.append((names[0], value, _origin(ctx, param, settings)))
     wide = max((len(name) for name, _, _ in rows), default=0)
     long = min(36, max((len(value) for _, value, _ in rows), default=0))
     return "".join(
@@ -220,16 +234,12 @@ def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(getattr(value, "value", value))
 
 
-def _origin(
-    ctx: click.Context,
-    param: click.Parameter,
-    names: list[str],
-    settings: Mapping[str, Setting],
-) -> str:
+def _origin(ctx: click.Context, param: click.Parameter, settings: Mapping[str, Setting]) -> str:
     match ctx.get_parameter_source(param.name or ""):
         case click.core.ParameterSource.COMMANDLINE:
             return "command line"
         case click.core.ParameterSource.DEFAULT_MAP:
-            return next((settings[n].origin for n in reversed(names) if n in settings), "settings")
+            name = _given(settings, param)
+            return settings[name].origin if name is not None else "settings"
         case _:
             return "default"

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.model import Stage
+from jobs.runfolder import RunFolder
+from orchestrator import logs
+
+
+def _write(folder: RunFolder, attempt: int, stage: Stage, name: str, text: str) -> Path:
+    place = folder.submitit(attempt, stage)
+    place.mkdir(parents=True, exist_ok=True)
+    path = place / name
+    path.write_text(text)
+    return path
+
+
+def test_every_log_is_found_by_attempt_stage_and_job(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    err = _write(folder, 1, Stage.EXTRACT, "101_3_0_log.err", "it broke\n")
+    out = _write(folder, 1, Stage.EXTRACT, "101_3_0_log.out", "")
+    again = _write(folder, 2, Stage.EXTRACT, "201_0_log.out", "fine\n")
+    _write(folder, 2, Stage.EXTRACT, "201_0_result.pkl", "")
+    batch = folder.submitit(1, Stage.EXTRACT, 1)
+    batch.mkdir(parents=True)
+    (batch / "104_0_0_log.out").write_text("")
+    found = logs.find(folder)
+    assert set(found) == {
+        (1, Stage.EXTRACT, "101_3"),
+        (1, Stage.EXTRACT, "104_0"),
+        (2, Stage.EXTRACT, "201"),
+    }
+    first = found[(1, Stage.EXTRACT, "101_3")]
+    assert (first.err, first.out, first.path) == (err, out, err)
+    assert found[(2, Stage.EXTRACT, "201")].path == again
+
+
+def test_a_run_without_logs_has_none(tmp_path: Path) -> None:
+    assert logs.find(RunFolder(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "token hf_abcdefSECRETghijk here",
+        "Authorization: Bearer SECRET",
+        '{"authorization": "Basic SECRET"}',
+        "GET https://user:SECRET@host/file",
+        "https://h/x.tar?X-Amz-Signature=SECRET&partNumber=1",
+        "https://h/x.tar?sig=SECRET",
+        "HF_TOKEN=SECRET",
+        "export MY_PASSWORD=SECRET",
+        "Cookie: session=SECRET",
+        "got a bearer SECRET",
+    ],
+)
+def test_no_secret_is_shown(line: str) -> None:
+    assert "SECRET" not in logs.clean(line)
+
+
+def test_what_is_no_secret_stays() -> None:
+    line = "2026 INFO jobs.extract: 0003-pages: 500 files, https://host/a.tar?part=2"
+    assert logs.clean(line + "\n") == line
+
+
+def test_a_log_steers_no_terminal_and_a_redrawn_bar_is_one_line() -> None:
+    assert logs.clean("a\x1b[2Jb\tc") == "a\\x1b[2Jb\tc"
+    assert logs.clean("10%\r20%\r30%") == "30%"
+
+
+def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_text("".join(f"line {n}\n" for n in range(100_000)))
+    assert logs.tail(path, 2) == ["line 99998", "line 99999"]
+    assert logs.tail(tmp_path / "none", 5) == []
+
+
+def test_a_follower_gives_whole_lines_as_they_come(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    follower = logs.Follower(path)
+    assert list(follower.read()) == []
+    path.write_bytes(b"one\ntw")
+    assert list(follower.read()) == ["one"]
+    with path.open("ab") as file:
+        file.write(b"o\nthree")
+    assert list(follower.read()) == ["two"]
+    assert list(follower.read(last=True)) == ["three"]
+    path.write_bytes(b"new\n")  # requeued: Slurm begins the file anew
+    assert list(follower.read()) == ["new"]

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic
+from jobs.errors import UsageError
+from jobs.model import Stage
+from orchestrator import logview
+from orchestrator.state import TaskView
+from orchestrator.terminal import Look
+from tests.support import runs
+
+
+def _names(views: list[TaskView]) -> list[str]:
+    return [f"{view.stage.value} {view.task.number}" for view in views]
+
+
+@pytest.mark.parametrize(
+    ("what", "tasks"),
+    [
+        pytest.param("download", ["download 0"], id="a stage"),
+        pytest.param("extract-4", ["extract 4"], id="a task"),
+        pytest.param("extract/4", ["extract 4"], id="a task, otherwise"),
+        pytest.param("4", ["extract 4"], id="a number"),
+        pytest.param("101_5", ["extract 5"], id="a job id"),
+        pytest.param("0002-pages.p0000", ["extract 2"], id="a part"),
+        pytest.param("0002-pages", ["download 0"], id="a shard in its download"),
+        pytest.param("pages-0002.tar.gz", ["download 0", "extract 2"], id="an archive"),
+        pytest.param(None, ["extract 3"], id="the failed one tells most"),
+    ],
+)
+def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list[str]) -> None:
+    assert _names(logview.select(runs.under_way(), what)) == tasks
+
+
+def test_what_nobody_knows_is_refused_with_what_there_could_be() -> None:
+    with pytest.raises(UsageError, match="name a stage"):
+        logview.select(runs.under_way(), "nothing-like-it")
+
+
+def test_failed_ones_alone() -> None:
+    assert _names(logview.select(runs.under_way(), failed=True)) == ["extract 3"]
+    assert _names(logview.select(runs.under_way(), "4", failed=True)) == []
+    assert _names(logview.select(runs.published(), failed=True)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "task"),
+    [("3", True), ("extract", True), ("extract-3", True), (runs.RUN_ID, False), ("2026", True)],
+)
+def test_what_can_only_be_a_task_is_no_run(text: str, task: bool) -> None:
+    assert logview.is_task(text) is task
+
+
+def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    place = folder.submitit(1, Stage.EXTRACT)
+    place.mkdir(parents=True)
+    (place / "101_3_0_log.err").write_text("a\nb\nc\n")
+    views = logview.select(state, "3") + logview.select(state, "6")
+    told = list(logview.show(folder, views, Look(), lines=2))
+    assert told[0] == "extract task 3 · failed · n1 · job 101_3"
+    assert told[1] == str(place / "101_3_0_log.err")
+    assert told[2:4] == ["b", "c"]
+    assert told[-1] == "it has not started, so there is no log yet"
+
+
+def test_following_ends_with_the_task(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    place = folder.submitit(1, Stage.EXTRACT)
+    place.mkdir(parents=True)
+    (place / "101_4_0_log.out").write_text("begun\nand")
+    (view,) = logview.select(state, "4")
+
+    class Later(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            with (place / "101_4_0_log.out").open("a") as file:
+                file.write(" ended")
+            atomic.write_json(folder.result(Stage.EXTRACT, 4, 1), {})
+            return False
+
+    assert list(logview.follow(folder, view, Later())) == ["begun", "and ended"]

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs import atomic
+from jobs.errors import RunFolderError
+from jobs.runfolder import RunFolder
+from orchestrator import runs as listed
+from orchestrator.state import RunState, RunStatus
+from orchestrator.terminal import Look
+from tests.support import runs
+
+
+def _made(base: Path, run_id: str, dest: Path) -> RunFolder:
+    plan = runs.renamed(runs.make_plan(2, dest=str(dest)), run_id)
+    return runs.make_folder(base, plan, runs.make_submission(plan))
+
+
+def _never(folder: RunFolder) -> RunState:
+    raise AssertionError(f"{folder.run_id} was looked at closely")
+
+
+def test_a_published_run_is_done_without_a_closer_look(tmp_path: Path) -> None:
+    dest = tmp_path / "dest"
+    dest.mkdir()
+    _made(tmp_path / "logs", "20260301-000000-aaa", dest)
+    atomic.write_json(dest / "RECEIPT.json", {"run_id": "20260301-000000-aaa", "more": 1})
+    (run,) = listed.listing(tmp_path / "logs", _never)
+    assert (run.state, run.shards, run.source) == (RunStatus.DONE, 2, "hub org/pages")
+
+
+def test_the_newest_is_first_and_others_are_looked_at(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    for run_id in ("20260301-000000-aaa", "20260302-000000-bbb"):
+        _made(logs, run_id, tmp_path / "dest")
+    (logs / "something else").mkdir()
+    found = listed.listing(logs, lambda folder: runs.under_way())
+    assert [run.folder.run_id for run in found] == ["20260302-000000-bbb", "20260301-000000-aaa"]
+    assert {run.state for run in found} == {RunStatus.RUNNING}
+    assert len(listed.listing(logs, lambda folder: runs.under_way(), most=1)) == 1
+
+
+def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    _made(logs, "20260301-000000-aaa", tmp_path / "dest")
+    damaged = _made(logs, "20260302-000000-bbb", tmp_path / "dest")
+    damaged.plan.write_text("{")
+
+    def refuse(folder: RunFolder) -> RunState:
+        raise RunFolderError("it can be written by others")
+
+    first, second = listed.listing(logs, refuse)
+    assert first.state is None and "cannot be read" in first.problem
+    assert second.state is None and second.problem == "it can be written by others"
+    text = listed.render([first, second], runs.NOW, Look())
+    assert text.count("unreadable") == 2
+
+
+def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
+    _made(tmp_path / "logs", "20260301-000000-aaa", Path("/scratch/pages"))
+    found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way())
+    text = listed.render(found, runs.NOW, Look())
+    assert text == (
+        "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
+    )
+    (told,) = listed.as_json(found)["runs"]
+    assert told["state"] == "running" and told["created"] == "2026-03-01T10:15:00Z"
+
+
+def test_no_folder_no_runs(tmp_path: Path) -> None:
+    assert listed.listing(tmp_path / "none", _never) == []
+    assert listed.render([], runs.NOW, Look()) == ""
