@@ -139,8 +139,12 @@ _BY_ENGINE = {
 }
 
 
-def task_status(result: TaskResult | None, engine: TaskState, now: datetime) -> TaskStatus:
+def task_status(
+    result: TaskResult | None, engine: TaskState, now: datetime, *, late_s: float = LATE_S
+) -> TaskStatus:
     """What is true of one task, where its result and its engine say different things.
+
+    ``late_s``: so many seconds after its end a result may still come into sight.
 
     A result outranks the scheduler, with one exception: a task that was stopped wrote why, and was
     then requeued under the same attempt.
@@ -160,7 +164,7 @@ def task_status(result: TaskResult | None, engine: TaskState, now: datetime) -> 
         status is TaskStatus.MISSING
         and engine.cause is None
         and engine.ended is not None
-        and 0 <= (now - engine.ended).total_seconds() < LATE_S
+        and 0 <= (now - engine.ended).total_seconds() < late_s
     ):
         return TaskStatus.RUNNING  # it ended well and just now: its result is on its way
     return status
@@ -196,7 +200,8 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     beat = evidence.heartbeats.get((task.stage, task.number))
     if beat is not None and beat.attempt != submission.number:
         beat = None
-    status = task_status(result, engine, evidence.now)
+    late_s = 0.0 if submission.engine == "local" else LATE_S  # one machine sees its own files
+    status = task_status(result, engine, evidence.now, late_s=late_s)
     problem = None
     if status is TaskStatus.MISSING:
         problem = _missing_problem(f"{task.stage.value} task {task.number}", engine)
