@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from jobs.errors import EngineError
+from jobs.errors import EngineError, from_os_error
+from jobs.memberpath import shown
 from jobs.model import utc_now
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder
@@ -48,7 +49,8 @@ class LocalEngine:
             for index in range(len(spec.tasks)):
                 job.tasks.append(_hand_over(job, place, index))
         except OSError as error:
-            raise EngineError(f"{place}: {error.strerror}; tasks cannot be handed over") from error
+            why = from_os_error(error, doing=f"writing to {shown(str(place))}")
+            raise EngineError(why.message, cause=why.cause) from error
         self._pool.jobs[str(job.id)] = job
         pairs = zip(spec.tasks, job.tasks, strict=True)
         ids = {task.number: each.record.task_id for task, each in pairs}

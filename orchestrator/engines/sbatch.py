@@ -104,7 +104,10 @@ def executor(
 ) -> Executor:
     """An executor for one array of ``spec``; a new one each time, as its parameters stick."""
     check(spec)
-    made = Executor(folder, hand_over)
+    try:
+        made = Executor(folder, hand_over)
+    except RuntimeError as error:  # submitit looks for srun on PATH
+        raise EngineError("there is no srun on PATH; is this a login node?") from error
     made.update_parameters(**parameters(spec, after, parallel=parallel))
     made.extra_lines = spec.resources.sbatch_args
     return made

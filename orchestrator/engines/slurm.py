@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import threading
 import time
@@ -10,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jobs.errors import Cause, EngineError
+from jobs.errors import Cause, EngineError, from_os_error
+from jobs.memberpath import shown
 from jobs.model import Task
 from jobs.runfolder import RunFolder
 from orchestrator.engines import slurmclient, slurmlimits
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 # Waits before asking a silent Slurm again: about a minute in all, then the user is told.
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 _AT_ONCE_S = 3.0
+_ENDED = re.compile("invalid job id|already complet", re.IGNORECASE)
 _IDS_AT_ONCE = 500  # ids on one command line
 
 
@@ -78,6 +81,10 @@ class SlurmEngine:
         except EngineError:
             self._take_back(job_ids)
             raise
+        except OSError as error:
+            self._take_back(job_ids)
+            why = from_os_error(error, doing=f"writing to {shown(spec.run_dir)}")
+            raise EngineError(why.message, cause=why.cause) from error
         self._submitted += task_ids.values()
         return JobHandle(spec.stage, task_ids, tuple(job_ids))
 
@@ -288,7 +295,10 @@ def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict
 
 def _scancel(ids: Sequence[str]) -> None:
     for start in range(0, len(ids), _IDS_AT_ONCE):
-        _query("scancel", *ids[start : start + _IDS_AT_ONCE])
+        answer = slurmclient.ask("scancel", *ids[start : start + _IDS_AT_ONCE])
+        # A job may end between the question and this: then there is nothing left to cancel.
+        if answer.returncode and not _ENDED.search(answer.words):
+            raise EngineError(f"scancel did not do it: {answer.words}")
 
 
 def _accepted_id(answer: Answer) -> str:

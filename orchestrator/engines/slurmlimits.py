@@ -59,6 +59,9 @@ def check_time(spec: JobSpec) -> None:
 
 # Words of sbatch (slurm_errno.c) and what to do about them.
 _REMEDIES = (
+    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
+    ("maxwall", "ask for less with --time"),
+    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
     ("invalid partition", "choose another --partition; `sinfo` lists them"),
     ("invalid account", "choose another --account; `sacctmgr show assoc user=$USER` lists yours"),
     ("invalid qos", "choose another --qos; `sacctmgr show assoc user=$USER` lists yours"),
@@ -68,8 +71,6 @@ _REMEDIES = (
     ("cpu count", "ask for fewer CPUs with -c"),
     ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
     ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
-    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
-    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
     ("invalid job array", "lower --tasks"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import pickle
 import secrets
@@ -332,6 +333,46 @@ def test_an_array_whose_second_half_is_refused_is_taken_back(
         engine.submit(spec(folder, 9), None)
     (folder.path / "go").touch()
     narrow.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def strict() -> Iterator[PrivateSlurm]:
+    """A Slurm that enforces accounts and limits: account lab, whose QOS tiny takes two jobs."""
+    reason = available(accounting=True)
+    if reason:
+        pytest.skip(reason)
+    extra = "AccountingStorageEnforce=associations,limits,qos"
+    with PrivateSlurm.start(accounting=True, nodes=1, extra_conf=extra) as made:
+        me = getpass.getuser()
+        for words in (
+            "qos tiny MaxSubmitJobsPerUser=2 MaxWall=00:10:00 Flags=DenyOnLimit",
+            "account lab",
+            f"user {me} account=lab qos=normal,tiny defaultqos=normal",
+        ):
+            made.run("sacctmgr", "-i", "add", *words.split(), check=True)
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        (Resources(account="nope"), "invalid account.*--account"),
+        (Resources(account="lab", qos="nope"), "invalid qos.*--qos"),
+        (Resources(account="lab", qos="tiny", time_min=11), "QOSMaxWall.*--time"),
+        (Resources(account="lab", qos="tiny", time_min=9), "MaxSubmit.*--tasks"),
+    ],
+)
+def test_limits_of_accounts_are_told_and_nothing_is_left(
+    strict: PrivateSlurm,
+    folder: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    resources: Resources,
+    words: str,
+) -> None:
+    engine = client_of(strict, monkeypatch)
+    with pytest.raises(EngineError, match=f"(?i){words}"):
+        engine.submit(spec(folder, 3, resources=resources), None)
+    assert names(strict) == []
 
 
 # Slurm in trouble -------------------------------------------------------------------------------
