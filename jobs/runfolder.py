@@ -238,6 +238,13 @@ def _scan(folder: Path) -> list[os.DirEntry[str]]:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """What a repair of a published dataset is about, beyond the parts that are extracted again."""
+
+    records: bool = False  # the records file is to be merged anew
+
+
+@dataclass(frozen=True)
 class Staging:
     """``DEST/.incoming/RUN_ID``: what a run makes before it publishes."""
 
@@ -269,6 +276,11 @@ class Staging:
         if part.count == 1:
             return self.shard_records(part.shard)
         return self.records / f"{part.id}.jsonl"
+
+    @property
+    def repair(self) -> Path:
+        """Says that finalize is to mend what was published (``Repair``)."""
+        return self.root / "repair.json"
 
     @property
     def replaced(self) -> Path:

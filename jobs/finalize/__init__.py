@@ -10,7 +10,7 @@ import msgspec
 
 from jobs import atomic
 from jobs.errors import Cause, OrchestrateError
-from jobs.finalize import collisions, lines, merge, passes, publish, receipt, summary
+from jobs.finalize import collisions, lines, mending, merge, passes, publish, receipt, summary
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
@@ -27,7 +27,9 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
     """Publish the dataset, or say why not; nothing that a resume needs is thrown away.
 
     Safe to run again after any crash: before the journal is written it starts over, after that it
-    goes on with the renames. Raises our errors and ``OSError``.
+    goes on with the renames. Where this run has published before and its receipt is withdrawn
+    (``jobs.verify.repair``) or lost, it mends what is published. Raises our errors and
+    ``OSError``.
     """
     ground = Ground(folder, plan, Staging(plan))
     if not _is_published(ground):  # else its receipt is there, the last of all renames
@@ -36,11 +38,13 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
+            ground.mending = mending.begun(ground)
             verdict, problem, journal = _audit(ground, progress)
             if journal is None:
                 return verdict, problem
         publish.go_on(ground.staging, journal)
     published = _published_summary(ground)
+    atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
     publish.clean_up(ground)
     return published, None
 
@@ -105,8 +109,10 @@ def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tall
     summaries = passes.read_summaries(ground, tally, findings)
     if len(summaries) < len(ground.parts):
         return tally
-    if options.layout.has_records:
+    if ground.reads_records:
         passes.find_pieces(ground, summaries, findings)
+    elif ground.mending is not None:
+        tally.records = int(ground.mending.receipt["counts"]["records"])
     rows = sum(part.files for part in summaries)
     with (
         Buckets(ground.scratch, rows=3 * rows) as buckets,
@@ -122,7 +128,8 @@ def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tall
     for place in sorted(join.absent):
         ground.folder.manifest(ground.parts[place]).unlink(missing_ok=True)
     collisions.settle(ground, join.contests, findings, progress)
-    _judge_counts(ground, tally, findings)
+    if ground.reads_records:
+        _judge_counts(ground, tally, findings)
     if options.on_bad_record is not OnBadRecord.DROP:
         del tally.bad_lines[:]
     return tally
@@ -133,8 +140,6 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
     options = ground.plan.options
     layout, expected = options.layout, options.expect_records
     hint = "; `--strip-components 1` takes the outermost folder away"
-    if not layout.has_records:
-        return
     if not ground.pieces:
         nested = tally.nested_records
         fact = f"no shard has a {layout.records}"
@@ -157,35 +162,52 @@ def _prepare(
     _remove_listed(ground)
     dropped = merge.sorted_numbers(tally.bad_lines)
     merged = None
-    if ground.records_path is not None:
-        merged = merge.merge_records(ground, dropped, ground.records_path, progress)
-    skipped = merge.sorted_numbers(tally.skipped)
-    proof = merge.write_manifest(ground, skipped, merged, progress)
-    tally.files, tally.bytes = proof.files, proof.bytes
-    tally.records = merged.records if merged else 0
-    names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(ground.staging.data))
+    if ground.reads_records:
+        merged = merge.merge_records(ground, dropped, ground.plan.options.layout.records, progress)
+    elif ground.mending is not None:
+        merged = mending.records_as_published(ground.mending)
+    proof = merge.write_manifest(ground, merge.sorted_numbers(tally.skipped), merged, progress)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
-    told = summary.lines_of(ground, findings, records=tally.records, images=tally.images)
-    counts: dict[str, Any] = {
+    if ground.mending is not None:
+        content = mending.receipt_of(ground, ground.mending, proof)
+        journal = publish.Journal(ground.plan.run_id, (), (), ready, mends=True)
+    else:
+        tally.files, tally.bytes = proof.files, proof.bytes
+        tally.records = merged.records if merged else 0
+        names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(ground.staging.data))
+        content = _receipt_of(ground, tally, findings, merged, proof)
+        content["entries"] = [*names, *ready]
+        old = publish.old_names(ground, content["entries"])
+        journal = publish.Journal(ground.plan.run_id, old, tuple(names), ready)
+    (ground.ready / RECEIPT).write_bytes(atomic.dumps(content))
+    publish.begin(ground, journal)
+    return journal, tally
+
+
+def _receipt_of(
+    ground: Ground,
+    tally: passes.Tally,
+    findings: Findings,
+    merged: merge.Merged | None,
+    proof: merge.Proof,
+) -> dict[str, Any]:
+    counts = {
         "records": tally.records,
-        "records_dropped": len(dropped),
+        "records_dropped": merged.dropped if merged else 0,
         "images": tally.images,
         "files": tally.files,
         "bytes": tally.bytes,
         "members": tally.members,
         "left_out": sum(tally.left_out.values()),
     }
+    told = summary.lines_of(ground, findings, records=tally.records, images=tally.images)
     content = receipt.build(ground, findings, merged, proof, counts, told)
-    content["left_out"] = dict(tally.left_out)
-    content["entries"] = [*names, *ready]
     kept = publish.kept_archives(ground)
-    content["archives"] = None if kept is None else str(kept)
-    (ground.ready / RECEIPT).write_bytes(atomic.dumps(content))
-    journal = publish.Journal(
-        ground.plan.run_id, publish.old_names(ground, [*names, *ready]), tuple(names), ready
-    )
-    publish.begin(ground, journal)
-    return journal, tally
+    return {
+        **content,
+        "left_out": dict(tally.left_out),
+        "archives": None if kept is None else str(kept),
+    }
 
 
 def _remove_listed(ground: Ground) -> None:

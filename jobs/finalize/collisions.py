@@ -14,10 +14,11 @@ from jobs.finalize.ground import Ground, bytes_of
 from jobs.finalize.join import Contest
 from jobs.finalize.passes import forget_manifest
 from jobs.manifest import read_manifest
-from jobs.model import Part
+from jobs.model import Fetched, Part
 from jobs.progress import Progress
 
 _CHUNK = 1 << 20  # bytes
+_OVERWRITTEN = "another part has overwritten a file of it"
 
 
 def settle(
@@ -32,24 +33,37 @@ def settle(
     wanted: dict[Part, list[Contest]] = defaultdict(list)
     for contest in contests:
         progress.check()
+        if ground.mending is not None and not _place(ground, contest).exists():
+            continue  # what is published was found to be right
         if not _lies_there(ground, contest):
             wanted[ground.part_of(contest.number)].append(contest)
     for part, lost in wanted.items():
         progress.check()
-        try:
-            _extract(ground, part, lost)
-        except OrchestrateError as error:
-            forget_manifest(ground, part, error.message, findings)
-            continue
-        for contest in lost:
-            if not _lies_there(ground, contest):
-                fact = "another shard has overwritten a file of it"
-                forget_manifest(ground, part, fact, findings)
-                break
+        fetched = ground.folder.load_fetched(part.shard)
+        if fetched is not None and all(Path(file).exists() for file in fetched.files):
+            _settle_part(ground, part, fetched, lost, findings)
+        elif ground.mending is not None:
+            # Only the loser was extracted again; the winner lies in the published dataset.
+            for contest in lost:
+                _place(ground, contest).unlink()
+        else:
+            forget_manifest(ground, part, _OVERWRITTEN, findings)
 
 
-def _place(ground: Ground, contest: Contest) -> bytes:
-    return os.fsencode(ground.staging.data) + b"/" + bytes_of(contest.key)
+def _settle_part(
+    ground: Ground, part: Part, fetched: Fetched, lost: list[Contest], findings: Findings
+) -> None:
+    try:
+        _extract(ground, part, fetched, lost)
+    except OrchestrateError as error:
+        forget_manifest(ground, part, error.message, findings)
+        return
+    if not all(_lies_there(ground, contest) for contest in lost):
+        forget_manifest(ground, part, _OVERWRITTEN, findings)
+
+
+def _place(ground: Ground, contest: Contest) -> Path:
+    return ground.staging.data / os.fsdecode(bytes_of(contest.key))
 
 
 def _lies_there(ground: Ground, contest: Contest) -> bool:
@@ -66,13 +80,10 @@ def _lies_there(ground: Ground, contest: Contest) -> bool:
     return size == contest.size and hasher.hexdigest() == contest.crc32
 
 
-def _extract(ground: Ground, part: Part, lost: list[Contest]) -> None:
+def _extract(ground: Ground, part: Part, fetched: Fetched, lost: list[Contest]) -> None:
     """Write these members of the part again, each under a temporary name and then in place."""
     from jobs.archives import open_archive
 
-    fetched = ground.folder.load_fetched(part.shard)
-    if fetched is None:
-        return
     start = ground.part_starts[ground.parts.index(part)]
     numbers = {contest.number: contest for contest in lost}
     ordinals = {
@@ -87,7 +98,7 @@ def _extract(ground: Ground, part: Part, lost: list[Contest]) -> None:
         contest = ordinals.get(member.ordinal)
         if contest is not None:
             _write(temporary, member.chunks)
-            temporary.replace(os.fsdecode(_place(ground, contest)))
+            temporary.replace(_place(ground, contest))
 
 
 def _write(path: Path, chunks: Iterable[memoryview]) -> None:

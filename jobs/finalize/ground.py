@@ -5,10 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from jobs.memberpath import shown, text_of
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.runfolder import RunFolder, Staging
+
+Json = dict[str, Any]
 
 
 def key_of(entry: Entry) -> str:
@@ -40,6 +43,19 @@ class Piece:
     path: Path
 
 
+@dataclass(frozen=True)
+class Mending:
+    """The repair of a dataset that this run has published before."""
+
+    receipt: Json  # as it was published
+    records: bool  # whether the records file is merged anew
+
+    @property
+    def names(self) -> list[bytes]:
+        """The dataset's own names in the destination."""
+        return [bytes_of(key) for key in self.receipt["entries"]]
+
+
 @dataclass
 class Ground:
     """The run, with numbers for its files and lines: the n-th file of all parts in plan order, the
@@ -51,6 +67,7 @@ class Ground:
     parts: tuple[Part, ...] = ()
     pieces: tuple[Piece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
+    mending: Mending | None = None  # where what was published before is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
 
     def __post_init__(self) -> None:
@@ -66,6 +83,12 @@ class Ground:
     def ready(self) -> Path:
         """Manifest and receipt before they are published."""
         return self.staging.root / "ready"
+
+    @property
+    def reads_records(self) -> bool:
+        """Whether records are parsed and merged: a repair mostly leaves them as they are."""
+        layout = self.plan.options.layout
+        return layout.has_records and (self.mending is None or self.mending.records)
 
     @property
     def records_path(self) -> str | None:

@@ -140,11 +140,11 @@ class Join:
         shard = self._ground.part_of(number).shard
         return f"shard {self._ground.name_of(shard)}"
 
-    def _disk(self, key: str) -> None:
+    def _disk(self, key: str, ours: bool) -> None:
         file = self._files.get(key)
         if file is not None:
             file.on_disk = True
-        else:
+        elif ours:
             self._remove(key)
             self._find(Kind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
 
@@ -219,7 +219,7 @@ class Join:
     def _is_orphan(self, key: str) -> bool:
         layout = self._options.layout
         return (
-            layout.has_records
+            self._ground.reads_records
             and self._options.verify is not Verify.NONE
             and key.startswith(f"{layout.images}/")
             and is_image_name(key.partition("\0")[0], layout.images)

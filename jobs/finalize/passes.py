@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -25,7 +25,7 @@ class Row(IntEnum):
     """What a row in a bucket tells."""
 
     FILE = 0  # number, key, size, digest, crc32, problem
-    DISK = 1  # key
+    DISK = 1  # key, whether it lies in staging
     REFERENCE = 2  # line number, path, other path or None
     ID = 3  # line number, id
 
@@ -166,32 +166,46 @@ def _scan_manifest(audit: Audit, part: Part, start: int) -> int:
 
 
 def scan_disk(audit: Audit) -> None:
-    """Put a row for each file that lies in the staged dataset into the buckets; no stat for any."""
+    """Put a row for each file that lies in the staged dataset into the buckets; no stat for any.
+
+    In a repair what is published counts as well, but is never removed.
+    """
+    ground = audit.ground
+    _scan_tree(audit, walk(os.fsencode(ground.staging.data), [b""]), ours=True)
+    if ground.mending is not None:
+        names = walk(os.fsencode(ground.staging.dest), ground.mending.names)
+        _scan_tree(audit, names, ours=False)
+
+
+def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     ground = audit.ground
     hidden = {name.encode() for name in reserved_names(ground)}
     if ground.records_path is not None:
         hidden.add(ground.records_path.encode())
-    for number, path in enumerate(walk(os.fsencode(ground.staging.data))):
+    for number, path in enumerate(paths):
         if number % CHECK_EVERY == 0:
             audit.progress.check()
         if path not in hidden:
             key = key_of_bytes(path)
-            audit.rows.add(join_key(ground, key), Row.DISK, key)
+            audit.rows.add(join_key(ground, key), Row.DISK, key, ours)
 
 
-def walk(root: bytes) -> Iterator[bytes]:
-    """Relative paths of all that is no folder below ``root``; links are not followed."""
-    waiting = [b""]
+def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
+    """Relative paths of all that is no folder among and below ``names``; no link is followed."""
+    waiting = list(names)
     while waiting:
-        folder = waiting.pop()
+        name = waiting.pop()
         try:
-            entries = os.scandir(root + b"/" + folder)
+            entries = os.scandir(root + b"/" + name)
         except FileNotFoundError:
             continue  # nothing was written
+        except NotADirectoryError:
+            yield name
+            continue
+        folder = name + b"/" if name else b""
         with entries:
             for entry in entries:
-                path = folder + entry.name
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(path + b"/")
+                    waiting.append(folder + entry.name)
                 else:
-                    yield path
+                    yield folder + entry.name

@@ -22,6 +22,7 @@ from jobs import atomic
 from jobs.errors import Cause, VerificationError
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.merge import sync
+from jobs.finalize.passes import walk
 from jobs.memberpath import shown
 from jobs.model import Shard, SourceFile
 from jobs.runfolder import INCOMING, RECEIPT, Staging
@@ -39,6 +40,7 @@ class Journal(msgspec.Struct, frozen=True):
     old: tuple[str, ...]  # keys of names of the old dataset, which make room
     data: tuple[str, ...]  # keys of names that come from the staged dataset
     ready: tuple[str, ...]  # manifest, sums; the receipt is last
+    mends: bool = False  # each staged file goes over the published one
 
 
 def journal_path(staging: Staging) -> Path:
@@ -112,6 +114,8 @@ def go_on(staging: Staging, journal: Journal) -> None:
     Raises ``VerificationError`` where somebody has put something in the way, or taken it.
     """
     dest = staging.dest
+    if journal.mends:
+        _mend(staging)
     staging.replaced.mkdir(exist_ok=True)
     if RECEIPT in journal.old:
         _make_room(staging, RECEIPT)
@@ -124,7 +128,7 @@ def go_on(staging: Staging, journal: Journal) -> None:
         _make_room(staging, os.fsdecode(bytes_of(key)))
     *proofs, receipt = journal.ready
     for name in proofs:
-        _place(staging.root / "ready" / name, dest / name)
+        _place(staging.root / "ready" / name, dest / name, over=journal.mends)
     atomic.fsync_folder(dest)
     _place(staging.root / "ready" / receipt, dest / receipt)
     atomic.fsync_folder(dest)
@@ -136,19 +140,32 @@ def _make_room(staging: Staging, name: str) -> None:
         (staging.dest / name).rename(staging.replaced / name)
 
 
-def _place(source: Path, target: Path) -> None:
+def _mend(staging: Staging) -> None:
+    """Rename each staged file over the published one; what is not staged any more was done."""
+    made: set[Path] = set()
+    for path in list(walk(os.fsencode(staging.data), [b""])):
+        target = staging.dest / os.fsdecode(path)
+        if target.parent not in made:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            made.add(target.parent)
+        (staging.data / os.fsdecode(path)).replace(target)
+    for folder in made:
+        atomic.fsync_folder(folder)
+
+
+def _place(source: Path, target: Path, *, over: bool = False) -> None:
     if not _is_there(source):
         if _is_there(target):
             return  # done before a crash
         raise VerificationError(
             f"{source} is gone before it was published; launch again", cause=Cause.VERIFICATION
         )
-    if _is_there(target):
+    if _is_there(target) and not over:
         raise VerificationError(
             f"{target} has come into being meanwhile; move it away and resume",
             cause=Cause.CLAIMED,
         )
-    source.rename(target)
+    source.replace(target)
 
 
 def _is_there(path: Path) -> bool:

@@ -6,19 +6,16 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any
 
 import msgspec
 
 from jobs import __version__
 from jobs.finalize.findings import Findings
-from jobs.finalize.ground import Ground
+from jobs.finalize.ground import Ground, Json
 from jobs.finalize.merge import Merged, Proof
 from jobs.manifest import read_summary
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
 from jobs.runfolder import MANIFEST, RunFolder
-
-Json = dict[str, Any]
 
 
 def build(

@@ -97,6 +97,17 @@ class StagedRun:
     staging: Staging
     shards: tuple[StagedShard, ...]
 
+    def redo(self) -> list[str]:
+        """Do what a submission over all that is unfinished does; ids of the parts it extracted."""
+        for shard, content in zip(self.plan.shards, self.shards, strict=True):
+            if self.folder.load_fetched(shard.id) is None:
+                _fetch(self, shard, content)
+        finished = self.folder.finished_ids()
+        parts = [part for part in self.plan.parts() if part.id not in finished]
+        for part in parts:
+            self.extract(part)
+        return [part.id for part in parts]
+
     def extract(self, part: Part) -> None:
         """Do what an extract task does for that part."""
         place = [shard.id for shard in self.plan.shards].index(part.shard)
@@ -134,8 +145,7 @@ def stage(
     folder = RunFolder(base / "logs" / run_id)
     folder.create(plan)
     run = StagedRun(folder, plan, Staging(plan), tuple(shards))
-    for path in (run.staging.data, run.staging.records, run.staging.archives):
-        path.mkdir(parents=True, exist_ok=True)
+    run.staging.data.mkdir(parents=True)
     for shard, content in zip(plan.shards, shards, strict=True):
         _fetch(run, shard, content)
     for part in plan.parts():
@@ -151,6 +161,7 @@ def _name(path: bytes | str) -> bytes:
 
 def _fetch(run: StagedRun, shard: Shard, content: StagedShard) -> None:
     archive = run.staging.archive(shard.id, 0)
+    archive.parent.mkdir(parents=True, exist_ok=True)
     members = dict(content.files)
     if content.records is not None and content.kind is ShardKind.ARCHIVE:
         members["prompts.jsonl"] = content.records
@@ -199,6 +210,7 @@ def _extract(run: StagedRun, part: Part, content: StagedShard) -> None:
             total += entry.size
         if has_records:
             assert content.records is not None
+            run.staging.records.mkdir(parents=True, exist_ok=True)
             run.staging.shard_records(shard.id).write_bytes(content.records)
             crc = f"{zlib.crc32(content.records):08x}"
             manifest.add(Entry(layout.records, len(content.records), crc, ordinal=len(files)))
@@ -215,7 +227,7 @@ def _write(run: StagedRun, shard: Shard, path: bytes, data: bytes, ordinal: int)
     if raw is None:
         text = placed_path(run.plan, shard, text)
         path = text.encode()
-    target = Path(str(run.staging.data).encode().decode()) / path.decode("utf-8", "surrogateescape")
+    target = run.staging.data / path.decode("utf-8", "surrogateescape")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
     check = check_for(text, options.verify, options.layout.images)

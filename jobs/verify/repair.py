@@ -1,0 +1,82 @@
+"""From damage in a published dataset to the work that mends it: just the parts that held it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import Cause, VerificationError
+from jobs.manifest import read_summary
+from jobs.model import Part, Plan
+from jobs.runfolder import Repair, RunFolder, Staging
+from jobs.verify import VerifyReport
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """What the next attempt does again."""
+
+    parts: tuple[str, ...]  # to be extracted again
+    shards: tuple[str, ...]  # to be fetched again before that, as their archives are gone
+
+
+def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgotten:
+    """Make a published run unfinished again, by as much as ``report`` found damaged.
+
+    Manifests of damaged parts go, and the evidence of shards whose archives are gone; the receipt
+    is withdrawn last (its copy stays in the run folder), as the dataset is not whole. From then
+    on the run is an unfinished one like any other: a submission over what is left fetches and
+    extracts just these parts into staging, and finalize, which finds the receipt's copy, proves
+    that they are what was published, renames each file over the damaged one, and puts the receipt
+    back. Safe to call again after a crash. Raises ``VerificationError`` where the destination
+    holds another run's dataset.
+    """
+    staging = Staging(plan)
+    _check_owner(folder, staging)
+    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report))
+    staging.root.mkdir(parents=True, exist_ok=True)
+    atomic.write_json(staging.repair, Repair(records=report.records_damaged))
+    for part in parts:
+        folder.manifest(part).unlink(missing_ok=True)
+    gone = []
+    for shard_id in dict.fromkeys(part.shard for part in parts):
+        fetched = folder.load_fetched(shard_id)
+        if fetched is None or not all(Path(file).exists() for file in fetched.files):
+            folder.fetched(shard_id).unlink(missing_ok=True)
+            gone.append(shard_id)
+    staging.receipt.unlink(missing_ok=True)
+    return Forgotten(tuple(part.id for part in parts), tuple(gone))
+
+
+def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport) -> bool:
+    if part.id in report.parts or not folder.manifest(part).exists():
+        return True
+    return report.records_damaged and read_summary(folder.manifest(part)).records
+
+
+class _Head(msgspec.Struct):
+    run_id: str
+
+
+def _check_owner(folder: RunFolder, staging: Staging) -> None:
+    """The receipt must be this run's, or be gone or damaged and have its copy in the run folder."""
+    try:
+        owner = atomic.read_json(staging.receipt, _Head).run_id
+    except (OSError, msgspec.DecodeError):
+        if folder.receipt.exists():
+            return
+        raise VerificationError(
+            f"{staging.dest} has no receipt that can be read, and run {folder.run_id} never "
+            "published there; resume the run as it is, or launch again"
+        ) from None
+    if owner != folder.run_id:
+        raise VerificationError(
+            f"{staging.dest} holds the dataset of run {owner}, not of {folder.run_id}; "
+            "resume that run",
+            cause=Cause.CLAIMED,
+        )
+    if not folder.receipt.exists():
+        atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())

@@ -1,0 +1,287 @@
+"""Verify: a published dataset against its manifest, and just the damaged parts mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import finalize
+from jobs.errors import Cause, Stopped, VerificationError
+from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.progress import Progress
+from jobs.verify import VerifyReport, conclude, verify_dataset, verify_slice
+from jobs.verify.repair import forget_damaged
+from jobs.verify.slices import blocks
+from tests.support.dying import KILLED, finalize_and_die
+from tests.support.staged import StagedRun, pages, png, stage, tree
+
+
+def published(base: Path, options: Options | None = None) -> StagedRun:
+    run = stage(base, [pages(0, 4), pages(4, 4), pages(8, 4)], options)
+    _, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    return run
+
+
+def check(run: StagedRun, *, deep: bool = False) -> VerifyReport:
+    return verify_dataset(Path(run.plan.dest), deep=deep, workers=2, progress=Progress())
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
+def test_a_whole_dataset_passes_in_the_same_words(
+    tmp_path: Path, deep: bool, algorithm: str
+) -> None:
+    report = check(published(tmp_path, Options(digest=algorithm)), deep=deep)
+    how = "every byte read" if deep else "by name and size"
+    assert report.ok
+    assert report.lines == (
+        "✓ Found 12 records in prompts.jsonl",
+        "✓ Found 12 images",
+        f"✓ 13 files are as MANIFEST.jsonl has them ({how})",
+        "✓ Dataset verification passed!",
+    )
+    assert (report.files, report.records, report.images, report.extra) == (13, 12, 12, 0)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:20] + bytes([data[20] ^ 1]) + data[21:])
+
+
+def link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/etc/hostname")
+
+
+def fold(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "deep", "what"),
+    [
+        (remove, False, "missing"),
+        (remove, True, "missing"),
+        (cut, False, "bytes of"),
+        (cut, True, "bytes of"),
+        (flip, True, "has other bytes: crc32"),
+        (link, False, "no longer a regular file"),
+        (link, True, "cannot be opened"),
+        (fold, False, "no longer a regular file"),
+    ],
+)
+def test_damage_is_named_with_its_shard(
+    tmp_path: Path, damage: Callable[[Path], None], deep: bool, what: str
+) -> None:
+    run = published(tmp_path)
+    damage(run.staging.dest / "images" / "000005.png")
+    report = check(run, deep=deep)
+    assert not report.ok
+    (found,) = report.damaged
+    assert found.path == "images/000005.png"
+    assert what in found.what
+    assert found.shard == run.plan.shards[1].id
+    assert report.parts == (f"{run.plan.shards[1].id}.p0000",)
+    assert report.lines[0].startswith(f"✗ 'images/000005.png' (shard {run.plan.shards[1].id}): ")
+    assert report.lines[-1].startswith("✗ Dataset verification failed: 1 of 13 files")
+
+
+def test_a_flipped_bit_needs_a_deep_check(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    flip(run.staging.dest / "images" / "000005.png")
+    assert check(run).ok
+
+
+def test_files_that_nobody_knows_are_told_of(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    (run.staging.dest / "images" / "more.png").write_bytes(png())
+    (run.staging.dest / "notes.txt").write_text("beside the dataset, so nobody's business")
+    report = check(run)
+    assert report.ok
+    assert report.extra == 1
+    assert report.lines[0] == "! 1 files lie in its folders that the manifest does not know"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "line"),
+    [
+        ("RECEIPT.json", None, "✗ RECEIPT.json is missing"),
+        ("RECEIPT.json", b"{", "✗ RECEIPT.json is damaged"),
+        ("MANIFEST.jsonl", None, "✗ MANIFEST.jsonl is missing"),
+        ("MANIFEST.jsonl", b"{}\n", "✗ MANIFEST.jsonl is damaged"),
+        ("SHA256SUMS", None, "✗ SHA256SUMS is missing"),
+    ],
+)
+def test_without_its_proof_a_dataset_does_not_pass(
+    tmp_path: Path, name: str, data: bytes | None, line: str
+) -> None:
+    run = published(tmp_path, Options(digest="sha256"))
+    (run.staging.dest / name).unlink()
+    if data is not None:
+        (run.staging.dest / name).write_bytes(data)
+    report = check(run)
+    assert not report.ok
+    assert report.lines[0].startswith(line)
+
+
+def test_no_such_folder_is_a_verdict_too(tmp_path: Path) -> None:
+    report = verify_dataset(tmp_path / "x", deep=False, workers=1, progress=Progress())
+    assert report.lines[0] == "✗ there is no such folder"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+def test_slices_are_the_whole_however_many(tmp_path: Path, count: int) -> None:
+    run = published(tmp_path)
+    dest = Path(run.plan.dest)
+    whole = b"".join(
+        block for index in range(count) for block in blocks(dest / "MANIFEST.jsonl", index, count)
+    )
+    assert whole == (dest / "MANIFEST.jsonl").read_bytes()
+    remove(dest / "images" / "000001.png")
+    shares = [
+        verify_slice(dest, index, count, deep=True, workers=2, progress=Progress())
+        for index in range(count)
+    ]
+    report = conclude(dest, shares, deep=True)
+    assert report == check(run, deep=True)
+    assert conclude(dest, shares[1:], deep=True).ok is False
+
+
+def test_a_check_stops_when_it_is_told_to(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    progress = Progress()
+    progress.stop(Cause.CANCELLED, "enough")
+    with pytest.raises(Stopped):
+        verify_dataset(Path(run.plan.dest), deep=True, workers=2, progress=progress)
+
+
+def mend(run: StagedRun, report: VerifyReport) -> list[str]:
+    """What a resume does; the parts that were extracted again."""
+    forget_damaged(run.folder, run.plan, report)
+    assert not run.staging.receipt.exists()
+    redone = run.redo()
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    assert summary.published
+    return redone
+
+
+SETTINGS = [
+    Options(),
+    Options(digest="sha256", keep_archive=True),
+    Options(on_bad_record=OnBadRecord.DROP),
+    Options(on_collision=OnCollision.PER_SHARD),
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS)
+def test_a_repair_does_the_damaged_part_again_and_no_other(
+    tmp_path: Path, options: Options
+) -> None:
+    run = published(tmp_path, options)
+    dest = run.staging.dest
+    whole, receipt = tree(dest), json.loads((dest / "RECEIPT.json").read_bytes())
+    victim = next(path for path in sorted(dest.rglob("*000005.png")))
+    flip(victim)
+    redone = mend(run, check(run, deep=True))
+    assert redone == [f"{run.plan.shards[1].id}.p0000"]
+    assert tree(dest) == whole
+    after = json.loads((dest / "RECEIPT.json").read_bytes())
+    assert len(after.pop("repairs")) == 1
+    assert after == receipt
+    assert not (dest / ".incoming").exists()
+    assert check(run, deep=True).ok
+
+
+def test_damaged_records_are_merged_again(tmp_path: Path) -> None:
+    run = published(tmp_path, Options(on_bad_record=OnBadRecord.DROP))
+    whole = tree(run.staging.dest)
+    cut(run.staging.dest / "prompts.jsonl")
+    remove(run.staging.dest / "images" / "000000.png")
+    report = check(run)
+    assert report.records_damaged
+    assert len(mend(run, report)) == 3
+    assert tree(run.staging.dest) == whole
+
+
+@pytest.mark.parametrize("name", ["MANIFEST.jsonl", "SHA256SUMS"])
+def test_a_damaged_manifest_is_written_again_without_any_extraction(
+    tmp_path: Path, name: str
+) -> None:
+    run = published(tmp_path, Options(digest="sha256"))
+    whole = tree(run.staging.dest)
+    remove(run.staging.dest / name)
+    assert mend(run, check(run)) == []
+    assert tree(run.staging.dest) == whole
+
+
+def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    whole = tree(run.staging.dest)
+    remove(run.staging.dest / "RECEIPT.json")
+    remove(run.staging.dest / "images" / "000009.png")
+    _, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert "is gone from disk" in problem.message
+    assert run.redo() == [f"{run.plan.shards[2].id}.p0000"]
+    _, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    assert tree(run.staging.dest) == whole
+
+
+def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) -> None:
+    run = published(tmp_path)
+    remove(run.staging.dest / "images" / "000005.png")
+    forget_damaged(run.folder, run.plan, check(run))
+    damaged = tree(run.staging.dest)
+    run.shards[1].files["images/000005.png"] = png(1234)
+    run.redo()
+    with pytest.raises(VerificationError, match="gives other files than MANIFEST"):
+        finalize.run(run.folder, run.plan, Progress())
+    after = tree(run.staging.dest)
+    assert {path: after[path] for path in damaged if path in after} == damaged
+
+
+def test_a_dataset_of_another_run_is_not_mended(tmp_path: Path) -> None:
+    first = published(tmp_path)
+    second = stage(tmp_path, [pages(50, 2)], Options(overwrite=True), run_id="2027-other")
+    assert finalize.run(second.folder, second.plan, Progress())[1] is None
+    with pytest.raises(VerificationError, match="holds the dataset of run 2027-other") as caught:
+        forget_damaged(first.folder, first.plan, check(second))
+    assert caught.value.cause is Cause.CLAIMED
+    with pytest.raises(VerificationError, match="which replaced this run's"):
+        finalize.run(first.folder, first.plan, Progress())
+    assert check(second, deep=True).ok
+
+
+def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path) -> None:
+    def damaged(base: Path) -> StagedRun:
+        run = published(base)
+        cut(run.staging.dest / "prompts.jsonl")
+        remove(run.staging.dest / "images" / "000005.png")
+        forget_damaged(run.folder, run.plan, check(run))
+        run.redo()
+        return run
+
+    whole = tree(published(tmp_path / "whole").staging.dest)
+    runs = [damaged(tmp_path / f"{number:03d}") for number in range(30)]
+    points = [(run.folder.path, 1 + 2 * number) for number, run in enumerate(runs)]
+    assert finalize_and_die(points).count(KILLED) >= 15
+    for run in runs:
+        _, problem = finalize.run(run.folder, run.plan, Progress())
+        assert problem is None
+        assert tree(run.staging.dest) == whole
