@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import signal
 import stat
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import Cause, EngineError
+from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task
 from jobs.runfolder import RunFolder
 from orchestrator.engines import by_name
