@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from jobs import __version__, atomic
+from jobs.model import utc_now
+from orchestrator import canary, doctor
+from orchestrator.canary import Ask, Finding, Told
+from orchestrator.terminal import Look
+from tests.support.cli import Cli
+from tests.support.hubserver import HubServer
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+
+
+def _ask(tmp_path: Path, hub: HubServer, *, version: str = __version__) -> Ask:
+    return Ask("w", str(tmp_path / "data" / "pages"), hub.endpoint, version)
+
+
+def _probe(ask: Ask, folder: Path) -> dict[str, Finding]:
+    return {finding.name: finding for finding in canary.probe(ask, folder, on_node=True, env={})}
+
+
+def test_a_sound_machine_is_found_sound(tmp_path: Path, hub: HubServer) -> None:
+    found = _probe(_ask(tmp_path, hub), tmp_path)
+    assert found["environment"].ok and found["internet"].ok
+    assert "small files/s" in found["destination"].fact
+    assert list(tmp_path.iterdir()) == []  # nothing stays behind
+
+
+def test_another_version_on_the_node_is_said(tmp_path: Path, hub: HubServer) -> None:
+    found = _probe(_ask(tmp_path, hub, version="9.9"), tmp_path)["environment"]
+    assert found.ok is False and "9.9" in found.fact and found.remedy
+
+
+def test_no_internet_names_the_ways_around_it(tmp_path: Path) -> None:
+    found = _probe(Ask("w", str(tmp_path), "http://127.0.0.1:9", __version__), tmp_path)
+    assert found["internet"].ok is False
+    assert "--download-on login" in found["internet"].remedy
+
+
+def test_a_destination_that_cannot_be_written_is_said(tmp_path: Path, hub: HubServer) -> None:
+    found = _probe(Ask("w", "/proc/data", hub.endpoint, __version__), tmp_path)["destination"]
+    assert found.ok is False and "/proc/data" in found.fact
+
+
+@pytest.mark.parametrize(("token", "ok"), [(None, None), ("owner", True), ("bad", False)])
+def test_a_token_is_tried_and_never_shown(
+    tmp_path: Path,
+    hub: HubServer,
+    monkeypatch: pytest.MonkeyPatch,
+    token: str | None,
+    ok: bool | None,
+) -> None:
+    value = {"owner": hub.token, "bad": "hf_" + "wrong" * 6, None: ""}[token]
+    monkeypatch.setenv("HF_TOKEN", value)
+    found = _probe(_ask(tmp_path, hub), tmp_path)["token"]
+    assert found.ok is ok
+    assert not value or value not in repr(found)
+
+
+def test_the_canary_tells_what_it_was_asked_into_its_own_folder(
+    tmp_path: Path, hub: HubServer
+) -> None:
+    atomic.write_json(tmp_path / canary.ASK, _ask(tmp_path, hub))
+    canary.run(str(tmp_path), "download", 0, 1)
+    told = atomic.read_json(tmp_path / canary.TOLD, Told)
+    assert told.word == "w" and told.started <= told.ended and told.findings
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "ok"),
+    [pytest.param(0, True, id="alike"), (-3600, False), (3600, False), pytest.param(2, True)],
+)
+def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
+    now = utc_now()
+    there = now + timedelta(seconds=offset_s)
+    told = Told("w", "n1", there, there, ())
+    finding = doctor._clock(told, now - timedelta(seconds=3), now + timedelta(seconds=3))
+    assert finding.ok is ok
+
+
+def test_every_line_has_its_mark_and_its_remedy() -> None:
+    look = Look()
+    assert doctor.line(Finding("slurm", True, "answers"), look) == "✓ slurm: answers"
+    bad = doctor.line(Finding("internet", False, "none", "set HTTPS_PROXY"), look)
+    assert bad == "✗ internet: none\n    → set HTTPS_PROXY"
+    assert doctor.line(Finding("a", False, "b", "c"), Look(unicode=False)).isascii()
+
+
+def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer) -> None:
+    shell = Cli(tmp_path, hub.env)
+    done = shell.run("doctor", "--engine", "local", "--dest", "data", rc=0)
+    assert "✓ internet" in done.out and "runs use this machine" in done.out
+    told = json.loads(
+        shell.run("doctor", "--engine", "local", "--dest", "/proc/x", "--json", rc=3).out
+    )
+    assert told["ok"] is False
+    assert any(f["ok"] is False and f["remedy"] for f in told["findings"])
+
+
+def test_slurm_where_there_is_none_is_said(tmp_path: Path) -> None:
+    done = Cli(tmp_path, {"PATH": "/nowhere"}).run(
+        "doctor", "--engine", "slurm", "--dest", "data", rc=3
+    )
+    assert "✗ slurm" in done.out and "login node" in done.out

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic
+from jobs.errors import Cause
+from jobs.model import Stage
+from jobs.runfolder import RunFolder
+from orchestrator import report
+from orchestrator.report import figures
+from orchestrator.state import RunState
+from tests.support import runs
+
+
+class _Balance(HTMLParser):
+    """Fails where a tag is closed that is not the one last opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.names: set[str] = set()  # of attributes
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names |= {name for name, _ in attrs}
+        if tag not in ("meta", "rect", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Closed at once."""
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "rect":
+            return
+        if self.open[-1] == "li" and tag == "ul":
+            self.open.pop()
+        assert self.open.pop() == tag, tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def _page(state: RunState, folder: RunFolder | None = None) -> str:
+    return report.page(state, folder or RunFolder(Path("/nowhere")), runs.NOW)
+
+
+def _hostile() -> RunState:
+    plan = runs.make_plan(3, dest="/scratch/<b>&")
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    message = '<script>alert(1)</script> "quoted" & <img src=x>'
+    return runs.make_state(
+        plan, results=[runs.make_result(t, cause=Cause.BAD_ARCHIVE, message=message) for t in tasks]
+    )
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        pytest.param(runs.under_way(), id="under way"),
+        pytest.param(runs.published(), id="published"),
+        pytest.param(_hostile(), id="hostile names"),
+        pytest.param(runs.make_state(runs.make_plan(2), submissions=()), id="never submitted"),
+    ],
+)
+def test_the_page_is_whole_and_asks_nothing_of_anybody(state: RunState) -> None:
+    html = _page(state)
+    balance = _Balance()
+    balance.feed(html)
+    assert balance.open == []
+    assert not re.search(r"<(script|img|link|iframe|object)\b", html)
+    assert not balance.names & {"src", "href", "srcset", "xlink:href", "action"}
+    assert not re.search(r"@import|url\(", html)
+    assert "default-src 'none'" in html
+
+
+def test_what_a_source_wrote_is_shown_and_never_run() -> None:
+    html = _page(_hostile())
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
+    assert "/scratch/&lt;b&gt;&amp;" in html
+
+
+def test_dark_mode_and_phones_are_thought_of() -> None:
+    html = _page(runs.published())
+    assert "prefers-color-scheme: dark" in html and "width=device-width" in html
+
+
+def test_it_says_in_text_what_the_charts_show() -> None:
+    balance = _Balance()
+    balance.feed(_page(runs.under_way()))
+    text = " ".join("".join(balance.text).split())
+    for words in ("org/pages", "Stages", "Tasks by node", "Efficiency", "out of memory × 1"):
+        assert words in text
+    assert "extract 0 on n1: waited 2:00, ran 1:00, done" in text
+
+
+def test_the_receipt_is_shown_only_where_it_is_this_runs(tmp_path: Path) -> None:
+    state = runs.published(runs.make_plan(2, dest=str(tmp_path)))
+    assert report.receipt_of(state) is None
+    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "another"})
+    assert report.receipt_of(state) is None
+    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": runs.RUN_ID, "licence": "cc-by"})
+    receipt = report.receipt_of(state)
+    assert receipt is not None
+    assert "cc-by" in report.page(state, RunFolder(tmp_path), runs.NOW, receipt)
+
+
+def test_a_failed_tasks_last_lines_are_there_without_secrets(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    place = folder.submitit(1, Stage.EXTRACT)
+    place.mkdir(parents=True)
+    (place / "101_3_0_log.err").write_text("slurmstepd: <oom>\nHF_TOKEN=SECRET\n")
+    html = _page(state, folder)
+    assert "slurmstepd: &lt;oom&gt;" in html and "SECRET" not in html
+
+
+def test_tasks_of_a_node_share_lines_where_they_do_not_overlap() -> None:
+    state = runs.under_way()
+    bars = figures.bars(state, runs.NOW)
+    lanes = figures.lanes(bars)
+    for lane in lanes:
+        ends = [bar.ended for bar in lane.bars]
+        starts = [bar.started for bar in lane.bars]
+        assert all(
+            a is not None and b is not None and a <= b
+            for a, b in zip(ends, starts[1:], strict=False)
+        )
+    assert sum(len(lane.bars) for lane in lanes) == sum(bar.started is not None for bar in bars)
+
+
+def test_ten_thousand_tasks_fit_on_a_page_of_a_few_megabytes() -> None:
+    plan = runs.make_plan(10_000)
+    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
+    results = [
+        runs.make_result(
+            task,
+            host=f"n{task.number % 16}",
+            started=runs.START + timedelta(seconds=task.number // 16),
+            seconds=20,
+        )
+        for task in tasks
+    ]
+    html = _page(runs.make_state(plan, results=results))
+    assert len(html) < 4_000_000
+    assert html.count("<rect") == 10_000
+
+
+def test_throughput_adds_up_to_the_bytes_moved() -> None:
+    state = runs.published()
+    bars = figures.bars(state, runs.NOW)
+    end = max(bar.ended or 0.0 for bar in bars)
+    series = figures.throughput(state, bars, Stage.EXTRACT, end)
+    assert sum(series) * end / figures.BINS == pytest.approx(3 * 100 * 250_000, rel=0.01)
+
+
+def test_waiting_tasks_are_counted_up_and_down() -> None:
+    steps = figures.waiting_steps(figures.bars(runs.published(), runs.NOW))
+    assert steps == [(0.0, 5), (120.0, 0)]
+
+
+def test_use_is_what_was_asked_and_what_was_used() -> None:
+    extract = figures.uses(runs.published(), runs.NOW)[1]
+    assert (extract.tasks, extract.wait_s, extract.wall_s) == (3, 120.0, 180.0)
+    assert extract.cpu_share == pytest.approx(0.4)  # 0.8 of one of two cores
+    assert extract.mem_share == pytest.approx(180e6 / (4000 * 2**20))

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from jobs import atomic
+from jobs.errors import Cause
+from jobs.model import Stage
+from orchestrator import evidence, status
+from orchestrator.state import judge
+from tests.support import runs
+
+
+def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    told = json.loads(atomic.dumps(status.as_json(state, folder, runs.NOW)))
+    assert told["schema"] == 1
+    assert (told["run_id"], told["state"], told["engine"]) == (runs.RUN_ID, "running", "slurm")
+    assert told["source"]["locator"] == "org/pages" and told["dest"] == "/scratch/pages"
+    extract = told["stages"]["extract"]
+    counts = {name: extract[name] for name in ("tasks", "pending", "running", "done", "failed")}
+    assert counts == {"tasks": 8, "pending": 2, "running": 2, "done": 3, "failed": 1}
+    assert extract["missing"] == 0 and extract["elapsed_s"] == 600.0
+    assert extract["started"] == "2026-03-01T10:17:00Z" and extract["ended"] is None
+    assert told["bytes"] == {"done": 3_200_000_000, "total": 3_200_000_000}
+    assert told["files_extracted"] == 500
+    assert told["jobs"] == ["100", "101", "102"]
+    assert told["waiting"][0]["tasks"] == "6-7"
+
+
+def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    place = folder.submitit(1, Stage.EXTRACT)
+    place.mkdir(parents=True)
+    (place / "101_3_0_log.err").write_text("killed\n")
+    (error,) = status.as_json(state, folder, runs.NOW)["errors"]
+    assert (error["shard"], error["stage"], error["kind"]) == (
+        "0003-pages",
+        "extract",
+        Cause.OUT_OF_MEMORY.value,
+    )
+    assert error["retryable"] and error["log"] == str(place / "101_3_0_log.err")
+
+
+def test_what_finalize_found_is_told(tmp_path: Path) -> None:
+    state = runs.published()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    told = status.as_json(state, folder, runs.NOW)
+    assert (told["state"], told["records"], told["images"]) == ("done", 300, 300)
+    assert told["checks"][-1] == "✓ Dataset verification passed!"
+
+
+def test_a_heartbeat_is_read_only_where_no_result_tells_more(tmp_path: Path) -> None:
+    plan = runs.make_plan(3)
+    submission = runs.make_submission(plan)
+    tasks = submission.of_stage(Stage.EXTRACT)
+    results = [runs.make_result(tasks[0]), runs.make_result(tasks[1], cause=Cause.IO)]
+    folder = runs.make_folder(tmp_path, plan, submission, results)
+    for task in tasks:
+        atomic.write_json(folder.heartbeat(task.stage, task.number), runs.make_beat(task))
+    found = evidence.gather(folder, None)
+    assert set(found.heartbeats) == {(Stage.EXTRACT, 1), (Stage.EXTRACT, 2)}
+    assert judge(found).counts[Stage.EXTRACT]
+
+
+def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Path) -> None:
+    state = runs.under_way()
+    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    place = folder.submitit(2, Stage.EXTRACT)
+    place.mkdir(parents=True)
+    (place / "101_3_0_log.err").write_text("another attempt\n")
+    (error,) = status.as_json(state, folder, runs.NOW)["errors"]
+    assert error["log"] is None
