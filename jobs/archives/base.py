@@ -86,9 +86,10 @@ def damaged(
     """The archive is damaged: member and offset (bytes into the inflated archive) are named."""
     where = "" if offset is None else f" at byte {offset}"
     what = "" if member is None else f" member {shown(member)}"
+    colon = ":" if where or what else ""
     return ArchiveError(
-        f"{archive}:{what}{where}: {fact}; the archive is damaged or cut short: fetch it again, "
-        "and if that does not help, tell its publisher",
+        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or cut short: fetch it "
+        "again, and if that does not help, tell its publisher",
         member=None if member is None else text_of(member)[0],
     )
 
