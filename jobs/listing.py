@@ -70,8 +70,8 @@ def walk(root: Path, leave: Leave) -> Iterator[Item]:
     """What lies below ``root``, by name, each folder before what it holds.
 
     A link to a file that stays inside by a relative way is told as a link; every other link is
-    told as what it points to. Raises ``SourceError`` for a link to nothing and for devices, pipes and sockets,
-    ``StorageError`` where the file system refuses.
+    told as what it points to. Raises ``SourceError`` for a link to nothing and for devices, pipes
+    and sockets, ``StorageError`` where the file system refuses.
     """
     base = os.path.realpath(os.fsencode(root))
     yield from _walk(base, b"", leave, frozenset({base}))

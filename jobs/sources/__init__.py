@@ -1,1 +1,40 @@
-"""The sources there are."""
+"""The sources there are; each is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs.model import Options, SourceKind, SourceRef
+from jobs.sources.base import Source, SourceRequest
+
+__all__ = ["Source", "SourceRequest", "open_source", "reopen"]
+
+
+def open_source(request: SourceRequest) -> Source:
+    """The source that a user asks for, on the login node; raises ``SourceError``."""
+    if request.kind is SourceKind.HUB:
+        from jobs.sources.hub import HubSource
+
+        return HubSource.open(request)
+    if request.kind is SourceKind.URL:
+        from jobs.sources.url import UrlSource
+
+        return UrlSource.open(request)
+    from jobs.sources.local import LocalSource
+
+    return LocalSource.open(request)
+
+
+def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
+    """The source of a plan, on a compute node; ``private`` holds the locators with secrets."""
+    if ref.kind is SourceKind.HUB:
+        from jobs.sources.hub import HubSource
+
+        return HubSource.reopen(ref)
+    if ref.kind is SourceKind.URL:
+        from jobs.sources.url import UrlSource
+
+        return UrlSource.reopen(ref, options, private)
+    from jobs.sources.local import LocalSource
+
+    return LocalSource.reopen(ref, options.layout)

@@ -1,0 +1,184 @@
+"""The download stage: every shard in place, hashed, verified, ready to be cut into parts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from jobs import atomic
+from jobs.download.fetching import Fetcher
+from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError, from_os_error
+from jobs.model import Format, ItemResult, Outcome, Plan, Problem, Shard, SourceKind
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder, Staging
+from jobs.sources import reopen
+
+log = logging.getLogger(__name__)
+
+# The next shard would meet the same; a person has to act first.
+_FOR_ALL = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.READ_ONLY, Cause.AUTHENTICATION})
+
+
+def run(
+    folder: RunFolder,
+    plan: Plan,
+    shard_ids: Sequence[str],
+    progress: Progress,
+    *,
+    refetch: frozenset[str],
+) -> tuple[ItemResult, ...]:
+    """Bring the shards here, several at once, and write ``folder.fetched`` for each.
+
+    A shard that is here already stays as it is, unless it is in ``refetch``. One bad shard is its
+    own result and stops nobody; a full disk, or a network that is not there, stops all. Raises
+    ``OrchestrateError`` where the source cannot be opened at all.
+    """
+    shards = [plan.shard(shard_id) for shard_id in shard_ids]
+    if not shards:
+        return ()
+    crew = _Crew(folder, plan, progress, refetch)
+    workers = min(len(shards), plan.options.connections)
+    with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
+        return tuple(pool.map(crew.result_of, shards))
+
+
+class _Crew:
+    """What the threads share: the source, one transfer, and what stops all of them."""
+
+    def __init__(
+        self, folder: RunFolder, plan: Plan, progress: Progress, refetch: frozenset[str]
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._staging = Staging(plan)
+        self._progress = progress
+        self._refetch = refetch
+        self._remote = plan.source.kind is not SourceKind.LOCAL
+        self._fetcher = Fetcher(
+            folder, plan, reopen(plan.source, plan.options, _private(folder)), progress
+        )
+        self._lock = threading.Lock()
+        self._halted: Problem | None = None
+
+    def result_of(self, shard: Shard) -> ItemResult:
+        """What becomes of one shard; never raises for what can go wrong outside this program."""
+        if self._halted is not None:
+            return self._failed(shard, self._halted)
+        self._progress.current = shard.id
+        try:
+            self._progress.check()
+            size = self._have(shard)
+        except OrchestrateError as error:
+            problem = self._understood(Problem.of(error, shard=shard.id))
+        except OSError as error:
+            doing = f"fetching {error.filename or shard.id}"
+            problem = self._understood(
+                Problem.of(from_os_error(error, doing=doing), shard=shard.id)
+            )
+        except MemoryError:
+            problem = Problem(
+                Cause.OUT_OF_MEMORY, "the download ran out of memory; resume with more", shard.id
+            )
+        except Exception as error:  # a defect of ours stops one shard, not all
+            log.exception("%s: failed in a way nobody expected", shard.id)
+            problem = Problem(
+                Cause.INTERNAL,
+                f"{type(error).__name__} while fetching; the task's log has the details",
+                shard.id,
+            )
+        else:
+            self._progress.add(items=1)
+            return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)
+        return self._failed(shard, problem)
+
+    def _have(self, shard: Shard) -> int:
+        """Have the shard here, with its evidence; its size in bytes."""
+        if shard.id in self._refetch:
+            self._forget(shard)
+        elif (known := self._known(shard)) is not None:
+            self._progress.add(bytes=known)
+            return known
+        fetched = self._fetcher.fetch(shard)
+        atomic.write_json(self._folder.fetched(shard.id), fetched)
+        size = sum(fetched.sizes)
+        how = "verified" if fetched.verified else "no digest is published"
+        log.info("%s: %d bytes, %s", shard.id, size, how)
+        return size
+
+    def _known(self, shard: Shard) -> int | None:
+        """The size of a shard that is here as its evidence says; None where it is not."""
+        try:
+            fetched = self._folder.load_fetched(shard.id)
+        except RunFolderError as error:
+            log.warning("%s; fetching it again", error.message)
+            return None
+        if fetched is None:
+            return None
+        # The archive of a compressed tar may be gone once its plain form is there.
+        files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
+        sizes: tuple[int | None, ...] = (*fetched.sizes, None)
+        for path, size in zip(files, sizes, strict=False):
+            try:
+                status = Path(path).stat()
+            except OSError:
+                return None
+            if size is not None and status.st_size != size:
+                return None
+        changed = fetched.in_place and fetched.mtimes_ns != tuple(
+            Path(path).stat().st_mtime_ns for path in fetched.files
+        )
+        if changed:
+            return None
+        return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
+
+    def _forget(self, shard: Shard) -> None:
+        """Remove evidence first, then the archive; what the user keeps is never touched."""
+        self._folder.fetched(shard.id).unlink(missing_ok=True)
+        for index in range(len(shard.files)):
+            out = self._staging.archive(shard.id, index)
+            for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
+                path.unlink(missing_ok=True)
+        self._staging.plain(shard.id).unlink(missing_ok=True)
+
+    def _understood(self, problem: Problem) -> Problem:
+        """``problem`` with what it means for the task as a whole."""
+        if self._remote and problem.cause is Cause.NETWORK and not self._progress.bytes_done:
+            problem = Problem(
+                Cause.NETWORK,
+                f"{problem.message}. Not one byte arrived: this node seems to have no way to the "
+                "internet; launch with --download-partition NAME (a partition that has one) or "
+                "with --download-on login",
+                problem.shard,
+            )
+            self._halt(problem)
+        elif problem.cause in _FOR_ALL:
+            self._halt(problem)
+        return problem
+
+    def _halt(self, problem: Problem) -> None:
+        with self._lock:
+            if self._halted is None:
+                self._halted = problem
+
+    def _failed(self, shard: Shard, problem: Problem) -> ItemResult:
+        if problem.shard != shard.id:
+            problem = Problem(problem.cause, problem.message, shard.id, problem.member)
+        log.error("%s: %s", shard.id, problem.message)
+        return ItemResult(shard.id, problem.outcome, problem=problem)
+
+
+def _private(folder: RunFolder) -> Mapping[str, str]:
+    """Locators with secrets; none where the plan needs none."""
+    try:
+        return atomic.read_json(folder.private, dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise SourceError(
+            f"{folder.private} cannot be read ({type(error).__name__}); launch again"
+        ) from None

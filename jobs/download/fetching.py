@@ -1,0 +1,214 @@
+"""One shard: fetched or found in place, hashed once, its format told, its parts cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.archives import cuts_of, sniff
+from jobs.archives.sniff import HEAD
+from jobs.download.following import Following, hashed_and_followed
+from jobs.download.hashing import check_digest, hash_file
+from jobs.errors import ArchiveError, Cause, SourceError
+from jobs.memberpath import shown
+from jobs.model import Digest, Fetched, Format, Plan, Shard, ShardKind, SourceFile
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder, Staging
+from jobs.sources.base import Expect, Source, key_of
+from jobs.sources.unchanged import check_unchanged, mark
+
+if TYPE_CHECKING:
+    from jobs.transfer import Arrivals, Transfer
+
+_LFS = b"version https://git-lfs"
+
+
+class Fetcher:
+    """Makes the evidence of one shard after the other; threads may share it."""
+
+    def __init__(self, folder: RunFolder, plan: Plan, source: Source, progress: Progress) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._staging = Staging(plan)
+        self._source = source
+        self._progress = progress
+        self._transfer = _transfer(plan, progress)
+
+    def fetch(self, shard: Shard) -> Fetched:
+        """Have ``shard`` here and tell all that is known of it; safe to call again."""
+        if shard.kind is ShardKind.TREE:
+            return self._tree(shard)
+        here = [self._source.path(file) for file in shard.files]
+        if None not in here:
+            return self._in_place(shard, [path for path in here if path is not None])
+        return self._fetched(shard)
+
+    # A folder that is a dataset ------------------------------------------------------------
+
+    def _tree(self, shard: Shard) -> Fetched:
+        out = self._folder.shards / f"{shard.id}.listing"
+        listed = self._source.list_tree(shard, out, self._progress.check)
+        size, mtime_ns = mark(out)
+        self._progress.add(bytes=listed.data_bytes)
+        return Fetched(
+            shard.id,
+            Format.TREE,
+            (str(out),),
+            (size,),
+            (listed.sha256,),
+            (mtime_ns,),
+            in_place=True,
+            cuts=listed.cuts,
+            members=listed.members,
+            data_bytes=listed.data_bytes,
+        )
+
+    # Files of this file system -------------------------------------------------------------
+
+    def _in_place(self, shard: Shard, paths: list[Path]) -> Fetched:
+        """Read once, whole, where they lie.
+
+        The hash is the receipt's proof of what was imported, finds a disk that cannot read its
+        own file before any task starts, and costs no pass of its own where parts must be found.
+        """
+        marks = [mark(path) for path in paths]
+        for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
+            if size == 0 and shard.kind is ShardKind.ARCHIVE:
+                raise SourceError(f"{shown(str(path))} is empty; put the archive there again")
+            if file.size is not None and size != file.size:
+                raise SourceError(
+                    f"{shown(str(path))} has {size} bytes, and had {file.size} at launch; let its "
+                    "writer finish, then launch again",
+                    cause=Cause.CHANGED,
+                )
+        format = self._format(shard, paths[0])
+        fetched = Fetched(
+            shard.id,
+            format,
+            tuple(str(path) for path in paths),
+            tuple(size for size, _ in marks),
+            (),
+            tuple(mtime_ns for _, mtime_ns in marks),
+            in_place=True,
+        )
+        if shard.parts > 1 and shard.kind is ShardKind.ARCHIVE:
+            plain = self._staging.plain(shard.id)
+            fetched = hashed_and_followed(fetched, shard, self._plan.options, plain, self._progress)
+        else:
+            digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
+            fetched = replace(fetched, digests=digests)
+        for file, found in zip(shard.files, fetched.digests, strict=True):
+            check_digest(file, found)
+        check_unchanged(fetched)
+        return replace(fetched, verified=all(file.digest is not None for file in shard.files))
+
+    def _format(self, shard: Shard, first: Path) -> Format:
+        if shard.kind is ShardKind.FILE:
+            return Format.FILE
+        with first.open("rb") as stream:
+            return sniff(stream.read(HEAD), shard.name)
+
+    # Files of other machines ---------------------------------------------------------------
+
+    def _fetched(self, shard: Shard) -> Fetched:
+        outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
+        self._staging.archives.mkdir(parents=True, exist_ok=True)
+        following = None
+        if shard.parts > 1 and shard.kind is ShardKind.ARCHIVE:
+            plain = self._staging.plain(shard.id)
+            following = Following(shard, outs, self._plan.options, plain, self._progress)
+        received = []
+        try:
+            for index, out in enumerate(outs):
+                arrivals = following.arrivals[index] if following else None
+                received.append(self._one_file(shard, index, out, arrivals))
+        except BaseException:
+            if following:
+                following.abandon()
+            raise
+        fetched = Fetched(
+            shard.id,
+            self._format(shard, outs[0]),
+            tuple(str(out) for out in outs),
+            tuple(size for size, _, _ in received),
+            tuple(found for _, found, _ in received),
+            tuple(mark(out)[1] for out in outs),
+            verified=all(verified for _, _, verified in received),
+        )
+        if following:
+            fetched = following.finish(fetched)
+        return (
+            cuts_of(fetched, shard, self._plan.options, self._folder)
+            if _uncut(fetched, shard)
+            else fetched
+        )
+
+    def _one_file(
+        self, shard: Shard, index: int, out: Path, arrivals: Arrivals | None
+    ) -> tuple[int, Digest, bool]:
+        file = shard.files[index]
+        there = self._there(file, out)
+        if there is not None:
+            return there
+        expect = _expected(shard, file) if index == 0 else None
+        assert self._transfer is not None  # a source that is not local has one
+        received = self._source.fetch(
+            file, key_of(shard.id, index), out, self._transfer, expect=expect, arrivals=arrivals
+        )
+        return received.size, received.sha256, received.verified
+
+    def _there(self, file: SourceFile, out: Path) -> tuple[int, Digest, bool] | None:
+        """A file that got its name, so is whole, before the evidence could be written."""
+        if not out.is_file() or (file.size is not None and out.stat().st_size != file.size):
+            return None
+        found = hash_file(out, "sha256", self._progress)
+        if file.digest is None:
+            return out.stat().st_size, found, False
+        same = found
+        if file.digest.algorithm != "sha256":
+            same = hash_file(out, file.digest.algorithm, Progress())
+        if same != file.digest:
+            out.unlink()
+            return None
+        return out.stat().st_size, found, True
+
+
+def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
+    from jobs.model import SourceKind
+
+    if plan.source.kind is SourceKind.LOCAL:
+        return None
+    from jobs.transfer import Transfer
+
+    options = plan.options
+    return Transfer(
+        connections=options.connections,
+        max_rate=options.max_rate,
+        stall_s=options.stall_s,
+        progress=progress,
+    )
+
+
+def _uncut(fetched: Fetched, shard: Shard) -> bool:
+    return shard.parts > 1 and shard.kind is ShardKind.ARCHIVE and not fetched.cuts
+
+
+def _expected(shard: Shard, file: SourceFile) -> Expect:
+    """What a file must begin like: an archive, or at least not a pointer to the file."""
+
+    def expect(head: bytes) -> None:
+        if shard.kind is ShardKind.FILE:
+            if head.startswith(_LFS):
+                raise SourceError(
+                    f"{shown(file.name)} is a Git LFS pointer, not the file it points to; tell "
+                    "its publisher, or leave it out with --exclude"
+                )
+            return
+        try:
+            sniff(head, file.name)
+        except ArchiveError as error:
+            cause = error.cause if error.cause is Cause.UNSUPPORTED else Cause.BAD_SOURCE
+            raise SourceError(error.message, cause=cause) from error
+
+    return expect

@@ -1,0 +1,300 @@
+"""A dataset on the Hugging Face Hub: its commit pinned, its tree listed once, its bytes by us."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import Cause, SourceError
+from jobs.memberpath import shown
+from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
+from jobs.sources import http, hubclient, naming
+from jobs.sources.base import Expect, SourceRequest
+from jobs.sources.choosing import Choice, choose
+from jobs.sources.hubclient import Repo
+from jobs.transfer import Target
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoFile
+
+    from jobs.listing import Listed
+    from jobs.transfer import Arrivals, Received, Transfer
+
+_KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
+# hf://datasets/org/name@rev/path, as the Hub's file system writes it; refs/pr/1 has slashes.
+_HF = re.compile(
+    r"(?:(?P<kind>datasets|models|spaces)/)?(?P<id>[^/@]+/[^/@]+)"
+    r"(?:@(?P<rev>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
+)
+_PAGE = re.compile(
+    r"(?:(?P<kind>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)"
+    r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
+)
+_MOST_HEADS = 16  # files that are looked into at launch; requests are counted by the Hub
+
+
+@dataclass(frozen=True)
+class Locator:
+    """What a user's way of naming a repository says."""
+
+    id: str
+    repo_type: str | None = None
+    revision: str | None = None
+    path: str | None = None
+
+
+def parse_locator(text: str) -> Locator:
+    """``org/name``, ``hf://datasets/org/name@rev/path``, or the address of the Hub's page."""
+    text = text.strip()
+    pattern = _HF
+    if text.startswith("hf://"):
+        rest, default = text.removeprefix("hf://"), "models"
+    elif text.startswith(("http://", "https://")):
+        rest, default = urllib.parse.urlsplit(text).path.strip("/"), "models"
+        pattern = _PAGE
+    else:
+        rest, default = text.strip("/"), ""
+    match = pattern.fullmatch(rest)
+    if match is None:
+        # Old repositories have no owner; the Hub says whether there is one.
+        return Locator(rest or text)
+    kind = match["kind"] or default
+    revision = urllib.parse.unquote(match["rev"]) if match["rev"] else None
+    return Locator(
+        match["id"], _KINDS.get(kind), revision, (match["path"] or "").strip("/") or None
+    )
+
+
+class HubSource:
+    """The shards of a repository at one commit.
+
+    The client lists, authenticates and builds addresses; bytes go through our transfer, which
+    resumes and verifies (the client does neither). The token is looked up for each request.
+    """
+
+    def __init__(self, repo: Repo, request: SourceRequest, ref: SourceRef | None = None) -> None:
+        self._repo = repo
+        self._request = request
+        self._ref = ref
+        self._choice: Choice | None = None
+
+    @classmethod
+    def open(cls, request: SourceRequest) -> HubSource:
+        if len(request.locators) != 1:
+            raise SourceError("--hf-repo takes one repository", cause=Cause.USAGE)
+        said = parse_locator(request.locators[0])
+        if said.revision and request.revision and said.revision != request.revision:
+            raise SourceError(
+                f"--revision {shown(request.revision)} and the address's own "
+                f"{shown(said.revision)} differ; give one of them",
+                cause=Cause.USAGE,
+            )
+        files = (*request.files, *([said.path] if said.path else []))
+        request = replace(request, files=files, revision=request.revision or said.revision)
+        kind = said.repo_type or request.repo_type
+        return cls(Repo(said.id, kind, hubclient.endpoint()), request)
+
+    @classmethod
+    def reopen(cls, ref: SourceRef) -> HubSource:
+        repo = Repo(ref.locator, ref.repo_type, ref.endpoint or hubclient.PUBLIC)
+        return cls(repo, SourceRequest(SourceKind.HUB, (ref.locator,)), ref)
+
+    def describe(self) -> SourceRef:
+        if self._ref is None:
+            self._ref = self._pinned()
+        return self._ref
+
+    def shards(self) -> Sequence[Shard]:
+        return self._chosen().shards
+
+    def private(self) -> dict[str, str]:
+        return {}  # an address on the Hub has no secret; the token is never kept
+
+    def notes(self) -> tuple[str, ...]:
+        return self._chosen().notes
+
+    def path(self, file: SourceFile) -> Path | None:
+        return None
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+        """Never: a repository's folders are its files."""
+        raise SourceError(f"{shown(shard.name)} is no folder")
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        out: Path,
+        transfer: Transfer,
+        *,
+        expect: Expect | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> Received:
+        hubclient.check_online()
+        return transfer.fetch(
+            lambda: Target(self._url(file.locator), hubclient.headers()),
+            out,
+            name=file.name,
+            size=file.size,
+            digest=file.digest,
+            expect=expect,
+            arrivals=arrivals,
+        )
+
+    def _url(self, path: str) -> str:
+        from huggingface_hub import constants, hf_hub_url
+
+        url = hf_hub_url(
+            self._repo.id,
+            path,
+            repo_type=self._repo.repo_type,
+            revision=self.describe().revision,
+        )
+        # The client's own `endpoint=` knows only the endpoint of the moment it was imported.
+        return self._repo.endpoint + url.removeprefix(constants.ENDPOINT)
+
+    # At launch ------------------------------------------------------------------------------
+
+    def _pinned(self) -> SourceRef:
+        """The commit that the revision means now, and the licence on the card."""
+        repo, revision = self._repo, self._request.revision
+        client = hubclient.api(repo)
+        try:
+            info = hubclient.patiently(
+                repo,
+                lambda: client.repo_info(
+                    repo.id, revision=revision, repo_type=repo.repo_type, timeout=30
+                ),
+            )
+        except SourceError as error:
+            raise self._with_hint(error) from None
+        card = getattr(info, "card_data", None)
+        licence = card.get("license") if card is not None else None
+        return SourceRef(
+            SourceKind.HUB,
+            info.id or repo.id,
+            revision=info.sha,
+            repo_type=repo.repo_type,
+            endpoint=repo.endpoint if repo.endpoint != hubclient.PUBLIC else None,
+            license=", ".join(licence) if isinstance(licence, list) else licence,
+            include=self._request.include,
+            exclude=self._request.exclude,
+        )
+
+    def _with_hint(self, error: SourceError) -> SourceError:
+        if error.cause is not Cause.NOT_FOUND:
+            return error
+        repo, revision = self._repo, self._request.revision
+        client = hubclient.api(repo)
+        if not error.message.endswith("has no such revision"):
+            hint = hubclient.near_repos(repo, client)
+            return SourceError(error.message + hint, cause=error.cause)
+        try:
+            refs = hubclient.patiently(
+                repo, lambda: client.list_repo_refs(repo.id, repo_type=repo.repo_type)
+            )
+            known = [ref.name for ref in (*refs.branches, *refs.tags)]
+        except SourceError:
+            known = []
+        names = ", ".join(known[:10])
+        return SourceError(
+            f"{repo} has no revision {shown(revision or 'main')}"
+            f"{naming.near(revision or 'main', known) or '; check --revision'}"
+            + (f" (it has {names})" if names else ""),
+            cause=error.cause,
+        )
+
+    def _chosen(self) -> Choice:
+        if self._choice is None:
+            self._choice = self._choose()
+        return self._choice
+
+    def _choose(self) -> Choice:
+        request = self._request
+        files = self._named(self._listed())
+        kept = set(naming.chosen((f.name for f in files), request.include, request.exclude))
+        files = [file for file in files if file.name in kept]
+        choice = choose(
+            files,
+            request.layout,
+            _Heads(self).read,
+            where=str(self._repo),
+            named=bool(request.files),
+            parquet=bool(request.include or request.files),
+        )
+        self._check_access(choice)
+        return choice
+
+    def _listed(self) -> list[SourceFile]:
+        """Every file at the commit with size and digest, in as few requests as pages."""
+        from huggingface_hub.hf_api import RepoFile
+
+        repo, revision = self._repo, self.describe().revision
+        client = hubclient.api(repo)
+        items = hubclient.patiently(
+            repo,
+            lambda: list(
+                client.list_repo_tree(
+                    repo.id, recursive=True, revision=revision, repo_type=repo.repo_type
+                )
+            ),
+        )
+        return [_source_file(item) for item in items if isinstance(item, RepoFile)]
+
+    def _named(self, files: list[SourceFile]) -> list[SourceFile]:
+        """Those that the user named, or all; a name may be a folder's."""
+        if not self._request.files:
+            return files
+        chosen: dict[str, SourceFile] = {}
+        for wanted in self._request.files:
+            path = wanted.strip("/")
+            found = [f for f in files if f.name == path or f.name.startswith(f"{path}/")]
+            if not found:
+                hint = naming.near(path, (file.name for file in files))
+                raise SourceError(
+                    f"{self._repo} has no file {shown(wanted)}{hint or '; check --hf-file'}",
+                    cause=Cause.NOT_FOUND,
+                )
+            chosen.update((file.name, file) for file in found)
+        return list(chosen.values())
+
+    def _check_access(self, choice: Choice) -> None:
+        """Find out now, not in the job, whether the files of a listed repository may be read."""
+        if choice.shards:
+            self.read_head(choice.shards[0].files[0].locator)
+
+    def read_head(self, path: str) -> bytes:
+        """The first bytes of a file; raises ``SourceError``."""
+        hubclient.check_online()
+        try:
+            return http.probe(self._url(path), hubclient.headers()).head
+        except SourceError as error:
+            if error.cause is Cause.AUTHENTICATION:
+                raise hubclient.gated(self._repo) from None
+            raise
+
+
+class _Heads:
+    """First bytes of a few files, for names that leave open what they are."""
+
+    def __init__(self, source: HubSource) -> None:
+        self._source = source
+        self._known: dict[str, bytes | None] = {}
+
+    def read(self, name: str) -> bytes | None:
+        if name not in self._known:
+            if len(self._known) >= _MOST_HEADS:
+                return None
+            self._known[name] = self._source.read_head(name)
+        return self._known[name]
+
+
+def _source_file(item: RepoFile) -> SourceFile:
+    digest = Digest("git-sha1", item.blob_id)
+    if item.lfs is not None:
+        digest = Digest("sha256", item.lfs.sha256)
+    return SourceFile(item.path, item.path, item.size, digest)

@@ -1,0 +1,273 @@
+"""The Hub's own client with what it lacks: time-outs everywhere, patience, errors that help."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jobs.errors import Cause, SourceError
+from jobs.memberpath import shown
+from jobs.sources import naming
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+PUBLIC = "https://huggingface.co"
+TIMEOUT_S = 30.0
+_ATTEMPTS = 5
+_MOST_WAIT_S = 60.0  # at launch a person is waiting
+_BUSY = (408, 425, 429, 500, 502, 503, 504)
+_TRUE = ("1", "on", "yes", "true")
+_TYPES = ("dataset", "model", "space")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repository at an endpoint; without its token, which every call looks up anew."""
+
+    id: str
+    repo_type: str
+    endpoint: str
+
+    @property
+    def page(self) -> str:
+        """Where a person sees it."""
+        folder = "" if self.repo_type == "model" else f"{self.repo_type}s/"
+        return f"{self.endpoint}/{folder}{self.id}"
+
+    def __str__(self) -> str:
+        return f"{self.repo_type} {shown(self.id)} on {self.endpoint}"
+
+
+def endpoint() -> str:
+    """The Hub in use: ``HF_ENDPOINT`` as it is now, else the public one."""
+    return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
+
+
+def check_online() -> None:
+    """Raise ``SourceError`` where ``HF_HUB_OFFLINE`` forbids to ask the Hub."""
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        if os.environ.get(name, "").lower() in _TRUE:
+            raise SourceError(
+                f"{name} is set, so the Hub is not asked; unset it, or give files that are here "
+                "with --local-path",
+                cause=Cause.NETWORK,
+            )
+
+
+def token() -> str | None:
+    """The user's token as the client finds it, with ``HF_TOKEN_PATH`` as it is now."""
+    import huggingface_hub
+
+    path = os.environ.get("HF_TOKEN_PATH")
+    if path and not os.environ.get("HF_TOKEN"):
+        try:
+            return Path(path).expanduser().read_text(encoding="utf-8").strip() or None
+        except OSError as error:
+            raise SourceError(
+                f"HF_TOKEN_PATH names {shown(path)}, which cannot be read "
+                f"({error.strerror}); log in with `hf auth login`, or unset it",
+                cause=Cause.AUTHENTICATION,
+            ) from error
+    return huggingface_hub.get_token()
+
+
+def headers() -> dict[str, str]:
+    """What a request to the Hub carries, the token included: never to be shown or kept."""
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    from jobs import __version__
+
+    return build_hf_headers(
+        token=token() or False,
+        library_name="websight-orchestrate",
+        library_version=__version__,
+    )
+
+
+def api(repo: Repo) -> HfApi:
+    """A client for the repository's endpoint; every request of it has a time-out."""
+    import huggingface_hub
+
+    _add_timeouts()
+    for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
+        # These log whole addresses, signatures included, for each request.
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return huggingface_hub.HfApi(endpoint=repo.endpoint, token=token() or False)
+
+
+def _add_timeouts() -> None:
+    """The client passes ``timeout=None`` in most calls: the hook puts one in, last of all."""
+    from huggingface_hub.utils import get_session
+
+    hooks = get_session().event_hooks
+    if _put_timeout not in hooks["request"]:
+        get_session().event_hooks = {
+            **hooks,
+            "request": [*hooks["request"], _put_timeout],
+        }
+
+
+def _put_timeout(request: Any) -> None:
+    kinds = ("connect", "read", "write", "pool")
+    request.extensions = {**request.extensions, "timeout": dict.fromkeys(kinds, TIMEOUT_S)}
+
+
+def patiently(repo: Repo, ask: Callable[[], T]) -> T:
+    """What ``ask`` returns; again, with growing pauses, where the Hub is busy or away.
+
+    Raises ``SourceError``, without the client's own error: that one holds the token.
+    """
+    check_online()
+    for attempt in range(1, _ATTEMPTS + 1):
+        with _quiet():
+            error, wait_s = _tried(repo, ask, attempt)
+        if not isinstance(error, SourceError):
+            return error
+        if wait_s is None or attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
+            raise error
+        time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceError, float | None]:
+    """The answer, or the error with the seconds to wait where asking again may help."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    transport = _transport_error()
+    backoff_s = random.uniform(0, 2**attempt / 4)
+    try:
+        return ask(), None
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else 0
+        after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
+        wait_s = (float(after) if after.isdigit() else backoff_s) if status in _BUSY else None
+        return _explained(repo, error, status), wait_s
+    except transport as error:
+        return (
+            SourceError(
+                f"{repo.endpoint} is not reached ({type(error).__name__}); check the network, "
+                "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
+                cause=Cause.NETWORK,
+            ),
+            backoff_s,
+        )
+    except ValueError as error:  # HFValidationError: the name itself
+        return _bad_name(repo, error), None
+
+
+def _transport_error() -> type[Exception]:
+    """What the client raises where no answer came: it is on httpx, or since 2.0 on httpx2."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")  # type: ignore[return-value]
+
+
+def _bad_name(repo: Repo, error: Exception) -> SourceError:
+    return SourceError(
+        f"{shown(repo.id)} is no name of a repository ({type(error).__name__}); it is written "
+        "ORGANISATION/NAME",
+        cause=Cause.USAGE,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The client warns of each retry with the address; a refusal is told once, by us."""
+    log = logging.getLogger("huggingface_hub")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _explained(repo: Repo, error: Exception, status: int) -> SourceError:
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    if isinstance(error, GatedRepoError):
+        return gated(repo)
+    if isinstance(error, RepositoryNotFoundError) and (status == 404 or token() is None):
+        return SourceError(
+            f"{repo}: there is none that you may see; {_who()}check its name and --repo-type",
+            cause=Cause.NOT_FOUND,
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return SourceError(f"{repo} has no such revision", cause=Cause.NOT_FOUND)
+    if status == 401:
+        return SourceError(
+            f"{repo.endpoint} does not accept your token: it is wrong or has expired; log in "
+            "again with `hf auth login`, or mend HF_TOKEN",
+            cause=Cause.AUTHENTICATION,
+        )
+    if status == 403:
+        return SourceError(
+            f"{repo}: your token may not read it; give the token that right at "
+            f"{repo.endpoint}/settings/tokens",
+            cause=Cause.AUTHENTICATION,
+        )
+    if status == 429:
+        return SourceError(
+            f"{repo.endpoint} limits how often it is asked (status 429); launch again in five "
+            f"minutes{'' if token() else ', or log in, which raises the limit'}",
+            cause=Cause.RATE_LIMITED,
+        )
+    if status in _BUSY:
+        return SourceError(
+            f"{repo.endpoint} is out of order (status {status}); launch again later",
+            cause=Cause.NETWORK,
+        )
+    return SourceError(f"{repo}: the Hub answers with status {status}; launch again later")
+
+
+def _who() -> str:
+    if token() is None:
+        return (
+            "you are not logged in, so private ones are hidden: log in with `hf auth login` or "
+            "set HF_TOKEN; else "
+        )
+    return "you are logged in; "
+
+
+def gated(repo: Repo) -> SourceError:
+    """Its owner lets in those who accept the terms."""
+    first = "" if token() else "log in with `hf auth login` or set HF_TOKEN, then "
+    return SourceError(
+        f"{repo} is gated: {first}accept its terms at {repo.page}, wait until its owner agrees "
+        "where one must, and launch again",
+        cause=Cause.GATED,
+    )
+
+
+def near_repos(repo: Repo, client: HfApi) -> str:
+    """What else the name may have meant, for a message; empty where nothing is found."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        for other in _TYPES:
+            if other != repo.repo_type and client.repo_exists(repo.id, repo_type=other):
+                return f"; there is a {other} of that name: use --repo-type {other}"
+        owner = repo.id.partition("/")[0]
+        lists: dict[str, Callable[..., Any]] = {
+            "dataset": client.list_datasets,
+            "model": client.list_models,
+            "space": client.list_spaces,
+        }
+        known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
+        return naming.near(repo.id, known)
+    except (HfHubHTTPError, OSError, ValueError):
+        return ""  # a hint is worth no error

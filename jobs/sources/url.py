@@ -1,0 +1,276 @@
+"""A dataset behind plain http(s) addresses, one for each of its files."""
+
+from __future__ import annotations
+
+import os
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs.errors import Cause, SourceError
+from jobs.memberpath import shown
+from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
+from jobs.sources import http, naming, split, sums, urls
+from jobs.sources.base import Expect, SourceRequest, key_of
+from jobs.sources.choosing import Choice, choose
+from jobs.sources.http import Probe
+from jobs.sources.urls import Address
+from jobs.transfer import Target, redact
+
+if TYPE_CHECKING:
+    from jobs.listing import Listed
+    from jobs.transfer import Arrivals, Received, Transfer
+
+_AT_ONCE = 8  # questions to servers at launch
+_SHOWN_ERRORS = 5
+_HEX = 64  # digits of a SHA-256
+_PAGE = (b"<!doctype html", b"<html")
+
+
+class UrlSource:
+    """One or more URLs; each is asked once at launch for its size, its name and its first bytes.
+
+    The plan keeps addresses without query, user and password; what is left out of it is in
+    ``private``, and header values come from the environment each time.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        request: SourceRequest,
+        secrets: Mapping[str, str],
+    ) -> None:
+        self._addresses = tuple(addresses)
+        self._request = request
+        self._secrets = dict(secrets)
+        self._choice: Choice | None = None
+
+    @classmethod
+    def open(cls, request: SourceRequest) -> UrlSource:
+        addresses: list[Address] = []
+        for locator in request.locators:
+            # A line of a list may come whole, as a name and a URL.
+            addresses += urls.parse_url_list(locator) if _has_name(locator) else _plain(locator)
+        for address in addresses:
+            urls.check(address.url)
+        if request.sha256 and len(request.sha256) != len(addresses):
+            raise SourceError(
+                f"{len(request.sha256)} --sha256 were given for {len(addresses)} URLs; give one "
+                "for each, in their order",
+                cause=Cause.USAGE,
+            )
+        for value in request.sha256:
+            if len(value) != _HEX or any(c not in "0123456789abcdefABCDEF" for c in value):
+                raise SourceError(
+                    f"--sha256 {shown(value)} is no SHA-256; it has {_HEX} hexadecimal digits",
+                    cause=Cause.USAGE,
+                )
+        return cls(addresses, request, {})
+
+    @classmethod
+    def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> UrlSource:
+        request = SourceRequest(
+            SourceKind.URL, (ref.locator,), header_env=options.header_env, layout=options.layout
+        )
+        return cls((), request, private)
+
+    def describe(self) -> SourceRef:
+        return SourceRef(SourceKind.URL, redact(self._addresses[0].url))
+
+    def shards(self) -> Sequence[Shard]:
+        return self._chosen().shards
+
+    def private(self) -> dict[str, str]:
+        self._chosen()
+        return dict(self._secrets)
+
+    def notes(self) -> tuple[str, ...]:
+        return self._chosen().notes
+
+    def path(self, file: SourceFile) -> Path | None:
+        return None
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+        """Never: a URL is a file."""
+        raise SourceError(f"{shown(shard.name)} is no folder")
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        out: Path,
+        transfer: Transfer,
+        *,
+        expect: Expect | None = None,
+        arrivals: Arrivals | None = None,
+    ) -> Received:
+        target = Target(self._secrets.get(key, file.locator), self._headers())
+        return transfer.fetch(
+            lambda: target,
+            out,
+            name=file.name,
+            size=file.size,
+            digest=file.digest,
+            expect=expect,
+            arrivals=arrivals,
+        )
+
+    # At launch ------------------------------------------------------------------------------
+
+    def _headers(self) -> dict[str, str]:
+        headers = {}
+        for name, variable in self._request.header_env:
+            value = os.environ.get(variable)
+            if value is None:
+                raise SourceError(
+                    f"--header {name}: the environment variable {variable} is not set here; "
+                    "export it in the shell that launches (Slurm passes it on to the jobs)",
+                    cause=Cause.AUTHENTICATION,
+                )
+            headers[name] = value.strip()
+        return headers
+
+    def _chosen(self) -> Choice:
+        if self._choice is None:
+            self._choice = self._choose()
+        return self._choice
+
+    def _choose(self) -> Choice:
+        headers = self._headers()
+        probes = self._probed(headers)
+        digests = self._digests(headers)
+        files: list[SourceFile] = []
+        whole: dict[str, str] = {}  # address by name
+        heads: dict[str, bytes] = {}
+        for address, probe, found in zip(self._addresses, probes, digests, strict=True):
+            name = _name_of(address, probe)
+            while name in whole:  # archives of one name from two folders are two shards
+                name = f"{_digits(len(whole))}/{name}"
+            whole[name] = address.url
+            heads[name] = probe.head
+            files.append(SourceFile(name, redact(address.url), probe.size, found))
+        request = self._request
+        kept = set(naming.chosen(whole, request.include, request.exclude))
+        choice = choose(
+            [file for file in files if file.name in kept],
+            request.layout,
+            heads.get,
+            where=redact(self._addresses[0].url),
+            named=True,
+            parquet=True,
+        )
+        self._secrets = {
+            key_of(shard.id, index): whole[file.name]
+            for shard in choice.shards
+            for index, file in enumerate(shard.files)
+            if urls.has_secret(whole.get(file.name, file.locator))
+        }
+        return choice
+
+    def _probed(self, headers: Mapping[str, str]) -> list[Probe]:
+        def ask(address: Address) -> Probe | SourceError:
+            try:
+                probe = http.probe(address.url, headers)
+            except SourceError as error:
+                return error
+            return _page_error(address.url, probe) or probe
+
+        with ThreadPoolExecutor(min(_AT_ONCE, len(self._addresses))) as pool:
+            answers = list(pool.map(ask, self._addresses))
+        errors = [answer for answer in answers if isinstance(answer, SourceError)]
+        if errors:
+            more = len(errors) - _SHOWN_ERRORS
+            text = "; ".join(error.message for error in errors[:_SHOWN_ERRORS])
+            raise SourceError(
+                text + (f"; and {more} more addresses fail" if more > 0 else ""),
+                cause=errors[0].cause,
+            )
+        return [answer for answer in answers if isinstance(answer, Probe)]
+
+    def _digests(self, headers: Mapping[str, str]) -> list[Digest | None]:
+        """Of each address: what the user gave, else what is published beside it."""
+        if self._request.sha256:
+            return [Digest("sha256", value.lower()) for value in self._request.sha256]
+        beside = _Beside(headers)
+        return [beside.of(address.url) for address in self._addresses]
+
+
+class _Beside:
+    """Digests in files beside the addresses, asked for once a folder."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
+        self._folders: dict[str, dict[str, Digest]] = {}
+        self._own: dict[str, bool] = {}  # whether a folder has NAME.sha256 files
+
+    def of(self, url: str) -> Digest | None:
+        if urllib.parse.urlsplit(url).query:  # a signature is of one file
+            return None
+        folder, _, _ = url.rpartition("/")
+        name = urls.last_name(url)
+        if folder not in self._folders:
+            self._folders[folder] = self._listed(folder)
+        found = self._folders[folder].get(name)
+        if found is None and self._own.get(folder, True):
+            text = http.text(f"{url}.sha256", self._headers, sums.MOST)
+            digests = sums.parse(text or "")
+            found = digests.get(name) or digests.get("")
+            self._own[folder] = found is not None
+        return found
+
+    def _listed(self, folder: str) -> dict[str, Digest]:
+        for name in sums.LISTS:
+            found = sums.parse(http.text(f"{folder}/{name}", self._headers, sums.MOST) or "")
+            if found:
+                return found
+        return {}
+
+
+def _plain(locator: str) -> list[Address]:
+    return [Address(url) for url in urls.expand(locator.strip())]
+
+
+def _has_name(locator: str) -> bool:
+    return len(locator.split()) > 1
+
+
+def _name_of(address: Address, probe: Probe) -> str:
+    """What the file is called: as listed, as its address ends, or as the server says."""
+    own = urls.last_name(address.url)
+    if address.name is not None:
+        return address.name
+    if naming.archive_suffix(own) or not (probe.name or own):
+        return own or "download"
+    name = probe.name or own
+    # Bytes that are an archive make one, whatever the address ends in ("download?id=7").
+    if split.is_archive(probe.head) and not (
+        naming.archive_suffix(name) or split.is_piece_name(name)
+    ):
+        return f"{name}{_suffix_of(probe.head)}"
+    return name
+
+
+def _suffix_of(head: bytes) -> str:
+    by_magic = {b"PK": ".zip", b"\x1f\x8b": ".tar.gz", b"\x28\xb5": ".tar.zst", b"\xfd7": ".tar.xz"}
+    by_magic |= {b"BZ": ".tar.bz2", b"PA": ".parquet", b"Ra": ".rar", b"7z": ".7z"}
+    return by_magic.get(head[:2], ".tar")
+
+
+def _page_error(url: str, probe: Probe) -> SourceError | None:
+    name = probe.name or urls.last_name(url)
+    if name.lower().endswith((".html", ".htm")):
+        return None
+    if probe.head.lstrip().lower().startswith(_PAGE):
+        return SourceError(
+            f"{redact(url)} gives a web page, not a file (a login, an error, a page with a "
+            "download button?); open it in a browser and take the address of the file itself"
+        )
+    if probe.size == 0:
+        return SourceError(f"{redact(url)} is an empty file; tell its publisher")
+    return None
+
+
+def _digits(number: int) -> str:
+    return f"{number:04d}"

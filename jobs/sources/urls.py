@@ -1,0 +1,132 @@
+"""Addresses as people write them: brace ranges, lists with names, and the names they end in."""
+
+from __future__ import annotations
+
+import re
+import urllib.parse
+from dataclasses import dataclass
+
+from jobs.errors import Cause, SourceError
+from jobs.memberpath import shown
+from jobs.transfer import redact
+
+MOST = 100_000  # addresses; more is a slip of the pen
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Address:
+    """A URL and, where a list gave one, the name that its file is to have."""
+
+    url: str
+    name: str | None = None
+
+
+def expand(pattern: str) -> list[str]:
+    """The addresses that a pattern means: ``{00..99}``, ``{1..9..2}``, ``{a..d}``, ``{x,y}``.
+
+    As a shell does it: numbers keep the width that is written with leading zeros, several braces
+    give every combination, braces around neither a range nor a list stay. Raises ``SourceError``
+    (``USAGE``) for an endless list.
+    """
+    pieces: list[list[str]] = []
+    end = 0
+    count = 1
+    for match in _BRACES.finditer(pattern):
+        found = _choices(match[1], pattern)
+        if found is None:
+            continue
+        count *= len(found)
+        if count > MOST:
+            raise _usage(f"{redact(pattern)} means more than {MOST} addresses; check its braces")
+        pieces += [[pattern[end : match.start()]], found]
+        end = match.end()
+    urls = [""]
+    for choices in [*pieces, [pattern[end:]]]:
+        urls = [url + choice for url in urls for choice in choices]
+    return urls
+
+
+def _choices(inner: str, pattern: str) -> list[str] | None:
+    if match := _NUMBERS.fullmatch(inner):
+        first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+        if step < 1 or abs(last - first) // step >= MOST:
+            raise _usage(f"{redact(pattern)} means more than {MOST} addresses; check its braces")
+        padded = any(len(text) > 1 and text[0] == "0" for text in match.group(1, 2))
+        width = max(len(match[1]), len(match[2])) if padded else 0
+        direction = 1 if last >= first else -1
+        return [str(n).zfill(width) for n in range(first, last + direction, step * direction)]
+    if match := _LETTERS.fullmatch(inner):
+        a, b = ord(match[1]), ord(match[2])
+        direction = 1 if b >= a else -1
+        return [chr(code) for code in range(a, b + direction, direction)]
+    return inner.split(",") if "," in inner else None
+
+
+def parse_url_list(text: str) -> tuple[Address, ...]:
+    """The addresses of a list: one a line, alone or behind a name; ``#`` begins a comment.
+
+    A name is a path relative to the dataset, such as ``images/1.tar``. Braces work as in ``expand``
+    where no name is given. Raises ``SourceError`` (``USAGE``) with the line's number.
+    """
+    found: list[Address] = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.strip().lstrip("\ufeff")
+        if not line or line.startswith("#"):
+            continue
+        words = re.split(r"\t+|\s+", line)
+        comment = next((i for i, word in enumerate(words) if word.startswith("#")), len(words))
+        words = words[:comment]
+        if len(words) == 2 and not _is_url(words[0]) and _is_url(words[1]):
+            found.append(Address(words[1], _checked_name(words[0], number)))
+        elif len(words) == 2 and _is_url(words[0]) and not _is_url(words[1]):
+            found.append(Address(words[0], _checked_name(words[1], number)))
+        elif len(words) == 1 and _is_url(words[0]):
+            found += [Address(url) for url in expand(words[0])]
+        else:
+            raise _usage(
+                f"line {number} of the list of URLs is neither a URL nor a name and a URL; "
+                "write one a line"
+            )
+    if not found:
+        raise _usage("the list of URLs holds none; write one a line")
+    return tuple(found)
+
+
+def check(url: str) -> None:
+    """Raise ``SourceError`` (``USAGE``) for what is no http(s) address."""
+    if not _is_url(url):
+        raise _usage(f"{shown(redact(url))} is no http or https address; check --url")
+
+
+def last_name(url: str) -> str:
+    """The last part of an address's path, decoded; empty where it ends in a slash."""
+    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
+    name = path.rstrip("/").rpartition("/")[2]
+    return "".join(c for c in name if c.isprintable()) if name not in (".", "..") else ""
+
+
+def has_secret(url: str) -> bool:
+    """Whether more than ``redact`` shows is needed to fetch it."""
+    return redact(url) != url
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        return parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False
+
+
+def _checked_name(name: str, line: int) -> str:
+    parts = name.split("/")
+    if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
+        raise _usage(f"line {line} of the list of URLs: {shown(name)} is no relative name")
+    return name
+
+
+def _usage(message: str) -> SourceError:
+    return SourceError(message, cause=Cause.USAGE)
