@@ -6,8 +6,15 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from pathlib import Path
 
-from jobs.errors import STORAGE_ERRNOS, ArchiveError, Cause, OrchestrateError, from_os_error
+from jobs.errors import (
+    ArchiveError,
+    Cause,
+    OrchestrateError,
+    StorageError,
+    from_os_error,
+)
 from jobs.memberpath import shown, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -96,13 +103,16 @@ def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> Orchestr
             f"{archive}: {shown(path)} {fact}", cause=cause, member=text_of(path)[0]
         )
     ours = from_os_error(error, doing=f"writing {shown(os.fsencode(root) + b'/' + path)}")
-    if error.errno in STORAGE_ERRNOS:
-        ours.message += free_space(root)
-    ours.member = text_of(path)[0]
-    return ours
+    return StorageError(ours.message + free_space(root), cause=ours.cause, member=text_of(path)[0])
 
 
-def free_space(root: str) -> str:
+def side_error(error: OSError, path: Path) -> StorageError:
+    """``error`` from writing a file of ours beside the data: records or manifest."""
+    ours = from_os_error(error, doing=f"writing {shown(str(path))}")
+    return StorageError(ours.message + free_space(path.parent), cause=ours.cause)
+
+
+def free_space(root: str | Path) -> str:
     """What is left where ``root`` lies, for the end of a message; empty if nobody can tell."""
     try:
         status = os.statvfs(root)

@@ -12,7 +12,7 @@ from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_l
 from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
 from jobs.extract.content import Content
-from jobs.extract.files import as_ours, mode_of
+from jobs.extract.files import as_ours, mode_of, side_error
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
@@ -117,6 +117,12 @@ class _Pass:
     def run(self) -> PartSummary:
         """The whole pass; cleans up after itself, but for the data files."""
         path = self._work.folder.manifest(self._work.part)
+        try:
+            return self._run(path)
+        except OSError as error:  # of the manifest: data, records and archive have their own words
+            raise side_error(error, path) from error
+
+    def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)

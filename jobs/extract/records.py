@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.extract.content import Content
+from jobs.extract.files import side_error
 from jobs.model import Entry, Options
 from jobs.progress import Progress
 
@@ -15,7 +16,7 @@ from jobs.progress import Progress
 class RecordsFile:
     """Grows under a temporary name beside ``path``; ``commit`` gives it its own.
 
-    ``close`` removes what was not committed. Raises ``OSError``.
+    ``close`` removes what was not committed. Raises ``StorageError``.
     """
 
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
@@ -39,6 +40,12 @@ class RecordsFile:
 
     def write(self, chunks: Iterable[memoryview], *, ordinal: int, append: bool) -> None:
         """Take a whole records file: in place of the one before, or (``append``) behind it."""
+        try:
+            self._take(chunks, ordinal, append)
+        except OSError as error:
+            raise side_error(error, self._path) from error
+
+    def _take(self, chunks: Iterable[memoryview], ordinal: int, append: bool) -> None:
         if not self.begun:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -64,8 +71,11 @@ class RecordsFile:
 
     def commit(self) -> Entry:
         """Make it durable under its name; the manifest's line."""
-        os.fsync(self._fd)
-        self._temporary.replace(self._path)
+        try:
+            os.fsync(self._fd)
+            self._temporary.replace(self._path)
+        except OSError as error:
+            raise side_error(error, self._path) from error
         return self._content.entry(self._ordinal)
 
     def close(self) -> None:

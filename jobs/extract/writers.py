@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from collections import deque
@@ -13,10 +14,11 @@ from jobs.extract.files import write_file
 LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer counts
 QUEUE = 32 << 20  # bytes that wait for a writer
 MOST = 64  # writers
-_SLOW_S = 0.0005  # a file: local disks take a tenth of this, busy cluster file systems ten times
-_SAMPLE = 8  # files that are judged together
+SLOW_S = 0.0005  # a file: local disks take a tenth of this, busy cluster file systems ten times
+_SAMPLE = 8  # files that are judged together, by their median: one hiccup is no slow disk
 _WINDOW_S = 0.05  # a number of writers is tried for so long
 _GAIN = 1.15  # by which twice as many writers must be faster to be worth their cost
+_CHANCES = 2  # windows without such a gain until the number stays
 
 
 class _Job(NamedTuple):
@@ -31,24 +33,33 @@ class _Job(NamedTuple):
 class Writers:
     """Writes whole files; call ``drain`` before anybody reads them.
 
-    While eight files in a row take more than half a millisecond each, threads take over, and
-    their number doubles as long as that makes a full queue move faster. ``on_error`` turns an
+    When files take longer than ``slow_s`` each, threads take over, and their number doubles, up to
+    ``most``, as long as that makes a full queue move faster. ``on_error`` turns an
     ``OSError`` of a path into the error to raise: from the same call, or from one of the next.
     """
 
     def __init__(
-        self, on_error: Callable[[OSError, bytes], Exception], *, most: int = MOST
+        self,
+        on_error: Callable[[OSError, bytes], Exception],
+        *,
+        most: int = MOST,
+        slow_s: float = SLOW_S,
     ) -> None:
         self._on_error = on_error
         self._most = most
-        self._spent_s = 0.0
-        self._files = 0
+        self._slow_s = slow_s
+        self._spent_s: list[float] = []
         self._pool: _Pool | None = None
 
     @property
     def threads(self) -> int:
         """How many writers there are beside the caller."""
         return self._pool.threads if self._pool else 0
+
+    @property
+    def waiting(self) -> int:
+        """Bytes that wait for a writer."""
+        return self._pool.waiting if self._pool else 0
 
     def write(
         self,
@@ -75,12 +86,11 @@ class Writers:
             self._judge(time.perf_counter() - begun - timed.spent_s)
 
     def _judge(self, spent_s: float) -> None:
-        self._spent_s += spent_s
-        self._files += 1
-        if self._files == _SAMPLE:
-            if self._spent_s > _SLOW_S * _SAMPLE and self._most > 0:
+        self._spent_s.append(spent_s)
+        if len(self._spent_s) == _SAMPLE:
+            if statistics.median(self._spent_s) > self._slow_s:
                 self._pool = _Pool(self._on_error, most=self._most)
-            self._spent_s, self._files = 0.0, 0
+            self._spent_s.clear()
 
     def drain(self) -> None:
         """Wait until all that was given is written; raises what a writer met."""
@@ -129,12 +139,17 @@ class _Pool:
         self._error: Exception | None = None
         self._done = 0  # files written
         self._best = 0.0  # files a second, with the writers there were
+        self._chances = _CHANCES
         self._window = (time.perf_counter(), 0)
         self._grow(2)
 
     @property
     def threads(self) -> int:
         return len(self._threads)
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
 
     def put(self, job: _Job) -> None:
         with self._changed:
@@ -145,22 +160,24 @@ class _Pool:
             self._jobs.append(job)
             self._waiting += job.size
             self._busy += 1
-            if len(self._jobs) > 2 * len(self._threads):
+            if len(self._jobs) > len(self._threads):
                 self._tune()
+            else:  # the writers keep up: no window to judge them by
+                self._window = (time.perf_counter(), self._done)
             self._changed.notify()
 
     def _tune(self) -> None:
         """Once a window, while jobs queue up: more writers, if the last ones were worth it."""
         begun, before = self._window
         now = time.perf_counter()
-        if now - begun < _WINDOW_S or self._best < 0:
+        if now - begun < _WINDOW_S or not self._chances:
             return
         rate = (self._done - before) / (now - begun)
         self._window = (now, self._done)
         if rate < _GAIN * self._best:
-            self._best = -1.0  # settled
+            self._chances -= 1
         elif len(self._threads) < self._most:
-            self._best = rate
+            self._best, self._chances = rate, _CHANCES
             self._grow(min(2 * len(self._threads), self._most))
 
     def _grow(self, count: int) -> None:
@@ -202,7 +219,9 @@ class _Pool:
     def drain(self) -> None:
         with self._changed:
             while self._busy and self._error is None:
-                self._room.wait()
+                self._room.wait(_WINDOW_S)
+                if len(self._jobs) > len(self._threads):
+                    self._tune()
             self._raise()
 
     def close(self) -> None:

@@ -1,0 +1,305 @@
+"""The stage as a whole: its child process, what may happen to it, and what is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic, extract
+from jobs.errors import Cause
+from jobs.model import (
+    ItemResult,
+    Options,
+    Outcome,
+    Resources,
+    Stage,
+    Submission,
+    Task,
+    Verify,
+    utc_now,
+)
+from jobs.progress import Progress
+from tests.support.extracting import Extracting, extracting
+from tests.support.samples import make_dataset, pack_one, pack_shards
+
+PLAIN = Options(verify=Verify.NONE)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("shards")
+    return pack_shards(make_dataset(root / "pages", records=30), root / "out", 3, "tar.gz")
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An archive of so many members that anything can happen meanwhile."""
+    path = tmp_path_factory.mktemp("long") / "long.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(60_000):
+            archive.addfile(tarfile.TarInfo(f"images/{number // 1000}/{number}.txt"))
+    return path
+
+
+def run_all(run: Extracting, progress: Progress | None = None) -> tuple[ItemResult, ...]:
+    return extract.run(run.folder, run.plan, run.parts, progress or Progress())
+
+
+def problem_of(result: ItemResult) -> tuple[Outcome, Cause, str]:
+    assert result.problem is not None
+    return result.outcome, result.problem.cause, result.problem.message
+
+
+def children() -> list[int]:
+    """Processes that any thread of this one started and that still run."""
+    found = []
+    for task in Path("/proc/self/task").iterdir():
+        found += (task / "children").read_text().split()
+    return [int(pid) for pid in found]
+
+
+@contextmanager
+def meanwhile(run: Extracting, act: Callable[[int], None]) -> Iterator[None]:
+    """Call ``act`` with the extracting process as soon as it has written its first file."""
+    before = set(children())
+
+    def watch() -> None:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            ours = [pid for pid in children() if pid not in before]
+            if ours and any((run.staging.data / "images").glob("*/*")):
+                act(ours[0])
+                return
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
+
+
+def test_every_part_has_its_result_in_order_and_all_is_counted(
+    tmp_path: Path, shards: list[Path]
+) -> None:
+    run = extracting(tmp_path, shards)
+    progress = Progress()
+    results = run_all(run, progress)
+    assert [result.item for result in results] == [part.id for part in run.parts]
+    assert {result.outcome for result in results} == {Outcome.OK}
+    assert sum(result.files for result in results) == 33
+    assert len(run.tree()) == 30
+    assert (progress.items_done, progress.files_done) == (3, 33)
+    assert progress.bytes_done == sum(path.stat().st_size for path in shards)
+
+
+def test_parts_of_one_archive_are_together_the_whole(tmp_path: Path) -> None:
+    pages = make_dataset(tmp_path / "pages", records=30)
+    whole = {f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()}
+    for number, fmt in enumerate(("tar", "tar.gz", "zip")):
+        run = extracting(
+            tmp_path / str(number), [pack_one(pages, tmp_path, fmt, top="top")], parts=4
+        )
+        assert {result.outcome for result in run_all(run)} == {Outcome.OK}
+        assert run.tree() == whole, fmt
+        assert run.records("00000") == (pages / "prompts.jsonl").read_bytes()
+        assert sum(len(run.entries(part)) for part in run.parts) == 31
+
+
+def test_a_finished_part_is_not_done_again(tmp_path: Path, shards: list[Path]) -> None:
+    run = extracting(tmp_path, shards)
+    first = run_all(run)
+    victim = next(iter(run.tree()))
+    (run.staging.data / victim).unlink()
+    assert run_all(run) == first
+    assert victim not in run.tree()
+
+
+def test_a_shard_that_is_not_here_stops_no_other(tmp_path: Path, shards: list[Path]) -> None:
+    run = extracting(tmp_path, shards)
+    run.folder.fetched(run.plan.shards[1].id).unlink()
+    first, second, third = run_all(run)
+    assert (first.outcome, third.outcome) == (Outcome.OK, Outcome.OK)
+    assert problem_of(second)[:2] == (Outcome.RETRYABLE, Cause.NOT_FETCHED)
+
+
+def test_an_archive_that_is_gone_is_to_be_fetched_again(tmp_path: Path, shards: list[Path]) -> None:
+    copy = tmp_path / "gone.tar.gz"
+    copy.write_bytes(shards[0].read_bytes())
+    run = extracting(tmp_path, [copy, shards[1]])
+    copy.unlink()
+    first, second = run_all(run)
+    assert problem_of(first)[:2] == (Outcome.RETRYABLE, Cause.NOT_FETCHED)
+    assert second.outcome is Outcome.OK
+
+
+def test_a_local_archive_that_changed_is_told(tmp_path: Path, shards: list[Path]) -> None:
+    copy = tmp_path / "changed.tar.gz"
+    copy.write_bytes(shards[0].read_bytes())
+    run = extracting(tmp_path, [copy])
+    os.utime(copy, ns=(1, 1))
+    (result,) = run_all(run)
+    assert problem_of(result)[:2] == (Outcome.RETRYABLE, Cause.CHANGED)
+
+
+@pytest.mark.parametrize(
+    ("verified", "refetched", "outcome"),
+    [
+        pytest.param(False, False, Outcome.RETRYABLE, id="fetched once, nothing to compare with"),
+        pytest.param(True, False, Outcome.FAILED, id="the publisher's own bytes"),
+        pytest.param(False, True, Outcome.FAILED, id="fetched again already"),
+    ],
+)
+def test_a_damaged_archive_is_fetched_again_once(
+    tmp_path: Path, shards: list[Path], verified: bool, refetched: bool, outcome: Outcome
+) -> None:
+    copy = tmp_path / "cut.tar.gz"
+    copy.write_bytes(shards[0].read_bytes()[:-1000])
+    run = extracting(tmp_path, [copy, shards[1]], verified=verified, in_place=False)
+    if refetched:
+        task = Task(Stage.EXTRACT, 0, ("00000.p0000",))
+        submission = Submission(
+            2, "local", "h", 1, utc_now(), (task,), {"extract": Resources()}, 1, "0",
+            refetch=("00000",),
+        )  # fmt: skip
+        atomic.write_json(run.folder.submission(2), submission)
+    first, second = run_all(run)
+    assert problem_of(first)[:2] == (outcome, Cause.BAD_ARCHIVE)
+    assert "cut.tar.gz" in problem_of(first)[2]
+    assert second.outcome is Outcome.OK
+
+
+@pytest.mark.parametrize(
+    ("number", "cause"),
+    [
+        (signal.SIGSEGV, Cause.INTERNAL),
+        (signal.SIGABRT, Cause.INTERNAL),
+        (signal.SIGKILL, Cause.OUT_OF_MEMORY),
+    ],
+)
+def test_a_crash_costs_its_part_and_the_next_ones_go_on(
+    tmp_path: Path, long: Path, shards: list[Path], number: signal.Signals, cause: Cause
+) -> None:
+    run = extracting(tmp_path, [long, shards[0]], options=PLAIN)
+    with meanwhile(run, lambda pid: os.kill(pid, number)):
+        first, second = run_all(run)
+    assert problem_of(first)[:2] == (Outcome.RETRYABLE, cause)
+    assert number.name in problem_of(first)[2]
+    assert second.outcome is Outcome.OK
+    assert run.folder.finished_ids() == {second.item}
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
+    tmp_path: Path, long: Path, shards: list[Path], frozen: bool
+) -> None:
+    run = extracting(tmp_path, [long, shards[0]], options=PLAIN)
+    progress = Progress()
+
+    def stop(pid: int) -> None:
+        if frozen:
+            os.kill(pid, signal.SIGSTOP)
+        progress.stop(Cause.TIME_LIMIT, "the time limit is near")
+
+    with meanwhile(run, stop):
+        results = run_all(run, progress)
+    for result in results:
+        assert problem_of(result)[:2] == (Outcome.RETRYABLE, Cause.TIME_LIMIT)
+    assert run.folder.finished_ids() == set()
+
+
+def test_signals_to_the_whole_group_are_the_parents_matter(tmp_path: Path, long: Path) -> None:
+    run = extracting(tmp_path, [long], options=PLAIN)
+
+    def signals(pid: int) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
+            os.kill(pid, number)
+
+    with meanwhile(run, signals):
+        (result,) = run_all(run)
+    assert result.outcome is Outcome.OK
+
+
+def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path, shards: list[Path]) -> None:
+    run = extracting(tmp_path, shards)
+    results = run_all(run, Progress(deadline=time.monotonic() - 1))
+    for result in results:
+        assert problem_of(result)[:2] == (Outcome.RETRYABLE, Cause.TIME_LIMIT)
+    assert run.tree() == {}
+
+
+def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path) -> None:
+    run = extracting(tmp_path, [long], options=PLAIN)
+    with meanwhile(run, lambda pid: os.kill(pid, signal.SIGKILL)):
+        run_all(run)
+    assert {result.outcome for result in run_all(run)} == {Outcome.OK}
+    assert len(run.tree()) == 60_000
+
+
+def test_a_disk_that_refuses_stops_the_task_and_is_named(
+    tmp_path: Path, shards: list[Path]
+) -> None:
+    run = extracting(tmp_path, shards)
+    (run.staging.data / "images").mkdir()
+    soft, hard = _limit_file_size(1000)
+    try:
+        results = run_all(run)
+    finally:
+        _limit_file_size(soft, hard)
+    first, second, third = (problem_of(result) for result in results)
+    assert first[1] is second[1] is third[1] is Cause.IO
+    assert first[0] is second[0] is third[0] is Outcome.RETRYABLE
+    assert "/data/images/" in first[2] or "/records/" in first[2]
+    assert "inodes are free" in first[2]
+
+
+def _limit_file_size(soft: int, hard: int | None = None) -> tuple[int, int]:
+    """As a full disk does, this makes the child's writes fail (EFBIG), at so many bytes."""
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, old[1] if hard is None else hard))
+    return old
+
+
+def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Path) -> None:
+    pages = make_dataset(tmp_path / "pages", records=6)
+    inner = pack_shards(pages, tmp_path / "inner", 2, "tar.gz")
+    outer = tmp_path / "outer.tar"
+    with tarfile.open(outer, "w") as archive:
+        for path in inner:
+            archive.add(path, path.name)
+    run = extracting(tmp_path / "run", [outer], options=replace(Options(), nested=True))
+    (result,) = run_all(run)
+    assert result.problem is None
+    assert run.tree() == {
+        f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()
+    }
+    assert run.records("00000") == (pages / "prompts.jsonl").read_bytes()
+    assert (result.files, list(run.staging.archives.iterdir())) == (7, [])
+    plain = extracting(tmp_path / "plain", [outer])
+    run_all(plain)
+    assert sorted(plain.tree()) == [path.name for path in inner]
+
+
+def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
+    outer = tmp_path / "outer.tar"
+    broken = tmp_path / "inner.tar.gz"
+    broken.write_bytes(b"\x1f\x8b\x08\x00nothing of the kind")
+    with tarfile.open(outer, "w") as archive:
+        archive.add(broken, "inner.tar.gz")
+    run = extracting(tmp_path / "run", [outer], options=replace(Options(), nested=True))
+    (result,) = run_all(run)
+    outcome, cause, message = problem_of(result)
+    assert (outcome, cause) == (Outcome.FAILED, Cause.BAD_ARCHIVE)
+    assert "outer.tar" in message and "inner.tar.gz" in message

@@ -1,0 +1,139 @@
+"""Writers: inline while it is fast, threads while it is slow, errors at once."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, StorageError
+from jobs.extract.files import as_ours
+from jobs.extract.writers import LARGE, QUEUE, Writers
+
+
+def made(tmp_path: Path, slow_s: float) -> Iterator[Writers]:
+    writers = Writers(
+        lambda error, path: as_ours(error, path, archive="a.tar", root=str(tmp_path)),
+        slow_s=slow_s,
+    )
+    yield writers
+    writers.close()
+
+
+@pytest.fixture
+def inline(tmp_path: Path) -> Iterator[Writers]:
+    """Writers that take this disk for a fast one, however busy the machine is."""
+    yield from made(tmp_path, 60.0)
+
+
+@pytest.fixture
+def writers(tmp_path: Path) -> Iterator[Writers]:
+    yield from made(tmp_path, 0.003)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """A disk that takes 5 ms to open a file; tells how many were open at once."""
+    real, lock = os.open, threading.Lock()
+    counts = {"now": 0, "most": 0}
+
+    def slow_open(path: bytes, flags: int, mode: int = 0o777) -> int:
+        with lock:
+            counts["now"] += 1
+            counts["most"] = max(counts["most"], counts["now"])
+        time.sleep(0.005)
+        with lock:
+            counts["now"] -= 1
+        return real(path, flags, mode)
+
+    monkeypatch.setattr("jobs.extract.files.os.open", slow_open)
+    return counts
+
+
+def place(tmp_path: Path, name: str) -> bytes:
+    return os.fsencode(tmp_path / name)
+
+
+def put(writers: Writers, tmp_path: Path, name: str, data: bytes) -> None:
+    chunks = iter([memoryview(data)])
+    writers.write(name.encode(), place(tmp_path, name), 0o666, chunks, len(data))
+
+
+def test_a_fast_disk_needs_no_threads(inline: Writers, tmp_path: Path) -> None:
+    for number in range(20):
+        put(inline, tmp_path, str(number), b"x")
+        assert (tmp_path / str(number)).read_bytes() == b"x"
+    assert inline.threads == 0
+
+
+def test_a_slow_disk_gets_more_writers_and_every_byte(
+    slow: dict[str, int], writers: Writers, tmp_path: Path
+) -> None:
+    data = {str(number): os.urandom(50_000) for number in range(400)}
+    for name, content in data.items():
+        put(writers, tmp_path, name, content)
+    writers.drain()
+    assert writers.threads > 2
+    assert slow["most"] > 2
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == data
+
+
+def test_what_waits_is_bounded_by_bytes(
+    slow: dict[str, int], writers: Writers, tmp_path: Path
+) -> None:
+    size = LARGE - 1
+    for number in range(40):
+        put(writers, tmp_path, str(number % 12), bytes(size))
+        writers.drain() if number < 9 else None
+        assert writers.waiting <= QUEUE
+    writers.drain()
+
+
+def test_a_large_file_streams_past_the_queue(
+    slow: dict[str, int], writers: Writers, tmp_path: Path
+) -> None:
+    for number in range(10):
+        put(writers, tmp_path, str(number), b"x")
+    block = memoryview(bytes(1 << 20))
+    writers.write(b"big", place(tmp_path, "big"), 0o666, iter([block] * 8), 8 << 20)
+    assert (tmp_path / "big").stat().st_size == 8 << 20
+
+
+def test_an_inline_error_is_ours_and_names_path_and_free_space(
+    inline: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("jobs.extract.files.os.write", full)
+    with pytest.raises(StorageError, match=r"writing '.*/x': no space left \(.* GiB") as caught:
+        put(inline, tmp_path, "x", b"1")
+    assert caught.value.cause is Cause.DISK_FULL
+
+
+def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
+    slow: dict[str, int],
+    writers: Writers,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for number in range(20):
+        put(writers, tmp_path, str(number), b"x")
+    writers.drain()
+
+    def over(fd: int, data: bytes) -> int:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr("jobs.extract.files.os.write", over)
+    with pytest.raises(StorageError) as caught:
+        for number in range(20, 2000):
+            put(writers, tmp_path, str(number), b"x")
+        writers.drain()
+    assert caught.value.cause is Cause.QUOTA
+    writers.close()
+    assert threading.active_count() < 20
