@@ -9,7 +9,7 @@ from datetime import datetime
 from statistics import median
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Stage
+from jobs.model import Outcome, SourceKind, Stage
 from orchestrator import planning
 from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
 
@@ -265,6 +265,8 @@ def failures(state: RunState) -> tuple[Failure, ...]:
     for (stage, cause), troubles in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
         retryable = any(trouble.outcome is Outcome.RETRYABLE for trouble in troubles)
         words = _NEXT.get(cause, ("resume {run}",) if retryable else ("logs {run} --failed",))
+        if cause is Cause.CHANGED and state.plan.source.kind is SourceKind.LOCAL:
+            words = ()  # the plan holds for the files as they were: only a new launch helps
         found.append(
             Failure(
                 stage,

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
+from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from jobs.runfolder import RunFolder
 from orchestrator import insight, reasons, units
 from orchestrator.insight import Failure, Pace
 from orchestrator.state import RunState, RunStatus, TaskStatus
-from orchestrator.status import StageCount, bytes_fetched, count_stages, job_ids, shard_of
+from orchestrator.status import StageCount, bytes_fetched, count_stages, shard_of
 from orchestrator.terminal import Look
 
 PROGRAM = "websight-orchestrate"
@@ -116,8 +117,9 @@ def _engine(state: RunState) -> str:
     told = [last.engine]
     if last.number > 1:
         told.append(f"attempt {last.number}")
-    if last.engine != "local" and (ids := job_ids(state)):
-        told.append(_jobs(ids))
+    ids = dict.fromkeys(task.job_id.partition("_")[0] for task in last.tasks if task.job_id)
+    if last.engine != "local" and ids:
+        told.append(_jobs(list(ids)))
     return " · ".join(told)
 
 
@@ -253,8 +255,13 @@ def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
     if not groups:
         return
     yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")
-    for group in groups:
+    causes = [group for group in groups if group.cause is not Cause.NOT_FETCHED] or groups
+    for group in causes:
         yield from _failure(group, run, look)
+    follow = len(state.troubles) - sum(len(group.troubles) for group in causes)
+    if follow:
+        one = follow == 1
+        yield f"    {follow} {'follows' if one else 'follow'}: parts whose shard is not here"
 
 
 def _failure(group: Failure, run: str, look: Look) -> Iterator[str]:
@@ -297,7 +304,10 @@ def _ending(state: RunState, run: str, look: Look) -> Iterator[str]:
     """What finalize found, and what to type next where nothing above says it."""
     for told in state.summary.lines if state.summary else ():
         style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
-        yield look.paint(told, style) if style else told
+        for piece in textwrap.wrap(
+            told, look.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        ):
+            yield look.paint(piece, style) if style else piece
     if state.status is RunStatus.RUNNING:
         yield look.paint(f"look again: {PROGRAM} status {run} --watch", "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:

@@ -118,3 +118,18 @@ def test_one_line_for_those_who_read_logs() -> None:
     told = table.line(runs.under_way(), runs.NOW)
     assert told.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
     assert told.endswith("500 files · 1 problem")
+
+
+def test_what_follows_from_a_shard_that_is_not_here_takes_one_line() -> None:
+    plan = runs.make_plan(3)
+    submission = runs.make_submission(plan)
+    results = [
+        runs.make_result(submission.task(Stage.DOWNLOAD, 0), cause=Cause.NETWORK),
+        *(
+            runs.make_result(task, cause=Cause.NOT_FETCHED)
+            for task in submission.of_stage(Stage.EXTRACT)
+        ),
+    ]
+    text = _screen(runs.make_state(plan, results=results))
+    assert "download: network" in text and "extract: not fetched" not in text
+    assert "follow: parts whose shard is not here" in text
