@@ -209,10 +209,16 @@ def test_waiting_ends_with_the_run_and_its_exit_code(
 
 
 def test_a_download_that_fails_wholly_starts_no_task_and_is_still_reported(
-    site: Site, tmp_path: Path, web: FaultyServer
+    site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:
-    web.put("/pages.tar.gz", b"<html>not an archive</html>")
-    site.launch(tmp_path / "data", "--url", web.url("/pages.tar.gz"), "--retries", "0")
+    web.put("/pages.tar.gz", samples.pack_one(dataset, tmp_path, "tar.gz"))
+    gate = tmp_path / "gate"
+    gate.touch()
+    url = web.url("/pages.tar.gz")
+    held = ("--setup", f"while [ -e {gate} ]; do sleep 0.1; done")
+    site.launch(tmp_path / "data", "--url", url, "--retries", "0", *held)
+    web.fail("/pages.tar.gz", faults.status(404, times=None))
+    gate.unlink()
     state = site.ended()
     assert state["state"] in ("failed", "incomplete")
     assert state["stages"]["download"]["failed"] == 1
