@@ -68,7 +68,8 @@ def choose(
 
 
 def _is_archive(group: tuple[str, ...], read_head: ReadHead) -> bool:
-    if len(group) > 1 or naming.archive_suffix(group[0]) or naming.refused_reason(group[0]):
+    name = _whole_name(group)
+    if len(group) > 1 or naming.archive_suffix(name) or naming.refused_reason(name):
         return True
     return split.is_piece_name(group[0]) and split.is_archive(read_head(group[0]) or b"")
 
@@ -77,7 +78,7 @@ def _whole_name(group: tuple[str, ...]) -> str:
     """The name that tells a format: of ``x.7z.001`` it is ``x.7z``."""
     name = group[0]
     stem = posixpath.splitext(name)[0]
-    return stem if len(group) > 1 and naming.refused_reason(stem) else name
+    return stem if split.is_piece_name(name) and naming.refused_reason(stem) else name
 
 
 def _shards(

@@ -107,7 +107,7 @@ def api(repo: Repo) -> HfApi:
 
 def _add_timeouts() -> None:
     """The client passes ``timeout=None`` in most calls: the hook puts one in, last of all."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils._http import get_session
 
     hooks = get_session().event_hooks
     if _put_timeout not in hooks["request"]:
@@ -169,7 +169,7 @@ def _transport_error() -> type[Exception]:
     """What the client raises where no answer came: it is on httpx, or since 2.0 on httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")  # type: ignore[return-value]
+    return next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
 
 
 def _bad_name(repo: Repo, error: Exception) -> SourceError:

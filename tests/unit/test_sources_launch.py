@@ -1,0 +1,276 @@
+"""What each source finds at launch, from real files, real HTTP and the real Hub client."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Shard, ShardKind, SourceKind
+from jobs.sources import Source, hub, hubclient, open_source, urls
+from jobs.sources.base import SourceRequest
+from tests.support import faults
+from tests.support.hubserver import HubServer
+from tests.support.webserver import FaultyServer
+
+GZ = b"\x1f\x8b\x08" + bytes(2000)
+FILES = {
+    ".gitattributes": b"*",
+    "README.md": b"# d\n",
+    "prompts.jsonl": b"{}\n",
+    "notes.txt": b"n\n",
+    "data/shard-10.tar.gz": GZ + b"10",
+    "data/shard-9.tar.gz": GZ + b"9",
+}
+SHOWN = ["data/shard-9.tar.gz", "data/shard-10.tar.gz", "README.md", "prompts.jsonl"]
+
+
+def names(shards: Source) -> list[str]:
+    return [shard.name for shard in shards.shards()]
+
+
+def opened(kind: SourceKind, *locators: object, **more: object) -> Source:
+    words = tuple(map(str, locators))
+    return open_source(SourceRequest(kind, words, **more))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ready(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    for name, value in hub.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    (tmp_path / "token").write_text("\n")
+    hub.add_repo("org/d", FILES, license="cc-by-4.0")
+    return hub
+
+
+# Hub ------------------------------------------------------------------------------------------
+
+
+def test_the_hub_tells_commit_licence_sizes_and_digests(ready: HubServer) -> None:
+    sha = ready.update("org/d", {"LICENSE": b"x"})
+    source = opened(SourceKind.HUB, "org/d")
+    ref = source.describe()
+    assert (ref.revision, ref.license, ref.endpoint) == (sha, "cc-by-4.0", ready.endpoint)
+    assert sorted(names(source)) == sorted([*SHOWN, "LICENSE"])
+    first = source.shards()[0].files[0]
+    assert str(first.digest) == "sha256:" + hashlib.sha256(GZ + b"9").hexdigest()
+    assert first.size == len(GZ) + 1
+    assert next(s for s in source.shards() if s.name == "README.md").files[0].digest is not None
+    assert [shard.id for shard in source.shards()] == sorted(s.id for s in source.shards())
+
+
+def test_the_hub_is_listed_once(ready: HubServer) -> None:
+    source = opened(SourceKind.HUB, "org/d")
+    source.shards(), source.describe(), source.shards(), source.notes()
+    assert len(ready.asked("/api/datasets/org/d/tree/*")) == 3  # pages
+
+
+@pytest.mark.parametrize(
+    ("locator", "wanted"),
+    [
+        ("hf://datasets/org/d@main/data/shard-9.tar.gz", ["data/shard-9.tar.gz"]),
+        ("hf://datasets/org/d/data", ["data/shard-9.tar.gz", "data/shard-10.tar.gz"]),
+    ],
+)
+def test_an_address_of_the_hub_names_files(
+    ready: HubServer, locator: str, wanted: list[str]
+) -> None:
+    assert names(opened(SourceKind.HUB, locator)) == wanted
+
+
+def test_locators_are_read() -> None:
+    parse = hub.parse_locator
+    assert parse("org/d") == hub.Locator("org/d")
+    assert parse("hf://org/m@refs/pr/1/x/y") == hub.Locator("org/m", "model", "refs/pr/1", "x/y")
+    page = parse("https://huggingface.co/datasets/org/d/tree/main/data")
+    assert page == hub.Locator("org/d", "dataset", "main", "data")
+
+
+@pytest.mark.parametrize(
+    ("request_words", "cause", "words"),
+    [
+        ({"locators": ("org/none",)}, Cause.NOT_FOUND, "hf auth login"),
+        ({"locators": ("org/d",), "revision": "mian"}, Cause.NOT_FOUND, "'main'"),
+        ({"locators": ("org/d",), "files": ("shard-9.tar.gz",)}, Cause.NOT_FOUND, "data/shard-9"),
+        ({"locators": ("org/gated",)}, Cause.GATED, "/datasets/org/gated"),
+        ({"locators": ("org/m",)}, Cause.NOT_FOUND, "--repo-type model"),
+    ],
+)
+def test_the_hub_s_refusals_say_what_to_do(
+    ready: HubServer, request_words: dict[str, object], cause: Cause, words: str
+) -> None:
+    ready.add_repo("org/gated", FILES, gated=True)
+    ready.add_repo("org/m", FILES, repo_type="model")
+    with pytest.raises(SourceError) as refused:
+        open_source(SourceRequest(SourceKind.HUB, **request_words)).shards()  # type: ignore[arg-type]
+    assert refused.value.cause is cause
+    assert words in refused.value.message
+
+
+def test_a_private_repository_needs_the_users_token(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.add_repo("org/private", FILES, private=True)
+    with pytest.raises(SourceError, match="not logged in"):
+        opened(SourceKind.HUB, "org/private").shards()
+    Path(os.environ["HF_TOKEN_PATH"]).write_text(f"{ready.token}\n")
+    assert names(opened(SourceKind.HUB, "org/private")) == SHOWN
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(SourceError) as wrong:
+        opened(SourceKind.HUB, "org/private").shards()
+    assert wrong.value.cause is Cause.AUTHENTICATION
+    assert "hf_wrong" not in wrong.value.message
+    assert not [r for r in ready.requests if r.origin == "cdn" and "authorization" in r.headers]
+
+
+def test_a_busy_hub_is_asked_again(ready: HubServer) -> None:
+    ready.fail("/api/datasets/*", faults.busy(2, code=503, retry_after="0"))
+    assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
+
+
+def test_a_silent_hub_is_not_waited_for(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hubclient, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(hubclient, "_ATTEMPTS", 1)
+    ready.fail("/api/datasets/org/d", faults.stall_after(0, None))
+    with pytest.raises(SourceError) as refused:
+        opened(SourceKind.HUB, "org/d").shards()
+    assert refused.value.cause is Cause.NETWORK
+
+
+def test_offline_is_obeyed(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(SourceError, match="HF_HUB_OFFLINE"):
+        opened(SourceKind.HUB, "org/d").shards()
+    assert not ready.requests
+
+
+# URLs -----------------------------------------------------------------------------------------
+
+
+def test_urls_tell_size_name_and_digest(web: FaultyServer) -> None:
+    for n in (8, 9, 10):
+        web.put(f"/s/a-{n:02}.tar.gz", GZ + b"%d" % n)
+    lines = [f"{hashlib.sha256(GZ + b'8').hexdigest()}  ./a-08.tar.gz"]
+    web.put("/s/SHA256SUMS", "\n".join(lines).encode())
+    web.put("/s/a-09.tar.gz.sha256", hashlib.sha256(GZ + b"9").hexdigest().encode())
+    source = opened(SourceKind.URL, web.url("/s/") + "a-{08..10}.tar.gz")
+    files = [shard.files[0] for shard in source.shards()]
+    assert [file.name for file in files] == ["a-08.tar.gz", "a-09.tar.gz", "a-10.tar.gz"]
+    assert [file.size for file in files] == [2004, 2004, 2005]
+    assert [file.digest is not None for file in files] == [True, True, False]
+    assert source.private() == {}
+
+
+def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
+    web.put("/f", GZ, signed=True)
+    web.fail("/f", faults.attachment("../../evil/websight.tar.gz"))
+    address = web.signed_url("/f")
+    source = opened(SourceKind.URL, address)
+    shard = source.shards()[0]
+    assert (shard.name, shard.files[0].locator) == ("websight.tar.gz", web.url("/f"))
+    assert source.private() == {f"{shard.id}#0": address}
+    assert "Signature" not in repr(source.describe()) + repr(source.shards())
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "words"),
+    [
+        (faults.html(None), Cause.BAD_SOURCE, "web page"),
+        (faults.status(401, None), Cause.AUTHENTICATION, "--header"),
+        (faults.status(404, None), Cause.NOT_FOUND, "no such file"),
+        (faults.redirect_loop(), Cause.BAD_SOURCE, "redirected"),
+    ],
+)
+def test_a_url_s_refusals_say_what_to_do(
+    web: FaultyServer, fault: faults.Fault, cause: Cause, words: str
+) -> None:
+    web.put("/a.tar", GZ)
+    web.fail("/a.tar", fault)
+    with pytest.raises(SourceError) as refused:
+        opened(SourceKind.URL, web.url("/a.tar") + "?sig=hush").shards()
+    assert refused.value.cause is cause
+    assert words in refused.value.message
+    assert "hush" not in refused.value.message
+
+
+def test_a_header_comes_from_the_environment_and_stays_at_its_origin(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.put("/a.tar.gz", GZ, authorization="Bearer hush")
+    words = {"header_env": (("Authorization", "MY_TOKEN"),)}
+    with pytest.raises(SourceError, match="MY_TOKEN"):
+        opened(SourceKind.URL, web.url("/a.tar.gz"), **words).shards()
+    monkeypatch.setenv("MY_TOKEN", "Bearer hush")
+    assert names(opened(SourceKind.URL, web.url("/a.tar.gz"), **words)) == ["a.tar.gz"]
+    web.fail("/b.tar.gz", faults.redirect(web.url("/c.tar.gz", "other")))
+    web.put("/c.tar.gz", GZ)
+    opened(SourceKind.URL, web.url("/b.tar.gz"), **words).shards()
+    assert [r.headers.get("authorization") for r in web.asked("/c.tar.gz")] == [None]
+
+
+def test_braces_and_lists_are_read() -> None:
+    assert urls.expand("http://h/{08..10}-{a,b}") == [
+        f"http://h/{n}-{c}" for n in ("08", "09", "10") for c in "ab"
+    ]
+    listed = urls.parse_url_list("# all\nimages/a.tar http://h/1\nhttp://h/{1..2}  # two\n")
+    assert [(a.name, a.url) for a in listed] == [
+        ("images/a.tar", "http://h/1"),
+        (None, "http://h/1"),
+        (None, "http://h/2"),
+    ]
+    for bad in ("../a http://h/1", "no address", "", "http://h/{0..999999999}"):
+        with pytest.raises(SourceError) as refused:
+            urls.parse_url_list(bad)
+        assert refused.value.cause is Cause.USAGE
+
+
+# Folders --------------------------------------------------------------------------------------
+
+
+def make(root: Path, files: dict[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+def kinds(shards: object) -> list[tuple[str, ShardKind]]:
+    assert isinstance(shards, (list, tuple))
+    return [(s.name, s.kind) for s in shards if isinstance(s, Shard)]
+
+
+def test_a_folder_of_archives_takes_what_belongs(tmp_path: Path) -> None:
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", FILES))
+    assert names(source) == SHOWN
+    assert any("1 loose" in note for note in source.notes())
+
+
+def test_globs_choose(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", FILES)
+    assert names(opened(SourceKind.LOCAL, root, include=("*.tar.gz",), exclude=("*-9.*",))) == [
+        "data/shard-10.tar.gz"
+    ]
+
+
+@pytest.mark.parametrize(
+    "files", [{"prompts.jsonl": b"{}", "images/a.png": b"x"}, {"a.txt": b"x", "b/c.txt": b"y"}]
+)
+def test_a_dataset_s_folder_is_one_tree(tmp_path: Path, files: dict[str, bytes]) -> None:
+    shards = opened(SourceKind.LOCAL, make(tmp_path / "d", files)).shards()
+    assert kinds(shards) == [("d", ShardKind.TREE)]
+    assert shards[0].size == sum(map(len, files.values()))
+
+
+def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
+    make(tmp_path, {"d/a.rar": b"Rar!", "d/b.7z.001": b"7z", "e/x.tar": GZ})
+    with pytest.raises(SourceError, match="unrar"):
+        opened(SourceKind.LOCAL, tmp_path / "d").shards()
+    with pytest.raises(SourceError, match="7z x"):
+        opened(SourceKind.LOCAL, tmp_path / "d", exclude=("*.rar",)).shards()
+    with pytest.raises(SourceError, match=r"did you mean 'x\.tar'"):
+        opened(SourceKind.LOCAL, tmp_path / "e" / "x.tra").shards()
