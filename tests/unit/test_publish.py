@@ -1,0 +1,231 @@
+"""Publishing: all or nothing, nobody else's files, and a receipt that tells everything."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic, finalize
+from jobs.errors import Cause, Stopped, VerificationError
+from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.progress import Progress
+from tests.support.staged import StagedRun, StagedShard, line, pages, png, stage, tree
+
+
+def finish(run: StagedRun) -> dict[str, object]:
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    assert summary.published
+    receipt: dict[str, object] = json.loads(run.staging.receipt.read_bytes())
+    return receipt
+
+
+def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    (run.staging.dest / "images").mkdir()
+    (run.staging.dest / "images" / "mine.png").write_bytes(b"mine")
+    before = tree(run.staging.dest)
+    with pytest.raises(VerificationError, match="not this run's: 'images'; nothing was") as caught:
+        finalize.run(run.folder, run.plan, Progress())
+    assert caught.value.cause is Cause.PREFLIGHT
+    after = tree(run.staging.dest)
+    assert {path: after[path] for path in before} == before
+    shutil.rmtree(run.staging.dest / "images")
+    finish(run)
+
+
+def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> None:
+    old = pages(0, 3)
+    old.files["captions/a.txt"] = b"old"
+    finish(stage(tmp_path, [old], run_id="2025-old"))
+    dest = tmp_path / "dest"
+    (dest / "notes.txt").write_text("mine")
+    finish(stage(tmp_path, [pages(10, 2)], Options(overwrite=True)))
+    assert sorted(tree(dest)) == [
+        "MANIFEST.jsonl",
+        "images/000010.png",
+        "images/000011.png",
+        "notes.txt",
+        "prompts.jsonl",
+    ]
+
+
+@pytest.mark.parametrize("outside", [False, True])
+@pytest.mark.parametrize("keep", [False, True])
+def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: bool) -> None:
+    run_id = "20260101-000000-test"
+    temp = tmp_path / "temp" / run_id if outside else None
+    run = stage(tmp_path, [pages(0, 2), pages(2, 2)], Options(keep_archive=keep), temp=temp)
+    receipt = finish(run)
+    fetched = run.folder.load_fetched(run.plan.shards[0].id)
+    assert fetched is not None
+    assert Path(fetched.files[0]).exists() is keep
+    folder = Path(fetched.files[0]).parent
+    assert receipt["archives"] == (str(folder) if keep else None)
+    if keep and not outside:
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "shard-0000.tar",
+            "shard-0001.tar",
+        ]
+    assert not (run.staging.dest / ".incoming").exists()
+
+
+def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    shard = run.plan.shards[0].id
+    fetched = run.folder.load_fetched(shard)
+    assert fetched is not None
+    mine = tmp_path / "mine.tar"
+    shutil.copy(fetched.files[0], mine)
+    atomic.write_json(
+        run.folder.fetched(shard), replace(fetched, files=(str(mine),), in_place=True)
+    )
+    finish(run)
+    assert mine.exists()
+
+
+def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
+    run.folder.manifest(run.plan.parts()[1]).unlink()
+    run.folder.fetched(run.plan.shards[1].id).unlink()
+    before = tree(run.staging.dest)
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert "1 of 2 parts are not extracted and 1 of 2 shards are not here" in problem.message
+    assert summary.lines == (
+        "✗ shard-0001.tar: not fetched",
+        "✗ 1 of 2 parts extracted: nothing was published",
+    )
+    assert tree(run.staging.dest) == before
+    run.redo()
+    finish(run)
+
+
+def test_a_file_gone_from_staging_is_extracted_again(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
+    (run.staging.data / "images" / "000003.png").unlink()
+    _, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is not None
+    assert problem.cause is Cause.NOT_FETCHED
+    assert run.redo() == [run.plan.parts()[1].id]
+    finish(run)
+
+
+def test_files_of_no_part_are_not_published(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    (run.staging.data / "images" / "half.png").write_bytes(b"of a refused shard")
+    finish(run)
+    assert not (run.staging.dest / "images" / "half.png").exists()
+
+
+@pytest.mark.parametrize(("digest", "tool"), [("sha256", "sha256sum")])
+def test_the_sums_are_read_by_the_standard_tool(tmp_path: Path, digest: str, tool: str) -> None:
+    shard = pages(0, 2)
+    shard.files["images/back\\slash.txt"] = b"x"
+    shard.files[b"images/\xff.txt"] = b"y"
+    run = stage(tmp_path, [shard], Options(digest=digest))
+    receipt = finish(run)
+    done = subprocess.run(
+        [tool, "--strict", "-c", str(receipt["sums"])],
+        cwd=run.staging.dest,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b": OK") == 6  # records, manifest, four files
+
+
+def test_records_are_the_same_bytes_whoever_wrote_first(tmp_path: Path) -> None:
+    shards = [pages(0, 3), pages(3, 3), pages(6, 3)]
+    shards[0].records = (shards[0].records or b"").rstrip(b"\n")
+    shards[1].records = b"\xef\xbb\xbf" + (shards[1].records or b"")
+    run = stage(tmp_path, shards)
+    for part in reversed(run.plan.parts()):
+        run.extract(part)
+    finish(run)
+    assert (run.staging.dest / "prompts.jsonl").read_bytes() == (
+        b"".join(pages(first, 3).records or b"" for first in (0, 3, 6))
+    )
+
+
+def test_a_path_in_two_shards_holds_the_first_ones_bytes(tmp_path: Path) -> None:
+    first, second = pages(0, 2), pages(2, 2)
+    second.files["images/000001.png"] = png(999)
+    run = stage(tmp_path, [first, second], Options(on_collision=OnCollision.KEEP_FIRST))
+    assert (run.staging.data / "images" / "000001.png").read_bytes() == png(999)
+    finish(run)
+    assert (run.staging.dest / "images" / "000001.png").read_bytes() == png(1)
+
+
+def test_each_shard_has_a_folder_of_its_own_and_its_records_say_so(tmp_path: Path) -> None:
+    other = StagedShard({"images/000000.png": png(50)}, line("images/000000.png", n=1.50))
+    run = stage(tmp_path, [pages(0, 1), other], Options(on_collision=OnCollision.PER_SHARD))
+    finish(run)
+    records = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    images = [(run.staging.dest / json.loads(text)["image"]).read_bytes() for text in records]
+    assert images == [png(0), png(50)]
+
+
+def test_bad_records_and_images_are_dropped_together(tmp_path: Path) -> None:
+    shard = pages(0, 4)
+    shard.files["images/000001.png"] = b""
+    shard.records = (shard.records or b"") + b"{\n"
+    run = stage(tmp_path, [shard], Options(on_bad_record=OnBadRecord.DROP))
+    receipt = finish(run)
+    assert not (run.staging.dest / "images" / "000001.png").exists()
+    left = (run.staging.dest / "prompts.jsonl").read_bytes().splitlines()
+    assert [json.loads(text)["image"][-5] for text in left] == ["0", "2", "3"]
+    counts = receipt["counts"]
+    assert isinstance(counts, dict)
+    assert (counts["records"], counts["records_dropped"], counts["images"]) == (3, 2, 3)
+
+
+def test_the_receipt_tells_where_everything_came_from(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
+    receipt = finish(run)
+    source = receipt["source"]
+    assert isinstance(source, dict)
+    assert source["license"] == "cc-by-4.0"
+    assert source["revision"] == "a" * 40
+    shards = receipt["shards"]
+    assert isinstance(shards, list)
+    assert [shard["records"] for shard in shards] == [2, 2]
+    assert all(shard["archives"][0]["digest"].startswith("sha256:") for shard in shards)
+    attempts = receipt["attempts"]
+    assert isinstance(attempts, list)
+    assert attempts[0]["jobs"] == {"download": ["11"], "extract": ["12"], "finalize": ["13"]}
+    stages = receipt["stages"]
+    assert isinstance(stages, dict)
+    assert stages["extract"]["hosts"] == ["node1"]
+
+
+def test_a_stop_before_the_journal_leaves_everything(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    progress = Progress()
+    progress.stop(Cause.TIME_LIMIT, "time is near")
+    with pytest.raises(Stopped):
+        finalize.run(run.folder, run.plan, progress)
+    finish(run)
+
+
+def test_another_runs_claim_stays(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    atomic.write_json(run.staging.claim, {"run_id": "another"})
+    finish(run)
+    assert run.staging.claim.exists()
+
+
+def test_finalize_after_publishing_changes_nothing(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    finish(run)
+    receipt = run.staging.receipt.read_bytes()
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    assert (summary.published, summary.records, summary.images) == (True, 2, 2)
+    assert run.staging.receipt.read_bytes() == receipt
