@@ -13,7 +13,7 @@ import msgspec
 from jobs import atomic
 from jobs.download.fetching import Fetcher
 from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError, from_os_error
-from jobs.model import Format, ItemResult, Outcome, Plan, Problem, Shard, SourceKind
+from jobs.model import Fetched, Format, ItemResult, Outcome, Plan, Problem, Shard, SourceKind
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.sources import reopen
@@ -105,7 +105,7 @@ class _Crew:
             return known
         fetched = self._fetcher.fetch(shard)
         atomic.write_json(self._folder.fetched(shard.id), fetched)
-        size = sum(fetched.sizes)
+        size = _bytes_of(fetched)
         how = "verified" if fetched.verified else "no digest is published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         return size
@@ -134,7 +134,7 @@ class _Crew:
         )
         if changed:
             return None
-        return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
+        return _bytes_of(fetched)
 
     def _forget(self, shard: Shard) -> None:
         """Remove evidence first, then the archive; what the user keeps is never touched."""
@@ -170,6 +170,11 @@ class _Crew:
             problem = Problem(problem.cause, problem.message, shard.id, problem.member)
         log.error("%s: %s", shard.id, problem.message)
         return ItemResult(shard.id, problem.outcome, problem=problem)
+
+
+def _bytes_of(fetched: Fetched) -> int:
+    """Of a folder its data, as its one file is its listing."""
+    return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
 
 
 def _private(folder: RunFolder) -> Mapping[str, str]:
