@@ -13,6 +13,7 @@ from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
+from jobs.extract.keeping import Kept
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
@@ -20,7 +21,7 @@ from jobs.extract.seen import Seen, Twice, path_of
 from jobs.extract.writers import Writers
 from jobs.manifest import ManifestWriter
 from jobs.memberpath import Folders, shown
-from jobs.model import Fetched, Format, Part, PartSummary, Plan, Shard
+from jobs.model import Fetched, Format, Part, PartSummary, Plan, Shard, ShardKind
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 
@@ -101,6 +102,7 @@ class _Pass:
         self._folders = Folders(staging.data, archive=self._label)
         self._seen = Seen()
         self._writers = Writers(self._disk_error)
+        self._kept = Kept(wanted=work.shard.kind is ShardKind.TREE)
         self._tally = _Tally()
         several = work.fetched.format is Format.PARQUET or self._options.nested
         self._records = RecordsFile(
@@ -135,6 +137,7 @@ class _Pass:
                 self._undo()
                 raise
             self._writers.drain()
+            self._kept.put()
             self._work.check_unchanged()
             return self._finish()
 
@@ -204,9 +207,10 @@ class _Pass:
             self._writers.drain()  # two writers must never be in one file
         content = Content(path, self._options, self._progress)
         mtime = member.mtime if self._options.preserve_times else None
+        place = self._folders.place(path)
         self._writers.write(
             path,
-            self._folders.place(path),
+            place,
             mode_of(member.mode),
             content.through(member.chunks),
             member.size,
@@ -218,6 +222,9 @@ class _Pass:
             )
         self._manifest.add(content.entry(member.ordinal))
         self._progress.add(files=1)
+        if self._kept.add(place, member.mode, member.mtime):
+            self._writers.drain()
+            self._kept.put()
 
     def _claim(self, member: Member) -> None:
         self._tally.bytes += member.size
