@@ -1,0 +1,197 @@
+"""Checks of images: damage is found in any chunking, and sound files are let pass."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Iterator
+
+import pytest
+from PIL import Image
+
+from jobs.checks import check_for, is_image_name, is_warning
+from jobs.model import Verify
+from tests.support.staged import chunk, png
+
+
+def picture(kind: str, **options: object) -> bytes:
+    """A real picture, as Pillow writes it."""
+    image = Image.new("RGB", (40, 30), "white")
+    image.putdata([(x * 6 % 256, y * 8 % 256, (x * y) % 256) for y in range(30) for x in range(40)])
+    out = io.BytesIO()
+    image.save(out, kind, **options)  # type: ignore[arg-type]
+    return out.getvalue()
+
+
+def chunkings(data: bytes) -> Iterator[list[bytes]]:
+    """Whole, in halves, in odd pieces, byte by byte."""
+    yield [data]
+    yield [data[: len(data) // 2], data[len(data) // 2 :]]
+    for size in (7, 64, 1):
+        yield [data[i : i + size] for i in range(0, len(data), size)]
+
+
+def found(name: str, data: bytes, verify: Verify = Verify.STRUCTURE) -> str | None:
+    """The finding, which is the same however the bytes arrive."""
+    findings = set()
+    for pieces in chunkings(data):
+        check = check_for(name, verify)
+        assert check is not None
+        for piece in pieces:
+            check.feed(memoryview(piece))
+        findings.add(check.finish())
+    assert len(findings) == 1
+    return findings.pop()
+
+
+SOUND = {
+    "png": ("PNG", {}),
+    "apng.png": ("PNG", {"optimize": True}),
+    "jpg": ("JPEG", {}),
+    "progressive.jpg": ("JPEG", {"progressive": True}),
+    "restart.jpg": ("JPEG", {"restart_marker_blocks": 1}),
+    "gif": ("GIF", {}),
+    "webp": ("WEBP", {}),
+    "lossless.webp": ("WEBP", {"lossless": True}),
+    "bmp": ("BMP", {}),
+    "tif": ("TIFF", {}),
+}
+
+
+@pytest.mark.parametrize("verify", [Verify.STRUCTURE, Verify.DECODE])
+@pytest.mark.parametrize("name", SOUND)
+def test_sound_pictures_pass(name: str, verify: Verify) -> None:
+    kind, options = SOUND[name]
+    assert found(f"images/a.{name}", picture(kind, **options), verify) is None
+
+
+@pytest.mark.parametrize("name", ["png", "jpg", "progressive.jpg", "gif", "webp", "bmp"])
+def test_a_picture_cut_anywhere_is_found(name: str) -> None:
+    kind, options = SOUND[name]
+    data = picture(kind, **options)
+    for length in [*range(1, 80), *range(80, len(data), 53), len(data) - 1]:
+        check = check_for(f"images/a.{name}", Verify.STRUCTURE)
+        assert check is not None
+        check.feed(memoryview(data[:length]))
+        finding = check.finish()
+        assert finding is not None, length
+        assert not is_warning(finding), length
+
+
+def test_every_flipped_bit_of_a_png_is_found() -> None:
+    data = png(3)
+    for place in range(len(data)):
+        for bit in (0, 7):
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << bit
+            check = check_for("images/a.png", Verify.STRUCTURE)
+            assert check is not None
+            check.feed(memoryview(bytes(damaged)))
+            finding = check.finish()
+            assert finding is not None, (place, bit)
+            assert not is_warning(finding), (place, bit)
+
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+IHDR = chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0))
+IDAT = chunk(b"IDAT", zlib.compress(b"\0" * 52))
+IEND = chunk(b"IEND", b"")
+TEXT = chunk(b"tEXt", b"Comment\0x" * 9)
+PALETTE = chunk(b"PLTE", b"\0\1\2" * 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "finding"),
+    [
+        (SIGNATURE + IHDR + IDAT + IEND, None),
+        (SIGNATURE + IHDR + TEXT + PALETTE + IDAT + IDAT + TEXT + IEND, None),
+        (SIGNATURE + TEXT + IHDR + IDAT + IEND, "PNG: no IHDR chunk"),
+        (SIGNATURE + IHDR + IHDR + IDAT + IEND, "PNG: two IHDR chunks"),
+        (SIGNATURE + IHDR + IDAT + TEXT + IDAT + IEND, "PNG: IDAT chunks are not in one row"),
+        (SIGNATURE + IHDR + IDAT + PALETTE + IEND, "PNG: PLTE chunk out of place or of a wrong"),
+        (SIGNATURE + IHDR + TEXT + IEND, "PNG: no IDAT chunk"),
+        (SIGNATURE + IHDR + IDAT, "PNG: cut short in or behind chunk IDAT"),
+        (SIGNATURE + IHDR + IDAT[:-1] + b"x" + IEND, "PNG: wrong CRC in chunk IDAT"),
+        (SIGNATURE + IHDR + IDAT + chunk(b"IEND", b"x"), "PNG: IEND chunk holds data"),
+        (SIGNATURE + IHDR + IDAT + b"\0" * 64, "PNG: damaged behind chunk IDAT"),
+        (
+            SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 4, 8, 2, 0, 0, 0)) + IDAT + IEND,
+            "PNG: impossible size 0 × 4",
+        ),
+        (
+            SIGNATURE + chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 3, 2, 0, 0, 0)) + IDAT + IEND,
+            "PNG: impossible IHDR chunk",
+        ),
+        (SIGNATURE + IHDR + IDAT + IEND + b"more", "warning: PNG: 4 bytes behind the end"),
+    ],
+)
+def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) -> None:
+    told = found("images/a.png", data)
+    assert told == finding or (finding is not None and told is not None and finding in told)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "finding"),
+    [
+        ("images/a.jpg", picture("JPEG")[:-2], "JPEG: no end (EOI): cut short"),
+        ("images/a.jpg", picture("JPEG")[:-200] + b"\0" * 200, "JPEG: no end (EOI): cut short"),
+        ("images/a.jpg", picture("JPEG") + b"\0" * 9, None),
+        ("images/a.jpg", picture("JPEG") + b"trailer" * 9, "warning: JPEG: other data behind"),
+        ("images/a.png", picture("JPEG"), "warning: named .png, holds JPEG"),
+        ("images/a.png", picture("JPEG")[:-2], "JPEG: no end (EOI): cut short"),
+        ("images/a", picture("PNG"), None),
+        ("images/a.png", b"", "empty: 0 bytes"),
+        ("images/a.png", b"\0" * 300, "not an image: zeros at its start"),
+        ("images/a.png", b"\0" * 30, "not an image: zero bytes only"),
+        ("images/a.png", b"404 not found\n", "not an image: text"),
+        ("images/a.png", b"\n<!DOCTYPE html><html>" + b" " * 80, "not an image: an HTML page"),
+        ("images/a.png", b"<?xml version='1.0'?><Error/>", "not an image: an XML text"),
+        ("images/a.png", b"PK\x03\x04" + b"\1" * 90, "not an image: a zip archive"),
+        ("images/a.png", b"\1\2\3" * 90, "not an image: of no format that is known"),
+        (
+            "images/a.png",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64,
+            "not an image: a Git LFS pointer",
+        ),
+        ("images/a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", None),
+        ("images/a.txt", b"a caption", None),
+        ("images/a.txt", b"", "empty: 0 bytes"),
+        ("images/a.json", b"{}", None),
+    ],
+)
+def test_what_a_name_promises_is_held(name: str, data: bytes, finding: str | None) -> None:
+    told = found(name, data)
+    assert told == finding or (finding is not None and told is not None and finding in told)
+
+
+def test_decoding_sees_what_the_structure_hides() -> None:
+    hollow = SIGNATURE + IHDR + chunk(b"IDAT", b"no deflate stream") + IEND
+    assert found("images/a.png", hollow) is None
+    told = found("images/a.png", hollow, Verify.DECODE)
+    assert told is not None
+    assert told.startswith("decode: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("images/a.png", True),
+        ("a.JPEG", True),
+        ("images/a", True),
+        ("images/a.txt", False),
+        ("README", False),
+        ("images/.png", True),
+    ],
+)
+def test_names_tell_what_is_to_be_an_image(path: str, expected: bool) -> None:
+    assert is_image_name(path) is expected
+
+
+@pytest.mark.parametrize("name", ["README.md", "prompts.jsonl", "data/table.csv"])
+def test_other_files_are_not_looked_at(name: str) -> None:
+    assert check_for(name, Verify.STRUCTURE) is None
+
+
+def test_nothing_is_looked_at_where_nothing_is_asked() -> None:
+    assert check_for("images/a.png", Verify.NONE) is None
