@@ -1,4 +1,4 @@
-"""The download stage over files that are here: read in place, hashed, cut; one bad shard is data."""
+"""The download stage over files that are here: read in place, hashed, cut, each on its own."""
 
 from __future__ import annotations
 
