@@ -38,7 +38,9 @@ def open_place(place: bytes, mode: int) -> tuple[int, int]:
         return os.open(place, _NEW, mode), 0
     except FileExistsError:
         pass
-    if _is_plain(os.lstat(place)):
+    old = os.lstat(place)
+    # A copied dataset's read-only file, finished by an attempt that was killed later, is made anew.
+    if _is_plain(old) and old.st_mode & stat.S_IWUSR:
         fd = os.open(place, _OLD)
         status = os.fstat(fd)
         if _is_plain(status):

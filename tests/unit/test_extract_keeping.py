@@ -1,0 +1,38 @@
+"""A copied dataset keeps permissions and times, and a part of it can be done twice."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from jobs.extract.files import write_file
+from jobs.extract.keeping import Kept
+
+
+def test_files_get_their_permissions_and_times(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    path.write_bytes(b"x")
+    kept = Kept(wanted=True)
+    assert kept.add(os.fsencode(path), 0o664, 1_500_000_000.25) is False
+    kept.put()
+    assert path.stat().st_mode & 0o777 == 0o664
+    assert path.stat().st_mtime == 1_500_000_000.25
+
+
+def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    path.write_bytes(b"x")
+    before = path.stat()
+    kept = Kept(wanted=False)
+    kept.add(os.fsencode(path), 0o600, 0.0)
+    kept.put()
+    assert path.stat() == before
+
+
+def test_a_read_only_file_of_a_killed_attempt_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    path.write_bytes(b"of the killed attempt")
+    path.chmod(0o444)
+    assert write_file(os.fsencode(path), 0o666, [b"new"]) == 3
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o200
