@@ -260,8 +260,7 @@ def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
         yield from _failure(group, run, look)
     follow = len(state.troubles) - sum(len(group.troubles) for group in causes)
     if follow:
-        one = follow == 1
-        yield f"    {follow} {'follows' if one else 'follow'}: parts whose shard is not here"
+        yield f"    {follow} more {'follows' if follow == 1 else 'follow'} from that"
 
 
 def _failure(group: Failure, run: str, look: Look) -> Iterator[str]:

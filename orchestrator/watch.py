@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TextIO
 
@@ -15,7 +16,7 @@ from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import is_terminal, look_of
 
 INTERVAL_S = 3.0  # one scheduler query each; squeue is shared by the whole site
-LINE_INTERVAL_S = 30.0  # off a terminal
+LINE_EVERY_S = 30.0  # off a terminal
 
 _HIDE, _SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"  # the cursor, and wrapping at the margin
 _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
@@ -52,7 +53,7 @@ def watch(
 ) -> RunState:
     """Show a run until it stands still; its last state comes back.
 
-    On a terminal the screen is redrawn in place; elsewhere there is a plain line for each change
+    On a terminal the screen is redrawn in place; elsewhere there is a plain line now and then
     and the screen at the end. Ctrl-C ends the watching and nothing more; so does ``ended``, set by
     another thread. ``failed`` shows the failures alone.
     """
@@ -60,9 +61,9 @@ def watch(
     ended = ended or threading.Event()
     look = look_of(out)
     on_terminal = is_terminal(out)
-    pause = interval_s or (INTERVAL_S if on_terminal else LINE_INTERVAL_S)
+    pause = interval_s or INTERVAL_S
     run = table.run_word(folder)
-    screen, last_line = Screen(out), ""
+    screen, last_line, spoke = Screen(out), "", float("-inf")
     while True:
         state = look_at()
         over = state.status is not RunStatus.RUNNING
@@ -71,9 +72,11 @@ def watch(
             screen.draw(text)
         elif over:
             out.write(text)
-        elif (told := look.spell(table.line(state, utc_now()))) != last_line:
-            out.write(f"{told}\n")
-            last_line = told
+        elif time.monotonic() - spoke >= LINE_EVERY_S:
+            told = look.spell(table.line(state, utc_now()))
+            if told != last_line:
+                out.write(f"{told}\n")
+            last_line, spoke = told, time.monotonic()
         out.flush()
         try:
             if over or ended.wait(pause):

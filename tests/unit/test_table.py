@@ -132,4 +132,4 @@ def test_what_follows_from_a_shard_that_is_not_here_takes_one_line() -> None:
     ]
     text = _screen(runs.make_state(plan, results=results))
     assert "download: network" in text and "extract: not fetched" not in text
-    assert "follow: parts whose shard is not here" in text
+    assert "3 more follow from that" in text
