@@ -20,7 +20,7 @@ def picture(kind: str, **options: object) -> bytes:
     image = Image.new("RGB", (40, 30), "white")
     image.putdata([(x * 6 % 256, y * 8 % 256, (x * y) % 256) for y in range(30) for x in range(40)])
     out = io.BytesIO()
-    image.save(out, kind, **options)  # type: ignore[arg-type]
+    image.save(out, kind, **options)
     return out.getvalue()
 
 
@@ -45,7 +45,7 @@ def found(name: str, data: bytes, verify: Verify = Verify.STRUCTURE) -> str | No
     return findings.pop()
 
 
-SOUND = {
+SOUND: dict[str, tuple[str, dict[str, bool | int]]] = {
     "png": ("PNG", {}),
     "apng.png": ("PNG", {"optimize": True}),
     "jpg": ("JPEG", {}),
