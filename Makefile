@@ -37,9 +37,9 @@ packages:
 	@.ci/packages
 
 bench: $(VENV)/.installed-test ## Measure, and compare with the tools people use (minutes)
-	@for each in benchmarks/bench_*.py; do \
-		name=$${each#benchmarks/}; echo "== $${name%.py}"; \
-		$(BIN)/python -m "benchmarks.$${name%.py}" || exit 1; \
+	@for each in $$(grep -l '^if __name__' benchmarks/*.py); do \
+		name=$$(basename "$$each" .py); echo "== $$name"; \
+		$(BIN)/python -m "benchmarks.$$name" || exit 1; \
 	done
 
 format: $(VENV)/.installed-test ## Format the code and mend what the linter can mend
