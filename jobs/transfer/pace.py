@@ -1,0 +1,112 @@
+"""How fast and how soon: the rate limit, back-off, and what servers say of both."""
+
+from __future__ import annotations
+
+import email.utils
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+LONGEST_WAIT_S = 3600.0  # a server that asks for more is not waited for
+_MOST_BACKOFF_S = 60.0
+_BURST_S = 0.1  # of the rate, that may pass at once
+
+
+def backoff_s(failures: int, base_s: float) -> float:
+    """How long to wait after so many failures in a row: exponential, with full jitter.
+
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
+    # The exponent is bounded for its own sake: the product would overflow in the end.
+    return random.uniform(0, min(_MOST_BACKOFF_S, base_s * 2 ** min(failures - 1, 20)))
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds that ``Retry-After`` (RFC 9110, 10.2.3) asks for, else a spent rate limit's rest."""
+    value = headers.get("Retry-After", "").strip()
+    if re.fullmatch(r"\d+(\.\d+)?", value):
+        return float(value)
+    if value:
+        until = _date_s(value)
+        # The server's own clock, where it tells: ours may differ.
+        now = _date_s(headers.get("Date", "")) or time.time()
+        if until is not None:
+            return max(0.0, until - now)
+    return None
+
+
+def rate_limit_s(headers: Mapping[str, str]) -> float | None:
+    """Seconds until a rate limit that is spent is filled again; None where some is left.
+
+    The ``RateLimit`` field of the IETF draft (``"api";r=0;t=55``), as the Hub sends it, and the
+    older ``RateLimit-Remaining`` and ``-Reset``, with ``X-`` too; a reset may be a time of day.
+    """
+    field = headers.get("RateLimit", "")
+    waits = [
+        float(match["t"])
+        for match in re.finditer(r"r=(?P<r>\d+)\s*;\s*t=(?P<t>\d+)", field)
+        if int(match["r"]) == 0
+    ]
+    if waits:
+        return max(waits)
+    for prefix in ("", "X-"):
+        left = headers.get(f"{prefix}RateLimit-Remaining", "").strip()
+        reset = headers.get(f"{prefix}RateLimit-Reset", "").strip()
+        if left == "0" and re.fullmatch(r"\d+(\.\d+)?", reset):
+            seconds = float(reset)
+            return max(0.0, seconds - time.time()) if seconds > 1e9 else seconds
+    return None
+
+
+def _date_s(text: str) -> float | None:
+    try:
+        return email.utils.parsedate_to_datetime(text).timestamp()
+    except (TypeError, ValueError, IndexError):
+        return None
+
+
+class Pauses:
+    """Until when each site wants to be left alone; shared by all connections."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def hold(self, site: str, seconds: float) -> None:
+        """No request to ``site`` for so long."""
+        with self._lock:
+            until = time.monotonic() + seconds
+            self._until[site] = max(until, self._until.get(site, 0.0))
+
+    def left_s(self, site: str) -> float:
+        """How long ``site`` is still to be left alone."""
+        return max(0.0, self._until.get(site, 0.0) - time.monotonic())
+
+
+class Rate:
+    """A token bucket for all connections together; no limit where ``bytes_per_s`` is None."""
+
+    def __init__(self, bytes_per_s: int | None) -> None:
+        self.bytes_per_s = bytes_per_s
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    @property
+    def chunk(self) -> int:
+        """How many bytes to read at once, so that a low rate is a steady one."""
+        if self.bytes_per_s is None:
+            return 1 << 20
+        return max(1024, min(1 << 20, self.bytes_per_s // 20))
+
+    def spend(self, count: int, pause: Callable[[float], None]) -> None:
+        """Account for ``count`` bytes and wait, by ``pause(seconds)``, until they are due."""
+        if self.bytes_per_s is None:
+            return
+        with self._lock:
+            now = time.monotonic()
+            self._free_at = max(self._free_at, now - _BURST_S) + count / self.bytes_per_s
+            wait = self._free_at - now
+        if wait > 0:
+            pause(wait)

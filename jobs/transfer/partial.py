@@ -1,0 +1,227 @@
+"""The partial file and its sidecar: which bytes of which version are there, whatever happens.
+
+The sidecar is a journal of JSON lines, appended after the data: first what file this is, then
+ranges as they were written, and ``"synced"`` where all before it is on disk. After SIGKILL the
+page cache survives, so every range counts; on another host or after a crash only synced ones do.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from jobs import atomic
+from jobs.errors import StorageError, from_os_error
+from jobs.model import SCHEMA, Digest
+from jobs.transfer.answers import Validator
+from jobs.transfer.ranges import Range, Ranges
+
+_SAVE_BYTES = 4 << 20
+_SAVE_S = 1.0
+_SYNC_S = 10.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Which version of which file the bytes are of."""
+
+    size: int | None
+    validator: Validator
+    digest: Digest | None  # published
+
+
+def _boot() -> str:
+    """This boot of this host: while it lasts, what was written can be read."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+class Partial:
+    """``NAME.part`` and ``NAME.part.json`` beside ``out``; safe between threads.
+
+    Raises ``StorageError`` for whatever the file system refuses.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.path = out.with_name(out.name + ".part")
+        self.sidecar = out.with_name(out.name + ".part.json")
+        self.ranges = Ranges()
+        self.identity: Identity | None = None
+        self._lock = threading.Lock()
+        self._unsaved = Ranges()
+        self._unsaved_bytes = 0
+        self._saved_at = self._synced_at = time.monotonic()
+        self._log = -1
+        self.fd = self._open(os.O_CREAT)
+        self._load()
+
+    # Bytes ------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: bytes | memoryview) -> int:
+        """Put bytes in place; how many of them are new. The sidecar follows a little later."""
+        try:
+            view = memoryview(data)
+            at = offset
+            while view:
+                count = os.pwrite(self.fd, view, at)
+                view, at = view[count:], at + count
+        except OSError as error:
+            raise from_os_error(error, doing=f"writing {self.path}") from error
+        with self._lock:
+            new = self.ranges.add(offset, at)
+            self._unsaved.add(offset, at)
+            self._unsaved_bytes += at - offset
+            due = self._unsaved_bytes >= _SAVE_BYTES or time.monotonic() - self._saved_at > _SAVE_S
+            if due and self._log >= 0:
+                self._save()
+        return new
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Bytes of the file, as many as there are and fit."""
+        try:
+            return os.preadv(self.fd, [buffer], offset)
+        except OSError as error:
+            raise from_os_error(error, doing=f"reading {self.path}") from error
+
+    @property
+    def prefix(self) -> int:
+        return self.ranges.prefix
+
+    # The sidecar ------------------------------------------------------------------------
+
+    def identify(self, identity: Identity) -> None:
+        """From now on the sidecar tells of this version; what is there is of it."""
+        with self._lock:
+            self.identity = identity
+            header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
+            lines = [msgspec.json.encode(header), msgspec.json.encode(list(self.ranges))]
+            try:
+                # A sibling under its name at once: no torn first line is ever seen.
+                atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
+                if self._log >= 0:
+                    os.close(self._log)
+                self._log = os.open(self.sidecar, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+            except OSError as error:
+                raise from_os_error(error, doing=f"writing {self.sidecar}") from error
+            self._unsaved = Ranges()
+            self._unsaved_bytes = 0
+
+    def _save(self) -> None:
+        now = time.monotonic()
+        line = msgspec.json.encode(list(self._unsaved)) + b"\n"
+        self._unsaved, self._unsaved_bytes, self._saved_at = Ranges(), 0, now
+        try:
+            os.write(self._log, line)
+            if now - self._synced_at > _SYNC_S:
+                os.fdatasync(self.fd)
+                os.write(self._log, b'"synced"\n')
+                os.fdatasync(self._log)
+                self._synced_at = time.monotonic()
+        except OSError as error:
+            raise from_os_error(error, doing=f"writing {self.sidecar}") from error
+
+    def _load(self) -> None:
+        try:
+            header, *lines = self.sidecar.read_bytes().split(b"\n")
+            value: dict[str, Any] = msgspec.json.decode(header, type=dict[str, Any])
+            validator = msgspec.convert(value["validator"], Validator)
+            digest = msgspec.convert(value["digest"], Digest | None)
+            size = msgspec.convert(value["size"], int | None)
+            here = os.fstat(self.fd).st_size
+        except (OSError, KeyError, ValueError, msgspec.MsgspecError):
+            return  # none, or no usable one: the file begins anew
+        if value.get("schema") != SCHEMA or not (validator or digest):
+            return
+        self.identity = Identity(size, validator, digest)
+        for start, stop in _trusted(lines, same_boot=value.get("boot") == _boot()):
+            self.ranges.add(start, min(stop, here))
+
+    # The end ----------------------------------------------------------------------------
+
+    def start_over(self) -> None:
+        """Nothing is there; a new file, so that a straggler of before writes into the old one."""
+        self._drop_log()
+        self._remove()
+        os.close(self.fd)
+        self.fd = self._open(os.O_CREAT | os.O_EXCL)
+        self.ranges, self.identity = Ranges(), None
+
+    def finish(self, size: int) -> None:
+        """Give the file its name, durably."""
+        try:
+            if os.fstat(self.fd).st_size != size:
+                os.ftruncate(self.fd, size)
+            os.fsync(self.fd)
+            here = os.fstat(self.fd)
+            try:
+                there = self.path.stat()
+                ours = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
+            except FileNotFoundError:
+                done = self.out.stat()  # another process, with the same file, was faster
+                if (here.st_dev, here.st_ino) == (done.st_dev, done.st_ino):
+                    return
+                raise
+            if not ours:
+                raise StorageError(f"{self.path} was replaced by another process; resume")
+            self.path.replace(self.out)
+            self.sidecar.unlink(missing_ok=True)
+            atomic.fsync_folder(self.out.parent)
+        except OSError as error:
+            raise from_os_error(error, doing=f"finishing {self.out}") from error
+
+    def close(self) -> None:
+        """Let go; what is there stays for another time, as far as the sidecar tells of it."""
+        with self._lock:
+            try:
+                if self._log >= 0 and self._unsaved_bytes:
+                    self._save()
+            finally:
+                if self._log >= 0:
+                    os.close(self._log)
+                self._log = -1
+                os.close(self.fd)
+
+    def _drop_log(self) -> None:
+        with self._lock:
+            if self._log >= 0:
+                os.close(self._log)
+            self._log = -1
+            self._unsaved, self._unsaved_bytes = Ranges(), 0
+
+    def _remove(self) -> None:
+        try:
+            self.sidecar.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise from_os_error(error, doing=f"removing {self.path}") from error
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
+        except OSError as error:
+            raise from_os_error(error, doing=f"opening {self.path}") from error
+
+
+def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:
+    """The ranges of a journal, but not those that a crash may have taken; a torn end is left."""
+    found: list[Range] = []
+    trusted = 0
+    for line in lines:
+        try:
+            value = msgspec.json.decode(line, type=list[tuple[int, int]] | str)
+        except msgspec.MsgspecError:
+            break
+        if isinstance(value, str):
+            trusted = len(found)
+        else:
+            found += value
+    return found if same_boot else found[:trusted]

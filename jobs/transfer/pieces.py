@@ -1,0 +1,209 @@
+"""One round over a file: connections take pieces of what is missing until nothing is."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from jobs.errors import Cause, OrchestrateError, SourceError
+from jobs.transfer.answers import Again, NoRanges, StartOver
+from jobs.transfer.attempt import Attempt
+from jobs.transfer.pace import LONGEST_WAIT_S, backoff_s
+from jobs.transfer.ranges import Range, Ranges, next_piece
+from jobs.transfer.target import Target
+from jobs.transfer.transfer import Over
+
+if TYPE_CHECKING:
+    from jobs.transfer.fetching import Fetch
+
+SMALL = 8 << 20  # bytes: so much takes one request, and may be lost whole
+_PROBE = 4 << 20  # bytes of the first request, where the size is not known
+_PROGRESS = 1 << 16  # bytes since the last failure that make it a new story
+_MOST_LIES = 2  # wrong answers to a Range before ranges are given up
+
+
+class Round:
+    """Fetches what is missing; the calling thread leads, others help where ranges work."""
+
+    def __init__(self, fetch: Fetch, *, streaming: bool) -> None:
+        self.fetch = fetch
+        self.shared = fetch.shared
+        self.partial = fetch.partial
+        self.streaming = streaming
+        self.asking: set[threading.Thread] = set()  # who waits for an answer's head
+        self._todo = Ranges()
+        self._working = 0
+        self._changed = threading.Condition()
+        self._error: BaseException | None = None
+        self._ended = False
+        self._known = False  # an answer has told what file this is
+        self._helpers: list[threading.Thread] = []
+        self._lies = 0
+        self._target: Target | None = None  # what the last attempt landed at, for the next piece
+
+    def run(self) -> None:
+        """Return once every byte is there; raises what ended the round."""
+        fetch = self.fetch
+        try:
+            if self.streaming:
+                self._stream()
+            else:
+                stop = _PROBE if fetch.size is None else fetch.size
+                for piece in self.partial.ranges.outside(0, stop):
+                    self._todo.add(*piece)
+                self._work(leads=True)
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        for helper in self._helpers:
+            # One that still waits for an answer finds the round over and touches nothing.
+            while helper.is_alive() and helper not in self.asking:
+                helper.join(0.05)
+
+    def over(self) -> bool:
+        """Whether there is no need to go on."""
+        return self._ended
+
+    # Pieces -----------------------------------------------------------------------------
+
+    def _take(self, *, leads: bool) -> Range | None:
+        """The next piece; None once all is there. Waits where others may still give back."""
+        with self._changed:
+            while True:
+                self.shared.check(self.over)
+                if self._error is not None:
+                    raise self._error if leads else Over
+                piece = next_piece(self._todo, self._share())
+                if piece is not None:
+                    self._todo.remove(*piece)
+                    self._working += 1
+                    return piece
+                if not self._working:
+                    return None
+                self._changed.wait(0.1)
+
+    def _share(self) -> int:
+        size = self.fetch.size
+        return 1 if size is not None and size <= SMALL else self.shared.connections
+
+    def _give_back(self, piece: Range | None) -> None:
+        with self._changed:
+            self._working -= 1
+            if piece is not None:
+                for start, stop in self.partial.ranges.outside(*piece):
+                    self._todo.add(start, stop)
+            self._changed.notify_all()
+
+    def learnt(self, size: int | None) -> None:
+        """An answer was right: the size is known now, and helpers may start."""
+        with self._changed:
+            if self._known:
+                return
+            self._known = True
+            if size is not None and self.fetch.size is None:
+                self.fetch.size = size
+                for start, stop in self.partial.ranges.outside(min(_PROBE, size), size):
+                    self._todo.add(start, stop)
+            self.fetch.hashing()
+            if not self.streaming and len(self._todo):
+                self._hire()
+
+    def _hire(self) -> None:
+        pieces = -(-self._todo.total // (4 << 20))
+        for _ in range(min(self.shared.connections - 1, pieces)):
+            helper = threading.Thread(target=self._help, name="fetch", daemon=True)
+            self._helpers.append(helper)
+            helper.start()
+
+    def _help(self) -> None:
+        try:
+            self._work(leads=False)
+        except Over:
+            pass
+        except BaseException as error:  # noqa: BLE001 (the leader raises it)
+            with self._changed:
+                self._error = self._error or error
+                self._changed.notify_all()
+
+    # Attempts ---------------------------------------------------------------------------
+
+    def _work(self, *, leads: bool) -> None:
+        patience = _Patience(self, leads=leads)
+        while (piece := self._take(leads=leads)) is not None:
+            failure: Again | None = None
+            try:
+                with self.shared.slot(self.over):
+                    self._attempt(piece)
+            except Again as error:
+                failure = error
+            finally:
+                self._give_back(piece)
+            if failure is not None:
+                patience.after(failure)
+
+    def _attempt(self, piece: Range) -> None:
+        target = self._target
+        try:
+            target = Attempt(self, piece, target).run()
+        except Again:
+            self._target = None  # ask for a fresh address
+            raise
+        self._target = target
+
+    def lied(self, error: OrchestrateError) -> Exception:
+        """A Range was answered wrongly: again, or without ranges from now on."""
+        with self._changed:
+            self._lies += 1
+            return NoRanges() if self._lies >= _MOST_LIES else Again(error)
+
+    def _stream(self) -> None:
+        """The whole file over one connection; what is there already is not written again."""
+        patience = _Patience(self, leads=True)
+        while True:
+            try:
+                with self.shared.slot(self.over):
+                    Attempt(self, None, None).run()
+                return
+            except Again as error:
+                patience.after(error)
+
+
+class _Patience:
+    """How often a connection tries again, and how long it waits before."""
+
+    def __init__(self, of: Round, *, leads: bool) -> None:
+        self._round = of
+        self._leads = leads
+        self._failures = 0
+        self._had = of.partial.ranges.total
+
+    def after(self, failure: Again) -> None:
+        """Wait for the next attempt; raises the failure's error where there is no next one."""
+        shared = self._round.shared
+        have = self._round.partial.ranges.total
+        shared.check(self._round.over)
+        if have - self._had >= _PROGRESS:
+            self._failures = 0
+        self._had = have
+        self._failures += 1
+        told = failure.wait_s
+        if self._leads and (self._failures >= shared.tries or (told or 0) > LONGEST_WAIT_S):
+            raise failure.error from failure
+        # A break amid good progress says nothing against going on at once.
+        wait = backoff_s(self._failures, shared.backoff_s) * (0.1 if self._failures == 1 else 1)
+        if told is not None:
+            wait += min(told, LONGEST_WAIT_S)
+        shared.pause(wait, self._round.over)
+
+
+def changed(name: str) -> StartOver:
+    """The file at the source is not the one whose bytes are here."""
+    return StartOver(
+        SourceError(
+            f"{name}: the file changes at its source while it is fetched; resume when it is "
+            "settled, or pin a revision",
+            cause=Cause.CHANGED,
+        )
+    )

@@ -1,0 +1,57 @@
+"""An address with its headers, none of which is ever shown, and what a fetch returns."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jobs.model import Digest
+
+_PORTS = {"http": 80, "https": 443}
+_SHOWN = 200  # characters of a name in a message
+
+
+@dataclass(frozen=True, repr=False)
+class Target:
+    """Where a file is now. ``headers`` are sent to the origin of ``url`` and to no other."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Target({redact(self.url)!r})"
+
+
+@dataclass(frozen=True)
+class Received:
+    """A file that is whole and in its place."""
+
+    size: int  # bytes
+    sha256: Digest
+    verified: bool  # against a digest that the source published
+
+
+def redact(url: str) -> str:
+    """``url`` without its query, fragment, user and password, fit to be shown."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        where = parts.netloc.rpartition("@")[2]
+        return urllib.parse.urlunsplit((parts.scheme, where, parts.path, "", ""))
+    except ValueError:
+        return "an address that is none"
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port; ``ValueError`` where ``url`` is no http(s) address."""
+    parts = urllib.parse.urlsplit(url)
+    scheme, host = parts.scheme.lower(), parts.hostname
+    if scheme not in _PORTS or not host:
+        raise ValueError("not an http or https address")
+    return scheme, host, parts.port or _PORTS[scheme]
+
+
+def shown(name: str) -> str:
+    """``name`` for a message: on one line, nothing that a terminal would act on."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
