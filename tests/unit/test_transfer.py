@@ -1,0 +1,228 @@
+"""Transfers from a server that behaves, and from one that does not."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import threading
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, DigestError, SourceError, Stopped
+from jobs.model import Digest
+from jobs.progress import Progress
+from jobs.transfer import Arrivals, Target, Transfer, redact
+from tests.support import faults
+from tests.support.faults import Fault
+from tests.support.webserver import FaultyServer
+
+MB = 1 << 20
+DATA = random.Random(7).randbytes(20 * MB)
+SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+OTHER = random.Random(8).randbytes(20 * MB)
+PATH = "/a/shard.bin"
+
+
+def transfer(progress: Progress | None = None, **options: float) -> Transfer:
+    stall_s = options.pop("stall_s", 2.0)
+    return Transfer(4, stall_s=stall_s, progress=progress or Progress(), backoff_s=0.01, tries=5)
+
+
+def fetch(
+    web: FaultyServer,
+    out: Path,
+    *,
+    size: int | None = len(DATA),
+    digest: Digest | None = SHA,
+    by: Transfer | None = None,
+) -> bytes:
+    received = (by or transfer()).fetch(
+        lambda: Target(web.url(PATH)), out, name="shard.bin", size=size, digest=digest
+    )
+    data = out.read_bytes()
+    assert received.size == len(data)
+    assert received.sha256.hex == hashlib.sha256(data).hexdigest()
+    assert [path.name for path in out.parent.iterdir()] == [out.name]
+    return data
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.fine(), id="no fault"),
+        pytest.param(faults.reset_every(3 * MB), id="reset every 3 MB"),
+        pytest.param(faults.cut_after(MB), id="cut"),
+        pytest.param(faults.stall_after(MB), id="stall"),
+        pytest.param(faults.status(503), id="503"),
+        pytest.param(faults.status(429, Retry_After="0"), id="429 with Retry-After"),
+        pytest.param(faults.status(500, 3), id="500 thrice"),
+        pytest.param(Fault(None, ignore_range=True), id="Range ignored"),
+        pytest.param(Fault(1, ignore_range=True), id="Range ignored once"),
+        pytest.param(Fault(None, range_label_shift=5), id="wrong Content-Range"),
+        pytest.param(Fault(None, range_shift=5), id="another range"),
+        pytest.param(Fault(1, length_shift=9), id="Content-Length too long once"),
+        pytest.param(Fault(1, length_shift=-9), id="Content-Length too short once"),
+        pytest.param(faults.no_length("chunked"), id="chunked"),
+        pytest.param(faults.no_length("close"), id="no Content-Length"),
+        pytest.param(faults.without("ETag", "Last-Modified"), id="no validator"),
+        pytest.param(faults.gzipped(), id="gzip"),
+        pytest.param(faults.corrupt_byte(5 * MB), id="corrupt once"),
+    ],
+)
+def test_the_right_bytes_arrive(
+    web: FaultyServer, tmp_path: Path, fault: Fault, known: bool
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, fault)
+    assert fetch(web, tmp_path / "out", size=len(DATA) if known else None) == DATA
+
+
+def test_a_reset_costs_no_byte_twice(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.reset_every(3 * MB))
+    assert fetch(web, tmp_path / "out") == DATA
+    assert web.bytes_sent(PATH) < len(DATA) + 2 * MB
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause"),
+    [
+        pytest.param(faults.status(404, None), Cause.NOT_FOUND, id="404"),
+        pytest.param(faults.status(401, None), Cause.AUTHENTICATION, id="401"),
+        pytest.param(faults.status(403, None), Cause.AUTHENTICATION, id="403"),
+        pytest.param(faults.status(403, None, X_Error_Code="GatedRepo"), Cause.GATED, id="gated"),
+        pytest.param(faults.status(429, None), Cause.RATE_LIMITED, id="429 for ever"),
+        pytest.param(faults.redirect_loop(), Cause.BAD_SOURCE, id="redirect loop"),
+        pytest.param(faults.html(None), Cause.CHANGED, id="a page for an archive"),
+    ],
+)
+def test_what_cannot_end_well_ends_in_one_clear_error(
+    web: FaultyServer, tmp_path: Path, fault: Fault, cause: Cause
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, fault)
+    with pytest.raises(SourceError, match="shard") as caught:
+        fetch(web, tmp_path / "out")
+    assert caught.value.cause is cause
+    assert not (tmp_path / "out").exists()
+    permanent = cause in (Cause.NOT_FOUND, Cause.AUTHENTICATION, Cause.GATED)
+    assert not permanent or len(web.asked(PATH)) == 1
+
+
+def test_bytes_that_stay_wrong_name_both_digests(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, OTHER)
+    with pytest.raises(DigestError) as caught:
+        fetch(web, tmp_path / "out")
+    assert SHA.hex in caught.value.message
+    assert hashlib.sha256(OTHER).hexdigest() in caught.value.message
+
+
+@pytest.mark.parametrize("same_etag", [False, True], ids=["new ETag", "the old ETag"])
+def test_a_file_that_changes_in_between_starts_over(
+    web: FaultyServer, tmp_path: Path, same_etag: bool
+) -> None:
+    web.put(PATH, OTHER)
+    etag = web.etag(PATH)
+    web.fail(PATH, faults.cut_after(MB))
+    by = transfer()
+    web.fail(PATH, faults.fine(2), faults.changed(DATA, etag=etag if same_etag else None))
+    assert fetch(web, tmp_path / "out", by=by) == DATA
+
+
+def test_the_token_goes_to_its_own_origin_alone(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    web.put("/b", DATA)
+    web.fail(PATH, faults.redirect(web.url("/b", "other"), None), origin="main")
+    transfer().fetch(
+        lambda: Target(web.url(PATH), {"Authorization": "Bearer s3cret", "X-Key": "k"}),
+        tmp_path / "out",
+        name="shard.bin",
+        size=len(DATA),
+        digest=SHA,
+    )
+    assert all(r.headers["authorization"] == "Bearer s3cret" for r in web.asked(PATH))
+    away = web.asked("/b")
+    assert away and not any("authorization" in r.headers or "x-key" in r.headers for r in away)
+    assert len(web.asked(PATH)) < len(away)  # the landing place is remembered
+
+
+def test_an_expired_signed_address_is_asked_for_anew(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA, signed=True)
+    urls = [web.signed_url(PATH, lifetime_s=-1)]
+
+    def resolve() -> Target:
+        return Target(urls.pop() if urls else web.signed_url(PATH))
+
+    out = tmp_path / "out"
+    transfer().fetch(resolve, out, name="shard.bin", size=len(DATA), digest=SHA)
+    assert out.read_bytes() == DATA
+
+
+def test_a_follower_reads_the_bytes_in_order(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    arrivals = Arrivals()
+    reader = arrivals.reader()
+    found: list[bytes] = []
+    follower = threading.Thread(target=lambda: found.append(reader.readall()))
+    arrivals_size = len(DATA)
+    worker = threading.Thread(
+        target=lambda: transfer().fetch(
+            lambda: Target(web.url(PATH)),
+            tmp_path / "out",
+            name="x",
+            size=arrivals_size,
+            digest=SHA,
+            arrivals=arrivals,
+        )
+    )
+    follower.start()
+    worker.start()
+    worker.join()
+    follower.join()
+    arrivals.close()
+    assert found == [DATA]
+
+
+def test_what_an_interruption_left_is_not_fetched_again(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, Fault(6, cut_after=2 * MB), faults.status(404, None))
+    with pytest.raises(SourceError):
+        fetch(web, tmp_path / "out")
+    sent = web.bytes_sent(PATH)
+    assert MB < sent < len(DATA)
+    web.faults.clear()
+    assert fetch(web, tmp_path / "out") == DATA
+    # What was under way on the four connections when the error came was sent in vain.
+    assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
+
+
+def test_a_stop_ends_a_stalled_transfer_at_once(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.stall_after(MB, None))
+    progress = Progress()
+    timer = threading.Timer(0.3, progress.stop, (Cause.CANCELLED, "enough"))
+    timer.start()
+    with pytest.raises(Stopped):
+        fetch(web, tmp_path / "out", by=transfer(progress, stall_s=60))
+
+
+@pytest.mark.parametrize("lie", [False, True], ids=["right", "wrong"])
+@pytest.mark.parametrize("header", ["Repr-Digest", "Digest", "x-goog-hash"])
+def test_a_digest_in_the_headers_is_held_against_the_bytes(
+    web: FaultyServer, tmp_path: Path, header: str, lie: bool
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.digests(header, lie=lie))
+    if lie:
+        with pytest.raises(DigestError):
+            fetch(web, tmp_path / "out", digest=None)
+    else:
+        assert fetch(web, tmp_path / "out", digest=None) == DATA
+
+
+def test_secrets_are_not_shown() -> None:
+    url = "https://me:pw@example.org/a/b.zip?Signature=s3cret#x"
+    assert redact(url) == "https://example.org/a/b.zip"
+    assert "s3cret" not in repr(Target(url, {"Authorization": "Bearer s3cret"}))
