@@ -1,0 +1,73 @@
+"""The guide's options reference, made from the commands themselves.
+
+`python -m tests.support.options_table` writes it into the guide anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from orchestrator import cli
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "DOWNLOAD_GUIDE.md"
+BEGIN, END = "<!-- options -->", "<!-- end of options -->"
+
+
+def commands() -> dict[str, click.Command]:
+    """Every command by its name, loaded."""
+    group = cli.cli
+    ctx = click.Context(group)
+    found = {name: group.get_command(ctx, name) for name in group.list_commands(ctx)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+def reference() -> str:
+    """A table of options for each command, as Markdown."""
+    parts = [BEGIN]
+    for name, command in commands().items():
+        words = [f"websight-orchestrate {name}", "[OPTIONS]", *_arguments(command)]
+        parts += ["", f"### {name}", "", f"`{' '.join(words)}`", ""]
+        parts += ["| option | what it does |", "|---|---|", *_rows(command)]
+    return "\n".join([*parts, "", END])
+
+
+def _arguments(command: click.Command) -> Iterator[str]:
+    for param in command.params:
+        if isinstance(param, click.Argument):
+            word = (param.name or "").upper()
+            yield word if param.required else f"[{word}]"
+
+
+def _rows(command: click.Command) -> Iterator[str]:
+    for param in command.params:
+        if isinstance(param, click.Option) and not param.hidden:
+            names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
+            told = (param.help or "").replace("|", "/")
+            yield f"| {names}{_value(param)} | {told}{_default(param)} |"
+
+
+def _value(param: click.Option) -> str:
+    if param.is_flag:
+        return ""
+    if isinstance(param.type, click.Choice):
+        return f" {', '.join(map(str, param.type.choices))}"
+    return f" {(param.metavar or param.type.name.upper().split()[0]).replace('|', ', ')}"
+
+
+def _default(param: click.Option) -> str:
+    return f" Default: `{param.default}`." if param.show_default else ""
+
+
+def main() -> None:
+    """Put the reference into the guide in place of the old one."""
+    text = GUIDE.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    after = rest.partition(END)[2]
+    GUIDE.write_text(before + reference() + after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

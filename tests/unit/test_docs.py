@@ -1,0 +1,144 @@
+"""The documents name what there is, link to what is there, and their examples run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from jobs.errors import Cause
+from orchestrator.cli import exits
+from tests.support import options_table, samples
+from tests.support.cli import Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = options_table.GUIDE.read_text(encoding="utf-8")
+COMMANDS = options_table.commands()
+
+_LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+
+
+def _anchors(text: str) -> set[str]:
+    """GitHub's anchors of a document's headings."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(_BLOCK, "", text), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for found in _LINK.finditer(re.sub(_BLOCK, "", text)):
+        target = found[1] or found[2]
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (document.parent / name) if name else document
+        assert there.exists(), f"{document.name}: {target}"
+        if anchor:
+            assert anchor in _anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_the_options_reference_is_what_the_commands_take() -> None:
+    assert options_table.reference() in GUIDE, (
+        "write it anew: python -m tests.support.options_table"
+    )
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_each_command_is_in_the_readme_and_in_the_guide(name: str) -> None:
+    assert re.search(rf"^\| `{name}\b", README, re.M)
+    assert f"websight-orchestrate {name}" in GUIDE
+
+
+def test_the_readme_lists_every_exit_code() -> None:
+    listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
+    known = {exits.of_cause(cause) for cause in Cause} | {exits.DONE, exits.INTERRUPTED}
+    assert listed == known
+
+
+def _typed(text: str) -> list[list[str]]:
+    """What the documents tell to type, each command as its words."""
+    found = []
+    for kind, block in _BLOCK.findall(text):
+        if kind:
+            continue
+        for line in block.replace("\\\n", " ").splitlines():
+            start = line.find("websight-orchestrate ")
+            if start in (0, 4) or line.startswith(("$ websight", "JOB=$(websight")):
+                words = shlex.split(line[start:].rstrip(")"), comments=True)
+                found.append(words[1:])
+    return found
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_what_the_documents_tell_to_type_is_understood(document: Path) -> None:
+    """Every option and argument is parsed by its command, and nothing is carried out."""
+    for words in _typed(document.read_text(encoding="utf-8")):
+        while words[0].startswith("-"):
+            words = words[2:] if words[0] == "--profile" else words[1:]
+        if "…" not in words:
+            command = COMMANDS[words[0]]
+            assert command.make_context(words[0], list(words[1:])), words
+
+
+def test_no_option_is_named_that_is_not_there() -> None:
+    known = {"--help", "--version", "--profile", "--depth"}
+    for command in COMMANDS.values():
+        for param in command.params:
+            if isinstance(param, click.Option):
+                known |= {*param.opts, *param.secondary_opts}
+    foreign = {"--dependency", "--test-only", "--version"}  # of sbatch and git
+    for document in DOCUMENTS:
+        text = re.sub(
+            r"`(sbatch|git|pip|sha256sum|b3sum|aria2c|find|hf) [^`]*`", "", document.read_text()
+        )
+        for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
+            assert option in known | foreign, f"{document.name}: {option}"
+
+
+def _examples() -> list[tuple[str, str]]:
+    return re.findall(r"<!-- example -->\n```(\w*)\n(.*?)^```", GUIDE, re.M | re.S)
+
+
+def test_there_are_examples() -> None:
+    assert {kind for kind, _ in _examples()} == {"", "python"}
+
+
+@pytest.mark.parametrize(("kind", "text"), _examples(), ids=["shell", "python"])
+def test_the_guides_examples_run(kind: str, text: str, tmp_path: Path) -> None:
+    samples.pack_shards(
+        samples.make_dataset(tmp_path / "original", records=40), tmp_path / "shards"
+    )
+    shell = Cli(tmp_path)
+    if kind == "python":
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["4 shards", "done"]
+    else:
+        for line in text.splitlines():
+            shell.run(*shlex.split(line)[1:])
+    training = next(block for lang, block in _BLOCK.findall(GUIDE) if lang == "python")
+    subprocess.run([sys.executable, "-c", training], cwd=tmp_path, check=True, timeout=60)
+
+
+def test_the_documents_name_no_machine_and_no_secret() -> None:
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert not re.search(r"/work/|/tmp/team|hf_[A-Za-z0-9]{20}", text), document.name
