@@ -3,7 +3,8 @@
     python -m benchmarks.transfer [--rounds 5] [--folder DIR]
 
 Our side hashes (SHA-256) and calls fsync, the others do neither. Prints medians and
-ratios of rates; the goals are 0.8 of curl (one file), 0.9 of aria2c (20 MB/s a connection; 200 files).
+ratios of rates; the goals are 0.8 of curl (one file), 0.9 of aria2c (both
+other cases).
 """
 
 from __future__ import annotations
