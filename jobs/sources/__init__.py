@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from jobs.model import Options, SourceKind, SourceRef
 from jobs.sources.base import Source, SourceRequest
 
-__all__ = ["Source", "SourceRequest", "open_source", "reopen"]
+__all__ = ["Source", "SourceRequest", "open_source", "parse_url_list", "reopen"]
 
 
 def open_source(request: SourceRequest) -> Source:
@@ -23,6 +23,14 @@ def open_source(request: SourceRequest) -> Source:
     from jobs.sources.local import LocalSource
 
     return LocalSource.open(request)
+
+
+def parse_url_list(text: str) -> tuple[str, ...]:
+    """The locators of a list of URLs, with their names where it gives some; ``SourceError``."""
+    from jobs.sources import urls
+
+    found = urls.parse_url_list(text)
+    return tuple(f"{each.name}\t{each.url}" if each.name else each.url for each in found)
 
 
 def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:

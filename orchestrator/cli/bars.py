@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.errors import OrchestrateError
 from jobs.model import Stage
@@ -55,7 +55,7 @@ class _Bars:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._bars: dict[tuple[int, Stage], tqdm[None]] = {}
+        self._bars: dict[tuple[int, Stage], tqdm[Any]] = {}
 
     def tick(self, folder: RunFolder) -> None:
         from tqdm import tqdm

@@ -214,7 +214,7 @@ _habits = options.stack(
 @options.slurm
 @_habits
 @click.pass_context
-def command(ctx: click.Context, **values: Any) -> int:
+def command(ctx: click.Context, /, **values: Any) -> int:
     """Plan a run over one source and start it.
 
     \b

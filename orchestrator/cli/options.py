@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -14,7 +14,13 @@ from orchestrator import resources
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Parsed(click.ParamType):
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[object]
+else:
+    _ParamType = click.ParamType  # generic only in Click's stubs and newest versions
+
+
+class Parsed(_ParamType):
     """A text that a function of ours turns into a value, or refuses with a ``UsageError``."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:

@@ -342,3 +342,15 @@ def test_the_receipt_proves_what_was_published(cli: Cli, shards: Path, tmp_path:
     launch(cli, tmp_path / "data", "--local-path", shards)
     receipt = json.loads((tmp_path / "data" / "RECEIPT.json").read_text())
     assert receipt["run_id"] == cli.status()["run_id"]
+
+
+def test_a_list_of_urls_gives_names_and_addresses(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    lines = []
+    for number, path in enumerate(sorted(shards.iterdir())):
+        web.put(f"/download/{number}", path)
+        lines.append(f"pages-{number}.tar.gz\t{web.url(f'/download/{number}')}\n")
+    (tmp_path / "list.txt").write_text("# the pages\n" + "".join(lines))
+    launch(cli, tmp_path / "data", "--url-list", tmp_path / "list.txt")
+    assert published(tmp_path / "data") == tree_digest(dataset)

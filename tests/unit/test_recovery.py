@@ -6,7 +6,7 @@ from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.recovery import may_retry, recover
-from orchestrator.state import Evidence, judge
+from orchestrator.state import Evidence, TaskKey, judge
 from tests.support import cases
 from tests.support.cases import CHAIN, PENDING, RUNNING, ended, item, result
 
@@ -88,7 +88,9 @@ def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> No
 
 
 def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:
-    engine = {(1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD}
+    engine: dict[TaskKey, TaskState] = {
+        (1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD
+    }
     failed = [result(Stage.DOWNLOAD, 0, [item("a", Cause.NETWORK), item("b", Cause.NETWORK)])]
     step = recover(judge(cases.evidence([cases.submission(CHAIN)], results=failed, engine=engine)))
     assert step.cancel == ("101", "102")
