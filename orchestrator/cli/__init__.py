@@ -81,7 +81,6 @@ def cli(ctx: click.Context, profile: str | None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``)."""
     from jobs.errors import OrchestrateError
-    from orchestrator.cli import exits
 
     try:
         result: Any = cli.main(
@@ -95,9 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except OrchestrateError as error:
+        from orchestrator.cli import exits  # knows runs, which a help page needs not
+
         click.echo(f"error: {error.message}", err=True)
         return exits.of_cause(error.cause)
     except (click.Abort, KeyboardInterrupt):
+        from orchestrator.cli import exits
+
         click.echo("interrupted", err=True)
         return exits.INTERRUPTED
     except BrokenPipeError:
@@ -105,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         from jobs.errors import from_os_error
+        from orchestrator.cli import exits
 
         doing = str(error.filename or "reading or writing")
         click.echo(f"error: {from_os_error(error, doing=doing).message}", err=True)
