@@ -44,6 +44,7 @@ _MEANING = {
 _MOST_FAILURES = 4  # lines of one cause
 _MOST_NODES = 8
 _WIDEST_BAR = 32
+_NUMBERS = 48  # columns that a stage's numbers commonly take
 
 
 def run_word(folder: RunFolder) -> str:
@@ -59,10 +60,11 @@ def render(
     *,
     failed_only: bool = False,
     run: str | None = None,
+    watching: bool = False,
 ) -> str:
     """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out.
 
-    ``run`` is how commands to type next name the run (see ``run_word``); None: by its id.
+    ``watching`` is for a screen that is drawn again soon. ``run`` is how commands to type next name the run (see ``run_word``); None: by its id.
     """
     run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]
@@ -73,7 +75,7 @@ def render(
         blocks.append(list(_nodes(state, now, look)))
     blocks.append(list(_failures(state, run, look)))
     if not failed_only:
-        blocks.append(list(_ending(state, run, look)))
+        blocks.append(list(_ending(state, run, look, watching=watching)))
     text = "\n\n".join("\n".join(block) for block in blocks if block)
     return look.spell(text) + "\n"
 
@@ -147,7 +149,8 @@ def _field(name: str, text: str, look: Look) -> str:
 def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     counts, paces = count_stages(state, now), insight.paces(state, now)
     told = {stage: "  ".join(_numbers(state, counts[stage], paces[stage])) for stage in Stage}
-    wide = max(6, min(_WIDEST_BAR, look.width - 17 - max(map(len, told.values()))))
+    room = max(_NUMBERS, *map(len, told.values()))  # a bar that keeps its width is calmer to watch
+    wide = max(6, min(_WIDEST_BAR, look.width - 17 - room))
     for stage in Stage:
         fraction = paces[stage].fraction
         bar = _bar(fraction, counts[stage], wide, look)
@@ -231,7 +234,10 @@ def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         which = group.stage.value
         if group.stage is Stage.EXTRACT:
             which += f" {_short(units.indices(group.numbers), 24)}"
-        words = reasons.explain(group.reason) if group.reason else "for its turn"
+        last = group.stage is Stage.FINALIZE
+        words = "for the tasks before it" if last else "for its turn"  # where no engine says more
+        if group.reason:
+            words = reasons.explain(group.reason)
         if group.estimated_start is not None:
             ahead = units.span((group.estimated_start - now).total_seconds())
             when = units.moment(group.estimated_start, now)
@@ -299,7 +305,7 @@ def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
         lead = blank
 
 
-def _ending(state: RunState, run: str, look: Look) -> Iterator[str]:
+def _ending(state: RunState, run: str, look: Look, *, watching: bool) -> Iterator[str]:
     """What finalize found, and what to type next where nothing above says it."""
     for told in state.summary.lines if state.summary else ():
         style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
@@ -308,6 +314,8 @@ def _ending(state: RunState, run: str, look: Look) -> Iterator[str]:
         ):
             yield look.paint(piece, style) if style else piece
     if state.status is RunStatus.RUNNING:
-        yield look.paint(f"look again: {PROGRAM} status {run} --watch", "dim")
+        again = f"look again: {PROGRAM} status {run} --watch"
+        told = "Ctrl-C ends the watching; the run goes on" if watching else again
+        yield look.paint(told, "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -67,7 +67,9 @@ def watch(
     while True:
         state = look_at()
         over = state.status is not RunStatus.RUNNING
-        text = table.render(state, utc_now(), look, failed_only=failed, run=run)
+        text = table.render(
+            state, utc_now(), look, failed_only=failed, run=run, watching=on_terminal
+        )
         if on_terminal:
             screen.draw(text)
         elif over:
