@@ -64,7 +64,8 @@ def render(
 ) -> str:
     """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out.
 
-    ``watching`` is for a screen that is drawn again soon. ``run`` is how commands to type next name the run (see ``run_word``); None: by its id.
+    ``watching`` is for a screen that is drawn again soon. ``run`` is how commands to type next
+    name the run (see ``run_word``); None: by its id.
     """
     run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]
