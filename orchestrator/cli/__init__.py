@@ -76,6 +76,7 @@ def cli(ctx: click.Context, profile: str | None) -> None:
     from orchestrator import settings
 
     ctx.default_map = settings.default_map(profile)
+    ctx.color = True  # what is painted is decided by ourselves: Click does not know FORCE_COLOR
 
 
 def main(argv: Sequence[str] | None = None) -> int:

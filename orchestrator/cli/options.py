@@ -76,7 +76,17 @@ yes = click.option("-y", "--yes", is_flag=True, help="Ask nothing.")
 wait = click.option(
     "--wait/--no-wait", default=False, help="Stay until a run on Slurm has ended, and show it."
 )
-run = click.argument("run", required=False)
+
+
+def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Runs that begin with what is typed, for a shell's completion."""
+    from orchestrator import runs
+
+    names = runs.names(Path(ctx.params.get("log_dir") or "logs"))
+    return [name for name in names if name.startswith(incomplete)]
+
+
+run = click.argument("run", required=False, shell_complete=_run_ids)
 
 slurm = stack(
     click.option("-p", "--partition", type=WORD, help="Partition."),

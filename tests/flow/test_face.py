@@ -1,0 +1,146 @@
+"""The commands that people look at, on a run of this machine: typed as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples
+from tests.support.cli import Cli
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Cli:
+    """A shell in whose `logs/` there is a run that is done, and one that failed."""
+    base = tmp_path_factory.mktemp("face")
+    dataset = samples.make_dataset(base / "original", records=60)
+    samples.pack_shards(dataset, base / "shards", count=3)
+    shell = Cli(base)
+    shell.run("launch", "--local-path", "shards", "--dest", "pages", "--engine", "local", "-y")
+    shutil.copytree(base / "shards", base / "broken")
+    first = min((base / "broken").iterdir())
+    first.write_bytes(first.read_bytes()[:5000])
+    shell.run(
+        "launch", "--local-path", "broken", "--dest", "other", "--engine", "local", "-y", rc=1
+    )
+    return shell
+
+
+def _ids(shell: Cli) -> tuple[str, str]:
+    dests = {
+        path.name: json.loads((path / "plan.json").read_text())["dest"] for path in shell.runs()
+    }
+    good, bad = sorted(dests, key=lambda run_id: dests[run_id].endswith("other"))
+    return good, bad
+
+
+def test_runs_lists_both_the_newest_first(done: Cli) -> None:
+    told = done.run("runs", "--json").json()["runs"]
+    good, bad = _ids(done)
+    assert [run["run_id"] for run in told] == sorted((bad, good), reverse=True)
+    states = {run["run_id"]: run["state"] for run in told}
+    assert states[good] == "done" and states[bad] in ("incomplete", "failed")
+    assert done.run("runs", "-n", "1").out.startswith(max(bad, good))
+
+
+def test_runs_without_any_says_so(tmp_path: Path) -> None:
+    assert "there is no run" in Cli(tmp_path).run("runs").err
+
+
+def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
+    good, bad = _ids(done)
+    failed = done.run("logs", bad, "--failed").out
+    assert "· failed ·" in failed and "shard-0000.tar.gz" in failed
+    assert "finalize task 0 · done" in done.run("logs", good).out
+    assert "extract task 1 · done" in done.run("logs", good, "extract-1").out
+    assert "download task 0" in done.run("logs", good, "shard-0001.tar.gz").out
+    assert "no task has failed" in done.run("logs", good, "--failed").err
+    assert "is called nonsense" in done.run("logs", good, "nonsense", rc=2).err
+
+
+def test_logs_of_a_task_alone_are_the_newest_runs(done: Cli) -> None:
+    assert "extract task 2" in done.run("logs", "2").out
+    assert "download task 0" in done.run("logs", "download").out
+
+
+def test_following_a_task_that_has_ended_ends(done: Cli) -> None:
+    good, _ = _ids(done)
+    assert "submitit" in done.run("logs", good, "extract-0", "--follow").out
+
+
+def test_the_report_is_one_file_with_the_receipt(done: Cli) -> None:
+    good, bad = _ids(done)
+    path = Path(done.run("report", good).out.strip())
+    assert path == done.cwd / "logs" / good / "report.html"
+    assert path.stat().st_mode & 0o077 == 0
+    html = path.read_text(encoding="utf-8")
+    assert "RECEIPT.json" in html and "Dataset verification passed!" in html
+    done.run("report", bad, "-o", "mine.html")
+    assert "Problems" in (done.cwd / "mine.html").read_text(encoding="utf-8")
+
+
+def test_status_watches_to_the_end_and_knows_its_exit_code(done: Cli) -> None:
+    good, bad = _ids(done)
+    assert done.run("status", good, "--watch").out.endswith("✓ Dataset verification passed!\n")
+    text = done.run("status", bad, "--failed", rc=1).out
+    assert "problem" in text and "extract tasks" not in text
+
+
+def test_colours_and_letters_follow_the_environment(done: Cli) -> None:
+    good, _ = _ids(done)
+    assert "\x1b[" not in done.run("status", good).out
+    assert "\x1b[" in done.having(FORCE_COLOR="1").run("status", good).out
+    assert done.having(PYTHONIOENCODING="ascii", PYTHONUTF8="0").run("status", good).out.isascii()
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_made_for_each_shell(tmp_path: Path, shell: str) -> None:
+    text = Cli(tmp_path).run("completion", shell).out
+    assert "_WEBSIGHT_ORCHESTRATE_COMPLETE" in text
+
+
+def _completed(done: Cli, words: str) -> list[str]:
+    """What a shell would offer for the last word of `words`."""
+    env = {
+        **os.environ,
+        "_WEBSIGHT_ORCHESTRATE_COMPLETE": "bash_complete",
+        "COMP_WORDS": f"websight-orchestrate {words}",
+        "COMP_CWORD": str(len(words.split(" "))),
+    }
+    program = "import sys; from orchestrator.cli import main; sys.exit(main([]))"
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=done.cwd, env=env, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    return [line.partition(",")[2] for line in found.stdout.splitlines()]
+
+
+def test_commands_options_and_run_ids_are_completed(done: Cli) -> None:
+    assert "launch" in _completed(done, "la")
+    assert "--watch" in _completed(done, "status --w")
+    assert sorted(_completed(done, "resume 2")) == sorted(_ids(done))
+
+
+def test_settings_of_the_folder_are_used_and_told(done: Cli, tmp_path: Path) -> None:
+    (tmp_path / "websight.toml").write_text('dest = "kept"\n[profiles.big]\ntasks = 7\n')
+    shell = Cli(tmp_path, {"WEBSIGHT_PART_SIZE": "64M"})
+    out = shell.run("--profile", "big", "launch", "--show-config", "--engine", "local").out
+    found = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
+    assert found["dest"] == ["kept", "websight.toml"]
+    assert found["tasks"] == ["7", "websight.toml [profiles.big]"]
+    assert found["part-size"][1] == "environment WEBSIGHT_PART_SIZE"
+    assert found["engine"] == ["local", "command line"]
+    (tmp_path / "websight.toml").write_text("dst = 1\n")
+    assert "did you mean dest?" in shell.run("launch", rc=2).err
+
+
+def test_status_json_is_one_object(done: Cli) -> None:
+    good, _ = _ids(done)
+    told = json.loads(done.run("status", good, "--json").out)
+    assert told["state"] == "done" and told["records"] == 60
