@@ -153,6 +153,23 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
     return files, bytes_
 
 
+def moved(state: RunState, stage: Stage) -> tuple[int, int]:
+    """Files and bytes of a stage over all submissions, an item that was done twice once."""
+    done: dict[str, tuple[int, int]] = {}
+    current = [view for view in state.tasks if view.stage is stage]
+    for view in state.earlier:
+        if view.stage is stage and view.result is not None:
+            for item in view.result.items:
+                if item.outcome is Outcome.OK:
+                    done[item.item] = (item.files, item.bytes)
+    if done:
+        for view in current:
+            for item in view.result.items if view.result else ():
+                done.pop(item.item, None)  # counted with its own task
+    files, bytes_ = files_and_bytes(current)
+    return files + sum(f for f, _ in done.values()), bytes_ + sum(b for _, b in done.values())
+
+
 def waiting(state: RunState) -> tuple[Waiting, ...]:
     """The pending tasks, those that wait for the same thing together, in the chain's order."""
     groups: dict[tuple[Stage, str], list[TaskView]] = defaultdict(list)

@@ -125,6 +125,7 @@ class RunState:
     summary: Summary | None
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
+    earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
 
     @property
     def live(self) -> tuple[TaskView, ...]:
@@ -210,23 +211,20 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     return TaskView(submission.number, task, status, engine, result, beat, problem)
 
 
-def _views(evidence: Evidence) -> tuple[TaskView, ...]:
-    """Every task that still matters: of a stage's latest submission, or live."""
+def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ...]]:
+    """Every task that still matters (of a stage's latest submission, or live), and the others."""
     latest: dict[Stage, int] = {}
     for submission in evidence.submissions:
         for task in submission.tasks:
             latest[task.stage] = submission.number
-    views = (
-        _view(submission, task, evidence)
-        for submission in evidence.submissions
-        for task in submission.tasks
-    )
-    return tuple(
-        view
-        for view in views
-        if latest[view.stage] == view.attempt
-        or view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-    )
+    matter: list[TaskView] = []
+    earlier: list[TaskView] = []
+    for submission in evidence.submissions:
+        for task in submission.tasks:
+            view = _view(submission, task, evidence)
+            live = view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+            (matter if live or latest[view.stage] == view.attempt else earlier).append(view)
+    return tuple(matter), tuple(earlier)
 
 
 def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, ...]:
@@ -276,7 +274,7 @@ def _run_status(
 
 def judge(evidence: Evidence) -> RunState:
     """Where the run stands."""
-    views = _views(evidence)
+    views, earlier = _views(evidence)
     troubles = () if evidence.published else _troubles(views, evidence)
     parts_left = tuple(p for p in evidence.plan.parts() if p.id not in evidence.finished)
     needed = {part.shard for part in parts_left}
@@ -299,4 +297,5 @@ def judge(evidence: Evidence) -> RunState:
         summary=finals[-1].summary if finals else None,
         engine_silent=evidence.engine_silent,
         counts=counts,
+        earlier=earlier,
     )

@@ -44,11 +44,12 @@ def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
 
 
 def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) -> StageCount:
-    """Its elapsed time runs from the first start to the last end (or now)."""
+    """Tasks and time are of the latest submission, files and bytes of all; the elapsed time runs
+    from the first start to the last end (or now)."""
     started = min((view.started for view in views if view.started), default=None)
     over = bool(views) and not any(view.status.live for view in views)
     ended = max((view.ended for view in views if view.ended), default=None) if over else None
-    files, bytes_ = insight.files_and_bytes(views)
+    files, bytes_ = insight.moved(state, stage)
     return StageCount(
         stage=stage,
         tasks=len(views),

@@ -124,7 +124,7 @@ def _stages(state: RunState, now: datetime) -> str:
         rows.append(
             [
                 stage.value,
-                f"{int(paces[stage].fraction * 100 + 1e-9)} %",
+                f"{int(paces[stage].fraction * 100 + 1e-9)}%",
                 units.count(count.tasks),
                 units.count(count[TaskStatus.DONE]),
                 units.count(bad),
@@ -159,7 +159,7 @@ def _charts(state: RunState, now: datetime) -> str:
     )
     return (
         "<h2>Tasks by node</h2>\n"
-        f'<p class="key">Minutes since the launch.{key}</p>\n'
+        f'<p class="key">Time since the launch, all attempts.{key}</p>\n'
         f'<div class="scroll">{charts.gantt(bars, figures.lanes(bars), end)}</div>\n'
         "<h2>Tasks that wait</h2>\n"
         f'<div class="scroll">{charts.waiting(figures.waiting_steps(bars), end)}</div>\n'
@@ -193,9 +193,10 @@ def _failure(
         f"websight-orchestrate {step.format(run=state.plan.run_id)}" for step in group.next_steps
     )
     cause = group.cause.value.replace("_", " ")
+    noun = "Task" if len(group.tasks) == 1 else "Tasks"
     return (
         f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.troubles)}</h3>\n'
-        f"<p>Tasks {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
+        f"<p>{noun} {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
         + (f"<pre>{escape(steps)}</pre>\n" if steps else "")
         + (f"<details><summary>{escape(str(log.path))}</summary>" if told and log else "")
         + (f"<pre>{escape(chr(10).join(told))}</pre></details>\n" if told else "")

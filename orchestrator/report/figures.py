@@ -17,13 +17,19 @@ BINS = 80  # of the throughput chart
 class Bar:
     """One task in time; moments are seconds since the run was launched."""
 
-    label: str
     stage: Stage
+    attempt: int
+    number: int
     status: TaskStatus
     node: str
     submitted: float
     started: float | None
     ended: float | None  # of a running task: now
+
+    @property
+    def label(self) -> str:
+        again = f" (attempt {self.attempt})" if self.attempt > 1 else ""
+        return f"{self.stage.value} {self.number}{again}"
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,7 @@ def bars(state: RunState, now: datetime) -> tuple[Bar, ...]:
     """Every task in time, in the order of their starts."""
     zero = state.plan.created
     made = {submission.number: submission.created for submission in state.submissions}
-    found = [_bar(view, zero, made[view.attempt], now) for view in state.tasks]
+    found = [_bar(view, zero, made[view.attempt], now) for view in (*state.earlier, *state.tasks)]
     return tuple(
         sorted(found, key=lambda bar: bar.submitted if bar.started is None else bar.started)
     )
@@ -80,8 +86,9 @@ def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
         started = max(started, submitted)
         ended = max(started, ended if ended is not None else (since(now) or started))
     return Bar(
-        f"{view.stage.value} {view.task.number}",
         view.stage,
+        view.attempt,
+        view.task.number,
         view.status,
         node_of(view) or "",
         submitted,
@@ -130,12 +137,12 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
     if width <= 0:
         return found
     moved = {
-        f"{view.stage.value} {view.task.number}": files_and_bytes([view])[1]
-        for view in state.tasks
+        (view.attempt, view.task.number): files_and_bytes([view])[1]
+        for view in (*state.earlier, *state.tasks)
         if view.stage is stage
     }
     for bar in all_bars:
-        bytes_ = moved.get(bar.label, 0)
+        bytes_ = moved.get((bar.attempt, bar.number), 0)
         if bar.stage is not stage or bar.started is None or bar.ended is None or not bytes_:
             continue
         begin, stop = bar.started, max(bar.ended, bar.started + 1e-3)
@@ -149,7 +156,7 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
 def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
     """Asked and used, by stage; the accounting's word where there is one, else the workers' own."""
     by_stage: Mapping[Stage, list[TaskView]] = {stage: [] for stage in Stage}
-    for view in state.tasks:
+    for view in (*state.earlier, *state.tasks):
         by_stage[view.stage].append(view)
     return tuple(_use(state, stage, views, now) for stage, views in by_stage.items() if views)
 

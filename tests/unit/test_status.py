@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Stage
+from jobs.runfolder import RunFolder
 from orchestrator import evidence, status
+from orchestrator.report import figures
 from orchestrator.state import judge
 from tests.support import runs
 
@@ -73,3 +76,21 @@ def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Pat
     (place / "101_3_0_log.err").write_text("another attempt\n")
     (error,) = status.as_json(state, folder, runs.NOW)["errors"]
     assert error["log"] is None
+
+
+def test_files_and_bytes_are_those_of_all_submissions(tmp_path: Path) -> None:
+    plan = runs.make_plan(3)
+    first, again = runs.make_submission(plan), runs.make_submission(plan, number=2)
+    again = replace(again, tasks=again.of_stage(Stage.EXTRACT)[2:])
+    tasks = first.of_stage(Stage.EXTRACT)
+    results = [
+        runs.make_result(tasks[0]),
+        runs.make_result(tasks[1]),
+        runs.make_result(tasks[2], cause=Cause.OUT_OF_MEMORY),
+        runs.make_result(again.tasks[0], attempt=2),
+    ]
+    state = runs.make_state(plan, submissions=(first, again), results=results)
+    told = status.as_json(state, RunFolder(tmp_path), runs.NOW)
+    assert told["stages"]["extract"]["tasks"] == 1
+    assert told["files_extracted"] == 300
+    assert len(figures.bars(state, runs.NOW)) == 1 + 3 + 1 + 1  # finalize of the first, too
