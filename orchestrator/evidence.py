@@ -72,12 +72,16 @@ class _ReceiptHead(msgspec.Struct):
 
 
 def is_published(folder: RunFolder, plan: Plan | None = None) -> bool:
-    """Whether the destination holds this run's dataset: its receipt is the last thing to appear."""
+    """Whether the destination holds this run's dataset: its receipt is the last thing to appear.
+
+    A dataset that a later run has replaced was published all the same: nothing is left to do.
+    """
     receipt = Staging(plan or folder.load_plan()).receipt
     try:
-        return atomic.read_json(receipt, _ReceiptHead).run_id == folder.run_id
+        owner = atomic.read_json(receipt, _ReceiptHead).run_id
     except (OSError, msgspec.DecodeError):
         return False
+    return owner == folder.run_id or folder.receipt.exists()
 
 
 def _ask(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause
@@ -50,11 +50,9 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     waiting = [view for view in state.tasks if view.status.live and view not in working]
     taken = {item for view in working for item in view.task.items}
     refetch = _refetched(state, taken)
-    shards = [
-        shard.id
-        for shard in state.plan.shards
-        if shard.id not in taken and (shard.id in state.shards_left or shard.id in refetch)
-    ]
+    # Where a task found an archive gone, the download stage looks, and fetches what is not there.
+    wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
+    shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     parts = [part for part in state.parts_left if part not in taken]
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
         view.engine.cause is Cause.DEPENDENCY for view in waiting
@@ -107,14 +105,21 @@ def _finalizes(state: RunState) -> bool:
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:
     # Fetching again what was verified gives the same bytes; a file of the user's may be mended.
     mended = state.plan.source.kind is SourceKind.LOCAL
-    shards = {
+    shards = _shards_of(state, _REFETCH, only=None if mended else Outcome.RETRYABLE)
+    return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
+
+
+def _shards_of(
+    state: RunState, causes: Collection[Cause], *, only: Outcome | None = None
+) -> set[str]:
+    """Shards whose extraction ended for one of ``causes``."""
+    return {
         trouble.problem.shard or trouble.item.rpartition(".p")[0]
         for trouble in state.troubles
         if trouble.stage is Stage.EXTRACT
-        and trouble.problem.cause in _REFETCH
-        and (mended or trouble.outcome is Outcome.RETRYABLE)
+        and trouble.problem.cause in causes
+        and only in (None, trouble.outcome)
     }
-    return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
 
 
 def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:

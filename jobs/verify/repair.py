@@ -10,7 +10,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import Cause, VerificationError
 from jobs.manifest import read_summary
-from jobs.model import Part, Plan
+from jobs.model import Fetched, Part, Plan
 from jobs.runfolder import Repair, RunFolder, Staging
 from jobs.verify import VerifyReport
 
@@ -44,11 +44,16 @@ def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgo
     gone = []
     for shard_id in dict.fromkeys(part.shard for part in parts):
         fetched = folder.load_fetched(shard_id)
-        if fetched is None or not all(Path(file).exists() for file in fetched.files):
+        if fetched is None or not _is_here(fetched):
             folder.fetched(shard_id).unlink(missing_ok=True)
             gone.append(shard_id)
     staging.receipt.unlink(missing_ok=True)
     return Forgotten(tuple(part.id for part in parts), tuple(gone))
+
+
+def _is_here(fetched: Fetched) -> bool:
+    files = (*fetched.files, *filter(None, [fetched.plain]))
+    return all(Path(file).exists() for file in files)
 
 
 def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport) -> bool:

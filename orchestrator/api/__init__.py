@@ -11,6 +11,7 @@ from jobs.sources.base import SourceRequest
 from orchestrator.api.launching import Planned, launch, plan
 from orchestrator.api.request import LaunchRequest
 from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
+from orchestrator.api.verifying import verify, verify_on_slurm
 
 __all__ = [
     "LaunchRequest",
@@ -24,4 +25,6 @@ __all__ = [
     "plan_resume",
     "resume",
     "status",
+    "verify",
+    "verify_on_slurm",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ class Planned:
         if self.request.parallel is not None:
             return self.request.parallel
         if self.engine == "local":
-            return max(1, len(os.sched_getaffinity(0)))
+            return running.cores()
         return self.request.tasks
 
     def draft(self) -> Submission:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
 from jobs.model import Resources, Submission, utc_now
-from jobs.progress import process_start
+from jobs.progress import Progress, process_start
 from jobs.runfolder import RunFolder, Staging
-from orchestrator import claim, engines, journal, preflight, recovery
+from jobs.verify import VerifyReport, verify_dataset
+from jobs.verify.repair import forget_damaged
+from orchestrator import claim, engines, journal, planning, preflight, recovery
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.running import Tick, state_of
@@ -56,6 +58,8 @@ class Resumable:
     folder: RunFolder
     state: RunState
     step: Recovery
+    damage: VerifyReport | None = None  # what a published dataset has to be mended of
+    asked: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
 
     @property
     def last(self) -> Submission:
@@ -72,39 +76,55 @@ def plan_resume(
     *,
     tasks: int | None = None,
     changes: Mapping[str, object] | None = None,
+    deep: bool = False,
 ) -> Resumable:
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
-    Raises ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError``
-    where another process is submitting right now.
+    A published dataset is checked (``deep``: every byte) and mended where it is damaged. Raises
+    ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError`` where
+    another process is submitting right now.
     """
     state = state_of(folder)
-    if state.submissions:
-        _check_nobody_submits(state.submissions[-1])
+    if not state.submissions:  # its launcher died before it submitted anything
+        state = replace(state, submissions=(running.zeroth(state.plan),))
+    _check_nobody_submits(state.submissions[-1])
     if state.engine_silent:
         raise EngineError(
             f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
             "submitted; resume again once the scheduler answers"
         )
-    if not state.submissions:
-        raise RunFolderError(
-            f"run {folder.run_id} was never submitted; `launch` again, or remove {folder.path}"
+    asked = (tasks, changes or {})
+    if state.status is RunStatus.DONE:
+        report = verify_dataset(
+            Path(state.plan.dest), deep=deep, workers=running.cores(), progress=Progress()
         )
+        if not report.ok:
+            return Resumable(folder, state, Recovery(), report, asked)
     engine = engines.by_name(_engine_name(state.submissions[-1]))
     partition = state.submissions[-1].resources["extract"].partition
     limit = engine.time_limit_min(partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
+    if state.status is RunStatus.DONE and Staging(state.plan).root.exists():
+        # Published, and killed before it had tidied up: finalize does that when it runs again.
+        step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and changes:
         step = replace(step, resources=override(_resources(step, state), changes))
-    return Resumable(folder, state, step)
+    return Resumable(folder, state, step, asked=asked)
 
 
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
     """Do what ``plan_resume`` found; nothing where everything is done or at work.
 
-    Raises ``PreflightError`` (no room for what is left), ``ClaimedError``, ``EngineError``.
+    Raises ``PreflightError`` (no room for what is left), ``ClaimedError``, ``EngineError``,
+    ``VerificationError`` where a damaged dataset is another run's.
     """
-    folder, step, last = planned.folder, planned.step, planned.last
+    folder = planned.folder
+    if planned.damage is not None:
+        running.take_claim(folder, planned.state.plan)
+        forget_damaged(folder, planned.state.plan, planned.damage)
+        most, changes = planned.asked
+        planned = plan_resume(folder, tasks=most, changes=changes)
+    step, last = planned.step, planned.last
     if not step.tasks:
         return
     running.take_claim(folder, planned.state.plan)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import OrchestrateError
-from jobs.model import Plan, Stage, Submission
+from jobs.model import Plan, Resources, Stage, Submission
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder, Staging
-from orchestrator import claim, engines, evidence, recovery, submission
+from orchestrator import claim, engines, evidence, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge
 
@@ -85,13 +86,27 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
     submit(folder, here, on_tick=on_tick)
 
 
+def cores() -> int:
+    """How many tasks this machine runs well at once."""
+    return max(1, len(os.sched_getaffinity(0)))
+
+
+def zeroth(plan: Plan) -> Submission:
+    """What stands for the submission that a dead launcher did not make: an engine, defaults."""
+    engine = engines.choose("auto")
+    parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
+    tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
+    asked = {stage.value: Resources() for stage in Stage}
+    return submission.draft(0, engine, tasks, asked, parallel=parallel)
+
+
 def next_draft(
     folder: RunFolder, last: Submission, step: recovery.Recovery, *, engine: str, retries: int
 ) -> Submission:
     """The submission after all there are, over the work of ``step``."""
     return replace(
         submission.draft(
-            folder.submission_numbers()[-1] + 1,
+            max(folder.submission_numbers(), default=0) + 1,
             engine,
             step.tasks,
             dict(step.resources or last.resources),

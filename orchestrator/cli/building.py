@@ -72,7 +72,7 @@ def request(values: dict[str, Any]) -> LaunchRequest:
         engine=values["engine"],
         tasks=values["tasks"],
         parallel=values["parallel"],
-        resources=Resources(**resources),  # type: ignore[arg-type]
+        resources=Resources(**resources),
         download_partition=values["download_partition"],
         download_sbatch_args=values["download_sbatch_args"],
         download_on=values["download_on"],

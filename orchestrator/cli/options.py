@@ -133,7 +133,7 @@ SLURM_FIELDS = (
 )
 
 
-def slurm_changes(values: dict[str, Any]) -> dict[str, object]:
+def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
     """Takes the Slurm options out of a command's ``values``; those that were given."""
     changes = {name: values.pop(name) for name in SLURM_FIELDS}
     return {name: value for name, value in changes.items() if value not in (None, ())}

@@ -16,27 +16,30 @@ from orchestrator.cli.building import Habits
 @options.log_dir
 @click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; touch nothing.")
+@click.option("--deep", is_flag=True, help="Re-read every byte of a published dataset first.")
 @options.slurm
 @options.wait
 @options.as_json
 @click.option("--parsable", is_flag=True, help="Print the finalize job's id and nothing else.")
-def command(run: str | None, log_dir: Path, tasks: int | None, **values: Any) -> int:
+def command(run: str | None, log_dir: Path, tasks: int | None, deep: bool, **values: Any) -> int:
     """Take RUN up again: a run's id or folder, by default the newest one.
 
     Finished parts are never done again, live tasks are left alone, and what ran out of memory or
-    time gets more of it. The Slurm options override that, for every stage.
+    time gets more of it. The Slurm options override that, for every stage. A published dataset is
+    checked, and just what is damaged in it is fetched and extracted again.
     """
     from orchestrator import api
-    from orchestrator.cli import bars, showing
+    from orchestrator.cli import bars, exits, showing
 
     changes = options.slurm_changes(values)
     habits = Habits(yes=True, **values)
     folder = api.find_run(run, log_dir)
-    planned = api.plan_resume(folder, tasks=tasks, changes=changes)
+    planned = api.plan_resume(folder, tasks=tasks, changes=changes, deep=deep)
     if not habits.quiet:
         showing.say(showing.resume_lines(planned))
-    if habits.dry_run or not planned.step.tasks:
-        return showing.launched(folder, habits) if not habits.dry_run else 0
+    idle = not planned.step.tasks and planned.damage is None
+    if habits.dry_run or (idle and not (habits.wait or habits.quiet)):
+        return exits.DONE if habits.dry_run else exits.of_state(planned.state)
     with bars.progress(quiet=habits.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick)
     return showing.launched(folder, habits)

@@ -195,6 +195,8 @@ def _finalize_id(state: RunState) -> str | None:
 def resume_lines(planned: Resumable) -> list[str]:
     """What a resume will do."""
     step = planned.step
+    if planned.damage is not None:
+        return [*planned.damage.lines, "Resume mends it: only the parts with damage are redone."]
     if not step.tasks:
         words = {
             RunStatus.DONE: "The dataset is published and whole; nothing is left to do.",

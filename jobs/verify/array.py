@@ -1,0 +1,64 @@
+"""A verification as an array: each task checks its share and writes what it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import atomic
+from jobs.errors import VerificationError
+from jobs.progress import Progress
+from jobs.verify import SliceReport, VerifyReport, conclude, verify_slice
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the tasks are to check."""
+
+    path: str  # of the dataset, absolute
+    count: int  # of tasks
+    deep: bool
+    workers: int  # processes in each task
+
+
+def _ask(folder: Path) -> Path:
+    return folder / "verify.json"
+
+
+def _told(folder: Path, number: int) -> Path:
+    return folder / f"slice-{number}.json"
+
+
+def prepare(folder: Path, ask: Ask) -> None:
+    """Write what the tasks need into their folder."""
+    atomic.write_json(_ask(folder), ask)
+
+
+def run(run_dir: str, stage: str, number: int, attempt: int) -> int:
+    """Check one share, on a compute node; the number of damaged files comes back."""
+    folder = Path(run_dir)
+    ask = atomic.read_json(_ask(folder), Ask)
+    found = verify_slice(
+        Path(ask.path),
+        number,
+        ask.count,
+        deep=ask.deep,
+        workers=ask.workers,
+        progress=Progress(),
+    )
+    atomic.write_json(_told(folder, number), found)
+    return found.bad
+
+
+def collect(folder: Path, ask: Ask) -> VerifyReport:
+    """The report of all tasks; ``VerificationError`` where one of them left none."""
+    shares = []
+    for number in range(ask.count):
+        try:
+            shares.append(atomic.read_json(_told(folder, number), SliceReport))
+        except FileNotFoundError as error:
+            raise VerificationError(
+                f"task {number} of the verification ended without a report; its log is in "
+                f"{folder}/submitit; verify again"
+            ) from error
+    return conclude(Path(ask.path), shares, deep=ask.deep)

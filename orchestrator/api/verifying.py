@@ -1,0 +1,72 @@
+"""Checks a published dataset, in processes of this machine or as an array on Slurm."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.errors import from_os_error
+from jobs.model import Resources, Stage, Task, utc_now
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+from jobs.verify import VerifyReport, array, verify_dataset
+from orchestrator import engines
+from orchestrator.api.request import DEFAULT_LOG_DIR
+from orchestrator.api.running import cores
+from orchestrator.engines.base import JobSpec
+
+_LOOK_S = 2.0
+
+
+def verify(
+    path: Path, *, deep: bool = False, workers: int | None = None, progress: Progress | None = None
+) -> VerifyReport:
+    """Check the dataset in ``path`` against its receipt and manifest, on this machine.
+
+    ``deep`` re-reads every byte; ``workers`` processes share the work (None: one a core).
+    """
+    return verify_dataset(
+        path, deep=deep, workers=workers or cores(), progress=progress or Progress()
+    )
+
+
+def verify_on_slurm(
+    path: Path,
+    *,
+    deep: bool,
+    tasks: int,
+    resources: Resources,
+    log_dir: Path = DEFAULT_LOG_DIR,
+    on_tick: Callable[[], None] | None = None,
+) -> VerifyReport:
+    """The same as an array of ``tasks``, waited for; an interrupt cancels it.
+
+    Raises ``EngineError`` where Slurm refuses, ``VerificationError`` where a task left no report.
+    """
+    engine = engines.by_name(engines.choose("slurm"))
+    name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+    folder = RunFolder(log_dir.expanduser().absolute() / name)
+    try:
+        folder.path.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise from_os_error(error, doing=f"making {folder.path}") from error
+    ask = array.Ask(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
+    array.prepare(folder.path, ask)
+    spec = JobSpec(
+        name=f"websight-{name}-verify",
+        stage=Stage.EXTRACT,
+        attempt=1,
+        run_dir=str(folder.path),
+        tasks=[Task(Stage.EXTRACT, number, ()) for number in range(tasks)],
+        resources=resources,
+        parallel=tasks,
+        call="jobs.verify.array:run",
+    )
+    handle = engine.submit(spec, None)
+    try:
+        engine.wait(folder, on_tick, _LOOK_S)
+    except KeyboardInterrupt:
+        engine.cancel(folder, handle.job_ids)
+        raise
+    return array.collect(folder.path, ask)

@@ -1,0 +1,59 @@
+"""``verify``: check a published dataset at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli import options
+
+
+@click.command(short_help="Check a published dataset against its receipt.")
+@click.argument("path", type=options.FOLDER)
+@click.option("--deep", is_flag=True, help="Re-read every byte, not just names and sizes.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "slurm"]),
+    default="local",
+    show_default=True,
+    help="slurm: as an array.",
+)
+@click.option(
+    "--tasks",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Array tasks on Slurm; on this machine, one process a core.",
+)
+@options.log_dir
+@options.slurm
+@options.as_json
+def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> int:
+    """Check the dataset in PATH against its receipt and manifest.
+
+    Exit code: 0 when it is whole, 5 when it is not.
+    """
+    from jobs import atomic
+    from jobs.model import Resources
+    from orchestrator import api, terminal
+    from orchestrator.cli import exits
+
+    asked = Resources(**options.slurm_changes(values))
+    if engine == "slurm":
+        report = api.verify_on_slurm(
+            path, deep=deep, tasks=tasks, resources=asked, log_dir=values["log_dir"]
+        )
+    else:
+        report = api.verify(path, deep=deep)
+    if values["as_json"]:
+        click.echo(atomic.dumps(report).decode(), nl=False)
+        return exits.DONE if report.ok else exits.VERIFICATION
+    look = terminal.stdout_look()
+    click.echo(look.spell("\n".join(report.lines)))
+    if not report.ok and report.run_id is not None:
+        again = " --deep" if deep else ""
+        hint = f"Mend it: websight-orchestrate resume {report.run_id}{again}"
+        click.echo(look.spell(hint), err=True)
+    return exits.DONE if report.ok else exits.VERIFICATION
