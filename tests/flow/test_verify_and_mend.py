@@ -1,0 +1,93 @@
+"""``verify`` finds damage in a published dataset, and ``resume`` mends just that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples
+from tests.support.cli import Cli
+
+
+@pytest.fixture
+def published(cli: Cli, shards: Path, tmp_path: Path) -> Path:
+    dest = tmp_path / "data"
+    cli.run("launch", "--local-path", shards, "--dest", dest, "--engine", "local", "-y")
+    return dest
+
+
+def _flip(path: Path) -> None:
+    """Change a byte in the middle, as a failing disk does: the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    path.write_bytes(data)
+
+
+def _parts_redone(cli: Cli) -> int:
+    last = sorted((cli.runs()[-1] / "submissions").iterdir())[-1]
+    return sum(
+        len(task["items"])
+        for task in json.loads(last.read_text())["tasks"]
+        if task["stage"] == "extract"
+    )
+
+
+def test_a_whole_dataset_passes(cli: Cli, published: Path) -> None:
+    for words in ((), ("--deep",)):
+        assert "✓ Dataset verification passed!" in cli.run("verify", published, *words).out
+    report = cli.run("verify", published, "--json").json()
+    assert report["ok"] is True
+    assert report["records"] == 60
+
+
+def test_a_missing_image_is_named_and_mended(cli: Cli, published: Path, dataset: Path) -> None:
+    image = sorted((published / "images").iterdir())[7]
+    image.unlink()
+    said = cli.run("verify", published, rc=5)
+    assert image.name in said.out
+    assert "resume" in said.err
+    cli.run("resume")
+    assert _parts_redone(cli) == 1
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+    cli.run("verify", published, "--deep")
+
+
+def test_a_flipped_bit_is_found_by_a_deep_look_only(
+    cli: Cli, published: Path, dataset: Path
+) -> None:
+    image = sorted((published / "images").iterdir())[3]
+    _flip(image)
+    cli.run("verify", published)
+    assert image.name in cli.run("verify", published, "--deep", rc=5).out
+    told = cli.run("resume", "--deep", "--dry-run")
+    assert image.name in told.err
+    assert (published / "RECEIPT.json").exists()  # a dry run touches nothing
+    cli.run("resume", "--deep")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+
+
+def test_damaged_records_are_mended(cli: Cli, published: Path, dataset: Path) -> None:
+    _flip(published / "prompts.jsonl")
+    assert "prompts.jsonl" in cli.run("verify", published, "--deep", rc=5).out
+    cli.run("resume", "--deep")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+
+
+def test_a_folder_without_a_receipt_is_not_whole(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    assert "RECEIPT.json is missing" in cli.run("verify", tmp_path / "other", rc=5).out
+    assert "no such folder" in cli.run("verify", tmp_path / "nowhere", rc=5).out
+
+
+def test_a_run_whose_dataset_a_later_one_replaced_is_done(
+    cli: Cli, published: Path, shards: Path
+) -> None:
+    words = ("--local-path", shards, "--dest", published, "--engine", "local", "-y")
+    first = cli.runs()[0].name
+    assert "overwrite" in cli.run("launch", *words, rc=3).err
+    cli.run("launch", *words, "--overwrite")
+    assert cli.status(first)["state"] == "done"
+    cli.run("resume", first)
+    assert cli.status()["state"] == "done"

@@ -1,0 +1,24 @@
+"""A verification as an array on a real Slurm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Cli
+
+pytestmark = pytest.mark.slurm
+
+
+def test_an_array_checks_a_dataset_and_names_what_is_damaged(
+    slurm_plain_cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    cli, dest = slurm_plain_cli, tmp_path / "data"
+    cli.run("launch", "--local-path", shards, "--dest", dest, "--engine", "local", "-y")
+    array = ("verify", dest, "--deep", "--engine", "slurm", "--tasks", "3", "--time", "5")
+    assert "✓ Dataset verification passed!" in cli.run(*array).out
+    image = sorted((dest / "images").iterdir())[11]
+    image.write_bytes(image.read_bytes()[:-1] + b"\0")
+    said = cli.run(*array, rc=5)
+    assert image.name in said.out
