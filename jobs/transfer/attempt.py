@@ -49,7 +49,13 @@ class Attempt:
         me = threading.current_thread()
         self._round.asking.add(me)
         try:
-            reply = shared.wire.get(asked, self._headers(), name=fetch.name)
+            reply = shared.wire.get(
+                asked,
+                self._headers(),
+                name=fetch.name,
+                watched=lambda waiting: shared.watched(waiting, self._round.over),
+            )
+            shared.answered = True
         finally:
             self._round.asking.discard(me)
         whole = False

@@ -16,7 +16,7 @@ from jobs.transfer.pace import Pauses, Rate
 from jobs.transfer.target import Received, Target
 
 if TYPE_CHECKING:
-    from jobs.transfer.wire import Reply, Wire
+    from jobs.transfer.wire import Wire
 
 _TICK_S = 0.1
 
@@ -28,6 +28,12 @@ class Counting(Protocol):
     def check(self) -> None: ...
     @property
     def cause(self) -> Cause | None: ...
+
+
+class Interruptible(Protocol):
+    """What may block in a thread and be ended from another one."""
+
+    def interrupt(self) -> None: ...
 
 
 class Transfer:
@@ -58,7 +64,8 @@ class Transfer:
         self._slots = threading.BoundedSemaphore(self.connections)
         self._lock = threading.Lock()
         self._wire: Wire | None = None
-        self._open: dict[Reply, Callable[[], bool]] = {}
+        self.answered = False  # a server said something, whatever it was
+        self._open: dict[Interruptible, Callable[[], bool]] = {}
         self._watch: threading.Thread | None = None
 
     def fetch(
@@ -103,8 +110,8 @@ class Transfer:
             self._slots.release()
 
     @contextlib.contextmanager
-    def watched(self, reply: Reply, over: Callable[[], bool]) -> Iterator[None]:
-        """While this reply is read, a stop of the task, or of the file, ends it at once."""
+    def watched(self, reply: Interruptible, over: Callable[[], bool]) -> Iterator[None]:
+        """While this reply is waited for or read, a stop of the task, or of the file, ends it."""
         with self._lock:
             self._open[reply] = over
             if self._watch is None:

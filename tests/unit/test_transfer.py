@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 import threading
 from pathlib import Path
 
@@ -226,3 +227,15 @@ def test_secrets_are_not_shown() -> None:
     url = "https://me:pw@example.org/a/b.zip?Signature=s3cret#x"
     assert redact(url) == "https://example.org/a/b.zip"
     assert "s3cret" not in repr(Target(url, {"Authorization": "Bearer s3cret"}))
+
+
+def test_a_stop_is_heard_while_a_server_says_nothing_at_all(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
+        progress = Progress()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        timer = threading.Timer(0.3, progress.stop, (Cause.CANCELLED, "enough"))
+        timer.start()
+        by = transfer(progress, stall_s=60)
+        with pytest.raises(Stopped):
+            by.fetch(lambda: Target(url), tmp_path / "out", name="x", size=9, digest=None)
+        assert not by.answered
