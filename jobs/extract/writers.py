@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import threading
 import time
 from collections import deque
@@ -15,7 +14,8 @@ LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer 
 QUEUE = 32 << 20  # bytes that wait for a writer
 MOST = 64  # writers
 SLOW_S = 0.0005  # a file: local disks take a tenth of this, busy cluster file systems ten times
-_SAMPLE = 8  # files that are judged together, by their median: one hiccup is no slow disk
+_SAMPLE = 8  # files that are judged together
+_OF_SAMPLE = 2  # the so manieth fastest: a busy node delays most files, a slow disk every one
 _WINDOW_S = 0.05  # a number of writers is tried for so long
 _GAIN = 1.15  # by which twice as many writers must be faster to be worth their cost
 _CHANCES = 2  # windows without such a gain until the number stays
@@ -33,8 +33,8 @@ class _Job(NamedTuple):
 class Writers:
     """Writes whole files; call ``drain`` before anybody reads them.
 
-    When files take longer than ``slow_s`` each, threads take over, and their number doubles, up to
-    ``most``, as long as that makes a full queue move faster. ``on_error`` turns an
+    When each file is waited for longer than ``slow_s``, threads take over, and their number
+    doubles, up to ``most``, as long as that makes a full queue move faster. ``on_error`` turns an
     ``OSError`` of a path into the error to raise: from the same call, or from one of the next.
     """
 
@@ -48,7 +48,7 @@ class Writers:
         self._on_error = on_error
         self._most = most
         self._slow_s = slow_s
-        self._spent_s: list[float] = []
+        self._waited_s: list[float] = []
         self._pool: _Pool | None = None
 
     @property
@@ -77,20 +77,20 @@ class Writers:
             pool.put(_Job(path, place, mode, data, size, mtime))
             return
         timed = _Timed(chunks)
-        begun = time.perf_counter()
+        begun = _waited()
         try:
             write_file(place, mode, timed, mtime)
         except OSError as error:
             raise self._on_error(error, path) from error
         if pool is None and size < LARGE:
-            self._judge(time.perf_counter() - begun - timed.spent_s)
+            self._judge(_waited() - begun - timed.waited_s)
 
-    def _judge(self, spent_s: float) -> None:
-        self._spent_s.append(spent_s)
-        if len(self._spent_s) == _SAMPLE:
-            if statistics.median(self._spent_s) > self._slow_s:
+    def _judge(self, waited_s: float) -> None:
+        self._waited_s.append(waited_s)
+        if len(self._waited_s) == _SAMPLE:
+            if sorted(self._waited_s)[_OF_SAMPLE - 1] > self._slow_s:
                 self._pool = _Pool(self._on_error, most=self._most)
-            self._spent_s.clear()
+            self._waited_s.clear()
 
     def drain(self) -> None:
         """Wait until all that was given is written; raises what a writer met."""
@@ -104,22 +104,27 @@ class Writers:
             self._pool = None
 
 
+def _waited() -> float:
+    """A clock, in seconds, that stands while this thread works: threads save waiting alone."""
+    return time.perf_counter() - time.thread_time()
+
+
 class _Timed:
-    """Passes chunks on and knows how long they took to come, which is not the disk's doing."""
+    """Passes chunks on and knows how long they were waited for, which is not the disk's doing."""
 
     def __init__(self, chunks: Iterable[memoryview]) -> None:
         self._chunks = iter(chunks)
-        self.spent_s = 0.0
+        self.waited_s = 0.0
 
     def __iter__(self) -> _Timed:
         return self
 
     def __next__(self) -> memoryview:
-        begun = time.perf_counter()
+        begun = _waited()
         try:
             return next(self._chunks)
         finally:
-            self.spent_s += time.perf_counter() - begun
+            self.waited_s += _waited() - begun
 
 
 class _Pool:
