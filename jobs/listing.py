@@ -87,7 +87,7 @@ def _walk(base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]) -> 
         path = folder + entry.name
         if leave(path, entry.is_dir()):
             continue
-        target = _inner_link(base, path) if entry.is_symlink() else None
+        target = _inner_link(base, path, leave) if entry.is_symlink() else None
         status = _status(entry, follow=target is None)
         mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
         if target is not None:
@@ -120,7 +120,7 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
         raise from_os_error(error, doing=f"looking at {shown(entry.path)}") from error
 
 
-def _inner_link(base: bytes, path: bytes) -> bytes | None:
+def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
     """The target of a link that means the same in a copy; None for every other one."""
     full = base + b"/" + path
     try:
@@ -132,7 +132,18 @@ def _inner_link(base: bytes, path: bytes) -> bytes | None:
     plain = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
     real = os.path.realpath(full)
     stays = real.startswith(base + b"/") and not plain.startswith(b"..")
-    return target if stays and os.path.isfile(full) else None  # noqa: PTH113
+    # A copy has folders where the source has links to folders: both ways must meet.
+    same = stays and os.path.realpath(base + b"/" + plain) == real
+    if not (same and os.path.isfile(full)):  # noqa: PTH113
+        return None
+    return None if _is_left(plain, leave) or _is_left(real[len(base) + 1 :], leave) else target
+
+
+def _is_left(path: bytes, leave: Leave) -> bool:
+    """Whether a file, or a folder that holds it, is left out."""
+    parts = path.split(b"/")
+    folders = (b"/".join(parts[:depth]) for depth in range(1, len(parts)))
+    return leave(path, False) or any(leave(folder, True) for folder in folders)
 
 
 def write(root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]) -> Listed:

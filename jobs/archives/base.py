@@ -31,10 +31,13 @@ class Member:
     mode: int  # permission bits, without set-uid, set-gid and sticky
     mtime: float  # seconds since the epoch
     ordinal: int  # in its shard, over all its parts
-    target: bytes = b""  # of a link, raw, as stored
+    # Of a link, raw, as stored. A FILE with one is a copied folder's own link, which stays inside
+    # by a relative way: its size and content are those of the file that it means.
+    target: bytes = b""
     # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid for as long as it is
     # held, but holding one holds its whole block of 1 MiB.
     chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
+    mtime_ns: int | None = None  # where the source knows it better than ``mtime`` tells
     superseded: bool = False  # a later member of that name is known: count it, do not write it
 
 

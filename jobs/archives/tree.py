@@ -24,9 +24,9 @@ _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
 class TreeArchive:
     """Folders before what they hold, files with their modes and times.
 
-    A link is told as the file that it points to: a dataset is read by people who have that file
-    alone. Holes of sparse files are given as zeros without being read. A file that is not what it
-    was when it was listed, or that changes while it is read, raises ``SourceError``.
+    A link that stays inside is told as the file that it points to, with its target. Holes of sparse
+    files are given as zeros without being read. A file that is not what it was when it was listed,
+    or that changes while it is read, raises ``SourceError``.
     """
 
     top: str | None = None
@@ -51,18 +51,21 @@ class TreeArchive:
 
     def _member(self, root: bytes, item: Item, ordinal: int) -> Member:
         full = root + b"/" + item.path
+        target, mtime_ns = item.target, item.mtime_ns
         if item.kind == listing.LINK:
             item = self._behind(full, item)
         if item.kind == listing.FOLDER:
-            return Member(item.path, Kind.FOLDER, 0, item.mode, item.mtime_ns / 1e9, ordinal)
+            return Member(item.path, Kind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         return Member(
             item.path,
             Kind.FILE,
             item.size,
             item.mode,
-            item.mtime_ns / 1e9,
+            mtime_ns / 1e9,
             ordinal,
+            target,
             chunks=self._chunks(full, item),
+            mtime_ns=mtime_ns,
         )
 
     def _behind(self, full: bytes, item: Item) -> Item:

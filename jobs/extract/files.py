@@ -20,6 +20,7 @@ from jobs.memberpath import shown, text_of
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
+_BLOCK = 4096  # bytes; a shorter hole saves nothing
 
 
 def mode_of(mode: int) -> int:
@@ -61,23 +62,44 @@ def _executable(old: int, mode: int) -> int:
     return (old & 0o444) >> 2 if mode & _EXECUTE else 0
 
 
+def _is_hole(chunk: memoryview | bytes) -> bool:
+    """Whether a chunk holds nothing but zeros, and enough of them for a block to be left out."""
+    length = len(chunk)
+    return length >= _BLOCK and not chunk[0] and not chunk[-1] and bytes(chunk) == bytes(length)
+
+
 def write_file(
-    place: bytes, mode: int, chunks: Iterable[memoryview | bytes], mtime: float | None = None
+    place: bytes,
+    mode: int,
+    chunks: Iterable[memoryview | bytes],
+    mtime: float | None = None,
+    *,
+    sparse: bool = False,
 ) -> int:
     """Write ``chunks`` to ``place``, cut to their size; the number of bytes.
 
-    ``mtime`` (seconds since the epoch) is set where one is given. Raises ``OSError``.
+    ``mtime`` (seconds since the epoch) is set where one is given; ``sparse``: what is all zeros
+    becomes a hole. Raises ``OSError``.
     """
     fd, old = open_place(place, mode)
     try:
         size = 0
+        hole = False
         for chunk in chunks:
             length = len(chunk)
+            # Within what an earlier attempt left, zeros are written like all else.
+            if sparse and size >= old and _is_hole(chunk):
+                size += length
+                hole = True
+                continue
+            if hole:
+                os.lseek(fd, size, os.SEEK_SET)
+                hole = False
             done = os.write(fd, chunk)
             while done < length:  # the kernel takes 2 GiB at most, and less near a full disk
                 done += os.write(fd, chunk[done:])
             size += length
-        if old > size:
+        if old > size or hole:
             os.ftruncate(fd, size)
         if mtime is not None:
             os.utime(fd, (mtime, mtime))

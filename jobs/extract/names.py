@@ -60,6 +60,11 @@ class Names:
         finally:
             self.left_out = counted
 
+    @property
+    def keeps_places(self) -> bool:
+        """Whether every file lies to every other one as it does in the shard."""
+        return not (self._per_shard or self._strip or self._top)
+
     def is_records(self, path: bytes) -> bool:
         """Whether a path from ``inner`` is the shard's records file."""
         return path == self._records

@@ -13,7 +13,7 @@ from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
-from jobs.extract.keeping import Kept
+from jobs.extract.keeping import Kept, make_link
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
@@ -173,6 +173,7 @@ class _Pass:
                 self._file(names, path, member, inner=inner)
             elif member.kind is Kind.FOLDER:
                 self._folders.make(names.placed(path))
+                self._kept.folder(self._root + b"/" + names.placed(path), member.mode)
             else:
                 tally.pending.append(
                     pending_of(member, path, names.placed(path), self._options, archive=self._label)
@@ -208,23 +209,39 @@ class _Pass:
         content = Content(path, self._options, self._progress)
         mtime = member.mtime if self._options.preserve_times else None
         place = self._folders.place(path)
-        self._writers.write(
-            path,
-            place,
-            mode_of(member.mode),
-            content.through(member.chunks),
-            member.size,
-            mtime,
-        )
+        mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
+        # Only of a folder that is copied: what an archive says of targets is not to be trusted.
+        links = self._kept.wanted and member.target != b"" and names.keeps_places
+        if links:
+            for _ in content.through(member.chunks):
+                pass  # counted, hashed and checked like every file, but written once
+            self._writers.drain()
+            self._make_link(path, place, member.target, mtime_ns)
+        else:
+            self._writers.write(
+                path,
+                place,
+                mode_of(member.mode),
+                content.through(member.chunks),
+                member.size,
+                mtime,
+                sparse=self._kept.wanted,
+            )
         if content.size != member.size:
             raise damaged(
                 self._label, f"has {content.size} bytes of {member.size}", member=member.name
             )
         self._manifest.add(content.entry(member.ordinal))
         self._progress.add(files=1)
-        if self._kept.add(place, member.mode, member.mtime):
+        if not links and self._kept.add(place, member.mode, mtime_ns):
             self._writers.drain()
             self._kept.put()
+
+    def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
+        try:
+            make_link(place, target, mtime_ns)
+        except OSError as error:
+            raise self._disk_error(error, path) from error
 
     def _claim(self, member: Member) -> None:
         self._tally.bytes += member.size

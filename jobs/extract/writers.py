@@ -28,6 +28,7 @@ class _Job(NamedTuple):
     data: list[bytes]
     size: int
     mtime: float | None
+    sparse: bool
 
 
 class Writers:
@@ -69,17 +70,19 @@ class Writers:
         chunks: Iterable[memoryview],
         size: int,
         mtime: float | None = None,
+        *,
+        sparse: bool = False,
     ) -> None:
-        """Write ``chunks``, ``size`` bytes as far as is known, to ``place``."""
+        """Write ``chunks``, ``size`` bytes as far as is known, to ``place``; see ``write_file``."""
         pool = self._pool
         if pool is not None and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
-            pool.put(_Job(path, place, mode, data, size, mtime))
+            pool.put(_Job(path, place, mode, data, size, mtime, sparse))
             return
         timed = _Timed(chunks)
         begun = _waited()
         try:
-            write_file(place, mode, timed, mtime)
+            write_file(place, mode, timed, mtime, sparse=sparse)
         except OSError as error:
             raise self._on_error(error, path) from error
         if pool is None and size < LARGE:
@@ -203,7 +206,7 @@ class _Pool:
                 self._room.notify()
             error: Exception | None = None
             try:
-                write_file(job.place, job.mode, job.data, job.mtime)
+                write_file(job.place, job.mode, job.data, job.mtime, sparse=job.sparse)
             except OSError as problem:
                 error = self._on_error(problem, job.path)
                 error.__cause__ = problem

@@ -99,6 +99,42 @@ def test_a_folder_that_is_a_dataset_is_copied_with_permissions_and_times(
     assert tree_digest(source) == tree_digest(dataset)
 
 
+def test_a_copied_dataset_keeps_its_links_folders_and_holes(
+    cli: Cli, dataset: Path, tmp_path: Path
+) -> None:
+    source, copy = tmp_path / "source", tmp_path / "data"
+    shutil.copytree(dataset, source)
+    images = sorted(path.name for path in (source / "images").iterdir())
+    (source / "images" / "inner.png").symlink_to(images[0])
+    (source / "outer.txt").symlink_to(shutil.copy(dataset / "prompts.jsonl", tmp_path / "o.txt"))
+    (source / "whole.png").symlink_to((source / "images" / images[0]).resolve())
+    (source / "notes").mkdir(mode=0o750)
+    (source / "notes" / "first.txt").write_text("1")
+    (source / "notes" / "up.png").symlink_to("../images/inner.png")
+    os.utime(source / "notes" / "up.png", (1, 1_500_000_000), follow_symlinks=False)
+    with (source / "holes.bin").open("wb") as stream:
+        stream.seek(40 << 20)
+        stream.write(b"end")
+    os.utime(source / "holes.bin", ns=(1, 1_500_000_000_123_456_789))
+    launch(cli, copy, "--local-path", source, "--part-size", "1M")
+    assert published(copy) == tree_digest(source)
+    assert (copy / "images" / "inner.png").readlink() == Path(images[0])
+    up = copy / "notes" / "up.png"
+    assert up.readlink() == Path("../images/inner.png")
+    assert up.lstat().st_mtime == 1_500_000_000
+    assert not (copy / "outer.txt").is_symlink()  # what it means lies elsewhere: its bytes come
+    assert not (copy / "whole.png").is_symlink()
+    assert (copy / "notes").stat().st_mode & 0o777 == 0o750
+    holes = (copy / "holes.bin").stat()
+    assert (holes.st_size, holes.st_mtime_ns) == ((40 << 20) + 3, 1_500_000_000_123_456_789)
+    assert holes.st_blocks * 512 < 1 << 20
+    for words in ([], ["--deep"]):
+        cli.run("verify", copy, *words)
+    up.unlink()
+    up.symlink_to("../images/" + images[1])
+    cli.run("verify", copy, "--deep", rc=5)
+
+
 def test_archives_come_over_http(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
 ) -> None:

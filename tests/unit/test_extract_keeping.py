@@ -13,10 +13,10 @@ def test_files_get_their_permissions_and_times(tmp_path: Path) -> None:
     path = tmp_path / "page.png"
     path.write_bytes(b"x")
     kept = Kept(wanted=True)
-    assert kept.add(os.fsencode(path), 0o664, 1_500_000_000.25) is False
+    assert kept.add(os.fsencode(path), 0o664, 1_500_000_000_250_000_123) is False
     kept.put()
     assert path.stat().st_mode & 0o777 == 0o664
-    assert path.stat().st_mtime == 1_500_000_000.25
+    assert path.stat().st_mtime_ns == 1_500_000_000_250_000_123
 
 
 def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> None:
@@ -24,7 +24,7 @@ def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> Non
     path.write_bytes(b"x")
     before = path.stat()
     kept = Kept(wanted=False)
-    kept.add(os.fsencode(path), 0o600, 0.0)
+    kept.add(os.fsencode(path), 0o600, 0)
     kept.put()
     assert path.stat() == before
 
@@ -36,3 +36,13 @@ def test_a_read_only_file_of_a_killed_attempt_is_made_anew(tmp_path: Path) -> No
     assert write_file(os.fsencode(path), 0o666, [b"new"]) == 3
     assert path.read_bytes() == b"new"
     assert path.stat().st_mode & 0o200
+
+
+def test_zeros_become_holes_but_never_leave_what_lay_there(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"\xff" * 100_000)
+    chunks = [b"a" * 5000, bytes(1 << 20), b"b", bytes(1 << 20)]
+    for path in (new, old):
+        write_file(os.fsencode(path), 0o666, chunks, sparse=True)
+        assert path.read_bytes() == b"".join(chunks)
+    assert new.stat().st_blocks * 512 < 1 << 17
