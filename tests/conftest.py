@@ -10,6 +10,7 @@ import pytest
 from tests.support import samples
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
+from tests.support.sites import Pages, Site
 from tests.support.slurm import PrivateSlurm, available
 from tests.support.webserver import FaultyServer
 
@@ -81,3 +82,42 @@ def slurm_cli(cli: Cli, slurm: PrivateSlurm) -> Cli:
 def slurm_plain_cli(cli: Cli, slurm_plain: PrivateSlurm) -> Cli:
     """The command line where `sbatch` reaches a Slurm without accounting."""
     return cli.having(**slurm_plain.env)
+
+
+@pytest.fixture(params=["slurm", "slurm_plain"], ids=["with accounting", "without accounting"])
+def site(request: pytest.FixtureRequest, cli: Cli) -> Iterator[Site]:
+    """A cluster and a shell on its login node: once with accounting, once without."""
+    yield from _site(request.getfixturevalue(request.param), cli)
+
+
+@pytest.fixture
+def accounted(slurm: PrivateSlurm, cli: Cli) -> Iterator[Site]:
+    """A cluster with accounting."""
+    yield from _site(slurm, cli)
+
+
+@pytest.fixture
+def plain(slurm_plain: PrivateSlurm, cli: Cli) -> Iterator[Site]:
+    """A cluster without accounting."""
+    yield from _site(slurm_plain, cli)
+
+
+def _site(slurm: PrivateSlurm, cli: Cli) -> Iterator[Site]:
+    yield Site(slurm, cli.having(**slurm.env))
+    # A test that failed must not leave its jobs to the next one.
+    left = [row.job_id for row in slurm.squeue()]
+    if left:
+        slurm.run("scancel", *left)
+        slurm.wait_until_idle()
+
+
+@pytest.fixture(scope="session")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """Four small archives. Not to be changed."""
+    return Pages.make(tmp_path_factory.mktemp("pages"), [10] * 4)
+
+
+@pytest.fixture(scope="session")
+def slow_pages(tmp_path_factory: pytest.TempPathFactory) -> Pages:
+    """Three archives, of which `shard-1` takes a task some seconds. Not to be changed."""
+    return Pages.make(tmp_path_factory.mktemp("slow"), [10, 12_000, 10])

@@ -33,6 +33,8 @@ class Cli:
     cwd: Path
     env: Mapping[str, str] = field(default_factory=dict)
     """What is added to an environment without Slurm's and the Hub's variables."""
+    under: tuple[str, ...] = ()
+    """A command that the command line is run by, such as `salloc`."""
 
     def having(self, **env: str) -> Cli:
         """The same shell with more in its environment."""
@@ -43,7 +45,7 @@ class Cli:
         done = subprocess.run(
             self._argv(words),
             cwd=self.cwd,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -59,7 +61,7 @@ class Cli:
         return subprocess.Popen(
             self._argv(words),
             cwd=self.cwd,
-            env=self._environment(),
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -78,9 +80,10 @@ class Cli:
         return sorted(found, key=lambda path: path.stat().st_ctime_ns)
 
     def _argv(self, words: tuple[str | Path, ...]) -> list[str]:
-        return [sys.executable, "-m", "orchestrator.cli", *map(str, words)]
+        return [*self.under, sys.executable, "-m", "orchestrator.cli", *map(str, words)]
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
+        """What its commands find in their environment."""
         own = {
             name: value
             for name, value in clean_environment().items()

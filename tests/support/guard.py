@@ -61,7 +61,7 @@ class Guard:
 
     def descendants(self) -> list[int]:
         """The process ids of the daemon and of all that came from it."""
-        return _descendants(self._process.pid)
+        return descendants_of(self._process.pid)
 
     def let_go(self) -> None:
         """Ask the guard to kill everything; `wait` then returns soon."""
@@ -84,7 +84,7 @@ class Guard:
         self.wait()
 
 
-def _descendants(root: int) -> list[int]:
+def descendants_of(root: int) -> list[int]:
     """All living descendants of a process, read from /proc in one pass."""
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
@@ -122,7 +122,7 @@ def _kill_all() -> None:
     # looks dead a while before it can be waited for.
     deadline = time.monotonic() + 10
     while _reap() and time.monotonic() < deadline:
-        for pid in _descendants(os.getpid()):
+        for pid in descendants_of(os.getpid()):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.005)
