@@ -6,6 +6,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Protocol
 
 from jobs.archives.base import damaged, unsupported
@@ -14,8 +15,13 @@ from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes, of what comes out
 FEED = 128 << 10  # bytes, of what goes in
-# `xz -9` needs 65 MiB; a stream that asks for more than this is a trap, or a curiosity.
-_XZ_MEMORY = 160 << 20  # bytes
+# What inflating may take, so that a task stays below 128 MiB: `xz -9` needs 65 MiB.
+MEMORY = 72 << 20  # bytes
+# The same where the archive itself is so large that it has a use for it, as `zstd --long` has.
+MORE_MEMORY = 160 << 20  # bytes
+_LARGE = 128 << 20  # bytes of an archive
+_WINDOW = 64 << 20  # bytes; zstd's largest within MEMORY
+_ZSTD_HEADER = 18  # bytes of a frame's header at most (RFC 8878, 3.1.1.1)
 
 
 class _Source(Protocol):
@@ -34,18 +40,27 @@ class Decompressor(Protocol):
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
-def inflated(format: Format, source: _Source, *, archive: str) -> Iterator[memoryview]:
+def memory_for(archive_bytes: int) -> int:
+    """Bytes of memory that a stream of an archive of that size may ask for to be inflated."""
+    return MORE_MEMORY if archive_bytes >= _LARGE else MEMORY
+
+
+def inflated(
+    format: Format, source: _Source, *, archive: str, memory: int = MORE_MEMORY
+) -> Iterator[memoryview]:
     """What ``source`` holds, inflated, in blocks of at most 1 MiB.
 
     Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` where
-    a stream is damaged or cut short, where anything else follows, or where there is none at all.
+    a stream is damaged or cut short, where anything else follows, where there is none at all, or
+    where one asks for more than ``memory`` bytes.
     """
     if format in (Format.TAR_GZ, Format.GZ):
         yield from _gzip(source, archive)
     elif format is Format.TAR_ZST:
-        yield from _streams(source, _zstd, (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18"), archive)
+        magics = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
+        yield from _streams(source, lambda: _Zstd(memory, archive), magics, archive)
     elif format is Format.TAR_XZ:
-        yield from _streams(source, _xz, (b"\xfd7zXZ\0",), archive)
+        yield from _streams(source, lambda: _xz(memory), (b"\xfd7zXZ\0",), archive, memory)
     elif format is Format.TAR_BZ2:
         yield from _streams(source, _bz2, (b"BZh",), archive)
     else:
@@ -114,8 +129,8 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
         yield memoryview(block)[:count]
 
 
-def _xz() -> Decompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+def _xz(memory: int) -> Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
 
 
 def _bz2() -> Decompressor:
@@ -124,22 +139,58 @@ def _bz2() -> Decompressor:
     return bz2.BZ2Decompressor()
 
 
-def _zstd() -> Decompressor:
+def _zstd() -> ModuleType:
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
         from backports import zstd
-    decompressor: Decompressor = zstd.ZstdDecompressor()
-    return decompressor
+    return zstd
 
 
-def _zstd_error() -> type[Exception]:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    kind: type[Exception] = zstd.ZstdError
-    return kind
+class _Zstd:
+    """One frame. A window too large for ``memory`` is let pass as long as it stays unfilled."""
+
+    def __init__(self, memory: int, archive: str) -> None:
+        self._zstd = _zstd()
+        self._archive = archive
+        self._left: int | None = None  # bytes that may come out of a window too large
+        self._frame = self._new(26 if memory < MORE_MEMORY else 27)
+        self._may_grow = memory < MORE_MEMORY
+
+    def _new(self, window_log: int) -> Decompressor:
+        options = {self._zstd.DecompressionParameter.window_log_max: window_log}
+        frame: Decompressor = self._zstd.ZstdDecompressor(options=options)
+        return frame
+
+    @property
+    def eof(self) -> bool:
+        return self._frame.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return self._frame.needs_input
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._frame.unused_data
+
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
+        try:
+            block = self._frame.decompress(data, max_length)
+        except self._zstd.ZstdError as error:
+            if "too much memory" not in str(error):
+                raise
+            if not self._may_grow:  # zstd itself asks for its option --long there
+                raise _too_hungry(self._archive, 128 << 20) from error
+            self._frame = self._new(27)  # all its header is in ``data``
+            self._left, self._may_grow = _WINDOW, False
+            return self.decompress(data, max_length)
+        self._may_grow = False
+        if self._left is not None:
+            self._left -= len(block)
+            if self._left < 0:
+                raise _too_hungry(self._archive, _WINDOW)
+        return block
 
 
 def _streams(
@@ -147,9 +198,10 @@ def _streams(
     new: Callable[[], Decompressor],
     magics: tuple[bytes, ...],
     archive: str,
+    memory: int = MORE_MEMORY,
 ) -> Iterator[memoryview]:
     """Streams one after the other, by a decompressor each, and zeros behind them."""
-    errors = (*stream_errors(), _zstd_error())
+    errors = (*stream_errors(), _zstd().ZstdError)
     total = 0
     data = source.read(FEED)
     if not data:
@@ -165,7 +217,7 @@ def _streams(
             try:
                 block = decompressor.decompress(data, BLOCK)
             except errors as error:
-                raise _stream_error(error, archive, total) from error
+                raise _stream_error(error, archive, total, memory) from error
             data = b""
             if block:
                 total += len(block)
@@ -173,20 +225,24 @@ def _streams(
         data = _after_zeros(source, decompressor.unused_data)
 
 
-def _stream_error(error: Exception, archive: str, total: int) -> ArchiveError:
+def _stream_error(error: Exception, archive: str, total: int, memory: int) -> ArchiveError:
     if isinstance(error, lzma.LZMAError) and "emory" in str(error):
-        return unsupported(
-            archive,
-            f"asks for more than {_XZ_MEMORY >> 20} MiB of memory to be inflated; have it "
-            "compressed with a smaller dictionary",
-        )
+        return _too_hungry(archive, memory)
     return damaged(archive, f"the compressed stream breaks ({error})", offset=total)
+
+
+def _too_hungry(archive: str, memory: int) -> ArchiveError:
+    return unsupported(
+        archive,
+        f"asks for more than the {memory >> 20} MiB of memory allowed to inflate an archive of "
+        "its size; have it compressed with a smaller dictionary (window)",
+    )
 
 
 def _expect_magic(
     source: _Source, data: bytes, magics: tuple[bytes, ...], archive: str, total: int
 ) -> bytes:
-    while len(data) < 8:
+    while len(data) < _ZSTD_HEADER:
         more = source.read(FEED)
         if not more:
             break

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Protocol
 
 from jobs.archives.base import damaged
-from jobs.archives.inflate import BLOCK, FEED, inflated
+from jobs.archives.inflate import BLOCK, FEED, inflated, memory_for
 from jobs.archives.limits import Limits
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
 from jobs.memberpath import shown
@@ -207,8 +207,9 @@ def open_blocks(
     ``TooLargeError`` where it is a bomb.
     """
     total = 0
+    memory = memory_for(limits.archive_bytes)
     try:
-        for block in inflated(format, source, archive=limits.archive):
+        for block in inflated(format, source, archive=limits.archive, memory=memory):
             total += len(block)
             if consumed is not None:
                 taken = consumed()

@@ -6,11 +6,10 @@ import lzma
 import struct
 from collections.abc import Iterator
 
-from jobs.archives.inflate import Decompressor, stream_errors
+from jobs.archives.inflate import Decompressor, memory_for, stream_errors
 from jobs.archives.zipentry import BZIP2, DEFLATE, STORED, Entry, EntryError
 
 _BLOCK = 1 << 20  # bytes
-_MOST_DICTIONARY = 160 << 20  # bytes of memory that an LZMA entry may ask for
 
 
 def inflate_whole(entry: Entry, data: memoryview) -> memoryview:
@@ -95,9 +94,11 @@ def _lzma(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
         raise EntryError("its LZMA header is damaged")
     # A dictionary as large as the content is as good as any larger one.
     dictionary = max(4096, min(struct.unpack_from("<L", head, 5)[0], entry.size))
-    if dictionary > _MOST_DICTIONARY:
+    most = memory_for(entry.stored)
+    if dictionary > most:
         raise EntryError(
-            f"asks for {dictionary} bytes of memory to be inflated; have it zipped with deflate",
+            f"asks for {dictionary} bytes of memory to be inflated, and {most} are allowed for an "
+            "entry of its size; have it zipped with deflate",
             entry.name,
             unsupported=True,
         )
