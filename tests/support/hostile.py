@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import Cause
+from tests.support.rawstreams import xz_with_dictionary, zst_with_window
 from tests.support.rawtar import END, base256, gnu_long, header, member, pax
 from tests.support.rawzip import STORED, Raw, unicode_path, zip_of
 
@@ -376,6 +377,14 @@ def _bombs() -> Iterator[Case]:
     body = Raw(b"z%d", zeros)
     bomb = [Raw(b"z%d" % i, zeros, content=body.bytes_stored, crc=1) for i in range(150)]
     yield Case("zip of zeros", "z.zip", zip_of(bomb), LARGE)
+    # Decoders that keep as much of the past as their formats let a small archive ask for.
+    blocks = [member(b"z", zeros)] * 110
+    yield Case("xz of zeros", "z.tar.xz", xz_with_dictionary(b"".join(blocks), 28), LARGE)
+    yield Case("zst of zeros", "z.tar.zst", zst_with_window(b"".join(blocks), 26), LARGE)
+    greedy = zst_with_window(b"".join(blocks), 27)
+    yield Case("zst of zeros and a larger window", "zw.tar.zst", greedy, OTHER)
+    greedy = xz_with_dictionary(GOOD + END, 30)
+    yield Case("xz with a larger dictionary", "zd.tar.xz", greedy, OTHER)
 
 
 def _zeros_gz(start: bytes = b"") -> bytes:
