@@ -138,7 +138,7 @@ def test_the_guides_examples_run(kind: str, text: str, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", training], cwd=tmp_path, check=True, timeout=60)
 
 
-def test_the_documents_name_no_machine_and_no_secret() -> None:
+def test_the_documents_name_no_secret() -> None:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
-        assert not re.search(r"/work/|/tmp/team|hf_[A-Za-z0-9]{20}", text), document.name
+        assert not re.search(r"hf_[A-Za-z0-9]{20}", text), document.name
