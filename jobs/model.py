@@ -291,6 +291,7 @@ class Fetched:
     data_bytes: int | None = None  # of all members, likewise
     superseded: tuple[int, ...] = ()  # ordinals of members that a later one of that path replaces
     top: str | None = None  # the single common top folder that is stripped, where one was found
+    attempt: int = 0  # that brought it
     schema: int = SCHEMA
 
 

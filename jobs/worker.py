@@ -126,8 +126,15 @@ def _attempt(
 def _download(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    refetch = frozenset(submission.refetch)
-    return download.run(folder, plan, task.items, progress, refetch=refetch), None, None
+    items = download.run(
+        folder,
+        plan,
+        task.items,
+        progress,
+        refetch=frozenset(submission.refetch),
+        attempt=submission.number,
+    )
+    return items, None, None
 
 
 def _extract(

@@ -53,7 +53,9 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     # Where a task found an archive gone, the download stage looks, and fetches what is not there.
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
-    parts = [part for part in state.parts_left if part not in taken]
+    # Other bytes of a shard mean all of its parts anew; the download says which that are.
+    left = {*state.parts_left, *_parts_of(state, refetch)} - taken
+    parts = [part.id for part in state.plan.parts() if part.id in left]
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
         view.engine.cause is Cause.DEPENDENCY for view in waiting
     )
@@ -120,6 +122,11 @@ def _shards_of(
         and trouble.problem.cause in causes
         and only in (None, trouble.outcome)
     }
+
+
+def _parts_of(state: RunState, shards: Iterable[str]) -> set[str]:
+    wanted = set(shards)
+    return {part.id for part in state.plan.parts() if part.shard in wanted}
 
 
 def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,17 @@ import msgspec
 from jobs import atomic
 from jobs.download.fetching import Fetcher
 from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError, from_os_error
-from jobs.model import Fetched, Format, ItemResult, Outcome, Plan, Problem, Shard, SourceKind
+from jobs.model import (
+    Fetched,
+    Format,
+    ItemResult,
+    Outcome,
+    Part,
+    Plan,
+    Problem,
+    Shard,
+    SourceKind,
+)
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.sources import reopen
@@ -31,17 +42,19 @@ def run(
     progress: Progress,
     *,
     refetch: frozenset[str],
+    attempt: int = 0,
 ) -> tuple[ItemResult, ...]:
     """Bring the shards here, several at once, and write ``folder.fetched`` for each.
 
-    A shard that is here already stays as it is, unless it is in ``refetch``. One bad shard is its
+    A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
+    attempt than this one brought it: a task may be requeued. One bad shard is its
     own result and stops nobody; a full disk, or a network that is not there, stops all. Raises
     ``OrchestrateError`` where the source cannot be opened at all.
     """
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
-    crew = _Crew(folder, plan, progress, refetch)
+    crew = _Crew(folder, plan, progress, refetch, attempt)
     workers = min(len(shards), plan.options.connections)
     with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
         return tuple(pool.map(crew.result_of, shards))
@@ -51,13 +64,19 @@ class _Crew:
     """What the threads share: the source, one transfer, and what stops all of them."""
 
     def __init__(
-        self, folder: RunFolder, plan: Plan, progress: Progress, refetch: frozenset[str]
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        progress: Progress,
+        refetch: frozenset[str],
+        attempt: int,
     ) -> None:
         self._folder = folder
         self._plan = plan
         self._staging = Staging(plan)
         self._progress = progress
         self._refetch = refetch
+        self._attempt = attempt
         self._remote = plan.source.kind is not SourceKind.LOCAL
         self._fetcher = Fetcher(
             folder, plan, reopen(plan.source, plan.options, _private(folder)), progress
@@ -98,27 +117,33 @@ class _Crew:
 
     def _have(self, shard: Shard) -> int:
         """Have the shard here, with its evidence; its size in bytes."""
-        if shard.id in self._refetch:
+        before = self._evidence(shard)
+        again = shard.id in self._refetch
+        if again and before is not None and not 0 < self._attempt <= before.attempt:
             self._forget(shard)
-        elif (known := self._known(shard)) is not None:
+        elif before is not None and (known := self._known(before)) is not None:
             self._progress.add(bytes=known)
             return known
-        fetched = self._fetcher.fetch(shard)
-        atomic.write_json(self._folder.fetched(shard.id), fetched)
+        fetched = self._fetcher.fetch(shard, resized=again or before is not None)
+        self._forget_parts(shard, fetched, before)
+        evidence = replace(fetched, attempt=self._attempt)
+        atomic.write_json(self._folder.fetched(shard.id), evidence)
+        self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)
         how = "verified" if fetched.verified else "no digest is published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         return size
 
-    def _known(self, shard: Shard) -> int | None:
-        """The size of a shard that is here as its evidence says; None where it is not."""
+    def _evidence(self, shard: Shard) -> Fetched | None:
+        """What an earlier attempt, or an earlier process of this one, tells of the shard."""
         try:
-            fetched = self._folder.load_fetched(shard.id)
+            return self._folder.load_fetched(shard.id)
         except RunFolderError as error:
             log.warning("%s; fetching it again", error.message)
             return None
-        if fetched is None:
-            return None
+
+    def _known(self, fetched: Fetched) -> int | None:
+        """The size of a shard that is here as its evidence says; None where it is not."""
         # The archive of a compressed tar may be gone once its plain form is there.
         files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
         sizes: tuple[int | None, ...] = (*fetched.sizes, None)
@@ -137,17 +162,41 @@ class _Crew:
         return _bytes_of(fetched)
 
     def _forget(self, shard: Shard) -> None:
-        """Remove evidence first, then the archive; what the user keeps is never touched."""
-        self._folder.fetched(shard.id).unlink(missing_ok=True)
+        """Remove the archive, its evidence last; what the user keeps is never touched.
+
+        Where there is no evidence, whatever is there of the shard is newer than this.
+        """
         for index in range(len(shard.files)):
             out = self._staging.archive(shard.id, index)
             for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
                 path.unlink(missing_ok=True)
         self._staging.plain(shard.id).unlink(missing_ok=True)
+        try:
+            self._folder.fetched(shard.id).replace(self._before(shard))
+        except FileNotFoundError:
+            pass  # damaged evidence that somebody removed
+
+    def _before(self, shard: Shard) -> Path:
+        """The evidence of the archive that is fetched anew, until there is a new one."""
+        return self._folder.shards / f"{shard.id}.before"
+
+    def _forget_parts(self, shard: Shard, fetched: Fetched, before: Fetched | None) -> None:
+        """Parts that came of other bytes than these are to be extracted anew."""
+        if before is None:
+            try:
+                before = atomic.read_json(self._before(shard), Fetched)
+            except (OSError, msgspec.DecodeError):
+                return
+        if before.digests != fetched.digests:
+            log.info("%s: other bytes than before, so all of its parts are done anew", shard.id)
+            for index in range(shard.parts):
+                part = Part(shard.id, index, shard.parts)
+                self._folder.manifest(part).unlink(missing_ok=True)
 
     def _understood(self, problem: Problem) -> Problem:
         """``problem`` with what it means for the task as a whole."""
-        if self._remote and problem.cause is Cause.NETWORK and not self._progress.bytes_done:
+        unheard = self._remote and not self._fetcher.answered
+        if unheard and problem.cause is Cause.NETWORK:
             problem = Problem(
                 Cause.NETWORK,
                 f"{problem.message}. Not one byte arrived: this node seems to have no way to the "

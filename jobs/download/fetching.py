@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jobs.transfer import Arrivals, Transfer
 
 _LFS = b"version https://git-lfs"
+_TRIES = 10  # failures in a row, without progress in between, until a file is given up
 
 
 class Fetcher:
@@ -35,13 +36,23 @@ class Fetcher:
         self._progress = progress
         self._transfer = _transfer(plan, progress)
 
-    def fetch(self, shard: Shard) -> Fetched:
-        """Have ``shard`` here and tell all that is known of it; safe to call again."""
+    @property
+    def answered(self) -> bool:
+        """Whether any server has said anything so far."""
+        return self._transfer is not None and self._transfer.answered
+
+    def fetch(self, shard: Shard, *, resized: bool = False) -> Fetched:
+        """Have ``shard`` here and tell all that is known of it; safe to call again.
+
+        ``resized``: a file of this file system need not have its size of the launch any more, as
+        its owner may have mended it.
+        """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
         here = [self._source.path(file) for file in shard.files]
         if None not in here:
-            return self._in_place(shard, [path for path in here if path is not None])
+            paths = [path for path in here if path is not None]
+            return self._in_place(shard, paths, resized=resized)
         return self._fetched(shard)
 
     # A folder that is a dataset ------------------------------------------------------------
@@ -66,7 +77,7 @@ class Fetcher:
 
     # Files of this file system -------------------------------------------------------------
 
-    def _in_place(self, shard: Shard, paths: list[Path]) -> Fetched:
+    def _in_place(self, shard: Shard, paths: list[Path], *, resized: bool) -> Fetched:
         """Read once, whole, where they lie.
 
         The hash is the receipt's proof of what was imported, finds a disk that cannot read its
@@ -76,7 +87,7 @@ class Fetcher:
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
                 raise SourceError(f"{shown(str(path))} is empty; put the archive there again")
-            if file.size is not None and size != file.size:
+            if file.size not in (None, size) and not resized:
                 raise SourceError(
                     f"{shown(str(path))} has {size} bytes, and had {file.size} at launch; let its "
                     "writer finish, then launch again",
@@ -187,6 +198,7 @@ def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
         max_rate=options.max_rate,
         stall_s=options.stall_s,
         progress=progress,
+        tries=_TRIES,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from jobs import download
 from jobs.archives import open_archive
+from jobs.download import fetching
 from jobs.errors import Cause, SourceError
 from jobs.model import Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.progress import Progress
@@ -18,11 +20,18 @@ from jobs.sources import open_source
 from jobs.sources.base import SourceRequest
 from jobs.sources.unchanged import check_unchanged
 from orchestrator import planning
-from tests.support import samples
+from tests.support import faults, samples
+from tests.support.webserver import FaultyServer
 
 
-def planned(tmp_path: Path, source: Path, *, part_size: int = 1 << 30) -> tuple[RunFolder, Plan]:
-    opened = open_source(SourceRequest(SourceKind.LOCAL, (str(source),)))
+def planned(
+    tmp_path: Path,
+    source: Path | str,
+    *,
+    part_size: int = 1 << 30,
+    kind: SourceKind = SourceKind.LOCAL,
+) -> tuple[RunFolder, Plan]:
+    opened = open_source(SourceRequest(kind, (str(source),)))
     plan = planning.plan_run(
         opened.describe(),
         opened.shards(),
@@ -36,9 +45,16 @@ def planned(tmp_path: Path, source: Path, *, part_size: int = 1 << 30) -> tuple[
     return folder, plan
 
 
-def run(folder: RunFolder, plan: Plan, progress: Progress | None = None) -> list[ItemResult]:
+def run(
+    folder: RunFolder, plan: Plan, progress: Progress | None = None, *, again: int = 0
+) -> list[ItemResult]:
+    """The stage over all shards; ``again``: all are to be fetched anew in that attempt."""
     ids = [shard.id for shard in plan.shards]
-    return list(download.run(folder, plan, ids, progress or Progress(), refetch=frozenset()))
+    refetch = frozenset(ids if again else ())
+    found = download.run(
+        folder, plan, ids, progress or Progress(), refetch=refetch, attempt=again or 1
+    )
+    return list(found)
 
 
 @pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
@@ -131,3 +147,67 @@ def test_a_folder_is_listed_in_parts_that_hold_all_of_it_once(
         if path.is_file()
     }
     assert found == wanted
+
+
+def test_an_archive_that_its_owner_mended_may_have_another_size(
+    dataset: Path, tmp_path: Path
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path / "in", "tar.gz")
+    folder, plan = planned(tmp_path, archive, part_size=100_000)
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:-1000])
+    (refused,) = run(folder, plan)
+    assert refused.problem is not None
+    assert refused.problem.cause is Cause.CHANGED
+    archive.write_bytes(whole)
+    assert run(folder, plan)[0].outcome is Outcome.OK
+    parts = plan.parts()
+    for part in parts:
+        folder.manifest(part).write_text("done")
+    assert run(folder, plan, again=2)[0].outcome is Outcome.OK
+    assert folder.finished_ids() == {part.id for part in parts}  # the bytes are the same
+    archive.write_bytes(gzip.compress(gzip.decompress(whole), 1))
+    assert run(folder, plan, again=3)[0].outcome is Outcome.OK
+    assert folder.finished_ids() == set()
+    fetched = folder.load_fetched(plan.shards[0].id)
+    assert fetched is not None
+    assert fetched.sizes == (archive.stat().st_size,) != (len(whole),)
+
+
+def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_anew(
+    dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path / "in", "tar")
+    web.put("/a.tar", archive)
+    folder, plan = planned(tmp_path, web.url("/a.tar"), kind=SourceKind.URL)
+    size = archive.stat().st_size
+    web.requests.clear()
+    for attempt, sent in ((0, size), (2, 2 * size), (2, 2 * size), (3, 3 * size)):
+        assert run(folder, plan, again=attempt)[0].outcome is Outcome.OK
+        assert web.bytes_sent("/a.tar") == sent
+    web.fail("/a.tar", faults.cut_after(size // 2), faults.status(404, None))
+    assert run(folder, plan, again=4)[0].outcome is Outcome.FAILED
+    web.faults.clear()
+    assert run(folder, plan, again=4)[0].outcome is Outcome.OK
+    assert web.bytes_sent("/a.tar") == 4 * size
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["launched", "resumed"])
+def test_a_node_without_internet_is_told_of_and_of_no_other_trouble(
+    dataset: Path, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "_TRIES", 1)
+    archive = samples.pack_one(dataset, tmp_path / "in", "tar")
+    with FaultyServer({"/a.tar": archive}) as web:
+        url = web.url("/a.tar")
+        folder, plan = planned(tmp_path, url, kind=SourceKind.URL)
+        web.fail("/a.tar", faults.cut_after(1 << 16), faults.status(503, None))
+        (troubled,) = run(folder, plan) if resumed else [None]
+    if troubled is not None:
+        assert troubled.problem is not None
+        assert "--download-partition" not in troubled.problem.message
+    (cut_off,) = run(folder, plan)
+    assert cut_off.problem is not None
+    assert cut_off.problem.cause is Cause.NETWORK
+    assert "--download-partition" in cut_off.problem.message
+    assert "--download-on login" in cut_off.problem.message

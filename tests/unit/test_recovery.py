@@ -47,11 +47,11 @@ def test_only_what_is_unfinished_is_done_again() -> None:
     assert [task.stage for task in step.tasks] == [Stage.EXTRACT, Stage.FINALIZE]
 
 
-def test_a_damaged_archive_is_fetched_again_before_its_parts() -> None:
+def test_a_damaged_archive_is_fetched_again_before_all_of_its_parts() -> None:
     step = recover(judge(_failed_part(Cause.BAD_DIGEST)))
     assert step.refetch == ("a",)
     assert _items(step.tasks, Stage.DOWNLOAD) == ["a"]
-    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000"]
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000", "a.p0001"]
 
 
 def test_a_published_run_leaves_nothing_to_do() -> None:
