@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import secrets
 from pathlib import Path
+from types import TracebackType
 from typing import Any, TypeVar
 
 import msgspec
 
 T = TypeVar("T")
+Self = TypeVar("Self", bound="GrowingFile")
+
+_BUFFER = 1 << 20  # bytes
 
 
 def fsync_folder(folder: Path) -> None:
@@ -88,3 +92,48 @@ def read_json(path: Path, kind: type[T]) -> T:
     Fields that ``kind`` does not know are passed over, so that a newer writer can add some.
     """
     return msgspec.json.decode(path.read_bytes(), type=kind)
+
+
+class GrowingFile:
+    """A file that is written bit by bit under a temporary name; ``publish`` gives it its own.
+
+    As a context manager it removes what was not published. Raises ``OSError`` as it comes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
+
+    def write(self, data: bytes) -> None:
+        self._file.write(data)
+
+    def flushed(self) -> Path:
+        """Where what was written so far can be read."""
+        self._file.flush()
+        return self._temporary
+
+    def publish(self) -> None:
+        """Make the file durable under its name."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(self._path)
+        fsync_folder(self._path.parent)
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._file.closed:
+            try:
+                self._file.close()
+            except OSError:
+                pass  # a full disk: what it could not flush is thrown away anyhow
+        self._temporary.unlink(missing_ok=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO
 
 import msgspec
@@ -19,59 +17,32 @@ _BUFFER = 1 << 20  # bytes
 _TAIL = 1 << 16  # bytes read at a time while looking for the last line
 
 
-class ManifestWriter:
-    """Writes the manifest of a part under a temporary name; ``finish`` gives it its own.
-
-    As a context manager it removes what was not finished. Raises ``OSError`` as it comes.
-    """
+class ManifestWriter(atomic.GrowingFile):
+    """Writes the manifest of a part; it has its name once ``finish`` is called."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=_BUFFER)
-        self._encoder = msgspec.json.Encoder()
+        super().__init__(path)
+        self._encode = msgspec.json.Encoder().encode
         self.count = 0  # entries
         self.bytes = 0  # of the files that they name
 
     def add(self, entry: Entry) -> None:
         """Append one file's line."""
-        self._file.write(self._encoder.encode(entry) + b"\n")
+        self.write(self._encode(entry) + b"\n")
         self.count += 1
         self.bytes += entry.size
 
     def entries(self) -> Iterator[Entry]:
         """What was added so far, in that order."""
-        self._file.flush()
         decode = msgspec.json.Decoder(Entry).decode
-        with _open(self._temporary) as file:
+        with _open(self.flushed()) as file:
             for line in file:
                 yield decode(line)
 
     def finish(self, summary: PartSummary) -> None:
-        """Append the last line and make the manifest durable under its name: the part is done."""
-        self._file.write(self._encoder.encode(summary) + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
-        atomic.fsync_folder(self._path.parent)
-
-    def __enter__(self) -> ManifestWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._file.closed:
-            try:
-                self._file.close()
-            except OSError:
-                pass  # a full disk: what it could not flush is thrown away anyhow
-        self._temporary.unlink(missing_ok=True)
+        """Append the last line and make the manifest durable: the part is done."""
+        self.write(self._encode(summary) + b"\n")
+        self.publish()
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:

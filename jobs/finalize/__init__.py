@@ -91,7 +91,7 @@ def _audit(
         journal = None
         if problem is None:
             journal, tally = _prepare(ground, tally, findings, progress)
-        findings.finish()
+        findings.publish()
     verdict = Summary(
         records=tally.records,
         images=tally.images,

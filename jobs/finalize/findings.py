@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import msgspec
 
+from jobs import atomic
 from jobs.errors import Cause
 from jobs.memberpath import shown
 
@@ -80,14 +79,11 @@ class Finding(NamedTuple):
         return f"{place}: {self.message}" if place else self.message
 
 
-class Findings:
-    """Takes findings as they come; ``audit.jsonl`` has its name once ``finish`` is called."""
+class Findings(atomic.GrowingFile):
+    """Takes findings as they come; ``audit.jsonl`` has its name once ``publish`` is called."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
-        self._file = os.fdopen(os.open(self._temporary, flags, 0o600), "wb", buffering=1 << 16)
+        super().__init__(path)
         self._encode = msgspec.json.Encoder().encode
         self.counts: Counter[Kind] = Counter()
         self.examples: dict[Kind, list[Finding]] = {}
@@ -98,27 +94,4 @@ class Findings:
         if len(shown) < EXAMPLES:
             shown.append(finding)
         line = {name: value for name, value in finding._asdict().items() if value is not None}
-        self._file.write(self._encode(line) + b"\n")
-
-    def finish(self) -> None:
-        """Make the file whole under its name, in place of an earlier audit's."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
-
-    def __enter__(self) -> Findings:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._file.closed:
-            try:
-                self._file.close()
-            except OSError:
-                pass  # a full disk: what it could not flush is thrown away anyhow
-        self._temporary.unlink(missing_ok=True)
+        self.write(self._encode(line) + b"\n")
