@@ -179,7 +179,7 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
         )
         if ids:
             count = len(last.of_stage(stage))
-            size = f" [{count} tasks]" if stage is Stage.EXTRACT else ""
+            size = f" [{units.plural(count, 'task')}]" if stage is Stage.EXTRACT else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
     hints = _HINTS.format(run=table.run_word(folder)).splitlines()
     return [f"Submitted {' → '.join(jobs)}", *hints]
