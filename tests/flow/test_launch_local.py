@@ -279,6 +279,18 @@ def test_a_damaged_shard_stops_nobody_and_resume_does_only_what_is_missing(
     assert cli.status()["state"] == "done"
 
 
+def test_an_archive_that_was_cut_short_may_be_replaced_by_the_whole_one(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    bad = _copy(shards, tmp_path / "source")[2]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    launch(cli, tmp_path / "data", "--local-path", tmp_path / "source", rc=1)
+    bad.write_bytes(whole)
+    cli.run("resume")
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
 def test_a_run_that_is_done_has_nothing_left_to_resume(
     cli: Cli, shards: Path, tmp_path: Path
 ) -> None:
