@@ -209,6 +209,9 @@ def _give_back(ground: Ground) -> None:
             staging.claim.unlink(missing_ok=True)
     except (OSError, msgspec.DecodeError):
         pass  # nobody's, or another run's
+    # Of processes killed while they claimed; a live one finds its own gone and begins again.
+    for litter in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
+        litter.unlink(missing_ok=True)
     _remove_if_empty(staging.root.parent)
 
 

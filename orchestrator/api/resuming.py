@@ -104,7 +104,7 @@ def plan_resume(
     partition = state.submissions[-1].resources["extract"].partition
     limit = engine.time_limit_min(partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
-    if state.status is RunStatus.DONE and Staging(state.plan).root.exists():
+    if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before it had tidied up: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and changes:
@@ -136,9 +136,9 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         engine.cancel(folder, step.cancel, lost)
         for job in lost:
             journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
-    draft = running.next_draft(
-        folder, last, step, engine=name, retries=last.retries if retries is None else retries
-    )
+    if retries is None:
+        retries = planned.state.submissions[0].retries  # a resume by hand begins anew
+    draft = running.next_draft(folder, last, step, engine=name, retries=retries)
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
     else:
@@ -165,6 +165,18 @@ def cancel(folder: RunFolder) -> RunState:
         engines.by_name(name).cancel(folder, list(dict.fromkeys(ids)), lost)
     claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
+
+
+def _is_untidy(staging: Staging) -> bool:
+    """Whether a kill after the receipt left anything of the run in the destination."""
+    if staging.root.exists():
+        return True
+    try:
+        left = {name for name in os.listdir(staging.root.parent) if not name.endswith(".tmp")}
+        held = claim.holder(staging)
+    except (FileNotFoundError, ClaimedError):
+        return False
+    return not left or (held is not None and held.run_id == staging.plan.run_id)
 
 
 def _engine_name(last: Submission) -> str:

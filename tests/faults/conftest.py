@@ -1,0 +1,66 @@
+"""What the fault matrix shares: a shop of quick processes, and a dataset small enough to repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support import samples
+from tests.support.forkshop import Shop
+from tests.support.matrix import Scene
+from tests.support.samples import tree_digest
+from tests.support.webserver import FaultyServer
+
+Stage = Callable[..., Scene]
+
+
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Shop]:
+    with Shop() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of eight records. Not to be changed."""
+    return samples.make_dataset(tmp_path_factory.mktemp("small"), records=8)
+
+
+@pytest.fixture(scope="session")
+def whole(small: Path) -> dict[str, str]:
+    """What any run over it must publish."""
+    return tree_digest(small)
+
+
+@pytest.fixture(scope="session")
+def archives(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with it as a tar.gz and a zip. Not to be changed."""
+    made = tmp_path_factory.mktemp("made")
+    folder = tmp_path_factory.mktemp("archives")
+    for number, fmt in enumerate(("tar.gz", "zip")):
+        path = samples.pack_shards(small, made / fmt, 2, fmt)[number]
+        path.rename(folder / path.name)
+    return folder
+
+
+@pytest.fixture
+def scene(shop: Shop, archives: Path, whole: dict[str, str], tmp_path: Path) -> Stage:
+    """Makes scenes by name; the source is the folder of archives unless another is given."""
+
+    def make(name: str = "scene", source: Sequence[str | Path] | None = None) -> Scene:
+        words = ("--local-path", archives) if source is None else source
+        return Scene(shop, tmp_path / name, words, whole)
+
+    return make
+
+
+@pytest.fixture
+def served(archives: Path, web: FaultyServer) -> tuple[str, ...]:
+    """The options for these archives on a web server; 50 kB a part makes several of each."""
+    words = ["--part-size", "20K"]
+    for path in sorted(archives.iterdir()):
+        web.put(f"/{path.name}", path)
+        words += ["--url", web.url(f"/{path.name}")]
+    return tuple(words)

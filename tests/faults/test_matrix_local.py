@@ -1,0 +1,78 @@
+"""Kills and Ctrl-C at every kind of moment: after `resume`, the bytes of an undisturbed run.
+
+Rows 1, 2, 36 and 37 of docs/faults.md; more than 200 kills, each in a run of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.support.forkfaults import Fault
+from tests.support.matrix import Scene
+
+pytestmark = pytest.mark.faults
+
+Stage = Callable[..., Scene]
+Record = Callable[[str, object], None]
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "step", "least"),
+    [
+        pytest.param(where, first, 2, least, id=f"{where}-{first}")
+        for where, least in (("download", 20), ("extract", 5), ("extraction", 8), ("finalize", 20))
+        for first in (1, 2)
+    ],
+)
+def test_a_task_killed_at_any_call_that_changes_a_file_is_made_good_by_resume(
+    scene: Stage,
+    served: tuple[str, ...],
+    record_property: Record,
+    where: str,
+    first: int,
+    step: int,
+    least: int,
+) -> None:
+    kills = twice = 0
+    at = first
+    while True:
+        here = scene(str(at), served)
+        ended = here.launch(fault=Fault(where, at))
+        assert ended.orphans == 0
+        if not ended.fired:
+            here.check_whole()
+            break
+        kills += 1
+        twice += here.finish()
+        at += step
+    record_property("kills", kills)
+    record_property("parts submitted twice", twice)
+    assert kills >= least
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "step"),
+    [("SIGKILL", 1, 4), ("SIGKILL", 2, 4), ("SIGINT", 1, 6), ("SIGINT", 4, 6)],
+)
+def test_a_launcher_that_ends_at_any_call_leaves_a_run_to_resume_or_nothing_and_no_process(
+    scene: Stage, record_property: Record, what: str, first: int, step: int
+) -> None:
+    ends = twice = 0
+    at = first
+    while True:
+        here = scene(str(at))
+        ended = here.launch(fault=Fault("launcher", at, what))
+        if not ended.fired:
+            break
+        assert ended.orphans == 0
+        if what == "SIGINT" and ended.rc != 130:
+            assert ended.rc == 0, ended  # all had ended by then
+            here.check_whole()
+        ends += 1
+        twice += here.finish()
+        at += step
+    record_property("ends", ends)
+    record_property("parts submitted twice", twice)
+    assert ends >= 20
