@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from jobs.errors import OrchestrateError
 from jobs.model import Stage
 from jobs.runfolder import RunFolder
-from orchestrator import planning, terminal, units
+from orchestrator import planning, table, terminal, units
 from orchestrator.api.running import Tick
 
 if TYPE_CHECKING:
@@ -21,16 +21,29 @@ LINE_EVERY_S = 30.0  # off a terminal
 
 
 @contextmanager
-def progress(*, quiet: bool = False) -> Iterator[Tick | None]:
-    """What to call now and then with the run's folder; None where nobody is to be told."""
-    if quiet:
-        yield None
-        return
-    shown = _Bars(sys.stderr) if terminal.is_terminal(sys.stderr) else _Lines(sys.stderr)
+def progress(*, quiet: bool = False) -> Iterator[Tick]:
+    """What to call now and then with the run's folder; an interrupt is told how to go on."""
+    shown = None
+    if not quiet:
+        on_terminal = terminal.is_terminal(sys.stderr)
+        shown = _Bars(sys.stderr) if on_terminal else _Lines(sys.stderr)
+    seen: list[RunFolder] = []
+
+    def tick(folder: RunFolder) -> None:
+        seen[:] = [folder]
+        if shown is not None:
+            shown.tick(folder)
+
     try:
-        yield shown.tick
+        yield tick
+    except KeyboardInterrupt:
+        for folder in seen:
+            again = f"websight-orchestrate resume {table.run_word(folder)}"
+            print(f"\nstopped; what is finished is kept. Go on:  {again}", file=sys.stderr)
+        raise
     finally:
-        shown.close()
+        if shown is not None:
+            shown.close()
 
 
 def amounts(folder: RunFolder) -> dict[Stage, tuple[int, int]]:
