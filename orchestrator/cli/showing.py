@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -144,7 +144,7 @@ def launched(folder: RunFolder, habits: Habits) -> int:
     if habits.wait and state.status is RunStatus.RUNNING:
         if not habits.quiet:
             say(submitted_lines(state, folder))
-        out = open(os.devnull, "w") if habits.quiet else sys.stderr  # noqa: SIM115
+        out = io.StringIO() if habits.quiet else sys.stderr
         state = watch.watch(lambda: status_of(folder), folder, out=out)
         if state.status is RunStatus.RUNNING:
             say(_HINTS.format(run=table.run_word(folder)).splitlines())
