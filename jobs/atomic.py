@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from pathlib import Path
@@ -21,6 +22,26 @@ def fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(folder: Path) -> None:
+    """Make all files durable that lie where ``folder`` does: one call, however many they are.
+
+    Where the kernel or the file system knows no such call, nothing is done. Raises ``OSError``
+    where a file could not be written out.
+    """
+    import ctypes
+
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        return
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        # https://man7.org/linux/man-pages/man2/syncfs.2.html
+        if syncfs(fd) != 0 and (number := ctypes.get_errno()) != errno.ENOSYS:
+            raise OSError(number, os.strerror(number), str(folder))
     finally:
         os.close(fd)
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs import atomic
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
@@ -139,7 +140,16 @@ class _Pass:
             self._writers.drain()
             self._kept.put()
             self._work.check_unchanged()
+            self._make_durable()
             return self._finish()
+
+    def _make_durable(self) -> None:
+        """Write out what may be in memory only: the manifest is to outlive a crash of the node."""
+        root = Path(os.fsdecode(self._root))
+        try:
+            atomic.sync_file_system(root)
+        except OSError as error:
+            raise side_error(error, root) from error
 
     def _read(
         self, archive: Archive, names: Names, part: Part, *, below: bytes = b"", inner: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from jobs.errors import (
     Cause,
     OrchestrateError,
     Stopped,
+    StorageError,
     TooLargeError,
     UnsafeMemberError,
 )
@@ -406,6 +408,32 @@ def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
     with pytest.raises(OrchestrateError) as caught:
         extract_part(work, FakeArchive([file("a", b"1")]), Progress())
     assert caught.value.cause is Cause.CHANGED
+    assert list(run.folder.manifests.iterdir()) == []
+
+
+def test_data_is_durable_before_the_manifest_has_its_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced = []
+
+    def sync(folder: Path) -> None:
+        synced.append((folder, (folder / "a").read_bytes(), len(run.folder.finished_ids())))
+
+    monkeypatch.setattr(atomic, "sync_file_system", sync)
+    run.extract([file("a", b"1")])
+    assert synced == [(run.staging.data, b"1", 0)]
+
+
+def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sync(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+
+    monkeypatch.setattr(atomic, "sync_file_system", sync)
+    with pytest.raises(StorageError, match="input/output error") as caught:
+        run.extract([file("a", b"1")])
+    assert caught.value.cause is Cause.IO
     assert list(run.folder.manifests.iterdir()) == []
 
 
