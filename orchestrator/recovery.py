@@ -27,6 +27,7 @@ class Recovery:
     refetch: tuple[str, ...] = ()  # shards whose archives are fetched anew
     cancel: tuple[str, ...] = ()  # jobs to end first: they wait for what will never come
     also_after: tuple[str, ...] = ()  # live jobs that the new finalize waits for
+    downloads: tuple[str, ...] = ()  # those of them that fetch what the new array extracts
     notes: tuple[str, ...] = ()  # what is different this time, and why
 
     @property
@@ -68,6 +69,7 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
         refetch=refetch,
         cancel=(*_job_ids(waiting), *_then_jobs(state)),
         also_after=_job_ids(working),
+        downloads=_job_ids(view for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
     )
 

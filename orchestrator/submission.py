@@ -83,11 +83,17 @@ def scripts(folder: RunFolder, submission: Submission, engine: Engine) -> dict[S
 
 
 def submit_chain(
-    folder: RunFolder, submission: Submission, engine: Engine, *, also_after: Sequence[str] = ()
+    folder: RunFolder,
+    submission: Submission,
+    engine: Engine,
+    *,
+    also_after: Sequence[str] = (),
+    downloads: Sequence[str] = (),
 ) -> Submission:
     """Submit every stage after the one before it; the submission with its job ids comes back.
 
-    ``also_after`` are live jobs of earlier submissions that finalize waits for. All or nothing: a
+    ``also_after`` are live jobs of earlier submissions that finalize waits for, ``downloads`` those
+    of them that fetch what the new array is to extract. All or nothing: a
     refusal (``EngineError``) or an interrupt takes back what was accepted. Two processes cannot
     make the same submission: the second gets a ``ClaimedError``.
     """
@@ -103,9 +109,13 @@ def submit_chain(
     with _all_or_nothing(folder, submission, engine, handles):
         for spec in specs(folder, submission):
             before = handles[-1].job_ids if handles else ()
+            kind = _AFTER.get(spec.stage, "")
             if spec.stage is Stage.FINALIZE:
                 before = (*before, *also_after)
-            after = Dependency(_AFTER[spec.stage], tuple(before)) if before else None
+            elif spec.stage is Stage.EXTRACT and downloads:
+                # One that fails must not take along what the other fetched.
+                kind, before = "afterany", (*before, *downloads)
+            after = Dependency(kind, tuple(before)) if before else None
             handles.append(_submit(folder, spec, after, engine))
             submission = _with_ids(submission, handles[-1])
             atomic.write_json(path, submission)

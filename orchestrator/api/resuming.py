@@ -142,7 +142,9 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
     else:
-        running.submit(folder, draft, also_after=step.also_after, on_tick=on_tick)
+        running.submit(
+            folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
+        )
 
 
 def cancel(folder: RunFolder) -> RunState:

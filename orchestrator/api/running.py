@@ -64,11 +64,12 @@ def submit(
     draft: Submission,
     *,
     also_after: tuple[str, ...] = (),
+    downloads: tuple[str, ...] = (),
     on_tick: Tick | None = None,
 ) -> None:
     """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself."""
     engine = engines.by_name(draft.engine)
-    submission.submit_chain(folder, draft, engine, also_after=also_after)
+    submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
     if draft.engine == "local":
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
         _go_on(folder, draft, on_tick)
@@ -150,7 +151,7 @@ def retry(run_dir: str, attempt: int) -> None:
     if step.tasks:
         engines.by_name(last.engine).cancel(folder, step.cancel)
         draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
-        submit(folder, draft, also_after=step.also_after)
+        submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 
 def _before(state: RunState, last: Submission) -> int | None:

@@ -87,6 +87,18 @@ def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> No
     assert step.resources["extract"].exclude == "node3"
 
 
+def test_a_new_array_waits_for_the_live_download_of_what_it_extracts() -> None:
+    engine = {
+        (1, Stage.DOWNLOAD, 0): RUNNING,
+        **{(1, Stage.EXTRACT, n): ended("CANCELLED", Cause.CANCELLED) for n in range(3)},
+        (1, Stage.FINALIZE, 0): PENDING,
+    }
+    step = recover(judge(cases.evidence([cases.submission(CHAIN)], engine=engine)))
+    assert _items(step.tasks, Stage.DOWNLOAD) == []
+    assert len(_items(step.tasks, Stage.EXTRACT)) == 3
+    assert step.downloads == step.also_after == ("100",)
+
+
 def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:
     engine: dict[TaskKey, TaskState] = {
         (1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD

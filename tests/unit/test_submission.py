@@ -89,6 +89,15 @@ def test_the_new_finalize_waits_for_live_jobs_too(folder: RunFolder) -> None:
     assert after.job_ids == ("101", "7")
 
 
+def test_the_new_array_waits_for_live_downloads_however_they_end(folder: RunFolder) -> None:
+    engine = FakeEngine()
+    submission.submit_chain(folder, draft(folder), engine, downloads=("7",))
+    kinds = {spec.stage: after for spec, after in engine.submitted}
+    after = kinds[Stage.EXTRACT]
+    assert after is not None
+    assert (after.kind, after.job_ids[-1]) == ("afterany", "7")
+
+
 def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) -> None:
     engine = FakeEngine()
     submitted = submission.submit_chain(folder, replace(draft(folder), then="/x/next.sh"), engine)
