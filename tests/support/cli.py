@@ -35,10 +35,16 @@ class Cli:
     """What is added to an environment without Slurm's and the Hub's variables."""
     under: tuple[str, ...] = ()
     """A command that the command line is run by, such as `salloc`."""
+    entry: tuple[str, ...] = ("-m", "orchestrator.cli")
+    """What Python runs."""
 
     def having(self, **env: str) -> Cli:
         """The same shell with more in its environment."""
         return replace(self, env={**self.env, **env})
+
+    def program(self, *entry: str) -> Cli:
+        """The same shell, but Python runs that."""
+        return replace(self, entry=entry)
 
     def run(self, *words: str | Path, rc: int | None = 0, timeout: float = 90) -> Done:
         """Run to the end; `rc` is the exit code that it must have (None: any)."""
@@ -80,7 +86,7 @@ class Cli:
         return sorted(found, key=lambda path: path.stat().st_ctime_ns)
 
     def _argv(self, words: tuple[str | Path, ...]) -> list[str]:
-        return [*self.under, sys.executable, "-m", "orchestrator.cli", *map(str, words)]
+        return [*self.under, sys.executable, *self.entry, *map(str, words)]
 
     def environment(self) -> dict[str, str]:
         """What its commands find in their environment."""

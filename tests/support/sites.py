@@ -107,7 +107,9 @@ class Site:
         assert real is not None
         path = folder / name
         log = folder / f"{name}.log"
-        path.write_text(f'#!/bin/bash\nREAL={real}\nLOG={log}\necho "$*" >> $LOG\n{body}\n')
+        asked = 'case "$*" in --version) exec $REAL --version;; esac'  # is there a Slurm at all?
+        head = f'#!/bin/bash\nREAL={real}\nLOG={log}\n{asked}\necho "$*" >> $LOG\n'
+        path.write_text(f"{head}{body}\n")
         path.chmod(0o755)
         cli = self.cli.having(PATH=f"{folder}:{os.environ['PATH']}")
         return replace(self, cli=cli, wrappers=folder)

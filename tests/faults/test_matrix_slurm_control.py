@@ -1,0 +1,330 @@
+"""Faults of Slurm itself: silent, refusing, forgetful; each ends in the source's own bytes.
+
+Rows 10 to 19 of the fault matrix (docs/faults.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from signal import Signals
+
+import pytest
+
+from jobs.model import Stage
+from tests.support import faults
+from tests.support.cli import Cli
+from tests.support.sites import LAUNCH, Pages, Site, gate, kinds, published, task_with
+from tests.support.slurm import PrivateSlurm, available
+from tests.support.webserver import FaultyServer
+
+pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+
+ALONE = ("--retries", "0")  # the run does nothing by itself
+
+
+@pytest.fixture(scope="module")
+def nervous_slurm() -> Iterator[PrivateSlurm]:
+    """A Slurm whose clients give a silent controller up after two seconds."""
+    yield from _special("MessageTimeout=2")
+
+
+@pytest.fixture(scope="module")
+def narrow_slurm() -> Iterator[PrivateSlurm]:
+    """A Slurm whose arrays hold three tasks at most."""
+    yield from _special("MaxArraySize=3")
+
+
+def _special(conf: str) -> Iterator[PrivateSlurm]:
+    reason = available(accounting=False)
+    if reason:
+        pytest.skip(reason)
+    with PrivateSlurm.start(accounting=False, extra_conf=conf) as running:
+        yield running
+
+
+@pytest.fixture
+def nervous(nervous_slurm: PrivateSlurm, cli: Cli) -> Site:
+    return Site(nervous_slurm, cli.having(**nervous_slurm.env))
+
+
+@pytest.fixture
+def narrow(narrow_slurm: PrivateSlurm, cli: Cli) -> Site:
+    return Site(narrow_slurm, cli.having(**narrow_slurm.env))
+
+
+def killed_at_work(site: Site, dest: Path, pages: Pages, *words: str | Path) -> dict[str, int]:
+    """A run whose long task was killed, over; what it had finished."""
+    site.launch(dest, *pages.options, *ALONE, *words)
+    worker = site.at_work(task_with(site.run_folder(), "shard-1"))
+    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
+    worker.send(Signals.SIGKILL)
+    site.wait(lambda: not site.jobs())
+    return site.finished()
+
+
+# Dependencies ----------------------------------------------------------------------------------
+
+
+def test_a_dependency_that_is_never_satisfied_is_shown_and_cleaned_away_by_resume(
+    site: Site, pages: Pages, tmp_path: Path, web: FaultyServer
+) -> None:
+    site = site.wrapping("sbatch", 'sed -i /kill-on-invalid-dep/d ${@: -1}\n$REAL "$@"')
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    held = tmp_path / "held"
+    url = web.url() + "/shard-{0..3}.tar"
+    site.launch(tmp_path / "data", "--url", url, "--layout", "files", *ALONE, *gate(held))
+    web.fail("/*", faults.status(404, times=None))
+    held.unlink()
+    site.wait(lambda: any(r.reason == "DependencyNeverSatisfied" for r in site.jobs()))
+    site.wait(lambda: not site.jobs(Stage.DOWNLOAD))
+    state = site.status()
+    assert any("Never" in waiting["reason"] for waiting in state["waiting"])
+    dead = {row.job_id for row in site.jobs()}
+    assert dead
+    web.faults.clear()
+    assert "depend" in site.cli.run("status", rc=None).out.lower()
+    site.resume()
+    assert not dead & {row.job_id for row in site.jobs()}
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+# The controller is down ------------------------------------------------------------------------
+
+HASTY = (
+    "from orchestrator.engines.slurm import SlurmEngine\n"
+    "SlurmEngine.__init__.__kwdefaults__['back_off_s'] = (0.1, 0.2)\n"
+    "from orchestrator.cli import main\n"
+    "raise SystemExit(main())\n"
+)
+
+
+def test_a_controller_that_is_down_at_launch_is_given_up_and_resume_starts_the_run(
+    nervous: Site, pages: Pages, tmp_path: Path
+) -> None:
+    hasty = nervous.cli.program("-c", HASTY)
+    nervous.slurm.stop_slurmctld()
+    try:
+        words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
+        done = hasty.run(*words, rc=4)
+        assert "does not answer" in done.err
+        assert done.err.count("Traceback") == 0
+        assert nervous.run_folder().results.exists() is False or not any(
+            nervous.run_folder().load_results()
+        )
+    finally:
+        nervous.slurm.start_slurmctld()
+    assert nervous.slurm.squeue() == []
+    assert nervous.status()["state"] == "planned"
+    nervous.resume()
+    assert nervous.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_a_controller_that_is_down_midway_is_silent_and_nothing_has_failed(
+    nervous: Site, slow_pages: Pages, tmp_path: Path
+) -> None:
+    site = nervous
+    site.launch(tmp_path / "data", *slow_pages.options, *ALONE)
+    worker = site.at_work(task_with(site.run_folder(), "shard-1"))
+    site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
+    before = site.finished()
+    site.slurm.stop_slurmctld()
+    try:
+        state = site.status()
+        assert state["state"] == "running"
+        assert state["engine_silent"]
+        assert state["errors"] == []
+        assert state["stages"]["extract"]["done"] == 2
+        assert "nothing is submitted" in site.resume(rc=4).err
+        worker.send(Signals.SIGCONT)
+        site.wait(lambda: site.status()["stages"]["extract"]["done"] == 3)
+    finally:
+        worker.send(Signals.SIGCONT)
+        site.slurm.start_slurmctld()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == slow_pages.tree
+
+
+# Accounting is down ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["no sacct", "slurmdbd down"])
+def test_without_an_answer_of_accounting_files_and_queue_are_enough(
+    accounted: Site, slow_pages: Pages, tmp_path: Path, how: str
+) -> None:
+    site = accounted
+    if how == "no sacct":
+        site = site.wrapping("sacct", 'echo "sacct: error: Problem talking" >&2; exit 1')
+    else:
+        site.slurm.stop_slurmdbd()
+    try:
+        before = killed_at_work(site, tmp_path / "data", slow_pages)
+        state = site.over()
+        assert state["state"] == "incomplete"
+        assert kinds(state) == {"killed"}
+        site.resume()
+        assert site.over()["state"] == "done"
+    finally:
+        if how != "no sacct":
+            site.slurm.start_slurmdbd()
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == slow_pages.tree
+
+
+# Replies are lost ------------------------------------------------------------------------------
+
+REPLY_LOST = (
+    '$REAL "$@" > /dev/null\n'
+    'echo "Batch job submission failed: Socket timed out on send/recv operation" >&2\nexit 1'
+)
+
+
+def test_jobs_whose_acceptance_was_not_heard_of_are_not_submitted_twice(
+    site: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = site.wrapping("sbatch", REPLY_LOST)
+    held = tmp_path / "held"
+    site.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held))
+    assert len(site.calls("sbatch")) == 3
+    assert len(site.jobs()) == 1 + 4 + 1
+    held.unlink()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_launcher_killed_before_it_hears_of_a_job_leaves_no_orphan_behind_a_resume(
+    site: Site, pages: Pages, tmp_path: Path, call: int
+) -> None:
+    dies = f'[ $(wc -l < $LOG) -ne {call} ] || {{ $REAL "$@"; kill -9 $PPID; exit 1; }}'
+    site = site.wrapping("sbatch", f'{dies}\n$REAL "$@"')
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *ALONE, *gate(held))
+    site.cli.run(*LAUNCH, *words, rc=-9)
+    site.wait(lambda: site.jobs(list(Stage)[call - 1]))
+    orphans = {row.job_id for row in site.jobs()}
+    assert site.status()["state"] in ("running", "planned")
+    site.resume()
+    held.unlink()
+    names = [row.name for row in site.jobs(Stage.FINALIZE)]
+    assert len(names) <= 1, f"{orphans} go on beside {names}"
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+# Ids are used again ----------------------------------------------------------------------------
+
+
+def test_an_id_that_is_now_somebody_elses_job_is_left_alone(
+    plain: Site, slow_pages: Pages, tmp_path: Path
+) -> None:
+    before = killed_at_work(plain, tmp_path / "data", slow_pages)
+    job_id = plain.status()["jobs"][0]
+    conf = f"FirstJobId={job_id}"
+    with PrivateSlurm.start(accounting=False, nodes=1, extra_conf=conf) as later:
+        site = Site(later, plain.cli.having(**later.env))
+        others = [later.sbatch("sleep 200", "--job-name=other") for _ in range(3)]
+        assert others[0] == job_id
+        assert site.status()["state"] == "incomplete"
+        site.cli.run("cancel")
+        assert {row.job_id for row in later.squeue()} == set(others)
+        site.resume()
+        assert site.over()["state"] == "done"
+        assert {row.job_id for row in later.squeue()} == set(others)
+    assert plain.done_twice(before) == 0
+    assert published(tmp_path / "data") == slow_pages.tree
+
+
+# Limits and refusals ---------------------------------------------------------------------------
+
+
+def test_an_array_beyond_the_clusters_limit_becomes_several_and_finalize_waits_for_all(
+    narrow: Site, pages: Pages, tmp_path: Path
+) -> None:
+    narrow.launch(tmp_path / "data", *pages.options, "--part-size", "6K")
+    state = narrow.over()
+    assert state["state"] == "done"
+    count = state["stages"]["extract"]["tasks"]
+    assert count > 6
+    assert len(state["jobs"]) == 1 + -(-count // 3) + 1
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_a_second_array_that_is_refused_takes_the_first_back_and_resume_submits_all(
+    narrow: Site, pages: Pages, tmp_path: Path
+) -> None:
+    refused = '[ $(wc -l < $LOG) -ne 3 ] || { echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; }'
+    site = narrow.wrapping("sbatch", f'{refused}\n$REAL "$@"')
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held), "--part-size", "6K")
+    done = site.cli.run(*LAUNCH, *words, rc=4)
+    assert "QOSMaxSubmit" in done.err
+    assert "resume" in done.err
+    site.wait(lambda: not site.jobs())
+    held.unlink()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+@pytest.mark.parametrize("why", ["held", "partition down"])
+def test_a_job_that_does_not_start_says_why_and_what_to_do(
+    site: Site, pages: Pages, tmp_path: Path, why: str
+) -> None:
+    if why == "held":
+        site.launch(tmp_path / "data", *pages.options, "--sbatch-arg=--hold")
+    else:
+        site.slurm.run("scontrol", "update", "partition=main", "state=down", check=True)
+        try:
+            site.launch(tmp_path / "data", *pages.options)
+            site.wait(lambda: any(r.reason == "PartitionDown" for r in site.jobs()))
+        finally:
+            shown = site.cli.run("status").out if site.cli.runs() else ""
+            site.slurm.run("scontrol", "update", "partition=main", "state=up", check=True)
+        assert "partition" in shown
+    if why == "held":
+        [waiting] = [w for w in site.status()["waiting"] if w["stage"] == "download"]
+        assert waiting["reason"] == "JobHeldUser"
+        assert "scontrol release" in site.cli.run("status").out
+        site.slurm.run("scontrol", "release", *site.status()["jobs"], check=True)
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    words = ("--dest", tmp_path / "data", *pages.options)
+    done = plain.cli.run(*LAUNCH, *words, "-p", "nope", rc=4)
+    assert "invalid partition" in done.err
+    assert plain.slurm.squeue() == []
+    plain.resume("-p", "main")
+    assert plain.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+@pytest.mark.parametrize("stage", [Stage.DOWNLOAD, Stage.EXTRACT])
+def test_an_environment_that_is_missing_on_a_node_is_one_error_that_names_the_node(
+    site: Site, pages: Pages, tmp_path: Path, stage: Stage
+) -> None:
+    broken = tmp_path / "broken"
+    broken.touch()
+    setup = f"case $SLURM_JOB_NAME in *-{stage.value}) "
+    setup += f"[ ! -e {broken} ] || export PYTHONHOME=/nowhere;; esac"
+    site.launch(tmp_path / "data", *pages.options, "--setup", setup, *ALONE)
+    state = site.over()
+    assert state["state"] == "incomplete"
+    errors = [e for e in state["errors"] if e["kind"] == "launch_failed"]
+    assert {error["stage"] for error in errors} == {stage.value}
+    assert all(" on n" in error["message"] for error in errors)
+    assert "environment" in errors[0]["message"]
+    broken.unlink()
+    before = site.finished()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == pages.tree
