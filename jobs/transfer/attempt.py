@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import (
     Again,
-    ContentRange,
     StartOver,
     Validator,
     content_length,
@@ -143,13 +142,10 @@ class Attempt:
         self._fit_size(reply, told.total)
         self._fit_version(reply)
         self._learn(reply, told.total)
-        return self._piece[0], self._clip(told, content_length(reply.headers))
-
-    def _clip(self, told: ContentRange, length: int | None) -> int:
-        assert told.start is not None and told.stop is not None and self._piece is not None
-        if length is not None and length < told.stop - told.start:
-            return min(told.start + length, self._piece[1])
-        return min(told.stop, self._piece[1])
+        # A body that is shorter than its own label is short, however long it says it is: a server
+        # that sends nothing would be asked for ever.
+        assert told.stop is not None
+        return self._piece[0], min(told.stop, self._piece[1])
 
     def _fit_size(self, reply: Reply, told: int | None) -> None:
         """Hold the size that the answer tells against the published one, or an earlier answer's."""
