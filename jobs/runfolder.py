@@ -116,11 +116,14 @@ class RunFolder:
         except FileExistsError as error:
             raise RunFolderError(f"{self.path} exists already; launch again") from error
         self.path.chmod(0o700)  # whatever the umask took away
-        for folder in (self.submissions, self.shards, self.manifests, self.progress):
-            folder.mkdir(mode=0o700)
-        for stage in Stage:
-            (self.results / stage.value).mkdir(mode=0o700, parents=True)
+        self.make_whole()
         atomic.create_json(self.plan, plan)
+
+    def make_whole(self) -> None:
+        """Make the folders that are missing: what was removed of a run is done again."""
+        folders = [self.submissions, self.shards, self.manifests, self.progress, self.results]
+        for folder in (*folders, *(self.results / stage.value for stage in Stage)):
+            folder.mkdir(mode=0o700, exist_ok=True)
 
     def check(self) -> None:
         """Refuse a folder that somebody else owns or can write: its pickles could be anybody's."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -172,7 +173,11 @@ def _wait(pid: int) -> int:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > deadline:
             os.kill(pid, signal.SIGABRT)  # with faulthandler, its stack is in what it said
-        time.sleep(0.002)
+        _pause()
+
+
+def _pause() -> None:
+    select.select([], [], [], 0.002)  # not `sleep`, which a faked clock confuses
 
 
 def _orphans() -> int:
@@ -184,7 +189,7 @@ def _orphans() -> int:
         except ChildProcessError:
             return 0
         if not ended:
-            time.sleep(0.005)
+            _pause()
     left = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     for pid in left:
         os.kill(int(pid), signal.SIGKILL)
@@ -343,7 +348,7 @@ class _Forked:
         while (code := self.poll()) is None:
             if time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired("forked", timeout)
-            time.sleep(0.001)
+            _pause()
         return code
 
     def kill(self) -> None:
