@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.errors import UsageError
@@ -42,6 +42,8 @@ def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
     assert planning.temp_folder(Place("/d", "/scratch"), "r") == "/scratch/r"
 
 
+# A busy machine is no fault of what is tested.
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.integers(0, 10_000), min_size=1, max_size=30),
     most=st.integers(1, 12),
