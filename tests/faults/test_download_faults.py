@@ -81,7 +81,7 @@ class Stage:
         self.root = tmp_path
         source = open_source(origins.put(NAME, DATA))
         options = Options(
-            part_size=part_size, stall_s=0.5, header_env=(("Authorization", "SITE_LOGIN"),)
+            part_size=part_size, stall_s=1.0, header_env=(("Authorization", "SITE_LOGIN"),)
         )
         self.plan: Plan = planning.plan_run(
             source.describe(),

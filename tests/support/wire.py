@@ -81,6 +81,11 @@ def _sha1(content: bytes) -> str:
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
 
 
+@functools.lru_cache(maxsize=4)
+def _gzipped(content: bytes) -> bytes:
+    return gzip.compress(content, 1, mtime=0)
+
+
 def spoil(answer: Answer, fault: Fault, request: Request) -> Answer:
     """The answer with a fault's status, headers and content."""
     headers = dict(answer.headers)
@@ -92,7 +97,7 @@ def spoil(answer: Answer, fault: Fault, request: Request) -> Answer:
     if fault.etag is not None:
         headers["ETag"] = fault.etag
     if fault.gzip and is_file:
-        body = gzip.compress(_whole(body), 1, mtime=0)
+        body = _gzipped(_whole(body))
         headers["Content-Encoding"] = "gzip"
         is_file = False
     if fault.digests and is_file:
