@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -47,11 +48,17 @@ def archives(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def scene(shop: Shop, archives: Path, whole: dict[str, str], tmp_path: Path) -> Stage:
-    """Makes scenes by name; the source is the folder of archives unless another is given."""
+    """Makes scenes by name: over the folder of archives unless another source is given, and run
+    by the common shop unless another is."""
 
-    def make(name: str = "scene", source: Sequence[str | Path] | None = None) -> Scene:
+    def make(
+        name: str = "scene",
+        source: Sequence[str | Path] | None = None,
+        *,
+        at: Shop | None = None,
+    ) -> Scene:
         words = ("--local-path", archives) if source is None else source
-        return Scene(shop, tmp_path / name, words, whole)
+        return Scene(at or shop, tmp_path / name, words, whole)
 
     return make
 
@@ -64,3 +71,24 @@ def served(archives: Path, web: FaultyServer) -> tuple[str, ...]:
         web.put(f"/{path.name}", path)
         words += ["--url", web.url(f"/{path.name}")]
     return tuple(words)
+
+
+def _apart(*prefix: str) -> Iterator[Shop]:
+    """A shop in namespaces of its own, where this user may make some."""
+    made = subprocess.run([*prefix, "true"], capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"{' '.join(prefix)}: {made.stderr.strip()}")
+    with Shop(*prefix) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def mounting() -> Iterator[Shop]:
+    """A shop with mounts of its own: `do("mount", …)`; needs root."""
+    yield from _apart("unshare", "--mount", "--propagation", "private")
+
+
+@pytest.fixture(scope="session")
+def offline() -> Iterator[Shop]:
+    """A shop without any network; needs root."""
+    yield from _apart("unshare", "--net")

@@ -1,0 +1,239 @@
+"""State that is cut, garbage, half removed, moved, of another version or of another clock.
+
+Rows 29–31, 33–35 of docs/faults.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.forkfaults import Fault
+from tests.support.forkshop import Shop
+from tests.support.matrix import Scene
+from tests.support.samples import tree_digest
+
+pytestmark = pytest.mark.faults
+
+Stage = Callable[..., Scene]
+
+# Where a run stops that has fetched and extracted all and lacks its end.
+BEFORE_THE_END = Fault("finalize", 3)
+
+
+@pytest.fixture
+def stopped(scene: Stage) -> Scene:
+    """A run that was killed as it finalized."""
+    here = scene()
+    ended = here.launch(fault=BEFORE_THE_END)
+    assert ended.fired
+    return here
+
+
+def ask(here: Scene, *words: str | Path) -> Any:
+    """`status`, which must answer in words whatever it finds."""
+    done = here.shop.run(here.cli, "status", *words, rc=None)
+    assert done.rc in (0, 1), done
+    assert done.out.strip() or done.err.strip()
+    return done
+
+
+STATE = [
+    "plan.json",
+    "submissions/0001.json",
+    "results/download/0.1.json",
+    "results/extract/0.1.json",
+    "shards/0000-*.json",
+    "manifests/0000-*.jsonl",
+    "events.jsonl",
+    "progress/extract-0.json",
+]
+
+
+def _state_file(here: Scene, pattern: str) -> Path:
+    return min(here.run.glob(pattern))
+
+
+@pytest.mark.parametrize("pattern", STATE)
+def test_a_state_file_cut_anywhere_or_garbage_is_named_and_never_taken_for_the_truth(
+    stopped: Scene, pattern: str
+) -> None:
+    path = _state_file(stopped, pattern)
+    good = path.read_bytes()
+    cuts = [good[:size] for size in range(0, len(good), max(1, len(good) // 12))]
+    for bad in (*cuts, good[:-1], good[:-2], bytes(64), b"[]\n", b'{"a": 1}\n', b"\x80\x04\x95K."):
+        path.write_bytes(bad)
+        told = ask(stopped)
+        if told.err and "damaged" in told.err:
+            assert path.name in told.err
+        ended = stopped.resume("--dry-run", rc=None)
+        assert ended.rc in (0, 1), ended
+        assert path.read_bytes() == bad, "looking changes nothing"
+        assert not (stopped.dest / "RECEIPT.json").exists()
+    path.write_bytes(good)
+    stopped.finish()
+
+
+@pytest.mark.parametrize("pattern", [each for each in STATE if each != "plan.json"])
+@pytest.mark.parametrize("how", ["garbage", "cut"])
+def test_a_damaged_state_file_is_gone_round_as_the_message_says(
+    stopped: Scene, pattern: str, how: str
+) -> None:
+    path = _state_file(stopped, pattern)
+    path.write_bytes(b"\x80garbage" if how == "garbage" else path.read_bytes()[:-20])
+    ended = stopped.resume(rc=None)
+    if ended.rc:
+        assert path.name in ended.err + ended.out, ended
+        path.unlink(missing_ok=True)
+        stopped.resume()
+    stopped.check_whole()
+
+
+def _pieces(run: Path) -> list[str]:
+    return sorted(path.name for path in run.iterdir() if path.name not in ("plan.json",))
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["submissions", "results", "shards", "manifests", "progress", "submitit", "events.jsonl"],
+)
+def test_a_run_folder_half_removed_is_made_good_by_resume(stopped: Scene, piece: str) -> None:
+    path = stopped.run / piece
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+    ask(stopped)
+    stopped.resume()
+    stopped.check_whole()
+
+
+def _check_published(here: Scene) -> None:
+    """Whole; what a run staged that nobody knows of any more is left to its owner."""
+    assert (here.dest / "RECEIPT.json").is_file()
+    assert tree_digest(here.dest) == here.whole
+
+
+def test_a_run_folder_wholly_removed_gives_the_destination_up_to_a_new_launch(
+    stopped: Scene,
+) -> None:
+    shutil.rmtree(stopped.run)
+    assert "there is no run" in stopped.resume(rc=1).err
+    stopped.launch(rc=0)
+    _check_published(stopped)
+
+
+def test_without_its_plan_a_run_is_none_and_a_new_launch_takes_its_place(stopped: Scene) -> None:
+    (stopped.run / "plan.json").unlink()
+    assert stopped.resume(rc=1).err
+    shutil.rmtree(stopped.run)
+    stopped.launch(rc=0)
+    _check_published(stopped)
+
+
+def test_a_run_folder_that_was_moved_is_looked_at_and_resumed_by_its_path(
+    stopped: Scene, tmp_path: Path
+) -> None:
+    moved = tmp_path / "elsewhere" / stopped.run.name
+    moved.parent.mkdir()
+    stopped.run.rename(moved)
+    assert "incomplete" in ask(stopped, moved).out
+    stopped.resume(moved)
+    stopped.check_whole()
+    assert "done" in ask(stopped, moved).out
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o707])
+def test_a_run_folder_that_others_can_write_is_refused_until_it_is_closed(
+    stopped: Scene, mode: int
+) -> None:
+    stopped.run.chmod(mode)
+    for command in ("status", "resume"):
+        ended = stopped.shop.run(stopped.cli, command, rc=1)
+        assert "written by others" in ended.err
+    stopped.run.chmod(0o700)
+    stopped.finish()
+
+
+def test_run_folders_are_closed_to_others_whatever_the_umask(stopped: Scene) -> None:
+    for path in [stopped.run, *stopped.run.rglob("*")]:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        assert not mode & 0o022, (path, oct(mode))
+    assert stat.S_IMODE(stopped.run.stat().st_mode) == 0o700
+
+
+def _rewrite(path: Path, **changes: Any) -> None:
+    value = json.loads(path.read_bytes())
+    path.write_text(json.dumps(value | changes))
+
+
+def test_a_plan_of_a_newer_version_is_refused_and_names_it(stopped: Scene) -> None:
+    _rewrite(stopped.run / "plan.json", schema=99, version="7.0")
+    for command in ("status", "resume"):
+        ended = stopped.shop.run(stopped.cli, command, rc=1)
+        assert "version 7.0" in ended.err
+        assert "newer" in ended.err
+
+
+def test_a_plan_that_lacks_what_later_versions_added_is_read(stopped: Scene) -> None:
+    path = stopped.run / "plan.json"
+    plan = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**plan, "from the future": 1, "schema": 1}))
+    stopped.finish()
+
+
+def test_files_that_nfs_leaves_of_removed_ones_are_passed_over(stopped: Scene) -> None:
+    for folder in [stopped.run, *(path for path in stopped.run.rglob("*") if path.is_dir())]:
+        (folder / ".nfs000000000012ab3400000001").write_bytes(b"removed while open")
+    (stopped.dest / ".nfs000000000012ab3400000002").write_bytes(b"removed while open")
+    ask(stopped)
+    stopped.resume()
+    (stopped.dest / ".nfs000000000012ab3400000002").unlink()
+    stopped.check_whole()
+
+
+@pytest.mark.parametrize("shift", ["-10m", "+10m", "-400d"])
+@pytest.mark.parametrize("where", ["extract", "finalize"])
+def test_a_clock_that_is_wrong_changes_nothing(
+    scene: Stage, shop: Shop, shift: str, where: str
+) -> None:
+    with Shop("env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", shift) as astray:
+        here = scene(at=astray)
+        assert here.launch(fault=Fault(where, 3)).fired
+        here.shop = shop
+        assert "incomplete" in ask(here).out
+        here.finish()
+        here.shop = astray
+        assert "done" in ask(here).out
+
+
+def test_a_result_whose_times_are_off_is_still_the_newest_of_its_attempt(stopped: Scene) -> None:
+    for path in stopped.run.glob("results/*/*.json"):
+        _rewrite(path, started="2001-01-01T00:00:00Z", ended="2001-01-01T00:00:01Z")
+    _rewrite(stopped.run / "submissions/0001.json", created="2090-01-01T00:00:00Z")
+    assert "incomplete" in ask(stopped).out
+    stopped.finish()
+
+
+def test_a_flipped_bit_is_found_by_a_deep_verify_and_mended(scene: Stage) -> None:
+    here = scene()
+    here.launch(rc=0)
+    picture = min((here.dest / "images").iterdir())
+    data = bytearray(picture.read_bytes())
+    data[len(data) // 2] ^= 1
+    times = picture.stat()
+    picture.write_bytes(data)
+    os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
+    here.shop.run(here.cli, "verify", here.dest, rc=0)
+    told = here.shop.run(here.cli, "verify", here.dest, "--deep", rc=5)
+    assert picture.name in told.out
+    here.resume("--deep")
+    here.check_whole()
+    here.shop.run(here.cli, "verify", here.dest, "--deep", rc=0)
