@@ -132,14 +132,15 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     preflight.check_space(planned.state.plan, planned.state)
     name = _engine_name(last)
     engine = engines.by_name(name)
-    lost = [event.name for event in journal.open_intents(folder)]
+    # A later attempt's are those of another resume, which is at it right now.
+    lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
         engine.cancel(folder, step.cancel, lost)
         for job in lost:
             journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a resume by hand begins anew
-    draft = running.next_draft(folder, last, step, engine=name, retries=retries)
+    draft = running.next_draft(last, step, engine=name, retries=retries)
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
     else:

@@ -102,12 +102,15 @@ def zeroth(plan: Plan) -> Submission:
 
 
 def next_draft(
-    folder: RunFolder, last: Submission, step: recovery.Recovery, *, engine: str, retries: int
+    last: Submission, step: recovery.Recovery, *, engine: str, retries: int
 ) -> Submission:
-    """The submission after all there are, over the work of ``step``."""
+    """The submission after ``last``, over the work of ``step``.
+
+    Who looked before another process made that submission collides with it (``submit_chain``).
+    """
     return replace(
         submission.draft(
-            max(folder.submission_numbers(), default=0) + 1,
+            last.number + 1,
             engine,
             step.tasks,
             dict(step.resources or last.resources),
@@ -127,14 +130,14 @@ def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None) -> None:
             step = recovery.recover(state)
             rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
             step = replace(step, tasks=rest)
-            draft = next_draft(folder, last, step, engine=last.onward, retries=last.retries)
+            draft = next_draft(last, step, engine=last.onward, retries=last.retries)
             submit(folder, draft, on_tick=on_tick)
         return
     if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
         return
     step = recovery.recover(state)
     if step.tasks:
-        draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
+        draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
         submit(folder, draft, on_tick=on_tick)
 
 
@@ -150,7 +153,7 @@ def retry(run_dir: str, attempt: int) -> None:
     step = recovery.recover(state)
     if step.tasks:
         engines.by_name(last.engine).cancel(folder, step.cancel)
-        draft = next_draft(folder, last, step, engine=last.engine, retries=last.retries - 1)
+        draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
         submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 
