@@ -237,7 +237,9 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
     if word == "COMPLETED":
         return None
     status, number = code
-    if number == _LAUNCH_SIGNAL or any(words in reason for words in _LAUNCH_REASONS):
+    # A batch shell that was killed is told as JobLaunchFailure too (22.05), with the signal.
+    refused = number != _KILL and any(words in reason for words in _LAUNCH_REASONS)
+    if number == _LAUNCH_SIGNAL or refused:
         return Cause.LAUNCH_FAILED
     if number or status in (_KILL, 128 + _KILL, 128 + 15):
         return Cause.KILLED
