@@ -1,0 +1,171 @@
+"""Names from archives: which are safe, how they are shown, and the folders they need."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import ArchiveError, Cause, StorageError, UnsafeMemberError
+from jobs.memberpath import (
+    MAX_COMPONENT,
+    MAX_DEPTH,
+    MAX_PATH,
+    Folders,
+    is_folder_itself,
+    junk_kind,
+    safe_path,
+    shown,
+    text_of,
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        (b"a", b"a"),
+        (b"a/b.png", b"a/b.png"),
+        (b"./a//b/./c/", b"a/b/c"),
+        (b"..a/b../...", b"..a/b../..."),
+        (b"C:\\x\\..\\y", b"C:\\x\\..\\y"),
+        (b"-rf; $(id) *", b"-rf; $(id) *"),
+        (b"\xff\xfe.png", b"\xff\xfe.png"),
+        ("ünï/ж".encode(), "ünï/ж".encode()),
+        (b"x" * MAX_COMPONENT, b"x" * MAX_COMPONENT),
+        (b"d/" * (MAX_DEPTH - 1) + b"x", b"d/" * (MAX_DEPTH - 1) + b"x"),
+    ],
+)
+def test_a_safe_name_means_one_relative_path(name: bytes, path: bytes) -> None:
+    assert safe_path(name, archive="a.tar") == path
+    assert safe_path(path, archive="a.tar") == path
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [
+        (b"/etc/passwd", "absolute"),
+        (b"//etc", "absolute"),
+        (b"/", "absolute"),
+        (b"..", "climbs"),
+        (b"a/../b", "climbs"),
+        (b"a/..", "climbs"),
+        (b"./../a", "climbs"),
+        (b"", "no name"),
+        (b".", "no name"),
+        (b"./.", "no name"),
+        (b"a\0b", "control"),
+        (b"a\nb", "control"),
+        (b"a\x1b[2J", "control"),
+        (b"a\x7f", "control"),
+        (b"x" * (MAX_COMPONENT + 1), f"longer than {MAX_COMPONENT}"),
+        (b"d/" * MAX_DEPTH + b"x", f"more than {MAX_DEPTH} folders"),
+        (b"/".join([b"y" * 200] * (MAX_PATH // 200 + 1)), f"longer than {MAX_PATH}"),
+    ],
+)
+def test_an_unsafe_name_is_refused_with_its_reason_on_one_line(name: bytes, fact: str) -> None:
+    with pytest.raises(UnsafeMemberError, match=fact) as caught:
+        safe_path(name, archive="a.tar")
+    assert caught.value.message.startswith("a.tar: member ")
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize(
+    ("name", "itself"),
+    [(b".", True), (b"./", True), (b".//.", True), (b"..", False), (b"./a", False), (b"", False)],
+)
+def test_the_data_folder_itself_is_told_from_what_is_in_it(name: bytes, itself: bool) -> None:
+    assert is_folder_itself(name) is itself
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (b"__MACOSX", "__MACOSX"),
+        (b"__MACOSX/a/b", "__MACOSX"),
+        (b"a/._b", "._*"),
+        (b"._b", "._*"),
+        (b"a/.DS_Store", ".DS_Store"),
+        (b"a/__MACOSX/b", None),
+        (b"a/.DS_Store.png", None),
+        (b"_.png", None),
+    ],
+)
+def test_a_desktops_leftovers_are_told_from_data(path: bytes, kind: str | None) -> None:
+    assert junk_kind(path) == kind
+
+
+def test_bytes_that_are_no_text_are_kept_in_hex() -> None:
+    assert text_of("ж".encode()) == ("ж", None)
+    assert text_of(b"a\xff") == ("a\\xff", "61ff")
+
+
+def test_a_long_name_is_shown_by_both_its_ends() -> None:
+    told = shown(b"a" * 5000 + b"\n.png")
+    assert len(told) < 220
+    assert told.startswith("'aaa") and "…" in told and told.endswith("\\n.png'")
+
+
+def test_folders_are_made_as_they_are_needed(tmp_path: Path) -> None:
+    folders = Folders(tmp_path, archive="a.tar")
+    place = folders.place(b"a/b/c.png")
+    assert place == bytes(tmp_path) + b"/a/b/c.png"
+    assert (tmp_path / "a/b").is_dir()
+    assert folders.place(b"top.png") == bytes(tmp_path) + b"/top.png"
+
+
+def test_the_data_folder_may_be_reached_by_a_link(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "data").symlink_to("real")
+    Folders(tmp_path / "data", archive="a.tar").place(b"a/b")
+    assert (tmp_path / "real/a").is_dir()
+
+
+@pytest.mark.parametrize("path", [b"a/x", b"a/b/x", b"a/b/c/x"])
+@pytest.mark.parametrize("target", ["..", "/", "nowhere", "../data/real"])
+def test_no_link_on_disk_is_followed_wherever_it_stands_and_leads(
+    tmp_path: Path, path: bytes, target: str
+) -> None:
+    data = tmp_path / "data"
+    (data / "real").mkdir(parents=True)
+    planted = data / path.decode().rpartition("/")[0]
+    planted.parent.mkdir(parents=True, exist_ok=True)
+    planted.symlink_to(target)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UnsafeMemberError, match="symbolic link on disk"):
+        Folders(data, archive="a.tar").place(path[:-1] + b"deeper/x")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_where_a_folder_should_be_is_a_collision(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"")
+    with pytest.raises(ArchiveError) as caught:
+        Folders(tmp_path, archive="a.tar").place(b"a/b/c")
+    assert caught.value.cause is Cause.COLLISION
+
+
+def test_a_file_system_that_refuses_is_named_with_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="gone/a"):
+        Folders(tmp_path / "gone", archive="a.tar").place(b"a/b")
+
+
+def test_many_threads_and_objects_make_one_tree(tmp_path: Path) -> None:
+    paths = [b"%d/%d/%d/x" % (i % 3, i % 5, i % 7) for i in range(400)]
+    shared = Folders(tmp_path, archive="a.tar")
+    others = [Folders(tmp_path, archive="b.tar") for _ in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        for folders in (shared, shared, shared, shared, *others):
+            pool.map(folders.place, paths)
+        places = set(pool.map(shared.place, paths))
+    assert len(places) == 105
+    assert len([path for path in tmp_path.rglob("*") if path.is_dir()]) == 3 + 15 + 105
+
+
+def test_forgetting_folders_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Folders, "_REMEMBERED", 3)
+    folders = Folders(tmp_path, archive="a.tar")
+    for _ in range(2):
+        for number in range(9):
+            folders.place(b"%d/y/x" % number)
+    assert len(list(tmp_path.glob("*/y"))) == 9
