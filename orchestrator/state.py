@@ -178,6 +178,7 @@ _MISSING_WORDS = {
     Cause.PREEMPTED: "was preempted and not requeued; `resume` submits it again",
     Cause.CANCELLED: "was cancelled; `resume` submits it again",
     Cause.DEPENDENCY: "never started, as the job before it did not succeed; `resume` goes on",
+    Cause.ENGINE: "was never submitted; `resume` submits it",
     Cause.LAUNCH_FAILED: "could not be started on its node (log folder, working folder or "
     "environment); see its log, then `resume`",
 }
@@ -198,7 +199,7 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     result = evidence.results.get(key)
     silent = TaskState(EngineState.UNKNOWN)
     # A task without an id was never accepted by the engine: nothing will come of it.
-    never = TaskState(EngineState.ENDED, cause=Cause.LAUNCH_FAILED)
+    never = TaskState(EngineState.ENDED, cause=Cause.ENGINE)
     engine = evidence.engine.get(key, silent if task.job_id else never)
     beat = evidence.heartbeats.get((task.stage, task.number))
     if beat is not None and beat.attempt != submission.number:
@@ -207,7 +208,10 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     status = task_status(result, engine, evidence.now, late_s=late_s)
     problem = None
     if status is TaskStatus.MISSING:
-        problem = _missing_problem(f"{task.stage.value} task {task.number}", engine)
+        if submission.refused is not None:
+            problem = Problem(Cause.ENGINE, f"attempt {submission.number}: {submission.refused}")
+        else:
+            problem = _missing_problem(f"{task.stage.value} task {task.number}", engine)
     elif status is TaskStatus.FAILED and result is not None:
         problem = result.problem
     return TaskView(submission.number, task, status, engine, result, beat, problem)

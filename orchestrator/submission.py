@@ -178,6 +178,10 @@ def _all_or_nothing(
             for name in names:
                 journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
         if isinstance(error, EngineError):
+            # Who asked may be a finalize job on its node, with nobody to read this but `status`.
+            refused = folder.load_submission(submission.number)
+            refused = replace(refused, refused=error.message)
+            atomic.write_json(folder.submission(submission.number), refused)
             raise EngineError(
                 f"{error.message}\nNothing of it was left submitted. Once that is mended: "
                 f"websight-orchestrate resume {folder.run_id}",
