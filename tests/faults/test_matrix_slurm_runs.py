@@ -1,0 +1,235 @@
+"""Faults of launchers and shells, and runs that go on by themselves, on a real Slurm.
+
+Rows 37 and 39 of the fault matrix (docs/faults.md), retries, what follows a run, waiting.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from signal import Signals
+
+import pytest
+
+from jobs.model import Stage
+from tests.support.sites import LAUNCH, Pages, Site, gate, items, kinds, published
+
+pytestmark = [pytest.mark.slurm, pytest.mark.faults]
+
+ALONE = ("--retries", "0")  # the run does nothing by itself
+
+
+def failing(condition: str) -> tuple[str, str]:
+    """Options by which an extract task is killed on its node where a shell condition holds."""
+    return (
+        "--setup",
+        f"case $SLURM_JOB_NAME in *-extract) if {condition}; then kill -9 $$; fi;; esac",
+    )
+
+
+def then_script(folder: Path) -> Path:
+    """A batch script that writes down what of the dataset it finds."""
+    script = folder / "then.sh"
+    script.write_text(f"#!/bin/sh\nls {folder}/data >> {folder}/seen\n")
+    return script
+
+
+# The launcher is gone --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [Signals.SIGHUP, Signals.SIGKILL])
+def test_a_launcher_that_dies_after_it_submitted_leaves_a_run_to_be_seen_from_anywhere(
+    plain: Site, pages: Pages, tmp_path: Path, number: Signals
+) -> None:
+    site = plain
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
+    process = site.cli.start(*LAUNCH, *words, "--wait")
+    try:
+        site.wait(lambda: site.cli.runs() and site.jobs(Stage.FINALIZE))
+        process.send_signal(number)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert len(site.jobs()) == 1 + 4 + 1
+    elsewhere = replace(site.cli, cwd=tmp_path)
+    assert elsewhere.status(site.run_folder().path)["state"] == "running"
+    held.unlink()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_ctrl_c_while_waiting_leaves_the_jobs_and_says_how_to_look_and_to_cancel(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = plain
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
+    process = site.cli.start(*LAUNCH, *words, "--wait")
+    said = ""
+    try:
+        assert process.stderr is not None
+        for line in process.stderr:  # it waits once it has said how to look
+            said += line
+            if "cancel" in line:
+                break
+        process.send_signal(Signals.SIGINT)
+        _, rest = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    said += rest
+    assert "websight-orchestrate status" in said
+    assert "websight-orchestrate cancel" in said
+    assert "Traceback" not in said
+    assert len(site.jobs()) == 1 + 4 + 1
+    held.unlink()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+# Two at once -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("again", range(3))
+def test_of_two_resumes_at_once_one_submits(
+    plain: Site, pages: Pages, tmp_path: Path, again: int
+) -> None:
+    site = plain
+    held = tmp_path / "held"
+    site.launch(tmp_path / "data", *pages.options, *gate(held))
+    before = site.finished()
+    site.slurm.run("scancel", *(row.job_id for row in site.jobs()), check=True)
+    site.wait(lambda: not site.jobs())
+    both = [site.cli.start("resume") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=60)
+    assert 0 in [process.returncode for process in both]
+    assert site.run_folder().submission_numbers() == [1, 2]
+    assert len(site.jobs()) == 1 + 4 + 1
+    held.unlink()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == pages.tree
+
+
+# By itself -------------------------------------------------------------------------------------
+
+
+def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_once(
+    site: Site, pages: Pages, tmp_path: Path
+) -> None:
+    once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
+    site.launch(tmp_path / "data", *pages.options, *once, "--then", then_script(tmp_path))
+    site.wait(lambda: len(site.run_folder().submission_numbers()) == 2, 90)
+    before = site.finished()
+    state = site.over()
+    assert state["state"] == "done"
+    assert state["attempts"] == 2
+    assert len(items(site.run_folder(), 2, Stage.EXTRACT)) == 1
+    assert items(site.run_folder(), 2, Stage.DOWNLOAD) == []
+    assert site.done_twice(before) == 0
+    site.wait((tmp_path / "seen").exists)
+    assert (tmp_path / "seen").read_text().split().count("RECEIPT.json") == 1
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_attempts_that_bring_nothing_stop_and_resume_ends_the_run(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = plain
+    broken = tmp_path / "broken"
+    broken.touch()
+    always = failing(f"[ -e {broken} ] && [ ${{SLURM_ARRAY_TASK_ID:-1}} = 1 ]")
+    words = (*pages.options, *always, "--retries", "5", "--then", then_script(tmp_path))
+    site.launch(tmp_path / "data", *words)
+    site.wait(lambda: len(site.run_folder().submission_numbers()) == 2, 90)
+    state = site.over()
+    assert state["state"] == "incomplete"
+    assert state["attempts"] == 2
+    assert kinds(state) == {"killed"}
+    assert site.slurm.squeue() == []
+    assert not (tmp_path / "seen").exists()
+    before = site.finished()
+    broken.unlink()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    site.wait((tmp_path / "seen").exists)
+    assert "RECEIPT.json" in (tmp_path / "seen").read_text()
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    refused = "sbatch: error: Submission from compute nodes is not allowed"
+    site = plain.wrapping(
+        "sbatch", f'[ -z "$ON_NODE" ] || {{ echo "{refused}" >&2; exit 1; }}\n$REAL "$@"'
+    )
+    broken = tmp_path / "broken"
+    broken.touch()
+    always = failing(f"[ -e {broken} ] && [ ${{SLURM_ARRAY_TASK_ID:-1}} = 1 ]")
+    site.launch(tmp_path / "data", *pages.options, *always, "--setup", "export ON_NODE=1")
+    state = site.over()
+    assert state["state"] == "incomplete"
+    assert kinds(state) == {"engine"}
+    assert any("compute nodes is not allowed" in error["message"] for error in state["errors"])
+    before = site.finished()
+    broken.unlink()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == pages.tree
+
+
+# Where and how it is launched ------------------------------------------------------------------
+
+
+def test_a_launch_inside_an_allocation_is_not_bound_by_it(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    inside = replace(plain.cli, under=("salloc", "-n1", "--mem=100", "-t", "5", "-J", "mine"))
+    inside = inside.having(SBATCH_PARTITION="nowhere", SLURM_CPUS_PER_TASK="7")
+    words = ("--dest", tmp_path / "data", *pages.options)
+    inside.run(*LAUNCH, *words, "--wait")
+    assert plain.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_downloaded_in_the_shell_the_rest_goes_to_slurm(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = plain
+    held = tmp_path / "held"
+    words = (*pages.options, "--download-on", "login", *gate(held))
+    site.launch(tmp_path / "data", *words)
+    before = site.finished()
+    assert len(before) == 4
+    assert {row.name.rpartition("-")[2] for row in site.jobs()} == {"extract", "finalize"}
+    held.unlink()
+    assert site.over()["state"] == "done"
+    assert site.done_twice(before) == 0
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_what_waits_for_the_printed_id_starts_only_once_the_dataset_is_published(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = plain
+    always = failing("[ $SLURM_ARRAY_TASK_ID = 1 ]")
+    held = tmp_path / "held"
+    first = site.launch(tmp_path / "data", *pages.options, *ALONE, *always, *gate(held))
+    script = f"ls {tmp_path}/data > {tmp_path}/"
+    after = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
+    site.slurm.sbatch(script + "first", *after)
+    held.unlink()
+    assert site.over()["state"] == "incomplete"
+    second = site.resume("--parsable", "--setup", "true").out.strip()
+    assert second.isdecimal()
+    site.slurm.sbatch(script + "second", f"--dependency=afterok:{second}")
+    assert site.over()["state"] == "done"
+    site.slurm.wait_until_idle()
+    assert not (tmp_path / "first").exists()
+    assert "RECEIPT.json" in (tmp_path / "second").read_text()
+    assert published(tmp_path / "data") == pages.tree
