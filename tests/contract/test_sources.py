@@ -1,0 +1,206 @@
+"""What every source promises, held against the Hub, URLs and folders."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from jobs import atomic
+from jobs.errors import Cause, SourceError
+from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
+from jobs.progress import Progress
+from jobs.sources import Source, open_source, reopen
+from jobs.sources.base import SourceRequest, key_of
+from jobs.transfer import Transfer
+from tests.support import faults
+from tests.support.hubserver import HubServer
+from tests.support.origins import REPO, HubOrigins, Mirror, Origins, UrlOrigins
+
+# Beginnings that are archives' own, and bodies that are long enough to be cut.
+FILES = {
+    "pages-2.tar.gz": b"\x1f\x8b\x08\x00" + b"2" * 300_000,
+    "pages-10.tar.gz": b"\x1f\x8b\x08\x00" + b"X" * 200_000,
+    "pages.zip": b"PK\x03\x04" + b"Z" * 100_000,
+}
+ORDER = ["pages-2.tar.gz", "pages-10.tar.gz", "pages.zip"]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The files at a source: how to ask for them, and what must stay hidden."""
+
+    request: SourceRequest
+    missing: SourceRequest  # something near that is not there
+    options: Options = field(default_factory=Options)
+    origins: Origins | None = None  # None: nothing travels
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        return self.origins.secrets if self.origins else ()
+
+
+class SourceContract:
+    """Subclassed once for each kind of source."""
+
+    @pytest.fixture
+    def offer(self) -> Offer:
+        raise AssertionError("every kind gives its own")
+
+    @pytest.fixture
+    def source(self, offer: Offer) -> Source:
+        return open_source(offer.request)
+
+    def again(self, offer: Offer, source: Source) -> Source:
+        """The source as a compute node opens it, from what was written to disk."""
+        ref = msgspec.json.decode(atomic.dumps(source.describe()), type=SourceRef)
+        return reopen(ref, offer.options, source.private())
+
+    def fetch(self, source: Source, shard: Shard, out: Path) -> bytes:
+        """A shard's only file, wherever it comes from."""
+        file = shard.files[0]
+        here = source.path(file)
+        if here is not None:
+            return here.read_bytes()
+        transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
+        received = source.fetch(file, key_of(shard.id, 0), out, transfer)
+        data = out.read_bytes()
+        assert received.size == len(data)
+        assert received.sha256.hex == hashlib.sha256(data).hexdigest()
+        return data
+
+    def test_the_archives_are_told_in_natural_order(self, source: Source) -> None:
+        shards = source.shards()
+        assert [shard.name for shard in shards] == ORDER
+        assert {shard.kind for shard in shards} == {ShardKind.ARCHIVE}
+        assert [shard.size for shard in shards] == [len(FILES[name]) for name in ORDER]
+        assert {shard.parts for shard in shards} == {1}
+
+    def test_ids_are_file_names_in_that_order(self, source: Source) -> None:
+        ids = [shard.id for shard in source.shards()]
+        assert ids == sorted(set(ids))
+        assert all(each == Path(each).name and each.isascii() for each in ids)
+
+    def test_what_is_told_once_is_told_again(self, offer: Offer, source: Source) -> None:
+        other = open_source(offer.request)
+        assert other.shards() == source.shards() == source.shards()
+        assert other.describe() == source.describe()
+        assert other.notes() == source.notes()
+
+    def test_published_digests_are_those_of_the_bytes(self, source: Source) -> None:
+        for shard in source.shards():
+            digest = shard.files[0].digest
+            assert digest is not None
+            assert digest.hex == hashlib.sha256(FILES[shard.name]).hexdigest()
+
+    def test_a_compute_node_gets_the_bytes(
+        self, offer: Offer, source: Source, tmp_path: Path
+    ) -> None:
+        there = self.again(offer, source)
+        for shard in source.shards():
+            out = tmp_path / shard.id
+            for _ in range(2):  # doing it twice does no harm
+                assert self.fetch(there, shard, out) == FILES[shard.name]
+
+    def test_what_was_interrupted_goes_on(
+        self, offer: Offer, source: Source, tmp_path: Path
+    ) -> None:
+        shard = source.shards()[0]
+        there = self.again(offer, source)
+        if offer.origins is None:
+            assert there.path(shard.files[0]) is not None  # nothing to interrupt
+            return
+        offer.origins.forget_requests()
+        offer.origins.fail(faults.cut_after(200_000), faults.status(404, None))
+        with pytest.raises(SourceError):
+            self.fetch(there, shard, tmp_path / "out")
+        offer.origins.server.faults.clear()
+        assert self.fetch(there, shard, tmp_path / "out") == FILES[shard.name]
+        assert offer.origins.sent() < len(FILES[shard.name]) + 1000
+
+    def test_secrets_are_in_private_and_nowhere_else(
+        self, offer: Offer, source: Source, tmp_path: Path
+    ) -> None:
+        shards: Sequence[Shard] = source.shards()
+        told = pickle.dumps((source.describe(), tuple(shards), source.notes()))
+        told += atomic.dumps(source.describe()) + atomic.dumps(tuple(shards))
+        assert [each for each in offer.secrets if each.encode() in told] == []
+        keys = {key_of(shard.id, 0) for shard in shards}
+        assert set(source.private()) <= keys
+        if offer.origins is not None:
+            there = self.again(offer, source)
+            self.fetch(there, shards[0], tmp_path / "out")
+            offer.origins.assert_quiet(tmp_path)
+
+    def test_globs_choose(self, offer: Offer) -> None:
+        request = replace(offer.request, include=("*.tar.gz",), exclude=("*-10*",))
+        assert [shard.name for shard in open_source(request).shards()] == ["pages-2.tar.gz"]
+
+    def test_what_is_not_there_is_one_clear_error(self, offer: Offer) -> None:
+        with pytest.raises(SourceError) as refused:
+            open_source(offer.missing).shards()
+        assert refused.value.cause is Cause.NOT_FOUND
+        assert "\n" not in refused.value.message
+        assert not [each for each in offer.secrets if each in refused.value.message]
+        self.check_hint(refused.value.message)
+
+    def check_hint(self, message: str) -> None:
+        """A name near the one that is missing is told where the source can know it."""
+        assert "did you mean" in message
+
+
+class TestHub(SourceContract):
+    @pytest.fixture
+    def offer(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> Offer:
+        origins = HubOrigins(hub)
+        for name, value in origins.env.items():
+            monkeypatch.setenv(name, value)
+        hub.add_repo(REPO, dict(FILES), private=True)
+        request = SourceRequest(SourceKind.HUB, (f"hf://datasets/{REPO}@main",))
+        missing = replace(request, files=("pages-3.tar.gz",))
+        return Offer(request, missing, origins=origins)
+
+
+class TestUrl(SourceContract):
+    @pytest.fixture
+    def offer(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
+        with Mirror() as web:
+            origins = UrlOrigins(web)
+            for name, value in origins.env.items():
+                monkeypatch.setenv(name, value)
+            made = [origins.put(name, data) for name, data in FILES.items()]
+            header = made[0].header_env
+            request = SourceRequest(
+                SourceKind.URL,
+                tuple(each.locators[0] for each in made),
+                sha256=tuple(each.sha256[0] for each in made),
+                header_env=header,
+            )
+            missing = SourceRequest(
+                SourceKind.URL, (f"{web.url('/pages-3.tar.gz')}?k={web.key}",), header_env=header
+            )
+            yield Offer(request, missing, Options(header_env=header), origins)
+
+    def check_hint(self, message: str) -> None:
+        assert "pages-3.tar.gz" in message
+        assert "check the address" in message
+
+
+class TestLocal(SourceContract):
+    @pytest.fixture
+    def offer(self, tmp_path: Path) -> Offer:
+        folder = tmp_path / "archives"
+        folder.mkdir()
+        lines = []
+        for name, data in FILES.items():
+            (folder / name).write_bytes(data)
+            lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}\n")
+        (folder / "SHA256SUMS").write_text("".join(lines))
+        request = SourceRequest(SourceKind.LOCAL, (str(folder),))
+        missing = SourceRequest(SourceKind.LOCAL, (str(tmp_path / "archive"),))
+        return Offer(request, missing)
