@@ -7,7 +7,6 @@ import contextlib
 import email.utils
 import fcntl
 import functools
-import functools
 import gzip
 import hashlib
 import os
@@ -83,7 +82,6 @@ def _sha1(content: bytes) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-@functools.lru_cache(maxsize=8)  # as servers do, lest each range of it waits for the whole again
 def _gzipped(content: bytes) -> bytes:
     return gzip.compress(content, 1, mtime=0)
 
