@@ -108,7 +108,8 @@ class Partial:
                 # A sibling under its name at once: no torn first line is ever seen.
                 atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
                 if self._log >= 0:
-                    os.close(self._log)
+                    before, self._log = self._log, -1  # should the next step fail
+                    os.close(before)
                 self._log = os.open(self.sidecar, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             except OSError as error:
                 raise from_os_error(error, doing=f"writing {self.sidecar}") from error
