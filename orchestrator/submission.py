@@ -173,7 +173,7 @@ def _all_or_nothing(
         try:
             engine.cancel(folder, ids, names)
         except EngineError:
-            log.warning("could not take back jobs %s; `cancel` does when Slurm answers", ids)
+            log.warning("could not take back %s; `cancel` does when Slurm answers", ids or names)
         else:
             for name in names:
                 journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
