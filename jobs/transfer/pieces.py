@@ -92,7 +92,10 @@ class Round:
         with self._changed:
             self._working -= 1
             if piece is not None:
-                for start, stop in self.partial.ranges.outside(*piece):
+                # The first piece was a guess: the file may end within it.
+                size = self.fetch.size
+                end = piece[1] if size is None else min(piece[1], size)
+                for start, stop in self.partial.ranges.outside(piece[0], end):
                     self._todo.add(start, stop)
             self._changed.notify_all()
 
@@ -104,6 +107,7 @@ class Round:
             self._known = True
             if size is not None and self.fetch.size is None:
                 self.fetch.size = size
+                self._todo.remove(size, max(size, _PROBE))
                 for start, stop in self.partial.ranges.outside(min(_PROBE, size), size):
                     self._todo.add(start, stop)
             self.fetch.hashing()

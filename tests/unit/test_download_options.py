@@ -1,0 +1,306 @@
+"""What users set for a download: rates, logins, proxies, lists, revisions, and the environment."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+import zlib
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, DigestError, SourceError
+from jobs.model import Digest, SourceKind
+from jobs.progress import Progress
+from jobs.sources import open_source, parse_url_list
+from jobs.sources.base import SourceRequest
+from jobs.transfer import Received, Target, Transfer
+from jobs.transfer.answers import published_digest
+from jobs.transfer.pace import Rate, retry_after_s
+from tests.support import faults
+from tests.support.hubserver import HubServer
+from tests.support.webserver import FaultyServer
+from tests.support.wire import Answer, Request
+
+DATA = b"\x1f\x8b\x08\x00" + bytes(range(256)) * 4000
+SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+
+
+def fetch(url: str, out: Path, *, size: int | None = len(DATA), **headers: str) -> Received:
+    transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return transfer.fetch(lambda: Target(url, named), out, name="x", size=size, digest=None)
+
+
+def opened(kind: SourceKind, *locators: str, **more: object) -> list[str]:
+    """Names of the shards of such a request."""
+    source = open_source(SourceRequest(kind, locators, **more))  # type: ignore[arg-type]
+    return [shard.name for shard in source.shards()]
+
+
+# Politeness -------------------------------------------------------------------------------------
+
+
+def test_a_rate_is_that_of_all_connections_together() -> None:
+    rate = Rate(1_000_000)
+    waited: list[float] = []
+
+    def spend() -> None:
+        for _ in range(10):
+            rate.spend(50_000, waited.append)
+
+    threads = [threading.Thread(target=spend) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    # Two million bytes are due after two seconds, less the burst, whoever spends them.
+    assert 1.5 < max(waited) < 2.1
+    assert rate.chunk <= 50_000
+
+
+def test_a_limited_transfer_brings_the_right_bytes(web: FaultyServer, tmp_path: Path) -> None:
+    web.put("/x", DATA)
+    transfer = Transfer(4, 4_000_000, progress=Progress())
+    received = transfer.fetch(
+        lambda: Target(web.url("/x")), tmp_path / "out", name="x", size=len(DATA), digest=SHA
+    )
+    assert received.verified
+
+
+def test_a_date_to_come_back_at_is_read_by_the_servers_own_clock() -> None:
+    now = "Sun, 06 Nov 1994 08:49:37 GMT"
+    headers = {"Retry-After": "Sun, 06 Nov 1994 08:50:07 GMT", "Date": now}
+    assert retry_after_s(headers) == 30
+    assert retry_after_s({"Retry-After": now, "Date": headers["Retry-After"]}) == 0
+    assert retry_after_s({"Retry-After": "soon"}) is None
+    assert retry_after_s({"Retry-After": "7"}) == 7
+
+
+# Logins and proxies -----------------------------------------------------------------------------
+
+
+def test_an_account_in_netrc_is_used_at_launch_and_in_the_job(
+    web: FaultyServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password hush\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    basic = "Basic " + base64.b64encode(b"me:hush").decode()
+    web.put("/x.tar.gz", DATA, authorization=basic)
+    assert opened(SourceKind.URL, web.url("/x.tar.gz")) == ["x.tar.gz"]
+    assert fetch(web.url("/x.tar.gz"), tmp_path / "out").size == len(DATA)
+    # A header of the user's own goes before the account.
+    web.put("/y", DATA, authorization="Bearer mine")
+    assert fetch(web.url("/y"), tmp_path / "y", Authorization="Bearer mine").size == len(DATA)
+
+
+class Proxy(FaultyServer):
+    """Answers for other hosts, as a proxy for plain HTTP does."""
+
+    def respond(self, request: Request) -> Answer:
+        assert request.headers["host"] == "elsewhere.example"
+        return super().respond(request)
+
+
+def test_a_proxy_of_the_environment_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with Proxy({"/x.tar.gz": DATA}) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.url())
+        assert opened(SourceKind.URL, "http://elsewhere.example/x.tar.gz") == ["x.tar.gz"]
+        received = fetch("http://elsewhere.example/x.tar.gz", tmp_path / "out")
+        assert received.sha256 == SHA
+    with pytest.raises(SourceError) as refused:
+        fetch("http://elsewhere.example/x.tar.gz", tmp_path / "other")
+    assert "proxy" in refused.value.message
+
+
+# What servers say of a file ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
+def test_an_empty_file_is_empty_and_not_an_error(
+    web: FaultyServer, tmp_path: Path, known: bool
+) -> None:
+    web.put("/x", b"")
+    received = fetch(web.url("/x"), tmp_path / "out", size=0 if known else None)
+    assert received.size == 0
+    assert (tmp_path / "out").read_bytes() == b""
+
+
+@pytest.mark.parametrize("size", [1, 1000, 4 << 20, (4 << 20) + 1])
+def test_a_file_of_any_size_comes_though_nobody_told_its_size(
+    web: FaultyServer, tmp_path: Path, size: int
+) -> None:
+    data = (DATA * 5)[:size]
+    web.put("/x", data)
+    assert fetch(web.url("/x"), tmp_path / "out", size=None).size == size
+    assert (tmp_path / "out").read_bytes() == data
+    assert web.bytes_sent("/x") == size
+
+
+def test_an_empty_archive_is_told_at_launch(web: FaultyServer) -> None:
+    web.put("/x.tar.gz", b"")
+    with pytest.raises(SourceError, match="empty file"):
+        opened(SourceKind.URL, web.url("/x.tar.gz"))
+
+
+def test_a_server_names_a_file_that_its_address_does_not(web: FaultyServer) -> None:
+    web.put("/download", DATA)
+    web.fail("/download", faults.attachment("../up/pages.tar.gz"))
+    assert opened(SourceKind.URL, web.url("/download") + "?id=7") == ["pages.tar.gz"]
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+@pytest.mark.parametrize(
+    ("headers", "algorithm"),
+    [
+        ({"x-amz-checksum-sha256": _b64(hashlib.sha256(DATA).digest())}, "sha256"),
+        ({"x-amz-checksum-sha1": _b64(hashlib.sha1(DATA).digest())}, "sha1"),
+        ({"x-amz-checksum-crc32": _b64(zlib.crc32(DATA).to_bytes(4, "big"))}, "crc32"),
+        ({"Content-MD5": _b64(hashlib.md5(DATA).digest())}, "md5"),
+        ({"x-goog-hash": f"crc32c=AAAAAA==,md5={_b64(hashlib.md5(DATA).digest())}"}, "md5"),
+        ({"Repr-Digest": f"sha-256=:{_b64(hashlib.sha256(DATA).digest())}:"}, "sha256"),
+        (
+            {
+                "ETag": f'"{hashlib.md5(DATA).hexdigest()}"',
+                "Server": "AmazonS3",
+                "x-amz-request-id": "1",
+            },
+            "md5",
+        ),
+        ({"ETag": f'"{hashlib.md5(DATA).hexdigest()}"'}, None),  # of any server, it is a guess
+        ({"ETag": '"0123-4"', "Server": "AmazonS3", "x-amz-request-id": "1"}, None),
+        (
+            {
+                "x-amz-checksum-sha256": _b64(bytes(32)) + "-3",
+                "x-amz-checksum-type": "COMPOSITE",
+            },
+            None,
+        ),
+        ({"Digest": "sha-256=not base64"}, None),
+    ],
+)
+def test_digests_are_taken_from_headers_that_can_be_trusted(
+    web: FaultyServer, tmp_path: Path, headers: dict[str, str], algorithm: str | None
+) -> None:
+    from requests.structures import CaseInsensitiveDict
+
+    found = published_digest(CaseInsensitiveDict(headers), whole=True)
+    assert (found.algorithm if found else None) == algorithm
+    web.put("/x", DATA, headers=headers)
+    assert fetch(web.url("/x"), tmp_path / "out").verified == (algorithm is not None)
+    if algorithm is not None:
+        wrong = DATA[:-1] + b"!"
+        web.put("/x", wrong, headers=headers)
+        with pytest.raises(DigestError):
+            fetch(web.url("/x"), tmp_path / "other")
+
+
+# Lists ------------------------------------------------------------------------------------------
+
+
+def test_a_list_of_addresses_gives_names_in_either_column() -> None:
+    text = "a.tar http://h/1\nhttp://h/2 b.tar\nhttp://h/c-{8..9}.tar # both\n\n# no\n"
+    assert parse_url_list(text) == (
+        "a.tar\thttp://h/1",
+        "b.tar\thttp://h/2",
+        "http://h/c-8.tar",
+        "http://h/c-9.tar",
+    )
+
+
+def test_digests_beside_the_addresses_are_taken(web: FaultyServer) -> None:
+    web.put("/d/a-01.tar.gz", DATA)
+    web.put("/d/a-02.tar.gz", DATA)
+    web.put("/d/SHA256SUMS", f"{SHA.hex} *a-01.tar.gz\n{'0' * 64}  other\n".encode())
+    url = web.url("/d/") + "a-{01..02}.tar.gz"
+    shards = open_source(SourceRequest(SourceKind.URL, (url,))).shards()
+    assert [shard.files[0].digest for shard in shards] == [SHA, None]
+
+
+# The Hub ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ready(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> HubServer:
+    for name, value in hub.env.items():
+        monkeypatch.setenv(name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "token"))
+    (tmp_path / "token").write_text("")
+    hub.add_repo("org/d", {"a.tar.gz": DATA})
+    return hub
+
+
+def refusal(**words: object) -> SourceError:
+    request = SourceRequest(SourceKind.HUB, **words)  # type: ignore[arg-type]
+    with pytest.raises(SourceError) as refused:
+        open_source(request).shards()
+    return refused.value
+
+
+def test_a_gated_repository_and_an_expired_token_are_told_apart(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready.add_repo("org/gated", {"a.tar.gz": DATA}, gated=True)
+    anonymous = refusal(locators=("org/gated",))
+    assert anonymous.cause is Cause.GATED
+    assert "log in" in anonymous.message
+    monkeypatch.setenv("HF_TOKEN", ready.token)
+    logged_in = refusal(locators=("org/gated",))
+    assert logged_in.cause is Cause.GATED
+    assert "log in" not in logged_in.message
+    assert f"{ready.endpoint}/datasets/org/gated" in logged_in.message
+    monkeypatch.setenv("HF_TOKEN", "hf_expired")
+    expired = refusal(locators=("org/gated",))
+    assert expired.cause is Cause.AUTHENTICATION
+    assert "expired" in expired.message
+    ready.grant("org/gated")
+    monkeypatch.setenv("HF_TOKEN", ready.token)
+    assert opened(SourceKind.HUB, "org/gated") == ["a.tar.gz"]
+
+
+def test_a_token_file_that_is_not_there_is_named(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN_PATH", "/nowhere/token")
+    error = refusal(locators=("org/d",))
+    assert error.cause is Cause.AUTHENTICATION
+    assert "/nowhere/token" in error.message
+
+
+def test_kinds_and_revisions_are_told_by_address_or_option(ready: HubServer) -> None:
+    ready.add_repo("org/m", {"m.tar.gz": DATA}, repo_type="model")
+    ready.tag("org/d", "v1.0")
+    ready.update("org/d", {"b.tar.gz": DATA})
+    assert opened(SourceKind.HUB, "org/m", repo_type="model") == ["m.tar.gz"]
+    assert opened(SourceKind.HUB, "hf://org/m") == ["m.tar.gz"]
+    assert opened(SourceKind.HUB, "hf://datasets/org/d@v1.0") == ["a.tar.gz"]
+    assert opened(SourceKind.HUB, "org/d", revision="v1.0") == ["a.tar.gz"]
+    assert opened(SourceKind.HUB, "org/d") == ["a.tar.gz", "b.tar.gz"]
+    near = refusal(locators=("org/d",), revision="v1.1")
+    assert near.cause is Cause.NOT_FOUND
+    assert "'v1.0'" in near.message
+    both = refusal(locators=("hf://datasets/org/d@main",), revision="v1.0")
+    assert both.cause is Cause.USAGE
+
+
+def test_an_endpoint_that_is_away_is_named(
+    ready: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.sources.hubclient._ATTEMPTS", 1)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    error = refusal(locators=("org/d",))
+    assert error.cause is Cause.NETWORK
+    assert "http://127.0.0.1:9" in error.message
+    assert "HF_ENDPOINT" in error.message
