@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -31,6 +32,8 @@ class TarArchive:
         self._superseded = frozenset(fetched.superseded)
         self._final = bool(fetched.cuts)
         self._known: tuple[str | None] | None = (fetched.top,) if fetched.cuts else None
+        # Where a part ended in a stream, its reader, and what closes it.
+        self._left: tuple[int, TarReader, Callable[[], object]] | None = None
 
     @property
     def top(self) -> str | None:
@@ -99,38 +102,61 @@ class TarArchive:
         last = part.index == part.count - 1
         if start.offset == end.offset and not last:
             return
-        with self._reader(start, end) as reader:
+        with ExitStack() as stack:
+            reader = self._goes_on(start, stack) or self._open(start, stack)
             # The last part reads on to the archive's proven end.
             for member in reader.members(stop=None if last else end.offset):
                 member.superseded = member.ordinal in self._superseded
                 yield member
+            if not last and self._is_stream:
+                self._leave(end, reader, stack.pop_all())
+
+    @property
+    def _is_stream(self) -> bool:
+        """Whether to come to a part means to inflate all that lies before it."""
+        return self._fetched.plain is None and self._fetched.format is not Format.TAR
+
+    def _leave(self, end: Cut, reader: TarReader, stack: ExitStack) -> None:
+        """Keep a reader where the next part begins; it is closed with this object at the latest."""
+        if self._left is not None:
+            self._left[2]()
+        self._left = (end.offset, reader, weakref.finalize(self, stack.close))
+
+    def _goes_on(self, start: Cut, stack: ExitStack) -> TarReader | None:
+        """The reader that was left where a part begins."""
+        if self._left is None or self._left[0] != start.offset:
+            return None
+        _, reader, closing = self._left
+        self._left = None
+        stack.callback(closing)
+        return reader
 
     @contextmanager
-    def _reader(
-        self,
-        start: Cut | None = None,
-        end: Cut | None = None,
-        *,
-        headers_only: bool = False,
-    ) -> Iterator[TarReader]:
-        """A reader that stands at ``start``; ``end`` is where its readers go no further."""
+    def _reader(self, *, headers_only: bool = False) -> Iterator[TarReader]:
+        """A reader that stands at the archive's start."""
+        with ExitStack() as stack:
+            yield self._open(None, stack, headers_only=headers_only)
+
+    def _open(
+        self, start: Cut | None, stack: ExitStack, *, headers_only: bool = False
+    ) -> TarReader:
+        """A reader that stands at ``start``; ``stack`` closes it, and must not hold this object."""
         fetched = self._fetched
         format, offset = fetched.format, start.offset if start else 0
-        with ExitStack() as stack:
-            paths, sizes = fetched.files, fetched.sizes
-            if fetched.plain is not None:
-                paths, sizes, format = (fetched.plain,), (_size_of(fetched),), Format.TAR
-            chain = stack.enter_context(Chain(paths, sizes, archive=self._archive))
-            length = chain.size if format is Format.TAR else None
-            if length is not None and headers_only:
-                cursor: Cursor = SeekingCursor(chain.pread, length, offset)
-            else:
-                first = offset if length is not None else 0
-                blocks = Blocks(chain_blocks(format, chain, self._limits, start=first))
-                stack.enter_context(blocks)
-                cursor = Cursor(blocks, first)
-                cursor.skip_to(offset)
-            yield TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)
+        paths, sizes = fetched.files, fetched.sizes
+        if fetched.plain is not None:
+            paths, sizes, format = (fetched.plain,), (_size_of(fetched),), Format.TAR
+        chain = stack.enter_context(Chain(paths, sizes, archive=self._archive))
+        length = chain.size if format is Format.TAR else None
+        if length is not None and headers_only:
+            cursor: Cursor = SeekingCursor(chain.pread, length, offset)
+        else:
+            first = offset if length is not None else 0
+            blocks = Blocks(chain_blocks(format, chain, self._limits, start=first))
+            stack.enter_context(blocks)
+            cursor = Cursor(blocks, first)
+            cursor.skip_to(offset)
+        return TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)
 
     def _promised_top(self) -> str | None:
         seen = TopFolder(self._options)

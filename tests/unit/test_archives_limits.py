@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import os
 import random
 import shutil
 import subprocess
 import sys
+import threading
 import zipfile
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from jobs.archives import open_archive
 from jobs.archives.follow import follow_here
+from jobs.archives.tar import TarArchive
 from jobs.errors import ArchiveError, Cause, TooLargeError
 from jobs.model import Options, Part
 from jobs.progress import Progress
@@ -205,3 +209,39 @@ def test_a_disk_that_fills_up_while_the_plain_tar_is_written_costs_only_that(
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
     reader = open_archive(followed, shard, Options(), NO_FOLDER)
     assert sum(len(part_digests(reader, Part("s0", index, 3))) for index in range(3)) == 40
+
+
+def test_parts_that_one_process_reads_are_inflated_in_one_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [member(b"%d.png" % number, BYTES) for number in range(60)]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(b"".join(members) + END, 1))
+    whole = digests(path)
+    reader, _, _ = opened(path, parts=6)
+    passes = []
+    real = TarArchive._open
+
+    def counted(self: TarArchive, *args: Any, **words: Any) -> Any:
+        passes.append(args)
+        return real(self, *args, **words)
+
+    monkeypatch.setattr(TarArchive, "_open", counted)
+    found: dict[str, tuple[int, str]] = {}
+    for index in (0, 1, 2, 4, 5, 3):
+        found |= part_digests(reader, Part("s0", index, 6))
+    assert found == whole
+    assert len(passes) == 3  # for 0, 4 and 3
+
+
+def test_a_reader_between_two_parts_is_closed_with_its_archive(tmp_path: Path) -> None:
+    members = [member(b"%d.png" % number, BYTES) for number in range(120)]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(b"".join(members) + END, 1))
+    before = set(threading.enumerate())
+    reader, _, _ = opened(path, parts=6)
+    assert len(part_digests(reader, Part("s0", 0, 6))) > 10
+    assert len(set(threading.enumerate()) - before) == 1
+    del reader
+    gc.collect()
+    assert set(threading.enumerate()) <= before
