@@ -152,8 +152,9 @@ class Partial:
         """Nothing is there; a new file, so that a straggler of before writes into the old one."""
         self._drop_log()
         self._remove()
+        fresh = self._open(os.O_CREAT | os.O_EXCL)
         os.close(self.fd)
-        self.fd = self._open(os.O_CREAT | os.O_EXCL)
+        self.fd = fresh
         self.ranges, self.identity = Ranges(), None
 
     def finish(self, size: int) -> None:
