@@ -94,8 +94,11 @@ def test_a_straggler_of_an_older_attempt_harms_nothing(
         if awake == "before":
             straggler.send(signal.SIGCONT)
         if again == "resume":
-            assert site.over()["state"] == "incomplete"
-            site.resume()
+            state = site.over()["state"]
+            # One that goes on at once may do all there is to do before finalize looks.
+            assert state == "incomplete" or (awake, state) == ("before", "done")
+            if state == "incomplete":
+                site.resume()
         if awake == "beside":
             _wait_for_another(site, 0 if again == "resume" else number, straggler.pid)
             straggler.send(signal.SIGCONT)
@@ -193,9 +196,9 @@ def test_a_task_hears_that_its_time_is_nearly_up_and_hands_over_what_is_left(
     site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)
     before = site.finished()
     [row] = site.jobs(Stage.EXTRACT)
-    # USR2 comes 90 s ahead of the limit, so at once.
-    site.slurm.run("scontrol", "update", f"JobId={row.job_id}", "EndTime=now+85", check=True)
-    site.wait(lambda: worker.pending(signal.SIGUSR2))
+    # USR2 comes 90 s ahead of the limit, which slurmctld looks at every 30 s, in whole minutes.
+    site.slurm.run("scontrol", "update", f"JobId={row.job_id}", "EndTime=now+119", check=True)
+    site.wait(lambda: worker.pending(signal.SIGUSR2), 85)
     worker.send(signal.SIGCONT)
     state = site.over()
     assert state["state"] == "incomplete"
