@@ -1,0 +1,169 @@
+"""Disks that are full, out of inodes, over quota, broken, read-only or gone.
+
+Rows 20–26 and 28 of docs/faults.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.forkfaults import Fault
+from tests.support.forkshop import Shop
+from tests.support.matrix import Scene
+from tests.support.samples import tree_digest
+
+pytestmark = pytest.mark.faults
+
+Stage = Callable[..., Scene]
+
+# Where not even a result or a log can be written, the task's end is all that is known.
+MUTE = ("ended without a result", "could not be started")
+SAID = {
+    "ENOSPC": ("disk is full", "no space", "space left"),
+    "EDQUOT": ("quota",),
+    "EIO": ("input/output error", "i/o error"),
+}
+
+
+@pytest.mark.parametrize("what", ["ENOSPC", "EDQUOT", "EIO"])
+@pytest.mark.parametrize("where", ["download", "extract", "extraction", "finalize"])
+def test_an_error_of_the_disk_ends_what_it_met_and_resume_finishes_it(
+    scene: Stage, served: tuple[str, ...], where: str, what: str
+) -> None:
+    met = 0
+    for at in (1, 3, 7, 12, 19):
+        here = scene(str(at), served)
+        ended = here.launch(fault=Fault(where, at, what, lasting=what == "ENOSPC"))
+        if ended.fired:
+            met += 1
+        else:
+            assert ended.rc == 0, ended
+            continue
+        if ended.rc == 0:
+            here.check_whole()
+        else:
+            said = (ended.out + ended.err).lower()
+            assert any(words in said for words in (*SAID[what], *MUTE)), ended.out
+            here.finish()
+    assert met >= 3
+
+
+@pytest.mark.parametrize("what", ["ENOSPC", "EIO"])
+def test_an_error_of_the_run_folders_disk_stops_a_launch_and_leaves_what_resume_finishes(
+    scene: Stage, what: str
+) -> None:
+    for at in range(1, 60, 9):
+        here = scene(str(at))
+        ended = here.launch(fault=Fault("launcher", at, what, lasting=True))
+        assert ended.fired
+        assert ended.orphans == 0
+        if ended.rc:
+            assert ended.err.strip()
+            here.finish()
+
+
+def _mounted(here: Scene, path: Path, options: str) -> Path:
+    path.mkdir(parents=True)
+    here.shop.do("mount", "-t", "tmpfs", "-o", options, "tmpfs", path)
+    return here.shop.seen(path)
+
+
+def _check(here: Scene) -> None:
+    seen = here.shop.seen(here.dest)
+    assert not (seen / ".incoming").exists()
+    assert tree_digest(seen) == here.whole
+
+
+@pytest.mark.parametrize("kib", [104, 112, 120])
+def test_a_destination_that_fills_up_is_told_and_resume_goes_on_once_there_is_room(
+    scene: Stage, mounting: Shop, kib: int
+) -> None:
+    here = scene(at=mounting)
+    there = _mounted(here, here.dest, f"size={kib}k")
+    ended = here.launch(rc=1)
+    assert "space" in ended.out + ended.err
+    assert not (there / "RECEIPT.json").exists()
+    mounting.do("mount", "-o", "remount,size=50m", here.dest)
+    kept = here.manifests()
+    here.resume()
+    assert {path: here.manifests()[path] for path in kept} == kept
+    _check(here)
+
+
+def test_a_destination_with_too_little_room_is_refused_with_what_is_needed_and_free(
+    scene: Stage, mounting: Shop
+) -> None:
+    here = scene(at=mounting)
+    _mounted(here, here.dest, "size=40k")
+    ended = here.launch(rc=3)
+    assert "need at least" in ended.err
+    assert "left" in ended.err
+    assert here.cli.runs() == []
+
+
+def test_a_destination_without_inodes_is_refused_and_inodes_are_named(
+    scene: Stage, mounting: Shop
+) -> None:
+    here = scene(at=mounting)
+    _mounted(here, here.dest, "nr_inodes=2")
+    ended = here.launch(rc=3)
+    assert "inodes" in ended.err
+    assert here.cli.runs() == []
+
+
+def test_inodes_that_run_out_are_named_and_resume_goes_on_once_there_are_more(
+    scene: Stage, mounting: Shop
+) -> None:
+    here = scene(at=mounting)
+    _mounted(here, here.dest, "nr_inodes=12")
+    ended = here.launch(rc=1)
+    assert "inodes" in ended.out + ended.err
+    mounting.do("mount", "-o", "remount,nr_inodes=5000", here.dest)
+    here.resume()
+    _check(here)
+
+
+@pytest.mark.parametrize("kib", [16, 32, 48, 64, 96])
+def test_a_full_disk_under_the_run_folder_leaves_state_whole(
+    scene: Stage, mounting: Shop, kib: int
+) -> None:
+    here = scene(at=mounting)
+    logs = here.cli.cwd / "logs"
+    _mounted(here, logs, f"size={kib}k")
+    ended = here.launch(rc=None)
+    mounting.do("mount", "-o", "remount,size=50m", logs)
+    if ended.rc:
+        assert "space" in ended.out + ended.err
+        resumed = here.resume(rc=None)
+        if resumed.rc:
+            assert "there is no run" in resumed.err
+            here.launch(rc=0)
+    _check(here)
+
+
+def test_a_read_only_destination_is_refused_before_anything_is_made(
+    scene: Stage, mounting: Shop
+) -> None:
+    here = scene(at=mounting)
+    here.dest.mkdir()
+    mounting.do("mount", "--bind", here.dest, here.dest)
+    mounting.do("mount", "-o", "remount,bind,ro", here.dest)
+    ended = here.launch(rc=3)
+    assert "read-only" in ended.err
+    assert here.cli.runs() == []
+    mounting.do("umount", here.dest)
+    here.launch(rc=0)
+    _check(here)
+
+
+def test_archives_on_another_file_system_are_no_matter_as_staging_is_in_the_destination(
+    scene: Stage, served: tuple[str, ...], mounting: Shop
+) -> None:
+    here = scene("scene", served, at=mounting)
+    _mounted(here, here.dest, "size=50m")
+    _mounted(here, here.base / "temp", "size=50m")
+    here.launch("--temp-dir", here.base / "temp", rc=0)
+    _check(here)
