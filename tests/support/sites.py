@@ -180,7 +180,10 @@ class Worker:
 
     def pending(self, number: Signals) -> bool:
         """Whether a signal waits for it to go on (proc(5): SigPnd, ShdPnd)."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
+        try:
+            text = Path(f"/proc/{self.pid}/status").read_text()
+        except OSError:
+            return False
         masks = [int(line.split()[1], 16) for line in text.splitlines() if "Pnd:" in line]
         return any(mask >> (number - 1) & 1 for mask in masks)
 
