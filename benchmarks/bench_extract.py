@@ -67,7 +67,7 @@ class Bench:
         """A new empty folder; what earlier turns wrote stays until ``clear``.
 
         ext4 shuns the inodes of deleted files for minutes, and looks at each of them whenever it
-        makes a file: whoever extracts soon after a large deletion pays a millisecond a file.
+        makes a file: whoever extracts soon after a large deletion seems to pay for it.
         """
         self.used += 1
         out = self.root / "runs" / str(self.used)
