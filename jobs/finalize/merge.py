@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from array import array
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -193,20 +192,3 @@ def _sum_line(line: Published) -> bytes:
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     lead = b"\\" if escaped != name else b""
     return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"
-
-
-def sync(path: Path) -> None:
-    """Make all that was written to that file system durable: one call, however many files."""
-    import ctypes
-
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        # https://man7.org/linux/man-pages/man2/syncfs.2.html
-        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-        if syncfs is None:
-            os.sync()
-        elif syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(fd)

@@ -21,7 +21,6 @@ import msgspec
 from jobs import atomic
 from jobs.errors import Cause, VerificationError
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
-from jobs.finalize.merge import sync
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
 from jobs.model import Shard, SourceFile
@@ -103,7 +102,7 @@ def _told_by_receipt(dest: Path) -> set[str]:
 
 def begin(ground: Ground, journal: Journal) -> None:
     """Make all data durable, then the intent: from here on publishing only goes forward."""
-    sync(ground.staging.root)
+    atomic.sync_file_system(ground.staging.root)
     atomic.write_json(journal_path(ground.staging), journal)
 
 
