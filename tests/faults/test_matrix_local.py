@@ -21,8 +21,8 @@ Record = Callable[[str, object], None]
 @pytest.mark.parametrize(
     ("where", "first", "step", "least"),
     [
-        pytest.param(where, first, 2, least, id=f"{where}-{first}")
-        for where, least in (("download", 20), ("extract", 5), ("extraction", 8), ("finalize", 20))
+        pytest.param(where, first, 3 if where == "download" else 2, least, id=f"{where}-{first}")
+        for where, least in (("download", 15), ("extract", 5), ("extraction", 8), ("finalize", 20))
         for first in (1, 2)
     ],
 )

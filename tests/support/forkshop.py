@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support import forkfaults
+from tests.support import forkfaults, preloaded
 from tests.support.cli import Cli, Done
 from tests.support.forkfaults import Fault
 
@@ -113,7 +113,7 @@ class Shop:
 
 
 def _serve() -> None:
-    _import_all()
+    preloaded.import_all()
     forkfaults.prctl(_PR_SET_CHILD_SUBREAPER, 1)
     subprocess.Popen = _popen  # type: ignore[misc,assignment]
     for line in sys.stdin:
@@ -241,23 +241,6 @@ def _enter(cwd: str | Path | None, env: Mapping[str, str] | None) -> None:
     if env is not None:
         os.environ.clear()
         os.environ.update(env)
-
-
-def _import_all() -> None:
-    """Nothing is left to be imported in a fork."""
-    import importlib
-    import pkgutil
-
-    import requests  # noqa: F401
-    import submitit.core.submission  # noqa: F401
-
-    import jobs
-    import orchestrator
-
-    for package in (jobs, orchestrator):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if not found.name.endswith("__main__"):
-                importlib.import_module(found.name)
 
 
 # What the product starts -------------------------------------------------------------------------
