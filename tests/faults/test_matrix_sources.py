@@ -130,20 +130,19 @@ TRAP = "import pathlib; pathlib.Path({mark!r}).touch(); raise SystemExit('trappe
 def test_no_code_of_the_working_folder_is_run_by_a_task(scene: Stage, tmp_path: Path) -> None:
     here = scene()
     mark = tmp_path / "trapped"
-    # Where `python -m` looks first is the user's own choice; tasks run in the run folder.
     elsewhere = tmp_path / "hostile"
     for name in ("submitit", "msgspec", "isal", "zlib_ng"):
         (elsewhere / name).mkdir(parents=True)
         (elsewhere / name / "__init__.py").write_text(TRAP.format(mark=str(mark)))
     (elsewhere / "jobs.py").write_text(TRAP.format(mark=str(mark)))
     (elsewhere / "sitecustomize.py").write_text(TRAP.format(mark=str(mark)))
-    shell = here.shop.run
     here.cli.cwd.mkdir(exist_ok=True)
     for trap in elsewhere.iterdir():
         trap.rename(here.cli.cwd / trap.name)
-    done = shell(
-        here.cli, "launch", "--engine", "local", "--yes", "--dest", here.dest, *here.source
-    )
+    # As the installed command does, with fresh interpreters: forks have imported all already.
+    script = "import sys; del sys.path[0]; from orchestrator.cli import main; sys.exit(main())"
+    shell = here.cli.program("-c", script)
+    done = shell.run("launch", "--engine", "local", "--yes", "--dest", here.dest, *here.source)
     assert done.rc == 0
     here.check_whole()
     assert not mark.exists()
