@@ -22,7 +22,7 @@ pytestmark = pytest.mark.faults
 
 Stage = Callable[..., Scene]
 
-ROUNDS = 25  # of each of two kinds, in halves that run side by side
+ROUNDS = 50  # of each of two kinds, in halves that run side by side
 
 
 @pytest.fixture(scope="session")
