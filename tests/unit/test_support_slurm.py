@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,11 @@ def test_the_controller_comes_back_with_its_jobs(abruptly: bool) -> None:
     with PrivateSlurm.start(nodes=1, accounting=False) as slurm:
         job_id = slurm.sbatch("sleep 300")
         slurm.wait_for(lambda: slurm.job(job_id).get("JobState") == "RUNNING")
-        slurm.wait_for(lambda: (slurm.layout.folder / "state/job_state").exists())
+        # What slurmctld has not saved yet is lost with it: a change makes it save anew.
+        saved = slurm.layout.folder / "state/job_state"
+        before = time.time()
+        slurm.run("scontrol", "update", f"JobId={job_id}", "Comment=saved", check=True)
+        slurm.wait_for(lambda: saved.exists() and saved.stat().st_mtime > before)
         slurm.stop_slurmctld(abruptly=abruptly)
         assert " is DOWN" in slurm.run("scontrol", "ping").stdout
         slurm.start_slurmctld()
