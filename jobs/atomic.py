@@ -26,24 +26,47 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def sync_file_system(folder: Path) -> None:
-    """Make all files durable that lie where ``folder`` does: one call, however many they are.
+class FileSystem:
+    """The file system that ``folder`` lies on, whose files one call makes durable, all of them.
 
-    Where the kernel or the file system knows no such call, nothing is done. Raises ``OSError``
-    where a file could not be written out.
+    An error of writing out is told once to each descriptor that was open when it came, so open
+    this before the first file is written and keep it: a later one may never hear of it
+    (https://lwn.net/Articles/724307/).
     """
-    import ctypes
 
-    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if syncfs is None:
-        return
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+    def sync(self) -> None:
+        """Write out all that is in memory only.
+
+        Where the kernel or the file system knows no such call, nothing is done. Raises ``OSError``
+        where a file could not be written out. The interpreter is free meanwhile.
+        """
+        import ctypes
+
         # https://man7.org/linux/man-pages/man2/syncfs.2.html
-        if syncfs(fd) != 0 and (number := ctypes.get_errno()) != errno.ENOSYS:
-            raise OSError(number, os.strerror(number), str(folder))
-    finally:
-        os.close(fd)
+        syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+        if syncfs is None or syncfs(self._fd) == 0:
+            return
+        number = ctypes.get_errno()
+        if number != errno.ENOSYS:
+            raise OSError(number, os.strerror(number), str(self._folder))
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+    def __enter__(self) -> FileSystem:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def _temporary(path: Path, data: bytes, *, mode: int) -> Path:

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import (
@@ -117,6 +118,12 @@ _PATH_ERRNOS = {
     errno.EINVAL: "has a name that this file system does not take",
 }
 
+_REMEDIES = {
+    Cause.DISK_FULL: "make room",
+    Cause.QUOTA: "make room",
+    Cause.PERMISSION: "get the right to write there",
+}
+
 
 def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
     """``error`` from writing the data file ``path``: the path's own fault, or the disk's."""
@@ -126,21 +133,22 @@ def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> Orchestr
         return ArchiveError(
             f"{archive}: {shown(path)} {fact}", cause=cause, member=text_of(path)[0]
         )
-    ours = from_os_error(error, doing=f"writing {shown(os.fsencode(root) + b'/' + path)}")
-    return StorageError(ours.message + free_space(root), cause=ours.cause, member=text_of(path)[0])
+    told = _with_space(error, shown(os.fsencode(root) + b"/" + path), root)
+    return StorageError(told.message, cause=told.cause, member=text_of(path)[0])
 
 
 def side_error(error: OSError, path: Path) -> StorageError:
     """``error`` from writing a file of ours beside the data: records or manifest."""
-    ours = from_os_error(error, doing=f"writing {shown(str(path))}")
-    return StorageError(ours.message + free_space(path.parent), cause=ours.cause)
+    return _with_space(error, shown(str(path)), path.parent)
 
 
-def free_space(root: str | Path) -> str:
-    """What is left where ``root`` lies, for the end of a message; empty if nobody can tell."""
-    try:
+def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
+    """``error``, with what is left where ``root`` lies (if anybody can tell) and what to do."""
+    ours = from_os_error(error, doing=f"writing {path}")
+    space = ""
+    with suppress(OSError):
         status = os.statvfs(root)
-    except OSError:
-        return ""
-    gib = status.f_bavail * status.f_frsize / (1 << 30)
-    return f" ({gib:.2f} GiB and {status.f_favail} inodes are free); make room, then resume"
+        gib = status.f_bavail * status.f_frsize / (1 << 30)
+        space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
+    remedy = _REMEDIES.get(ours.cause, "have the file system, or its mount, mended")
+    return StorageError(f"{ours.message}{space}; {remedy}, then resume", cause=ours.cause)

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs import atomic
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
@@ -19,6 +18,7 @@ from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
 from jobs.extract.seen import Seen, Twice, path_of
+from jobs.extract.writeout import WriteOut
 from jobs.extract.writers import Writers
 from jobs.manifest import ManifestWriter
 from jobs.memberpath import Folders, shown
@@ -98,6 +98,7 @@ class _Pass:
         self._progress = progress
         self._options = work.plan.options
         staging = Staging(work.plan)
+        self._data = staging.data
         self._root = os.fsencode(staging.data)
         self._names = Names(work.plan, work.shard, top=archive.top)
         self._folders = Folders(staging.data, archive=self._label)
@@ -127,6 +128,8 @@ class _Pass:
 
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
+            self._write_out = WriteOut(self._data)
+            stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
             stack.callback(self._records.close)
@@ -140,16 +143,8 @@ class _Pass:
             self._writers.drain()
             self._kept.put()
             self._work.check_unchanged()
-            self._make_durable()
+            self._write_out.finish()  # the manifest is to outlive a crash of the node
             return self._finish()
-
-    def _make_durable(self) -> None:
-        """Write out what may be in memory only: the manifest is to outlive a crash of the node."""
-        root = Path(os.fsdecode(self._root))
-        try:
-            atomic.sync_file_system(root)
-        except OSError as error:
-            raise side_error(error, root) from error
 
     def _read(
         self, archive: Archive, names: Names, part: Part, *, below: bytes = b"", inner: bool = False
@@ -241,6 +236,7 @@ class _Pass:
             raise damaged(
                 self._label, f"has {content.size} bytes of {member.size}", member=member.name
             )
+        self._write_out.wrote(content.size)
         self._manifest.add(content.entry(member.ordinal))
         self._progress.add(files=1)
         if not links and self._kept.add(place, member.mode, mtime_ns):

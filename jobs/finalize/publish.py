@@ -102,7 +102,8 @@ def _told_by_receipt(dest: Path) -> set[str]:
 
 def begin(ground: Ground, journal: Journal) -> None:
     """Make all data durable, then the intent: from here on publishing only goes forward."""
-    atomic.sync_file_system(ground.staging.root)
+    with atomic.FileSystem(ground.staging.root) as file_system:
+        file_system.sync()
     atomic.write_json(journal_path(ground.staging), journal)
 
 

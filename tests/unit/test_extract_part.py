@@ -415,22 +415,24 @@ def test_data_is_durable_before_the_manifest_has_its_name(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
+    real = atomic.FileSystem.sync
 
-    def sync(folder: Path) -> None:
-        synced.append((folder, (folder / "a").read_bytes(), len(run.folder.finished_ids())))
+    def sync(file_system: atomic.FileSystem) -> None:
+        real(file_system)
+        synced.append(((run.staging.data / "a").read_bytes(), len(run.folder.finished_ids())))
 
-    monkeypatch.setattr(atomic, "sync_file_system", sync)
+    monkeypatch.setattr(atomic.FileSystem, "sync", sync)
     run.extract([file("a", b"1")])
-    assert synced == [(run.staging.data, b"1", 0)]
+    assert synced == [(b"1", 0)]
 
 
 def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def sync(folder: Path) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO), str(folder))
+    def sync(file_system: atomic.FileSystem) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(atomic, "sync_file_system", sync)
+    monkeypatch.setattr(atomic.FileSystem, "sync", sync)
     with pytest.raises(StorageError, match="input/output error") as caught:
         run.extract([file("a", b"1")])
     assert caught.value.cause is Cause.IO

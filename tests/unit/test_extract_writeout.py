@@ -1,0 +1,113 @@
+"""Writing out while data comes: begun early, one at a time, and no error of it is ever lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import atomic
+from jobs.errors import Cause, StorageError
+from jobs.extract.writeout import WriteOut
+
+
+class Disk:
+    """Stands for all file systems: counts syncs, holds them up, fails one of them."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.at_once = 0
+        self.most_at_once = 0
+        self.fails_at: int | None = None
+        self.let_go = threading.Event()
+        self.let_go.set()
+        self._lock = threading.Lock()
+
+    def sync(self, file_system: atomic.FileSystem) -> None:
+        with self._lock:
+            self.begun += 1
+            number = self.begun
+            self.at_once += 1
+            self.most_at_once = max(self.most_at_once, self.at_once)
+        assert self.let_go.wait(60)
+        with self._lock:
+            self.at_once -= 1
+        if number == self.fails_at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(atomic.FileSystem, "sync", lambda of: disk.sync(of))
+    return disk
+
+
+@pytest.fixture
+def write_out(disk: Disk, tmp_path: Path) -> Iterator[WriteOut]:
+    made = WriteOut(tmp_path, step=100)
+    yield made
+    made.close()
+
+
+def wait_for_thread() -> None:
+    for thread in threading.enumerate():
+        if thread.name == "write-out":
+            thread.join(60)
+
+
+def test_little_is_written_out_once_at_the_end(disk: Disk, write_out: WriteOut) -> None:
+    write_out.wrote(99)
+    assert disk.begun == 0
+    write_out.finish()
+    assert disk.begun == 1
+
+
+def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: WriteOut) -> None:
+    for _ in range(3):
+        write_out.wrote(60)
+        write_out.wrote(60)
+        wait_for_thread()
+    assert disk.begun == 3
+    write_out.finish()
+    assert disk.begun == 4
+
+
+def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteOut) -> None:
+    disk.let_go.clear()
+    for _ in range(50):
+        write_out.wrote(100)
+    disk.let_go.set()
+    write_out.finish()
+    assert disk.most_at_once == 1
+    assert disk.begun == 2
+
+
+@pytest.mark.parametrize("fails_at", [1, 2], ids=["while more comes", "at the end"])
+def test_an_error_reaches_whoever_finishes(
+    disk: Disk, write_out: WriteOut, tmp_path: Path, fails_at: int
+) -> None:
+    disk.fails_at = fails_at
+    write_out.wrote(100)
+    wait_for_thread()
+    with pytest.raises(StorageError, match="input/output error") as caught:
+        write_out.finish()
+    assert caught.value.cause is Cause.IO
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_error_stops_the_part_at_the_next_step(disk: Disk, write_out: WriteOut) -> None:
+    disk.fails_at = 1
+    write_out.wrote(100)
+    wait_for_thread()
+    with pytest.raises(StorageError):
+        write_out.wrote(100)
+
+
+def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="No such file .*mended.* then resume"):
+        WriteOut(tmp_path / "gone")
