@@ -109,5 +109,5 @@ def test_an_error_stops_the_part_at_the_next_step(disk: Disk, write_out: WriteOu
 
 
 def test_a_folder_that_is_gone_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="No such file .*mended.* then resume"):
+    with pytest.raises(StorageError, match=r"No such file .*mended.* then resume"):
         WriteOut(tmp_path / "gone")
