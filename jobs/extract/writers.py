@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from typing import NamedTuple
 
 from jobs.extract.files import write_file
 
 LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer counts
 QUEUE = 32 << 20  # bytes that wait for a writer
+_JOBS = 256  # files that wait for a writer
 MOST = 64  # writers
+_FIRST = 32  # writers to begin with, at most
+_RATE = 5000  # files a second that a task brings, about
 SLOW_S = 0.0005  # a file: local disks take a tenth of this, busy cluster file systems ten times
 _SAMPLE = 8  # files that are judged together
 _PAUSE = 24  # files from one sample to the next: the clocks cost 4 % of reading a plain tar
@@ -35,9 +38,10 @@ class _Job(NamedTuple):
 class Writers:
     """Writes whole files; call ``drain`` before anybody reads them.
 
-    When each file is waited for longer than ``slow_s``, threads take over, and their number
-    doubles, up to ``most``, as long as that makes a full queue move faster. ``on_error`` turns an
-    ``OSError`` of a path into the error to raise: from the same call, or from one of the next.
+    When each file is waited for longer than ``slow_s``, threads take over: as many as a
+    task keeps busy, then twice as many, up to ``most``, as long as the queue is full and that
+    makes it move faster. ``on_error`` turns an ``OSError`` of a path into the error to
+    raise: from the same call, or from one of the next.
     """
 
     def __init__(
@@ -97,8 +101,10 @@ class Writers:
     def _judge(self, waited_s: float) -> None:
         self._waited_s.append(waited_s)
         if len(self._waited_s) == _SAMPLE:
-            if sorted(self._waited_s)[_OF_SAMPLE - 1] > self._slow_s:
-                self._pool = _Pool(self._on_error, most=self._most)
+            typical_s = sorted(self._waited_s)[_OF_SAMPLE - 1]
+            if typical_s > self._slow_s:
+                first = min(1 + int(typical_s * _RATE), _FIRST, self._most)
+                self._pool = _Pool(self._on_error, first=first, most=self._most)
             self._waited_s.clear()
             self._pause = _PAUSE
 
@@ -138,51 +144,61 @@ class _Timed:
 
 
 class _Pool:
-    """Threads behind a queue that is bounded by bytes."""
+    """Threads between two queues: files to write, and what became of them.
 
-    def __init__(self, on_error: Callable[[OSError, bytes], Exception], *, most: int) -> None:
+    Whoever puts files in does all the counting, so that no lock is needed: with one, and 30
+    threads that wait for it, a file costs twice the time.
+    """
+
+    def __init__(
+        self, on_error: Callable[[OSError, bytes], Exception], *, first: int, most: int
+    ) -> None:
         self._on_error = on_error
         self._most = most
-        self._jobs: deque[_Job] = deque()
-        self._waiting = 0  # bytes in the queue
-        self._busy = 0  # jobs in the queue or in a writer's hands
-        lock = threading.Lock()
-        self._changed = threading.Condition(lock)  # for writers: a job came, or the end
-        self._room = threading.Condition(lock)  # for the caller: a job went
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._written: SimpleQueue[int | Exception] = SimpleQueue()  # bytes, or what went wrong
         self._threads: list[threading.Thread] = []
         self._ended = False
         self._error: Exception | None = None
-        self._done = 0  # files written
+        self.waiting = 0  # bytes that are not written yet
+        self._busy = 0  # files that are not written yet
+        self._done = 0  # files that are
         self._best = 0.0  # files a second, with the writers there were
         self._chances = _CHANCES
         self._window = (time.perf_counter(), 0)
-        self._grow(2)
+        self._grow(first)
 
     @property
     def threads(self) -> int:
         return len(self._threads)
 
-    @property
-    def waiting(self) -> int:
-        return self._waiting
-
     def put(self, job: _Job) -> None:
-        with self._changed:
-            while self._waiting and self._waiting + job.size > QUEUE and self._error is None:
-                self._room.wait(_WINDOW_S)
-                self._tune()
-            self._raise()
-            self._jobs.append(job)
-            self._waiting += job.size
-            self._busy += 1
-            if len(self._jobs) > len(self._threads):
-                self._tune()
-            else:  # the writers keep up: no window to judge them by
-                self._window = (time.perf_counter(), self._done)
-            self._changed.notify()
+        while not self._written.empty():
+            self._hear()
+        if self.waiting < QUEUE // 2 and self._busy < _JOBS // 2:
+            # The writers keep up: no window to judge them by.
+            self._window = (time.perf_counter(), self._done)
+        while self._busy and (self.waiting + job.size > QUEUE or self._busy >= _JOBS):
+            self._hear()
+            self._tune()
+        self._jobs.put(job)
+        self.waiting += job.size
+        self._busy += 1
+
+    def _hear(self) -> None:
+        """Wait for a file to be written; raises what went wrong, with this one or an earlier."""
+        if self._error is None:
+            news = self._written.get()
+            if isinstance(news, int):
+                self.waiting -= news
+                self._busy -= 1
+                self._done += 1
+                return
+            self._error = news
+        raise self._error
 
     def _tune(self) -> None:
-        """Once a window, while jobs queue up: more writers, if the last ones were worth it."""
+        """Once a window, while the queue is full: more writers, if the last were worth it."""
         begun, before = self._window
         now = time.perf_counter()
         if now - begun < _WINDOW_S or not self._chances:
@@ -202,47 +218,24 @@ class _Pool:
             thread.start()
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                while not self._jobs and not self._ended:
-                    self._changed.wait()
-                if self._ended:
-                    return
-                job = self._jobs.popleft()
-                self._waiting -= job.size
-                self._room.notify()
-            error: Exception | None = None
+        while (job := self._jobs.get()) is not None and not self._ended:
             try:
                 write_file(job.place, job.mode, job.data, job.mtime, sparse=job.sparse)
+                self._written.put(job.size)
             except OSError as problem:
                 error = self._on_error(problem, job.path)
                 error.__cause__ = problem
+                self._written.put(error)
             except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
-                error = problem
-            with self._changed:
-                self._done += 1
-                self._busy -= 1
-                if error is not None and self._error is None:
-                    self._error = error
-                if self._error is not None or not self._busy:
-                    self._room.notify_all()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
+                self._written.put(problem)
 
     def drain(self) -> None:
-        with self._changed:
-            while self._busy and self._error is None:
-                self._room.wait(_WINDOW_S)
-                if len(self._jobs) > len(self._threads):
-                    self._tune()
-            self._raise()
+        while self._busy:
+            self._hear()
 
     def close(self) -> None:
-        with self._changed:
-            self._ended = True
-            self._jobs.clear()
-            self._changed.notify_all()
+        self._ended = True
+        for _ in self._threads:
+            self._jobs.put(None)
         for thread in self._threads:
             thread.join()
