@@ -21,6 +21,7 @@ from jobs.memberpath import shown
 from jobs.model import Fetched, Format, Options, Shard
 from jobs.progress import Progress
 from jobs.transfer import StartedOver
+from jobs.writeout import WriteOut
 
 # Left free for everything else that is being written; looked at once for so many bytes.
 _RESERVE = 256 << 20  # bytes
@@ -176,6 +177,7 @@ class _PlainCopy:
         self._path = path
         self._archive_bytes = archive_bytes
         self._fd: int | None = None
+        self._write_out = WriteOut(self._sync)
         self._temporary: Path | None = None
         if path is not None:
             self._temporary = path.with_name(f"{path.name}.part")
@@ -202,10 +204,15 @@ class _PlainCopy:
 
     def _write(self, block: memoryview) -> None:
         try:
+            self._write_out.wrote(len(block))
             while block and self._fd is not None:
                 block = block[os.write(self._fd, block) :]
         except OSError as error:
             self._give_up(error)
+
+    def _sync(self) -> None:
+        if self._fd is not None:
+            os.fdatasync(self._fd)
 
     def _look(self, to_come: int) -> None:
         """Give up before the archive itself, which needs ``to_come`` more bytes, has no room."""
@@ -230,7 +237,7 @@ class _PlainCopy:
         if self._fd is None or self._temporary is None or self._path is None:
             return None
         try:
-            os.fdatasync(self._fd)
+            self._write_out.finish()
         except OSError as error:
             self._give_up(error)
             return None
@@ -241,6 +248,7 @@ class _PlainCopy:
 
     def discard(self) -> None:
         """Remove what is not finished."""
+        self._write_out.close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

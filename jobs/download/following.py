@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,12 +97,16 @@ def hashed_and_followed(
 
 
 class _Hashed:
-    """A file that is hashed as it is read; what nobody read is hashed at the end."""
+    """A file that is hashed, in a thread beside its reader; what nobody read, at the end."""
 
     def __init__(self, path: Path, progress: Progress) -> None:
         self._path = path
         self._progress = progress
         self._hasher = digest.new("sha256")
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
+        self._hashing: Future[None] | None = None
+        self._unhashed: list[bytes] = []
+        self._size = 0  # bytes in it
         try:
             self._stream = path.open("rb", buffering=0)
         except OSError as error:
@@ -115,19 +120,35 @@ class _Hashed:
             data = self._stream.read(size) or b""
         except OSError as error:
             raise from_os_error(error, doing=f"reading {shown(str(self._path))}") from error
-        self._hasher.update(data)
+        self._unhashed.append(data)
+        self._size += len(data)
+        if self._size >= CHUNK or not data:
+            self._hash()
         self._progress.add(bytes=len(data))
         return data
+
+    def _hash(self) -> None:
+        """Have what was read hashed, once what was read before it is: two chunks in memory."""
+        if self._hashing is not None:
+            self._hashing.result()
+        self._hashing = self._pool.submit(self._update, self._unhashed)
+        self._unhashed, self._size = [], 0
+
+    def _update(self, pieces: list[bytes]) -> None:
+        for piece in pieces:
+            self._hasher.update(piece)
 
     def close(self) -> None:
         """The follower is done; the rest is still to be hashed."""
 
     def really_close(self) -> None:
+        self._pool.shutdown()
         self._stream.close()
 
     def digest(self) -> Digest:
         while self.read(CHUNK):
             self._progress.check()
+        self._pool.shutdown()
         return Digest("sha256", self._hasher.hexdigest())
 
 

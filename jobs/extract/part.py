@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jobs import atomic
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
@@ -18,13 +19,13 @@ from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
 from jobs.extract.seen import Seen, Twice, path_of
-from jobs.extract.writeout import WriteOut
 from jobs.extract.writers import Writers
 from jobs.manifest import ManifestWriter
 from jobs.memberpath import Folders, shown
 from jobs.model import Fetched, Format, Part, PartSummary, Plan, Shard, ShardKind
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
+from jobs.writeout import WriteOut
 
 _FLOOR = 100_000_000  # bytes that nested archives may hold, whatever the ratio
 _MOST_CORRECTIONS = 2  # of the top folder, as the reader promises
@@ -128,7 +129,8 @@ class _Pass:
 
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
-            self._write_out = WriteOut(self._data)
+            self._file_system = stack.enter_context(atomic.FileSystem(self._data))
+            self._write_out = WriteOut(self._sync)
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
@@ -145,6 +147,12 @@ class _Pass:
             self._work.check_unchanged()
             self._write_out.finish()  # the manifest is to outlive a crash of the node
             return self._finish()
+
+    def _sync(self) -> None:
+        try:
+            self._file_system.sync()
+        except OSError as error:
+            raise side_error(error, self._data) from error
 
     def _read(
         self, archive: Archive, names: Names, part: Part, *, below: bytes = b"", inner: bool = False
