@@ -1,0 +1,160 @@
+"""Pages to extract, archives of them, and a task of ours in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.model import Options
+from tests.support.extracting import Extracting, extracting
+from tests.support.samples import make_dataset
+
+_MAKE = {
+    "tar": "tar cf {path} -C {pages} images prompts.jsonl",
+    "tar.gz": "tar c -C {pages} images prompts.jsonl | gzip -6 > {path}",
+    "zip": "cd {pages} && zip -qr {path} images prompts.jsonl",
+    "stored.zip": "cd {pages} && zip -0qr {path} images prompts.jsonl",
+}
+
+
+_TASK = "import sys; from benchmarks.pages import one; one(sys.argv[1:])"
+
+
+@dataclass
+class Bench:
+    """Where things are, and how often each is measured."""
+
+    root: Path
+    rounds: int
+    used: int = 0
+
+    @property
+    def pages(self) -> Path:
+        return self.root / "pages"
+
+    def archive(self, suffix: str) -> Path:
+        """The pages in that format, made where they are not here yet."""
+        path = self.root / f"pages.{suffix}"
+        if not path.exists():
+            command = _MAKE[suffix].format(path=path, pages=self.pages)
+            subprocess.run(command, shell=True, check=True)
+        return path
+
+    def out(self) -> Path:
+        """A new empty folder; what earlier turns wrote stays until ``clear``.
+
+        ext4 shuns the inodes of deleted files for minutes, and looks at each of them whenever it
+        makes a file: whoever extracts soon after a large deletion seems to pay for it.
+        """
+        self.used += 1
+        out = self.root / "runs" / str(self.used)
+        out.mkdir(parents=True)
+        return out
+
+    def clear(self) -> None:
+        """Remove what the turns wrote."""
+        shutil.rmtree(self.root / "runs", ignore_errors=True)
+
+    def command(self, text: str) -> Callable[[], float]:
+        """Seconds of a shell command; ``{out}`` is an empty folder."""
+
+        def run() -> float:
+            out = self.out()
+            begun = time.perf_counter()
+            subprocess.run(text.format(out=out), shell=True, check=True, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - begun
+
+        return run
+
+
+def make_pages(root: Path, megabytes: int) -> None:
+    """PNG and JPEG pages of 20–200 KB and their records, about so many megabytes."""
+    pages = root / "pages"
+    if pages.exists():
+        return
+    rng = random.Random(4)
+    lines: list[str] = []
+    left, batch = megabytes * 1_000_000, 0
+    while left > 0:
+        size = rng.randint(20_000, 200_000)
+        made = make_dataset(root / "batch", records=24, seed=batch, image_bytes=size)
+        (pages / "images").mkdir(parents=True, exist_ok=True)
+        for line in (made / "prompts.jsonl").read_text().splitlines():
+            record = json.loads(line)
+            name = f"images/{batch:05d}-{Path(record['image']).name}"
+            image = (made / record["image"]).rename(pages / name)
+            left -= image.stat().st_size
+            lines.append(json.dumps({**record, "image": name}))
+        batch += 1
+    shutil.rmtree(root / "batch")
+    (pages / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def new_run(
+    bench: Bench, path: Path, parts: int = 1, *, options: Options | None = None
+) -> Extracting:
+    """A run over one archive, up to its extract stage."""
+    return extracting(bench.out(), [path], parts=parts, options=options)
+
+
+@dataclass
+class Taken:
+    """What one task of ours took."""
+
+    seconds: float
+    cpu_s: float  # of all processes, in and out of the kernel
+    peak_mib: float
+    ok: bool
+
+
+def task(run: Extracting, parts: Sequence[int], env: dict[str, str] | None = None) -> Taken:
+    """Our own extraction of some parts, as a task does it: in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-c", _TASK, str(run.folder.path), *map(str, parts)],
+        check=True,
+        capture_output=True,
+        env={**os.environ, **(env or {})},
+        text=True,
+    )
+    return Taken(**json.loads(done.stdout))
+
+
+def one(argv: Sequence[str]) -> None:
+    """In that process: extract, and tell what it took (the child's start included)."""
+    import resource
+
+    from jobs import extract
+    from jobs.model import Outcome
+    from jobs.progress import Progress
+    from jobs.runfolder import RunFolder
+
+    folder = RunFolder(Path(argv[0]))
+    plan = folder.load_plan()
+    parts = plan.parts()
+    before, begun = sum(os.times()[:4]), time.perf_counter()
+    results = extract.run(folder, plan, [parts[int(index)] for index in argv[1:]], Progress())
+    seconds, cpu_s = time.perf_counter() - begun, sum(os.times()[:4]) - before
+    peak = max(
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    ok = all(result.outcome is Outcome.OK for result in results)
+    for result in results:
+        if result.problem:
+            print(result.problem, file=sys.stderr)
+    print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "peak_mib": peak / 1024, "ok": ok}))
+
+
+def at_once(run: Extracting, parts: int) -> list[Taken]:
+    """A task for each part, at the same time."""
+    with ThreadPoolExecutor(parts) as pool:
+        return list(pool.map(lambda part: task(run, [part]), range(parts)))
