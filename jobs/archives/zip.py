@@ -46,10 +46,6 @@ class ZipArchive:
     def _directory(self) -> Directory:
         return Directory(self._chain, self._limits, self._options)
 
-    @cached_property
-    def _superseded(self) -> frozenset[int]:
-        return self._directory.superseded()
-
     @property
     def top(self) -> str | None:
         """See ``Archive.top``."""
@@ -67,7 +63,7 @@ class ZipArchive:
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
-        superseded = self._superseded
+        superseded = self._directory.superseded
         for ordinal in self._directory.part(part.index, part.count):
             member = self._member(self._directory.entry(ordinal), ordinal)
             member.superseded = ordinal in superseded
@@ -79,7 +75,7 @@ class ZipArchive:
         """See ``Archive.find``."""
         for ordinal in reversed(range(len(self._directory))):
             entry = self._directory.entry(ordinal)
-            if ordinal in self._superseded or entry.kind is not Kind.FILE:
+            if ordinal in self._directory.superseded or entry.kind is not Kind.FILE:
                 continue
             if clean(entry.name) == name:
                 return self._member(entry, ordinal)

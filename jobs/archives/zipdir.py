@@ -53,8 +53,12 @@ class Directory:
         self._ends = array("Q")  # the first byte that can be the next one's
         self.data_bytes = 0
         self._top = TopFolder(options)
-        self._scan()
+        replaced = self._scan()
         self._order = self._ordered()
+        # Ordinals of the entries of whose name the directory has a later one.
+        self.superseded = frozenset(
+            ordinal for ordinal, index in enumerate(self._order) if index in replaced
+        )
 
     @property
     def top(self) -> str | None:
@@ -84,17 +88,6 @@ class Directory:
             return self._offsets[self._order[ordinal + 1]]
         return self.start
 
-    def superseded(self) -> frozenset[int]:
-        """Ordinals of the entries of whose name the directory has a later one."""
-        names = Names()
-        ranks = array("Q", bytes(8 * len(self)))
-        for rank, index in enumerate(self._order):
-            ranks[index] = rank
-        for index, entry in enumerate(self._entries()):
-            if entry.kind is not Kind.FOLDER:
-                names.add(entry.name, ranks[index])
-        return frozenset(names.superseded())
-
     def _first_from(self, offset: int) -> int:
         low, high = 0, len(self)
         while low < high:
@@ -105,7 +98,8 @@ class Directory:
                 high = middle
         return low
 
-    def _scan(self) -> None:
+    def _scan(self) -> frozenset[int]:
+        """Read the directory once; indexes of the entries that a later one replaces."""
         if self._end.entries > self._end.size // ENTRY_SIZE:
             raise damaged(
                 self._archive,
@@ -113,19 +107,21 @@ class Directory:
                 offset=self._end.start,
             )
         self._limits.check_members(self._end.entries)
-        for entry in self._entries():
+        names = Names()
+        for index, entry in enumerate(self._entries()):
             self._offsets.append(entry.offset)
             self._ends.append(entry.offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored)
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
             self._top.see(entry.name, entry.kind or Kind.FILE)
+            if entry.kind is not Kind.FOLDER:
+                names.add(entry.name, index)
+        return frozenset(names.superseded())
 
     def _entries(self) -> Iterator[Entry]:
         position, end = self._end.start, self._end.start + self._end.size
-        keep = not self._positions
         for _ in range(self._end.entries):
-            if keep:
-                self._positions.append(position)
+            self._positions.append(position)
             entry, position = self._entry_at(position)
             if position > end:
                 raise damaged(self._archive, "its directory is cut short", offset=position)

@@ -181,9 +181,13 @@ class Attempt:
         self._round.learnt(size)
 
     def _changed(self) -> StartOver:
-        from jobs.transfer.pieces import changed
-
-        return changed(self._fetch.name)
+        return StartOver(
+            SourceError(
+                f"{self._fetch.name}: the file changes at its source while it is fetched; resume "
+                "when it is settled, or pin a revision",
+                cause=Cause.CHANGED,
+            )
+        )
 
     def _lie(self, fact: str) -> SourceError:
         return SourceError(f"{self._fetch.name}: the server {fact}; resume later")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from jobs.errors import Cause, OrchestrateError, SourceError
-from jobs.transfer.answers import Again, NoRanges, StartOver
+from jobs.errors import OrchestrateError
+from jobs.transfer.answers import Again, NoRanges
 from jobs.transfer.attempt import Attempt
 from jobs.transfer.pace import LONGEST_WAIT_S, backoff_s
 from jobs.transfer.ranges import Range, Ranges, next_piece
@@ -200,14 +200,3 @@ class _Patience:
         if told is not None:
             wait += min(told, LONGEST_WAIT_S)
         shared.pause(wait, self._round.over)
-
-
-def changed(name: str) -> StartOver:
-    """The file at the source is not the one whose bytes are here."""
-    return StartOver(
-        SourceError(
-            f"{name}: the file changes at its source while it is fetched; resume when it is "
-            "settled, or pin a revision",
-            cause=Cause.CHANGED,
-        )
-    )
