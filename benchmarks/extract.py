@@ -231,12 +231,11 @@ def follow(argv: Sequence[str]) -> None:
 
 def memory(bench: Bench, copies: int = 10) -> list[tuple[str, ...]]:
     """Peak memory of a task, for one archive and for one ten times as large."""
-    large = bench.archive(f"x{copies}.tar.gz")
+    large = bench.root / f"pages.x{copies}.tar.gz"
     if not large.exists():
         for number in range(copies):
-            names = [bench.root / "copies" / str(number)]
-            names[0].parent.mkdir(exist_ok=True)
-            shutil.copytree(bench.pages, names[0], copy_function=os.link, dirs_exist_ok=True)
+            copy = bench.root / "copies" / str(number)
+            shutil.copytree(bench.pages, copy, copy_function=os.link, dirs_exist_ok=True)
         command = f"tar c --hard-dereference -C {bench.root} copies | igzip -1 > {large}"
         subprocess.run(command, shell=True, check=True)
     rows: list[tuple[str, ...]] = [("tar.gz", "bytes", "peak, MiB", "goal")]
