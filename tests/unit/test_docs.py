@@ -99,7 +99,9 @@ def test_no_option_is_named_that_is_not_there() -> None:
     foreign = {"--dependency", "--test-only", "--version"}  # of sbatch and git
     for document in DOCUMENTS:
         text = re.sub(
-            r"`(sbatch|git|pip|sha256sum|b3sum|aria2c|find|hf|python -m) [^`]*`", "", document.read_text()
+            r"`(sbatch|git|pip|sha256sum|b3sum|aria2c|find|hf|python -m) [^`]*`",
+            "",
+            document.read_text(),
         )
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
             assert option in known | foreign, f"{document.name}: {option}"
