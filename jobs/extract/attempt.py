@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from jobs import archives
 from jobs.archives.base import Archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError, from_os_error
-from jobs.extract.part import Work, extract_part
+from jobs.extract.part import extract_part
+from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from jobs import atomic
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
-from jobs.errors import ArchiveError, Cause
 from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
@@ -19,49 +18,17 @@ from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
 from jobs.extract.seen import Seen, Twice, path_of
+from jobs.extract.work import Work
 from jobs.extract.writers import Writers
 from jobs.manifest import ManifestWriter
 from jobs.memberpath import Folders, shown
-from jobs.model import Fetched, Format, Part, PartSummary, Plan, Shard, ShardKind
+from jobs.model import Format, Part, PartSummary, ShardKind
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import Staging
 from jobs.writeout import WriteOut
 
 _FLOOR = 100_000_000  # bytes that nested archives may hold, whatever the ratio
 _MOST_CORRECTIONS = 2  # of the top folder, as the reader promises
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a part's extraction needs to know."""
-
-    folder: RunFolder
-    plan: Plan
-    shard: Shard
-    fetched: Fetched
-    part: Part
-
-    def check_unchanged(self) -> None:
-        """Raise ``ArchiveError`` if a file of the archive is not what it was when it came."""
-        fetched = self.fetched
-        for path, size, mtime_ns in zip(
-            fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True
-        ):
-            try:
-                status = Path(path).stat()
-            except FileNotFoundError as error:
-                if fetched.plain is not None and not fetched.in_place:
-                    continue  # the inflated form is all that is needed
-                raise ArchiveError(
-                    f"{self.shard.name}: {shown(path)} is gone; resume fetches it again",
-                    cause=Cause.NOT_FETCHED,
-                ) from error
-            if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
-                raise ArchiveError(
-                    f"{self.shard.name}: {shown(path)} was changed since the run began; "
-                    "launch anew, or resume once it stays as it is",
-                    cause=Cause.CHANGED,
-                )
 
 
 def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummary:

@@ -23,7 +23,8 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import Work, extract_part
+from jobs.extract.part import extract_part
+from jobs.extract.work import Work
 from jobs.model import (
     Fetched,
     Format,

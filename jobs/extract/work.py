@@ -1,0 +1,44 @@
+"""What a part's extraction needs to know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import ArchiveError, Cause
+from jobs.memberpath import shown
+from jobs.model import Fetched, Part, Plan, Shard
+from jobs.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part, with all that its extraction needs to know."""
+
+    folder: RunFolder
+    plan: Plan
+    shard: Shard
+    fetched: Fetched
+    part: Part
+
+    def check_unchanged(self) -> None:
+        """Raise ``ArchiveError`` if a file of the archive is not what it was when it came."""
+        fetched = self.fetched
+        for path, size, mtime_ns in zip(
+            fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True
+        ):
+            try:
+                status = Path(path).stat()
+            except FileNotFoundError as error:
+                if fetched.plain is not None and not fetched.in_place:
+                    continue  # the inflated form is all that is needed
+                raise ArchiveError(
+                    f"{self.shard.name}: {shown(path)} is gone; resume fetches it again",
+                    cause=Cause.NOT_FETCHED,
+                ) from error
+            if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
+                raise ArchiveError(
+                    f"{self.shard.name}: {shown(path)} was changed since the run began; "
+                    "launch anew, or resume once it stays as it is",
+                    cause=Cause.CHANGED,
+                )
