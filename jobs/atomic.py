@@ -57,17 +57,6 @@ class FileSystem:
     def close(self) -> None:
         os.close(self._fd)
 
-    def __enter__(self) -> FileSystem:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
 
 def _temporary(path: Path, data: bytes, *, mode: int) -> Path:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

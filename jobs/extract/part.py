@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class _Pass:
 
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
-            self._file_system = stack.enter_context(atomic.FileSystem(self._data))
+            self._file_system = stack.enter_context(closing(atomic.FileSystem(self._data)))
             self._write_out = WriteOut(self._sync)
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))

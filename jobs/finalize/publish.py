@@ -13,6 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def _told_by_receipt(dest: Path) -> set[str]:
 
 def begin(ground: Ground, journal: Journal) -> None:
     """Make all data durable, then the intent: from here on publishing only goes forward."""
-    with atomic.FileSystem(ground.staging.root) as file_system:
+    with closing(atomic.FileSystem(ground.staging.root)) as file_system:
         file_system.sync()
     atomic.write_json(journal_path(ground.staging), journal)
 
