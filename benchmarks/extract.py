@@ -190,6 +190,8 @@ def shares(bench: Bench) -> list[tuple[str, ...]]:
 
 def follower(bench: Bench) -> list[tuple[str, ...]]:
     """Hash, inflate, plain tar and table, against inflating alone, which takes one core."""
+    if not shutil.which("igzip"):
+        return [("follower",), ("igzip (package isal) is not installed",)]
     path = bench.archive("tar.gz")
     us = f"{sys.executable} -m benchmarks.extract --follow {path} {{out}}/plain.tar"
     commands = {
