@@ -31,7 +31,7 @@ class FileSystem:
 
     An error of writing out is told once to each descriptor that was open when it came, so open
     this before the first file is written and keep it: a later one may never hear of it
-    (https://lwn.net/Articles/724307/).
+    (https://lwn.net/Articles/724307/). Errors of other programs' files are told as well.
     """
 
     def __init__(self, folder: Path) -> None:

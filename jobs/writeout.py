@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 # A disk is given so much at a time: enough to be busy with, little enough to be soon done with.
 STEP = 128 << 20  # bytes
@@ -31,8 +32,10 @@ class WriteOut:
             return
         self._raise()
         self._written = 0
-        self._thread = threading.Thread(target=self._run, name="write-out", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="write-out", daemon=True)
+        with suppress(RuntimeError):  # a limit on threads: all is written out at the end
+            thread.start()
+            self._thread = thread
 
     def finish(self) -> None:
         """Return once all that was written is durable."""

@@ -238,23 +238,26 @@ class _PlainCopy:
             return None
         try:
             self._write_out.finish()
+            fd, self._fd = self._fd, None
+            os.close(fd)
+            self._temporary.replace(self._path)
         except OSError as error:
             self._give_up(error)
             return None
-        os.close(self._fd)
-        self._fd = None
-        self._temporary.replace(self._path)
+        self._temporary = None
         return str(self._path)
 
     def discard(self) -> None:
         """Remove what is not finished."""
         self._write_out.close()
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-            if self._temporary is not None:
-                with suppress(FileNotFoundError):
-                    self._temporary.unlink()
+        fd, self._fd = self._fd, None
+        temporary, self._temporary = self._temporary, None
+        if fd is not None:
+            with suppress(OSError):  # what it could not write is thrown away anyhow
+                os.close(fd)
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                temporary.unlink()
 
 
 def follow_here(

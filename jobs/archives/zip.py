@@ -63,10 +63,9 @@ class ZipArchive:
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
-        superseded = self._directory.superseded
         for ordinal in self._directory.part(part.index, part.count):
             member = self._member(self._directory.entry(ordinal), ordinal)
-            member.superseded = ordinal in superseded
+            member.superseded = self._directory.is_superseded(ordinal)
             yield member
             for _ in member.chunks:  # proven, whether anybody wanted it or not
                 pass
@@ -75,7 +74,7 @@ class ZipArchive:
         """See ``Archive.find``."""
         for ordinal in reversed(range(len(self._directory))):
             entry = self._directory.entry(ordinal)
-            if ordinal in self._directory.superseded or entry.kind is not Kind.FILE:
+            if self._directory.is_superseded(ordinal) or entry.kind is not Kind.FILE:
                 continue
             if clean(entry.name) == name:
                 return self._member(entry, ordinal)

@@ -53,12 +53,8 @@ class Directory:
         self._ends = array("Q")  # the first byte that can be the next one's
         self.data_bytes = 0
         self._top = TopFolder(options)
-        replaced = self._scan()
+        self._replaced = self._scan()
         self._order = self._ordered()
-        # Ordinals of the entries of whose name the directory has a later one.
-        self.superseded = frozenset(
-            ordinal for ordinal, index in enumerate(self._order) if index in replaced
-        )
 
     @property
     def top(self) -> str | None:
@@ -87,6 +83,10 @@ class Directory:
         if ordinal + 1 < len(self):
             return self._offsets[self._order[ordinal + 1]]
         return self.start
+
+    def is_superseded(self, ordinal: int) -> bool:
+        """Whether the directory has a later entry of that one's name."""
+        return self._order[ordinal] in self._replaced
 
     def _first_from(self, offset: int) -> int:
         low, high = 0, len(self)

@@ -83,14 +83,17 @@ def hashed_and_followed(
     fetched: Fetched, shard: Shard, options: Options, plain: Path, progress: Progress
 ) -> Fetched:
     """``fetched``, files in place, with their SHA-256 and the parts' cuts, by one reading."""
-    streams = [_Hashed(Path(path), progress) for path in fetched.files]
+    pool = ThreadPoolExecutor(1, thread_name_prefix="hash")  # one file is read at a time
+    streams: list[_Hashed] = []
     try:
+        streams += (_Hashed(Path(path), pool, progress) for path in fetched.files)
         if fetched.format in TARS:
             files: list[Callable[[], Arriving]] = [stream.opened for stream in streams]
             followed = Follower(files, shard, options, plain, progress).run()
             fetched = followed.applied(fetched)
         digests = tuple(stream.digest() for stream in streams)
     finally:
+        pool.shutdown()
         for stream in streams:
             stream.really_close()
     return replace(fetched, digests=digests)
@@ -99,11 +102,11 @@ def hashed_and_followed(
 class _Hashed:
     """A file that is hashed, in a thread beside its reader; what nobody read, at the end."""
 
-    def __init__(self, path: Path, progress: Progress) -> None:
+    def __init__(self, path: Path, pool: ThreadPoolExecutor, progress: Progress) -> None:
         self._path = path
+        self._pool = pool
         self._progress = progress
         self._hasher = digest.new("sha256")
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="hash")
         self._hashing: Future[None] | None = None
         self._unhashed: list[bytes] = []
         self._size = 0  # bytes in it
@@ -142,13 +145,13 @@ class _Hashed:
         """The follower is done; the rest is still to be hashed."""
 
     def really_close(self) -> None:
-        self._pool.shutdown()
         self._stream.close()
 
     def digest(self) -> Digest:
         while self.read(CHUNK):
             self._progress.check()
-        self._pool.shutdown()
+        if self._hashing is not None:
+            self._hashing.result()
         return Digest("sha256", self._hasher.hexdigest())
 
 

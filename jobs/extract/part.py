@@ -96,7 +96,7 @@ class _Pass:
 
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
-            self._file_system = stack.enter_context(closing(atomic.FileSystem(self._data)))
+            self._file_system = stack.enter_context(closing(self._opened_file_system()))
             self._write_out = WriteOut(self._sync)
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
@@ -114,6 +114,12 @@ class _Pass:
             self._work.check_unchanged()
             self._write_out.finish()  # the manifest is to outlive a crash of the node
             return self._finish()
+
+    def _opened_file_system(self) -> atomic.FileSystem:
+        try:
+            return atomic.FileSystem(self._data)
+        except OSError as error:
+            raise side_error(error, self._data) from error
 
     def _sync(self) -> None:
         try:

@@ -56,6 +56,7 @@ class Writers:
         self._slow_s = slow_s
         self._waited_s: list[float] = []
         self._pause = 0  # files until the next sample
+        self._was_slow = False  # the last sample
         self._pool: _Pool | None = None
 
     @property
@@ -102,11 +103,15 @@ class Writers:
         self._waited_s.append(waited_s)
         if len(self._waited_s) == _SAMPLE:
             typical_s = sorted(self._waited_s)[_OF_SAMPLE - 1]
-            if typical_s > self._slow_s:
+            slow = typical_s > self._slow_s
+            # One slow sample may be a local disk that is writing out; two in a row are not.
+            if slow and self._was_slow:
                 first = min(1 + int(typical_s * _RATE), _FIRST, self._most)
-                self._pool = _Pool(self._on_error, first=first, most=self._most)
+                pool = _Pool(self._on_error, first=first, most=self._most)
+                self._pool = pool if pool.threads else None
             self._waited_s.clear()
-            self._pause = _PAUSE
+            self._was_slow = slow
+            self._pause = 0 if slow else _PAUSE
 
     def drain(self) -> None:
         """Wait until all that was given is written; raises what a writer met."""
@@ -156,10 +161,11 @@ class _Pool:
         self._on_error = on_error
         self._most = most
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._written: SimpleQueue[int | Exception] = SimpleQueue()  # bytes, or what went wrong
+        # Bytes that were written, or what went wrong with which path.
+        self._written: SimpleQueue[int | tuple[Exception, bytes]] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended = False
-        self._error: Exception | None = None
+        self._failed: tuple[Exception, bytes] | None = None
         self.waiting = 0  # bytes that are not written yet
         self._busy = 0  # files that are not written yet
         self._done = 0  # files that are
@@ -187,15 +193,18 @@ class _Pool:
 
     def _hear(self) -> None:
         """Wait for a file to be written; raises what went wrong, with this one or an earlier."""
-        if self._error is None:
+        if self._failed is None:
             news = self._written.get()
             if isinstance(news, int):
                 self.waiting -= news
                 self._busy -= 1
                 self._done += 1
                 return
-            self._error = news
-        raise self._error
+            self._failed = news
+        problem, path = self._failed
+        if isinstance(problem, OSError):
+            raise self._on_error(problem, path) from problem
+        raise problem
 
     def _tune(self) -> None:
         """Once a window, while the queue is full: more writers, if the last were worth it."""
@@ -214,20 +223,21 @@ class _Pool:
     def _grow(self, count: int) -> None:
         while len(self._threads) < count:
             thread = threading.Thread(target=self._run, name="writer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # a limit on threads: these have to do
+                self._chances = 0
+                return
             self._threads.append(thread)
-            thread.start()
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._ended:
             try:
                 write_file(job.place, job.mode, job.data, job.mtime, sparse=job.sparse)
                 self._written.put(job.size)
-            except OSError as problem:
-                error = self._on_error(problem, job.path)
-                error.__cause__ = problem
-                self._written.put(error)
             except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
-                self._written.put(problem)
+                self._written.put((problem, job.path))
+            del job  # a writer that waits for the next one holds nothing
 
     def drain(self) -> None:
         while self._busy:

@@ -137,3 +137,17 @@ def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
     assert caught.value.cause is Cause.QUOTA
     writers.close()
     assert threading.active_count() < 20
+
+
+def test_without_more_threads_the_caller_writes_itself(
+    slow: dict[str, int], writers: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    for number in range(40):
+        put(writers, tmp_path, str(number), b"x")
+    writers.drain()
+    assert writers.threads == 0
+    assert len(list(tmp_path.iterdir())) == 40

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 
 from jobs.archives import open_archive
 from jobs.archives.follow import Arriving, Follower
-from jobs.errors import ArchiveError, Cause, Stopped
+from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.progress import Progress
 from jobs.transfer import StartedOver
@@ -99,6 +100,25 @@ def test_being_told_to_stop_leaves_no_half(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         _follower(path, lambda: _Bytes(path.read_bytes()), progress=progress).run()
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize("call", ["fdatasync", "close", "replace"])
+def test_a_disk_that_fails_at_the_end_leaves_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    path = _archive(tmp_path)
+    data = path.read_bytes()
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    follower = _follower(path, lambda: _Bytes(data))
+    monkeypatch.setattr(Path if call == "replace" else os, call, broken)
+    with pytest.raises(StorageError) as caught:
+        follower.run()
+    monkeypatch.undo()
+    assert caught.value.cause is Cause.IO
+    assert [each.name for each in tmp_path.iterdir()] == [path.name]
 
 
 def test_what_is_no_tar_has_nothing_to_cut(tmp_path: Path) -> None:

@@ -97,3 +97,16 @@ def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteOut) -> None:
     wait_for_thread()
     with pytest.raises(OSError, match="Input/output error"):
         write_out.wrote(100)
+
+
+def test_without_a_thread_all_is_written_out_at_the_end(
+    disk: Disk, write_out: WriteOut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    write_out.wrote(100)
+    assert disk.begun == 0
+    write_out.finish()
+    assert disk.begun == 1
