@@ -116,10 +116,20 @@ class Taken:
     ok: bool
 
 
-def task(run: Extracting, parts: Sequence[int], env: dict[str, str] | None = None) -> Taken:
-    """Our own extraction of some parts, as a task does it: in a process of its own."""
+def task(
+    run: Extracting,
+    parts: Sequence[int],
+    env: dict[str, str] | None = None,
+    *,
+    core: int | None = None,
+) -> Taken:
+    """Our own extraction of some parts, as a task does it: in a process of its own.
+
+    ``core``: the one processor that it may use, as a job gets one unless it asks for more.
+    """
+    held = [] if core is None else ["taskset", "-c", str(core)]
     done = subprocess.run(
-        [sys.executable, "-c", _TASK, str(run.folder.path), *map(str, parts)],
+        [*held, sys.executable, "-c", _TASK, str(run.folder.path), *map(str, parts)],
         check=True,
         capture_output=True,
         env={**os.environ, **(env or {})},
@@ -154,7 +164,10 @@ def one(argv: Sequence[str]) -> None:
     print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "peak_mib": peak / 1024, "ok": ok}))
 
 
-def at_once(run: Extracting, parts: int) -> list[Taken]:
-    """A task for each part, at the same time."""
+def at_once(run: Extracting, parts: int, *, held: bool = False) -> list[Taken]:
+    """A task for each part, at the same time; ``held``: each to a core of its own."""
     with ThreadPoolExecutor(parts) as pool:
-        return list(pool.map(lambda part: task(run, [part]), range(parts)))
+        tasks = [
+            pool.submit(task, run, [part], core=part if held else None) for part in range(parts)
+        ]
+        return [each.result() for each in tasks]
