@@ -50,7 +50,7 @@ def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
     """What does not hold for a run that is about to begin, a line each; nothing is touched."""
     return [
         *_unwritable(plan, run_dir),
-        *_badly_placed(plan),
+        *_badly_placed(plan, run_dir),
         *_occupied(plan, run_dir),
         *_no_room(_needs(plan)),
     ]
@@ -125,7 +125,7 @@ def _unwritable_after_all(plan: Plan) -> Iterator[str]:
             yield f"{from_os_error(error, doing=doing).message}; choose another one"
 
 
-def _badly_placed(plan: Plan) -> Iterator[str]:
+def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Places within one another, where one would be read or replaced as part of the other."""
     dest, temp = (Path(place).resolve() for place in (plan.dest, plan.temp))
     staging = dest / INCOMING
@@ -149,6 +149,12 @@ def _badly_placed(plan: Plan) -> Iterator[str]:
         )
     if source in temp.parents and dest not in temp.parents:
         yield f"--temp-dir {shown(plan.temp)} lies within the source; choose another one"
+    is_copied = any(shard.kind is ShardKind.TREE for shard in plan.shards)
+    if is_copied and run_dir is not None and source in run_dir.resolve().parents:
+        yield (
+            f"the log folder {shown(str(run_dir.parent))} lies within the source, whose files are "
+            "copied as they are, so the dataset would hold this run's own; choose another --log-dir"
+        )
 
 
 class _Receipt(msgspec.Struct):

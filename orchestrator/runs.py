@@ -55,10 +55,17 @@ class Run:
 def names(log_dir: Path) -> list[str]:
     """Ids of the runs there are, the newest first."""
     try:
-        found = [entry.name for entry in log_dir.iterdir() if (entry / "plan.json").is_file()]
+        entries = [entry.name for entry in log_dir.iterdir()]
     except OSError:
         return []
-    return sorted(found, reverse=True)
+    return sorted((name for name in entries if _is_run(log_dir / name)), reverse=True)
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / "plan.json").is_file()
+    except OSError:  # somebody else's, in a log folder that several people share
+        return False
 
 
 def listing(

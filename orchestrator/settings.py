@@ -210,7 +210,9 @@ def default_map(profile: str | None = None) -> DefaultMap:
 
 
 def show_config(ctx: click.Context) -> str:
-    """Every option of a command, its value, and who said it; a line each."""
+    """Every option of a command, its value, and who said it; a line each, secrets left out."""
+    from jobs.transfer import redact
+
     source = ctx.find_root().default_map
     settings: Mapping[str, Setting] = source.settings if isinstance(source, DefaultMap) else {}
     rows = []
@@ -218,6 +220,8 @@ def show_config(ctx: click.Context) -> str:
         names = spellings(param)
         if names:
             value = _shown(ctx.params.get(param.name or ""))
+            if param.name == "urls":
+                value = ", ".join(map(redact, ctx.params["urls"])) or value
             rows.append((names[0], value, _origin(ctx, param, settings)))
     wide = max((len(name) for name, _, _ in rows), default=0)
     long = min(36, max((len(value) for _, value, _ in rows), default=0))

@@ -139,6 +139,9 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
     """What only the whole tells: counts, and a dataset that lies one folder too deep."""
     options = ground.plan.options
     layout, expected = options.layout, options.expect_records
+    kept = tally.records
+    if options.on_bad_record is OnBadRecord.DROP:
+        kept -= len(merge.sorted_numbers(tally.bad_lines))
     hint = "; `--strip-components 1` takes the outermost folder away"
     if not ground.pieces:
         nested = tally.nested_records
@@ -148,10 +151,12 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
         findings.add(Finding(kind, fact))
     elif not tally.records:
         findings.add(Finding(Kind.COUNT, f"{layout.records} holds no record"))
+    elif not kept:
+        findings.add(Finding(Kind.COUNT, f"none of {tally.records} records is good: none is left"))
     if findings.counts[Kind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
         findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}{hint}"))
-    if expected is not None and expected != tally.records:
-        fact = f"{tally.records} records, but {expected} were expected (--expect-records)"
+    if expected is not None and expected != kept:
+        fact = f"{kept} records, but {expected} were expected (--expect-records)"
         findings.add(Finding(Kind.COUNT, fact))
 
 

@@ -118,6 +118,12 @@ class LocalSource:
 
     def _one_file(self) -> Choice:
         name = self._root.name
+        if not self._root.is_file():
+            raise SourceError(
+                f"{shown(str(self._root))} is neither a file nor a folder (a pipe, a device?); "
+                "save what it gives to a file first",
+                cause=Cause.USAGE,
+            )
         naming.check_readable((name,), str(self._root.parent))
         beside = [other for other in _beside(self._root) if not naming.is_git(other)]
         for group in split.group(beside, self._read_beside):

@@ -98,7 +98,10 @@ def parse_url_list(text: str) -> tuple[Address, ...]:
 def check(url: str) -> None:
     """Raise ``SourceError`` (``USAGE``) for what is no http(s) address."""
     if not _is_url(url):
-        raise _usage(f"{shown(redact(url))} is no http or https address; check --url")
+        # Without a scheme a user and a password stand where nobody looks for them.
+        raise _usage(
+            f"{shown(redact(url).rpartition('@')[2])} is no http or https address; check --url"
+        )
 
 
 def last_name(url: str) -> str:

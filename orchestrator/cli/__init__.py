@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -83,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``)."""
     from jobs.errors import OrchestrateError
 
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`): say it to nobody
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     try:
         result: Any = cli.main(
             args=None if argv is None else list(argv),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import click
@@ -84,9 +83,10 @@ def request(values: dict[str, Any]) -> LaunchRequest:
 def _header(text: str) -> tuple[str, str]:
     name, equals, variable = text.partition("=")
     if not (equals and name.strip() and variable.isidentifier()):
+        # Nothing of what was typed is shown: it may be the secret itself.
         raise UsageError(
-            f"--header {name}=… takes NAME=VARIABLE, the name of an environment variable that "
-            "holds the value; a value itself would be seen by everybody on this machine"
+            "--header takes NAME=VARIABLE, the name of an environment variable that holds the "
+            "value; a value itself would be seen by everybody on this machine"
         )
     return name.strip(), variable
 
@@ -131,15 +131,20 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     if values["url_list"]:
         from jobs.sources import parse_url_list
 
-        with click.open_file(values["url_list"], encoding="utf-8") as file:
-            urls += parse_url_list(file.read())
+        try:
+            with click.open_file(values["url_list"], encoding="utf-8") as file:
+                urls += parse_url_list(file.read())
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(
+                f"--url-list {values['url_list']} cannot be read as UTF-8 text ({error})"
+            ) from error
     given: list[tuple[SourceKind, tuple[str, ...]]] = []
     if values["hf_repo"]:
         given.append((SourceKind.HUB, (values["hf_repo"],)))
     if urls:
         given.append((SourceKind.URL, tuple(urls)))
     if values["local_path"]:
-        given.append((SourceKind.LOCAL, (str(Path(values["local_path"]).expanduser().absolute()),)))
+        given.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
     if len(given) != 1:
         raise UsageError(
             "launch takes one source: --hf-repo REPO, --url URL (or --url-list FILE), "

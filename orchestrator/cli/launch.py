@@ -126,7 +126,7 @@ _verification = options.stack(
     ),
     click.option(
         "--max-expansion",
-        type=float,
+        type=options.Number(min=1),
         default=200.0,
         show_default=True,
         help="Most data bytes for a byte of archive.",
@@ -169,7 +169,7 @@ _running = options.stack(
     click.option("--max-rate", type=options.SIZE, help="Most bytes a second, such as 50M."),
     click.option(
         "--stall",
-        type=click.FloatRange(min=0.1),
+        type=options.Number(min=0.1),
         default=60.0,
         show_default=True,
         metavar="SECONDS",

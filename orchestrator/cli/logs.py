@@ -14,7 +14,14 @@ from orchestrator.cli import options
 @click.argument("task", required=False)
 @options.log_dir
 @click.option("--failed", is_flag=True, help="Of every task that failed.")
-@click.option("-n", "--lines", default=40, show_default=True, help="Last lines of each log.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=40,
+    show_default=True,
+    help="Last lines of each log.",
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on as the log grows; Ctrl-C just stops.")
 def command(
     run: str | None, task: str | None, log_dir: Path, failed: bool, lines: int, follow: bool

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,7 +52,40 @@ MEMORY = Parsed("size", resources.parse_mem)
 SIZE = Parsed("size", resources.parse_size)
 WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
-FOLDER = click.Path(path_type=Path)
+
+
+class _Place(click.Path):
+    """A path as a shell's users mean it: ``~`` is a home, and nothing is not the current folder."""
+
+    def convert(
+        self,
+        value: str | os.PathLike[str],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Any:
+        text = os.fspath(value)
+        if not text:
+            self.fail("no path is given; is a variable empty?", param, ctx)
+        try:
+            text.encode()
+            return Path(os.fsdecode(super().convert(Path(text).expanduser(), param, ctx)))
+        except UnicodeEncodeError:
+            self.fail(f"{text!r} is not UTF-8; rename it, or give a link to it", param, ctx)
+        except RuntimeError:
+            self.fail(f"{text!r} names a user whose home is not known", param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number that is one: neither infinite nor nan."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is no finite number", param, ctx)
+        return number
+
+
+FOLDER = _Place(path_type=Path)
 
 
 def stack(*options: Callable[[F], F]) -> Callable[[F], F]:

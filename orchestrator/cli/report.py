@@ -21,13 +21,16 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     One file that opens from disk, in any browser, without network and without scripts.
     """
     from jobs import atomic
+    from jobs.errors import UsageError
     from jobs.model import utc_now
     from orchestrator import api, report
 
     folder = api.find_run(run, log_dir)
     state = api.status(folder)
     page = report.page(state, folder, utc_now(), report.receipt_of(state))
-    path = output or folder.report
+    path = (output or folder.report).resolve()  # what a link means is replaced, not the link
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is no file; give -o the name of one")
     atomic.write_bytes(path, page.encode())
     click.echo(path)
     return 0

@@ -543,6 +543,32 @@ COUNTS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("expected", "words"),
+    [(7, None), (8, "7 records, but 8 were expected")],
+    ids=["as many as are left", "as many as there were"],
+)
+def test_the_expected_count_is_of_the_records_that_are_left(
+    tmp_path: Path, expected: int, words: str | None
+) -> None:
+    options = Options(expect_records=expected, on_bad_record=OnBadRecord.DROP)
+    made = [pages(0, 4), pages(4, 4)]
+    del made[1].files["images/000006.png"]
+    run = stage(tmp_path, made, options)
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert summary.published is (words is None)
+    assert (problem is None) if words is None else (problem and words in problem.message)
+
+
+def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: Path) -> None:
+    options = Options(layout=Layout(image_field="nope"), on_bad_record=OnBadRecord.DROP)
+    run = stage(tmp_path, [pages(0, 4)], options)
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert not summary.published
+    assert problem is not None
+    assert "none of 4 records is good" in problem.message
+
+
 @pytest.mark.parametrize(("expected", "words"), COUNTS)
 def test_the_expected_count_is_held(tmp_path: Path, expected: int, words: str | None) -> None:
     run = stage(tmp_path, [pages(0, 4), pages(4, 4)], Options(expect_records=expected))

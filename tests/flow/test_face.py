@@ -144,3 +144,82 @@ def test_status_json_is_one_object(done: Cli) -> None:
     good, _ = _ids(done)
     told = json.loads(done.run("status", good, "--json").out)
     assert told["state"] == "done" and told["records"] == 60
+
+
+def test_a_run_that_may_not_be_looked_into_hides_no_other(
+    done: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator import runs
+
+    log_dir, hidden = done.cwd / "logs", _ids(done)[1]
+    real = Path.is_file
+
+    def is_file(path: Path) -> bool:
+        if path.parent.name == hidden:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    assert runs.names(log_dir) == [_ids(done)[0]]
+
+
+SECRET = "hf_secret"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--header", f"Authorization: Bearer {SECRET}"], "takes NAME=VARIABLE"),
+        (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
+        (["--url", f"user:{SECRET}@host/a.tar"], "no http or https address"),
+        (["--dest", ""], "no path is given"),
+        (["--dest", "~nobody-of-that-name/x"], "home is not known"),
+        (["--dest", b"bad\xff"], "is not UTF-8"),
+        (["--stall", "nan"], "no finite number"),
+        (["--max-expansion", "inf"], "no finite number"),
+        (["--max-expansion", "0"], "not in the range"),
+        (["--url-list", "utf16"], "cannot be read as UTF-8"),
+        (["--url-list", "gone"], "cannot be read"),
+        (["--local-path", "pipe"], "neither a file nor a folder"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
+    tmp_path: Path, words: list[str | bytes], told: str
+) -> None:
+    (tmp_path / "utf16").write_text("http://host/a.tar\n", encoding="utf-16")
+    os.mkfifo(tmp_path / "pipe")
+    texts = [os.fsdecode(word) for word in words]
+    source = ["--local-path", "."] if "--dest" in texts else ["--url", "http://host.invalid/a.tar"]
+    if texts[0] in ("--url", "--url-list", "--local-path"):
+        source = []
+    done = Cli(tmp_path).run("launch", "--dry-run", *source, *texts, rc=None)
+    assert done.rc == 2, done
+    assert told in " ".join(done.err.split())
+    assert "Traceback" not in done.err
+    assert SECRET not in done.out + done.err
+
+
+def test_show_config_shows_no_secret_of_an_address(tmp_path: Path) -> None:
+    url = f"https://user:{SECRET}@host/a.tar?sig={SECRET}"
+    shown = Cli(tmp_path).run("launch", "--show-config", "--url", url).out
+    assert "https://host/a.tar" in shown
+    assert SECRET not in shown
+
+
+def test_a_report_replaces_no_folder_and_no_device(done: Cli) -> None:
+    assert "is no file" in done.run("report", _ids(done)[0], "-o", ".", rc=2).err
+    assert "is no file" in done.run("report", _ids(done)[0], "-o", "/dev/null", rc=2).err
+    (done.cwd / "link.html").symlink_to("real.html")
+    done.run("report", _ids(done)[0], "-o", "link.html")
+    assert (done.cwd / "link.html").is_symlink()
+    assert "<html" in (done.cwd / "real.html").read_text()
+
+
+def test_closed_streams_are_no_error(done: Cli) -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "runs"]
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        shell = ["sh", "-c", f'exec "$@" {closed}', "sh", *command]
+        ended = subprocess.run(shell, cwd=done.cwd, capture_output=True, text=True)
+        assert ended.returncode == 0, ended
+        assert "Traceback" not in ended.stderr

@@ -156,6 +156,15 @@ def test_source_and_destination_may_not_lie_in_one_another(
     assert words is None or words in lines[0]
 
 
+def test_a_folder_that_is_copied_may_not_hold_the_log_folder(tmp_path: Path) -> None:
+    tree = Shard("0000-tree", ShardKind.TREE, (SourceFile("d", "/d", 5),))
+    source = tmp_path / "source"
+    made = local(replace(plan(tmp_path / "d"), shards=(tree,)), source)
+    (line,) = preflight.problems(made, source / "logs" / "run")
+    assert "choose another --log-dir" in line
+    assert preflight.problems(made, tmp_path / "logs" / "run") == []
+
+
 def test_a_destination_may_hold_what_is_no_data(tmp_path: Path) -> None:
     for name in (".incoming", "lost+found", ".archives", "logs"):
         (tmp_path / "data" / name).mkdir(parents=True)
