@@ -199,6 +199,7 @@ def test_files_that_nfs_leaves_of_removed_ones_are_passed_over(stopped: Scene) -
     stopped.check_whole()
 
 
+@pytest.mark.skipif(not shutil.which("faketime"), reason="faketime is not installed")
 @pytest.mark.parametrize("shift", ["-10m", "+10m", "-400d"])
 @pytest.mark.parametrize("where", ["extract", "finalize"])
 def test_a_clock_that_is_wrong_changes_nothing(
