@@ -75,7 +75,8 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
 
 
 def _most(state: RunState) -> int:
-    return max(1, *(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions))
+    had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
+    return had or planning.DEFAULT_TASKS  # a download in somebody's shell alone has none
 
 
 def may_retry(state: RunState, before: int | None) -> bool:

@@ -66,13 +66,17 @@ def submit(
     also_after: tuple[str, ...] = (),
     downloads: tuple[str, ...] = (),
     on_tick: Tick | None = None,
+    most: int | None = None,
 ) -> None:
-    """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself."""
+    """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself.
+
+    ``most``: array tasks behind a download here, where ``draft`` itself has none of them.
+    """
     engine = engines.by_name(draft.engine)
     submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
     if draft.engine == "local":
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
-        _go_on(folder, draft, on_tick)
+        _go_on(folder, draft, on_tick, most)
 
 
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
@@ -81,10 +85,9 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
         draft,
         engine="local",
         onward=draft.engine,
-        parallel=1,
         tasks=draft.of_stage(Stage.DOWNLOAD),
     )
-    submit(folder, here, on_tick=on_tick)
+    submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
 
 
 def cores() -> int:
@@ -122,12 +125,12 @@ def next_draft(
     )
 
 
-def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None) -> None:
+def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
     """After a submission on this machine: the stages behind a download here, or another attempt."""
     state = state_of(folder)
     if last.onward is not None:
         if folder.fetched_ids():
-            step = recovery.recover(state)
+            step = recovery.recover(state, most=most)
             rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
             step = replace(step, tasks=rest)
             draft = next_draft(last, step, engine=last.onward, retries=last.retries)

@@ -207,6 +207,7 @@ def test_downloaded_in_the_shell_the_rest_goes_to_slurm(
     before = site.finished()
     assert len(before) == 4
     assert {row.name.rpartition("-")[2] for row in site.jobs()} == {"extract", "finalize"}
+    assert len(site.run_folder().load_submission(2).of_stage(Stage.EXTRACT)) == 4
     held.unlink()
     assert site.over()["state"] == "done"
     assert site.done_twice(before) == 0
