@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from jobs import atomic
 from jobs.extract.content import Content
 from jobs.extract.files import side_error
 from jobs.model import Entry, Options
@@ -21,7 +21,7 @@ class RecordsFile:
 
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
         self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        self._temporary = atomic.sibling(path)
         self._options = options
         self._progress = progress
         self._content = self._new()

@@ -56,18 +56,19 @@ def wait_for_thread() -> None:
 
 
 def test_little_is_written_out_once_at_the_end(disk: Disk, write_out: WriteOut) -> None:
-    write_out.wrote(99)
+    write_out.wrote(24)
     assert disk.begun == 0
     write_out.finish()
     assert disk.begun == 1
 
 
 def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: WriteOut) -> None:
-    for _ in range(3):
-        write_out.wrote(60)
-        write_out.wrote(60)
+    begun = []
+    for _ in range(10):  # the first steps are smaller: 25 and 50 bytes
+        write_out.wrote(25)
         wait_for_thread()
-    assert disk.begun == 3
+        begun.append(disk.begun)
+    assert begun == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
     write_out.finish()
     assert disk.begun == 4
 
