@@ -12,10 +12,15 @@ from jobs import __version__
 from jobs.errors import UsageError
 from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task
 from jobs.runfolder import INCOMING
+from orchestrator import units
 
 # More tasks than this help nobody: a site's throttle (array_parallelism) is lower, and each task
 # leaves files in the run folder.
 DEFAULT_TASKS = 256
+# A number without its unit is smaller than this; no archive gains from smaller parts.
+LEAST_PART_SIZE = 1 << 10
+# Each part has a manifest of its own; so many files are all that a run folder bears.
+MOST_PARTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,13 @@ def plan_run(
     run_id: str,
     now: datetime,
 ) -> Plan:
-    """The plan for ``shards``; ``UsageError`` where there is nothing to do."""
+    """The plan for ``shards``; ``UsageError`` where there is nothing to do, or no end of it."""
     if not shards:
         raise UsageError(
             f"{source.locator} holds no archive and no dataset; "
             "check the name, --include and --exclude"
         )
+    check_parts(shards, options.part_size)
     return Plan(
         run_id=run_id,
         source=source,
@@ -68,6 +74,19 @@ def temp_folder(place: Place, run_id: str) -> str:
 def parts_of(shard: Shard, part_size: int) -> int:
     """In how many parts a shard is extracted; one where its size is not known."""
     return max(1, -(-(shard.size or 0) // part_size))
+
+
+def check_parts(shards: Sequence[Shard], part_size: int) -> None:
+    """``UsageError`` where shards would be cut into more than ``MOST_PARTS``."""
+    further = sum(parts_of(shard, part_size) - 1 for shard in shards)
+    if further > MOST_PARTS:
+        size = sum(shard.size or 0 for shard in shards)
+        enough = max(1, -(-size // MOST_PARTS >> 20))
+        raise UsageError(
+            f"--part-size {part_size} (bytes) cuts {units.size(size)} into "
+            f"{units.count(further + len(shards))} parts, each with files of its own; ask for "
+            f"{enough}M or more (a number without K, M or G counts bytes)"
+        )
 
 
 def weights(plan: Plan) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.model import Options, Resources, Stage
 from jobs.sources.base import SourceRequest
-from orchestrator.planning import DEFAULT_TASKS
+from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
 DEFAULT_LOG_DIR = Path("logs")
@@ -40,8 +40,11 @@ class LaunchRequest:
             raise UsageError("--tasks must be 1 or more")
         if self.parallel is not None and self.parallel < 1:
             raise UsageError("--parallel must be 1 or more")
-        if self.options.part_size < 1:
-            raise UsageError("--part-size must be positive")
+        if self.options.part_size < LEAST_PART_SIZE:
+            size = self.options.part_size
+            raise UsageError(
+                f"--part-size {size} counts bytes, and no part is that small; was {size}M meant?"
+            )
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():

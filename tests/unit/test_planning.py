@@ -37,6 +37,19 @@ def test_nothing_to_do_is_said() -> None:
         planning.plan_run(SOURCE, [], Place("/dest"), Options(), run_id="r", now=HOUR)
 
 
+def test_parts_without_end_are_refused_before_one_is_made() -> None:
+    shards = [cases.shard("s", size=15 * 10**9)]
+    with pytest.raises(UsageError, match=r"3,662,110 parts.*ask for 1M or more"):
+        planning.plan_run(
+            SOURCE, shards, Place("/dest"), Options(part_size=4096), run_id="r", now=HOUR
+        )
+
+
+def test_small_shards_may_be_many() -> None:
+    shards = [cases.shard(f"s{i}", size=1) for i in range(planning.MOST_PARTS + 2)]
+    planning.check_parts(shards, planning.LEAST_PART_SIZE)
+
+
 def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
     assert planning.temp_folder(Place("/d"), "r") == "/d/.incoming/r/archives"
     assert planning.temp_folder(Place("/d", "/scratch"), "r") == "/scratch/r"
