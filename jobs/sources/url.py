@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.memberpath import shown
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
@@ -177,8 +177,7 @@ class UrlSource:
                 return error
             return _page_error(address.url, probe) or probe
 
-        with ThreadPoolExecutor(min(_AT_ONCE, len(self._addresses))) as pool:
-            answers = list(pool.map(ask, self._addresses))
+        answers = aside.each(ask, self._addresses, _AT_ONCE)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
         if errors:
             more = len(errors) - _SHOWN_ERRORS

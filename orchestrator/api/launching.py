@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jobs import atomic
+from jobs import aside, atomic
 from jobs.errors import EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runfolder import RunFolder
@@ -80,7 +80,7 @@ def plan(request: LaunchRequest) -> Planned:
     if request.then is not None and engine != "slurm":
         raise EngineError("--then submits a batch script and needs Slurm; there is none here")
     source = open_source(request.source)
-    shards = source.shards()
+    shards = aside.asked(source.shards)
     now = utc_now()
     place = planning.Place(
         dest=str(request.dest.expanduser().absolute()),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -378,6 +379,19 @@ def test_an_interrupted_run_says_so_and_resume_finishes_it(
     web.faults.clear()
     cli.run("resume")
     assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_ctrl_c_ends_planning_though_servers_stay_silent(cli: Cli, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/shard-{{0..9}}.tar"
+        process = cli.start(*LOCAL, "--dest", tmp_path / "data", "--url", url)
+        asking, _ = silent.accept()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=25)
+        asking.close()
+    assert process.returncode == 130, out + err
+    assert err.strip() == "interrupted"
+    assert cli.runs() == []
 
 
 def _wait(holds: Any, timeout_s: float = 30) -> None:

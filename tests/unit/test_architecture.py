@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # together in brackets is one stage's own: these modules know each other.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("jobs.errors",),),
-    (("jobs.model",), ("jobs.atomic",), ("jobs.digest",), ("jobs.writeout",)),
+    (("jobs.model",), ("jobs.atomic",), ("jobs.digest",), ("jobs.writeout",), ("jobs.aside",)),
     (
         ("jobs.runfolder",),
         ("jobs.memberpath",),

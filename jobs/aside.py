@@ -1,0 +1,51 @@
+"""Questions that are asked aside, in threads that nobody has to wait for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def asked(ask: Callable[[], R]) -> R:
+    """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for."""
+    return each(lambda _: ask(), [None], 1)[0]
+
+
+def each(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """``ask`` of each item, in their order, ``most`` at a time; raises what one of them raised.
+
+    An executor's threads would be waited for when Ctrl-C came, and again when Python ends: a silent
+    server holds each of them for minutes, a silent name server the main thread itself.
+    """
+    left = deque(enumerate(items))
+    answers: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        while True:
+            try:
+                index, item = left.popleft()
+            except IndexError:
+                return
+            try:
+                answers.put((index, ask(item), None))
+            except BaseException as error:  # noqa: BLE001  # raised again by who asked
+                answers.put((index, None, error))
+
+    for _ in range(min(most, len(items))):
+        threading.Thread(target=work, name="ask", daemon=True).start()
+    found: dict[int, R] = {}
+    try:
+        while len(found) < len(items):
+            index, answer, error = answers.get()
+            if error is not None:
+                raise error
+            found[index] = answer  # type: ignore[assignment]
+    finally:
+        left.clear()  # who still asks ends with the question in hand
+    return [found[index] for index in range(len(items))]

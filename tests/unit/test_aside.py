@@ -1,0 +1,50 @@
+"""Questions asked aside: in order, few at a time, and left at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from jobs import aside
+
+
+def test_answers_keep_the_order_of_the_questions_and_few_are_asked_at_once() -> None:
+    asking: list[int] = []
+    most: list[int] = []
+
+    def ask(number: int) -> int:
+        asking.append(number)
+        most.append(len(asking))
+        time.sleep(0.001 * (10 - number))
+        asking.remove(number)
+        return number * 2
+
+    assert aside.each(ask, range(10), 3) == [n * 2 for n in range(10)]
+    assert max(most) <= 3
+
+
+def test_an_error_is_raised_here_and_ends_the_questions() -> None:
+    asked: list[int] = []
+
+    def ask(number: int) -> None:
+        asked.append(number)
+        time.sleep(0.001)
+        raise LookupError(number)
+
+    with pytest.raises(LookupError):
+        aside.each(ask, range(1000), 1)
+    assert len(asked) < 1000
+
+
+def test_ctrl_c_is_heard_while_an_answer_is_waited_for() -> None:
+    never = threading.Event()
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        aside.asked(lambda: never.wait(30))
+    assert time.monotonic() - begun < 20
+    never.set()
