@@ -181,7 +181,7 @@ _running = options.stack(
     click.option(
         "--download-sbatch-arg",
         "download_sbatch_args",
-        type=options.LINE,
+        type=options.SBATCH_DOWNLOAD,
         multiple=True,
         help="sbatch option of the download job alone.",
     ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import UsageError
-from orchestrator import resources
+from orchestrator import resources, sbatchargs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,6 +52,8 @@ MEMORY = Parsed("size", resources.parse_mem)
 SIZE = Parsed("size", resources.parse_size)
 WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
+SBATCH = Parsed("line", sbatchargs.parse)
+SBATCH_DOWNLOAD = Parsed("line", sbatchargs.parse_for_download)
 
 
 class _Place(click.Path):
@@ -144,7 +146,7 @@ slurm = stack(
     click.option("--mail-type", type=WORD, help="When Slurm writes a mail."),
     click.option("--mail-user", type=WORD, help="To whom."),
     click.option(
-        "--sbatch-arg", "sbatch_args", type=LINE, multiple=True, help="Any other sbatch option."
+        "--sbatch-arg", "sbatch_args", type=SBATCH, multiple=True, help="Any other sbatch option."
     ),
     click.option(
         "--setup", type=LINE, multiple=True, help="Shell line before each task (module load …)."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -13,31 +12,16 @@ from typing import Any
 from submitit.core import core, utils
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
-from jobs.errors import Cause, EngineError
+from jobs.errors import Cause, EngineError, UsageError
 from jobs.memberpath import shown
 from jobs.model import Stage, Task
+from orchestrator import sbatchargs
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.entry import Entry
 
 # Before its time limit a task gets USR2 and stops in order (jobs/worker.py).
 SIGNAL_S = 90
 
-# Options of sbatch that are ours: changed, they would break the chain or hide the results.
-_OURS = {
-    "--array": "-a",
-    "--output": "-o",
-    "--error": "-e",
-    "--dependency": "-d",
-    "--chdir": "-D",
-    "--job-name": "-J",
-    "--wait": "-W",
-    "--wrap": "",
-    "--parsable": "",
-    "--test-only": "",
-    "--signal": "",
-    "--ntasks": "-n",
-    "--kill-on-invalid-dep": "",
-}
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -187,32 +171,16 @@ def check(spec: JobSpec) -> None:
         "--mail-user": asked.mail_user,
     }
     pairs = [(name, text) for name, text in texts.items() if text is not None]
-    pairs += [("--sbatch-arg", text) for text in asked.sbatch_args]
     pairs += [("--setup", text) for text in asked.setup]
     pairs += [("the path of Python", sys.executable)]
     for name, text in pairs:
         if _CONTROL.search(text):
             raise _usage(f"{name} {shown(text)} holds a control character; leave it out")
-    for text in asked.sbatch_args:
-        _check_argument(text)
-
-
-def _check_argument(text: str) -> None:
     try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise _usage(f"--sbatch-arg {shown(text)} cannot be read ({error})") from error
-    if not words or not words[0].startswith("-"):
-        raise _usage(f"--sbatch-arg {shown(text)} is no option; write it as --option=value")
-    for word in words:
-        option = word.partition("=")[0]
-        for ours, short in _OURS.items():
-            # sbatch takes an unambiguous beginning of an option for the whole.
-            begun = len(option) > 4 and option.startswith("--") and ours.startswith(option)
-            if begun or (short and not word.startswith("--") and word.startswith(short)):
-                raise _usage(
-                    f"--sbatch-arg {shown(text)}: {ours} is set by websight-orchestrate itself"
-                )
+        for text in asked.sbatch_args:
+            sbatchargs.parse_for_download(text)
+    except UsageError as error:
+        raise _usage(f"--sbatch-arg {error.message}") from error
 
 
 def _usage(message: str) -> EngineError:

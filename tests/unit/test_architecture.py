@@ -33,6 +33,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("jobs.worker",),
         ("orchestrator.resources",),
+        ("orchestrator.sbatchargs",),
         ("orchestrator.disks",),
         ("orchestrator.settings",),
         ("orchestrator.terminal",),
