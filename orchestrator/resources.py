@@ -10,6 +10,8 @@ from jobs.errors import Cause, UsageError
 from jobs.model import Resources
 
 UNLIMITED = 0  # minutes; Slurm's own sign for no limit
+# Nobody means more; Slurm counts seconds in 32 bits and makes a minute of 71582789 minutes.
+_MOST_MIN = 366 * 24 * 60
 
 # Where nothing was asked for, the site's default is not known: this is what twice of it means.
 _FIRST_MEM_MB = 8192
@@ -49,6 +51,17 @@ def parse_time(text: str) -> int:
     else:
         hours, minutes, seconds = (0, *numbers, 0)[:3]
     return (hours * 3600 + minutes * 60 + seconds + 59) // 60
+
+
+def parse_limit(text: str) -> int:
+    """As ``parse_time``, for what a user asks of a job: no more than a year."""
+    minutes = parse_time(text)
+    if minutes > _MOST_MIN:
+        raise UsageError(
+            f"{text!r} is more than a year ({minutes // 1440:,} days); a number alone is minutes, "
+            "H:M:S and D-H begin with hours and days, and UNLIMITED is no limit"
+        )
+    return minutes
 
 
 def format_time(minutes: int) -> str:

@@ -47,7 +47,7 @@ def clean(text: str) -> str:
     return text
 
 
-TIME = Parsed("time", resources.parse_time)
+TIME = Parsed("time", resources.parse_limit)
 MEMORY = Parsed("size", resources.parse_mem)
 SIZE = Parsed("size", resources.parse_size)
 WORD = Parsed("text", clean)

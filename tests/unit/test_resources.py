@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 from jobs.errors import Cause, UsageError
 from jobs.model import Resources
-from orchestrator.resources import format_time, grown, parse_mem, parse_size, parse_time
+from orchestrator.resources import (
+    format_time,
+    grown,
+    parse_limit,
+    parse_mem,
+    parse_size,
+    parse_time,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +45,14 @@ def test_every_form_of_slurms_times_is_read(text: str, minutes: int) -> None:
 def test_what_is_no_time_is_refused_with_the_forms(text: str) -> None:
     with pytest.raises(UsageError, match="4:00:00"):
         parse_time(text)
+
+
+@pytest.mark.parametrize("text", ["99999999:00:00", "71582789", "367-0"])
+def test_nobody_asks_for_more_than_a_year(text: str) -> None:
+    with pytest.raises(UsageError, match="more than a year"):
+        parse_limit(text)
+    assert parse_limit("365-0") == 365 * 1440
+    assert parse_limit("UNLIMITED") == 0
 
 
 @given(st.integers(0, 10**6))
