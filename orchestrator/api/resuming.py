@@ -65,6 +65,11 @@ class Resumable:
     def last(self) -> Submission:
         return self.state.submissions[-1]
 
+    @property
+    def engine(self) -> str:
+        """What does the work."""
+        return _engine_name(self.last)
+
 
 def status(folder: RunFolder, *, ask: bool = True) -> RunState:
     """Where a run stands; ``ask=False`` looks at its files only, not at the scheduler."""
@@ -130,7 +135,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
     preflight.check_space(planned.state.plan, planned.state)
-    name = _engine_name(last)
+    name = planned.engine
     engine = engines.by_name(name)
     # A later attempt's are those of another resume, which is at it right now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -231,6 +232,7 @@ def command(ctx: click.Context, /, **values: Any) -> int:
         return 0
     habits = building.Habits.take(values)
     planned = api.plan(building.request(values))
+    planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
     if habits.dry_run:
         return showing.dry_run(planned, as_json=habits.as_json)
     if not habits.quiet:

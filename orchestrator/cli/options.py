@@ -174,3 +174,20 @@ def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
     """Takes the Slurm options out of a command's ``values``; those that were given."""
     changes = {name: values.pop(name) for name in SLURM_FIELDS}
     return {name: value for name, value in changes.items() if value not in (None, ())}
+
+
+def unheard(ctx: click.Context, engine: str) -> tuple[str, ...]:
+    """A word on options that were typed for Slurm where another engine works; none else.
+
+    What settings say counts for every run, so that it may go unheard without a word.
+    """
+    names = {*SLURM_FIELDS, "download_partition", "download_sbatch_args"}
+    typed = [
+        param.opts[-1]
+        for param in ctx.command.params
+        if param.name in names
+        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if engine == "slurm" or not typed:
+        return ()
+    return (f"the work is done on this machine, where {', '.join(typed)} (for Slurm) does nothing",)

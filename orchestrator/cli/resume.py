@@ -21,7 +21,16 @@ from orchestrator.cli.building import Habits
 @options.wait
 @options.as_json
 @click.option("--parsable", is_flag=True, help="Print the finalize job's id and nothing else.")
-def command(run: str | None, log_dir: Path, tasks: int | None, deep: bool, **values: Any) -> int:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    run: str | None,
+    log_dir: Path,
+    tasks: int | None,
+    deep: bool,
+    **values: Any,
+) -> int:
     """Take RUN up again: a run's id or folder, by default the newest one.
 
     Finished parts are never done again, live tasks are left alone, and what ran out of memory or
@@ -36,7 +45,7 @@ def command(run: str | None, log_dir: Path, tasks: int | None, deep: bool, **val
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(folder, tasks=tasks, changes=changes, deep=deep)
     if not habits.quiet:
-        showing.say(showing.resume_lines(planned))
+        showing.say([*showing.resume_lines(planned), *options.unheard(ctx, planned.engine)])
     idle = not planned.step.tasks and planned.damage is None
     if habits.dry_run or (idle and not (habits.wait or habits.quiet)):
         return exits.DONE if habits.dry_run else exits.of_state(planned.state)

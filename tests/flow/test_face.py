@@ -223,3 +223,14 @@ def test_closed_streams_are_no_error(done: Cli) -> None:
         ended = subprocess.run(shell, cwd=done.cwd, capture_output=True, text=True)
         assert ended.returncode == 0, ended
         assert "Traceback" not in ended.stderr
+
+
+def test_options_for_slurm_that_nobody_hears_are_named_if_they_were_typed(done: Cli) -> None:
+    words = ("--local-path", "shards", "--dest", "new", "--dry-run")
+    local = ("launch", "--engine", "local", *words)
+    said = done.run(*local, "-p", "gpu", "--setup", "module load x").out
+    assert "where --partition, --setup (for Slurm) does nothing" in said
+    settings = done.having(WEBSIGHT_PARTITION="gpu")
+    assert "for Slurm" not in settings.run(*local).out
+    _, bad = _ids(done)
+    assert "--mem (for Slurm) does nothing" in done.run("resume", bad, "--mem=9G", "--dry-run").err
