@@ -156,13 +156,15 @@ class LocalSource:
             return self._tree(len(names), sum(sizes.values()))
         digests = _sums(self._root)
         files = [self._source_file(name, self._root / name, digests) for name in names]
-        return choose(
+        choice = choose(
             files,
             request.layout,
             lambda name: self._read_head(self._root / name),
             where=str(self._root),
             parquet=bool(request.include),
         )
+        _check_distinct(choice)
+        return choice
 
     def _listed(self) -> dict[str, int]:
         """Sizes by name; names that are not UTF-8 keep their bytes as surrogates."""
@@ -224,6 +226,20 @@ def leaving(include: Sequence[str], exclude: Sequence[str]) -> listing.Leave:
         return not naming.chosen((name,), () if is_folder else include, exclude)
 
     return leave
+
+
+def _check_distinct(choice: Choice) -> None:
+    """Raise ``SourceError`` where one archive has two names: its records would come twice."""
+    seen: dict[str, str] = {}
+    for shard in choice.shards:
+        if shard.kind is ShardKind.ARCHIVE:
+            other = seen.setdefault(os.path.realpath(shard.files[0].locator), shard.name)
+            if other != shard.name:
+                raise SourceError(
+                    f"{shown(other)} and {shown(shard.name)} are one archive (a link?), so its "
+                    "records would come twice; leave one out with --exclude",
+                    cause=Cause.USAGE,
+                )
 
 
 def _beside(path: Path) -> list[str]:

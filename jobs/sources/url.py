@@ -55,6 +55,7 @@ class UrlSource:
             addresses += urls.parse_url_list(locator) if _has_name(locator) else _plain(locator)
         for address in addresses:
             urls.check(address.url)
+        urls.check_distinct(addresses)
         if request.sha256 and len(request.sha256) != len(addresses):
             raise SourceError(
                 f"{len(request.sha256)} --sha256 were given for {len(addresses)} URLs; give one "

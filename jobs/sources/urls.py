@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import urllib.parse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
 from jobs.memberpath import shown
-from jobs.transfer import redact
+from jobs.transfer import origin_of, redact
 
 MOST = 100_000  # addresses; more is a slip of the pen
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -104,6 +105,23 @@ def check(url: str) -> None:
         )
 
 
+def check_distinct(addresses: Sequence[Address]) -> None:
+    """Raise ``SourceError`` (``USAGE``) where one file is named twice: its records would be, too.
+
+    Which one of the two is a slip of the pen, nobody but the user knows.
+    """
+    seen: dict[object, int] = {}
+    for number, address in enumerate(addresses, 1):
+        parts = urllib.parse.urlsplit(address.url)
+        key = (origin_of(address.url), parts.path or "/", parts.query)
+        if key in seen:
+            raise _usage(
+                f"{redact(address.url)} is given twice (as number {seen[key]} and {number} of "
+                f"{len(addresses)}); was another one meant? Leave one of them out"
+            )
+        seen[key] = number
+
+
 def last_name(url: str) -> str:
     """The last part of an address's path, decoded; empty where it ends in a slash."""
     path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
@@ -118,9 +136,8 @@ def has_secret(url: str) -> bool:
 
 def _is_url(text: str) -> bool:
     try:
-        parts = urllib.parse.urlsplit(text)
-        return parts.scheme.lower() in ("http", "https") and bool(parts.hostname)
-    except ValueError:
+        return bool(origin_of(text))
+    except ValueError:  # of a port that is none, too
         return False
 
 

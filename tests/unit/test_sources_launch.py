@@ -212,6 +212,11 @@ def test_a_header_comes_from_the_environment_and_stays_at_its_origin(
     assert [r.headers.get("authorization") for r in web.asked("/c.tar.gz")] == [None]
 
 
+def test_a_port_that_is_none_is_refused() -> None:
+    with pytest.raises(SourceError, match="no http or https address"):
+        opened(SourceKind.URL, "http://h:99999/a.tar")
+
+
 def test_braces_and_lists_are_read() -> None:
     assert urls.expand("http://h/{08..10}-{a,b}") == [
         f"http://h/{n}-{c}" for n in ("08", "09", "10") for c in "ab"
@@ -226,6 +231,21 @@ def test_braces_and_lists_are_read() -> None:
         with pytest.raises(SourceError) as refused:
             urls.parse_url_list(bad)
         assert refused.value.cause is Cause.USAGE
+
+
+@pytest.mark.parametrize(
+    "locators",
+    [
+        ("http://h/a.tar", "http://H:80/a.tar#again"),
+        ("http://h/a.tar?id=1", "http://h/{b,a}.tar?id=1"),
+        ("one.tar\thttp://h/a.tar", "two.tar\thttp://h/a.tar"),
+    ],
+)
+def test_one_address_given_twice_is_refused(locators: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match="is given twice") as refused:
+        opened(SourceKind.URL, *locators)
+    assert refused.value.cause is Cause.USAGE
+    opened(SourceKind.URL, "http://h/a.tar?id=1", "http://h/a.tar?id=2", "http://g/a.tar?id=1")
 
 
 # Folders --------------------------------------------------------------------------------------
@@ -264,6 +284,15 @@ def test_a_dataset_s_folder_is_one_tree(tmp_path: Path, files: dict[str, bytes])
     shards = opened(SourceKind.LOCAL, make(tmp_path / "d", files)).shards()
     assert kinds(shards) == [("d", ShardKind.TREE)]
     assert shards[0].size == sum(map(len, files.values()))
+
+
+def test_a_link_to_an_archive_beside_it_is_no_second_one(tmp_path: Path) -> None:
+    root = make(tmp_path / "d", {"shard-1.tar": GZ, "shard-2.tar": GZ})
+    (root / "latest.tar").symlink_to("shard-2.tar")
+    with pytest.raises(SourceError, match=r"'latest\.tar' and 'shard-2\.tar' are one archive"):
+        opened(SourceKind.LOCAL, root).shards()
+    left = opened(SourceKind.LOCAL, root, exclude=("latest*",))
+    assert names(left) == ["shard-1.tar", "shard-2.tar"]
 
 
 def test_what_cannot_be_read_says_why(tmp_path: Path) -> None:
