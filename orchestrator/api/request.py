@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.errors import UsageError
-from jobs.model import Options, Resources, Stage
+from jobs.memberpath import MAX_COMPONENT, MAX_PATH, shown
+from jobs.model import Layout, Options, Resources, Stage
+from jobs.runfolder import INCOMING, MANIFEST, RECEIPT
 from jobs.sources.base import SourceRequest
 from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
@@ -45,10 +47,38 @@ class LaunchRequest:
             raise UsageError(
                 f"--part-size {size} counts bytes, and no part is that small; was {size}M meant?"
             )
+        _check_layout(self.options.layout)
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():
             raise UsageError(f"--then {self.then}: there is no such batch script")
+
+
+def _check_layout(layout: Layout) -> None:
+    """``UsageError`` where records or images could not lie in a dataset under those names."""
+    for option, path in (("--records-file", layout.records), ("--images-dir", layout.images)):
+        if layout.has_records and (fact := _unsafe(path)):
+            raise UsageError(
+                f"{option} {shown(path)} {fact}; give its place within the dataset, such as "
+                f"{'data/prompts.jsonl' if option == '--records-file' else 'data/images'}"
+            )
+    if layout.image_field is not None and not layout.image_field.isprintable():
+        raise UsageError(f"--image-field {shown(layout.image_field)} holds a control character")
+
+
+def _unsafe(path: str) -> str | None:
+    parts = path.split("/")
+    if not path.isprintable():
+        return "holds a control character"
+    if path.startswith("/"):
+        return "is an absolute path"
+    if any(part in ("", ".", "..") for part in parts):
+        return "is no safe path below the dataset"
+    if parts[0] in (INCOMING, RECEIPT, MANIFEST):
+        return "has a name that is ours"
+    if max(len(part.encode()) for part in parts) > MAX_COMPONENT or len(path) > MAX_PATH:
+        return "is longer than a file system takes"
+    return None
 
 
 def stage_resources(request: LaunchRequest) -> dict[str, Resources]:

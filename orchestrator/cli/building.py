@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,9 @@ def request(values: dict[str, Any]) -> LaunchRequest:
     header_env = tuple(_header(text) for text in values["headers"])
     layout = Layout(
         name=values["layout"],
-        records=values["records_file"],
-        images=values["images_dir"].strip("/"),
-        image_field=values["image_field"],
+        records=posixpath.normpath(values["records_file"]),
+        images=posixpath.normpath(values["images_dir"]),
+        image_field=values["image_field"] or None,
     )
     resources = options.slurm_changes(values)
     return LaunchRequest(

@@ -328,6 +328,8 @@ def test_a_wrong_count_fails_the_verification_and_publishes_nothing(
         pytest.param(["--local-path", "x", "--part-size", "many"], 2, id="not a size"),
         pytest.param(["--local-path", "x", "--part-size", "8"], 2, id="a size without its M"),
         pytest.param(["--local-path", "x", "--sbatch-arg=-N2"], 2, id="two nodes for a task"),
+        pytest.param(["--local-path", "x", "--records-file", "../../x"], 2, id="records outside"),
+        pytest.param(["--local-path", "x", "--images-dir", "/x"], 2, id="absolute images"),
         pytest.param(["--no-such-option"], 2, id="no such option"),
     ],
 )

@@ -1,0 +1,41 @@
+"""What makes no sense in a request is refused before any source is asked."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import UsageError
+from jobs.model import Layout, Options, SourceKind
+from jobs.sources.base import SourceRequest
+from orchestrator.api.request import LaunchRequest
+
+SOURCE = SourceRequest(SourceKind.LOCAL, ("/x",))
+
+
+def check(layout: Layout) -> None:
+    LaunchRequest(SOURCE, options=Options(layout=layout)).check()
+
+
+@pytest.mark.parametrize(
+    ("layout", "words"),
+    [
+        (Layout(records="../../x"), "--records-file '../../x' is no safe path"),
+        (Layout(records="/etc/x"), "--records-file '/etc/x' is an absolute path"),
+        (Layout(records="a\nb"), "holds a control character"),
+        (Layout(records="."), "is no safe path"),
+        (Layout(records="RECEIPT.json"), "has a name that is ours"),
+        (Layout(images=".incoming/x"), "has a name that is ours"),
+        (Layout(images="a/../b"), "--images-dir 'a/../b' is no safe path"),
+        (Layout(images="a" * 300), "longer than a file system takes"),
+        (Layout(image_field="a\x1bb"), "--image-field"),
+    ],
+)
+def test_names_of_the_layout_stay_within_the_dataset(layout: Layout, words: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check(layout)
+    assert words in refused.value.message
+
+
+def test_a_layout_may_lie_in_folders_and_have_any_printable_name() -> None:
+    check(Layout(records="data/v 2/Datensätze.jsonl", images="data/Bilder", image_field="img:0"))
+    check(Layout(name="files", records="", images=""))
