@@ -15,7 +15,7 @@ from jobs import atomic
 from jobs.errors import PreflightError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.runfolder import INCOMING, Staging
+from jobs.runfolder import INCOMING, MANIFEST, RECEIPT, SUMS, Staging
 from orchestrator import disks, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
@@ -51,6 +51,7 @@ def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
     return [
         *_unwritable(plan, run_dir),
         *_badly_placed(plan, run_dir),
+        *_in_the_way(plan, run_dir),
         *_occupied(plan, run_dir),
         *_no_room(_needs(plan)),
     ]
@@ -157,6 +158,34 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         )
 
 
+def _top_in_dest(plan: Plan, run_dir: Path | None) -> str | None:
+    """The name in the destination under which the run folder lies; None where it lies elsewhere."""
+    if run_dir is None:
+        return None
+    folder, dest = run_dir.resolve(), Path(plan.dest).resolve()
+    return folder.relative_to(dest).parts[0] if dest in folder.parents else None
+
+
+def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
+    """A run folder where the dataset itself will be; what archives hold, nobody knows yet."""
+    top = _top_in_dest(plan, run_dir)
+    if run_dir is None or top is None:
+        return
+    layout = plan.options.layout
+    names = [layout.records, layout.images] if layout.has_records else []
+    names += [RECEIPT, MANIFEST, *SUMS.values()]
+    for shard in plan.shards:
+        if shard.kind is ShardKind.FILE:
+            names.append(shard.name)
+        elif shard.kind is ShardKind.TREE and os.path.lexists(f"{plan.source.locator}/{top}"):
+            names.append(top)
+    if top in {name.partition("/")[0] for name in names}:
+        yield (
+            f"the log folder {shown(str(run_dir.parent))} lies in {shown(f'{plan.dest}/{top}')}, "
+            "where the dataset is put; choose another --log-dir"
+        )
+
+
 class _Receipt(msgspec.Struct):
     run_id: str
 
@@ -170,8 +199,7 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         names = {name for name in os.listdir(dest) if not name.startswith(".nfs")} - _NO_DATA
     except OSError:
         return  # not there yet, or told already
-    if run_dir is not None and dest in run_dir.parents:
-        names.discard(run_dir.relative_to(dest).parts[0])
+    names.discard(_top_in_dest(plan, run_dir) or "")
     if not names:
         return
     try:

@@ -62,8 +62,14 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
     is ever moved. Raises ``VerificationError`` where there is something and the plan does not
     overwrite.
     """
-    dest = ground.staging.dest
-    there = _names(dest) - _OTHERS - _own_names(ground)
+    dest, own = ground.staging.dest, _own_names(ground)
+    if in_the_way := own & set(new):
+        raise VerificationError(
+            f"the log folder lies in {dest}/{min(in_the_way)}, and the dataset holds that name "
+            "too; nothing was touched; launch again with a --log-dir elsewhere",
+            cause=Cause.PREFLIGHT,
+        )
+    there = _names(dest) - _OTHERS - own
     if not there:
         return ()
     if not ground.plan.options.overwrite:
@@ -86,7 +92,7 @@ def _names(folder: Path) -> set[str]:
 
 def _own_names(ground: Ground) -> set[str]:
     """A run folder within the destination is no part of a dataset."""
-    folder, dest = ground.folder.path.absolute(), ground.staging.dest
+    folder, dest = ground.folder.path.resolve(), ground.staging.dest.resolve()
     return {folder.relative_to(dest).parts[0]} if dest in folder.parents else set()
 
 

@@ -53,6 +53,38 @@ def test_all_problems_come_at_once_a_line_each(tmp_path: Path) -> None:
     assert "inodes left" in lines[3]
 
 
+@pytest.mark.parametrize(
+    ("logs", "in_the_way"),
+    [
+        ("images/logs", True),
+        ("prompts.jsonl/logs", True),
+        ("README", True),
+        ("RECEIPT.json", True),
+        ("logs", False),
+        ("mine/images", False),
+        (".", False),
+    ],
+)
+def test_a_log_folder_may_lie_in_the_destination_but_not_where_the_dataset_will(
+    tmp_path: Path, logs: str, in_the_way: bool
+) -> None:
+    made = plan(tmp_path / "data")
+    loose = Shard("0002", ShardKind.FILE, (SourceFile("README", "README", 1),))
+    made = replace(made, shards=(*made.shards, loose))
+    found = preflight.problems(made, tmp_path / "data" / logs / made.run_id)
+    assert [("where the dataset is put" in line) for line in found] == [True] * in_the_way
+
+
+def test_a_log_folder_is_in_the_way_of_a_folder_that_is_copied(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "logs").mkdir(parents=True)
+    tree = Shard("0000", ShardKind.TREE, (SourceFile("source", str(source), 1),))
+    made = local(replace(plan(tmp_path / "data"), shards=(tree,)), source)
+    (line,) = preflight.problems(made, tmp_path / "data" / "logs" / made.run_id)
+    assert "--log-dir" in line
+    assert preflight.problems(made, tmp_path / "data" / "other" / made.run_id) == []
+
+
 def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) -> None:
     free = disks.rooms(tmp_path)[0].bytes
     assert free is not None

@@ -14,6 +14,7 @@ from jobs import atomic, finalize
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.progress import Progress
+from jobs.runfolder import RunFolder
 from tests.support.staged import StagedRun, StagedShard, line, pages, png, stage, tree
 
 
@@ -37,6 +38,32 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     assert {path: after[path] for path in before} == before
     shutil.rmtree(run.staging.dest / "images")
     finish(run)
+
+
+def test_a_log_folder_under_a_name_that_an_archive_brings_is_told_before_anything_moves(
+    tmp_path: Path,
+) -> None:
+    shard = pages(0, 2)
+    shard.files["logs/a.txt"] = b"a"
+    run = stage(tmp_path, [shard])
+    moved = run.staging.dest / "logs" / run.folder.run_id
+    moved.parent.mkdir(parents=True)
+    run.folder.path.rename(moved)
+    with pytest.raises(VerificationError, match="--log-dir elsewhere"):
+        finalize.run(RunFolder(moved), run.plan, Progress())
+    assert not (run.staging.dest / "images").exists()
+
+
+def test_a_log_folder_in_the_destination_is_known_by_whatever_way_it_is_named(
+    tmp_path: Path,
+) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    moved = run.staging.dest / "logs" / run.folder.run_id
+    moved.parent.mkdir(parents=True)
+    run.folder.path.rename(moved)
+    (tmp_path / "way").symlink_to(run.staging.dest)
+    folder = RunFolder(tmp_path / "way" / "logs" / run.folder.run_id)
+    finish(replace(run, folder=folder))
 
 
 def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> None:
