@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ T = TypeVar("T")
 INCOMING = ".incoming"  # within the destination: what is not published yet
 RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
+_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # as planning makes them
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
 
 
@@ -221,6 +223,14 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: permission denied; it belongs to another user"
             ) from error
+
+
+def is_run_folder(path: Path) -> bool:
+    """Whether a folder is a run's: by its name, and by what no run is without."""
+    if not _RUN_ID.fullmatch(path.name):
+        return False
+    folder = RunFolder(path)
+    return folder.plan.is_file() and folder.results.is_dir()
 
 
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}

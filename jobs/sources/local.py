@@ -19,6 +19,7 @@ from jobs.model import (
     SourceKind,
     SourceRef,
 )
+from jobs.runfolder import is_run_folder
 from jobs.sources import naming, split, sums
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, choose
@@ -40,7 +41,8 @@ class LocalSource:
     def __init__(self, root: Path, request: SourceRequest) -> None:
         self._root = root
         self._request = request
-        self._leave = leaving(request.include, request.exclude)
+        self._runs: set[str] = set()  # folders of other runs, which are left out
+        self._leave = leaving(root, request.include, request.exclude, self._runs)
         self._choice: Choice | None = None
 
     @classmethod
@@ -77,7 +79,7 @@ class LocalSource:
         return {}
 
     def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
+        return (*self._chosen().notes, *self._left_runs())
 
     def path(self, file: SourceFile) -> Path | None:
         return Path(file.locator)
@@ -115,6 +117,12 @@ class LocalSource:
         except OSError as error:
             raise from_os_error(error, doing=f"looking at {shown(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
+
+    def _left_runs(self) -> tuple[str, ...]:
+        if not self._runs:
+            return ()
+        few = naming.few(self._runs)
+        return (f"{self._root} holds runs' own folders, which are no data and left out: {few}",)
 
     def _one_file(self) -> Choice:
         name = self._root.name
@@ -216,12 +224,20 @@ class LocalSource:
             return None
 
 
-def leaving(include: Sequence[str], exclude: Sequence[str]) -> listing.Leave:
-    """What of a folder is left out: git's files and what is ours, beside the user's globs."""
+def leaving(
+    root: Path, include: Sequence[str], exclude: Sequence[str], runs: set[str]
+) -> listing.Leave:
+    """What of a folder is left out: git's files and what is ours, beside the user's globs.
+
+    Run folders below ``root``, which are full of files of their own, are put into ``runs``.
+    """
 
     def leave(path: bytes, is_folder: bool) -> bool:
         name = os.fsdecode(path)
         if naming.is_git(name) or path in _NOT_DATA:
+            return True
+        if is_folder and is_run_folder(root / name):
+            runs.add(name)
             return True
         return not naming.chosen((name,), () if is_folder else include, exclude)
 

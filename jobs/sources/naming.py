@@ -135,3 +135,10 @@ def near(wanted: str, names: Iterable[str]) -> str:
         last = posixpath.basename(wanted).lower()
         found = [name for name in known if posixpath.basename(name).lower() == last][:_NEAR]
     return f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
+
+
+def few(names: Iterable[str]) -> str:
+    """The first names and how many more there are, for a message."""
+    known = sorted(names)
+    more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""
+    return ", ".join(map(shown, known[:_NEAR])) + more

@@ -286,6 +286,18 @@ def test_a_dataset_s_folder_is_one_tree(tmp_path: Path, files: dict[str, bytes])
     assert shards[0].size == sum(map(len, files.values()))
 
 
+def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
+    run = "logs/20260101-000000-abcdef"
+    data = {"prompts.jsonl": b"{}", "images/a.png": b"x", "20260101-000000-abcdef/a.txt": b"x"}
+    ours = {f"{run}/plan.json": b"{}", f"{run}/results/download/0.0.json": b"{}"}
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", data | ours))
+    (tree,) = source.shards()
+    assert tree.size == 4
+    assert any(f"left out: '{run}'" in note for note in source.notes())
+    listed = source.list_tree(tree, tmp_path / "listing", lambda: None)
+    assert listed.members == 6  # with the folders, that of the logs too
+
+
 def test_a_link_to_an_archive_beside_it_is_no_second_one(tmp_path: Path) -> None:
     root = make(tmp_path / "d", {"shard-1.tar": GZ, "shard-2.tar": GZ})
     (root / "latest.tar").symlink_to("shard-2.tar")
