@@ -142,11 +142,14 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
     kept = tally.records
     if options.on_bad_record is OnBadRecord.DROP:
         kept -= len(merge.sorted_numbers(tally.bad_lines))
-    hint = "; `--strip-components 1` takes the outermost folder away"
     if not ground.pieces:
         nested = tally.nested_records
         fact = f"no shard has a {layout.records}"
-        fact += f", but there is a {nested}{hint}" if nested else "; `--layout files` needs none"
+        if nested:
+            hint = _strip_hint(ground, nested.removesuffix(f"/{layout.records}"))
+            fact += f", but there is a {nested}; {hint}"
+        else:
+            fact += "; `--layout files` needs none"
         kind = Kind.WARNING if options.verify is Verify.NONE else Kind.NO_RECORDS
         findings.add(Finding(kind, fact))
     elif not tally.records:
@@ -154,10 +157,21 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
     elif not kept:
         findings.add(Finding(Kind.COUNT, f"none of {tally.records} records is good: none is left"))
     if findings.counts[Kind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
-        findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}{hint}"))
+        above = tally.nested_images.partition(f"/{layout.images}/")[0]
+        hint = _strip_hint(ground, above)
+        findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}; {hint}"))
     if expected is not None and expected != kept:
         fact = f"{kept} records, but {expected} were expected (--expect-records)"
         findings.add(Finding(Kind.COUNT, fact))
+
+
+def _strip_hint(ground: Ground, above: str) -> str:
+    """What takes away the folders ``above`` what should be on top, and those that went already."""
+    folders = above.split("/")
+    own = folders[0] in ground.shards  # a folder for each shard, which no archive holds
+    number = len(folders) - own + (ground.plan.options.strip_components or 0)
+    which = "the outermost folder" if number == 1 else f"the {number} outermost folders"
+    return f"`--strip-components {number}` takes {which} away"
 
 
 def _prepare(

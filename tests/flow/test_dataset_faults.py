@@ -228,6 +228,12 @@ REFUSED = [
         "there is a dataset/prompts.jsonl; `--strip-components 1`",
     ),
     (
+        "a top folder nested in another one",
+        lambda: moved([pages(0, 4)], "a/dataset"),
+        Cause.BAD_RECORD,
+        "there is a a/dataset/prompts.jsonl; `--strip-components 2` takes the 2 outermost folders",
+    ),
+    (
         "images nested one folder down",
         lambda: [
             StagedShard(
