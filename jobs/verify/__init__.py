@@ -12,6 +12,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import VerificationError
 from jobs.memberpath import shown
+from jobs.model import Verify
 from jobs.progress import Progress
 from jobs.runfolder import MANIFEST, RECEIPT
 from jobs.verify import forks
@@ -43,6 +44,7 @@ class Receipt(msgspec.Struct):
     counts: dict[str, int]
     entries: tuple[str, ...]
     layout: _Layout = msgspec.field(default_factory=_Layout)
+    verify: str = Verify.STRUCTURE.value  # how deeply it was checked before it was published
     sums: str | None = None
 
 
@@ -225,6 +227,8 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
             records, images = (receipt.counts.get(name, 0) for name in ("records", "images"))
             lines.append(f"✓ Found {records} records in {receipt.layout.records}")
             lines.append(f"✓ Found {images} images")
+        if receipt.verify == Verify.NONE.value:
+            lines.append("! Images and records themselves were never verified (--skip-verify)")
         lines.append(f"✓ {found.files} files are as {MANIFEST} has them ({how})")
         lines.append("✓ Dataset verification passed!")
         return tuple(lines)

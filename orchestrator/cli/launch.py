@@ -91,9 +91,11 @@ _verification = options.stack(
         type=click.Choice([v.value for v in Verify]),
         default=Verify.STRUCTURE.value,
         show_default=True,
-        help="How deeply images are checked.",
+        help="How deeply images are checked; none: neither images nor records.",
     ),
-    click.option("--skip-verify", is_flag=True, help="The same as --verify none."),
+    click.option(
+        "--skip-verify", is_flag=True, help="The same as --verify none; receipt and status tell."
+    ),
     click.option(
         "--expect-records", type=click.IntRange(min=0), help="Fail unless there are so many."
     ),

@@ -10,7 +10,7 @@ import pytest
 
 from jobs import finalize
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.progress import Progress
 from jobs.verify import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.repair import forget_damaged
@@ -45,6 +45,12 @@ def test_a_whole_dataset_passes_in_the_same_words(
         "✓ Dataset verification passed!",
     )
     assert (report.files, report.records, report.images, report.extra) == (13, 12, 12, 0)
+
+
+def test_a_dataset_published_unverified_never_passes_without_a_word_of_it(tmp_path: Path) -> None:
+    report = check(published(tmp_path, Options(verify=Verify.NONE)))
+    assert report.ok
+    assert "! Images and records themselves were never verified (--skip-verify)" in report.lines
 
 
 def remove(path: Path) -> None:
