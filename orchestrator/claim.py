@@ -78,6 +78,14 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
     raise ClaimedError(f"{staging.dest} changes hands all the time; try again in a minute")
 
 
+def check(staging: Staging, judge: Judge) -> None:
+    """Raise what ``take`` would raise of another run; nothing is touched."""
+    held = holder(staging)
+    reason = judge(held) if held is not None else None
+    if held is not None and reason is not None:
+        raise _refusal(staging, held, reason)
+
+
 def release(staging: Staging, run_id: str) -> None:
     """Let go of the destination if that run holds it; nothing happens otherwise."""
     held = holder(staging)

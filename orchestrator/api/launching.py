@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from jobs import aside, atomic
-from jobs.errors import EngineError
+from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runfolder import RunFolder
 from jobs.sources import open_source
@@ -66,7 +66,13 @@ class Planned:
 
     def problems(self) -> list[str]:
         """What does not hold, though it must before anything is submitted; a line each."""
-        return preflight.problems(self.plan, self.folder.path)
+        found = preflight.problems(self.plan, self.folder.path)
+        try:
+            if not found:
+                running.check_claim(self.plan)
+        except ClaimedError as error:
+            return [error.message]
+        return found
 
 
 def plan(request: LaunchRequest) -> Planned:

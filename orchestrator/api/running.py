@@ -30,6 +30,11 @@ def take_claim(folder: RunFolder, plan: Plan) -> None:
     claim.take(Staging(plan), folder.path, _why_held)
 
 
+def check_claim(plan: Plan) -> None:
+    """Raise what ``take_claim`` would raise for a new run; nothing is touched."""
+    claim.check(Staging(plan), _why_held)
+
+
 _HELD = {
     RunStatus.RUNNING: "it is at work; `status {run}` shows it, `cancel {run}` ends it",
     RunStatus.INCOMPLETE: (

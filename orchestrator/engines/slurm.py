@@ -92,6 +92,7 @@ class SlurmEngine:
         """See ``base.Engine``; one script for each array."""
         from orchestrator.engines import sbatch
 
+        slurmlimits.check_time(spec)
         batches = list(self._batches(spec))
         texts = []
         for number, tasks in enumerate(batches):

@@ -195,6 +195,20 @@ def test_a_dry_run_shows_the_scripts_that_slurm_would_get_and_submits_nothing(
     assert not (tmp_path / "data").exists()
 
 
+def test_a_second_launch_to_one_destination_is_refused_with_the_first_ones_id(
+    plain_site: Site, shards: Path, tmp_path: Path
+) -> None:
+    words = (*LAUNCH, "--dest", tmp_path / "data", "--local-path", shards)
+    plain_site.cli.run(*words, "--sbatch-arg=--hold")
+    (first,) = plain_site.cli.runs()
+    for more in ((), ("--overwrite",), ("--engine", "local")):
+        assert f"held by run {first.name}" in plain_site.cli.run(*words, *more, rc=3).err
+    assert f"held by run {first.name}" in plain_site.cli.run(*words, "--dry-run", rc=3).out
+    assert plain_site.cli.runs() == [first]
+    plain_site.cli.run("cancel")
+    plain_site.slurm.wait_until_idle()
+
+
 def test_waiting_ends_with_the_run_and_its_exit_code(
     plain_site: Site, shards: Path, tmp_path: Path
 ) -> None:

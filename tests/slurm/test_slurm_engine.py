@@ -297,6 +297,8 @@ def test_more_time_than_the_partition_gives_is_refused_as_it_would_never_start(
     asked = Resources(time_min=minutes, partition="short")
     with pytest.raises(EngineError, match=r"partition short gives a job \(0:10:00\)"):
         engine.submit(spec(folder, resources=asked), None)
+    with pytest.raises(EngineError, match="gives a job"):  # a dry run tells it too
+        engine.script(spec(folder, resources=asked), None)
     assert names(narrow) == []
 
 
