@@ -15,7 +15,11 @@ from orchestrator.planning import DEFAULT_TASKS
 _source = options.stack(
     click.option("--hf-repo", metavar="REPO", help="Repository on the Hugging Face Hub."),
     click.option(
-        "--hf-file", "hf_files", multiple=True, metavar="PATH", help="Just this file of it; repeat."
+        "--hf-file",
+        "hf_files",
+        multiple=True,
+        metavar="PATH",
+        help="Only this file or folder of it; may be repeated.",
     ),
     click.option("--revision", help="Branch, tag or commit.  [default: main, pinned at launch]"),
     click.option(
@@ -29,13 +33,19 @@ _source = options.stack(
         "urls",
         multiple=True,
         metavar="URL",
-        help="An archive's address; repeat, or {0..9}.",
+        help="Address of an archive; may be repeated, or hold a range: {000..099}.",
     ),
     click.option(
-        "--url-list", metavar="FILE", help="File of URLs, or of names and URLs; - reads them here."
+        "--url-list",
+        metavar="FILE",
+        help="File with a URL a line, or a name and a URL; - is standard input.",
     ),
     click.option(
-        "--sha256", "sha256", multiple=True, metavar="HEX", help="Of each --url, in their order."
+        "--sha256",
+        "sha256",
+        multiple=True,
+        metavar="HEX",
+        help="Digest of each --url, in their order.",
     ),
     click.option(
         "--header",
@@ -49,40 +59,59 @@ _source = options.stack(
         type=options.FOLDER,
         help="An archive, a folder of archives, or a dataset's folder.",
     ),
-    click.option("--include", multiple=True, metavar="GLOB", help="Only files of such names."),
     click.option(
-        "--exclude", "exclude_files", multiple=True, metavar="GLOB", help="No files of such names."
+        "--include",
+        multiple=True,
+        metavar="GLOB",
+        help="Only files of the source with such names; may be repeated.",
+    ),
+    click.option(
+        "--exclude",
+        "exclude_files",
+        multiple=True,
+        metavar="GLOB",
+        help="No files of the source with such names; may be repeated.",
     ),
 )
 
 _dataset = options.stack(
     click.option(
-        "--dest", type=options.FOLDER, default=DEFAULT_DEST, show_default=True, help="Destination."
+        "--dest",
+        type=options.FOLDER,
+        default=DEFAULT_DEST,
+        show_default=True,
+        help="Folder to publish the dataset into.",
     ),
     click.option(
-        "--temp-dir", type=options.FOLDER, help="Folder for archives.  [default: beside the data]"
+        "--temp-dir",
+        type=options.FOLDER,
+        help="Folder for archives meanwhile.  [default: within DEST]",
     ),
     click.option("--overwrite", is_flag=True, help="Replace the dataset at the destination."),
-    click.option("--keep-archive", is_flag=True, help="Keep the archives once it is published."),
+    click.option(
+        "--keep-archive", is_flag=True, help="Keep the archives once the dataset is published."
+    ),
     click.option(
         "--layout",
         type=click.Choice(["websight", "files"]),
         default="websight",
         show_default=True,
-        help="Records and images, or just files.",
+        help="websight: records and images; files: just files.",
     ),
-    click.option("--records-file", default="prompts.jsonl", show_default=True, help="Its records."),
-    click.option("--images-dir", default="images", show_default=True, help="Its images' folder."),
+    click.option(
+        "--records-file", default="prompts.jsonl", show_default=True, help="Where its records are."
+    ),
+    click.option("--images-dir", default="images", show_default=True, help="Where its images are."),
     click.option("--image-field", help="Record's field that names the image.  [default: found]"),
     click.option(
         "--strip-components",
         default="auto",
         show_default=True,
         metavar="auto|N",
-        help="Leading folders of each member to drop.",
+        help="Outermost folders of each member to drop; auto: one that holds everything.",
     ),
     click.option("--nested", is_flag=True, help="Extract archives in archives, one level deep."),
-    click.option("--preserve-times", is_flag=True, help="Keep modification times."),
+    click.option("--preserve-times", is_flag=True, help="Keep the members' modification times."),
 )
 
 _verification = options.stack(
@@ -97,7 +126,7 @@ _verification = options.stack(
         "--skip-verify", is_flag=True, help="The same as --verify none; receipt and status tell."
     ),
     click.option(
-        "--expect-records", type=click.IntRange(min=0), help="Fail unless there are so many."
+        "--expect-records", type=click.IntRange(min=0), help="Publish only if there are so many."
     ),
     click.option(
         "--on-bad-record",
@@ -125,14 +154,14 @@ _verification = options.stack(
         type=click.Choice(["crc32", "sha256", "blake3"]),
         default="crc32",
         show_default=True,
-        help="Of each file, in the manifest.",
+        help="Digest of each file in the manifest.",
     ),
     click.option(
         "--max-expansion",
         type=options.Number(min=1),
         default=200.0,
         show_default=True,
-        help="Most data bytes for a byte of archive.",
+        help="Most bytes of data for a byte of archive, against bombs.",
     ),
 )
 
@@ -149,12 +178,20 @@ _running = options.stack(
         type=click.IntRange(min=1),
         default=DEFAULT_TASKS,
         show_default=True,
-        help="Most array tasks.",
+        help="Most tasks of the extract array.",
     ),
     click.option(
-        "--part-size", type=options.SIZE, default="512M", show_default=True, help="Archive a part."
+        "--part-size",
+        type=options.SIZE,
+        default="512M",
+        show_default=True,
+        help="Bytes of archive that make a part; a task takes one part or more.",
     ),
-    click.option("--parallel", type=click.IntRange(min=1), help="Most tasks at once."),
+    click.option(
+        "--parallel",
+        type=click.IntRange(min=1),
+        help="Most tasks at once.  [default: all; on this machine, one a core]",
+    ),
     click.option(
         "--retries",
         type=click.IntRange(min=0),
@@ -176,17 +213,19 @@ _running = options.stack(
         default=60.0,
         show_default=True,
         metavar="SECONDS",
-        help="So long without a byte is a break.",
+        help="So long without a byte counts as a broken connection.",
     ),
     click.option(
-        "--download-partition", type=options.WORD, help="Partition with access to the internet."
+        "--download-partition",
+        type=options.WORD,
+        help="Partition of the download job: one with internet.",
     ),
     click.option(
         "--download-sbatch-arg",
         "download_sbatch_args",
         type=options.SBATCH_DOWNLOAD,
         multiple=True,
-        help="sbatch option of the download job alone.",
+        help="sbatch option of the download job alone; may be repeated.",
     ),
     click.option(
         "--download-on",
@@ -195,7 +234,11 @@ _running = options.stack(
         show_default=True,
         help="login: download in this shell, then submit the rest.",
     ),
-    click.option("--then", type=options.FOLDER, help="Batch script to start once it is published."),
+    click.option(
+        "--then",
+        type=options.FOLDER,
+        help="Your batch script, to start once the dataset is published.",
+    ),
 )
 
 _habits = options.stack(

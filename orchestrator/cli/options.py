@@ -109,7 +109,7 @@ log_dir = click.option(
     help="Where runs are kept; compute nodes must see it too.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-yes = click.option("-y", "--yes", is_flag=True, help="Ask nothing.")
+yes = click.option("-y", "--yes", is_flag=True, help="Start without asking.")
 wait = click.option(
     "--wait/--no-wait", default=False, help="Stay until a run on Slurm has ended, and show it."
 )
@@ -137,19 +137,32 @@ slurm = stack(
         metavar="TIME",
         help="Time limit of each job, as sbatch takes it.  [launch: 4:00:00]",
     ),
-    click.option("-c", "--cpus-per-task", "cpus", type=click.IntRange(min=1), help="Cores a task."),
+    click.option(
+        "-c",
+        "--cpus-per-task",
+        "cpus",
+        type=click.IntRange(min=1),
+        help="Cores a task.  [launch: 2]",
+    ),
     click.option("--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory a task, such as 8G."),
     click.option("-C", "--constraint", type=WORD, help="Features that a node must have."),
     # sbatch says --exclude too; here that leaves out files of the source.
     click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to leave out."),
     click.option("--reservation", type=WORD, help="Reservation."),
-    click.option("--mail-type", type=WORD, help="When Slurm writes a mail."),
-    click.option("--mail-user", type=WORD, help="To whom."),
+    click.option("--mail-type", type=WORD, help="When Slurm writes mails, such as END,FAIL."),
+    click.option("--mail-user", type=WORD, help="Address for these mails."),
     click.option(
-        "--sbatch-arg", "sbatch_args", type=SBATCH, multiple=True, help="Any other sbatch option."
+        "--sbatch-arg",
+        "sbatch_args",
+        type=SBATCH,
+        multiple=True,
+        help="Any other sbatch option, as sbatch spells it; may be repeated.",
     ),
     click.option(
-        "--setup", type=LINE, multiple=True, help="Shell line before each task (module load …)."
+        "--setup",
+        type=LINE,
+        multiple=True,
+        help="Shell line before each task, such as module load …; may be repeated.",
     ),
 )
 
