@@ -10,7 +10,17 @@ import msgspec
 
 from jobs import atomic
 from jobs.errors import Cause, OrchestrateError
-from jobs.finalize import collisions, lines, mending, merge, passes, publish, receipt, summary
+from jobs.finalize import (
+    cleanup,
+    collisions,
+    lines,
+    mending,
+    merge,
+    passes,
+    publish,
+    receipt,
+    summary,
+)
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
@@ -45,7 +55,7 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
         publish.go_on(ground.staging, journal)
     published = _published_summary(ground)
     atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
-    publish.clean_up(ground)
+    cleanup.clean_up(ground)
     return published, None
 
 
@@ -221,7 +231,7 @@ def _receipt_of(
     }
     told = summary.lines_of(ground, findings, records=tally.records, images=tally.images)
     content = receipt.build(ground, findings, merged, proof, counts, told)
-    kept = publish.kept_archives(ground)
+    kept = cleanup.kept_archives(ground)
     return {
         **content,
         "left_out": dict(tally.left_out),

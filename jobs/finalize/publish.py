@@ -8,13 +8,9 @@ on with it, as every step can tell from the disk whether it was done.
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -24,10 +20,7 @@ from jobs.errors import Cause, VerificationError
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
-from jobs.model import Shard, SourceFile
 from jobs.runfolder import INCOMING, RECEIPT, Staging
-
-log = logging.getLogger(__name__)
 
 ARCHIVES = ".archives"  # in the destination, where archives are kept
 _OTHERS = frozenset({INCOMING, ARCHIVES, "lost+found", ".snapshot"})  # in a folder that is free
@@ -69,7 +62,7 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
             "too; nothing was touched; launch again with a --log-dir elsewhere",
             cause=Cause.PREFLIGHT,
         )
-    there = _names(dest) - _OTHERS - own
+    there = names_in(dest) - _OTHERS - own
     if not there:
         return ()
     if not ground.plan.options.overwrite:
@@ -84,7 +77,8 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(old))
 
 
-def _names(folder: Path) -> set[str]:
+def names_in(folder: Path) -> set[str]:
+    """Keys of what lies in ``folder``, but for what NFS has left there."""
     with os.scandir(folder) as entries:
         names = {entry.name for entry in entries if not entry.name.startswith(".nfs")}
     return {key_of_bytes(os.fsencode(name)) for name in names}
@@ -143,7 +137,7 @@ def go_on(staging: Staging, journal: Journal) -> None:
 
 def _make_room(staging: Staging, name: str) -> None:
     """Move an old name away, unless that was done: then what is there is new."""
-    if not _is_there(staging.replaced / name) and _is_there(staging.dest / name):
+    if not is_there(staging.replaced / name) and is_there(staging.dest / name):
         (staging.dest / name).rename(staging.replaced / name)
 
 
@@ -161,13 +155,13 @@ def _mend(staging: Staging) -> None:
 
 
 def _place(source: Path, target: Path, *, over: bool = False) -> None:
-    if not _is_there(source):
-        if _is_there(target):
+    if not is_there(source):
+        if is_there(target):
             return  # done before a crash
         raise VerificationError(
             f"{source} is gone before it was published; launch again", cause=Cause.VERIFICATION
         )
-    if _is_there(target) and not over:
+    if is_there(target) and not over:
         raise VerificationError(
             f"{target} has come into being meanwhile; move it away and resume",
             cause=Cause.CLAIMED,
@@ -175,101 +169,10 @@ def _place(source: Path, target: Path, *, over: bool = False) -> None:
     source.replace(target)
 
 
-def _is_there(path: Path) -> bool:
+def is_there(path: Path) -> bool:
+    """Whether anything has that name, be it a link to nothing."""
     try:
         path.lstat()
     except FileNotFoundError:
         return False
     return True
-
-
-def clean_up(ground: Ground) -> None:
-    """Remove the old dataset, archives and staging, after the receipt is in place.
-
-    What cannot be removed stays, and the log says so: the dataset is whole all the same.
-    """
-    staging, keep = ground.staging, ground.plan.options.keep_archive
-    if keep:
-        _keep_archives(ground)
-    elif staging.archives.name == ground.plan.run_id or staging.root in staging.archives.parents:
-        _remove(staging.archives)  # a folder of this run alone
-    if not _is_there(staging.root):
-        return _give_back(ground)
-    for name in sorted(_names(staging.root) - {journal_path(staging).name}):
-        if not (keep and staging.root / name == staging.archives):
-            _remove(staging.root / name)
-    _remove(journal_path(staging))  # last: until here a resume cleans up
-    for folder in (staging.archives, staging.root):
-        _remove_if_empty(folder)
-    return _give_back(ground)
-
-
-class _Claim(msgspec.Struct):
-    run_id: str
-
-
-def _give_back(ground: Ground) -> None:
-    """Let go of the destination."""
-    staging = ground.staging
-    try:
-        if atomic.read_json(staging.claim, _Claim).run_id == ground.plan.run_id:
-            staging.claim.unlink(missing_ok=True)
-    except (OSError, msgspec.DecodeError):
-        pass  # nobody's, or another run's
-    # Of processes killed while they claimed; a live one finds its own gone and begins again.
-    for litter in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
-        litter.unlink(missing_ok=True)
-    _remove_if_empty(staging.root.parent)
-
-
-def kept_archives(ground: Ground) -> Path | None:
-    """Where archives are kept; None where they go."""
-    staging = ground.staging
-    if not ground.plan.options.keep_archive:
-        return None
-    return staging.dest / ARCHIVES if staging.root in staging.archives.parents else staging.archives
-
-
-def _keep_archives(ground: Ground) -> None:
-    """Move archives out of staging, under names that tell their format, and note where they are."""
-    staging, folder = ground.staging, kept_archives(ground)
-    often = Counter(_base_name(file) for shard in ground.plan.shards for file in shard.files)
-    for shard in ground.plan.shards:
-        _remove(staging.plain(shard.id))
-        fetched = ground.folder.load_fetched(shard.id)
-        if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
-            continue
-        kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
-        for file, target in zip(fetched.files, kept, strict=True):
-            if _is_there(Path(file)):
-                folder.mkdir(exist_ok=True)
-                Path(file).replace(target)
-        noted = replace(fetched, files=tuple(str(path) for path in kept), plain=None)
-        atomic.write_json(ground.folder.fetched(shard.id), noted)
-
-
-def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:
-    """The published name, with the shard's id before it where that is not unique."""
-    name = _base_name(shard.files[place])
-    return name if often[name] == 1 and name.strip(".") else f"{shard.id}_{place}_{name}"
-
-
-def _base_name(file: SourceFile) -> str:
-    return file.name.rpartition("/")[2]
-
-
-def _remove(path: Path) -> None:
-    try:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("%s stays, as it cannot be removed: %s", path, error.strerror)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:
-        pass  # others have something in it, or it is gone
