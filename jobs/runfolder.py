@@ -301,6 +301,11 @@ class Staging:
         return self.root / "replaced"
 
     @property
+    def kept(self) -> Path:
+        """What lay in the old dataset's folders and was no part of it."""
+        return self.dest / f"kept-{self.plan.run_id}"
+
+    @property
     def claim(self) -> Path:
         """Names the run that holds the destination."""
         return self.dest / INCOMING / "claim.json"

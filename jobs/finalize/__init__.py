@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -19,6 +20,7 @@ from jobs.finalize import (
     passes,
     publish,
     receipt,
+    replaced,
     summary,
 )
 from jobs.finalize.buckets import Buckets
@@ -56,7 +58,8 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
     published = _published_summary(ground)
     atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
     cleanup.clean_up(ground)
-    return published, None
+    lines = (*replaced.told(ground.staging), *published.lines)
+    return replace(published, lines=lines), None
 
 
 class _Published(msgspec.Struct):

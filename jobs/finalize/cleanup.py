@@ -11,9 +11,11 @@ from pathlib import Path
 import msgspec
 
 from jobs import atomic
+from jobs.finalize import replaced
 from jobs.finalize.ground import Ground
 from jobs.finalize.publish import ARCHIVES, is_there, journal_path, names_in
 from jobs.model import Shard, SourceFile
+from jobs.runfolder import Staging
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +32,29 @@ def clean_up(ground: Ground) -> None:
         _remove(staging.archives)  # a folder of this run alone
     if not is_there(staging.root):
         return _give_back(ground)
-    for name in sorted(names_in(staging.root) - {journal_path(staging).name}):
+    _remove_replaced(staging)
+    for name in sorted(
+        names_in(staging.root) - {journal_path(staging).name, staging.replaced.name}
+    ):
         if not (keep and staging.root / name == staging.archives):
             _remove(staging.root / name)
     _remove(journal_path(staging))  # last: until here a resume cleans up
     for folder in (staging.archives, staging.root):
         _remove_if_empty(folder)
     return _give_back(ground)
+
+
+def _remove_replaced(staging: Staging) -> None:
+    try:
+        replaced.remove(staging)
+    except OSError as error:
+        log.warning(
+            "%s stays, as not all of it can be removed: %s (%s); it holds the old dataset and what "
+            "else lay in its folders",
+            staging.replaced,
+            error.strerror,
+            error.filename,
+        )
 
 
 class _Claim(msgspec.Struct):

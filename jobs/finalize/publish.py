@@ -73,7 +73,7 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
             "touched; move them away and resume, or launch again with --overwrite",
             cause=Cause.PREFLIGHT,
         )
-    old = there & (set(new) | _told_by_receipt(dest))
+    old = there & (set(new) | told_by_receipt(dest))
     return tuple(sorted(old))
 
 
@@ -94,7 +94,8 @@ class _Told(msgspec.Struct):
     entries: tuple[str, ...] = ()
 
 
-def _told_by_receipt(dest: Path) -> set[str]:
+def told_by_receipt(dest: Path) -> set[str]:
+    """Keys of the names in a dataset's top folder, as its receipt has them; none without one."""
     try:
         return set(atomic.read_json(dest / RECEIPT, _Told).entries)
     except (OSError, msgspec.DecodeError):

@@ -87,7 +87,11 @@ _dataset = options.stack(
         type=options.FOLDER,
         help="Folder for archives meanwhile.  [default: within DEST]",
     ),
-    click.option("--overwrite", is_flag=True, help="Replace the dataset at the destination."),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace the dataset at the destination; keep what is not of it.",
+    ),
     click.option(
         "--keep-archive", is_flag=True, help="Keep the archives once the dataset is published."
     ),

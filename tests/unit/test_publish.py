@@ -82,6 +82,87 @@ def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> 
     ]
 
 
+def overwritten(tmp_path: Path) -> tuple[Path, Path]:
+    """The destination once a new dataset has replaced the one there, and what was kept of it."""
+    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    dest, kept = run.staging.dest, run.staging.kept
+    assert any(str(kept) in told for told in summary.lines) is kept.exists()
+    assert not (dest / ".incoming").exists()
+    new = {path for path in tree(dest) if path.startswith(("images/", "prompts"))}
+    assert new == {"images/000010.png", "images/000011.png", "prompts.jsonl"}
+    return dest, kept
+
+
+def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_told(tmp_path: Path) -> None:
+    old = pages(0, 3)
+    old.files["images/deep/a.txt"] = b"old"
+    old.files[b"images/\xff.txt"] = b"old too"
+    finish(stage(tmp_path, [old], run_id="2025-old"))
+    images = tmp_path / "dest" / "images"
+    mine = {"images/000010.png": b"mine", "images/deep/er/b.txt": b"mine", "images/c": b""}
+    for name, data in mine.items():
+        (tmp_path / "dest" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "dest" / name).write_bytes(data)
+    (images / "empty").mkdir()
+    _, kept = overwritten(tmp_path)
+    assert tree(kept) == mine
+    assert not (kept / "images" / "empty").exists()
+
+
+def test_an_old_folder_that_no_manifest_tells_of_is_kept_whole(tmp_path: Path) -> None:
+    images = tmp_path / "dest" / "images"
+    images.mkdir(parents=True)
+    (images / "000010.png").write_bytes(b"mine")
+    (tmp_path / "dest" / "MANIFEST.jsonl").write_bytes(b'{"path": "images/000010.png"}\nno\xff\n')
+    before = tree(tmp_path / "dest")
+    _, kept = overwritten(tmp_path)
+    assert tree(kept) == before
+
+
+@pytest.mark.parametrize("name", ["images", "images/deep"])
+def test_nothing_is_removed_behind_a_link_that_a_user_put_there(tmp_path: Path, name: str) -> None:
+    old = pages(0, 2)
+    old.files["images/deep/a.txt"] = b"old"
+    finish(stage(tmp_path, [old], run_id="2025-old"))
+    (tmp_path / "dest" / name).rename(tmp_path / "elsewhere")
+    (tmp_path / "dest" / name).symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path / "elsewhere")
+    _, kept = overwritten(tmp_path)
+    assert tree(tmp_path / "elsewhere") == before
+    assert (kept / name).readlink() == tmp_path / "elsewhere"
+
+
+def test_a_manifest_removes_nothing_outside_the_old_dataset(tmp_path: Path) -> None:
+    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
+    outside = tmp_path / "mine.txt"
+    outside.write_bytes(b"mine")
+    with (tmp_path / "dest" / "MANIFEST.jsonl").open("a") as manifest:
+        for path in ("../" * 4 + "mine.txt", str(outside), "images/../../../../mine.txt", "a\0b"):
+            line = {"path": path, "size": 4, "crc32": "00000000"}
+            manifest.write(json.dumps(line) + "\n")
+    _, kept = overwritten(tmp_path)
+    assert outside.exists()
+    assert not kept.exists()
+
+
+def test_an_old_dataset_that_cannot_be_removed_stays_and_is_told(tmp_path: Path) -> None:
+    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
+    (tmp_path / "dest" / "images" / "mine").write_bytes(b"mine")
+    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    run.staging.kept.mkdir()
+    (run.staging.kept / "in the way").touch()
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None
+    assert any(str(run.staging.replaced) in told for told in summary.lines)
+    assert tree(run.staging.replaced) == {"images/mine": b"mine"}
+    (run.staging.kept / "in the way").unlink()
+    finalize.run(run.folder, run.plan, Progress())
+    assert tree(run.staging.kept) == {"images/mine": b"mine"}
+    assert not (run.staging.dest / ".incoming").exists()
+
+
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
 def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: bool) -> None:
