@@ -3,20 +3,21 @@
 The destination itself stays (it may be a mount point, and staging lies in it), so a reader looks
 at ``RECEIPT.json``: it goes first when an old dataset is replaced and comes last, so where it is,
 all is in place. The journal is written before the first rename. Whoever comes after a crash goes
-on with it, as every step can tell from the disk whether it was done.
+on with it, as every step can tell from the disk whether it was done. Where a rename fails, those
+before it are undone, so that an old dataset has its receipt again.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 
 import msgspec
 
 from jobs import atomic
-from jobs.errors import Cause, VerificationError
+from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
@@ -103,43 +104,111 @@ def told_by_receipt(dest: Path) -> set[str]:
 
 
 def begin(ground: Ground, journal: Journal) -> None:
-    """Make all data durable, then the intent: from here on publishing only goes forward."""
+    """Make all data durable, then the intent: from here on only renames are left to do."""
     with closing(atomic.FileSystem(ground.staging.root)) as file_system:
         file_system.sync()
     atomic.write_json(journal_path(ground.staging), journal)
+
+
+class _Moves:
+    """Renames, of which the last ones first can be undone."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Path, Path]] = []
+
+    def move(self, source: Path, target: Path) -> None:
+        source.rename(target)
+        self._done.append((source, target))
+
+    def undo(self) -> None:
+        for source, target in reversed(self._done):
+            target.rename(source)
 
 
 def go_on(staging: Staging, journal: Journal) -> None:
     """Do all renames that were not done; safe to call again after any crash, until the receipt is
     in place: what is cleaned up after it would be missed here.
 
-    Raises ``VerificationError`` where somebody has put something in the way, or taken it.
+    Raises ``VerificationError`` where somebody has put something in the way, or taken it, and
+    ``StorageError`` where a rename fails. What this call has renamed is put back then (a mended
+    file stays, as it is whole), and the message tells what is in place.
     """
-    dest = staging.dest
+    moves = _Moves()
+    try:
+        _check_movable(staging, journal)
+        _rename_all(staging, journal, moves)
+    except (OSError, OrchestrateError) as error:
+        with suppress(OSError):  # the receipt would have come last: the message tells
+            moves.undo()
+        raise _told(staging, error) from error
+    atomic.fsync_folder(staging.dest)
+
+
+def _check_movable(staging: Staging, journal: Journal) -> None:
+    """Refuse what would fail between two renames, as far as it can be seen before the first."""
+    found = list(_obstacles(staging, journal))
+    if found:
+        raise VerificationError("; ".join(found), cause=Cause.PREFLIGHT)
+
+
+def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
+    dest, device = staging.dest, staging.dest.stat().st_dev
+    if not os.access(dest, os.W_OK | os.X_OK):
+        yield f"nothing in {dest} can be renamed: permission denied"
+    if staging.root.stat().st_dev != device:
+        yield f"{staging.root} lies on another file system than {dest}, so nothing can be renamed"
+    for name in (os.fsdecode(bytes_of(key)) for key in journal.old):
+        path = dest / name
+        # Of files the device may be another one though they can be renamed (overlayfs).
+        if is_there(staging.replaced / name) or path.is_symlink() or not path.is_dir():
+            continue
+        if path.stat().st_dev != device:
+            yield f"{path} is a mount point, which cannot make room; unmount it"
+        elif not os.access(path, os.W_OK):  # its `..` changes
+            yield f"{path} cannot be moved, as you may not write to it"
+
+
+def _told(staging: Staging, error: OSError | OrchestrateError) -> OrchestrateError:
+    """What failed, what is in place by now, as the disk has it, and what to do."""
+    if isinstance(error, OSError):
+        to = f"renaming {error.filename} to {error.filename2}" if error.filename2 else "publishing"
+        error = from_os_error(error, doing=to)
+    if is_there(staging.receipt):
+        state = f"the old dataset is in {staging.dest} as it was, with its receipt"
+    else:
+        state = f"no dataset is whole in {staging.dest}, so there is no {RECEIPT}"
+    gone = error.cause is Cause.VERIFICATION
+    then = "" if gone else "; mend that and resume: only renames are left to do"
+    return type(error)(f"{error.message}; {state}{then}", cause=error.cause)
+
+
+def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
+    dest, ready = staging.dest, staging.root / "ready"
     if journal.mends:
         _mend(staging)
     staging.replaced.mkdir(exist_ok=True)
     if RECEIPT in journal.old:
-        _make_room(staging, RECEIPT)
+        _make_room(staging, RECEIPT, moves)
     for key in journal.data:
         name = os.fsdecode(bytes_of(key))
         if key in journal.old:
-            _make_room(staging, name)
-        _place(staging.data / name, dest / name)
+            _make_room(staging, name, moves)
+        _place(staging.data / name, dest / name, moves)
     for key in journal.old:
-        _make_room(staging, os.fsdecode(bytes_of(key)))
+        _make_room(staging, os.fsdecode(bytes_of(key)), moves)
     *proofs, receipt = journal.ready
     for name in proofs:
-        _place(staging.root / "ready" / name, dest / name, over=journal.mends)
+        if journal.mends and is_there(ready / name):
+            (ready / name).replace(dest / name)  # which holds the same, or is damaged
+        _place(ready / name, dest / name, moves)
     atomic.fsync_folder(dest)
-    _place(staging.root / "ready" / receipt, dest / receipt)
-    atomic.fsync_folder(dest)
+    _place(ready / receipt, dest / receipt, moves)
 
 
-def _make_room(staging: Staging, name: str) -> None:
+def _make_room(staging: Staging, name: str, moves: _Moves) -> None:
     """Move an old name away, unless that was done: then what is there is new."""
     if not is_there(staging.replaced / name) and is_there(staging.dest / name):
-        (staging.dest / name).rename(staging.replaced / name)
+        moves.move(staging.dest / name, staging.replaced / name)
 
 
 def _mend(staging: Staging) -> None:
@@ -155,19 +224,18 @@ def _mend(staging: Staging) -> None:
         atomic.fsync_folder(folder)
 
 
-def _place(source: Path, target: Path, *, over: bool = False) -> None:
+def _place(source: Path, target: Path, moves: _Moves) -> None:
     if not is_there(source):
         if is_there(target):
             return  # done before a crash
         raise VerificationError(
             f"{source} is gone before it was published; launch again", cause=Cause.VERIFICATION
         )
-    if is_there(target) and not over:
+    if is_there(target):
         raise VerificationError(
-            f"{target} has come into being meanwhile; move it away and resume",
-            cause=Cause.CLAIMED,
+            f"{target} has come into being meanwhile; move it away", cause=Cause.CLAIMED
         )
-    source.replace(target)
+    moves.move(source, target)
 
 
 def is_there(path: Path) -> bool:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import samples
 from tests.support.forkfaults import Fault
 from tests.support.forkshop import Shop
-from tests.support.matrix import Scene
+from tests.support.matrix import LAUNCH, Scene
 from tests.support.samples import tree_digest
 
 pytestmark = pytest.mark.faults
@@ -166,4 +167,53 @@ def test_archives_on_another_file_system_are_no_matter_as_staging_is_in_the_dest
     _mounted(here, here.dest, "size=50m")
     _mounted(here, here.base / "temp", "size=50m")
     here.launch("--temp-dir", here.base / "temp", rc=0)
+    _check(here)
+
+
+def _older(base: Path, scene: Scene) -> Path:
+    """Another dataset, published where the scene's is to be; its source."""
+    other = samples.make_dataset(base / "older", records=5)
+    samples.pack_shards(other, base / "older-shards", 1, "tar.gz")
+    scene.shop.run(
+        scene.cli, *LAUNCH, "--dest", scene.dest, "--local-path", base / "older-shards", rc=0
+    )
+    return other
+
+
+def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publishes(
+    scene: Stage, tmp_path: Path
+) -> None:
+    put_back = 0
+    for at in range(30, 60, 2):
+        here = scene(str(at))
+        older = tree_digest(_older(tmp_path / f"{at}-older", here))
+        ended = here.launch("--overwrite", fault=Fault("finalize", at, "EIO"))
+        if ended.rc == 0:
+            continue
+        assert tree_digest(here.dest) == older
+        assert (here.dest / "RECEIPT.json").exists()
+        put_back += "the old dataset is in" in ended.out
+        here.resume(here.cli.runs()[-1].name)
+        here.check_whole()
+    assert put_back >= 3
+
+
+def test_a_mount_point_within_the_old_dataset_is_told_before_anything_is_renamed(
+    scene: Stage, mounting: Shop, tmp_path: Path
+) -> None:
+    here = scene(at=mounting)
+    _older(tmp_path, here)
+    receipt = (here.dest / "RECEIPT.json").read_bytes()
+    mounting.do("mount", "-t", "tmpfs", "tmpfs", here.dest / "images")
+    ended = here.launch("--overwrite", rc=1)
+    assert "images is a mount point" in " ".join(ended.out.split())
+    assert (mounting.seen(here.dest) / "RECEIPT.json").read_bytes() == receipt
+    mounting.do("umount", here.dest / "images")
+    # A bind mount shows in no device number: that rename fails, and those before it are undone.
+    mounting.do("mount", "--bind", here.dest / "prompts.jsonl", here.dest / "prompts.jsonl")
+    ended = here.resume(here.cli.runs()[-1].name, rc=1)
+    assert "the old dataset is in" in " ".join(ended.out.split())
+    assert (mounting.seen(here.dest) / "RECEIPT.json").read_bytes() == receipt
+    mounting.do("umount", here.dest / "prompts.jsonl")
+    here.resume(here.cli.runs()[-1].name)
     _check(here)

@@ -12,6 +12,7 @@ import pytest
 
 from jobs import atomic, finalize
 from jobs.errors import Cause, Stopped, VerificationError
+from jobs.finalize import publish
 from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
@@ -161,6 +162,19 @@ def test_an_old_dataset_that_cannot_be_removed_stays_and_is_told(tmp_path: Path)
     finalize.run(run.folder, run.plan, Progress())
     assert tree(run.staging.kept) == {"images/mine": b"mine"}
     assert not (run.staging.dest / ".incoming").exists()
+
+
+def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_path: Path) -> None:
+    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
+    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    old = ("MANIFEST.jsonl", "RECEIPT.json", "images", "prompts.jsonl")
+    journal = publish.Journal(run.plan.run_id, old, ("images", "zebra"), ("RECEIPT.json",))
+    for folder in (run.staging.data, run.staging.dest):
+        (folder / "zebra").mkdir()
+    before = tree(run.staging.dest)
+    with pytest.raises(VerificationError, match=r"zebra has come.*as it was, with its receipt"):
+        publish.go_on(run.staging, journal)
+    assert tree(run.staging.dest) == before
 
 
 @pytest.mark.parametrize("outside", [False, True])
