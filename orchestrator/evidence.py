@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 
 from jobs import atomic
 from jobs.errors import EngineError
-from jobs.model import Outcome, Plan, Stage, Submission, TaskResult, utc_now
-from jobs.runfolder import RunFolder, Staging
+from jobs.memberpath import shown
+from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
+from jobs.runfolder import RECEIPT, RunFolder, Staging
 from orchestrator import journal
 from orchestrator.engines.base import Engine, TaskState
 from orchestrator.state import Evidence, TaskKey
@@ -33,6 +35,7 @@ def gather(
     results = {
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
+    published, remark = _destination(folder, Staging(plan))
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -46,8 +49,9 @@ def gather(
         engine=states,
         engine_silent=silent,
         cancelled=journal.last_cancelled(folder),
-        published=is_published(folder, plan),
+        published=published,
         now=now or utc_now(),
+        remark=remark,
     )
 
 
@@ -71,17 +75,40 @@ class _ReceiptHead(msgspec.Struct):
     run_id: str
 
 
-def is_published(folder: RunFolder, plan: Plan | None = None) -> bool:
-    """Whether the destination holds this run's dataset: its receipt is the last thing to appear.
+def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]:
+    """Whether the run's dataset is published (its receipt is the last thing to appear), and what a
+    person should know of the place.
 
-    A dataset that a later run has replaced was published all the same: nothing is left to do.
+    A dataset that a later run has replaced, or that was moved away, was published all the same:
+    nothing is left to do.
     """
-    receipt = Staging(plan or folder.load_plan()).receipt
     try:
-        owner = atomic.read_json(receipt, _ReceiptHead).run_id
+        owner = atomic.read_json(staging.receipt, _ReceiptHead).run_id
     except (OSError, msgspec.DecodeError):
-        return False
-    return owner == folder.run_id or folder.receipt.exists()
+        owner = None
+    if owner == folder.run_id or not folder.receipt.exists():
+        return owner == folder.run_id, None
+    if owner is not None:
+        return True, f"run {owner} has replaced its dataset since"
+    if _is_gone(staging.dest):
+        return True, (
+            f"the dataset was published, but {shown(str(staging.dest))} is gone by now: moved, "
+            "removed or not mounted; `verify PATH` checks it where it is"
+        )
+    return False, (
+        f"the dataset was published, but its {RECEIPT} is withdrawn until damage is mended (or was "
+        f"lost); resume goes on with that; the receipt's copy: {shown(str(folder.receipt))}"
+    )
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        pass  # a mount that is stale, a folder that is closed to us: not gone
+    return False
 
 
 def _ask(

@@ -68,8 +68,9 @@ class Evidence:
     engine: Mapping[TaskKey, TaskState]
     engine_silent: str | None  # why the scheduler could not be asked
     cancelled: int | None  # the last attempt that the user cancelled
-    published: bool  # the destination holds this run's receipt
+    published: bool  # the dataset has come whole to the destination
     now: datetime
+    remark: str | None = None  # what a person should know of the destination
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,7 @@ class RunState:
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
     earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
+    remark: str | None = None  # what a person should know of the destination
 
     @property
     def live(self) -> tuple[TaskView, ...]:
@@ -304,4 +306,5 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
+        remark=evidence.remark,
     )

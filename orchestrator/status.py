@@ -99,6 +99,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "engine_silent": state.engine_silent,
         "source": _source(state),
         "dest": state.plan.dest,
+        "remark": state.remark,
         "created": _iso(state.plan.created),
         "attempts": len(state.submissions),
         "stages": {stage.value: _stage(counts[stage], paces[stage]) for stage in Stage},

@@ -113,6 +113,8 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
     if state.status in _MEANING:
         yield _field("", look.paint(_MEANING[state.status], "dim"), look)
+    if state.remark:
+        yield from _wrapped(look.paint("note   ", "yellow"), [state.remark], look)
 
 
 def _engine(state: RunState) -> str:

@@ -135,7 +135,7 @@ def _read_receipt(path: Path) -> Receipt | str:
         return atomic.read_json(path / RECEIPT, Receipt)
     except FileNotFoundError:
         if not path.is_dir():
-            return "there is no such folder"
+            return f"there is no such folder as {shown(str(path))}; check what was moved where it is now"
         return f"{RECEIPT} is missing: not published whole, or not by this tool"
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{RECEIPT} is damaged ({error})"

@@ -11,7 +11,7 @@ from jobs.sources.base import SourceRequest
 from orchestrator.api.launching import Planned, launch, plan
 from orchestrator.api.request import LaunchRequest
 from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
-from orchestrator.api.verifying import verify, verify_on_slurm
+from orchestrator.api.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
 
 __all__ = [
     "LaunchRequest",
@@ -19,7 +19,9 @@ __all__ = [
     "Resumable",
     "SourceRequest",
     "cancel",
+    "dataset_of",
     "find_run",
+    "how_to_mend",
     "launch",
     "plan",
     "plan_resume",

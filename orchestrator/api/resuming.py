@@ -100,6 +100,8 @@ def plan_resume(
         )
     asked = (tasks, changes or {})
     if state.status is RunStatus.DONE:
+        if not Path(state.plan.dest).exists():
+            return Resumable(folder, state, Recovery(), asked=asked)  # not ours to fetch again
         report = verify_dataset(
             Path(state.plan.dest), deep=deep, workers=running.cores(), progress=Progress()
         )

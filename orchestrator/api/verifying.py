@@ -6,13 +6,14 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.errors import from_os_error
+from jobs.errors import RunFolderError, UsageError, from_os_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
 from jobs.verify import VerifyReport, array, verify_dataset
 from orchestrator import engines
 from orchestrator.api.request import DEFAULT_LOG_DIR
+from orchestrator.api.resuming import find_run
 from orchestrator.api.running import cores
 from orchestrator.engines.base import JobSpec
 
@@ -29,6 +30,32 @@ def verify(
     return verify_dataset(
         path, deep=deep, workers=workers or cores(), progress=progress or Progress()
     )
+
+
+def dataset_of(path: Path, log_dir: Path = DEFAULT_LOG_DIR) -> Path:
+    """``path``, or the destination of the run that it names where it is no other folder."""
+    try:
+        if path.exists() and not (path / "plan.json").is_file():
+            return path
+        return Path(find_run(str(path), log_dir).load_plan().dest)
+    except (OSError, RunFolderError, UsageError):
+        return path  # the check says what is wrong with it
+
+
+def how_to_mend(
+    report: VerifyReport, log_dir: Path = DEFAULT_LOG_DIR, *, deep: bool = False
+) -> str | None:
+    """What to type next where a dataset is damaged; None where nobody knows its run."""
+    if report.ok or report.run_id is None:
+        return None
+    again = f"websight-orchestrate resume {report.run_id}{' --deep' if deep else ''}"
+    try:
+        dest = Path(find_run(report.run_id, log_dir).load_plan().dest)
+    except (RunFolderError, UsageError):
+        return f"Mend it: {again} (its run folder is not in {log_dir}: --log-dir says where it is)"
+    if dest.exists() and dest.samefile(report.path):
+        return f"Mend it: {again}"
+    return f"Its run mends it in {dest} only. Mend it: move it back there, then {again}"
 
 
 def verify_on_slurm(

@@ -198,6 +198,8 @@ def resume_lines(planned: Resumable) -> list[str]:
     if planned.damage is not None:
         return [*planned.damage.lines, "Resume mends it: only the parts with damage are redone."]
     if not step.tasks:
+        if planned.state.status is RunStatus.DONE and planned.state.remark:
+            return [f"Nothing is left to do: {planned.state.remark}."]
         words = {
             RunStatus.DONE: "The dataset is published and whole; nothing is left to do.",
             RunStatus.RUNNING: "The run is at work; nothing is left over. `status` shows it.",

@@ -31,7 +31,7 @@ from orchestrator.cli import options
 @options.slurm
 @options.as_json
 def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> int:
-    """Check the dataset in PATH against its receipt and manifest.
+    """Check the dataset in PATH, or that of the run PATH, against its receipt and manifest.
 
     Exit code: 0 when it is whole, 5 when it is not.
     """
@@ -40,11 +40,10 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     from orchestrator import api, terminal
     from orchestrator.cli import exits
 
+    path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
     asked = Resources(**options.slurm_changes(values))
     if engine == "slurm":
-        report = api.verify_on_slurm(
-            path, deep=deep, tasks=tasks, resources=asked, log_dir=values["log_dir"]
-        )
+        report = api.verify_on_slurm(path, deep=deep, tasks=tasks, resources=asked, log_dir=log_dir)
     else:
         report = api.verify(path, deep=deep)
     if values["as_json"]:
@@ -52,8 +51,6 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
         return exits.DONE if report.ok else exits.VERIFICATION
     look = terminal.stdout_look()
     click.echo(look.spell("\n".join(report.lines)))
-    if not report.ok and report.run_id is not None:
-        again = " --deep" if deep else ""
-        hint = f"Mend it: websight-orchestrate resume {report.run_id}{again}"
+    if hint := api.how_to_mend(report, log_dir, deep=deep):
         click.echo(look.spell(hint), err=True)
     return exits.DONE if report.ok else exits.VERIFICATION

@@ -81,6 +81,29 @@ def test_a_folder_without_a_receipt_is_not_whole(cli: Cli, tmp_path: Path) -> No
     assert "no such folder" in cli.run("verify", tmp_path / "nowhere", rc=5).out
 
 
+def test_a_dataset_that_was_moved_away_is_checked_where_it_is_and_its_run_stays_done(
+    cli: Cli, published: Path, tmp_path: Path
+) -> None:
+    run, moved = cli.runs()[-1].name, tmp_path / "moved"
+    cli.run("verify", run)
+    published.rename(moved)
+    cli.run("verify", moved)
+    assert "check what was moved where it is now" in cli.run("verify", run, rc=5).out
+    state = cli.status()
+    assert state["state"] == "done"
+    assert "is gone by now" in state["remark"]
+    assert "is gone by now" in " ".join(cli.run("status").out.split())
+    assert "is gone by now" in cli.run("resume").err
+    assert not published.exists()
+    next((moved / "images").iterdir()).unlink()
+    assert f"move it back there, then websight-orchestrate resume {run}" in (
+        cli.run("verify", moved, rc=5).err
+    )
+    moved.rename(published)
+    cli.run("resume")
+    cli.run("verify", published)
+
+
 def test_a_run_whose_dataset_a_later_one_replaced_is_done(
     cli: Cli, published: Path, shards: Path
 ) -> None:
@@ -89,5 +112,6 @@ def test_a_run_whose_dataset_a_later_one_replaced_is_done(
     assert "overwrite" in cli.run("launch", *words, rc=3).err
     cli.run("launch", *words, "--overwrite")
     assert cli.status(first)["state"] == "done"
+    assert "has replaced its dataset" in cli.status(first)["remark"]
     cli.run("resume", first)
     assert cli.status()["state"] == "done"
