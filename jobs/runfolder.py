@@ -30,8 +30,9 @@ T = TypeVar("T")
 INCOMING = ".incoming"  # within the destination: what is not published yet
 RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
-_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # as planning makes them
+REPAIR = "repair.json"
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
+_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # as planning makes them
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ class Staging:
     @property
     def repair(self) -> Path:
         """Says that finalize is to mend what was published (``Repair``)."""
-        return self.root / "repair.json"
+        return self.root / REPAIR
 
     @property
     def replaced(self) -> Path:

@@ -81,7 +81,7 @@ def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -
             text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(ground, findings, kind)}"
             (lines if bad else verdicts).append(text)
     if failed:
-        return (*lines, *verdicts, "✗ Dataset verification failed: nothing was published")
+        return (*lines, *verdicts, f"✗ Dataset verification failed: nothing was {_aim(ground)}")
     if options.verify is Verify.NONE:
         return (*verdicts, *lines, "! Images and records were not verified (--skip-verify)")
     return (*verdicts, *lines, PASSED)
@@ -108,6 +108,10 @@ def _text(ground: Ground, finding: Finding) -> str:
     return finding.text(ground.name_of(finding.shard))
 
 
+def _aim(ground: Ground) -> str:
+    return "published" if ground.mending is None else "mended"
+
+
 def problem_of(ground: Ground, findings: Findings) -> Problem | None:
     """The worst of all findings as the problem of the run; None where nothing fails."""
     policy = ground.plan.options.on_bad_record
@@ -118,7 +122,7 @@ def problem_of(ground: Ground, findings: Findings) -> Problem | None:
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
     message = (
-        f"nothing was published: {facts}; first: {_text(ground, first)}; all of it is in "
+        f"nothing was {_aim(ground)}: {facts}; first: {_text(ground, first)}; all of it is in "
         f"{ground.folder.audit.name}{_remedy(bad, cause)}"
     )
     return Problem(cause, message, first.shard, first.member)

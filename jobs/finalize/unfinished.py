@@ -27,16 +27,23 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
     ]
     if len(of_shards) > _SHOWN:
         lines.append(f"✗ … and {len(of_shards) - _SHOWN} more shards")
+    mends = folder.receipt.exists()
+    aim = "mended" if mends else "published"
     total = len(plan.parts())
     facts = [f"{len(parts)} of {total} parts are not extracted"]
     if not_here:
         facts.append(f"{len(not_here)} of {len(plan.shards)} shards are not here")
     message = (
         f"{' and '.join(facts)} ({', '.join(names[shard] for shard in list(of_shards)[:_SHOWN])}"
-        f"{', …' if len(of_shards) > _SHOWN else ''}); nothing was published and nothing is lost; "
+        f"{', …' if len(of_shards) > _SHOWN else ''}); nothing was {aim} and nothing is lost; "
         "resume goes on from here"
     )
-    done = f"✗ {total - len(parts)} of {total} parts extracted: nothing was published"
+    if mends:
+        message += (
+            "; until then the dataset is as damaged as it was, and its receipt withdrawn (what it "
+            f"told is in {folder.receipt})"
+        )
+    done = f"✗ {total - len(parts)} of {total} parts extracted: nothing was {aim}"
     return Summary(lines=(*lines, done)), Problem(Cause.NOT_FETCHED, message)
 
 

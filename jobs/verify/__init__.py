@@ -14,7 +14,7 @@ from jobs.errors import VerificationError
 from jobs.memberpath import shown
 from jobs.model import Verify
 from jobs.progress import Progress
-from jobs.runfolder import MANIFEST, RECEIPT
+from jobs.runfolder import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import forks
 from jobs.verify.slices import Damage, SliceReport
 
@@ -135,12 +135,24 @@ def _read_receipt(path: Path) -> Receipt | str:
         return atomic.read_json(path / RECEIPT, Receipt)
     except FileNotFoundError:
         if not path.is_dir():
-            return f"there is no such folder as {shown(str(path))}; check what was moved where it is now"
-        return f"{RECEIPT} is missing: not published whole, or not by this tool"
+            folder = shown(str(path))
+            return f"there is no such folder as {folder}; check what was moved where it is now"
+        return _why_missing(path)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{RECEIPT} is damaged ({error})"
     except OSError as error:
         return f"{RECEIPT} cannot be read: {error.strerror}"
+
+
+def _why_missing(path: Path) -> str:
+    """Why a folder has no receipt, as far as it shows."""
+    for repair in sorted((path / INCOMING).glob(f"*/{REPAIR}")):
+        run_id = repair.parent.name
+        return (
+            f"{RECEIPT} is withdrawn: damage was found, and run {run_id} has not mended it yet; "
+            f"`websight-orchestrate resume {run_id}` goes on with that and puts it back"
+        )
+    return f"{RECEIPT} is missing: not published whole, or not by this tool"
 
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:

@@ -196,7 +196,8 @@ def resume_lines(planned: Resumable) -> list[str]:
     """What a resume will do."""
     step = planned.step
     if planned.damage is not None:
-        return [*planned.damage.lines, "Resume mends it: only the parts with damage are redone."]
+        told = "Resume mends it: only the parts with damage are redone."
+        return [*planned.damage.lines, f"{told} The receipt is withdrawn until then."]
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:
             return [f"Nothing is left to do: {planned.state.remark}."]

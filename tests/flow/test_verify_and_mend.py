@@ -68,6 +68,28 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
 
 
+def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy_is(
+    cli: Cli, published: Path, shards: Path, dataset: Path
+) -> None:
+    run = cli.runs()[-1]
+    next((published / "images").iterdir()).unlink()
+    gone = shards.rename(shards.with_name("gone"))
+    cli.run("resume", rc=1)
+    said = " ".join(cli.run("status", rc=1).out.split())
+    assert "its RECEIPT.json is withdrawn until damage is mended" in said
+    assert f"'{run / 'receipt.json'}'" in said
+    assert "parts extracted: nothing was mended" in said
+    told = next(each for each in cli.status()["errors"] if each["stage"] == "finalize")["message"]
+    assert "nothing was mended and nothing is lost" in told
+    assert str(run / "receipt.json") in told
+    asked = cli.run("verify", published, rc=5).out
+    assert f"is withdrawn: damage was found, and run {run.name} has not mended it yet" in asked
+    gone.rename(shards)
+    cli.run("resume")
+    assert samples.tree_digest(published) == samples.tree_digest(dataset)
+    assert cli.status()["remark"] is None
+
+
 def test_damaged_records_are_mended(cli: Cli, published: Path, dataset: Path) -> None:
     _flip(published / "prompts.jsonl")
     assert "prompts.jsonl" in cli.run("verify", published, "--deep", rc=5).out
