@@ -87,7 +87,9 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
     if progress.cause is not Cause.SUPERSEDED:  # else the newer process tells what happened
         atomic.write_json(folder.result(task.stage, number, attempt), result)
     if task.stage is Stage.DOWNLOAD and not folder.fetched_ids():
-        raise EngineError("download: no shard is usable, so nothing is extracted; see the result")
+        problems = [problem, *(item.problem for item in items)]
+        why = next((each.message for each in problems if each), "see the result")
+        raise EngineError(f"no shard is usable, so nothing is extracted: {why}")
     return result
 
 

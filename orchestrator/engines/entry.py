@@ -6,12 +6,13 @@ import importlib
 import logging
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jobs.errors import EngineError
+from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Outcome, Stage, TaskResult
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,14 @@ class Entry:
         )
         _own_signals()
         _clear_leftovers()
+        try:
+            return self._run()
+        except OrchestrateError as error:
+            # No exception that submitit knows: it would bury the reason under its own traceback.
+            log.error("%s ends with exit code 1: %s", self.stage, error.message)
+            sys.exit(1)
+
+    def _run(self) -> TaskResult:
         result: TaskResult = _named(self.call)(self.run_dir, self.stage, self.number, self.attempt)
         if self.then is not None:
             _follow_up(self.then, self.run_dir, self.attempt)
@@ -52,7 +61,8 @@ def _end_badly_if_not_published(result: object) -> None:
         and result.stage is Stage.FINALIZE
         and result.outcome is not Outcome.OK
     ):
-        raise EngineError("finalize: the dataset was not published; see the result")
+        why = result.problem.message if result.problem else "the dataset was not published"
+        raise EngineError(why)
 
 
 def _own_signals() -> None:

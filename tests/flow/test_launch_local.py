@@ -166,6 +166,20 @@ def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
     assert [path for path in written if hub.token.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.parametrize("stage", ["download", "finalize"])
+def test_a_task_that_keeps_others_from_starting_ends_its_log_with_the_reason(
+    cli: Cli, dataset: Path, tmp_path: Path, web: FaultyServer, stage: str
+) -> None:
+    web.put("/pages.tar.gz", samples.pack_one(dataset, tmp_path, "tar.gz"))
+    wrong = ("--sha256", "0" * 64) if stage == "download" else ("--expect-records", "61")
+    words = ("--url", web.url("/pages.tar.gz"), "--retries", "0")
+    launch(cli, tmp_path / "data", *words, *wrong, rc=None)
+    log = cli.run("logs", "--failed").out
+    assert "Traceback" not in log
+    (last,) = [text for text in log.splitlines() if f"{stage} ends with exit code 1: " in text]
+    assert ("sha256" if stage == "download" else "60 records, but 61 were expected") in last
+
+
 def test_a_repository_that_is_not_there_is_one_clear_line(cli: Cli, hub: HubServer) -> None:
     shell = cli.having(**hub.env)
     done = launch(shell, cli.cwd / "data", "--hf-repo", "org/none", rc=None)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import Cause, EngineError
+from jobs.errors import Cause
 from jobs.model import Outcome, Problem, Stage, TaskResult, utc_now
 from orchestrator.engines.entry import Entry
 from tests.support import payload
@@ -47,10 +47,14 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("importable")
-def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(tmp_path: Path) -> None:
+def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     entry = Entry(str(tmp_path), "finalize", 0, 1, then=payload.THEN, call=f"{HERE}:finalized")
-    with pytest.raises(EngineError, match="not published"):
+    with pytest.raises(SystemExit) as ended:
         entry()
+    assert ended.value.code == 1
+    assert caplog.messages[-1] == "finalize ends with exit code 1: one part is left"
     assert (tmp_path / "then").read_text() == "1"
 
 
