@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -14,7 +16,7 @@ from jobs.errors import EngineError
 from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
 from jobs.runfolder import RECEIPT, RunFolder, Staging
-from orchestrator import journal
+from orchestrator import journal, units
 from orchestrator.engines.base import Engine, TaskState
 from orchestrator.state import Evidence, TaskKey
 
@@ -36,6 +38,10 @@ def gather(
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
     published, remark = _destination(folder, Staging(plan))
+    cancelled = journal.last_cancelled(folder)
+    last = submissions[-1].number if submissions else 0
+    if cancelled is not None and cancelled >= last and not published and remark is None:
+        remark = _left_lying(Staging(plan), results.values())
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -48,7 +54,7 @@ def gather(
         finished=frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
-        cancelled=journal.last_cancelled(folder),
+        cancelled=cancelled,
         published=published,
         now=now or utc_now(),
         remark=remark,
@@ -99,6 +105,34 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
         f"the dataset was published, but its {RECEIPT} is withdrawn until damage is mended (or was "
         f"lost); resume goes on with that; the receipt's copy: {shown(str(folder.receipt))}"
     )
+
+
+def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
+    """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
+    parts = {
+        item.item: item.bytes
+        for result in results
+        if result.stage is Stage.EXTRACT
+        for item in result.items
+        if item.outcome is Outcome.OK
+    }
+    outside = staging.root not in staging.archives.parents
+    places = [staging.root, *([staging.archives] if outside else [])]
+    there = shlex.join(str(place) for place in places if place.is_dir())
+    if not there:
+        return None
+    data = sum(parts.values()) if staging.data.is_dir() else 0
+    size = units.size(_bytes_in(staging.archives) + data)
+    return f"{size} of its work are kept, for resume to go on with; to give them up: rm -r {there}"
+
+
+def _bytes_in(folder: Path) -> int:
+    """What the files right in ``folder`` take; a partial download takes less than its length."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(512 * entry.stat().st_blocks for entry in entries if entry.is_file())
+    except OSError:
+        return 0
 
 
 def _is_gone(path: Path) -> bool:

@@ -17,9 +17,9 @@ def command(run: str | None, log_dir: Path) -> int:
     from orchestrator import api
 
     folder = api.find_run(run, log_dir)
-    api.cancel(folder)
+    remark = api.cancel(folder).remark or "what it finished is kept"
     click.echo(
-        f"Run {folder.run_id} is cancelled; what it finished is kept.\n"
+        f"Run {folder.run_id} is cancelled: {remark}.\n"
         f"Go on:  websight-orchestrate resume {folder.run_id}",
         err=True,
     )

@@ -411,6 +411,35 @@ def test_ctrl_c_ends_planning_though_servers_stay_silent(cli: Cli, tmp_path: Pat
     assert cli.runs() == []
 
 
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_cancelled_run_says_how_much_lies_where_and_how_to_give_it_up(
+    cli: Cli, shards: Path, tmp_path: Path, web: FaultyServer, outside: bool
+) -> None:
+    words: list[str | Path] = ["--dest", tmp_path / "my data"]
+    words += ["--temp-dir", tmp_path / "my temp"] if outside else []
+    for path in sorted(shards.iterdir())[:2]:
+        web.put(f"/{path.name}", path)
+        words += ["--url", web.url(f"/{path.name}")]
+    web.fail(f"/{path.name}", faults.stall_after(5_000, times=None))
+    process = cli.start(*LOCAL, *words)
+    _wait(lambda: any(list((run / "shards").glob("*.json")) for run in cli.runs()))
+    (run,) = cli.runs()
+    assert cli.status()["remark"] is None
+    said = cli.run("cancel").err
+    process.communicate(timeout=30)
+    place = tmp_path / ("my temp" if outside else "my data/.incoming") / run.name
+    told = cli.status()["remark"]
+    assert "kB of its work are kept, for resume to go on with" in told
+    assert told.endswith(f"to give them up: rm -r '{place}'")
+    assert f"rm -r '{place}'" in said
+    assert "to give them up" in " ".join(cli.run("status", rc=1).out.split())
+    web.faults.clear()
+    shutil.rmtree(place)
+    assert cli.status()["remark"] is None
+    cli.run("resume")
+    assert cli.status()["state"] == "done"
+
+
 def _wait(holds: Any, timeout_s: float = 30) -> None:
     deadline = time.monotonic() + timeout_s
     while not holds():
