@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import __version__, atomic, download, extract, finalize
-from jobs.errors import Cause, EngineError, OrchestrateError, from_os_error
+from jobs.errors import Cause, OrchestrateError, from_os_error
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -41,11 +41,7 @@ Ended = tuple[tuple[ItemResult, ...], Summary | None, Problem | None]
 
 
 def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
-    """Run one task and write its result; safe to run again, by hand too.
-
-    Raises ``EngineError``, after the result is written, where dependent jobs must not start: a
-    download without one usable shard.
-    """
+    """Run one task and write its result; safe to run again, by hand too."""
     folder = RunFolder(Path(run_dir))
     folder.check()
     plan = folder.load_plan()
@@ -86,10 +82,6 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
     )
     if progress.cause is not Cause.SUPERSEDED:  # else the newer process tells what happened
         atomic.write_json(folder.result(task.stage, number, attempt), result)
-    if task.stage is Stage.DOWNLOAD and not folder.fetched_ids():
-        problems = [problem, *(item.problem for item in items)]
-        why = next((each.message for each in problems if each), "see the result")
-        raise EngineError(f"no shard is usable, so nothing is extracted: {why}")
     return result
 
 

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from jobs.errors import EngineError, OrchestrateError
+from jobs.errors import OrchestrateError
 from jobs.model import Outcome, Stage, TaskResult
+from jobs.runfolder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -33,36 +34,52 @@ class Entry:
     then: str | None = None  # see ``JobSpec.then``
     call: str = "jobs.worker:run_task"  # see ``JobSpec.call``
 
-    def __call__(self) -> TaskResult:
+    def __call__(self) -> Any:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
         )
         _own_signals()
         _clear_leftovers()
         try:
-            return self._run()
+            result = _named(self.call)(self.run_dir, self.stage, self.number, self.attempt)
         except OrchestrateError as error:
-            # No exception that submitit knows: it would bury the reason under its own traceback.
-            log.error("%s ends with exit code 1: %s", self.stage, error.message)
-            sys.exit(1)
-
-    def _run(self) -> TaskResult:
-        result: TaskResult = _named(self.call)(self.run_dir, self.stage, self.number, self.attempt)
+            self._end_badly(error.message)
         if self.then is not None:
             _follow_up(self.then, self.run_dir, self.attempt)
-        _end_badly_if_not_published(result)
+        why = _why_nothing_follows(result, self.run_dir)
+        if why is not None:
+            _leave(result)
+            self._end_badly(why)
         return result
 
+    def _end_badly(self, why: str) -> NoReturn:
+        # No exception that submitit knows: it would bury the reason under its own traceback.
+        log.error("%s ends with exit code 1: %s", self.stage, why)
+        sys.exit(1)
 
-def _end_badly_if_not_published(result: object) -> None:
-    """Fail the job of a finalize that did not publish: what depends on it must not start."""
-    if (
-        isinstance(result, TaskResult)
-        and result.stage is Stage.FINALIZE
-        and result.outcome is not Outcome.OK
-    ):
-        why = result.problem.message if result.problem else "the dataset was not published"
-        raise EngineError(why)
+
+def _why_nothing_follows(result: Any, run_dir: str) -> str | None:
+    """Why jobs that depend on this one's success must not start; None where they may."""
+    if not isinstance(result, TaskResult) or result.outcome is Outcome.OK:
+        return None
+    problems = [result.problem, *(item.problem for item in result.items)]
+    why = next((each.message for each in problems if each), "see the result")
+    if result.stage is Stage.FINALIZE:
+        return why
+    if result.stage is Stage.DOWNLOAD and not RunFolder(Path(run_dir)).fetched_ids():
+        return f"no shard is usable, so nothing is extracted: {why}"
+    return None
+
+
+def _leave(result: TaskResult) -> None:
+    """Pickle the future as submitit does it for a task that ends well."""
+    if "SUBMITIT_FOLDER" not in os.environ:
+        return  # called by hand
+    from submitit import JobEnvironment
+    from submitit.core import utils
+
+    with utils.temporary_save_path(JobEnvironment().paths.result_pickle) as path:
+        utils.cloudpickle_dump(("success", result), path)
 
 
 def _own_signals() -> None:

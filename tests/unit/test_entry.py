@@ -37,6 +37,15 @@ def finalized(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult
     return TaskResult(Stage(stage), 0, attempt, outcome, (), "n1", 1, now, now, "0.1.0", problem)
 
 
+def within_submitit(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    for name, value in {
+        "SUBMITIT_FOLDER": str(folder),
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_JOB_ID": "local-n1-1-2-0_3",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
 def fails(run_dir: str, attempt: int) -> None:
     raise RuntimeError("Slurm does not let compute nodes submit")
 
@@ -56,6 +65,17 @@ def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(
     assert ended.value.code == 1
     assert caplog.messages[-1] == "finalize ends with exit code 1: one part is left"
     assert (tmp_path / "then").read_text() == "1"
+
+
+@pytest.mark.usefixtures("importable")
+def test_the_future_of_a_finalize_that_did_not_publish_holds_its_result_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    within_submitit(monkeypatch, tmp_path)
+    with pytest.raises(SystemExit):
+        Entry(str(tmp_path), "finalize", 0, 1, call=f"{HERE}:finalized")()
+    outcome, result = pickle.loads((tmp_path / "local-n1-1-2-0_3_0_result.pkl").read_bytes())
+    assert (outcome, result.problem.message) == ("success", "one part is left")
 
 
 @pytest.mark.usefixtures("importable")
@@ -79,12 +99,7 @@ def test_submitits_handlers_are_gone_before_the_worker_starts(tmp_path: Path) ->
 def test_what_a_kill_in_mid_dump_left_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {
-        "SUBMITIT_FOLDER": str(tmp_path),
-        "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_JOB_ID": "local-n1-1-2-0_3",
-    }.items():
-        monkeypatch.setenv(name, value)
+    within_submitit(monkeypatch, tmp_path)
     left = tmp_path / "local-n1-1-2-0_3_0_result.pkl.save_tmp"
     left.write_bytes(b"cut short")
     Entry(str(tmp_path), "extract", 3, 1, call=payload.CALL)()
