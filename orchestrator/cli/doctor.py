@@ -11,7 +11,7 @@ from orchestrator.api.request import DEFAULT_DEST
 from orchestrator.cli import options
 
 
-@click.command(short_help="Probe this machine or cluster before a long run.")
+@click.command(cls=options.Titled, short_help="Probe this machine or cluster before a long run.")
 @click.option(
     "--dest", type=options.FOLDER, default=DEFAULT_DEST, show_default=True, help="Destination."
 )

@@ -72,6 +72,7 @@ _source = options.stack(
         metavar="GLOB",
         help="No files of the source with such names; may be repeated.",
     ),
+    title="Source (the Hub, URLs, or a local path)",
 )
 
 _dataset = options.stack(
@@ -116,6 +117,7 @@ _dataset = options.stack(
     ),
     click.option("--nested", is_flag=True, help="Extract archives in archives, one level deep."),
     click.option("--preserve-times", is_flag=True, help="Keep the members' modification times."),
+    title="Dataset",
 )
 
 _verification = options.stack(
@@ -167,6 +169,7 @@ _verification = options.stack(
         show_default=True,
         help="Most bytes of data for a byte of archive, against bombs.",
     ),
+    title="Verification",
 )
 
 _running = options.stack(
@@ -243,6 +246,7 @@ _running = options.stack(
         type=options.FOLDER,
         help="Your batch script, to start once the dataset is published.",
     ),
+    title="Download and run",
 )
 
 _habits = options.stack(
@@ -256,7 +260,7 @@ _habits = options.stack(
 )
 
 
-@click.command(short_help="Bring a dataset here.")
+@click.command(cls=options.Titled, short_help="Bring a dataset here.")
 @_source
 @_dataset
 @_verification

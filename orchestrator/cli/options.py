@@ -90,15 +90,31 @@ class Number(click.FloatRange):
 FOLDER = _Place(path_type=Path)
 
 
-def stack(*options: Callable[[F], F]) -> Callable[[F], F]:
-    """Several options as one decorator, shown in the order written."""
+def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
+    """Several options as one decorator, shown in the order written, under ``title``."""
 
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
+            if title:
+                function.__click_params__[-1].title = title  # type: ignore[attr-defined]
         return function
 
     return decorate
+
+
+class Titled(click.Command):
+    """A command whose help page shows its options under their titles."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        titled: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            row = param.get_help_record(ctx)
+            if row is not None:
+                titled.setdefault(getattr(param, "title", "Options"), []).append(row)
+        for title, rows in titled.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
 
 
 log_dir = click.option(
@@ -164,6 +180,7 @@ slurm = stack(
         multiple=True,
         help="Shell line before each task, such as module load …; may be repeated.",
     ),
+    title="Slurm",
 )
 
 SLURM_FIELDS = (

@@ -11,7 +11,7 @@ from orchestrator.cli import options
 from orchestrator.cli.building import Habits
 
 
-@click.command(short_help="Redo what is missing of a run, and only that.")
+@click.command(cls=options.Titled, short_help="Redo what is missing of a run, and only that.")
 @options.run
 @options.log_dir
 @click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")

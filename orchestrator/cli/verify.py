@@ -10,7 +10,7 @@ import click
 from orchestrator.cli import options
 
 
-@click.command(short_help="Check a published dataset against its receipt.")
+@click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
 @click.argument("path", type=options.FOLDER)
 @click.option("--deep", is_flag=True, help="Re-read every byte, not just names and sizes.")
 @click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_runs_lists_both_the_newest_first(done: Cli) -> None:
     states = {run["run_id"]: run["state"] for run in told}
     assert states[good] == "done" and states[bad] in ("incomplete", "failed")
     assert done.run("runs", "-n", "1").out.startswith(max(bad, good))
+
+
+def test_help_shows_the_options_of_launch_under_titles_and_each_once(tmp_path: Path) -> None:
+    out = Cli(tmp_path).run("launch", "--help").out
+    titles = [line for line in out.splitlines() if line.endswith(":") and line[0].isalpha()]
+    words = ("Source", "Dataset", "Verification", "Download and run", "Slurm", "Options")
+    assert [title.partition(" (")[0].rstrip(":") for title in titles] == list(words)
+    for option in ("--hf-repo", "--dest", "--verify", "--then", "--partition", "--dry-run"):
+        assert len(re.findall(rf"^  (?:-\w, )?{option}\b", out, re.M)) == 1, option
 
 
 def test_runs_without_any_says_so(tmp_path: Path) -> None:

@@ -42,8 +42,13 @@ def _arguments(command: click.Command) -> Iterator[str]:
 
 
 def _rows(command: click.Command) -> Iterator[str]:
+    last = ""
     for param in command.params:
         if isinstance(param, click.Option) and not param.hidden:
+            title = getattr(param, "title", "")
+            if title != last:
+                yield f"| **{title or 'Other'}** | |"
+            last = title
             names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
             told = (param.help or "").replace("|", "/")
             yield f"| {names}{_value(param)} | {told}{_default(param)} |"
