@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
 
 from jobs.errors import Cause, SourceError
@@ -45,18 +44,13 @@ class Attempt:
         site = redact(asked.url).partition("://")[2].partition("/")[0]
         if shared.pauses.left_s(site):
             shared.pause(shared.pauses.left_s(site), self._round.over)
-        me = threading.current_thread()
-        self._round.asking.add(me)
-        try:
-            reply = shared.wire.get(
-                asked,
-                self._headers(),
-                name=fetch.name,
-                watched=lambda waiting: shared.watched(waiting, self._round.over),
-            )
-            shared.answered = True
-        finally:
-            self._round.asking.discard(me)
+        reply = shared.wire.get(
+            asked,
+            self._headers(),
+            name=fetch.name,
+            check=lambda: shared.check(self._round.over),
+        )
+        shared.answered = True
         whole = False
         try:
             with shared.watched(reply, self._round.over):

@@ -30,7 +30,6 @@ class Round:
         self.shared = fetch.shared
         self.partial = fetch.partial
         self.streaming = streaming
-        self.asking: set[threading.Thread] = set()  # who waits for an answer's head
         self._todo = Ranges()
         self._working = 0
         self._changed = threading.Condition()
@@ -58,9 +57,7 @@ class Round:
     def _end(self) -> None:
         self._ended = True
         for helper in self._helpers:
-            # One that still waits for an answer finds the round over and touches nothing.
-            while helper.is_alive() and helper not in self.asking:
-                helper.join(0.05)
+            helper.join()
 
     def over(self) -> bool:
         """Whether there is no need to go on."""

@@ -9,25 +9,20 @@ import socket
 import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, wait
+from typing import Any
 
 import requests
 import requests.adapters
-import urllib3.connection
-import urllib3.connectionpool
 import urllib3.exceptions
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import Again
 from jobs.transfer.target import Target, origin_of, redact
 
-if TYPE_CHECKING:
-    from jobs.transfer.transfer import Interruptible
-
-Watched = Callable[["Interruptible"], contextlib.AbstractContextManager[None]]
-
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
+_TICK_S = 0.1
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BROKEN = (
     requests.RequestException,
@@ -91,65 +86,15 @@ class _NoLogin(requests.auth.AuthBase):
         return request
 
 
-class _Waiting:
-    """A connection on which an answer's head is waited for."""
-
-    def __init__(self, connection: Any) -> None:
-        self._connection = connection
-
-    def interrupt(self) -> None:
-        """Let the wait in another thread end at once."""
-        with contextlib.suppress(OSError, AttributeError):
-            socket.socket.shutdown(self._connection.sock, socket.SHUT_RDWR)
-
-
-_asking = threading.local()  # `watched`: who may end the wait of this thread
-
-
-def _heard(connection: Any, get: Callable[[], Any]) -> Any:
-    watched: Watched | None = getattr(_asking, "watched", None)
-    with watched(_Waiting(connection)) if watched else contextlib.nullcontext():
-        return get()
-
-
-class _Connection(urllib3.connection.HTTPConnection):
-    def getresponse(self) -> Any:
-        return _heard(self, super().getresponse)
-
-
-class _TlsConnection(urllib3.connection.HTTPSConnection):
-    def getresponse(self) -> Any:
-        return _heard(self, super().getresponse)
-
-
-class _Pool(urllib3.connectionpool.HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(urllib3.connectionpool.HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
-
-
-class _Adapter(requests.adapters.HTTPAdapter):
-    """Makes connections whose wait for an answer can be ended from another thread."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        manager = super().proxy_manager_for(*args, **kwargs)
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
-        return manager
-
-
 class Wire:
     """A pool of connections; safe between threads."""
 
     def __init__(self, connections: int, stall_s: float) -> None:
         self._stall_s = stall_s
         self._session = requests.Session()
-        adapter = _Adapter(pool_connections=32, pool_maxsize=max(connections, 10), max_retries=0)
+        adapter = requests.adapters.HTTPAdapter(
+            pool_connections=32, pool_maxsize=max(connections, 10), max_retries=0
+        )
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         self._settings: dict[tuple[str, str, int], Any] = {}
@@ -164,17 +109,30 @@ class Wire:
         headers: Mapping[str, str],
         *,
         name: str,
-        watched: Watched | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Reply:
         """Ask for ``target``; raises ``Again`` or ``SourceError``, neither with a secret in it.
 
-        ``watched(what)`` is entered around each wait for an answer's head.
+        ``check`` is called while an answer's head is waited for, and raises to end the wait. A
+        name that is looked up, a connection or a handshake cannot be broken off from outside: they
+        have a thread of their own, which is left to end by itself.
         """
-        _asking.watched = watched
+        asked: Future[Reply] = Future()
+
+        def ask() -> None:
+            try:
+                asked.set_result(self._get(target, headers, name=name))
+            except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
+                asked.set_exception(error)
+
+        threading.Thread(target=ask, name="ask", daemon=True).start()
         try:
-            return self._get(target, headers, name=name)
-        finally:
-            _asking.watched = None
+            while not wait([asked], _TICK_S).done:
+                check()
+        except BaseException:
+            asked.add_done_callback(_drop)
+            raise
+        return asked.result()
 
     def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> Reply:
         url = target.url
@@ -223,6 +181,12 @@ class Wire:
 
     def close(self) -> None:
         self._session.close()
+
+
+def _drop(asked: Future[Reply]) -> None:
+    """An answer that nobody waits for any more."""
+    if asked.exception() is None:
+        asked.result().close()
 
 
 def _followed(url: str, location: str, *, name: str) -> str:

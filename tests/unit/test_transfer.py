@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import socket
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -229,13 +231,22 @@ def test_secrets_are_not_shown() -> None:
     assert "s3cret" not in repr(Target(url, {"Authorization": "Bearer s3cret"}))
 
 
-def test_a_stop_is_heard_while_a_server_says_nothing_at_all(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent:  # the kernel accepts, nobody answers
+@pytest.mark.parametrize("waits", ["connection", "handshake", "answer"])
+def test_a_stop_is_heard_whatever_a_server_keeps_waiting(tmp_path: Path, waits: str) -> None:
+    with contextlib.ExitStack() as held:
+        # The kernel accepts as many as the backlog has room for, and nobody answers.
+        silent = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = silent.getsockname()[:2]
+        if waits == "connection":
+            held.enter_context(socket.create_connection(address))
+        scheme = "https" if waits == "handshake" else "http"
         progress = Progress()
-        url = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        begun = time.monotonic()
         timer = threading.Timer(0.3, progress.stop, (Cause.CANCELLED, "enough"))
         timer.start()
         by = transfer(progress, stall_s=60)
+        target = Target(f"{scheme}://127.0.0.1:{address[1]}/x")
         with pytest.raises(Stopped):
-            by.fetch(lambda: Target(url), tmp_path / "out", name="x", size=9, digest=None)
+            by.fetch(lambda: target, tmp_path / "out", name="x", size=9, digest=None)
+        assert time.monotonic() - begun < 5
         assert not by.answered
