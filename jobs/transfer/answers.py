@@ -27,6 +27,10 @@ class Again(Exception):
         self.wait_s = wait_s  # what the server asked for
 
 
+class Lied(Again):
+    """The answer to a Range was another than was asked for."""
+
+
 class StartOver(Exception):
     """What is there of the file is of no use; ``error`` is raised if this goes on."""
 

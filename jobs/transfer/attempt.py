@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import (
     Again,
+    Lied,
     StartOver,
     Validator,
     content_length,
@@ -17,44 +18,55 @@ from jobs.transfer.answers import (
     refused,
 )
 from jobs.transfer.coding import Body
+from jobs.transfer.draft import Draft
 from jobs.transfer.pace import LONGEST_WAIT_S, rate_limit_s
 from jobs.transfer.partial import Identity
 from jobs.transfer.ranges import Range
+from jobs.transfer.shared import Shared
 from jobs.transfer.target import Target, redact
 from jobs.transfer.wire import BROKEN, Reply, broken
 
-if TYPE_CHECKING:
-    from jobs.transfer.pieces import Round
-
 
 class Attempt:
-    """Fetches ``piece``, or the whole file over one connection where it is None."""
+    """Fetches ``piece``, or the whole file over one connection where it is None.
 
-    def __init__(self, of: Round, piece: Range | None, landed: Target | None) -> None:
-        self._round = of
-        self._fetch = of.fetch
-        self._shared = of.shared
+    ``learnt(size, ranged)`` is called once the answer is known to be right, before its bytes are
+    read: how many bytes the file has, if told, and whether other pieces may be asked for.
+    """
+
+    def __init__(
+        self,
+        shared: Shared,
+        draft: Draft,
+        piece: Range | None,
+        landed: Target | None,
+        *,
+        over: Callable[[], bool],
+        learnt: Callable[[int | None, bool], None],
+    ) -> None:
+        self._shared = shared
+        self._draft = draft
         self._piece = piece
         self._landed = landed
+        self._over = over
+        self._learnt = learnt
+        self._streaming = piece is None  # up to the end, whatever is there already
 
     def run(self) -> Target | None:
         """Returns where the next piece may be asked for without resolving anew."""
-        fetch, shared = self._fetch, self._shared
-        asked = self._landed or fetch.resolve()
+        draft, shared = self._draft, self._shared
+        asked = self._landed or draft.resolve()
         site = redact(asked.url).partition("://")[2].partition("/")[0]
         if shared.pauses.left_s(site):
-            shared.pause(shared.pauses.left_s(site), self._round.over)
+            shared.pause(shared.pauses.left_s(site), self._over)
         reply = shared.wire.get(
-            asked,
-            self._headers(),
-            name=fetch.name,
-            check=lambda: shared.check(self._round.over),
+            asked, self._headers(), name=draft.name, check=lambda: shared.check(self._over)
         )
         shared.answered = True
         whole = False
         try:
-            with shared.watched(reply, self._round.over):
-                shared.check(self._round.over)
+            with shared.watched(reply, self._over):
+                shared.check(self._over)
                 self._heed(reply, asked, site)
                 start, stop = self._fit(reply)
                 whole = self._receive(reply, start, stop)
@@ -65,18 +77,18 @@ class Attempt:
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "Accept": "*/*"}
-        if self._fetch.fresh:
+        if self._draft.fresh:
             headers["Cache-Control"] = "no-cache"
         if self._piece is not None and not self._is_whole():
             start, stop = self._piece
             headers["Range"] = f"bytes={start}-{stop - 1}"
-            known = self._fetch.partial.identity
-            if known is not None and known.validator.if_range and self._fetch.trusts_validators:
+            known = self._draft.partial.identity
+            if known is not None and known.validator.if_range and self._draft.trusts_validators:
                 headers["If-Range"] = known.validator.if_range
         return headers
 
     def _is_whole(self) -> bool:
-        return self._piece == (0, self._fetch.size)
+        return self._piece == (0, self._draft.size)
 
     # Checks -----------------------------------------------------------------------------
 
@@ -85,14 +97,14 @@ class Attempt:
         spent = rate_limit_s(reply.headers)
         elsewhere = reply.redirected or asked is self._landed
         if reply.status == 403 and not elsewhere:
-            elsewhere = self._fetch.resolve().url != asked.url
+            elsewhere = self._draft.resolve().url != asked.url
         if reply.status == 416:
             self._out_of_range(reply)
             return
         error = refused(
             reply.status,
             reply.headers,
-            name=self._fetch.name,
+            name=self._draft.name,
             site=reply.site,
             elsewhere=elsewhere,
         )
@@ -105,34 +117,34 @@ class Attempt:
 
     def _out_of_range(self, reply: Reply) -> None:
         told = content_range(reply.headers)
-        empty = told is not None and told.total == 0 and self._fetch.published_size in (None, 0)
+        empty = told is not None and told.total == 0 and self._draft.published_size in (None, 0)
         if not (empty and self._piece is not None and self._piece[0] == 0):
             raise self._changed()
 
     def _fit(self, reply: Reply) -> tuple[int, int | None]:
         """Which bytes of the file this answer holds; raises where they are not to be used."""
         if reply.status == 416:
-            self._round.learnt(0)
+            self._learnt(0, not self._streaming)
             return 0, 0
         if reply.status == 206:
             return self._fit_range(reply)
         length = None if encoding(reply.headers) else content_length(reply.headers)
         self._fit_size(reply, length)
         self._fit_version(reply)
-        if self._piece is not None and not self._is_whole() and self._fetch.partial.ranges.total:
-            raise self._round.lied(self._lie("ignored the range that was asked for"))
+        if self._piece is not None and not self._is_whole() and self._draft.partial.ranges.total:
+            raise Lied(self._lie("ignored the range that was asked for"))
         if self._piece is not None and not self._is_whole():
-            self._round.streaming = True
-        size = self._fetch.size if encoding(reply.headers) else length
+            self._streaming = True
+        size = self._draft.size if encoding(reply.headers) else length
         self._learn(reply, size)
         return 0, size
 
     def _fit_range(self, reply: Reply) -> tuple[int, int | None]:
         told = content_range(reply.headers)
         if self._piece is None or self._is_whole():
-            raise self._round.lied(self._lie("sent a range that was not asked for"))
+            raise Lied(self._lie("sent a range that was not asked for"))
         if told is None or told.start != self._piece[0] or encoding(reply.headers):
-            raise self._round.lied(self._lie("sent another range than was asked for"))
+            raise Lied(self._lie("sent another range than was asked for"))
         self._fit_size(reply, told.total)
         self._fit_version(reply)
         self._learn(reply, told.total)
@@ -143,12 +155,12 @@ class Attempt:
 
     def _fit_size(self, reply: Reply, told: int | None) -> None:
         """Hold the size that the answer tells against the published one, or an earlier answer's."""
-        want, published = self._fetch.size, self._fetch.published_size
+        want, published = self._draft.size, self._draft.published_size
         if told is None or want is None or told == want:
             return
         page = " and calls it a web page (a login or a proxy's notice?)"
         error = SourceError(
-            f"{self._fetch.name}: {reply.site} announces {told} bytes"
+            f"{self._draft.name}: {reply.site} announces {told} bytes"
             f"{page if is_page(reply.headers) else ''}, but {want} were "
             f"{'published' if published is not None else 'announced before'}",
             cause=Cause.CHANGED,
@@ -158,8 +170,8 @@ class Attempt:
         raise StartOver(error)
 
     def _fit_version(self, reply: Reply) -> None:
-        known = self._fetch.partial.identity
-        if known is None or not self._fetch.trusts_validators:
+        known = self._draft.partial.identity
+        if known is None or not self._draft.trusts_validators:
             return
         if known.validator.differs(Validator.of(reply.headers)):
             if is_page(reply.headers):
@@ -167,77 +179,61 @@ class Attempt:
             raise self._changed()
 
     def _learn(self, reply: Reply, size: int | None) -> None:
-        fetch = self._fetch
-        if fetch.digest is None:
-            fetch.digest = published_digest(reply.headers, whole=reply.status == 200)
-        if fetch.partial.identity is None and size is not None and not encoding(reply.headers):
-            fetch.identify(Identity(size, Validator.of(reply.headers), fetch.digest))
-        self._round.learnt(size)
+        draft = self._draft
+        if draft.digest is None:
+            draft.digest = published_digest(reply.headers, whole=reply.status == 200)
+        if draft.partial.identity is None and size is not None and not encoding(reply.headers):
+            draft.identify(Identity(size, Validator.of(reply.headers), draft.digest))
+        self._learnt(size, not self._streaming)
 
     def _changed(self) -> StartOver:
         return StartOver(
             SourceError(
-                f"{self._fetch.name}: the file changes at its source while it is fetched; resume "
+                f"{self._draft.name}: the file changes at its source while it is fetched; resume "
                 "when it is settled, or pin a revision",
                 cause=Cause.CHANGED,
             )
         )
 
     def _lie(self, fact: str) -> SourceError:
-        return SourceError(f"{self._fetch.name}: the server {fact}; resume later")
+        return SourceError(f"{self._draft.name}: the server {fact}; resume later")
 
     # Bytes ------------------------------------------------------------------------------
 
     def _receive(self, reply: Reply, start: int, stop: int | None) -> bool:
         """Write the body; whether all of it was read. ``stop`` None: up to its end."""
-        body = Body(reply.headers, name=self._fetch.name, size=stop)
+        body = Body(reply.headers, name=self._draft.name, size=stop)
         rate, at = self._shared.rate, start
         while stop is None or at < stop or body.changes:
-            self._shared.check(self._round.over)
+            self._shared.check(self._over)
             most = rate.chunk if stop is None or body.changes else min(rate.chunk, stop - at)
             try:
                 data = reply.read(most)
             except BROKEN as error:
-                self._shared.check(self._round.over)
+                self._shared.check(self._over)
                 raise self._broken(error, reply) from None
             if not data:
                 break
-            rate.spend(len(data), lambda s: self._shared.pause(s, self._round.over))
+            rate.spend(len(data), lambda s: self._shared.pause(s, self._over))
             plain = body.file_bytes(data)
             if stop is not None and at + len(plain) > stop:
                 raise Again(self._lie(f"sent more than the {stop} bytes that were announced"))
-            self._put(at, plain)
+            self._draft.put(at, plain, anew=self._streaming)
             at += len(plain)
-        self._shared.check(self._round.over)
+        self._shared.check(self._over)
         body.end()
         if stop is not None and at < stop:
             raise Again(self._short(reply, stop - at))
-        if self._fetch.size is None and self._round.streaming:
-            self._fetch.size = at
+        if self._draft.size is None and self._streaming:
+            self._draft.size = at
         return True
-
-    def _put(self, at: int, data: bytes) -> None:
-        """Write what is not there yet, and tell everybody."""
-        fetch = self._fetch
-        if at == 0 and data and not fetch.partial.prefix:
-            fetch.expect(data)
-        pieces = [(at, at + len(data))]
-        if self._round.streaming:
-            pieces = fetch.partial.ranges.outside(at, at + len(data))
-        for start, stop in pieces:
-            whole = (start, stop) == (at, at + len(data))
-            piece = data if whole else data[start - at : stop - at]
-            self._shared.progress.add(bytes=fetch.partial.write(start, piece))
-            fetch.hashing().feed(start, piece)
-        if fetch.arrivals is not None:
-            fetch.arrivals.advance(fetch.partial.prefix)
 
     def _broken(self, error: BaseException, reply: Reply) -> Exception:
         stall_s = self._shared.stall_s
-        return broken(error, name=self._fetch.name, url=reply.url, stall_s=stall_s)
+        return broken(error, name=self._draft.name, url=reply.url, stall_s=stall_s)
 
     def _short(self, reply: Reply, count: int) -> SourceError:
         return SourceError(
-            f"{self._fetch.name}: {reply.site} ended the body {count} bytes early; resume",
+            f"{self._draft.name}: {reply.site} ended the body {count} bytes early; resume",
             cause=Cause.NETWORK,
         )

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
-from jobs.errors import OrchestrateError
-from jobs.transfer.answers import Again, NoRanges
+from jobs.transfer.answers import Again, Lied, NoRanges
 from jobs.transfer.attempt import Attempt
+from jobs.transfer.draft import SMALL, Draft
 from jobs.transfer.pace import LONGEST_WAIT_S, backoff_s
 from jobs.transfer.ranges import Range, Ranges, next_piece
+from jobs.transfer.shared import Over, Shared
 from jobs.transfer.target import Target
-from jobs.transfer.transfer import Over
 
-if TYPE_CHECKING:
-    from jobs.transfer.fetching import Fetch
-
-SMALL = 8 << 20  # bytes: so much takes one request, and may be lost whole
 _PROBE = 4 << 20  # bytes of the first request, where the size is not known
 _PROGRESS = 1 << 16  # bytes since the last failure that make it a new story
 _MOST_LIES = 2  # wrong answers to a Range before ranges are given up
@@ -25,11 +20,11 @@ _MOST_LIES = 2  # wrong answers to a Range before ranges are given up
 class Round:
     """Fetches what is missing; the calling thread leads, others help where ranges work."""
 
-    def __init__(self, fetch: Fetch, *, streaming: bool) -> None:
-        self.fetch = fetch
-        self.shared = fetch.shared
-        self.partial = fetch.partial
-        self.streaming = streaming
+    def __init__(self, shared: Shared, draft: Draft, *, streaming: bool) -> None:
+        self.shared = shared
+        self.draft = draft
+        self.partial = draft.partial
+        self._streaming = streaming
         self._todo = Ranges()
         self._working = 0
         self._changed = threading.Condition()
@@ -42,12 +37,12 @@ class Round:
 
     def run(self) -> None:
         """Return once every byte is there; raises what ended the round."""
-        fetch = self.fetch
+        size = self.draft.size
         try:
-            if self.streaming:
+            if self._streaming:
                 self._stream()
             else:
-                stop = _PROBE if fetch.size is None else fetch.size
+                stop = _PROBE if size is None else size
                 for piece in self.partial.ranges.outside(0, stop):
                     self._todo.add(*piece)
                 self._work(leads=True)
@@ -82,7 +77,7 @@ class Round:
                 self._changed.wait(0.1)
 
     def _share(self) -> int:
-        size = self.fetch.size
+        size = self.draft.size
         return 1 if size is not None and size <= SMALL else self.shared.connections
 
     def _give_back(self, piece: Range | None) -> None:
@@ -90,25 +85,25 @@ class Round:
             self._working -= 1
             if piece is not None:
                 # The first piece was a guess: the file may end within it.
-                size = self.fetch.size
+                size = self.draft.size
                 end = piece[1] if size is None else min(piece[1], size)
                 for start, stop in self.partial.ranges.outside(piece[0], end):
                     self._todo.add(start, stop)
             self._changed.notify_all()
 
-    def learnt(self, size: int | None) -> None:
+    def _learnt(self, size: int | None, ranged: bool) -> None:
         """An answer was right: the size is known now, and helpers may start."""
         with self._changed:
             if self._known:
                 return
             self._known = True
-            if size is not None and self.fetch.size is None:
-                self.fetch.size = size
+            if size is not None and self.draft.size is None:
+                self.draft.size = size
                 self._todo.remove(size, max(size, _PROBE))
                 for start, stop in self.partial.ranges.outside(min(_PROBE, size), size):
                     self._todo.add(start, stop)
-            self.fetch.hashing()
-            if not self.streaming and len(self._todo):
+            self.draft.hashing()
+            if ranged and len(self._todo):
                 self._hire()
 
     def _hire(self) -> None:
@@ -144,20 +139,24 @@ class Round:
             if failure is not None:
                 patience.after(failure)
 
-    def _attempt(self, piece: Range) -> None:
-        target = self._target
+    def _attempt(self, piece: Range | None) -> None:
+        landed = self._target
         try:
-            target = Attempt(self, piece, target).run()
-        except Again:
+            self._target = Attempt(
+                self.shared, self.draft, piece, landed, over=self.over, learnt=self._learnt
+            ).run()
+        except Again as error:
             self._target = None  # ask for a fresh address
+            if isinstance(error, Lied) and piece is not None:
+                self._lied(error)
             raise
-        self._target = target
 
-    def lied(self, error: OrchestrateError) -> Exception:
+    def _lied(self, lie: Lied) -> None:
         """A Range was answered wrongly: again, or without ranges from now on."""
         with self._changed:
             self._lies += 1
-            return NoRanges() if self._lies >= _MOST_LIES else Again(error)
+            if self._lies >= _MOST_LIES:
+                raise NoRanges from lie
 
     def _stream(self) -> None:
         """The whole file over one connection; what is there already is not written again."""
@@ -165,7 +164,7 @@ class Round:
         while True:
             try:
                 with self.shared.slot(self.over):
-                    Attempt(self, None, None).run()
+                    self._attempt(None)
                 return
             except Again as error:
                 patience.after(error)

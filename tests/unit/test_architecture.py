@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import graphlib
 import importlib.util
 import subprocess
 import sys
@@ -169,6 +170,28 @@ def test_imports_go_strictly_down_and_modules_of_one_floor_are_strangers() -> No
         f"{importer} -> {name}" for importer, name in _edges() if not _may_import(importer, name)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def _sorted_upwards(edges: list[tuple[str, str]]) -> list[str]:
+    """The modules, each after all that it imports; CycleError names a circle."""
+    graph: dict[str, set[str]] = {}
+    for importer, name in edges:
+        graph.setdefault(importer, set()).add(name)
+    return list(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_no_imports_run_in_a_circle_not_even_for_types() -> None:
+    try:
+        _sorted_upwards(_edges())
+    except graphlib.CycleError as error:
+        pytest.fail(" -> ".join(reversed(error.args[1])))
+
+
+def test_a_circle_is_seen() -> None:
+    line = [("a", "b"), ("b", "c")]
+    assert _sorted_upwards(line) == ["c", "b", "a"]
+    with pytest.raises(graphlib.CycleError):
+        _sorted_upwards([*line, ("c", "a")])
 
 
 @pytest.mark.parametrize("package", sorted(PLUGS))

@@ -1,0 +1,167 @@
+"""A file in the making: what is known of it, what is there of it, its hash, the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jobs.errors import Cause, DigestError, SourceError
+from jobs.model import Digest
+from jobs.transfer.answers import StartOver
+from jobs.transfer.arrivals import Arrivals
+from jobs.transfer.hashing import Frontier
+from jobs.transfer.partial import Identity, Partial
+from jobs.transfer.shared import Counting
+from jobs.transfer.target import Received, Target, shown
+
+SMALL = 8 << 20  # bytes: so much takes one request, is hashed in passing, and may be lost whole
+_HEAD = 1 << 16  # bytes that ``expect`` gets
+_AGAIN = 2  # how often a file that is wrong is fetched anew
+
+
+class Draft:
+    """What one fetch knows; ``take_up`` begins it. Parameters are those of ``Transfer.fetch``."""
+
+    def __init__(
+        self,
+        progress: Counting,
+        resolve: Callable[[], Target],
+        out: Path,
+        name: str,
+        size: int | None,
+        digest: Digest | None,
+        expect: Callable[[bytes], None] | None,
+        arrivals: Arrivals | None,
+    ) -> None:
+        self.resolve = resolve
+        self.name = shown(name)
+        self.published_size = size
+        self.size = size
+        self.digest = digest  # the published one, or the server's own
+        self.fresh = False  # after a wrong file: no cache shall answer
+        self.trusts_validators = True
+        self.ranged = True  # as far as its server has shown
+        self.partial = Partial(out)
+        self._progress = progress
+        self._published = digest
+        self._expect = expect
+        self._arrivals = arrivals
+        self._starts = 0
+        self._frontier: Frontier | None = None
+
+    def take_up(self) -> None:
+        """Go on from what is there, unless it is of another file."""
+        known = self.partial.identity
+        if known is not None and self._published is not None and known.digest != self._published:
+            known = None
+        if known is not None and self.published_size not in (None, known.size):
+            known = None
+        if known is None:
+            self.partial.start_over()
+        else:
+            self.size = known.size
+            self.digest = self._published or known.digest
+            self.partial.identify(known)
+            if self.partial.prefix:
+                head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
+                self.partial.read_into(head, 0)
+                try:
+                    self.expect(bytes(head))
+                except StartOver:
+                    self.partial.start_over()
+            self._progress.add(bytes=self.partial.ranges.total)
+        if self._arrivals is not None:
+            self._arrivals.begin(self.partial.fd)
+            self._arrivals.advance(self.partial.prefix)
+
+    def expect(self, head: bytes) -> None:
+        """Let the caller judge the first bytes; ``StartOver`` with its error if they are wrong."""
+        if self._expect is not None:
+            try:
+                self._expect(head[:_HEAD])
+            except SourceError as error:
+                raise StartOver(error) from error
+
+    def identify(self, identity: Identity) -> None:
+        """Say in the sidecar what file this is."""
+        if self.partial.identity != identity:
+            self.partial.identify(identity)
+
+    # Bytes ------------------------------------------------------------------------------
+
+    def put(self, at: int, data: bytes, *, anew: bool) -> None:
+        """Write bytes and tell everybody; ``anew``: some of them may be there already."""
+        if at == 0 and data and not self.partial.prefix:
+            self.expect(data)
+        pieces = [(at, at + len(data))]
+        if anew:
+            pieces = self.partial.ranges.outside(at, at + len(data))
+        for start, stop in pieces:
+            whole = (start, stop) == (at, at + len(data))
+            piece = data if whole else data[start - at : stop - at]
+            self._progress.add(bytes=self.partial.write(start, piece))
+            self.hashing().feed(start, piece)
+        if self._arrivals is not None:
+            self._arrivals.advance(self.partial.prefix)
+
+    def hashing(self) -> Frontier:
+        """The hasher of these bytes, begun once what is known of the file is known."""
+        if self._frontier is None:
+            self._frontier = Frontier(self.partial, self.digest, self.size)
+            if self.size is None or self.size > SMALL:
+                self._frontier.start()
+        return self._frontier
+
+    # The end ----------------------------------------------------------------------------
+
+    def finish(self) -> Received:
+        """All bytes are there: verify them and give the file its name."""
+        size = self.partial.ranges.total if self.size is None else self.size
+        if size == 0:
+            self.expect(b"")
+        digests = self.hashing().finish()
+        want = self.digest
+        if want is not None and want.algorithm not in digests:
+            late = Frontier(self.partial, want, size)
+            digests = late.finish()
+        if want is not None and digests[want.algorithm] != want:
+            raise StartOver(
+                DigestError(
+                    f"{self.name}: the bytes that arrived have {digests[want.algorithm]}, the "
+                    f"published ones {want}; what is published is damaged, or something on the "
+                    "way changes it"
+                )
+            )
+        self.partial.finish(size)
+        if self._arrivals is not None:
+            self._arrivals.finish()
+        return Received(size, digests["sha256"], verified=want is not None)
+
+    def start_over(self, reason: StartOver) -> None:
+        """Let go of all bytes; raises the reason's error where that was done often enough."""
+        self._stop_hashing()
+        self._starts += 1
+        if self._starts > _AGAIN:
+            self.partial.start_over()
+            raise reason.error from reason
+        self._progress.add(bytes=-self.partial.ranges.total)
+        self.partial.start_over()
+        self.fresh = True
+        self.size, self.digest = self.published_size, self._published
+        if reason.error.cause is Cause.CHANGED and self._published is not None:
+            # Mirrors of one file may each have an ETag of their own; the digest decides.
+            self.trusts_validators = self._starts < _AGAIN
+        if self._arrivals is not None:
+            self._arrivals.begin(self.partial.fd)
+
+    def close(self) -> None:
+        """Let go; what is there on an error stays for another time."""
+        self._stop_hashing()
+        if self._arrivals is not None:
+            self._arrivals.fail()
+        self.partial.close()
+
+    def _stop_hashing(self) -> None:
+        if self._frontier is not None:
+            self._frontier.stop()
+            self._frontier = None
