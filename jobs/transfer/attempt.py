@@ -99,7 +99,6 @@ class Attempt:
         if reply.status == 403 and not elsewhere:
             elsewhere = self._draft.resolve().url != asked.url
         if reply.status == 416:
-            self._out_of_range(reply)
             return
         error = refused(
             reply.status,
@@ -115,17 +114,10 @@ class Attempt:
         if error is not None:
             raise error
 
-    def _out_of_range(self, reply: Reply) -> None:
-        told = content_range(reply.headers)
-        empty = told is not None and told.total == 0 and self._draft.published_size in (None, 0)
-        if not (empty and self._piece is not None and self._piece[0] == 0):
-            raise self._changed()
-
     def _fit(self, reply: Reply) -> tuple[int, int | None]:
         """Which bytes of the file this answer holds; raises where they are not to be used."""
         if reply.status == 416:
-            self._learnt(0, not self._streaming)
-            return 0, 0
+            return self._fit_nothing(reply)
         if reply.status == 206:
             return self._fit_range(reply)
         length = None if encoding(reply.headers) else content_length(reply.headers)
@@ -139,6 +131,16 @@ class Attempt:
         self._learn(reply, size)
         return 0, size
 
+    def _fit_nothing(self, reply: Reply) -> tuple[int, int]:
+        """No such range: right of an empty file, and of one that is shorter than it was."""
+        told = content_range(reply.headers)
+        total = told.total if told else None
+        self._fit_size(reply, total)
+        if total != 0 or self._draft.partial.ranges.total:
+            raise Lied(self._lie("refused the range that was asked for"))
+        self._learnt(0, not self._streaming)
+        return 0, 0
+
     def _fit_range(self, reply: Reply) -> tuple[int, int | None]:
         told = content_range(reply.headers)
         if self._piece is None or self._is_whole():
@@ -147,6 +149,8 @@ class Attempt:
             raise Lied(self._lie("sent another range than was asked for"))
         self._fit_size(reply, told.total)
         self._fit_version(reply)
+        if told.total is None and self._draft.size is None:
+            raise Lied(self._lie("does not tell how long the file is"))
         self._learn(reply, told.total)
         # A body that is shorter than its own label is short, however long it says it is: a server
         # that sends nothing would be asked for ever.

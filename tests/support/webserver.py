@@ -35,6 +35,8 @@ from tests.support.wire import (
 class WebServer:
     """One or more origins (ports) on the loopback address; subclasses say what they serve."""
 
+    host = "127.0.0.1"
+
     def __init__(
         self, origins: Sequence[str] = ("main", "other"), *, tls: ssl.SSLContext | None = None
     ) -> None:
@@ -57,7 +59,8 @@ class WebServer:
     def url(self, path: str = "", origin: str | None = None) -> str:
         """The address of a path at an origin (the first one, if not told)."""
         server = self._servers[origin] if origin else next(iter(self._servers.values()))
-        return f"{self._scheme}://127.0.0.1:{server.server_port}{urllib.parse.quote(path)}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self._scheme}://{host}:{server.server_port}{urllib.parse.quote(path)}"
 
     def fail(self, pattern: str, *steps: Fault, origin: str | None = None) -> None:
         """Let the answers for a path (or a pattern such as /a/*) be faulty, step by step."""
@@ -214,7 +217,8 @@ class _Server(ThreadingHTTPServer):
         self.origin = origin
         self._tls = tls
         self._open: set[socket.socket] = set()
-        super().__init__(("127.0.0.1", 0), _Handler)
+        self.address_family = socket.AF_INET6 if ":" in owner.host else socket.AF_INET
+        super().__init__((owner.host, 0), _Handler)
 
     def get_request(self) -> tuple[socket.socket, tuple[str, int]]:
         connection, address = self.socket.accept()

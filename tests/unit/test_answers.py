@@ -1,0 +1,160 @@
+"""Answers that fit no request: what is taken, what is asked for again, what ends the file."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import SourceError
+from jobs.model import Digest
+from jobs.progress import Progress
+from jobs.transfer import Received, Target, Transfer
+from tests.support import faults
+from tests.support.webserver import FaultyServer
+from tests.support.wire import Answer, Request, file_answer
+
+MB = 1 << 20
+
+
+DATA = random.Random(11).randbytes(20 * MB)
+
+
+SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+
+
+PATH = "/shard.bin"
+
+
+def fetch(
+    url: str, out: Path, *, size: int | None = None, digest: Digest | None = None, **more: object
+) -> Received:
+    by = Transfer(4, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
+    return by.fetch(lambda: Target(url), out, name="shard.bin", size=size, digest=digest, **more)  # type: ignore[arg-type]
+
+
+class Scripted(FaultyServer):
+    """Answers a request as ``answer(request, number)`` says, as a right server where it is None."""
+
+    def __init__(self, answer: Callable[[Request, int], Answer | None], data: bytes = DATA) -> None:
+        super().__init__({PATH: data})
+        self._answer = answer
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def respond(self, request: Request) -> Answer:
+        return self._answer(request, len(self.asked(PATH))) or super().respond(request)
+
+
+def asked_range(request: Request) -> tuple[int, int] | None:
+    if "range" not in request.headers:
+        return None
+    first, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
+    return int(first), int(last) + 1
+
+
+def test_a_range_of_an_unknown_total_is_no_end_of_the_file(tmp_path: Path) -> None:
+    def unknown(request: Request, number: int) -> Answer | None:
+        asked = asked_range(request)
+        if asked is None:
+            return None
+        start, stop = asked[0], min(asked[1], len(DATA))
+        return Answer(206, DATA[start:stop], {"Content-Range": f"bytes {start}-{stop - 1}/*"})
+
+    with Scripted(unknown) as web:
+        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+        assert fetch(web.url(PATH), tmp_path / "known", size=len(DATA)).sha256 == SHA
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_range_that_nobody_asked_for_is_one_clear_error(tmp_path: Path, known: bool) -> None:
+    def always(request: Request, number: int) -> Answer | None:
+        return Answer(206, DATA[5:], {"Content-Range": f"bytes 5-{len(DATA) - 1}/{len(DATA)}"})
+
+    with Scripted(always) as web, pytest.raises(SourceError, match="range") as caught:
+        fetch(web.url(PATH), tmp_path / "out", size=len(DATA) if known else None)
+    assert "shard.bin" in caught.value.message
+
+
+@pytest.mark.parametrize("told", ["bytes */%d", "bytes */*", ""])
+@pytest.mark.parametrize("digest", [SHA, None])
+def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
+    tmp_path: Path, told: str, digest: Digest | None
+) -> None:
+    def refuses(request: Request, number: int) -> Answer | None:
+        label = told.replace("%d", str(len(DATA)))
+        return Answer(416, b"", {"Content-Range": label} if label else {}) if number == 3 else None
+
+    with Scripted(refuses) as web:
+        web.fail(PATH, faults.fine(1), faults.cut_after(2 * MB))
+        assert fetch(web.url(PATH), tmp_path / "out", digest=digest).sha256 == SHA
+        assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
+
+
+def test_a_server_that_refuses_all_ranges_is_asked_for_the_whole(tmp_path: Path) -> None:
+    def refuses(request: Request, number: int) -> Answer | None:
+        return Answer(416) if asked_range(request) else None
+
+    with Scripted(refuses) as web:
+        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
+def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:
+    short = DATA[: 3 * MB]
+
+    def shrinks(request: Request, number: int) -> Answer | None:
+        asked = asked_range(request)
+        if number == 1:
+            return None
+        if asked and asked[0] >= len(short):
+            return Answer(416, b"", {"Content-Range": f"bytes */{len(short)}"})
+        return file_answer(short)
+
+    with Scripted(shrinks) as web:
+        fetch(web.url(PATH), tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == short
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("framing", ["chunked", "close", "length"])
+def test_more_than_was_published_is_not_taken(
+    web: FaultyServer, tmp_path: Path, framing: str, known: bool
+) -> None:
+    web.put(PATH, DATA + b"more")
+    if framing != "length":
+        web.fail(PATH, faults.no_length(framing) & faults.ignore_range(None))  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r"more than|announces|bytes that arrived"):
+        fetch(web.url(PATH), tmp_path / "out", size=len(DATA) if known else None, digest=SHA)
+    assert not (tmp_path / "out").exists()
+
+
+def test_chunks_that_end_early_are_no_end_of_the_file(web: FaultyServer, tmp_path: Path) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.no_length("chunked"))
+    web.fail(PATH, faults.cut_after(MB, 3))
+    assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
+def void(_: object) -> None:
+    """A caller's judgement is no value."""
+
+
+def test_an_address_may_be_ipv6(tmp_path: Path) -> None:
+    class Server(FaultyServer):
+        host = "::1"
+
+    try:
+        server = Server({PATH: DATA})
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with server as web:
+        url = web.url(PATH)
+        assert "[::1]" in url
+        assert fetch(url, tmp_path / "out").sha256 == SHA
+        web.fail(PATH, faults.status(404, None))
+        with pytest.raises(SourceError, match=r"\[::1\]:\d+ answered 404"):
+            fetch(url, tmp_path / "other")
