@@ -94,7 +94,6 @@ class Attempt:
 
     def _heed(self, reply: Reply, asked: Target, site: str) -> None:
         """Raise what the status means; keep away from a site whose limit is spent."""
-        spent = rate_limit_s(reply.headers)
         elsewhere = reply.redirected or asked is self._landed
         if reply.status == 403 and not elsewhere:
             elsewhere = self._draft.resolve().url != asked.url
@@ -107,10 +106,12 @@ class Attempt:
             site=reply.site,
             elsewhere=elsewhere,
         )
-        if isinstance(error, Again) and error.wait_s is not None:
-            self._shared.pauses.hold(site, min(error.wait_s, LONGEST_WAIT_S))
-        elif spent is not None and spent <= LONGEST_WAIT_S:
-            self._shared.pauses.hold(site, spent)
+        wait_s = error.wait_s if isinstance(error, Again) else None
+        wait_s = rate_limit_s(reply.headers) if wait_s is None else wait_s
+        if wait_s is not None and wait_s <= LONGEST_WAIT_S:
+            self._shared.pauses.hold(site, wait_s)
+        if asked is self._landed and isinstance(error, SourceError):
+            raise Again(error)  # a signed address may end in any refusal: see where a fresh one is
         if error is not None:
             raise error
 

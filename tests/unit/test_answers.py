@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from jobs.errors import SourceError
+from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.progress import Progress
 from jobs.transfer import Received, Target, Transfer
@@ -30,10 +31,18 @@ PATH = "/shard.bin"
 
 
 def fetch(
-    url: str, out: Path, *, size: int | None = None, digest: Digest | None = None, **more: object
+    url: str,
+    out: Path,
+    *,
+    size: int | None = None,
+    digest: Digest | None = None,
+    expect: Callable[[bytes], None] | None = None,
+    connections: int = 4,
 ) -> Received:
-    by = Transfer(4, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
-    return by.fetch(lambda: Target(url), out, name="shard.bin", size=size, digest=digest, **more)  # type: ignore[arg-type]
+    by = Transfer(connections, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
+    return by.fetch(
+        lambda: Target(url), out, name="shard.bin", size=size, digest=digest, expect=expect
+    )
 
 
 class Scripted(FaultyServer):
@@ -117,6 +126,41 @@ def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:
     with Scripted(shrinks) as web:
         fetch(web.url(PATH), tmp_path / "out")
     assert (tmp_path / "out").read_bytes() == short
+
+
+@pytest.mark.parametrize("status", [400, 404, 410])
+def test_a_signed_address_that_ends_in_any_refusal_is_asked_for_anew(
+    tmp_path: Path, status: int
+) -> None:
+    with FaultyServer({"/signed": DATA}) as web:
+        web.fail(PATH, faults.redirect(web.url("/signed", "other")))
+        web.fail("/signed", faults.fine(1), faults.status(status, 1))
+        # One connection, which keeps the address of the first piece for the second.
+        assert fetch(web.url(PATH), tmp_path / "out", connections=1).sha256 == SHA
+        assert [r.status for r in web.asked("/signed")] == [206, status, 206]
+
+
+def test_a_refusal_of_a_fresh_signed_address_is_for_good(tmp_path: Path) -> None:
+    with FaultyServer({"/signed": DATA}) as web:
+        web.fail(PATH, faults.redirect(web.url("/signed", "other")))
+        web.fail("/signed", faults.status(404, None))
+        with pytest.raises(SourceError) as caught:
+            fetch(web.url(PATH), tmp_path / "out", size=len(DATA), digest=SHA)
+        assert caught.value.cause is Cause.NOT_FOUND
+        assert len(web.asked("/signed")) == 1
+
+
+def test_no_other_file_waits_for_a_server_that_asks_for_a_day(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.busy(None, retry_after="86400"))
+    by = Transfer(4, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
+    begun = time.monotonic()
+    for name in ("one", "two"):
+        with pytest.raises(SourceError, match="later"):
+            by.fetch(lambda: Target(web.url(PATH)), tmp_path / name, name=name, size=9, digest=None)
+    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize("known", [True, False])
