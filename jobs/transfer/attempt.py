@@ -26,6 +26,8 @@ from jobs.transfer.shared import Shared
 from jobs.transfer.target import Target, redact
 from jobs.transfer.wire import BROKEN, Reply, broken
 
+_MOST_CODED = 1 << 16  # bytes at once of a body that may become a thousand times as many
+
 
 class Attempt:
     """Fetches ``piece``, or the whole file over one connection where it is None.
@@ -211,7 +213,11 @@ class Attempt:
         rate, at = self._shared.rate, start
         while stop is None or at < stop or body.changes:
             self._shared.check(self._over)
-            most = rate.chunk if stop is None or body.changes else min(rate.chunk, stop - at)
+            most = rate.chunk
+            if body.changes:
+                most = min(most, _MOST_CODED)
+            elif stop is not None:
+                most = min(most, stop - at)
             try:
                 data = reply.read(most)
             except BROKEN as error:

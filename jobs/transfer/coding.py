@@ -42,10 +42,16 @@ class Body:
             self._decide(data)
         if self._inflater is None:
             return data
+        plain = b""
         try:
-            return bytes(self._inflater.decompress(data))
+            while data:
+                if self._inflater.eof:  # a coding may be of several members (RFC 1952, 2.2)
+                    self._inflater = zlib.decompressobj(_CODINGS[self._coding])
+                plain += self._inflater.decompress(data)
+                data = self._inflater.unused_data
         except zlib.error as error:
             raise Again(self._broken("is damaged")) from error
+        return plain
 
     def end(self) -> None:
         """The body has ended; raises ``Again`` where it was cut."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import random
 import time
@@ -181,6 +182,17 @@ def test_chunks_that_end_early_are_no_end_of_the_file(web: FaultyServer, tmp_pat
     web.fail(PATH, faults.no_length("chunked"))
     web.fail(PATH, faults.cut_after(MB, 3))
     assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
+def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> None:
+    coded = gzip.compress(DATA[: 9 * MB], 1) + gzip.compress(DATA[9 * MB :], 1)
+
+    def codes(request: Request, number: int) -> Answer | None:
+        return Answer(200, coded, {"Content-Encoding": "gzip"})
+
+    with Scripted(codes) as web:
+        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+        assert fetch(web.url(PATH), tmp_path / "known", size=len(DATA)).sha256 == SHA
 
 
 def void(_: object) -> None:
