@@ -46,6 +46,7 @@ class Draft:
         self._published = digest
         self._expect = expect
         self._arrivals = arrivals
+        self._judged = False  # the first bytes, and well
         self._starts = 0
         self._frontier: Frontier | None = None
 
@@ -62,25 +63,31 @@ class Draft:
             self.size = known.size
             self.digest = self._published or known.digest
             self.partial.identify(known)
-            if self.partial.prefix:
-                head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
-                self.partial.read_into(head, 0)
-                try:
-                    self.expect(bytes(head))
-                except StartOver:
-                    self.partial.start_over()
+            try:
+                self._judge_head()
+            except StartOver:
+                self.partial.start_over()
             self._progress.add(bytes=self.partial.ranges.total)
         if self._arrivals is not None:
             self._arrivals.begin(self.partial.fd)
-            self._arrivals.advance(self.partial.prefix)
+        self._tell()
 
-    def expect(self, head: bytes) -> None:
-        """Let the caller judge the first bytes; ``StartOver`` with its error if they are wrong."""
+    def _judge_head(self, *, whole: bool = False) -> None:
+        """Let the caller judge the first bytes, once there are enough or the ``whole`` is there.
+
+        ``StartOver`` with its error if they are wrong. The first bytes that arrive may be few.
+        """
+        enough = _HEAD if self.size is None else min(_HEAD, self.size)
+        if self._judged or not (whole or self.partial.prefix >= enough > 0):
+            return
+        head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
+        self.partial.read_into(head, 0)
         if self._expect is not None:
             try:
-                self._expect(head[:_HEAD])
+                self._expect(bytes(head))
             except SourceError as error:
                 raise StartOver(error) from error
+        self._judged = True
 
     def identify(self, identity: Identity) -> None:
         """Say in the sidecar what file this is."""
@@ -91,8 +98,6 @@ class Draft:
 
     def put(self, at: int, data: bytes, *, anew: bool) -> None:
         """Write bytes and tell everybody; ``anew``: some of them may be there already."""
-        if at == 0 and data and not self.partial.prefix:
-            self.expect(data)
         pieces = [(at, at + len(data))]
         if anew:
             pieces = self.partial.ranges.outside(at, at + len(data))
@@ -101,7 +106,11 @@ class Draft:
             piece = data if whole else data[start - at : stop - at]
             self._progress.add(bytes=self.partial.write(start, piece))
             self.hashing().feed(start, piece)
-        if self._arrivals is not None:
+        self._judge_head()
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._arrivals is not None and self._judged:
             self._arrivals.advance(self.partial.prefix)
 
     def hashing(self) -> Frontier:
@@ -117,8 +126,8 @@ class Draft:
     def finish(self) -> Received:
         """All bytes are there: verify them and give the file its name."""
         size = self.partial.ranges.total if self.size is None else self.size
-        if size == 0:
-            self.expect(b"")
+        self._judge_head(whole=True)
+        self._tell()
         digests = self.hashing().finish()
         want = self.digest
         if want is not None and want.algorithm not in digests:
@@ -146,6 +155,7 @@ class Draft:
             raise reason.error from reason
         self._progress.add(bytes=-self.partial.ranges.total)
         self.partial.start_over()
+        self._judged = False
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
         if reason.error.cause is Cause.CHANGED and self._published is not None:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from jobs.archives import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.progress import Progress
-from jobs.transfer import Received, Target, Transfer
-from tests.support import faults
+from jobs.transfer import Arrivals, Received, Target, Transfer
+from tests.support import faults, samples
 from tests.support.webserver import FaultyServer
 from tests.support.wire import Answer, Request, file_answer
 
@@ -38,11 +39,18 @@ def fetch(
     size: int | None = None,
     digest: Digest | None = None,
     expect: Callable[[bytes], None] | None = None,
+    arrivals: Arrivals | None = None,
     connections: int = 4,
 ) -> Received:
     by = Transfer(connections, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
     return by.fetch(
-        lambda: Target(url), out, name="shard.bin", size=size, digest=digest, expect=expect
+        lambda: Target(url),
+        out,
+        name="shard.bin",
+        size=size,
+        digest=digest,
+        expect=expect,
+        arrivals=arrivals,
     )
 
 
@@ -193,6 +201,28 @@ def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> Non
     with Scripted(codes) as web:
         assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
         assert fetch(web.url(PATH), tmp_path / "known", size=len(DATA)).sha256 == SHA
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
+def test_an_archive_is_not_judged_by_a_few_bytes(
+    dataset: Path, web: FaultyServer, tmp_path: Path, fmt: str, known: bool
+) -> None:
+    data = samples.pack_one(dataset, tmp_path / "in", fmt).read_bytes()[:5000]
+    web.put(PATH, data)
+    web.fail(PATH, faults.throttle(2000))  # a hundred bytes at once
+    arrivals = Arrivals()
+    reader = arrivals.reader()
+    fetch(
+        web.url(PATH),
+        tmp_path / "out",
+        size=len(data) if known else None,
+        expect=lambda head: void(sniff(head, f"x.{fmt}")),
+        arrivals=arrivals,
+    )
+    assert (tmp_path / "out").read_bytes() == data
+    assert reader.readall() == data
+    arrivals.close()
 
 
 def void(_: object) -> None:
