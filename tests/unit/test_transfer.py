@@ -239,14 +239,25 @@ def test_a_stop_is_heard_whatever_a_server_keeps_waiting(tmp_path: Path, waits: 
         address = silent.getsockname()[:2]
         if waits == "connection":
             held.enter_context(socket.create_connection(address))
-        scheme = "https" if waits == "handshake" else "http"
         progress = Progress()
-        begun = time.monotonic()
-        timer = threading.Timer(0.3, progress.stop, (Cause.CANCELLED, "enough"))
-        timer.start()
+        stopped_at: list[float] = []
+
+        def stop() -> None:
+            if waits == "connection":
+                time.sleep(0.3)
+            else:
+                held.enter_context(silent.accept()[0]).recv(1)  # its hello, or its request
+            stopped_at.append(time.monotonic())
+            progress.stop(Cause.CANCELLED, "enough")
+
+        stopper = threading.Thread(target=stop)
         by = transfer(progress, stall_s=60)
+        assert by.wire  # what is imported late is not waited for
+        stopper.start()
+        scheme = "https" if waits == "handshake" else "http"
         target = Target(f"{scheme}://127.0.0.1:{address[1]}/x")
         with pytest.raises(Stopped):
             by.fetch(lambda: target, tmp_path / "out", name="x", size=9, digest=None)
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - stopped_at[0] < 5
+        stopper.join()
         assert not by.answered
