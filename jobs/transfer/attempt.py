@@ -126,7 +126,7 @@ class Attempt:
         length = None if encoding(reply.headers) else content_length(reply.headers)
         self._fit_size(reply, length)
         self._fit_version(reply)
-        if self._piece is not None and not self._is_whole() and self._draft.partial.ranges.total:
+        if self._piece is not None and not self._is_whole() and self._draft.partial.total:
             raise Lied(self._lie("ignored the range that was asked for"))
         if self._piece is not None and not self._is_whole():
             self._streaming = True
@@ -139,7 +139,7 @@ class Attempt:
         told = content_range(reply.headers)
         total = told.total if told else None
         self._fit_size(reply, total)
-        if total != 0 or self._draft.partial.ranges.total:
+        if total != 0 or self._draft.partial.total:
             raise Lied(self._lie("refused the range that was asked for"))
         self._learnt(0, not self._streaming)
         return 0, 0

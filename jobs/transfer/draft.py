@@ -67,7 +67,7 @@ class Draft:
                 self._judge_head()
             except StartOver:
                 self.partial.start_over()
-            self._progress.add(bytes=self.partial.ranges.total)
+            self._progress.add(bytes=self.partial.total)
         if self._arrivals is not None:
             self._arrivals.begin(self.partial.fd)
         self._tell()
@@ -100,7 +100,7 @@ class Draft:
         """Write bytes and tell everybody; ``anew``: some of them may be there already."""
         pieces = [(at, at + len(data))]
         if anew:
-            pieces = self.partial.ranges.outside(at, at + len(data))
+            pieces = self.partial.missing(at, at + len(data))
         for start, stop in pieces:
             whole = (start, stop) == (at, at + len(data))
             piece = data if whole else data[start - at : stop - at]
@@ -125,7 +125,7 @@ class Draft:
 
     def finish(self) -> Received:
         """All bytes are there: verify them and give the file its name."""
-        size = self.partial.ranges.total if self.size is None else self.size
+        size = self.partial.total if self.size is None else self.size
         self._judge_head(whole=True)
         self._tell()
         digests = self.hashing().finish()
@@ -153,7 +153,7 @@ class Draft:
         if self._starts > _AGAIN:
             self.partial.start_over()
             raise reason.error from reason
-        self._progress.add(bytes=-self.partial.ranges.total)
+        self._progress.add(bytes=-self.partial.total)
         self.partial.start_over()
         self._judged = False
         self.fresh = True

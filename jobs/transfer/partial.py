@@ -54,7 +54,7 @@ class Partial:
         self.out = out
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
-        self.ranges = Ranges()
+        self._ranges = Ranges()
         self.identity: Identity | None = None
         self._lock = threading.Lock()
         self._unsaved = Ranges()
@@ -77,7 +77,7 @@ class Partial:
         except OSError as error:
             raise from_os_error(error, doing=f"writing {self.path}") from error
         with self._lock:
-            new = self.ranges.add(offset, at)
+            new = self._ranges.add(offset, at)
             self._unsaved.add(offset, at)
             self._unsaved_bytes += at - offset
             due = self._unsaved_bytes >= _SAVE_BYTES or time.monotonic() - self._saved_at > _SAVE_S
@@ -94,7 +94,20 @@ class Partial:
 
     @property
     def prefix(self) -> int:
-        return self.ranges.prefix
+        """How many bytes from the start on are there."""
+        with self._lock:
+            return self._ranges.prefix
+
+    @property
+    def total(self) -> int:
+        """How many bytes are there."""
+        with self._lock:
+            return self._ranges.total
+
+    def missing(self, start: int, stop: int) -> list[Range]:
+        """The parts of a range that are not there."""
+        with self._lock:
+            return self._ranges.outside(start, stop)
 
     # The sidecar ------------------------------------------------------------------------
 
@@ -103,7 +116,7 @@ class Partial:
         with self._lock:
             self.identity = identity
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
-            lines = [msgspec.json.encode(header), msgspec.json.encode(list(self.ranges))]
+            lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
             try:
                 # A sibling under its name at once: no torn first line is ever seen.
                 atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
@@ -144,7 +157,7 @@ class Partial:
             return
         self.identity = Identity(size, validator, digest)
         for start, stop in _trusted(lines, same_boot=value.get("boot") == _boot()):
-            self.ranges.add(start, min(stop, here))
+            self._ranges.add(start, min(stop, here))
 
     # The end ----------------------------------------------------------------------------
 
@@ -155,7 +168,8 @@ class Partial:
         fresh = self._open(os.O_CREAT | os.O_EXCL)
         os.close(self.fd)
         self.fd = fresh
-        self.ranges, self.identity = Ranges(), None
+        with self._lock:
+            self._ranges, self.identity = Ranges(), None
 
     def finish(self, size: int) -> None:
         """Give the file its name, durably."""

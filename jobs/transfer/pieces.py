@@ -43,7 +43,7 @@ class Round:
                 self._stream()
             else:
                 stop = _PROBE if size is None else size
-                for piece in self.partial.ranges.outside(0, stop):
+                for piece in self.partial.missing(0, stop):
                     self._todo.add(*piece)
                 self._work(leads=True)
         finally:
@@ -87,7 +87,7 @@ class Round:
                 # The first piece was a guess: the file may end within it.
                 size = self.draft.size
                 end = piece[1] if size is None else min(piece[1], size)
-                for start, stop in self.partial.ranges.outside(piece[0], end):
+                for start, stop in self.partial.missing(piece[0], end):
                     self._todo.add(start, stop)
             self._changed.notify_all()
 
@@ -100,7 +100,7 @@ class Round:
             if size is not None and self.draft.size is None:
                 self.draft.size = size
                 self._todo.remove(size, max(size, _PROBE))
-                for start, stop in self.partial.ranges.outside(min(_PROBE, size), size):
+                for start, stop in self.partial.missing(min(_PROBE, size), size):
                     self._todo.add(start, stop)
             self.draft.hashing()
             if ranged and len(self._todo):
@@ -177,12 +177,12 @@ class _Patience:
         self._round = of
         self._leads = leads
         self._failures = 0
-        self._had = of.partial.ranges.total
+        self._had = of.partial.total
 
     def after(self, failure: Again) -> None:
         """Wait for the next attempt; raises the failure's error where there is no next one."""
         shared = self._round.shared
-        have = self._round.partial.ranges.total
+        have = self._round.partial.total
         shared.check(self._round.over)
         if have - self._had >= _PROGRESS:
             self._failures = 0

@@ -5,9 +5,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import random
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -15,7 +19,8 @@ from jobs.archives import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.progress import Progress
-from jobs.transfer import Arrivals, Received, Target, Transfer
+from jobs.transfer import Arrivals, Received, Target, Transfer, ranges
+from jobs.transfer.partial import Partial
 from tests.support import faults, samples
 from tests.support.webserver import FaultyServer
 from tests.support.wire import Answer, Request, file_answer
@@ -244,3 +249,25 @@ def test_an_address_may_be_ipv6(tmp_path: Path) -> None:
         web.fail(PATH, faults.status(404, None))
         with pytest.raises(SourceError, match=r"\[::1\]:\d+ answered 404"):
             fetch(url, tmp_path / "other")
+
+
+def test_what_is_there_can_be_asked_for_while_others_write(tmp_path: Path) -> None:
+    partial = Partial(tmp_path / "out")
+
+    def slowly(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_filename == ranges.__file__:
+            time.sleep(0.001)  # before each line
+        return slowly
+
+    def write() -> None:
+        sys.settrace(slowly)
+        for at in range(40, -1, -2):
+            partial.write(at, b"x")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while writer.is_alive():
+        missing = partial.missing(0, 42)
+        assert sum(stop - start for start, stop in missing) + partial.total >= 42
+    writer.join()
+    partial.close()
