@@ -83,15 +83,11 @@ def token() -> str | None:
 
 def headers() -> dict[str, str]:
     """What a request to the Hub carries, the token included: never to be shown or kept."""
-    from huggingface_hub.utils._headers import build_hf_headers
-
     from jobs import __version__
 
-    return build_hf_headers(
-        token=token() or False,
-        library_name="websight-orchestrate",
-        library_version=__version__,
-    )
+    known = token()
+    login = {"Authorization": f"Bearer {known}"} if known else {}
+    return {"User-Agent": f"websight-orchestrate/{__version__}", **login}
 
 
 def api(repo: Repo) -> HfApi:
@@ -107,7 +103,7 @@ def api(repo: Repo) -> HfApi:
 
 def _add_timeouts() -> None:
     """The client passes ``timeout=None`` in most calls: the hook puts one in, last of all."""
-    from huggingface_hub.utils._http import get_session
+    from huggingface_hub import get_session
 
     hooks = get_session().event_hooks
     if _put_timeout not in hooks["request"]:

@@ -214,6 +214,17 @@ def test_jobs_needs_neither_the_orchestrator_nor_its_libraries() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_nothing_private_of_a_library_is_imported() -> None:
+    wrong = [
+        f"{module.name} -> {name}"
+        for module in MODULES
+        for name in sorted(module.imports)
+        if _ours(name) is None
+        and any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [
