@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from jobs.archives import cuts_of, sniff
 from jobs.archives.sniff import HEAD
@@ -12,14 +11,12 @@ from jobs.download.following import Following, hashed_and_followed
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.memberpath import shown
-from jobs.model import Digest, Fetched, Format, Plan, Shard, ShardKind, SourceFile
+from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.sources.base import Expect, Source, key_of
 from jobs.sources.unchanged import check_unchanged, mark
-
-if TYPE_CHECKING:
-    from jobs.transfer import Arrivals, Transfer
+from jobs.transfer import Arrivals, Received, Transfer
 
 _LFS = b"version https://git-lfs"
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up
@@ -125,15 +122,17 @@ class Fetcher:
     def _fetched(self, shard: Shard) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
+        # Before anything follows them: what is there and wrong goes.
+        there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
         following = None
         if shard.parts > 1 and shard.kind is ShardKind.ARCHIVE:
             plain = self._staging.plain(shard.id)
             following = Following(shard, outs, self._plan.options, plain, self._progress)
-        received = []
+        received: list[Received] = []
         try:
             for index, out in enumerate(outs):
                 arrivals = following.arrivals[index] if following else None
-                received.append(self._one_file(shard, index, out, arrivals))
+                received.append(there[index] or self._one_file(shard, index, out, arrivals))
         except BaseException:
             if following:
                 following.abandon()
@@ -142,10 +141,10 @@ class Fetcher:
             shard.id,
             self._format(shard, outs[0]),
             tuple(str(out) for out in outs),
-            tuple(size for size, _, _ in received),
-            tuple(found for _, found, _ in received),
+            tuple(one.size for one in received),
+            tuple(one.sha256 for one in received),
             tuple(mark(out)[1] for out in outs),
-            verified=all(verified for _, _, verified in received),
+            verified=all(one.verified for one in received),
         )
         if following:
             fetched = following.finish(fetched)
@@ -155,43 +154,34 @@ class Fetcher:
             else fetched
         )
 
-    def _one_file(
-        self, shard: Shard, index: int, out: Path, arrivals: Arrivals | None
-    ) -> tuple[int, Digest, bool]:
+    def _one_file(self, shard: Shard, index: int, out: Path, arrivals: Arrivals | None) -> Received:
         file = shard.files[index]
-        there = self._there(file, out)
-        if there is not None:
-            return there
         expect = _expected(shard, file) if index == 0 else None
         assert self._transfer is not None  # a source that is not local has one
-        received = self._source.fetch(
+        return self._source.fetch(
             file, key_of(shard.id, index), out, self._transfer, expect=expect, arrivals=arrivals
         )
-        return received.size, received.sha256, received.verified
 
-    def _there(self, file: SourceFile, out: Path) -> tuple[int, Digest, bool] | None:
+    def _there(self, file: SourceFile, out: Path) -> Received | None:
         """A file that got its name, so is whole, before the evidence could be written."""
-        if not out.is_file() or (file.size is not None and out.stat().st_size != file.size):
+        if not out.is_file():
             return None
-        found = hash_file(out, "sha256", self._progress)
-        if file.digest is None:
-            return out.stat().st_size, found, False
-        same = found
-        if file.digest.algorithm != "sha256":
-            same = hash_file(out, file.digest.algorithm, Progress())
-        if same != file.digest:
-            out.unlink()
-            return None
-        return out.stat().st_size, found, True
+        size = out.stat().st_size
+        if file.size in (None, size):
+            found = same = hash_file(out, "sha256", self._progress)
+            if file.digest is not None and file.digest.algorithm != "sha256":
+                self._progress.add(bytes=-size)  # read twice, counted once
+                same = hash_file(out, file.digest.algorithm, self._progress)
+            if file.digest in (None, same):
+                return Received(size, found, verified=file.digest is not None)
+            self._progress.add(bytes=-size)
+        out.unlink()
+        return None
 
 
 def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
-    from jobs.model import SourceKind
-
     if plan.source.kind is SourceKind.LOCAL:
         return None
-    from jobs.transfer import Transfer
-
     options = plan.options
     return Transfer(
         connections=options.connections,

@@ -254,10 +254,13 @@ def test_addresses_that_expire_midway_are_asked_for_anew(stage: Stage) -> None:
     assert len(signatures) > 1
 
 
-def test_a_full_disk_ends_the_download_at_once_and_what_is_here_stays(stage: Stage) -> None:
+@pytest.mark.parametrize("room", [5 * MB, len(DATA) - 1], ids=["midway", "at the last byte"])
+def test_a_full_disk_ends_the_download_at_once_and_what_is_here_stays(
+    stage: Stage, room: int
+) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     # As a full disk does, this makes writes fail from so many bytes on.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5 * MB, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         problem = stage.run().problem
     finally:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,9 @@ from jobs import download
 from jobs.archives import open_archive
 from jobs.download import fetching
 from jobs.errors import Cause, SourceError
-from jobs.model import Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.runfolder import RunFolder, Staging
 from jobs.sources import open_source
 from jobs.sources.base import SourceRequest
 from jobs.sources.unchanged import check_unchanged
@@ -190,6 +193,60 @@ def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_anew(
     web.faults.clear()
     assert run(folder, plan, again=4)[0].outcome is Outcome.OK
     assert web.bytes_sent("/a.tar") == 4 * size
+
+
+def tar_of(*sizes: int) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for number, size in enumerate(sizes):
+            member = tarfile.TarInfo(f"notes/{number}.txt")
+            member.size = size
+            archive.addfile(member, io.BytesIO(bytes(size)))
+    return out.getvalue()
+
+
+def test_other_bytes_under_the_archives_name_are_never_cut_into_parts(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    right, wrong = tar_of(*[1024] * 60), tar_of(*[1024 + 1536] * 30)
+    assert len(right) == len(wrong)
+    web.put("/a.tar", right)
+    web.put("/SHA256SUMS", f"{hashlib.sha256(right).hexdigest()}  a.tar\n".encode())
+    folder, plan = planned(tmp_path, web.url("/a.tar"), kind=SourceKind.URL, part_size=30_000)
+    out = Staging(plan).archive(plan.shards[0].id, 0)
+    out.parent.mkdir(parents=True)
+    out.write_bytes(wrong)
+    assert run(folder, plan)[0].outcome is Outcome.OK
+    assert out.read_bytes() == right
+    fetched = folder.load_fetched(plan.shards[0].id)
+    assert fetched is not None
+    assert (fetched.members, fetched.cuts[-1].ordinal) == (60, 60)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_second_reading_for_another_digest_hears_a_stop_and_counts_once(
+    tmp_path: Path, web: FaultyServer, stopped: bool
+) -> None:
+    data = tar_of(1024)
+    web.put("/a.tar", data)
+    folder, plan = planned(tmp_path, web.url("/a.tar"), kind=SourceKind.URL)
+    (shard,) = plan.shards
+    md5 = Digest("md5", hashlib.md5(data).hexdigest())
+    plan = replace(plan, shards=(replace(shard, files=(replace(shard.files[0], digest=md5),)),))
+    out = Staging(plan).archive(shard.id, 0)
+    out.parent.mkdir(parents=True)
+    out.write_bytes(data)
+
+    class Stopping(Progress):
+        def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None:
+            super().add(bytes=bytes, files=files, items=items)
+            if stopped:
+                self.stop(Cause.CANCELLED, "enough")
+
+    progress = Stopping()
+    (found,) = run(folder, plan, progress)
+    assert (found.outcome is Outcome.OK) is not stopped
+    assert stopped or progress.bytes_done == len(data)
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["launched", "resumed"])
