@@ -12,7 +12,7 @@ from email.message import Message
 from typing import TYPE_CHECKING
 
 from jobs.errors import Cause, SourceError
-from jobs.transfer import origin_of, redact
+from jobs.transfer import UNFIT_PROXY, origin_of, redact
 
 if TYPE_CHECKING:
     import requests
@@ -95,6 +95,8 @@ def _probe_once(url: str, headers: Mapping[str, str], most: int) -> Probe:
                 cause=Cause.NETWORK,
             )
         ) from None
+    except (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema):
+        raise SourceError(f"{redact(url)} is not reached: {UNFIT_PROXY}") from None
     except (requests.RequestException, ValueError, UnicodeError) as error:
         raise SourceError(
             f"{redact(url)}: cannot be asked for ({type(error).__name__}); check the address"

@@ -18,7 +18,7 @@ import urllib3.exceptions
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import Again
-from jobs.transfer.target import Target, origin_of, redact
+from jobs.transfer.target import UNFIT_PROXY, Target, origin_of, redact
 
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
@@ -30,6 +30,8 @@ BROKEN = (
     http.client.HTTPException,
     OSError,
 )
+# Of the address itself the scheme is known to be right by then.
+_UNFIT_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
 
 
 class Reply:
@@ -172,6 +174,8 @@ class Wire:
                 timeout=(_CONNECT_S, self._stall_s),
                 **self._settings[origin],
             )
+        except _UNFIT_PROXY:
+            raise SourceError(f"{name}: cannot reach {origin[1]}: {UNFIT_PROXY}") from None
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError):
             raise SourceError(
                 f"{name}: {redact(url)} is no usable http(s) address, or a header is malformed"

@@ -120,6 +120,19 @@ def test_a_proxy_of_the_environment_is_used(
     assert "proxy" in refused.value.message
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://", "127.0.0.1"])
+def test_a_proxy_of_a_kind_that_is_not_spoken_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("http_proxy", proxy)
+    url = "http://elsewhere.example/x.tar.gz"
+    for ask in (lambda: fetch(url, tmp_path / "out"), lambda: opened(SourceKind.URL, url)):
+        with pytest.raises(SourceError, match="proxy"):
+            ask()
+
+
 # What servers say of a file ---------------------------------------------------------------------
 
 
