@@ -28,6 +28,9 @@ from jobs.model import (
 T = TypeVar("T")
 
 INCOMING = ".incoming"  # within the destination: what is not published yet
+ARCHIVES = ".archives"  # there too: archives that are kept
+# What a destination may hold and be empty all the same.
+NO_DATA = frozenset({INCOMING, ARCHIVES, "lost+found", ".snapshot"})
 RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
 REPAIR = "repair.json"

@@ -15,14 +15,12 @@ from jobs import atomic
 from jobs.errors import PreflightError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.runfolder import INCOMING, MANIFEST, RECEIPT, SUMS, Staging
+from jobs.runfolder import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
 from orchestrator import disks, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
 # larger than this, so the data takes at least so many inodes.
 _BYTES_A_FILE = 4 << 20
-# In a destination that counts as empty.
-_NO_DATA = frozenset({INCOMING, ".archives", "lost+found", ".snapshot"})
 
 
 class Left(Protocol):
@@ -196,7 +194,7 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     if plan.options.overwrite:
         return
     try:
-        names = {name for name in os.listdir(dest) if not name.startswith(".nfs")} - _NO_DATA
+        names = {name for name in os.listdir(dest) if not name.startswith(".nfs")} - NO_DATA
     except OSError:
         return  # not there yet, or told already
     names.discard(_top_in_dest(plan, run_dir) or "")

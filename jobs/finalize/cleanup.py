@@ -13,9 +13,9 @@ import msgspec
 from jobs import atomic
 from jobs.finalize import replaced
 from jobs.finalize.ground import Ground
-from jobs.finalize.publish import ARCHIVES, is_there, journal_path, names_in
+from jobs.finalize.publish import is_there, journal_path, names_in
 from jobs.model import Shard, SourceFile
-from jobs.runfolder import Staging
+from jobs.runfolder import ARCHIVES, Staging
 
 log = logging.getLogger(__name__)
 

@@ -21,10 +21,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
-from jobs.runfolder import INCOMING, RECEIPT, Staging
-
-ARCHIVES = ".archives"  # in the destination, where archives are kept
-_OTHERS = frozenset({INCOMING, ARCHIVES, "lost+found", ".snapshot"})  # in a folder that is free
+from jobs.runfolder import NO_DATA, RECEIPT, Staging
 
 
 class Journal(msgspec.Struct, frozen=True):
@@ -63,7 +60,7 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
             "too; nothing was touched; launch again with a --log-dir elsewhere",
             cause=Cause.PREFLIGHT,
         )
-    there = names_in(dest) - _OTHERS - own
+    there = names_in(dest) - NO_DATA - own
     if not there:
         return ()
     if not ground.plan.options.overwrite:

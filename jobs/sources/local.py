@@ -19,7 +19,7 @@ from jobs.model import (
     SourceKind,
     SourceRef,
 )
-from jobs.runfolder import is_run_folder
+from jobs.runfolder import ARCHIVES, INCOMING, MANIFEST, RECEIPT, is_run_folder
 from jobs.sources import naming, split, sums
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, choose
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.transfer import Arrivals, Received, Transfer
 
 # Of a destination of ours and of the Hub's client: no dataset's own.
-_NOT_DATA = (b".incoming", b"RECEIPT.json", b"MANIFEST.jsonl", b".cache/huggingface")
+_NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, ".cache/huggingface"})
 
 
 class LocalSource:
@@ -234,7 +234,7 @@ def leaving(
 
     def leave(path: bytes, is_folder: bool) -> bool:
         name = os.fsdecode(path)
-        if naming.is_git(name) or path in _NOT_DATA:
+        if naming.is_git(name) or name in _NOT_DATA:
             return True
         if is_folder and is_run_folder(root / name):
             runs.add(name)

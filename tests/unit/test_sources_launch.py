@@ -286,6 +286,20 @@ def test_a_dataset_s_folder_is_one_tree(tmp_path: Path, files: dict[str, bytes])
     assert shards[0].size == sum(map(len, files.values()))
 
 
+def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> None:
+    data = {"prompts.jsonl": b"{}", "images/a.png": b"x"}
+    ours = {
+        "RECEIPT.json": b"{}",
+        "MANIFEST.jsonl": b"{}",
+        ".archives/a.tar": b"tar",
+        ".incoming/x": b"x",
+    }
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", data | ours))
+    (tree,) = source.shards()
+    assert (tree.kind, tree.size) == (ShardKind.TREE, 3)
+    assert source.list_tree(tree, tmp_path / "listing", lambda: None).members == 3
+
+
 def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
     run = "logs/20260101-000000-abcdef"
     data = {"prompts.jsonl": b"{}", "images/a.png": b"x", "20260101-000000-abcdef/a.txt": b"x"}
