@@ -14,6 +14,7 @@ from jobs.model import Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runfolder import RunFolder, Staging
 from orchestrator import journal
 from orchestrator.engines.base import Engine, TaskState
+from orchestrator.journal import Act
 from orchestrator.state import Evidence, TaskKey
 
 
@@ -33,6 +34,7 @@ def gather(
     results = {
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
+    cancel = journal.last_cancel(folder)
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -45,7 +47,8 @@ def gather(
         finished=frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
-        cancelled=journal.last_cancelled(folder),
+        cancelled=cancel.attempt if cancel and cancel.act is Act.CANCELLED else None,
+        cancelling=cancel.attempt if cancel and cancel.act is Act.CANCELLING else None,
         published=is_published(folder, plan),
         now=now or utc_now(),
     )

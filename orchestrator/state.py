@@ -67,9 +67,20 @@ class Evidence:
     finished: frozenset[str]  # part ids
     engine: Mapping[TaskKey, TaskState]
     engine_silent: str | None  # why the scheduler could not be asked
-    cancelled: int | None  # the last attempt that the user cancelled
+    cancelled: int | None  # the attempt that the user cancelled, if he did not resume since
     published: bool  # the destination holds this run's receipt
     now: datetime
+    cancelling: int | None = None  # likewise, but its jobs were not told
+
+    @property
+    def last(self) -> int:
+        """The number of the newest submission."""
+        return self.submissions[-1].number if self.submissions else 0
+
+    @property
+    def half_cancelled(self) -> bool:
+        """Whether a cancel was asked for and did not get through."""
+        return self.cancelling is not None and self.cancelling >= self.last
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,7 @@ class RunState:
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
     earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
+    remark: str = ""  # what its status alone does not tell
 
     @property
     def live(self) -> tuple[TaskView, ...]:
@@ -262,11 +274,12 @@ def _run_status(
         return RunStatus.DONE
     if any(view.status in (TaskStatus.PENDING, TaskStatus.RUNNING) for view in views):
         return RunStatus.RUNNING
-    last = evidence.submissions[-1].number if evidence.submissions else 0
-    if evidence.cancelled is not None and evidence.cancelled >= last:
+    if evidence.cancelled is not None and evidence.cancelled >= evidence.last:
         return RunStatus.CANCELLED
     if any(view.status is TaskStatus.UNKNOWN for view in views):
         return RunStatus.RUNNING
+    if evidence.half_cancelled:
+        return RunStatus.CANCELLED  # its jobs have ended all the same
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
     # What finalize says of shards that are not there follows from the shards' own troubles.
@@ -276,6 +289,15 @@ def _run_status(
         if trouble.problem.cause not in (Cause.NOT_FETCHED, Cause.DEPENDENCY)
     }
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
+
+
+def _remark(evidence: Evidence, status: RunStatus) -> str:
+    if status is RunStatus.RUNNING and evidence.half_cancelled:
+        return (
+            "a cancel was asked for, but it has not reached the jobs (the scheduler did not "
+            "answer, or it was cut off); run `cancel` again"
+        )
+    return ""
 
 
 def judge(evidence: Evidence) -> RunState:
@@ -288,9 +310,10 @@ def judge(evidence: Evidence) -> RunState:
     for view in views:
         counts[view.stage][view.status] += 1
     finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
+    status = _run_status(evidence, views, troubles)
     return RunState(
         plan=evidence.plan,
-        status=_run_status(evidence, views, troubles),
+        status=status,
         tasks=views,
         submissions=evidence.submissions,
         shards_left=tuple(
@@ -304,4 +327,5 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
+        remark=_remark(evidence, status),
     )

@@ -95,6 +95,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "run_id": state.plan.run_id,
         "run_dir": str(folder.path),
         "state": state.status.value,
+        "remark": state.remark or None,
         "engine": state.submissions[-1].engine if state.submissions else None,
         "engine_silent": state.engine_silent,
         "source": _source(state),

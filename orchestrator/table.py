@@ -111,6 +111,8 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     if state.engine_silent:
         silent = f"{state.engine_silent}; what follows is from the run's own files"
         yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
+    if state.remark:
+        yield from _wrapped(look.paint("note  ", "yellow"), [state.remark], look)
     if state.status in _MEANING:
         yield _field("", look.paint(_MEANING[state.status], "dim"), look)
 

@@ -138,6 +138,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         engine.cancel(folder, step.cancel, lost)
         for job in lost:
             journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
+    journal.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a resume by hand begins anew
     draft = running.next_draft(last, step, engine=name, retries=retries)
@@ -155,20 +156,35 @@ def cancel(folder: RunFolder) -> RunState:
     if state.status is RunStatus.DONE:
         raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
     attempt = state.submissions[-1].number if state.submissions else 0
-    # Written first: a finalize job that is about to start the next attempt reads it.
-    journal.append(folder, Act.CANCELLED, attempt=attempt)
-    lost = [event.name for event in journal.open_intents(folder)]
-    for name in dict.fromkeys(submission.engine for submission in state.submissions):
-        ids = [
-            job_id.partition("_")[0]
-            for submission in state.submissions
-            if submission.engine == name
-            for job_id in (*(task.job_id for task in submission.tasks), submission.then_job)
-            if job_id
-        ]
-        engines.by_name(name).cancel(folder, list(dict.fromkeys(ids)), lost)
+    # Written first: who is submitting (another shell, a finalize job that starts the next attempt)
+    # reads it and stops.
+    journal.append(folder, Act.CANCELLING, attempt=attempt)
+    try:
+        _end_jobs(folder)
+    except EngineError as error:
+        raise EngineError(
+            f"{error.message}\nThe cancel is noted, so the run makes no further attempt, but its "
+            f"jobs were not told: websight-orchestrate cancel {folder.run_id} again once the "
+            "scheduler answers",
+            cause=error.cause,
+        ) from error
+    numbers = folder.submission_numbers()
+    journal.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
     claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
+
+
+def _end_jobs(folder: RunFolder) -> None:
+    """Cancel every job of every submission, those too whose acceptance was never heard of."""
+    lost = [event.name for event in journal.open_intents(folder)]
+    ids: dict[str, dict[str, None]] = {}
+    for submission in map(folder.load_submission, folder.submission_numbers()):
+        known = ids.setdefault(submission.engine, {})
+        for job_id in (*(task.job_id for task in submission.tasks), submission.then_job):
+            if job_id:
+                known[job_id.partition("_")[0]] = None
+    for name, known in ids.items():
+        engines.by_name(name).cancel(folder, list(known), lost)
 
 
 def _is_untidy(staging: Staging) -> bool:

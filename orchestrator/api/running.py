@@ -12,7 +12,7 @@ from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder, Staging
-from orchestrator import claim, engines, evidence, planning, recovery, submission
+from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge
 
@@ -128,6 +128,8 @@ def next_draft(
 def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
     """After a submission on this machine: the stages behind a download here, or another attempt."""
     state = state_of(folder)
+    if state.status is RunStatus.CANCELLED:
+        return
     if last.onward is not None:
         if folder.fetched_ids():
             step = recovery.recover(state, most=most)
@@ -151,7 +153,7 @@ def retry(run_dir: str, attempt: int) -> None:
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
         return
     state = state_of(folder)
-    if state.status is RunStatus.CANCELLED or not recovery.may_retry(state, _before(state, last)):
+    if journal.last_cancel(folder) or not recovery.may_retry(state, _before(state, last)):
         return
     step = recovery.recover(state)
     if step.tasks:

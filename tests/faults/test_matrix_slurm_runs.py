@@ -113,6 +113,34 @@ def test_of_two_resumes_at_once_one_submits(
     assert published(tmp_path / "data") == pages.tree
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_cancel_while_another_shell_submits_leaves_no_job_behind(
+    plain: Site, pages: Pages, tmp_path: Path, call: int
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
+    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.wrappers and len(site.calls("sbatch")) == call)
+        site.cli.run("cancel")
+        slow.unlink()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "was cancelled" in said and "resume" in said
+    assert len(site.calls("sbatch")) == call
+    assert site.over()["state"] == "cancelled"
+    held.unlink()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
 # By itself -------------------------------------------------------------------------------------
 
 

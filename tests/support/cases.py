@@ -152,6 +152,7 @@ def evidence(
     the_plan: Plan | None = None,
     silent: str | None = None,
     cancelled: int | None = None,
+    cancelling: int | None = None,
     published: bool = False,
 ) -> Evidence:
     """Evidence of a run; tasks that ``engine`` does not name have ended well for the scheduler."""
@@ -172,6 +173,7 @@ def evidence(
         engine=states,
         engine_silent=silent,
         cancelled=cancelled,
+        cancelling=cancelling,
         published=published,
         now=NOW,
     )

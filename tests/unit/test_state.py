@@ -113,6 +113,21 @@ CASES = [
         cases.evidence([cases.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
     ),
     pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelled=1, silent="it does not answer"),
+        RunStatus.CANCELLED,
+        id="cancelled, and the scheduler silent since",
+    ),
+    pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent="it does not answer"),
+        RunStatus.RUNNING,
+        id="a cancel that a silent scheduler did not hear",
+    ),
+    pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1),
+        RunStatus.CANCELLED,
+        id="a cancel that was cut off after all had ended",
+    ),
+    pytest.param(
         cases.evidence(
             [cases.submission(CHAIN), cases.submission(CHAIN, number=2, first_job=200)], cancelled=1
         ),
@@ -141,6 +156,16 @@ CASES = [
 @pytest.mark.parametrize(("evidence", "expected"), CASES)
 def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
     assert judge(evidence).status is expected
+
+
+@pytest.mark.parametrize("silent", [None, "it does not answer"])
+def test_a_cancel_that_did_not_reach_the_jobs_says_to_cancel_again(silent: str | None) -> None:
+    engine = {} if silent else {(1, Stage.EXTRACT, 0): RUNNING}
+    state = judge(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent=silent, engine=engine)
+    )
+    assert "`cancel` again" in state.remark
+    assert judge(cases.evidence([cases.submission(CHAIN)], cancelled=1)).remark == ""
 
 
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
