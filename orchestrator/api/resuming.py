@@ -82,12 +82,12 @@ def plan_resume(
 
     A published dataset is checked (``deep``: every byte) and mended where it is damaged. Raises
     ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError`` where
-    another process is submitting right now.
+    another process is submitting, or downloading for what it submits next.
     """
     state = state_of(folder)
     if not state.submissions:  # its launcher died before it submitted anything
         state = replace(state, submissions=(running.zeroth(state.plan),))
-    _check_nobody_submits(state.submissions[-1])
+    _check_nobody_submits(state)
     if state.engine_silent:
         raise EngineError(
             f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
@@ -207,13 +207,23 @@ def _resources(step: Recovery, state: RunState) -> Mapping[str, Resources]:
     return step.resources or state.submissions[-1].resources
 
 
-def _check_nobody_submits(last: Submission) -> None:
-    """Refuse while another process is between making ``last`` and hearing of its jobs."""
+def _check_nobody_submits(state: RunState) -> None:
+    """Refuse while another process is at the last submission and has not given it up."""
+    last = state.submissions[-1]
+    if last.refused is not None or last.pid == os.getpid():
+        return
+    who = f"process {last.pid} on {last.host}"
+    mine = [view for view in state.tasks if view.attempt == last.number]
+    if last.onward is not None and any(view.status.live for view in mine):
+        raise ClaimedError(
+            f"{who} still downloads for this run and submits the rest by itself; `status` shows "
+            "it, `cancel` ends it"
+        )
     age_s = (utc_now() - last.created).total_seconds()
-    if age_s > SUBMITTING_S or all(task.job_id for task in last.tasks) or last.pid == os.getpid():
+    if age_s > SUBMITTING_S or all(task.job_id for task in last.tasks):
         return
     if last.host != socket.gethostname() or process_start(last.pid):
         raise ClaimedError(
-            f"process {last.pid} on {last.host} began submission {last.number} of this run "
-            f"{age_s:.0f} s ago and is not done with it; look again in a minute with `status`"
+            f"{who} began submission {last.number} of this run {age_s:.0f} s ago and is not done "
+            "with it; look again in a minute with `status`"
         )

@@ -11,8 +11,11 @@ from signal import Signals
 
 import pytest
 
+from jobs import atomic
 from jobs.model import Stage
+from tests.support import faults
 from tests.support.sites import LAUNCH, Pages, Site, gate, items, kinds, published
+from tests.support.webserver import FaultyServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 
@@ -141,6 +144,32 @@ def test_a_cancel_while_another_shell_submits_leaves_no_job_behind(
     assert published(tmp_path / "data") == pages.tree
 
 
+def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothing(
+    plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
+) -> None:
+    site = plain
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    web.fail("/*", faults.stall_after(10_000, times=None))
+    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.cli.runs() and site.status()["stages"]["download"]["running"])
+        said = site.resume(rc=3).err
+        assert f"process {process.pid} on " in said
+        assert "still downloads" in said
+        web.faults.clear()
+        web.release()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert site.over()["state"] == "done"
+    assert site.run_folder().submission_numbers() == [1, 2]
+    assert published(tmp_path / "data") == pages.tree
+
+
 # By itself -------------------------------------------------------------------------------------
 
 
@@ -204,6 +233,9 @@ def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
     assert kinds(state) == {"engine"}
     assert any("compute nodes is not allowed" in error["message"] for error in state["errors"])
     before = site.finished()
+    # The node's processes cannot be looked at from here, as on a real cluster.
+    folder = site.run_folder()
+    atomic.write_json(folder.submission(2), replace(folder.load_submission(2), host="n1"))
     broken.unlink()
     site.resume()
     assert site.over()["state"] == "done"
