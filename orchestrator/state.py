@@ -248,11 +248,15 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
 def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, ...]:
     """What stands between the run and its end; a later submission's word replaces an earlier's."""
     finished = evidence.fetched | evidence.finished
-    found: dict[tuple[Stage, str], Trouble] = {}
+    refused = {each.number for each in evidence.submissions if each.refused is not None}
+    found: dict[tuple[Stage | int, str], Trouble] = {}
 
     def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
         trouble = Trouble(view.stage, view.attempt, view.task.number, item, outcome, problem)
-        found[(view.stage, item or f"task {view.task.number}")] = trouble
+        if view.attempt in refused and problem.cause is Cause.ENGINE:
+            found.setdefault((view.attempt, ""), trouble)  # one refusal, however many tasks
+        else:
+            found[(view.stage, item or f"task {view.task.number}")] = trouble
 
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):

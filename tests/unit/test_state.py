@@ -196,9 +196,10 @@ def test_a_missing_task_says_why_and_where() -> None:
     assert "resume" in trouble.problem.message
 
 
-def test_an_attempt_that_the_engine_refused_is_told_in_its_words() -> None:
+def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
     tried = replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
     tried = replace(tried, tasks=tuple(replace(task, job_id=None) for task in tried.tasks))
     state = judge(cases.evidence([tried]))
-    assert {trouble.problem.cause for trouble in state.troubles} == {Cause.ENGINE}
-    assert "attempt 1: Slurm refused the job: not from here" in state.troubles[0].problem.message
+    (trouble,) = state.troubles
+    assert trouble.problem.cause is Cause.ENGINE
+    assert trouble.problem.message == "attempt 1: Slurm refused the job: not from here"
