@@ -177,7 +177,8 @@ def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_onc
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
-    site.launch(tmp_path / "data", *pages.options, *once, "--then", then_script(tmp_path))
+    words = (*pages.options, *once, "--retries", "1", "--then", then_script(tmp_path))
+    site.launch(tmp_path / "data", *words)
     site.wait(lambda: len(site.run_folder().submission_numbers()) == 2, 90)
     before = site.finished()
     state = site.over()
@@ -227,7 +228,8 @@ def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
     broken = tmp_path / "broken"
     broken.touch()
     always = failing(f"[ -e {broken} ] && [ ${{SLURM_ARRAY_TASK_ID:-1}} = 1 ]")
-    site.launch(tmp_path / "data", *pages.options, *always, "--setup", "export ON_NODE=1")
+    words = (*pages.options, *always, "--retries", "1", "--setup", "export ON_NODE=1")
+    site.launch(tmp_path / "data", *words)
     state = site.over()
     assert state["state"] == "incomplete"
     assert kinds(state) == {"engine"}
@@ -280,14 +282,16 @@ def test_what_waits_for_the_printed_id_starts_only_once_the_dataset_is_published
     site = plain
     always = failing("[ $SLURM_ARRAY_TASK_ID = 1 ]")
     held = tmp_path / "held"
-    first = site.launch(tmp_path / "data", *pages.options, *ALONE, *always, *gate(held))
+    first = site.launch(tmp_path / "data", *pages.options, *always, *gate(held))
     script = f"ls {tmp_path}/data > {tmp_path}/"
     after = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
     site.slurm.sbatch(script + "first", *after)
     held.unlink()
-    assert site.over()["state"] == "incomplete"
+    state = site.over()
+    assert (state["state"], state["attempts"]) == ("incomplete", 1)  # no other id takes its place
     second = site.resume("--parsable", "--setup", "true").out.strip()
     assert second.isdecimal()
+    assert site.run_folder().load_submission(2).retries == 0
     site.slurm.sbatch(script + "second", f"--dependency=afterok:{second}")
     assert site.over()["state"] == "done"
     site.slurm.wait_until_idle()
