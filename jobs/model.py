@@ -431,6 +431,7 @@ class Submission:
     onward: str | None = None  # a download in the login shell: the engine of what comes after it
     then: str | None = None  # the user's batch script that starts once the dataset is published
     then_job: str | None = None  # its job, once submitted
+    by_itself: bool = False  # made by the finalize job of the submission before it
     refused: str | None = None  # why it was given up before all of it was submitted
     schema: int = SCHEMA
 

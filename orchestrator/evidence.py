@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -11,6 +13,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import EngineError
 from jobs.model import Outcome, Plan, Stage, Submission, TaskResult, utc_now
+from jobs.progress import process_start
 from jobs.runfolder import RunFolder, Staging
 from orchestrator import journal
 from orchestrator.engines.base import Engine, TaskState
@@ -51,6 +54,7 @@ def gather(
         cancelling=cancel.attempt if cancel and cancel.act is Act.CANCELLING else None,
         published=is_published(folder, plan),
         now=now or utc_now(),
+        maker_lives=bool(submissions) and _may_live(submissions[-1]),
     )
 
 
@@ -68,6 +72,13 @@ def _over(
         for (stage, number), attempt in last.items()
         if (result := results.get((attempt, stage, number))) and result.outcome is Outcome.OK
     }
+
+
+def _may_live(submission: Submission) -> bool:
+    """Whether the process that made ``submission`` lives, as far as can be told from here."""
+    if submission.host != socket.gethostname():
+        return True
+    return submission.pid != os.getpid() and bool(process_start(submission.pid))
 
 
 class _ReceiptHead(msgspec.Struct):

@@ -6,12 +6,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from jobs import __version__, atomic
-from jobs.errors import ClaimedError, EngineError, Stopped
+from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
 from jobs.model import Resources, Stage, Submission, Task, utc_now
 from jobs.runfolder import RunFolder
 from orchestrator import journal
@@ -177,24 +177,23 @@ def _all_or_nothing(
     """Take back what was accepted when the chain cannot be completed."""
     try:
         yield
-    except BaseException as error:
+    except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
-        if not isinstance(error, EngineError | Stopped):
-            raise
-        # Who asked may be a finalize job on its node, with nobody to read this but `status`.
-        given_up = replace(folder.load_submission(submission.number), refused=error.message)
-        atomic.write_json(folder.submission(submission.number), given_up)
+        _give_up(folder, submission.number, error.message)
+        then = "Once that is mended"
         if isinstance(error, Stopped):
             act = Act.CANCELLING if left else Act.CANCELLED
             journal.append(folder, act, attempt=submission.number)
-            go_on = "Take it up again"
-        else:
-            go_on = "Once that is mended"
+            then = "Take it up again"
         told = f"{left}; `cancel` does when Slurm answers" if left else _NOTHING_LEFT
         raise type(error)(
-            f"{error.message}\n{told}. {go_on}: websight-orchestrate resume {folder.run_id}",
+            f"{error.message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}",
             cause=error.cause,
         ) from error
+    except BaseException:
+        _take_back(folder, submission, engine, handles)
+        _give_up(folder, submission.number, "it was cut off while it was being submitted")
+        raise
 
 
 _NOTHING_LEFT = "Nothing of it was left submitted"
@@ -215,3 +214,10 @@ def _take_back(
     for name in names:
         journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
     return ""
+
+
+def _give_up(folder: RunFolder, number: int, why: str) -> None:
+    """Note that nobody is at it any more; whoever asked may have nobody to read its words."""
+    with suppress(OSError, RunFolderError):  # a full disk must not hide what went wrong
+        given_up = replace(folder.load_submission(number), refused=why)
+        atomic.write_json(folder.submission(number), given_up)

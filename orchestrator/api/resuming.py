@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
-from jobs.model import Resources, Submission, utc_now
-from jobs.progress import Progress, process_start
+from jobs.model import Resources, Submission
+from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
@@ -21,9 +20,6 @@ from orchestrator.api.running import Tick, state_of
 from orchestrator.journal import Act
 from orchestrator.recovery import Recovery
 from orchestrator.state import RunState, RunStatus
-
-# So long a process that began a submission is given, on another host, to finish it.
-SUBMITTING_S = 600.0
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFolder:
@@ -87,7 +83,10 @@ def plan_resume(
     state = state_of(folder)
     if not state.submissions:  # its launcher died before it submitted anything
         state = replace(state, submissions=(running.zeroth(state.plan),))
-    _check_nobody_submits(state)
+    if state.submits:
+        raise ClaimedError(
+            f"{state.submits}; look again in a minute with `status`, or end it with `cancel`"
+        )
     if state.engine_silent:
         raise EngineError(
             f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
@@ -205,25 +204,3 @@ def _engine_name(last: Submission) -> str:
 
 def _resources(step: Recovery, state: RunState) -> Mapping[str, Resources]:
     return step.resources or state.submissions[-1].resources
-
-
-def _check_nobody_submits(state: RunState) -> None:
-    """Refuse while another process is at the last submission and has not given it up."""
-    last = state.submissions[-1]
-    if last.refused is not None or last.pid == os.getpid():
-        return
-    who = f"process {last.pid} on {last.host}"
-    mine = [view for view in state.tasks if view.attempt == last.number]
-    if last.onward is not None and any(view.status.live for view in mine):
-        raise ClaimedError(
-            f"{who} still downloads for this run and submits the rest by itself; `status` shows "
-            "it, `cancel` ends it"
-        )
-    age_s = (utc_now() - last.created).total_seconds()
-    if age_s > SUBMITTING_S or all(task.job_id for task in last.tasks):
-        return
-    if last.host != socket.gethostname() or process_start(last.pid):
-        raise ClaimedError(
-            f"{who} began submission {last.number} of this run {age_s:.0f} s ago and is not done "
-            "with it; look again in a minute with `status`"
-        )

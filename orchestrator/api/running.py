@@ -159,6 +159,7 @@ def retry(run_dir: str, attempt: int) -> None:
     if step.tasks:
         engines.by_name(last.engine).cancel(folder, step.cancel)
         draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
+        draft = replace(draft, by_itself=True)
         submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 

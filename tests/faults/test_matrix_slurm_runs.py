@@ -158,7 +158,7 @@ def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothin
         site.wait(lambda: site.cli.runs() and site.status()["stages"]["download"]["running"])
         said = site.resume(rc=3).err
         assert f"process {process.pid} on " in said
-        assert "still downloads" in said
+        assert "downloads" in said
         web.faults.clear()
         web.release()
         process.communicate(timeout=60)
@@ -189,6 +189,41 @@ def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_onc
     assert site.done_twice(before) == 0
     site.wait((tmp_path / "seen").exists)
     assert (tmp_path / "seen").read_text().split().count("RECEIPT.json") == 1
+    assert published(tmp_path / "data") == pages.tree
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_while_its_finalize_job_makes_the_next_attempt_a_run_is_at_work(
+    plain: Site, pages: Pages, tmp_path: Path, killed: bool
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f'[ -z "$ON_NODE" ] || while [ -e {slow} ]; do sleep 0.1; done'
+    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
+    words = (*pages.options, *once, "--setup", "export ON_NODE=1", "--retries", "1")
+    first = site.launch(tmp_path / "data", *words)
+    site.wait(lambda: site.run_folder().result(Stage.FINALIZE, 0, 1).exists())
+    watcher = site.cli.start("status", "--watch")
+    try:
+        site.wait(lambda: site.run_folder().submission_numbers() == [1, 2])
+        state = site.status()
+        assert state["state"] == "running"
+        assert "submitting attempt 2" in state["remark"]
+        assert "submitting attempt 2" in site.resume(rc=3).err
+        assert watcher.poll() is None
+        if killed:
+            site.slurm.run("scancel", first, check=True)
+            site.wait(lambda: site.status()["state"] == "incomplete")
+            assert watcher.wait(timeout=60) == 1
+        slow.unlink()
+        if killed:
+            site.resume()
+        assert site.over()["state"] == "done"
+        assert watcher.wait(timeout=60) == (1 if killed else 0)
+    finally:
+        watcher.kill()
+        watcher.communicate()
     assert published(tmp_path / "data") == pages.tree
 
 

@@ -153,6 +153,7 @@ def evidence(
     silent: str | None = None,
     cancelled: int | None = None,
     cancelling: int | None = None,
+    maker_lives: bool = False,
     published: bool = False,
 ) -> Evidence:
     """Evidence of a run; tasks that ``engine`` does not name have ended well for the scheduler."""
@@ -174,6 +175,7 @@ def evidence(
         engine_silent=silent,
         cancelled=cancelled,
         cancelling=cancelling,
+        maker_lives=maker_lives,
         published=published,
         now=NOW,
     )

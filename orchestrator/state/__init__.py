@@ -2,147 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from datetime import datetime
-from enum import Enum
 
 from jobs.errors import Cause
-from jobs.model import (
-    Heartbeat,
-    Outcome,
-    Plan,
-    Problem,
-    Stage,
-    Submission,
-    Summary,
-    Task,
-    TaskResult,
-)
+from jobs.model import Outcome, Problem, Stage, Submission, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.state.makers import submits
+from orchestrator.state.nouns import (
+    LATE_S,
+    Evidence,
+    RunState,
+    RunStatus,
+    TaskKey,
+    TaskStatus,
+    TaskView,
+    Trouble,
+)
 
-# A result written on a node can be seen late through a network file system (attribute caches hold
-# 60 s at most by default, nfs(5) acdirmax): so long a task that ended without one is not missing.
-LATE_S = 60.0
-
-
-class RunStatus(str, Enum):
-    """Where a run stands."""
-
-    PLANNED = "planned"
-    RUNNING = "running"
-    DONE = "done"
-    INCOMPLETE = "incomplete"  # ended; resume can finish it
-    FAILED = "failed"  # ended; something has to change first
-    CANCELLED = "cancelled"
-
-
-class TaskStatus(str, Enum):
-    """Where a task stands."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"  # ended with a result that is not ok
-    MISSING = "missing"  # ended and left no result
-    UNKNOWN = "unknown"  # the scheduler is silent
-
-    @property
-    def live(self) -> bool:
-        return self in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
-
-
-TaskKey = tuple[int, Stage, int]  # attempt, stage, number
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known of a run, read once."""
-
-    plan: Plan
-    submissions: tuple[Submission, ...]
-    results: Mapping[TaskKey, TaskResult]
-    heartbeats: Mapping[tuple[Stage, int], Heartbeat]
-    fetched: frozenset[str]  # shard ids
-    finished: frozenset[str]  # part ids
-    engine: Mapping[TaskKey, TaskState]
-    engine_silent: str | None  # why the scheduler could not be asked
-    cancelled: int | None  # the attempt that the user cancelled, if he did not resume since
-    published: bool  # the destination holds this run's receipt
-    now: datetime
-    cancelling: int | None = None  # likewise, but its jobs were not told
-
-    @property
-    def last(self) -> int:
-        """The number of the newest submission."""
-        return self.submissions[-1].number if self.submissions else 0
-
-    @property
-    def half_cancelled(self) -> bool:
-        """Whether a cancel was asked for and did not get through."""
-        return self.cancelling is not None and self.cancelling >= self.last
-
-
-@dataclass(frozen=True)
-class TaskView:
-    """A task with all that is known of it."""
-
-    attempt: int
-    task: Task
-    status: TaskStatus
-    engine: TaskState
-    result: TaskResult | None = None
-    heartbeat: Heartbeat | None = None
-    problem: Problem | None = None
-
-    @property
-    def stage(self) -> Stage:
-        return self.task.stage
-
-    @property
-    def started(self) -> datetime | None:
-        if self.result:
-            return self.result.started
-        return self.heartbeat.started if self.heartbeat else self.engine.started
-
-    @property
-    def ended(self) -> datetime | None:
-        return self.result.ended if self.result else self.engine.ended
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """A problem that still stands between the run and its end, and where it came up."""
-
-    stage: Stage
-    attempt: int
-    task: int
-    item: str  # shard or part; empty where it is the task's as a whole
-    outcome: Outcome
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands."""
-
-    plan: Plan
-    status: RunStatus
-    tasks: tuple[TaskView, ...]  # of each stage's latest submission, and live ones of earlier
-    submissions: tuple[Submission, ...]
-    shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
-    parts_left: tuple[str, ...]
-    troubles: tuple[Trouble, ...]
-    summary: Summary | None
-    engine_silent: str | None
-    counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
-    earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
-    remark: str = ""  # what its status alone does not tell
-
-    @property
-    def live(self) -> tuple[TaskView, ...]:
-        return tuple(view for view in self.tasks if view.status.live)
-
+__all__ = [
+    "LATE_S",
+    "Evidence",
+    "RunState",
+    "RunStatus",
+    "TaskKey",
+    "TaskStatus",
+    "TaskView",
+    "Trouble",
+    "judge",
+    "task_status",
+]
 
 _BY_ENGINE = {
     EngineState.PENDING: TaskStatus.PENDING,
@@ -272,7 +161,7 @@ def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, .
 
 
 def _run_status(
-    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble]
+    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble], maker: str
 ) -> RunStatus:
     if evidence.published:
         return RunStatus.DONE
@@ -284,6 +173,8 @@ def _run_status(
         return RunStatus.RUNNING
     if evidence.half_cancelled:
         return RunStatus.CANCELLED  # its jobs have ended all the same
+    if maker:
+        return RunStatus.RUNNING
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
     # What finalize says of shards that are not there follows from the shards' own troubles.
@@ -295,13 +186,10 @@ def _run_status(
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
 
 
-def _remark(evidence: Evidence, status: RunStatus) -> str:
-    if status is RunStatus.RUNNING and evidence.half_cancelled:
-        return (
-            "a cancel was asked for, but it has not reached the jobs (the scheduler did not "
-            "answer, or it was cut off); run `cancel` again"
-        )
-    return ""
+_HALF_CANCELLED = (
+    "a cancel was asked for, but it has not reached the jobs (the scheduler did not answer, or it "
+    "was cut off); run `cancel` again"
+)
 
 
 def judge(evidence: Evidence) -> RunState:
@@ -314,7 +202,9 @@ def judge(evidence: Evidence) -> RunState:
     for view in views:
         counts[view.stage][view.status] += 1
     finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
-    status = _run_status(evidence, views, troubles)
+    maker = submits(evidence, views)
+    status = _run_status(evidence, views, troubles, maker)
+    remark = _HALF_CANCELLED if evidence.half_cancelled else maker
     return RunState(
         plan=evidence.plan,
         status=status,
@@ -331,5 +221,6 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
-        remark=_remark(evidence, status),
+        remark=remark if status is RunStatus.RUNNING else "",
+        submits=maker,
     )
