@@ -77,8 +77,9 @@ def plan_resume(
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
     A published dataset is checked (``deep``: every byte) and mended where it is damaged. Raises
-    ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError`` where
-    another process is submitting, or downloading for what it submits next.
+    ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
+    where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
+    is submitting, or downloading for what it submits next.
     """
     state = state_of(folder)
     if not state.submissions:  # its launcher died before it submitted anything
@@ -99,6 +100,8 @@ def plan_resume(
         )
         if not report.ok:
             return Resumable(folder, state, Recovery(), report, asked)
+    else:
+        preflight.check_not_taken(state.plan)
     engine = engines.by_name(_engine_name(state.submissions[-1]))
     partition = state.submissions[-1].resources["extract"].partition
     limit = engine.time_limit_min(partition)
