@@ -13,7 +13,7 @@ from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
-from orchestrator import claim, engines, journal, planning, preflight, recovery
+from orchestrator import claim, engines, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.running import Tick, state_of
@@ -30,9 +30,7 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFold
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
         return RunFolder(Path(run).absolute())
     base = log_dir.expanduser().absolute()
-    names = sorted(
-        (path.name for path in base.glob("*/") if (path / "plan.json").is_file()), reverse=True
-    )
+    names = runs.names(base)
     if run:
         exact = [name for name in names if name == run]
         names = exact or [name for name in names if name.startswith(run)]
