@@ -83,6 +83,11 @@ def open_intents(folder: RunFolder) -> list[Event]:
     return list(intents.values())
 
 
+def last_attempt(folder: RunFolder) -> int:
+    """The number of the newest submission that was ever made, be its file gone or not."""
+    return max((event.attempt for event in read(folder)), default=0)
+
+
 def last_cancel(folder: RunFolder) -> Event | None:
     """How far the user's cancel got; None where there is none, or a resume since."""
     last = None

@@ -30,10 +30,11 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFold
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
         return RunFolder(Path(run).absolute())
     base = log_dir.expanduser().absolute()
+    if run and (base / run).is_dir():
+        return RunFolder(base / run)  # if its plan is lost, whoever loads that says so
     names = runs.names(base)
     if run:
-        exact = [name for name in names if name == run]
-        names = exact or [name for name in names if name.startswith(run)]
+        names = [name for name in names if name.startswith(run)]
         if len(names) > 1:
             raise UsageError(f"several runs begin with {run}: {', '.join(names)}; write more of it")
     if not names:
@@ -81,7 +82,7 @@ def plan_resume(
     """
     state = state_of(folder)
     if not state.submissions:  # its launcher died before it submitted anything
-        state = replace(state, submissions=(running.zeroth(state.plan),))
+        state = replace(state, submissions=(running.stand_in(folder, state.plan),))
     if state.submits:
         raise ClaimedError(
             f"{state.submits}; look again in a minute with `status`, or end it with `cancel`"

@@ -95,13 +95,17 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def zeroth(plan: Plan) -> Submission:
-    """What stands for the submission that a dead launcher did not make: an engine, defaults."""
+def stand_in(folder: RunFolder, plan: Plan) -> Submission:
+    """What stands for submissions that were never made, or are lost: an engine, defaults.
+
+    Its number is that of the last one there was, whose results must not be taken for new ones.
+    """
     engine = engines.choose("auto")
     parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
     asked = {stage.value: Resources() for stage in Stage}
-    return submission.draft(0, engine, tasks, asked, parallel=parallel)
+    number = journal.last_attempt(folder)
+    return submission.draft(number, engine, tasks, asked, parallel=parallel)
 
 
 def next_draft(
