@@ -170,6 +170,33 @@ def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothin
     assert published(tmp_path / "data") == pages.tree
 
 
+def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
+    plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
+) -> None:
+    site = plain
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    web.fail("/shard-3.tar", faults.stall_after(10_000, times=None))
+    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.cli.runs() and len(site.finished()) == 3)
+        site.cli.run("cancel")
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert site.status()["state"] == "cancelled"
+    assert site.run_folder().submission_numbers() == [1]
+    assert site.jobs() == []
+    web.faults.clear()
+    web.release()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
 # By itself -------------------------------------------------------------------------------------
 
 

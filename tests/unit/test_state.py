@@ -162,6 +162,7 @@ FINALIZE = (1, Stage.FINALIZE, 0)
 LEFT_OVER = result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED)
 RETRIES = cases.submission(CHAIN, retries=1)
 SECOND = replace(cases.submission(CHAIN, number=2, first_job=None), by_itself=True)
+IN_SHELL = replace(cases.submission(CHAIN[:1], engine="local"), onward="slurm")
 BY_HAND = replace(SECOND, by_itself=False)
 
 
@@ -206,6 +207,11 @@ BY_HAND = replace(SECOND, by_itself=False)
             ),
             False,
             id="what its finalize job submitted was refused",
+        ),
+        pytest.param(
+            cases.evidence([IN_SHELL], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
+            True,
+            id="another shell downloads and then submits",
         ),
         pytest.param(
             cases.evidence([RETRIES, BY_HAND], results=[LEFT_OVER], maker_lives=True),
