@@ -114,4 +114,4 @@ def _summary(path: Path, line: bytes) -> PartSummary:
 
 
 def _damaged(path: Path, fact: str) -> RunFolderError:
-    return RunFolderError(f"{path} is damaged: {fact}; remove it and resume")
+    return RunFolderError(f"{path} is damaged: {fact}; rename it and resume")

@@ -431,7 +431,8 @@ class Submission:
     onward: str | None = None  # a download in the login shell: the engine of what comes after it
     then: str | None = None  # the user's batch script that starts once the dataset is published
     then_job: str | None = None  # its job, once submitted
-    refused: str | None = None  # why the engine did not take it, and nothing of it was left there
+    by_itself: bool = False  # made by the finalize job of the submission before it
+    refused: str | None = None  # why it was given up before all of it was submitted
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:

@@ -154,6 +154,10 @@ class RunFolder:
 
     def load_plan(self) -> Plan:
         """The plan; ``RunFolderError`` where it is missing, damaged or newer than this tool."""
+        if not self.plan.exists() and not self.submissions.exists():
+            raise RunFolderError(
+                f"{self.path} is not a run folder; `websight-orchestrate runs` lists them"
+            )
         plan = self._load(self.plan, Plan)
         if plan.schema > SCHEMA:
             raise RunFolderError(
@@ -212,17 +216,18 @@ class RunFolder:
                 continue
             yield self._load(entry.path, Heartbeat)
 
+    def _remedy(self, kind: type[Any]) -> str:
+        return _REMEDIES.get(kind, _OTHERWISE).format(folder=self.path, run=self.run_id)
+
     def _load(self, path: Path | str, kind: type[T]) -> T:
         try:
             # A run has tens of thousands of these: no Path, no buffer, one decoder a type.
             with open(path, "rb", buffering=0) as file:
                 return _decoder(kind).decode(file.read())
         except FileNotFoundError as error:
-            raise RunFolderError(
-                f"{path} is missing; the run folder is not whole, so launch anew"
-            ) from error
+            raise RunFolderError(f"{path} is missing; {self._remedy(kind)}") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{path} is damaged ({error}); remove it and resume") from error
+            raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
             raise RunFolderError(
                 f"{path}: permission denied; it belongs to another user"
@@ -236,6 +241,21 @@ def is_run_folder(path: Path) -> bool:
     folder = RunFolder(path)
     return folder.plan.is_file() and folder.results.is_dir()
 
+
+# What to do where a file of a kind cannot be read; nothing of it loses anything.
+_REMEDIES: dict[type[Any], str] = {
+    Plan: (
+        "without its plan the run cannot go on. Once none of its jobs is left, move {folder} away "
+        "and launch again to the same --dest; what the run had fetched and extracted stays in "
+        ".incoming/{run} there, but the new run does not use it"
+    ),
+    Submission: (
+        "it tells which jobs do what. Once none of the run's jobs is left (their names hold "
+        "{run}), rename it if it is there, and resume with the Slurm options of the launch; what "
+        "is finished is kept"
+    ),
+}
+_OTHERWISE = "rename it if it is there, and resume: what it told is found out again"
 
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -15,9 +16,11 @@ from jobs import atomic
 from jobs.errors import EngineError
 from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
+from jobs.progress import process_start
 from jobs.runfolder import RECEIPT, RunFolder, Staging
 from orchestrator import journal, units
 from orchestrator.engines.base import Engine, TaskState
+from orchestrator.journal import Act
 from orchestrator.state import Evidence, TaskKey
 
 
@@ -38,9 +41,8 @@ def gather(
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
     published, remark = _destination(folder, Staging(plan))
-    cancelled = journal.last_cancelled(folder)
-    last = submissions[-1].number if submissions else 0
-    if cancelled is not None and cancelled >= last and not published and remark is None:
+    cancel = journal.last_cancel(folder)
+    if cancel and cancel.act is Act.CANCELLED and not published and remark is None:
         remark = _left_lying(Staging(plan), results.values())
     return Evidence(
         plan=plan,
@@ -54,10 +56,12 @@ def gather(
         finished=frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
-        cancelled=cancelled,
+        cancelled=cancel.attempt if cancel and cancel.act is Act.CANCELLED else None,
+        cancelling=cancel.attempt if cancel and cancel.act is Act.CANCELLING else None,
         published=published,
         now=now or utc_now(),
-        remark=remark,
+        maker_lives=bool(submissions) and _may_live(submissions[-1]),
+        remark=remark or "",
     )
 
 
@@ -75,6 +79,13 @@ def _over(
         for (stage, number), attempt in last.items()
         if (result := results.get((attempt, stage, number))) and result.outcome is Outcome.OK
     }
+
+
+def _may_live(submission: Submission) -> bool:
+    """Whether the process that made ``submission`` lives, as far as can be told from here."""
+    if submission.host != socket.gethostname():
+        return True
+    return submission.pid != os.getpid() and bool(process_start(submission.pid))
 
 
 class _ReceiptHead(msgspec.Struct):

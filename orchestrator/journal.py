@@ -20,7 +20,9 @@ class Act(str, Enum):
     INTENT = "intent"  # about to hand a job to the engine
     ACCEPTED = "accepted"  # the engine took it
     WITHDRAWN = "withdrawn"  # it was not handed over, or was taken back at once
-    CANCELLED = "cancelled"  # the user cancelled the run
+    CANCELLING = "cancelling"  # the user asked for the end of the run
+    CANCELLED = "cancelled"  # the engine was told to end all its jobs
+    RESUMED = "resumed"  # the user took it up again
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,17 @@ def open_intents(folder: RunFolder) -> list[Event]:
     return list(intents.values())
 
 
-def last_cancelled(folder: RunFolder) -> int | None:
-    """The attempt that the user last cancelled; None where there is none."""
-    attempts = [event.attempt for event in read(folder) if event.act is Act.CANCELLED]
-    return max(attempts, default=None)
+def last_attempt(folder: RunFolder) -> int:
+    """The number of the newest submission that was ever made, be its file gone or not."""
+    return max((event.attempt for event in read(folder)), default=0)
+
+
+def last_cancel(folder: RunFolder) -> Event | None:
+    """How far the user's cancel got; None where there is none, or a resume since."""
+    last = None
+    for event in read(folder):
+        if event.act in (Act.CANCELLING, Act.CANCELLED):
+            last = event
+        elif event.act is Act.RESUMED:
+            last = None
+    return last

@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -184,13 +185,36 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         )
 
 
+def check_not_taken(plan: Plan) -> None:
+    """Raise ``PreflightError`` where another run published there since ``plan`` was made."""
+    there = _receipt(plan)
+    if there is None or there.run_id == plan.run_id:
+        return
+    if plan.options.overwrite and (there.published is None or there.published < plan.created):
+        return  # what the plan is to replace
+    when = f" at {there.published:%Y-%m-%d %H:%M:%S} UTC" if there.published else ""
+    raise PreflightError(
+        f"the destination {shown(plan.dest)} holds a dataset that run {there.run_id} published"
+        f"{when}, so run {plan.run_id} cannot publish there; launch again with another --dest, or "
+        "with --overwrite to replace it"
+    )
+
+
 class _Receipt(msgspec.Struct):
     run_id: str
+    published: datetime | None = None
+
+
+def _receipt(plan: Plan) -> _Receipt | None:
+    try:
+        return atomic.read_json(Staging(plan).receipt, _Receipt)
+    except (OSError, msgspec.DecodeError):
+        return None
 
 
 def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """A destination with something in it that is not this run's and may not be replaced."""
-    dest, staging = Path(plan.dest), Staging(plan)
+    dest = Path(plan.dest)
     if plan.options.overwrite:
         return
     try:
@@ -200,21 +224,19 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     names.discard(_top_in_dest(plan, run_dir) or "")
     if not names:
         return
-    try:
-        run_id = atomic.read_json(staging.receipt, _Receipt).run_id
-    except (OSError, msgspec.DecodeError):
+    there = _receipt(plan)
+    if there is None:
         few = ", ".join(shown(name) for name in sorted(names)[:3])
         more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
         yield (
             f"the destination {shown(plan.dest)} is not empty (it holds {few}{more}); choose "
             "another --dest, or --overwrite to replace what has the same names"
         )
-    else:
-        if run_id != plan.run_id:
-            yield (
-                f"the destination {shown(plan.dest)} holds a dataset that run {run_id} published; "
-                "choose another --dest, or --overwrite to replace it"
-            )
+    elif there.run_id != plan.run_id:
+        yield (
+            f"the destination {shown(plan.dest)} holds a dataset that run {there.run_id} "
+            "published; choose another --dest, or --overwrite to replace it"
+        )
 
 
 # Room -------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task
 from orchestrator import planning, resources
+from orchestrator.engines.base import EngineState
 from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
 
 # A shard whose archive is not what was published is fetched again; one whose members are refused
@@ -47,8 +48,9 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
-    working = [view for view in state.tasks if _works(view, state.status)]
-    waiting = [view for view in state.tasks if view.status.live and view not in working]
+    live = [view for view in state.live if not _fell(view)]
+    working = [view for view in live if _works(view, state.status)]
+    waiting = [view for view in live if view not in working]
     taken = {item for view in working for item in view.task.items}
     refetch = _refetched(state, taken)
     # Where a task found an archive gone, the download stage looks, and fetches what is not there.
@@ -60,7 +62,10 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
         view.engine.cause is Cause.DEPENDENCY for view in waiting
     )
-    if not shards and not parts and (finalize_waits or _finalizes(state)):
+    finalizes = any(
+        view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in live
+    )
+    if not shards and not parts and (finalize_waits or finalizes):
         return Recovery()  # everything is in somebody's hands
     notes: list[str] = []
     return Recovery(
@@ -101,10 +106,9 @@ def _works(view: TaskView, status: RunStatus) -> bool:
     return view.status.live
 
 
-def _finalizes(state: RunState) -> bool:
-    return any(
-        view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in state.tasks
-    )
+def _fell(view: TaskView) -> bool:
+    """Whether a task ended with an error: its result may not be seen yet, but it is no good one."""
+    return view.engine.state is EngineState.ENDED and view.engine.raw.startswith("FAILED")
 
 
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:

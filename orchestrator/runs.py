@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import Look
 
 SCHEMA = 1
+_SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
 
 
 class _Source(msgspec.Struct):
@@ -33,6 +35,10 @@ class _PlanHead(msgspec.Struct):
     dest: str
     created: datetime
     shards: list[msgspec.Raw]
+
+
+class _Created(msgspec.Struct):
+    created: datetime
 
 
 class _ReceiptHead(msgspec.Struct):
@@ -58,7 +64,22 @@ def names(log_dir: Path) -> list[str]:
         entries = [entry.name for entry in log_dir.iterdir()]
     except OSError:
         return []
-    return sorted((name for name in entries if _is_run(log_dir / name)), reverse=True)
+    found = [name for name in entries if _is_run(log_dir / name)]
+    of_second = Counter(name[:_SECOND] for name in found)
+
+    def age(name: str) -> tuple[str, float, str]:
+        alone = of_second[name[:_SECOND]] == 1  # a plan can be long: it is read only if it must be
+        return name[:_SECOND], 0.0 if alone else _created(log_dir / name), name
+
+    return sorted(found, key=age, reverse=True)
+
+
+def _created(folder: Path) -> float:
+    """When a run was planned, to the microsecond; 0 where its plan cannot be read."""
+    try:
+        return atomic.read_json(RunFolder(folder).plan, _Created).created.timestamp()
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return 0.0
 
 
 def _is_run(folder: Path) -> bool:

@@ -6,12 +6,12 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 from jobs import __version__, atomic
-from jobs.errors import ClaimedError, EngineError
+from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
 from jobs.model import Resources, Stage, Submission, Task, utc_now
 from jobs.runfolder import RunFolder
 from orchestrator import journal
@@ -93,9 +93,10 @@ def submit_chain(
     """Submit every stage after the one before it; the submission with its job ids comes back.
 
     ``also_after`` are live jobs of earlier submissions that finalize waits for, ``downloads`` those
-    of them that fetch what the new array is to extract. All or nothing: a
-    refusal (``EngineError``) or an interrupt takes back what was accepted. Two processes cannot
-    make the same submission: the second gets a ``ClaimedError``.
+    of them that fetch what the new array is to extract. All or nothing: a refusal
+    (``EngineError``), a cancel from another shell (``Stopped``) or an interrupt takes back what
+    was accepted. Two processes cannot make the same submission: the second gets a
+    ``ClaimedError``.
     """
     path = folder.submission(submission.number)
     try:
@@ -108,6 +109,7 @@ def submit_chain(
     handles: list[JobHandle] = []
     with _all_or_nothing(folder, submission, engine, handles):
         for spec in specs(folder, submission):
+            _check_not_cancelled(folder)
             before = handles[-1].job_ids if handles else ()
             kind = _AFTER.get(spec.stage, "")
             if spec.stage is Stage.FINALIZE:
@@ -120,11 +122,19 @@ def submit_chain(
             submission = _with_ids(submission, handles[-1])
             atomic.write_json(path, submission)
         if submission.then is not None:
+            _check_not_cancelled(folder)
             after = Dependency("afterok", handles[-1].job_ids)
             job = engine.follow(Path(submission.then), then_name(folder, submission), after)
             submission = replace(submission, then_job=job)
             atomic.write_json(path, submission)
+        _check_not_cancelled(folder)
     return submission
+
+
+def _check_not_cancelled(folder: RunFolder) -> None:
+    """``cancel`` notes itself before it looks for jobs, so either it finds one or we find it."""
+    if journal.last_cancel(folder) is not None:
+        raise Stopped(f"run {folder.run_id} was cancelled while it was being submitted")
 
 
 def then_name(folder: RunFolder, submission: Submission) -> str:
@@ -167,24 +177,47 @@ def _all_or_nothing(
     """Take back what was accepted when the chain cannot be completed."""
     try:
         yield
-    except BaseException as error:
-        ids = [job_id for handle in handles for job_id in handle.job_ids]
-        names = [event.name for event in journal.open_intents(folder)]
-        try:
-            engine.cancel(folder, ids, names)
-        except EngineError:
-            log.warning("could not take back %s; `cancel` does when Slurm answers", ids or names)
-        else:
-            for name in names:
-                journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
-        if isinstance(error, EngineError):
-            # Who asked may be a finalize job on its node, with nobody to read this but `status`.
-            refused = folder.load_submission(submission.number)
-            refused = replace(refused, refused=error.message)
-            atomic.write_json(folder.submission(submission.number), refused)
-            raise EngineError(
-                f"{error.message}\nNothing of it was left submitted. Once that is mended: "
-                f"websight-orchestrate resume {folder.run_id}",
-                cause=error.cause,
-            ) from error
+    except (EngineError, Stopped) as error:
+        left = _take_back(folder, submission, engine, handles)
+        _give_up(folder, submission.number, error.message)
+        then = "Once that is mended"
+        if isinstance(error, Stopped):
+            act = Act.CANCELLING if left else Act.CANCELLED
+            journal.append(folder, act, attempt=submission.number)
+            then = "Take it up again"
+        told = f"{left}; `cancel` does when Slurm answers" if left else _NOTHING_LEFT
+        raise type(error)(
+            f"{error.message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}",
+            cause=error.cause,
+        ) from error
+    except BaseException:
+        _take_back(folder, submission, engine, handles)
+        _give_up(folder, submission.number, "it was cut off while it was being submitted")
         raise
+
+
+_NOTHING_LEFT = "Nothing of it was left submitted"
+
+
+def _take_back(
+    folder: RunFolder, submission: Submission, engine: Engine, handles: Sequence[JobHandle]
+) -> str:
+    """End the jobs of a chain that is given up; says what could not be ended, if anything."""
+    ids = [job_id for handle in handles for job_id in handle.job_ids]
+    names = [event.name for event in journal.open_intents(folder)]
+    try:
+        engine.cancel(folder, ids, names)
+    except EngineError:
+        left = f"could not take back {', '.join(ids or names)}"
+        log.warning("%s; `cancel` does when Slurm answers", left)
+        return left
+    for name in names:
+        journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
+    return ""
+
+
+def _give_up(folder: RunFolder, number: int, why: str) -> None:
+    """Note that nobody is at it any more; whoever asked may have nobody to read its words."""
+    with suppress(OSError, RunFolderError):  # a full disk must not hide what went wrong
+        given_up = replace(folder.load_submission(number), refused=why)
+        atomic.write_json(folder.submission(number), given_up)

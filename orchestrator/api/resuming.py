@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
-from jobs.model import Resources, Submission, utc_now
-from jobs.progress import Progress, process_start
+from jobs.model import Resources, Submission
+from jobs.progress import Progress
 from jobs.runfolder import RunFolder, Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
-from orchestrator import claim, engines, journal, planning, preflight, recovery
+from orchestrator import claim, engines, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.running import Tick, state_of
 from orchestrator.journal import Act
 from orchestrator.recovery import Recovery
 from orchestrator.state import RunState, RunStatus
-
-# So long a process that began a submission is given, on another host, to finish it.
-SUBMITTING_S = 600.0
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFolder:
@@ -34,12 +30,11 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFold
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
         return RunFolder(Path(run).absolute())
     base = log_dir.expanduser().absolute()
-    names = sorted(
-        (path.name for path in base.glob("*/") if (path / "plan.json").is_file()), reverse=True
-    )
+    if run and (base / run).is_dir():
+        return RunFolder(base / run)  # if its plan is lost, whoever loads that says so
+    names = runs.names(base)
     if run:
-        exact = [name for name in names if name == run]
-        names = exact or [name for name in names if name.startswith(run)]
+        names = [name for name in names if name.startswith(run)]
         if len(names) > 1:
             raise UsageError(f"several runs begin with {run}: {', '.join(names)}; write more of it")
     if not names:
@@ -86,13 +81,17 @@ def plan_resume(
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
     A published dataset is checked (``deep``: every byte) and mended where it is damaged. Raises
-    ``EngineError`` where a silent scheduler hides which tasks still live, ``ClaimedError`` where
-    another process is submitting right now.
+    ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
+    where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
+    is submitting, or downloading for what it submits next.
     """
     state = state_of(folder)
     if not state.submissions:  # its launcher died before it submitted anything
-        state = replace(state, submissions=(running.zeroth(state.plan),))
-    _check_nobody_submits(state.submissions[-1])
+        state = replace(state, submissions=(running.stand_in(folder, state.plan),))
+    if state.submits:
+        raise ClaimedError(
+            f"{state.submits}; look again in a minute with `status`, or end it with `cancel`"
+        )
     if state.engine_silent:
         raise EngineError(
             f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
@@ -107,6 +106,8 @@ def plan_resume(
         )
         if not report.ok:
             return Resumable(folder, state, Recovery(), report, asked)
+    else:
+        preflight.check_not_taken(state.plan)
     engine = engines.by_name(_engine_name(state.submissions[-1]))
     partition = state.submissions[-1].resources["extract"].partition
     limit = engine.time_limit_min(partition)
@@ -145,6 +146,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         engine.cancel(folder, step.cancel, lost)
         for job in lost:
             journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
+    journal.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a resume by hand begins anew
     draft = running.next_draft(last, step, engine=name, retries=retries)
@@ -162,20 +164,35 @@ def cancel(folder: RunFolder) -> RunState:
     if state.status is RunStatus.DONE:
         raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
     attempt = state.submissions[-1].number if state.submissions else 0
-    # Written first: a finalize job that is about to start the next attempt reads it.
-    journal.append(folder, Act.CANCELLED, attempt=attempt)
-    lost = [event.name for event in journal.open_intents(folder)]
-    for name in dict.fromkeys(submission.engine for submission in state.submissions):
-        ids = [
-            job_id.partition("_")[0]
-            for submission in state.submissions
-            if submission.engine == name
-            for job_id in (*(task.job_id for task in submission.tasks), submission.then_job)
-            if job_id
-        ]
-        engines.by_name(name).cancel(folder, list(dict.fromkeys(ids)), lost)
+    # Written first: who is submitting (another shell, a finalize job that starts the next attempt)
+    # reads it and stops.
+    journal.append(folder, Act.CANCELLING, attempt=attempt)
+    try:
+        _end_jobs(folder)
+    except EngineError as error:
+        raise EngineError(
+            f"{error.message}\nThe cancel is noted, so the run makes no further attempt, but its "
+            f"jobs were not told: websight-orchestrate cancel {folder.run_id} again once the "
+            "scheduler answers",
+            cause=error.cause,
+        ) from error
+    numbers = folder.submission_numbers()
+    journal.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
     claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
+
+
+def _end_jobs(folder: RunFolder) -> None:
+    """Cancel every job of every submission, those too whose acceptance was never heard of."""
+    lost = [event.name for event in journal.open_intents(folder)]
+    ids: dict[str, dict[str, None]] = {}
+    for submission in map(folder.load_submission, folder.submission_numbers()):
+        known = ids.setdefault(submission.engine, {})
+        for job_id in (*(task.job_id for task in submission.tasks), submission.then_job):
+            if job_id:
+                known[job_id.partition("_")[0]] = None
+    for name, known in ids.items():
+        engines.by_name(name).cancel(folder, list(known), lost)
 
 
 def _is_untidy(staging: Staging) -> bool:
@@ -196,15 +213,3 @@ def _engine_name(last: Submission) -> str:
 
 def _resources(step: Recovery, state: RunState) -> Mapping[str, Resources]:
     return step.resources or state.submissions[-1].resources
-
-
-def _check_nobody_submits(last: Submission) -> None:
-    """Refuse while another process is between making ``last`` and hearing of its jobs."""
-    age_s = (utc_now() - last.created).total_seconds()
-    if age_s > SUBMITTING_S or all(task.job_id for task in last.tasks) or last.pid == os.getpid():
-        return
-    if last.host != socket.gethostname() or process_start(last.pid):
-        raise ClaimedError(
-            f"process {last.pid} on {last.host} began submission {last.number} of this run "
-            f"{age_s:.0f} s ago and is not done with it; look again in a minute with `status`"
-        )

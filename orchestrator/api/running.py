@@ -12,7 +12,7 @@ from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder, Staging
-from orchestrator import claim, engines, evidence, planning, recovery, submission
+from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge
 
@@ -100,13 +100,17 @@ def cores() -> int:
     return max(1, len(os.sched_getaffinity(0)))
 
 
-def zeroth(plan: Plan) -> Submission:
-    """What stands for the submission that a dead launcher did not make: an engine, defaults."""
+def stand_in(folder: RunFolder, plan: Plan) -> Submission:
+    """What stands for submissions that were never made, or are lost: an engine, defaults.
+
+    Its number is that of the last one there was, whose results must not be taken for new ones.
+    """
     engine = engines.choose("auto")
     parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
     asked = {stage.value: Resources() for stage in Stage}
-    return submission.draft(0, engine, tasks, asked, parallel=parallel)
+    number = journal.last_attempt(folder)
+    return submission.draft(number, engine, tasks, asked, parallel=parallel)
 
 
 def next_draft(
@@ -133,6 +137,8 @@ def next_draft(
 def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
     """After a submission on this machine: the stages behind a download here, or another attempt."""
     state = state_of(folder)
+    if state.status is RunStatus.CANCELLED:
+        return
     if last.onward is not None:
         if folder.fetched_ids():
             step = recovery.recover(state, most=most)
@@ -156,12 +162,13 @@ def retry(run_dir: str, attempt: int) -> None:
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
         return
     state = state_of(folder)
-    if state.status is RunStatus.CANCELLED or not recovery.may_retry(state, _before(state, last)):
+    if journal.last_cancel(folder) or not recovery.may_retry(state, _before(state, last)):
         return
     step = recovery.recover(state)
     if step.tasks:
         engines.by_name(last.engine).cancel(folder, step.cancel)
         draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
+        draft = replace(draft, by_itself=True)
         submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 

@@ -48,6 +48,14 @@ class Habits:
         return self.as_json or self.parsable
 
     @property
+    def hands_out_id(self) -> bool:
+        """Whether a script gets the id of a job that lives, and waits for it to end well.
+
+        Another attempt of the run's own would end well under an id that nobody waits for.
+        """
+        return self.parsable and not self.wait
+
+    @property
     def asks(self) -> bool:
         """Whether somebody is there who can answer."""
         return not (self.yes or self.quiet) and sys.stdin.isatty() and sys.stderr.isatty()

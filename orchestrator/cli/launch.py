@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from jobs.model import Links, OnBadRecord, OnCollision, Verify
 from orchestrator.api.request import DEFAULT_DEST
@@ -204,7 +205,7 @@ _running = options.stack(
         type=click.IntRange(min=0),
         default=1,
         show_default=True,
-        help="Further attempts that the run may make by itself.",
+        help="Further attempts that the run may make by itself; none with --parsable unless given.",
     ),
     click.option(
         "--connections",
@@ -255,7 +256,7 @@ _habits = options.stack(
     options.wait,
     options.yes,
     options.as_json,
-    click.option("--parsable", is_flag=True, help="Print the finalize job's id and nothing else."),
+    options.parsable,
     click.option("--show-config", is_flag=True, help="Say where each value came from, and stop."),
 )
 
@@ -284,6 +285,8 @@ def command(ctx: click.Context, /, **values: Any) -> int:
         click.echo(settings.show_config(ctx), nl=False)
         return 0
     habits = building.Habits.take(values)
+    if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
+        values["retries"] = 0
     planned = api.plan(building.request(values))
     planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
     if habits.dry_run:

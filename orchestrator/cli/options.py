@@ -125,6 +125,11 @@ log_dir = click.option(
     help="Where runs are kept; compute nodes must see it too.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+parsable = click.option(
+    "--parsable",
+    is_flag=True,
+    help="Print the finalize job's id, which stays the last one, and nothing else.",
+)
 yes = click.option("-y", "--yes", is_flag=True, help="Start without asking.")
 wait = click.option(
     "--wait/--no-wait", default=False, help="Stay until a run on Slurm has ended, and show it."

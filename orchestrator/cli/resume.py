@@ -20,7 +20,7 @@ from orchestrator.cli.building import Habits
 @options.slurm
 @options.wait
 @options.as_json
-@click.option("--parsable", is_flag=True, help="Print the finalize job's id and nothing else.")
+@options.parsable
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -50,5 +50,5 @@ def command(
     if habits.dry_run or (idle and not (habits.wait or habits.quiet)):
         return exits.DONE if habits.dry_run else exits.of_state(planned.state)
     with bars.progress(quiet=habits.quiet) as on_tick:
-        api.resume(planned, on_tick=on_tick)
+        api.resume(planned, on_tick=on_tick, retries=0 if habits.hands_out_id else None)
     return showing.launched(folder, habits)

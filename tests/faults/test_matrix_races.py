@@ -76,6 +76,20 @@ def test_a_launch_over_a_run_that_ended_early_is_told_how_to_go_on(scene: Stage)
     here.finish()
 
 
+def test_a_run_whose_destination_is_another_runs_by_now_is_not_resumed(scene: Stage) -> None:
+    here = scene()
+    assert here.launch("--overwrite", fault=Fault("extract", 3)).fired
+    first = here.run
+    here.shop.run(here.cli, "cancel", rc=0)
+    here.launch(rc=0)
+    second = here.cli.runs()[-1]
+    for words in ([first], [first, "--dry-run"]):
+        told = here.resume(*words, rc=3)
+        assert f"run {second.name} published" in told.err
+    assert len(list(first.glob("submissions/*.json"))) == 1
+    here.check_whole()
+
+
 def test_a_reader_that_goes_away_harms_no_run(scene: Stage) -> None:
     here = scene()
     process = here.cli.start(*LAUNCH, "--dest", here.dest, *here.source)

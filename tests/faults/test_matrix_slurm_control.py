@@ -149,6 +149,31 @@ def test_a_controller_that_is_down_midway_is_silent_and_nothing_has_failed(
     assert published(tmp_path / "data") == slow_pages.tree
 
 
+def test_a_cancel_that_slurm_did_not_hear_is_not_called_one_and_asks_to_be_repeated(
+    nervous: Site, pages: Pages, tmp_path: Path
+) -> None:
+    site = nervous
+    held = tmp_path / "held"
+    site.launch(tmp_path / "data", *pages.options, *ALONE, *gate(held))
+    site.slurm.stop_slurmctld()
+    try:
+        said = site.cli.run("cancel", rc=4).err
+        assert "cancel" in said and "again" in said
+        state = site.status()
+        assert state["state"] == "running"
+        assert "`cancel` again" in state["remark"]
+    finally:
+        site.slurm.start_slurmctld()
+    assert "`cancel` again" in site.status()["remark"]
+    assert site.jobs()
+    site.cli.run("cancel")
+    held.unlink()
+    assert site.over()["state"] == "cancelled"
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
 # Accounting is down ----------------------------------------------------------------------------
 
 

@@ -11,8 +11,11 @@ from signal import Signals
 
 import pytest
 
+from jobs import atomic
 from jobs.model import Stage
+from tests.support import faults
 from tests.support.sites import LAUNCH, Pages, Site, gate, items, kinds, published
+from tests.support.webserver import FaultyServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 
@@ -113,6 +116,87 @@ def test_of_two_resumes_at_once_one_submits(
     assert published(tmp_path / "data") == pages.tree
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_cancel_while_another_shell_submits_leaves_no_job_behind(
+    plain: Site, pages: Pages, tmp_path: Path, call: int
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f"[ $(wc -l < $LOG) -ne {call} ] || while [ -e {slow} ]; do sleep 0.1; done"
+    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.wrappers and len(site.calls("sbatch")) == call)
+        site.cli.run("cancel")
+        slow.unlink()
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert "was cancelled" in said and "resume" in said
+    assert len(site.calls("sbatch")) == call
+    assert site.over()["state"] == "cancelled"
+    held.unlink()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothing(
+    plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
+) -> None:
+    site = plain
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    web.fail("/*", faults.stall_after(10_000, times=None))
+    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.cli.runs() and site.status()["stages"]["download"]["running"])
+        said = site.resume(rc=3).err
+        assert f"process {process.pid} on " in said
+        assert "downloads" in said
+        web.faults.clear()
+        web.release()
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert site.over()["state"] == "done"
+    assert site.run_folder().submission_numbers() == [1, 2]
+    assert published(tmp_path / "data") == pages.tree
+
+
+def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
+    plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
+) -> None:
+    site = plain
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    web.fail("/shard-3.tar", faults.stall_after(10_000, times=None))
+    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
+    process = site.cli.start(*LAUNCH, *words)
+    try:
+        site.wait(lambda: site.cli.runs() and len(site.finished()) == 3)
+        site.cli.run("cancel")
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1
+    assert site.status()["state"] == "cancelled"
+    assert site.run_folder().submission_numbers() == [1]
+    assert site.jobs() == []
+    web.faults.clear()
+    web.release()
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
 # By itself -------------------------------------------------------------------------------------
 
 
@@ -120,7 +204,8 @@ def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_onc
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
-    site.launch(tmp_path / "data", *pages.options, *once, "--then", then_script(tmp_path))
+    words = (*pages.options, *once, "--retries", "1", "--then", then_script(tmp_path))
+    site.launch(tmp_path / "data", *words)
     site.wait(lambda: len(site.run_folder().submission_numbers()) == 2, 90)
     before = site.finished()
     state = site.over()
@@ -131,6 +216,41 @@ def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_onc
     assert site.done_twice(before) == 0
     site.wait((tmp_path / "seen").exists)
     assert (tmp_path / "seen").read_text().split().count("RECEIPT.json") == 1
+    assert published(tmp_path / "data") == pages.tree
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_while_its_finalize_job_makes_the_next_attempt_a_run_is_at_work(
+    plain: Site, pages: Pages, tmp_path: Path, killed: bool
+) -> None:
+    slow = tmp_path / "slow"
+    slow.touch()
+    waits = f'[ -z "$ON_NODE" ] || while [ -e {slow} ]; do sleep 0.1; done'
+    site = plain.wrapping("sbatch", f'{waits}\n$REAL "$@"')
+    once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
+    words = (*pages.options, *once, "--setup", "export ON_NODE=1", "--retries", "1")
+    first = site.launch(tmp_path / "data", *words)
+    site.wait(lambda: site.run_folder().result(Stage.FINALIZE, 0, 1).exists())
+    watcher = site.cli.start("status", "--watch")
+    try:
+        site.wait(lambda: site.run_folder().submission_numbers() == [1, 2])
+        state = site.status()
+        assert state["state"] == "running"
+        assert "submitting attempt 2" in state["remark"]
+        assert "submitting attempt 2" in site.resume(rc=3).err
+        assert watcher.poll() is None
+        if killed:
+            site.slurm.run("scancel", first, check=True)
+            site.wait(lambda: site.status()["state"] == "incomplete")
+            assert watcher.wait(timeout=60) == 1
+        slow.unlink()
+        if killed:
+            site.resume()
+        assert site.over()["state"] == "done"
+        assert watcher.wait(timeout=60) == (1 if killed else 0)
+    finally:
+        watcher.kill()
+        watcher.communicate()
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -170,12 +290,16 @@ def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
     broken = tmp_path / "broken"
     broken.touch()
     always = failing(f"[ -e {broken} ] && [ ${{SLURM_ARRAY_TASK_ID:-1}} = 1 ]")
-    site.launch(tmp_path / "data", *pages.options, *always, "--setup", "export ON_NODE=1")
+    words = (*pages.options, *always, "--retries", "1", "--setup", "export ON_NODE=1")
+    site.launch(tmp_path / "data", *words)
     state = site.over()
     assert state["state"] == "incomplete"
     assert kinds(state) == {"engine"}
     assert any("compute nodes is not allowed" in error["message"] for error in state["errors"])
     before = site.finished()
+    # The node's processes cannot be looked at from here, as on a real cluster.
+    folder = site.run_folder()
+    atomic.write_json(folder.submission(2), replace(folder.load_submission(2), host="n1"))
     broken.unlink()
     site.resume()
     assert site.over()["state"] == "done"
@@ -220,14 +344,16 @@ def test_what_waits_for_the_printed_id_starts_only_once_the_dataset_is_published
     site = plain
     always = failing("[ $SLURM_ARRAY_TASK_ID = 1 ]")
     held = tmp_path / "held"
-    first = site.launch(tmp_path / "data", *pages.options, *ALONE, *always, *gate(held))
+    first = site.launch(tmp_path / "data", *pages.options, *always, *gate(held))
     script = f"ls {tmp_path}/data > {tmp_path}/"
     after = ("--kill-on-invalid-dep=yes", f"--dependency=afterok:{first}")
     site.slurm.sbatch(script + "first", *after)
     held.unlink()
-    assert site.over()["state"] == "incomplete"
+    state = site.over()
+    assert (state["state"], state["attempts"]) == ("incomplete", 1)  # no other id takes its place
     second = site.resume("--parsable", "--setup", "true").out.strip()
     assert second.isdecimal()
+    assert site.run_folder().load_submission(2).retries == 0
     site.slurm.sbatch(script + "second", f"--dependency=afterok:{second}")
     assert site.over()["state"] == "done"
     site.slurm.wait_until_idle()

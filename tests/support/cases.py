@@ -152,6 +152,8 @@ def evidence(
     the_plan: Plan | None = None,
     silent: str | None = None,
     cancelled: int | None = None,
+    cancelling: int | None = None,
+    maker_lives: bool = False,
     published: bool = False,
 ) -> Evidence:
     """Evidence of a run; tasks that ``engine`` does not name have ended well for the scheduler."""
@@ -172,6 +174,8 @@ def evidence(
         engine=states,
         engine_silent=silent,
         cancelled=cancelled,
+        cancelling=cancelling,
+        maker_lives=maker_lives,
         published=published,
         now=NOW,
     )

@@ -96,7 +96,12 @@ def test_no_option_is_named_that_is_not_there() -> None:
         for param in command.params:
             if isinstance(param, click.Option):
                 known |= {*param.opts, *param.secondary_opts}
-    foreign = {"--dependency", "--test-only", "--version"}  # of sbatch and git
+    foreign = {
+        "--dependency",
+        "--kill-on-invalid-dep",
+        "--test-only",
+        "--version",
+    }  # of sbatch and git
     for document in DOCUMENTS:
         text = re.sub(
             r"`(sbatch|git|pip|sha256sum|b3sum|aria2c|find|hf|python -m) [^`]*`",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from jobs import atomic
 from jobs.errors import PreflightError
 from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from orchestrator import disks, preflight
@@ -83,6 +85,28 @@ def test_a_log_folder_is_in_the_way_of_a_folder_that_is_copied(tmp_path: Path) -
     (line,) = preflight.problems(made, tmp_path / "data" / "logs" / made.run_id)
     assert "--log-dir" in line
     assert preflight.problems(made, tmp_path / "data" / "other" / made.run_id) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_dataset_of_another_run_may_be_replaced_only_if_it_was_there_at_launch(
+    tmp_path: Path, overwrite: bool, later: bool
+) -> None:
+    made = replace(plan(tmp_path), options=Options(overwrite=overwrite))
+    when = made.created + timedelta(hours=1 if later else -1)
+    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "other", "published": when})
+    if overwrite and not later:
+        preflight.check_not_taken(made)
+        return
+    with pytest.raises(PreflightError, match="run other published"):
+        preflight.check_not_taken(made)
+
+
+def test_a_run_that_published_is_in_nobodys_way(tmp_path: Path) -> None:
+    made = plan(tmp_path)
+    preflight.check_not_taken(made)
+    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": made.run_id})
+    preflight.check_not_taken(made)
 
 
 def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
+
 from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.recovery import may_retry, recover
-from orchestrator.state import Evidence, TaskKey, judge
+from orchestrator.state import Evidence, TaskKey, TaskStatus, judge
 from tests.support import cases
-from tests.support.cases import CHAIN, PENDING, RUNNING, ended, item, result
+from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 
 NEVER = TaskState(
     EngineState.PENDING,
@@ -97,6 +100,31 @@ def test_a_new_array_waits_for_the_live_download_of_what_it_extracts() -> None:
     assert _items(step.tasks, Stage.DOWNLOAD) == []
     assert len(_items(step.tasks, Stage.EXTRACT)) == 3
     assert step.downloads == step.also_after == ("100",)
+
+
+def test_nothing_waits_for_a_download_that_fell_though_its_result_may_come_late() -> None:
+    fell = replace(ended("FAILED"), ended=NOW - timedelta(seconds=5))
+    engine: dict[TaskKey, TaskState] = {
+        (1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD
+    }
+    engine[(1, Stage.DOWNLOAD, 0)] = fell
+    state = judge(cases.evidence([cases.submission(CHAIN)], engine=engine))
+    assert [view.stage for view in state.tasks if view.status is TaskStatus.RUNNING] == [
+        Stage.DOWNLOAD
+    ]
+    step = recover(state)
+    assert step.downloads == step.also_after == ()
+    assert _items(step.tasks, Stage.DOWNLOAD) == ["a", "b"]
+    assert step.cancel == ("101", "102")
+
+
+def test_a_finalize_that_fell_just_now_is_made_again() -> None:
+    parts = ("a.p0000", "a.p0001", "b.p0000")
+    engine = {(1, Stage.FINALIZE, 0): replace(ended("FAILED"), ended=NOW - timedelta(seconds=5))}
+    evidence = cases.evidence(
+        [cases.submission(CHAIN)], engine=engine, fetched="ab", finished=parts
+    )
+    assert [task.stage for task in recover(judge(evidence)).tasks] == [Stage.FINALIZE]
 
 
 def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:

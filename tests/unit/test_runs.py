@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from jobs import atomic
 from jobs.errors import RunFolderError
 from jobs.runfolder import RunFolder
 from orchestrator import runs as listed
+from orchestrator.api import find_run
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import Look
 from tests.support import runs
@@ -38,6 +41,19 @@ def test_the_newest_is_first_and_others_are_looked_at(tmp_path: Path) -> None:
     assert [run.folder.run_id for run in found] == ["20260302-000000-bbb", "20260301-000000-aaa"]
     assert {run.state for run in found} == {RunStatus.RUNNING}
     assert len(listed.listing(logs, lambda folder: runs.under_way(), most=1)) == 1
+
+
+def test_of_two_runs_of_one_second_the_one_planned_later_is_the_newer(tmp_path: Path) -> None:
+    ids = {"20260301-101500-aaa": 900, "20260301-101500-ccc": 100, "20260301-101500-bbb": 500}
+    for run_id, microseconds in ids.items():
+        plan = runs.renamed(runs.make_plan(1), run_id)
+        plan = replace(plan, created=plan.created + timedelta(microseconds=microseconds))
+        runs.make_folder(tmp_path, plan, runs.make_submission(plan))
+    _made(tmp_path, "20260301-101501-000", tmp_path)
+    later_first = ["101501-000", "101500-aaa", "101500-bbb", "101500-ccc"]
+    assert listed.names(tmp_path) == [f"20260301-{name}" for name in later_first]
+    assert find_run("20260301-101500-a", tmp_path).run_id == "20260301-101500-aaa"
+    assert find_run(None, tmp_path).run_id == "20260301-101501-000"
 
 
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:

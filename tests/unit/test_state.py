@@ -113,6 +113,21 @@ CASES = [
         cases.evidence([cases.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
     ),
     pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelled=1, silent="it does not answer"),
+        RunStatus.CANCELLED,
+        id="cancelled, and the scheduler silent since",
+    ),
+    pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent="it does not answer"),
+        RunStatus.RUNNING,
+        id="a cancel that a silent scheduler did not hear",
+    ),
+    pytest.param(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1),
+        RunStatus.CANCELLED,
+        id="a cancel that was cut off after all had ended",
+    ),
+    pytest.param(
         cases.evidence(
             [cases.submission(CHAIN), cases.submission(CHAIN, number=2, first_job=200)], cancelled=1
         ),
@@ -143,6 +158,97 @@ def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
     assert judge(evidence).status is expected
 
 
+FINALIZE = (1, Stage.FINALIZE, 0)
+LEFT_OVER = result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED)
+RETRIES = cases.submission(CHAIN, retries=1)
+SECOND = replace(cases.submission(CHAIN, number=2, first_job=None), by_itself=True)
+IN_SHELL = replace(cases.submission(CHAIN[:1], engine="local"), onward="slurm")
+BY_HAND = replace(SECOND, by_itself=False)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "goes_on"),
+    [
+        pytest.param(
+            cases.evidence([RETRIES], results=[LEFT_OVER], engine={FINALIZE: RUNNING}),
+            True,
+            id="its finalize job is about to",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES], results=[LEFT_OVER]), False, id="its finalize job has ended"
+        ),
+        pytest.param(
+            cases.evidence(
+                [cases.submission(CHAIN)], results=[LEFT_OVER], engine={FINALIZE: RUNNING}
+            ),
+            False,
+            id="it may not",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES], results=[replace(LEFT_OVER, ended=NOW)], silent="no answer"),
+            True,
+            id="finalize ended just now and the scheduler is silent",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES, SECOND], results=[LEFT_OVER], engine={FINALIZE: RUNNING}),
+            True,
+            id="its finalize job submits",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES, SECOND], results=[LEFT_OVER], maker_lives=True),
+            False,
+            id="its finalize job was killed as it submitted",
+        ),
+        pytest.param(
+            cases.evidence(
+                [RETRIES, replace(SECOND, refused="no")],
+                results=[LEFT_OVER],
+                engine={FINALIZE: RUNNING},
+            ),
+            False,
+            id="what its finalize job submitted was refused",
+        ),
+        pytest.param(
+            cases.evidence([IN_SHELL], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
+            True,
+            id="another shell downloads and then submits",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES, BY_HAND], results=[LEFT_OVER], maker_lives=True),
+            True,
+            id="a resume submits",
+        ),
+        pytest.param(
+            cases.evidence([RETRIES, BY_HAND], results=[LEFT_OVER]),
+            False,
+            id="a resume that is no more",
+        ),
+        pytest.param(
+            cases.evidence(
+                [RETRIES, replace(BY_HAND, created=NOW - timedelta(hours=1))], maker_lives=True
+            ),
+            False,
+            id="a resume on another host that must have ended long since",
+        ),
+    ],
+)
+def test_a_run_that_is_submitting_or_about_to_is_at_work(evidence: Evidence, goes_on: bool) -> None:
+    state = judge(evidence)
+    assert (state.status is RunStatus.RUNNING) is goes_on
+    assert bool(state.submits) is goes_on
+    assert state.remark == state.submits
+
+
+@pytest.mark.parametrize("silent", [None, "it does not answer"])
+def test_a_cancel_that_did_not_reach_the_jobs_says_to_cancel_again(silent: str | None) -> None:
+    engine = {} if silent else {(1, Stage.EXTRACT, 0): RUNNING}
+    state = judge(
+        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent=silent, engine=engine)
+    )
+    assert "`cancel` again" in state.remark
+    assert judge(cases.evidence([cases.submission(CHAIN)], cancelled=1)).remark == ""
+
+
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
     first = cases.submission(CHAIN)
     results = [
@@ -171,9 +277,10 @@ def test_a_missing_task_says_why_and_where() -> None:
     assert "resume" in trouble.problem.message
 
 
-def test_an_attempt_that_the_engine_refused_is_told_in_its_words() -> None:
+def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
     tried = replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
     tried = replace(tried, tasks=tuple(replace(task, job_id=None) for task in tried.tasks))
     state = judge(cases.evidence([tried]))
-    assert {trouble.problem.cause for trouble in state.troubles} == {Cause.ENGINE}
-    assert "attempt 1: Slurm refused the job: not from here" in state.troubles[0].problem.message
+    (trouble,) = state.troubles
+    assert trouble.problem.cause is Cause.ENGINE
+    assert trouble.problem.message == "attempt 1: Slurm refused the job: not from here"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import ClaimedError, EngineError
+from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
 from jobs.runfolder import RunFolder
 from orchestrator import journal, planning, submission
+from orchestrator.engines.base import JobSpec
 from orchestrator.journal import Act
 from tests.support import cases
 from tests.support.fakeengine import FakeEngine
@@ -114,4 +115,41 @@ def test_the_journal_survives_a_line_cut_short(folder: RunFolder) -> None:
         file.write(b'{"at": "2026-')
     assert [event.name for event in journal.open_intents(folder)] == ["lost"]
     journal.append(folder, Act.CANCELLED, attempt=1)
-    assert journal.last_cancelled(folder) == 1
+    cancel = journal.last_cancel(folder)
+    assert cancel is not None and cancel.attempt == 1
+
+
+def test_a_resume_takes_a_cancel_back(folder: RunFolder) -> None:
+    journal.append(folder, Act.CANCELLED, attempt=1)
+    journal.append(folder, Act.RESUMED, attempt=1)
+    assert journal.last_cancel(folder) is None
+
+
+@pytest.mark.parametrize("stage", list(Stage))
+def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
+    folder: RunFolder, stage: Stage
+) -> None:
+    def cancel(spec: JobSpec) -> None:
+        if spec.stage is stage:
+            journal.append(folder, Act.CANCELLING, attempt=0)
+
+    engine = FakeEngine(on_submit=cancel)
+    with pytest.raises(Stopped, match="was cancelled"):
+        submission.submit_chain(folder, replace(draft(folder), then="/x/next.sh"), engine)
+    assert [spec.stage for spec, _ in engine.submitted][-1] is stage
+    assert engine.followed == []
+    assert engine.cancelled == [str(100 + n) for n in range(len(engine.submitted))]
+    told = journal.last_cancel(folder)
+    assert told is not None
+    assert (told.act, told.attempt) == (Act.CANCELLED, 1)
+
+
+def test_what_cannot_be_taken_back_is_not_said_to_be_gone(folder: RunFolder) -> None:
+    class Deaf(FakeEngine):
+        def cancel(self, folder: RunFolder, job_ids: object, names: object = ()) -> None:
+            raise EngineError("scancel did not do it")
+
+    with pytest.raises(EngineError) as caught:
+        submission.submit_chain(folder, draft(folder), Deaf(refuses=["extract"]))
+    assert "could not take back 100" in caught.value.message
+    assert "Nothing" not in caught.value.message

@@ -2,137 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from datetime import datetime
-from enum import Enum
 
 from jobs.errors import Cause
-from jobs.model import (
-    Heartbeat,
-    Outcome,
-    Plan,
-    Problem,
-    Stage,
-    Submission,
-    Summary,
-    Task,
-    TaskResult,
-)
+from jobs.model import Outcome, Problem, Stage, Submission, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.state.makers import submits
+from orchestrator.state.nouns import (
+    LATE_S,
+    Evidence,
+    RunState,
+    RunStatus,
+    TaskKey,
+    TaskStatus,
+    TaskView,
+    Trouble,
+)
 
-# A result written on a node can be seen late through a network file system (attribute caches hold
-# 60 s at most by default, nfs(5) acdirmax): so long a task that ended without one is not missing.
-LATE_S = 60.0
-
-
-class RunStatus(str, Enum):
-    """Where a run stands."""
-
-    PLANNED = "planned"
-    RUNNING = "running"
-    DONE = "done"
-    INCOMPLETE = "incomplete"  # ended; resume can finish it
-    FAILED = "failed"  # ended; something has to change first
-    CANCELLED = "cancelled"
-
-
-class TaskStatus(str, Enum):
-    """Where a task stands."""
-
-    PENDING = "pending"
-    RUNNING = "running"
-    DONE = "done"
-    FAILED = "failed"  # ended with a result that is not ok
-    MISSING = "missing"  # ended and left no result
-    UNKNOWN = "unknown"  # the scheduler is silent
-
-    @property
-    def live(self) -> bool:
-        return self in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
-
-
-TaskKey = tuple[int, Stage, int]  # attempt, stage, number
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """All that is known of a run, read once."""
-
-    plan: Plan
-    submissions: tuple[Submission, ...]
-    results: Mapping[TaskKey, TaskResult]
-    heartbeats: Mapping[tuple[Stage, int], Heartbeat]
-    fetched: frozenset[str]  # shard ids
-    finished: frozenset[str]  # part ids
-    engine: Mapping[TaskKey, TaskState]
-    engine_silent: str | None  # why the scheduler could not be asked
-    cancelled: int | None  # the last attempt that the user cancelled
-    published: bool  # the dataset has come whole to the destination
-    now: datetime
-    remark: str | None = None  # what a person should know of the destination
-
-
-@dataclass(frozen=True)
-class TaskView:
-    """A task with all that is known of it."""
-
-    attempt: int
-    task: Task
-    status: TaskStatus
-    engine: TaskState
-    result: TaskResult | None = None
-    heartbeat: Heartbeat | None = None
-    problem: Problem | None = None
-
-    @property
-    def stage(self) -> Stage:
-        return self.task.stage
-
-    @property
-    def started(self) -> datetime | None:
-        if self.result:
-            return self.result.started
-        return self.heartbeat.started if self.heartbeat else self.engine.started
-
-    @property
-    def ended(self) -> datetime | None:
-        return self.result.ended if self.result else self.engine.ended
-
-
-@dataclass(frozen=True)
-class Trouble:
-    """A problem that still stands between the run and its end, and where it came up."""
-
-    stage: Stage
-    attempt: int
-    task: int
-    item: str  # shard or part; empty where it is the task's as a whole
-    outcome: Outcome
-    problem: Problem
-
-
-@dataclass(frozen=True)
-class RunState:
-    """Where a run stands."""
-
-    plan: Plan
-    status: RunStatus
-    tasks: tuple[TaskView, ...]  # of each stage's latest submission, and live ones of earlier
-    submissions: tuple[Submission, ...]
-    shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
-    parts_left: tuple[str, ...]
-    troubles: tuple[Trouble, ...]
-    summary: Summary | None
-    engine_silent: str | None
-    counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
-    earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
-    remark: str | None = None  # what a person should know of the destination
-
-    @property
-    def live(self) -> tuple[TaskView, ...]:
-        return tuple(view for view in self.tasks if view.status.live)
-
+__all__ = [
+    "LATE_S",
+    "Evidence",
+    "RunState",
+    "RunStatus",
+    "TaskKey",
+    "TaskStatus",
+    "TaskView",
+    "Trouble",
+    "judge",
+    "task_status",
+]
 
 _BY_ENGINE = {
     EngineState.PENDING: TaskStatus.PENDING,
@@ -238,11 +137,15 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
 def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, ...]:
     """What stands between the run and its end; a later submission's word replaces an earlier's."""
     finished = evidence.fetched | evidence.finished
-    found: dict[tuple[Stage, str], Trouble] = {}
+    refused = {each.number for each in evidence.submissions if each.refused is not None}
+    found: dict[tuple[Stage | int, str], Trouble] = {}
 
     def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
         trouble = Trouble(view.stage, view.attempt, view.task.number, item, outcome, problem)
-        found[(view.stage, item or f"task {view.task.number}")] = trouble
+        if view.attempt in refused and problem.cause is Cause.ENGINE:
+            found.setdefault((view.attempt, ""), trouble)  # one refusal, however many tasks
+        else:
+            found[(view.stage, item or f"task {view.task.number}")] = trouble
 
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
@@ -258,16 +161,19 @@ def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, .
 
 
 def _run_status(
-    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble]
+    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble], maker: str
 ) -> RunStatus:
     if evidence.published:
         return RunStatus.DONE
     if any(view.status in (TaskStatus.PENDING, TaskStatus.RUNNING) for view in views):
         return RunStatus.RUNNING
-    last = evidence.submissions[-1].number if evidence.submissions else 0
-    if evidence.cancelled is not None and evidence.cancelled >= last:
+    if evidence.cancelled is not None and evidence.cancelled >= evidence.last:
         return RunStatus.CANCELLED
     if any(view.status is TaskStatus.UNKNOWN for view in views):
+        return RunStatus.RUNNING
+    if evidence.half_cancelled:
+        return RunStatus.CANCELLED  # its jobs have ended all the same
+    if maker:
         return RunStatus.RUNNING
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
@@ -280,6 +186,12 @@ def _run_status(
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
 
 
+_HALF_CANCELLED = (
+    "a cancel was asked for, but it has not reached the jobs (the scheduler did not answer, or it "
+    "was cut off); run `cancel` again"
+)
+
+
 def judge(evidence: Evidence) -> RunState:
     """Where the run stands."""
     views, earlier = _views(evidence)
@@ -290,9 +202,13 @@ def judge(evidence: Evidence) -> RunState:
     for view in views:
         counts[view.stage][view.status] += 1
     finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
+    maker = submits(evidence, views)
+    status = _run_status(evidence, views, troubles, maker)
+    doing = _HALF_CANCELLED if evidence.half_cancelled else maker
+    remarks = (evidence.remark, doing if status is RunStatus.RUNNING else "")
     return RunState(
         plan=evidence.plan,
-        status=_run_status(evidence, views, troubles),
+        status=status,
         tasks=views,
         submissions=evidence.submissions,
         shards_left=tuple(
@@ -306,5 +222,6 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
-        remark=evidence.remark,
+        remark="; ".join(filter(None, remarks)),
+        submits=maker,
     )
