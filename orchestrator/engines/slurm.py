@@ -59,7 +59,6 @@ class SlurmEngine:
         from orchestrator.engines import sbatch
 
         sbatch.check(spec)
-        slurmlimits.check_time(spec)
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
@@ -102,7 +101,7 @@ class SlurmEngine:
                     after,
                     Path(scratch).resolve(),
                     parallel=max(1, spec.parallel // len(batches)),
-                    hand_over=_never,
+                    hand_over=sbatch.never,
                 )
                 text = executor.script(len(tasks))
             texts.append(text.replace(str(executor.folder), str(real)))
@@ -223,10 +222,6 @@ class SlurmEngine:
                     targets.add(row.job_id)
         if targets:
             _scancel(sorted(targets))
-
-
-def _never(script: Path) -> str:
-    raise AssertionError(f"{script} is only to be read")
 
 
 def _base(job_id: str) -> str:
