@@ -53,6 +53,16 @@ def test_runs_without_any_says_so(tmp_path: Path) -> None:
     assert "there is no run" in Cli(tmp_path).run("runs").err
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o1777])
+def test_a_folder_that_is_no_runs_is_called_that_and_left_as_it_is(
+    tmp_path: Path, mode: int
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other").chmod(mode)
+    told = Cli(tmp_path).run("status", "./other", rc=1).err
+    assert "is not a run folder" in told and "chmod" not in told
+
+
 def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
     good, bad = _ids(done)
     failed = done.run("logs", bad, "--failed").out
