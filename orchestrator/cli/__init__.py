@@ -35,6 +35,12 @@ Examples:
   websight-orchestrate resume"""
 
 
+_MAKE_ROOM = (
+    "make room on its file system, then `websight-orchestrate resume` goes on "
+    "(launch again where `runs` lists none)"
+)
+
+
 @dataclass
 class Talk:
     """How a command answers; Click hands it around as ``ctx.obj``."""
@@ -101,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     What went wrong is said on standard error, with ``--json`` on standard output as well.
     """
-    from jobs.errors import OrchestrateError
+    from jobs.errors import Cause, OrchestrateError
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`): say it to nobody
@@ -136,6 +142,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestrator.cli import exits
 
         told = from_os_error(error, doing=str(error.filename or "reading or writing"))
-        click.echo(f"error: {told.message}", err=True)
-        return talk.failed(told.cause.value, told.message, exits.FAILED)
+        message = told.message
+        if told.cause in (Cause.DISK_FULL, Cause.QUOTA):
+            message = f"writing {message}; {_MAKE_ROOM}"
+        click.echo(f"error: {message}", err=True)
+        return talk.failed(told.cause.value, message, exits.FAILED)
     return result if isinstance(result, int) else 0
