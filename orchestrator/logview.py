@@ -103,11 +103,17 @@ def _heading(view: TaskView, known: logs.Logs, look: Look) -> Iterator[str]:
         yield look.paint(str(log.path), "dim")
 
 
+def _reason(view: TaskView) -> str:
+    return reasons.explain(view.engine.reason, [view.task.job_id] if view.task.job_id else [])
+
+
 def _nothing(view: TaskView) -> str:
     if view.status is TaskStatus.PENDING:
-        return "it has not started, so there is no log yet"
+        return f"it has not started, so there is no log yet; waiting: {_reason(view)}"
     if view.status is TaskStatus.DONE:
         return "it said nothing"
+    if view.engine.cause is not None and view.engine.started is None:
+        return "it never started, so there is no log"
     return "there is no log: the job ended before it could write one, or the log was removed"
 
 
@@ -170,7 +176,7 @@ def followed(view: TaskView) -> str:
     name = f"{view.stage.value} task {view.task.number}"
     job = f" (job {view.task.job_id})" if view.task.job_id else ""
     if view.status is TaskStatus.PENDING:
-        return f"{name}{job} has not started; waiting: {reasons.explain(view.engine.reason)}"
+        return f"{name}{job} has not started; waiting: {_reason(view)}"
     if view.status.live:
         node = node_of(view)
         return f"{name}{job} runs{f' on {node}' if node else ''}"

@@ -188,17 +188,26 @@ def _numbers(state: RunState, count: StageCount, pace: Pace) -> Iterator[str]:
         yield f"in {units.clock(count.elapsed_s)}"
     elif running and count.elapsed_s is not None:
         yield f"for {units.clock(count.elapsed_s)}"
-    if not running and (standing := _standing(count)):
+    if not running and (standing := _standing(state, count)):
         yield standing
 
 
-def _standing(count: StageCount) -> str:
+_NOT_FAILED = {
+    Cause.CANCELLED: "cancelled",
+    Cause.DEPENDENCY: "never started",
+    Cause.ENGINE: "not submitted",
+}
+
+
+def _standing(state: RunState, count: StageCount) -> str:
     """What a stage without a running task is at."""
     bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     if not count.tasks:
         return "nothing to do"
     if bad:
-        return f"{bad} of {units.plural(count.tasks, 'task')} failed"
+        causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
+        word = _NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
+        return f"{bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
         return "waiting"
     return "unknown" if count[TaskStatus.UNKNOWN] else ""
@@ -238,8 +247,8 @@ def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         last = group.stage is Stage.FINALIZE
         words = "for the tasks before it" if last else "for its turn"  # where no engine says more
         if group.reason:
-            words = reasons.explain(group.reason)
-        if group.estimated_start is not None:
+            words = reasons.explain(group.reason, group.job_ids)
+        if group.estimated_start is not None and not reasons.waits_in_vain(group.reason):
             ahead = units.span((group.estimated_start - now).total_seconds())
             when = units.moment(group.estimated_start, now)
             words += f"; Slurm expects a start at {when}, in {ahead}"

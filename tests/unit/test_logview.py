@@ -65,7 +65,16 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     assert told[0] == "extract task 3 · failed · n1 · job 101_3"
     assert told[1] == str(place / "101_3_0_log.err")
     assert told[2:4] == ["b", "c"]
-    assert told[-1] == "it has not started, so there is no log yet"
+    assert told[-1].startswith("it has not started, so there is no log yet; waiting: other jobs")
+
+
+def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_path: Path) -> None:
+    plan = runs.make_plan(1)
+    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
+    folder = runs.make_folder(tmp_path, plan, state.submissions[0])
+    told = list(logview.show(folder, logview.select(state, "extract"), Look()))
+    assert told[-1] == "it never started, so there is no log"
 
 
 @pytest.mark.parametrize(
