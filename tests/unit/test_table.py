@@ -98,7 +98,7 @@ def test_only_failures_on_request() -> None:
     assert "out of memory" in text and "download" not in text and "waiting" not in text
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
 @pytest.mark.parametrize(
     "state", [runs.under_way(), runs.published(), runs.under_way(runs.make_plan(2000))]
 )
