@@ -91,6 +91,7 @@ class SlurmEngine:
         """See ``base.Engine``; one script for each array."""
         from orchestrator.engines import sbatch
 
+        sbatch.check(spec)
         batches = list(self._batches(spec))
         texts = []
         for number, tasks in enumerate(batches):
