@@ -139,8 +139,13 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: there is no such run; `websight-orchestrate runs` lists them"
             ) from error
-        if not stat.S_ISDIR(status.st_mode):
-            raise RunFolderError(f"{self.path} is not a run folder")
+        # What another user closed to us is told below.
+        closed = not os.access(self.path, os.R_OK | os.X_OK)
+        is_ours = closed or self.plan.exists() or self.submissions.exists()
+        if not stat.S_ISDIR(status.st_mode) or not is_ours:
+            raise RunFolderError(
+                f"{self.path} is not a run folder; `websight-orchestrate runs` lists runs"
+            )
         if status.st_uid != os.geteuid():
             raise RunFolderError(
                 f"{self.path} belongs to user {status.st_uid}, not to you; "

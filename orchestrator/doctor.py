@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,7 @@ from jobs import __version__, atomic
 from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runfolder import RunFolder
-from orchestrator import canary, disks, engines, reasons, resources, units
+from orchestrator import canary, disks, engines, logs, reasons, resources, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import EngineState, JobSpec
@@ -59,7 +60,6 @@ def examine(wish: Wish) -> Iterator[Finding]:
         yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
-    yield from _canary(wish)
 
 
 def _here(wish: Wish) -> Iterator[Finding]:
@@ -96,23 +96,22 @@ def _room(dest: Path) -> Iterator[Finding]:
 
 
 def _slurm(wish: Wish) -> Iterator[Finding]:
-    """Whether Slurm answers and would take such a job."""
-    try:
-        ping = slurmclient.ask("scontrol", "ping", timeout_s=20)
-        version = slurmclient.ask("sbatch", "--version", timeout_s=20).stdout.strip()
-    except EngineError as error:
-        yield Finding("slurm", False, error.message, "ask the site's support")
+    """Whether Slurm answers and would take such a job, and what a job finds; else why not."""
+    why = slurmclient.down()
+    if why is not None:
+        yield Finding("slurm", False, why, "wait and try again, or ask the site's support")
         return
-    if "DOWN" in ping.stdout or ping.returncode:
-        yield Finding(
-            "slurm", False, f"the controller is down ({ping.words})", "wait and try again"
-        )
-        return
+    version = slurmclient.ask("sbatch", "--version").stdout.strip()
     yield Finding("slurm", True, f"{version} answers")
     yield _accounting()
     yield _shared(wish.log_dir.absolute(), "--log-dir")
     yield _shared(wish.dest.absolute(), "--dest")
-    yield _test_only(wish)
+    folder = RunFolder(wish.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
+    spec = _spec(wish, folder)
+    yield _trial(spec)
+    # Its own short time limit lets it start where a long job would wait.
+    asked = replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
+    yield from _canary(wish, folder, replace(spec, resources=asked))
 
 
 def _accounting() -> Finding:
@@ -140,35 +139,42 @@ def _shared(path: Path, option: str) -> Finding:
 _WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")
 
 
-def _test_only(wish: Wish) -> Finding:
-    """``sbatch --test-only``: partition, account, QOS and limits as Slurm itself judges them."""
-    asked = wish.resources
-    words = ["sbatch", "--test-only", f"--time={asked.time_min}", f"--cpus-per-task={asked.cpus}"]
-    named = ("partition", "account", "qos", "constraint", "exclude", "reservation")
-    words += [f"--{name}={value}" for name in named if (value := getattr(asked, name))]
-    words += [f"--mem={asked.mem_mb}M"] if asked.mem_mb else []
-    words += [*asked.sbatch_args, "--wrap=true"]
+def _spec(wish: Wish, folder: RunFolder) -> JobSpec:
+    """A job as a run would submit one; what it does there is to look around."""
+    return JobSpec(
+        name=f"websight-{folder.run_id}-0001-canary",
+        stage=Stage.DOWNLOAD,
+        attempt=1,
+        run_dir=str(folder.path),
+        tasks=(Task(Stage.DOWNLOAD, 0, ()),),
+        resources=wish.resources,
+        parallel=1,
+        call="orchestrator.canary:run",
+    )
+
+
+def _trial(spec: JobSpec) -> Finding:
+    """Partition, account, QOS and limits, as a launch and Slurm itself judge them."""
+    from orchestrator.engines import sbatch
+
     try:
-        answer = slurmclient.submit(words)
+        said = sbatch.trial(spec)
     except EngineError as error:
-        return Finding("job", False, error.message, "try again when Slurm answers")
-    if answer.returncode:
         mend = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
-        return Finding("job", False, f"Slurm would refuse it: {answer.words}", mend)
-    will = _WILL_START.search(answer.stderr + answer.stdout)
+        return Finding("job", False, error.message, mend)
+    will = _WILL_START.search(said)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
-    limit = resources.format_time(asked.time_min)
+    limit = resources.format_time(spec.resources.time_min)
     return Finding("job", True, f"Slurm would take it (--time={limit}){when}")
 
 
-def _canary(wish: Wish) -> Iterator[Finding]:
-    """A one-minute job on the partition; its folder goes, whatever comes of it."""
-    folder = RunFolder(wish.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
+def _canary(wish: Wish, folder: RunFolder, spec: JobSpec) -> Iterator[Finding]:
+    """A two-minute job on the partition; its folder goes, whatever comes of it."""
     ask = wish.ask
     try:
         folder.path.mkdir(mode=0o700, parents=True)
         atomic.write_json(folder.path / ASK, ask)
-        yield from _send(wish, folder, ask)
+        yield from _send(wish, folder, ask, spec)
     except OSError as error:
         yield Finding(
             "run folder", False, f"{folder.path}: {error.strerror}", "choose another --log-dir"
@@ -177,18 +183,8 @@ def _canary(wish: Wish) -> Iterator[Finding]:
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _send(wish: Wish, folder: RunFolder, ask: Ask) -> Iterator[Finding]:
+def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Finding]:
     engine = engines.by_name("slurm")
-    spec = JobSpec(
-        name=f"websight-{folder.run_id}-0001-canary",
-        stage=Stage.DOWNLOAD,
-        attempt=1,
-        run_dir=str(folder.path),
-        tasks=(Task(Stage.DOWNLOAD, 0, ()),),
-        resources=replace(wish.resources, time_min=2, mail_type=None, mail_user=None),
-        parallel=1,
-        call="orchestrator.canary:run",
-    )
     submitted = utc_now()
     try:
         handle = engine.submit(spec, None)
@@ -212,13 +208,14 @@ def _await(
         if told is not None:
             yield Finding("canary job", True, f"job {job_id} ran on {told.host}")
             yield _clock(told, submitted, utc_now())
+            yield from _setup(wish, folder, job_id)
             yield from told.findings
             return
         waited = (utc_now() - submitted).total_seconds()
         if state.state is EngineState.ENDED:
             # What a node wrote may be seen here late; a few looks more cost little.
             if pause.wait(3 * _LOOK_EVERY_S) or (told := _told(folder, ask)) is None:
-                yield _dead(folder, job_id, state.raw)
+                yield _dead(wish, folder, job_id, state.raw)
                 return
         elif waited > wish.wait_s:
             why = reasons.explain(state.reason) if state.reason else state.raw or "unknown"
@@ -240,21 +237,37 @@ def _told(folder: RunFolder, ask: Ask) -> Told | None:
     return told if told.word == ask.word else None
 
 
-def _dead(folder: RunFolder, job_id: str, raw: str) -> Finding:
+def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
     """The canary ended without a word: show the last lines of its log, or say that it has none."""
-    from orchestrator import logs
+    log = _log(folder, job_id)
+    if log is None:
+        return Finding(
+            "canary job",
+            False,
+            f"job {job_id} {raw or 'ended'} and left nothing in {folder.path}",
+            "compute nodes do not see this folder; choose a --log-dir on a shared file system",
+        )
+    said = " | ".join(logs.tail(log, 3)) or "without a word"
+    mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
+    if wish.resources.setup:
+        mend = "mend --setup, whose lines run ahead of the tool; or install that on the nodes"
+    return Finding("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
 
-    log = logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
-    said = " | ".join(logs.tail(log.path, 3)) if log and log.path else ""
+
+def _setup(wish: Wish, folder: RunFolder, job_id: str) -> Iterator[Finding]:
+    """What the lines of --setup printed: the shell goes on where one of them fails."""
+    log = _log(folder, job_id)
+    lines = logs.tail(log, 99) if log and wish.resources.setup else []
+    said = list(takewhile(lambda line: " submitit: " not in line, lines))
     if said:
-        mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
-        return Finding("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
-    return Finding(
-        "canary job",
-        False,
-        f"job {job_id} {raw or 'ended'} and left nothing in {folder.path}",
-        "compute nodes do not see this folder; choose a --log-dir on a shared file system",
-    )
+        fact = f"its lines printed: {' | '.join(said[-3:])}"
+        yield Finding("setup", None, fact, "mend --setup, if that is an error")
+
+
+def _log(folder: RunFolder, job_id: str) -> Path | None:
+    """What the canary and the shell before it wrote to standard error."""
+    found = logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
+    return found.err if found else None
 
 
 def _clock(told: Told, submitted: datetime, seen: datetime) -> Finding:

@@ -36,6 +36,7 @@ class Waiting:
     numbers: tuple[int, ...]
     reason: str  # the scheduler's word; empty on an engine that has none
     estimated_start: datetime | None
+    job_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
             min(
                 (v.engine.estimated_start for v in views if v.engine.estimated_start), default=None
             ),
+            tuple(view.task.job_id for view in views if view.task.job_id),
         )
         for (stage, reason), views in sorted(groups.items(), key=lambda g: order.index(g[0][0]))
     )
@@ -236,7 +238,11 @@ def _rate(views: Iterable[TaskView], now: datetime) -> float | None:
 def _node(
     name: str, views: Sequence[TaskView], rates: Mapping[str, float | None], now: datetime
 ) -> Node:
-    failed = sum(v.status in (TaskStatus.FAILED, TaskStatus.MISSING) for v in views)
+    failed = sum(
+        v.status in (TaskStatus.FAILED, TaskStatus.MISSING)
+        and v.engine.cause not in (Cause.CANCELLED, Cause.PREEMPTED)  # nothing of the node's
+        for v in views
+    )
     done = sum(v.status is TaskStatus.DONE for v in views)
     others = [rate for other, rate in rates.items() if rate is not None and other != name]
     rate = rates[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from enum import Enum
 
 import msgspec
 
+from jobs import atomic
 from jobs.model import Stage, utc_now
 from jobs.runfolder import RunFolder
 
@@ -53,8 +55,11 @@ def append(
         size = os.fstat(fd).st_size
         # A line that a crash cut short must not take this one along.
         cut_short = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, b"\n" * cut_short + msgspec.json.encode(event) + b"\n")
-        os.fsync(fd)
+        line = b"\n" * cut_short + msgspec.json.encode(event) + b"\n"
+        with atomic.naming(folder.events):
+            if os.write(fd, line) < len(line):  # as much as the last free block took
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(fd)
     finally:
         os.close(fd)
 

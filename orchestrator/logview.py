@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from jobs.errors import UsageError
 from jobs.model import Stage
 from jobs.runfolder import RunFolder
-from orchestrator import logs
+from orchestrator import logs, reasons
 from orchestrator.insight import node_of
 from orchestrator.state import RunState, TaskStatus, TaskView
 from orchestrator.terminal import Look
 
 LOOK_EVERY_S = 0.5  # for new lines
+ASK_EVERY_S = 3.0  # whether a task still lives: a scheduler query each, shared by the whole site
 _TASK = re.compile(r"(?:(?P<stage>download|extract|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
 _BAD = (TaskStatus.FAILED, TaskStatus.MISSING)
+_LIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.UNKNOWN)  # what is followed first
 
 
 def is_task(text: str) -> bool:
@@ -100,26 +103,83 @@ def _heading(view: TaskView, known: logs.Logs, look: Look) -> Iterator[str]:
         yield look.paint(str(log.path), "dim")
 
 
+def _reason(view: TaskView) -> str:
+    return reasons.explain(view.engine.reason, [view.task.job_id] if view.task.job_id else [])
+
+
 def _nothing(view: TaskView) -> str:
     if view.status is TaskStatus.PENDING:
-        return "it has not started, so there is no log yet"
+        return f"it has not started, so there is no log yet; waiting: {_reason(view)}"
     if view.status is TaskStatus.DONE:
         return "it said nothing"
+    if view.engine.cause is not None and view.engine.started is None:
+        return "it never started, so there is no log"
     return "there is no log: the job ended before it could write one, or the log was removed"
 
 
+def to_follow(state: RunState, what: str | None = None) -> TaskView | None:
+    """Of the tasks meant by ``what`` the one to follow: it runs, else it waits, else it ended.
+
+    None where the run has no task yet. Raises ``UsageError`` where nothing fits ``what``.
+    """
+    among = state.tasks if what is None else _named(state, what)
+    for status in _LIVE:
+        for view in among:
+            if view.status is status:
+                return view
+    return next(iter(_telling(state) if what is None else among), None)
+
+
 def follow(
-    folder: RunFolder, view: TaskView, ended: threading.Event | None = None
-) -> Iterator[str]:
-    """Lines of a task's log as they come, until its result is there; starts with what it has."""
-    ended = ended or threading.Event()
+    folder: RunFolder,
+    view: TaskView,
+    look_at: Callable[[], RunState],
+    tell: Callable[[str], object],
+    *,
+    ask_every_s: float = ASK_EVERY_S,
+) -> TaskView:
+    """``tell`` what a task's log has and gains, until the task has ended; how it ended comes back.
+
+    A task that was cancelled or lost leaves no result, so ``look_at`` says whether it still lives.
+    """
+    pause = threading.Event()  # never set: waiting on it can be interrupted
     followers: dict[str, logs.Follower] = {}
+    asked = time.monotonic()
     while True:
-        over = folder.result(view.stage, view.task.number, view.attempt).exists()
+        if view.status.live and time.monotonic() - asked >= ask_every_s:
+            view = _now(view, look_at())
+            asked = time.monotonic()
         log = _log(view, logs.find(folder))
         for path in (log.out, log.err) if log else ():
             if path is not None:
                 follower = followers.setdefault(str(path), logs.Follower(path))
-                yield from follower.read(last=over)
-        if over or ended.wait(LOOK_EVERY_S):
-            return
+                for line in follower.read(last=not view.status.live):
+                    tell(line)
+        if not view.status.live:
+            return view
+        pause.wait(LOOK_EVERY_S)
+
+
+def _now(view: TaskView, state: RunState) -> TaskView:
+    for found in (*state.tasks, *state.earlier):
+        if (found.attempt, found.stage, found.task.number) == (
+            view.attempt,
+            view.stage,
+            view.task.number,
+        ):
+            return found
+    return view
+
+
+def followed(view: TaskView) -> str:
+    """What is followed, or how it ended: ``extract task 3 runs on n1 (job 101_3)``."""
+    name = f"{view.stage.value} task {view.task.number}"
+    job = f" (job {view.task.job_id})" if view.task.job_id else ""
+    if view.status is TaskStatus.PENDING:
+        return f"{name}{job} has not started; waiting: {_reason(view)}"
+    if view.status.live:
+        node = node_of(view)
+        return f"{name}{job} runs{f' on {node}' if node else ''}"
+    if view.status is TaskStatus.MISSING and view.problem is not None:
+        return view.problem.message  # names the task itself
+    return f"{name}{job} has ended: {view.problem.message if view.problem else view.status.value}"

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from jobs import atomic
-from jobs.errors import PreflightError, from_os_error
+from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
 from jobs.runfolder import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
@@ -36,12 +36,12 @@ class Left(Protocol):
 
 def check(plan: Plan, run_dir: Path | None = None) -> None:
     """Raise ``PreflightError`` with all ``problems``; each place is written to, for a moment."""
-    _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan)))
+    _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan, run_dir)))
 
 
 def check_space(plan: Plan, left: Left) -> None:
     """Raise ``PreflightError`` where what is left of a run has no room, or no place."""
-    found = [*_unwritable(plan, None), *_unwritable_after_all(plan)]
+    found = [*_unwritable(plan, None), *_unwritable_after_all(plan, None)]
     _refuse(found or list(_no_room(_needs_left(plan, left))))
 
 
@@ -113,16 +113,17 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
             yield f"{from_os_error(error, doing=what).message}; choose another one"
 
 
-def _unwritable_after_all(plan: Plan) -> Iterator[str]:
+def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Places that look writable and are not (quotas, squashed root); a file is made and removed."""
-    for path, name in _places(plan, None).items():
+    for path, name in _places(plan, run_dir).items():
         try:
             with tempfile.TemporaryFile(dir=disks.existing(path), prefix=".websight-") as probe:
                 probe.write(b"\0" * 4096)
                 probe.flush()
         except OSError as error:
-            doing = f"writing to the {name} {shown(str(path))}"
-            yield f"{from_os_error(error, doing=doing).message}; choose another one"
+            told = from_os_error(error, doing=f"writing to the {name} {shown(str(path))}")
+            full = told.cause in (Cause.DISK_FULL, Cause.QUOTA)
+            yield f"{told.message}; {'make room, or ' if full else ''}choose another one"
 
 
 def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:

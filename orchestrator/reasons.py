@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Sequence
+
+from orchestrator.units import indices
 
 # https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. The first pattern that
 # is found at the beginning of a reason counts; the word itself is shown in brackets.
@@ -114,15 +118,20 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
 _NEVER = re.compile(
     r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|"
     r"BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHeld|"
-    r"JobHoldMaxRequeue|JobLaunchFailure|launch failed requeued held|ReservationDeleted|"
+    r"JobHoldMaxRequeue|JobLaunchFailure|launch failed requeued held|job requeued in held|"
+    r"ReservationDeleted|"
     r"(Assoc|QOS)\w*(MaxWall|PerJob|PerNode)"
 )
 
 
-def explain(reason: str) -> str:
-    """Why a job waits, in words that go on from "waiting", with Slurm's own word in brackets."""
+def explain(reason: str, job_ids: Sequence[str] = ()) -> str:
+    """Why jobs wait, in words that go on from "waiting", with Slurm's own word in brackets.
+
+    What they say to type is about ``job_ids``.
+    """
     word = reason.strip().strip("()")
-    words = _EXACT.get(word)
+    # Where tasks of an array wait for different things Slurm names them all: "JobHeldUser,None".
+    words = _EXACT.get(word) or _EXACT.get(word.partition(",")[0])
     if words is None:
         for pattern, found in _PATTERNS:
             if re.match(pattern, word, re.IGNORECASE):
@@ -130,7 +139,17 @@ def explain(reason: str) -> str:
                 break
     if words is None:
         return f"for a reason of Slurm's: {word}" if word else "for its turn"
-    return f"{words} ({word})"
+    ids = shlex.quote(_list(job_ids)) if job_ids else "JOBID"
+    return f"{words.replace('JOBID', ids)} ({word})"
+
+
+def _list(job_ids: Sequence[str]) -> str:
+    """Ids as scontrol and scancel take them: ``7,12_[3-5]``."""
+    tasks: dict[str, list[int]] = {}
+    for job_id in job_ids:
+        base, _, index = job_id.partition("_")
+        tasks.setdefault(base, []).extend([int(index)] if index.isdigit() else [])
+    return ",".join(f"{base}_[{indices(of)}]" if of else base for base, of in tasks.items())
 
 
 def waits_in_vain(reason: str) -> bool:

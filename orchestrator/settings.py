@@ -209,24 +209,30 @@ def default_map(profile: str | None = None) -> DefaultMap:
     return DefaultMap(load(profile))
 
 
-def show_config(ctx: click.Context) -> str:
-    """Every option of a command, its value, and who said it; a line each, secrets left out."""
+def config(ctx: click.Context) -> dict[str, Setting]:
+    """Every option of a command by its name: its value as text, and who said it; no secrets."""
     from jobs.transfer import redact
 
     source = ctx.find_root().default_map
     settings: Mapping[str, Setting] = source.settings if isinstance(source, DefaultMap) else {}
-    rows = []
+    found = {}
     for param in ctx.command.params:
         names = spellings(param)
         if names:
             value = _shown(ctx.params.get(param.name or ""))
             if param.name == "urls":
                 value = ", ".join(map(redact, ctx.params["urls"])) or value
-            rows.append((names[0], value, _origin(ctx, param, settings)))
-    wide = max((len(name) for name, _, _ in rows), default=0)
-    long = min(36, max((len(value) for _, value, _ in rows), default=0))
+            found[names[0]] = Setting(value, _origin(ctx, param, settings))
+    return found
+
+
+def show_config(found: Mapping[str, Setting]) -> str:
+    """``config``, a line each."""
+    wide = max(map(len, found), default=0)
+    long = min(36, max((len(str(each.value)) for each in found.values()), default=0))
     return "".join(
-        f"{name:<{wide}}  {value:<{long}}  {origin}".rstrip() + "\n" for name, value, origin in rows
+        f"{name:<{wide}}  {each.value!s:<{long}}  {each.origin}".rstrip() + "\n"
+        for name, each in found.items()
     )
 
 

@@ -43,7 +43,7 @@ _MEANING = {
 }
 _MOST_FAILURES = 4  # lines of one cause
 _MOST_NODES = 8
-_WIDEST_BAR = 32
+_BAR, _WIDEST_BAR = 6, 32
 _NUMBERS = 48  # columns that a stage's numbers commonly take
 
 
@@ -104,7 +104,8 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     age = units.span((now - plan.created).total_seconds())
     name = look.paint(plan.run_id, "bold")
     yield _field("run", f"{name}  {word} · started {age} ago", look)
-    yield _field("source", _source(state), look)
+    for number, piece in enumerate(_broken(_source(state), look.width - 8)):
+        yield _field("" if number else "source", piece, look)
     yield _field("dest", plan.dest, look)
     if state.submissions:
         yield _field("engine", _engine(state), look)
@@ -151,14 +152,24 @@ def _field(name: str, text: str, look: Look) -> str:
 
 def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     counts, paces = count_stages(state, now), insight.paces(state, now)
-    told = {stage: "  ".join(_numbers(state, counts[stage], paces[stage])) for stage in Stage}
+    told = {
+        stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
+        for stage in Stage
+    }
     room = max(_NUMBERS, *map(len, told.values()))  # a bar that keeps its width is calmer to watch
-    wide = max(6, min(_WIDEST_BAR, look.width - 17 - room))
+    wide = max(_BAR, min(_WIDEST_BAR, look.width - 17 - room))
     for stage in Stage:
         fraction = paces[stage].fraction
         bar = _bar(fraction, counts[stage], wide, look)
         name = look.paint(f"{stage.value:<9}", "bold")
         yield f"{name} {bar} {_percent(fraction):>4}  {told[stage]}".rstrip()
+
+
+def _fitting(numbers: list[str], room: int) -> str:
+    """``numbers`` on one line; what stands between the first and the last goes where it must."""
+    while len(numbers) > 2 and len("  ".join(numbers)) > room:
+        del numbers[1]
+    return "  ".join(numbers)
 
 
 def _percent(fraction: float) -> str:
@@ -190,17 +201,26 @@ def _numbers(state: RunState, count: StageCount, pace: Pace) -> Iterator[str]:
         yield f"in {units.clock(count.elapsed_s)}"
     elif running and count.elapsed_s is not None:
         yield f"for {units.clock(count.elapsed_s)}"
-    if not running and (standing := _standing(count)):
+    if not running and (standing := _standing(state, count)):
         yield standing
 
 
-def _standing(count: StageCount) -> str:
+_NOT_FAILED = {
+    Cause.CANCELLED: "cancelled",
+    Cause.DEPENDENCY: "never started",
+    Cause.ENGINE: "not submitted",
+}
+
+
+def _standing(state: RunState, count: StageCount) -> str:
     """What a stage without a running task is at."""
     bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     if not count.tasks:
         return "nothing to do"
     if bad:
-        return f"{bad} of {units.plural(count.tasks, 'task')} failed"
+        causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
+        word = _NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
+        return f"{bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
         return "waiting"
     return "unknown" if count[TaskStatus.UNKNOWN] else ""
@@ -240,8 +260,8 @@ def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         last = group.stage is Stage.FINALIZE
         words = "for the tasks before it" if last else "for its turn"  # where no engine says more
         if group.reason:
-            words = reasons.explain(group.reason)
-        if group.estimated_start is not None:
+            words = reasons.explain(group.reason, group.job_ids)
+        if group.estimated_start is not None and not reasons.waits_in_vain(group.reason):
             ahead = units.span((group.estimated_start - now).total_seconds())
             when = units.moment(group.estimated_start, now)
             words += f"; Slurm expects a start at {when}, in {ahead}"
@@ -297,28 +317,33 @@ def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
     blank = " " * 6
     lead = f"{prefix} "
     for text in texts:
-        yield from textwrap.wrap(
-            text,
-            look.width,
-            initial_indent=lead,
-            subsequent_indent=blank,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        yield from _broken(text, look.width, lead, blank)
         lead = blank
+
+
+def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=lead,
+        subsequent_indent=blank,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _ending(state: RunState, run: str, look: Look, *, watching: bool) -> Iterator[str]:
     """What finalize found, and what to type next where nothing above says it."""
     for told in state.summary.lines if state.summary else ():
         style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
-        for piece in textwrap.wrap(
-            told, look.width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-        ):
+        for piece in _broken(told, look.width, "", "  "):
             yield look.paint(piece, style) if style else piece
     if state.status is RunStatus.RUNNING:
-        again = f"look again: {PROGRAM} status {run} --watch"
-        told = "Ctrl-C ends the watching; the run goes on" if watching else again
+        again = f"{PROGRAM} status {run} --watch"  # to be copied, so on one line
+        gap = " " if len(again) + 12 <= look.width else "\n  "
+        told = f"look again:{gap}{again}"
+        if watching:
+            told = "Ctrl-C ends the watching; the run goes on"
         yield look.paint(told, "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
-NARROW, WIDE = 80, 120  # columns that a screen is laid out for
+NARROW, COMMON, WIDE = 60, 80, 120  # columns: the least and most, and where nobody tells
 
 _CODES = {
     "bold": "1",
@@ -33,7 +33,7 @@ class Look:
 
     colour: bool = False
     unicode: bool = True
-    width: int = NARROW
+    width: int = COMMON
 
     def paint(self, text: str, *styles: str) -> str:
         """``text`` in colours, where there are any; basic ones, which dark and light both show."""
@@ -56,7 +56,7 @@ def look_of(stream: TextIO, env: Mapping[str, str] | None = None) -> Look:
     env = os.environ if env is None else env
     # A stream within this process has no encoding and takes every letter.
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
-    columns = shutil.get_terminal_size((NARROW, 24)).columns
+    columns = shutil.get_terminal_size((COMMON, 24)).columns
     return Look(
         colour=_colour(is_terminal(stream), env),
         unicode=encoding.startswith("utf"),

@@ -86,3 +86,24 @@ def watch(
         except KeyboardInterrupt:
             out.write(f"no longer watching; run {folder.run_id} goes on\n")
             return state
+
+
+def each(
+    look_at: Callable[[], RunState],
+    tell: Callable[[RunState], object],
+    *,
+    interval_s: float = INTERVAL_S,
+) -> RunState:
+    """``tell`` a program every state that is seen, until the run stands still; the last comes back.
+
+    Ctrl-C ends it and nothing more.
+    """
+    pause = threading.Event()  # never set: waiting on it can be interrupted
+    while True:
+        state = look_at()
+        tell(state)
+        try:
+            if state.status is not RunStatus.RUNNING or pause.wait(interval_s):
+                return state
+        except KeyboardInterrupt:
+            return state

@@ -114,6 +114,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path)
+    engines.reach(planned.engine)
     folder.create(planned.plan)
     try:
         if planned.private:

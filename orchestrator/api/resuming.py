@@ -135,6 +135,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     step, last = planned.step, planned.last
     if not step.tasks:
         return
+    engines.reach(_engine_name(last))
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
     preflight.check_space(planned.state.plan, planned.state)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -31,6 +33,26 @@ Examples:
   websight-orchestrate launch --hf-repo org/WebSight-v2 --dest /scratch/websight
   websight-orchestrate status --watch
   websight-orchestrate resume"""
+
+
+_MAKE_ROOM = (
+    "make room on its file system, then `websight-orchestrate resume` goes on "
+    "(launch again where `runs` lists none)"
+)
+
+
+@dataclass
+class Talk:
+    """How a command answers; Click hands it around as ``ctx.obj``."""
+
+    as_json: bool
+
+    def failed(self, kind: str, message: str, code: int) -> int:
+        """The exit ``code``, after an error as one JSON object on a line where that was asked."""
+        if self.as_json:
+            error = {"kind": kind, "message": message, "exit_code": code}
+            click.echo(json.dumps({"schema": 1, "error": error}))
+        return code
 
 
 class LazyGroup(click.Group):
@@ -81,33 +103,37 @@ def cli(ctx: click.Context, profile: str | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``)."""
-    from jobs.errors import OrchestrateError
+    """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``).
+
+    What went wrong is said on standard error, with ``--json`` on standard output as well.
+    """
+    from jobs.errors import Cause, OrchestrateError
 
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`): say it to nobody
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    words = sys.argv[1:] if argv is None else list(argv)
+    # Words that no command understands are answered as they asked; settings speak for themselves.
+    talk = Talk(as_json="--json" in words)
     try:
         result: Any = cli.main(
-            args=None if argv is None else list(argv),
-            prog_name="websight-orchestrate",
-            standalone_mode=False,
+            args=words, prog_name="websight-orchestrate", standalone_mode=False, obj=talk
         )
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.ClickException as error:
         error.show()
-        return error.exit_code
+        return talk.failed("usage", error.format_message(), error.exit_code)
     except OrchestrateError as error:
         from orchestrator.cli import exits  # knows runs, which a help page needs not
 
         click.echo(f"error: {error.message}", err=True)
-        return exits.of_cause(error.cause)
+        return talk.failed(error.cause.value, error.message, exits.of_cause(error.cause))
     except (click.Abort, KeyboardInterrupt):
         from orchestrator.cli import exits
 
         click.echo("interrupted", err=True)
-        return exits.INTERRUPTED
+        return talk.failed("interrupted", "interrupted", exits.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `| head` does; nothing is wrong
         return 0
@@ -115,7 +141,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.errors import from_os_error
         from orchestrator.cli import exits
 
-        doing = str(error.filename or "reading or writing")
-        click.echo(f"error: {from_os_error(error, doing=doing).message}", err=True)
-        return exits.FAILED
+        told = from_os_error(error, doing=str(error.filename or "reading or writing"))
+        message = told.message
+        if told.cause in (Cause.DISK_FULL, Cause.QUOTA):
+            message = f"writing {message}; {_MAKE_ROOM}"
+        click.echo(f"error: {message}", err=True)
+        return talk.failed(told.cause.value, message, exits.FAILED)
     return result if isinstance(result, int) else 0

@@ -278,11 +278,14 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --url 'https://host/shard-{000..099}.tar.gz' --dry-run
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
+    from jobs import atomic
     from orchestrator import api, settings
     from orchestrator.cli import bars, building, showing
 
     if values.pop("show_config"):
-        click.echo(settings.show_config(ctx), nl=False)
+        found = settings.config(ctx)
+        as_json = atomic.dumps({"schema": 1, "options": found}).decode()
+        click.echo(as_json if values["as_json"] else settings.show_config(found), nl=False)
         return 0
     habits = building.Habits.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:

@@ -22,27 +22,38 @@ from orchestrator.cli import options
     show_default=True,
     help="Last lines of each log.",
 )
-@click.option("-f", "--follow", is_flag=True, help="Go on as the log grows; Ctrl-C just stops.")
+@click.option(
+    "-f", "--follow", is_flag=True, help="Go on as the log grows, until the task has ended."
+)
 def command(
     run: str | None, task: str | None, log_dir: Path, failed: bool, lines: int, follow: bool
 ) -> int:
     """Show the log of TASK in RUN: a stage, a task (extract-3, or 3), a job id, a shard, a part.
 
     Without TASK the one that tells most: a failed one, else a running one, else the last.
+    --follow takes one that runs, else one that waits, and says on standard error how it ended.
     """
+    from jobs.errors import UsageError
     from orchestrator import api, logview, terminal
 
+    if follow and failed:
+        raise UsageError("a task that failed has ended, so leave --follow or --failed out")
     if run is not None and task is None and logview.is_task(run):
         run, task = None, run
     folder = api.find_run(run, log_dir)
-    views = logview.select(api.status(folder, ask=not follow), task, failed=failed)
+    state = api.status(folder)
     if follow:
-        for view in views[:1]:
-            for line in logview.follow(folder, view):
-                click.echo(line)
+        view = logview.to_follow(state, task)
+        if view is None:
+            raise UsageError(f"run {folder.run_id} has no task yet; `status` shows where it stands")
+        if view.status.live:
+            click.echo(logview.followed(view), err=True)
+        view = logview.follow(folder, view, lambda: api.status(folder), click.echo)
+        click.echo(logview.followed(view), err=True)
         return 0
+    views = logview.select(state, task, failed=failed)
     for line in logview.show(folder, views, terminal.stdout_look(), lines=lines):
         click.echo(line)
     if not views:
-        click.echo("no task has failed", err=True)
+        click.echo("no task has failed" if failed else "there is no task yet", err=True)
     return 0

@@ -124,7 +124,23 @@ log_dir = click.option(
     show_default=True,
     help="Where runs are kept; compute nodes must see it too.",
 )
-as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Errors are told as JSON as well, whoever asked for it: the command line, or settings."""
+    if ctx.obj is not None:
+        ctx.obj.as_json = ctx.obj.as_json or value
+    return value
+
+
+as_json = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    is_eager=True,
+    callback=_errors_too,
+    help="Print one JSON object.",
+)
 parsable = click.option(
     "--parsable",
     is_flag=True,

@@ -46,9 +46,13 @@ def command(
     planned = api.plan_resume(folder, tasks=tasks, changes=changes, deep=deep)
     if not habits.quiet:
         showing.say([*showing.resume_lines(planned), *options.unheard(ctx, planned.engine)])
+    if habits.dry_run:
+        if habits.as_json:
+            showing.resume_json(planned)
+        return exits.DONE
     idle = not planned.step.tasks and planned.damage is None
-    if habits.dry_run or (idle and not (habits.wait or habits.quiet)):
-        return exits.DONE if habits.dry_run else exits.of_state(planned.state)
+    if idle and not (habits.wait or habits.quiet):
+        return exits.of_state(planned.state)
     with bars.progress(quiet=habits.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=0 if habits.hands_out_id else None)
     return showing.launched(folder, habits)

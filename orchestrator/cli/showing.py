@@ -141,27 +141,34 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
 def launched(folder: RunFolder, habits: Habits) -> int:
     """The ids and what to type next; or, where the run has ended, how."""
     state = status_of(folder)
-    if habits.wait and state.status is RunStatus.RUNNING:
-        if not habits.quiet:
-            say(submitted_lines(state, folder))
-        out = io.StringIO() if habits.quiet else sys.stderr
-        state = watch.watch(lambda: status_of(folder), folder, out=out)
-        if state.status is RunStatus.RUNNING:
-            say(_HINTS.format(run=table.run_word(folder)).splitlines())
-            return exits.INTERRUPTED
-        if not habits.quiet:
-            return exits.of_state(state)
+    waited = habits.wait and state.status is RunStatus.RUNNING
+    if waited:
+        state = _watched(state, folder, habits)
+    code = exits.of_state(state)
+    if waited and state.status is RunStatus.RUNNING:
+        say(_HINTS.format(run=table.run_word(folder)).splitlines())
+        code = exits.INTERRUPTED
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
     elif habits.as_json:
         _print_json(status.as_json(state, folder, utc_now()))
+    elif waited:
+        pass  # seen while it was watched
     elif state.status is RunStatus.RUNNING:
         say(submitted_lines(state, folder))
     else:
         look = terminal.stdout_look()
         run = table.run_word(folder)
         click.echo(table.render(state, utc_now(), look, run=run), nl=False)
-    return exits.of_state(state)
+    return code
+
+
+def _watched(state: RunState, folder: RunFolder, habits: Habits) -> RunState:
+    """The run's last state, once it has ended or Ctrl-C ended the watching."""
+    if habits.quiet:
+        return watch.watch(lambda: status_of(folder), folder, out=io.StringIO())
+    say(submitted_lines(state, folder))
+    return watch.watch(lambda: status_of(folder), folder, out=sys.stderr)
 
 
 _HINTS = """\
@@ -216,6 +223,31 @@ def resume_lines(planned: Resumable) -> list[str]:
     if step.also_after:
         lines.append(f"  left alone, as they are at work: {', '.join(step.also_after)}")
     return [*lines, *(f"  {note}" for note in step.notes)]
+
+
+def resume_json(planned: Resumable) -> None:
+    """What a resume will do, as ``resume --dry-run --json`` prints it."""
+    step = planned.step
+    items = {stage: [i for t in step.tasks if t.stage is stage for i in t.items] for stage in Stage}
+    _print_json(
+        {
+            "schema": status.JSON_SCHEMA,
+            "dry_run": True,
+            "run_id": planned.folder.run_id,
+            "run_dir": str(planned.folder.path),
+            "state": planned.state.status.value,
+            "nothing_to_do": not step.tasks and planned.damage is None,
+            "shards": items[Stage.DOWNLOAD],
+            "parts": items[Stage.EXTRACT],
+            "array_size": sum(task.stage is Stage.EXTRACT for task in step.tasks),
+            "refetch": step.refetch,
+            "cancel": step.cancel,
+            "left_alone": step.also_after,
+            "resources": step.resources,
+            "damage": planned.damage,
+            "notes": step.notes,
+        }
+    )
 
 
 def _print_json(value: object) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from orchestrator.cli import options
+
+if TYPE_CHECKING:
+    from orchestrator.state import RunState
 
 
 @click.command(short_help="Show where a run stands.")
@@ -18,8 +22,12 @@ from orchestrator.cli import options
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
     """Show where RUN stands: a run's id or folder, by default the newest one.
 
+    With --watch, --json prints an object a line for each look, until the run has ended.
+
     Exit code: 0 done or at work, 1 failed or incomplete, 5 verification failed.
     """
+    import json
+
     from jobs import atomic
     from jobs.model import utc_now
     from orchestrator import api, status, table, terminal
@@ -27,9 +35,18 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     from orchestrator.cli import exits
 
     folder = api.find_run(run, log_dir)
+
+    def look_at() -> RunState:
+        return api.status(folder)
+
+    def tell(state: RunState) -> None:
+        click.echo(json.dumps(status.as_json(state, folder, utc_now())))
+
+    if watch and as_json:
+        return exits.of_state(watching.each(look_at, tell))
     if watch:
-        return exits.of_state(watching.watch(lambda: api.status(folder), folder, failed=failed))
-    state = api.status(folder)
+        return exits.of_state(watching.watch(look_at, folder, failed=failed))
+    state = look_at()
     if as_json:
         click.echo(atomic.dumps(status.as_json(state, folder, utc_now())).decode(), nl=False)
     else:

@@ -46,3 +46,11 @@ def choose(wanted: str) -> str:
         f"Slurm was asked for, but {silence}; run this on a login node of the cluster, "
         "or use --engine local to work on this machine"
     )
+
+
+def reach(name: str) -> None:
+    """Return once the engine of that name can be talked to; ``EngineError`` where it cannot be."""
+    if name == "slurm":
+        from orchestrator.engines import slurmclient
+
+        slurmclient.reach()

@@ -274,7 +274,8 @@ def _end(task: PoolTask, *, returncode: int | None, cause: Cause | None) -> None
     try:
         task.job.files.write(task.record)
     except OSError as error:
-        log.warning("%s cannot be recorded: %s", task.record.task_id, error.strerror)
+        path = task.job.files.path
+        log.warning("%s cannot be recorded in %s: %s", task.record.task_id, path, error.strerror)
 
 
 def _environment(task_id: str) -> dict[str, str]:

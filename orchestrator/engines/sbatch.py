@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from jobs.errors import Cause, EngineError, UsageError
 from jobs.memberpath import shown
 from jobs.model import Stage, Task
 from orchestrator import sbatchargs
+from orchestrator.engines import slurmclient, slurmlimits
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.entry import Entry
 
@@ -87,7 +89,7 @@ def executor(
     hand_over: Callable[[Path], str],
 ) -> Executor:
     """An executor for one array of ``spec``; a new one each time, as its parameters stick."""
-    check(spec)
+    _check_texts(spec)
     try:
         made = Executor(folder, hand_over)
     except RuntimeError as error:  # submitit looks for srun on PATH
@@ -150,8 +152,34 @@ def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
     ]
 
 
+def trial(spec: JobSpec) -> str:
+    """What ``sbatch --test-only`` says to the very script that would be submitted.
+
+    Raises ``EngineError`` where it would be refused, by us or by Slurm.
+    """
+    check(spec)
+    with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
+        made = executor(spec, None, Path(scratch), parallel=spec.parallel, hand_over=never)
+        script = Path(scratch) / "trial.sh"
+        script.write_text(made.script(len(spec.tasks)), encoding="utf-8")
+        answer = slurmclient.submit(["sbatch", "--test-only", str(script)])
+    if answer.returncode:
+        raise EngineError(f"Slurm would refuse it: {slurmlimits.explained(answer.words)}")
+    return answer.stderr + answer.stdout
+
+
+def never(script: Path) -> str:
+    """For an executor whose script is only to be read."""
+    raise AssertionError(f"{script} is not to be submitted")
+
+
 def check(spec: JobSpec) -> None:
-    """Refuse what would break the script; ``EngineError`` (cause USAGE) says which."""
+    """Refuse what would break the script, or wait for ever; ``EngineError`` says which."""
+    _check_texts(spec)
+    slurmlimits.check_time(spec)
+
+
+def _check_texts(spec: JobSpec) -> None:
     asked = spec.resources
     if "%" in spec.run_dir or "\\" in spec.run_dir:
         raise _usage(

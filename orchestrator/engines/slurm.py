@@ -59,7 +59,6 @@ class SlurmEngine:
         from orchestrator.engines import sbatch
 
         sbatch.check(spec)
-        slurmlimits.check_time(spec)
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
@@ -92,7 +91,7 @@ class SlurmEngine:
         """See ``base.Engine``; one script for each array."""
         from orchestrator.engines import sbatch
 
-        slurmlimits.check_time(spec)
+        sbatch.check(spec)
         batches = list(self._batches(spec))
         texts = []
         for number, tasks in enumerate(batches):
@@ -103,7 +102,7 @@ class SlurmEngine:
                     after,
                     Path(scratch).resolve(),
                     parallel=max(1, spec.parallel // len(batches)),
-                    hand_over=_never,
+                    hand_over=sbatch.never,
                 )
                 text = executor.script(len(tasks))
             texts.append(text.replace(str(executor.folder), str(real)))
@@ -224,10 +223,6 @@ class SlurmEngine:
                     targets.add(row.job_id)
         if targets:
             _scancel(sorted(targets))
-
-
-def _never(script: Path) -> str:
-    raise AssertionError(f"{script} is only to be read")
 
 
 def _base(job_id: str) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import shutil
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import EngineError
 
+log = logging.getLogger(__name__)
+
 QUERY_TIMEOUT_S = 45.0  # squeue gives up on a dead slurmctld by itself after 9 to 18 s
 SBATCH_TIMEOUT_S = 90.0
+PING_TIMEOUT_S = 10.0  # scontrol ping answers at once, where all else waits for a dead slurmctld
+REACH_S = (1.0, 2.0, 4.0)  # waits between pings: a restart is sat out, more is told
 
 # What an outer job or a user's profile left: SBATCH_* beats the script's own lines, SLURM_* of an
 # interactive allocation leaks into the job, the others change what the clients print.
@@ -160,6 +166,33 @@ def submit(argv: Sequence[str], *, timeout_s: float = SBATCH_TIMEOUT_S) -> Answe
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
+
+
+def down() -> str | None:
+    """Why no controller can be reached; None where one answers (with a backup, one is enough)."""
+    try:
+        answer = ask("scontrol", "ping", timeout_s=PING_TIMEOUT_S)
+    except EngineError as error:
+        return error.message
+    if " is UP" in answer.stdout or (not answer.returncode and "DOWN" not in answer.stdout):
+        return None
+    told = [line.strip() for line in answer.stdout.splitlines() if "DOWN" in line]
+    return f"its controller is down ({'; '.join(told) or answer.words})"
+
+
+def reach() -> None:
+    """Return once a controller answers; ``EngineError`` where none does for some seconds.
+
+    To be called ahead of work: what is begun has more patience, as there is more to lose.
+    """
+    for wait_s in (*REACH_S, None):
+        why = down()
+        if why is None:
+            return
+        if wait_s is not None:
+            log.warning("Slurm does not answer: %s; trying again in %.0f s", why, wait_s)
+            threading.Event().wait(wait_s)
+    raise EngineError(f"Slurm does not answer: {why}. Nothing was submitted; try again later")
 
 
 def user() -> str:

@@ -18,10 +18,7 @@ _MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
 
 def array_size() -> int:
     """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
-    try:
-        found = _MAX_ARRAY.search(slurmclient.ask("scontrol", "show", "config").stdout)
-    except EngineError:
-        found = None
+    found = _MAX_ARRAY.search(_show("show", "config"))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
@@ -30,17 +27,21 @@ def time_limit_min(partition: str | None) -> int | None:
 
     Of several partitions (``a,b``) the longest counts; None is the default partition.
     """
-    try:
-        answer = slurmclient.ask("scontrol", "-o", "show", "partition")
-    except EngineError:
-        return None
     names = partition.split(",") if partition else []
     limits = []
-    for line in answer.stdout.splitlines():
+    for line in _show("-o", "show", "partition").splitlines():
         named, most = _PARTITION.search(line), _MAX_TIME.search(line)
         if named and most and (named[1] in names or (not names and "Default=YES" in line)):
             limits.append(resources.parse_time(most[1]))
     return max(limits) if limits and resources.UNLIMITED not in limits else None
+
+
+def _show(*words: str) -> str:
+    """What ``scontrol`` shows; nothing where no controller answers, as a ping tells at once."""
+    try:
+        return "" if slurmclient.down() else slurmclient.ask("scontrol", *words).stdout
+    except EngineError:
+        return ""
 
 
 def check_time(spec: JobSpec) -> None:

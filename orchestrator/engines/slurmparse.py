@@ -225,6 +225,9 @@ def _task(
         )
     if word in _RUNNING:
         return replace(base, state=EngineState.RUNNING, started=started, reason="", exit_code="")
+    # What is cancelled while it waits is said to have started at its end, on no node.
+    ran = base.node is not None or started != ended
+    started = started if ran else None
     return replace(base, started=started, ended=ended, cause=_cause(word, reason, code, name))
 
 

@@ -24,7 +24,7 @@ class Bar:
     node: str
     submitted: float
     started: float | None
-    ended: float | None  # of a running task: now
+    ended: float | None  # of a running task: now; of one that never ran: when it left the queue
 
     @property
     def label(self) -> str:
@@ -85,6 +85,10 @@ def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
         # Clocks of two machines may differ by a little: nothing starts before it was submitted.
         started = max(started, submitted)
         ended = max(started, ended if ended is not None else (since(now) or started))
+    elif view.status.live:
+        ended = None
+    elif ended is None:
+        ended = submitted  # Slurm keeps no trace of a waiting array task that was cancelled alone
     return Bar(
         view.stage,
         view.attempt,
@@ -93,7 +97,7 @@ def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
         node_of(view) or "",
         submitted,
         started,
-        ended if started is not None else None,
+        ended,
     )
 
 
@@ -118,8 +122,9 @@ def waiting_steps(all_bars: Iterable[Bar]) -> list[tuple[float, int]]:
     changes: dict[float, int] = {}
     for bar in all_bars:
         changes[bar.submitted] = changes.get(bar.submitted, 0) + 1
-        if bar.started is not None:
-            changes[bar.started] = changes.get(bar.started, 0) - 1
+        left = bar.ended if bar.started is None else bar.started
+        if left is not None:
+            changes[left] = changes.get(left, 0) - 1
     steps, level = [], 0
     for moment in sorted(changes):
         level += changes[moment]

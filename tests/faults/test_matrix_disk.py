@@ -138,11 +138,26 @@ def test_a_full_disk_under_the_run_folder_leaves_state_whole(
     mounting.do("mount", "-o", "remount,size=50m", logs)
     if ended.rc:
         assert "space" in ended.out + ended.err
+        for line in ended.err.splitlines():
+            if line.startswith("error: "):
+                assert f"writing {logs}/" in line and "make room" in line
         resumed = here.resume(rc=None)
         if resumed.rc:
             assert "there is no run" in resumed.err
             here.launch(rc=0)
     _check(here)
+
+
+def test_a_log_folder_without_room_is_named_before_anything_is_made(
+    scene: Stage, mounting: Shop
+) -> None:
+    here = scene(at=mounting)
+    logs = here.cli.cwd / "logs"
+    (_mounted(here, logs, "size=4k") / "full").write_bytes(bytes(4096))
+    ended = here.launch(rc=3)
+    assert f"run folder (--log-dir) '{logs}/" in ended.err
+    assert "no space left; make room" in ended.err
+    assert here.cli.runs() == []
 
 
 def test_a_read_only_destination_is_refused_before_anything_is_made(

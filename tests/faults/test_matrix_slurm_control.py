@@ -101,25 +101,34 @@ HASTY = (
 )
 
 
-def test_a_controller_that_is_down_at_launch_is_given_up_and_resume_starts_the_run(
+def test_a_controller_that_is_down_at_launch_is_told_soon_and_nothing_is_begun(
     nervous: Site, pages: Pages, tmp_path: Path
 ) -> None:
-    hasty = nervous.cli.program("-c", HASTY)
+    words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
     nervous.slurm.stop_slurmctld()
     try:
-        words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
-        done = hasty.run(*words, rc=4)
-        assert "does not answer" in done.err
-        assert done.err.count("Traceback") == 0
-        assert nervous.run_folder().results.exists() is False or not any(
-            nervous.run_folder().load_results()
-        )
+        done = nervous.cli.run(*words, rc=4, timeout=30)
+        assert "controller is down" in done.err and "Nothing was submitted" in done.err
     finally:
         nervous.slurm.start_slurmctld()
-    assert nervous.slurm.squeue() == []
-    assert nervous.status()["state"] == "planned"
-    nervous.resume()
+    assert nervous.cli.runs() == [] and not (tmp_path / "data").exists()
+    nervous.cli.run(*words)
     assert nervous.over()["state"] == "done"
+
+
+def test_a_controller_that_falls_silent_in_a_launch_is_given_up_and_resume_starts_the_run(
+    site: Site, pages: Pages, tmp_path: Path
+) -> None:
+    silent = site.wrapping("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
+    words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
+    done = silent.cli.program("-c", HASTY).run(*words, rc=4)
+    assert "does not answer" in done.err
+    assert done.err.count("Traceback") == 0
+    assert not any(site.run_folder().load_results())
+    assert site.slurm.squeue() == []
+    assert site.status()["state"] == "planned"
+    site.resume()
+    assert site.over()["state"] == "done"
     assert published(tmp_path / "data") == pages.tree
 
 

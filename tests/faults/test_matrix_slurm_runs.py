@@ -5,6 +5,7 @@ Rows 37 and 39 of the fault matrix (docs/faults.md), retries, what follows a run
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -89,6 +90,27 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_and_says_how_to_look_and_to_cancel
     held.unlink()
     assert site.over()["state"] == "done"
     assert published(tmp_path / "data") == pages.tree
+
+
+def test_ctrl_c_while_a_program_waits_gives_it_one_json_document(
+    plain: Site, pages: Pages, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    words = ("--dest", tmp_path / "data", *pages.options, *gate(held))
+    process = plain.cli.start(*LAUNCH, *words, "--wait", "--json")
+    try:
+        plain.wait(lambda: plain.cli.runs() and len(plain.jobs()) == 1 + 4 + 1)
+        plain.wait(lambda: plain.status()["jobs"] and len(plain.status()["jobs"]) == 3)
+        process.send_signal(Signals.SIGINT)
+        out, _ = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    told = json.loads(out)
+    early = told.get("error", {}).get("kind") == "interrupted"  # before it began to wait
+    assert early or told["state"] == "running"
+    held.unlink()
+    assert plain.over()["state"] == "done"
 
 
 # Two at once -----------------------------------------------------------------------------------

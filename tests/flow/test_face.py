@@ -63,6 +63,16 @@ def test_runs_without_any_says_so(tmp_path: Path) -> None:
     assert "there is no run" in Cli(tmp_path).run("runs").err
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o1777])
+def test_a_folder_that_is_no_runs_is_called_that_and_left_as_it_is(
+    tmp_path: Path, mode: int
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other").chmod(mode)
+    told = Cli(tmp_path).run("status", "./other", rc=1).err
+    assert "is not a run folder" in told and "chmod" not in told
+
+
 def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
     good, bad = _ids(done)
     failed = done.run("logs", bad, "--failed").out
@@ -100,6 +110,51 @@ def test_status_watches_to_the_end_and_knows_its_exit_code(done: Cli) -> None:
     assert done.run("status", good, "--watch").out.endswith("✓ Dataset verification passed!\n")
     text = done.run("status", bad, "--failed", rc=1).out
     assert "problem" in text and "extract tasks" not in text
+
+
+def test_a_watched_status_is_json_lines_for_a_program(done: Cli) -> None:
+    good, bad = _ids(done)
+    for run, state, rc in ((good, "done", 0), (bad, done.status(bad)["state"], 1)):
+        lines = done.run("status", run, "--watch", "--json", rc=rc).out.splitlines()
+        assert [json.loads(line)["state"] for line in lines] == [state]
+
+
+@pytest.mark.parametrize(
+    ("words", "rc", "kind"),
+    [
+        pytest.param(("status", "nope"), 1, "run_folder", id="an error of ours"),
+        pytest.param(("status", "--bogus"), 2, "usage", id="an option that there is not"),
+        pytest.param(("stat",), 2, "usage", id="a command that there is not"),
+        pytest.param(("doctor", "--wait-s", "0"), 2, "usage", id="a value out of range"),
+        pytest.param(("launch",), 2, "usage", id="nothing to launch"),
+        pytest.param(("launch", "--parsable"), 2, "usage", id="two forms at once"),
+    ],
+)
+def test_an_error_is_json_where_json_was_asked_for(
+    done: Cli, words: tuple[str, ...], rc: int, kind: str
+) -> None:
+    told = done.run(*words, "--json", rc=rc)
+    error = told.json()["error"]
+    assert (error["kind"], error["exit_code"]) == (kind, rc)
+    assert error["message"] in told.err and "Traceback" not in told.err
+    assert done.run(*words, rc=rc).out == ""
+
+
+def test_settings_that_ask_for_json_get_errors_as_json(done: Cli) -> None:
+    assert "error" in done.having(WEBSIGHT_JSON="1").run("status", "nope", rc=1).json()
+
+
+def test_a_dry_resume_says_as_json_what_it_would_do(done: Cli) -> None:
+    good, bad = _ids(done)
+    told = done.run("resume", good, "--dry-run", "--json").json()
+    assert told["nothing_to_do"] is True and told["parts"] == []
+    told = done.run("resume", bad, "--dry-run", "--json").json()
+    assert told["nothing_to_do"] is False and told["parts"] == ["0000-shard-0000.p0000"]
+
+
+def test_the_configuration_is_json_where_json_was_asked_for(done: Cli) -> None:
+    told = done.run("launch", "--tasks", "7", "--show-config", "--json").json()
+    assert told["options"]["tasks"] == {"value": "7", "origin": "command line"}
 
 
 def test_colours_and_letters_follow_the_environment(done: Cli) -> None:

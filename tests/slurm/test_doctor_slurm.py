@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
-from tests.support.slurm import PrivateSlurm
+from tests.support.slurm import PrivateSlurm, available
 
 pytestmark = pytest.mark.slurm
 
@@ -41,3 +42,59 @@ def test_a_job_that_only_waits_is_taken_back(slurm_plain: PrivateSlurm, tmp_path
     )
     assert "did not end within" in done.out and "(BeginTime)" in done.out
     assert not [row for row in slurm_plain.squeue() if "doctor" in row.name]
+
+
+@pytest.fixture
+def short(slurm_plain: PrivateSlurm) -> Iterator[str]:
+    """A partition that gives a job an hour."""
+    slurm_plain.run(
+        "scontrol", "create", "PartitionName=short", "Nodes=ALL", "MaxTime=60", check=True
+    )
+    yield "short"
+    slurm_plain.run("scontrol", "delete", "PartitionName=short", check=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        pytest.param(("-p", "short"), "more than partition short gives a job", id="a time limit"),
+        pytest.param(("--sbatch-arg=-Jmine",), "--job-name is set by", id="an option of ours"),
+        pytest.param(("--sbatch-arg=--comment=a b",), "Invalid directive", id="one word of two"),
+    ],
+)
+def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
+    slurm_plain: PrivateSlurm, short: str, tmp_path: Path, words: tuple[str, ...], told: str
+) -> None:
+    shell = Cli(tmp_path, slurm_plain.env)
+    found = shell.run("doctor", "--dest", "data", "--json", *words, rc=3).json()["findings"]
+    assert any(f["name"] == "job" and f["ok"] is False and told in f["fact"] for f in found)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.txt").write_text("a")
+    source = ("--local-path", "pages", "--layout", "files", "--dest", "data", "--yes")
+    assert told in shell.run("launch", *source, *words, rc=None).err
+    if told.startswith("more than"):  # by us, and not by Slurm, which a dry run does not ask
+        assert told in shell.run("launch", *source, *words, "--dry-run", rc=4).err
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        pytest.param("exit 3", "FAILED: without a word\n    → mend --setup", id="ends the job"),
+        pytest.param("nosuch load x", "– setup: its lines printed: ", id="goes on"),
+    ],
+)
+def test_a_setup_line_that_fails_is_named(
+    slurm_plain: PrivateSlurm, tmp_path: Path, line: str, told: str
+) -> None:
+    shell = Cli(tmp_path, slurm_plain.env)
+    assert told in shell.run("doctor", "--dest", "data", "--setup", line, rc=None).out
+
+
+def test_a_controller_that_is_down_is_told_at_once_and_no_job_is_tried(tmp_path: Path) -> None:
+    if reason := available(accounting=False):
+        pytest.skip(reason)
+    with PrivateSlurm.start(accounting=False, nodes=1) as slurm:
+        slurm.stop_slurmctld()
+        done = Cli(tmp_path, slurm.env).run("doctor", "--dest", "data", rc=3, timeout=30)
+    assert "✗ slurm: its controller is down" in done.out
+    assert "job" not in done.out

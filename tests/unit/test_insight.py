@@ -84,6 +84,15 @@ def test_a_node_on_which_tasks_fail_is_named() -> None:
     assert bad.remark == "2 of 2 tasks failed here" and not good.remark
 
 
+def test_a_node_whose_tasks_somebody_cancelled_is_not_to_blame() -> None:
+    engine: dict[TaskKey, TaskState] = {
+        (1, Stage.EXTRACT, n): runs.ended("CANCELLED", f"n{n // 2}", Cause.CANCELLED)
+        for n in range(4)
+    }
+    state = runs.make_state(runs.make_plan(4), engine=engine)
+    assert not any(node.remark for node in insight.nodes(state, runs.NOW))
+
+
 def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
     plan = runs.make_plan(2)
     tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)

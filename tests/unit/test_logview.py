@@ -1,15 +1,14 @@
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
 
-from jobs import atomic
-from jobs.errors import UsageError
+from jobs.errors import Cause, UsageError
 from jobs.model import Stage
 from orchestrator import logview
-from orchestrator.state import TaskView
+from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.state import RunState, TaskView
 from orchestrator.terminal import Look
 from tests.support import runs
 
@@ -66,22 +65,76 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     assert told[0] == "extract task 3 · failed · n1 · job 101_3"
     assert told[1] == str(place / "101_3_0_log.err")
     assert told[2:4] == ["b", "c"]
-    assert told[-1] == "it has not started, so there is no log yet"
+    assert told[-1].startswith("it has not started, so there is no log yet; waiting: other jobs")
 
 
-def test_following_ends_with_the_task(tmp_path: Path) -> None:
+def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_path: Path) -> None:
+    plan = runs.make_plan(1)
+    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
+    folder = runs.make_folder(tmp_path, plan, state.submissions[0])
+    told = list(logview.show(folder, logview.select(state, "extract"), Look()))
+    assert told[-1] == "it never started, so there is no log"
+
+
+@pytest.mark.parametrize(
+    ("what", "task"),
+    [
+        pytest.param(None, "extract 4", id="what runs, though another failed"),
+        pytest.param("extract", "extract 4", id="of a stage, what runs"),
+        pytest.param("finalize", "finalize 0", id="what waits"),
+        pytest.param("3", "extract 3", id="what has ended, if it is named"),
+    ],
+)
+def test_what_runs_is_followed_before_what_waits_and_what_ended(
+    what: str | None, task: str
+) -> None:
+    view = logview.to_follow(runs.under_way(), what)
+    assert view is not None and _names([view]) == [task]
+
+
+def test_of_an_ended_run_the_one_that_tells_most_is_followed() -> None:
+    view = logview.to_follow(runs.published())
+    assert view is not None and _names([view]) == ["finalize 0"]
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "ending"),
+    [
+        pytest.param(4, None, "has ended: done", id="done"),
+        pytest.param(4, Cause.CANCELLED, "was cancelled", id="cancelled while it ran"),
+        pytest.param(6, Cause.CANCELLED, "was cancelled", id="cancelled while it waited"),
+    ],
+)
+def test_following_ends_with_the_task_however_it_ends(
+    tmp_path: Path, number: int, cause: Cause | None, ending: str
+) -> None:
     state = runs.under_way()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
-    (place / "101_4_0_log.out").write_text("begun\nand")
-    (view,) = logview.select(state, "4")
+    log = place / f"101_{number}_0_log.out"
+    log.write_text("begun\nand")
+    (view,) = logview.select(state, str(number))
+    task = state.submissions[0].task(Stage.EXTRACT, number)
 
-    class Later(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            with (place / "101_4_0_log.out").open("a") as file:
-                file.write(" ended")
-            atomic.write_json(folder.result(Stage.EXTRACT, 4, 1), {})
-            return False
+    def look_at() -> RunState:
+        log.write_text("begun\nand ended")
+        return runs.make_state(
+            state.plan,
+            results=[] if cause else [runs.make_result(task)],
+            engine={(1, Stage.EXTRACT, number): TaskState(EngineState.ENDED, cause=cause)},
+        )
 
-    assert list(logview.follow(folder, view, Later())) == ["begun", "and ended"]
+    told: list[str] = []
+    ended = logview.follow(folder, view, look_at, told.append, ask_every_s=0)
+    assert told == ["begun", "and ended"]
+    assert ending in logview.followed(ended)
+
+
+def test_what_is_followed_is_said_with_why_it_waits() -> None:
+    (view,) = logview.select(runs.under_way(), "finalize")
+    assert logview.followed(view) == (
+        "finalize task 0 (job 102) has not started; waiting: for the job before it to end "
+        "(Dependency)"
+    )

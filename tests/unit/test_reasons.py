@@ -37,6 +37,7 @@ from orchestrator.reasons import explain, waits_in_vain
         ("(ReqNodeNotAvail, Reserved for maintenance)", "down, drained or reserved"),
         ("BeginTime", "may begin"),
         ("JobHeldUser", "scontrol release"),
+        ("JobHeldUser,None", "scontrol release"),
         ("JobHeldAdmin", "administrator"),
         ("launch failed requeued held", "could not start it"),
         ("InvalidAccount", "--account"),
@@ -50,6 +51,21 @@ def test_a_reason_is_said_in_words_and_shown_itself(reason: str, words: str) -> 
     assert words in said
     assert reason.strip("()") in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    ("ids", "command"),
+    [
+        pytest.param((), "`scontrol release JOBID`", id="not known"),
+        pytest.param(("98",), "`scontrol release 98`", id="a job"),
+        pytest.param(("97_3",), "`scontrol release '97_[3]'`", id="a task"),
+        pytest.param(
+            ("97_0", "97_1", "97_5", "98"), "`scontrol release '97_[0-1,5],98'`", id="several"
+        ),
+    ],
+)
+def test_what_to_type_is_about_the_jobs_that_wait(ids: tuple[str, ...], command: str) -> None:
+    assert command in explain("JobHeldUser", ids)
 
 
 def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
@@ -67,6 +83,7 @@ def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
         "JobHeldUser",
         "JobHeldAdmin",
         "launch failed requeued held",
+        "job requeued in held state",
         "InvalidAccount",
     ],
 )

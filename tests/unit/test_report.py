@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,6 +13,7 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.runfolder import RunFolder
 from orchestrator import report
+from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.report import figures
 from orchestrator.state import RunState
 from tests.support import runs
@@ -161,6 +163,23 @@ def test_throughput_adds_up_to_the_bytes_moved() -> None:
 def test_waiting_tasks_are_counted_up_and_down() -> None:
     steps = figures.waiting_steps(figures.bars(runs.published(), runs.NOW))
     assert steps == [(0.0, 5), (120.0, 0)]
+
+
+def test_a_task_that_was_cancelled_while_it_waited_waits_no_longer() -> None:
+    plan = runs.make_plan(3)
+    gone = TaskState(EngineState.ENDED, cause=Cause.CANCELLED)
+    state = runs.make_state(
+        plan,
+        engine={
+            (1, Stage.DOWNLOAD, 0): runs.ended(),
+            (1, Stage.EXTRACT, 0): replace(gone, ended=runs.START + timedelta(seconds=150)),
+            (1, Stage.EXTRACT, 1): gone,  # Slurm knows no more of it
+            (1, Stage.EXTRACT, 2): runs.pending(),
+            (1, Stage.FINALIZE, 0): runs.pending("Dependency"),
+        },
+    )
+    steps = figures.waiting_steps(figures.bars(state, runs.NOW))
+    assert steps == [(0.0, 4), (120.0, 3), (150.0, 2)]
 
 
 def test_use_is_what_was_asked_and_what_was_used() -> None:

@@ -27,7 +27,7 @@ def _cli(ctx: click.Context, profile: str | None) -> None:
 @click.option("--show-config", is_flag=True)
 @click.pass_context
 def _launch(ctx: click.Context, /, show_config: bool, **values: object) -> None:
-    click.echo(settings.show_config(ctx) if show_config else repr(values))
+    click.echo(settings.show_config(settings.config(ctx)) if show_config else repr(values))
 
 
 @_cli.command("other")

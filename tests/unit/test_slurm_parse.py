@@ -162,6 +162,12 @@ def test_other_jobs_names_may_hold_the_separator() -> None:
     assert row.name == "a | b|c"
 
 
+def test_what_was_cancelled_while_it_waited_never_started() -> None:
+    at = "2026-01-02T03:05:06"
+    (row,) = queue_rows(queue_line(state="CANCELLED", node="", start=at, end=at))
+    assert row.task.started is None and row.task.ended == parse_time(at)
+
+
 def account_line(job_id: str, state: str, code: str = "0:0", **more: str) -> str:
     fields = {
         "reason": "None",

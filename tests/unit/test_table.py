@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.runfolder import RunFolder
 from orchestrator import table
-from orchestrator.state import RunState
+from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.state import RunState, TaskKey
 from orchestrator.terminal import Look
 from tests.support import runs
 
@@ -48,6 +50,31 @@ def test_it_says_why_tasks_wait_and_when_slurm_expects_them_to_start() -> None:
     assert "(Priority)" in text and "Slurm expects a start at" in text and "in 25 min" in text
 
 
+def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
+    held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
+    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): held})
+    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    assert "`scontrol release '101_[0]'` lets it go (JobHeldUser)" in text
+    assert "expects a start" not in text
+
+
+@pytest.mark.parametrize(
+    ("causes", "word"),
+    [
+        pytest.param((Cause.CANCELLED, Cause.CANCELLED), "cancelled", id="cancelled"),
+        pytest.param((Cause.DEPENDENCY, Cause.DEPENDENCY), "never started", id="dependency"),
+        pytest.param((Cause.CANCELLED, Cause.OUT_OF_MEMORY), "failed", id="both"),
+    ],
+)
+def test_what_was_cancelled_or_never_started_has_not_failed(
+    causes: tuple[Cause, Cause], word: str
+) -> None:
+    ended = [TaskState(EngineState.ENDED, cause=cause) for cause in causes]
+    engine: dict[TaskKey, TaskState] = {(1, Stage.EXTRACT, n): x for n, x in enumerate(ended)}
+    state = runs.make_state(runs.make_plan(2), engine=engine)
+    assert f"2 of 2 tasks {word}" in table.render(state, runs.NOW, Look())
+
+
 def test_failures_come_with_the_next_command() -> None:
     text = _screen(runs.under_way())
     assert "✗ extract: out of memory (task 3)" in text
@@ -71,7 +98,7 @@ def test_only_failures_on_request() -> None:
     assert "out of memory" in text and "download" not in text and "waiting" not in text
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
 @pytest.mark.parametrize(
     "state", [runs.under_way(), runs.published(), runs.under_way(runs.make_plan(2000))]
 )

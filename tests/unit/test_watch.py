@@ -9,7 +9,7 @@ import pytest
 
 from jobs.runfolder import RunFolder
 from orchestrator.state import RunState, RunStatus
-from orchestrator.watch import Screen, watch
+from orchestrator.watch import Screen, each, watch
 from tests.support import runs
 
 
@@ -45,6 +45,14 @@ def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
     watch(_states(runs.under_way(), runs.published()), _folder(tmp_path), out=out, interval_s=0.001)
     assert "\x1b[J" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")
+
+
+def test_a_program_gets_every_state_that_is_seen() -> None:
+    told: list[RunStatus] = []
+    states = _states(runs.under_way(), runs.under_way(), runs.published())
+    last = each(states, lambda state: told.append(state.status), interval_s=0.001)
+    assert told == [RunStatus.RUNNING, RunStatus.RUNNING, RunStatus.DONE]
+    assert last.status is RunStatus.DONE
 
 
 def test_ctrl_c_ends_the_watching_and_nothing_more(tmp_path: Path) -> None:
