@@ -29,7 +29,8 @@ from jobs.model import (
     utc_now,
 )
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 SHARDS = 8
 

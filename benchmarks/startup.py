@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.common import compare, table
 from jobs import atomic
-from jobs.runfolder import RECEIPT
+from jobs.staging import RECEIPT
 from tests.support import runs
 
 TASKS = 10_000

@@ -19,7 +19,7 @@ from jobs import atomic
 from jobs.errors import ClaimedError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import SCHEMA, utc_now
-from jobs.runfolder import Staging
+from jobs.staging import Staging
 
 _TRIES = 100
 _HELP_AFTER = 20  # looks at a takeover that stands still, before it is finished for its maker

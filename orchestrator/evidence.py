@@ -17,7 +17,8 @@ from jobs.errors import EngineError
 from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
 from jobs.progress import process_start
-from jobs.runfolder import RECEIPT, RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import RECEIPT, Staging
 from orchestrator import journal, units
 from orchestrator.engines.base import Engine, TaskState
 from orchestrator.journal import Act

@@ -16,7 +16,7 @@ from jobs import atomic
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.runfolder import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
+from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
 from orchestrator import disks, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom

@@ -13,7 +13,8 @@ import msgspec
 
 from jobs import atomic
 from jobs.errors import OrchestrateError
-from jobs.runfolder import RECEIPT, RunFolder
+from jobs.runfolder import RunFolder
+from jobs.staging import RECEIPT
 from orchestrator import units
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import Look

@@ -26,8 +26,9 @@ from jobs.model import (
     SourceKind,
 )
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
 from jobs.sources import reopen
+from jobs.staging import Staging
 
 log = logging.getLogger(__name__)
 

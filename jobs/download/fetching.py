@@ -13,9 +13,10 @@ from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
 from jobs.sources.base import Expect, Source, key_of
 from jobs.sources.unchanged import check_unchanged, mark
+from jobs.staging import Staging
 from jobs.transfer import Arrivals, Received, Transfer
 
 _LFS = b"version https://git-lfs"

@@ -14,7 +14,8 @@ from jobs.extract.part import extract_part
 from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 log = logging.getLogger(__name__)
 

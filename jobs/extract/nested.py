@@ -11,7 +11,8 @@ from pathlib import Path
 from jobs import archives
 from jobs.archives.base import Archive
 from jobs.model import Fetched, Format, Options, Part, Plan, Shard, ShardKind, SourceFile
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 _HEAD = 4096  # bytes that tell a format
 _SUFFIXES = (

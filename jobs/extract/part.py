@@ -24,7 +24,7 @@ from jobs.manifest import ManifestWriter
 from jobs.memberpath import Folders, shown
 from jobs.model import Format, Part, PartSummary, ShardKind
 from jobs.progress import Progress
-from jobs.runfolder import Staging
+from jobs.staging import Staging
 from jobs.writeout import WriteOut
 
 _FLOOR = 100_000_000  # bytes that nested archives may hold, whatever the ratio

@@ -30,7 +30,8 @@ from jobs.finalize.join import Join
 from jobs.finalize.unfinished import unfinished
 from jobs.model import OnBadRecord, Plan, Problem, Summary, Verify
 from jobs.progress import Progress
-from jobs.runfolder import MANIFEST, RECEIPT, RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import MANIFEST, RECEIPT, Staging
 
 __all__ = ["run"]
 

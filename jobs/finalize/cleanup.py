@@ -15,7 +15,7 @@ from jobs.finalize import replaced
 from jobs.finalize.ground import Ground
 from jobs.finalize.publish import is_there, journal_path, names_in
 from jobs.model import Shard, SourceFile
-from jobs.runfolder import ARCHIVES, Staging
+from jobs.staging import ARCHIVES, Staging
 
 log = logging.getLogger(__name__)
 

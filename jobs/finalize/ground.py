@@ -9,7 +9,8 @@ from typing import Any
 
 from jobs.memberpath import shown, text_of
 from jobs.model import Entry, Part, Plan, Shard
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from jobs.finalize.ground import Ground, Json, Mending
 from jobs.finalize.merge import Merged, Proof
 from jobs.manifest import Published
 from jobs.model import utc_now
-from jobs.runfolder import MANIFEST, RECEIPT, Repair
+from jobs.staging import MANIFEST, RECEIPT, Repair
 
 
 class _Head(msgspec.Struct):

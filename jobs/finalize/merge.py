@@ -18,7 +18,7 @@ from jobs.finalize.ground import Ground, Piece, bytes_of
 from jobs.manifest import Published, read_manifest
 from jobs.model import OnCollision, placed_path
 from jobs.progress import Progress
-from jobs.runfolder import MANIFEST, SUMS
+from jobs.staging import MANIFEST, SUMS
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from jobs.finalize.ground import Ground, Piece, key_of, key_of_bytes
 from jobs.manifest import read_manifest, read_summary
 from jobs.model import Part, PartSummary
 from jobs.progress import Progress
-from jobs.runfolder import MANIFEST, RECEIPT, SUMS
+from jobs.staging import MANIFEST, RECEIPT, SUMS
 
 CHECK_EVERY = 10_000  # rows between two looks at the stop flag
 

@@ -21,7 +21,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
-from jobs.runfolder import NO_DATA, RECEIPT, Staging
+from jobs.staging import NO_DATA, RECEIPT, Staging
 
 
 class Journal(msgspec.Struct, frozen=True):

@@ -15,7 +15,8 @@ from jobs.finalize.ground import Ground, Json
 from jobs.finalize.merge import Merged, Proof
 from jobs.manifest import read_summary
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
-from jobs.runfolder import MANIFEST, RunFolder
+from jobs.runfolder import RunFolder
+from jobs.staging import MANIFEST
 
 
 def build(

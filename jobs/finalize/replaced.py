@@ -20,7 +20,7 @@ from jobs import atomic
 from jobs.finalize.publish import is_there, told_by_receipt
 from jobs.manifest import Published
 from jobs.memberpath import shown
-from jobs.runfolder import MANIFEST, RECEIPT, SUMS, Staging
+from jobs.staging import MANIFEST, RECEIPT, SUMS, Staging
 
 _FOLDERS = 1 << 12  # that are looked at once
 _NO_FILES = (b"", b".", b"..")

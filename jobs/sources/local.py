@@ -19,10 +19,11 @@ from jobs.model import (
     SourceKind,
     SourceRef,
 )
-from jobs.runfolder import ARCHIVES, INCOMING, MANIFEST, RECEIPT, is_run_folder
+from jobs.runfolder import is_run_folder
 from jobs.sources import naming, split, sums
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, choose
+from jobs.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
     from jobs.transfer import Arrivals, Received, Transfer

@@ -14,7 +14,7 @@ from jobs.errors import VerificationError
 from jobs.memberpath import shown
 from jobs.model import Verify
 from jobs.progress import Progress
-from jobs.runfolder import INCOMING, MANIFEST, RECEIPT, REPAIR
+from jobs.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import forks
 from jobs.verify.slices import Damage, SliceReport
 

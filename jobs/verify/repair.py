@@ -11,7 +11,8 @@ from jobs import atomic
 from jobs.errors import Cause, VerificationError
 from jobs.manifest import read_summary
 from jobs.model import Fetched, Part, Plan
-from jobs.runfolder import Repair, RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Repair, Staging
 from jobs.verify import VerifyReport
 
 

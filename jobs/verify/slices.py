@@ -11,7 +11,7 @@ import msgspec
 
 from jobs import digest
 from jobs.manifest import Published
-from jobs.runfolder import MANIFEST
+from jobs.staging import MANIFEST
 
 BLOCK = 4 << 20  # bytes of the manifest that are decoded at a time
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time

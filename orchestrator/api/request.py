@@ -9,8 +9,8 @@ from pathlib import Path
 from jobs.errors import UsageError
 from jobs.memberpath import MAX_COMPONENT, MAX_PATH, shown
 from jobs.model import Layout, Options, Resources, Stage
-from jobs.runfolder import INCOMING, MANIFEST, RECEIPT
 from jobs.sources.base import SourceRequest
+from jobs.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")

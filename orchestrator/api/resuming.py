@@ -10,7 +10,8 @@ from pathlib import Path
 from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
 from jobs.model import Resources, Submission
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
 from orchestrator import claim, engines, journal, planning, preflight, recovery, runs

@@ -11,7 +11,8 @@ from pathlib import Path
 from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
 from jobs.progress import process_start
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge

@@ -22,8 +22,9 @@ from jobs.download import fetching
 from jobs.errors import Cause
 from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
 from jobs.sources import open_source
+from jobs.staging import Staging
 from jobs.transfer import pieces
 from orchestrator import planning
 from tests.support import faults

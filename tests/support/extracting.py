@@ -25,7 +25,8 @@ from jobs.model import (
     SourceRef,
     utc_now,
 )
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 
 @dataclass

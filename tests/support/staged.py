@@ -39,7 +39,8 @@ from jobs.model import (
     TaskResult,
     placed_path,
 )
-from jobs.runfolder import RunFolder, Staging
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
 
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

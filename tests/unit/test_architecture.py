@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("jobs.model",), ("jobs.atomic",), ("jobs.digest",), ("jobs.writeout",), ("jobs.aside",)),
     (
         ("jobs.runfolder",),
+        ("jobs.staging",),
         ("jobs.memberpath",),
         ("jobs.transfer",),
         ("jobs.progress",),

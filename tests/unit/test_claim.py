@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ClaimedError, StorageError
-from jobs.runfolder import Staging
+from jobs.staging import Staging
 from orchestrator import claim
 from orchestrator.claim import Claim
 from tests.support.runs import make_plan
