@@ -18,6 +18,7 @@ from jobs.errors import Cause, Stopped
 from jobs.model import Heartbeat, Stage, utc_now
 
 BEAT_S = 3.0
+CORES = "WEBSIGHT_TASK_CORES"  # how many a task may count on, where several share a machine
 
 
 class Progress:
@@ -74,6 +75,12 @@ def process_start(pid: int) -> str:
     except OSError:
         return ""
     return stat.rpartition(")")[2].split()[19]
+
+
+def cores() -> int:
+    """How many cores this task may count on, itself included."""
+    told = os.environ.get(CORES, "")
+    return int(told) if told.isdecimal() else len(os.sched_getaffinity(0))
 
 
 def owner() -> str:

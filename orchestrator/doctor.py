@@ -19,6 +19,7 @@ import msgspec
 from jobs import __version__, atomic
 from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 from orchestrator import canary, disks, engines, logs, reasons, resources, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
@@ -63,12 +64,11 @@ def examine(wish: Wish) -> Iterator[Finding]:
 
 
 def _here(wish: Wish) -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0))
     yield Finding(
         "this machine",
         True,
         f"Python {sys.version.split()[0]}, websight-orchestrate {__version__}, "
-        f"{units.plural(cores, 'core')}",
+        f"{units.plural(cores(), 'core')}",
     )
     yield _log_dir(wish.log_dir.absolute())
     yield from _room(wish.dest.absolute())

@@ -13,7 +13,7 @@ from jobs.archives.base import unsupported
 from jobs.archives.cursor import Cursor
 from jobs.archives.limits import Limits
 from jobs.archives.sniff import HEAD, TARS, sniff
-from jobs.archives.streams import Blocks, open_blocks
+from jobs.archives.streams import Ahead, open_blocks
 from jobs.archives.table import Learnt, Table
 from jobs.archives.tarread import TarReader
 from jobs.errors import STORAGE_ERRNOS, Cause, from_os_error
@@ -107,9 +107,7 @@ class Follower:
             return Followed(format, None, None)
         plain = None if format is Format.TAR else self._plain
         copy = _PlainCopy(plain, self._shard.size or 0)
-        blocks = Blocks(
-            open_blocks(format, arriving, self._limits, consumed=lambda: arriving.taken)
-        )
+        blocks = Ahead(open_blocks(format, arriving, self._limits, consumed=lambda: arriving.taken))
         try:
             learnt = self._read(copy.through(self._watched(blocks), lambda: arriving.taken))
             return Followed(format, copy.finish(), learnt)

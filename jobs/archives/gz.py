@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from jobs.archives.base import Kind, Member
 from jobs.archives.limits import Limits
-from jobs.archives.streams import Blocks, Chain, chain_blocks
+from jobs.archives.streams import Ahead, Chain, chain_blocks
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runfolder import RunFolder
@@ -47,6 +47,6 @@ class GzFile:
         fetched = self._fetched
         with (
             Chain.of(fetched, archive=self._archive) as chain,
-            Blocks(chain_blocks(fetched.format, chain, self._limits)) as blocks,
+            Ahead(chain_blocks(fetched.format, chain, self._limits)) as blocks,
         ):
             yield from blocks

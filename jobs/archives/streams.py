@@ -6,9 +6,9 @@ import io
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged
 from jobs.archives.inflate import BLOCK, FEED, inflated, memory_for
@@ -17,7 +17,10 @@ from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Fetched, Format
 
+T = TypeVar("T")
+
 _AHEAD = 4  # blocks that wait to be read
+_MOST = 256  # items handed over at once
 
 
 class Readable(Protocol):
@@ -122,21 +125,22 @@ class Chain(io.RawIOBase):
         super().close()
 
 
-class Blocks:
-    """Blocks that a thread reads ahead, at most ``_AHEAD`` of them; a context manager.
+class Ahead(Generic[T]):
+    """What a thread takes from ``source`` ahead, at most ``_AHEAD`` of it; a context manager.
 
-    The thread starts with the first block, so an object made before a fork does no harm. An error
+    The thread starts with the first one, so an object made before a fork does no harm. An error
     of the thread is raised where its block would have come.
     """
 
-    def __init__(self, source: Iterator[memoryview]) -> None:
+    def __init__(self, source: Iterator[T]) -> None:
         self._source = source
-        self._ready: deque[memoryview | BaseException | None] = deque()
+        self._ready: deque[T] = deque()
+        self._end: BaseException | None = None  # behind what is ready; StopIteration: nothing more
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Blocks:
+    def __enter__(self) -> Ahead[T]:
         return self
 
     def __exit__(
@@ -155,42 +159,64 @@ class Blocks:
         if self._thread is not None:
             self._thread.join()
 
-    def __iter__(self) -> Iterator[memoryview]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> memoryview:
+    def __next__(self) -> T:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="inflate", daemon=True)
             self._thread.start()
         with self._changed:
-            while not self._ready:
+            while not self._ready and self._end is None:
                 self._changed.wait()
-            block = self._ready[0]
-            if isinstance(block, memoryview):
-                self._ready.popleft()
+            if self._ready:
+                block = self._ready.popleft()
                 self._changed.notify_all()
                 return block
-        if block is None:
-            raise StopIteration
-        raise block  # it stays: whoever asks again gets it again
+        assert self._end is not None
+        raise self._end  # it stays: whoever asks again gets it again
 
     def _run(self) -> None:
-        last: BaseException | None = None
+        last: BaseException = StopIteration()
         try:
             for block in self._source:
                 if not self._put(block):
                     return
         except BaseException as error:  # noqa: BLE001  # raised where the block was wanted
             last = error
-        self._put(last)
+        with self._changed:
+            self._end = last
+            self._changed.notify_all()
 
-    def _put(self, block: memoryview | BaseException | None) -> bool:
+    def _put(self, block: T) -> bool:
         with self._changed:
             while len(self._ready) >= _AHEAD and not self._closed:
                 self._changed.wait()
             self._ready.append(block)
             self._changed.notify_all()
             return not self._closed
+
+
+def ahead(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, None]:
+    """The same items, taken ahead by a thread; ``size`` tells how many bytes one holds.
+
+    A megabyte or so is handed over at once: one hand-over costs as much as a small file.
+    """
+    with Ahead(_batches(items, size)) as batches:
+        for batch in batches:
+            yield from batch
+
+
+def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
+    batch: list[T] = []
+    total = 0
+    for item in items:
+        batch.append(item)
+        total += size(item)
+        if total >= BLOCK or len(batch) >= _MOST:
+            yield batch
+            batch, total = [], 0
+    yield batch
 
 
 def open_blocks(

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.archives.base import Kind, Member, TopChanged
 from jobs.archives.cursor import Cursor, SeekingCursor
 from jobs.archives.limits import Limits
-from jobs.archives.streams import Blocks, Chain, chain_blocks
+from jobs.archives.streams import Ahead, Chain, chain_blocks
 from jobs.archives.table import Learnt, Table, TopFolder, clean
 from jobs.archives.tarread import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
@@ -152,7 +152,7 @@ class TarArchive:
             cursor: Cursor = SeekingCursor(chain.pread, length, offset)
         else:
             first = offset if length is not None else 0
-            blocks = Blocks(chain_blocks(format, chain, self._limits, start=first))
+            blocks = Ahead(chain_blocks(format, chain, self._limits, start=first))
             stack.enter_context(blocks)
             cursor = Cursor(blocks, first)
             cursor.skip_to(offset)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import cached_property
 
 from jobs.archives.base import Kind, Member, damaged, unsafe, with_member
 from jobs.archives.limits import Limits
-from jobs.archives.streams import Chain
+from jobs.archives.streams import Chain, ahead
 from jobs.archives.table import clean
 from jobs.archives.zipdir import LOCAL_SIZE, Directory
 from jobs.archives.zipentry import (
@@ -22,6 +23,7 @@ from jobs.archives.zipinflate import inflate_blocks, inflate_whole
 from jobs.errors import ArchiveError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 
 _BLOCK = 1 << 20  # bytes
@@ -63,12 +65,20 @@ class ZipArchive:
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
+        members = self._inflated(part)
+        # On a core of its own a second thread takes a quarter off the time; on a shared one it
+        # adds a tenth, as the two hand the interpreter to each other around each call.
+        with closing(ahead(members, _size) if cores() > 1 else members) as members:
+            for member in members:
+                yield member
+                for _ in member.chunks:  # proven, whether anybody wanted it or not
+                    pass
+
+    def _inflated(self, part: Part) -> Generator[Member, None, None]:
         for ordinal in self._directory.part(part.index, part.count):
             member = self._member(self._directory.entry(ordinal), ordinal)
             member.superseded = self._directory.is_superseded(ordinal)
             yield member
-            for _ in member.chunks:  # proven, whether anybody wanted it or not
-                pass
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``."""
@@ -152,6 +162,10 @@ class ZipArchive:
             data = self._chain.pread(min(_BLOCK, end - start), start)
             yield data
             start += len(data)
+
+
+def _size(member: Member) -> int:
+    return member.size
 
 
 def _crc32() -> Callable[[memoryview, int], int]:

@@ -6,6 +6,7 @@ https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 from __future__ import annotations
 
 import struct
+import threading
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,6 +49,7 @@ class Directory:
         self._end = _find_end(chain, limits.archive)
         self._window = b""
         self._window_at = 0
+        self._moving = threading.Lock()  # members are read ahead in one thread, found in another
         self._positions = array("Q")  # of each entry in the file
         self._offsets = array("Q")  # of each entry's local header
         self._ends = array("Q")  # the first byte that can be the next one's
@@ -147,14 +149,15 @@ class Directory:
 
     def _bytes(self, position: int, size: int) -> bytes:
         """Bytes of the directory, read a window at a time."""
-        start = position - self._window_at
-        if start < 0 or start + size > len(self._window):
-            most = self._end.start + self._end.size - position
-            self._window = self._chain.read_exactly(
-                max(min(_WINDOW, most), min(size, most)), position
-            )
-            self._window_at, start = position, 0
-        return self._window[start : start + size]
+        with self._moving:
+            start = position - self._window_at
+            if start < 0 or start + size > len(self._window):
+                most = self._end.start + self._end.size - position
+                self._window = self._chain.read_exactly(
+                    max(min(_WINDOW, most), min(size, most)), position
+                )
+                self._window_at, start = position, 0
+            return self._window[start : start + size]
 
     def _ordered(self) -> array[int]:
         """Indexes in the order of local headers; raises where two entries share bytes."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from jobs import aside, atomic
 from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 from jobs.sources import open_source
 from orchestrator import engines, planning, preflight, submission
@@ -37,7 +38,7 @@ class Planned:
         if self.request.parallel is not None:
             return self.request.parallel
         if self.engine == "local":
-            return running.cores()
+            return cores()
         return self.request.tasks
 
     def draft(self) -> Submission:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
 from jobs.model import Resources, Submission
-from jobs.progress import Progress
+from jobs.progress import Progress, cores
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
 from jobs.verify import VerifyReport, verify_dataset
@@ -103,7 +103,7 @@ def plan_resume(
         if not Path(state.plan.dest).exists():
             return Resumable(folder, state, Recovery(), asked=asked)  # not ours to fetch again
         report = verify_dataset(
-            Path(state.plan.dest), deep=deep, workers=running.cores(), progress=Progress()
+            Path(state.plan.dest), deep=deep, workers=cores(), progress=Progress()
         )
         if not report.ok:
             return Resumable(folder, state, Recovery(), report, asked)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
-from jobs.progress import process_start
+from jobs.progress import cores, process_start
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
 from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
@@ -94,11 +93,6 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
         tasks=draft.of_stage(Stage.DOWNLOAD),
     )
     submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
-
-
-def cores() -> int:
-    """How many tasks this machine runs well at once."""
-    return max(1, len(os.sched_getaffinity(0)))
 
 
 def stand_in(folder: RunFolder, plan: Plan) -> Submission:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from jobs.errors import RunFolderError, UsageError, from_os_error
 from jobs.model import Resources, Stage, Task, utc_now
-from jobs.progress import Progress
+from jobs.progress import Progress, cores
 from jobs.runfolder import RunFolder
 from jobs.verify import VerifyReport, array, verify_dataset
 from orchestrator import engines
 from orchestrator.api.request import DEFAULT_LOG_DIR
 from orchestrator.api.resuming import find_run
-from orchestrator.api.running import cores
 from orchestrator.engines.base import JobSpec
 
 _LOOK_S = 2.0

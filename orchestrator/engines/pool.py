@@ -18,7 +18,7 @@ from types import FrameType
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.progress import process_start
+from jobs.progress import CORES, cores, process_start
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.localfiles import JobId, LocalFiles, Record
@@ -239,7 +239,7 @@ def _start(task: PoolTask) -> None:
             stderr=err,
             # First on sys.path there: never a folder in which a user keeps code.
             cwd=task.job.spec.run_dir,
-            env=_environment(task.record.task_id),
+            env=_environment(task),
             start_new_session=True,  # Ctrl-C is for the pool, which then tells its tasks
         )
     task.process = process
@@ -278,11 +278,13 @@ def _end(task: PoolTask, *, returncode: int | None, cause: Cause | None) -> None
         log.warning("%s cannot be recorded in %s: %s", task.record.task_id, path, error.strerror)
 
 
-def _environment(task_id: str) -> dict[str, str]:
-    """submitit's protocol for a local task (submitit/local/local.py)."""
+def _environment(task: PoolTask) -> dict[str, str]:
+    """submitit's protocol for a local task (submitit/local/local.py), and its share of cores."""
+    at_once = min(task.job.spec.parallel, len(task.job.tasks))
     return os.environ | {
+        CORES: str(max(1, cores() // at_once)),
         "SUBMITIT_EXECUTOR": "local",
-        "SUBMITIT_LOCAL_JOB_ID": task_id,
+        "SUBMITIT_LOCAL_JOB_ID": task.record.task_id,
         "SUBMITIT_LOCAL_NTASKS": "1",
         "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
         "SUBMITIT_LOCAL_NODEID": "0",

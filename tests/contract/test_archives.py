@@ -232,6 +232,19 @@ def test_a_member_is_found_by_its_path(archive: Path) -> None:
     assert opened(archive)[0].find(b"dataset/no-such-file") is None
 
 
+def test_a_member_is_found_while_others_are_read(archive: Path) -> None:
+    reader, _, _ = opened(archive)
+    plain = [member.name for member in reader.members(Part("s0", 0, 1))]
+    names = []
+    for member in reader.members(Part("s0", 0, 1)):
+        names.append(member.name)
+        if member.ordinal % 8 == 0:
+            found = reader.find(b"dataset/prompts.jsonl")
+            assert found is not None
+            assert b"".join(map(bytes, found.chunks)) == b'{"id": 1}\n' * 500
+    assert names == plain
+
+
 def test_a_consumer_may_leave_members_unread_or_stop(archive: Path) -> None:
     reader, _, _ = opened(archive)
     names = [member.name for member in reader.members(Part("s0", 0, 1))]

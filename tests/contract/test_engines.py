@@ -14,6 +14,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 from orchestrator.engines import by_name
 from orchestrator.engines.base import Dependency, Engine, EngineState, JobHandle, JobSpec, TaskState
@@ -254,6 +255,15 @@ class TestLocal(EngineContract):
     @pytest.fixture
     def engine(self) -> Engine:
         return by_name("local")
+
+    def test_tasks_share_the_cores_of_the_machine(self, engine: Engine, folder: RunFolder) -> None:
+        for attempt, (count, parallel) in enumerate([(1, 4), (2, 4), (3, 2)], 1):
+            job = spec(folder, count=count, parallel=parallel, attempt=attempt)
+            handle = engine.submit(job, None)
+            engine.wait(folder, None, 0.1)
+            _, value = future(folder, job, handle.task_ids[0])
+            assert isinstance(value, payload.Played)
+            assert value.cores == max(1, cores() // min(count, parallel))
 
 
 class SlurmContract(EngineContract):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.progress import cores
+
 CALL = "tests.support.payload:run"
 THEN = "tests.support.payload:then"
 
@@ -25,6 +27,7 @@ class Played:
     attempt: int
     cwd: str
     cpus: int
+    cores: int
 
 
 def write_script(run_dir: Path, parts: dict[str, str]) -> None:
@@ -64,7 +67,7 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
     with (folder / "events").open("a") as events:
         events.write(f"end {me} {os.getpid()}\n")
     cpus = int(os.environ.get("SLURM_CPUS_PER_TASK", "0"))
-    return Played(stage, number, attempt, str(Path.cwd()), cpus)
+    return Played(stage, number, attempt, str(Path.cwd()), cpus, cores())
 
 
 def then(run_dir: str, attempt: int) -> None:
