@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Protocol
 
 
@@ -51,6 +50,8 @@ def new(algorithm: str, *, size: int | None = None) -> Hasher:
         return Crc32()
     if algorithm == "blake3":
         return _blake3()
+    import hashlib  # with OpenSSL, which nothing above needs
+
     if algorithm == "git-sha1":
         if size is None:
             raise ValueError("a git blob id needs the size of the file")

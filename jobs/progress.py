@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -86,7 +85,7 @@ def cores() -> int:
 def owner() -> str:
     """This process, told from every other that ever ran the same task."""
     pid = os.getpid()
-    return f"{socket.gethostname()}:{pid}:{process_start(pid)}"
+    return f"{os.uname().nodename}:{pid}:{process_start(pid)}"
 
 
 class Heart:
@@ -111,7 +110,7 @@ class Heart:
         self._path = path
         self._progress = progress
         self._base = Heartbeat(
-            stage, task, attempt, owner(), socket.gethostname(), utc_now(), utc_now()
+            stage, task, attempt, owner(), os.uname().nodename, utc_now(), utc_now()
         )
         self._is_superseded = is_superseded
         self._interval_s = interval_s

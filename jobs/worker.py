@@ -6,7 +6,6 @@ import logging
 import os
 import resource
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,7 +69,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
         attempt=attempt,
         outcome=_verdict(items, problem),
         items=items,
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         pid=os.getpid(),
         started=started,
         ended=utc_now(),

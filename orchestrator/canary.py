@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -65,7 +64,7 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
     ask = atomic.read_json(folder / ASK, Ask)
     started = utc_now()
     findings = tuple(probe(ask, folder, on_node=True))
-    told = Told(ask.word, socket.gethostname(), started, utc_now(), findings)
+    told = Told(ask.word, os.uname().nodename, started, utc_now(), findings)
     atomic.write_json(folder / TOLD, told)
     return told.host
 

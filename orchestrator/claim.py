@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -129,7 +128,7 @@ def _mine(staging: Staging, run_dir: Path) -> Claim:
     return Claim(
         run_id=staging.plan.run_id,
         run_dir=str(run_dir.absolute()),
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         user=_user(),
         pid=os.getpid(),
         since=utc_now(),

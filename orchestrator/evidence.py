@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import socket
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -84,7 +83,7 @@ def _over(
 
 def _may_live(submission: Submission) -> bool:
     """Whether the process that made ``submission`` lives, as far as can be told from here."""
-    if submission.host != socket.gethostname():
+    if submission.host != os.uname().nodename:
         return True
     return submission.pid != os.getpid() and bool(process_start(submission.pid))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -43,7 +42,7 @@ def draft(
     return Submission(
         number=number,
         engine=engine,
-        host=socket.gethostname(),
+        host=os.uname().nodename,
         pid=os.getpid(),
         created=utc_now(),
         tasks=tuple(tasks),

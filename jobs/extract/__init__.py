@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from jobs.errors import Cause, RunFolderError
 from jobs.extract.attempt import archive_bytes
-from jobs.extract.supervisor import Supervisor
 from jobs.manifest import read_summary
 from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.progress import Progress
@@ -24,6 +23,8 @@ def run(
     stops no other. Only a disk's failure and ``progress`` end the task early, and then the parts
     that are left are retryable.
     """
+    from jobs.extract.supervisor import Supervisor  # of which its child has no use
+
     results: dict[str, ItemResult] = {}
     left: list[Part] = []
     here = folder.fetched_ids()

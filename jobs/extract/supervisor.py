@@ -27,13 +27,15 @@ _READ = 1 << 16  # bytes
 
 # Isolated (-I), so that no file of the working folder and no variable of the environment chooses
 # what is imported; then with the very path that this process has. Signals are the parent's matter.
+# The end is no more than that: to take the interpreter apart costs as much as to write 10 MB.
 _BOOT = """\
-import signal, sys
+import os, signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
 sys.path[:] = sys.argv[1:]
 from jobs.extract.child import main
 main()
+os._exit(0)
 """
 
 

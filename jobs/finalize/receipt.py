@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import datetime
@@ -38,7 +38,7 @@ def build(
         "run_id": plan.run_id,
         "launched": plan.created,
         "published": utc_now(),
-        "host": socket.gethostname(),
+        "host": os.uname().nodename,
         "source": msgspec.to_builtins(plan.source),
         "layout": options.pop("layout"),
         "options": options,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -47,7 +47,7 @@ _HELD = {
 def _why_held(held: Claim) -> str | None:
     """Why a holder still holds the destination; None where it may be taken over."""
     other = RunFolder(Path(held.run_dir))
-    here = held.host == socket.gethostname()
+    here = held.host == os.uname().nodename
     if not other.path.exists():
         if here:
             return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import os
-import socket
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class JobId:
 
 def this_host() -> str:
     # An id is cut at its underscore, which tells a task from its job.
-    return socket.gethostname().replace("_", "-")
+    return os.uname().nodename.replace("_", "-")
 
 
 def is_alive(pid: int, start: str) -> bool:
