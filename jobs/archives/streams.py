@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged
-from jobs.archives.inflate import BLOCK, FEED, inflated, memory_for
+from jobs.archives.inflate import BLOCK, inflated, memory_for
 from jobs.archives.limits import Limits
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
 from jobs.memberpath import shown
@@ -238,10 +238,7 @@ def open_blocks(
         for block in inflated(format, source, archive=limits.archive, memory=memory):
             total += len(block)
             if consumed is not None:
-                taken = consumed()
-                # What was read last may not be inflated yet.
-                whole = taken >= limits.archive_bytes
-                limits.check_inflated(total, taken if whole else taken - FEED)
+                limits.check_inflated(total, consumed())
             yield block
     except OrchestrateError:
         raise
