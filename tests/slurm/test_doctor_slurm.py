@@ -58,7 +58,6 @@ def short(slurm_plain: PrivateSlurm) -> Iterator[str]:
     ("words", "told"),
     [
         pytest.param(("-p", "short"), "more than partition short gives a job", id="a time limit"),
-        pytest.param(("--sbatch-arg=-Jmine",), "--job-name is set by", id="an option of ours"),
         pytest.param(("--sbatch-arg=--comment=a b",), "Invalid directive", id="one word of two"),
     ],
 )
