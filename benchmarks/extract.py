@@ -163,7 +163,8 @@ def in_parts(bench: Bench, count: int = 8) -> list[tuple[str, ...]]:
         row("whole, as one part", "whole", "whole", ""),
         row(f"one of {count} parts, alone", worst, "whole", "≤ 0.08"),
         row("2 parts, one task", "single", "single", ""),
-        row("2 parts, two tasks", "both", "single", "≥ 1.7 ×", times=True),
+        row("2 parts, two tasks, to the whole", "both", "whole", "≥ 1.7 ×", times=True),
+        row("2 parts, two tasks, to one with both", "both", "single", "–", times=True),
     ]
 
 
