@@ -49,12 +49,6 @@ def write_out(disk: Disk) -> Iterator[WriteOut]:
     made.close()
 
 
-def wait_for_thread() -> None:
-    for thread in threading.enumerate():
-        if thread.name == "write-out":
-            thread.join(60)
-
-
 def test_little_is_written_out_once_at_the_end(disk: Disk, write_out: WriteOut) -> None:
     write_out.wrote(24)
     assert disk.begun == 0
@@ -66,7 +60,7 @@ def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: Write
     begun = []
     for _ in range(10):  # the first steps are smaller: 25 and 50 bytes
         write_out.wrote(25)
-        wait_for_thread()
+        write_out.close()  # which sees its thread out
         begun.append(disk.begun)
     assert begun == [1, 1, 2, 2, 2, 2, 3, 3, 3, 3]
     write_out.finish()
@@ -87,7 +81,7 @@ def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteOu
 def test_an_error_reaches_whoever_finishes(disk: Disk, write_out: WriteOut, fails_at: int) -> None:
     disk.fails_at = fails_at
     write_out.wrote(100)
-    wait_for_thread()
+    write_out.close()
     with pytest.raises(OSError, match="Input/output error"):
         write_out.finish()
 
@@ -95,7 +89,7 @@ def test_an_error_reaches_whoever_finishes(disk: Disk, write_out: WriteOut, fail
 def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteOut) -> None:
     disk.fails_at = 1
     write_out.wrote(100)
-    wait_for_thread()
+    write_out.close()
     with pytest.raises(OSError, match="Input/output error"):
         write_out.wrote(100)
 
