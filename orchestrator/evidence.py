@@ -17,7 +17,7 @@ from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder
-from jobs.staging import RECEIPT, Staging
+from jobs.staging import NO_DATA, RECEIPT, Staging
 from orchestrator import journal, units
 from orchestrator.engines.base import Engine, TaskState
 from orchestrator.journal import Act
@@ -107,7 +107,7 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
         return owner == folder.run_id, None
     if owner is not None:
         return True, f"run {owner} has replaced its dataset since"
-    if _is_gone(staging.dest):
+    if is_gone(staging):
         return True, (
             f"the dataset was published, but {shown(str(staging.dest))} is gone by now: moved, "
             "removed or not mounted; `verify PATH` checks it where it is"
@@ -127,6 +127,11 @@ def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
         for item in result.items
         if item.outcome is Outcome.OK
     }
+    if _holds_anything(staging.replaced):
+        return (
+            f"publishing had begun, and what stood in {shown(str(staging.dest))} before is in "
+            f"{shown(str(staging.replaced))}; resume goes on from there"
+        )
     outside = staging.root not in staging.archives.parents
     places = [staging.root, *([staging.archives] if outside else [])]
     there = shlex.join(str(place) for place in places if place.is_dir())
@@ -146,14 +151,24 @@ def _bytes_in(folder: Path) -> int:
         return 0
 
 
-def _is_gone(path: Path) -> bool:
+def is_gone(staging: Staging) -> bool:
+    """Whether a dataset that was published is not in its place: moved, removed, or not mounted."""
+    if staging.repair.exists():
+        return False  # a mend fills it again
     try:
-        path.stat()
+        return not set(os.listdir(staging.dest)) - NO_DATA
     except FileNotFoundError:
         return True
     except OSError:
-        pass  # a mount that is stale, a folder that is closed to us: not gone
-    return False
+        return False  # a mount that is stale, a folder that is closed to us
+
+
+def _holds_anything(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(entries)
+    except OSError:
+        return False
 
 
 def _ask(

@@ -12,7 +12,7 @@ from jobs.runfolder import RunFolder
 from orchestrator import insight, logs
 from orchestrator.insight import Pace
 from orchestrator.logs import Logs
-from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
+from orchestrator.state import RunState, TaskStatus, TaskView, Trouble
 from orchestrator.units import indices
 
 JSON_SCHEMA = 1
@@ -205,13 +205,3 @@ def job_ids(state: RunState) -> list[str]:
             if task.job_id is not None:
                 ids[task.job_id.partition("_")[0]] = None
     return list(ids)
-
-
-EXIT_OF = {
-    RunStatus.DONE: 0,
-    RunStatus.PLANNED: 0,
-    RunStatus.RUNNING: 0,
-    RunStatus.INCOMPLETE: 1,
-    RunStatus.FAILED: 1,
-    RunStatus.CANCELLED: 1,
-}

@@ -210,12 +210,16 @@ def ahead(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, No
 def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
     batch: list[T] = []
     total = 0
-    for item in items:
-        batch.append(item)
-        total += size(item)
-        if total >= BLOCK or len(batch) >= _MOST:
-            yield batch
-            batch, total = [], 0
+    try:
+        for item in items:
+            batch.append(item)
+            total += size(item)
+            if total >= BLOCK or len(batch) >= _MOST:
+                yield batch
+                batch, total = [], 0
+    except Exception:
+        yield batch  # what comes before the damage comes before its error
+        raise
     yield batch
 
 

@@ -45,6 +45,9 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
     ``OSError``.
     """
     ground = Ground(folder, plan, Staging(plan))
+    if (later := _replaced_by(ground)) is not None:
+        cleanup.clean_up(ground)  # of what another run's dataset has taken the place of
+        return Summary(lines=(f"! Run {later} has replaced this run's dataset since",)), None
     if not _is_published(ground):  # else its receipt is there, the last of all renames
         journal = publish.load(ground.staging)
         if journal is None:
@@ -79,6 +82,14 @@ def _receipt(ground: Ground) -> _Published | None:
 def _is_published(ground: Ground) -> bool:
     there = _receipt(ground)
     return there is not None and there.run_id == ground.plan.run_id
+
+
+def _replaced_by(ground: Ground) -> str | None:
+    """The run whose dataset stands where this run has published before; None where none does."""
+    there = _receipt(ground)
+    if there is None or there.run_id == ground.plan.run_id or not ground.folder.receipt.exists():
+        return None
+    return there.run_id
 
 
 def _published_summary(ground: Ground) -> Summary:

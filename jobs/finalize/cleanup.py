@@ -80,7 +80,9 @@ def kept_archives(ground: Ground) -> Path | None:
     staging = ground.staging
     if not ground.plan.options.keep_archive:
         return None
-    return staging.dest / ARCHIVES if staging.root in staging.archives.parents else staging.archives
+    if staging.root not in staging.archives.parents:
+        return staging.archives
+    return staging.dest / ARCHIVES / ground.plan.run_id  # others of that name may lie beside it
 
 
 def _keep_archives(ground: Ground) -> None:
@@ -95,7 +97,7 @@ def _keep_archives(ground: Ground) -> None:
         kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
         for file, target in zip(fetched.files, kept, strict=True):
             if is_there(Path(file)):
-                folder.mkdir(exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
                 Path(file).replace(target)
         noted = replace(fetched, files=tuple(str(path) for path in kept), plain=None)
         atomic.write_json(ground.folder.fetched(shard.id), noted)

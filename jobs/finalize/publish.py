@@ -39,7 +39,12 @@ def journal_path(staging: Staging) -> Path:
 
 
 def load(staging: Staging) -> Journal | None:
-    """The journal of a publication that has begun; None where none has."""
+    """The journal of a publication that has begun and is not through; None where none has.
+
+    The receipt is the last to leave staging: without it a journal is of renames that are all done.
+    """
+    if not is_there(staging.root / "ready" / RECEIPT):
+        return None
     try:
         return atomic.read_json(journal_path(staging), Journal)
     except FileNotFoundError:
@@ -188,12 +193,15 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
         _make_room(staging, RECEIPT, moves)
     for key in journal.data:
         name = os.fsdecode(bytes_of(key))
-        if key in journal.old:
+        # What left staging is in place, and not to be taken for the old one, wherever that went.
+        if key in journal.old and is_there(staging.data / name):
             _make_room(staging, name, moves)
         _place(staging.data / name, dest / name, moves)
-    for key in journal.old:
-        _make_room(staging, os.fsdecode(bytes_of(key)), moves)
     *proofs, receipt = journal.ready
+    for key in journal.old:
+        name = os.fsdecode(bytes_of(key))
+        if key not in journal.data and (name not in proofs or is_there(ready / name)):
+            _make_room(staging, name, moves)
     for name in proofs:
         if journal.mends and is_there(ready / name):
             (ready / name).replace(dest / name)  # which holds the same, or is damaged

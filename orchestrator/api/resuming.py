@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.errors import ClaimedError, EngineError, RunFolderError, UsageError
+from jobs.errors import (
+    ClaimedError,
+    EngineError,
+    RunFolderError,
+    StorageError,
+    UsageError,
+    from_os_error,
+)
 from jobs.model import Resources, Submission
 from jobs.progress import Progress, cores
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
-from orchestrator import claim, engines, journal, planning, preflight, recovery, runs
+from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.running import Tick, state_of
@@ -100,7 +108,7 @@ def plan_resume(
         )
     asked = (tasks, changes or {})
     if state.status is RunStatus.DONE:
-        if not Path(state.plan.dest).exists():
+        if evidence.is_gone(Staging(state.plan)):
             return Resumable(folder, state, Recovery(), asked=asked)  # not ours to fetch again
         report = verify_dataset(
             Path(state.plan.dest), deep=deep, workers=cores(), progress=Progress()
@@ -168,7 +176,16 @@ def cancel(folder: RunFolder) -> RunState:
     attempt = state.submissions[-1].number if state.submissions else 0
     # Written first: who is submitting (another shell, a finalize job that starts the next attempt)
     # reads it and stops.
-    journal.append(folder, Act.CANCELLING, attempt=attempt)
+    try:
+        journal.append(folder, Act.CANCELLING, attempt=attempt)
+    except OSError as error:  # a full disk must not keep jobs alive
+        _end_jobs(folder)
+        told = from_os_error(error, doing=f"writing {error.filename}")
+        raise StorageError(
+            f"{told.message}; the run's jobs were ended, but the cancel is not noted: make room, "
+            f"then websight-orchestrate cancel {folder.run_id} again",
+            cause=told.cause,
+        ) from error
     try:
         _end_jobs(folder)
     except EngineError as error:
@@ -180,7 +197,8 @@ def cancel(folder: RunFolder) -> RunState:
         ) from error
     numbers = folder.submission_numbers()
     journal.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
-    claim.release(Staging(state.plan), folder.run_id)
+    with suppress(StorageError):  # a read-only destination; others may take over this claim
+        claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
 
 

@@ -51,7 +51,10 @@ class Talk:
         """The exit ``code``, after an error as one JSON object on a line where that was asked."""
         if self.as_json:
             error = {"kind": kind, "message": message, "exit_code": code}
-            click.echo(json.dumps({"schema": 1, "error": error}))
+            try:
+                click.echo(json.dumps({"schema": 1, "error": error}))
+            except OSError:  # nobody reads it, or nowhere to write it: the exit code tells
+                sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return code
 
 
@@ -109,9 +112,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from jobs.errors import Cause, OrchestrateError
 
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the shell (`>&-`): say it to nobody
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`): nobody speaks or listens
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     words = sys.argv[1:] if argv is None else list(argv)
     # Words that no command understands are answered as they asked; settings speak for themselves.
     talk = Talk(as_json="--json" in words)

@@ -35,13 +35,14 @@ class Habits:
     as_json: bool
     parsable: bool
 
+    def __post_init__(self) -> None:
+        if self.as_json and self.parsable:
+            raise UsageError("--json and --parsable exclude each other; choose one")
+
     @classmethod
     def take(cls, values: dict[str, Any]) -> Habits:
         """Takes these options out of a command's ``values``."""
-        habits = cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
-        if habits.as_json and habits.parsable:
-            raise UsageError("--json and --parsable exclude each other; choose one")
-        return habits
+        return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
 
     @property
     def quiet(self) -> bool:

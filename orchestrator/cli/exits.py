@@ -34,8 +34,10 @@ def of_cause(cause: Cause) -> int:
 
 def of_state(state: RunState) -> int:
     """The exit code of a run: 0 as long as nothing ended badly."""
-    if state.status in (RunStatus.DONE, RunStatus.RUNNING, RunStatus.PLANNED):
+    if state.status in (RunStatus.DONE, RunStatus.RUNNING):
         return DONE
+    if state.status is RunStatus.PLANNED:  # not submitted yet, or refused
+        return max((of_cause(trouble.problem.cause) for trouble in state.troubles), default=DONE)
     return _worst(trouble.problem.cause for trouble in state.troubles)
 
 

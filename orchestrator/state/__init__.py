@@ -205,7 +205,6 @@ def judge(evidence: Evidence) -> RunState:
     maker = submits(evidence, views)
     status = _run_status(evidence, views, troubles, maker)
     doing = _HALF_CANCELLED if evidence.half_cancelled else maker
-    remarks = (evidence.remark, doing if status is RunStatus.RUNNING else "")
     return RunState(
         plan=evidence.plan,
         status=status,
@@ -222,6 +221,6 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
-        remark="; ".join(filter(None, remarks)),
+        remark=doing if status is RunStatus.RUNNING else evidence.remark,
         submits=maker,
     )

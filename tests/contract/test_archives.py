@@ -16,8 +16,9 @@ import pytest
 from jobs.archives import open_archive
 from jobs.archives.base import Kind
 from jobs.archives.follow import follow_here
+from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
-from jobs.progress import Progress
+from jobs.progress import CORES, Progress
 from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
@@ -243,6 +244,24 @@ def test_a_member_is_found_while_others_are_read(archive: Path) -> None:
             assert found is not None
             assert b"".join(map(bytes, found.chunks)) == b'{"id": 1}\n' * 500
     assert names == plain
+
+
+@pytest.mark.parametrize("cores", ["1", "2"])
+def test_what_comes_before_the_damage_comes_before_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: str
+) -> None:
+    monkeypatch.setenv(CORES, cores)
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name in ("first", "second", "third"):
+            file.writestr(name, f"this is the {name}")
+    path.write_bytes(path.read_bytes().replace(b"this is the third", b"this is the thief"))
+    reader, _, _ = opened(path)
+    names = []
+    with pytest.raises(ArchiveError, match="third"):
+        for member in reader.members(Part("s0", 0, 1)):
+            names.append(member.name)
+    assert names == [b"first", b"second"]
 
 
 def test_a_consumer_may_leave_members_unread_or_stop(archive: Path) -> None:

@@ -121,6 +121,10 @@ def test_a_dataset_that_was_moved_away_is_checked_where_it_is_and_its_run_stays_
     assert f"move it back there, then websight-orchestrate resume {run}" in (
         cli.run("verify", moved, rc=5).err
     )
+    published.mkdir()  # as a mount point is left when nothing is mounted there
+    assert "is gone by now" in cli.run("resume").err
+    assert list(published.iterdir()) == []
+    published.rmdir()
     moved.rename(published)
     cli.run("resume")
     cli.run("verify", published)

@@ -177,6 +177,67 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     assert tree(run.staging.dest) == before
 
 
+@pytest.mark.parametrize(
+    "gone", [("images",), ("images", "prompts.jsonl", "MANIFEST.jsonl", "RECEIPT.json")]
+)
+def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
+    tmp_path: Path, gone: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(stage(tmp_path, [pages(0, 3)], run_id="2025-old"))
+    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(publish, "go_on", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finish(run)
+    for name in gone:
+        place = run.staging.dest / name
+        shutil.rmtree(place) if place.is_dir() else place.unlink()
+    finish(run)
+    new = ["MANIFEST.jsonl", "images/000010.png", "images/000011.png", "prompts.jsonl"]
+    assert sorted(path for path in tree(run.staging.dest) if not path.startswith("kept-")) == new
+
+
+def made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def test_a_journal_whose_renames_are_all_done_is_not_followed_again(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 2)])
+    finish(run)
+    atomic.write_json(made(publish.journal_path(run.staging)), publish.Journal("x", (), (), ()))
+    assert publish.load(run.staging) is None
+
+
+def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
+    tmp_path: Path,
+) -> None:
+    first = stage(tmp_path, [pages(0, 2)], run_id="2025-old")
+    finish(first)
+    finish(stage(tmp_path, [pages(10, 2)], Options(overwrite=True)))
+    before = tree(first.staging.dest)
+    made(first.staging.data / "left").write_bytes(b"left")
+    summary, problem = finalize.run(first.folder, first.plan, Progress())
+    assert problem is None
+    assert "has replaced this run's dataset" in summary.lines[0]
+    assert tree(first.staging.dest) == before
+    assert not first.staging.root.exists()
+
+
+def test_archives_that_another_run_kept_stay(tmp_path: Path) -> None:
+    first = stage(tmp_path, [pages(0, 2)], Options(keep_archive=True), run_id="2025-old")
+    finish(first)
+    kept = first.folder.load_fetched(first.plan.shards[0].id)
+    assert kept is not None
+    before = Path(kept.files[0]).read_bytes()
+    finish(stage(tmp_path, [pages(10, 2)], Options(keep_archive=True, overwrite=True)))
+    assert Path(kept.files[0]).read_bytes() == before
+
+
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
 def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: bool) -> None:
