@@ -299,3 +299,32 @@ def test_options_for_slurm_that_nobody_hears_are_named_if_they_were_typed(done: 
     assert "for Slurm" not in settings.run(*local).out
     _, bad = _ids(done)
     assert "--mem (for Slurm) does nothing" in done.run("resume", bad, "--mem=9G", "--dry-run").err
+
+
+@pytest.mark.parametrize(("words", "code"), [("bogus --json", 2), ("status nosuch --json", 1)])
+@pytest.mark.parametrize("out", [">/dev/full", ">&-"])
+def test_an_error_that_nobody_can_read_ends_with_its_code_all_the_same(
+    tmp_path: Path, words: str, code: int, out: str
+) -> None:
+    line = f"{sys.executable} -m orchestrator.cli {words} {out}"
+    done = subprocess.run(
+        line,
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_launch_without_standard_input_asks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "a.txt").write_text("a")
+    words = "launch --local-path pages --layout files --dest data --engine local"
+    line = f"{sys.executable} -m orchestrator.cli {words} <&-"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(line, shell=True, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "data" / "a.txt").read_text() == "a"
