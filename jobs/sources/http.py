@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer import UNFIT_PROXY, origin_of, redact
+from jobs.transfer.answers import may_pass
 
 if TYPE_CHECKING:
     import requests
@@ -22,7 +23,6 @@ TIMEOUT_S = 30.0
 _ATTEMPTS = 4
 _MOST_WAIT_S = 30.0  # at launch a person is waiting
 _MOST_HOPS = 10
-_BUSY = (408, 425, 429, 500, 502, 503, 504)
 _RANGE = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)")
 
 
@@ -85,9 +85,17 @@ def _probe_once(url: str, headers: Mapping[str, str], most: int) -> Probe:
             response = _follow(session, url, headers, most)
             with response:
                 return _read(response, url, most)
-    except (requests.ConnectionError, requests.Timeout) as error:
+    except (
+        requests.ConnectionError,
+        requests.Timeout,
+        requests.exceptions.ChunkedEncodingError,  # any break within a body, of chunks or not
+    ) as error:
         # Their texts hold the address with its secrets: only their kind is told.
-        kind = "did not answer in time" if isinstance(error, requests.Timeout) else "is not reached"
+        kind = "is not reached"
+        if isinstance(error, requests.Timeout):
+            kind = "did not answer in time"
+        elif isinstance(error, requests.exceptions.ChunkedEncodingError):
+            kind = "broke the connection off"
         raise _Again(
             SourceError(
                 f"{redact(url)}: the server {kind}; check the address, the network and the proxy "
@@ -128,7 +136,7 @@ def _read(response: requests.Response, url: str, most: int) -> Probe:
     status = response.status_code
     if status == 416:  # no first byte: the file is empty
         return Probe(0, _disposition(response.headers), b"")
-    if status in _BUSY:
+    if may_pass(status):
         raise _Again(refusal(status, url), _retry_after_s(response.headers.get("Retry-After")))
     if status not in (200, 206):
         raise refusal(status, url)
@@ -172,7 +180,7 @@ def refusal(status: int, url: str) -> SourceError:
             f"{where}: too many requests (status 429); launch again later",
             cause=Cause.RATE_LIMITED,
         )
-    cause = Cause.NETWORK if status in _BUSY else Cause.BAD_SOURCE
+    cause = Cause.NETWORK if may_pass(status) else Cause.BAD_SOURCE
     return SourceError(f"{where}: the server answers with status {status}; try later", cause=cause)
 
 

@@ -114,6 +114,11 @@ def is_page(headers: Mapping[str, str]) -> bool:
     return headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
+def may_pass(status: int) -> bool:
+    """Whether a status tells of trouble that may be over when asked again."""
+    return status in _TRY_AGAIN or (status >= _TRY_AGAIN_FROM and status not in _NEVER)
+
+
 def refused(
     status: int, headers: Mapping[str, str], *, name: str, site: str, elsewhere: bool
 ) -> Exception | None:
@@ -133,7 +138,7 @@ def refused(
         )
         return Again(error)
     wait_s = retry_after_s(headers)
-    if status in _TRY_AGAIN or (status >= _TRY_AGAIN_FROM and status not in _NEVER):
+    if may_pass(status):
         wait_s = rate_limit_s(headers) if wait_s is None else wait_s
         limited = status == 429 or (status == 503 and wait_s is not None)
         cause = Cause.RATE_LIMITED if limited else Cause.NETWORK

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Shard, ShardKind, SourceKind
-from jobs.sources import Source, hub, hubclient, open_source, urls
+from jobs.sources import Source, http, hub, hubclient, open_source, urls
 from jobs.sources.base import SourceRequest
 from tests.support import faults
 from tests.support.hubserver import HubServer
@@ -195,6 +195,28 @@ def test_a_url_s_refusals_say_what_to_do(
     assert refused.value.cause is cause
     assert words in refused.value.message
     assert "hush" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.status(522, Retry_After="0"), id="a proxy's own status"),
+        pytest.param(faults.reset_after(5), id="reset"),
+        pytest.param(faults.cut_after(5), id="cut"),
+    ],
+)
+def test_a_moment_s_trouble_of_a_url_is_asked_about_again(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault
+) -> None:
+    web.put("/a.tar.gz", GZ)
+    web.fail("/a.tar.gz", fault)
+    assert names(opened(SourceKind.URL, web.url("/a.tar.gz"))) == ["a.tar.gz"]
+    assert len(web.asked("/a.tar.gz")) == 2
+    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    web.fail("/a.tar.gz", fault)
+    with pytest.raises(SourceError) as refused:
+        opened(SourceKind.URL, web.url("/a.tar.gz")).shards()
+    assert refused.value.cause is Cause.NETWORK
 
 
 def test_a_header_comes_from_the_environment_and_stays_at_its_origin(
