@@ -115,6 +115,8 @@ def _follow(
     session: requests.Session, url: str, headers: Mapping[str, str], most: int
 ) -> requests.Response:
     """Redirects by hand, so that no header of the user's goes to another origin."""
+    from jobs.transfer.wire import NoLogin  # it loads requests
+
     first = origin_of(url)
     here = url
     for _ in range(_MOST_HOPS):
@@ -122,7 +124,12 @@ def _follow(
         if origin_of(here) == first:
             sent.update(headers)
         response = session.get(
-            here, headers=sent, stream=True, timeout=TIMEOUT_S, allow_redirects=False
+            here,
+            headers=sent,
+            auth=NoLogin.beside(sent),
+            stream=True,
+            timeout=TIMEOUT_S,
+            allow_redirects=False,
         )
         where = response.headers.get("Location")
         if not (response.is_redirect and where):

@@ -81,8 +81,13 @@ class Reply:
             self._response.close()
 
 
-class _NoLogin(requests.auth.AuthBase):
+class NoLogin(requests.auth.AuthBase):
     """Stands where a login would, so that requests puts none from .netrc over our header."""
+
+    @classmethod
+    def beside(cls, headers: Mapping[str, str]) -> NoLogin | None:
+        """What to give requests as the login beside ``headers``; None: .netrc may have one."""
+        return cls() if any(key.lower() == "authorization" for key in headers) else None
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         return request
@@ -160,9 +165,8 @@ class Wire:
     def _send(self, url: str, headers: Mapping[str, str], *, name: str) -> requests.Response:
         try:
             origin = origin_of(url)
-            auth = _NoLogin() if any(key.lower() == "authorization" for key in headers) else None
             request = self._session.prepare_request(
-                requests.Request("GET", url, headers=dict(headers), auth=auth)
+                requests.Request("GET", url, headers=dict(headers), auth=NoLogin.beside(headers))
             )
             if origin not in self._settings:
                 self._settings[origin] = self._session.merge_environment_settings(

@@ -234,6 +234,17 @@ def test_a_header_comes_from_the_environment_and_stays_at_its_origin(
     assert [r.headers.get("authorization") for r in web.asked("/c.tar.gz")] == [None]
 
 
+def test_a_header_of_the_user_s_goes_before_an_account_in_netrc(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password other\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setenv("MY_TOKEN", "Bearer hush")
+    web.put("/a.tar.gz", GZ, authorization="Bearer hush")
+    words = {"header_env": (("authorization", "MY_TOKEN"),)}
+    assert names(opened(SourceKind.URL, web.url("/a.tar.gz"), **words)) == ["a.tar.gz"]
+
+
 def test_a_port_that_is_none_is_refused() -> None:
     with pytest.raises(SourceError, match="no http or https address"):
         opened(SourceKind.URL, "http://h:99999/a.tar")
