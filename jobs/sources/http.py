@@ -119,9 +119,10 @@ def _follow(
 
     first = origin_of(url)
     here = url
+    left = False
     for _ in range(_MOST_HOPS):
         sent = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
-        if origin_of(here) == first:
+        if not left:
             sent.update(headers)
         response = session.get(
             here,
@@ -136,6 +137,8 @@ def _follow(
             return response
         response.close()
         here = urllib.parse.urljoin(here, where)
+        # Once away, never back: what another origin sends us to is its choice, not ours.
+        left = left or origin_of(here) != first
     raise SourceError(f"{redact(url)}: redirected more than {_MOST_HOPS} times; check the address")
 
 

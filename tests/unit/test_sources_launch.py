@@ -234,6 +234,19 @@ def test_a_header_comes_from_the_environment_and_stays_at_its_origin(
     assert [r.headers.get("authorization") for r in web.asked("/c.tar.gz")] == [None]
 
 
+def test_another_origin_does_not_choose_where_a_header_goes(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_TOKEN", "Bearer hush")
+    web.put("/c.tar.gz", GZ)
+    web.fail("/a.tar.gz", faults.redirect(web.url("/b.tar.gz", "other")))
+    web.fail("/b.tar.gz", faults.redirect(web.url("/c.tar.gz")))
+    words = {"header_env": (("Authorization", "MY_TOKEN"),)}
+    opened(SourceKind.URL, web.url("/a.tar.gz"), **words).shards()
+    sent = [web.asked(f"/{name}.tar.gz")[0].headers.get("authorization") for name in "abc"]
+    assert sent == ["Bearer hush", None, None]
+
+
 def test_a_header_of_the_user_s_goes_before_an_account_in_netrc(
     web: FaultyServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
