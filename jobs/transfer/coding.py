@@ -46,6 +46,9 @@ class Body:
         try:
             while data:
                 if self._inflater.eof:  # a coding may be of several members (RFC 1952, 2.2)
+                    data = data.lstrip(b"\0")  # behind a member, as gzip(1) lets them pass
+                    if not data:
+                        break
                     self._inflater = zlib.decompressobj(_CODINGS[self._coding])
                 plain += self._inflater.decompress(data)
                 data = self._inflater.unused_data

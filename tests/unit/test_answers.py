@@ -208,6 +208,19 @@ def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> Non
         assert fetch(web.url(PATH), tmp_path / "known", size=len(DATA)).sha256 == SHA
 
 
+@pytest.mark.parametrize("zeros", [1, 3 * MB])
+def test_zeros_behind_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
+    # Behind the first member too, as where blocks of a tape were joined.
+    members = [gzip.compress(data, 1) for data in (DATA[: 9 * MB], DATA[9 * MB :])]
+    coded = b"".join(member + bytes(zeros) for member in members)
+
+    def codes(request: Request, number: int) -> Answer | None:
+        return Answer(200, coded, {"Content-Encoding": "gzip"})
+
+    with Scripted(codes) as web:
+        assert fetch(web.url(PATH), tmp_path / "out").sha256 == SHA
+
+
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
 def test_an_archive_is_not_judged_by_a_few_bytes(
