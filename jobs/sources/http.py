@@ -45,11 +45,16 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = HEAD) -> Probe:
 
 
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
-    """A small text; None where there is none, or nothing that could be read."""
+    """A small text; None where there is none, or none for us: signed folders forbid the rest.
+
+    Any other failure says nothing of whether there is one, and raises as that of ``probe`` does.
+    """
     try:
-        found = _probe_once(url, headers, most)
-    except (SourceError, _Again):
-        return None
+        found = probe(url, headers, most=most)
+    except SourceError as error:
+        if error.cause in (Cause.NOT_FOUND, Cause.AUTHENTICATION):
+            return None
+        raise
     return found.head.decode("utf-8", "replace") if (found.size or 0) <= most else None
 
 

@@ -214,18 +214,27 @@ class _Beside:
             self._folders[folder] = self._listed(folder)
         found = self._folders[folder].get(name)
         if found is None and self._own.get(folder, True):
-            text = http.text(f"{url}.sha256", self._headers, sums.MOST)
-            digests = sums.parse(text or "")
+            digests = self._read(f"{url}.sha256")
             found = digests.get(name) or digests.get("")
             self._own[folder] = found is not None
         return found
 
     def _listed(self, folder: str) -> dict[str, Digest]:
         for name in sums.LISTS:
-            found = sums.parse(http.text(f"{folder}/{name}", self._headers, sums.MOST) or "")
+            found = self._read(f"{folder}/{name}")
             if found:
                 return found
         return {}
+
+    def _read(self, url: str) -> dict[str, Digest]:
+        try:
+            return sums.parse(http.text(url, self._headers, sums.MOST) or "")
+        except SourceError as error:
+            # To go on without would switch the check of the bytes off, and nobody would know.
+            raise SourceError(
+                f"{error.message}, or give the digests that may be listed there with --sha256",
+                cause=error.cause,
+            ) from None
 
 
 def _plain(locator: str) -> list[Address]:

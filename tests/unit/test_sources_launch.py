@@ -165,6 +165,38 @@ def test_urls_tell_size_name_and_digest(web: FaultyServer) -> None:
     assert source.private() == {}
 
 
+@pytest.mark.parametrize("path", ["/s/SHA256SUMS", "/s/a.tar.gz.sha256"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.busy(1, retry_after="0"), id="busy"),
+        pytest.param(faults.reset_after(5), id="reset"),
+    ],
+)
+def test_a_moment_s_trouble_switches_no_digest_off(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch, fault: faults.Fault, path: str
+) -> None:
+    web.put("/s/a.tar.gz", GZ)
+    web.put(path, f"{hashlib.sha256(GZ).hexdigest()}  a.tar.gz".encode())
+    web.fail(path, fault)
+    assert opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()[0].files[0].digest is not None
+    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    web.fail(path, fault)
+    with pytest.raises(SourceError, match="--sha256") as refused:
+        opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()
+    assert refused.value.cause is Cause.NETWORK
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_list_of_digests_that_is_not_there_or_not_for_us_is_none(
+    web: FaultyServer, status: int
+) -> None:
+    web.put("/s/a.tar.gz", GZ)
+    web.fail("/s/*sha256*", faults.status(status, None))
+    web.fail("/s/SHA256SUMS", faults.status(status, None))
+    assert opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()[0].files[0].digest is None
+
+
 def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
     web.put("/f", GZ, signed=True)
     web.fail("/f", faults.attachment("../../evil/websight.tar.gz"))
