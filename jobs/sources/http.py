@@ -45,16 +45,16 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = HEAD) -> Probe:
 
 
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
-    """A small text; None where there is none, or none for us: signed folders forbid the rest.
+    """A small text; None where the server has none, or none for us: signed folders forbid the rest.
 
-    Any other failure says nothing of whether there is one, and raises as that of ``probe`` does.
+    A server that is busy or gone says nothing of whether there is one: that raises, as in ``probe``.
     """
     try:
         found = probe(url, headers, most=most)
     except SourceError as error:
-        if error.cause in (Cause.NOT_FOUND, Cause.AUTHENTICATION):
-            return None
-        raise
+        if error.cause in (Cause.NETWORK, Cause.RATE_LIMITED):
+            raise
+        return None
     return found.head.decode("utf-8", "replace") if (found.size or 0) <= most else None
 
 
