@@ -47,7 +47,7 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = HEAD) -> Probe:
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
     """A small text; None where the server has none, or none for us: signed folders forbid the rest.
 
-    A server that is busy or gone says nothing of whether there is one: that raises, as in ``probe``.
+    One that is busy or gone says nothing of whether it has one: that raises, as in ``probe``.
     """
     try:
         found = probe(url, headers, most=most)
