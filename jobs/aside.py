@@ -6,15 +6,30 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+def begun(ask: Callable[[], R]) -> Future[R]:
+    """What ``ask`` will return or raise, in a thread of its own that nobody has to wait for."""
+    answer: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(ask())
+        except BaseException as error:  # noqa: BLE001  # raised again by who asked
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="ask", daemon=True).start()
+    return answer
+
+
 def asked(ask: Callable[[], R]) -> R:
     """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for."""
-    return each(lambda _: ask(), [None], 1)[0]
+    return begun(ask).result()
 
 
 def each(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:

@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import logging
 import socket
-import threading
 import urllib.parse
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
@@ -16,6 +15,7 @@ import requests
 import requests.adapters
 import urllib3.exceptions
 
+from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import Again
 from jobs.transfer.target import UNFIT_PROXY, Target, origin_of, redact
@@ -124,15 +124,7 @@ class Wire:
         name that is looked up, a connection or a handshake cannot be broken off from outside: they
         have a thread of their own, which is left to end by itself.
         """
-        asked: Future[Reply] = Future()
-
-        def ask() -> None:
-            try:
-                asked.set_result(self._get(target, headers, name=name))
-            except BaseException as error:  # noqa: BLE001 (raised where it is waited for)
-                asked.set_exception(error)
-
-        threading.Thread(target=ask, name="ask", daemon=True).start()
+        asked = aside.begun(lambda: self._get(target, headers, name=name))
         try:
             while not wait([asked], _TICK_S).done:
                 check()
