@@ -6,6 +6,7 @@ Rows 37 and 39 of the fault matrix (docs/faults.md), retries, what follows a run
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from signal import Signals
@@ -166,16 +167,22 @@ def test_a_cancel_while_another_shell_submits_leaves_no_job_behind(
     assert published(tmp_path / "data") == pages.tree
 
 
+def downloading(
+    site: Site, pages: Pages, dest: Path, web: FaultyServer, stalled: str
+) -> subprocess.Popen[str]:
+    """A launch that downloads in its own shell, where the ``stalled`` archives do not come."""
+    for path in pages.archives.iterdir():
+        web.put(f"/{path.name}", path)
+    web.fail(stalled, faults.stall_after(10_000, times=None))
+    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
+    return site.cli.start(*LAUNCH, "--dest", dest, *source, "--download-on", "login")
+
+
 def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothing(
     plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
 ) -> None:
     site = plain
-    for path in pages.archives.iterdir():
-        web.put(f"/{path.name}", path)
-    web.fail("/*", faults.stall_after(10_000, times=None))
-    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
-    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
-    process = site.cli.start(*LAUNCH, *words)
+    process = downloading(site, pages, tmp_path / "data", web, "/*")
     try:
         site.wait(lambda: site.cli.runs() and site.status()["stages"]["download"]["running"])
         said = site.resume(rc=3).err
@@ -196,12 +203,7 @@ def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
     plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
 ) -> None:
     site = plain
-    for path in pages.archives.iterdir():
-        web.put(f"/{path.name}", path)
-    web.fail("/shard-3.tar", faults.stall_after(10_000, times=None))
-    source = ("--url", web.url() + "/shard-{0..3}.tar", "--layout", "files")
-    words = ("--dest", tmp_path / "data", *source, "--download-on", "login")
-    process = site.cli.start(*LAUNCH, *words)
+    process = downloading(site, pages, tmp_path / "data", web, "/shard-3.tar")
     try:
         site.wait(lambda: site.cli.runs() and len(site.finished()) == 3)
         site.cli.run("cancel")
