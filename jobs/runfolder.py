@@ -133,11 +133,8 @@ class RunFolder:
             ) from error
         # What another user closed to us is told below.
         closed = not os.access(self.path, os.R_OK | os.X_OK)
-        is_ours = closed or self.plan.exists() or self.submissions.exists()
-        if not stat.S_ISDIR(status.st_mode) or not is_ours:
-            raise RunFolderError(
-                f"{self.path} is not a run folder; `websight-orchestrate runs` lists runs"
-            )
+        if not stat.S_ISDIR(status.st_mode) or not (closed or self._has_begun()):
+            raise self._no_run_folder()
         if status.st_uid != os.geteuid():
             raise RunFolderError(
                 f"{self.path} belongs to user {status.st_uid}, not to you; "
@@ -149,12 +146,18 @@ class RunFolder:
                 f"look at it, then `chmod 700 {self.path}`"
             )
 
+    def _has_begun(self) -> bool:
+        return self.plan.exists() or self.submissions.exists()
+
+    def _no_run_folder(self) -> RunFolderError:
+        return RunFolderError(
+            f"{self.path} is not a run folder; `websight-orchestrate runs` lists runs"
+        )
+
     def load_plan(self) -> Plan:
         """The plan; ``RunFolderError`` where it is missing, damaged or newer than this tool."""
-        if not self.plan.exists() and not self.submissions.exists():
-            raise RunFolderError(
-                f"{self.path} is not a run folder; `websight-orchestrate runs` lists them"
-            )
+        if not self._has_begun():
+            raise self._no_run_folder()
         plan = self._load(self.plan, Plan)
         if plan.schema > SCHEMA:
             raise RunFolderError(

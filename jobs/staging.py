@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
+import msgspec
+
+from jobs import atomic
 from jobs.model import Part, Plan
 
 INCOMING = ".incoming"  # within the destination: what is not published yet
@@ -15,6 +20,26 @@ RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
 REPAIR = "repair.json"
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest: what a standard tool reads
+
+
+class ReceiptHead(msgspec.Struct, frozen=True):
+    """Whose dataset a receipt is of, and since when."""
+
+    run_id: str
+    published: datetime | None = None
+
+
+def receipt_head(dest: Path) -> ReceiptHead | None:
+    """What the receipt in ``dest`` says first; None where none can be read."""
+    try:
+        return atomic.read_json(dest / RECEIPT, ReceiptHead)
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def names_in(folder: Path) -> set[str]:
+    """What lies in ``folder``, but for what NFS has left there; raises ``OSError``."""
+    return {name for name in os.listdir(folder) if not name.startswith(".nfs")}
 
 
 @dataclass(frozen=True)
@@ -33,6 +58,11 @@ class Staging:
     @property
     def dest(self) -> Path:
         return Path(self.plan.dest)
+
+    def top_of(self, folder: Path) -> str | None:
+        """The name in the destination under which ``folder`` lies; None where it lies elsewhere."""
+        folder, dest = folder.resolve(), self.dest.resolve()
+        return folder.relative_to(dest).parts[0] if dest in folder.parents else None
 
     @property
     def root(self) -> Path:

@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 
-import msgspec
-
-from jobs import atomic
 from jobs.errors import EngineError
 from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
 from jobs.progress import process_start
 from jobs.runfolder import RunFolder
-from jobs.staging import NO_DATA, RECEIPT, Staging
+from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import journal, units
 from orchestrator.engines.base import Engine, TaskState
 from orchestrator.journal import Act
@@ -88,10 +85,6 @@ def _may_live(submission: Submission) -> bool:
     return submission.pid != os.getpid() and bool(process_start(submission.pid))
 
 
-class _ReceiptHead(msgspec.Struct):
-    run_id: str
-
-
 def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]:
     """Whether the run's dataset is published (its receipt is the last thing to appear), and what a
     person should know of the place.
@@ -99,10 +92,8 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     A dataset that a later run has replaced, or that was moved away, was published all the same:
     nothing is left to do.
     """
-    try:
-        owner = atomic.read_json(staging.receipt, _ReceiptHead).run_id
-    except (OSError, msgspec.DecodeError):
-        owner = None
+    there = receipt_head(staging.dest)
+    owner = there.run_id if there is not None else None
     if owner == folder.run_id or not folder.receipt.exists():
         return owner == folder.run_id, None
     if owner is not None:
@@ -120,13 +111,6 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
 
 def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
     """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
-    parts = {
-        item.item: item.bytes
-        for result in results
-        if result.stage is Stage.EXTRACT
-        for item in result.items
-        if item.outcome is Outcome.OK
-    }
     if _holds_anything(staging.replaced):
         return (
             f"publishing had begun, and what stood in {shown(str(staging.dest))} before is in "
@@ -137,6 +121,13 @@ def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
     there = shlex.join(str(place) for place in places if place.is_dir())
     if not there:
         return None
+    parts = {
+        item.item: item.bytes
+        for result in results
+        if result.stage is Stage.EXTRACT
+        for item in result.items
+        if item.outcome is Outcome.OK
+    }
     data = sum(parts.values()) if staging.data.is_dir() else 0
     size = units.size(_bytes_in(staging.archives) + data)
     return f"{size} of its work are kept, for resume to go on with; to give them up: rm -r {there}"
@@ -156,7 +147,7 @@ def is_gone(staging: Staging) -> bool:
     if staging.repair.exists():
         return False  # a mend fills it again
     try:
-        return not set(os.listdir(staging.dest)) - NO_DATA
+        return not names_in(staging.dest) - NO_DATA
     except FileNotFoundError:
         return True
     except OSError:

@@ -6,17 +6,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
-from jobs import atomic
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging
+from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in, receipt_head
 from orchestrator import disks, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
@@ -158,18 +154,9 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         )
 
 
-def _top_in_dest(plan: Plan, run_dir: Path | None) -> str | None:
-    """The name in the destination under which the run folder lies; None where it lies elsewhere."""
-    if run_dir is None:
-        return None
-    folder, dest = run_dir.resolve(), Path(plan.dest).resolve()
-    return folder.relative_to(dest).parts[0] if dest in folder.parents else None
-
-
 def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """A run folder where the dataset itself will be; what archives hold, nobody knows yet."""
-    top = _top_in_dest(plan, run_dir)
-    if run_dir is None or top is None:
+    if run_dir is None or (top := Staging(plan).top_of(run_dir)) is None:
         return
     layout = plan.options.layout
     names = [layout.records, layout.images] if layout.has_records else []
@@ -188,7 +175,7 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 
 def check_not_taken(plan: Plan) -> None:
     """Raise ``PreflightError`` where another run published there since ``plan`` was made."""
-    there = _receipt(plan)
+    there = receipt_head(Path(plan.dest))
     if there is None or there.run_id == plan.run_id:
         return
     if plan.options.overwrite and (there.published is None or there.published < plan.created):
@@ -201,31 +188,20 @@ def check_not_taken(plan: Plan) -> None:
     )
 
 
-class _Receipt(msgspec.Struct):
-    run_id: str
-    published: datetime | None = None
-
-
-def _receipt(plan: Plan) -> _Receipt | None:
-    try:
-        return atomic.read_json(Staging(plan).receipt, _Receipt)
-    except (OSError, msgspec.DecodeError):
-        return None
-
-
 def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """A destination with something in it that is not this run's and may not be replaced."""
     dest = Path(plan.dest)
     if plan.options.overwrite:
         return
     try:
-        names = {name for name in os.listdir(dest) if not name.startswith(".nfs")} - NO_DATA
+        names = names_in(dest) - NO_DATA
     except OSError:
         return  # not there yet, or told already
-    names.discard(_top_in_dest(plan, run_dir) or "")
+    if run_dir is not None:
+        names.discard(Staging(plan).top_of(run_dir) or "")
     if not names:
         return
-    there = _receipt(plan)
+    there = receipt_head(dest)
     if there is None:
         few = ", ".join(shown(name) for name in sorted(names)[:3])
         more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""

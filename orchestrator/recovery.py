@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task
 from orchestrator import planning, resources
-from orchestrator.engines.base import EngineState
 from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
 
 # A shard whose archive is not what was published is fetched again; one whose members are refused
@@ -48,7 +47,8 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
-    live = [view for view in state.live if not _fell(view)]
+    # No good result comes of a task that fell, be it seen yet or not.
+    live = [view for view in state.live if not view.engine.fell]
     working = [view for view in live if _works(view, state.status)]
     waiting = [view for view in live if view not in working]
     taken = {item for view in working for item in view.task.items}
@@ -104,11 +104,6 @@ def _works(view: TaskView, status: RunStatus) -> bool:
         # Cancelled and out of sight: should it live after all, it finds itself superseded.
         return status is not RunStatus.CANCELLED
     return view.status.live
-
-
-def _fell(view: TaskView) -> bool:
-    """Whether a task ended with an error: its result may not be seen yet, but it is no good one."""
-    return view.engine.state is EngineState.ENDED and view.engine.raw.startswith("FAILED")
 
 
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import OrchestrateError
 from jobs.runfolder import RunFolder
-from jobs.staging import RECEIPT
+from jobs.staging import receipt_head
 from orchestrator import units
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import Look
@@ -40,10 +40,6 @@ class _PlanHead(msgspec.Struct):
 
 class _Created(msgspec.Struct):
     created: datetime
-
-
-class _ReceiptHead(msgspec.Struct):
-    run_id: str
 
 
 @dataclass(frozen=True)
@@ -124,10 +120,8 @@ def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> Run:
 
 
 def _is_published(head: _PlanHead) -> bool:
-    try:
-        return atomic.read_json(Path(head.dest) / RECEIPT, _ReceiptHead).run_id == head.run_id
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return False
+    there = receipt_head(Path(head.dest))
+    return there is not None and there.run_id == head.run_id
 
 
 _STYLE = {

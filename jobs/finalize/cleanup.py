@@ -13,9 +13,9 @@ import msgspec
 from jobs import atomic
 from jobs.finalize import replaced
 from jobs.finalize.ground import Ground
-from jobs.finalize.publish import is_there, journal_path, names_in
+from jobs.finalize.publish import is_there, journal_path
 from jobs.model import Shard, SourceFile
-from jobs.staging import ARCHIVES, Staging
+from jobs.staging import ARCHIVES, Staging, names_in
 
 log = logging.getLogger(__name__)
 

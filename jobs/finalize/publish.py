@@ -21,7 +21,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
 from jobs.memberpath import shown
-from jobs.staging import NO_DATA, RECEIPT, Staging
+from jobs.staging import NO_DATA, RECEIPT, Staging, names_in
 
 
 class Journal(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
             "too; nothing was touched; launch again with a --log-dir elsewhere",
             cause=Cause.PREFLIGHT,
         )
-    there = names_in(dest) - NO_DATA - own
+    there = {key_of_bytes(os.fsencode(name)) for name in names_in(dest) - NO_DATA} - own
     if not there:
         return ()
     if not ground.plan.options.overwrite:
@@ -80,17 +80,10 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(old))
 
 
-def names_in(folder: Path) -> set[str]:
-    """Keys of what lies in ``folder``, but for what NFS has left there."""
-    with os.scandir(folder) as entries:
-        names = {entry.name for entry in entries if not entry.name.startswith(".nfs")}
-    return {key_of_bytes(os.fsencode(name)) for name in names}
-
-
 def _own_names(ground: Ground) -> set[str]:
     """A run folder within the destination is no part of a dataset."""
-    folder, dest = ground.folder.path.resolve(), ground.staging.dest.resolve()
-    return {folder.relative_to(dest).parts[0]} if dest in folder.parents else set()
+    top = ground.staging.top_of(ground.folder.path)
+    return set() if top is None else {top}
 
 
 class _Told(msgspec.Struct):

@@ -144,11 +144,11 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     step, last = planned.step, planned.last
     if not step.tasks:
         return
-    engines.reach(_engine_name(last))
+    name = planned.engine
+    engines.reach(name)
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
     preflight.check_space(planned.state.plan, planned.state)
-    name = planned.engine
     engine = engines.by_name(name)
     # A later attempt's are those of another resume, which is at it right now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]

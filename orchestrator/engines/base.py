@@ -45,6 +45,11 @@ class TaskState:
     cpu_s: float | None = None  # used, where there is accounting
     peak_rss_bytes: int | None = None
 
+    @property
+    def fell(self) -> bool:
+        """Whether it ended with an exit code of its own other than 0."""
+        return self.state is EngineState.ENDED and self.raw.startswith("FAILED")
+
 
 @dataclass(frozen=True)
 class JobSpec:

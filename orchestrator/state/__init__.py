@@ -87,8 +87,7 @@ _MISSING_WORDS = {
 
 def _missing_problem(view_name: str, engine: TaskState) -> Problem:
     # Whatever stops our own code, it writes a result first; an exit code without one is not ours.
-    refused = engine.raw.startswith("FAILED")
-    cause = engine.cause or (Cause.LAUNCH_FAILED if refused else Cause.KILLED)
+    cause = engine.cause or (Cause.LAUNCH_FAILED if engine.fell else Cause.KILLED)
     words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
     where = f" on {engine.node}" if engine.node else ""
     raw = f" [{engine.raw}]" if engine.raw else ""
