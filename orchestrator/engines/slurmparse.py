@@ -125,7 +125,10 @@ def queue_rows(text: str) -> Iterator[Row]:
             times=(parse_time(submit), parse_time(start), parse_time(end)),
             name=name.removesuffix(SEPARATOR),
         )
-        task = replace(task, restarts=int(restarts) if restarts.isdigit() else 0)
+        task = replace(task, restarts=_int(restarts))
+        if raw == "COMPLETING" and task.restarts:
+            # A job that is requeued stays so until its nodes are free, with its last run's start.
+            task = replace(task, started=None)
         for each in expand(job_id):
             yield Row(each, name.removesuffix(SEPARATOR), task)
 

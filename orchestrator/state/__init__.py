@@ -57,8 +57,7 @@ def task_status(
         requeued = engine.state is EngineState.PENDING or (
             engine.state is EngineState.RUNNING
             and engine.restarts > 0
-            and engine.started is not None
-            and engine.started > result.started
+            and (engine.started is None or engine.started > result.started)
         )
         return _BY_ENGINE[engine.state] if requeued else TaskStatus.FAILED
     status = _BY_ENGINE[engine.state]

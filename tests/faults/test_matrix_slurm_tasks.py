@@ -150,8 +150,8 @@ def test_a_task_that_is_requeued_or_preempted_goes_on_under_the_same_attempt(
         site.slurm.run("scontrol", "requeue", row.job_id, check=True)
     else:
         site.slurm.sbatch("true", "-p", "high", "-N4", "-n4", "--exclusive", "--mem=0")
-    worker.send(signal.SIGCONT)
     site.wait(lambda: site.slurm.job(row.job_id).get("Restarts") == "1")
+    worker.send(signal.SIGCONT)
     state = site.status()
     assert state["state"] == "running"
     assert state["stages"]["extract"]["failed"] == state["stages"]["extract"]["missing"] == 0

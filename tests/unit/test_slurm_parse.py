@@ -157,6 +157,13 @@ def test_a_pending_array_becomes_a_row_a_task_and_restarts_are_counted() -> None
     assert rows["12_4"].reason == "JobArrayTaskLimit"
 
 
+def test_a_requeued_job_has_not_started_while_its_last_run_closes() -> None:
+    (closing,) = queue_rows(queue_line(state="COMPLETING"))
+    assert closing.task.started is not None
+    (requeued,) = queue_rows(queue_line(state="COMPLETING", restarts="1"))
+    assert requeued.task.started is None
+
+
 def test_other_jobs_names_may_hold_the_separator() -> None:
     (row,) = queue_rows(queue_line(name="a | b|c"))
     assert row.name == "a | b|c"

@@ -58,6 +58,12 @@ FAILED_EARLIER = result(Stage.EXTRACT, 0, cause=Cause.CANCELLED)
             TaskStatus.RUNNING,
             id="requeued and at work",
         ),
+        pytest.param(
+            FAILED_EARLIER,
+            replace(RUNNING, restarts=1, started=None),
+            TaskStatus.RUNNING,
+            id="requeued, its last run is closing",
+        ),
         pytest.param(FAILED_EARLIER, RUNNING, TaskStatus.FAILED, id="failed, its job is closing"),
     ],
 )
