@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from enum import Enum
+
+from msgspec import Struct, field
 
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
@@ -94,8 +95,7 @@ class Links(str, Enum):
     COPY = "copy"  # one that stays inside becomes its target's bytes
 
 
-@dataclass(frozen=True)
-class Digest:
+class Digest(Struct, frozen=True):
     """A hash with its algorithm's name (see ``jobs.digest``)."""
 
     algorithm: str
@@ -105,8 +105,7 @@ class Digest:
         return f"{self.algorithm}:{self.hex}"
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(Struct, frozen=True):
     """One thing that went wrong, fit to be shown: no secret, no traceback."""
 
     cause: Cause
@@ -124,8 +123,7 @@ class Problem:
         return Outcome.RETRYABLE if self.cause in RETRYABLE else Outcome.FAILED
 
 
-@dataclass(frozen=True)
-class SourceFile:
+class SourceFile(Struct, frozen=True):
     """One file as it is published."""
 
     name: str  # relative path at the source, '/'-separated; for people and for loose files
@@ -134,8 +132,7 @@ class SourceFile:
     digest: Digest | None = None
 
 
-@dataclass(frozen=True)
-class Shard:
+class Shard(Struct, frozen=True):
     """One archive of the dataset as it is published; split files are one shard."""
 
     id: str  # unique in the plan, safe as a file name, sorts in plan order
@@ -154,8 +151,7 @@ class Shard:
         return self.files[0].name
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(Struct, frozen=True):
     """A contiguous range of a shard's members: the ``index``-th of ``count``."""
 
     shard: str
@@ -167,8 +163,7 @@ class Part:
         return f"{self.shard}.p{self.index:04d}"
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(Struct, frozen=True):
     """Where a dataset keeps its records and images; ``records`` is empty for plain files."""
 
     name: str = "websight"
@@ -181,8 +176,7 @@ class Layout:
         return self.name != "files"
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Struct, frozen=True):
     """All that changes a run's bytes or verdicts; fixed by the plan."""
 
     layout: Layout = Layout()
@@ -206,8 +200,7 @@ class Options:
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
 
 
-@dataclass(frozen=True)
-class SourceRef:
+class SourceRef(Struct, frozen=True):
     """The source a plan was made from."""
 
     kind: SourceKind
@@ -220,8 +213,7 @@ class SourceRef:
     exclude: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(Struct, frozen=True):
     """The immutable list of all that a run will do."""
 
     run_id: str
@@ -264,8 +256,7 @@ def placed_path(plan: Plan, shard: Shard, path: str) -> str:
     return f"{shard.id}/{path}"
 
 
-@dataclass(frozen=True)
-class Cut:
+class Cut(Struct, frozen=True):
     """Where a part begins in a tar stream."""
 
     offset: int  # bytes into the inflated stream, at a header
@@ -273,8 +264,7 @@ class Cut:
     globals: dict[str, str] = field(default_factory=dict)  # pax global header in force there
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(Struct, frozen=True):
     """The evidence that a shard is here, whole, and what was learnt while it arrived."""
 
     shard: str
@@ -295,8 +285,7 @@ class Fetched:
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(Struct, frozen=True):
     """A manifest's line: one file that a part wrote."""
 
     path: str  # relative to the data folder
@@ -308,8 +297,7 @@ class Entry:
     ordinal: int = 0  # of the member in its shard
 
 
-@dataclass(frozen=True)
-class PartSummary:
+class PartSummary(Struct, frozen=True):
     """A manifest's last line: without it the part is not finished."""
 
     part: str
@@ -322,8 +310,7 @@ class PartSummary:
     end: bool = True  # marks the line
 
 
-@dataclass(frozen=True)
-class ItemResult:
+class ItemResult(Struct, frozen=True):
     """What became of one item of a task: a shard in download, a part in extract."""
 
     item: str
@@ -333,8 +320,7 @@ class ItemResult:
     problem: Problem | None = None
 
 
-@dataclass(frozen=True)
-class Summary:
+class Summary(Struct, frozen=True):
     """What finalize found."""
 
     records: int = 0
@@ -345,8 +331,7 @@ class Summary:
     lines: tuple[str, ...] = ()  # the ✓ and ✗ lines, as people read them
 
 
-@dataclass(frozen=True)
-class TaskResult:
+class TaskResult(Struct, frozen=True):
     """What happened to a task, as its worker tells it."""
 
     stage: Stage
@@ -366,8 +351,7 @@ class TaskResult:
     schema: int = SCHEMA
 
 
-@dataclass(frozen=True)
-class Heartbeat:
+class Heartbeat(Struct, frozen=True):
     """Where a running task stands; replaced every few seconds."""
 
     stage: Stage
@@ -384,8 +368,7 @@ class Heartbeat:
     current: str | None = None  # shard or part in hand
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(Struct, frozen=True):
     """Our unit of work: one stage over some items (shards in download, parts in extract)."""
 
     stage: Stage
@@ -394,8 +377,7 @@ class Task:
     job_id: str | None = None  # the engine's, once known
 
 
-@dataclass(frozen=True)
-class Resources:
+class Resources(Struct, frozen=True):
     """What a stage's jobs ask of Slurm; None leaves a choice to the site."""
 
     time_min: int = 240
@@ -413,8 +395,7 @@ class Resources:
     setup: tuple[str, ...] = ()  # shell lines before the task
 
 
-@dataclass(frozen=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """One chain of jobs over what was unfinished when it was made."""
 
     number: int  # the attempt

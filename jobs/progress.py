@@ -6,11 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import Cause, Stopped
@@ -150,7 +150,7 @@ class Heart:
 
     def _write(self) -> None:
         progress = self._progress
-        value = replace(
+        value = structs.replace(
             self._base,
             updated=utc_now(),
             bytes_done=progress.bytes_done,

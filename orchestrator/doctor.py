@@ -15,6 +15,7 @@ from itertools import takewhile
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from jobs import __version__, atomic
 from jobs.errors import EngineError, OrchestrateError
@@ -110,7 +111,7 @@ def _slurm(wish: Wish) -> Iterator[Finding]:
     spec = _spec(wish, folder)
     yield _trial(spec)
     # Its own short time limit lets it start where a long job would wait.
-    asked = replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
+    asked = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
     yield from _canary(wish, folder, replace(spec, resources=asked))
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import heapq
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+
+from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import UsageError
@@ -57,7 +59,9 @@ def plan_run(
         source=source,
         dest=place.dest,
         temp=temp_folder(place, run_id),
-        shards=tuple(replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards),
+        shards=tuple(
+            structs.replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards
+        ),
         options=options,
         version=__version__,
         created=now,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import replace
+
+from msgspec import structs
 
 from jobs.errors import Cause, UsageError
 from jobs.model import Resources
@@ -112,10 +113,10 @@ def grown(
     """
     asked = before
     if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
-        asked = replace(asked, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB)
+        asked = structs.replace(asked, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB)
     if Cause.TIME_LIMIT in causes and before.time_min != UNLIMITED:
         longer = -(-before.time_min * 3 // 2)
         most = longer if limit_min is None else max(limit_min, before.time_min)
-        asked = replace(asked, time_min=min(longer, most))
+        asked = structs.replace(asked, time_min=min(longer, most))
     left_out = [node for node in (before.exclude, *bad_nodes) if node]
-    return replace(asked, exclude=",".join(dict.fromkeys(left_out)) or None)
+    return structs.replace(asked, exclude=",".join(dict.fromkeys(left_out)) or None)

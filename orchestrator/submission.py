@@ -6,8 +6,9 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import __version__, atomic
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
@@ -124,7 +125,7 @@ def submit_chain(
             _check_not_cancelled(folder)
             after = Dependency("afterok", handles[-1].job_ids)
             job = engine.follow(Path(submission.then), then_name(folder, submission), after)
-            submission = replace(submission, then_job=job)
+            submission = structs.replace(submission, then_job=job)
             atomic.write_json(path, submission)
         _check_not_cancelled(folder)
     return submission
@@ -158,10 +159,10 @@ def _submit(
 
 
 def _with_ids(submission: Submission, handle: JobHandle) -> Submission:
-    return replace(
+    return structs.replace(
         submission,
         tasks=tuple(
-            replace(task, job_id=handle.task_ids[task.number])
+            structs.replace(task, job_id=handle.task_ids[task.number])
             if task.stage is handle.stage
             else task
             for task in submission.tasks
@@ -218,5 +219,5 @@ def _take_back(
 def _give_up(folder: RunFolder, number: int, why: str) -> None:
     """Note that nobody is at it any more; whoever asked may have nobody to read its words."""
     with suppress(OSError, RunFolderError):  # a full disk must not hide what went wrong
-        given_up = replace(folder.load_submission(number), refused=why)
+        given_up = structs.replace(folder.load_submission(number), refused=why)
         atomic.write_json(folder.submission(number), given_up)

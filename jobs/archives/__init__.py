@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from msgspec import structs
 
 from jobs.archives.base import Archive
 from jobs.archives.sniff import TARS
@@ -54,7 +54,7 @@ def cuts_of(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     from jobs.archives.tar import TarArchive
 
     learnt = TarArchive(fetched, shard, options, folder).learn(shard.parts)
-    return replace(
+    return structs.replace(
         fetched,
         cuts=learnt.cuts,
         members=learnt.members,

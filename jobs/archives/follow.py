@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from msgspec import structs
 
 from jobs.archives.base import unsupported
 from jobs.archives.cursor import Cursor
@@ -47,8 +49,8 @@ class Followed:
     def applied(self, fetched: Fetched) -> Fetched:
         """``fetched`` with all that was learnt."""
         if self.learnt is None:
-            return replace(fetched, format=self.format)
-        return replace(
+            return structs.replace(fetched, format=self.format)
+        return structs.replace(
             fetched,
             format=self.format,
             plain=self.plain,

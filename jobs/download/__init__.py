@@ -6,10 +6,10 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from jobs import atomic
 from jobs.download.fetching import Fetcher
@@ -127,7 +127,7 @@ class _Crew:
             return known
         fetched = self._fetcher.fetch(shard, resized=again or before is not None)
         self._forget_parts(shard, fetched, before)
-        evidence = replace(fetched, attempt=self._attempt)
+        evidence = structs.replace(fetched, attempt=self._attempt)
         atomic.write_json(self._folder.fetched(shard.id), evidence)
         self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs.archives import cuts_of, sniff
 from jobs.archives.sniff import HEAD
@@ -106,11 +107,13 @@ class Fetcher:
             fetched = hashed_and_followed(fetched, shard, self._plan.options, plain, self._progress)
         else:
             digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
-            fetched = replace(fetched, digests=digests)
+            fetched = structs.replace(fetched, digests=digests)
         for file, found in zip(shard.files, fetched.digests, strict=True):
             check_digest(file, found)
         check_unchanged(fetched)
-        return replace(fetched, verified=all(file.digest is not None for file in shard.files))
+        return structs.replace(
+            fetched, verified=all(file.digest is not None for file in shard.files)
+        )
 
     def _format(self, shard: Shard, first: Path) -> Format:
         if shard.kind is ShardKind.FILE:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import digest
 from jobs.archives.follow import Arriving, Followed, Follower, follow_here
@@ -96,7 +97,7 @@ def hashed_and_followed(
         pool.shutdown()
         for stream in streams:
             stream.really_close()
-    return replace(fetched, digests=digests)
+    return structs.replace(fetched, digests=digests)
 
 
 class _Hashed:

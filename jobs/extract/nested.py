@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import archives
 from jobs.archives.base import Archive
@@ -29,7 +30,9 @@ def is_nested(path: bytes) -> bool:
 def inner_plan(plan: Plan) -> Plan:
     """The plan as it holds within a nested archive: no further level, no fixed strip."""
     strip = None if plan.options.strip_components is None else 0
-    return replace(plan, options=replace(plan.options, nested=False, strip_components=strip))
+    return structs.replace(
+        plan, options=structs.replace(plan.options, nested=False, strip_components=strip)
+    )
 
 
 def part_of(shard: Shard) -> Part:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import replace
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import Cause, OrchestrateError
@@ -63,7 +63,7 @@ def run(folder: RunFolder, plan: Plan, progress: Progress) -> tuple[Summary, Pro
     atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
     cleanup.clean_up(ground)
     lines = (*replaced.told(ground.staging), *published.lines)
-    return replace(published, lines=lines), None
+    return structs.replace(published, lines=lines), None
 
 
 class _Published(msgspec.Struct):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+from msgspec import structs
 
 from jobs import atomic
 from jobs.finalize import replaced
@@ -99,7 +99,7 @@ def _keep_archives(ground: Ground) -> None:
             if is_there(Path(file)):
                 folder.mkdir(parents=True, exist_ok=True)
                 Path(file).replace(target)
-        noted = replace(fetched, files=tuple(str(path) for path in kept), plain=None)
+        noted = structs.replace(fetched, files=tuple(str(path) for path in kept), plain=None)
         atomic.write_json(ground.folder.fetched(shard.id), noted)
 
 

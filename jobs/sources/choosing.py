@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from msgspec import structs
 
 from jobs.errors import SourceError
 from jobs.memberpath import shown
@@ -101,7 +103,7 @@ def _shards(
                 "leave one out with --exclude"
             )
         seen.add(name)
-        kinds.append((ShardKind.FILE, (replace(file, name=name),)))
+        kinds.append((ShardKind.FILE, (structs.replace(file, name=name),)))
     return tuple(
         Shard(naming.shard_id(index, len(kinds), files[0].name), kind, files)
         for index, (kind, files) in enumerate(kinds)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs.errors import UsageError
 from jobs.memberpath import MAX_COMPONENT, MAX_PATH, shown
 from jobs.model import Layout, Options, Resources, Stage
@@ -83,9 +85,8 @@ def _unsafe(path: str) -> str | None:
 
 def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
     """What each stage's jobs ask for."""
-    from dataclasses import replace
 
-    download = replace(
+    download = structs.replace(
         request.resources,
         partition=request.download_partition or request.resources.partition,
         sbatch_args=(*request.resources.sbatch_args, *request.download_sbatch_args),
@@ -101,7 +102,6 @@ def override(
     resources: Mapping[str, Resources], changes: Mapping[str, object]
 ) -> dict[str, Resources]:
     """``resources`` with the fields of ``changes`` that are not None put in, for every stage."""
-    from dataclasses import replace
 
     given = {name: value for name, value in changes.items() if value not in (None, ())}
-    return {stage: replace(value, **given) for stage, value in resources.items()}  # type: ignore[arg-type]
+    return {stage: structs.replace(value, **given) for stage, value in resources.items()}

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
 from jobs.progress import cores, process_start
@@ -86,7 +88,7 @@ def submit(
 
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
     """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
-    here = replace(
+    here = structs.replace(
         draft,
         engine="local",
         onward=draft.engine,
@@ -115,7 +117,7 @@ def next_draft(
 
     Who looked before another process made that submission collides with it (``submit_chain``).
     """
-    return replace(
+    return structs.replace(
         submission.draft(
             last.number + 1,
             engine,
@@ -163,7 +165,7 @@ def retry(run_dir: str, attempt: int) -> None:
     if step.tasks:
         engines.by_name(last.engine).cancel(folder, step.cancel)
         draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
-        draft = replace(draft, by_itself=True)
+        draft = structs.replace(draft, by_itself=True)
         submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from signal import Signals
 
 import pytest
+from msgspec import structs
 
 from jobs import atomic
 from jobs.model import Stage
@@ -323,7 +324,7 @@ def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
     before = site.finished()
     # The node's processes cannot be looked at from here, as on a real cluster.
     folder = site.run_folder()
-    atomic.write_json(folder.submission(2), replace(folder.load_submission(2), host="n1"))
+    atomic.write_json(folder.submission(2), structs.replace(folder.load_submission(2), host="n1"))
     broken.unlink()
     site.resume()
     assert site.over()["state"] == "done"

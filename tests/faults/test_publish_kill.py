@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import finalize
 from jobs.model import OnBadRecord, OnCollision, Options
@@ -109,6 +109,6 @@ def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> N
                 (run.folder.path, last + number * step) for number, run in enumerate(runs)
             )
     for run in runs:
-        _, problem = finalize.run(run.folder, replace(run.plan), Progress())
+        _, problem = finalize.run(run.folder, structs.replace(run.plan), Progress())
         assert problem is None
         assert comparable(run.staging.dest) == whole

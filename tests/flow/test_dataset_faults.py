@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import finalize
 from jobs.errors import Cause
@@ -529,7 +529,7 @@ ODD = [
 def test_what_is_odd_or_let_pass_is_published_and_told(
     tmp_path: Path, make: Make, more: dict[str, object], words: str
 ) -> None:
-    run = stage(tmp_path, make(), replace(Options(), **more))  # type: ignore[arg-type]
+    run = stage(tmp_path, make(), structs.replace(Options(), **more))
     summary, problem = finalize.run(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.published

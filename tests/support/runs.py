@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import Cause
@@ -262,4 +263,4 @@ def make_folder(
 
 def renamed(plan: Plan, run_id: str) -> Plan:
     """The plan under another run id."""
-    return replace(plan, run_id=run_id)
+    return structs.replace(plan, run_id=run_id)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import ClaimedError, StorageError
 from jobs.staging import Staging
@@ -19,7 +20,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def staging(dest: Path, run_id: str) -> Staging:
-    return Staging(replace(make_plan(dest=str(dest)), run_id=run_id))
+    return Staging(structs.replace(make_plan(dest=str(dest)), run_id=run_id))
 
 
 def take(dest: Path, run_id: str, verdict: str | None = "it is running") -> Claim:

@@ -7,10 +7,10 @@ import hashlib
 import io
 import os
 import tarfile
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import download
 from jobs.archives import open_archive
@@ -233,7 +233,9 @@ def test_a_second_reading_for_another_digest_hears_a_stop_and_counts_once(
     folder, plan = planned(tmp_path, web.url("/a.tar"), kind=SourceKind.URL)
     (shard,) = plan.shards
     md5 = Digest("md5", hashlib.md5(data).hexdigest())
-    plan = replace(plan, shards=(replace(shard, files=(replace(shard.files[0], digest=md5),)),))
+    plan = structs.replace(
+        plan, shards=(structs.replace(shard, files=(structs.replace(shard.files[0], digest=md5),)),)
+    )
     out = Staging(plan).archive(shard.id, 0)
     out.parent.mkdir(parents=True)
     out.write_bytes(data)

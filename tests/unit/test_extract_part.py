@@ -6,11 +6,11 @@ import errno
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from jobs import atomic
 from jobs.archives.base import Member, TopChanged
@@ -88,7 +88,7 @@ def new_run(tmp_path: Path) -> Callable[..., Run]:
             dest=str(tmp_path / "dest"),
             temp=str(tmp_path / "temp"),
             shards=(shard,),
-            options=replace(Options(), **options),
+            options=structs.replace(Options(), **options),
             version="0",
             created=utc_now(),
         )

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import atomic, extract
 from jobs.errors import Cause
@@ -279,7 +279,7 @@ def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Pa
     with tarfile.open(outer, "w") as archive:
         for path in inner:
             archive.add(path, path.name)
-    run = extracting(tmp_path / "run", [outer], options=replace(Options(), nested=True))
+    run = extracting(tmp_path / "run", [outer], options=structs.replace(Options(), nested=True))
     (result,) = run_all(run)
     assert result.problem is None
     assert run.tree() == {
@@ -298,7 +298,7 @@ def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
     broken.write_bytes(b"\x1f\x8b\x08\x00nothing of the kind")
     with tarfile.open(outer, "w") as archive:
         archive.add(broken, "inner.tar.gz")
-    run = extracting(tmp_path / "run", [outer], options=replace(Options(), nested=True))
+    run = extracting(tmp_path / "run", [outer], options=structs.replace(Options(), nested=True))
     (result,) = run_all(run)
     outcome, cause, message = problem_of(result)
     assert (outcome, cause) == (Outcome.FAILED, Cause.BAD_ARCHIVE)

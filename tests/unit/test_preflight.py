@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import PreflightError
@@ -22,15 +23,15 @@ HUGE = 1 << 60  # more than any disk of a test machine has
 def plan(dest: Path, *, temp: Path | None = None, size: int | None = 1000, shards: int = 2) -> Plan:
     made = make_plan(shards, dest=str(dest))
     file = SourceFile("a.tar", "a.tar", size)
-    return replace(
+    return structs.replace(
         made,
         temp=str(temp / made.run_id) if temp else made.temp,
-        shards=tuple(replace(shard, files=(file,)) for shard in made.shards),
+        shards=tuple(structs.replace(shard, files=(file,)) for shard in made.shards),
     )
 
 
 def local(made: Plan, source: Path) -> Plan:
-    return replace(made, source=SourceRef(SourceKind.LOCAL, str(source)))
+    return structs.replace(made, source=SourceRef(SourceKind.LOCAL, str(source)))
 
 
 def test_a_place_with_room_has_no_problem_and_is_not_touched(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_log_folder_may_lie_in_the_destination_but_not_where_the_dataset_will(
 ) -> None:
     made = plan(tmp_path / "data")
     loose = Shard("0002", ShardKind.FILE, (SourceFile("README", "README", 1),))
-    made = replace(made, shards=(*made.shards, loose))
+    made = structs.replace(made, shards=(*made.shards, loose))
     found = preflight.problems(made, tmp_path / "data" / logs / made.run_id)
     assert [("where the dataset is put" in line) for line in found] == [True] * in_the_way
 
@@ -81,7 +82,7 @@ def test_a_log_folder_is_in_the_way_of_a_folder_that_is_copied(tmp_path: Path) -
     source = tmp_path / "source"
     (source / "logs").mkdir(parents=True)
     tree = Shard("0000", ShardKind.TREE, (SourceFile("source", str(source), 1),))
-    made = local(replace(plan(tmp_path / "data"), shards=(tree,)), source)
+    made = local(structs.replace(plan(tmp_path / "data"), shards=(tree,)), source)
     (line,) = preflight.problems(made, tmp_path / "data" / "logs" / made.run_id)
     assert "--log-dir" in line
     assert preflight.problems(made, tmp_path / "data" / "other" / made.run_id) == []
@@ -92,7 +93,7 @@ def test_a_log_folder_is_in_the_way_of_a_folder_that_is_copied(tmp_path: Path) -
 def test_a_dataset_of_another_run_may_be_replaced_only_if_it_was_there_at_launch(
     tmp_path: Path, overwrite: bool, later: bool
 ) -> None:
-    made = replace(plan(tmp_path), options=Options(overwrite=overwrite))
+    made = structs.replace(plan(tmp_path), options=Options(overwrite=overwrite))
     when = made.created + timedelta(hours=1 if later else -1)
     atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "other", "published": when})
     if overwrite and not later:
@@ -136,7 +137,7 @@ def test_inodes_are_counted_where_the_file_system_has_a_number(
     tmp_path: Path, quota_tool: Callable[[str, str], None]
 ) -> None:
     quota_tool("lfs", "/scratch 100 0 0 - 999990 0 1000000 -")
-    made = replace(plan(tmp_path / "d"), options=Options(expect_records=79413))
+    made = structs.replace(plan(tmp_path / "d"), options=Options(expect_records=79413))
     (line, _) = preflight.problems(made)
     assert "79,415 files" in line
     assert "your quota has 10 inodes left" in line
@@ -215,7 +216,7 @@ def test_source_and_destination_may_not_lie_in_one_another(
 def test_a_folder_that_is_copied_may_not_hold_the_log_folder(tmp_path: Path) -> None:
     tree = Shard("0000-tree", ShardKind.TREE, (SourceFile("d", "/d", 5),))
     source = tmp_path / "source"
-    made = local(replace(plan(tmp_path / "d"), shards=(tree,)), source)
+    made = local(structs.replace(plan(tmp_path / "d"), shards=(tree,)), source)
     (line,) = preflight.problems(made, source / "logs" / "run")
     assert "choose another --log-dir" in line
     assert preflight.problems(made, tmp_path / "logs" / "run") == []
@@ -241,7 +242,7 @@ def test_a_published_dataset_is_named_by_its_run_unless_it_is_to_be_replaced(
     (tmp_path / "RECEIPT.json").write_text(f'{{"run_id": "{made.run_id}"}}')
     assert preflight.problems(made) == []
     (tmp_path / "RECEIPT.json").unlink()
-    over = replace(made, options=Options(overwrite=True))
+    over = structs.replace(made, options=Options(overwrite=True))
     assert preflight.problems(over) == []
 
 
@@ -259,7 +260,7 @@ def test_sizes_that_nobody_tells_are_said_and_stop_nothing(tmp_path: Path) -> No
 
 def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
     tree = Shard("0000-tree", ShardKind.TREE, (SourceFile("d", "/d", 5),))
-    made = local(replace(plan(tmp_path / "d"), shards=(tree,)), tmp_path / "d2")
+    made = local(structs.replace(plan(tmp_path / "d"), shards=(tree,)), tmp_path / "d2")
     assert [need.bytes for need in preflight._needs(made)] == [0, 5]
 
 

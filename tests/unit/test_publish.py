@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs import atomic, finalize
 from jobs.errors import Cause, Stopped, VerificationError
@@ -266,7 +267,7 @@ def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
     mine = tmp_path / "mine.tar"
     shutil.copy(fetched.files[0], mine)
     atomic.write_json(
-        run.folder.fetched(shard), replace(fetched, files=(str(mine),), in_place=True)
+        run.folder.fetched(shard), structs.replace(fetched, files=(str(mine),), in_place=True)
     )
     finish(run)
     assert mine.exists()

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import RunFolderError
@@ -47,7 +48,7 @@ def test_of_two_runs_of_one_second_the_one_planned_later_is_the_newer(tmp_path: 
     ids = {"20260301-101500-aaa": 900, "20260301-101500-ccc": 100, "20260301-101500-bbb": 500}
     for run_id, microseconds in ids.items():
         plan = runs.renamed(runs.make_plan(1), run_id)
-        plan = replace(plan, created=plan.created + timedelta(microseconds=microseconds))
+        plan = structs.replace(plan, created=plan.created + timedelta(microseconds=microseconds))
         runs.make_folder(tmp_path, plan, runs.make_submission(plan))
     _made(tmp_path, "20260301-101501-000", tmp_path)
     later_first = ["101501-000", "101500-aaa", "101500-bbb", "101500-ccc"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
@@ -167,9 +168,9 @@ def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
 FINALIZE = (1, Stage.FINALIZE, 0)
 LEFT_OVER = result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED)
 RETRIES = cases.submission(CHAIN, retries=1)
-SECOND = replace(cases.submission(CHAIN, number=2, first_job=None), by_itself=True)
-IN_SHELL = replace(cases.submission(CHAIN[:1], engine="local"), onward="slurm")
-BY_HAND = replace(SECOND, by_itself=False)
+SECOND = structs.replace(cases.submission(CHAIN, number=2, first_job=None), by_itself=True)
+IN_SHELL = structs.replace(cases.submission(CHAIN[:1], engine="local"), onward="slurm")
+BY_HAND = structs.replace(SECOND, by_itself=False)
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,9 @@ BY_HAND = replace(SECOND, by_itself=False)
             id="it may not",
         ),
         pytest.param(
-            cases.evidence([RETRIES], results=[replace(LEFT_OVER, ended=NOW)], silent="no answer"),
+            cases.evidence(
+                [RETRIES], results=[structs.replace(LEFT_OVER, ended=NOW)], silent="no answer"
+            ),
             True,
             id="finalize ended just now and the scheduler is silent",
         ),
@@ -207,7 +210,7 @@ BY_HAND = replace(SECOND, by_itself=False)
         ),
         pytest.param(
             cases.evidence(
-                [RETRIES, replace(SECOND, refused="no")],
+                [RETRIES, structs.replace(SECOND, refused="no")],
                 results=[LEFT_OVER],
                 engine={FINALIZE: RUNNING},
             ),
@@ -231,7 +234,8 @@ BY_HAND = replace(SECOND, by_itself=False)
         ),
         pytest.param(
             cases.evidence(
-                [RETRIES, replace(BY_HAND, created=NOW - timedelta(hours=1))], maker_lives=True
+                [RETRIES, structs.replace(BY_HAND, created=NOW - timedelta(hours=1))],
+                maker_lives=True,
             ),
             False,
             id="a resume on another host that must have ended long since",
@@ -284,8 +288,10 @@ def test_a_missing_task_says_why_and_where() -> None:
 
 
 def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
-    tried = replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
-    tried = replace(tried, tasks=tuple(replace(task, job_id=None) for task in tried.tasks))
+    tried = structs.replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
+    tried = structs.replace(
+        tried, tasks=tuple(structs.replace(task, job_id=None) for task in tried.tasks)
+    )
     state = judge(cases.evidence([tried]))
     (trouble,) = state.troubles
     assert trouble.problem.cause is Cause.ENGINE

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
+
+from msgspec import structs
 
 from jobs import atomic
 from jobs.errors import Cause
@@ -81,7 +82,7 @@ def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Pat
 def test_files_and_bytes_are_those_of_all_submissions(tmp_path: Path) -> None:
     plan = runs.make_plan(3)
     first, again = runs.make_submission(plan), runs.make_submission(plan, number=2)
-    again = replace(again, tasks=again.of_stage(Stage.EXTRACT)[2:])
+    again = structs.replace(again, tasks=again.of_stage(Stage.EXTRACT)[2:])
     tasks = first.of_stage(Stage.EXTRACT)
     results = [
         runs.make_result(tasks[0]),

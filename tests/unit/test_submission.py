@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
@@ -101,7 +101,9 @@ def test_the_new_array_waits_for_live_downloads_however_they_end(folder: RunFold
 
 def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) -> None:
     engine = FakeEngine()
-    submitted = submission.submit_chain(folder, replace(draft(folder), then="/x/next.sh"), engine)
+    submitted = submission.submit_chain(
+        folder, structs.replace(draft(folder), then="/x/next.sh"), engine
+    )
     ((script, after),) = engine.followed
     assert script == Path("/x/next.sh")
     assert (after.kind, after.job_ids) == ("afterok", ("102",))
@@ -135,7 +137,7 @@ def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
 
     engine = FakeEngine(on_submit=cancel)
     with pytest.raises(Stopped, match="was cancelled"):
-        submission.submit_chain(folder, replace(draft(folder), then="/x/next.sh"), engine)
+        submission.submit_chain(folder, structs.replace(draft(folder), then="/x/next.sh"), engine)
     assert [spec.stage for spec, _ in engine.submitted][-1] is stage
     assert engine.followed == []
     assert engine.cancelled == [str(100 + n) for n in range(len(engine.submitted))]
