@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
+
+from msgspec import Struct, field
 
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
 from jobs.memberpath import shown, text_of
@@ -21,8 +22,7 @@ class Kind(str, Enum):
     HARD_LINK = "hard_link"
 
 
-@dataclass
-class Member:
+class Member(Struct):
     """A member as its archive tells of it; its content is to be read before the next member."""
 
     name: bytes  # raw, as stored: checked and decoded by jobs.memberpath

@@ -16,6 +16,7 @@ from jobs.archives.tarread import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.memberpath import shown
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 
 _HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
@@ -152,8 +153,9 @@ class TarArchive:
             cursor: Cursor = SeekingCursor(chain.pread, length, offset)
         else:
             first = offset if length is not None else 0
-            blocks = Ahead(chain_blocks(format, chain, self._limits, start=first))
-            stack.enter_context(blocks)
+            blocks = chain_blocks(format, chain, self._limits, start=first)
+            if cores() > 1:
+                blocks = stack.enter_context(Ahead(blocks))
             cursor = Cursor(blocks, first)
             cursor.skip_to(offset)
         return TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 BLOCK = 512  # bytes; of a header, and what content is padded to
 END = bytes(BLOCK)  # two of these end an archive
@@ -27,8 +28,7 @@ class HeaderError(ValueError):
     """The header is damaged; the text says how."""
 
 
-@dataclass
-class Header:
+class Header(Struct):
     """The fields that matter; ``kind`` is the type flag."""
 
     name: bytes

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from jobs.errors import Cause
 from jobs.model import ItemResult, Part
 
 
-@dataclass(frozen=True)
-class Order:
+class Order(Struct, frozen=True):
     """To the child: what to do, or (``stop``) to end."""
 
     run_dir: str = ""
@@ -19,8 +18,7 @@ class Order:
     message: str = ""
 
 
-@dataclass(frozen=True)
-class News:
+class News(Struct, frozen=True):
     """From the child: where it stands, or what became of a part."""
 
     current: str | None = None  # part in hand

@@ -12,6 +12,8 @@ from jobs.model import Entry
 # 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
 # which costs a look into the manifest at the part's end, and nothing more.
 _BITS = 1 << 27
+# The first ones are kept as they are, in 2 MiB: bits lie so far apart that each costs a page fault.
+_FEW = 1 << 14
 
 
 class Seen:
@@ -21,18 +23,24 @@ class Seen:
     """
 
     def __init__(self) -> None:
+        self._few: set[int] = set()
         self._bits = mmap.mmap(-1, _BITS >> 3)  # zeros that cost nothing until they are touched
         self.suspects: set[int] = set()
 
     def add(self, path: bytes) -> bool:
         """Note ``path``; whether it, or one that differs in case only, may have been there."""
         key = key_of(path)
-        byte, bit = key >> 3, 1 << (key & 7)
-        if self._bits[byte] & bit:
+        if key in self._few or self._is_set(key):
             self.suspects.add(key)
             return True
-        self._bits[byte] |= bit
+        if len(self._few) < _FEW:
+            self._few.add(key)
+        else:
+            self._bits[key >> 3] |= 1 << (key & 7)
         return False
+
+    def _is_set(self, key: int) -> bool:
+        return len(self._few) == _FEW and bool(self._bits[key >> 3] & 1 << (key & 7))
 
     def close(self) -> None:
         """Give the memory back; ``suspects`` stay."""

@@ -24,6 +24,7 @@ from jobs.errors import (
     UnsafeMemberError,
 )
 from jobs.extract.part import extract_part
+from jobs.extract.seen import Seen, key_of
 from jobs.extract.work import Work
 from jobs.model import (
     Fetched,
@@ -440,13 +441,14 @@ def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
     assert list(run.folder.manifests.iterdir()) == []
 
 
-def test_a_million_names_take_little_memory(run: Run) -> None:
-    from jobs.extract.seen import Seen
-
+def test_among_many_names_those_that_come_twice_are_known_and_few_others() -> None:
     seen = Seen()
     for number in range(200_000):
         seen.add(b"images/%08d" % number)
     assert len(seen.suspects) < 2_000
+    early, late = b"IMAGES/00000007", b"IMAGES/00199999"
+    assert seen.add(early) and seen.add(late)
+    assert {key_of(early), key_of(late)} <= seen.suspects
 
 
 def test_a_second_extraction_writes_the_same_manifest(run: Run) -> None:
