@@ -1,6 +1,7 @@
 """Extraction against tar, igzip, unzip and bsdtar: `python -m benchmarks.extract --mb 1000`.
 
-Checks and digests are on. The folder for data (`--dir`) should lie on the disk to be measured.
+Checks and digests are on. The least of the rounds counts, as the machine beside us only ever adds.
+The folder for data (`--dir`) should lie on the disk to be measured.
 """
 
 from __future__ import annotations
@@ -85,24 +86,20 @@ def against(suffix: str, bench: Bench) -> list[tuple[str, ...]]:
             theirs = command.format(path=path)
             contenders[name] = bench.command(theirs)
             contenders[f"{name}, written out"] = bench.command(f"{theirs} && sync -f {{out}}")
-    medians = compare(contenders, bench.rounds)
+    least = compare(contenders, bench.rounds, pick=min)
     bench.clear()
     rows: list[tuple[str, ...]] = [
         (suffix, "s", "one task to it", "two tasks to it", "goal"),
-        *(
-            (f"ours, {name}", f"{medians[name]:.2f}", "", "", "")
-            for name in medians
-            if name in _OURS
-        ),
+        *((f"ours, {name}", f"{least[name]:.2f}", "", "", "") for name in least if name in _OURS),
     ]
-    for name in medians:
+    for name in least:
         if name not in _OURS:
             ratios = [
-                f"{medians[mine] / medians[name]:.2f}" if mine in medians else ""
+                f"{least[mine] / least[name]:.2f}" if mine in least else ""
                 for mine in ("one task", "two tasks")
             ]
             goal = f"≤ {_RIVALS[suffix][name][1]}" if name in _RIVALS[suffix] else ""
-            rows.append((name, f"{medians[name]:.2f}", *ratios, goal))
+            rows.append((name, f"{least[name]:.2f}", *ratios, goal))
     return rows
 
 
@@ -118,12 +115,12 @@ def latency(bench: Bench, micros: int = 5000) -> list[tuple[str, ...]]:
         env = {"LD_PRELOAD": str(library), "SLOW_OPEN_US": str(slow)}
         return lambda: task(new_run(bench, bench.archive("tar.gz")), [0], env).seconds
 
-    medians = compare({"none": turn(0), "slow": turn(micros)}, bench.rounds)
-    ratio = medians["slow"] / medians["none"]
+    least = compare({"none": turn(0), "slow": turn(micros)}, bench.rounds, pick=min)
+    ratio = least["slow"] / least["none"]
     return [
         ("latency a file", "s", "ratio", "goal"),
-        ("none", f"{medians['none']:.2f}", "", ""),
-        (f"{micros / 1000:g} ms", f"{medians['slow']:.2f}", f"{ratio:.2f}", "≤ 1.3"),
+        ("none", f"{least['none']:.2f}", "", ""),
+        (f"{micros / 1000:g} ms", f"{least['slow']:.2f}", f"{ratio:.2f}", "≤ 1.3"),
     ]
 
 
@@ -201,17 +198,18 @@ def follower(bench: Bench) -> list[tuple[str, ...]]:
         "igzip -dc": f"igzip -dc {path}",
         "igzip -dc to a file": f"igzip -dc {path} > {{out}}/plain.tar",
     }
-    medians = compare(
-        {name: bench.command(command) for name, command in commands.items()}, bench.rounds
+    least = compare(
+        {name: bench.command(command) for name, command in commands.items()},
+        bench.rounds,
+        pick=min,
     )
     bench.clear()
-    least = medians["igzip -dc"]
     goals = {"ours": "≤ 1.4"}
     return [
         ("follower", "s", "to igzip -dc", "goal"),
         *(
-            (name, f"{seconds:.2f}", f"{seconds / least:.2f}", goals.get(name, ""))
-            for name, seconds in medians.items()
+            (name, f"{seconds:.2f}", f"{seconds / least['igzip -dc']:.2f}", goals.get(name, ""))
+            for name, seconds in least.items()
         ),
     ]
 

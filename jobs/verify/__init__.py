@@ -12,7 +12,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import VerificationError
 from jobs.memberpath import shown
-from jobs.model import Verify
+from jobs.model import SCHEMA, Verify
 from jobs.progress import Progress
 from jobs.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import forks
@@ -66,6 +66,7 @@ class VerifyReport:
     parts: tuple[str, ...] = ()  # ids of all parts that hold damaged files
     records_damaged: bool = False  # the records file, which no single part can mend
     extra: int = 0  # files in the dataset's folders that the manifest does not know
+    schema: int = SCHEMA
 
 
 def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) -> VerifyReport:

@@ -17,6 +17,7 @@ from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
 DEFAULT_LOG_DIR = Path("logs")
+_LEAST_RATE = 1 << 10  # bytes a second
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,14 @@ class LaunchRequest:
             raise UsageError("--tasks must be 1 or more")
         if self.parallel is not None and self.parallel < 1:
             raise UsageError("--parallel must be 1 or more")
-        if self.options.part_size < LEAST_PART_SIZE:
-            size = self.options.part_size
+        if (size := self.options.part_size) < LEAST_PART_SIZE:
             raise UsageError(
                 f"--part-size {size} counts bytes, and no part is that small; was {size}M meant?"
+            )
+        if (rate := self.options.max_rate) is not None and rate < _LEAST_RATE:
+            raise UsageError(
+                f"--max-rate {rate} counts bytes a second, and nothing would ever be here; "
+                f"was {rate}M meant?"
             )
         _check_layout(self.options.layout)
         if self.download_on not in ("cluster", "login"):
@@ -85,7 +90,6 @@ def _unsafe(path: str) -> str | None:
 
 def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
     """What each stage's jobs ask for."""
-
     download = structs.replace(
         request.resources,
         partition=request.download_partition or request.resources.partition,
@@ -102,6 +106,5 @@ def override(
     resources: Mapping[str, Resources], changes: Mapping[str, object]
 ) -> dict[str, Resources]:
     """``resources`` with the fields of ``changes`` that are not None put in, for every stage."""
-
     given = {name: value for name, value in changes.items() if value not in (None, ())}
     return {stage: structs.replace(value, **given) for stage, value in resources.items()}

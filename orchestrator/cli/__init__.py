@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -39,6 +40,13 @@ _MAKE_ROOM = (
     "make room on its file system, then `websight-orchestrate resume` goes on "
     "(launch again where `runs` lists none)"
 )
+
+
+def _nameless(error: OSError) -> str:
+    """What an error that names no file is most likely about: all our own files have names."""
+    if isinstance(error, FileNotFoundError):
+        return "the current folder"  # it was removed
+    return "writing to standard output" if error.errno == errno.ENOSPC else "reading or writing"
 
 
 @dataclass
@@ -144,9 +152,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.errors import from_os_error
         from orchestrator.cli import exits
 
-        told = from_os_error(error, doing=str(error.filename or "reading or writing"))
+        told = from_os_error(error, doing=str(error.filename or _nameless(error)))
         message = told.message
-        if told.cause in (Cause.DISK_FULL, Cause.QUOTA):
+        if error.filename and told.cause in (Cause.DISK_FULL, Cause.QUOTA):
             message = f"writing {message}; {_MAKE_ROOM}"
         click.echo(f"error: {message}", err=True)
         return talk.failed(told.cause.value, message, exits.FAILED)

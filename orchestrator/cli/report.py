@@ -31,6 +31,8 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     path = (output or folder.report).resolve()  # what a link means is replaced, not the link
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is no file; give -o the name of one")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent} is no folder; make it, or give -o another place")
     atomic.write_bytes(path, page.encode())
     click.echo(path)
     return 0

@@ -275,6 +275,7 @@ def test_show_config_shows_no_secret_of_an_address(tmp_path: Path) -> None:
 def test_a_report_replaces_no_folder_and_no_device(done: Cli) -> None:
     assert "is no file" in done.run("report", _ids(done)[0], "-o", ".", rc=2).err
     assert "is no file" in done.run("report", _ids(done)[0], "-o", "/dev/null", rc=2).err
+    assert "absent is no folder" in done.run("report", _ids(done)[0], "-o", "absent/r", rc=2).err
     (done.cwd / "link.html").symlink_to("real.html")
     done.run("report", _ids(done)[0], "-o", "link.html")
     assert (done.cwd / "link.html").is_symlink()
@@ -317,6 +318,29 @@ def test_an_error_that_nobody_can_read_ends_with_its_code_all_the_same(
     )
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{} launch -h >/dev/full", "writing to standard output: no space left"),
+        ("mkdir d && cd d && rmdir ../d && {} status", "the current folder: No such file"),
+    ],
+)
+def test_an_error_that_names_no_file_is_told_in_plain_words(
+    tmp_path: Path, line: str, told: str
+) -> None:
+    done = subprocess.run(
+        line.format(f"{sys.executable} -m orchestrator.cli"),
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {told}"), done.stderr
+    assert "resume" not in done.stderr
 
 
 def test_a_launch_without_standard_input_asks_nothing(tmp_path: Path) -> None:

@@ -341,6 +341,7 @@ def test_a_wrong_count_fails_the_verification_and_publishes_nothing(
         pytest.param(["--local-path", "x", "--url", "http://127.0.0.1/x.tar"], 2, id="two sources"),
         pytest.param(["--local-path", "x", "--part-size", "many"], 2, id="not a size"),
         pytest.param(["--local-path", "x", "--part-size", "8"], 2, id="a size without its M"),
+        pytest.param(["--local-path", "x", "--max-rate", "50"], 2, id="a rate without its M"),
         pytest.param(["--local-path", "x", "--sbatch-arg=-N2"], 2, id="two nodes for a task"),
         pytest.param(["--local-path", "x", "--records-file", "../../x"], 2, id="records outside"),
         pytest.param(["--local-path", "x", "--images-dir", "/x"], 2, id="absolute images"),
