@@ -6,11 +6,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
+_TICK_S = 0.5
 
 
 def begun(ask: Callable[[], R]) -> Future[R]:
@@ -29,7 +30,11 @@ def begun(ask: Callable[[], R]) -> Future[R]:
 
 def asked(ask: Callable[[], R]) -> R:
     """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for."""
-    return begun(ask).result()
+    answer = begun(ask)
+    # A wait without an end has been seen to sleep through a signal that comes as threads begin.
+    while not wait([answer], _TICK_S).done:
+        pass
+    return answer.result()
 
 
 def each(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:

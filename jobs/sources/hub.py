@@ -273,7 +273,7 @@ class HubSource:
         try:
             return http.probe(self._url(path), hubclient.headers()).head
         except SourceError as error:
-            if error.cause is Cause.AUTHENTICATION:
+            if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
                 raise hubclient.gated(self._repo) from None
             raise
 

@@ -7,11 +7,10 @@ GET (``wire``), what all fetches share (``shared``), a file in the making (``dra
 """
 
 from jobs.transfer.arrivals import Arrivals, StartedOver
-from jobs.transfer.target import UNFIT_PROXY, Received, Target, origin_of, redact
+from jobs.transfer.target import Received, Target, origin_of, redact
 from jobs.transfer.transfer import Transfer
 
 __all__ = [
-    "UNFIT_PROXY",
     "Arrivals",
     "Received",
     "StartedOver",

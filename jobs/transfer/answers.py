@@ -143,7 +143,7 @@ def refused(
         limited = status == 429 or (status == 503 and wait_s is not None)
         cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
         fact = "too many requests" if limited else "the server is in trouble"
-        return Again(SourceError(f"{what} ({fact}); resume later", cause=cause), wait_s=wait_s)
+        return Again(SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s)
     return refusal(status, code, what)
 
 
@@ -160,7 +160,9 @@ def refusal(status: int, code: str, what: str) -> SourceError:
         )
     if status in (401, 407):
         return SourceError(
-            f"{what}: a login is needed (token, --header or .netrc)", cause=Cause.AUTHENTICATION
+            f"{what}: a login is needed: a token with --header Authorization=VARIABLE, or your "
+            "account in ~/.netrc",
+            cause=Cause.AUTHENTICATION,
         )
     if status == 403:
         return SourceError(

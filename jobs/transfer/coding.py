@@ -76,6 +76,7 @@ class Body:
 
     def _broken(self, fact: str) -> SourceError:
         return SourceError(
-            f"{self._name}: the {self._coding} coding that the server put round it {fact}; resume",
+            f"{self._name}: the {self._coding} coding that the server put round it {fact}; "
+            "try again",
             cause=Cause.NETWORK,
         )

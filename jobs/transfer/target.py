@@ -9,10 +9,6 @@ from dataclasses import dataclass, field
 from jobs.model import Digest
 
 _PORTS = {"http": 80, "https": 443}
-UNFIT_PROXY = (
-    "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed, or of "
-    "a kind such as socks that is not spoken here; name one of http"
-)
 _SHOWN = 200  # characters of a name in a message
 
 

@@ -18,7 +18,7 @@ import urllib3.exceptions
 from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import Again
-from jobs.transfer.target import UNFIT_PROXY, Target, origin_of, redact
+from jobs.transfer.target import Target, origin_of, redact
 
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
@@ -31,7 +31,11 @@ BROKEN = (
     OSError,
 )
 # Of the address itself the scheme is known to be right by then.
-_UNFIT_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
+_OF_THE_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
+_UNFIT_PROXY = (
+    "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed, or of "
+    "a kind such as socks that is not spoken here; name one of http"
+)
 
 
 class Reply:
@@ -81,11 +85,11 @@ class Reply:
             self._response.close()
 
 
-class NoLogin(requests.auth.AuthBase):
+class _NoLogin(requests.auth.AuthBase):
     """Stands where a login would, so that requests puts none from .netrc over our header."""
 
     @classmethod
-    def beside(cls, headers: Mapping[str, str]) -> NoLogin | None:
+    def beside(cls, headers: Mapping[str, str]) -> _NoLogin | None:
         """What to give requests as the login beside ``headers``; None: .netrc may have one."""
         return cls() if any(key.lower() == "authorization" for key in headers) else None
 
@@ -158,7 +162,7 @@ class Wire:
         try:
             origin = origin_of(url)
             request = self._session.prepare_request(
-                requests.Request("GET", url, headers=dict(headers), auth=NoLogin.beside(headers))
+                requests.Request("GET", url, headers=dict(headers), auth=_NoLogin.beside(headers))
             )
             if origin not in self._settings:
                 self._settings[origin] = self._session.merge_environment_settings(
@@ -170,8 +174,8 @@ class Wire:
                 timeout=(_CONNECT_S, self._stall_s),
                 **self._settings[origin],
             )
-        except _UNFIT_PROXY:
-            raise SourceError(f"{name}: cannot reach {origin[1]}: {UNFIT_PROXY}") from None
+        except _OF_THE_PROXY:
+            raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError):
             raise SourceError(
                 f"{name}: {redact(url)} is no usable http(s) address, or a header is malformed"
