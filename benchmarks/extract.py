@@ -87,7 +87,6 @@ def against(suffix: str, bench: Bench) -> list[tuple[str, ...]]:
             contenders[name] = bench.command(theirs)
             contenders[f"{name}, written out"] = bench.command(f"{theirs} && sync -f {{out}}")
     least = compare(contenders, bench.rounds, pick=min)
-    bench.clear()
     rows: list[tuple[str, ...]] = [
         (suffix, "s", "one task to it", "two tasks to it", "goal"),
         *((f"ours, {name}", f"{least[name]:.2f}", "", "", "") for name in least if name in _OURS),
@@ -203,7 +202,6 @@ def follower(bench: Bench) -> list[tuple[str, ...]]:
         bench.rounds,
         pick=min,
     )
-    bench.clear()
     goals = {"ours": "≤ 1.4"}
     return [
         ("follower", "s", "to igzip -dc", "goal"),
@@ -269,19 +267,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="folder for data; kept if it is there already")
     parser.add_argument("--only", choices=tuple(TABLES))
-    parser.add_argument("--steady", action="store_true", help="hold all memory but 4 GiB")
     chosen = parser.parse_args(arguments)
     root = chosen.dir or Path(tempfile.mkdtemp(prefix="bench-extract-", dir=Path.cwd()))
     try:
         root.mkdir(parents=True, exist_ok=True)
         bench = Bench(root.absolute(), chosen.rounds)
         make_pages(bench.root, chosen.mb)
-        with steady_memory(wanted=chosen.steady):
-            for name, measure in TABLES.items():
-                # Ten times the pages need ten times the room: only where that is asked for.
-                if chosen.only == name or (chosen.only is None and name != "memory"):
+        for name, measure in TABLES.items():
+            # Ten times the pages need ten times the room: only where that is asked for.
+            if chosen.only == name or (chosen.only is None and name != "memory"):
+                with steady_memory(bench.root):
                     print(table(measure(bench)), end="\n\n", flush=True)
-        bench.clear()
+                bench.clear()
+        bench.remove()
     finally:
         if chosen.dir is None:
             shutil.rmtree(root)

@@ -41,6 +41,10 @@ class Bench:
     def pages(self) -> Path:
         return self.root / "pages"
 
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
     def archive(self, suffix: str) -> Path:
         """The pages in that format, made where they are not here yet."""
         path = self.root / f"pages.{suffix}"
@@ -50,19 +54,25 @@ class Bench:
         return path
 
     def out(self) -> Path:
-        """A new empty folder; what earlier turns wrote stays until ``clear``.
-
-        ext4 shuns the inodes of deleted files for minutes, and looks at each of them whenever it
-        makes a file: whoever extracts soon after a large deletion seems to pay for it.
-        """
+        """A new empty folder; what earlier turns wrote stays until ``clear``."""
         self.used += 1
-        out = self.root / "runs" / str(self.used)
+        out = self.runs / str(self.used)
         out.mkdir(parents=True)
         return out
 
     def clear(self) -> None:
-        """Remove what the turns wrote."""
-        shutil.rmtree(self.root / "runs", ignore_errors=True)
+        """Free the room of what the turns wrote, and leave the empty files.
+
+        ext4 without a journal shuns deleted inodes for five minutes, and looks at each of them
+        whenever it makes a file: who extracts soon after a large deletion pays for it.
+        """
+        for path in self.runs.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                os.truncate(path, 0)
+
+    def remove(self) -> None:
+        """Remove what the turns wrote, when all is measured."""
+        shutil.rmtree(self.runs, ignore_errors=True)
 
     def command(self, text: str) -> Callable[[], float]:
         """Seconds of a shell command; ``{out}`` is an empty folder."""
