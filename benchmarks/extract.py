@@ -269,9 +269,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", choices=tuple(TABLES))
     chosen = parser.parse_args(arguments)
     root = chosen.dir or Path(tempfile.mkdtemp(prefix="bench-extract-", dir=Path.cwd()))
+    bench = Bench(root.absolute(), chosen.rounds)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        bench = Bench(root.absolute(), chosen.rounds)
         make_pages(bench.root, chosen.mb)
         for name, measure in TABLES.items():
             # Ten times the pages need ten times the room: only where that is asked for.
@@ -279,10 +278,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 with steady_memory(bench.root):
                     print(table(measure(bench)), end="\n\n", flush=True)
                 bench.clear()
-        bench.remove()
     finally:
-        if chosen.dir is None:
-            shutil.rmtree(root)
+        shutil.rmtree(bench.runs if chosen.dir else root, ignore_errors=True)
 
 
 if __name__ == "__main__":

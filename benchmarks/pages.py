@@ -70,10 +70,6 @@ class Bench:
             if path.is_file() and not path.is_symlink():
                 os.truncate(path, 0)
 
-    def remove(self) -> None:
-        """Remove what the turns wrote, when all is measured."""
-        shutil.rmtree(self.runs, ignore_errors=True)
-
     def command(self, text: str) -> Callable[[], float]:
         """Seconds of a shell command; ``{out}`` is an empty folder."""
 
