@@ -184,7 +184,11 @@ def _expected(tree: Path, archive: Path, found: object) -> dict[str, tuple[int, 
     return out
 
 
-def test_every_file_comes_byte_for_byte(archive: Path, tree: Path) -> None:
+@pytest.mark.parametrize("cores", ["1", "2"])  # with one, no thread reads ahead
+def test_every_file_comes_byte_for_byte(
+    archive: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, cores: str
+) -> None:
+    monkeypatch.setenv(CORES, cores)
     found = digests(archive)
     assert found == _expected(tree, archive, found)
 
