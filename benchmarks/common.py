@@ -30,7 +30,7 @@ def steady_memory(folder: Path) -> Iterator[None]:
                     pass
         yield
     finally:
-        hole.unlink()
+        hole.unlink(missing_ok=True)
 
 
 def compare(

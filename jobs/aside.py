@@ -11,11 +11,20 @@ from typing import TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
-_TICK_S = 0.5
+_TICK_S = 0.1
 
 
-def begun(ask: Callable[[], R]) -> Future[R]:
-    """What ``ask`` will return or raise, in a thread of its own that nobody has to wait for."""
+def asked(
+    ask: Callable[[], R],
+    *,
+    check: Callable[[], None] = lambda: None,
+    drop: Callable[[R], object] = lambda _: None,
+) -> R:
+    """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for.
+
+    ``check`` is called meanwhile, and may raise to end the wait. Nobody waits for the thread then:
+    it ends by itself, and ``drop`` gets an answer that comes too late.
+    """
     answer: Future[R] = Future()
 
     def work() -> None:
@@ -24,16 +33,18 @@ def begun(ask: Callable[[], R]) -> Future[R]:
         except BaseException as error:  # noqa: BLE001  # raised again by who asked
             answer.set_exception(error)
 
+    def late(_: Future[R]) -> None:
+        if answer.exception() is None:
+            drop(answer.result())
+
     threading.Thread(target=work, name="ask", daemon=True).start()
-    return answer
-
-
-def asked(ask: Callable[[], R]) -> R:
-    """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for."""
-    answer = begun(ask)
-    # A wait without an end has been seen to sleep through a signal that comes as threads begin.
-    while not wait([answer], _TICK_S).done:
-        pass
+    try:
+        # A wait without an end has been seen to sleep through a signal that came as threads began.
+        while not wait([answer], _TICK_S).done:
+            check()
+    except BaseException:
+        answer.add_done_callback(late)
+        raise
     return answer.result()
 
 

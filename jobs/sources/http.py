@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 import urllib.parse
 from collections.abc import Callable, Mapping
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, SourceError
 from jobs.transfer import Target
 from jobs.transfer.answers import Again, content_length, content_range, encoding, refused
-from jobs.transfer.coding import Body
+from jobs.transfer.coding import MOST_CODED, Body
+from jobs.transfer.pace import backoff_s
 from jobs.transfer.target import shown
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _patiently(ask: Callable[[], Probe]) -> Probe:
         except Again as again:
             wait_s = again.wait_s
             if wait_s is None:
-                wait_s = random.uniform(0, 2**attempt / 2)
+                wait_s = backoff_s(attempt, 1.0)
             if attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
                 raise again.error from None
             time.sleep(wait_s)
@@ -106,7 +106,7 @@ def _head(reply: Reply, name: str, most: int) -> bytes:
     body = Body(reply.headers, name=name, size=None)
     head = b""
     try:
-        while len(head) < most and (data := reply.read(most)):
+        while len(head) < most and (data := reply.read(min(most, MOST_CODED))):
             head += body.file_bytes(data)
     except BROKEN as error:
         raise broken(error, name=name, url=reply.url, stall_s=_STALL_S) from None

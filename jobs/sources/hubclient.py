@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.memberpath import shown
 from jobs.sources import naming
+from jobs.transfer.pace import backoff_s, retry_after_s
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -140,13 +140,13 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
     from huggingface_hub.errors import HfHubHTTPError
 
     transport = _transport_error()
-    backoff_s = random.uniform(0, 2**attempt / 4)
+    pause_s = backoff_s(attempt, 0.5)
     try:
         return ask(), None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        after = error.response.headers.get("Retry-After", "") if error.response is not None else ""
-        wait_s = (float(after) if after.isdigit() else backoff_s) if status in _BUSY else None
+        told_s = retry_after_s(error.response.headers) if error.response is not None else None
+        wait_s = (pause_s if told_s is None else told_s) if status in _BUSY else None
         return _explained(repo, error, status), wait_s
     except transport as error:
         return (
@@ -155,7 +155,7 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
                 "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
                 cause=Cause.NETWORK,
             ),
-            backoff_s,
+            pause_s,
         )
     except ValueError as error:  # HFValidationError: the name itself
         return _bad_name(repo, error), None

@@ -17,7 +17,7 @@ from jobs.transfer.answers import (
     published_digest,
     refused,
 )
-from jobs.transfer.coding import Body
+from jobs.transfer.coding import MOST_CODED, Body
 from jobs.transfer.draft import Draft
 from jobs.transfer.pace import LONGEST_WAIT_S, rate_limit_s
 from jobs.transfer.partial import Identity
@@ -25,8 +25,6 @@ from jobs.transfer.ranges import Range
 from jobs.transfer.shared import Shared
 from jobs.transfer.target import Target, redact
 from jobs.transfer.wire import BROKEN, Reply, broken
-
-_MOST_CODED = 1 << 16  # bytes at once of a body that may become a thousand times as many
 
 
 class Attempt:
@@ -215,7 +213,7 @@ class Attempt:
             self._shared.check(self._over)
             most = rate.chunk
             if body.changes:
-                most = min(most, _MOST_CODED)
+                most = min(most, MOST_CODED)
             elif stop is not None:
                 most = min(most, stop - at)
             try:

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import Again, content_length, encoding
 
+MOST_CODED = 1 << 16  # bytes to hand over at once: they may become a thousand times as many
 _GZIP = b"\x1f\x8b"
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
 

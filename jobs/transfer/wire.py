@@ -8,7 +8,6 @@ import logging
 import socket
 import urllib.parse
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
 from typing import Any
 
 import requests
@@ -22,7 +21,6 @@ from jobs.transfer.target import Target, origin_of, redact
 
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
-_TICK_S = 0.1
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 BROKEN = (
     requests.RequestException,
@@ -128,14 +126,9 @@ class Wire:
         name that is looked up, a connection or a handshake cannot be broken off from outside: they
         have a thread of their own, which is left to end by itself.
         """
-        asked = aside.begun(lambda: self._get(target, headers, name=name))
-        try:
-            while not wait([asked], _TICK_S).done:
-                check()
-        except BaseException:
-            asked.add_done_callback(_drop)
-            raise
-        return asked.result()
+        return aside.asked(
+            lambda: self._get(target, headers, name=name), check=check, drop=Reply.close
+        )
 
     def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> Reply:
         url = target.url
@@ -185,12 +178,6 @@ class Wire:
 
     def close(self) -> None:
         self._session.close()
-
-
-def _drop(asked: Future[Reply]) -> None:
-    """An answer that nobody waits for any more."""
-    if asked.exception() is None:
-        asked.result().close()
 
 
 def _followed(url: str, location: str, *, name: str) -> str:

@@ -48,3 +48,26 @@ def test_ctrl_c_is_heard_while_an_answer_is_waited_for() -> None:
         aside.asked(lambda: never.wait(30))
     assert time.monotonic() - begun < 20
     never.set()
+
+
+def test_who_asks_may_leave_and_an_answer_that_comes_late_is_dropped() -> None:
+    leave, dropped = threading.Event(), threading.Event()
+    late: list[str] = []
+
+    def check() -> None:
+        raise LookupError
+
+    def ask() -> str:
+        leave.wait(30)
+        return "late"
+
+    def drop(answer: str) -> None:
+        late.append(answer)
+        dropped.set()
+
+    with pytest.raises(LookupError):
+        aside.asked(ask, check=check, drop=drop)
+    assert late == []
+    leave.set()
+    assert dropped.wait(30)
+    assert late == ["late"]

@@ -171,6 +171,7 @@ def test_urls_tell_size_name_and_digest(web: FaultyServer) -> None:
     [
         pytest.param(faults.busy(1, retry_after="0"), Cause.RATE_LIMITED, id="busy"),
         pytest.param(faults.reset_after(5), Cause.NETWORK, id="reset"),
+        pytest.param(faults.cut_after(5), Cause.NETWORK, id="cut"),
     ],
 )
 def test_a_moment_s_trouble_switches_no_digest_off(
