@@ -167,7 +167,7 @@ def refusal(status: int, code: str, what: str) -> SourceError:
     if status == 403:
         return SourceError(
             f"{what}: access is refused; the token or header gives no right to it, or the signed "
-            "address has expired",
+            "address has expired; ask for access, or for a fresh address",
             cause=Cause.AUTHENTICATION,
         )
     return SourceError(f"{what}, which is no answer to a request for a file; check the address")

@@ -205,7 +205,7 @@ def broken(error: BaseException, *, name: str, url: str, stall_s: float) -> Exce
 
 
 def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> str:
-    hint = "; does this node have internet, or need a proxy (HTTPS_PROXY)?"
+    hint = "; check the address, and whether this node has internet or needs a proxy (HTTPS_PROXY)"
     if any(isinstance(one, socket.gaierror) for one in chain) or "NameResolution" in text:
         return f"cannot reach {site}: its name is not known here{hint}"
     if any(isinstance(one, requests.exceptions.ProxyError) for one in chain):
@@ -216,10 +216,12 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
         return f"cannot reach {site}: connection refused{hint}"
     if any(isinstance(one, OSError) and one.errno in (101, 113) for one in chain):
         return f"cannot reach {site}: no route to it{hint}"
+    if any(isinstance(one, requests.exceptions.SSLError) for one in chain):
+        return f"cannot reach {site}: no TLS connection; check whether it is https or http"
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)
     if any(isinstance(one, timeouts) for one in chain):
-        return f"{site} sent no byte for {stall_s:g} s"
-    return f"{site} broke the connection off ({type(chain[-1]).__name__})"
+        return f"{site} sent no byte for {stall_s:g} s; try again later"
+    return f"{site} broke the connection off ({type(chain[-1]).__name__}); try again later"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

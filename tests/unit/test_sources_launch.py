@@ -192,6 +192,15 @@ def test_a_moment_s_trouble_switches_no_digest_off(
     assert refused.value.cause is cause
 
 
+def test_https_where_http_is_spoken_is_told(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    with pytest.raises(SourceError, match="no TLS connection") as refused:
+        opened(SourceKind.URL, web.url("/a.tar").replace("http", "https")).shards()
+    assert refused.value.cause is Cause.NETWORK
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_list_of_digests_that_is_not_there_or_not_for_us_is_none(
     web: FaultyServer, status: int
