@@ -133,7 +133,7 @@ class Site:
             assert time.monotonic() < deadline, "the task did not begin"
             time.sleep(0.005)
         worker = Worker(int(beat.owner.split(":")[1]))
-        worker.send(Signals.SIGSTOP)
+        worker.stop()
         assert not folder.result(stage, number, attempt).exists(), "the task was too quick"
         return worker
 
@@ -177,6 +177,14 @@ class Worker:
         for pid in (self.pid, *descendants_of(self.pid)):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def stop(self) -> None:
+        """Stop it, then its children: while it stands still it begins no other."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, Signals.SIGSTOP)
+        while self.alive and _state(self.pid) != "T":  # not before a child it begins is loaded
+            time.sleep(0.001)
+        self.send(Signals.SIGSTOP)
 
     def pending(self, number: Signals) -> bool:
         """Whether a signal waits for it to go on (proc(5): SigPnd, ShdPnd)."""
