@@ -225,7 +225,7 @@ def _efficiency(state: RunState, now: datetime) -> str:
             units.count(use.tasks),
             "–" if use.wait_s is None else units.clock(use.wait_s),
             units.clock(use.wall_s),
-            str(use.cpus),
+            str(use.cpus or "–"),
             units.clock(use.cpu_s),
             share(use.cpu_share),
             f"{use.mem_mb} MiB" if use.mem_mb else "–",

@@ -48,15 +48,15 @@ class Use:
     tasks: int
     wait_s: float | None  # the middle task's, from submission to start
     wall_s: float  # of all tasks together
-    cpus: int
+    cpus: int | None  # asked for each task; None where the engine takes no such request
     cpu_s: float
-    mem_mb: int | None  # asked a task
+    mem_mb: int | None  # asked for each task
     peak_bytes: int  # the largest task's
 
     @property
     def cpu_share(self) -> float | None:
         """Of the processor time that was asked for."""
-        asked = self.wall_s * self.cpus
+        asked = self.wall_s * (self.cpus or 0)
         return self.cpu_s / asked if asked else None
 
     @property
@@ -167,7 +167,9 @@ def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
 
 
 def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime) -> Use:
-    asked = state.submissions[-1].resources.get(stage.value)
+    last = state.submissions[-1]
+    # The local engine runs its tasks without looking at what was asked for.
+    asked = last.resources.get(stage.value) if last.engine == "slurm" else None
     made = {submission.number: submission.created for submission in state.submissions}
     waits = sorted(
         max(0.0, (view.started - (view.engine.submitted or made[view.attempt])).total_seconds())
@@ -189,7 +191,7 @@ def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime
         len(views),
         waits[len(waits) // 2] if waits else None,
         wall,
-        asked.cpus if asked else 1,
+        asked.cpus if asked else None,
         cpu,
         asked.mem_mb if asked else None,
         int(peak),

@@ -187,3 +187,14 @@ def test_use_is_what_was_asked_and_what_was_used() -> None:
     assert (extract.tasks, extract.wait_s, extract.wall_s) == (3, 120.0, 180.0)
     assert extract.cpu_share == pytest.approx(0.4)  # 0.8 of one of two cores
     assert extract.mem_share == pytest.approx(180e6 / (4000 * 2**20))
+
+
+def test_the_local_engine_is_not_measured_against_what_only_slurm_is_asked_for() -> None:
+    plan = runs.make_plan(1)
+    submission = runs.make_submission(plan, engine="local")
+    results = [runs.make_result(task) for task in submission.tasks]
+    state = runs.make_state(plan, submissions=(submission,), results=results)
+    extract = figures.uses(state, runs.NOW)[1]
+    assert (extract.cpu_s, extract.cpus, extract.cpu_share) == (48.0, None, None)
+    assert (extract.mem_mb, extract.mem_share) == (None, None)
+    assert "<td class=number>0:48</td>" in _page(state)

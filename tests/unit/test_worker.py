@@ -1,0 +1,41 @@
+"""A task run by its one entry: what its result says of the process and its children."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+from jobs import __version__, atomic, worker
+from jobs.model import Outcome, Resources, Stage, Submission, Task, utc_now
+from tests.support.extracting import Extracting, extracting
+from tests.support.samples import make_dataset, pack_one
+
+
+def submitted(run: Extracting) -> None:
+    """Have one task extract every part of ``run``."""
+    atomic.write_json(
+        run.folder.submission(1),
+        Submission(
+            number=1,
+            engine="local",
+            host="here",
+            pid=1,
+            created=utc_now(),
+            tasks=(Task(Stage.EXTRACT, 0, tuple(part.id for part in run.parts)),),
+            resources={stage.value: Resources() for stage in Stage},
+            parallel=1,
+            version=__version__,
+        ),
+    )
+
+
+def test_processor_time_includes_the_child_that_extracts(tmp_path: Path) -> None:
+    pages = make_dataset(tmp_path / "pages", records=5)
+    run = extracting(tmp_path, [pack_one(pages, tmp_path / "out")])
+    submitted(run)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = worker.run_task(str(run.folder.path), "extract", 0, 1)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert result.outcome is Outcome.OK
+    child = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert result.cpu_s >= child > 0
