@@ -13,10 +13,12 @@ import io
 import json
 import lzma
 import random
+import struct
 import sys
 import tarfile
 import time
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +116,23 @@ def _saved(page: Image.Image, kind: str) -> bytes:
     else:
         page.save(out, "PNG", compress_level=1)
     return out.getvalue()
+
+
+def marked(image: bytes, text: str) -> bytes:
+    """The same picture in other bytes: `text` (Latin-1) becomes a comment in a PNG or JPEG.
+
+    PNG: a tEXt chunk behind IHDR (https://www.w3.org/TR/png/#11tEXt). JPEG: a COM segment behind
+    APP0, which JFIF wants first (ITU-T T.81, B.2.4.5).
+    """
+    comment = text.encode("latin-1")
+    if image.startswith(b"\x89PNG"):
+        body = b"tEXtComment\0" + comment
+        at = 8 + 25  # the signature and IHDR
+        extra = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    else:
+        at = 4 + int.from_bytes(image[4:6], "big") if image[2:4] == b"\xff\xe0" else 2
+        extra = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
+    return image[:at] + extra + image[at:]
 
 
 # Archives ------------------------------------------------------------------------------------
