@@ -6,7 +6,7 @@ WORKERS ?= 4
 TESTS ?= tests
 
 BIN := $(VENV)/bin
-PYTHON_CODE := jobs orchestrator tests $(wildcard benchmarks)
+PYTHON_CODE := jobs orchestrator tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types unit packages bench format clean

@@ -14,9 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.samples import make_dataset
 from jobs.model import Options
 from tests.support.extracting import Extracting, extracting
-from tests.support.samples import make_dataset
 
 _MAKE = {
     "tar": "tar cf {path} -C {pages} images prompts.jsonl",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import samples
+from examples import samples
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
 from tests.support.sites import Pages, Site

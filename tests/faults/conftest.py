@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import samples
+from examples import samples
+from examples.samples import tree_digest
 from tests.support.forkshop import Shop
 from tests.support.matrix import Scene
-from tests.support.samples import tree_digest
 from tests.support.webserver import FaultyServer
 
 Stage = Callable[..., Scene]

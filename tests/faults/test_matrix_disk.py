@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import samples
+from examples import samples
+from examples.samples import tree_digest
 from tests.support.forkfaults import Fault
 from tests.support.forkshop import Shop
 from tests.support.matrix import LAUNCH, Scene
-from tests.support.samples import tree_digest
 
 pytestmark = pytest.mark.faults
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from examples.samples import tree_digest
 from tests.support.forkfaults import Fault
 from tests.support.forkshop import Shop
 from tests.support.matrix import Scene
-from tests.support.samples import tree_digest
 
 pytestmark = pytest.mark.faults
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import samples
+from examples import samples
 from tests.support.cli import Cli
 
 

@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.support import faults, samples
+from examples import samples
+from examples.samples import tree_digest
+from tests.support import faults
 from tests.support.cli import Cli, Done
 from tests.support.hubserver import HubServer
-from tests.support.samples import tree_digest
 from tests.support.webserver import FaultyServer
 
 LOCAL = ("launch", "--engine", "local", "--yes")

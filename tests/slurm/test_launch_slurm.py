@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from examples import samples
+from examples.samples import tree_digest
 from jobs import atomic
 from jobs.model import Heartbeat, Outcome, Stage, Submission, TaskResult
 from jobs.runfolder import RunFolder
-from tests.support import faults, samples
+from tests.support import faults
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
-from tests.support.samples import tree_digest
 from tests.support.slurm import PrivateSlurm
 from tests.support.webserver import FaultyServer
 

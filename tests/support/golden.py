@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.support import samples
+from examples import samples
 from tests.support.cli import Cli
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from examples.samples import tree_digest
 from tests.support.cli import Cli
 from tests.support.forkfaults import Fault
 from tests.support.forkshop import Ended, Shop
-from tests.support.samples import tree_digest
 
 LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--parallel", "2")
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from examples import samples
 from jobs import atomic
 from jobs.model import Heartbeat, Resources, Stage
 from jobs.runfolder import RunFolder
-from tests.support import samples
 from tests.support.cli import Cli, Done
 from tests.support.guard import descendants_of
 from tests.support.slurm import PrivateSlurm, QueueRow

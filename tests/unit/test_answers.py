@@ -15,13 +15,14 @@ from typing import Any
 
 import pytest
 
+from examples import samples
 from jobs.archives import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.progress import Progress
 from jobs.transfer import Arrivals, Received, Target, Transfer, ranges
 from jobs.transfer.partial import Partial
-from tests.support import faults, samples
+from tests.support import faults
 from tests.support.webserver import FaultyServer
 from tests.support.wire import Answer, Request, file_answer
 

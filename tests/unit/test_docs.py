@@ -12,9 +12,10 @@ from pathlib import Path
 import click
 import pytest
 
+from examples import samples
 from jobs.errors import Cause
 from orchestrator.cli import exits
-from tests.support import options_table, samples
+from tests.support import options_table
 from tests.support.cli import Cli
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from examples import samples
 from jobs import download
 from jobs.archives import open_archive
 from jobs.download import fetching
@@ -24,7 +25,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.unchanged import check_unchanged
 from jobs.staging import Staging
 from orchestrator import planning
-from tests.support import faults, samples
+from tests.support import faults
 from tests.support.webserver import FaultyServer
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from examples.samples import make_dataset, pack_one, pack_shards
 from jobs import atomic, extract
 from jobs.errors import Cause
 from jobs.model import (
@@ -29,7 +30,6 @@ from jobs.model import (
 )
 from jobs.progress import Progress
 from tests.support.extracting import Extracting, extracting
-from tests.support.samples import make_dataset, pack_one, pack_shards
 
 PLAIN = Options(verify=Verify.NONE)
 

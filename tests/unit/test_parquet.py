@@ -13,13 +13,13 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
+from examples.samples import make_dataset
 from jobs import extract
 from jobs.archives.parquet import ParquetArchive
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Layout, Options, Outcome, Part
 from jobs.progress import Progress
 from tests.support.extracting import Extracting, extracting
-from tests.support.samples import make_dataset
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

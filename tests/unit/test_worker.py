@@ -5,10 +5,10 @@ from __future__ import annotations
 import resource
 from pathlib import Path
 
+from examples.samples import make_dataset, pack_one
 from jobs import __version__, atomic, worker
 from jobs.model import Outcome, Resources, Stage, Submission, Task, utc_now
 from tests.support.extracting import Extracting, extracting
-from tests.support.samples import make_dataset, pack_one
 
 
 def submitted(run: Extracting) -> None:

@@ -1,6 +1,6 @@
 """Sample datasets: real pages as PNG and JPEG with their records, and archives made of them.
 
-As a program: `python -m tests.support.samples OUT --records 2000`.
+As a program: `python -m examples.samples OUT --records 2000`.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def tree_digest(folder: Path) -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make a dataset, and archives of it where asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tests.support.samples", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m examples.samples", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the dataset")
     parser.add_argument("--records", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)

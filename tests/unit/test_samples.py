@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.support import samples
+from examples import samples
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -1,0 +1,1 @@
+"""Sample datasets, for the demo, the benchmarks and the tests."""
