@@ -414,6 +414,7 @@ class Submission(Struct, frozen=True):
     then_job: str | None = None  # its job, once submitted
     by_itself: bool = False  # made by the finalize job of the submission before it
     refused: str | None = None  # why it was given up before all of it was submitted
+    start: str = ""  # of the process ``pid``, in clock ticks since boot
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:

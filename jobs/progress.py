@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -63,29 +64,59 @@ class Progress:
         return None if self._deadline is None else self._deadline - time.monotonic()
 
 
-def process_start(pid: int) -> str:
-    """When a process of this host started, in clock ticks since boot; empty if there is none.
+@dataclass(frozen=True)
+class ProcessId:
+    """One process among all that ever ran on any host.
 
-    Field 22 of /proc/PID/stat (proc_pid_stat(5)), which tells a process from a later one that got
-    the same number.
+    ``start`` is in clock ticks since boot (field 22 of /proc/PID/stat, proc_pid_stat(5)) and tells
+    the process from a later one that got the same number. It is empty where it is not known: there
+    was no such process, or the file that names it was written by a version that did not note it.
     """
+
+    host: str
+    pid: int
+    start: str = ""
+
+    @classmethod
+    def here(cls, pid: int | None = None) -> ProcessId:
+        """The process of that number on this host; None: the calling one."""
+        pid = os.getpid() if pid is None else pid
+        _, start = _state_and_start(pid)
+        return cls(os.uname().nodename, pid, start)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is, or was, a process of this host."""
+        return self.host == os.uname().nodename
+
+    @property
+    def alive(self) -> bool:
+        """Whether that very process runs on this host, and is no zombie.
+
+        Of a process whose start is not known, any that has its number is taken for it.
+        """
+        state, start = _state_and_start(self.pid)
+        return self.is_here and state not in ("", "Z", "X") and self.start in ("", start)
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.pid}:{self.start}"
+
+
+def _state_and_start(pid: int) -> tuple[str, str]:
+    """Fields 3 and 22 of /proc/PID/stat; both empty where there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+        return "", ""
+    # The command, in brackets, may hold anything; the fields after it do not.
+    fields = stat.rpartition(")")[2].split()
+    return fields[0], fields[19]
 
 
 def cores() -> int:
     """How many cores this task may count on, itself included."""
     told = os.environ.get(CORES, "")
     return int(told) if told.isdecimal() else len(os.sched_getaffinity(0))
-
-
-def owner() -> str:
-    """This process, told from every other that ever ran the same task."""
-    pid = os.getpid()
-    return f"{os.uname().nodename}:{pid}:{process_start(pid)}"
 
 
 class Heart:
@@ -109,9 +140,8 @@ class Heart:
     ) -> None:
         self._path = path
         self._progress = progress
-        self._base = Heartbeat(
-            stage, task, attempt, owner(), os.uname().nodename, utc_now(), utc_now()
-        )
+        me = ProcessId.here()
+        self._base = Heartbeat(stage, task, attempt, str(me), me.host, utc_now(), utc_now())
         self._is_superseded = is_superseded
         self._interval_s = interval_s
         self._ended = threading.Event()

@@ -18,6 +18,7 @@ from jobs import atomic
 from jobs.errors import ClaimedError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import SCHEMA, utc_now
+from jobs.progress import ProcessId
 from jobs.staging import Staging
 
 _TRIES = 100
@@ -36,7 +37,13 @@ class Claim:
     pid: int
     since: datetime
     token: str  # unlike that of any other claim ever made
+    start: str = ""  # of the process ``pid``, in clock ticks since boot
     schema: int = SCHEMA
+
+    @property
+    def maker(self) -> ProcessId:
+        """The process that made it."""
+        return ProcessId(self.host, self.pid, self.start)
 
 
 # Why a holder still holds the destination and what to do about it; None where it may be taken over.
@@ -125,12 +132,14 @@ def holder(staging: Staging) -> Claim | None:
 
 
 def _mine(staging: Staging, run_dir: Path) -> Claim:
+    me = ProcessId.here()
     return Claim(
         run_id=staging.plan.run_id,
         run_dir=str(run_dir.absolute()),
-        host=os.uname().nodename,
+        host=me.host,
         user=_user(),
-        pid=os.getpid(),
+        pid=me.pid,
+        start=me.start,
         since=utc_now(),
         token=secrets.token_hex(8),
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.errors import EngineError
 from jobs.memberpath import shown
 from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
-from jobs.progress import process_start
+from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import journal, units
@@ -79,10 +79,9 @@ def _over(
 
 
 def _may_live(submission: Submission) -> bool:
-    """Whether the process that made ``submission`` lives, as far as can be told from here."""
-    if submission.host != os.uname().nodename:
-        return True
-    return submission.pid != os.getpid() and bool(process_start(submission.pid))
+    """Whether the process that made ``submission`` lives; one of another host may."""
+    maker = ProcessId(submission.host, submission.pid, submission.start)
+    return maker.alive and maker.pid != os.getpid() if maker.is_here else True
 
 
 def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from msgspec import structs
 from jobs import __version__, atomic
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
 from jobs.model import Resources, Stage, Submission, Task, utc_now
+from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator import journal
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec
@@ -40,11 +40,13 @@ def draft(
     then: Path | None = None,
 ) -> Submission:
     """A submission by this process, its jobs not yet known."""
+    me = ProcessId.here()
     return Submission(
         number=number,
         engine=engine,
-        host=os.uname().nodename,
-        pid=os.getpid(),
+        host=me.host,
+        pid=me.pid,
+        start=me.start,
         created=utc_now(),
         tasks=tuple(tasks),
         resources=resources,

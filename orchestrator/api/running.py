@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from msgspec import structs
 
 from jobs.errors import OrchestrateError
 from jobs.model import Plan, Resources, Stage, Submission
-from jobs.progress import cores, process_start
+from jobs.progress import cores
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
 from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
@@ -49,9 +48,8 @@ _HELD = {
 def _why_held(held: Claim) -> str | None:
     """Why a holder still holds the destination; None where it may be taken over."""
     other = RunFolder(Path(held.run_dir))
-    here = held.host == os.uname().nodename
     if not other.path.exists():
-        if here:
+        if held.maker.is_here:
             return None
         return (
             f"its folder cannot be seen from here; ask on {held.host}, and if that run is no "
@@ -61,7 +59,7 @@ def _why_held(held: Claim) -> str | None:
         state = state_of(other)
     except OrchestrateError as error:
         return f"whether it lives cannot be told ({error.message})"
-    if state.status is RunStatus.PLANNED and here and process_start(held.pid):
+    if state.status is RunStatus.PLANNED and held.maker.alive:
         return "it is being launched right now"
     return _HELD[state.status].format(run=other.path) if state.status in _HELD else None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import shlex
 import signal
 import sys
@@ -15,7 +14,7 @@ from pathlib import Path
 from jobs.errors import EngineError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import utc_now
-from jobs.progress import process_start
+from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
@@ -105,8 +104,8 @@ class LocalEngine:
 
 
 def _new_id() -> JobId:
-    pid = os.getpid()
-    return JobId(localfiles.this_host(), pid, process_start(pid), next(_numbers))
+    me = ProcessId.here()
+    return JobId(localfiles.this_host(), me.pid, me.start, next(_numbers))
 
 
 def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
@@ -132,7 +131,7 @@ def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
     while left and time.monotonic() < deadline:
         for record in left:
             job = JobId.parse(record.task_id)
-            if job is not None and not localfiles.is_alive(job.pid, job.start):
+            if job is not None and not job.process.alive:
                 signal_group(record.pid, signal.SIGTERM)
         pause.wait(0.05)
         left = files.running(jobs)

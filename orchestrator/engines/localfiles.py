@@ -15,7 +15,7 @@ import msgspec
 from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Stage
-from jobs.progress import process_start
+from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 
@@ -34,6 +34,16 @@ class JobId:
 
     def __str__(self) -> str:
         return f"local-{self.host}-{self.pid}-{self.start}-{self.number}"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its pool belongs to this host."""
+        return self.host == this_host()
+
+    @property
+    def process(self) -> ProcessId:
+        """The pool's process."""
+        return ProcessId(os.uname().nodename if self.is_here else self.host, self.pid, self.start)
 
     @property
     def pool(self) -> str:
@@ -60,17 +70,6 @@ def this_host() -> str:
     return os.uname().nodename.replace("_", "-")
 
 
-def is_alive(pid: int, start: str) -> bool:
-    """Whether that very process of this host is there, and no zombie."""
-    if not start or process_start(pid) != start:
-        return False
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
-
-
 @dataclass(frozen=True)
 class Record:
     """A task's process, written when it starts and again when it ends."""
@@ -84,6 +83,11 @@ class Record:
     start: str = ""  # of the process, in ticks since boot
     returncode: int | None = None  # negative: the signal that ended it
     cause: Cause | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its process, which is one of this host, runs."""
+        return ProcessId(os.uname().nodename, self.pid, self.start).alive
 
     def state(self, host: str) -> TaskState:
         """The task as this record tells it."""
@@ -128,11 +132,11 @@ class LocalFiles:
         """The tasks of ``jobs`` whose processes run on this host."""
         found = []
         for job in jobs:
-            if job.host != this_host():
+            if not job.is_here:
                 continue
             for path in self.path.glob(f"{glob.escape(str(job))}_*.json"):
                 record = self.read(path.stem)
-                if record and record.ended is None and is_alive(record.pid, record.start):
+                if record and record.ended is None and record.alive:
                     found.append(record)
         return found
 
@@ -177,16 +181,16 @@ class LocalFiles:
         record = self.read(task_id)
         if record is not None and record.ended is not None:
             return record.state(job.host)
-        if job.host != this_host():
+        if not job.is_here:
             if self.is_silent(job.pool):
                 return _lost(record, job.host)
             return record.state(job.host) if record else TaskState(EngineState.UNKNOWN)
-        pool_alive = is_alive(job.pid, job.start)
+        pool_alive = job.process.alive
         if record is None or record.started is None:
             if pool_alive and not self.is_cancelled(job):
                 return TaskState(EngineState.PENDING, raw="pending")
             return _lost(record, job.host)
-        if is_alive(record.pid, record.start) or pool_alive:
+        if record.alive or pool_alive:
             return record.state(job.host)  # a live pool is about to say how its task ended
         return _lost(self.read(task_id), job.host)
 

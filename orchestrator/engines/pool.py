@@ -18,7 +18,7 @@ from types import FrameType
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.progress import CORES, cores, process_start
+from jobs.progress import CORES, ProcessId, cores
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.localfiles import JobId, LocalFiles, Record
@@ -244,7 +244,10 @@ def _start(task: PoolTask) -> None:
         )
     task.process = process
     task.record = replace(
-        task.record, started=utc_now(), pid=process.pid, start=process_start(process.pid)
+        task.record,
+        started=utc_now(),
+        pid=process.pid,
+        start=ProcessId.here(process.pid).start,
     )
     task.job.files.write(task.record)
 

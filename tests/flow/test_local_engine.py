@@ -16,7 +16,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.progress import process_start
+from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import EngineState, TaskState
@@ -100,7 +100,7 @@ def pids(folder: RunFolder) -> list[int]:
 
 
 def gone(pid: int) -> bool:
-    return not localfiles.is_alive(pid, process_start(pid))
+    return not ProcessId.here(pid).alive
 
 
 def states(folder: RunFolder) -> dict[str, TaskState]:
