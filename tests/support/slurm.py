@@ -99,12 +99,17 @@ class PrivateSlurm:
         slurmd_timeout: int = 30,
         extra_conf: str = "",
         cgroup: bool = False,
+        cluster: str = "websight",
+        sibling: PrivateSlurm | None = None,
     ) -> PrivateSlurm:
         """Start one; it accepts jobs and all its nodes are idle when this returns.
 
         `folder` is made if need be and removed by `stop`; its path must be short, for Unix
-        sockets live in it. `cgroup=True` needs root, and makes memory limits real.
+        sockets live in it. `cgroup=True` needs root, and makes memory limits real. `sibling` is
+        a cluster of another name whose accounting this one joins, so that each can ask the other
+        with `-M`; it has to be stopped later.
         """
+        accounting = accounting or sibling is not None
         reason = available(accounting=accounting, cgroup=cgroup)
         if reason:
             raise RuntimeError(reason)
@@ -119,10 +124,12 @@ class PrivateSlurm:
             nodes=tuple(f"{prefix}{number}" for number in range(1, nodes + 1)),
             controller_port=port,
             node_ports=tuple(ports.take() for _ in range(nodes)),
-            database_port=ports.take() if accounting else None,
+            database_port=_database_port(ports, sibling) if accounting else None,
             slurmd_timeout_s=slurmd_timeout,
             cgroup=cgroup,
             extra=extra_conf,
+            cluster=cluster,
+            sibling=sibling.layout if sibling else None,
         )
         slurm = cls(layout, ports)
         try:
@@ -264,6 +271,8 @@ class PrivateSlurm:
         at.conf.write_text(slurmconf.slurm_conf(at))
         if at.cgroup:
             (at.folder / "cgroup.conf").write_text(slurmconf.cgroup_conf())
+        if at.sibling is not None:
+            return
         if at.database_port is not None:
             self._write_secret("slurmdbd.conf", slurmconf.slurmdbd_conf(at).encode())
         self._write_secret("munge.key", os.urandom(128))
@@ -274,10 +283,11 @@ class PrivateSlurm:
         path.write_bytes(data)
 
     def _start_all(self) -> None:
-        self._start_munged()
-        if self.layout.database_port is not None:
-            self._start_database()
-            self.start_slurmdbd()
+        if self.layout.sibling is None:
+            self._start_munged()
+            if self.layout.database_port is not None:
+                self._start_database()
+                self.start_slurmdbd()
         self.start_slurmctld()
         for node in self.nodes:
             self._spawn_node(node)
@@ -359,6 +369,13 @@ class PrivateSlurm:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{name} is not up after {START_TIMEOUT_S:.0f} s")
             time.sleep(0.01)
+
+
+def _database_port(ports: Ports, sibling: PrivateSlurm | None) -> int:
+    if sibling is None:
+        return ports.take()
+    assert sibling.layout.database_port is not None, "the sibling has no accounting to join"
+    return sibling.layout.database_port
 
 
 def _short_temporary_folder() -> str:

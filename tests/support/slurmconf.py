@@ -45,6 +45,8 @@ class Layout:
     slurmd_timeout_s: int
     cgroup: bool
     extra: str
+    cluster: str = "websight"
+    sibling: Layout | None = None  # whose munge and slurmdbd it uses in place of its own
 
     @property
     def conf(self) -> Path:
@@ -52,7 +54,7 @@ class Layout:
 
     @property
     def munge_socket(self) -> Path:
-        return self.folder / "m.sock"
+        return (self.sibling or self).folder / "m.sock"
 
     @property
     def database_socket(self) -> Path:
@@ -103,7 +105,7 @@ def slurm_conf(at: Layout) -> str:
         for name, port in zip(at.nodes, at.node_ports, strict=True)
     )
     return f"""\
-ClusterName=websight
+ClusterName={at.cluster}
 SlurmctldHost={host_name()}(127.0.0.1)
 SlurmctldPort={at.controller_port}
 SlurmUser={me}
