@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,25 @@ from tests.support.hubserver import HubServer
 from tests.support.sites import Pages, Site
 from tests.support.slurm import PrivateSlurm, available
 from tests.support.webserver import FaultyServer
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals_of_children() -> Iterator[None]:
+    """Children get the default SIGINT and SIGHUP also where the caller ignores them.
+
+    `nohup` and a shell's `&` ignore these signals, and a new program inherits that. A handler is
+    not inherited (execve(2)): with one that does nothing, this process still disregards them.
+    """
+    ignored = [
+        number
+        for number in (signal.SIGINT, signal.SIGHUP)
+        if signal.getsignal(number) is signal.SIG_IGN
+    ]
+    for number in ignored:
+        signal.signal(number, lambda signum, frame: None)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture(scope="session")

@@ -65,18 +65,21 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder(path)
 
 
-Launch = Callable[[str], subprocess.Popen[bytes]]
+Launch = Callable[..., subprocess.Popen[bytes]]
 
 
 @pytest.fixture
 def launch(folder: RunFolder) -> Iterator[Launch]:
-    """Starts a launcher whose tasks play ``part``; returns once two of them run."""
+    """Starts a launcher, by way of the command ``under``, whose tasks play ``part``.
+
+    Returns once two of them run.
+    """
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(part: str) -> subprocess.Popen[bytes]:
+    def start(part: str, *under: str) -> subprocess.Popen[bytes]:
         payload.write_script(folder.path, {f"extract.{n}": part for n in range(3)})
         env = os.environ | {"PYTHONPATH": str(ROOT)}
-        argv = [sys.executable, "-c", LAUNCHER, str(folder.path)]
+        argv = [*under, sys.executable, "-c", LAUNCHER, str(folder.path)]
         started.append(subprocess.Popen(argv, env=env, cwd=ROOT))
         until(lambda: len(payload.events(folder.path)) == 2)
         return started[-1]
@@ -126,6 +129,18 @@ def test_an_interrupt_ends_all_tasks_and_then_the_launcher(
     assert words(folder) == ["ended"] * 3
     assert {state.cause for state in states(folder).values()} == {Cause.CANCELLED}
     assert len(pids(folder)) == 2
+
+
+def test_a_launcher_started_with_nohup_in_the_background_goes_on(
+    folder: RunFolder, launch: Launch
+) -> None:
+    ignored = """trap '' INT HUP; exec "$@" """  # what `nohup COMMAND &` does
+    launcher = launch("hold", "sh", "-c", ignored, "sh")
+    for number in (signal.SIGINT, signal.SIGHUP):
+        launcher.send_signal(number)
+    (folder.path / "go").touch()
+    assert launcher.wait(30) == 0
+    assert [state.cause for state in states(folder).values()] == [None] * 3
 
 
 def test_impatience_changes_nothing(folder: RunFolder, launch: Launch) -> None:

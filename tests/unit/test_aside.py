@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -40,6 +41,15 @@ def test_an_error_is_raised_here_and_ends_the_questions() -> None:
     assert len(asked) < 1000
 
 
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    """Python's own handler, also where the tests run with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_sigint")
 def test_ctrl_c_is_heard_while_an_answer_is_waited_for() -> None:
     never = threading.Event()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
