@@ -8,7 +8,7 @@ import secrets
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import takewhile
@@ -22,7 +22,7 @@ from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.progress import cores
 from jobs.runfolder import RunFolder
-from orchestrator import canary, disks, engines, logs, reasons, resources, units
+from orchestrator import canary, disks, engines, logs, reasons, resources, sbatchargs, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import EngineState, JobSpec
@@ -107,6 +107,7 @@ def _slurm(wish: Wish) -> Iterator[Finding]:
     yield _accounting()
     yield _shared(wish.log_dir.absolute(), "--log-dir")
     yield _shared(wish.dest.absolute(), "--dest")
+    yield from _export(wish.resources.sbatch_args)
     folder = RunFolder(wish.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
     spec = _spec(wish, folder)
     yield _trial(spec)
@@ -135,6 +136,22 @@ def _shared(path: Path, option: str) -> Finding:
         f"{option} {path} lies on a {kind}",
         "compute nodes may not see it; choose a folder on a shared file system",
     )
+
+
+def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
+    """What jobs do not get of this shell's environment, where ``--export`` restricts it."""
+    export = sbatchargs.export_of(sbatch_args)
+    missing = export.missing(sbatchargs.DOWNLOAD_VARIABLES, os.environ)
+    if missing:
+        yield Finding(
+            "export",
+            None,
+            f"--export={export.value} withholds {', '.join(missing)} from jobs",
+            f"if a download needs them: --sbatch-arg={export.with_names(missing)}",
+        )
+    elif export.restricts:
+        fact = f"--export={export.value} withholds nothing that a download reads"
+        yield Finding("export", True, fact)
 
 
 _WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")

@@ -11,9 +11,9 @@ from typing import Protocol
 
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.memberpath import shown
-from jobs.model import Plan, Shard, ShardKind, SourceKind
+from jobs.model import Plan, Resources, Shard, ShardKind, SourceKind
 from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in, receipt_head
-from orchestrator import disks, units
+from orchestrator import disks, sbatchargs, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
 # larger than this, so the data takes at least so many inodes.
@@ -52,8 +52,17 @@ def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
     ]
 
 
-def notes(plan: Plan, run_dir: Path | None = None, *, engine: str = "slurm") -> list[str]:
-    """What cannot be checked, or looks odd without being wrong, a line each."""
+def notes(
+    plan: Plan,
+    run_dir: Path | None = None,
+    *,
+    engine: str = "slurm",
+    download: Resources | None = None,
+) -> list[str]:
+    """What cannot be checked, or looks odd without being wrong, a line each.
+
+    ``download`` is what a download job on Slurm asks for; None where there is no such job.
+    """
     found = []
     unknown = sum(1 for shard in plan.shards if shard.size is None)
     if unknown:
@@ -70,7 +79,21 @@ def notes(plan: Plan, run_dir: Path | None = None, *, engine: str = "slurm") -> 
                     f"{option} {shown(str(path))} lies on a {kind}, which compute nodes may not "
                     "share with this machine; choose a folder on a shared file system"
                 )
+        if download is not None and plan.source.kind is not SourceKind.LOCAL:
+            found += _not_exported(plan, download)
     return found
+
+
+def _not_exported(plan: Plan, download: Resources) -> Iterator[str]:
+    """Variables of this shell that a download may need and that ``--export`` withholds."""
+    export = sbatchargs.export_of(download.sbatch_args)
+    wanted = [variable for _, variable in plan.options.header_env]
+    missing = export.missing([*wanted, *sbatchargs.DOWNLOAD_VARIABLES], os.environ)
+    if missing:
+        yield (
+            f"--export={export.value} withholds {', '.join(missing)}, set in this shell, from the "
+            f"download job; if it needs them, use --sbatch-arg={export.with_names(missing)}"
+        )
 
 
 def _refuse(found: Sequence[str]) -> None:

@@ -68,6 +68,14 @@ _EXACT["MaxSubmitJobsLimit"] = "your limit of submitted jobs is reached; it wait
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"launch failed requeued held", _EXACT["JobLaunchFailure"]),
     (r"job requeued in held state", _EXACT["JobHeldUser"]),
+    (
+        r"user.env.retrieval",
+        (
+            "its node could not load your login environment, as --export=NONE asks for; check what "
+            "your shell's profile does there, then `scontrol release JOBID`, or `cancel` and "
+            "`resume` without that option"
+        ),
+    ),
     (r"ReqNodeNotAvail", _EXACT["ReqNodeNotAvail"]),
     (r"Nodes required for job are DOWN", _EXACT["ReqNodeNotAvail"]),
     (
@@ -119,7 +127,7 @@ _NEVER = re.compile(
     r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|"
     r"BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHeld|"
     r"JobHoldMaxRequeue|JobLaunchFailure|launch failed requeued held|job requeued in held|"
-    r"ReservationDeleted|"
+    r"ReservationDeleted|user.env.retrieval|"
     r"(Assoc|QOS)\w*(MaxWall|PerJob|PerNode)"
 )
 

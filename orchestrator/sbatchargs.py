@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
@@ -62,6 +63,7 @@ _HERE = tuple(
         ("--mail-user", "", ""),
     )
 )
+_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
 _BARE = "HIOQVhksuv"  # letters that take no value, so that another may follow at once (-HN2)
 
 
@@ -86,6 +88,13 @@ def _checked(text: str, refused: tuple[_Option, ...]) -> str:
         raise UsageError(f"{shown(text)} is no option of sbatch; write it as --option=value")
     for option in _said(words, refused):
         raise UsageError(f"{shown(text)}: {option.name} cannot be set here; {option.instead}")
+    for item in export_of([text]).items:
+        name, value, _ = item.partition("=")
+        if value and _SECRET.search(name):
+            raise UsageError(  # what was typed is not shown: it holds the secret
+                f"--export: a value of {name} would be kept in the batch script; export {name} in "
+                f"this shell and name it alone (--export={name})"
+            )
     return text
 
 
@@ -101,3 +110,62 @@ def _said(words: list[str], options: tuple[_Option, ...]) -> Iterator[_Option]:
                     yield option
             elif word.startswith("-") and letter and letter == option.letter:
                 yield option
+
+
+# What a download reads from the environment: the Hub's login, proxies, certificates, passwords.
+DOWNLOAD_VARIABLES = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_TOKEN_PATH",
+    "HF_HOME",
+    *(
+        name
+        for upper in ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY")
+        for name in (upper, upper.lower())
+    ),
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "NETRC",
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What ``--export`` lets jobs inherit of this shell (https://slurm.schedmd.com/sbatch.html)."""
+
+    value: str = "ALL"
+
+    @property
+    def items(self) -> tuple[str, ...]:
+        """The variables it lists, as ``NAME`` or ``NAME=value``."""
+        listed = self.value.split(",")
+        return tuple(item for item in listed if item.upper() not in ("", "ALL", "NIL", "NONE"))
+
+    @property
+    def restricts(self) -> bool:
+        """Whether jobs get less than the whole environment."""
+        return "ALL" not in self.value.upper().split(",")
+
+    def missing(self, wanted: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
+        """Those of ``wanted`` that are set in ``environ`` and that jobs do not get."""
+        if not self.restricts:
+            return ()
+        names = {item.partition("=")[0] for item in self.items}
+        return tuple(name for name in wanted if environ.get(name) and name not in names)
+
+    def with_names(self, names: Iterable[str]) -> str:
+        """The option that lets jobs inherit ``names`` as well."""
+        return f"--export={','.join([*self.items, *names])}"
+
+
+def export_of(args: Sequence[str]) -> Export:
+    """What sbatch's arguments say with ``--export``; the last one counts, as for sbatch."""
+    found = Export()
+    for text in args:
+        words = iter(shlex.split(text))
+        for word in words:
+            name, equals, value = word.partition("=")
+            if name == "--export":
+                found = Export(value if equals else next(words, ""))
+    return found

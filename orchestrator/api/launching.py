@@ -102,7 +102,13 @@ def plan(request: LaunchRequest) -> Planned:
         now=now,
     )
     made = Planned(planned, source.private(), engine, request)
-    odd = preflight.notes(planned, made.folder.path, engine=engine)
+    download = stage_resources(request)[Stage.DOWNLOAD.value]
+    odd = preflight.notes(
+        planned,
+        made.folder.path,
+        engine=engine,
+        download=download if request.download_on == "cluster" else None,
+    )
     return replace(made, notes=(*source.notes(), *odd))
 
 

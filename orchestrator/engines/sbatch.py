@@ -131,8 +131,10 @@ def parameters(spec: JobSpec, after: Dependency | None, *, parallel: int) -> dic
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_S,
         "wckey": None,
-        # srun does not take it over from sbatch (since 22.05).
-        "srun_args": ["--cpus-per-task", str(asked.cpus)],
+        # srun does not take over the number of cores from sbatch (since 22.05). The step gets the
+        # batch shell's environment, submitit's variables included, also where --sbatch-arg=--export
+        # restricts what sbatch passes on: SLURM_EXPORT_ENV would restrict srun in the same way.
+        "srun_args": ["--cpus-per-task", str(asked.cpus), "--export=ALL"],
         "additional_parameters": additional,
     }
 

@@ -84,6 +84,33 @@ def test_tar_gz_shards_from_the_hub_are_published_byte_for_byte(
     assert published(tmp_path / "data") == tree_digest(dataset)
 
 
+@pytest.mark.parametrize("export", ["NONE", "NIL", "HF_TOKEN,SEED=1"])
+def test_jobs_run_with_whatever_environment_export_leaves_them(
+    plain_site: Site, dataset: Path, shards: Path, tmp_path: Path, hub: HubServer, export: str
+) -> None:
+    listed = "HF_TOKEN" in export
+    hub.add_repo("org/websight", {p.name: p for p in shards.iterdir()}, private=listed)
+    words = ("--hf-repo", "org/websight", f"--sbatch-arg=--export={export}")
+    plain_site.launch(tmp_path / "data", *words, **hub.env, HF_TOKEN=hub.token)
+    assert plain_site.ended()["state"] == "done"
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
+def test_a_token_that_export_withholds_is_named_at_launch_and_by_the_doctor(
+    plain_site: Site, tmp_path: Path, hub: HubServer
+) -> None:
+    hub.add_repo("org/websight", {"a.txt": b"a"})
+    shell = plain_site.cli.having(**hub.env, HF_TOKEN=hub.token)
+    words = ("--dest", tmp_path / "data", "--sbatch-arg=--export=SEED=1")
+    source = ("--hf-repo", "org/websight", "--layout", "files")
+    said = shell.run("launch", *words, *source, "--dry-run").out
+    remedy = "--sbatch-arg=--export=SEED=1,HF_TOKEN"
+    assert "withholds HF_TOKEN" in said and remedy in said and hub.token not in said
+    findings = shell.run("doctor", *words, "--json").json()["findings"]
+    (found,) = [finding for finding in findings if finding["name"] == "export"]
+    assert "withholds HF_TOKEN" in found["fact"] and remedy in found["remedy"]
+
+
 def test_zip_shards_from_urls_are_published_byte_for_byte(
     site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:

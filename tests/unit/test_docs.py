@@ -99,6 +99,7 @@ def test_no_option_is_named_that_is_not_there() -> None:
                 known |= {*param.opts, *param.secondary_opts}
     foreign = {
         "--dependency",
+        "--export",
         "--kill-on-invalid-dep",
         "--test-only",
         "--version",

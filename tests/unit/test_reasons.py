@@ -36,6 +36,7 @@ from orchestrator.reasons import explain, waits_in_vain
         ("ReqNodeNotAvail, UnavailableNodes:n1,n2", "down, drained or reserved"),
         ("(ReqNodeNotAvail, Reserved for maintenance)", "down, drained or reserved"),
         ("BeginTime", "may begin"),
+        ("user_env_retrieval_failed_requeued_held", "--export=NONE"),
         ("JobHeldUser", "scontrol release"),
         ("JobHeldUser,None", "scontrol release"),
         ("JobHeldAdmin", "administrator"),

@@ -31,6 +31,8 @@ from orchestrator.sbatchargs import parse, parse_for_download
         ("nodes=2", "no option"),
         ("--comment='x", "cannot be read"),
         ("--nice=1\n#SBATCH -N2", "control character"),
+        ("--export=A,HF_TOKEN=hf_abc", "export HF_TOKEN in this shell and name it alone"),
+        ("--export AWS_SECRET_KEY=abc", "would be kept in the batch script"),
     ],
 )
 @pytest.mark.parametrize("parser", [parse, parse_for_download])
@@ -40,6 +42,7 @@ def test_what_is_ours_to_set_is_refused_with_what_to_use(
     with pytest.raises(UsageError) as refused:
         parser(text)
     assert words in refused.value.message
+    assert "abc" not in refused.value.message
 
 
 @pytest.mark.parametrize("text", ["-pgpu", "--mem=8G", "-t 60", "-x n1", "--acc=me"])
@@ -63,7 +66,34 @@ def test_what_has_an_option_here_is_said_by_it_but_for_the_download_alone(text: 
         "--wait-all-nodes=1",
         "--gres=gpu:1 --comment='a b'",
         "--open-mode=truncate",
+        "--export=NONE",
+        "--export=HF_TOKEN,SEED=1",
     ],
 )
 def test_everything_else_goes_to_sbatch_as_it_is(text: str) -> None:
     assert sbatchargs.parse(text) == text
+
+
+@pytest.mark.parametrize(
+    ("args", "missing"),
+    [
+        pytest.param((), (), id="no word of it"),
+        pytest.param(("--export=ALL",), (), id="all"),
+        pytest.param(("--export=all,SEED=1",), (), id="all and more"),
+        pytest.param(("--export=NONE",), ("HF_TOKEN", "https_proxy"), id="none"),
+        pytest.param(("--nice=1", "--export nil"), ("HF_TOKEN", "https_proxy"), id="two words"),
+        pytest.param(("--export=HF_TOKEN,SEED",), ("https_proxy",), id="a list"),
+        pytest.param(("--export=https_proxy=x",), ("HF_TOKEN",), id="a list with a value"),
+        pytest.param(("--export=NONE", "--export=ALL"), (), id="the last one counts"),
+        pytest.param(("--export-file=env",), (), id="another option"),
+    ],
+)
+def test_what_export_withholds_is_known(args: tuple[str, ...], missing: tuple[str, ...]) -> None:
+    environ = {"HF_TOKEN": "hf_abc", "https_proxy": "http://proxy", "NETRC": ""}
+    found = sbatchargs.export_of(args).missing(sbatchargs.DOWNLOAD_VARIABLES, environ)
+    assert found == missing
+
+
+def test_the_option_to_use_keeps_what_was_listed() -> None:
+    export = sbatchargs.export_of(["--export=NONE,SEED=1,A"])
+    assert export.with_names(["HF_TOKEN"]) == "--export=SEED=1,A,HF_TOKEN"
