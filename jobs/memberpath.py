@@ -76,14 +76,41 @@ def text_of(path: bytes) -> tuple[str, str | None]:
         return path.decode("utf-8", "backslashreplace"), path.hex()
 
 
+# What desktops, network storage and notebooks put into folders, in lower case; most of it is in
+# https://github.com/github/gitignore/tree/main/Global (macOS, Windows, JupyterNotebooks, Dropbox).
+_LEFTOVERS = {
+    name.lower().encode(): name.strip()
+    for name in (
+        ".DS_Store", ".AppleDouble", ".LSOverride", "Icon\r", ".Spotlight-V100", ".Trashes",
+        ".fseventsd", ".TemporaryItems", ".DocumentRevisions-V100", ".VolumeIcon.icns",
+        ".apdisk", ".directory", "Thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
+        "$RECYCLE.BIN", "System Volume Information", "@eaDir", "#recycle", ".@__thumb",
+        "@Recycle", ".ipynb_checkpoints", ".dropbox", ".dropbox.attr", ".dropbox.cache",
+    )
+}  # fmt: skip
+# Windows' note of where a file came from, an alternate data stream: other systems keep it as a file
+# of its own. WSL writes the private character U+F03A for the colon, unpackers an underscore.
+_STREAMS = tuple(
+    mark + b"zone.identifier" + stream
+    for mark in (b":", "\uf03a".encode(), b"_")
+    for stream in (b"", b":$data")
+)
+
+
 def junk_kind(path: bytes) -> str | None:
-    """Which kind of a desktop's leftovers a safe path is; None for all that is data."""
+    """Which kind of a desktop's leftovers a member is; None for all that is data.
+
+    ``path`` may be raw, as nothing is written of what is left out: ``Icon\\r`` is no safe name.
+    """
     if path.startswith(b"__MACOSX/") or path == b"__MACOSX":
         return "__MACOSX"
-    last = path[path.rfind(b"/") + 1 :]
-    if last.startswith(b"._"):
+    lower = path.lower()
+    parts = lower.split(b"/")
+    if not _LEFTOVERS.keys().isdisjoint(parts):
+        return next(_LEFTOVERS[part] for part in parts if part in _LEFTOVERS)
+    if parts[-1].startswith(b"._"):
         return "._*"
-    return ".DS_Store" if last == b".DS_Store" else None
+    return "*:Zone.Identifier" if lower.endswith(_STREAMS) else None
 
 
 class Folders:

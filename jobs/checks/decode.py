@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 
-from jobs.checks.base import WARNING, Check, is_warning
+from jobs.checks.base import WARNING, is_warning
+from jobs.checks.images import ImageCheck
 from jobs.errors import UsageError
 
 MAX_BYTES = 64 << 20  # of a file that is decoded: a task's memory stays bounded
 MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # of all frames: Pillow's own limit for a bomb
+_NO_DECODER = re.compile(r"decoder \w+ not available")  # as Pillow words it
+# The plugin of Pillow's own that reads a format; the others have none.
+_PLUGINS = {
+    "PNG": "PNG",
+    "JPEG": "JPEG",
+    "GIF": "GIF",
+    "WebP": "WEBP",
+    "BMP": "BMP",
+    "TIFF": "TIFF",
+    "AVIF": "AVIF",
+    "JPEG 2000": "JPEG2000",
+    "PNM": "PPM",
+}
 
 
 class Decode:
-    """Runs the check of the structure first, and decodes what passed it."""
+    """Runs the check of the structure first, and decodes what passed it.
 
-    def __init__(self, structure: Check) -> None:
+    What the plugin for its format claims and cannot open or decode has failed. Where this Pillow
+    has no such plugin, or was built without the decoder, the file gets a warning.
+    """
+
+    def __init__(self, structure: ImageCheck) -> None:
         try:
-            import PIL
             import PIL.Image
         except ImportError as error:
             raise UsageError(
@@ -32,16 +50,17 @@ class Decode:
     def feed(self, data: memoryview) -> None:
         self._structure.feed(data)
         self._size += len(data)
-        if self._size <= MAX_BYTES:
+        if self._size <= MAX_BYTES and self._structure.may_be_image:
             self._data += data
 
     def finish(self) -> str | None:
         finding = self._structure.finish()
-        if finding is not None and not is_warning(finding):
+        if not self._structure.may_be_image or (finding is not None and not is_warning(finding)):
             return finding
         if self._size > MAX_BYTES:
             return f"{WARNING}not decoded: larger than {MAX_BYTES >> 20} MiB"
-        return self._decode() or finding
+        decoded = self._decode()
+        return finding if decoded is None else self._structure.qualified(decoded)
 
     def _decode(self) -> str | None:
         with warnings.catch_warnings():
@@ -56,10 +75,30 @@ class Decode:
                         image.seek(frame)
                         image.load()
             except self._pil.UnidentifiedImageError:
-                return f"{WARNING}not decoded: Pillow does not know this format"
+                return self._not_opened()
             except self._pil.Image.DecompressionBombError:
                 return "decode: too many pixels (a decompression bomb)"
             # Pillow's decoders raise anything on bytes they cannot take: a verdict on the file.
             except Exception as error:  # noqa: BLE001
-                return f"decode: {str(error)[:200] or type(error).__name__}"
+                return self._failed(error)
         return None
+
+    def _not_opened(self) -> str:
+        """Why no plugin has opened the file: damage, or a plugin that is not there."""
+        content, pillow = self._structure.content, self._pil.__version__
+        plugin, accept = self._pil.Image.OPEN.get(_PLUGINS.get(str(content), "")) or (None, None)
+        claim = accept is not None and accept(bytes(self._data[:16]))
+        # A text in place of a yes says what this Pillow was built without.
+        if plugin is None or not claim or isinstance(claim, str):
+            return f"{WARNING}not decoded: Pillow {pillow} cannot read {content} here"
+        try:
+            plugin(io.BytesIO(self._data), "")  # once more, for the reason, which `open` keeps
+        except Exception as error:  # noqa: BLE001
+            return self._failed(error)
+        return f"decode: no {content} that Pillow can open"
+
+    def _failed(self, error: Exception) -> str:
+        text = str(error)[:200] or type(error).__name__
+        if isinstance(error, OSError) and _NO_DECODER.fullmatch(text):
+            return f"{WARNING}not decoded: Pillow was built without it: {text}"
+        return f"decode: {text}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import struct
 
-from jobs.checks.base import HEAD, WARNING
+from jobs.checks.base import WARNING
+from jobs.pictures import HEAD
 
 
 class _HeadAndTail:

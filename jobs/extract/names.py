@@ -32,8 +32,10 @@ class Names:
         """
         if folder and name.startswith(b".") and is_folder_itself(name):
             return None
-        path = safe_path(name, archive=self._shard.name)
-        kind = junk_kind(path)
+        kind = junk_kind(name)  # which is not written, so that no name of it can do harm
+        path = name if kind else safe_path(name, archive=self._shard.name)
+        if path != name:
+            kind = junk_kind(path)
         if kind is None and self._top:
             if path.startswith(self._top):
                 path = path[len(self._top) :]

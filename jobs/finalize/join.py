@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jobs.checks import is_image_name, is_warning
-from jobs.checks.base import WARNING
+from jobs.checks import WARNING, is_image_name, is_no_image, is_warning, settled
 from jobs.finalize.buckets import folded
 from jobs.finalize.findings import Finding, Kind
 from jobs.finalize.ground import shown_key
@@ -155,7 +154,7 @@ class Join:
             self._audit.tally.bad_lines.append(line)
             self._find(Kind.MISSING_IMAGE, self._missing(path, other), line=line)
             return
-        if file.problem is not None and not is_warning(file.problem):
+        if _fails(settled(file.problem, named=True)):
             self._audit.tally.bad_lines.append(line)
         if file.named_by is None:
             file.named_by = line
@@ -191,36 +190,44 @@ class Join:
         part = self._ground.part_of(file.number)
         member = key.partition("\0")[0]
         add = self._audit.findings.add
-        bad = file.problem is not None and not is_warning(file.problem)
-        if bad:
-            add(Finding(Kind.BAD_IMAGE, file.problem or "", part.shard, member))
+        problem = settled(file.problem, named=file.named_by is not None)
+        if problem is not None and _fails(problem):
+            add(Finding(Kind.BAD_IMAGE, problem, part.shard, member))
             if self._options.on_bad_record is OnBadRecord.DROP:
                 self._audit.tally.skipped.append(file.number)
                 self._remove(key)
                 return False
-        elif file.problem is not None:
-            fact = file.problem.removeprefix(WARNING)
-            add(Finding(Kind.WARNING, fact, part.shard, member))
+        elif problem is not None:
+            add(Finding(Kind.WARNING, problem.removeprefix(WARNING), part.shard, member))
         if not file.on_disk:
             self.absent.add(self._ground.part_index(file.number))
             add(Finding(Kind.ABSENT, "was extracted, and is gone from disk", part.shard, member))
-        if file.named_by is None and self._is_orphan(key):
+        if file.named_by is None and self._is_orphan(key, file):
             add(Finding(Kind.ORPHAN, "no record names it", part.shard, member))
         return True
 
     def _is_image(self, key: str, file: _File) -> bool:
         layout = self._options.layout
-        return is_image_name(key.partition("\0")[0], layout.images) and (
-            not layout.has_records
-            or file.named_by is not None
-            or key.startswith(f"{layout.images}/")
+        if file.named_by is not None:
+            return True
+        return _looks_like_image(key, file, layout.images) and (
+            not layout.has_records or key.startswith(f"{layout.images}/")
         )
 
-    def _is_orphan(self, key: str) -> bool:
+    def _is_orphan(self, key: str, file: _File) -> bool:
         layout = self._options.layout
         return (
             self._ground.reads_records
             and self._options.verify is not Verify.NONE
             and key.startswith(f"{layout.images}/")
-            and is_image_name(key.partition("\0")[0], layout.images)
+            and _looks_like_image(key, file, layout.images)
         )
+
+
+def _fails(problem: str | None) -> bool:
+    return problem is not None and not is_warning(problem)
+
+
+def _looks_like_image(key: str, file: _File, images: str) -> bool:
+    """Whether a file that no record names is an image, by its name and its content."""
+    return is_image_name(key.partition("\0")[0], images) and not is_no_image(file.problem)

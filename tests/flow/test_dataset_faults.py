@@ -92,6 +92,14 @@ LFS = (
     b"version https://git-lfs.github.com/spec/v1\n"
     b"oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
 )
+AVIF = b"".join(
+    struct.pack(">I", len(data) + 8) + kind + data
+    for kind, data in (
+        (b"ftyp", b"avif\0\0\0\0mif1avif"),
+        (b"meta", bytes(4) + struct.pack(">I", 20) + b"hdlr" + bytes(12)),
+        (b"mdat", b"\1" * 40),
+    )
+)
 HTML = b"<!DOCTYPE html>\n<html><head><title>Sign in</title></head><body></body></html>" * 2
 
 REFUSED = [
@@ -303,6 +311,36 @@ REFUSED = [
     ("text for an image", image_with(b"no such file\n"), Cause.BAD_IMAGE, "not an image: text"),
     ("HTML for an image", image_with(HTML), Cause.BAD_IMAGE, "not an image: an HTML page"),
     (
+        "HTML for an image without an ending",
+        image_with(HTML, "images/a"),
+        Cause.BAD_IMAGE,
+        "'images/a': not an image: an HTML page",
+    ),
+    (
+        "an empty image without an ending, beside the images folder",
+        image_with(b"", "shots/a"),
+        Cause.BAD_IMAGE,
+        "'shots/a': empty: 0 bytes",
+    ),
+    (
+        "a caption that a record names as its image",
+        image_with(b"a caption\n", "images/a.txt"),
+        Cause.BAD_IMAGE,
+        "'images/a.txt': not an image: text",
+    ),
+    (
+        "a video for an image",
+        image_with(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + b"\1" * 60),
+        Cause.BAD_IMAGE,
+        "not an image: a video or another ISO media file (isom, mp42)",
+    ),
+    (
+        "an AVIF cut short",
+        image_with(AVIF[:-1], "images/a.avif"),
+        Cause.BAD_IMAGE,
+        f"'images/a.avif': AVIF: cut short: {len(AVIF) - 1} bytes of {len(AVIF)}",
+    ),
+    (
         "an LFS pointer for an image",
         image_with(LFS),
         Cause.BAD_IMAGE,
@@ -513,6 +551,45 @@ ODD = [
         lambda: [StagedShard({"a/b.txt": b"x"})],
         {"layout": Layout("files", "", "images")},
         "✓ Dataset verification passed!",
+    ),
+    (
+        "an AVIF with a record",
+        image_with(AVIF, "images/a.avif"),
+        {},
+        "✓ Found 9 images",
+    ),
+    (
+        "files beside the images that are none",
+        changed(
+            lambda a, b: a.files.update(
+                {
+                    "images/.gitkeep": b"",
+                    "images/_SUCCESS": b"",
+                    "images/LICENSE": b"MIT\n",
+                    "images/000000.txt": b"",
+                }
+            )
+        ),
+        {},
+        "✓ Found 8 records in prompts.jsonl\n✓ Found 8 images\n✓ Dataset verification passed!",
+    ),
+    (
+        "an image without an ending that no record names",
+        changed(lambda a, b: a.files.update({"images/x": PNG})),
+        {},
+        "! 1 image has no record: shard-0000.tar, 'images/x'",
+    ),
+    (
+        "what another program left of an image",
+        changed(lambda a, b: a.files.update({"images/x.png.part": PNG[:-5]})),
+        {},
+        "'images/x.png.part': PNG: cut short",
+    ),
+    (
+        "a text for an image without an ending, dropped",
+        image_with(b"no such file", "images/x"),
+        {"on_bad_record": OnBadRecord.DROP},
+        "✓ Found 8 records in prompts.jsonl\n✓ Found 8 images",
     ),
     (
         "a sidecar without a record",

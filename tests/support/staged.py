@@ -231,7 +231,7 @@ def _write(run: StagedRun, shard: Shard, path: bytes, data: bytes, ordinal: int)
     target = run.staging.data / path.decode("utf-8", "surrogateescape")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_bytes(data)
-    check = check_for(text, options.verify, options.layout.images)
+    check = check_for(text, options.verify)
     problem = None
     if check is not None:
         check.feed(memoryview(data))

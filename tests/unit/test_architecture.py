@@ -25,6 +25,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.runfolder",),
         ("jobs.staging",),
         ("jobs.memberpath",),
+        ("jobs.pictures",),
         ("jobs.transfer",),
         ("jobs.progress",),
         ("jobs.manifest",),
@@ -70,7 +71,7 @@ ROOMLESS = {"jobs", "orchestrator"}  # the version alone is there; they import n
 PLUGS = {
     "jobs.sources": ("hub", "url", "local"),
     "jobs.archives": ("tar", "zip", "gz", "plain", "tree"),
-    "jobs.checks": ("png", "jpeg", "others", "decode"),
+    "jobs.checks": ("png", "jpeg", "boxes", "others", "decode"),
     "orchestrator.engines": ("slurm", "local"),
 }
 NOT_FOR_JOBS = {"orchestrator", "click", "submitit", "tqdm"}

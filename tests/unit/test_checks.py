@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from jobs.checks import check_for, is_image_name, is_warning
+from jobs.checks import check_for, is_image_name, is_no_image, is_warning, settled
 from jobs.model import Verify
+from jobs.pictures import content_of
 from tests.support.staged import chunk, png
 
 
@@ -56,6 +57,10 @@ SOUND: dict[str, tuple[str, dict[str, bool | int]]] = {
     "lossless.webp": ("WEBP", {"lossless": True}),
     "bmp": ("BMP", {}),
     "tif": ("TIFF", {}),
+    "avif": ("AVIF", {}),
+    "jp2": ("JPEG2000", {}),
+    "j2k": ("JPEG2000", {"no_jp2": True}),
+    "ppm": ("PPM", {}),
 }
 
 
@@ -66,7 +71,10 @@ def test_sound_pictures_pass(name: str, verify: Verify) -> None:
     assert found(f"images/a.{name}", picture(kind, **options), verify) is None
 
 
-@pytest.mark.parametrize("name", ["png", "jpg", "progressive.jpg", "gif", "webp", "bmp"])
+CUT = ["png", "jpg", "progressive.jpg", "gif", "webp", "bmp", "avif", "jp2", "j2k"]
+
+
+@pytest.mark.parametrize("name", CUT)
 def test_a_picture_cut_anywhere_is_found(name: str) -> None:
     kind, options = SOUND[name]
     data = picture(kind, **options)
@@ -155,9 +163,6 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
             "not an image: a Git LFS pointer",
         ),
         ("images/a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'></svg>", None),
-        ("images/a.txt", b"a caption", None),
-        ("images/a.txt", b"", "empty: 0 bytes"),
-        ("images/a.json", b"{}", None),
     ],
 )
 def test_what_a_name_promises_is_held(name: str, data: bytes, finding: str | None) -> None:
@@ -188,9 +193,133 @@ def test_names_tell_what_is_to_be_an_image(path: str, expected: bool) -> None:
     assert is_image_name(path) is expected
 
 
-@pytest.mark.parametrize("name", ["README.md", "prompts.jsonl", "data/table.csv"])
-def test_other_files_are_not_looked_at(name: str) -> None:
-    assert check_for(name, Verify.STRUCTURE) is None
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"a" * 64
+MP4 = struct.pack(">I", 24) + b"ftypisom" + bytes(8) + b"isom" + bytes(200)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "named", "unnamed"),
+    [
+        ("images/.gitkeep", b"", "empty: 0 bytes", None),
+        ("images/_SUCCESS", b"", "empty: 0 bytes", None),
+        ("images/LICENSE", b"MIT\n", "not an image: text", None),
+        ("images/0.txt", b"", "empty: 0 bytes", None),
+        ("images/0.txt", b"a caption", "not an image: text", None),
+        ("images/0", b"<html>", "not an image: an HTML page", None),
+        ("shots/0", b"\1\2\3" * 90, "not an image: of no format that is known", None),
+        ("images/0.tga", b"\1\2\3" * 90, None, None),
+        ("clips/0.mp4", MP4, None, None),
+        ("images/0", MP4, "not an image: a video or another ISO media file (isom)", None),
+        ("images/0", picture("JPEG")[:-2], "JPEG: no end (EOI)", "warning: JPEG: no end (EOI)"),
+        ("images/0.png.part", picture("PNG")[:-9], "PNG: cut short", "warning: PNG: cut short"),
+        ("images/0.mpo", picture("JPEG") + b"more", "warning: JPEG: other data", None),
+        ("texts/0.txt", LFS, "not an image: a Git LFS pointer", "not an image: a Git LFS pointer"),
+        ("images/0.png", b"", "empty: 0 bytes", "empty: 0 bytes"),
+    ],
+)
+def test_a_file_without_a_pictures_ending_has_to_be_one_only_where_a_record_names_it(
+    name: str, data: bytes, named: str | None, unnamed: str | None
+) -> None:
+    finding = found(name, data)
+    for expected, is_named in ((named, True), (unnamed, False)):
+        told = settled(finding, named=is_named)
+        assert (told or "").startswith(expected or "")
+        assert (told is None) is (expected is None)
+
+
+def test_only_what_may_hold_anything_and_is_no_image_counts_as_none() -> None:
+    assert is_no_image(found("images/LICENSE", b"MIT\n"))
+    assert not is_no_image(found("images/0", picture("JPEG")[:-2]))
+    assert not is_no_image(found("images/0.png", b"MIT\n"))
+
+
+def box(kind: bytes, data: bytes = b"", *, size: int | None = None) -> bytes:
+    return struct.pack(">I", len(data) + 8 if size is None else size) + kind + data
+
+
+HEIC = box(b"ftyp", b"mif1" + bytes(4) + b"mif1heic")
+META = box(b"meta", bytes(4) + box(b"hdlr", b"x" * 24) + box(b"iloc", b"y" * 5))
+
+
+@pytest.mark.parametrize(
+    ("data", "finding"),
+    [
+        (HEIC + META + box(b"mdat", b"p" * 50), None),
+        (HEIC + META + box(b"mdat", b"p" * 50, size=0), None),
+        (HEIC + META + struct.pack(">I4sQ", 1, b"mdat", 66) + b"p" * 50, None),
+        (HEIC + box(b"meta", bytes(4) + box(b"idat", b"p" * 50)), None),
+        (HEIC + box(b"moov", b"t" * 50) + box(b"mdat", b"p" * 50), None),
+        (HEIC + META + box(b"mdat", b"p" * 50, size=59), "HEIC: cut short: 139 bytes of 140"),
+        (HEIC + META + struct.pack(">I4sQ", 1, b"mdat", 67) + b"p" * 50, "HEIC: cut short"),
+        (HEIC + META, "HEIC: cut short: no idat or mdat box"),
+        (HEIC + box(b"mdat", b"p" * 50), "HEIC: cut short: no meta or moov box"),
+        (HEIC + META[:-2] + b"\0", "HEIC: cut short"),
+        (HEIC + box(b"meta", bytes(4) + box(b"hdlr", size=99)) + b"x" * 99, "HEIC: damaged at"),
+        (HEIC + bytes(80), "HEIC: damaged at byte 24"),
+        (HEIC + META + box(b"mdat", b"p" * 50) + bytes(80), "warning: HEIC: 80 bytes behind"),
+        (HEIC + META + box(b"mdat", b"p" * 50) + b"\n", "warning: HEIC: 1 bytes behind"),
+    ],
+)
+def test_the_boxes_of_a_picture_tell_how_long_it_is(data: bytes, finding: str | None) -> None:
+    told = found("images/a.heic", data)
+    assert told == finding or (finding is not None and told is not None and finding in told)
+
+
+@pytest.mark.parametrize(
+    ("brands", "content"),
+    [
+        (b"avif____mif1miaf", "AVIF"),
+        (b"mif1____mif1avif", "AVIF"),
+        (b"mif1____mif1heic", "HEIC"),
+        (b"heix____mif1", "HEIC"),
+        (b"isom____iso2mp41", None),
+        (b"qt  ____qt  ", None),
+        (b"crx ____isom", None),
+    ],
+)
+def test_brands_tell_pictures_from_videos(brands: bytes, content: str | None) -> None:
+    assert content_of(box(b"ftyp", brands) + META) == content
+
+
+@pytest.mark.parametrize(
+    ("data", "finding"),
+    [
+        (HEIC.replace(b"heic", b"avif") + META + box(b"mdat", b"p" * 50), "decode: "),
+        (b"\x89PNG\r\n\x1a\n" + bytes(400), "PNG: no IHDR"),
+        (HEIC + META + box(b"mdat", b"p" * 50), "warning: not decoded: Pillow"),
+        (picture("TIFF")[:8] + bytes(400), "decode: "),
+    ],
+)
+def test_what_a_plugin_claims_and_cannot_open_has_failed(data: bytes, finding: str) -> None:
+    told = found("images/a", data, Verify.DECODE)
+    assert told is not None
+    assert told.removeprefix("if named: ").startswith(finding)
+
+
+@pytest.mark.parametrize("plugin", [None, "a text: not built"])
+def test_a_decoder_that_is_not_there_is_told_and_is_no_verdict(
+    monkeypatch: pytest.MonkeyPatch, plugin: str | None
+) -> None:
+    data = picture("AVIF")
+    Image.init()
+    factory, _ = Image.OPEN["AVIF"]
+    if plugin is None:
+        monkeypatch.delitem(Image.OPEN, "AVIF")
+        monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
+    else:
+        monkeypatch.setitem(Image.OPEN, "AVIF", (factory, lambda prefix: plugin))
+    told = found("images/a.avif", data, Verify.DECODE)
+    assert told is not None
+    assert told.startswith("warning: not decoded: Pillow") and "AVIF" in told
+
+
+def test_a_codec_that_pillow_was_built_without_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_: object, **__: object) -> None:
+        raise OSError("decoder jpeg not available")
+
+    monkeypatch.setattr(Image, "_getdecoder", missing)
+    told = found("images/a.jpg", picture("JPEG"), Verify.DECODE)
+    assert told == "warning: not decoded: Pillow was built without it: decoder jpeg not available"
 
 
 def test_nothing_is_looked_at_where_nothing_is_asked() -> None:

@@ -162,6 +162,23 @@ def test_junk_is_left_out_and_counted(run: Run) -> None:
     assert summary.left_out == {"__MACOSX": 1, "._*": 1, ".DS_Store": 1}
 
 
+def test_junk_is_left_out_whatever_its_name_and_below_whatever_folder(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run()
+    icons = ["top/images/Icon\r", "__MACOSX/top/images/._Icon\r"]
+    others = ["./__MACOSX/x", "top/__MACOSX/y", "top/@eaDir/a/b.jpg"]
+    members = [file(name, b"1") for name in (*icons, *others)]
+    summary = run.extract([*members, file("top/images/a", b"x" * 9)], top="top")
+    assert run.tree() == {"images/a": b"x" * 9}
+    assert summary.left_out == {"Icon": 1, "__MACOSX": 3, "@eaDir": 1}
+
+
+def test_a_control_character_in_the_name_of_data_is_refused(run: Run) -> None:
+    with pytest.raises(UnsafeMemberError, match="control character"):
+        run.extract([file("images/Icon\r.png", b"1")])
+
+
 def test_the_top_folder_that_the_reader_found_goes(new_run: Callable[..., Run]) -> None:
     run = new_run()
     members = [folder("top/"), file("top/prompts.jsonl", b"{}\n"), file("top/images/a", b"x" * 9)]

@@ -1,0 +1,113 @@
+"""AVIF, HEIC, JPEG 2000 and JPEG XL: files made of boxes, each of which says how long it is."""
+
+from __future__ import annotations
+
+import struct
+
+from jobs.checks.base import WARNING
+
+_BOX = struct.Struct(">I4s")  # length with this header, type
+_LARGE = struct.Struct(">Q")
+_LONGEST = 16  # bytes of a header, where the length takes 64 bits
+_EOC = b"\xff\xd9"  # ends a JPEG 2000 codestream (ITU-T T.800, A.4.4)
+_TAIL = 16  # bytes: zeros may follow, as DICOM pads to an even length
+_CODESTREAMS = (b"\xff\x4f\xff\x51", b"\xff\x0a")  # JPEG 2000 and JPEG XL without boxes
+
+
+class Boxes:
+    """Walks the boxes (ISO/IEC 14496-12, 4.2), those in ``meta`` too, to see that none is cut.
+
+    ``needs``: of each group of box types one must be there.
+    """
+
+    def __init__(self, format: str, *needs: frozenset[bytes]) -> None:
+        self._format = format
+        self._needs = needs
+        self._finding: str | None = None
+        self._seen: set[bytes] = set()
+        self._size = 0  # of the file, as far as it was fed
+        self._next = 0  # offset of the next box
+        self._end = 0  # offset up to which the boxes say that the file goes
+        self._meta_end: int | None = None  # while the boxes within meta are walked
+        self._rest = b""  # of the last feed: part of a header
+        self._tail = b""
+        self._walks = True  # until a box goes to the file's end, or something else follows
+        self._behind = False  # what follows the last box is no box
+        self._codestream = False  # the end mark of JPEG 2000 has to close the file
+
+    def feed(self, data: memoryview) -> None:
+        if not self._size and bytes(data[:4]).startswith(_CODESTREAMS):
+            self._walks, self._codestream = False, data[1] == 0x4F
+        base = self._size - len(self._rest)
+        self._size += len(data)
+        self._tail = (self._tail + bytes(data[-_TAIL:]))[-_TAIL:]
+        if self._rest:
+            data = memoryview(self._rest + bytes(data))
+            self._rest = b""
+        self._walk(data, base, _LONGEST)
+
+    def _walk(self, data: memoryview, base: int, needed: int) -> None:
+        """Go from box to box as long as ``needed`` bytes of the next one are there."""
+        while self._walks and self._finding is None:
+            at = self._next - base
+            if at + needed > len(data):
+                self._rest = bytes(data[at:]) if at < len(data) else b""
+                return
+            self._finding = self._box(data[at : at + _LONGEST])
+
+    def _box(self, header: memoryview) -> str | None:
+        length, kind = _BOX.unpack_from(header)
+        begin = self._next
+        shortest = _BOX.size
+        if length == 1 and len(header) == _LONGEST:
+            shortest, length = _LONGEST, _LARGE.unpack_from(header, _BOX.size)[0]
+        elif length == 0 and self._meta_end is None and kind.isalnum():
+            self._seen.add(kind)
+            self._end = begin + shortest
+            self._walks, self._codestream = False, kind == b"jp2c"
+            return None
+        if length < shortest or not _is_type(kind):
+            if self._meta_end is None and self._missing() is None:
+                self._walks, self._behind = False, True
+                return None
+            return f"{self._format}: damaged at byte {begin}"
+        end = begin + length
+        self._seen.add(kind)
+        if kind == b"meta" and self._meta_end is None:
+            self._meta_end, self._end = end, end
+            self._next = begin + shortest + 4  # a version and flags come first
+        elif self._meta_end is not None and end > self._meta_end:
+            return f"{self._format}: damaged at byte {begin}: a box is longer than what holds it"
+        else:
+            self._next = end
+            self._end = max(self._end, end)
+        if self._meta_end is not None and self._next + _BOX.size > self._meta_end:
+            self._next, self._meta_end = self._meta_end, None
+        return None
+
+    def _missing(self) -> str | None:
+        """What has to be there and was not seen, in words."""
+        for group in self._needs:
+            if not group & self._seen:
+                return " or ".join(sorted(kind.decode() for kind in group))
+        return None
+
+    def finish(self) -> str | None:
+        self._walk(memoryview(self._rest), self._size - len(self._rest), _BOX.size)
+        if self._finding is not None:
+            return self._finding
+        if self._codestream and not self._tail.rstrip(b"\0").endswith(_EOC):
+            return f"{self._format}: no end (EOC): cut short"
+        if not self._seen:
+            return None  # a codestream alone
+        if self._size < self._end:
+            return f"{self._format}: cut short: {self._size} bytes of {self._end}"
+        if missing := self._missing():
+            return f"{self._format}: cut short: no {missing} box in it"
+        if self._behind or (self._walks and self._size > self._end):
+            return f"{WARNING}{self._format}: {self._size - self._end} bytes behind the end"
+        return None
+
+
+def _is_type(kind: bytes) -> bool:
+    return all(0x20 <= byte < 0x7F or byte == 0xA9 for byte in kind)

@@ -1,0 +1,106 @@
+"""What makes a file a picture: the ending of its name, and its first bytes."""
+
+from __future__ import annotations
+
+import re
+
+HEAD = 64  # bytes that tell every format below
+
+# Content by extension; more than one name may be right.
+BY_EXTENSION = {
+    "png": "PNG",
+    "apng": "PNG",
+    "jpg": "JPEG",
+    "jpeg": "JPEG",
+    "jpe": "JPEG",
+    "jfif": "JPEG",
+    "gif": "GIF",
+    "webp": "WebP",
+    "bmp": "BMP",
+    "dib": "BMP",
+    "tif": "TIFF",
+    "tiff": "TIFF",
+    "avif": "AVIF",
+    "avifs": "AVIF",
+    "heic": "HEIC",
+    "heif": "HEIC",
+    "hif": "HEIC",
+    "jxl": "JPEG XL",
+    "jp2": "JPEG 2000",
+    "j2k": "JPEG 2000",
+    "jpx": "JPEG 2000",
+    "pbm": "PNM",
+    "pgm": "PNM",
+    "ppm": "PNM",
+    "pnm": "PNM",
+    "svg": "SVG",
+}
+_ENDINGS = {
+    "PNG": ".png",
+    "JPEG": ".jpg",
+    "GIF": ".gif",
+    "WebP": ".webp",
+    "BMP": ".bmp",
+    "TIFF": ".tif",
+    "AVIF": ".avif",
+    "HEIC": ".heic",
+    "JPEG XL": ".jxl",
+    "JPEG 2000": ".jp2",
+    "PNM": ".pnm",
+}
+_BY_HEAD = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"II+\0", "TIFF"),
+    (b"MM\0+", "TIFF"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+)
+_PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
+_BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
+# Registered brands of still pictures and picture sequences: https://mp4ra.org/registered-types/brands
+_AVIF = frozenset({b"avif", b"avis"})
+_HEIF = frozenset(
+    b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 mif3 msf1 miaf avci avcs "
+    b"jpeg jpgs vvic vvis evbi evbs j2ki j2is".split()
+)
+
+
+def extension(name: str) -> str:
+    """The lower-case extension of the last component, without its dot."""
+    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot and stem else ""
+
+
+def content_of(head: bytes) -> str | None:
+    """The image format of a file by its first ``HEAD`` bytes; None if it is none that we know."""
+    for signature, content in _BY_HEAD:
+        if head.startswith(signature):
+            return content
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WebP"
+    if head[4:8] == b"ftyp":
+        named = brands(head)
+        return "AVIF" if named & _AVIF else "HEIC" if named & _HEIF else None
+    # "BM" alone opens many a text: the reserved bytes and the header's length tell.
+    if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[14:18] in _BMP_HEADERS:
+        return "BMP"
+    # https://netpbm.sourceforge.net/doc/pnm.html
+    return "PNM" if _PNM.match(head) else None
+
+
+def brands(head: bytes) -> frozenset[bytes]:
+    """The major and the compatible brands of an ISO media file (ISO/IEC 14496-12, 4.3)."""
+    end = min(int.from_bytes(head[:4], "big"), len(head) - 3)
+    return frozenset({head[8:12], *(head[at : at + 4] for at in range(16, end, 4))})
+
+
+def ending_for(head: bytes) -> str:
+    """The ending, with its dot, for a picture that begins so; empty if it is none that we know."""
+    return _ENDINGS.get(content_of(head) or "", "")
