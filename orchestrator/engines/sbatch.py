@@ -86,21 +86,31 @@ def executor(
     folder: Path,
     *,
     parallel: int,
+    behind: str | None = None,
     hand_over: Callable[[Path], str],
 ) -> Executor:
-    """An executor for one array of ``spec``; a new one each time, as its parameters stick."""
+    """An executor for one array of ``spec``; a new one each time, as its parameters stick.
+
+    See ``parameters`` for ``parallel`` and ``behind``.
+    """
     _check_texts(spec)
     try:
         made = Executor(folder, hand_over)
     except RuntimeError as error:  # submitit looks for srun on PATH
         raise EngineError("there is no srun on PATH; is this a login node?") from error
-    made.update_parameters(**parameters(spec, after, parallel=parallel))
+    made.update_parameters(**parameters(spec, after, parallel=parallel, behind=behind))
     made.extra_lines = spec.resources.sbatch_args
     return made
 
 
-def parameters(spec: JobSpec, after: Dependency | None, *, parallel: int) -> dict[str, Any]:
-    """What submitit is told; ``parallel`` is the throttle of this one array."""
+def parameters(
+    spec: JobSpec, after: Dependency | None, *, parallel: int, behind: str | None = None
+) -> dict[str, Any]:
+    """What submitit is told.
+
+    ``parallel`` is the throttle of this one array, ``behind`` the id of an array of the same stage
+    that must end before this one starts.
+    """
     asked = spec.resources
     additional: dict[str, Any] = {
         # The working folder is first on sys.path there: never one in which a user keeps code.
@@ -112,8 +122,10 @@ def parameters(spec: JobSpec, after: Dependency | None, *, parallel: int) -> dic
         additional["mem"] = f"{asked.mem_mb}M"
     if asked.reservation is not None:
         additional["reservation"] = asked.reservation
-    if after is not None:
-        additional["dependency"] = ":".join([after.kind, *after.job_ids])
+    waits = [":".join([after.kind, *after.job_ids])] if after is not None else []
+    waits += [f"afterany:{behind}"] if behind is not None else []
+    if waits:
+        additional["dependency"] = ",".join(waits)
         # An afterok that can no longer be met would otherwise wait for ever, and finalize with it.
         additional["kill-on-invalid-dep"] = "yes"
     return {

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from jobs.errors import Cause, EngineError, from_os_error
 from jobs.memberpath import shown
-from jobs.model import Task
 from jobs.runfolder import RunFolder
 from orchestrator.engines import slurmclient, slurmlimits
 from orchestrator.engines.base import (
@@ -62,19 +61,22 @@ class SlurmEngine:
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
+        arrays: list[str] = []
         try:
-            batches = list(self._batches(spec))
-            for number, tasks in enumerate(batches):
+            for number, array in enumerate(self._arrays(spec)):
+                tasks = spec.tasks[array.start : array.start + array.count]
                 place = folder.submitit(spec.attempt, spec.stage, number)
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
                 executor = sbatch.executor(
                     spec,
                     after,
                     place,
-                    parallel=max(1, spec.parallel // len(batches)),
+                    parallel=array.parallel,
+                    behind=None if array.behind is None else arrays[array.behind],
                     hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
                 )
                 jobs = executor.submit_array(sbatch.entries(spec, tasks))
+                arrays.append(_base(jobs[0].job_id))
                 for task, job in zip(tasks, jobs, strict=True):
                     task_ids[task.number] = job.job_id
         except EngineError:
@@ -92,28 +94,26 @@ class SlurmEngine:
         from orchestrator.engines import sbatch
 
         sbatch.check(spec)
-        batches = list(self._batches(spec))
         texts = []
-        for number, tasks in enumerate(batches):
+        for number, array in enumerate(self._arrays(spec)):
             real = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)
             with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
                 executor = sbatch.executor(
                     spec,
                     after,
                     Path(scratch).resolve(),
-                    parallel=max(1, spec.parallel // len(batches)),
+                    parallel=array.parallel,
+                    behind=None if array.behind is None else "JOBID",
                     hand_over=sbatch.never,
                 )
-                text = executor.script(len(tasks))
+                text = executor.script(array.count)
             texts.append(text.replace(str(executor.folder), str(real)))
         return "\n".join(texts)
 
-    def _batches(self, spec: JobSpec) -> Iterator[Sequence[Task]]:
+    def _arrays(self, spec: JobSpec) -> list[slurmlimits.Array]:
         if self._array_size is None:
             self._array_size = slurmlimits.array_size() if len(spec.tasks) > 1 else None
-        size = self._array_size or 1
-        for start in range(0, len(spec.tasks), size):
-            yield spec.tasks[start : start + size]
+        return slurmlimits.split(len(spec.tasks), self._array_size or 1, spec.parallel)
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
         """Submit the user's own batch script, to start after ours in the folder it lies in.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from jobs.errors import EngineError
 from orchestrator import resources
@@ -20,6 +21,42 @@ def array_size() -> int:
     """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
     found = _MAX_ARRAY.search(_show("show", "config"))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
+
+
+@dataclass(frozen=True)
+class Array:
+    """One of the arrays that a stage's tasks are split into."""
+
+    start: int  # index of its first task
+    count: int
+    parallel: int  # most of its tasks at once
+    behind: int | None = None  # the array, by its index, that must end before this one starts
+
+
+def split(count: int, most: int, parallel: int) -> list[Array]:
+    """Split ``count`` tasks into arrays of at most ``most``, ``parallel`` tasks at once in all.
+
+    Slurm throttles each array by itself. So the arrays have about the same size and share
+    ``parallel``, and where there are more arrays than that, some wait for another one to end.
+    """
+    arrays = max(1, -(-count // most))
+    lanes = min(arrays, parallel)
+    sizes, shares = _shares(count, arrays), _shares(parallel, lanes)
+    return [
+        Array(
+            start=sum(sizes[:index]),
+            count=sizes[index],
+            parallel=shares[index % lanes],
+            behind=index - lanes if index >= lanes else None,
+        )
+        for index in range(arrays)
+    ]
+
+
+def _shares(total: int, among: int) -> list[int]:
+    """``total`` as so many numbers that differ by one at most, the larger ones first."""
+    share, more = divmod(total, among)
+    return [share + (index < more) for index in range(among)]
 
 
 def time_limit_min(partition: str | None) -> int | None:

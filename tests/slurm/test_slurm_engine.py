@@ -267,11 +267,12 @@ def test_an_array_beyond_the_limit_becomes_several_that_share_the_throttle(
     narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = client_of(narrow, monkeypatch)
-    job = spec(folder, 9, parallel=6)
+    job = spec(folder, 9, parallel=5)
     scripts = engine.script(job, None)
     assert [line for line in scripts.split("\n") if "--array" in line] == [
-        "#SBATCH --array=0-3%2",
-        "#SBATCH --array=0-3%2",
+        "#SBATCH --array=0-2%2",
+        "#SBATCH --array=0-2%2",
+        "#SBATCH --array=0-2%1",
     ]
     handle = engine.submit(job, None)
     assert (len(handle.job_ids), len(handle.task_ids)) == (3, 9)
@@ -281,6 +282,47 @@ def test_an_array_beyond_the_limit_becomes_several_that_share_the_throttle(
     assert sorted(done[:-1]) == [f"extract.{number}" for number in range(9)]
     assert done[-1] == "finalize.0"
     assert one(engine, folder, last.task_ids[0]).state is EngineState.ENDED
+
+
+def most_at_once(events: list[tuple[str, str, int]]) -> int:
+    """The most tasks that were between their start and their end at one time."""
+    running = most = 0
+    for kind, _, _ in events:
+        running += 1 if kind == "start" else -1
+        most = max(most, running)
+    return most
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_arrays_that_outnumber_the_throttle_wait_for_each_other_and_all_tasks_run(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, parallel: int
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    parts = {f"extract.{number}": "brief" for number in range(9)} | {"extract.4": "fail"}
+    payload.write_script(folder.path, parts | {"download.0": "hold"})
+    first = engine.submit(spec(folder, stage=Stage.DOWNLOAD), None)
+    job = spec(folder, 9, parallel=parallel)
+    handle = engine.submit(job, Dependency("afterok", first.job_ids))
+    assert narrow.job(handle.job_ids[-1])["JobState"] == "PENDING"
+    (folder.path / "go").touch()
+    engine.wait(folder, None, 0.1)
+    events = payload.events(folder.path)
+    assert sorted(task for kind, task, _ in events if kind == "start")[1:] == sorted(parts)
+    # The one that fails tells no end.
+    assert most_at_once([event for event in events if event[1] != "extract.4"]) <= parallel
+
+
+def test_arrays_that_wait_for_each_other_end_with_the_job_they_depend_on(
+    narrow: PrivateSlurm, folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = client_of(narrow, monkeypatch)
+    payload.write_script(folder.path, {"download.0": "fail"})
+    first = engine.submit(spec(folder, stage=Stage.DOWNLOAD), None)
+    handle = engine.submit(spec(folder, 9, parallel=1), Dependency("afterok", first.job_ids))
+    engine.wait(folder, None, 0.1)
+    states = engine.poll(folder, list(handle.task_ids.values())).values()
+    assert {state.cause for state in states} == {Cause.DEPENDENCY}
+    assert {task for _, task, _ in payload.events(folder.path)} == {"download.0"}
 
 
 def test_a_partitions_limit_is_known(narrow: PrivateSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

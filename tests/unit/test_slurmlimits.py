@@ -1,0 +1,56 @@
+"""What fits into this Slurm: arrays within its size, and the throttle that they share."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.engines.slurmlimits import Array, split
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "parallel", "arrays"),
+    [
+        pytest.param(1, 1, 8, [Array(0, 1, 8)], id="one task"),
+        pytest.param(4, 4, 2, [Array(0, 4, 2)], id="one array"),
+        pytest.param(5, 4, 5, [Array(0, 3, 3), Array(3, 2, 2)], id="all at once"),
+        pytest.param(5, 4, 3, [Array(0, 3, 2), Array(3, 2, 1)], id="uneven shares"),
+        pytest.param(5, 4, 1, [Array(0, 3, 1), Array(3, 2, 1, behind=0)], id="one at a time"),
+        pytest.param(
+            9,
+            2,
+            2,
+            [
+                Array(0, 2, 1),
+                Array(2, 2, 1),
+                Array(4, 2, 1, behind=0),
+                Array(6, 2, 1, behind=1),
+                Array(8, 1, 1, behind=2),
+            ],
+            id="more arrays than the throttle",
+        ),
+    ],
+)
+def test_tasks_are_split_into_arrays_of_about_one_size(
+    count: int, most: int, parallel: int, arrays: list[Array]
+) -> None:
+    assert split(count, most, parallel) == arrays
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1001, 1002, 2500])
+@pytest.mark.parametrize("most", [1, 4, 1001])
+@pytest.mark.parametrize("parallel", [1, 3, 64, 5000])
+def test_every_task_is_in_one_array_and_the_throttle_is_never_exceeded(
+    count: int, most: int, parallel: int
+) -> None:
+    arrays = split(count, most, parallel)
+    tasks = [n for array in arrays for n in range(array.start, array.start + array.count)]
+    assert tasks == list(range(count))
+    assert max(array.count for array in arrays) <= most
+    assert sum(array.parallel for array in arrays if array.behind is None) <= parallel
+    for index, array in enumerate(arrays):
+        assert array.parallel >= 1
+        if array.behind is not None:
+            assert array.behind < index
+            assert array.parallel <= arrays[array.behind].parallel
+    followed = [array.behind for array in arrays if array.behind is not None]
+    assert len(followed) == len(set(followed))
