@@ -57,8 +57,15 @@ class Format(str, Enum):
     TAR_ZST = "tar.zst"
     TAR_XZ = "tar.xz"
     TAR_BZ2 = "tar.bz2"
+    TAR_LZ4 = "tar.lz4"
+    TAR_LZMA = "tar.lzma"
     ZIP = "zip"
-    GZ = "gz"  # one compressed file
+    GZ = "gz"  # one compressed file, here and below
+    ZST = "zst"
+    XZ = "xz"
+    BZ2 = "bz2"
+    LZ4 = "lz4"
+    LZMA = "lzma"
     PARQUET = "parquet"
     FILE = "file"
     TREE = "tree"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from msgspec import structs
 
 from jobs.archives.base import Archive
-from jobs.archives.sniff import TARS
+from jobs.archives.sniff import SINGLE, TARS
+from jobs.archives.sniff import read_head as read_head
 from jobs.archives.sniff import sniff as sniff
 from jobs.model import Fetched, Format, Options, Shard
 from jobs.runfolder import RunFolder
@@ -25,10 +26,10 @@ def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFo
         from jobs.archives.zip import ZipArchive
 
         return ZipArchive(fetched, shard, options, folder)
-    if fetched.format is Format.GZ:
-        from jobs.archives.gz import GzFile
+    if fetched.format in SINGLE:
+        from jobs.archives.compressed import CompressedFile
 
-        return GzFile(fetched, shard, options, folder)
+        return CompressedFile(fetched, shard, options, folder)
     if fetched.format is Format.PARQUET:
         from jobs.archives.parquet import ParquetArchive
 

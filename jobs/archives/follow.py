@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.archives.base import unsupported
 from jobs.archives.cursor import Cursor
 from jobs.archives.limits import Limits
-from jobs.archives.sniff import HEAD, TARS, sniff
+from jobs.archives.sniff import TARS, read_head, sniff
 from jobs.archives.streams import Ahead, open_blocks
 from jobs.archives.table import Learnt, Table
 from jobs.archives.tarread import TarReader
@@ -104,7 +104,7 @@ class Follower:
                 arriving.close()
 
     def _follow(self, arriving: _Arriving) -> Followed:
-        format = sniff(arriving.head(HEAD), self._shard.name)
+        format = sniff(read_head(arriving.head), self._shard.name)
         if format not in TARS:
             return Followed(format, None, None)
         plain = None if format is Format.TAR else self._plain

@@ -1,4 +1,4 @@
-"""Decompression of whole streams: gzip, zstd, xz and bzip2, each proven to its end."""
+"""Decompression of whole streams: gzip, zstd, xz, bzip2, lz4 and lzma, each read to its end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Protocol
 
+from jobs import magic
 from jobs.archives.base import damaged, unsupported
 from jobs.errors import ArchiveError
 from jobs.model import Format
@@ -21,7 +22,7 @@ MEMORY = 72 << 20  # bytes
 MORE_MEMORY = 160 << 20  # bytes
 _LARGE = 128 << 20  # bytes of an archive
 _WINDOW = 64 << 20  # bytes; zstd's largest within MEMORY
-_ZSTD_HEADER = 18  # bytes of a frame's header at most (RFC 8878, 3.1.1.1)
+_LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 
 
 class _Source(Protocol):
@@ -29,14 +30,14 @@ class _Source(Protocol):
 
 
 class Decompressor(Protocol):
-    """What ``lzma``, ``bz2`` and ``compression.zstd`` have in common."""
+    """What ``lzma``, ``bz2``, ``compression.zstd`` and ``lz4.frame`` have in common."""
 
     @property
     def eof(self) -> bool: ...
     @property
     def needs_input(self) -> bool: ...
     @property
-    def unused_data(self) -> bytes: ...
+    def unused_data(self) -> bytes | None: ...
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
@@ -52,17 +53,21 @@ def inflated(
 
     Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` where
     a stream is damaged or cut short, where anything else follows, where there is none at all, or
-    where one asks for more than ``memory`` bytes.
+    where one asks for more than ``memory`` bytes. An lzma stream has no checksum of its own.
     """
-    if format in (Format.TAR_GZ, Format.GZ):
+    compression = format.value.removeprefix("tar.")
+    if compression == "gz":
         yield from _gzip(source, archive)
-    elif format is Format.TAR_ZST:
-        magics = (b"\x28\xb5\x2f\xfd", b"\x2a\x4d\x18")
-        yield from _streams(source, lambda: _Zstd(memory, archive), magics, archive)
-    elif format is Format.TAR_XZ:
-        yield from _streams(source, lambda: _xz(memory), (b"\xfd7zXZ\0",), archive, memory)
-    elif format is Format.TAR_BZ2:
-        yield from _streams(source, _bz2, (b"BZh",), archive)
+    elif compression == "zst":
+        yield from _streams(source, lambda: _Zstd(memory, archive), _is_zstd, archive)
+    elif compression == "xz":
+        yield from _streams(source, lambda: _xz(memory), _is_xz, archive, memory)
+    elif compression == "bz2":
+        yield from _streams(source, _bz2, _is_bz2, archive)
+    elif compression == "lz4":
+        yield from _streams(source, _lz4, _is_lz4, archive)
+    elif compression == "lzma":
+        yield from _streams(source, lambda: _lzma(memory), magic.is_lzma, archive, memory)
     else:
         yield from _plain(source, archive)
 
@@ -133,10 +138,37 @@ def _xz(memory: int) -> Decompressor:
     return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
 
 
+def _lzma(memory: int) -> Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory)
+
+
 def _bz2() -> Decompressor:
     import bz2
 
     return bz2.BZ2Decompressor()
+
+
+def _lz4() -> Decompressor:
+    import lz4.frame
+
+    frame: Decompressor = lz4.frame.LZ4FrameDecompressor()
+    return frame
+
+
+def _is_zstd(head: bytes) -> bool:
+    return head.startswith(magic.ZSTD.magics) or magic.is_skippable_frame(head)
+
+
+def _is_lz4(head: bytes) -> bool:
+    return head.startswith(magic.LZ4.magics) or magic.is_skippable_frame(head)
+
+
+def _is_xz(head: bytes) -> bool:
+    return head.startswith(magic.XZ.magics)
+
+
+def _is_bz2(head: bytes) -> bool:
+    return head.startswith(b"BZh")
 
 
 def _zstd() -> ModuleType:
@@ -171,7 +203,7 @@ class _Zstd:
         return self._frame.needs_input
 
     @property
-    def unused_data(self) -> bytes:
+    def unused_data(self) -> bytes | None:
         return self._frame.unused_data
 
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
@@ -196,18 +228,18 @@ class _Zstd:
 def _streams(
     source: _Source,
     new: Callable[[], Decompressor],
-    magics: tuple[bytes, ...],
+    begins: Callable[[bytes], bool],
     archive: str,
     memory: int = MORE_MEMORY,
 ) -> Iterator[memoryview]:
     """Streams one after the other, by a decompressor each, and zeros behind them."""
-    errors = (*stream_errors(), _zstd().ZstdError)
+    errors = (*stream_errors(), _zstd().ZstdError, RuntimeError)  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
     if not data:
         raise damaged(archive, "the file is empty")
     while data:
-        data = _expect_magic(source, data, magics, archive, total)
+        data = _expect_stream(source, data, begins, archive, total)
         decompressor = new()
         while not decompressor.eof:
             if decompressor.needs_input and not data:
@@ -222,7 +254,7 @@ def _streams(
             if block:
                 total += len(block)
                 yield memoryview(block)
-        data = _after_zeros(source, decompressor.unused_data)
+        data = _after_zeros(source, decompressor.unused_data or b"")
 
 
 def _stream_error(error: Exception, archive: str, total: int, memory: int) -> ArchiveError:
@@ -239,16 +271,15 @@ def _too_hungry(archive: str, memory: int) -> ArchiveError:
     )
 
 
-def _expect_magic(
-    source: _Source, data: bytes, magics: tuple[bytes, ...], archive: str, total: int
+def _expect_stream(
+    source: _Source, data: bytes, begins: Callable[[bytes], bool], archive: str, total: int
 ) -> bytes:
-    while len(data) < _ZSTD_HEADER:
+    while len(data) < _LONGEST_HEADER:
         more = source.read(_FEED)
         if not more:
             break
         data += more
-    # A skippable zstd frame begins with any of 16 bytes, 0x50 to 0x5f.
-    if not data.startswith(magics) and not (data[1:].startswith(magics) and data[0] & 0xF0 == 0x50):
+    if not begins(data):
         raise damaged(
             archive, "something that is no compressed stream follows the last one", offset=total
         )

@@ -3,67 +3,66 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
+from jobs import magic
 from jobs.archives import tarheader
 from jobs.archives.base import unsupported
 from jobs.archives.inflate import inflated
 from jobs.errors import ArchiveError, OrchestrateError
+from jobs.magic import Packing
 from jobs.memberpath import shown
 from jobs.model import Format
 
 HEAD = 64 << 10  # bytes that decide nearly every time
-TARS = (Format.TAR, Format.TAR_GZ, Format.TAR_ZST, Format.TAR_XZ, Format.TAR_BZ2)
+# These give nothing before a block is whole: 900 kB of bzip2's content, 4 MiB of lz4's.
+_WHOLE_BLOCK = {magic.BZIP2: 1 << 20, magic.LZ4: (4 << 20) + HEAD}  # bytes
+
+_COMPRESSED = {  # a tar that is compressed so, and any other file
+    magic.GZIP: (Format.TAR_GZ, Format.GZ),
+    magic.ZSTD: (Format.TAR_ZST, Format.ZST),
+    magic.XZ: (Format.TAR_XZ, Format.XZ),
+    magic.BZIP2: (Format.TAR_BZ2, Format.BZ2),
+    magic.LZ4: (Format.TAR_LZ4, Format.LZ4),
+    magic.LZMA: (Format.TAR_LZMA, Format.LZMA),
+}
+TARS = (Format.TAR, *(tar for tar, _ in _COMPRESSED.values()))
+SINGLE = tuple(single for _, single in _COMPRESSED.values())  # one compressed file
 
 _NEEDED = 2 * tarheader.BLOCK  # inflated bytes that tell a tar
-_TAR_NAMES = (".tar", ".tgz", ".tzst", ".txz", ".tbz", ".tbz2", ".taz")
+# What is no archive, and not one of another kind that could be named a tar by mistake.
+_OTHERS = ((b"\x89HDF", "an HDF5 file"), (b"MZ", "a program (a self-extracting archive?)"))
 
-_UNSUPPORTED = (
-    (b"Rar!\x1a\x07", "a RAR archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"\x04\x22\x4d\x18", "compressed by lz4"),
-    (b"\x1f\x9d", "compressed by compress"),
-    (b"LZIP", "compressed by lzip"),
-    (b"070701", "a cpio archive"),
-    (b"070707", "a cpio archive"),
-    (b"!<arch>", "an ar archive"),
-    (b"\x89HDF", "an HDF5 file"),
-    (b"MZ", "a program (a self-extracting archive?)"),
-)
-_NOT_IT = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
-    (b"<!doctype html", "a web page (of a login or an error?)"),
-    (b"<html", "a web page (of a login or an error?)"),
-    (b"<?xml", "an XML document (an error of an object store?)"),
-    (b"<error", "an XML document (an error of an object store?)"),
-    (b'{"', "a JSON document (an error message?)"),
-)
-_COMPRESSED = (
-    (b"\x28\xb5\x2f\xfd", Format.TAR_ZST),
-    (b"\xfd7zXZ\0", Format.TAR_XZ),
-    (b"BZh", Format.TAR_BZ2),
-)
+
+def read_head(first: Callable[[int], bytes]) -> bytes:
+    """As many first bytes as ``sniff`` needs; ``first(n)`` gives the first ``n``, or fewer."""
+    head = first(HEAD)
+    packing = magic.packing_of(head)
+    needed = _WHOLE_BLOCK.get(packing, HEAD) if packing else HEAD
+    return first(needed) if needed > HEAD else head
 
 
 def sniff(head: bytes, name: str) -> Format:
-    """The format of the archive that begins with ``head``: 4 KiB do, more is better.
+    """The format of the archive that begins with ``head``, which ``read_head`` gives.
 
-    Raises ``ArchiveError``: cause UNSUPPORTED for what is sound but not read here, BAD_ARCHIVE for
-    what is no archive at all (empty, a web page, a Git LFS pointer, a damaged header).
+    Of bzip2 and lz4 fewer bytes leave open whether a tar is inside; then the name decides. Raises
+    ``ArchiveError``: cause UNSUPPORTED for what is sound but not read here, BAD_ARCHIVE for what is
+    no archive at all (empty, a web page, a Git LFS pointer, a damaged header).
     """
     label = shown(name)[1:-1]
     if not head:
         raise _no_archive(label, "an empty file")
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08")):
+    if head.startswith(magic.ZIP.magics):
         return _zip(head, label)
-    if head.startswith(b"PAR1"):
+    packing = magic.packing_of(head)
+    if packing is magic.PARQUET:
         return Format.PARQUET
-    if head.startswith(b"\x1f\x8b"):
-        return _gzip(head, name, label)
-    for magic, format in _COMPRESSED:
-        if head.startswith(magic) or _is_skippable_zstd(head, format):
-            return _compressed(head, name, label, format)
+    if packing in _COMPRESSED:
+        return _compressed(head, name, label, packing)
     if _is_tar(head, name):
         return Format.TAR
+    if packing is not None and not packing.is_read:
+        raise unsupported(label, f"cannot be extracted: {packing.remedy}")
     raise _what_else(head, name, label)
 
 
@@ -74,26 +73,16 @@ def _zip(head: bytes, label: str) -> Format:
     return Format.ZIP
 
 
-def _gzip(head: bytes, name: str, label: str) -> Format:
-    start = _inflated_head(head, Format.TAR_GZ)
+def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
+    tar, single = _COMPRESSED[packing]
+    start = _gzip_head(head) if packing is magic.GZIP else _inflated_head(head, tar)
     if _is_tar(start, name):
-        return Format.TAR_GZ
-    if _says_tar(name):
+        return tar
+    if not magic.says_tar(name):
+        return single
+    if packing is magic.GZIP or len(start) >= tarheader.BLOCK:
         raise _no_archive(label, "compressed, but what it holds does not begin as a tar does")
-    return Format.GZ
-
-
-def _compressed(head: bytes, name: str, label: str, format: Format) -> Format:
-    start = _inflated_head(head, format)
-    # bzip2 gives nothing before its first block is whole, which may be 900 kB: its reader tells.
-    if _is_tar(start, name) or len(start) < tarheader.BLOCK:
-        return format
-    if _says_tar(name):
-        raise _no_archive(label, "compressed, but what it holds does not begin as a tar does")
-    kind = format.value.rpartition(".")[2]
-    raise unsupported(
-        label, f"is one file compressed as {kind}, not a tar; of one file only gzip is read"
-    )
+    return tar  # its reader says what is wrong
 
 
 class _Head:
@@ -106,9 +95,7 @@ class _Head:
 
 
 def _inflated_head(head: bytes, format: Format) -> bytes:
-    """The first bytes that ``head`` inflates to; what breaks off later is no matter here."""
-    if format is Format.TAR_GZ:
-        return _gzip_head(head)
+    """The first bytes that ``head`` inflates to; that it breaks off later does not matter here."""
     start = b""
     try:
         for block in inflated(format, _Head(head), archive=""):
@@ -134,16 +121,12 @@ def _gzip_head(head: bytes) -> bytes:
     return start
 
 
-def _is_skippable_zstd(head: bytes, format: Format) -> bool:
-    return format is Format.TAR_ZST and head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
-
-
 def _is_tar(start: bytes, name: str) -> bool:
     header = start[: tarheader.BLOCK]
     if len(header) < tarheader.BLOCK:
         return False
     if header == tarheader.END:  # an empty tar, if it is one: zeros alone could be anything
-        return _says_tar(name)
+        return magic.says_tar(name)
     try:
         tarheader.check_sum(header)
     except tarheader.HeaderError:
@@ -151,22 +134,15 @@ def _is_tar(start: bytes, name: str) -> bool:
     return True
 
 
-def _says_tar(name: str) -> bool:
-    last = name.rsplit("/", 1)[-1].lower()
-    return ".tar." in last or last.endswith(_TAR_NAMES)
-
-
 def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
-    for magic, what in _UNSUPPORTED:
-        if head.startswith(magic):
+    for start, what in _OTHERS:
+        if head.startswith(start):
             return unsupported(
                 label, f"is {what}, which is not read here; have it published as tar or zip"
             )
-    text = head[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    for start, what in _NOT_IT:
-        if text.startswith(start):
-            return _no_archive(label, what)
-    if _says_tar(name) and len(head) >= tarheader.BLOCK:
+    if what_stands_there := magic.stand_in(head):
+        return _no_archive(label, what_stands_there)
+    if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
         return _no_archive(label, "named a tar, but its first header is damaged")
     return _no_archive(label, f"no archive: it begins with {shown(head[:16])}")
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives import cuts_of, sniff
-from jobs.archives.sniff import HEAD
+from jobs.archives import cuts_of, read_head, sniff
 from jobs.download.following import Following, hashed_and_followed
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
@@ -92,7 +92,7 @@ class Fetcher:
                     "writer finish, then launch again",
                     cause=Cause.CHANGED,
                 )
-        format = self._format(shard, paths[0])
+        format = _format(shard, paths)
         fetched = Fetched(
             shard.id,
             format,
@@ -114,12 +114,6 @@ class Fetcher:
         return structs.replace(
             fetched, verified=all(file.digest is not None for file in shard.files)
         )
-
-    def _format(self, shard: Shard, first: Path) -> Format:
-        if shard.kind is ShardKind.FILE:
-            return Format.FILE
-        with first.open("rb") as stream:
-            return sniff(stream.read(HEAD), shard.name)
 
     # Files of other machines ---------------------------------------------------------------
 
@@ -143,7 +137,7 @@ class Fetcher:
             raise
         fetched = Fetched(
             shard.id,
-            self._format(shard, outs[0]),
+            _format(shard, outs),
             tuple(str(out) for out in outs),
             tuple(one.size for one in received),
             tuple(one.sha256 for one in received),
@@ -181,6 +175,23 @@ class Fetcher:
             self._progress.add(bytes=-size)
         out.unlink()
         return None
+
+
+def _format(shard: Shard, paths: Sequence[Path]) -> Format:
+    """By its bytes, of which the first file of a split archive may have too few."""
+    if shard.kind is ShardKind.FILE:
+        return Format.FILE
+
+    def first(size: int) -> bytes:
+        head = b""
+        for path in paths:
+            if len(head) == size:
+                break
+            with path.open("rb") as stream:
+                head += stream.read(size - len(head))
+        return head
+
+    return sniff(read_head(first), shard.name)
 
 
 def _transfer(plan: Plan, progress: Progress) -> Transfer | None:

@@ -8,9 +8,11 @@ import io
 import lzma
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import lz4.frame
 
 from jobs.errors import Cause
 from tests.support.rawstreams import xz_with_dictionary, zst_with_window
@@ -239,7 +241,7 @@ def _streams() -> Iterator[Case]:
     yield Case("gz cut in the middle", "k.tar.gz", packed[: len(packed) // 2], BAD)
     yield Case("gz cut between members", "b.tar.gz", gzip.compress(tar[:700]), BAD)
     yield Case("gz with no tar in it", "n.tar.gz", gzip.compress(b"no tar" * 999), BAD)
-    for ending, pack in (("xz", lzma.compress), ("bz2", bz2.compress), ("zst", _zstd)):
+    for ending, pack in COMPRESSIONS.items():
         data = pack(tar)
         yield Case(f"{ending} sound", f"s.tar.{ending}", data, None, ("images/a.png",))
         two = pack(tar[:700]) + pack(tar[700:])
@@ -252,6 +254,14 @@ def _streams() -> Iterator[Case]:
     yield Case(
         "gz of one file", "prompts.jsonl.gz", gzip.compress(b"{}\n"), None, ("prompts.jsonl",)
     )
+    for ending, pack in COMPRESSIONS.items():
+        one = pack(b'{"id": 1}\n' * 500)
+        yield Case(f"{ending} of one file", f"a.jsonl.{ending}", one, None, ("a.jsonl",))
+        yield Case(f"{ending} of one file, cut", f"x.jsonl.{ending}", one[:-5], BAD)
+        yield Case(f"{ending} with no tar in it", f"n.tar.{ending}", pack(b"no tar" * 999), BAD)
+    short = bz2.compress(tar)
+    yield Case("bz2 with a tar's short ending", "s.tb2", short, None, ("images/a.png",))
+    yield Case("bz2 with no ending that tells", "s.dat", short, None, ("images/a.png",))
     yield Case("gz of one file, cut", "x.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-5], BAD)
 
 
@@ -263,6 +273,24 @@ def _zstd(data: bytes) -> bytes:
     options = {zstd.CompressionParameter.checksum_flag: 1}
     packed: bytes = zstd.compress(data, options=options)
     return packed
+
+
+def _lzma(data: bytes) -> bytes:
+    return lzma.compress(data, lzma.FORMAT_ALONE)
+
+
+def _lz4(data: bytes) -> bytes:
+    packed: bytes = lz4.frame.compress(data, content_checksum=True)
+    return packed
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "xz": lzma.compress,
+    "bz2": bz2.compress,
+    "zst": _zstd,
+    "lz4": _lz4,
+    "lzma": _lzma,
+}
 
 
 def _zip(id: str, data: bytes, cause: Cause | None, *files: str, by_reader: bool = True) -> Case:
@@ -408,8 +436,10 @@ def _no_archives() -> Iterator[Case]:
         ("plain text", b"hello\n" * 200, BAD),
         ("rar", b"Rar!\x1a\x07\x01\0" + bytes(99), OTHER),
         ("7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), OTHER),
-        ("lz4", b"\x04\x22\x4d\x18" + bytes(99), OTHER),
+        ("legacy lz4", b"\x02\x21\x4c\x18" + bytes(99), OTHER),
+        ("lzip", b"LZIP\x01\x0c" + bytes(99), OTHER),
+        ("compress", b"\x1f\x9d\x90" + bytes(99), OTHER),
+        ("cpio", b"070701" + b"0" * 99, OTHER),
         ("a program", b"MZ" + bytes(999), OTHER),
-        ("xz of one file", lzma.compress(b"text" * 999), OTHER),
     ):
         yield Case(id, f"{id.replace(' ', '-')}.bin", data, cause)

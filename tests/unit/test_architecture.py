@@ -20,7 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 # together in brackets is one stage's own: these modules know each other.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("jobs.errors",),),
-    (("jobs.model",), ("jobs.atomic",), ("jobs.digest",), ("jobs.writeout",), ("jobs.aside",)),
+    (
+        ("jobs.model",),
+        ("jobs.atomic",),
+        ("jobs.digest",),
+        ("jobs.writeout",),
+        ("jobs.aside",),
+        ("jobs.magic",),
+    ),
     (
         ("jobs.runfolder",),
         ("jobs.staging",),
@@ -70,7 +77,7 @@ ROOMLESS = {"jobs", "orchestrator"}  # the version alone is there; they import n
 # What is plugged in: each sees its package's base and helpers, and only the registry sees it.
 PLUGS = {
     "jobs.sources": ("hub", "url", "local"),
-    "jobs.archives": ("tar", "zip", "gz", "plain", "tree"),
+    "jobs.archives": ("tar", "zip", "compressed", "plain", "tree"),
     "jobs.checks": ("png", "jpeg", "boxes", "others", "decode"),
     "orchestrator.engines": ("slurm", "local"),
 }

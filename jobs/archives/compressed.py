@@ -1,9 +1,10 @@
-"""One file compressed by gzip: a shard of one member."""
+"""One file compressed by gzip, zstd, xz, bzip2, lz4 or lzma: a shard of one member."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from jobs import magic
 from jobs.archives.base import Kind, Member
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Ahead, Chain, chain_blocks
@@ -12,8 +13,11 @@ from jobs.model import Fetched, Options, Part, Shard
 from jobs.runfolder import RunFolder
 
 
-class GzFile:
-    """Its member has the shard's name, without ``.gz``; the name inside is not trusted."""
+class CompressedFile:
+    """Its member has the shard's name without the ending that tells the compression.
+
+    The name that gzip keeps inside is not trusted.
+    """
 
     top: str | None = None
 
@@ -21,16 +25,13 @@ class GzFile:
         self._fetched = fetched
         self._archive = shown(shard.name)[1:-1]
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
-        name = shard.name
-        if name.lower().endswith(".gz"):
-            name = name[:-3]
-        self._name = name.encode("utf-8", "surrogateescape")
+        self._name = magic.decompressed_name(shard.name).encode("utf-8", "surrogateescape")
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``; the first part has the one member."""
         if part.index == 0:
-            # Inflated twice: gzip tells a size only modulo 4 GiB, and a file proven before its
-            # first byte is written leaves no half.
+            # Inflated twice: no format tells its size reliably, and a file that is proven before
+            # its first byte is written leaves no half.
             size = sum(len(block) for block in self._blocks())
             self._limits.check_claim(size, self._name)
             yield self._member(size)

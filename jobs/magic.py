@@ -1,0 +1,240 @@
+"""What a file is by its first bytes, and what the ending of its name claims.
+
+Sources ask it which of their files are archives, readers which format an archive has. Magic
+numbers: gzip RFC 1952; zstd RFC 8878; lz4's frame format; zip APPNOTE 4.3; tar's header checksum;
+the others as in the database of file(1).
+"""
+
+from __future__ import annotations
+
+import posixpath
+import struct
+from dataclasses import dataclass
+
+HEAD = 1024  # bytes that tell an archive
+
+_TAR_BLOCK = 512  # bytes of a tar's header
+_LZMA_HEADER = 14  # bytes: properties, dictionary size, content size, the coder's first byte
+_LZMA_MOST = 1 << 38  # bytes of content; liblzma itself takes a larger claim for another format
+
+
+@dataclass(frozen=True)
+class Packing:
+    """A way to pack files into one, or to compress one."""
+
+    name: str  # for people
+    endings: tuple[str, ...]  # of names, in lower case
+    magics: tuple[bytes, ...] = ()  # that its files begin with
+    unpack: str = ""  # the command that does it; only where no reader here does
+    compresses: bool = False  # one file, which may be a tar
+    tar_endings: tuple[str, ...] = ()  # of a tar that is compressed so
+
+    @property
+    def is_read(self) -> bool:
+        """Whether a reader here opens it."""
+        return not self.unpack
+
+    @property
+    def remedy(self) -> str:
+        """Why it is refused, and what to do instead."""
+        return (
+            f"{self.name} is not read here; unpack it with `{self.unpack}` and give the folder as "
+            "--local-path, or have it published as tar or zip"
+        )
+
+
+def _compress_magics() -> tuple[bytes, ...]:
+    """The number of bits is 9 to 16; the highest bit says whether the table may be cleared."""
+    return tuple(b"\x1f\x9d%c" % (bits | mode) for bits in range(9, 17) for mode in (0x80, 0))
+
+
+def _bzip2_magics() -> tuple[bytes, ...]:
+    """A level, then the mark of the first block, or of the end where there is none."""
+    marks = (b"1AY&SY", b"\x17rE8P\x90")
+    return tuple(b"BZh%d%b" % (level, mark) for level in range(1, 10) for mark in marks)
+
+
+TAR = Packing("tar", (".tar",))
+ZIP = Packing("zip", (".zip",), (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"))
+PARQUET = Packing("parquet", (".parquet",), (b"PAR1",))
+GZIP = Packing("gzip", (".gz",), (b"\x1f\x8b\x08",), "", True, (".tgz", ".taz"))
+ZSTD = Packing("zstd", (".zst", ".zstd"), (b"\x28\xb5\x2f\xfd",), "", True, (".tzst", ".tzs"))
+XZ = Packing("xz", (".xz",), (b"\xfd7zXZ\0",), "", True, (".txz",))
+_TBZ = (".tbz", ".tbz2", ".tb2", ".tz2")
+BZIP2 = Packing("bzip2", (".bz2", ".bz"), _bzip2_magics(), "", True, _TBZ)
+LZ4 = Packing("lz4", (".lz4",), (b"\x04\x22\x4d\x18",), "", True, (".tlz4",))
+LZMA = Packing("lzma", (".lzma",), (), "", True, (".tlz",))
+
+_PACKINGS = (
+    TAR,
+    ZIP,
+    PARQUET,
+    GZIP,
+    ZSTD,
+    XZ,
+    BZIP2,
+    LZ4,
+    LZMA,
+    Packing("RAR", (".rar",), (b"Rar!\x1a\x07",), "unrar x"),
+    Packing("7z", (".7z",), (b"7z\xbc\xaf\x27\x1c",), "7z x"),
+    Packing("compress (.Z)", (".z",), _compress_magics(), "gzip -d", True, (".taz",)),
+    Packing("lzip", (".lz",), (b"LZIP\x00", b"LZIP\x01"), "lzip -d", True, (".tlz",)),
+    Packing("lzop", (".lzo",), (b"\x89LZO\0\r\n\x1a\n",), "lzop -d", True, (".tzo",)),
+    Packing("brotli", (".br",), (), "brotli -d", True, (".tbr",)),
+    Packing("snappy", (".sz", ".snappy"), (b"\xff\x06\0\0sNaPpY",), "snzip -d", True),
+    Packing("lz4's legacy format", (), (b"\x02\x21\x4c\x18",), "lz4 -d", True),
+    Packing("lrzip", (".lrz",), (b"LRZI",), "lrzip -d", True),
+    Packing("zpaq", (".zpaq",), (b"7kSt", b"zPQ"), "zpaq x"),
+    Packing("cpio", (".cpio",), (b"070701", b"070702", b"070707"), "cpio -id"),
+    Packing("ar", (".ar", ".deb"), (b"!<arch>\n",), "ar x"),
+    Packing("RPM", (".rpm",), (b"\xed\xab\xee\xdb",), "bsdtar -xf"),
+    Packing("xar", (".xar",), (b"xar!",), "bsdtar -xf"),
+    Packing("a cabinet file", (".cab",), (b"MSCF\0\0\0\0",), "cabextract"),
+    Packing("a WIM image", (".wim",), (b"MSWIM\0\0\0",), "7z x"),
+    Packing("squashfs", (".squashfs", ".sqfs", ".sfs"), (b"hsqs", b"sqsh"), "unsquashfs"),
+    Packing("a disk image", (".iso", ".dmg"), (), "7z x"),
+    Packing("LHA", (".lha", ".lzh"), (), "lha x"),
+    Packing("ARJ", (".arj",), (), "arj x"),
+    Packing("ACE", (".ace",), (), "unace x"),
+    Packing("ALZip", (".alz", ".egg"), (b"ALZ\x01", b"EGGA"), "unar"),
+    Packing("StuffIt", (".sit", ".sitx"), (b"SIT!", b"StuffIt "), "unar"),
+)
+_BY_MAGIC = {magic: packing for packing in _PACKINGS for magic in packing.magics}
+_BY_ENDING = {
+    ending: packing
+    for packing in reversed(_PACKINGS)  # of two that share an ending, the first one counts
+    for ending in (*packing.endings, *packing.tar_endings)
+}
+_TAR_ENDINGS = tuple(e for packing in _PACKINGS for e in (*packing.tar_endings, ".tar"))
+
+# Names that are believed: formats of data, some of which are zips or compressed streams inside.
+_DATA = (
+    "png jpg jpeg jfif webp gif bmp tif tiff avif heic heif jp2 jxl ico svg svgz ppm pgm "
+    "pbm exr hdr psd dng nef cr2 arw txt md rst json jsonl ndjson geojson csv tsv html htm "
+    "xhtml xml yaml yml toml ini cfg conf log css js ts py ipynb r sh bib tex srt vtt pdf "
+    "ps doc docx xls xlsx ppt pptx odt ods odp epub wav mp3 flac ogg oga opus m4a aac aiff "
+    "mid midi mp4 m4v mkv webm avi mov mpg mpeg wmv flv npy npz h5 hdf5 hdf mat pkl pickle "
+    "pt pth ckpt safetensors onnx gguf pb tflite keras arrow feather ipc orc avro tfrecord "
+    "tfrecords lmdb mdb db sqlite sqlite3 duckdb nc zarr fits nii dcm ply obj stl glb gltf "
+    "fbx usd usdz pcd las laz e57 step blend kml kmz shp dbf shx prj gpkg pmtiles mbtiles "
+    "rds rda rdata jar war whl apk ipa cbz 3mf ttf otf woff woff2 proto wasm so"
+)
+_DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
+# First members of zips that are one document or model: Office Open XML, OpenDocument and EPUB,
+# Java, PyTorch.
+_DOCUMENTS = (b"[Content_Types].xml", b"_rels/.rels", b"mimetype", b"META-INF/")
+_PYTORCH = (b"/data.pkl", b"/.format_version")
+
+_STAND_INS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
+    (b"<!doctype html", "a web page (of a login or an error?)"),
+    (b"<html", "a web page (of a login or an error?)"),
+    (b"<?xml", "an XML document (an error of an object store?)"),
+    (b"<error", "an XML document (an error of an object store?)"),
+    (b'{"', "a JSON document (an error message?)"),
+)
+
+
+def packing_of(head: bytes) -> Packing | None:
+    """How a file that begins with ``head`` is packed; None where it is no archive.
+
+    ``HEAD`` bytes are enough. A document or model that is a zip inside is no archive.
+    """
+    content = _behind_skippable_frames(head)
+    if content is not head and not content.startswith((*ZSTD.magics, *LZ4.magics)):
+        return ZSTD if len(content) < 4 else None  # lz4's programs write none at the start
+    for magic, packing in _BY_MAGIC.items():
+        if content.startswith(magic):
+            return None if packing is ZIP and _is_document(content) else packing
+    if is_tar_header(head[:_TAR_BLOCK]):
+        return TAR
+    if is_lzma(head):
+        return LZMA
+    is_lha = head[2:5] in (b"-lh", b"-lz") and head[6:7] == b"-"
+    return _BY_ENDING[".lzh"] if is_lha else None
+
+
+def is_skippable_frame(head: bytes) -> bool:
+    """Whether ``head`` begins a frame that zstd and lz4 skip (RFC 8878, 3.1.2)."""
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] & 0xF0 == 0x50
+
+
+def _behind_skippable_frames(head: bytes) -> bytes:
+    while len(head) >= 8 and is_skippable_frame(head):
+        head = head[8 + struct.unpack_from("<I", head, 4)[0] :]
+    return head
+
+
+def _is_document(head: bytes) -> bool:
+    """Whether a zip's first member says that all of it is one document or model."""
+    if len(head) < 30 or not head.startswith(b"PK\x03\x04"):
+        return False
+    name = head[30 : 30 + struct.unpack_from("<H", head, 26)[0]]
+    return name.startswith(_DOCUMENTS) or name.endswith(_PYTORCH)
+
+
+def is_tar_header(block: bytes) -> bool:
+    """Whether 512 bytes are a tar's header by their checksum; a slice can hold "ustar" anywhere."""
+    if len(block) < _TAR_BLOCK or not block[0]:
+        return False
+    try:
+        claimed = int(block[148:156].strip(b" \0") or b"-", 8)
+    except ValueError:
+        return False
+    return claimed == sum(block[:148]) + 8 * 0x20 + sum(block[156:])
+
+
+def is_lzma(head: bytes) -> bool:
+    """Whether ``head`` begins an .lzma file, which has no magic number.
+
+    The same tests as liblzma's own (``lzma_alone_decoder`` with ``picky``), and that the range
+    coder's first byte is zero, as it always is.
+    """
+    if len(head) < _LZMA_HEADER or head[0] >= 9 * 5 * 5 or head[13]:
+        return False
+    dictionary, size = struct.unpack_from("<IQ", head, 1)
+    lc, lp = head[0] % 9, head[0] // 9 % 5
+    bits = dictionary.bit_count()  # 2^n, 2^n + 2^(n-1), or all of them
+    usual = bits == 1 or (bits == 2 and dictionary & dictionary >> 1) or bits == 32
+    unknown = size == (1 << 64) - 1
+    return lc + lp <= 4 and dictionary >= 4096 and bool(usual) and (unknown or size < _LZMA_MOST)
+
+
+def packing_named(name: str) -> Packing | None:
+    """How a file of that name is packed, if the ending of its name is true."""
+    return _BY_ENDING.get(posixpath.splitext(name)[1].lower())
+
+
+def is_data_name(name: str) -> bool:
+    """Whether a name has the ending of a well-known format of data."""
+    return posixpath.splitext(name)[1].lower() in _DATA_ENDINGS
+
+
+def says_tar(name: str) -> bool:
+    """Whether a name is a tar's, compressed or not, or that of a piece of one."""
+    last = posixpath.basename(name).lower()
+    return ".tar." in last or last.endswith(_TAR_ENDINGS)
+
+
+def ending(name: str) -> str:
+    """The ending that makes ``name`` an archive's (``.tar.gz``, ``.zip``); empty for others."""
+    stem, last = posixpath.splitext(name)
+    packing = packing_named(name)
+    if packing is None:
+        return ""
+    inner = posixpath.splitext(stem)[1] if packing.compresses else ""
+    return inner + last if inner.lower() == ".tar" else last
+
+
+def decompressed_name(name: str) -> str:
+    """``name`` without the ending that says how the one file is compressed."""
+    packing = packing_named(name)
+    if packing is None or not packing.compresses or says_tar(name):
+        return name
+    return posixpath.splitext(name)[0]
+
+
+def stand_in(head: bytes) -> str | None:
+    """What stands in the place of a file, where its first bytes are those of something else."""
+    text = head[:_TAR_BLOCK].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return next((what for start, what in _STAND_INS if text.startswith(start)), None)
