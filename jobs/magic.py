@@ -125,6 +125,7 @@ _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
 _DOCUMENTS = (b"[Content_Types].xml", b"_rels/.rels", b"mimetype", b"META-INF/")
 _PYTORCH = (b"/data.pkl", b"/.format_version")
 
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # and the mark of UTF-8
 _STAND_INS = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file it points to"),
     (b"<!doctype html", "a web page (of a login or an error?)"),
@@ -234,7 +235,18 @@ def decompressed_name(name: str) -> str:
     return posixpath.splitext(name)[0]
 
 
+def is_page(head: bytes, *, labelled: bool = False) -> bool:
+    """Whether a body begins as a web page; ``labelled``: its headers call it one."""
+    text = head.lstrip(_BLANKS).lower()
+    return text.startswith((b"<!doctype html", b"<html")) or (labelled and text.startswith(b"<"))
+
+
+def is_page_name(name: str) -> bool:
+    """Whether a web page is what a file of that name holds."""
+    return name.lower().endswith((".html", ".htm", ".xhtml", ".mhtml"))
+
+
 def stand_in(head: bytes) -> str | None:
     """What stands in the place of a file, where its first bytes are those of something else."""
-    text = head[:_TAR_BLOCK].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    text = head[:_TAR_BLOCK].lstrip(_BLANKS).lower()
     return next((what for start, what in _STAND_INS if text.startswith(start)), None)

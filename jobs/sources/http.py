@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import TYPE_CHECKING
 
+from jobs import magic
 from jobs.errors import Cause, SourceError
+from jobs.sources import urls
 from jobs.transfer import Target
-from jobs.transfer.answers import Again, content_length, content_range, encoding, refused
+from jobs.transfer.answers import Again, content_length, content_range, encoding, is_page, refused
 from jobs.transfer.coding import MOST_CODED, Body
 from jobs.transfer.pace import backoff_s
 from jobs.transfer.target import shown
@@ -19,7 +21,6 @@ from jobs.transfer.target import shown
 if TYPE_CHECKING:
     from jobs.transfer.wire import Reply, Wire
 
-HEAD = 1024  # bytes; enough to tell an archive from a web page
 _STALL_S = 30.0
 _ATTEMPTS = 4
 _MOST_WAIT_S = 30.0  # at launch a person is waiting
@@ -32,21 +33,39 @@ class Probe:
     size: int | None  # bytes; None where it does not tell
     name: str | None  # of Content-Disposition
     head: bytes
+    labelled_page: bool = False  # its headers call it a web page
 
 
-def probe(url: str, headers: Mapping[str, str], *, most: int = HEAD) -> Probe:
+def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Probe:
     """Ask for the first bytes of ``url``, which tells more than HEAD and is signed alike.
 
     Headers go to the origin of ``url`` alone. Waits and asks again where the server is busy or
-    away. Raises ``SourceError`` with what to do.
+    away, or where a web page comes in place of the file. Raises ``SourceError`` with what to do.
     """
+    return _probed(url, headers, most, lambda found: _refuse_page(url, found))
+
+
+def _probed(
+    url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
+) -> Probe:
     from jobs.transfer.wire import Wire  # it loads requests
+
+    def ask() -> Probe:
+        found = _asked(wire, Target(url, headers), most)
+        judge(found)
+        return found
 
     wire = Wire(1, _STALL_S)
     try:
-        return _patiently(lambda: _asked(wire, Target(url, headers), most))
+        return _patiently(ask)
     finally:
         wire.close()
+
+
+def _refuse_page(url: str, found: Probe) -> None:
+    name = found.name or urls.last_name(url)
+    if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
+        raise Again(SourceError(urls.page_given(url)))
 
 
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
@@ -55,7 +74,7 @@ def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
     One that is busy or gone says nothing of whether it has one: that raises, as in ``probe``.
     """
     try:
-        found = probe(url, headers, most=most)
+        found = _probed(url, headers, most, lambda _: None)
     except SourceError as error:
         if error.cause in (Cause.NETWORK, Cause.RATE_LIMITED):
             raise
@@ -88,7 +107,7 @@ def _asked(wire: Wire, target: Target, most: int) -> Probe:
         error = refused(reply.status, reply.headers, name=name, site=reply.site, elsewhere=False)
         if error:
             raise error
-        return Probe(_size(reply), told, _head(reply, name, most))
+        return Probe(_size(reply), told, _head(reply, name, most), is_page(reply.headers))
     finally:
         reply.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import time
@@ -153,6 +154,15 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
             SourceError(
                 f"{repo.endpoint} is not reached ({type(error).__name__}); check the network, "
                 "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
+                cause=Cause.NETWORK,
+            ),
+            pause_s,
+        )
+    except json.JSONDecodeError:
+        return (
+            SourceError(
+                f"{repo.endpoint} answers with something else than the Hub's lists (a proxy's or a "
+                "login's page?); check the network and HF_ENDPOINT, then launch again",
                 cause=Cause.NETWORK,
             ),
             pause_s,

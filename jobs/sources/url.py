@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _AT_ONCE = 8  # questions to servers at launch
 _SHOWN_ERRORS = 5
 _HEX = 64  # digits of a SHA-256
-_PAGE = (b"<!doctype html", b"<html")
 
 
 class UrlSource:
@@ -55,6 +54,7 @@ class UrlSource:
             addresses += urls.parse_url_list(locator) if _has_name(locator) else _plain(locator)
         for address in addresses:
             urls.check(address.url)
+            urls.check_no_page(address.url)
         urls.check_distinct(addresses)
         if request.sha256 and len(request.sha256) != len(addresses):
             raise SourceError(
@@ -176,7 +176,9 @@ class UrlSource:
                 probe = http.probe(address.url, headers)
             except SourceError as error:
                 return error
-            return _page_error(address.url, probe) or probe
+            if probe.size == 0:
+                return SourceError(f"{redact(address.url)} is an empty file; tell its publisher")
+            return probe
 
         answers = aside.each(ask, self._addresses, _AT_ONCE)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
@@ -265,20 +267,6 @@ def _suffix_of(head: bytes) -> str:
     by_magic = {b"PK": ".zip", b"\x1f\x8b": ".tar.gz", b"\x28\xb5": ".tar.zst", b"\xfd7": ".tar.xz"}
     by_magic |= {b"BZ": ".tar.bz2", b"PA": ".parquet", b"Ra": ".rar", b"7z": ".7z"}
     return by_magic.get(head[:2], ".tar")
-
-
-def _page_error(url: str, probe: Probe) -> SourceError | None:
-    name = probe.name or urls.last_name(url)
-    if name.lower().endswith((".html", ".htm")):
-        return None
-    if probe.head.lstrip().lower().startswith(_PAGE):
-        return SourceError(
-            f"{redact(url)} gives a web page, not a file (a login, an error, a page with a "
-            "download button?); open it in a browser and take the address of the file itself"
-        )
-    if probe.size == 0:
-        return SourceError(f"{redact(url)} is an empty file; tell its publisher")
-    return None
 
 
 def _digits(number: int) -> str:

@@ -14,6 +14,8 @@ from jobs.transfer import origin_of, redact
 MOST = 100_000  # addresses; more is a slip of the pen
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
+_PAGE_SITES = ("dropbox.com", "google.com", "huggingface.co", "hf.co", "github.com", "gitlab.com")
 _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
 
@@ -103,6 +105,52 @@ def check(url: str) -> None:
         raise _usage(
             f"{shown(redact(url).rpartition('@')[2])} is no http or https address; check --url"
         )
+
+
+def check_no_page(url: str) -> None:
+    """Raise ``SourceError`` (``USAGE``) for an address that is known to be a page's.
+
+    By its form alone: nobody is asked.
+    """
+    parts = urllib.parse.urlsplit(url)
+    site = ".".join((parts.hostname or "").lower().split(".")[-2:])
+    # Of Google Drive's /uc small files come at once.
+    if site in _PAGE_SITES and parts.path != "/uc" and (hint := page_hint(url)):
+        raise _usage(f"{redact(url)} is the address of a page, not of a file; {hint}")
+
+
+def page_given(url: str) -> str:
+    """A message for an address that gives a page in place of a file."""
+    hint = page_hint(url) or (
+        "is it a login, an error, a page with a download button? Open it in a browser and take "
+        "the address of the file itself"
+    )
+    return f"{redact(url)} gives a web page, not a file; {hint}"
+
+
+def page_hint(url: str) -> str | None:
+    """What to write in place of an address whose form is that of a page; None for others."""
+    parts = urllib.parse.urlsplit(url)
+    path, host = parts.path, (parts.hostname or "").lower()
+    query = urllib.parse.parse_qs(parts.query)
+    dropbox = host in ("dropbox.com", "www.dropbox.com") and not query.keys() & {"dl", "raw"}
+    if dropbox or query.get("dl") == ["0"]:
+        return "end it in dl=1, in place of dl=0 (Dropbox)"
+    drive = _DRIVE_FILE.match(path)
+    if drive or (host == "drive.google.com" and "id" in query):
+        return (
+            "write https://drive.usercontent.google.com/download?confirm=t&id="
+            f"{drive[1] if drive else 'ID'} in its place (Google Drive)"
+        )
+    if host == "drive.google.com" and "/folders/" in path:
+        return "copy that folder with rclone or gdown, and give the copy as --local-path"
+    if "/-/blob/" in path:
+        return "write /-/raw/ in place of /-/blob/ (GitLab)"
+    if host.endswith("github.com") and "/blob/" in path:
+        return "write /raw/ in place of /blob/ (GitHub)"
+    if "/blob/" in path:
+        return "write /resolve/ in place of /blob/, or give it to --hf-repo (Hugging Face Hub)"
+    return None
 
 
 def check_distinct(addresses: Sequence[Address]) -> None:

@@ -12,9 +12,9 @@ from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
 from jobs.transfer.pace import rate_limit_s, retry_after_s
 
-_TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509})
+# 511 is a captive portal's (RFC 6585, 6): the network lets nobody through for the moment.
+_TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
 _TRY_AGAIN_FROM = 520  # what proxies of content networks say in their own words
-_NEVER = frozenset({501, 505, 506, 508, 510, 511})
 _LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best first
 
 
@@ -116,7 +116,7 @@ def is_page(headers: Mapping[str, str]) -> bool:
 
 def may_pass(status: int) -> bool:
     """Whether a status tells of trouble that may be over when asked again."""
-    return status in _TRY_AGAIN or (status >= _TRY_AGAIN_FROM and status not in _NEVER)
+    return status in _TRY_AGAIN or status >= _TRY_AGAIN_FROM
 
 
 def refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from jobs import magic
 from jobs.errors import Cause, SourceError
 from jobs.transfer.answers import (
     Again,
@@ -25,6 +26,8 @@ from jobs.transfer.ranges import Range
 from jobs.transfer.shared import Shared
 from jobs.transfer.target import Target, redact
 from jobs.transfer.wire import BROKEN, Reply, broken
+
+_PAGE_HEAD = 64  # bytes of a body that tell a page
 
 
 class Attempt:
@@ -51,6 +54,7 @@ class Attempt:
         self._over = over
         self._learnt = learnt
         self._streaming = piece is None  # up to the end, whatever is there already
+        self._begun = b""  # of the body: read to be judged, and not written yet
 
     def run(self) -> Target | None:
         """Returns where the next piece may be asked for without resolving anew."""
@@ -68,6 +72,7 @@ class Attempt:
             with shared.watched(reply, self._over):
                 shared.check(self._over)
                 self._heed(reply, asked, site)
+                self._refuse_page(reply)
                 start, stop = self._fit(reply)
                 whole = self._receive(reply, start, stop)
         finally:
@@ -114,6 +119,30 @@ class Attempt:
             raise Again(error)  # a signed address may end in any refusal: see where a fresh one is
         if error is not None:
             raise error
+
+    def _refuse_page(self, reply: Reply) -> None:
+        """Raise ``Again`` for a web page in the file's place: a login, a proxy's notice.
+
+        Before anything is learnt from the answer, which would be the page's size and version.
+        """
+        length = None if encoding(reply.headers) else content_length(reply.headers)
+        is_it = length is not None and length == self._draft.published_size
+        if reply.status != 200 or is_it or self._draft.may_be_page:
+            return
+        body = Body(reply.headers, name=self._draft.name, size=None)
+        head = b""
+        while len(head) < _PAGE_HEAD and (data := self._read(reply, magic.HEAD)):
+            self._begun += data
+            head += body.file_bytes(data)
+        if magic.is_page(head, labelled=is_page(reply.headers)):
+            raise Again(
+                SourceError(
+                    f"{self._draft.name}: {reply.site} gives a web page in place of the file (a "
+                    "login, or a proxy's notice?); open the address in a browser on this machine, "
+                    "or try again later",
+                    cause=Cause.NETWORK,
+                )
+            )
 
     def _fit(self, reply: Reply) -> tuple[int, int | None]:
         """Which bytes of the file this answer holds; raises where they are not to be used."""
@@ -163,14 +192,12 @@ class Attempt:
         want, published = self._draft.size, self._draft.published_size
         if told is None or want is None or told == want:
             return
-        page = " and calls it a web page (a login or a proxy's notice?)"
         error = SourceError(
-            f"{self._draft.name}: {reply.site} announces {told} bytes"
-            f"{page if is_page(reply.headers) else ''}, but {want} were "
+            f"{self._draft.name}: {reply.site} announces {told} bytes, but {want} were "
             f"{'published' if published is not None else 'announced before'}",
             cause=Cause.CHANGED,
         )
-        if published is not None or is_page(reply.headers):
+        if published is not None:
             raise Again(error)  # what is here is worth more than a passing lie
         raise StartOver(error)
 
@@ -179,8 +206,6 @@ class Attempt:
         if known is None or not self._draft.trusts_validators:
             return
         if known.validator.differs(Validator.of(reply.headers)):
-            if is_page(reply.headers):
-                raise Again(self._lie("sent a web page (a login or a proxy's notice?)"))
             raise self._changed()
 
     def _learn(self, reply: Reply, size: int | None) -> None:
@@ -216,11 +241,7 @@ class Attempt:
                 most = min(most, MOST_CODED)
             elif stop is not None:
                 most = min(most, stop - at)
-            try:
-                data = reply.read(most)
-            except BROKEN as error:
-                self._shared.check(self._over)
-                raise self._broken(error, reply) from None
+            data, self._begun = self._begun or self._read(reply, most), b""
             if not data:
                 break
             rate.spend(len(data), lambda s: self._shared.pause(s, self._over))
@@ -236,6 +257,13 @@ class Attempt:
         if self._draft.size is None and self._streaming:
             self._draft.size = at
         return True
+
+    def _read(self, reply: Reply, most: int) -> bytes:
+        try:
+            return reply.read(most)
+        except BROKEN as error:
+            self._shared.check(self._over)
+            raise self._broken(error, reply) from None
 
     def _broken(self, error: BaseException, reply: Reply) -> Exception:
         stall_s = self._shared.stall_s

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs import magic
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest
 from jobs.transfer.answers import StartOver
@@ -41,6 +42,7 @@ class Draft:
         self.fresh = False  # after a wrong file: no cache shall answer
         self.trusts_validators = True
         self.ranged = True  # as far as its server has shown
+        self.may_be_page = magic.is_page_name(name)
         self.partial = Partial(out)
         self._progress = progress
         self._published = digest

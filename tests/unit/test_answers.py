@@ -285,3 +285,20 @@ def test_what_is_there_can_be_asked_for_while_others_write(tmp_path: Path) -> No
         assert sum(stop - start for start, stop in missing) + partial.total >= 42
     writer.join()
     partial.close()
+
+
+@pytest.mark.parametrize("size", [None, 90])
+def test_a_page_is_never_taken_for_a_file_whose_size_nobody_knows(
+    web: FaultyServer, tmp_path: Path, size: int | None
+) -> None:
+    web.put(PATH, b"x" * 90)
+    web.fail(PATH, faults.html(1))
+    fetch(web.url(PATH), tmp_path / "out", size=size)
+    assert (tmp_path / "out").read_bytes() == b"x" * 90
+
+
+def test_a_page_that_is_the_file_is_taken(web: FaultyServer, tmp_path: Path) -> None:
+    page = faults.CAPTIVE_PORTAL
+    web.put(PATH, page)
+    fetch(web.url(PATH), tmp_path / "out", size=len(page))
+    assert (tmp_path / "out").read_bytes() == page

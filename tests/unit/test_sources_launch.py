@@ -132,6 +132,13 @@ def test_a_busy_hub_is_asked_again(ready: HubServer) -> None:
     assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
 
 
+def test_a_web_page_in_place_of_the_hub_s_answer_is_asked_about_again(ready: HubServer) -> None:
+    ready.fail("/api/datasets/*", faults.html())
+    ready.fail("*shard-9.tar.gz", faults.html(), origin="cdn")
+    assert names(opened(SourceKind.HUB, "org/d")) == SHOWN
+    assert [len(ready.asked(p)) for p in ("/api/datasets/org/d", "/lfs/*shard-9*")] == [2, 2]
+
+
 def test_a_silent_hub_is_not_waited_for(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hubclient, "TIMEOUT_S", 0.1)
     monkeypatch.setattr(hubclient, "_ATTEMPTS", 1)
@@ -232,8 +239,13 @@ def test_a_url_s_secrets_are_private(web: FaultyServer) -> None:
     ],
 )
 def test_a_url_s_refusals_say_what_to_do(
-    web: FaultyServer, fault: faults.Fault, cause: Cause, words: str
+    web: FaultyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: faults.Fault,
+    cause: Cause,
+    words: str,
 ) -> None:
+    monkeypatch.setattr(http, "_ATTEMPTS", 1)
     web.put("/a.tar", GZ)
     web.fail("/a.tar", fault)
     with pytest.raises(SourceError) as refused:
@@ -249,6 +261,7 @@ def test_a_url_s_refusals_say_what_to_do(
         pytest.param(faults.status(522, Retry_After="0"), id="a proxy's own status"),
         pytest.param(faults.reset_after(5), id="reset"),
         pytest.param(faults.cut_after(5), id="cut"),
+        pytest.param(faults.status(511), id="a captive portal"),
     ],
 )
 def test_a_moment_s_trouble_of_a_url_is_asked_about_again(
@@ -302,6 +315,68 @@ def test_a_header_of_the_user_s_goes_before_an_account_in_netrc(
     web.put("/a.tar.gz", GZ, authorization="Bearer hush")
     words = {"header_env": (("authorization", "MY_TOKEN"),)}
     assert names(opened(SourceKind.URL, web.url("/a.tar.gz"), **words)) == ["a.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("https://www.dropbox.com/s/abc/d.tar?dl=0", "dl=1"),
+        ("https://www.dropbox.com/scl/fi/abc/d.tar?rlkey=hush", "dl=1"),
+        ("https://drive.google.com/file/d/1aB_2-c/view?usp=sharing", "confirm=t&id=1aB_2-c"),
+        ("https://drive.google.com/open?id=hush", "drive.usercontent.google.com"),
+        ("https://drive.google.com/drive/folders/1aB", "--local-path"),
+        ("https://huggingface.co/datasets/o/d/blob/main/d.tar", "/resolve/"),
+        ("https://github.com/o/d/blob/main/d.tar", "/raw/"),
+    ],
+)
+def test_the_address_of_a_page_is_refused_with_that_of_the_file(url: str, words: str) -> None:
+    with pytest.raises(SourceError, match="the address of a page") as refused:
+        opened(SourceKind.URL, url)
+    assert words in refused.value.message
+    assert "hush" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://www.dropbox.com/s/abc/d.tar?dl=1",
+        "https://www.dropbox.com/s/abc/d.tar?raw=1",
+        "https://dl.dropboxusercontent.com/s/abc/d.tar",
+        "https://drive.google.com/uc?export=download&id=1aB",
+        "https://huggingface.co/datasets/o/d/resolve/main/d.tar",
+        "https://storage.googleapis.com/o/blob/d.tar",
+    ],
+)
+def test_the_address_of_a_file_is_asked(url: str) -> None:
+    opened(SourceKind.URL, url)
+
+
+def test_a_web_page_in_place_of_a_file_is_asked_about_again(web: FaultyServer) -> None:
+    web.put("/a.tar", GZ)
+    web.fail("/a.tar", faults.html(2))
+    assert names(opened(SourceKind.URL, web.url("/a.tar"))) == ["a.tar"]
+    assert len(web.asked("/a.tar")) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "words"),
+    [
+        ("/s/abc/d.tar", "?dl=0", "dl=1"),
+        ("/datasets/o/d/blob/main/d.tar", "", "/resolve/"),
+        ("/o/d/-/blob/main/d.tar", "", "/-/raw/"),
+        ("/d.tar", "", "in a browser"),
+    ],
+)
+def test_an_address_that_gives_a_page_is_refused_with_what_to_write(
+    web: FaultyServer, monkeypatch: pytest.MonkeyPatch, path: str, query: str, words: str
+) -> None:
+    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    web.put(path, GZ)
+    web.fail(path, faults.html(None))
+    with pytest.raises(SourceError, match="gives a web page") as refused:
+        opened(SourceKind.URL, web.url(path) + query).shards()
+    assert words in refused.value.message
+    assert refused.value.cause is Cause.BAD_SOURCE
 
 
 def test_a_port_that_is_none_is_refused() -> None:

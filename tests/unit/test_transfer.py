@@ -72,6 +72,10 @@ def fetch(
         pytest.param(faults.without("ETag", "Last-Modified"), id="no validator"),
         pytest.param(faults.gzipped(), id="gzip"),
         pytest.param(faults.corrupt_byte(5 * MB), id="corrupt once"),
+        pytest.param(faults.html(2), id="a web page twice"),
+        pytest.param(faults.html(2) & faults.no_length("chunked", 2), id="a web page in chunks"),
+        pytest.param(faults.html(2) & faults.gzipped(2), id="a web page, compressed"),
+        pytest.param(faults.status(511, 2), id="a captive portal"),
     ],
 )
 def test_the_right_bytes_arrive(
@@ -98,7 +102,7 @@ def test_a_reset_costs_no_byte_twice(web: FaultyServer, tmp_path: Path) -> None:
         pytest.param(faults.status(403, None, X_Error_Code="GatedRepo"), Cause.GATED, id="gated"),
         pytest.param(faults.status(429, None), Cause.RATE_LIMITED, id="429 for ever"),
         pytest.param(faults.redirect_loop(), Cause.BAD_SOURCE, id="redirect loop"),
-        pytest.param(faults.html(None), Cause.CHANGED, id="a page for an archive"),
+        pytest.param(faults.html(None), Cause.NETWORK, id="a page for an archive"),
     ],
 )
 def test_what_cannot_end_well_ends_in_one_clear_error(
