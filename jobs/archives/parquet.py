@@ -1,20 +1,23 @@
-"""A parquet file with images in it: each row an image file and a line of records."""
+"""A parquet file with images in it: each row gives image files and a line of records."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from jobs.archives.base import Kind, Member, damaged, unsupported
+from jobs.archives.columns import Columns
 from jobs.archives.limits import Limits
 from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
+from jobs.pictures import HEAD, ending_for
 from jobs.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -23,24 +26,19 @@ if TYPE_CHECKING:
 
 _BATCH = 4 << 20  # bytes of rows that are held at once
 _ROWS = 1024  # most of them
+_PICTURES = 64  # most of them where there are pictures: rows may share one, of which the file
+# states the size once
 _BLOCK = 1 << 20  # bytes
-_USUAL = ("image", "img", "picture", "screenshot", "jpg", "png", "photo")
-_BY_HEAD = (
-    (b"\x89PNG", ".png"),
-    (b"\xff\xd8\xff", ".jpg"),
-    (b"GIF8", ".gif"),
-    (b"BM", ".bmp"),
-    (b"II*\0", ".tif"),
-    (b"MM\0*", ".tif"),
-)
+_PER_ROW = 1 << 20  # ordinals that a row has for its images
 
 
 class ParquetArchive:
-    """Rows of a parquet file as members: images first, then the records file.
+    """Rows of a parquet file as members: image files first, then the records file.
 
-    A part is a range of row groups. The image column is the layout's image field, or one of the
-    usual names, or the first that looks like one (a struct of ``bytes`` and ``path``, as the Hub
-    writes them, or plain binary); a file without one gives records alone.
+    A part is a range of row groups. Every column whose values are images becomes files, also in
+    lists and structs (see ``jobs.archives.columns``). The record names each path under the column's
+    name, and the row's first image under the layout's image field as well. A file without images
+    gives records alone.
     """
 
     top: str | None = None
@@ -54,6 +52,12 @@ class ParquetArchive:
             raise unsupported(self._archive, "is a parquet file in several pieces")
         self._path = Path(fetched.files[0])
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
+        self._warnings: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See ``Archive.warnings``; known once ``members`` has begun."""
+        return self._warnings
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``; there are no links here that would ask."""
@@ -63,18 +67,25 @@ class ParquetArchive:
         """See ``Archive.members``."""
         with self._opened() as file, self._damage(), _spool(self._folder) as lines:
             groups, first, count = _groups_of(file, part)
-            self._limits.check_members(file.metadata.num_rows + 1)
             rows = _Rows(self._shard.id, self._options, file, self._archive)
+            self._warnings = rows.warnings
             mtime = self._path.stat().st_mtime
             total = 0
-            for member in rows.images(groups, first, lines.write):
+            for number, member in enumerate(rows.files(groups, first, lines.write), 1):
                 total += member.size
+                self._limits.check_members(number)
                 self._limits.check_claim(total, member.name)
                 member.mtime = mtime
                 yield member
             if count or part.index == 0:
-                ordinal = file.metadata.num_rows + part.index
-                yield _records(self._options.layout.records, lines, mtime, ordinal)
+                ordinal = (file.metadata.num_rows + part.index) * _PER_ROW
+                yield _records(self._records_name(part), lines, mtime, ordinal)
+
+    def _records_name(self, part: Part) -> str:
+        """The layout's records file, or one for each part where the layout has none."""
+        if self._options.layout.has_records:
+            return self._options.layout.records
+        return f"{part.id if part.count > 1 else part.shard}.jsonl"
 
     @contextmanager
     def _opened(self) -> Iterator[ParquetFile]:
@@ -110,6 +121,10 @@ class ParquetArchive:
             ) from error
         except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
             raise damaged(self._archive, _one_line(error)) from error
+        except (ValueError, OverflowError) as error:  # of a sound value that Python has no type for
+            raise unsupported(
+                self._archive, f"holds a value that no record can hold: {_one_line(error)}"
+            ) from error
         except OSError as error:
             if error.errno is not None:
                 raise
@@ -146,108 +161,135 @@ def _groups_of(file: ParquetFile, part: Part) -> tuple[list[int], int, int]:
 
 
 class _Rows:
-    """Takes rows apart into image and record."""
+    """Takes rows apart into picture files and records."""
 
-    def __init__(self, stem: str, options: Options, file: ParquetFile, archive: str) -> None:
-        self._stem = stem
-        self._images = options.layout.images or "images"
+    def __init__(self, shard_id: str, options: Options, file: ParquetFile, archive: str) -> None:
+        self._prefix = f"{options.layout.images or 'images'}/{shard_id}-"
         self._file = file
-        self._column = _image_column(file.schema_arrow, options.layout.image_field, archive)
-        self._field = options.layout.image_field or "image"
-        self._encode = msgspec.json.Encoder().encode
+        schema = file.schema_arrow
+        if twice := {name for name in schema.names if schema.names.count(name) > 1}:
+            raise unsupported(archive, f"has two columns named {shown(min(twice))}")
+        self._columns = Columns(schema, options.layout.image_field)
+        self._look()
+        self._columns.settle()
+        self._encode = msgspec.json.Encoder(enc_hook=_as_json).encode
 
-    def images(
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the columns."""
+        return tuple(
+            f"column {shown(name)} holds bytes that are no pictures; the records have them in "
+            "base64"
+            for name in self._columns.left
+        )
+
+    def _look(self) -> None:
+        """Show the first values of each column with binaries, whatever rows are to be read."""
+        for group in range(self._file.metadata.num_row_groups):
+            columns = [name for name in self._columns.undecided() if self._has_values(group, name)]
+            for batch in self._batches(group, columns) if columns else ():
+                for name in columns:
+                    node = self._columns.nodes[name]
+                    for value in batch.column(name):
+                        node.look(value.as_py())
+                if not set(columns) & set(self._columns.undecided()):
+                    break
+
+    def _has_values(self, group: int, name: str) -> bool:
+        """Whether a column may hold anything but nulls in that row group."""
+        metadata = self._file.metadata.row_group(group)
+        for index in range(metadata.num_columns):
+            leaf = metadata.column(index)
+            if not f"{leaf.path_in_schema}.".startswith(f"{name}."):
+                continue
+            if self._file.schema.column(index).logical_type.type != "NONE":
+                continue  # a text, such as the image's path
+            counts = leaf.statistics if leaf.is_stats_set else None
+            if counts is None or not counts.has_null_count or counts.null_count < leaf.num_values:
+                return True
+        return False
+
+    def _batches(self, group: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        metadata = self._file.metadata.row_group(group)
+        average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
+        # Of a picture that many rows share the file tells the size once.
+        most = _PICTURES if self._columns.nodes else _ROWS
+        yield from self._file.iter_batches(
+            batch_size=max(1, min(_BATCH // average, most)),
+            row_groups=[group],
+            columns=columns,
+            use_threads=False,
+        )
+
+    def files(
         self, groups: list[int], first: int, write_line: Callable[[bytes], object]
     ) -> Iterator[Member]:
-        """The images of these row groups; each row's record goes to ``write_line``."""
+        """The picture files of these row groups; each row's record goes to ``write_line``."""
         row = first
         for group in groups:
-            metadata = self._file.metadata.row_group(group)
-            average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
-            batches = self._file.iter_batches(
-                batch_size=max(1, min(_BATCH // average, _ROWS)),
-                row_groups=[group],
-                use_threads=False,
-            )
-            for batch in batches:
-                yield from self._batch(batch, row, write_line)
-                row += batch.num_rows
+            for batch in self._batches(group):
+                names = batch.schema.names
+                columns = [self._values(batch, name) for name in names]
+                for values in zip(*columns, strict=True):
+                    yield from self._row(zip(names, values, strict=True), row, write_line)
+                    row += 1
 
-    def _batch(
-        self, batch: pa.RecordBatch, row: int, write_line: Callable[[bytes], object]
+    def _values(self, batch: pa.RecordBatch, name: str) -> Iterable[Any]:
+        column = batch.column(name)
+        if name in self._columns.taken:
+            return (value.as_py() for value in column)  # one picture at a time
+        return _python_values(column)
+
+    def _row(
+        self,
+        values: Iterable[tuple[str, Any]],
+        row: int,
+        write_line: Callable[[bytes], object],
     ) -> Iterator[Member]:
-        if self._column is None:
-            for record in batch.to_pylist():
-                write_line(self._encode(record) + b"\n")
-            return
-        others = batch.select([name for name in batch.schema.names if name != self._column])
-        records = others.to_pylist() if others.num_columns else [{}] * batch.num_rows
-        content, paths = _bytes_and_paths(batch.column(self._column))
-        for index, record in enumerate(records):
-            data = content[index].as_buffer()
-            if data is None:
-                # No bytes: what the row says of it, which the audit will find missing.
-                image = paths[index].as_py() if paths is not None else None
-            else:
-                view = memoryview(data)
-                image = f"{self._images}/{self._stem}-{row + index:08d}{_suffix(bytes(view[:16]))}"
-                yield Member(
-                    image.encode(), Kind.FILE, len(view), 0o644, 0.0, row + index,
-                    chunks=iter((view,) if len(view) else ()),
-                )  # fmt: skip
-            write_line(self._encode({self._field: image, **record}) + b"\n")
+        files: list[Member] = []
 
-
-def _image_column(schema: pa.Schema, wanted: str | None, archive: str) -> str | None:
-    """The name of the column that holds the images; None if no column does."""
-    import pyarrow as pa
-
-    if wanted is not None and wanted in schema.names:
-        if not _holds_bytes(schema.field(wanted).type):
-            raise unsupported(archive, f"holds no image bytes in its column {shown(wanted)}")
-        return wanted
-    able: list[str] = [field.name for field in schema if _holds_bytes(field.type)]
-    for name in (*_USUAL, *able):
-        if name in able:
-            return name
-    for field in schema:
-        if pa.types.is_list(field.type) and _holds_bytes(field.type.value_type):
-            raise unsupported(
-                archive, f"holds several images in a row, in its column {shown(field.name)}"
+        def put(tag: str, data: bytes, ending: str) -> str:
+            path = f"{self._prefix}{row:08d}{tag}{ending_for(data[:HEAD]) or ending}"
+            chunks = iter((memoryview(data),) if data else ())
+            ordinal = row * _PER_ROW + len(files)
+            files.append(
+                Member(path.encode(), Kind.FILE, len(data), 0o644, 0.0, ordinal, chunks=chunks)
             )
-    return None
+            return path
+
+        record = self._columns.record(values, put)
+        yield from files
+        write_line(self._encode(record) + b"\n")
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
+def _python_values(column: pa.Array) -> list[Any]:
+    """The column's values; times in nanoseconds, which Python has not, as text where need be."""
     import pyarrow as pa
 
-    if pa.types.is_struct(kind):
-        return any(
-            kind.field(index).name == "bytes" and _holds_bytes(kind.field(index).type)
-            for index in range(kind.num_fields)
-        )
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    if not (pa.types.is_timestamp(column.type) and column.type.unit == "ns"):
+        return column.to_pylist()  # type: ignore[no-any-return]
+    nano = column.cast(pa.int64()).to_pylist()
+    micro = pa.array([None if at is None else at // 1000 for at in nano], pa.int64())
+    times = micro.cast(pa.timestamp("us", column.type.tz)).to_pylist()
+    return [
+        _with_nanoseconds(when, at % 1000) if at is not None and at % 1000 else when
+        for when, at in zip(times, nano, strict=True)
+    ]
 
 
-def _bytes_and_paths(column: Any) -> tuple[Any, Any]:
-    import pyarrow as pa
-
-    if not pa.types.is_struct(column.type):
-        return column, None
-    names = [column.type.field(index).name for index in range(column.type.num_fields)]
-    children = dict(zip(names, column.flatten(), strict=True))
-    return children["bytes"], children.get("path")
+def _with_nanoseconds(when: datetime, more: int) -> str:
+    text = when.isoformat(timespec="microseconds")
+    end = text.index(".") + 7
+    return f"{text[:end]}{more:03d}{text[end:]}"
 
 
-def _suffix(head: bytes) -> str:
-    for signature, suffix in _BY_HEAD:
-        if head.startswith(signature):
-            return suffix
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return ".webp"
-    if head[4:8] == b"ftyp":
-        return ".avif" if head[8:12] in (b"avif", b"avis") else ".heic"
-    return ""  # in the images folder the check takes it for an image then
+def _as_json(value: Any) -> Any:
+    """What pyarrow gives where numpy or pandas are installed, as values that JSON has."""
+    if isinstance(value, (datetime, time)):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise ValueError(f"no JSON for a value of type {type(value).__name__}")
 
 
 @contextmanager
@@ -267,5 +309,5 @@ def _records(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> Member:
         while block := lines.read(_BLOCK):
             yield memoryview(block)
 
-    return Member((name or "records.jsonl").encode(), Kind.FILE, size, 0o644, mtime, ordinal,
+    return Member(name.encode(), Kind.FILE, size, 0o644, mtime, ordinal,
                   chunks=chunks())  # fmt: skip

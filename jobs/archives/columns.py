@@ -1,0 +1,294 @@
+"""Which columns of a table hold pictures, and how a row becomes picture files and a record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+from jobs.pictures import HEAD, ending_for
+
+if TYPE_CHECKING:
+    import pyarrow as pa  # type: ignore[import-untyped]
+
+# Puts a picture's bytes into a file: the end of the file's name, the bytes, and the ending for
+# bytes that tell none; returns the path for the record.
+Put = Callable[[str, bytes, str], str]
+
+_USUAL = ("image", "img", "picture", "screenshot", "jpg", "png", "photo")  # in this order
+_DECIDING = 16  # values that decide whether a column holds pictures
+_SOURCE = "_source"  # ends the name of what the source has in place of a picture's path
+_TAG = 32  # bytes of a column's name in the names of files
+_UNFIT = re.compile(r"\W+")
+# pyarrow 15 knows neither views of lists nor of binaries.
+_LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
+_BINARIES = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
+
+
+class Node(Protocol):
+    """A place in the type of a column, at or below which binary values are."""
+
+    @property
+    def names_paths(self) -> bool:
+        """Whether what ``take`` returns is a path or a list of paths."""
+        ...
+
+    def leaves(self) -> Iterator[Bytes]: ...
+
+    def look(self, value: Any) -> None:
+        """Count a value of that type, as Python has it, towards the decision of its leaves."""
+        ...
+
+    def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
+        """The value with paths in place of pictures, and what else the source says of these.
+
+        ``tag`` ends the names of the files that are made. The second value is None where there is
+        nothing to it; a list's has an item for each of the list's.
+        """
+        ...
+
+
+class Bytes:
+    """A binary, or a struct with a binary ``bytes``, as the Hub writes images and audio."""
+
+    def __init__(self, *, in_struct: bool) -> None:
+        self.in_struct = in_struct
+        self._ending = ""  # of the first picture
+        self.values = 0  # that were looked at
+        self.pictures = 0  # of these
+        self.taken = False
+        self.names_paths = True
+
+    def leaves(self) -> Iterator[Bytes]:
+        yield self
+
+    def look(self, value: Any) -> None:
+        data = value.get("bytes") if isinstance(value, dict) else value
+        if isinstance(data, bytes) and self.values < _DECIDING:
+            self.values += 1
+            ending = ending_for(data[:HEAD])
+            self.pictures += bool(ending)
+            self._ending = self._ending or ending
+
+    @property
+    def decided(self) -> bool:
+        return self.values == _DECIDING
+
+    @property
+    def holds_pictures(self) -> bool:
+        """By at least half of the values; where there is no value, by the type."""
+        return 2 * self.pictures >= self.values if self.values else self.in_struct
+
+    def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
+        if not self.taken or value is None:
+            return value, None
+        if not self.in_struct:
+            return put(tag, value, self._ending), None
+        others = {name: one for name, one in value.items() if one is not None}
+        data, path = others.pop("bytes", None), others.pop("path", None)
+        # A path without bytes is that of a file that lies elsewhere.
+        return path if data is None else put(tag, data, self._ending), others or None
+
+
+class Items:
+    """A list, of whatever kind."""
+
+    def __init__(self, item: Node) -> None:
+        self._item = item
+        self.names_paths = isinstance(item, Bytes)
+
+    def leaves(self) -> Iterator[Bytes]:
+        return self._item.leaves()
+
+    def look(self, value: Any) -> None:
+        for item in value or ():
+            self._item.look(item)
+
+    def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
+        if value is None:
+            return None, None
+        taken = [self._item.take(item, f"{tag}-{at}", put) for at, item in enumerate(value)]
+        sources = [source for _, source in taken]
+        return [path for path, _ in taken], sources if any(sources) else None
+
+
+class Fields:
+    """A struct, of which some fields have binaries in them."""
+
+    names_paths = False
+
+    def __init__(self, children: dict[str, Node]) -> None:
+        self._children = children
+        self._tags = tags_of(children)
+
+    def leaves(self) -> Iterator[Bytes]:
+        for child in self._children.values():
+            yield from child.leaves()
+
+    def look(self, value: Any) -> None:
+        for name, child in self._children.items():
+            child.look(value and value[name])
+
+    def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
+        if value is None:
+            return None, None
+        new = dict(value)
+        for name, child in self._children.items():
+            new[name], source = child.take(value[name], f"{tag}-{self._tags[name]}", put)
+            if source is not None:
+                new[free_name(name + _SOURCE, new)] = source
+        return new, None
+
+
+def node_of(kind: pa.DataType) -> Node | None:
+    """The node for values of that type; None where no binary is in them.
+
+    Dictionaries, views and large types are what they stand for: pyarrow makes the same Python
+    values of them. Maps are not looked into.
+    """
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return node_of(kind.value_type)
+    if _is(kind, _BINARIES):
+        return Bytes(in_struct=False)
+    if _is(kind, _LISTS):
+        item = node_of(kind.value_type)
+        return None if item is None else Items(item)
+    if not pa.types.is_struct(kind):
+        return None
+    fields = [kind.field(index) for index in range(kind.num_fields)]
+    children = {field.name: node for field in fields if (node := node_of(field.type)) is not None}
+    inner = children.get("bytes")
+    if isinstance(inner, Bytes) and not inner.in_struct:
+        return Bytes(in_struct=True)
+    return Fields(children) if children else None
+
+
+def _is(kind: pa.DataType, predicates: Iterable[str]) -> bool:
+    import pyarrow as pa
+
+    return any(getattr(pa.types, name, bool)(kind) for name in predicates)
+
+
+def tags_of(names: Iterable[str]) -> dict[str, str]:
+    """For each name one that is fit for a file's, another one for each."""
+    tags: dict[str, str] = {}
+    for name in names:
+        short = _UNFIT.sub("_", name).encode()[:_TAG].decode("utf-8", "ignore").strip("_")
+        tags[name] = free_name(short or "column", tags.values())
+    return tags
+
+
+def free_name(wanted: str, used: Iterable[str]) -> str:
+    """``wanted``, or else that with a number behind it that makes it another name."""
+    known = set(used)
+    number, name = 1, wanted
+    while name in known:
+        number += 1
+        name = f"{wanted}{number}"
+    return name
+
+
+class Columns:
+    """The columns of one file: which are pictures, and how records name these.
+
+    Show the values of the ``undecided`` ones to their ``nodes``, from the file's first row on, so
+    that all tasks that read the file decide alike; then call ``settle``.
+    """
+
+    def __init__(self, schema: pa.Schema, image_field: str | None) -> None:
+        self._names: list[str] = schema.names
+        self._wanted = image_field
+        self.nodes = {field.name: node for field in schema if (node := node_of(field.type))}
+        self._tags: dict[str, str] = {}
+        self._keys: dict[str, str] = {}  # of each column in a record
+        self._sources: dict[str, str] = {}  # key of what else the source says of its pictures
+        self._first: str | None = None  # the column whose pictures come first
+        self._field: str | None = None  # that names its picture in a record, beside the columns
+
+    def undecided(self) -> list[str]:
+        """Columns of which more values should be looked at."""
+        return [
+            name
+            for name, node in self.nodes.items()
+            if not all(leaf.decided for leaf in node.leaves())
+        ]
+
+    def settle(self) -> None:
+        """Decide which columns are taken as pictures, and how records name them."""
+        for name, node in self.nodes.items():
+            for leaf in node.leaves():
+                leaf.taken = leaf.holds_pictures or name == self._wanted
+        if not any(leaf.pictures for node in self.nodes.values() for leaf in node.leaves()):
+            # No bytes of any picture: an image by its name, all of whose bytes are damaged.
+            named = next((name for name in self._by_rank() if name in _USUAL), None)
+            for leaf in self.nodes[named].leaves() if named else ():
+                leaf.taken = True
+        taken = [name for name in self._by_rank() if self._is_taken(name)]
+        self._keys = {name: name for name in self._names}
+        if not taken:
+            return
+        self._first = taken[0]
+        leaves = sum(leaf.taken for name in taken for leaf in self.nodes[name].leaves())
+        tags = tags_of(taken)
+        self._tags = {name: f"-{tags[name]}" if leaves > 1 else "" for name in taken}
+        self._name_fields(taken)
+
+    def _name_fields(self, taken: list[str]) -> None:
+        field = self._wanted or "image"
+        used = set(self._names)
+        if field != self._first or not self.nodes[field].names_paths:
+            self._field = field
+            if field in self._keys:
+                self._keys[field] = free_name(field + _SOURCE, used)
+            used |= {field, *self._keys.values()}
+        for name in taken:
+            self._sources[name] = free_name(name + _SOURCE, used)
+            used.add(self._sources[name])
+
+    def _by_rank(self) -> list[str]:
+        """Columns with binaries: what the user names, the usual names, then as they come."""
+        order = [name for name in (self._wanted, *_USUAL) if name in self.nodes]
+        return list(dict.fromkeys((*order, *self.nodes)))
+
+    def _is_taken(self, name: str) -> bool:
+        return any(leaf.taken for leaf in self.nodes[name].leaves())
+
+    @property
+    def taken(self) -> frozenset[str]:
+        """Columns with pictures in them."""
+        return frozenset(self._tags)
+
+    @property
+    def left(self) -> list[str]:
+        """Columns with binaries that are no pictures."""
+        return [
+            name
+            for name, node in self.nodes.items()
+            if any(leaf.values and not leaf.taken for leaf in node.leaves())
+        ]
+
+    def record(self, values: Iterable[tuple[str, Any]], put: Put) -> dict[str, Any]:
+        """The record of a row, given as column and value; its pictures go to ``put``."""
+        record: dict[str, Any] = {} if self._field is None else {self._field: None}
+        firsts: dict[str, str] = {}  # the first picture of each column
+        for name, value in values:
+            if name not in self._tags:
+                record[self._keys[name]] = value
+                continue
+
+            def note(tag: str, data: bytes, ending: str, name: str = name) -> str:
+                path = put(tag, data, ending)
+                firsts.setdefault(name, path)
+                return path
+
+            taken, source = self.nodes[name].take(value, self._tags[name], note)
+            record[self._keys[name]] = taken
+            if source is not None:
+                record[self._sources[name]] = source
+        if self._field is not None:
+            path = record[self._keys[str(self._first)]]  # where its file lies elsewhere
+            others = next(iter(firsts.values()), path if isinstance(path, str) else None)
+            record[self._field] = firsts.get(str(self._first), others)
+        return record
