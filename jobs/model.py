@@ -95,6 +95,14 @@ class OnCollision(str, Enum):
     PER_SHARD = "per-shard"
 
 
+class Match(str, Enum):
+    """How a record's path has to agree with the name of a file."""
+
+    EXACT = "exact"
+    AUTO = "auto"  # another spelling, or another top folder, where it can mean one file only
+    ANY_FOLDER = "any-folder"  # or any other folder
+
+
 class Links(str, Enum):
     """What to do with symbolic links in an archive."""
 
@@ -191,6 +199,7 @@ class Options(Struct, frozen=True):
     digest: str = "crc32"  # of the manifest
     on_bad_record: OnBadRecord = OnBadRecord.ERROR
     on_collision: OnCollision = OnCollision.ERROR
+    match: Match = Match.AUTO
     links: Links = Links.REFUSE
     strip_components: int | None = None  # None: a single common top folder goes
     nested: bool = False  # archives inside archives, one level deep

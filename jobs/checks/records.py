@@ -1,31 +1,67 @@
-"""What a line of a records file is, and which image it names."""
+"""What a line of a records file is, and which images it names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
+from jobs.checks.images import BY_EXTENSION, extension
+from jobs.memberpath import MAX_PATH
+
 BOM = b"\xef\xbb\xbf"
-IMAGE_FIELDS = ("image", "image_path", "file_name", "path")  # in this order
-MAX_LINE = 64 << 20  # bytes; more is no record but a file that has lost its line ends
+# Fields that name a record's images, in order of precedence.
+IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "images")
+MAX_LINE = 64 << 20  # bytes; a longer line is a file without line ends, not a record
+_SHOWN_FIELDS = 8  # in a message
+
+# Where a value stands in a record: the keys of objects and indices of arrays that lead to it.
+Where = tuple[str | int, ...]
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
+_space = re.compile(r"[ \t\r\n]*")
+# In a raw value: a string that ends as an image's name does.
+_ends_as_image = re.compile(rf'(?i)\.(?:{"|".join(BY_EXTENSION)})"'.encode()).search
+_LONGEST = 16 * MAX_PATH  # bytes of a raw value that is looked into for paths
+
+
+class _Number:
+    """A number as it is written; some are too large to be converted."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __str__(self) -> str:
+        return self._text
+
+
+# Accepts what ``json.loads`` accepts.
+_python = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_Number)
 
 
 class BadLineError(ValueError):
     """A line is no record; the text says why in a few words."""
 
 
+class Image(NamedTuple):
+    """One place where a record names an image."""
+
+    path: str  # as the record spells it, relative to the dataset or to its images folder
+    where: Where
+    # False for a path in a further field that looks like an image's, beside the record's image.
+    required: bool = True
+
+
 @dataclass(frozen=True)
 class Record:
     """A line of a records file, as far as the audit needs it."""
 
-    image: str  # as the line spells it, relative to the dataset or to its images folder
-    field: str  # that named it
+    images: tuple[Image, ...]  # at least one of them required
     id: str | None  # of the record, where it has one
 
 
@@ -46,31 +82,39 @@ def is_blank(line: bytes) -> bool:
 
 
 def parse(line: bytes, field: str | None = None) -> Record:
-    """The record in ``line`` (a BOM before it and any line end are let pass).
+    """The record in ``line``; a byte order mark before it and any line end are ignored.
 
-    ``field`` names the image; None: the first of ``IMAGE_FIELDS`` that holds a path. A path may
-    stand in an object with a ``path``, as Hugging Face's datasets write it. Raises
-    ``BadLineError``.
+    A line is JSON if Python's ``json.loads`` reads it: unpaired surrogate escapes, NaN and numbers
+    of any size are accepted. ``field`` names the images: a key, or keys joined by dots that lead
+    into objects and through lists. None: the first of ``IMAGE_FIELDS`` that holds a path; in a
+    record with none of these fields, every field whose value looks like an image's path.
+
+    A field holds a path as a string, as an object with a ``path`` (as Hugging Face's datasets
+    write it), or as a list of either. Raises ``BadLineError``.
     """
     members = _parsed(line)
-    for name in IMAGE_FIELDS if field is None else (field,):
-        image = _path_in(members.get(name))
-        if image:
-            return Record(image, name, _id_in(members.get("id")))
     if field is not None:
-        raise BadLineError(f"no path in its field {field!r}")
-    raise BadLineError("names no image: none of " + ", ".join(IMAGE_FIELDS) + " holds a path")
+        images = tuple(Image(*found) for found in _below(members, field, ()))
+        if not images:
+            raise BadLineError(f"no path in its field {field!r}{_fields(members)}")
+    else:
+        images = _usual_images(members)
+    return Record(images, _id_in(_decoded(members.get("id"))))
 
 
-def rewritten(line: bytes, record: Record, image: str) -> bytes:
-    """``line`` with another path in the record's field; other values keep their bytes."""
-    members = _parsed(line)
-    old = _value(members[record.field])
-    new = {**old, "path": image} if isinstance(old, dict) else image
-    members[record.field] = msgspec.Raw(msgspec.json.encode(new))
-    body = line.removeprefix(BOM)
-    mark = line[: len(line) - len(body)]
-    return mark + msgspec.json.encode(members) + line[len(line.rstrip(b"\r\n")) :]
+def rewritten(line: bytes, changes: Mapping[Where, str]) -> bytes:
+    """``line`` with other paths at these places; every byte outside of them stays as it is.
+
+    ``line`` is one that ``parse`` accepts, and each place is one that it found.
+    """
+    text = line.decode("utf-8")
+    start = _skip(text, 1 if text.startswith("\ufeff") else 0)
+    pieces = []
+    done = 0
+    for begin, end, path in sorted(_spans(text, start, changes)):
+        pieces += [text[done:begin], json.dumps(path, ensure_ascii=line.isascii())]
+        done = end
+    return "".join((*pieces, text[done:])).encode("utf-8")
 
 
 def problem_of_path(path: str) -> str | None:
@@ -79,8 +123,6 @@ def problem_of_path(path: str) -> str | None:
         return "names an absolute path"
     if ".." in path.split("/"):
         return "names a path outside the dataset ('..')"
-    if "\0" in path:
-        return "names a path with a NUL in it"
     return None
 
 
@@ -91,31 +133,163 @@ def normal_path(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _parsed(line: bytes) -> dict[str, msgspec.Raw]:
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The record's members: raw where msgspec reads the line, decoded where only Python does."""
     if len(line) > MAX_LINE:
         raise BadLineError(f"longer than {MAX_LINE >> 20} MiB")
     body = line.removeprefix(BOM)
     try:
-        body.decode("utf-8")
+        text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLineError(f"not UTF-8 at byte {error.start + 1}") from error
     try:
-        return _members(body)
-    except msgspec.ValidationError as error:
-        raise BadLineError("not a JSON object") from error
-    except msgspec.DecodeError as error:
-        raise BadLineError(f"not JSON: {str(error).removeprefix('JSON is malformed: ')}") from error
+        try:
+            return _members(body)
+        except msgspec.ValidationError as error:
+            raise BadLineError("not a JSON object") from error
+        except msgspec.DecodeError:
+            found, end = _python.raw_decode(text, _skip(text, 0))
+    except json.JSONDecodeError as error:
+        raise BadLineError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise BadLineError("not JSON that can be read: nested too deeply") from error
+    if _skip(text, end) < len(text):
+        raise BadLineError(f"not JSON: more data at character {_skip(text, end) + 1}")
+    if not isinstance(found, dict):
+        raise BadLineError("not a JSON object")
+    return found
 
 
-def _path_in(raw: msgspec.Raw | None) -> str | None:
-    value = None if raw is None else _value(raw)
-    if isinstance(value, dict):
-        value = value.get("path")
-    return value if isinstance(value, str) else None
+def _decoded(value: Any) -> Any:
+    """A member's value, by Python's decoder where msgspec refuses a number in it."""
+    if not isinstance(value, msgspec.Raw):
+        return value
+    try:
+        return _value(value)
+    except msgspec.DecodeError:
+        return _python.decode(bytes(value).decode("utf-8"))
 
 
-def _id_in(raw: msgspec.Raw | None) -> str | None:
-    value = None if raw is None else _value(raw)
-    return None if value is None or isinstance(value, (dict, list)) else str(value)
+def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
+    named, images = None, []
+    for name in IMAGE_FIELDS:
+        if name in members:
+            images = [Image(*found) for found in _paths(_decoded(members[name]), (name,))]
+            named = name
+            if images:
+                break
+    if named is not None and not images:
+        fields = ", ".join(IMAGE_FIELDS)
+        raise BadLineError(f"names no image: none of {fields} holds a path{_fields(members)}")
+    known = {image.path for image in images}
+    for name, value in members.items():
+        if name not in (named, "id") and _may_be_path(value):
+            found = list(_paths(_decoded(value), (name,)))
+            if not all(_is_image_path(path) for path, _ in found):
+                continue
+            if named is not None:  # a name alone, or the same path again, is rather an id
+                found = [at for at in found if _has_folder(at[0]) and at[0] not in known]
+            images += [Image(*at, required=named is None) for at in found]
+    if not images:
+        raise BadLineError(f"names no image{_fields(members)}")
+    return tuple(images)
+
+
+def _has_folder(path: str) -> bool:
+    return "/" in path or "\\" in path
+
+
+def _fields(members: dict[str, Any]) -> str:
+    names = [repr(name) for name in list(members)[:_SHOWN_FIELDS]]
+    more = ", …" if len(members) > _SHOWN_FIELDS else ""
+    return f"; its fields are {', '.join(names)}{more} (see --image-field)" if names else ""
+
+
+def _paths(value: Any, where: Where) -> Iterator[tuple[str, Where]]:
+    """The paths in a field's value: a string's, an object's, or those of a list of them."""
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            if not isinstance(item, list):
+                yield from _paths(item, (*where, index))
+    elif isinstance(value, dict):
+        path = value.get("path")
+        if isinstance(path, str) and path:
+            yield path, (*where, "path")
+    elif isinstance(value, str) and value:
+        yield value, where
+
+
+def _below(value: Any, field: str, where: Where) -> Iterator[tuple[str, Where]]:
+    """The paths in the field of that dotted name, in every item of the lists on the way."""
+    value = _decoded(value)
+    if isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _below(item, field, (*where, index))
+    elif isinstance(value, dict):
+        if field in value:
+            yield from _paths(_decoded(value[field]), (*where, field))
+            return
+        head, dot, rest = field.partition(".")
+        if dot and head in value:
+            yield from _below(value[head], rest, (*where, head))
+
+
+def _may_be_path(value: Any) -> bool:
+    """Whether it is worth decoding a value that is likely to be text, to look for a path."""
+    if isinstance(value, msgspec.Raw):
+        return len(memoryview(value)) <= _LONGEST and _ends_as_image(value) is not None
+    return isinstance(value, (str, list, dict))
+
+
+def _is_image_path(text: str) -> bool:
+    return (
+        extension(text) in BY_EXTENSION
+        and len(text) <= MAX_PATH
+        and "://" not in text
+        and text.isprintable()
+    )
+
+
+def _id_in(value: Any) -> str | None:
+    if value is None or isinstance(value, (dict, list)):
+        return None
+    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _skip(text: str, at: int) -> int:
+    """The next place that holds no white space."""
+    match = _space.match(text, at)
+    return match.end() if match else at
+
+
+def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tuple[int, int, str]]:
+    """Where the values to be changed begin and end in ``text``, and their new paths."""
+    below: dict[str | int, dict[Where, str]] = {}
+    for where, path in changes.items():
+        below.setdefault(where[0], {})[where[1:]] = path
+    # Of a key that stands twice the last value counts.
+    places = {key: (begin, end) for key, begin, end in _children(text, start) if key in below}
+    for key, inner in below.items():
+        begin, end = places[key]
+        if () in inner:
+            yield begin, end, inner[()]
+        else:
+            yield from _spans(text, begin, inner)
+
+
+def _children(text: str, start: int) -> Iterator[tuple[str | int, int, int]]:
+    """Each value of the object or array at ``start``: its key or index, its begin and its end."""
+    closing = "}" if text[start] == "{" else "]"
+    at = _skip(text, start + 1)
+    index = 0
+    while text[at] != closing:
+        key: str | int = index
+        if closing == "}":
+            key, colon = _python.raw_decode(text, at)
+            at = _skip(text, _skip(text, colon) + 1)
+        end = _python.raw_decode(text, at)[1]
+        yield key, at, end
+        at = _skip(text, end)
+        if text[at] == ",":
+            at = _skip(text, at + 1)
+        index += 1

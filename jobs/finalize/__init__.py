@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.join import Join
+from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.unfinished import unfinished
 from jobs.model import OnBadRecord, Plan, Problem, Summary, Verify
 from jobs.progress import Progress
@@ -110,12 +112,12 @@ def _audit(
     shutil.rmtree(ground.scratch, ignore_errors=True)
     ground.scratch.mkdir(parents=True)
     ground.staging.data.mkdir(exist_ok=True)
-    with Findings(ground.folder.audit) as findings:
-        tally = _look(ground, findings, progress)
+    with Findings(ground.folder.audit) as findings, ExitStack() as stack:
+        tally, rewrites = _look(ground, findings, progress, stack)
         problem = summary.problem_of(ground, findings)
         journal = None
         if problem is None:
-            journal, tally = _prepare(ground, tally, findings, progress)
+            journal, tally = _prepare(ground, tally, rewrites, findings, progress)
         findings.publish()
     verdict = Summary(
         records=tally.records,
@@ -127,13 +129,18 @@ def _audit(
     return verdict, problem, journal
 
 
-def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tally:
-    """All passes and the join; sets right what lies on disk."""
+def _look(
+    ground: Ground, findings: Findings, progress: Progress, stack: ExitStack
+) -> tuple[passes.Tally, Rewrites]:
+    """All passes and the join; sets right what lies on disk.
+
+    ``stack`` closes what is returned: the paths that records are to be written with.
+    """
     options = ground.plan.options
     tally = passes.Tally()
     summaries = passes.read_summaries(ground, tally, findings)
     if len(summaries) < len(ground.parts):
-        return tally
+        return tally, stack.enter_context(Rewrites(ground.scratch, lines=0))
     if ground.reads_records:
         passes.find_pieces(ground, summaries, findings)
     elif ground.mending is not None:
@@ -147,8 +154,13 @@ def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tall
         # In this order: a bucket keeps it, and a reference is judged by files that are known.
         passes.scan_manifests(audit)
         passes.scan_disk(audit)
-        lines.scan_records(audit)
-        join = Join(audit, lambda key: remove.write(msgspec.json.encode(key).decode() + "\n"))
+        count = lines.scan_records(audit)
+        rewrites = stack.enter_context(Rewrites(ground.scratch, lines=count))
+        join = Join(
+            audit,
+            rewrites,
+            lambda key: remove.write(msgspec.json.encode(key).decode() + "\n"),
+        )
         join.run()
     for place in sorted(join.absent):
         ground.folder.manifest(ground.parts[place]).unlink(missing_ok=True)
@@ -157,7 +169,7 @@ def _look(ground: Ground, findings: Findings, progress: Progress) -> passes.Tall
         _judge_counts(ground, tally, findings)
     if options.on_bad_record is not OnBadRecord.DROP:
         del tally.bad_lines[:]
-    return tally
+    return tally, rewrites
 
 
 def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> None:
@@ -185,6 +197,12 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
         above = tally.nested_images.partition(f"/{layout.images}/")[0]
         hint = _strip_hint(ground, above)
         findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}; {hint}"))
+    if findings.counts[Kind.MISSING_IMAGE]:
+        for fact in ground.unclear:
+            findings.add(Finding(Kind.HINT, fact))
+    for shard, number in sorted(tally.moved.items()):
+        fact = f"{number} images, such as {tally.moved_example[shard]}"
+        findings.add(Finding(Kind.MOVED, fact, shard))
     if expected is not None and expected != kept:
         fact = f"{kept} records, but {expected} were expected (--expect-records)"
         findings.add(Finding(Kind.COUNT, fact))
@@ -200,14 +218,19 @@ def _strip_hint(ground: Ground, above: str) -> str:
 
 
 def _prepare(
-    ground: Ground, tally: passes.Tally, findings: Findings, progress: Progress
+    ground: Ground,
+    tally: passes.Tally,
+    rewrites: Rewrites,
+    findings: Findings,
+    progress: Progress,
 ) -> tuple[publish.Journal, passes.Tally]:
     """Write records, manifest and receipt into staging, and the journal last."""
     _remove_listed(ground)
     dropped = merge.sorted_numbers(tally.bad_lines)
     merged = None
     if ground.reads_records:
-        merged = merge.merge_records(ground, dropped, ground.plan.options.layout.records, progress)
+        path = ground.plan.options.layout.records
+        merged = merge.merge_records(ground, dropped, rewrites, path, progress)
     elif ground.mending is not None:
         merged = mending.records_as_published(ground.mending)
     proof = merge.write_manifest(ground, merge.sorted_numbers(tally.skipped), merged, progress)
@@ -238,6 +261,7 @@ def _receipt_of(
     counts = {
         "records": tally.records,
         "records_dropped": merged.dropped if merged else 0,
+        "records_rewritten": merged.rewritten if merged else 0,
         "images": tally.images,
         "files": tally.files,
         "bytes": tally.bytes,

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -24,28 +24,30 @@ def folded(key: str) -> str:
     return key.lower() if key.isascii() else unicodedata.normalize("NFC", key).casefold()
 
 
-class Buckets:
-    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet."""
+Self = TypeVar("Self", bound="Partitions")
 
-    def __init__(self, folder: Path, *, rows: int) -> None:
-        self._paths = [folder / f"bucket-{i:03d}" for i in range(min(MOST, 1 + rows // ROWS))]
+
+class Partitions:
+    """Rows of plain values on disk, in files that are each read as a whole; removed at the end."""
+
+    def __init__(self, folder: Path, name: str, count: int) -> None:
+        self._paths = [folder / f"{name}-{i:03d}" for i in range(count)]
         self._files = [path.open("wb", buffering=1 << 16) for path in self._paths]
         self._encode = msgspec.json.Encoder().encode
 
-    def add(self, key: str, *row: Any) -> None:
-        """Put a row of plain values beside the others whose key folds to the same."""
-        count = len(self._files)
-        place = zlib.crc32(folded(key).encode("utf-8", "surrogatepass")) % count if count > 1 else 0
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def put(self, place: int, row: Sequence[Any]) -> None:
+        """Append a row to the partition of that number."""
         self._files[place].write(self._encode(row) + b"\n")
 
-    def read(self) -> Iterator[Iterator[list[Any]]]:
-        """Each bucket's rows, in the order in which they were added; nothing can follow."""
-        for file in self._files:
-            file.close()
-        for path in self._paths:
-            yield _rows(path)
+    def rows(self, place: int) -> Iterator[list[Any]]:
+        """The rows of that partition, in the order in which they came; nothing can follow."""
+        self._files[place].close()
+        return _rows(self._paths[place])
 
-    def __enter__(self) -> Buckets:
+    def __enter__(self: Self) -> Self:
         return self
 
     def __exit__(
@@ -58,9 +60,27 @@ class Buckets:
             try:
                 file.close()
             except OSError:
-                pass  # a full disk; the bucket goes anyhow
+                pass  # a full disk; the file goes anyhow
         for path in self._paths:
             path.unlink(missing_ok=True)
+
+
+class Buckets(Partitions):
+    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet."""
+
+    def __init__(self, folder: Path, *, rows: int) -> None:
+        super().__init__(folder, "bucket", min(MOST, 1 + rows // ROWS))
+
+    def add(self, key: str, *row: Any) -> None:
+        """Put a row beside the others whose key folds to the same."""
+        count = len(self)
+        place = zlib.crc32(folded(key).encode("utf-8", "surrogatepass")) % count if count > 1 else 0
+        self.put(place, row)
+
+    def read(self) -> Iterator[Iterator[list[Any]]]:
+        """Each bucket's rows, in the order in which they were added."""
+        for place in range(len(self)):
+            yield self.rows(place)
 
 
 def _rows(path: Path) -> Iterator[list[Any]]:

@@ -30,6 +30,9 @@ class Kind(str, Enum):
     BAD_IMAGE = "image_damaged"
     # What fails nothing.
     ORPHAN = "image_without_record"
+    MOVED = "image_named_elsewhere"
+    SPELLED = "image_spelled_otherwise"
+    FURTHER_IMAGE = "further_image_missing"
     DUPLICATE_IMAGE = "image_named_twice"
     DUPLICATE_ID = "id_twice"
     CASE = "names_differ_in_case"

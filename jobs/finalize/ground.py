@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ class Piece:
 
     shard: Shard
     path: Path
+    # Folders that its paths start from, and where the dataset has them: unified, each empty or
+    # ending with a slash.
+    moves: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Ground:
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
     mending: Mending | None = None  # where what was published before is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
+    unclear: list[str] = field(default_factory=list)  # what paths of records may mean, in words
 
     def __post_init__(self) -> None:
         self.parts = self.plan.parts()

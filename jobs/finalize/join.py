@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,9 @@ from jobs.checks import WARNING, is_image_name, is_no_image, is_warning, settled
 from jobs.finalize.buckets import folded
 from jobs.finalize.findings import Finding, Kind
 from jobs.finalize.ground import shown_key
-from jobs.finalize.passes import Audit, Row
+from jobs.finalize.passes import Audit, How, Reference, Row, join_key, matches_spellings
+from jobs.finalize.rewrites import Rewrites
+from jobs.finalize.spelling import differences, transcribed, unified
 from jobs.memberpath import shown
 from jobs.model import OnBadRecord, OnCollision, Verify
 
@@ -33,6 +36,7 @@ class _File:
     problem: str | None
     on_disk: bool = False
     named_by: int | None = None  # number of the first line that names it
+    literally: bool = False  # whether a line names it by the very path that it has
 
 
 class Join:
@@ -42,8 +46,9 @@ class Join:
     to it.
     """
 
-    def __init__(self, audit: Audit, remove: Callable[[str], object]) -> None:
+    def __init__(self, audit: Audit, rewrites: Rewrites, remove: Callable[[str], object]) -> None:
         self._audit = audit
+        self._rewrites = rewrites
         self._ground = audit.ground
         self._options = audit.ground.plan.options
         self._remove = remove
@@ -64,6 +69,7 @@ class Join:
         self._near: dict[str, str] = {}  # a file's key by its folded form
         self._ids: dict[str, int] = {}
         self._contested: set[str] = set()
+        self._waiting: list[Reference] = []  # that no file has the very path of
 
     def _take(self, rows: Iterator[list[Any]]) -> None:
         takers: dict[Row, Callable[..., None]] = {
@@ -147,12 +153,35 @@ class Join:
             self._remove(key)
             self._find(Kind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
 
-    def _reference(self, line: int, path: str, other: str | None) -> None:
-        key = path if path in self._files or other is None else other
-        file = self._files.get(key)
+    def _reference(
+        self,
+        line: int,
+        place: int,
+        path: str,
+        key: str,
+        other: str | None,
+        how: int,
+        required: bool,
+    ) -> None:
+        reference = Reference(line, place, path, key, other, How(how), required)
+        if how != How.LITERAL:
+            self._waiting.append(reference)
+            return
+        found = key if key in self._files or other is None else other
+        file = self._files.get(found)
         if file is None:
-            self._audit.tally.bad_lines.append(line)
-            self._find(Kind.MISSING_IMAGE, self._missing(path, other), line=line)
+            self._waiting.append(reference)
+            return
+        file.literally |= required
+        if self._options.on_collision is OnCollision.PER_SHARD:
+            self._rewrites.add(line, place, found)
+        self._named(found, file, reference)
+
+    def _named(self, key: str, file: _File, reference: Reference) -> None:
+        """A record names that file."""
+        line = reference.line
+        if not reference.required:
+            file.named_by = line if file.named_by is None else file.named_by
             return
         if _fails(settled(file.problem, named=True)):
             self._audit.tally.bad_lines.append(line)
@@ -163,10 +192,78 @@ class Join:
             fact = f"names {shown(key)}, as line {place} of {piece.shard.name} does"
             self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
 
-    def _missing(self, path: str, other: str | None) -> str:
-        fact = f"its image {shown(path)} is in no shard"
-        near = self._near.get(folded(path)) or (self._near.get(folded(other)) if other else None)
-        return f"{fact}; {shown_key(near)} is, in another spelling" if near else fact
+    def _missing(self, reference: Reference, fact: str) -> None:
+        text = f"its image {shown(reference.path)} {fact}"
+        if reference.required:
+            self._audit.tally.bad_lines.append(reference.line)
+            self._find(Kind.MISSING_IMAGE, text, line=reference.line)
+        else:
+            self._find(Kind.FURTHER_IMAGE, text, line=reference.line)
+
+    def _resolve(self) -> None:
+        """Find the one file that each waiting reference can mean."""
+        files: defaultdict[str, list[str]] = defaultdict(list)
+        if self._waiting and matches_spellings(self._ground):
+            for key in self._files:
+                if "\0" not in key:  # what is not UTF-8 cannot stand in a record
+                    files[unified(key)].append(key)
+        meant: defaultdict[str, list[Reference]] = defaultdict(list)
+        for reference in self._waiting:
+            keys = next(
+                (files[form] for form in self._forms(reference) if form in files), list[str]()
+            )
+            if len(keys) == 1:
+                meant[keys[0]].append(reference)
+            else:
+                self._missing(reference, self._near_fact(reference, keys))
+        for key, references in meant.items():
+            self._settle(key, references)
+
+    def _forms(self, reference: Reference) -> list[str]:
+        return [unified(key) for key in (reference.key, reference.other) if key is not None]
+
+    def _near_fact(self, reference: Reference, keys: list[str]) -> str:
+        if keys:
+            names = " and ".join(shown_key(key) for key in sorted(keys))
+            return f"is in no shard; {names} are, in other spellings, and either may be meant"
+        for key in (reference.key, reference.other):
+            near = self._near.get(folded(key)) if key is not None else None
+            if near is not None:
+                return f"is in no shard; {shown_key(near)} is, in another spelling"
+        return "is in no shard"
+
+    def _settle(self, key: str, references: list[Reference]) -> None:
+        """Give a file the references that can mean no other, unless records differ in its name."""
+        file = self._files[key]
+        names = {self._name_in(ref.path) for ref in references if ref.required}
+        if file.literally:
+            names.add(self._name_in(key))
+        for reference in references:
+            others = names - {self._name_in(reference.path)}
+            if not others:
+                self._rewrites.add(reference.line, reference.place, key)
+                self._tell(key, reference)
+                self._named(key, file, reference)
+            elif reference.required:
+                other = shown(min(others))
+                fact = f"is in no shard; it may be {shown_key(key)}, which records name {other} too"
+                self._missing(reference, fact)
+
+    def _name_in(self, path: str) -> str:
+        return join_key(self._ground, transcribed(path))
+
+    def _tell(self, key: str, reference: Reference) -> None:
+        """Say that a record is rewritten; of images named elsewhere a shard has one example."""
+        text = f"{shown(reference.path)} is {shown_key(key)}"
+        if reference.how is How.MOVED:
+            shard = self._ground.line_of(reference.line)[0].shard.id
+            self._audit.tally.moved[shard] += 1
+            self._audit.tally.moved_example.setdefault(shard, text)
+            return
+        images = f"{self._options.layout.images}/"
+        name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
+        fact = f"{text} in the dataset (differs in {differences(reference.path, name)})"
+        self._find(Kind.SPELLED, fact, line=reference.line)
 
     def _id(self, line: int, record_id: str) -> None:
         first = self._ids.setdefault(record_id, line)
@@ -176,6 +273,7 @@ class Join:
             self._find(Kind.DUPLICATE_ID, fact, line=line)
 
     def _end(self) -> None:
+        self._resolve()
         for key, file in self._files.items():
             if self._judge(key, file):
                 tally = self._audit.tally

@@ -6,10 +6,26 @@ from collections import Counter
 
 from jobs.checks import records
 from jobs.finalize.findings import Finding, Kind
-from jobs.finalize.ground import Piece
-from jobs.finalize.passes import CHECK_EVERY, Audit, Row, join_key
+from jobs.finalize.ground import Ground, Piece
+from jobs.finalize.passes import (
+    CHECK_EVERY,
+    Audit,
+    How,
+    Reference,
+    Row,
+    join_key,
+    matches_spellings,
+)
+from jobs.finalize.places import (
+    PathError,
+    changes_folder,
+    literal_paths,
+    moved_path,
+    path_in,
+)
+from jobs.finalize.spelling import unified
 from jobs.memberpath import shown
-from jobs.model import Verify, placed_path
+from jobs.model import Verify
 
 _ODD = {
     Kind.BOM: "begin with a byte order mark",
@@ -19,14 +35,15 @@ _ODD = {
 }
 
 
-def scan_records(audit: Audit) -> None:
-    """Parse every line of every piece, in plan order; numbers the lines."""
+def scan_records(audit: Audit) -> int:
+    """Parse every line of every piece, in plan order; numbers the lines and says how many."""
     start = 0
     for piece in audit.ground.pieces:
         audit.ground.piece_starts.append(start)
         audit.progress.check()
         audit.progress.current = piece.shard.id
         start = _scan_piece(audit, piece, start)
+    return start
 
 
 def _scan_piece(audit: Audit, piece: Piece, start: int) -> int:
@@ -54,23 +71,42 @@ def _scan_piece(audit: Audit, piece: Piece, start: int) -> int:
 
 
 def _scan_line(audit: Audit, piece: Piece, line: bytes, number: int, start: int) -> None:
-    ground = audit.ground
-    layout = ground.plan.options.layout
+    bad: list[tuple[Kind, str]] = []
     try:
-        record = records.parse(line, layout.image_field)
-        fact = records.problem_of_path(record.image)
-        bad = (Kind.OUTSIDE, f"{fact}: {shown(record.image)}") if fact else None
+        record = records.parse(line, audit.ground.plan.options.layout.image_field)
     except records.BadLineError as error:
-        bad = (Kind.BAD_RECORD, str(error))
-    if bad is not None:
+        bad.append((Kind.BAD_RECORD, str(error)))
+    else:
+        for place, image in enumerate(record.images):
+            try:
+                reference = _reference(audit.ground, piece, image, number, place)
+            except PathError as error:
+                if image.required:
+                    bad.append((Kind.OUTSIDE, f"{error}: {shown(image.path)}"))
+                continue
+            key = join_key(audit.ground, unified(reference.key))
+            audit.rows.add(key, Row.REFERENCE, *reference)
+        if record.id is not None:
+            audit.rows.add(record.id, Row.ID, number, record.id)
+    for kind, fact in bad:
         audit.tally.bad_lines.append(number)
-        audit.findings.add(Finding(*bad, piece.shard.id, None, number - start + 1))
-        return
-    path = records.normal_path(record.image)
-    placed = placed_path(ground.plan, piece.shard, path)
-    other = None
-    if not path.startswith(f"{layout.images}/"):
-        other = placed_path(ground.plan, piece.shard, f"{layout.images}/{path}")
-    audit.rows.add(join_key(ground, placed), Row.REFERENCE, number, placed, other)
-    if record.id is not None:
-        audit.rows.add(record.id, Row.ID, number, record.id)
+        audit.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
+
+
+def _reference(
+    ground: Ground, piece: Piece, image: records.Image, line: int, place: int
+) -> Reference:
+    """Where a record's path leads; raises ``PathError`` where that cannot be in the dataset."""
+    path = path_in(image)
+    literal, how = path, How.LITERAL
+    if matches_spellings(ground):
+        form = unified(path)
+        key = moved_path(ground, piece, form)
+        if key is not None:
+            return Reference(line, place, path, key, None, How.MOVED, image.required)
+        if records.problem_of_path(path) is not None or changes_folder(ground, path, form):
+            literal, how = form, How.SPELLED
+    fact = records.problem_of_path(literal)
+    if fact is not None:
+        raise PathError(fact)
+    return Reference(line, place, path, *literal_paths(ground, piece, literal), how, image.required)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ import msgspec
 from jobs import digest
 from jobs.checks import records
 from jobs.finalize.ground import Ground, Piece, bytes_of
+from jobs.finalize.rewrites import Rewrites
 from jobs.manifest import Published, read_manifest
 from jobs.model import OnCollision, placed_path
 from jobs.progress import Progress
@@ -29,6 +30,7 @@ class Merged:
     records: int
     dropped: int
     by_shard: dict[str, int]  # records of each shard
+    rewritten: int = 0  # records with other paths than they came with
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
 
 
 def merge_records(
-    ground: Ground, dropped: array[int], path: str, progress: Progress
+    ground: Ground, dropped: array[int], rewrites: Rewrites, path: str, progress: Progress
 ) -> Merged | None:
     """Write the records of all pieces, in plan order, to ``path`` in the staged dataset.
 
-    Every line is written as it came, but for the ones that are dropped, a byte order mark that
-    would end up in the middle, and a line end that is missing between two pieces. None where
-    there are no pieces.
+    Every line is written as it came, but for the ones that are dropped, paths that lead elsewhere
+    in the dataset, a byte order mark that would end up in the middle, and a line end that is
+    missing between two pieces. None where there are no pieces.
     """
     if not ground.pieces:
         return None
@@ -75,7 +77,7 @@ def merge_records(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = ground.scratch / "records"
     hashers = _hashers(ground)
-    size = count = 0
+    size = count = rewritten = 0
     by_shard: dict[str, int] = {}
     out_of = _Numbers(dropped)
     with temporary.open("wb", buffering=1 << 20) as out:
@@ -87,7 +89,9 @@ def merge_records(
             if not records.is_blank(line):
                 count += 1
                 by_shard[piece.shard.id] = by_shard.get(piece.shard.id, 0) + 1
-                line = _placed(ground, piece, line)
+                new = _placed(ground, piece, line, rewrites.of(number))
+                rewritten += new != line
+                line = new
             out.write(line)
             size += len(line)
             for hasher in hashers:
@@ -95,7 +99,7 @@ def merge_records(
     temporary.replace(target)
     crc, *other = (hasher.hexdigest() for hasher in hashers)
     line_of_it = Published(path, size, crc, None, other[0] if other else None)
-    return Merged(line_of_it, count, len(dropped), by_shard)
+    return Merged(line_of_it, count, len(dropped), by_shard, rewritten)
 
 
 def _hashers(ground: Ground) -> list[digest.Hasher]:
@@ -118,19 +122,31 @@ def _lines(ground: Ground) -> Iterator[tuple[int, Piece, bytes]]:
                 last = line
 
 
-def _placed(ground: Ground, piece: Piece, line: bytes) -> bytes:
-    """The line with its reference where ``placed_path`` has put the image."""
+def _placed(ground: Ground, piece: Piece, line: bytes, paths: Mapping[int, str]) -> bytes:
+    """The line with the ``paths`` that were found for its images, by their place.
+
+    Where each shard has a folder of its own, an image that was not looked for is named there too.
+    """
     options = ground.plan.options
-    if options.on_collision is not OnCollision.PER_SHARD:
+    per_shard = options.on_collision is OnCollision.PER_SHARD
+    if not (paths or per_shard):
         return line
     lead = b"\n" if line.startswith(b"\n") else b""
     body = line.removeprefix(lead)
     try:
-        record = records.parse(body, options.layout.image_field)
+        images = records.parse(body, options.layout.image_field).images
     except records.BadLineError:
         return line  # kept as it is, by --on-bad-record keep or --skip-verify
-    path = placed_path(ground.plan, piece.shard, records.normal_path(record.image))
-    return line if path == record.image else lead + records.rewritten(body, record, path)
+    changes = {}
+    for place, image in enumerate(images):
+        path = paths.get(place)
+        if path is None and per_shard:
+            path = records.normal_path(image.path)
+            if image.required or path.startswith(f"{options.layout.images}/"):
+                path = placed_path(ground.plan, piece.shard, path)
+        if path is not None and path != image.path:
+            changes[image.where] = path
+    return lead + records.rewritten(body, changes) if changes else line
 
 
 def write_manifest(

@@ -8,13 +8,16 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from jobs.errors import RunFolderError
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece, key_of, key_of_bytes
+from jobs.finalize.places import Sample
+from jobs.finalize.spelling import unified
 from jobs.manifest import read_manifest, read_summary
-from jobs.model import Part, PartSummary
+from jobs.model import Match, Part, PartSummary, Verify
 from jobs.progress import Progress
 from jobs.staging import MANIFEST, RECEIPT, SUMS
 
@@ -26,8 +29,28 @@ class Row(IntEnum):
 
     FILE = 0  # number, key, size, digest, crc32, problem
     DISK = 1  # key, whether it lies in staging
-    REFERENCE = 2  # line number, path, other path or None
+    REFERENCE = 2  # see ``Reference``
     ID = 3  # line number, id
+
+
+class How(IntEnum):
+    """How a path was read from a record."""
+
+    LITERAL = 0  # as it stands
+    SPELLED = 1  # in another spelling than a path of the dataset can have
+    MOVED = 2  # from another folder than the dataset's
+
+
+class Reference(NamedTuple):
+    """What a record says of an image."""
+
+    line: int  # number
+    place: int  # of the image in ``records.Record.images``
+    path: str  # as the record has it
+    key: str  # where that leads
+    other: str | None  # where it leads else: below the images folder
+    how: How
+    required: bool
 
 
 @dataclass
@@ -42,6 +65,8 @@ class Tally:
     members: int = 0
     nested_records: str | None = None  # a records file that lies in a folder
     nested_images: str | None = None  # an image below an images folder that is not the dataset's
+    moved: Counter[str] = field(default_factory=Counter)  # images named elsewhere, by shard
+    moved_example: dict[str, str] = field(default_factory=dict)  # one of them, in words
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
     skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
 
@@ -64,9 +89,15 @@ def reserved_names(ground: Ground) -> frozenset[str]:
 
 
 def join_key(ground: Ground, path: str) -> str:
-    """Where a path is looked for: with or without the images folder it is the same place."""
+    """Where a unified path is looked for: with or without the images folder it is one place."""
     layout = ground.plan.options.layout
     return path.removeprefix(f"{layout.images}/") if layout.has_records else path
+
+
+def matches_spellings(ground: Ground) -> bool:
+    """Whether a record's path may mean a file of another name."""
+    options = ground.plan.options
+    return options.match is not Match.EXACT and options.verify is not Verify.NONE
 
 
 def read_summaries(ground: Ground, tally: Tally, findings: Findings) -> list[PartSummary]:
@@ -130,14 +161,15 @@ def find_pieces(ground: Ground, summaries: list[PartSummary], findings: Findings
 
 
 def scan_manifests(audit: Audit) -> None:
-    """Put a row for each file of each part into the buckets."""
+    """Put a row for each file of each part into the buckets; find out where records' paths lead."""
     ground = audit.ground
+    sample = Sample(ground) if ground.pieces and matches_spellings(ground) else None
     for place, part in enumerate(ground.parts):
         start, stop = ground.part_starts[place : place + 2]
         audit.progress.check()
         audit.progress.current = part.id
         try:
-            seen = _scan_manifest(audit, part, start)
+            seen = _scan_manifest(audit, part, start, sample)
         except RunFolderError as error:
             forget_manifest(ground, part, error.message, audit.findings)
             continue
@@ -145,9 +177,11 @@ def scan_manifests(audit: Audit) -> None:
             fact = f"its manifest has {seen} lines of {stop - start}"
             forget_manifest(ground, part, fact, audit.findings)
         audit.progress.add(files=seen, items=1)
+    if sample is not None:
+        sample.conclude()
 
 
-def _scan_manifest(audit: Audit, part: Part, start: int) -> int:
+def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) -> int:
     ground, add = audit.ground, audit.rows.add
     records_path, reserved = ground.records_path, reserved_names(ground)
     number = start - 1
@@ -161,7 +195,10 @@ def _scan_manifest(audit: Audit, part: Part, start: int) -> int:
         else:
             key, digest = key_of(entry), entry.digest or entry.crc32
             row = (Row.FILE, number, key, entry.size, digest, entry.crc32, entry.problem)
-            add(join_key(ground, key), *row)
+            path = unified(key)
+            add(join_key(ground, path), *row)
+            if sample is not None:
+                sample.see(path)
     return number + 1 - start
 
 
@@ -187,7 +224,7 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
             audit.progress.check()
         if path not in hidden:
             key = key_of_bytes(path)
-            audit.rows.add(join_key(ground, key), Row.DISK, key, ours)
+            audit.rows.add(join_key(ground, unified(key)), Row.DISK, key, ours)
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:

@@ -27,6 +27,18 @@ _WORDS = {
     Kind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
     Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
     Kind.ORPHAN: ("image has no record", "images have no record"),
+    Kind.MOVED: (
+        "records file names images in another folder and was rewritten",
+        "records files name images in another folder and were rewritten",
+    ),
+    Kind.SPELLED: (
+        "record spells its image's name otherwise and was rewritten",
+        "records spell their images' names otherwise and were rewritten",
+    ),
+    Kind.FURTHER_IMAGE: (
+        "record names a further image that is missing",
+        "records name further images that are missing",
+    ),
     Kind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
     Kind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
     Kind.CASE: (

@@ -13,6 +13,7 @@ from jobs.errors import UsageError
 from jobs.model import (
     Layout,
     Links,
+    Match,
     OnBadRecord,
     OnCollision,
     Options,
@@ -172,6 +173,7 @@ def _options(
         digest=values["digest"],
         on_bad_record=OnBadRecord(values["on_bad_record"]),
         on_collision=OnCollision(values["on_collision"]),
+        match=Match(values["match"]),
         links=Links(values["links"]),
         strip_components=_strip(values["strip_components"]),
         nested=values["nested"],

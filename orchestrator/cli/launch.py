@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jobs.model import Links, OnBadRecord, OnCollision, Verify
+from jobs.model import Links, Match, OnBadRecord, OnCollision, Verify
 from orchestrator.api.request import DEFAULT_DEST
 from orchestrator.cli import options
 from orchestrator.planning import DEFAULT_TASKS
@@ -148,6 +148,14 @@ _verification = options.stack(
         default=OnCollision.ERROR.value,
         show_default=True,
         help="Different files under one path in two shards.",
+    ),
+    click.option(
+        "--match",
+        type=click.Choice([v.value for v in Match]),
+        default=Match.AUTO.value,
+        show_default=True,
+        help="Records' paths that no file has; auto: corrected if they differ in spelling or top "
+        "folder and can mean one file only.",
     ),
     click.option(
         "--links",

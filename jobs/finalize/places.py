@@ -1,0 +1,200 @@
+"""Finds out below which folder each records file's paths start, by looking up a sample of them.
+
+A dataset's folders change on the way to its archive: a top folder is stripped, the author's
+absolute paths stay in the records, pictures move below another folder. The records file of one
+author spells its paths in one way, so a sample tells which.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import BinaryIO
+
+from jobs.checks import records
+from jobs.finalize.ground import Ground, Piece, key_of_bytes
+from jobs.finalize.spelling import unified
+from jobs.memberpath import shown
+from jobs.model import Match, OnCollision, placed_path
+
+_PER_PIECE = 256  # lines, at most, evenly spread over a piece
+_IN_ALL = 20_000  # lines
+_PER_LINE = 4  # paths
+_FOLDERS = 3  # that are remembered for one ending of a path
+_is_rooted = re.compile(r"/|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*:/").match
+
+
+class PathError(ValueError):
+    """A record's path can mean no file of a dataset; the text says why in a few words."""
+
+
+def path_in(image: records.Image) -> str:
+    """The path that a record names, without ``.`` and empty components, as a key.
+
+    Raises ``PathError`` where no file can have such a name.
+    """
+    path = records.normal_path(image.path)
+    try:
+        raw = path.encode("utf-8", "surrogateescape")  # Python's spelling of what is not UTF-8
+    except UnicodeEncodeError as error:
+        raise PathError("names a path with half a character in it") from error
+    if b"\0" in raw:
+        raise PathError("names a path with a NUL in it")
+    return key_of_bytes(raw)
+
+
+def literal_paths(ground: Ground, piece: Piece, path: str) -> tuple[str, str | None]:
+    """Where a record's path leads as it is, and its other meaning: below the images folder."""
+    images = f"{ground.plan.options.layout.images}/"
+    first = placed_path(ground.plan, piece.shard, path)
+    if path.startswith(images):
+        return first, None
+    return first, placed_path(ground.plan, piece.shard, images + path)
+
+
+def changes_folder(ground: Ground, path: str, form: str) -> bool:
+    """Whether a path and its unified form are placed in different folders of a shard's own."""
+    options = ground.plan.options
+    images = f"{options.layout.images}/"
+    return options.on_collision is OnCollision.PER_SHARD and (
+        form.startswith(images) is not path.startswith(images)
+    )
+
+
+def moved_path(ground: Ground, piece: Piece, path: str) -> str | None:
+    """Where a record's unified path leads that starts from another folder than the dataset's.
+
+    None where it does not. A path from the root of a file system that no move knows is taken from
+    its last images folder on.
+    """
+    end = len(path)
+    while end > 0 and piece.moves:
+        end = path.rfind("/", 0, end) + 1
+        if path[:end] in piece.moves and (end or not _is_rooted(path)):
+            return piece.moves[path[:end]] + path[end:]
+        end -= 1
+    at = path.rfind(f"/{ground.plan.options.layout.images}/")
+    if at < 0 or not _is_rooted(path):
+        return None
+    return placed_path(ground.plan, piece.shard, path[at + 1 :])
+
+
+class Sample:
+    """Paths that records name, looked for among all files of the dataset.
+
+    ``see`` every file, then ``conclude``. Memory is bounded by the sample, which is the same
+    whenever it is taken.
+    """
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+        self._images = f"{ground.plan.options.layout.images}/"
+        self._paths = [set(_sampled(ground, piece)) for piece in ground.pieces]
+        self._literal: dict[str, bool] = {}  # whether a file of that path was seen
+        # For each ending of a path, of whole components: the folders of the files that have it in
+        # common with the path, and no longer one.
+        self._folders: dict[str, set[str]] = {}
+        for piece, paths in zip(ground.pieces, self._paths, strict=True):
+            for path in paths:
+                self._literal.update(dict.fromkeys(self._literals(piece, path), False))
+                self._folders.update((ending, set()) for ending in _endings(path))
+
+    def _literals(self, piece: Piece, path: str) -> list[str]:
+        return [unified(key) for key in literal_paths(self._ground, piece, path) if key]
+
+    def see(self, path: str) -> None:
+        """Take a file into account; ``path`` is unified."""
+        if path in self._literal:
+            self._literal[path] = True
+        found = None
+        for ending in _endings(path):
+            folders = self._folders.get(ending)
+            if folders is None:
+                break
+            found, common = folders, ending
+        if found is not None and len(found) < _FOLDERS:
+            found.add(path[: len(path) - len(common)])
+
+    def conclude(self) -> None:
+        """Give each piece its moves, and say what is not clear."""
+        ground = self._ground
+        ground.pieces = tuple(
+            replace(piece, moves=self._moves(piece, paths))
+            for piece, paths in zip(ground.pieces, self._paths, strict=True)
+        )
+
+    def _moves(self, piece: Piece, paths: set[str]) -> dict[str, str]:
+        rooted = {path for path in paths if _is_rooted(path)}
+        relative = paths - rooted
+        if any(self._literal[key] for path in relative for key in self._literals(piece, path)):
+            relative = set()
+        lies: defaultdict[str, set[str]] = defaultdict(set)
+        for path in (*rooted, *relative):
+            for ending in reversed([*_endings(path)]):
+                if folders := self._folders[ending]:
+                    lies[path[: len(path) - len(ending)]] |= folders
+                    break
+        moves = {}
+        for named, folders in sorted(lies.items()):
+            folder = self._images if self._images in folders else min(folders)
+            if folder != self._images and len(folders) > 1:
+                self._say(piece, named, folders, "if one of these is meant, --images-dir says so")
+            elif self._may_mean(named, folder):
+                moves[named] = folder
+            else:
+                self._say(piece, named, folders, "if so, launch with --match any-folder")
+        return moves
+
+    def _may_mean(self, named: str, folder: str) -> bool:
+        """Whether one folder is the other one without, or with another, top folder.
+
+        A folder of another name often holds other pictures under the same names: smaller ones, or
+        another split.
+        """
+        if self._ground.plan.options.match is Match.ANY_FOLDER:
+            return True
+        if _is_rooted(named):
+            return folder in ("", self._images)
+        return "" in (named, folder)
+
+    def _say(self, piece: Piece, named: str, folders: set[str], remedy: str) -> None:
+        lies = " or ".join(shown(folder or "./") for folder in sorted(folders))
+        self._ground.unclear.append(
+            f"what {piece.shard.name} names below {shown(named or './')} may be what lies below "
+            f"{lies}; {remedy}"
+        )
+
+
+def _endings(path: str) -> Iterator[str]:
+    """The last component of ``path``, its last two, and so on."""
+    end = len(path)
+    while end > 0:
+        end = path.rfind("/", 0, end)
+        yield path[end + 1 :]
+
+
+def _sampled(ground: Ground, piece: Piece) -> Iterator[str]:
+    field = ground.plan.options.layout.image_field
+    count = max(1, min(_PER_PIECE, _IN_ALL // len(ground.pieces)))
+    with piece.path.open("rb") as file:
+        for line in _spread(file, count):
+            try:
+                images = records.parse(line, field).images
+            except records.BadLineError:
+                continue
+            for image in [image for image in images if image.required][:_PER_LINE]:
+                with suppress(PathError):
+                    yield unified(path_in(image))
+
+
+def _spread(file: BinaryIO, count: int) -> Iterator[bytes]:
+    """``count`` lines from all over a file; of a short file some come several times."""
+    size = file.seek(0, 2)
+    for index in range(count):
+        file.seek(size * index // count)
+        if index:
+            file.readline(records.MAX_LINE)  # the rest of a line
+        yield file.readline(records.MAX_LINE + 1)
