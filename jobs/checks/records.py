@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from jobs.checks.images import BY_EXTENSION, extension
 from jobs.memberpath import MAX_PATH
+from jobs.pictures import BY_EXTENSION, extension
 
 BOM = b"\xef\xbb\xbf"
 # Fields that name a record's images, in order of precedence.

@@ -180,14 +180,11 @@ class Join:
     def _named(self, key: str, file: _File, reference: Reference) -> None:
         """A record names that file."""
         line = reference.line
-        if not reference.required:
-            file.named_by = line if file.named_by is None else file.named_by
-            return
         if _fails(settled(file.problem, named=True)):
             self._audit.tally.bad_lines.append(line)
         if file.named_by is None:
             file.named_by = line
-        else:
+        elif reference.required:
             piece, place = self._ground.line_of(file.named_by)
             fact = f"names {shown(key)}, as line {place} of {piece.shard.name} does"
             self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
@@ -291,7 +288,9 @@ class Join:
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):
             add(Finding(Kind.BAD_IMAGE, problem, part.shard, member))
-            if self._options.on_bad_record is OnBadRecord.DROP:
+            # Whether a file goes must not depend on records, which a repair does not read.
+            certain = _fails(settled(file.problem, named=False))
+            if certain and self._options.on_bad_record is OnBadRecord.DROP:
                 self._audit.tally.skipped.append(file.number)
                 self._remove(key)
                 return False
@@ -306,8 +305,9 @@ class Join:
 
     def _is_image(self, key: str, file: _File) -> bool:
         layout = self._options.layout
-        if file.named_by is not None:
-            return True
+        if file.named_by is not None:  # by records that are dropped if it is no image
+            dropped = self._options.on_bad_record is OnBadRecord.DROP
+            return not (dropped and _fails(settled(file.problem, named=True)))
         return _looks_like_image(key, file, layout.images) and (
             not layout.has_records or key.startswith(f"{layout.images}/")
         )

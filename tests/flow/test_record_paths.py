@@ -417,6 +417,22 @@ def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> No
     assert "none of 1 records is good" in problem.message
 
 
+def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) -> None:
+    made = shard(["images/no-ending", "images/a.png", "images/b.png"], [])
+    made.files["images/no-ending"] = b"text"
+    made.files["images/b.png"] = b""
+    made.records = b"".join(line(str(name)) for name in made.files)
+    run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
+    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert published(run) == ["images/a.png"]
+    (run.staging.dest / "images/a.png").unlink()
+    report = verify_dataset(run.staging.dest, deep=False, workers=1, progress=Progress())
+    forget_damaged(run.folder, run.plan, report)
+    run.redo()
+    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
+
+
 def test_rewritten_records_are_mended_to_the_same_bytes(tmp_path: Path) -> None:
     run = stage(tmp_path, [shard([NFD, *images(2)], [f"/d/{n}" for n in (NFC, *images(2))])])
     assert finalize.run(run.folder, run.plan, Progress())[1] is None
