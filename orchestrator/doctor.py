@@ -53,12 +53,12 @@ def examine(wish: Wish) -> Iterator[Finding]:
     """Every finding as it is made; the canary on a compute node, where there is Slurm, is last."""
     yield from _here(wish)
     try:
-        engine = engines.choose(wish.engine)
+        choice = engines.choose(wish.engine)
     except OrchestrateError as error:
         yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
         return
-    if engine == "local":
-        yield Finding("engine", None, "no Slurm here: runs use this machine")
+    if choice.name == "local":
+        yield Finding("engine", None, choice.why_local or "this machine, as asked for")
         yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
@@ -98,12 +98,11 @@ def _room(dest: Path) -> Iterator[Finding]:
 
 def _slurm(wish: Wish) -> Iterator[Finding]:
     """Whether Slurm answers and would take such a job, and what a job finds; else why not."""
-    why = slurmclient.down()
+    why = slurmclient.silence()
     if why is not None:
         yield Finding("slurm", False, why, "wait and try again, or ask the site's support")
         return
-    version = slurmclient.ask("sbatch", "--version").stdout.strip()
-    yield Finding("slurm", True, f"{version} answers")
+    yield Finding("slurm", True, f"{_version()} answers")
     yield _accounting()
     yield _shared(wish.log_dir.absolute(), "--log-dir")
     yield _shared(wish.dest.absolute(), "--dest")
@@ -114,6 +113,14 @@ def _slurm(wish: Wish) -> Iterator[Finding]:
     # Its own short time limit lets it start where a long job would wait.
     asked = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
     yield from _canary(wish, folder, replace(spec, resources=asked))
+
+
+def _version() -> str:
+    """What sbatch calls itself; a site's wrapper of it may not know the question."""
+    try:
+        return slurmclient.ask("sbatch", "--version").stdout.strip() or "Slurm"
+    except EngineError:
+        return "Slurm"
 
 
 def _accounting() -> Finding:

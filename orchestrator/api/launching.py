@@ -26,7 +26,8 @@ class Planned:
     private: Mapping[str, str]  # locators that hold secrets; never shown
     engine: str
     request: LaunchRequest
-    notes: tuple[str, ...] = ()  # what a person should know of the shards chosen
+    notes: tuple[str, ...] = ()  # what a person should know before it starts
+    why_local: str = ""  # why this machine does the work, where nobody asked for that
 
     @property
     def folder(self) -> RunFolder:
@@ -83,7 +84,8 @@ def plan(request: LaunchRequest) -> Planned:
     ``EngineError`` where the engine asked for is not there.
     """
     request.check()
-    engine = engines.choose(request.engine)
+    choice = engines.choose(request.engine)
+    engine = choice.name
     if request.then is not None and engine != "slurm":
         raise EngineError("--then submits a batch script and needs Slurm; there is none here")
     source = open_source(request.source)
@@ -101,7 +103,7 @@ def plan(request: LaunchRequest) -> Planned:
         run_id=planning.new_run_id(now),
         now=now,
     )
-    made = Planned(planned, source.private(), engine, request)
+    made = Planned(planned, source.private(), engine, request, why_local=choice.why_local)
     download = stage_resources(request)[Stage.DOWNLOAD.value]
     odd = preflight.notes(
         planned,
@@ -121,7 +123,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path)
-    engines.reach(planned.engine)
+    engines.reach(planned.engine, ", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:
         if planned.private:

@@ -64,6 +64,7 @@ class Resumable:
     step: Recovery
     damage: VerifyReport | None = None  # what a published dataset has to be mended of
     asked: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
+    why_local: str = ""  # why this machine does the work, where nobody asked for that
 
     @property
     def last(self) -> Submission:
@@ -86,17 +87,22 @@ def plan_resume(
     tasks: int | None = None,
     changes: Mapping[str, object] | None = None,
     deep: bool = False,
+    engine: str = engines.AUTO,
 ) -> Resumable:
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
-    A published dataset is checked (``deep``: every byte) and mended where it is damaged. Raises
+    A published dataset is checked (``deep``: every byte) and mended where it is damaged. ``engine``
+    is for a run that was never submitted; others go on where they were. Raises
     ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
     where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
     is submitting, or downloading for what it submits next.
     """
     state = state_of(folder)
+    why_local = ""
     if not state.submissions:  # its launcher died before it submitted anything
-        state = replace(state, submissions=(running.stand_in(folder, state.plan),))
+        choice = engines.choose(engine)
+        why_local = choice.why_local
+        state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
     if state.submits:
         raise ClaimedError(
             f"{state.submits}; look again in a minute with `status`, or end it with `cancel`"
@@ -117,16 +123,15 @@ def plan_resume(
             return Resumable(folder, state, Recovery(), report, asked)
     else:
         preflight.check_not_taken(state.plan)
-    engine = engines.by_name(_engine_name(state.submissions[-1]))
     partition = state.submissions[-1].resources["extract"].partition
-    limit = engine.time_limit_min(partition)
+    limit = engines.by_name(_engine_name(state.submissions[-1])).time_limit_min(partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before it had tidied up: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and changes:
         step = replace(step, resources=override(_resources(step, state), changes))
-    return Resumable(folder, state, step, asked=asked)
+    return Resumable(folder, state, step, asked=asked, why_local=why_local)
 
 
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:

@@ -95,12 +95,11 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
     submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
 
 
-def stand_in(folder: RunFolder, plan: Plan) -> Submission:
+def stand_in(folder: RunFolder, plan: Plan, engine: str) -> Submission:
     """What stands for submissions that were never made, or are lost: an engine, defaults.
 
     Its number is that of the last one there was, whose results must not be taken for new ones.
     """
-    engine = engines.choose("auto")
     parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
     asked = {stage.value: Resources() for stage in Stage}

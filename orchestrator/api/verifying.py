@@ -70,7 +70,7 @@ def verify_on_slurm(
 
     Raises ``EngineError`` where Slurm refuses, ``VerificationError`` where a task left no report.
     """
-    engine = engines.by_name(engines.choose("slurm"))
+    engine = engines.by_name(engines.choose("slurm").name)
     name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = RunFolder(log_dir.expanduser().absolute() / name)
     try:

@@ -21,7 +21,7 @@ from orchestrator.cli import options
     type=click.Choice(["auto", "slurm", "local"]),
     default="auto",
     show_default=True,
-    help="auto: Slurm where sbatch answers, else this machine.",
+    help="auto: Slurm where there is sbatch, else this machine.",
 )
 @click.option(
     "--wait-s", type=click.FloatRange(min=1), default=120.0, show_default=True, metavar="SECONDS",

@@ -187,7 +187,7 @@ _running = options.stack(
         type=click.Choice(["auto", "slurm", "local"]),
         default="auto",
         show_default=True,
-        help="auto: Slurm where sbatch answers, else this machine.",
+        help="auto: Slurm where there is sbatch, else this machine.",
     ),
     click.option(
         "--tasks",
@@ -287,7 +287,7 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from jobs import atomic
-    from orchestrator import api, settings
+    from orchestrator import api, engines, settings
     from orchestrator.cli import bars, building, showing
 
     if values.pop("show_config"):
@@ -298,8 +298,12 @@ def command(ctx: click.Context, /, **values: Any) -> int:
     habits = building.Habits.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
+    if habits.parsable and values["engine"] == engines.AUTO:
+        values["engine"] = engines.SLURM  # a script that waits for a job's id gets one, or an error
     planned = api.plan(building.request(values))
     planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
+    if habits.quiet and planned.why_local:
+        showing.say([showing.engine_line(planned)])
     if habits.dry_run:
         return showing.dry_run(planned, as_json=habits.as_json)
     if not habits.quiet:

@@ -44,7 +44,12 @@ def plan_lines(planned: Planned) -> list[str]:
     )
     if planned.engine == "slurm":
         lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
-    return [*lines, f"Engine    {planned.engine}", *(f"Note      {note}" for note in planned.notes)]
+    return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
+
+
+def engine_line(planned: Planned | Resumable) -> str:
+    """What does the work, and why where that is not what a cluster's user expects."""
+    return f"Engine    {planned.engine}{f': {planned.why_local}' if planned.why_local else ''}"
 
 
 def resource_line(asked: Resources) -> str:

@@ -38,6 +38,12 @@ class Executor(SlurmExecutor):
         self._hand_over = hand_over
         self.extra_lines: tuple[str, ...] = ()
 
+    @classmethod
+    def affinity(cls) -> int:
+        """submitit asks for srun on PATH here; but it is sbatch that submits, and the compute nodes
+        that call srun."""
+        return 2
+
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         lines = super()._make_submission_file_text(command, uid).split("\n")
         last = max(index for index, line in enumerate(lines) if line.startswith("#SBATCH "))
@@ -94,10 +100,7 @@ def executor(
     See ``parameters`` for ``parallel`` and ``behind``.
     """
     _check_texts(spec)
-    try:
-        made = Executor(folder, hand_over)
-    except RuntimeError as error:  # submitit looks for srun on PATH
-        raise EngineError("there is no srun on PATH; is this a login node?") from error
+    made = Executor(folder, hand_over)
     made.update_parameters(**parameters(spec, after, parallel=parallel, behind=behind))
     made.extra_lines = spec.resources.sbatch_args
     return made

@@ -7,7 +7,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from orchestrator.engines.slurmparse import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
     Row,
+    accepted,
     account_rows,
     queue_rows,
 )
@@ -156,9 +157,43 @@ class SlurmEngine:
             if answer.silent:
                 silence = answer.words
                 continue
-            known.append(_accepted_id(answer))
+            known.append(self._accepted_id(answer, name, known))
             return known[-1]
         raise EngineError(f"Slurm does not answer, so {name} was not submitted: {silence}")
+
+    def _accepted_id(self, answer: Answer, name: str, known: Collection[str]) -> str:
+        """The new job's id; ``EngineError`` with Slurm's reason where there is none.
+
+        The queue decides where sbatch's answer and exit code leave it open: no id, several numbers,
+        or an id beside a failure (a site's wrapper of sbatch may do any of that).
+        """
+        said = [each.job_id for each in accepted(answer.stdout, answer.stderr)]
+        if answer.returncode == 0 and len(said) == 1:
+            return said[0]
+        if answer.returncode and not said:
+            raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")
+        found = self._look_up(name) - set(known)
+        for job_id in (*said, *sorted(found)):
+            if job_id in found:
+                return job_id
+        if answer.returncode:
+            raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")
+        if said:
+            return said[0]
+        raise EngineError(
+            f"sbatch ended well, but no job {name} is in the queue, so it may not have been "
+            f"submitted; sbatch said: {answer.words}"
+        )
+
+    def _look_up(self, name: str) -> set[str]:
+        """See ``_named``; a Slurm that is silent for a while is waited for."""
+        for wait_s in self._back_off_s:
+            try:
+                return self._named(name)
+            except EngineError as error:
+                log.warning("Slurm is silent (%s); trying again in %.0f s", error.message, wait_s)
+                self._pause.wait(wait_s)
+        return self._named(name)
 
     def _named(self, name: str) -> set[str]:
         """Ids of all jobs of that name that slurmctld knows, ended ones too."""
@@ -295,13 +330,3 @@ def _scancel(ids: Sequence[str]) -> None:
         # A job may end between the question and this: then there is nothing left to cancel.
         if answer.returncode and not _ENDED.search(answer.words):
             raise EngineError(f"scancel did not do it: {answer.words}")
-
-
-def _accepted_id(answer: Answer) -> str:
-    """The id in sbatch's answer (``ID`` or ``ID;CLUSTER``); ``EngineError`` with its reason."""
-    if answer.returncode == 0:
-        lines = answer.stdout.strip().splitlines()
-        job_id = lines[-1].partition(";")[0] if lines else ""
-        if job_id.isdigit():
-            return job_id
-    raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")

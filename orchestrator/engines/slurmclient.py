@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pwd
-import shutil
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,8 @@ log = logging.getLogger(__name__)
 
 QUERY_TIMEOUT_S = 45.0  # squeue gives up on a dead slurmctld by itself after 9 to 18 s
 SBATCH_TIMEOUT_S = 90.0
-PING_TIMEOUT_S = 10.0  # scontrol ping answers at once, where all else waits for a dead slurmctld
-REACH_S = (1.0, 2.0, 4.0)  # waits between pings: a restart is sat out, more is told
+CONTROL_TIMEOUT_S = 10.0  # scontrol ping answers at once, where all else waits for slurmctld
+REACH_S = (1.0, 2.0, 4.0)  # waits between questions: a restart of slurmctld is waited out
 
 # What an outer job or a user's profile left: SBATCH_* beats the script's own lines, SLURM_* of an
 # interactive allocation leaks into the job, the others change what the clients print.
@@ -124,8 +123,8 @@ def ask(*argv: str, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
             env=_query_environment(),
             check=False,
         )
-    except FileNotFoundError as error:
-        raise EngineError(f"{argv[0]} is not on PATH; is this a login node?") from error
+    except OSError as error:
+        raise _not_run(argv[0], error) from error
     except subprocess.TimeoutExpired as error:
         raise TimedOut(f"{argv[0]} did not answer within {timeout_s:.0f} s; try again") from error
     return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
@@ -146,8 +145,8 @@ def submit(argv: Sequence[str], *, timeout_s: float = SBATCH_TIMEOUT_S) -> Answe
             env=environment(),
             start_new_session=True,
         )
-    except FileNotFoundError as error:
-        raise EngineError(f"{argv[0]} is not on PATH; is this a login node?") from error
+    except OSError as error:
+        raise _not_run(argv[0], error) from error
     with process:
         try:
             out, err = process.communicate(timeout=timeout_s)
@@ -164,35 +163,90 @@ def submit(argv: Sequence[str], *, timeout_s: float = SBATCH_TIMEOUT_S) -> Answe
     return Answer(process.returncode, _text(out), _text(err))
 
 
+def _not_run(program: str, error: OSError) -> EngineError:
+    if isinstance(error, FileNotFoundError):
+        return EngineError(f"{program} is not on PATH; is this a login node?")
+    return EngineError(f"{program} cannot be run ({error.strerror})")
+
+
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-def down() -> str | None:
-    """Why no controller can be reached; None where one answers (with a backup, one is enough)."""
+# Those PATHs whose scontrol was too slow once: what it tells is good to know, but not worth
+# waiting for again and again.
+_slow_control: set[str] = set()
+
+
+def control(*words: str) -> Answer:
+    """Ask ``scontrol``; ``EngineError`` where it is missing, forbidden or slow.
+
+    Nothing depends on its answer, so it gets ``CONTROL_TIMEOUT_S`` and, once it took longer, is not
+    asked again by this process.
+    """
+    path = os.environ.get("PATH", "")
+    if path in _slow_control:
+        raise TimedOut("scontrol was too slow before")
     try:
-        answer = ask("scontrol", "ping", timeout_s=PING_TIMEOUT_S)
+        return ask("scontrol", *words, timeout_s=CONTROL_TIMEOUT_S)
+    except TimedOut:
+        _slow_control.add(path)
+        raise
+
+
+def control_text(*words: str) -> str:
+    """What ``scontrol`` prints; nothing where it, or a controller, does not answer.
+
+    It is preceded by a ping, which tells at once where a controller is down.
+    """
+    try:
+        answer = control("ping")
+        if "DOWN" in answer.stdout and " is UP" not in answer.stdout:
+            return ""
+        return control(*words).stdout
+    except EngineError as error:
+        log.info("%s", error.message)
+        return ""
+
+
+def silence() -> str | None:
+    """Why Slurm does not answer; None where it does.
+
+    ``scontrol ping`` tells at once. Where a site has no scontrol for users, or a slow one, squeue
+    is asked, without which no run can be followed.
+    """
+    try:
+        answer = control("ping")
+        if " is UP" in answer.stdout:  # with a backup, one controller is enough
+            return None
+        down = [line.strip() for line in answer.stdout.splitlines() if "DOWN" in line]
+        if down:
+            return f"its controller is down ({'; '.join(down)})"
+    except EngineError as error:
+        log.info("%s", error.message)
+    try:
+        answer = ask("squeue", "-h", "-u", user())
     except EngineError as error:
         return error.message
-    if " is UP" in answer.stdout or (not answer.returncode and "DOWN" not in answer.stdout):
-        return None
-    told = [line.strip() for line in answer.stdout.splitlines() if "DOWN" in line]
-    return f"its controller is down ({'; '.join(told) or answer.words})"
+    return answer.words if answer.returncode else None
 
 
-def reach() -> None:
-    """Return once a controller answers; ``EngineError`` where none does for some seconds.
+def reach(otherwise: str = "") -> None:
+    """Return once Slurm answers; ``EngineError`` where it does not for some seconds.
 
+    ``otherwise`` is what else the user can do, as the end of a sentence.
     To be called ahead of work: what is begun has more patience, as there is more to lose.
     """
     for wait_s in (*REACH_S, None):
-        why = down()
+        why = silence()
         if why is None:
             return
         if wait_s is not None:
             log.warning("Slurm does not answer: %s; trying again in %.0f s", why, wait_s)
             threading.Event().wait(wait_s)
-    raise EngineError(f"Slurm does not answer: {why}. Nothing was submitted; try again later")
+    raise EngineError(
+        f"Slurm does not answer: {why}. Nothing was submitted; try again later{otherwise}"
+    )
 
 
 def user() -> str:
@@ -206,28 +260,3 @@ def user_name(uid: str) -> str:
         return pwd.getpwuid(int(uid)).pw_name
     except (KeyError, ValueError):
         return uid
-
-
-def absent() -> str | None:
-    """Why Slurm cannot be used from here; None where it answers.
-
-    A configured Slurm whose controller is down for the moment counts as there: going on with
-    another engine would surprise.
-    """
-    if shutil.which("sbatch") is None:
-        return "there is no sbatch on PATH"
-    if shutil.which("srun") is None:
-        return "there is no srun on PATH"
-    try:
-        answer = ask("sbatch", "--version", timeout_s=15)
-    except EngineError as error:
-        return error.message
-    if answer.returncode:
-        return f"sbatch does not work here ({answer.words})"
-    try:
-        answer = ask("scontrol", "ping", timeout_s=15)
-    except EngineError as error:
-        return error.message
-    if answer.returncode and not answer.stdout.strip():
-        return f"its controller is not known here ({answer.words})"
-    return None

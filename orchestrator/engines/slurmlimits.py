@@ -19,7 +19,7 @@ _MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
 
 def array_size() -> int:
     """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
-    found = _MAX_ARRAY.search(_show("show", "config"))
+    found = _MAX_ARRAY.search(slurmclient.control_text("show", "config"))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
@@ -66,19 +66,11 @@ def time_limit_min(partition: str | None) -> int | None:
     """
     names = partition.split(",") if partition else []
     limits = []
-    for line in _show("-o", "show", "partition").splitlines():
+    for line in slurmclient.control_text("-o", "show", "partition").splitlines():
         named, most = _PARTITION.search(line), _MAX_TIME.search(line)
         if named and most and (named[1] in names or (not names and "Default=YES" in line)):
             limits.append(resources.parse_time(most[1]))
     return max(limits) if limits and resources.UNLIMITED not in limits else None
-
-
-def _show(*words: str) -> str:
-    """What ``scontrol`` shows; nothing where no controller answers, as a ping tells at once."""
-    try:
-        return "" if slurmclient.down() else slurmclient.ask("scontrol", *words).stdout
-    except EngineError:
-        return ""
 
 
 def check_time(spec: JobSpec) -> None:

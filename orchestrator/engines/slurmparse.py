@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -84,6 +85,39 @@ class Row:
     job_id: str  # 12 or 12_3
     name: str
     task: TaskState
+
+
+# sbatch(1): what it prints by itself, and with --parsable.
+_SENTENCE = re.compile(
+    r"\bsubmitted batch job (\d+)(?: on cluster ([\w-]+(?:\.[\w-]+)*))?", re.IGNORECASE
+)
+_PARSABLE = re.compile(r"(\d+)(?:;([\w.-]*))?")
+_COLOURS = re.compile(r"\x1b\[[\d;]*m")
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that sbatch says it has submitted."""
+
+    job_id: str
+    cluster: str = ""  # named where sbatch chose one of several
+
+
+def accepted(out: str, err: str = "") -> list[Accepted]:
+    """What may be the new job in sbatch's answer, the likeliest first.
+
+    A site's wrapper or plugin may print banners around the id, or leave --parsable out. A sentence
+    that names the job is believed before a line with nothing but an id, and a later line of that
+    kind before an earlier one.
+    """
+    lines = [line.strip() for line in _COLOURS.sub("", out).splitlines()]
+    sentences = [_SENTENCE.search(line) for line in (*lines, *_COLOURS.sub("", err).splitlines())]
+    ids = [_PARSABLE.fullmatch(line) for line in reversed(lines)]
+    found: dict[str, Accepted] = {}
+    for match in filter(None, (*sentences, *ids)):
+        known = found.get(match[1], Accepted(match[1]))
+        found[match[1]] = replace(known, cluster=known.cluster or match[2] or "")
+    return list(found.values())
 
 
 def expand(job_id: str) -> Iterator[str]:

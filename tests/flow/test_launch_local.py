@@ -370,15 +370,67 @@ def test_a_destination_with_somebody_elses_files_is_refused_before_anything_is_d
     assert cli.runs() == []
 
 
-def test_without_a_slurm_that_answers_the_slurm_engine_is_not_to_be_reached(
-    cli: Cli, shards: Path, tmp_path: Path
+WHY = "Engine    local: there is no sbatch on PATH, so this machine does the work"
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--dry-run", "--json")])
+def test_without_sbatch_this_machine_does_the_work_and_says_why(
+    cli: Cli, shards: Path, tmp_path: Path, form: tuple[str, ...]
 ) -> None:
     shell = cli.having(PATH="/nowhere")
-    done = shell.run(
-        "launch", "--engine", "slurm", "--local-path", shards, "--dest", tmp_path / "data", rc=4
-    )
-    assert "slurm" in done.err.lower()
-    assert not (tmp_path / "data").exists()
+    words = ("launch", "--yes", "--local-path", shards, "--dest", tmp_path / "data", *form)
+    done = shell.run(*words)
+    assert WHY in done.err.splitlines()
+    if form:
+        assert done.json()["engine"] == "local"
+
+
+@pytest.mark.parametrize("words", [("--engine", "slurm"), ("--parsable",)])
+def test_without_sbatch_nobody_who_wants_a_job_gets_another_engine(
+    cli: Cli, shards: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    shell = cli.having(PATH="/nowhere")
+    source = ("--local-path", shards, "--dest", tmp_path / "data")
+    done = shell.run("launch", *words, *source, rc=4)
+    assert "no sbatch on PATH" in done.err and "--engine local" in done.err
+    assert done.out == ""
+    assert not (tmp_path / "data").exists() and shell.runs() == []
+
+
+def test_an_sbatch_that_has_no_slurm_behind_it_is_told_and_nothing_is_begun(
+    cli: Cli, shards: Path, tmp_path: Path
+) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sbatch", "squeue", "scontrol"):
+        path = tools / name
+        path.write_text("#!/bin/sh\necho 'Could not establish a configuration' >&2; exit 1\n")
+        path.chmod(0o755)
+    shell = cli.having(PATH=f"{tools}:/usr/bin:/bin")
+    done = shell.run("launch", "--yes", "--local-path", shards, "--dest", tmp_path / "data", rc=4)
+    assert "Could not establish a configuration" in done.err
+    assert "--engine local" in done.err
+    assert not (tmp_path / "data").exists() and shell.runs() == []
+
+
+@pytest.mark.parametrize("form", [(), ("--json",), ("--parsable",)])
+def test_a_run_that_was_never_submitted_is_resumed_by_the_same_rule(
+    cli: Cli, shards: Path, tmp_path: Path, form: tuple[str, ...]
+) -> None:
+    shell = cli.having(PATH="/nowhere")
+    launch(shell, tmp_path / "data", "--local-path", shards)
+    shutil.rmtree(tmp_path / "data")
+    for path in shell.runs()[0].iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != "plan.json":
+            path.unlink()
+    if form == ("--parsable",):
+        assert "no sbatch on PATH" in shell.run("resume", *form, rc=4).err
+        assert not (tmp_path / "data").exists()
+        return
+    assert WHY in shell.run("resume", *form).err.splitlines()
+    assert (tmp_path / "data" / "RECEIPT.json").exists()
 
 
 def test_an_interrupted_run_says_so_and_resume_finishes_it(

@@ -6,6 +6,7 @@ import getpass
 import os
 import pickle
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.runfolder import RunFolder
 from orchestrator import engines
+from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
 from orchestrator.engines.slurm import SlurmEngine
 from tests.support import payload
@@ -474,7 +476,7 @@ def test_a_stopped_controller_is_silent_and_not_the_end_of_the_tasks(
     try:
         with pytest.raises(EngineError, match="squeue"):
             engine.poll(folder, list(handle.task_ids.values()))
-        assert engines.choose("auto") == "slurm"
+        assert engines.choose("auto").name == "slurm"
     finally:
         narrow.start_slurmctld()
     assert one(engine, folder, handle.task_ids[0]).state is EngineState.RUNNING
@@ -482,15 +484,86 @@ def test_a_stopped_controller_is_silent_and_not_the_end_of_the_tasks(
     engine.wait(folder, None, 0.1)
 
 
-def test_without_slurm_auto_means_this_machine_and_slurm_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slurm: PrivateSlurm
+# What scontrol, or sinfo, does where users are not to use it.
+CLOSED = {
+    "missing": None,
+    "not executable": "",
+    "forbidden": 'echo "slurm_load_ctl_conf error: Access/permission denied" >&2; exit 1',
+    "slow": "sleep 60",
+    "odd": "echo This command is not for users.",
+}
+
+
+@pytest.mark.parametrize("how", CLOSED)
+def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
+    engine: SlurmEngine,
+    folder: RunFolder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
 ) -> None:
-    monkeypatch.setenv("SLURM_CONF", str(slurm.env["SLURM_CONF"]))
-    assert engines.choose("auto") == engines.choose("slurm") == "slurm"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert engines.choose("auto") == "local"
-    with pytest.raises(EngineError, match="--engine local"):
-        engines.choose("slurm")
+    monkeypatch.setattr(slurmclient, "CONTROL_TIMEOUT_S", 0.5)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sbatch", "squeue", "scancel", "sacct", "srun", "sleep", "bash"):
+        real = shutil.which(name)
+        assert real is not None
+        (tools / name).symlink_to(real)
+    for name in ("scontrol", "sinfo"):
+        if CLOSED[how] is not None:
+            (tools / name).write_text(f"#!{tools}/bash\n{CLOSED[how]}\n")
+            (tools / name).chmod(0o644 if how == "not executable" else 0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    assert engines.choose("auto") == engines.Choice("slurm")
+    engines.reach("slurm")
+    assert engine.time_limit_min(None) is None
+    handle = engine.submit(spec(folder, 3), None)
+    engine.wait(folder, None, 0.1)
+    states = engine.poll(folder, list(handle.task_ids.values()))
+    assert {(state.state, state.cause) for state in states.values()} == {(EngineState.ENDED, None)}
+
+
+BANNER = (
+    "echo '*** Welcome. Your project has hours left:'; echo 123456; echo '  Jobs:   2 of 500'\n"
+)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(f'{BANNER}$REAL "$@"', id="banner above"),
+        pytest.param(f'$REAL "$@"; {BANNER}', id="banner below"),
+        pytest.param('$REAL "${@:2}"', id="without --parsable"),
+        pytest.param(f'{BANNER}$REAL "${{@:2}}" >&2', id="a sentence on standard error"),
+        pytest.param('echo; id=$($REAL "$@"); echo "  $id;here  "; echo', id="with a cluster"),
+        pytest.param('$REAL "$@" > /dev/null', id="no answer at all"),
+        pytest.param('$REAL "$@" > /dev/null; echo "Job submitted. Good luck!"', id="no id"),
+        pytest.param('$REAL "$@"; exit 1', id="an id and a failure"),
+    ],
+)
+def test_the_id_is_found_whatever_a_wrapper_of_sbatch_makes_of_the_answer(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], body: str
+) -> None:
+    log = wrap("sbatch", body)
+    handle = engine.submit(spec(folder, 2), None)
+    engine.wait(folder, None, 0.1)
+    assert len(log.read_text().splitlines()) == 1
+    ended = [task for kind, task, _ in payload.events(folder.path) if kind == "end"]
+    assert sorted(ended) == ["extract.0", "extract.1"]
+    states = engine.poll(folder, list(handle.task_ids.values()))
+    assert {(state.state, state.raw) for state in states.values()} == {
+        (EngineState.ENDED, "COMPLETED")
+    }
+
+
+def test_a_success_of_sbatch_that_submits_nothing_is_told(
+    engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], slurm: PrivateSlurm
+) -> None:
+    log = wrap("sbatch", "echo Maintenance today, come back tomorrow.")
+    with pytest.raises(EngineError, match=r"no job websight-.*Maintenance today"):
+        engine.submit(spec(folder), None)
+    assert len(log.read_text().splitlines()) == 1
+    assert names(slurm) == []
 
 
 def test_one_query_is_enough_for_all_tasks(

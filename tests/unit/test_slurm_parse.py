@@ -10,6 +10,8 @@ from jobs.errors import Cause
 from orchestrator.engines.base import EngineState
 from orchestrator.engines.slurmclient import Answer, environment
 from orchestrator.engines.slurmparse import (
+    Accepted,
+    accepted,
     account_rows,
     expand,
     parse_bytes,
@@ -287,3 +289,44 @@ def test_what_an_allocation_or_a_profile_left_does_not_reach_slurm() -> None:
         }
     )
     assert kept == {"PATH": "/bin", "HF_TOKEN": "t", "SLURM_CONF": "/c"}
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "found"),
+    [
+        pytest.param("12\n", "", [("12", "")], id="parsable"),
+        pytest.param(
+            "12;alpha\n", "", [("12", "alpha")], id="parsable, of one of several clusters"
+        ),
+        pytest.param("12;\n", "", [("12", "")], id="parsable, an empty cluster"),
+        pytest.param("Submitted batch job 12\n", "", [("12", "")], id="a sentence"),
+        pytest.param(
+            "Submitted batch job 12 on cluster a-b.2\n",
+            "",
+            [("12", "a-b.2")],
+            id="with its cluster",
+        ),
+        pytest.param("\n* Hello *\n\n  12  \nBye.\n", "", [("12", "")], id="between banners"),
+        pytest.param(
+            "\x1b[32m[site]\x1b[0m Submitted batch job \x1b[1m12\x1b[0m.\n",
+            "",
+            [("12", "")],
+            id="in colours",
+        ),
+        pytest.param("2027\n12\n", "", [("12", ""), ("2027", "")], id="the later of two numbers"),
+        pytest.param(
+            "Submitted batch job 12 on cluster b\n12\n500\n",
+            "",
+            [("12", "b"), ("500", "")],
+            id="a sentence before numbers",
+        ),
+        pytest.param("", "sbatch: Submitted batch job 12\n", [("12", "")], id="on standard error"),
+        pytest.param("", "error: 12\n12\n", [], id="no number of standard error"),
+        pytest.param("12 jobs are yours\njob-12\n", "", [], id="numbers in other sentences"),
+        pytest.param("", "", [], id="nothing"),
+    ],
+)
+def test_an_id_is_found_on_any_line_of_sbatchs_answer(
+    out: str, err: str, found: list[tuple[str, str]]
+) -> None:
+    assert accepted(out, err) == [Accepted(*each) for each in found]
