@@ -58,7 +58,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
         yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
         return
     if choice.name == "local":
-        yield Finding("engine", None, choice.why_local or "this machine, as asked for")
+        yield Finding("engine", None, choice.why_local or "runs use this machine, as asked for")
         yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)

@@ -378,7 +378,15 @@ def test_without_sbatch_this_machine_does_the_work_and_says_why(
     cli: Cli, shards: Path, tmp_path: Path, form: tuple[str, ...]
 ) -> None:
     shell = cli.having(PATH="/nowhere")
-    words = ("launch", "--yes", "--local-path", shards, "--dest", tmp_path / "data", *form)
+    words = (
+        "launch",
+        "--yes",
+        "--local-path",
+        str(shards),
+        "--dest",
+        str(tmp_path / "data"),
+        *form,
+    )
     done = shell.run(*words)
     assert WHY in done.err.splitlines()
     if form:
