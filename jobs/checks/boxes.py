@@ -72,7 +72,9 @@ class Boxes:
                 return None
             return f"{self._format}: damaged at byte {begin}"
         end = begin + length
-        self._seen.add(kind)
+        # Of a JPEG XL codestream in pieces the last one is marked (ISO/IEC 18181-2, 9.9).
+        if kind != b"jxlp" or bytes(header[shortest : shortest + 1]) >= b"\x80":
+            self._seen.add(kind)
         if kind == b"meta" and self._meta_end is None:
             self._meta_end, self._end = end, end
             self._next = begin + shortest + 4  # a version and flags come first
