@@ -104,3 +104,8 @@ def brands(head: bytes) -> frozenset[bytes]:
 def ending_for(head: bytes) -> str:
     """The ending, with its dot, for a picture that begins so; empty if it is none that we know."""
     return _ENDINGS.get(content_of(head) or "", "")
+
+
+def from_table(images: str, shard_id: str) -> str:
+    """What the path of every picture begins with that is taken out of a shard's table."""
+    return f"{images or 'images'}/{shard_id}-"

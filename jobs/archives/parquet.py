@@ -17,7 +17,7 @@ from jobs.archives.limits import Limits
 from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.pictures import HEAD, ending_for
+from jobs.pictures import HEAD, ending_for, from_table
 from jobs.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ class _Rows:
     """Takes rows apart into picture files and records."""
 
     def __init__(self, shard_id: str, options: Options, file: ParquetFile, archive: str) -> None:
-        self._prefix = f"{options.layout.images or 'images'}/{shard_id}-"
+        self._prefix = from_table(options.layout.images, shard_id)
         self._file = file
         schema = file.schema_arrow
         if twice := {name for name in schema.names if schema.names.count(name) > 1}:

@@ -81,7 +81,7 @@ def is_blank(line: bytes) -> bool:
     return not line.removeprefix(BOM).strip()
 
 
-def parse(line: bytes, field: str | None = None) -> Record:
+def parse(line: bytes, field: str | None = None, made: str | None = None) -> Record:
     """The record in ``line``; a byte order mark before it and any line end are ignored.
 
     A line is JSON if Python's ``json.loads`` reads it: unpaired surrogate escapes, NaN and numbers
@@ -90,7 +90,8 @@ def parse(line: bytes, field: str | None = None) -> Record:
     record with none of these fields, every field whose value looks like an image's path.
 
     A field holds a path as a string, as an object with a ``path`` (as Hugging Face's datasets
-    write it), or as a list of either. Raises ``BadLineError``.
+    write it), or as a list of either. A string anywhere in the record that begins with ``made`` is
+    a further path. Raises ``BadLineError``.
     """
     members = _parsed(line)
     if field is not None:
@@ -99,6 +100,10 @@ def parse(line: bytes, field: str | None = None) -> Record:
             raise BadLineError(f"no path in its field {field!r}{_fields(members)}")
     else:
         images = _usual_images(members)
+    if made is not None:
+        known = {image.where for image in images}
+        found = [at for at in _beginning(members, made, ()) if at[1] not in known]
+        images += tuple(Image(*at, required=False) for at in found)
     return Record(images, _id_in(_decoded(members.get("id"))))
 
 
@@ -232,6 +237,20 @@ def _below(value: Any, field: str, where: Where) -> Iterator[tuple[str, Where]]:
         head, dot, rest = field.partition(".")
         if dot and head in value:
             yield from _below(value[head], rest, (*where, head))
+
+
+def _beginning(value: Any, made: str, where: Where) -> Iterator[tuple[str, Where]]:
+    """The strings in a value, however deep, that begin with ``made``."""
+    if isinstance(value, msgspec.Raw):
+        if msgspec.json.encode(made)[1:-1] not in bytes(value):
+            return
+        value = _decoded(value)
+    if isinstance(value, str):
+        if value.startswith(made):
+            yield value, where
+    elif isinstance(value, (list, dict)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _beginning(item, made, (*where, key))
 
 
 def _may_be_path(value: Any) -> bool:

@@ -46,6 +46,8 @@ class Piece:
     # Folders that its paths start from, and where the dataset has them: unified, each empty or
     # ending with a slash.
     moves: Mapping[str, str] = field(default_factory=dict)
+    # What paths begin with, wherever they stand in a record, that extraction itself put there.
+    made: str | None = None
 
 
 @dataclass(frozen=True)

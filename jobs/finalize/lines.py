@@ -73,7 +73,7 @@ def _scan_piece(audit: Audit, piece: Piece, start: int) -> int:
 def _scan_line(audit: Audit, piece: Piece, line: bytes, number: int, start: int) -> None:
     bad: list[tuple[Kind, str]] = []
     try:
-        record = records.parse(line, audit.ground.plan.options.layout.image_field)
+        record = records.parse(line, audit.ground.plan.options.layout.image_field, piece.made)
     except records.BadLineError as error:
         bad.append((Kind.BAD_RECORD, str(error)))
     else:

@@ -134,7 +134,7 @@ def _placed(ground: Ground, piece: Piece, line: bytes, paths: Mapping[int, str])
     lead = b"\n" if line.startswith(b"\n") else b""
     body = line.removeprefix(lead)
     try:
-        images = records.parse(body, options.layout.image_field).images
+        images = records.parse(body, options.layout.image_field, piece.made).images
     except records.BadLineError:
         return line  # kept as it is, by --on-bad-record keep or --skip-verify
     changes = {}

@@ -17,7 +17,8 @@ from jobs.finalize.ground import Ground, Piece, key_of, key_of_bytes
 from jobs.finalize.places import Sample
 from jobs.finalize.spelling import unified
 from jobs.manifest import read_manifest, read_summary
-from jobs.model import Match, Part, PartSummary, Verify
+from jobs.model import Format, Match, Part, PartSummary, Shard, Verify
+from jobs.pictures import from_table
 from jobs.progress import Progress
 from jobs.staging import MANIFEST, RECEIPT, SUMS
 
@@ -156,8 +157,17 @@ def find_pieces(ground: Ground, summaries: list[PartSummary], findings: Findings
         if not path.exists():
             forget_manifest(ground, part, "its records are gone", findings)
         elif path.name not in pieces:
-            pieces[path.name] = Piece(ground.shards[part.shard], path)
+            shard = ground.shards[part.shard]
+            pieces[path.name] = Piece(shard, path, made=_made(ground, shard))
     ground.pieces = tuple(pieces.values())
+
+
+def _made(ground: Ground, shard: Shard) -> str | None:
+    """See ``Piece.made``: of a table extraction writes both the pictures and the records."""
+    fetched = ground.folder.load_fetched(shard.id)
+    if fetched is None or fetched.format is not Format.PARQUET:
+        return None
+    return from_table(ground.plan.options.layout.images, shard.id)
 
 
 def scan_manifests(audit: Audit) -> None:

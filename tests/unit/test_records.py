@@ -145,6 +145,23 @@ def test_a_field_that_is_told_is_the_only_one() -> None:
         parse(b'{"image": "a"}', "shot")
 
 
+@pytest.mark.parametrize("field", [None, "image"])
+def test_paths_that_extraction_made_are_found_wherever_they_stand(field: str | None) -> None:
+    made = "images/s-"
+    value = {
+        "image": f"{made}0.png",
+        "shot": f"{made}0.png",
+        "talk": [{"role": "u", "image": f"{made}1"}, {"text": f"see {made}2"}],
+        "other": "images/s0.png",
+    }
+    first, *further = parse(json.dumps(value).encode(), field, made).images
+    assert first == Image(f"{made}0.png", ("image",))
+    assert [image for image in further if image.path.startswith(made)] == [
+        Image(f"{made}0.png", ("shot",), required=False),
+        Image(f"{made}1", ("talk", 0, "image"), required=False),
+    ]
+
+
 def test_a_line_too_long_is_cut_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_LINE", 1000)
     data = b'{"image": "' + b"x" * 5000 + b'"}\n{"image": "a"}\n'
