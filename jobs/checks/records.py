@@ -16,6 +16,7 @@ from jobs.pictures import BY_EXTENSION, extension
 BOM = b"\xef\xbb\xbf"
 # Fields that name a record's images, in order of precedence.
 IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "images")
+_ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # which often hold a path, but name none
 MAX_LINE = 64 << 20  # bytes; a longer line is a file without line ends, not a record
 _SHOWN_FIELDS = 8  # in a message
 
@@ -186,15 +187,16 @@ def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
     if named is not None and not images:
         fields = ", ".join(IMAGE_FIELDS)
         raise BadLineError(f"names no image: none of {fields} holds a path{_fields(members)}")
-    known = {image.path for image in images}
     for name, value in members.items():
-        if name not in (named, "id") and _may_be_path(value):
-            found = list(_paths(_decoded(value), (name,)))
-            if not all(_is_image_path(path) for path, _ in found):
-                continue
-            if named is not None:  # a name alone, or the same path again, is rather an id
-                found = [at for at in found if _has_folder(at[0]) and at[0] not in known]
-            images += [Image(*at, required=named is None) for at in found]
+        if name == named or name in _ID_FIELDS or not _may_be_path(value):
+            continue
+        found = list(_paths(_decoded(value), (name,)))
+        if all(_is_image_path(path) for path, _ in found):
+            images += [
+                Image(path, where, required=named is None)
+                for path, where in found
+                if named is None or _has_folder(path)
+            ]
     if not images:
         raise BadLineError(f"names no image{_fields(members)}")
     return tuple(images)

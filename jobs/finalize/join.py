@@ -194,7 +194,7 @@ class Join:
         if reference.required:
             self._audit.tally.bad_lines.append(reference.line)
             self._find(Kind.MISSING_IMAGE, text, line=reference.line)
-        else:
+        elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
             self._find(Kind.FURTHER_IMAGE, text, line=reference.line)
 
     def _resolve(self) -> None:

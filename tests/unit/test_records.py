@@ -66,7 +66,7 @@ def test_a_record_is_understood(line: bytes, image: Image, record_id: str | None
         ),
         pytest.param(
             b'{"image": "d/a.png", "mask": "m/a.PNG", "id": "d/1.png", "key": "d/a.png", '
-            b'"name": "a.png", "url": "https://h/u.png", "text": "see\\nm/m.png"}',
+            b'"file": "a.png", "url": "https://h/u.png", "text": "see\\nm/m.png"}',
             None,
             [named("d/a.png", "image"), named("m/a.PNG", "mask", required=False)],
             id="a further field beside the image",
