@@ -146,11 +146,10 @@ class Resolver:
     def _from_archive(self, rest: dict[bytes, list[Pending]]) -> None:
         if len(rest) <= _FEW:
             for target, links in rest.items():
-                for link in links:
-                    member = self._archive.find(target)
-                    if member is None:
-                        raise self._missing(link)
-                    self._write(link, member)
+                held = self._archive.find(target)
+                if held is None:
+                    raise self._missing(links[0])
+                self._write_all(target, links, held)
             return
         found = set()
         for index in range(self._part.count):
@@ -159,19 +158,22 @@ class Resolver:
                     target = safe_path(member.name, archive=self._label)
                     if target in rest:
                         found.add(target)
-                        self._write_all(rest[target], member)
+                        self._write_all(target, rest[target], member)
         for target, links in rest.items():
             if target not in found:
                 raise self._missing(links[0])
 
-    def _write_all(self, links: list[Pending], member: Member) -> None:
-        """Write several links to one target, whose content comes only once."""
-        first, *others = links
-        self._write(first, member)
-        copy = self._root + b"/" + first.data
-        for link in others:
-            member.chunks = _read(copy)
+    def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
+        """Write several links to one target: the first gets ``member``, the others its copy."""
+        copy = None  # of the content, in the data folder; records and inner archives leave none
+        for number, link in enumerate(links):
+            if copy is not None:
+                member.chunks = _read(copy)
+            elif number:
+                member = self._archive.find(target) or member
             self._write(link, member)
+            if copy is None and os.path.isfile(self._root + b"/" + link.data):  # noqa: PTH113
+                copy = self._root + b"/" + link.data
 
     def _missing(self, link: Pending) -> Exception:
         what = "hard link" if link.hard else "symbolic link"

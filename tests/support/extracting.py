@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs import archives, atomic
 from jobs.archives.base import Kind, Member
 from jobs.manifest import read_manifest, read_summary
@@ -152,7 +154,7 @@ class FakeArchive:
         found = None
         for member, data in self._members:
             if member.kind is Kind.FILE and member.name == name:
-                found = Member(**{**vars(member), "chunks": iter([memoryview(data)])})
+                found = structs.replace(member, chunks=iter([memoryview(data)]))
         return found
 
 

@@ -311,6 +311,34 @@ def test_two_hard_links_to_one_member_of_another_part_are_both_written(run: Run)
     assert run.tree() == {f"l{number}": str(number % 6).encode() for number in range(8)}
 
 
+def test_many_links_to_one_member_of_another_part_read_the_archive_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched: list[bytes] = []
+    find = FakeArchive.find
+
+    def counted(archive: FakeArchive, name: bytes) -> Member | None:
+        searched.append(name)
+        return find(archive, name)
+
+    monkeypatch.setattr(FakeArchive, "find", counted)
+    members = [file(f"t{number}", b"%d" % number) for number in range(9)]
+    links = [link(f"l{number}", "t0", hard=True) for number in range(9)]
+    run.extract([*members, *links], part=1, count=2)
+    assert run.tree() == {f"l{number}": b"0" for number in range(9)}
+    assert searched == [b"t0"]
+
+
+def test_a_records_file_that_is_a_link_comes_beside_others_to_its_target(
+    new_run: Callable[..., Run],
+) -> None:
+    run = new_run()
+    members = [file(f"t{number}", b"{}\n") for number in range(3)]
+    links = [link(name, "t0", hard=True) for name in ("prompts.jsonl", "copy-1", "copy-2")]
+    run.extract([*members, *links], part=1, count=2)
+    assert run.tree() == {"copy-1": b"{}\n", "copy-2": b"{}\n"}
+
+
 def test_a_link_that_a_later_member_replaces_is_not_written(run: Run) -> None:
     summary = run.extract([file("a", b"1"), link("b", "a", hard=True), file("b", b"2")])
     assert run.tree() == {"a": b"1", "b": b"2"}
