@@ -36,6 +36,12 @@ IMAGES = "images"
 MTIME = 1_700_000_000  # seconds; one for all, so that archives are the same every time
 SUFFIX = {"zip": ".zip"}  # others: a dot and their name
 FORMATS = ("tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "zip")
+# The smallest image: one white pixel as PNG (signature and IHDR, IDAT, IEND).
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000d494441547801010200fdff00ff01010100608712b5"
+    "0000000049454e44ae426082"
+)
 _NOT_DATA = ("RECEIPT", "MANIFEST", ".incoming")
 _TEXT = (
     "shop garden bakery museum clinic school harbour weather travel music studio bank hotel "
@@ -121,18 +127,20 @@ def _saved(page: Image.Image, kind: str) -> bytes:
 def marked(image: bytes, text: str) -> bytes:
     """The same picture in other bytes: `text` (Latin-1) becomes a comment in a PNG or JPEG.
 
-    PNG: a tEXt chunk behind IHDR (https://www.w3.org/TR/png/#11tEXt). JPEG: a COM segment behind
-    APP0, which JFIF wants first (ITU-T T.81, B.2.4.5).
+    JPEG: a COM segment behind APP0, which JFIF wants first (ITU-T T.81, B.2.4.5).
     """
     comment = text.encode("latin-1")
     if image.startswith(b"\x89PNG"):
-        body = b"tEXtComment\0" + comment
-        at = 8 + 25  # the signature and IHDR
-        extra = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
-    else:
-        at = 4 + int.from_bytes(image[4:6], "big") if image[2:4] == b"\xff\xe0" else 2
-        extra = b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment
-    return image[:at] + extra + image[at:]
+        return with_chunk(image, b"tEXt", b"Comment\0" + comment)
+    at = 4 + int.from_bytes(image[4:6], "big") if image[2:4] == b"\xff\xe0" else 2
+    return image[:at] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + image[at:]
+
+
+def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
+    """A PNG with one more chunk behind IHDR (https://www.w3.org/TR/png/#5Chunk-layout)."""
+    at = 8 + 25  # the signature and IHDR
+    crc = struct.pack(">I", zlib.crc32(kind + data))
+    return png[:at] + struct.pack(">I", len(data)) + kind + data + crc + png[at:]
 
 
 # Archives ------------------------------------------------------------------------------------

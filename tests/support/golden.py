@@ -21,13 +21,6 @@ from tests.support.cli import Cli
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 
-# One white pixel as PNG: signature and IHDR, IDAT, IEND.
-_PIXEL = bytes.fromhex(
-    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
-    "0000000d494441547801010200fdff00ff01010100608712b5"
-    "0000000049454e44ae426082"
-)
-
 # Slurm's commands as far as `launch` needs them: sbatch counts jobs, the others answer briefly.
 _SLURM = {
     "sbatch": 'case "$1" in --version) echo slurm 22.05.8; exit;; esac\n'
@@ -83,7 +76,7 @@ def _source(folder: Path) -> Path:
         pages = [f"images/{index}{n}.png" for n in range(count)]
         lines = "".join(f'{{"image": "{page}", "prompt": "page {page}"}}\n' for page in pages)
         members = [("prompts.jsonl", lines.encode())]
-        members += [(page, samples.marked(_PIXEL, f"{page} " * 60)) for page in pages]
+        members += [(page, samples.marked(samples.PIXEL, f"{page} " * 60)) for page in pages]
         samples.write_archive(folder / f"pages-{index}.tar", members, "tar")
     plain = folder / "pages-0.tar"
     (folder / "pages-0.tar.gz").write_bytes(_stored_gzip(plain.read_bytes()))

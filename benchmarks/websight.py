@@ -1,0 +1,426 @@
+"""WebSight-v2 at its own size through every source and packing, against what people do by hand.
+
+    python -m benchmarks.websight --dir /scratch/bench [--only tar.gz --only hub] [--records 2000]
+
+79,413 different pages and records, about 2.6 GB, are made once in the folder, packed, and brought
+in by the whole command, from Enter to published; on this machine, and on a private Slurm of four
+nodes (all on this machine too). Every file is then compared with the SHA-256 it was made with.
+What is done by hand takes its turn after each of ours; it checks nothing and leaves no manifest.
+Exits with 1 where a dataset of ours is not the one that was made.
+
+No file is deleted before the end: ext4 without a journal is slow for minutes after many deletions.
+What was compared is cut to no length instead, which frees its room.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+from benchmarks.common import table
+from benchmarks.transfer import nginx
+from benchmarks.websight_data import (
+    WEBSIGHT_V2,
+    Dataset,
+    by_record,
+    difference,
+    tree_digests,
+)
+from tests.support.hubserver import HubServer
+from tests.support.slurm import PrivateSlurm, available, clean_environment
+from tests.support.webserver import FaultyServer
+
+REPO = "org/websight-v2"
+CARD = b"# WebSight-v2\n"  # beside the archives in the repository
+ENGINES = ("local", "slurm")
+STAGES = ("download", "extract", "finalize")
+_TOOL = "this tool"
+OWN = frozenset({"RECEIPT.json", "MANIFEST.jsonl", ".incoming"})  # what the tool adds
+
+# Every shard has a `prompts.jsonl`, so by hand they are put together one after the other.
+_EACH = (
+    "for each in {files}; do tar {how} $each -C {{out}} && "
+    "cat {{out}}/prompts.jsonl >> {{out}}/all || exit 1; done; mv {{out}}/all {{out}}/prompts.jsonl"
+)
+# What is typed by hand, and what installs it.
+_PACKAGES = {
+    "igzip": "isal",
+    "aria2c": "aria2",
+    "unzip": "unzip",
+    "bsdtar": "libarchive-tools",
+    "curl": "curl",
+    "hf": "huggingface_hub",
+}
+_PARQUET = """
+import json, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+out = Path(sys.argv[2])
+(out / 'images').mkdir()
+with (out / 'prompts.jsonl').open('w') as records:
+    for path in sorted(Path(sys.argv[1]).iterdir()):
+        for batch in pq.ParquetFile(path).iter_batches(1000):
+            for row in batch.to_pylist():
+                image = row['image']
+                row['image'] = 'images/' + image['path']
+                (out / row['image']).write_bytes(image['bytes'])
+                records.write(json.dumps(row, ensure_ascii=False) + '\\n')
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A packing, where it is served from, and what people type to get it.
+
+    In commands ``{path}`` is the packing, ``{url}`` the address of its first file, ``{list}`` a
+    file with the addresses of all, ``{out}`` an empty folder.
+    """
+
+    packing: str  # one of PACKINGS, or "folder" for the dataset as it is
+    served: str = "disk"  # or "url", "hub"
+    by_hand: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()  # further options of launch
+    by_record: bool = False  # images have other names than in the source
+
+    def lacks(self, command: str) -> str | None:
+        """The program of a command by hand that is not installed."""
+        return next(
+            (name for name in _PACKAGES if name in command.split() and not _which(name)), None
+        )
+
+
+def _shards(how: str) -> str:
+    return _EACH.format(files="{path}/*", how=how)
+
+
+ROWS: dict[str, Row] = {
+    "tar.gz": Row(
+        "websight.tar.gz",
+        by_hand={
+            "tar xzf": "tar xzf {path} -C {out}",
+            "igzip, tar x": "igzip -dc {path} | tar x -C {out}",
+        },
+    ),
+    "tar": Row("websight.tar", by_hand={"tar xf": "tar xf {path} -C {out}"}),
+    "zip": Row("websight.zip", by_hand={"unzip": "unzip -q {path} -d {out}"}),
+    "zip, no zip64": Row("finder.zip", by_hand={"bsdtar": "bsdtar xf {path} -C {out}"}),
+    "shards.tar.gz": Row("shards.tar.gz", by_hand={"tar xzf, cat": _shards("xzf")}),
+    "shards.tar": Row("shards.tar", by_hand={"tar xf, cat": _shards("xf")}),
+    "folder": Row("folder", by_hand={"cp -a": "cp -a {path}/. {out}"}),
+    "huge files": Row(
+        "huge", words=("--layout", "files"), by_hand={"cp -a": "cp -a {path}/. {out}"}
+    ),
+    "hub": Row(
+        "shards.tar.gz",
+        served="hub",
+        by_hand={
+            "hf download, tar xzf, cat": f"hf download {REPO} --repo-type dataset "
+            "--local-dir {out}.raw >&2 && cp {out}.raw/README.md {out} && "
+            + _EACH.format(files="{out}.raw/*.gz", how="xzf")
+        },
+    ),
+    "url": Row(
+        "websight.tar.gz",
+        served="url",
+        by_hand={
+            "curl, igzip, tar x": "curl -sf {url} | igzip -dc | tar x -C {out}",
+            "aria2c, tar xzf": "aria2c -q -x8 -s8 -d {out}.raw -o it {url} && "
+            "tar xzf {out}.raw/it -C {out}",
+        },
+    ),
+    "urls": Row(
+        "shards.tar.gz",
+        served="url",
+        by_hand={
+            "aria2c, tar xzf, cat": "aria2c -q -j8 -d {out}.raw -i {list} && "
+            + _EACH.format(files="{out}.raw/*", how="xzf")
+        },
+    ),
+    "parquet": Row(
+        "parquet",
+        by_hand={"pyarrow, a loop": f'{sys.executable} -c "$LOOP" {{path}} {{out}}'},
+        by_record=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one turn went."""
+
+    seconds: float  # from Enter to the prompt
+    synced: float  # until the data was on the disk too
+    wrong: str = ""  # how the result differs from the source; empty: it does not
+    stages: Mapping[str, float] = field(default_factory=dict)  # seconds of each, of ours
+
+
+class Bench:
+    """The rows' turns in a folder; servers and a Slurm start where a row needs them."""
+
+    def __init__(self, runs: Path, dataset: Dataset, stack: ExitStack) -> None:
+        self.dataset = dataset
+        self._runs = runs
+        self._stack = stack
+        self._turns = 0
+
+    def ours(self, row: Row, engine: str) -> Outcome:
+        """Launch and wait: download, extract, verify, publish."""
+        out = self._new_folder()
+        env = self._env(row) | (self._slurm.env if engine == "slurm" else {})
+        nodes = ("--parallel", "4") if engine == "slurm" else ()
+        words = ["launch", "--engine", engine, "--wait", "--json", "--yes", *nodes, *row.words]
+        words += ["--dest", str(out), "--log-dir", str(self._runs / "logs"), *self._source(row)]
+        command = [sys.executable, "-m", "orchestrator.cli", *words]
+        done, outcome = self._timed(command, env)
+        if done.returncode:
+            return replace(outcome, wrong=f"exit code {done.returncode}: {_reason(done)}")
+        stages = json.loads(done.stdout)["stages"]
+        taken = {name: float(stages[name]["elapsed_s"] or 0) for name in STAGES}
+        return replace(outcome, stages=taken, wrong=self._compared(row, out))
+
+    def by_hand(self, row: Row, command: str) -> Outcome:
+        """What a person types, in the shell."""
+        out = self._new_folder()
+        out.mkdir()
+        filled = command.format(path=self.pack(row), out=out, **self._addresses(row))
+        words = ["bash", "-c", f"set -o pipefail; {filled}"]
+        done, outcome = self._timed(words, self._env(row) | {"LOOP": _PARQUET})
+        if done.returncode:
+            said = done.stderr.strip().splitlines() or [""]
+            return replace(outcome, wrong=f"exit code {done.returncode}: {said[-1]}")
+        return replace(outcome, wrong=self._compared(row, out))
+
+    def _timed(
+        self, command: Sequence[str], env: dict[str, str]
+    ) -> tuple[subprocess.CompletedProcess[str], Outcome]:
+        os.sync()
+        begun = time.perf_counter()
+        done = subprocess.run(
+            command, env=clean_environment() | env, capture_output=True, text=True, check=False
+        )
+        seconds = time.perf_counter() - begun
+        subprocess.run(["sync", "-f", str(self._runs)], check=True)
+        return done, Outcome(seconds, time.perf_counter() - begun)
+
+    def _compared(self, row: Row, out: Path) -> str:
+        """How a result differs from what the source was made of; then its files are emptied."""
+        found = tree_digests(out, leave=OWN)
+        expected = self.dataset.expected(row.packing)
+        if row.served == "hub":
+            expected["README.md"] = hashlib.sha256(CARD).hexdigest()
+        if row.by_record:
+            found = by_record(out, found)
+            expected = by_record(self.dataset.folder, expected)
+        for folder in (out, out.with_name(f"{out.name}.raw")):
+            for path in folder.rglob("*"):
+                if path.is_file() and not path.is_symlink():
+                    os.truncate(path, 0)
+        return difference(found, expected)
+
+    def _new_folder(self) -> Path:
+        self._turns += 1
+        self._runs.mkdir(exist_ok=True)
+        return self._runs / f"{self._turns:03d}"
+
+    # Sources -----------------------------------------------------------------------------
+
+    def pack(self, row: Row) -> Path:
+        """The row's packing, made if it is not there."""
+        return self.dataset.folder if row.packing == "folder" else self.dataset.packed(row.packing)
+
+    def _source(self, row: Row) -> list[str]:
+        if row.served == "hub":
+            return ["--hf-repo", REPO]
+        if row.served == "url":
+            return [word for url in self._urls(row) for word in ("--url", url)]
+        return ["--local-path", str(self.pack(row))]
+
+    def _addresses(self, row: Row) -> dict[str, str]:
+        """What a command by hand finds of the row's files on the web server."""
+        if row.served != "url":
+            return {}
+        listed = self._runs / "urls"
+        listed.write_text("".join(f"{url}\n" for url in self._urls(row)))
+        return {"url": self._urls(row)[0], "list": str(listed)}
+
+    def _urls(self, row: Row) -> list[str]:
+        path = self.pack(row)
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return [self._serve(file) for file in files]
+
+    def _serve(self, file: Path) -> str:
+        name = f"/{file.relative_to(self.dataset.root)}"
+        if isinstance(self._web, str):
+            return self._web + name
+        self._web.put(name, file)
+        return self._web.url(name)
+
+    @cached_property
+    def _web(self) -> FaultyServer | str:
+        """The address of an nginx that serves the dataset's root, or else a server of ours."""
+        if not _which("nginx"):
+            return self._stack.enter_context(FaultyServer())
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        return self._stack.enter_context(nginx(self.dataset.root, folder)).rstrip("/")
+
+    @cached_property
+    def _hub(self) -> HubServer:
+        hub = self._stack.enter_context(HubServer())
+        files: dict[str, bytes | Path] = {"README.md": CARD}
+        files |= {path.name: path for path in self.dataset.packed("shards.tar.gz").iterdir()}
+        hub.add_repo(REPO, files)
+        return hub
+
+    @cached_property
+    def _slurm(self) -> PrivateSlurm:
+        accounting = available(accounting=True) is None
+        return self._stack.enter_context(PrivateSlurm.start(nodes=4, accounting=accounting))
+
+    def _env(self, row: Row) -> dict[str, str]:
+        path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"  # for hf
+        own = {"PATH": path, "NO_PROXY": "127.0.0.1"}
+        return own | (self._hub.env if row.served == "hub" else {})
+
+
+def _which(program: str) -> str | None:
+    places = (os.environ.get("PATH", os.defpath), "/usr/sbin", str(Path(sys.executable).parent))
+    return shutil.which(program, path=os.pathsep.join(places))
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The first error that ``launch --json`` told, or else its last words."""
+    try:
+        state = json.loads(done.stdout)
+    except ValueError:
+        return (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
+    errors = [state["error"]] if "error" in state else state["errors"]
+    return next((str(error["message"]).splitlines()[0] for error in errors), str(state["state"]))
+
+
+# The table -----------------------------------------------------------------------------------
+
+_HEAD = ("source", "with", "s", "written out", *STAGES, "every file")
+
+
+def measure(
+    bench: Bench, name: str, engines: Sequence[str], rounds: int
+) -> dict[str, list[Outcome]]:
+    """The outcomes of ours, by engine, and of what is done by hand, in turn."""
+    row = ROWS[name]
+    bench.pack(row)
+    turns: dict[str, Callable[[], Outcome]] = {
+        f"{_TOOL}, {engine}": partial(bench.ours, row, engine) for engine in engines
+    }
+    for label, command in row.by_hand.items():
+        if row.lacks(command) is None:
+            turns[label] = partial(bench.by_hand, row, command)
+    outcomes: dict[str, list[Outcome]] = {label: [] for label in turns}
+    for _ in range(rounds):
+        for label, turn in turns.items():
+            outcome = turn()
+            outcomes[label].append(outcome)
+            said = outcome.wrong or "right"
+            print(f"{name}: {label}: {outcome.seconds:.1f} s, {said}", file=sys.stderr, flush=True)
+    return outcomes
+
+
+def lines(name: str, outcomes: Mapping[str, list[Outcome]]) -> Iterator[tuple[str, ...]]:
+    """The lines of a row in the table; seconds are medians."""
+    for label, found in outcomes.items():
+        stages = ("" for _ in STAGES)
+        if all(outcome.stages for outcome in found):
+            stages = (_median([outcome.stages[stage] for outcome in found]) for stage in STAGES)
+        yield (
+            name,
+            label,
+            _median([outcome.seconds for outcome in found]),
+            _median([outcome.synced for outcome in found]),
+            *stages,
+            next((outcome.wrong for outcome in found if outcome.wrong), "right"),
+        )
+
+
+def _median(seconds: list[float]) -> str:
+    return f"{statistics.median(seconds):.1f}"
+
+
+def left_out(names: Sequence[str], engines: Sequence[str]) -> Iterator[str]:
+    """What cannot be measured here, and why, a line each."""
+    rows = [ROWS[name] for name in names]
+    for name in names:
+        for label, command in ROWS[name].by_hand.items():
+            program = ROWS[name].lacks(command)
+            if program:
+                yield f"{name}: no {label}: install {program} (package {_PACKAGES[program]})"
+    if any(row.served == "url" for row in rows) and not _which("nginx"):
+        yield "no nginx: a server in Python sends the files, and bounds the rate of all"
+    if any(row.served == "hub" for row in rows):
+        yield "the Hub is a server in Python, which bounds the rate of all"
+    if "slurm" in engines and available(accounting=False):
+        yield str(available(accounting=False))
+
+
+def _check_room(dataset: Dataset, names: Sequence[str]) -> None:
+    """Exit where the disk has no room for the packings, and for two copies with their archive."""
+    packings = {ROWS[name].packing for name in names}
+    missing = [name for name in packings if not (dataset.root / name).exists()]
+    needed = dataset.bytes * (len(missing) + 3 + (not dataset.folder.exists()))
+    free = shutil.disk_usage(dataset.root).free
+    print(f"{dataset.root}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
+    if needed > free:
+        sys.exit("not enough room: choose another --dir, fewer rows (--only) or --records")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dir", type=Path, help="folder for data; what it is made of stays there")
+    parser.add_argument("--only", action="append", choices=tuple(ROWS), help="may be repeated")
+    parser.add_argument("--records", type=int, default=WEBSIGHT_V2)
+    parser.add_argument("--shards", type=int, default=40)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated")
+    chosen = parser.parse_args(argv)
+    names = chosen.only or tuple(ROWS)
+    engines = chosen.engine or ENGINES
+    for line in left_out(names, engines):
+        print(line)
+    if available(accounting=False):
+        engines = [engine for engine in engines if engine != "slurm"]
+    root = (
+        chosen.dir or Path(tempfile.mkdtemp(prefix="bench-websight-", dir=Path.cwd()))
+    ).absolute()
+    root.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset(root / "source", chosen.records, chosen.shards)
+    dataset.root.mkdir(exist_ok=True)
+    found: list[tuple[str, ...]] = []
+    try:
+        _check_room(dataset, names)
+        dataset.make()
+        with ExitStack() as stack:
+            bench = Bench(root / "runs", dataset, stack)
+            for name in names:
+                found += lines(name, measure(bench, name, engines, chosen.rounds))
+    finally:
+        print(table([_HEAD, *found]))
+        shutil.rmtree(root / "runs" if chosen.dir else root, ignore_errors=True)
+    ours = [line for line in found if line[1].startswith(_TOOL)]
+    return 0 if all(line[-1] == "right" for line in ours) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

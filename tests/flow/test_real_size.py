@@ -1,0 +1,143 @@
+"""Data beyond every size at which the code changes its way, and every row of the benchmark.
+
+The sizes are reached by files (many, large, with holes), never by other constants.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from isal import igzip
+
+from benchmarks import websight
+from benchmarks.websight import Bench, Outcome
+from benchmarks.websight_data import SMALLEST, Dataset, difference, tree_digests
+from examples import samples
+from tests.support.cli import Cli
+from tests.support.slurm import available
+from tests.support.webserver import FaultyServer
+
+MIB = 1 << 20
+NOISE = random.Random(1).randbytes(MIB)
+LAUNCH = ("launch", "--engine", "local", "--yes", "--wait")
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def same(dest: Path, expected: Mapping[str, str]) -> None:
+    """What is published is what was made, file by file."""
+    assert difference(tree_digests(dest, leave=websight.OWN), dict(expected)) == ""
+
+
+def page(number: int) -> bytes:
+    return samples.marked(samples.PIXEL, f"page {number}")
+
+
+def records(images: list[str]) -> bytes:
+    lines = [{"image": image, "prompt": f"the page {image}"} for image in images]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+# Beyond the sizes ------------------------------------------------------------------------------
+
+
+def test_a_tar_gz_beyond_every_size_comes_over_http_in_parts(
+    cli: Cli, tmp_path: Path, web: FaultyServer
+) -> None:
+    """More than 32 MiB for each connection, than 128 MiB of archive, than 100 MB out of few bytes,
+    than 16,384 members and 20,000 links."""
+    images = [f"images/{number}.png" for number in range(3)]
+    mixed = b"".join(NOISE[:4096] + bytes(MIB // 2 - 4096) for _ in range(240))
+    made = {name: page(number) for number, name in enumerate(images)}
+    made |= {"prompts.jsonl": records(images), "dense.bin": NOISE * 140, "mixed.bin": mixed}
+    links = [f"again/{number}.png" for number in range(20_001)]
+    archive = tmp_path / "pages.tar.gz"
+    with (
+        igzip.open(archive, "wb", compresslevel=0) as packed,  # type: ignore[no-untyped-call]
+        tarfile.open(fileobj=packed, mode="w|") as tar,
+    ):
+        for name, data in made.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, BytesIO(data))
+        for name in links:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.LNKTYPE, images[0]
+            tar.addfile(info)
+    assert archive.stat().st_size > 4 * 32 * MIB
+    web.put("/pages.tar.gz", archive)
+
+    words = ("--url", web.url("/pages.tar.gz"), "--part-size", "32M", "--connections", "4")
+    cli.run(*LAUNCH, *words, "--dest", tmp_path / "data")
+    expected = {name: digest(data) for name, data in made.items()}
+    same(tmp_path / "data", expected | dict.fromkeys(links, expected[images[0]]))
+    assert cli.status()["parts"]["total"] > 4
+
+
+def test_an_inner_archive_of_much_content_is_extracted(cli: Cli, tmp_path: Path) -> None:
+    """More than the 100 MB that an archive within an archive may hold whatever its size."""
+    content = b"".join(NOISE[:4096] + bytes(MIB // 2 - 4096) for _ in range(240))
+    inner = tmp_path / "inner.tar"
+    samples.write_archive(inner, [("mixed.bin", content)], "tar")
+    members = [
+        ("inner.tar.gz", igzip.compress(inner.read_bytes())),
+        ("images/0.png", page(0)),
+        ("prompts.jsonl", records(["images/0.png"])),
+    ]
+    samples.write_archive(tmp_path / "outer.tar", members, "tar")
+    cli.run(
+        *LAUNCH, "--local-path", tmp_path / "outer.tar", "--nested", "--dest", tmp_path / "data"
+    )
+    found = tree_digests(tmp_path / "data", leave=websight.OWN)
+    assert digest(content) in found.values()
+    assert found["images/0.png"] == digest(page(0))
+
+
+# The benchmark ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    folder = tmp_path_factory.mktemp("websight")
+    dataset = Dataset(folder / "source", records=2_000, shards=2, image_bytes=(SMALLEST,))
+    dataset.make()
+    with ExitStack() as stack:
+        yield Bench(folder / "runs", dataset, stack)
+
+
+def all_right(outcomes: Mapping[str, list[Outcome]]) -> None:
+    assert {label: found[0].wrong for label, found in outcomes.items() if found[0].wrong} == {}
+
+
+@pytest.mark.parametrize("name", sorted(websight.ROWS.keys() - {"huge files"}))
+def test_every_row_of_the_benchmark_is_right(bench: Bench, name: str) -> None:
+    all_right(websight.measure(bench, name, ["local"], rounds=1))
+
+
+@pytest.mark.slurm
+def test_the_benchmark_runs_on_a_slurm_of_four_nodes(bench: Bench) -> None:
+    if reason := available(accounting=False):
+        pytest.skip(reason)
+    all_right(websight.measure(bench, "shards.tar.gz", ["slurm"], rounds=1))
+
+
+def test_the_benchmark_tells_what_is_wrong_and_exits_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--records", "60", "--only", "tar", "--engine", "local", "--dir", str(tmp_path)]
+    assert websight.main(words) == 0
+    sums = tmp_path / "source" / "folder.sha256"
+    first, *others = sums.read_text().splitlines()
+    sums.write_text("\n".join(["0" * 64 + first[64:], *others]))
+    assert websight.main(words) == 1
+    assert f"1 of other bytes, such as {first[66:]}" in capsys.readouterr().out
