@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 from enum import Enum
 
+from jobs import rlimits
+
 
 class Cause(str, Enum):
     """Why something failed, as ``resume`` and ``status`` need to know it."""
@@ -20,6 +22,8 @@ class Cause(str, Enum):
     LAUNCH_FAILED = "launch_failed"
     ENGINE = "engine"
     SUPERSEDED = "superseded"
+    # What a limit of the process did (ulimit).
+    LIMIT = "limit"
     # What the file system did.
     DISK_FULL = "disk_full"
     QUOTA = "quota"
@@ -68,6 +72,7 @@ RETRYABLE = frozenset(
         Cause.LAUNCH_FAILED,
         Cause.ENGINE,
         Cause.SUPERSEDED,
+        Cause.LIMIT,
         Cause.DISK_FULL,
         Cause.QUOTA,
         Cause.IO,
@@ -195,11 +200,31 @@ _BY_ERRNO = {
     errno.EIO: (Cause.IO, "the file system reports an input/output error"),
     errno.ESTALE: (Cause.IO, "the mount has gone stale"),
 }
-STORAGE_ERRNOS = frozenset(_BY_ERRNO)
 
 
 def from_os_error(error: OSError, *, doing: str) -> StorageError:
     """``error`` as one of ours; ``doing`` says what was tried, such as ``writing /data/x``."""
+    limit = rlimits.reached(error)
+    if limit is not None:
+        return StorageError(f"{doing}: {limit}", cause=Cause.LIMIT)
     number = error.errno if error.errno is not None else 0
     cause, fact = _BY_ERRNO.get(number, (Cause.IO, error.strerror or type(error).__name__))
     return StorageError(f"{doing}: {fact}", cause=cause)
+
+
+def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:
+    """An error that no other one explains, as one of ours; ``doing`` says what failed.
+
+    It is a limit of this process, no memory, or a defect, whose traceback belongs into the log.
+    """
+    limit = rlimits.reached(error)
+    if limit is not None:
+        return OrchestrateError(f"{doing}: {limit}", cause=Cause.LIMIT)
+    if isinstance(error, MemoryError):
+        return OrchestrateError(
+            f"{doing} ran out of memory; resume with more", cause=Cause.OUT_OF_MEMORY
+        )
+    return OrchestrateError(
+        f"{doing} failed with {type(error).__name__}; the task's log has the details",
+        cause=Cause.INTERNAL,
+    )

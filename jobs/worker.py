@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, atomic, download, extract, finalize
-from jobs.errors import Cause, OrchestrateError, from_os_error
+from jobs import __version__, atomic, download, extract, finalize, rlimits
+from jobs.errors import Cause, OrchestrateError, from_os_error, from_unexpected
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -103,15 +103,10 @@ def _attempt(
     except OSError as error:
         log.exception("the file system failed")
         problem = Problem.of(from_os_error(error, doing=str(error.filename or task.stage.value)))
-    except MemoryError:
-        problem = Problem(Cause.OUT_OF_MEMORY, "the task ran out of memory; resume with more")
     except Exception as error:  # the boundary: a defect of ours is a result too
-        log.exception("the task failed in a way nobody expected")
-        problem = Problem(
-            Cause.INTERNAL,
-            f"{type(error).__name__} in {task.stage.value} task {task.number}; "
-            "the task's log has the details",
-        )
+        log.exception("the task failed")
+        doing = f"{task.stage.value} task {task.number}"
+        problem = Problem.of(from_unexpected(error, doing=doing))
     items = tuple(ItemResult(item, problem.outcome, problem=problem) for item in task.items)
     return items, None, problem
 
@@ -195,10 +190,11 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
 
 @contextmanager
 def _signals_stop(progress: Progress) -> Iterator[None]:
-    """USR2 (time limit near) and TERM (cancelled, preempted, requeued) stop the task soon.
+    """USR2 (time limit near), TERM (cancelled, preempted, requeued) and XCPU stop the task soon.
 
     They replace submitit's handlers, which would raise inside whatever line is running.
     """
+    cpu_limit = rlimits.watch_cpu_limit()
 
     def time_limit(signum: int, frame: FrameType | None) -> None:
         progress.stop(Cause.TIME_LIMIT, "the time limit is near; the rest is left to resume")
@@ -206,9 +202,13 @@ def _signals_stop(progress: Progress) -> Iterator[None]:
     def terminated(signum: int, frame: FrameType | None) -> None:
         progress.stop(Cause.CANCELLED, "the task was told to stop (cancelled or preempted)")
 
+    def processor_time(signum: int, frame: FrameType | None) -> None:
+        progress.stop(Cause.LIMIT, cpu_limit)
+
     before = {
         signal.SIGUSR2: signal.signal(signal.SIGUSR2, time_limit),
         signal.SIGTERM: signal.signal(signal.SIGTERM, terminated),
+        signal.SIGXCPU: signal.signal(signal.SIGXCPU, processor_time),
     }
     try:
         yield

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.memberpath import shown
-from jobs.model import Plan, Resources, Shard, ShardKind, SourceKind
+from jobs.model import Plan, Shard, ShardKind, SourceKind
 from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in, receipt_head
 from orchestrator import disks, sbatchargs, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
 # larger than this, so the data takes at least so many inodes.
 _BYTES_A_FILE = 4 << 20
+_ADDRESS_SPACE = 2 << 30  # bytes; with less a task may fail
 
 
 class Left(Protocol):
@@ -57,11 +59,13 @@ def notes(
     run_dir: Path | None = None,
     *,
     engine: str = "slurm",
-    download: Resources | None = None,
+    sbatch_args: Sequence[str] = (),
+    download_here: bool = False,
 ) -> list[str]:
     """What cannot be checked, or looks odd without being wrong, a line each.
 
-    ``download`` is what a download job on Slurm asks for; None where there is no such job.
+    ``sbatch_args`` are those of the download job, which have all other jobs' among them;
+    ``download_here``: this process downloads.
     """
     found = []
     unknown = sum(1 for shard in plan.shards if shard.size is None)
@@ -79,14 +83,33 @@ def notes(
                     f"{option} {shown(str(path))} lies on a {kind}, which compute nodes may not "
                     "share with this machine; choose a folder on a shared file system"
                 )
-        if download is not None and plan.source.kind is not SourceKind.LOCAL:
-            found += _not_exported(plan, download)
+        if plan.source.kind is not SourceKind.LOCAL and not download_here:
+            found += _not_exported(plan, sbatch_args)
+    if engine != "slurm" or download_here or not any("--propagate" in a for a in sbatch_args):
+        found += _limited(plan)
     return found
 
 
-def _not_exported(plan: Plan, download: Resources) -> Iterator[str]:
+def _limited(plan: Plan) -> Iterator[str]:
+    """Limits of this shell (ulimit) that tasks are likely to reach."""
+    sizes = [file.size for shard in plan.shards for file in shard.files]
+    largest = None if None in sizes else max((size for size in sizes if size), default=0)
+    for limit, needed in (
+        (rlimits.FILE_SIZE, largest),
+        (rlimits.CPU_TIME, None),
+        (rlimits.ADDRESS_SPACE, _ADDRESS_SPACE),
+        (rlimits.DATA, _ADDRESS_SPACE),
+    ):
+        if limit.soft is not None and (needed is None or limit.soft < needed):
+            yield (
+                f"{limit.fact}, and tasks inherit that; raise it, or on Slurm leave it behind "
+                "with --sbatch-arg=--propagate=NONE"
+            )
+
+
+def _not_exported(plan: Plan, sbatch_args: Sequence[str]) -> Iterator[str]:
     """Variables of this shell that a download may need and that ``--export`` withholds."""
-    export = sbatchargs.export_of(download.sbatch_args)
+    export = sbatchargs.export_of(sbatch_args)
     wanted = [variable for _, variable in plan.options.header_env]
     missing = export.missing([*wanted, *sbatchargs.DOWNLOAD_VARIABLES], os.environ)
     if missing:

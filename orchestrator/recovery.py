@@ -15,7 +15,7 @@ from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
 _REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
 
 # Worth a resume, but only once somebody made room or changed his mind.
-_NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.CANCELLED})
+_NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.LIMIT, Cause.CANCELLED})
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,10 @@ def _then_jobs(state: RunState) -> tuple[str, ...]:
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
     grown: dict[str, Resources] = {}
+    # A limit of the launching shell holds for every stage's jobs, and for Slurm's alone.
+    limited = state.submissions[-1].engine == "slurm" and any(
+        Cause.LIMIT in _causes(view) for view in state.tasks
+    )
     for stage in Stage:
         before = state.submissions[-1].resources[stage.value]
         failed = [
@@ -151,9 +155,10 @@ def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict
             for view in state.tasks
             if view.stage is stage and view.status in (TaskStatus.FAILED, TaskStatus.MISSING)
         ]
+        causes = {cause for view in failed for cause in _causes(view)}
         grown[stage.value] = resources.grown(
             before,
-            {cause for view in failed for cause in _causes(view)},
+            causes | {Cause.LIMIT} if limited else causes - {Cause.LIMIT},
             bad_nodes=_bad_nodes(failed),
             limit_min=limit_min,
         )
@@ -185,4 +190,6 @@ def _changes(stage: Stage, before: Resources, after: Resources) -> list[str]:
         lines.append(f"{stage.value}: {after.time_min} minutes, as the time ran out before")
     if after.exclude != before.exclude:
         lines.append(f"{stage.value}: without {after.exclude}, where a node failed")
+    if after.sbatch_args != before.sbatch_args:
+        lines.append(f"{stage.value}: {after.sbatch_args[-1]}, as a limit of the shell was reached")
     return lines

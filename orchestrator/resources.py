@@ -108,8 +108,8 @@ def grown(
     """What to ask for after tasks ended for ``causes``.
 
     Twice the memory where it ran out, half as long again where time did, but no more than
-    ``limit_min`` (the partition's limit in minutes; None where it has none), and without
-    ``bad_nodes``.
+    ``limit_min`` (the partition's limit in minutes; None where it has none), without
+    ``bad_nodes``, and without the launching shell's limits (ulimit) where one was reached.
     """
     asked = before
     if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
@@ -118,5 +118,7 @@ def grown(
         longer = -(-before.time_min * 3 // 2)
         most = longer if limit_min is None else max(limit_min, before.time_min)
         asked = structs.replace(asked, time_min=min(longer, most))
+    if Cause.LIMIT in causes and not any("--propagate" in arg for arg in before.sbatch_args):
+        asked = structs.replace(asked, sbatch_args=(*before.sbatch_args, "--propagate=NONE"))
     left_out = [node for node in (before.exclude, *bad_nodes) if node]
     return structs.replace(asked, exclude=",".join(dict.fromkeys(left_out)) or None)

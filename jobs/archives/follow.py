@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,7 +19,7 @@ from jobs.archives.sniff import TARS, read_head, sniff
 from jobs.archives.streams import Ahead, open_blocks
 from jobs.archives.table import Learnt, Table
 from jobs.archives.tarread import TarReader
-from jobs.errors import STORAGE_ERRNOS, Cause, from_os_error
+from jobs.errors import from_os_error
 from jobs.memberpath import shown
 from jobs.model import Fetched, Format, Options, Shard
 from jobs.progress import Progress
@@ -27,6 +28,7 @@ from jobs.writeout import WriteOut
 
 # Left free for everything else that is being written; looked at once for so many bytes.
 _RESERVE = 256 << 20  # bytes
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LOOK_EACH = 64 << 20  # bytes
 _UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source tells none
 
@@ -225,12 +227,8 @@ class _PlainCopy:
     def _give_up(self, error: OSError) -> None:
         """Without room the tasks inflate for themselves; anything else is a broken disk."""
         self.discard()
-        refused = from_os_error(error, doing=f"writing {shown(str(self._path))}")
-        if error.errno not in STORAGE_ERRNOS or refused.cause not in (
-            Cause.DISK_FULL,
-            Cause.QUOTA,
-        ):
-            raise refused from error
+        if error.errno not in _NO_ROOM:
+            raise from_os_error(error, doing=f"writing {shown(str(self._path))}") from error
 
     def finish(self) -> str | None:
         """Make it durable under its name; None where it was given up."""

@@ -13,7 +13,14 @@ from msgspec import structs
 
 from jobs import atomic
 from jobs.download.fetching import Fetcher
-from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError, from_os_error
+from jobs.errors import (
+    Cause,
+    OrchestrateError,
+    RunFolderError,
+    SourceError,
+    from_os_error,
+    from_unexpected,
+)
 from jobs.model import (
     Fetched,
     Format,
@@ -100,17 +107,9 @@ class _Crew:
             problem = self._understood(
                 Problem.of(from_os_error(error, doing=doing), shard=shard.id)
             )
-        except MemoryError:
-            problem = Problem(
-                Cause.OUT_OF_MEMORY, "the download ran out of memory; resume with more", shard.id
-            )
         except Exception as error:  # a defect of ours stops one shard, not all
-            log.exception("%s: failed in a way nobody expected", shard.id)
-            problem = Problem(
-                Cause.INTERNAL,
-                f"{type(error).__name__} while fetching; the task's log has the details",
-                shard.id,
-            )
+            log.exception("%s failed", shard.id)
+            problem = Problem.of(from_unexpected(error, doing=f"the download of {shard.id}"))
         else:
             self._progress.add(items=1)
             return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)

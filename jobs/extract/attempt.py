@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from jobs import archives
 from jobs.archives.base import Archive
-from jobs.errors import Cause, OrchestrateError, Stopped, StorageError, from_os_error
+from jobs.errors import (
+    Cause,
+    OrchestrateError,
+    Stopped,
+    StorageError,
+    from_os_error,
+    from_unexpected,
+)
 from jobs.extract.part import extract_part
 from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
@@ -66,15 +73,11 @@ class Attempts:
             doing = f"extracting {part.id}, at {error.filename!r}"
             problem = Problem.of(from_os_error(error, doing=doing), shard=part.shard)
             return Attempt(ItemResult(part.id, problem.outcome, problem=problem), problem)
-        except MemoryError as error:
-            self._forget(error)
-            text = f"{part.id} needs more memory than there is; resume with more"
-            return Attempt(unfinished(part, Problem(Cause.OUT_OF_MEMORY, text, part.shard)))
         except Exception as error:  # the boundary: a defect of ours is a result too
-            log.exception("%s failed in a way nobody expected", part.id)
             self._forget(error)
-            text = f"{type(error).__name__} while {part.id} was extracted; the task's log tells"
-            return Attempt(unfinished(part, Problem(Cause.INTERNAL, text, part.shard)))
+            log.exception("%s failed", part.id)
+            refused = from_unexpected(error, doing=f"the extraction of {part.id}")
+            return Attempt(unfinished(part, Problem.of(refused, shard=part.shard)))
 
     def _forget(self, error: BaseException) -> None:
         """Let go of an archive that failed, with its buffers, which the error's frames hold."""

@@ -6,13 +6,16 @@ import io
 import logging
 import os
 import select
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
+from jobs import rlimits
 from jobs.errors import Cause
 from jobs.extract.attempt import Attempts, archive_bytes, unfinished
 from jobs.extract.messages import News, Order
@@ -39,6 +42,12 @@ class Child:
 
     def run(self) -> None:
         """All parts, each with its result told; returns when the last is."""
+        cpu_limit = rlimits.watch_cpu_limit()
+
+        def processor_time(signum: int, frame: FrameType | None) -> None:
+            self._progress.stop(Cause.LIMIT, cpu_limit)
+
+        signal.signal(signal.SIGXCPU, processor_time)
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         folder = RunFolder(Path(self._order.run_dir))
         plan = folder.load_plan()

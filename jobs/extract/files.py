@@ -145,6 +145,8 @@ def side_error(error: OSError, path: Path) -> StorageError:
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
     """``error``, with what is left where ``root`` lies (if anybody can tell) and what to do."""
     ours = from_os_error(error, doing=f"writing {path}")
+    if ours.cause is Cause.LIMIT:
+        return ours  # it has its own remedy
     space = ""
     with suppress(OSError):
         status = os.statvfs(root)

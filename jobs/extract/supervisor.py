@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 import jobs
+from jobs import rlimits
 from jobs.errors import Cause, Stopped
 from jobs.extract.attempt import unfinished
 from jobs.extract.messages import News, Order
@@ -59,7 +60,7 @@ class Supervisor:
     def run(self) -> list[Part]:
         """Let the child run to its end; the parts that another child is to go on with."""
         child = subprocess.Popen(
-            [sys.executable, "-I", "-X", "faulthandler", "-c", _BOOT, *_import_path()],
+            [sys.executable, *_options(), "-c", _BOOT, *_import_path()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -134,7 +135,10 @@ class Supervisor:
             self.results.update({part.id: unfinished(part, problem) for part in left})
             return []
         if status >= 0:
-            text = f"the extracting process ended early (status {status}); the task's log tells"
+            text = (
+                f"the extracting process ended early (status {status}); the task's log has the "
+                f"details{rlimits.may_be_why()}"
+            )
             problem = Problem(Cause.INTERNAL, text)
             self.results.update({part.id: unfinished(part, problem) for part in left})
             return []
@@ -155,9 +159,12 @@ def _crash(number: int, part: Part) -> Problem:
         return Problem(
             Cause.OUT_OF_MEMORY,
             f"the process extracting {part.id} was killed (SIGKILL), most likely because the "
-            "memory limit was reached; resume with more memory",
+            f"memory limit was reached; resume with more memory{rlimits.may_be_why()}",
             part.shard,
         )
+    if number == signal.SIGXCPU:
+        text = f"{part.id} could not be extracted: {rlimits.CPU_TIME.reached()}"
+        return Problem(Cause.LIMIT, text, part.shard)
     if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
         cause, fact = Cause.KILLED, "was ended"
     else:
@@ -165,7 +172,7 @@ def _crash(number: int, part: Part) -> Problem:
     return Problem(
         cause,
         f"the process extracting {part.id} {fact} with {name}; resume tries again, and if it "
-        "happens again, the archive may be at fault",
+        f"happens again, the archive may be at fault{rlimits.may_be_why()}",
         part.shard,
     )
 
@@ -180,6 +187,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
+
+
+def _options() -> list[str]:
+    """Python's options; ``-I`` drops what the environment says of bytecode, so it is passed on."""
+    return ["-I", "-X", "faulthandler", *(["-B"] if sys.dont_write_bytecode else [])]
 
 
 def _import_path() -> list[str]:

@@ -12,6 +12,7 @@ from typing import IO
 
 import msgspec
 
+from jobs import rlimits
 from jobs.errors import VerificationError
 from jobs.progress import Progress
 from jobs.verify.slices import SliceReport, check_slice
@@ -131,7 +132,8 @@ def gather(children: Sequence[Child], progress: Progress) -> SliceReport:
 
 def _take(line: bytes, whole: SliceReport, progress: Progress) -> bool:
     """Take a child's line; whether it was its last."""
-    told = msgspec.json.decode(line, type=_Told) if line else _Told(error="it was killed")
+    killed = _Told(error=f"it was killed{rlimits.may_be_why()}")
+    told = msgspec.json.decode(line, type=_Told) if line else killed
     if told.error is not None:
         raise VerificationError(f"a process that checks files could not go on: {told.error}")
     progress.add(files=told.files, bytes=told.bytes)

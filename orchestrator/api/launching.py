@@ -104,12 +104,12 @@ def plan(request: LaunchRequest) -> Planned:
         now=now,
     )
     made = Planned(planned, source.private(), engine, request, why_local=choice.why_local)
-    download = stage_resources(request)[Stage.DOWNLOAD.value]
     odd = preflight.notes(
         planned,
         made.folder.path,
         engine=engine,
-        download=download if request.download_on == "cluster" else None,
+        sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
+        download_here=request.download_on == "login",
     )
     return replace(made, notes=(*source.notes(), *odd))
 

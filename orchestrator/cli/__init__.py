@@ -148,6 +148,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `| head` does; nothing is wrong
         return 0
+    except (MemoryError, RuntimeError) as error:
+        from jobs import rlimits
+        from orchestrator.cli import exits
+
+        limit = rlimits.reached(error)
+        if limit is None:
+            raise
+        click.echo(f"error: {limit}", err=True)
+        return talk.failed(Cause.LIMIT.value, limit, exits.FAILED)
     except OSError as error:
         from jobs.errors import from_os_error
         from orchestrator.cli import exits

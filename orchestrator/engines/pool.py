@@ -262,6 +262,8 @@ def _cause(task: PoolTask, code: int) -> Cause | None:
     """Why a task ended; None where it ended well, or its result alone can tell."""
     if task.kill_at is not None:
         return Cause.CANCELLED
+    if -code in (signal.SIGXCPU, signal.SIGXFSZ):
+        return Cause.LIMIT
     if code < 0:
         return Cause.KILLED
     # A download without one usable shard and a finalize that does not publish end with 1, for

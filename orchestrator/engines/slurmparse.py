@@ -76,6 +76,7 @@ _CAUSES = {
 _LAUNCH_SIGNAL = 53
 _LAUNCH_REASONS = ("JobLaunchFailure", "LaunchFailed", "launch failed", "BadConstraints")
 _KILL = 9
+_LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), which a limit of the process sends
 
 
 @dataclass(frozen=True)
@@ -281,6 +282,8 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
     refused = number != _KILL and any(words in reason for words in _LAUNCH_REASONS)
     if number == _LAUNCH_SIGNAL or refused:
         return Cause.LAUNCH_FAILED
+    if number in _LIMITS or status - 128 in _LIMITS:
+        return Cause.LIMIT
     if number or status in (_KILL, 128 + _KILL, 128 + 15):
         return Cause.KILLED
     # A download without one usable shard and a finalize that does not publish end with 1, for

@@ -74,6 +74,9 @@ def task_status(
 _MISSING_WORDS = {
     Cause.OUT_OF_MEMORY: "ran out of memory; `resume` asks for twice as much",
     Cause.TIME_LIMIT: "reached its time limit; `resume` asks for half as long again",
+    Cause.LIMIT: "was ended by a limit that it has from the shell that launched (processor time, "
+    "ulimit -t, or file size, ulimit -f); raise it there and `resume`, which on Slurm submits with "
+    "--propagate=NONE",
     Cause.NODE_FAILURE: "was lost with its node; `resume` leaves that node out",
     Cause.PREEMPTED: "was preempted and not requeued; `resume` submits it again",
     Cause.CANCELLED: "was cancelled; `resume` submits it again",

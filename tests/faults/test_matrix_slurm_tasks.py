@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs import atomic
 from jobs.model import Heartbeat, Outcome, Stage
-from tests.support.cli import Cli
+from tests.support.cli import Cli, under_limit
 from tests.support.sites import Pages, Site, gate, items, kinds, published, task_with
 from tests.support.slurm import PrivateSlurm, available
 
@@ -313,3 +314,20 @@ def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(
     assert site.done_twice(before) == 0
     site.wait((tmp_path / "then").exists)
     assert published(tmp_path / "data") == slow_pages.tree
+
+
+def test_a_limit_of_the_launching_shell_is_named_and_resume_leaves_it_behind(
+    plain: Site, tmp_path: Path
+) -> None:
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "page.bin").write_bytes(os.urandom(50_000))
+    site = replace(plain, cli=under_limit(plain.cli, "-f 16"))
+    site.launch(tmp_path / "data", "--local-path", tmp_path / "pages", "--layout", "files")
+    state = site.over()
+    assert kinds(state) == {"limit"}
+    (error,) = [error for error in state["errors"] if error["kind"] == "limit"]
+    assert "(ulimit -f)" in error["message"] and "--propagate=NONE" in error["message"]
+    assert "--propagate=NONE" in site.resume("--dry-run").err
+    site.resume()
+    assert site.over()["state"] == "done"
+    assert (tmp_path / "data" / "page.bin").stat().st_size == 50_000

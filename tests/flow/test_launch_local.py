@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import pytest
 from examples import samples
 from examples.samples import tree_digest
 from tests.support import faults
-from tests.support.cli import Cli, Done
+from tests.support.cli import Cli, Done, under_limit
 from tests.support.hubserver import HubServer
 from tests.support.webserver import FaultyServer
 
@@ -34,6 +35,29 @@ def published(dest: Path) -> dict[str, str]:
     assert not (dest / ".incoming").exists()
     assert (dest / "RECEIPT.json").is_file()
     return tree_digest(dest)
+
+
+# Limits of the shell ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["a copied file", "a downloaded archive"])
+def test_a_limit_of_the_shell_on_file_size_is_named_and_resume_works_once_it_is_raised(
+    cli: Cli, tmp_path: Path, web: FaultyServer, kind: str
+) -> None:
+    content = os.urandom(50_000)
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "page.bin").write_bytes(content)
+    words: tuple[str | Path, ...] = ("--local-path", tmp_path / "pages")
+    if kind == "a downloaded archive":
+        samples.write_archive(tmp_path / "pages.tar", [("page.bin", content)], "tar")
+        web.put("/pages.tar", tmp_path / "pages.tar")
+        words = ("--url", web.url("/pages.tar"))
+    told = launch(under_limit(cli, "-f 16"), tmp_path / "data", *words, "--layout", "files", rc=1)
+    assert "(ulimit -f)" in told.err  # at launch already
+    (error,) = [e for e in cli.status()["errors"] if e["kind"] == "limit"]
+    assert "raise it in this shell (`ulimit -Sf unlimited`)" in error["message"]
+    cli.run("resume")
+    assert published(tmp_path / "data") == {"page.bin": sha256(content).hexdigest()}
 
 
 # What comes in ---------------------------------------------------------------------------------

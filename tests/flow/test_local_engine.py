@@ -213,6 +213,18 @@ def test_a_task_that_is_killed_is_told_while_its_neighbours_go_on(
     )
 
 
+def test_a_task_that_a_limit_of_processor_time_ends_is_told_as_such(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("hold")
+    os.kill(pids(folder)[0], signal.SIGXCPU)
+    (folder.path / "go").touch()
+    assert launcher.wait(30) == 0
+    records = (folder.path / "submitit").rglob("*_*.json")
+    ended = [LocalFiles(folder).read(path.stem) for path in records]
+    assert [record.cause for record in ended if record and record.returncode] == [Cause.LIMIT]
+
+
 # Other machines ---------------------------------------------------------------------------------
 
 ELSEWHERE = JobId("node-of-old", 4242, "777", 0)

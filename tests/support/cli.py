@@ -99,3 +99,10 @@ class Cli:
         home.mkdir(exist_ok=True)
         own |= {"HOME": str(home), "COLUMNS": "120", "NO_PROXY": "127.0.0.1", "PYTHONWARNINGS": ""}
         return own | dict(self.env)
+
+
+def under_limit(cli: Cli, amount: str) -> Cli:
+    """The same shell after `ulimit -S AMOUNT`."""
+    shell = ("sh", "-c", f'ulimit -S {amount}; exec "$@"', "sh")
+    # Python would keep what it wrote of its compiled modules, cut at the limit.
+    return replace(cli.having(PYTHONDONTWRITEBYTECODE="1"), under=shell)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # One row a floor, the lowest first. A name is a module or a package with all in it. What stands
 # together in brackets is one stage's own: these modules know each other.
 FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (("jobs.rlimits",),),
     (("jobs.errors",),),
     (
         ("jobs.model",),

@@ -101,6 +101,7 @@ def test_no_option_is_named_that_is_not_there() -> None:
         "--dependency",
         "--export",
         "--kill-on-invalid-dep",
+        "--propagate",
         "--test-only",
         "--version",
     }  # of sbatch and git

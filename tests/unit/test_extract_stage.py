@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import tarfile
 import threading
@@ -246,30 +247,42 @@ def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path
     assert len(run.tree()) == 60_000
 
 
-def test_a_disk_that_refuses_stops_the_task_and_is_named(
+def test_a_file_beyond_the_size_limit_stops_the_task_and_names_limit_and_remedy(
     tmp_path: Path, shards: list[Path]
 ) -> None:
     run = extracting(tmp_path, shards)
-    (run.staging.data / "images").mkdir()
-    soft, hard = _limit_file_size(1000)
-    try:
+    with soft_limit(resource.RLIMIT_FSIZE, 1000):
         results = run_all(run)
-    finally:
-        _limit_file_size(soft, hard)
     first, second, third = (problem_of(result) for result in results)
-    assert first[1] is second[1] is third[1] is Cause.IO
+    assert first[1] is second[1] is third[1] is Cause.LIMIT
     assert first[0] is second[0] is third[0] is Outcome.RETRYABLE
     assert "/data/images/" in first[2] or "/records/" in first[2]
-    assert "inodes are free" in first[2]
+    assert "(ulimit -f); raise it" in first[2]
 
 
-def _limit_file_size(soft: int, hard: int | None = None) -> tuple[int, int]:
-    """As a full disk does, this makes the child's writes fail (EFBIG), at so many bytes."""
-    import resource
+def test_processor_time_that_runs_out_stops_the_task_and_names_the_limit(
+    tmp_path: Path, long: Path
+) -> None:
+    run = extracting(tmp_path, [long], options=PLAIN)
+    with (
+        soft_limit(resource.RLIMIT_CPU, 5000),
+        meanwhile(run, lambda pid: os.kill(pid, signal.SIGXCPU)),
+    ):
+        (result,) = run_all(run)
+    outcome, cause, message = problem_of(result)
+    assert (outcome, cause) == (Outcome.RETRYABLE, Cause.LIMIT)
+    assert "5,000 s of processor time here (ulimit -t)" in message
 
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, old[1] if hard is None else hard))
-    return old
+
+@contextmanager
+def soft_limit(number: int, value: int) -> Iterator[None]:
+    """A limit of this process and of the children that it starts meanwhile."""
+    soft, hard = resource.getrlimit(number)
+    resource.setrlimit(number, (value, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(number, (soft, hard))
 
 
 def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -267,3 +268,22 @@ def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
 def test_a_mount_is_found_by_its_longest_name() -> None:
     point, kind, _ = disks.mount_of(Path("/proc/self"))
     assert (point, kind) == ("/proc", "proc")
+
+
+def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d", size=5000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
+        assert preflight.notes(made) == []
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
+        (said,) = preflight.notes(made, engine="local")
+        assert "(ulimit -f)" in said and "--sbatch-arg=--propagate=NONE" in said
+        assert preflight.notes(made) == [said]
+        assert preflight.notes(made, sbatch_args=["--propagate=NONE"]) == []
+        here = preflight.notes(made, sbatch_args=["--propagate=NONE"], download_here=True)
+        assert here == [said]
+        (unknown,) = preflight.notes(plan(tmp_path / "d", size=None), engine="local")[1:]
+        assert unknown == said
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
+from msgspec import structs
+
 from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
@@ -156,6 +159,21 @@ def test_out_of_memory_asks_for_twice_as_much_and_says_so() -> None:
     assert any("2000 MB" in note for note in step.notes)
 
 
+@pytest.mark.parametrize("engine", ["slurm", "local"])
+def test_a_limit_of_the_launching_shell_is_left_behind_by_every_job_on_slurm(engine: str) -> None:
+    asked = Resources(sbatch_args=("--nice=1",))
+    submission = structs.replace(cases.submission(CHAIN, resources=asked), engine=engine)
+    done = [
+        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
+        result(Stage.EXTRACT, 0, [item("a.p0000", Cause.LIMIT)]),
+    ]
+    step = recover(judge(cases.evidence([submission], results=done, fetched="ab")))
+    assert step.resources is not None
+    args = {each.sbatch_args for each in step.resources.values()}
+    assert args == {("--nice=1", "--propagate=NONE") if engine == "slurm" else ("--nice=1",)}
+    assert any("--propagate=NONE" in note for note in step.notes) == (engine == "slurm")
+
+
 def test_a_finalize_that_was_lost_runs_alone() -> None:
     done = [
         result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
@@ -174,5 +192,6 @@ def test_another_attempt_is_made_only_where_it_can_help() -> None:
     assert may_retry(judge(_failed_part(Cause.KILLED)), None)
     assert not may_retry(judge(_failed_part(Cause.UNSAFE_MEMBER)), None)
     assert not may_retry(judge(_failed_part(Cause.DISK_FULL)), None)
+    assert not may_retry(judge(_failed_part(Cause.LIMIT)), None)
     assert not may_retry(judge(_failed_part(Cause.KILLED)), 1)  # the last one brought nothing
     assert may_retry(judge(_failed_part(Cause.KILLED)), 3)

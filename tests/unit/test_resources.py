@@ -152,3 +152,9 @@ def test_bad_nodes_are_added_to_those_left_out_once() -> None:
     after = grown(BEFORE, {Cause.NODE_FAILURE}, bad_nodes=["n2", "n1", "n2"])
     assert after.exclude == "n1,n2"
     assert grown(Resources(), set()).exclude is None
+
+
+def test_a_limit_of_the_shell_is_left_behind_unless_the_user_said_what_follows() -> None:
+    assert grown(Resources(), {Cause.LIMIT}).sbatch_args == ("--propagate=NONE",)
+    said = Resources(sbatch_args=("--nice=1 --propagate=CPU",))
+    assert grown(said, {Cause.LIMIT}) == said

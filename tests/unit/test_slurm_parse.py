@@ -90,6 +90,15 @@ def queue_line(
             id="killed under srun",
         ),
         pytest.param(
+            queue_line(state="FAILED", status="24"), EngineState.ENDED, Cause.LIMIT, id="SIGXCPU"
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status=str(153 << 8)),
+            EngineState.ENDED,
+            Cause.LIMIT,
+            id="SIGXFSZ under srun",
+        ),
+        pytest.param(
             queue_line(state="FAILED", status="4021", reason="JobLaunchFailure"),
             EngineState.ENDED,
             Cause.LAUNCH_FAILED,
