@@ -32,10 +32,14 @@ class Cursor:
         """Of the next byte, in the whole stream."""
         return self._base + self._pos
 
+    def _next(self) -> memoryview | None:
+        """The bytes behind those that are held; None at the end of the stream."""
+        return next(self._blocks, None)
+
     def _more(self) -> bool:
         """Have a byte at least; False at the end of the stream."""
         while self._pos >= self._end:
-            block = next(self._blocks, None)
+            block = self._next()
             if block is None:
                 return False
             self._base += self._end
@@ -84,13 +88,26 @@ class Cursor:
         else:
             self._pos += size
 
-    def only_zeros_left(self) -> bool:
-        """Read to the end of the stream; False as soon as a byte is not zero."""
-        while self._more():
-            if bytes(self._view[self._pos : self._end]).strip(b"\0"):
-                return False
-            self._pos = self._end
-        return True
+    def peek(self, size: int) -> memoryview:
+        """The next ``size`` bytes, fewer at the end of the stream, which are still to be taken."""
+        while self._end - self._pos < size:
+            block = self._next()
+            if block is None:
+                break
+            joined = memoryview(bytes(self._view[self._pos : self._end]) + bytes(block))
+            self._base += self._pos
+            self._view, self._pos, self._end = joined, 0, len(joined)
+        return self._view[self._pos : min(self._pos + size, self._end)]
+
+    def skip_zeros(self, step: int) -> memoryview:
+        """Pass zeros, ``step`` bytes at a time; what follows, as ``peek`` gives it."""
+        while head := self.peek(step):
+            if bytes(head).strip(b"\0"):
+                break
+            held = bytes(self._view[self._pos : self._end])
+            zeros = len(held) - len(held.lstrip(b"\0"))
+            self._pos += max(len(head), zeros - zeros % step)
+        return head
 
 
 class SeekingCursor(Cursor):
@@ -109,17 +126,14 @@ class SeekingCursor(Cursor):
         self._length = length
         self._step = self._FIRST
 
-    def _more(self) -> bool:
-        while self._pos >= self._end:
-            self._base += self._end
-            self._pos = self._end = 0
-            if self._base >= self._length:
-                return False
-            self._view = memoryview(self._pread(self._step, self._base))
-            self._end = len(self._view)
-            # Whoever reads on without a jump gets more at once.
-            self._step = min(self._step * 4, ONE_PIECE)
-        return True
+    def _next(self) -> memoryview | None:
+        offset = self._base + self._end
+        if offset >= self._length:
+            return None
+        block = memoryview(self._pread(self._step, offset))
+        # Whoever reads on without a jump gets more at once.
+        self._step = min(self._step * 4, ONE_PIECE)
+        return block
 
     def skip_to(self, offset: int) -> None:
         size = offset - self._base - self._pos

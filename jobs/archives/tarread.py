@@ -15,6 +15,7 @@ from jobs.errors import ArchiveError
 from jobs.model import Cut
 
 _META = 1 << 20  # bytes; most of a pax header or a long name
+_RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at a time, by default
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _KINDS = {b"1": Kind.HARD_LINK, b"2": Kind.LINK, b"5": Kind.FOLDER, b"D": Kind.FOLDER}
 # A global header that renames, resizes or relinks every member is nothing a writer makes.
@@ -57,6 +58,8 @@ class TarReader:
             for key, value in (cut.globals if cut else {}).items()
         }
         self._name: bytes | None = None  # of the member in hand, for messages
+        self._tar_start = cursor.offset  # where the tar in hand begins
+        self._knows_cuts = cut is not None  # then the whole archive was read before
         self.header_offset = cursor.offset
         self.total = 0  # content bytes of the members so far
 
@@ -70,8 +73,10 @@ class TarReader:
     def members(self, *, stop: int | None = None) -> Iterator[Member]:
         """The members up to the one whose header is at ``stop``; None: to the archive's end.
 
-        Content that was not read is skipped. Raises ``ArchiveError`` where a header is damaged,
-        the stream ends too soon, or the end mark is missing or followed by anything.
+        Content that was not read is skipped. Tars may follow each other, as ``cat`` puts them and
+        ``tar -i`` reads them: together they are one archive. Raises ``ArchiveError`` where a header
+        is damaged, the stream ends too soon, or the end mark is missing or followed by anything
+        but its padding and another tar.
         """
         cursor = self._cursor
         try:
@@ -80,6 +85,8 @@ class TarReader:
                 self._name = None
                 member, end = self._next()
                 if member is None:
+                    if self._another_follows(self.header_offset):
+                        continue
                     if stop is not None:
                         self._fail("the archive ends before its member table does")
                     return
@@ -111,7 +118,8 @@ class TarReader:
             if raw == END:
                 if extra is not None:
                     self._fail("an extension header belongs to no member")
-                self._end_mark()
+                if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
+                    self._fail("the end mark is not whole")
                 return None, 0
             header = tarheader.parse(raw)
             self._name = header.name
@@ -162,11 +170,31 @@ class TarReader:
         except ArchiveError as error:
             raise with_member(error, self._name or b"") from error
 
-    def _end_mark(self) -> None:
-        if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
-            self._fail("the end mark is not whole")
-        if not self._cursor.only_zeros_left():
-            self._fail("something follows the archive's end mark")
+    def _another_follows(self, end: int) -> bool:
+        """Whether another tar follows the one that ends at ``end``; False: the stream ends.
+
+        Zeros between two members are an end mark only where they are as long as writers make it:
+        two blocks, or that and the padding to a record of 20 blocks. Else they may as well be a
+        hole, as a transfer that broke leaves it, with members lost in it.
+        """
+        head = bytes(self._cursor.skip_zeros(BLOCK))
+        if not head:
+            return False
+        try:
+            tarheader.check_sum(head.ljust(BLOCK, b"\0"))
+        except HeaderError:
+            self._fail("something that is no tar follows the archive's end mark")
+        start = self._cursor.offset
+        zeros = start - end
+        padded = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0
+        if not (zeros == 2 * BLOCK or padded or self._knows_cuts):
+            self._fail(
+                f"members follow {zeros} bytes of zeros: a piece of the file is missing, or tars "
+                "were put one behind the other in an unusual way, which `tar -xi` unpacks"
+            )
+        self._tar_start = start
+        self._globals = {}  # they hold within their own tar
+        return True
 
     def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
         """Read what a header says of the next one, or of all."""
