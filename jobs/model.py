@@ -203,6 +203,7 @@ class Options(Struct, frozen=True):
     links: Links = Links.REFUSE
     strip_components: int | None = None  # None: a single common top folder goes
     nested: bool = False  # archives inside archives, one level deep
+    zip_encoding: str = "cp437"  # of names in zips that are not UTF-8 and do not tell
     max_expansion: float = 200.0  # most data bytes for an archive byte; zeros give 1030
     max_members: int = 50_000_000  # most members in a shard
     keep_archive: bool = False

@@ -58,6 +58,11 @@ class Archive(Protocol):
         """
         ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of the whole archive, a sentence each; after ``members``."""
+        ...
+
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
 

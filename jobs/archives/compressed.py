@@ -20,6 +20,7 @@ class CompressedFile:
     """
 
     top: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched

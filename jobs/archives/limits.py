@@ -34,7 +34,7 @@ class Limits:
             raise too_large(
                 self.archive,
                 f"holds more than the {self.max_members} members allowed",
-                "limit of members",
+                "--max-members",
             )
 
     def check_claim(self, total: int, member: bytes) -> None:

@@ -19,6 +19,7 @@ class PlainFile:
     """The file itself, under the name that it has at the source; its pieces one after the other."""
 
     top: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._files = fetched.files

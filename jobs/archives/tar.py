@@ -25,6 +25,8 @@ _HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
 class TarArchive:
     """Reads a part of a tar: from its plain form where there is one, else from the start on."""
 
+    warnings: tuple[str, ...] = ()
+
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
         self._options = options

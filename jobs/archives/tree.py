@@ -30,6 +30,7 @@ class TreeArchive:
     """
 
     top: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._listing = folder.shards / f"{shard.id}.listing"

@@ -54,6 +54,16 @@ class ZipArchive:
         return self._directory.top
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """See ``Archive.warnings``."""
+        count = self._directory.decoded
+        if not count:
+            return ()
+        what = "1 name is" if count == 1 else f"{count} names are"
+        fact = f"{what} not UTF-8 and read as {self._options.zip_encoding}"
+        return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
+
+    @property
     def member_count(self) -> int:
         """Entries in all parts."""
         return len(self._directory)
@@ -82,7 +92,7 @@ class ZipArchive:
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``."""
-        for ordinal in reversed(range(len(self._directory))):
+        for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)
             if self._directory.is_superseded(ordinal) or entry.kind is not Kind.FILE:
                 continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from jobs.archives.base import Kind, damaged, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Chain
 from jobs.archives.table import Names, TopFolder
-from jobs.archives.zipentry import ENTRY_SIZE, Entry, EntryError, parse_entry
+from jobs.archives.zipentry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
+from jobs.errors import ArchiveError
 from jobs.model import Options
 
 _EOCD = struct.Struct("<4s4H2LH")
@@ -23,6 +25,9 @@ _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _COMMENT = 0xFFFF  # bytes, at most
 _WINDOW = 1 << 20  # bytes of the directory in memory
+_COUNTS = 1 << 16  # a count without zip64 is told modulo this
+_WRAPS = 1 << 32  # and an offset modulo this
+_GAP = 1 << 17  # bytes; more than a local extra field and a descriptor can take together
 LOCAL_SIZE = 30  # bytes of a local header, without its name
 
 
@@ -33,6 +38,8 @@ class _End:
     entries: int
     start: int  # offset of the directory
     size: int  # bytes
+    zip64: bool  # whether numbers are whole; else ``entries`` and offsets are modulo what they fit
+    wrapped: bool = False  # whether the directory lies beyond what an offset can tell
 
 
 class Directory:
@@ -40,6 +47,10 @@ class Directory:
 
     Making one proves: the count, names that say what they are, no two entries that share bytes,
     nothing encrypted, no claim that the bytes cannot hold, and the limits. Raises ``ArchiveError``.
+
+    Without zip64 some tools (macOS's Finder) write counts and offsets that have overflowed. The
+    directory's own size says where it ends, so the count is proven modulo 65,536. Beyond 4 GiB
+    each entry has to begin just behind the one before, and the directory just behind the last.
     """
 
     def __init__(self, chain: Chain, limits: Limits, options: Options) -> None:
@@ -50,17 +61,20 @@ class Directory:
         self._window = b""
         self._window_at = 0
         self._moving = threading.Lock()  # members are read ahead in one thread, found in another
-        self._positions = array("Q")  # of each entry in the file
-        self._offsets = array("Q")  # of each entry's local header
-        self._ends = array("Q")  # the first byte that can be the next one's
-        self.data_bytes = 0
-        self._top = TopFolder(options)
+        self._options = options
+        self._utf8 = True  # names that are valid UTF-8 and do not tell are read as that
+        self._told = Counter[Told]()
         self._replaced = self._scan()
         self._order = self._ordered()
 
     @property
     def top(self) -> str | None:
         return self._top.top
+
+    @property
+    def decoded(self) -> int:
+        """How many names are read in the encoding that the options give."""
+        return self._told[Told.BY_OPTION]
 
     @property
     def start(self) -> int:
@@ -78,7 +92,10 @@ class Directory:
 
     def entry(self, ordinal: int) -> Entry:
         """The entry of that ordinal, in the file's order."""
-        return self._entry_at(self._positions[self._order[ordinal]])[0]
+        index = self._order[ordinal]
+        entry, _ = self._entry_at(self._positions[index])
+        entry.offset = self._offsets[index]
+        return entry
 
     def limit(self, ordinal: int) -> int:
         """The offset where whatever comes behind that entry begins."""
@@ -101,38 +118,73 @@ class Directory:
         return low
 
     def _scan(self) -> frozenset[int]:
-        """Read the directory once; indexes of the entries that a later one replaces."""
-        if self._end.entries > self._end.size // ENTRY_SIZE:
-            raise damaged(
-                self._archive,
-                f"it counts {self._end.entries} entries and its directory has room for fewer",
-                offset=self._end.start,
-            )
-        self._limits.check_members(self._end.entries)
+        """Read the directory once; indexes of the entries that a later one replaces.
+
+        In Chinese or Japanese encodings a few names are valid UTF-8 by chance. Where an encoding
+        was asked for and most names need it, all are read in it, by a second reading.
+        """
+        self._positions = array("Q")  # of each entry in the file
+        self._offsets = array("Q")  # of each entry's local header
+        self._ends = array("Q")  # the first byte that can be the next one's
+        self.data_bytes = 0
+        self._top = TopFolder(self._options)
+        self._told = Counter[Told]()
         names = Names()
+        end = 0
         for index, entry in enumerate(self._entries()):
-            self._offsets.append(entry.offset)
-            self._ends.append(entry.offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored)
+            offset = entry.offset
+            if self._end.wrapped:
+                offset = self._following(end, end + (offset - end) % _WRAPS)
+            end = offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored
+            self._offsets.append(offset)
+            self._ends.append(end)
+            self._told[entry.told] += 1
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
             self._top.see(entry.name, entry.kind or Kind.FILE)
             if entry.kind is not Kind.FOLDER:
                 names.add(entry.name, index)
+        if self._end.wrapped:
+            self._following(end, self.start)
+        asked = self._options.zip_encoding != Options().zip_encoding
+        if asked and self._told[Told.BY_OPTION] > self._told[Told.BY_BYTES] > 0:
+            self._utf8 = False
+            return self._scan()
         return frozenset(names.superseded())
+
+    def _following(self, end: int, offset: int) -> int:
+        """``offset``, which must lie just behind ``end``."""
+        if not end <= offset <= end + _GAP:
+            raise unsupported(
+                self._archive,
+                "is a zip of more than 4 GiB without zip64 fields, as macOS's Finder makes them, "
+                "and one of its members has more than 4 GiB, so that its size is nowhere told; "
+                "unpack it where it was made (on a Mac: ditto -x -k ARCHIVE FOLDER) and launch "
+                "with --local-path FOLDER",
+            )
+        return offset
 
     def _entries(self) -> Iterator[Entry]:
         position, end = self._end.start, self._end.start + self._end.size
-        for _ in range(self._end.entries):
-            self._positions.append(position)
-            entry, position = self._entry_at(position)
-            if position > end:
+        while position < end:
+            try:
+                entry, behind = self._entry_at(position)
+            except ArchiveError:
+                if self._bytes(position, 4) == b"PK\x05\x05":
+                    break  # a digital signature may follow the entries; nothing else
+                raise
+            if behind > end:
                 raise damaged(self._archive, "its directory is cut short", offset=position)
+            self._positions.append(position)
+            self._limits.check_members(len(self._positions))
+            position = behind
             yield entry
-        rest = self._bytes(position, end - position)
-        # A digital signature may follow; nothing else.
-        if rest and not rest.startswith(b"PK\x05\x05"):
+        found, told = len(self._positions), self._end.entries
+        if found != told and (self._end.zip64 or found % _COUNTS != told):
             raise damaged(
-                self._archive, "its directory has more entries than it counts", offset=position
+                self._archive,
+                f"it counts {told} entries and its directory has {found}",
+                offset=self._end.start,
             )
 
     def _entry_at(self, position: int) -> tuple[Entry, int]:
@@ -140,7 +192,12 @@ class Directory:
             fixed = self._bytes(position, ENTRY_SIZE)
             lengths = struct.unpack_from("<3H", fixed, 28) if len(fixed) == ENTRY_SIZE else (0,)
             size = ENTRY_SIZE + sum(lengths)
-            entry = parse_entry(self._bytes(position, size), self._chain.starts)
+            entry = parse_entry(
+                self._bytes(position, size),
+                self._chain.starts,
+                self._options.zip_encoding,
+                self._utf8,
+            )
         except EntryError as error:
             if error.unsupported:
                 raise unsupported(self._archive, str(error), member=error.name) from error
@@ -207,6 +264,7 @@ def _find_end(chain: Chain, archive: str) -> _End:
 def _checked_end(chain: Chain, archive: str, at: int, fields: tuple[int, ...]) -> _End:
     disk, start_disk, here, entries, size, start, _ = fields
     directory_end = at
+    zip64 = False
     locator = chain.read_exactly(_LOCATOR.size, at - _LOCATOR.size) if at >= 20 else b""
     if locator.startswith(b"PK\x06\x07"):
         _, disk64, at64, _ = _LOCATOR.unpack(locator)
@@ -221,14 +279,16 @@ def _checked_end(chain: Chain, archive: str, at: int, fields: tuple[int, ...]) -
             if short not in (full, long):
                 raise damaged(archive, "its two end records contradict each other", offset=at)
         disk, start_disk, here, entries, size, start = wide
+        zip64 = True
     start = _absolute(chain, archive, start_disk, start, at)
     if disk == start_disk and here != entries:
         raise damaged(archive, "its end record counts entries in two ways", offset=at)
-    if start + size != directory_end:
+    beyond = directory_end - size - start
+    if beyond and (zip64 or start_disk or beyond < 0 or beyond % _WRAPS):
         raise damaged(
             archive, "its directory is not where its end record says, or not so long", offset=at
         )
-    return _End(entries, start, size)
+    return _End(entries, start + beyond, size, zip64, wrapped=beyond > 0)
 
 
 def _absolute(chain: Chain, archive: str, disk: int, offset: int, at: int) -> int:

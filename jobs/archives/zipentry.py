@@ -8,6 +8,7 @@ import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 from jobs.archives.base import Kind
 
@@ -25,7 +26,9 @@ _ENCRYPTED = 0x2041  # bits 0, 6 and 13 of the flags
 _UTF8 = 0x0800
 DESCRIPTOR = 0x0008  # sizes and CRC follow the content
 _FULL = 0xFFFFFFFF
-_UNIX = (3, 19)  # host systems whose names are bytes
+_UNIX = (3, 19)  # host systems whose attributes are a mode (APPNOTE 4.4.2; 19: macOS)
+_DOS = (0, 10, 11, 14)  # host systems where no name can hold a backslash: FAT, NTFS, VFAT
+_DOS_FOLDER = 0x10  # FILE_ATTRIBUTE_DIRECTORY
 
 
 class EntryError(ValueError):
@@ -39,12 +42,22 @@ class EntryError(ValueError):
         self.unsupported = unsupported
 
 
+class Told(Enum):
+    """How the encoding of a name is known."""
+
+    SURELY = 0  # ASCII, or the archive says that it is UTF-8
+    BY_BYTES = 1  # they are valid UTF-8
+    BY_OPTION = 2  # it is read in the encoding that was given
+
+
 @dataclass
 class Entry:
     """What the directory says of an entry."""
 
-    name: bytes  # UTF-8, or the raw bytes of a Unix
+    name: bytes  # in UTF-8, '/'-separated
     raw_name: bytes  # as the local header must have it
+    host: int  # the system that the entry was made on
+    told: Told  # how its encoding is known
     kind: Kind | None  # None: a device, FIFO or socket
     flags: int
     method: int
@@ -81,10 +94,11 @@ class Entry:
             return 0.0
 
 
-def parse_entry(record: bytes, starts: Sequence[int]) -> Entry:
+def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> Entry:
     """The entry in a record of the directory; ``starts``: where each file of a split zip begins.
 
-    Raises ``EntryError`` for what contradicts itself or cannot be read.
+    ``encoding``, ``utf8``: see ``entry_name``. Raises ``EntryError`` for what contradicts itself
+    or cannot be read.
     """
     if len(record) < ENTRY_SIZE or not record.startswith(b"PK\x01\x02"):
         raise EntryError("its directory is damaged")
@@ -93,17 +107,22 @@ def parse_entry(record: bytes, starts: Sequence[int]) -> Entry:
     name_size, extra_size, _, disk, _, attributes, offset = fields[10:]
     raw_name = record[ENTRY_SIZE : ENTRY_SIZE + name_size]
     extra = record[ENTRY_SIZE + name_size : ENTRY_SIZE + name_size + extra_size]
-    name = entry_name(raw_name, flags, made_by >> 8, extra)
+    host = made_by >> 8
+    name, told = entry_name(raw_name, flags, extra, encoding, utf8)
+    if b"\\" in name:
+        name = _separated(name, host)
     size, stored, offset, disk = _wide(extra, size, stored, offset, disk, name)
     _check_readable(flags, method, name)
     if disk >= len(starts):
         raise EntryError(f"it lies in file {disk + 1} of a split zip, which is missing", name)
-    kind = _kind(raw_name, attributes, made_by >> 8)
+    kind = _kind(name, attributes, host, size)
     _check_claim(name, kind, method, stored, size)
     mode = attributes >> 16 & 0o777
     return Entry(
         name,
         raw_name,
+        host,
+        told,
         kind,
         flags,
         method,
@@ -142,23 +161,46 @@ def _check_claim(name: bytes, kind: Kind | None, method: int, stored: int, size:
         raise EntryError(f"no {stored} bytes can hold the {size} that it claims", name)
 
 
-def entry_name(raw: bytes, flags: int, host: int, extra: bytes) -> bytes:
-    """The name in UTF-8: flagged so, in the Unicode Path field, a Unix's bytes, or cp437."""
-    if raw.isascii():
-        path = _unicode_path(raw, extra)
-        return raw if path is None else path
-    if flags & _UTF8:
-        return raw
-    path = _unicode_path(raw, extra)
+def entry_name(
+    raw: bytes, flags: int, extra: bytes, encoding: str, utf8: bool
+) -> tuple[bytes, Told]:
+    """The name in UTF-8, and how its encoding is known.
+
+    macOS, Java and many Windows tools write UTF-8 and do not say so: with ``utf8`` what is valid
+    UTF-8 is read as that. Other names are in ``encoding``. Raises ``EntryError`` where that does
+    not have the bytes.
+    """
+    if flags & _UTF8 and not raw.isascii():
+        return raw, Told.SURELY
+    path = _unicode_path(raw, extra) if extra else None
     if path is not None:
-        return path
-    if host in _UNIX:
+        return path, Told.SURELY
+    if raw.isascii():
+        return raw, Told.SURELY
+    if utf8:
         try:
-            raw.decode("utf-8")  # macOS and others write UTF-8 and do not say so
-            return raw
+            raw.decode("utf-8")
+            return raw, Told.BY_BYTES
         except UnicodeDecodeError:
             pass
-    return raw.decode("cp437").encode("utf-8")
+    try:
+        return raw.decode(encoding).encode("utf-8"), Told.BY_OPTION
+    except UnicodeError as error:
+        raise EntryError(
+            f"has a name that is not valid in {encoding}; launch again with the --zip-encoding "
+            "that the archive was made in, such as cp932, gbk, big5 or cp1251",
+            raw,
+            unsupported=True,
+        ) from error
+
+
+def _separated(name: bytes, host: int) -> bytes:
+    """The name with ``/`` between its components.
+
+    Some Windows tools write ``\\``. As unzip and bsdtar have it, that is a separator where the name
+    has no ``/`` and comes of a file system where no name can hold one.
+    """
+    return name if b"/" in name or host not in _DOS else name.replace(b"\\", b"/")
 
 
 def _unicode_path(raw: bytes, extra: bytes) -> bytes | None:
@@ -210,12 +252,14 @@ def _wide(
     return values[0], values[1], values[2], values[3]
 
 
-def _kind(raw_name: bytes, attributes: int, host: int) -> Kind | None:
+def _kind(name: bytes, attributes: int, host: int, size: int) -> Kind | None:
     mode = attributes >> 16
     type_bits = stat.S_IFMT(mode)
     if type_bits == stat.S_IFLNK:
         return Kind.LINK
-    if raw_name.endswith(b"/") or type_bits == stat.S_IFDIR:
+    if name.endswith(b"/") or type_bits == stat.S_IFDIR:
+        return Kind.FOLDER
+    if host in _DOS and attributes & _DOS_FOLDER and not size:
         return Kind.FOLDER
     if type_bits in (0, stat.S_IFREG) or host not in _UNIX:
         return Kind.FILE
@@ -238,7 +282,7 @@ def check_local(entry: Entry, header: bytes) -> int:
     if flags & _ENCRYPTED or method != entry.method:
         raise EntryError("its local header tells of another method", entry.name)
     path = _unicode_path(raw_name, extra)
-    if path is not None and path != entry.name:
+    if path is not None and _separated(path, entry.host) != entry.name:
         raise EntryError("its local header has another Unicode name", entry.name)
     size, stored, _, _ = _wide(extra, size, stored, 0, 0, entry.name)
     told = (crc, stored, size)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs import atomic
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
+from jobs.archives.limits import FLOOR
 from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
@@ -27,7 +28,6 @@ from jobs.progress import Progress
 from jobs.staging import Staging
 from jobs.writeout import WriteOut
 
-_FLOOR = 100_000_000  # bytes that nested archives may hold, whatever the ratio
 _MOST_CORRECTIONS = 2  # of the top folder, as the reader promises
 
 
@@ -74,14 +74,18 @@ class _Pass:
         self._writers = Writers(self._disk_error)
         self._kept = Kept(wanted=work.shard.kind is ShardKind.TREE)
         self._tally = _Tally()
+        self._warnings: list[str] = []
         several = work.fetched.format is Format.PARQUET or self._options.nested
         self._records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
             self._options,
             progress,
         )
-        ratio = int(self._options.max_expansion * sum(work.fetched.sizes))
-        self._most_bytes = max(_FLOOR, ratio)
+        # A folder's files are not expanded: each is held to its listed size by its reader, and
+        # only archives within it (--nested) have a ratio, to all that was listed.
+        size = work.fetched.data_bytes if self._kept.wanted else None
+        self._archive_bytes = sum(work.fetched.sizes) if size is None else size
+        self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
         return as_ours(error, path, archive=self._label, root=os.fsdecode(self._root))
@@ -181,7 +185,8 @@ class _Pass:
         self._writers.drain()
 
     def _file(self, names: Names, path: bytes, member: Member, *, inner: bool) -> None:
-        self._claim(member)
+        if inner or not self._kept.wanted:
+            self._claim(member)
         if names.is_records(path):
             self._records.write(member.chunks, ordinal=member.ordinal, append=inner)
             self._progress.add(files=1)
@@ -235,8 +240,8 @@ class _Pass:
         if self._tally.bytes > self._most_bytes:
             raise too_large(
                 self._label,
-                f"brings the data to more than {self._options.max_expansion:g} times the "
-                "archive's size",
+                f"brings the data to {self._tally.bytes} bytes, more than "
+                f"{self._options.max_expansion:g} for each of the archive's {self._archive_bytes}",
                 "--max-expansion",
                 member=member.name,
             )
@@ -253,6 +258,7 @@ class _Pass:
             below = path[: path.rfind(b"/") + 1]
             renumbered = _Numbered(archive, member.ordinal)
             self._read(renumbered, names, nested.part_of(shard), below=below, inner=True)
+            self._warnings += (f"{shown(path)}: {warning}" for warning in archive.warnings)
         self._tally.pending = outer
 
     def _undo(self) -> None:
@@ -289,6 +295,8 @@ class _Pass:
         return summary
 
     def _summary(self, twice: Twice, files: int, size: int, records: bool) -> PartSummary:
+        if self._work.part.index == 0:  # they are of the whole archive
+            self._warnings += self._archive.warnings
         return PartSummary(
             part=self._work.part.id,
             files=files,
@@ -296,7 +304,7 @@ class _Pass:
             members=self._tally.members,
             records=records,
             left_out=dict(self._names.left_out),
-            warnings=tuple(twice.warnings()),
+            warnings=(*self._warnings, *twice.warnings()),
         )
 
 
@@ -310,6 +318,10 @@ class _Numbered:
     @property
     def top(self) -> str | None:
         return self._archive.top
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._archive.warnings
 
     def members(self, part: Part) -> Iterator[Member]:
         for member in self._archive.members(part):

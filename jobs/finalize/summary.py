@@ -45,7 +45,7 @@ _WORDS = {
         "name differs from another in case or Unicode form only",
         "names differ from others in case or Unicode form only",
     ),
-    Kind.WARNING: ("file is odd", "files are odd"),
+    Kind.WARNING: ("warning", "warnings"),
     Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
     Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
     Kind.BLANK: ("records file has blank lines", "records files have blank lines"),

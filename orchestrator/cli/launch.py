@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jobs.model import Links, Match, OnBadRecord, OnCollision, Verify
+from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Verify
 from orchestrator.api.request import DEFAULT_DEST
 from orchestrator.cli import options
 from orchestrator.planning import DEFAULT_TASKS
@@ -117,6 +117,13 @@ _dataset = options.stack(
         help="Outermost folders of each member to drop; auto: one that holds everything.",
     ),
     click.option("--nested", is_flag=True, help="Extract archives in archives, one level deep."),
+    click.option(
+        "--zip-encoding",
+        type=options.ENCODING,
+        default=Options().zip_encoding,
+        show_default=True,
+        help="Encoding of names in zips that are not UTF-8, such as cp932 or gbk.",
+    ),
     click.option("--preserve-times", is_flag=True, help="Keep the members' modification times."),
     title="Dataset",
 )
@@ -177,6 +184,13 @@ _verification = options.stack(
         default=200.0,
         show_default=True,
         help="Most bytes of data for a byte of archive, against bombs.",
+    ),
+    click.option(
+        "--max-members",
+        type=click.IntRange(min=1),
+        default=Options().max_members,
+        show_default=True,
+        help="Most files and folders in one archive, against bombs.",
     ),
     title="Verification",
 )

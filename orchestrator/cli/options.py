@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,11 +48,27 @@ def clean(text: str) -> str:
     return text
 
 
+def encoding(text: str) -> str:
+    """The name of an encoding that Python knows and that has ASCII's characters where ASCII has."""
+    letters = string.ascii_letters + string.digits + "./_-"
+    try:
+        same = letters.encode().decode(text) == letters
+    except (LookupError, UnicodeError, ValueError):
+        same = False
+    if not same:
+        raise UsageError(
+            f"{text!r} is no encoding that file names are in; write it as Python does: cp437, "
+            "cp850, cp866, cp932 (Japanese), gbk, big5, euc_kr, cp1251, …"
+        )
+    return text
+
+
 TIME = Parsed("time", resources.parse_limit)
 MEMORY = Parsed("size", resources.parse_mem)
 SIZE = Parsed("size", resources.parse_size)
 WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
+ENCODING = Parsed("name", encoding)
 SBATCH = Parsed("line", sbatchargs.parse)
 SBATCH_DOWNLOAD = Parsed("line", sbatchargs.parse_for_download)
 

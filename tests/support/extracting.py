@@ -141,6 +141,7 @@ class FakeArchive:
     def __init__(self, members: Sequence[Member], *, top: str | None = None) -> None:
         self._members = [(member, b"".join(member.chunks)) for member in members]
         self.top = top
+        self.warnings: tuple[str, ...] = ()
         for ordinal, (member, _) in enumerate(self._members):
             member.ordinal = ordinal
 

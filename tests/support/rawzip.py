@@ -53,7 +53,7 @@ def zip_of(
     gap: bytes = b"",
 ) -> bytes:
     """The archive; ``count`` and ``directory_shift`` falsify the end record."""
-    body, records = b"", b""
+    body, records = bytearray(), bytearray()
     for raw in entries:
         content = raw.bytes_stored
         crc = zlib.crc32(raw.data) if raw.crc is None else raw.crc
@@ -114,7 +114,7 @@ def zip_of(
         len(body) + directory_shift,
         len(comment),
     )
-    return body + records + end + comment + tail
+    return bytes(body + records + end + comment + tail)
 
 
 def unicode_path(raw_name: bytes, name: bytes) -> bytes:

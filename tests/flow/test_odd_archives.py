@@ -1,0 +1,285 @@
+"""Sound archives as odd tools make them, brought from the command line to the published files."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import struct
+import tarfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs.archives.limits import FLOOR
+from jobs.archives.zip import ZipArchive
+from jobs.errors import ArchiveError, Cause
+from tests.support.bringing import bring
+from tests.support.rawzip import STORED, Raw, zip_of
+from tests.support.reading import opened
+from tests.support.staged import line, png
+
+UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
+
+
+def put(path: Path, data: bytes) -> Path:
+    """The file's folder, which is the source of a run."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path.parent
+
+
+def tarred(files: Mapping[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
+def zipped(
+    files: Mapping[str, bytes], *, host: int = UNIX, encoding: str = "utf-8", flags: int = 0
+) -> bytes:
+    """A zip whose names are in ``encoding``, made on the system ``host``."""
+    return zip_of(
+        [
+            Raw(name.encode(encoding), data, made_by=host << 8 | 20, flags=flags, attributes=0)
+            for name, data in files.items()
+        ]
+    )
+
+
+def dataset(*names: str) -> dict[str, bytes]:
+    """Records and the images that they name."""
+    images = {name: png(number) for number, name in enumerate(names)}
+    return {"prompts.jsonl": b"".join(map(line, images)), **images}
+
+
+PAGES = dataset(*(f"images/{number:03d}.png" for number in range(6)))
+
+
+# Folders ---------------------------------------------------------------------------------------
+
+
+def test_a_copied_folder_may_hold_any_number_of_bytes(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "small.txt", b"x")
+    large = source / "large.bin"
+    large.touch()
+    with large.open("r+b") as file:  # a hole, which is read and written as one
+        file.truncate(FLOOR + 4096)
+    brought = bring(tmp_path, source, "--layout", "files", "--max-expansion", "1")
+    assert brought.problems == []
+    assert (Path(brought.plan.dest) / "large.bin").stat().st_size == FLOOR + 4096
+
+
+def test_archives_in_a_copied_folder_are_limited_by_what_was_listed(tmp_path: Path) -> None:
+    bomb = zipped({f"{number}.bin": bytes(26 << 20) for number in range(4)})
+    source = put(tmp_path / "source" / "some.txt", b"x")
+    put(source / "sub" / "bomb.zip", bomb)
+    words = ("--layout", "files", "--nested", "--include", "s*")
+    brought = bring(tmp_path / "one", source, *words)
+    assert "--max-expansion" in brought.text
+    assert brought.files == {}
+    brought = bring(tmp_path / "two", source, *words, "--max-expansion", "2000")
+    assert brought.problems == []
+
+
+def test_more_members_than_allowed_name_the_option_that_allows_them(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "d.tar", tarred(PAGES))
+    brought = bring(tmp_path / "one", source, "--max-members", "6")
+    assert "holds more than the 6 members allowed" in brought.text
+    assert "--max-members" in brought.text
+    assert bring(tmp_path / "two", source, "--max-members", "7").files == PAGES
+
+
+# Zips of Windows ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [FAT, NTFS, NTFS_TOO, VFAT])
+def test_backslashes_separate_where_windows_wrote_them(tmp_path: Path, host: int) -> None:
+    files = {name.replace("/", "\\"): data for name, data in PAGES.items()}
+    data = zipped({"images\\": b"", **files}, host=host)
+    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", data))
+    assert brought.problems == []
+    assert brought.files == PAGES
+
+
+def test_backslashes_are_part_of_a_name_elsewhere(tmp_path: Path) -> None:
+    files = {"a\\b.txt": b"1"}
+    source = put(tmp_path / "source" / "unix.zip", zipped(files, host=UNIX))
+    assert bring(tmp_path / "one", source, "--layout", "files").files == files
+    slashes = {"sub/a\\b.txt": b"1"}
+    source = put(tmp_path / "other" / "fat.zip", zipped(slashes, host=FAT))
+    assert bring(tmp_path / "two", source, "--layout", "files").files == slashes
+
+
+@pytest.mark.parametrize(
+    "name", ["..\\evil.txt", "\\evil.txt", "\\\\host\\evil.txt", "a\\..\\..\\x"]
+)
+def test_a_name_of_windows_that_leaves_the_dataset_is_refused(tmp_path: Path, name: str) -> None:
+    source = put(tmp_path / "source" / "d.zip", zipped({name: b"x"}, host=FAT))
+    brought = bring(tmp_path, source, "--layout", "files")
+    assert "damaged or hostile" in brought.text
+    assert brought.files == {}
+
+
+def test_a_folder_that_only_its_attributes_tell_is_one(tmp_path: Path) -> None:
+    entries = [Raw(b"images", made_by=20, attributes=0x10)]
+    entries += [Raw(name.encode(), data, made_by=20) for name, data in PAGES.items()]
+    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", zip_of(entries)))
+    assert brought.files == PAGES
+
+
+@pytest.mark.parametrize("host", [UNIX, FAT, NTFS])
+def test_names_that_are_utf_8_and_do_not_say_so_are_read_as_utf_8(
+    tmp_path: Path, host: int
+) -> None:
+    files = dataset("images/é1.png", "images/漢字.png")
+    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", zipped(files, host=host)))
+    assert brought.files == files
+    assert "--zip-encoding" not in brought.text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "names"),
+    [
+        ("cp932", ["images/テスト1.png", "images/ソ表.png"]),
+        ("gbk", ["images/漂亮.png", "images/风景.png"]),
+        ("cp1251", ["images/Привет.png", "images/мир.png"]),
+    ],
+)
+def test_names_in_another_encoding_are_read_in_the_one_that_is_given(
+    tmp_path: Path, encoding: str, names: list[str]
+) -> None:
+    files = dataset(*names)
+    source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding=encoding))
+    brought = bring(tmp_path / "one", source)
+    assert "2 names are not UTF-8 and read as cp437" in brought.text
+    assert "--zip-encoding" in brought.text
+    assert brought.files == {}
+    assert bring(tmp_path / "two", source, "--zip-encoding", encoding).files == files
+
+
+def test_names_that_are_utf_8_by_chance_follow_the_others_of_their_archive(
+    tmp_path: Path,
+) -> None:
+    by_chance = "图片"
+    assert by_chance.encode("gbk").decode("utf-8") != by_chance
+    files = {f"{name}.txt": b"x" for name in (by_chance, "漂亮", "风景")}
+    source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding="gbk"))
+    brought = bring(tmp_path, source, "--layout", "files", "--zip-encoding", "gbk")
+    assert brought.files == files
+    assert "3 names are not UTF-8 and read as gbk" in brought.text
+
+
+def test_a_backslash_within_a_character_separates_nothing(tmp_path: Path) -> None:
+    files = dataset("images\\ソ.png", "images\\表.png")
+    assert files["prompts.jsonl"].count(b"\\\\") == 2
+    files["prompts.jsonl"] = files["prompts.jsonl"].replace(b"\\\\", b"/")
+    data = zipped(files, host=FAT, encoding="cp932")
+    source = put(tmp_path / "source" / "d.zip", data)
+    brought = bring(tmp_path, source, "--zip-encoding", "cp932")
+    assert brought.files == {name.replace("\\", "/"): data for name, data in files.items()}
+
+
+def test_a_name_that_the_encoding_does_not_have_is_refused_with_the_option(tmp_path: Path) -> None:
+    files = {"texts/\xff\xfe.txt": b"x"}
+    source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding="latin-1"))
+    brought = bring(tmp_path / "one", source, "--layout", "files", "--zip-encoding", "gbk")
+    assert "not valid in gbk" in brought.text
+    assert "--zip-encoding" in brought.text
+    words = ("--layout", "files", "--zip-encoding", "latin-1")
+    assert bring(tmp_path / "two", source, *words).files == files
+
+
+def test_the_warning_comes_once_for_an_archive_in_many_parts(tmp_path: Path) -> None:
+    files = {f"sub/{number}é.bin": bytes([number]) * 2000 for number in range(40)}
+    entries = [Raw(name.encode("cp437"), data, 0) for name, data in files.items()]
+    source = put(tmp_path / "source" / "d.zip", zip_of(entries))
+    brought = bring(tmp_path, source, "--layout", "files", "--part-size", "16K")
+    assert len(brought.plan.parts()) > 4
+    assert brought.files == files
+    assert brought.text.count("40 names are not UTF-8") == 1
+
+
+# Zips without zip64 ------------------------------------------------------------------------------
+
+
+def test_a_count_that_has_overflowed_is_proven_by_the_directory(tmp_path: Path) -> None:
+    # As macOS's Finder ends it: no zip64 records, the count modulo 65,536.
+    path = tmp_path / "d.zip"
+    path.write_bytes(
+        zip_of([Raw(b"%d" % number, method=STORED) for number in range(65_540)], count=4)
+    )
+    reader, _, _ = opened(path)
+    assert isinstance(reader, ZipArchive)
+    assert reader.member_count == 65_540
+    assert reader.find(b"0") and reader.find(b"65539")
+
+
+def test_a_count_that_is_wrong_otherwise_is_refused(tmp_path: Path) -> None:
+    data = zip_of([Raw(b"a"), Raw(b"b"), Raw(b"c")], count=2)
+    brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", data), "--layout", "files")
+    assert "it counts 2 entries and its directory has 3" in brought.text
+
+
+def _beyond_4_gib(path: Path, sizes: list[int], names: list[str]) -> Path:
+    """A zip of files of ``sizes``, which are holes, and then images; all numbers overflow."""
+    files: list[tuple[str, int, bytes]] = [(f"h{n}", size, b"") for n, size in enumerate(sizes)]
+    files += [(name, len(png(1)), png(1)) for name in names]
+    records = b""
+    with path.open("wb") as out:
+        for name, size, content in files:
+            told = (zlib.crc32(content), size & 0xFFFFFFFF, size & 0xFFFFFFFF, len(name))
+            at, raw = out.tell() & 0xFFFFFFFF, name.encode()
+            local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *told, 0)
+            out.write(local + raw + content)
+            out.seek(size - len(content), os.SEEK_CUR)
+            entry = (b"PK\1\2", 0x315, 20, 0, 0, 0, 33, *told, 0, 0, 0, 0, 0o100644 << 16, at)
+            records += struct.pack("<4s6H3L5H2L", *entry) + raw
+        end = (0, 0, len(files), len(files), len(records), out.tell() & 0xFFFFFFFF, 0)
+        out.write(records + struct.pack("<4s4H2LH", b"PK\5\6", *end))
+    return path
+
+
+def test_offsets_that_have_overflowed_are_proven_by_what_comes_before(tmp_path: Path) -> None:
+    path = _beyond_4_gib(
+        tmp_path / "d.zip", [3 << 30, 2 << 30, 1 << 30, 3 << 30], ["0.png", "1.png"]
+    )
+    reader, _, _ = opened(path)
+    for name in (b"0.png", b"1.png"):
+        member = reader.find(name)
+        assert member is not None
+        assert b"".join(map(bytes, member.chunks)) == png(1)
+
+
+@pytest.mark.parametrize("sizes", [[5 << 30], [5 << 30, 7], [7, 5 << 30], [1 << 30, 9 << 30, 7]])
+def test_a_size_that_has_overflowed_is_refused_with_a_way_out(
+    tmp_path: Path, sizes: list[int]
+) -> None:
+    path = _beyond_4_gib(tmp_path / "d.zip", sizes, ["0.png"])
+    with pytest.raises(ArchiveError, match="one of its members has more than 4 GiB") as caught:
+        opened(path)[0].find(b"0.png")
+    assert caught.value.cause is Cause.UNSUPPORTED
+    assert "--local-path FOLDER" in caught.value.message
+
+
+# Tars one behind the other -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("size", ["512M", "2K"])
+def test_tars_one_behind_the_other_are_one_archive(tmp_path: Path, size: str, packed: bool) -> None:
+    items = list(PAGES.items())
+    data = b"".join(tarred(dict(items[first : first + 2])) for first in (0, 2, 4, 6))
+    name = "d.tar"
+    if packed:
+        data, name = gzip.compress(data[:20_480]) + gzip.compress(data[20_480:]), "d.tar.gz"
+    source = put(tmp_path / "source" / name, data)
+    brought = bring(tmp_path, source, "--part-size", size)
+    assert brought.problems == []
+    assert brought.files == PAGES

@@ -1,0 +1,81 @@
+"""A whole run in this process, from the command line's words to what is published, within 0.1 s."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs import download, finalize
+from jobs.extract.attempt import Attempts
+from jobs.model import Part, Plan
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+from jobs.staging import INCOMING, MANIFEST, RECEIPT
+from orchestrator import api
+from orchestrator.cli import building
+from orchestrator.cli.launch import command
+
+
+@dataclass
+class Brought:
+    """What a run came to."""
+
+    folder: RunFolder
+    plan: Plan
+    problems: list[str]  # of download, extraction and finalize, in this order
+    lines: tuple[str, ...]  # finalize's own
+
+    @property
+    def text(self) -> str:
+        """All that a person is told."""
+        return "\n".join((*self.problems, *self.lines))
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """What is published, by path; without receipt and manifest."""
+        dest = Path(self.plan.dest)
+        ours = {RECEIPT, MANIFEST}
+        return {
+            name: path.read_bytes()
+            for path in sorted(dest.rglob("*"))
+            if path.is_file() and (name := str(path.relative_to(dest))) not in ours
+            if not name.startswith(f"{INCOMING}/")
+        }
+
+
+def bring(root: Path, source: Path, *words: str) -> Brought:
+    """Launch with ``--local-path source`` and ``words``; ``root`` gets the run and the dataset."""
+    folder, plan = planned(root, source, *words)
+    downloaded = download.run(
+        folder, plan, [shard.id for shard in plan.shards], Progress(), refetch=frozenset()
+    )
+    problems = [item.problem.message for item in downloaded if item.problem is not None]
+    return finished(folder, plan, list(plan.parts()), problems)
+
+
+def planned(root: Path, source: Path, *words: str) -> tuple[RunFolder, Plan]:
+    """The run folder and the plan of such a launch; nothing is done yet."""
+    places = ["--dest", str(root / "data"), "--log-dir", str(root / "logs")]
+    argv = ["--local-path", str(source), *places, "--engine", "local", *words]
+    values = command.make_context("launch", argv).params
+    building.Habits.take(values)
+    values.pop("show_config")
+    made = api.plan(building.request(values))
+    made.folder.create(made.plan)
+    return made.folder, made.plan
+
+
+def finished(
+    folder: RunFolder, plan: Plan, parts: list[Part], problems: list[str] | None = None
+) -> Brought:
+    """Extract ``parts`` of the shards that are here, in that order, and finalize."""
+    problems = list(problems or ())
+    attempts = Attempts(folder, plan, Progress())
+    here = folder.fetched_ids()
+    for part in parts:
+        if part.shard in here:
+            item = attempts.extract(part).result
+            problems += [item.problem.message] if item.problem else []
+    summary, problem = finalize.run(folder, plan, Progress())
+    problems += [problem.message] if problem else []
+    return Brought(folder, plan, problems, summary.lines)
