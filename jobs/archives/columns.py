@@ -168,7 +168,8 @@ def node_of(kind: pa.DataType) -> Node | None:
 def _is(kind: pa.DataType, predicates: Iterable[str]) -> bool:
     import pyarrow as pa
 
-    return any(getattr(pa.types, name, bool)(kind) for name in predicates)
+    known = [getattr(pa.types, name) for name in predicates if hasattr(pa.types, name)]
+    return any(predicate(kind) for predicate in known)
 
 
 def tags_of(names: Iterable[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 
 from examples.samples import make_dataset
 from jobs import extract
+from jobs.archives.columns import node_of
 from jobs.archives.parquet import ParquetArchive
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Layout, Options, Outcome, Part
@@ -312,13 +313,23 @@ def test_what_a_column_holds_is_decided_by_the_files_first_values_for_all_parts(
 ) -> None:
     mask = [*[None] * 5, b"<html>", *pages[:3]]
     path = written({"image": images(pages), "mask": images(mask)}, rows=2)
-    run, lines = extracted(tmp_path, path, parts=4)
+    run, lines = extracted(tmp_path, path, parts=2)
     tree = run.tree()
     assert [line["mask"] and tree[line["mask"]] for line in lines] == mask
     assert [line["image"][-10:] for line in lines][:2] == ["-image.png", "-image.png"]
     assert lines[5]["mask"].endswith("-mask.png")  # so that it has to be an image
     problems = [entry.problem for part in run.parts for entry in run.entries(part) if entry.problem]
     assert problems == ["not an image: an HTML page"]
+
+
+def test_types_that_an_older_pyarrow_has_not_are_no_binaries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("is_binary_view", "is_list_view", "is_large_list_view"):
+        monkeypatch.delattr(pa.types, name)
+    assert node_of(pa.int64()) is None
+    assert node_of(pa.list_(pa.string())) is None
+    assert node_of(pa.list_(pa.binary())) is not None
 
 
 def test_a_path_without_bytes_is_kept_as_the_path(
