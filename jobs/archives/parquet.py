@@ -52,12 +52,7 @@ class ParquetArchive:
             raise unsupported(self._archive, "is a parquet file in several pieces")
         self._path = Path(fetched.files[0])
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
-        self._warnings: tuple[str, ...] = ()
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """See ``Archive.warnings``; known once ``members`` has begun."""
-        return self._warnings
+        self.warnings: tuple[str, ...] = ()
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``; there are no links here that would ask."""
@@ -68,7 +63,7 @@ class ParquetArchive:
         with self._opened() as file, self._damage(), _spool(self._folder) as lines:
             groups, first, count = _groups_of(file, part)
             rows = _Rows(self._shard.id, self._options, file, self._archive)
-            self._warnings = rows.warnings
+            self.warnings = rows.warnings
             mtime = self._path.stat().st_mtime
             total = 0
             for number, member in enumerate(rows.files(groups, first, lines.write), 1):

@@ -308,6 +308,16 @@ def test_bytes_that_are_no_pictures_stay_in_the_record_and_are_told(
     assert "'embedding'" in warning and "base64" in warning
 
 
+def test_a_warning_of_the_whole_file_comes_from_one_part(
+    tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
+) -> None:
+    path = written({"image": images(pages), "audio": pa.array([b"RIFF"] * 9)}, rows=2)
+    run, _ = extracted(tmp_path, path, parts=2)
+    first, second = (run.summary(part).warnings for part in run.parts)
+    assert len(first) == 1 and "'audio'" in first[0]
+    assert second == ()
+
+
 def test_what_a_column_holds_is_decided_by_the_files_first_values_for_all_parts(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
 ) -> None:
