@@ -15,7 +15,7 @@ from jobs.model import Resources, Stage, Submission, Task, utc_now
 from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator import journal
-from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec
+from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
 from orchestrator.journal import Act
 
 log = logging.getLogger(__name__)
@@ -181,21 +181,48 @@ def _all_or_nothing(
         yield
     except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
-        _give_up(folder, submission.number, error.message)
-        then = "Once that is mended"
+        message, fewer, then = error.message, "", "Once that is mended"
+        if isinstance(error, TooManyJobs) and not left:
+            room, most = _room(folder, submission, engine)
+            message += room
+            if most:
+                fewer, then = f" --tasks {most}", "With fewer array tasks it fits"
+        _give_up(folder, submission.number, message)
         if isinstance(error, Stopped):
             act = Act.CANCELLING if left else Act.CANCELLED
             journal.append(folder, act, attempt=submission.number)
             then = "Take it up again"
         told = f"{left}; `cancel` does when Slurm answers" if left else _NOTHING_LEFT
         raise type(error)(
-            f"{error.message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}",
+            f"{message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}{fewer}",
             cause=error.cause,
         ) from error
     except BaseException:
         _take_back(folder, submission, engine, handles)
         _give_up(folder, submission.number, "it was cut off while it was being submitted")
         raise
+
+
+def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[str, int]:
+    """How many jobs the chain is and how many may be submitted; most array tasks that fit, or 0.
+
+    To be asked once the chain is taken back, as its own jobs count as well.
+    """
+    chain = specs(folder, submission)
+    counts = {spec.stage.value: len(spec.tasks) for spec in chain}
+    if submission.then is not None:
+        counts["--then"] = 1
+    needed = sum(counts.values())
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    told = f"\nThe run needs {needed} jobs at a time ({listed})"
+    spec = next((each for each in chain if each.stage is Stage.EXTRACT), chain[0])
+    try:
+        room = engine.room(spec, needed)
+    except EngineError as error:
+        log.warning("how many jobs may be submitted is not known: %s", error.message)
+        return told, 0
+    most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
+    return f"{told}, and there is room for {room}", max(0, most)
 
 
 _NOTHING_LEFT = "Nothing of it was left submitted"

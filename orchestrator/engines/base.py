@@ -9,9 +9,13 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
-from jobs.errors import Cause
+from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.runfolder import RunFolder
+
+
+class TooManyJobs(EngineError):
+    """A limit on how many jobs may be submitted at a time refused a job."""
 
 
 class EngineState(str, Enum):
@@ -90,6 +94,13 @@ class Engine(Protocol):
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         """Hand the tasks over; ``EngineError`` leaves nothing behind that runs."""
+        ...
+
+    def room(self, spec: JobSpec, most: int) -> int:
+        """How many jobs like those of ``spec`` may be submitted now, an array's task being one.
+
+        ``most`` where there is room for as many or more.
+        """
         ...
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:

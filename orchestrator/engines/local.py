@@ -55,6 +55,10 @@ class LocalEngine:
         ids = {task.number: each.record.task_id for task, each in pairs}
         return JobHandle(spec.stage, ids, (str(job.id),))
 
+    def room(self, spec: JobSpec, most: int) -> int:
+        """See ``base.Engine``; nothing is limited here."""
+        return most
+
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         """See ``base.Engine``: the commands that do the same by hand."""
         lines = [f"# {spec.name}: {len(spec.tasks)} task(s), at most {spec.parallel} at once"]

@@ -169,19 +169,20 @@ def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
     ]
 
 
-def trial(spec: JobSpec) -> str:
+def trial(spec: JobSpec, count: int | None = None) -> str:
     """What ``sbatch --test-only`` says to the very script that would be submitted.
 
-    Raises ``EngineError`` where it would be refused, by us or by Slurm.
+    ``count``: with so many array tasks in place of those of ``spec``. Raises ``EngineError`` where
+    it would be refused, by us or by Slurm.
     """
     check(spec)
     with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
         made = executor(spec, None, Path(scratch), parallel=spec.parallel, hand_over=never)
         script = Path(scratch) / "trial.sh"
-        script.write_text(made.script(len(spec.tasks)), encoding="utf-8")
+        script.write_text(made.script(count or len(spec.tasks)), encoding="utf-8")
         answer = slurmclient.submit(["sbatch", "--test-only", str(script)])
     if answer.returncode:
-        raise EngineError(f"Slurm would refuse it: {slurmlimits.explained(answer.words)}")
+        raise slurmlimits.refusal("Slurm would refuse it", answer.words)
     return answer.stderr + answer.stdout
 
 

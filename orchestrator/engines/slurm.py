@@ -21,6 +21,7 @@ from orchestrator.engines.base import (
     JobHandle,
     JobSpec,
     TaskState,
+    TooManyJobs,
 )
 from orchestrator.engines.slurmclient import Answer, TimedOut
 from orchestrator.engines.slurmparse import (
@@ -89,6 +90,20 @@ class SlurmEngine:
             raise EngineError(why.message, cause=why.cause) from error
         self._submitted += task_ids.values()
         return JobHandle(spec.stage, task_ids, tuple(job_ids))
+
+    def room(self, spec: JobSpec, most: int) -> int:
+        """See ``base.Engine``; Slurm itself is asked, as nobody else knows all of its limits."""
+        from orchestrator.engines import sbatch
+
+        fits, least_refused = 0, min(most, slurmlimits.array_size()) + 1
+        while least_refused - fits > 1:
+            count = (fits + least_refused) // 2
+            try:
+                sbatch.trial(spec, count)
+                fits = count
+            except TooManyJobs:
+                least_refused = count
+        return fits
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         """See ``base.Engine``; one script for each array."""
@@ -171,13 +186,13 @@ class SlurmEngine:
         if answer.returncode == 0 and len(said) == 1:
             return said[0]
         if answer.returncode and not said:
-            raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")
+            raise slurmlimits.refusal("Slurm refused the job", answer.words)
         found = self._look_up(name) - set(known)
         for job_id in (*said, *sorted(found)):
             if job_id in found:
                 return job_id
         if answer.returncode:
-            raise EngineError(f"Slurm refused the job: {slurmlimits.explained(answer.words)}")
+            raise slurmlimits.refusal("Slurm refused the job", answer.words)
         if said:
             return said[0]
         raise EngineError(

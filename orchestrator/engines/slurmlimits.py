@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import EngineError
 from orchestrator import resources
 from orchestrator.engines import slurmclient
-from orchestrator.engines.base import JobSpec
+from orchestrator.engines.base import JobSpec, TooManyJobs
 
 DEFAULT_MAX_ARRAY = 1001  # Slurm's own: the highest index is one less
 
@@ -89,7 +89,7 @@ def check_time(spec: JobSpec) -> None:
 
 # Words of sbatch (slurm_errno.c) and what to do about them.
 _REMEDIES = (
-    ("maxsubmit", "wait until some of your jobs are through, or lower --tasks"),
+    ("submitjob", "lower --tasks, or wait until some of your jobs have ended"),
     ("maxwall", "ask for less with --time"),
     ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
     ("invalid partition", "choose another --partition; `sinfo` lists them"),
@@ -103,6 +103,20 @@ _REMEDIES = (
     ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
     ("invalid job array", "lower --tasks"),
 )
+
+
+# The limit that a job violates, such as QOSMaxSubmitJobPerUserLimit (slurmctld/acct_policy.c).
+_VIOLATED = re.compile(r"\b(Assoc|QOS)[A-Z]\w+")
+
+
+def refusal(said: str, words: str) -> EngineError:
+    """The error for sbatch's ``words``, which follow ``said``.
+
+    ``TooManyJobs`` also where an older Slurm does not tell which limit is violated: it may be one.
+    """
+    limit = _VIOLATED.search(words)
+    too_many = "SubmitJob" in limit[0] if limit else "Job violates" in words
+    return (TooManyJobs if too_many else EngineError)(f"{said}: {explained(words)}")
 
 
 def explained(words: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import pickle
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import samples
 from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.runfolder import RunFolder
@@ -20,6 +22,7 @@ from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
 from orchestrator.engines.slurm import SlurmEngine
 from tests.support import payload
+from tests.support.cli import Cli
 from tests.support.slurm import PrivateSlurm, available
 
 pytestmark = pytest.mark.slurm
@@ -392,8 +395,11 @@ def strict() -> Iterator[PrivateSlurm]:
         me = getpass.getuser()
         for words in (
             "qos tiny MaxSubmitJobsPerUser=2 MaxWall=00:10:00 Flags=DenyOnLimit",
+            "qos few GrpSubmitJobs=6",
             "account lab",
-            f"user {me} account=lab qos=normal,tiny defaultqos=normal",
+            "account hall",
+            f"user {me} account=lab qos=normal,tiny,few defaultqos=normal",
+            f"user {me} account=hall MaxSubmitJobs=6",
         ):
             made.run("sacctmgr", "-i", "add", *words.split(), check=True)
         yield made
@@ -419,6 +425,25 @@ def test_limits_of_accounts_are_told_and_nothing_is_left(
     with pytest.raises(EngineError, match=f"(?i){words}"):
         engine.submit(spec(folder, 3, resources=resources), None)
     assert names(strict) == []
+
+
+@pytest.mark.parametrize("who", [("-A", "hall"), ("-A", "lab", "-q", "few")])
+def test_a_limit_of_submitted_jobs_is_told_with_the_launch_that_fits(
+    strict: PrivateSlurm, cli: Cli, tmp_path: Path, who: tuple[str, ...]
+) -> None:
+    shell = cli.having(**strict.env)
+    (tmp_path / "in").mkdir()
+    for number in range(8):
+        samples.write_archive(tmp_path / "in" / f"{number}.tar", [(f"{number}.txt", b"x")], "tar")
+    source = ("--local-path", tmp_path / "in", "--layout", "files", "--dest", tmp_path / "data")
+    done = shell.run("launch", *source, *who, "-y", "--time", "5", "--mem", "100", rc=4)
+    assert "needs 10 jobs at a time (download 1, extract 8, finalize 1)" in done.err
+    offer = re.search(r"resume \S+ --tasks (\d)$", done.err.strip())
+    # The download job that is taken back may count until its node is free.
+    assert offer is not None and offer[1] in ("3", "4")
+    strict.wait_until_idle()
+    shell.run("resume", "--tasks", "4", "--wait")
+    assert len(list((tmp_path / "data").glob("*.txt"))) == 8
 
 
 # Slurm in trouble -------------------------------------------------------------------------------

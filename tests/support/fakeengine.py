@@ -7,32 +7,52 @@ from pathlib import Path
 
 from jobs.errors import EngineError
 from jobs.runfolder import RunFolder
-from orchestrator.engines.base import Dependency, EngineState, JobHandle, JobSpec, TaskState
+from orchestrator.engines.base import (
+    Dependency,
+    EngineState,
+    JobHandle,
+    JobSpec,
+    TaskState,
+    TooManyJobs,
+)
 
 
 class FakeEngine:
-    """Gives out ids from 100 on; refuses a job whose stage is in ``refuses``."""
+    """Gives out ids from 100 on; refuses a job whose stage is in ``refuses``.
+
+    ``limit``: most jobs, an array's task being one.
+    """
 
     name = "fake"
 
     def __init__(
-        self, *, refuses: Sequence[str] = (), on_submit: Callable[[JobSpec], None] | None = None
+        self,
+        *,
+        refuses: Sequence[str] = (),
+        limit: int = 1000,
+        on_submit: Callable[[JobSpec], None] | None = None,
     ) -> None:
         self.submitted: list[tuple[JobSpec, Dependency | None]] = []
         self.followed: list[tuple[Path, Dependency]] = []
         self.cancelled: list[str] = []
         self.cancelled_names: list[str] = []
         self._refuses = refuses
+        self._limit = limit
         self._on_submit = on_submit or (lambda spec: None)
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         self._on_submit(spec)
         if spec.stage.value in self._refuses:
             raise EngineError("sbatch: invalid partition specified: nowhere")
+        if len(spec.tasks) + sum(len(each.tasks) for each, _ in self.submitted) > self._limit:
+            raise TooManyJobs("AssocMaxSubmitJobLimit")
         self.submitted.append((spec, after))
         job = str(99 + len(self.submitted))
         ids = {task.number: f"{job}_{task.number}" for task in spec.tasks}
         return JobHandle(spec.stage, ids, (job,))
+
+    def room(self, spec: JobSpec, most: int) -> int:
+        return min(most, self._limit)
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         return f"{spec.name} {after.kind if after else ''}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.engines.slurmlimits import Array, split
+from orchestrator.engines.base import TooManyJobs
+from orchestrator.engines.slurmlimits import Array, refusal, split
 
 
 @pytest.mark.parametrize(
@@ -54,3 +55,26 @@ def test_every_task_is_in_one_array_and_the_throttle_is_never_exceeded(
             assert array.parallel <= arrays[array.behind].parallel
     followed = [array.behind for array in arrays if array.behind is not None]
     assert len(followed) == len(set(followed))
+
+
+POLICY = (
+    "Batch job submission failed: Job violates accounting/QOS policy (job submit limit, user's "
+    "size and/or time limits)"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "too_many"),
+    [
+        (f"AssocMaxSubmitJobLimit; {POLICY}", True),
+        (f"AssocGrpSubmitJobsLimit; {POLICY}", True),
+        (f"QOSMaxSubmitJobPerUserLimit; {POLICY}", True),
+        (f"QOSMaxSubmitJobPerAccountLimit; {POLICY}", True),
+        (f"QOSGrpSubmitJobsLimit; {POLICY}", True),
+        (POLICY, True),
+        (f"QOSMaxWallDurationPerJobLimit; {POLICY}", False),
+        ("Batch job submission failed: Invalid qos specification", False),
+    ],
+)
+def test_a_limit_of_submitted_jobs_is_known_from_other_refusals(words: str, too_many: bool) -> None:
+    assert isinstance(refusal("Slurm refused it", words), TooManyJobs) is too_many

@@ -11,7 +11,7 @@ from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
 from jobs.runfolder import RunFolder
 from orchestrator import journal, planning, submission
-from orchestrator.engines.base import JobSpec
+from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.journal import Act
 from tests.support import cases
 from tests.support.fakeengine import FakeEngine
@@ -62,6 +62,26 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
     assert engine.cancelled == accepted
     assert "resume" in caught.value.message
     assert journal.open_intents(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("limit", "told", "remedy"),
+    [
+        pytest.param(4, "there is room for 4", "--tasks 2", id="fewer array tasks fit"),
+        pytest.param(2, "there is room for 2", "", id="one job too few"),
+        pytest.param(0, "there is room for 0", "", id="none at all"),
+    ],
+)
+def test_a_limit_of_submitted_jobs_is_told_with_what_the_chain_needs_and_what_fits(
+    folder: RunFolder, limit: int, told: str, remedy: str
+) -> None:
+    engine = FakeEngine(limit=limit)
+    with pytest.raises(TooManyJobs) as caught:
+        submission.submit_chain(folder, draft(folder), engine)
+    assert "needs 5 jobs at a time (download 1, extract 3, finalize 1)" in caught.value.message
+    assert told in caught.value.message
+    assert caught.value.message.endswith(f"resume {folder.run_id} {remedy}".strip())
+    assert told in (folder.load_submission(1).refused or "")
 
 
 def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolder) -> None:
