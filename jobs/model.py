@@ -181,7 +181,7 @@ class Part(Struct, frozen=True):
 class Layout(Struct, frozen=True):
     """Where a dataset keeps its records and images; ``records`` is empty for plain files."""
 
-    name: str = "websight"
+    name: str = "auto"  # websight: this records file alone; files: none
     records: str = "prompts.jsonl"
     images: str = "images"
     image_field: str | None = None  # None: the first of the usual names that is there

@@ -123,6 +123,14 @@ def rewritten(line: bytes, changes: Mapping[Where, str]) -> bytes:
     return "".join((*pieces, text[done:])).encode("utf-8")
 
 
+def json_end(text: str, at: int) -> int:
+    """Where the JSON value ends that begins at ``at``.
+
+    Raises ``json.JSONDecodeError`` and ``RecursionError``.
+    """
+    return _python.raw_decode(text, at)[1]
+
+
 def problem_of_path(path: str) -> str | None:
     """Why a record's path cannot mean a file of the dataset; None if it can."""
     if path.startswith("/"):

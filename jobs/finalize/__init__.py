@@ -28,9 +28,10 @@ from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.join import Join
+from jobs.finalize.pieces import find_pieces
 from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.unfinished import unfinished
-from jobs.model import OnBadRecord, Plan, Problem, Summary, Verify
+from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
 from jobs.staging import MANIFEST, RECEIPT, Staging
@@ -141,9 +142,9 @@ def _look(
     summaries = passes.read_summaries(ground, tally, findings)
     if len(summaries) < len(ground.parts):
         return tally, stack.enter_context(Rewrites(ground.scratch, lines=0))
-    if ground.reads_records:
-        passes.find_pieces(ground, summaries, findings)
-    elif ground.mending is not None:
+    if options.layout.has_records:
+        find_pieces(ground, summaries, findings, progress)
+    if ground.mending is not None and not ground.reads_records:
         tally.records = int(ground.mending.receipt["counts"]["records"])
     rows = sum(part.files for part in summaries)
     with (
@@ -179,19 +180,9 @@ def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> No
     kept = tally.records
     if options.on_bad_record is OnBadRecord.DROP:
         kept -= len(merge.sorted_numbers(tally.bad_lines))
-    if not ground.pieces:
-        nested = tally.nested_records
-        fact = f"no shard has a {layout.records}"
-        if nested:
-            hint = _strip_hint(ground, nested.removesuffix(f"/{layout.records}"))
-            fact += f", but there is a {nested}; {hint}"
-        else:
-            fact += "; `--layout files` needs none"
-        kind = Kind.WARNING if options.verify is Verify.NONE else Kind.NO_RECORDS
-        findings.add(Finding(kind, fact))
-    elif not tally.records:
-        findings.add(Finding(Kind.COUNT, f"{layout.records} holds no record"))
-    elif not kept:
+    if ground.pieces and not tally.records:
+        findings.add(Finding(Kind.COUNT, f"{ground.records_path} holds no record"))
+    elif ground.pieces and not kept:
         findings.add(Finding(Kind.COUNT, f"none of {tally.records} records is good: none is left"))
     if findings.counts[Kind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
         above = tally.nested_images.partition(f"/{layout.images}/")[0]
@@ -229,8 +220,7 @@ def _prepare(
     dropped = merge.sorted_numbers(tally.bad_lines)
     merged = None
     if ground.reads_records:
-        path = ground.plan.options.layout.records
-        merged = merge.merge_records(ground, dropped, rewrites, path, progress)
+        merged = merge.merge_records(ground, dropped, rewrites, findings, progress)
     elif ground.mending is not None:
         merged = mending.records_as_published(ground.mending)
     proof = merge.write_manifest(ground, merge.sorted_numbers(tally.skipped), merged, progress)
@@ -275,6 +265,7 @@ def _receipt_of(
         **content,
         "left_out": dict(tally.left_out),
         "archives": None if kept is None else str(kept),
+        "records_among_data": sorted(set(ground.lying.values())),
     }
 
 

@@ -23,6 +23,7 @@ class Kind(str, Enum):
     ABSENT = "file_absent"
     COLLISION = "collision"
     NO_RECORDS = "no_records_file"
+    BAD_FORM = "records_file_damaged"
     COUNT = "wrong_count"
     BAD_RECORD = "bad_record"
     OUTSIDE = "path_outside"
@@ -39,6 +40,7 @@ class Kind(str, Enum):
     WARNING = "warning"
     STRAY = "file_of_no_part"
     RESERVED = "name_of_ours"
+    FORM = "records_in_another_form"
     BLANK = "blank_line"
     BOM = "byte_order_mark"
     CRLF = "crlf_line_ends"
@@ -55,6 +57,7 @@ FATAL = {
     Kind.ABSENT: Cause.NOT_FETCHED,
     Kind.COLLISION: Cause.COLLISION,
     Kind.NO_RECORDS: Cause.BAD_RECORD,
+    Kind.BAD_FORM: Cause.BAD_RECORD,
     Kind.COUNT: Cause.VERIFICATION,
 }
 BAD = {
@@ -72,12 +75,12 @@ class Finding(NamedTuple):
     message: str
     shard: str | None = None  # its id
     member: str | None = None
-    line: int | None = None  # in the shard's records, from 1
+    line: int | None = None  # in the shard's records as JSON lines, from 1
 
-    def text(self, name: str | None) -> str:
-        """For people, with the shard's name."""
+    def text(self, name: str | None, *, unit: str = "line") -> str:
+        """For people, with the shard's name and what the records file counts."""
         member = shown(self.member) if self.member is not None else None
-        line = f"line {self.line}" if self.line else None
+        line = f"{unit} {self.line}" if self.line else None
         place = ", ".join(part for part in (name, member, line) if part)
         return f"{place}: {self.message}" if place else self.message
 

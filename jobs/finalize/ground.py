@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jobs.finalize.forms import Found
 from jobs.memberpath import shown, text_of
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.runfolder import RunFolder
@@ -42,12 +43,18 @@ class Piece:
     """The records of one shard, or of one part of it."""
 
     shard: Shard
-    path: Path
+    found: Found  # as JSON lines
+    folder: str = ""  # of the dataset, with a slash, in which the records file was
     # Folders that its paths start from, and where the dataset has them: unified, each empty or
     # ending with a slash.
     moves: Mapping[str, str] = field(default_factory=dict)
     # What paths begin with, wherever they stand in a record, that extraction itself put there.
     made: str | None = None
+
+    @property
+    def path(self) -> Path:
+        """The records as JSON lines."""
+        return self.found.path
 
 
 @dataclass(frozen=True)
@@ -77,8 +84,13 @@ class Ground:
     mending: Mending | None = None  # where what was published before is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
     unclear: list[str] = field(default_factory=list)  # what paths of records may mean, in words
+    records_path: str | None = None  # of the records file in the dataset; None for plain files
+    # Records files among the data: the part that wrote each, by the file's number.
+    lying: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        layout = self.plan.options.layout
+        self.records_path = layout.records if layout.has_records else None
         self.parts = self.plan.parts()
         self.shards = {shard.id: shard for shard in self.plan.shards}
 
@@ -97,12 +109,6 @@ class Ground:
         """Whether records are parsed and merged: a repair mostly leaves them as they are."""
         layout = self.plan.options.layout
         return layout.has_records and (self.mending is None or self.mending.records)
-
-    @property
-    def records_path(self) -> str | None:
-        """The records file within the dataset; None for plain files."""
-        layout = self.plan.options.layout
-        return layout.records if layout.has_records else None
 
     def part_of(self, number: int) -> Part:
         """The part that wrote the file of that number."""

@@ -54,6 +54,7 @@ class Join:
         self._remove = remove
         self.contests: list[Contest] = []
         self.absent: set[int] = set()  # indices of parts with a file that is not on disk
+        self._told_of_several = False
         self._start()
 
     def run(self) -> None:
@@ -116,11 +117,8 @@ class Join:
 
     def _look_for_nesting(self, key: str) -> None:
         layout, tally = self._options.layout, self._audit.tally
-        if "/" in key and layout.has_records:
-            if key.endswith(f"/{layout.records}"):
-                tally.nested_records = tally.nested_records or key
-            elif f"/{layout.images}/" in key:
-                tally.nested_images = tally.nested_images or key
+        if layout.has_records and f"/{layout.images}/" in key:
+            tally.nested_images = tally.nested_images or key
 
     def _differ(self, key: str, old: _File, new: _File) -> None:
         first, second = (self._ground.part_of(file.number).shard for file in (old, new))
@@ -185,9 +183,24 @@ class Join:
         if file.named_by is None:
             file.named_by = line
         elif reference.required:
+            self._check_one_records_file(key, file.named_by, line)
             piece, place = self._ground.line_of(file.named_by)
             fact = f"names {shown(key)}, as line {place} of {piece.shard.name} does"
             self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
+
+    def _check_one_records_file(self, key: str, one: int, other: int) -> None:
+        """Of records files that lie among the data each has images of its own, or only one counts.
+
+        They may be versions of one list, or a list and its parts.
+        """
+        pieces = [self._ground.line_of(line)[0] for line in (one, other)]
+        if self._ground.lying and pieces[0] is not pieces[1] and not self._told_of_several:
+            self._told_of_several = True
+            names = " and ".join(
+                sorted(shown(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
+            )
+            fact = f"{names} both name {shown_key(key)}; --records-file says which of them counts"
+            self._find(Kind.NO_RECORDS, fact)
 
     def _missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {shown(reference.path)} {fact}"
@@ -200,10 +213,11 @@ class Join:
     def _resolve(self) -> None:
         """Find the one file that each waiting reference can mean."""
         files: defaultdict[str, list[str]] = defaultdict(list)
-        if self._waiting and matches_spellings(self._ground):
+        spelled = unified if matches_spellings(self._ground) else str
+        if self._waiting:
             for key in self._files:
-                if "\0" not in key:  # what is not UTF-8 cannot stand in a record
-                    files[unified(key)].append(key)
+                if "\0" not in key:  # what is not UTF-8 is not written into records
+                    files[spelled(key)].append(key)
         meant: defaultdict[str, list[Reference]] = defaultdict(list)
         for reference in self._waiting:
             keys = next(
@@ -217,6 +231,8 @@ class Join:
             self._settle(key, references)
 
     def _forms(self, reference: Reference) -> list[str]:
+        if not matches_spellings(self._ground):
+            return [reference.key]
         return [unified(key) for key in (reference.key, reference.other) if key is not None]
 
     def _near_fact(self, reference: Reference, keys: list[str]) -> str:

@@ -109,4 +109,7 @@ def _reference(
     fact = records.problem_of_path(literal)
     if fact is not None:
         raise PathError(fact)
+    if piece.folder and not matches_spellings(ground):
+        key = piece.folder + literal
+        return Reference(line, place, path, key, None, How.MOVED, image.required)
     return Reference(line, place, path, *literal_paths(ground, piece, literal), how, image.required)

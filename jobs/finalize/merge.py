@@ -14,6 +14,8 @@ import msgspec
 
 from jobs import digest
 from jobs.checks import records
+from jobs.finalize import forms
+from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece, bytes_of
 from jobs.finalize.rewrites import Rewrites
 from jobs.manifest import Published, read_manifest
@@ -63,43 +65,76 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
 
 
 def merge_records(
-    ground: Ground, dropped: array[int], rewrites: Rewrites, path: str, progress: Progress
+    ground: Ground,
+    dropped: array[int],
+    rewrites: Rewrites,
+    findings: Findings,
+    progress: Progress,
 ) -> Merged | None:
-    """Write the records of all pieces, in plan order, to ``path`` in the staged dataset.
+    """Write the records of all pieces, in plan order, into the staged dataset.
 
-    Every line is written as it came, but for the ones that are dropped, paths that lead elsewhere
+    Every record is written as it came, but for the ones that are dropped, paths that lead elsewhere
     in the dataset, a byte order mark that would end up in the middle, and a line end that is
     missing between two pieces. None where there are no pieces.
     """
-    if not ground.pieces:
+    if not ground.pieces or ground.records_path is None:
         return None
-    target = ground.staging.data / path
+    target = ground.staging.data / ground.records_path
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = ground.scratch / "records"
     hashers = _hashers(ground)
-    size = count = rewritten = 0
-    by_shard: dict[str, int] = {}
-    out_of = _Numbers(dropped)
+    form = forms.published_form([piece.found for piece in ground.pieces], target.name)
+    _tell_forms(ground, form, findings)
+    kept = _Kept(ground, dropped, rewrites, progress)
+    size = 0
     with temporary.open("wb", buffering=1 << 20) as out:
-        for number, piece, line in _lines(ground):
-            if number % 1000 == 0:
-                progress.check()
-            if out_of.holds(number):
-                continue
-            if not records.is_blank(line):
-                count += 1
-                by_shard[piece.shard.id] = by_shard.get(piece.shard.id, 0) + 1
-                new = _placed(ground, piece, line, rewrites.of(number))
-                rewritten += new != line
-                line = new
-            out.write(line)
-            size += len(line)
+        for data in forms.framed(kept.lines(), form):
+            out.write(data)
+            size += len(data)
             for hasher in hashers:
-                hasher.update(line)
+                hasher.update(data)
     temporary.replace(target)
     crc, *other = (hasher.hexdigest() for hasher in hashers)
-    line_of_it = Published(path, size, crc, None, other[0] if other else None)
-    return Merged(line_of_it, count, len(dropped), by_shard, rewritten)
+    line_of_it = Published(ground.records_path, size, crc, None, other[0] if other else None)
+    return Merged(
+        line_of_it, sum(kept.by_shard.values()), len(dropped), kept.by_shard, kept.changed
+    )
+
+
+def _tell_forms(ground: Ground, form: forms.Found, findings: Findings) -> None:
+    for piece in ground.pieces:
+        if piece.found.told != form.told:
+            fact = f"came as {piece.found.told}, is published as {form.told}"
+            findings.add(Finding(Kind.FORM, fact, piece.shard.id))
+
+
+class _Kept:
+    """The records that are published, as lines; counts them as they are taken."""
+
+    def __init__(
+        self, ground: Ground, dropped: array[int], rewrites: Rewrites, progress: Progress
+    ) -> None:
+        self._ground = ground
+        self._dropped = _Numbers(dropped)
+        self._rewrites = rewrites
+        self._progress = progress
+        self.by_shard: dict[str, int] = {}
+        self.changed = 0
+
+    def lines(self) -> Iterator[bytes]:
+        """The lines; to be taken once."""
+        for number, piece, line in _lines(self._ground):
+            if number % 1000 == 0:
+                self._progress.check()
+            if self._dropped.holds(number):
+                continue
+            if not records.is_blank(line):
+                shard = piece.shard.id
+                self.by_shard[shard] = self.by_shard.get(shard, 0) + 1
+                placed = _placed(self._ground, piece, line, self._rewrites.of(number))
+                self.changed += placed != line
+                line = placed
+            yield line
 
 
 def _hashers(ground: Ground) -> list[digest.Hasher]:

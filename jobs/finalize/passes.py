@@ -13,12 +13,11 @@ from typing import NamedTuple
 from jobs.errors import RunFolderError
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
-from jobs.finalize.ground import Ground, Piece, key_of, key_of_bytes
+from jobs.finalize.ground import Ground, key_of, key_of_bytes
 from jobs.finalize.places import Sample
 from jobs.finalize.spelling import unified
 from jobs.manifest import read_manifest, read_summary
-from jobs.model import Format, Match, Part, PartSummary, Shard, Verify
-from jobs.pictures import from_table
+from jobs.model import Match, Part, PartSummary, Verify
 from jobs.progress import Progress
 from jobs.staging import MANIFEST, RECEIPT, SUMS
 
@@ -64,7 +63,6 @@ class Tally:
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     members: int = 0
-    nested_records: str | None = None  # a records file that lies in a folder
     nested_images: str | None = None  # an image below an images folder that is not the dataset's
     moved: Counter[str] = field(default_factory=Counter)  # images named elsewhere, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # one of them, in words
@@ -146,30 +144,6 @@ def forget_manifest(ground: Ground, part: Part, reason: str, findings: Findings)
     findings.add(Finding(Kind.PARTS, where + reason, part.shard))
 
 
-def find_pieces(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
-    """Find the records of each shard, in plan order; a part whose records are gone is forgotten."""
-    pieces: dict[str, Piece] = {}
-    for part, summary in zip(ground.parts, summaries, strict=True):
-        if not summary.records:
-            continue
-        own = ground.staging.part_records(part)
-        path = own if own.exists() else ground.staging.shard_records(part.shard)
-        if not path.exists():
-            forget_manifest(ground, part, "its records are gone", findings)
-        elif path.name not in pieces:
-            shard = ground.shards[part.shard]
-            pieces[path.name] = Piece(shard, path, made=_made(ground, shard))
-    ground.pieces = tuple(pieces.values())
-
-
-def _made(ground: Ground, shard: Shard) -> str | None:
-    """See ``Piece.made``: of a table extraction writes both the pictures and the records."""
-    fetched = ground.folder.load_fetched(shard.id)
-    if fetched is None or fetched.format is not Format.PARQUET:
-        return None
-    return from_table(ground.plan.options.layout.images, shard.id)
-
-
 def scan_manifests(audit: Audit) -> None:
     """Put a row for each file of each part into the buckets; find out where records' paths lead."""
     ground = audit.ground
@@ -196,7 +170,7 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
     records_path, reserved = ground.records_path, reserved_names(ground)
     number = start - 1
     for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start):
-        if entry.path == records_path:
+        if entry.path == records_path or number in ground.lying:
             audit.tally.skipped.append(number)
         elif entry.path in reserved:
             audit.tally.skipped.append(number)

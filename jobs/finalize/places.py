@@ -99,7 +99,8 @@ class Sample:
         self._folders: dict[str, set[str]] = {}
         for piece, paths in zip(ground.pieces, self._paths, strict=True):
             for path in paths:
-                self._literal.update(dict.fromkeys(self._literals(piece, path), False))
+                literals = [unified(piece.folder + path), *self._literals(piece, path)]
+                self._literal.update(dict.fromkeys(literals, False))
                 self._folders.update((ending, set()) for ending in _endings(path))
 
     def _literals(self, piece: Piece, path: str) -> list[str]:
@@ -129,9 +130,11 @@ class Sample:
     def _moves(self, piece: Piece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
         relative = paths - rooted
-        if any(self._literal[key] for path in relative for key in self._literals(piece, path)):
-            relative = set()
         lies: defaultdict[str, set[str]] = defaultdict(set)
+        if piece.folder and any(self._literal[unified(piece.folder + path)] for path in relative):
+            lies[""], relative = {f"{unified(piece.folder)}/"}, set()
+        elif any(self._literal[key] for path in relative for key in self._literals(piece, path)):
+            relative = set()
         for path in (*rooted, *relative):
             for ending in reversed([*_endings(path)]):
                 if folders := self._folders[ending]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.errors import Cause
 from jobs.finalize.findings import BAD, EXAMPLES, FATAL, Finding, Findings, Kind
+from jobs.finalize.forms import Form
 from jobs.finalize.ground import Ground
 from jobs.model import OnBadRecord, Problem, Verify
 
@@ -18,6 +19,7 @@ _WORDS = {
         "paths have different bytes in two shards",
     ),
     Kind.NO_RECORDS: ("records file is missing", "records files are missing"),
+    Kind.BAD_FORM: ("records file is damaged", "records files are damaged"),
     Kind.COUNT: ("count is wrong", "counts are wrong"),
     Kind.BAD_RECORD: ("line is no record", "lines are no records"),
     Kind.OUTSIDE: (
@@ -48,6 +50,7 @@ _WORDS = {
     Kind.WARNING: ("warning", "warnings"),
     Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
     Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    Kind.FORM: ("records file has another form now", "records files have another form now"),
     Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
     Kind.BOM: (
         "records file has a byte order mark",
@@ -102,7 +105,7 @@ def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -
 def _count_lines(ground: Ground, findings: Findings, *, records: int, images: int) -> list[str]:
     mark = "✗" if findings.counts[Kind.NO_RECORDS] else "✓"
     expected = ground.plan.options.expect_records
-    name = ground.plan.options.layout.records
+    name = ground.records_path
     if expected is not None and expected != records:
         mark = "✗"
     return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
@@ -117,7 +120,9 @@ def _tail(ground: Ground, findings: Findings, kind: Kind) -> str:
 
 
 def _text(ground: Ground, finding: Finding) -> str:
-    return finding.text(ground.name_of(finding.shard))
+    form = {piece.shard.id: piece.found.form for piece in ground.pieces}.get(finding.shard or "")
+    unit = "line" if form in (None, Form.LINES) else "record"
+    return finding.text(ground.name_of(finding.shard), unit=unit)
 
 
 def _aim(ground: Ground) -> str:

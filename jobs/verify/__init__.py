@@ -32,8 +32,11 @@ class _Manifest(msgspec.Struct):
 
 
 class _Layout(msgspec.Struct):
-    name: str = "websight"
-    records: str = "prompts.jsonl"
+    name: str = "auto"
+
+
+class _Records(msgspec.Struct):
+    path: str
 
 
 class Receipt(msgspec.Struct):
@@ -46,6 +49,7 @@ class Receipt(msgspec.Struct):
     layout: _Layout = msgspec.field(default_factory=_Layout)
     verify: str = Verify.STRUCTURE.value  # how deeply it was checked before it was published
     sums: str | None = None
+    records: _Records | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +242,8 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
     if not found.bad:
         if receipt.layout.name != "files":
             records, images = (receipt.counts.get(name, 0) for name in ("records", "images"))
-            lines.append(f"✓ Found {records} records in {receipt.layout.records}")
+            where = f" in {receipt.records.path}" if receipt.records else ""
+            lines.append(f"✓ Found {records} records{where}")
             lines.append(f"✓ Found {images} images")
         if receipt.verify == Verify.NONE.value:
             lines.append("! Images and records themselves were never verified (--skip-verify)")

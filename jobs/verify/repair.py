@@ -37,7 +37,8 @@ def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgo
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
-    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report))
+    lying = _records_among_data(folder)
+    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report, lying))
     staging.root.mkdir(parents=True, exist_ok=True)
     atomic.write_json(staging.repair, Repair(records=report.records_damaged))
     for part in parts:
@@ -57,14 +58,22 @@ def _is_here(fetched: Fetched) -> bool:
     return all(Path(file).exists() for file in files)
 
 
-def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport) -> bool:
+def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport, lying: frozenset[str]) -> bool:
     if part.id in report.parts or not folder.manifest(part).exists():
         return True
-    return report.records_damaged and read_summary(folder.manifest(part)).records
+    if not report.records_damaged:
+        return False
+    return part.id in lying or read_summary(folder.manifest(part)).records
 
 
 class _Head(msgspec.Struct):
     run_id: str
+    records_among_data: tuple[str, ...] = ()
+
+
+def _records_among_data(folder: RunFolder) -> frozenset[str]:
+    """Parts that brought records in files among their data, as the receipt's copy tells."""
+    return frozenset(atomic.read_json(folder.receipt, _Head).records_among_data)
 
 
 def _check_owner(folder: RunFolder, staging: Staging) -> None:

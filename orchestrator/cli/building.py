@@ -66,12 +66,7 @@ class Habits:
 def request(values: dict[str, Any]) -> LaunchRequest:
     """The request that the options of ``launch`` make; ``UsageError`` where they do not fit."""
     header_env = tuple(_header(text) for text in values["headers"])
-    layout = Layout(
-        name=values["layout"],
-        records=posixpath.normpath(values["records_file"]),
-        images=posixpath.normpath(values["images_dir"]),
-        image_field=values["image_field"] or None,
-    )
+    layout = _layout(values)
     resources = options.slurm_changes(values)
     return LaunchRequest(
         source=_source(values, header_env, layout),
@@ -88,6 +83,19 @@ def request(values: dict[str, Any]) -> LaunchRequest:
         download_on=values["download_on"],
         retries=values["retries"],
         then=values["then"],
+    )
+
+
+def _layout(values: dict[str, Any]) -> Layout:
+    """Where records and images are; who names the records file means that one."""
+    name, records = values["layout"], values["records_file"]
+    if name == "auto" and records:
+        name = "websight"
+    return Layout(
+        name=name,
+        records=posixpath.normpath(records or Layout().records),
+        images=posixpath.normpath(values["images_dir"]),
+        image_field=values["image_field"] or None,
     )
 
 

@@ -99,13 +99,13 @@ _dataset = options.stack(
     ),
     click.option(
         "--layout",
-        type=click.Choice(["websight", "files"]),
-        default="websight",
+        type=click.Choice(["auto", "websight", "files"]),
+        default="auto",
         show_default=True,
-        help="websight: records and images; files: just files.",
+        help="auto: records as they are found; websight: that records file alone; files: none.",
     ),
     click.option(
-        "--records-file", default="prompts.jsonl", show_default=True, help="Where its records are."
+        "--records-file", help="Where its records are.  [default: prompts.jsonl, or as found]"
     ),
     click.option("--images-dir", default="images", show_default=True, help="Where its images are."),
     click.option("--image-field", help="Record's field that names the image.  [default: found]"),

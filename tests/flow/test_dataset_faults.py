@@ -198,7 +198,7 @@ REFUSED = [
         "no records file",
         changed(lambda a, b: (set_records(a, None), set_records(b, None))),
         Cause.BAD_RECORD,
-        "no shard has a prompts.jsonl; `--layout files` needs none",
+        "no shard has a prompts.jsonl, metadata.jsonl or metadata.csv; `--layout files` needs none",
     ),
     (
         "an empty records file",
@@ -211,18 +211,6 @@ REFUSED = [
         changed(lambda a, b: (set_records(a, b"\n\n"), set_records(b, b"\n"))),
         Cause.VERIFICATION,
         "prompts.jsonl holds no record",
-    ),
-    (
-        "a nested top folder",
-        lambda: moved([pages(0, 4)], "dataset"),
-        Cause.BAD_RECORD,
-        "there is a dataset/prompts.jsonl; `--strip-components 1`",
-    ),
-    (
-        "a top folder nested in another one",
-        lambda: moved([pages(0, 4)], "a/dataset"),
-        Cause.BAD_RECORD,
-        "there is a a/dataset/prompts.jsonl; `--strip-components 2` takes the 2 outermost folders",
     ),
     (
         "images/ missing",
@@ -517,7 +505,19 @@ ODD = [
             )
         ],
         {},
-        "4 images, such as 'images/000000.png' is 'data/images/000000.png'",
+        "images, such as 'images/000000.png' is 'data/images/000000.png'",
+    ),
+    (
+        "a nested top folder",
+        lambda: moved([pages(0, 4)], "dataset"),
+        {},
+        "4 images, such as 'images/000000.png' is 'dataset/images/000000.png'",
+    ),
+    (
+        "a top folder nested in another one",
+        lambda: moved([pages(0, 4)], "a/dataset"),
+        {},
+        "4 images, such as 'images/000000.png' is 'a/dataset/images/000000.png'",
     ),
     (
         "an image in an object",

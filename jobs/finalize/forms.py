@@ -1,0 +1,293 @@
+"""Forms in which records come: lines, one JSON array, values over several lines, tables, UTF-16.
+
+Finalize works on JSON lines. A records file of another form is read into a file of lines first,
+and what is published is put into that form again.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from jobs.checks import records
+from jobs.pictures import BY_EXTENSION, extension
+
+_HEAD = 4096  # bytes that tell an encoding
+_CHUNK = 1 << 20  # characters that are read at a time
+_WORD = len("-Infinity")  # the longest that JSON has beside strings and numbers
+_UTF_8 = ("utf-8", "utf-8-sig")
+_space = re.compile(r"[ \t\r\n]*")
+# JSON strings hold no raw line breaks, so that one is white space, and so is what is around it.
+_line_breaks = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
+
+
+class Form(str, Enum):
+    """How a records file holds its records."""
+
+    LINES = "JSON lines"
+    ARRAY = "a JSON array"
+    VALUES = "JSON objects over several lines"
+    TABLE = "a table"
+
+
+class FormError(ValueError):
+    """A records file is not whole in its form; the text says where."""
+
+
+class Found(NamedTuple):
+    """The records of a file, as JSON lines, and how they came."""
+
+    path: Path  # of the lines
+    form: Form = Form.LINES
+    encoding: str = "utf-8"  # as Python calls it
+    delimiter: str = ""  # of a table
+    columns: tuple[str, ...] = ()  # likewise
+
+    @property
+    def told(self) -> str:
+        """In words."""
+        return self.form.value + ("" if self.encoding in _UTF_8 else f" in {self.encoding.upper()}")
+
+
+def form_of(name: str) -> Form | None:
+    """The form that the ending of a records file's name promises; None where it promises none."""
+    lower = name.lower()
+    if lower.endswith((".csv", ".tsv")):
+        return Form.TABLE
+    return Form.LINES if lower.endswith((".jsonl", ".ndjson")) else None
+
+
+def as_lines(path: Path, name: str, out: Path, check: Callable[[], object]) -> Found:
+    """The records in ``path`` as JSON lines: that file, or ``out`` where they have another form.
+
+    ``name`` is that of the records file, whose ending tells a table. ``check`` is called now and
+    then. Memory holds one record. Raises ``FormError``.
+    """
+    encoding = _encoding_of(path)
+    form = Form.TABLE if form_of(name) is Form.TABLE else _json_form(path, encoding)
+    if form is Form.LINES and encoding in _UTF_8:
+        return Found(path, form, encoding)
+    found = Found(out, form, encoding)
+    try:
+        with (
+            _opened(path, encoding, table=form is Form.TABLE) as text,
+            out.open("wb", buffering=1 << 20) as lines,
+        ):
+            if form is Form.LINES:
+                values = iter(lambda: text.read(_CHUNK), "")
+            elif form is Form.TABLE:
+                table = _Table(text, name)
+                found = found._replace(delimiter=table.delimiter, columns=table.columns)
+                values = (f"{row}\n" for row in table.rows())
+            else:
+                values = (_line_breaks.sub(" ", v) + "\n" for v in _Values(text).all(form))
+            for number, value in enumerate(values):
+                if number % 1000 == 0:
+                    check()
+                lines.write(value.encode("utf-8", "surrogateescape"))
+    except UnicodeDecodeError as error:
+        raise FormError(f"is not {encoding.upper()} throughout: {error.reason}") from error
+    except FormError:
+        if form is Form.VALUES and encoding in _UTF_8:
+            return Found(path)  # lines, of which the first is damaged
+        raise
+    return found
+
+
+def published_form(found: Sequence[Found], name: str) -> Found:
+    """How records that came so are published together; its path means nothing.
+
+    They keep the form that all of them have. An array is written as lines where the name promises
+    lines, and so are JSON objects over several lines.
+    """
+    forms = {each.form for each in found}
+    if forms == {Form.TABLE}:
+        columns = dict.fromkeys(column for each in found for column in each.columns)
+        return found[0]._replace(encoding="utf-8", columns=tuple(columns))
+    if forms == {Form.ARRAY} and form_of(name) is None:
+        return Found(Path(), Form.ARRAY)
+    return Found(Path())
+
+
+def framed(lines: Iterable[bytes], form: Found) -> Iterator[bytes]:
+    """JSON lines as they stand in a records file of that form."""
+    if form.form is Form.ARRAY:
+        before = b"[\n"
+        for line in lines:
+            yield before + line.rstrip(b"\r\n")
+            before = b",\n"
+        yield b"\n]\n"
+    elif form.form is Form.TABLE:
+        yield _row(form.columns, form.delimiter)
+        for line in lines:
+            values = json.loads(line)
+            yield _row([values.get(column) for column in form.columns], form.delimiter)
+    else:
+        yield from lines
+
+
+def _row(values: Iterable[Any], delimiter: str) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, lineterminator="\n").writerow(values)
+    return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _encoding_of(path: Path) -> str:
+    """UTF-8, or UTF-16 or UTF-32 with or without a byte order mark (RFC 4627, section 3)."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    encoding = json.detect_encoding(head)
+    if encoding in _UTF_8:
+        return encoding
+    try:
+        start = codecs.getincrementaldecoder(encoding)().decode(head)
+    except UnicodeDecodeError:
+        return "utf-8"
+    return "utf-8" if "\0" in start else encoding
+
+
+def _opened(path: Path, encoding: str, *, table: bool = False) -> TextIO:
+    """The text of a file; in UTF-8, bytes that are none come back as they were."""
+    errors = "surrogateescape" if encoding in _UTF_8 else "strict"
+    return path.open(encoding=encoding, errors=errors, newline="" if table else "\n")
+
+
+def _json_form(path: Path, encoding: str) -> Form:
+    """What the first line tells that is not blank."""
+    with _opened(path, encoding) as text:
+        line = " "
+        while line and not line.strip():
+            line = text.readline(records.MAX_LINE)
+        first = line.strip()
+        if first[:1] not in ("{", "["):
+            return Form.LINES
+        try:
+            whole = records.json_end(first, 0) == len(first)
+        except (json.JSONDecodeError, RecursionError):
+            whole = False
+        if whole and (first[0] == "{" or text.read(_CHUNK).strip()):
+            return Form.LINES
+        return Form.ARRAY if first[0] == "[" else Form.VALUES
+
+
+class _Values:
+    """JSON values of a text, one after the other, as they are written."""
+
+    def __init__(self, text: TextIO) -> None:
+        self._text = text
+        self._buffer = ""
+        self._at = 0
+        self._ended = False
+        self._count = 0
+
+    def all(self, form: Form) -> Iterator[str]:
+        """The elements of an array, or values that follow each other."""
+        if form is Form.VALUES:
+            while self._peek():
+                yield self._value()
+            return
+        self._take("[")
+        more = self._peek() != "]"
+        while more:
+            yield self._value()
+            more = self._peek() == ","
+            if more:
+                self._take(",")
+        self._take("]")
+        if self._peek():
+            raise self._error("there is more data behind its end")
+
+    def _peek(self) -> str:
+        """The next character that is no white space; none at the end."""
+        while True:
+            match = _space.match(self._buffer, self._at)
+            self._at = match.end() if match else self._at
+            if self._at < len(self._buffer):
+                return self._buffer[self._at]
+            if self._ended:
+                return ""
+            self._fill()
+
+    def _take(self, wanted: str) -> None:
+        found = self._peek()
+        if found != wanted:
+            what = f"{found!r} stands in place of" if found else "the file ends before"
+            raise self._error(f"{what} {wanted!r}")
+        self._at += 1
+
+    def _value(self) -> str:
+        self._peek()
+        while True:
+            begin = self._at
+            try:
+                end = records.json_end(self._buffer, begin)
+                if end < len(self._buffer) or self._ended:
+                    self._at = end
+                    self._count += 1
+                    return self._buffer[begin:end]
+            except json.JSONDecodeError as error:
+                if self._ended or not self._breaks_off(error):
+                    raise self._error(error.msg) from error
+            except RecursionError as error:
+                raise self._error("nested too deeply") from error
+            if len(self._buffer) - begin > records.MAX_LINE:
+                raise self._error(f"longer than {records.MAX_LINE >> 20} MiB")
+            self._fill()
+
+    def _breaks_off(self, error: json.JSONDecodeError) -> bool:
+        """Whether more of the text may help: a string's end is missing, or a word's or escape's."""
+        return error.pos + _WORD > len(self._buffer) or error.msg.startswith("Unterminated string")
+
+    def _fill(self) -> None:
+        """Read on, as much again as there is, so that a long value is not parsed too often."""
+        rest = self._buffer[self._at :]
+        block = self._text.read(max(_CHUNK, len(rest)))
+        self._ended = not block
+        self._buffer, self._at = rest + block, 0
+
+    def _error(self, fact: str) -> FormError:
+        where = f"behind record {self._count}" if self._count else "before its first record"
+        return FormError(f"is damaged {where}: {fact}")
+
+
+class _Table:
+    """Rows of text below a header (RFC 4180, or with tabs or semicolons between columns)."""
+
+    def __init__(self, text: TextIO, name: str) -> None:
+        csv.field_size_limit(records.MAX_LINE)
+        header = text.readline(records.MAX_LINE)
+        text.seek(0)
+        usual = "\t" if name.lower().endswith(".tsv") else ","
+        self.delimiter = next((d for d in (usual, ",", "\t", ";") if d in header), usual)
+        self._reader = csv.reader(text, delimiter=self.delimiter, strict=True)
+        self.columns = tuple(self._next() or ())
+        if len(set(self.columns)) < len(self.columns):
+            raise FormError("has two columns of one name in its first line")
+        if any(extension(column) in BY_EXTENSION for column in self.columns):
+            raise FormError("names no columns in its first line, but an image")
+
+    def _next(self) -> list[str] | None:
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            raise FormError(f"is damaged at line {self._reader.line_num}: {error}") from error
+
+    def rows(self) -> Iterator[str]:
+        """Each row as a JSON object of texts; columns that it lacks are null."""
+        while (row := self._next()) is not None:
+            if len(row) > len(self.columns):
+                raise FormError(
+                    f"has {len(row)} fields at line {self._reader.line_num} and "
+                    f"{len(self.columns)} columns in its first line"
+                )
+            if row:
+                missing = [None] * (len(self.columns) - len(row))
+                values = dict(zip(self.columns, [*row, *missing], strict=True))
+                yield json.dumps(values, ensure_ascii=False)

@@ -1,0 +1,198 @@
+"""Where the records of each shard are: kept apart by extract, or in files among the data."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jobs.errors import RunFolderError
+from jobs.finalize import forms
+from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.ground import Ground, Piece
+from jobs.finalize.passes import forget_manifest
+from jobs.manifest import read_manifest
+from jobs.memberpath import shown
+from jobs.model import Entry, Format, Part, PartSummary, Shard, Verify
+from jobs.pictures import from_table
+from jobs.progress import Progress
+
+# Where no shard has the records file: https://huggingface.co/docs/datasets/image_dataset
+IMAGEFOLDER = ("metadata.jsonl", "metadata.csv")
+_LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of what may be records
+_SHOWN = 3  # of these in a message
+_FEW = 20  # of these, at most, for a message to name any: more are sidecars
+_MOST = 10_000  # records files among the data
+
+
+class _Source(NamedTuple):
+    """A file of records before it is read."""
+
+    shard: Shard
+    path: Path
+    folder: str = ""
+
+
+@dataclass(frozen=True)
+class _Lying:
+    """A records file among the data."""
+
+    number: int  # of the file
+    part: Part
+    path: str
+    name: str  # that of the records file; ``path`` ends with it
+    size: int
+    digest: str
+
+    @property
+    def folder(self) -> str:
+        return self.path[: len(self.path) - len(self.name)]
+
+
+def find_pieces(
+    ground: Ground, summaries: list[PartSummary], findings: Findings, progress: Progress
+) -> None:
+    """Find the records of each shard, in plan order, as JSON lines.
+
+    Where no shard has the records file at its top, those in folders count, whose paths are
+    relative to them, and in the ``auto`` layout those of an imagefolder. A part whose records are
+    gone is forgotten. In a repair that leaves the records as they are, only their files among the
+    data are found.
+    """
+    if any(summary.records for summary in summaries):
+        sources = _kept_apart(ground, summaries, findings) if ground.reads_records else []
+    else:
+        sources = list(_among_data(ground, findings))
+    found = []
+    for number, source in enumerate(sources):
+        progress.check()
+        progress.current = source.shard.id
+        out = ground.scratch / f"lines-{number}"
+        try:
+            lines = forms.as_lines(source.path, ground.records_path or "", out, progress.check)
+        except forms.FormError as error:
+            findings.add(Finding(Kind.BAD_FORM, f"its records file {error}", source.shard.id))
+            continue
+        made = _made(ground, source.shard)
+        found.append(Piece(source.shard, lines, source.folder, made=made))
+    ground.pieces = tuple(found)
+
+
+def _made(ground: Ground, shard: Shard) -> str | None:
+    """See ``Piece.made``: of a table extraction writes both the pictures and the records."""
+    fetched = ground.folder.load_fetched(shard.id)
+    if fetched is None or fetched.format is not Format.PARQUET:
+        return None
+    return from_table(ground.plan.options.layout.images, shard.id)
+
+
+def _kept_apart(ground: Ground, summaries: list[PartSummary], findings: Findings) -> list[_Source]:
+    sources: dict[str, _Source] = {}
+    for part, summary in zip(ground.parts, summaries, strict=True):
+        if not summary.records:
+            continue
+        own = ground.staging.part_records(part)
+        path = own if own.exists() else ground.staging.shard_records(part.shard)
+        if not path.exists():
+            forget_manifest(ground, part, "its records are gone", findings)
+        else:
+            sources.setdefault(path.name, _Source(ground.shards[part.shard], path))
+    return list(sources.values())
+
+
+def _among_data(ground: Ground, findings: Findings) -> Iterator[_Source]:
+    """Take records files out of the data."""
+    taken: set[str] = set()
+    for index, file in enumerate(_choose(ground, findings)):
+        ground.records_path = file.name
+        ground.lying[file.number] = file.part.id
+        if not ground.reads_records or file.path in taken:
+            continue
+        taken.add(file.path)
+        kept = ground.staging.records / f"lying-{index:05d}"
+        place = ground.staging.data / file.path
+        if place.exists():
+            kept.parent.mkdir(exist_ok=True)
+            place.replace(kept)
+        if kept.exists():
+            yield _Source(ground.shards[file.part.shard], kept, file.folder)
+        else:
+            forget_manifest(ground, file.part, "its records are gone", findings)
+
+
+def _choose(ground: Ground, findings: Findings) -> list[_Lying]:
+    """The records files among the data: those of the first name that there is."""
+    layout = ground.plan.options.layout
+    names = (layout.records, *(IMAGEFOLDER if layout.name == "auto" else ()))
+    by_name: defaultdict[str, list[_Lying]] = defaultdict(list)
+    likely: dict[str, int] = {}
+    for file in _files(ground, names, likely):
+        by_name[file.name].append(file)
+    files = next((by_name[name] for name in names if name in by_name), [])
+    problem, shard = None, None
+    if not files:
+        problem = _missing(names, likely)
+    elif len(files) > _MOST:
+        problem = f"there are {len(files)} files called {files[0].name}, more than are merged"
+    elif (twice := _written_twice(files)) is not None:
+        ground.lying.update((file.number, file.part.id) for file in files)
+        shard = twice.part.shard
+        problem = (
+            f"{shown(twice.path)} has other bytes than in another shard; "
+            f"`--records-file {twice.path}` merges both"
+        )
+    if problem is None:
+        return files
+    if ground.reads_records:
+        unverified = ground.plan.options.verify is Verify.NONE
+        kind = Kind.WARNING if unverified else Kind.NO_RECORDS
+        findings.add(Finding(kind, problem, shard))
+    return []
+
+
+def _files(ground: Ground, names: tuple[str, ...], likely: dict[str, int]) -> Iterator[_Lying]:
+    """The files of these names; what else may hold records goes into ``likely``, by size."""
+    # Paths are not looked up where records are not verified, so that they keep their starts.
+    deep = ground.plan.options.verify is not Verify.NONE
+    for place, part in enumerate(ground.parts):
+        start = ground.part_starts[place]
+        for number, entry in enumerate(_entries(ground, part), start):
+            path = entry.path
+            if entry.raw is not None or not path.lower().endswith(_LIKELY):
+                continue
+            for name in names:
+                if path == name or (deep and path.endswith(f"/{name}")):
+                    digest = entry.digest or entry.crc32
+                    yield _Lying(number, part, path, name, entry.size, digest)
+                    break
+            else:
+                if len(likely) <= _FEW:
+                    likely[path] = entry.size
+
+
+def _entries(ground: Ground, part: Part) -> Iterator[Entry]:
+    """A part's files; of a damaged manifest, which a later pass tells of, as many as there are."""
+    with suppress(RunFolderError):
+        yield from read_manifest(ground.folder.manifest(part))
+
+
+def _written_twice(files: list[_Lying]) -> _Lying | None:
+    """One that has another's path and other bytes."""
+    first: dict[str, _Lying] = {}
+    for file in files:
+        other = first.setdefault(file.path, file)
+        if (other.size, other.digest) != (file.size, file.digest):
+            return file
+    return None
+
+
+def _missing(names: tuple[str, ...], likely: dict[str, int]) -> str:
+    *others, last = names
+    fact = f"no shard has a {', '.join(others)} or {last}" if others else f"no shard has a {last}"
+    if 0 < len(likely) <= _FEW:
+        largest = sorted(likely, key=lambda path: (-likely[path], path))[:_SHOWN]
+        fact += f"; if {' or '.join(map(shown, largest))} holds them, --records-file says so"
+    return f"{fact}; `--layout files` needs none"

@@ -1,0 +1,398 @@
+"""Records that are no JSON lines at the top of a shard: other forms, other places."""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import finalize
+from jobs.errors import Cause
+from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
+from jobs.progress import Progress
+from jobs.verify import verify_dataset
+from jobs.verify.repair import forget_damaged
+from tests.support.staged import StagedRun, StagedShard, png, stage
+
+NAMES = [f"images/{number:03d}.png" for number in range(4)]
+RECORDS = [{"id": n, "image": name, "text": "é, \n{"} for n, name in enumerate(NAMES)]
+LINES = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in RECORDS)
+CHAT = Options(layout=Layout("websight", "chat.json"))
+
+
+def shard(
+    records: bytes | None, names: Sequence[str] = NAMES, files: Mapping[str, bytes] | None = None
+) -> StagedShard:
+    """Pictures under these names, a records file, and other files by their paths."""
+    made: dict[bytes | str, bytes] = {name: png(int(name[-7:-4])) for name in names}
+    made.update(files or {})
+    return StagedShard(made, records)
+
+
+def run_of(
+    folder: Path, shards: Sequence[StagedShard], options: Options | None = None
+) -> StagedRun:
+    run = stage(folder, shards, options)
+    _, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is None, problem.message
+    assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
+    return run
+
+
+def refused(folder: Path, shards: Sequence[StagedShard], options: Options | None = None) -> str:
+    run = stage(folder, shards, options)
+    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    assert problem is not None
+    assert problem.cause is Cause.BAD_RECORD
+    assert not summary.published
+    return "\n".join([problem.message, *summary.lines])
+
+
+def lines_of(run: StagedRun, name: str = "prompts.jsonl") -> list[Any]:
+    text = (run.staging.dest / name).read_text(encoding="utf-8")
+    return [json.loads(row) for row in text.splitlines()]
+
+
+def told(run: StagedRun) -> str:
+    return "\n".join(json.loads(run.staging.receipt.read_bytes())["lines"])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(LINES.encode("utf-16"), id="UTF-16"),
+        pytest.param(codecs.BOM_UTF16_BE + LINES.encode("utf-16-be"), id="UTF-16, big end first"),
+        pytest.param(LINES.encode("utf-16-le"), id="UTF-16 without a mark"),
+        pytest.param(LINES.encode("utf-32"), id="UTF-32"),
+        pytest.param(LINES.replace("\n", "\r\n").encode("utf-16"), id="UTF-16 with CRLF"),
+    ],
+)
+def test_other_encodings_are_published_as_utf8(tmp_path: Path, data: bytes) -> None:
+    run = run_of(tmp_path, [shard(data)])
+    assert lines_of(run) == RECORDS
+    assert "came as JSON lines in UTF-" in told(run)
+
+
+ARRAYS = [
+    pytest.param(json.dumps(RECORDS).encode(), id="compact"),
+    pytest.param(json.dumps(RECORDS, indent=2).encode(), id="indented"),
+    pytest.param(json.dumps(RECORDS, indent="\t").replace("\n", "\r\n").encode(), id="CRLF"),
+    pytest.param(codecs.BOM_UTF8 + b" \n" + json.dumps(RECORDS, indent=1).encode(), id="a mark"),
+    pytest.param(json.dumps(RECORDS, indent=1).encode("utf-16"), id="UTF-16"),
+    pytest.param(f"[{LINES.strip()}\n]".replace("}\n{", "},\n{").encode(), id="a line each"),
+]
+
+
+@pytest.mark.parametrize("data", ARRAYS)
+def test_an_array_stays_one_under_a_name_that_promises_no_lines(
+    tmp_path: Path, data: bytes
+) -> None:
+    run = run_of(tmp_path, [shard(data)], CHAT)
+    assert json.loads((run.staging.dest / "chat.json").read_bytes()) == RECORDS
+    assert "Found 4 records in chat.json" in told(run)
+
+
+@pytest.mark.parametrize("data", ARRAYS)
+def test_an_array_becomes_lines_under_a_name_that_promises_them(
+    tmp_path: Path, data: bytes
+) -> None:
+    run = run_of(tmp_path, [shard(data)])
+    assert lines_of(run) == RECORDS
+    assert "came as a JSON array" in told(run)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param("\n".join(json.dumps(r, indent=2) for r in RECORDS).encode(), id="indented"),
+        pytest.param("".join(json.dumps(r) for r in RECORDS).encode(), id="without line ends"),
+        pytest.param("\r".join(json.dumps(r) for r in RECORDS).encode(), id="CR"),
+    ],
+)
+def test_objects_that_follow_each_other_become_lines(tmp_path: Path, data: bytes) -> None:
+    run = run_of(tmp_path, [shard(data)])
+    assert lines_of(run) == RECORDS
+    assert "came as JSON objects over several lines" in told(run)
+
+
+def test_arrays_of_several_shards_are_merged_into_one(tmp_path: Path) -> None:
+    shards = [
+        shard(json.dumps(RECORDS[:2], indent=1).encode(), NAMES[:2]),
+        shard(b"[ ]", NAMES[2:3]),
+        shard(json.dumps(RECORDS[2:]).encode(), NAMES[3:]),
+    ]
+    run = run_of(tmp_path, shards, CHAT)
+    assert json.loads((run.staging.dest / "chat.json").read_bytes()) == RECORDS
+
+
+def test_arrays_and_lines_are_merged_into_lines(tmp_path: Path) -> None:
+    first = json.dumps(RECORDS[:2], indent=1).encode()
+    second = "".join(json.dumps(record) + "\n" for record in RECORDS[2:]).encode()
+    run = run_of(tmp_path, [shard(first, NAMES[:2]), shard(second, NAMES[2:])], CHAT)
+    assert lines_of(run, "chat.json") == RECORDS
+
+
+def test_a_record_of_an_array_keeps_its_bytes_but_for_its_path(tmp_path: Path) -> None:
+    data = b'[\n {"a":1.50,\n  "image": "images/000.PNG"},\n {"image":"images/001.png","n":NaN} ]'
+    run = run_of(tmp_path, [shard(data, NAMES[:2])], CHAT)
+    assert (run.staging.dest / "chat.json").read_bytes() == (
+        b'[\n{"a":1.50, "image": "images/000.png"},\n{"image":"images/001.png","n":NaN}\n]\n'
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (json.dumps(RECORDS)[:-30], "is damaged behind record 3: Unterminated string"),
+        (json.dumps(RECORDS)[:-1], "is damaged behind record 4: the file ends before ']'"),
+        (json.dumps(RECORDS) + "{}", "is damaged behind record 4: there is more data behind"),
+        (
+            json.dumps(RECORDS).replace("}, {", "} {", 1),
+            "is damaged behind record 1: '{' stands in place of",
+        ),
+        ("[" + json.dumps(RECORDS[0]) + ",\n]", "is damaged behind record 1: Expecting value"),
+        ("[\n", "is damaged before its first record"),
+    ],
+)
+def test_a_damaged_array_is_refused_with_its_place(tmp_path: Path, data: str, words: str) -> None:
+    assert f"shard-0000.tar: its records file {words}" in refused(
+        tmp_path, [shard(data.encode())], CHAT
+    )
+
+
+def test_a_bad_record_of_an_array_is_told_by_its_number_and_dropped_alone(tmp_path: Path) -> None:
+    data = json.dumps([RECORDS[0], [], *RECORDS[2:]], indent=1).encode()
+    text = refused(tmp_path / "error", [shard(data)], CHAT)
+    assert "shard-0000.tar, record 2: not a JSON object" in text
+    options = Options(layout=CHAT.layout, on_bad_record=OnBadRecord.DROP)
+    run = run_of(tmp_path / "drop", [shard(data)], options)
+    kept = json.loads((run.staging.dest / "chat.json").read_bytes())
+    assert kept == [RECORDS[0], *RECORDS[2:]]
+
+
+@pytest.mark.parametrize("first", [b'{"id": 0, "image": "images/0', b'{"id": 0,', b"[1, 2]", b"["])
+def test_a_damaged_first_line_is_told_as_one(tmp_path: Path, first: bytes) -> None:
+    data = first + b"\n" + LINES.encode().partition(b"\n")[2]
+    if first == b"[":
+        assert "is damaged behind record 1" in refused(tmp_path, [shard(data)])
+        return
+    text = refused(tmp_path, [shard(data)])
+    assert "1 line is no record" in text
+    assert "line 1: not" in text
+
+
+def table(rows: Sequence[Sequence[str]], delimiter: str = ",") -> bytes:
+    out = io.StringIO()
+    csv.writer(out, delimiter=delimiter).writerows(rows)
+    return out.getvalue().encode()
+
+
+ROWS = [["file_name", "text"], *([name, 'a "b",\nc;\t€'] for name in NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        pytest.param("labels.csv", table(ROWS), id="commas"),
+        pytest.param("labels.csv", codecs.BOM_UTF8 + table(ROWS, ";"), id="semicolons, a mark"),
+        pytest.param("labels.tsv", table(ROWS, "\t"), id="tabs"),
+        pytest.param("labels.csv", table(ROWS, "\t").decode().encode("utf-16"), id="as Excel"),
+    ],
+)
+def test_a_table_is_published_as_one(tmp_path: Path, name: str, data: bytes) -> None:
+    options = Options(layout=Layout("websight", name))
+    half = [RECORDS[0]["image"], RECORDS[1]["image"]]
+    run = run_of(tmp_path, [shard(data), shard(data, names=[])], options)
+    text = (run.staging.dest / name).read_bytes().decode("utf-8")
+    delimiter = next(d for d in "\t;," if d in text.partition("\n")[0])
+    rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    assert rows == [*ROWS, *ROWS[1:]]
+    assert half == [rows[1][0], rows[2][0]]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"file_name,a\nimages/000.png,b,c\n", "has 3 fields at line 2 and 2 columns"),
+        (b'file_name,a\nimages/000.png,"b\n', "is damaged at line"),
+        (b"file_name,file_name\na,b\n", "has two columns of one name"),
+        (b"000.png,a cat\n001.png,a dog\n", "names no columns in its first line, but an image"),
+        (b"name,text\na cat,x\n", "names no image; its fields are 'name', 'text'"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
+    options = Options(layout=Layout("websight", "labels.csv"))
+    assert words in refused(tmp_path, [shard(data)], options)
+
+
+def metadata(names: Sequence[str], field: str = "file_name") -> bytes:
+    return "".join(json.dumps({field: name, "n": 1}) + "\n" for name in names).encode()
+
+
+SPLITS: dict[bytes | str, bytes] = {
+    "train/0.png": png(1),
+    "train/a/1.png": png(2),
+    "train/metadata.jsonl": metadata(["0.png", "a/1.png"]),
+    "test/0.png": png(3),
+    "test/metadata.jsonl": metadata(["0.png"]),
+}
+
+
+def test_the_records_of_an_imagefolder_are_merged_with_paths_from_the_top(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [StagedShard(dict(SPLITS))])
+    named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
+    assert named == ["train/0.png", "train/a/1.png", "test/0.png"]
+    assert all((run.staging.dest / name).is_file() for name in named)
+    left = [str(p.relative_to(run.staging.dest)) for p in run.staging.dest.rglob("meta*")]
+    assert left == ["metadata.jsonl"]
+    assert "Found 3 records in metadata.jsonl" in told(run)
+    assert "Found 3 images" in told(run)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "named"),
+    [
+        pytest.param(
+            {"a.png": png(1), "metadata.jsonl": metadata(["a.png"])},
+            "metadata.jsonl",
+            ["a.png"],
+            id="at the top",
+        ),
+        pytest.param(
+            {"images/a.png": png(1), "images/metadata.jsonl": metadata(["a.png"])},
+            "metadata.jsonl",
+            ["images/a.png"],
+            id="in the images folder",
+        ),
+        pytest.param(
+            {"train/a.png": png(1), "train/metadata.jsonl": metadata(["train/a.png"])},
+            "metadata.jsonl",
+            ["train/a.png"],
+            id="paths from the top",
+        ),
+        pytest.param(
+            {"x/train/a.JPG": png(1), "x/train/metadata.jsonl": metadata(["a.jpg"])},
+            "metadata.jsonl",
+            ["x/train/a.JPG"],
+            id="another spelling",
+        ),
+        pytest.param(
+            {"a/b/images/a.png": png(1), "a/b/prompts.jsonl": metadata(["images/a.png"], "image")},
+            "prompts.jsonl",
+            ["a/b/images/a.png"],
+            id="two folders down",
+        ),
+    ],
+)
+def test_records_among_the_data_are_found(
+    tmp_path: Path, files: dict[bytes | str, bytes], name: str, named: list[str]
+) -> None:
+    run = run_of(tmp_path, [StagedShard(files)])
+    values = [record.get("file_name") or record["image"] for record in lines_of(run, name)]
+    assert values == named
+
+
+def test_a_table_of_an_imagefolder_is_found(tmp_path: Path) -> None:
+    files: dict[bytes | str, bytes] = {
+        "train/0.png": png(1),
+        "train/metadata.csv": b"file_name,text\n0.png,x\n",
+        "test/1.png": png(2),
+        "test/metadata.csv": b"file_name,label\n1.png,y\n",
+    }
+    run = run_of(tmp_path, [StagedShard(files)])
+    assert (run.staging.dest / "metadata.csv").read_bytes() == (
+        b"file_name,text,label\ntrain/0.png,x,\ntest/1.png,,y\n"
+    )
+
+
+def test_records_at_the_top_leave_other_ones_among_the_data(tmp_path: Path) -> None:
+    files = {"old/prompts.jsonl": b"{}\n", "metadata.jsonl": b"{}\n"}
+    run = run_of(tmp_path, [shard(LINES.encode(), files=files)])
+    assert all((run.staging.dest / name).read_bytes() == b"{}\n" for name in files)
+
+
+def test_two_lists_of_the_same_images_are_refused_with_the_option_that_chooses(
+    tmp_path: Path,
+) -> None:
+    lists = {"v1/prompts.jsonl": LINES.encode(), "v2/prompts.jsonl": LINES.encode() * 2}
+    text = refused(tmp_path / "both", [shard(None, files=lists)])
+    assert "'v1/prompts.jsonl' and 'v2/prompts.jsonl' both name 'images/000.png'" in text
+    assert "--records-file says which of them counts" in text
+    chosen = shard(LINES.encode(), files={"v1/prompts.jsonl": LINES.encode()})
+    run = run_of(tmp_path / "one", [chosen], Options(layout=Layout("websight", "v2/prompts.jsonl")))
+    assert lines_of(run, "v2/prompts.jsonl") == RECORDS
+
+
+def test_one_list_with_other_bytes_in_two_shards_is_refused_with_the_option_that_merges(
+    tmp_path: Path,
+) -> None:
+    shards = [
+        shard(None, NAMES[:2], {"metadata.jsonl": metadata(NAMES[:2])}),
+        shard(None, NAMES[2:], {"metadata.jsonl": metadata(NAMES[2:])}),
+    ]
+    text = refused(tmp_path, shards)
+    assert "'metadata.jsonl' has other bytes than in another shard" in text
+    assert "`--records-file metadata.jsonl` merges both" in text
+
+
+def test_one_list_with_the_same_bytes_in_two_shards_counts_once(tmp_path: Path) -> None:
+    files = {"metadata.jsonl": metadata(NAMES)}
+    run = run_of(tmp_path, [shard(None, NAMES[:2], files), shard(None, NAMES[2:], files)])
+    assert len(lines_of(run, "metadata.jsonl")) == 4
+
+
+def test_with_a_folder_for_each_shard_each_list_names_its_own_images(tmp_path: Path) -> None:
+    shards = [StagedShard(dict(SPLITS)), StagedShard(dict(SPLITS))]
+    run = run_of(tmp_path, shards, Options(on_collision=OnCollision.PER_SHARD))
+    named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
+    assert len(set(named)) == 6
+    assert all((run.staging.dest / name).is_file() for name in named)
+
+
+def test_exact_matches_are_relative_to_the_list(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [StagedShard(dict(SPLITS))], Options(match=Match.EXACT))
+    named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
+    assert named == ["train/0.png", "train/a/1.png", "test/0.png"]
+
+
+def test_unverified_lists_stay_among_the_data(tmp_path: Path) -> None:
+    run = run_of(tmp_path, [StagedShard(dict(SPLITS))], Options(verify=Verify.NONE))
+    for name, data in SPLITS.items():
+        assert (run.staging.dest / str(name)).read_bytes() == data
+
+
+def test_the_websight_layout_takes_no_other_list(tmp_path: Path) -> None:
+    text = refused(
+        tmp_path, [StagedShard(dict(SPLITS))], Options(layout=Layout("websight", "prompts.jsonl"))
+    )
+    assert "no shard has a prompts.jsonl; if 'train/metadata.jsonl' or 'test/metadata" in text
+
+
+@pytest.mark.parametrize("damaged", ["metadata.jsonl", "test/0.png"])
+def test_records_among_the_data_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
+    run = run_of(tmp_path, [StagedShard(dict(SPLITS)), StagedShard({"x.txt": b"x"})])
+    file = run.staging.dest / damaged
+    before = file.read_bytes()
+    file.write_bytes(b"x" * len(before))
+    report = verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress())
+    assert not report.ok
+    forget_damaged(run.folder, run.plan, report)
+    assert len(run.redo()) == 1
+    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert file.read_bytes() == before
+    assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
+
+
+def test_an_audit_that_is_begun_again_finds_the_records_that_it_took(tmp_path: Path) -> None:
+    files = {**SPLITS, "test/1.png": b""}
+    run = stage(tmp_path, [StagedShard({**files})])
+    for _ in range(2):
+        _, problem = finalize.run(run.folder, run.plan, Progress())
+        assert problem is not None
+        assert problem.cause is Cause.BAD_IMAGE
