@@ -85,6 +85,11 @@ def notes(
                 )
         if plan.source.kind is not SourceKind.LOCAL and not download_here:
             found += _not_exported(plan, sbatch_args)
+    if plan.options.preserve_times and any(s.kind is not ShardKind.TREE for s in plan.shards):
+        found.append(
+            "--preserve-times keeps the modification times of archives' members, which may be old; "
+            "where files are removed by age, as on many scratch file systems, launch without it"
+        )
     if engine != "slurm" or download_here or not any("--propagate" in a for a in sbatch_args):
         found += _limited(plan)
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -103,10 +104,18 @@ def write_file(
         if old > size or hole:
             os.ftruncate(fd, size)
         if mtime is not None:
-            os.utime(fd, (mtime, mtime))
+            set_mtime(fd, int(mtime * 1e9))
     finally:
         os.close(fd)
     return size
+
+
+def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True) -> None:
+    """Set the modification time of a path or a descriptor; raises ``OSError``.
+
+    The time of access is that of the copy, as sites remove files by that time too.
+    """
+    os.utime(place, ns=(time.time_ns(), mtime_ns), follow_symlinks=follow_symlinks)
 
 
 # These tell of the one path, not of the file system: the archive is at fault.

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 
+from jobs.extract.files import set_mtime
+
 _MOST = 4096  # files that wait
 
 
 class Kept:
-    """Files and how they are to be in the end; nothing of it where ``wanted`` is false."""
+    """Files and how they are to be in the end; nothing of it where ``wanted`` is false.
 
-    def __init__(self, *, wanted: bool) -> None:
+    ``times``: with their modification times.
+    """
+
+    def __init__(self, *, wanted: bool, times: bool = True) -> None:
         self._wanted = wanted
+        self._times = times
         self._files: list[tuple[bytes, int, int]] = []
 
     @property
@@ -29,7 +35,8 @@ class Kept:
         """Change the files, which must be written by now; raises ``OSError``."""
         for place, mode, mtime_ns in self._files:
             # The files are ours and plain: `open_place` made them so, hence no link is followed.
-            os.utime(place, ns=(mtime_ns, mtime_ns))
+            if self._times:
+                set_mtime(place, mtime_ns)
             os.chmod(place, mode & 0o777)  # noqa: PTH101  # paths are bytes here
         self._files.clear()
 
@@ -38,12 +45,12 @@ class Kept:
         if self._wanted:
             os.chmod(place, mode & 0o777 | 0o700)  # noqa: PTH101  # paths are bytes here
 
-
-def make_link(place: bytes, target: bytes, mtime_ns: int) -> None:
-    """Have the link at ``place``, in place of what an earlier attempt left; raises ``OSError``."""
-    try:
-        os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
-    except FileExistsError:
-        os.unlink(place)  # noqa: PTH108
-        os.symlink(target, place)  # noqa: PTH211
-    os.utime(place, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
+    def link(self, place: bytes, target: bytes, mtime_ns: int) -> None:
+        """Have a link at ``place``, whatever an earlier attempt left; raises ``OSError``."""
+        try:
+            os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
+        except FileExistsError:
+            os.unlink(place)  # noqa: PTH108
+            os.symlink(target, place)  # noqa: PTH211
+        if self._times:
+            set_mtime(place, mtime_ns, follow_symlinks=False)

@@ -14,7 +14,7 @@ from jobs.archives.limits import FLOOR
 from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
-from jobs.extract.keeping import Kept, make_link
+from jobs.extract.keeping import Kept
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
@@ -72,7 +72,9 @@ class _Pass:
         self._folders = Folders(staging.data, archive=self._label)
         self._seen = Seen()
         self._writers = Writers(self._disk_error)
-        self._kept = Kept(wanted=work.shard.kind is ShardKind.TREE)
+        self._kept = Kept(
+            wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
+        )
         self._tally = _Tally()
         self._warnings: list[str] = []
         several = work.fetched.format is Format.PARQUET or self._options.nested
@@ -231,7 +233,7 @@ class _Pass:
 
     def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
         try:
-            make_link(place, target, mtime_ns)
+            self._kept.link(place, target, mtime_ns)
         except OSError as error:
             raise self._disk_error(error, path) from error
 

@@ -28,6 +28,7 @@ class SourceRequest:
     sha256: tuple[str, ...] = ()  # of the URLs, in their order
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
     layout: Layout = field(default_factory=Layout)
+    folder_times: bool = True  # the files of a folder that is copied keep theirs
 
 
 Expect = Callable[[bytes], None]  # raises where the first bytes of a file are not what they must be

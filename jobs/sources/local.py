@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Of a destination of ours and of the Hub's client: no dataset's own.
 _NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, ".cache/huggingface"})
+# Sites that remove files by age keep them for longer than this.
+_OLD_S = 7 * 86400
 
 
 class LocalSource:
@@ -45,6 +48,7 @@ class LocalSource:
         self._runs: set[str] = set()  # folders of other runs, which are left out
         self._leave = leaving(root, request.include, request.exclude, self._runs)
         self._choice: Choice | None = None
+        self._oldest = time.time()  # modification of what was listed, in seconds since the epoch
 
     @classmethod
     def open(cls, request: SourceRequest) -> LocalSource:
@@ -177,11 +181,12 @@ class LocalSource:
 
     def _listed(self) -> dict[str, int]:
         """Sizes by name; names that are not UTF-8 keep their bytes as surrogates."""
-        return {
-            os.fsdecode(item.path): item.size
-            for item in listing.walk(self._root, self._leave)
-            if item.kind != listing.FOLDER
-        }
+        sizes = {}
+        for item in listing.walk(self._root, self._leave):
+            if item.kind != listing.FOLDER:
+                sizes[os.fsdecode(item.path)] = item.size
+                self._oldest = min(self._oldest, item.mtime_ns / 1e9)
+        return sizes
 
     def _is_dataset(self, names: Sequence[str]) -> bool:
         """Whether the folder is to be copied as it is, not read as a set of archives."""
@@ -202,8 +207,15 @@ class LocalSource:
             ShardKind.TREE,
             (SourceFile(self._root.name or "/", str(self._root), size),),
         )
-        note = f"{self._root} is a dataset's folder: its {files} files are copied as they are"
-        return Choice((shard,), (note,))
+        notes = [f"{self._root} is a dataset's folder: its {files} files are copied as they are"]
+        if self._request.folder_times and time.time() - self._oldest > _OLD_S:
+            day = time.strftime("%Y-%m-%d", time.gmtime(self._oldest))
+            notes.append(
+                f"the copies keep their modification times, of which the oldest is {day}; where "
+                "files are removed by age, as on many scratch file systems, launch with "
+                "--no-preserve-times"
+            )
+        return Choice((shard,), tuple(notes))
 
     def _source_file(self, name: str, path: Path, digests: dict[str, Digest]) -> SourceFile:
         try:

@@ -131,6 +131,7 @@ def _source(
         sha256=values["sha256"],
         header_env=header_env,
         layout=layout,
+        folder_times=values["preserve_times"] is not False,
     )
 
 
@@ -190,7 +191,8 @@ def _options(
         max_members=values["max_members"],
         keep_archive=values["keep_archive"],
         overwrite=values["overwrite"],
-        preserve_times=values["preserve_times"],
+        preserve_times=values["preserve_times"] is True,
+        folder_times=values["preserve_times"] is not False,
         expect_records=values["expect_records"],
         part_size=values["part_size"],
         connections=values["connections"],

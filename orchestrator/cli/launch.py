@@ -124,7 +124,11 @@ _dataset = options.stack(
         show_default=True,
         help="Encoding of names in zips that are not UTF-8, such as cp932 or gbk.",
     ),
-    click.option("--preserve-times", is_flag=True, help="Keep the members' modification times."),
+    click.option(
+        "--preserve-times/--no-preserve-times",
+        default=None,
+        help="Keep files' modification times.  [default: of a folder's files, not of archives']",
+    ),
     title="Dataset",
 )
 

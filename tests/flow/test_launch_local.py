@@ -37,6 +37,23 @@ def published(dest: Path) -> dict[str, str]:
     return tree_digest(dest)
 
 
+def test_a_copied_dataset_has_new_times_where_that_is_asked_for(cli: Cli, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    (source / "a.txt").write_text("a")
+    (source / "b.txt").symlink_to("a.txt")
+    (source / "a.txt").chmod(0o750)
+    os.utime(source / "a.txt", (1, 1_500_000_000))
+    os.utime(source / "b.txt", (1, 1_500_000_000), follow_symlinks=False)
+    words = ("--local-path", source, "--layout", "files", "--no-preserve-times")
+    told = launch(cli, copy, *words).err
+    assert "modification times" not in told
+    for name in ("a.txt", "b.txt"):
+        assert (copy / name).lstat().st_mtime > 1_600_000_000
+    assert (copy / "a.txt").stat().st_mode & 0o777 == 0o750  # permissions are kept all the same
+    assert (copy / "b.txt").readlink() == Path("a.txt")
+
+
 # Limits of the shell ----------------------------------------------------------------------------
 
 
@@ -142,7 +159,8 @@ def test_a_copied_dataset_keeps_its_links_folders_and_holes(
         stream.seek(40 << 20)
         stream.write(b"end")
     os.utime(source / "holes.bin", ns=(1, 1_500_000_000_123_456_789))
-    launch(cli, copy, "--local-path", source, "--part-size", "1M")
+    told = launch(cli, copy, "--local-path", source, "--part-size", "1M").err
+    assert "the oldest is 2017-07-14" in told and "--no-preserve-times" in told
     assert published(copy) == tree_digest(source)
     assert (copy / "images" / "inner.png").readlink() == Path(images[0])
     up = copy / "notes" / "up.png"
@@ -154,6 +172,7 @@ def test_a_copied_dataset_keeps_its_links_folders_and_holes(
     holes = (copy / "holes.bin").stat()
     assert (holes.st_size, holes.st_mtime_ns) == ((40 << 20) + 3, 1_500_000_000_123_456_789)
     assert holes.st_blocks * 512 < 1 << 20
+    assert holes.st_atime > 1_600_000_000  # files are also removed by the time of their last use
     for words in ([], ["--deep"]):
         cli.run("verify", copy, *words)
     up.unlink()

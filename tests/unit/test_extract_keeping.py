@@ -19,6 +19,19 @@ def test_files_get_their_permissions_and_times(tmp_path: Path) -> None:
     assert path.stat().st_mtime_ns == 1_500_000_000_250_000_123
 
 
+def test_files_get_their_permissions_alone_where_times_are_to_be_new(tmp_path: Path) -> None:
+    path, link = tmp_path / "page.png", tmp_path / "link.png"
+    path.write_bytes(b"x")
+    before = path.stat().st_mtime_ns
+    kept = Kept(wanted=True, times=False)
+    kept.add(os.fsencode(path), 0o600, 1)
+    kept.put()
+    kept.link(os.fsencode(link), b"page.png", 1)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert path.stat().st_mtime_ns == before
+    assert link.lstat().st_mtime_ns >= before
+
+
 def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> None:
     path = tmp_path / "page.png"
     path.write_bytes(b"x")

@@ -287,3 +287,11 @@ def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: 
         assert unknown == said
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_times_that_archives_keep_are_said_at_launch(tmp_path: Path) -> None:
+    made = plan(tmp_path / "d")
+    options = structs.replace(made.options, preserve_times=True)
+    (said,) = preflight.notes(structs.replace(made, options=options), engine="local")
+    assert said.startswith("--preserve-times keeps") and "removed by age" in said
+    assert preflight.notes(made, engine="local") == []
