@@ -22,6 +22,7 @@ MEMORY = 72 << 20  # bytes
 MORE_MEMORY = 160 << 20  # bytes
 _LARGE = 128 << 20  # bytes of an archive
 _WINDOW = 64 << 20  # bytes; zstd's largest within MEMORY
+_NO_MEMORY = ("not enough memory", "allocation_failed")  # the words of zstd and of lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 
 
@@ -249,6 +250,8 @@ def _streams(
             try:
                 block = decompressor.decompress(data, BLOCK)
             except errors as error:
+                if any(words in str(error) for words in _NO_MEMORY):
+                    raise MemoryError(str(error)) from error
                 raise _stream_error(error, archive, total, memory) from error
             data = b""
             if block:

@@ -114,6 +114,8 @@ class ParquetArchive:
                 f"{self._archive}: {shown(str(self._path))} is gone; resume fetches it again",
                 cause=Cause.NOT_FETCHED,
             ) from error
+        except MemoryError:
+            raise
         except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
             raise damaged(self._archive, _one_line(error)) from error
         except (ValueError, OverflowError) as error:  # of a sound value that Python has no type for

@@ -6,6 +6,7 @@ import io
 import re
 import warnings
 
+from jobs import rlimits
 from jobs.checks.base import WARNING, is_warning
 from jobs.checks.images import ImageCheck
 from jobs.errors import UsageError
@@ -78,6 +79,10 @@ class Decode:
                 return self._not_opened()
             except self._pil.Image.DecompressionBombError:
                 return "decode: too many pixels (a decompression bomb)"
+            except MemoryError as error:
+                if rlimits.reached(error):
+                    raise  # this process may have no more: nothing of the file's
+                return self._failed(error)
             # Pillow's decoders raise anything on bytes they cannot take: a verdict on the file.
             except Exception as error:  # noqa: BLE001
                 return self._failed(error)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import gzip
 import os
 import random
+import resource
 import shutil
 import subprocess
-import sys
 import threading
 import zipfile
 from itertools import chain
@@ -20,7 +21,7 @@ import pytest
 from jobs.archives import open_archive
 from jobs.archives.follow import follow_here
 from jobs.archives.tar import TarArchive
-from jobs.errors import ArchiveError, Cause, TooLargeError
+from jobs.errors import ArchiveError, Cause, StorageError, TooLargeError
 from jobs.model import Options, Part
 from jobs.progress import Progress
 from tests.support.rawtar import END, gnu_long, member, pax
@@ -152,37 +153,35 @@ def test_more_members_than_allowed_are_refused(ending: str, tmp_path: Path) -> N
         digests(path, options=Options(max_members=10))
 
 
-_FOLLOW = """
-import resource, signal, sys
-from pathlib import Path
-from tests.unit.test_archives_limits import follow_in
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
-follow_in(Path(sys.argv[1]))
-"""
-
-
-def follow_in(folder: Path) -> None:
-    """In a process that may write no large file."""
-    evidence, shard = fetched(folder / "a.tar.gz", parts=3)
-    follow_here(evidence, shard, Options(), folder / "plain.tar", Progress())
-
-
-def test_a_plain_tar_that_a_disk_refuses_ends_in_one_line_and_leaves_no_half(
-    tmp_path: Path,
+def test_a_disk_that_refuses_a_plain_tar_is_named_and_no_half_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [member(b"%d.png" % number, BYTES) for number in range(40)]
-    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(b"".join(members) + END, 1))
-    done = subprocess.run(
-        [sys.executable, "-c", _FOLLOW, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).resolve().parents[2],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    assert "StorageError" in done.stderr.splitlines()[-1]
-    assert "plain.tar" in done.stderr.splitlines()[-1]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(b"".join(members) + END, 1))
+
+    def write(fd: int, data: memoryview) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("jobs.archives.follow.os.write", write)
+    evidence, shard = fetched(path, parts=3)
+    with pytest.raises(StorageError, match=r"plain\.tar"):
+        follow_here(evidence, shard, Options(), tmp_path / "plain.tar", Progress())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
+
+
+def test_a_plain_tar_beyond_the_limit_of_a_file_costs_only_that(tmp_path: Path) -> None:
+    members = [member(b"%d.png" % number, BYTES) for number in range(40)]
+    path = tmp_path / "a.tar.gz"
+    path.write_bytes(gzip.compress(b"".join(members) + END, 1))
+    evidence, shard = fetched(path, parts=3)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        followed = follow_here(evidence, shard, Options(), tmp_path / "plain.tar", Progress())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert followed.plain is None and len(followed.cuts) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 

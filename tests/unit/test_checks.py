@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import struct
 import zlib
 from collections.abc import Iterator
@@ -345,3 +346,21 @@ def test_a_codec_that_pillow_was_built_without_is_told(monkeypatch: pytest.Monke
 
 def test_nothing_is_looked_at_where_nothing_is_asked() -> None:
     assert check_for("images/a.png", Verify.NONE) is None
+
+
+def test_a_picture_that_a_limit_leaves_no_memory_for_is_no_damaged_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def hungry(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "_getdecoder", hungry)
+    data = picture("PNG")
+    assert str(found("a.png", data, Verify.DECODE)).startswith("decode: ")
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 50, hard))
+    try:
+        with pytest.raises(MemoryError):
+            found("a.png", data, Verify.DECODE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

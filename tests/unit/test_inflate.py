@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +80,34 @@ def test_a_header_that_comes_in_bits_is_understood(format: Format) -> None:
     zst = format is Format.TAR_ZST
     data = zst_with_window(b"x" * 3000, 27) if zst else xz_with_dictionary(b"x" * 3000, 28)
     assert b"".join(inflated(format, Dripping(data), archive="a", memory=MEMORY)) == b"x" * 3000
+
+
+_SHORT_OF_MEMORY = """
+import io, resource, sys
+from pathlib import Path
+from jobs.archives.inflate import MORE_MEMORY, inflated
+from jobs.model import Format
+data = Path(sys.argv[1]).read_bytes()
+next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE_MEMORY))
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+soft = pages * resource.getpagesize() + (32 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
+try:
+    next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE_MEMORY))
+except MemoryError:
+    print("no memory")
+"""
+
+
+def test_a_stream_for_which_there_is_no_memory_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.zst"
+    path.write_bytes(zst_with_window(random.Random(1).randbytes(1 << 20) * 2, 27))
+    done = subprocess.run(
+        [sys.executable, "-c", _SHORT_OF_MEMORY, str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).resolve().parents[2],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.stdout == "no memory\n", done.stderr
