@@ -43,9 +43,11 @@ class Rlimit:
 
     def reached(self) -> str | None:
         """What the limit is and what to do; None where there is none."""
-        return None if self.fact is None else f"{self.fact}; {self._remedy()}"
+        return None if self.fact is None else f"{self.fact}; {self.remedy}"
 
-    def _remedy(self) -> str:
+    @property
+    def remedy(self) -> str:
+        """How to get rid of the limit."""
         soft, (_, hard) = self.soft, resource.getrlimit(self.number)
         raisable = hard != soft
         if "SLURM_JOB_ID" in os.environ:
@@ -71,6 +73,9 @@ ADDRESS_SPACE = Rlimit(
 )
 DATA = Rlimit(resource.RLIMIT_DATA, "d", "a process may have at most {} MB of data", 10**6)
 OPEN_FILES = Rlimit(resource.RLIMIT_NOFILE, "n", "a process may have at most {} open files")
+
+# What a shell may limit and a task may reach.
+OF_TASKS = (FILE_SIZE, CPU_TIME, ADDRESS_SPACE, DATA)
 
 _BY_ERRNO = {
     errno.EFBIG: (FILE_SIZE,),

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs import __version__, atomic
+from jobs import __version__, atomic, rlimits
 from jobs.model import utc_now
 from orchestrator import disks
 
@@ -76,6 +76,7 @@ def probe(
     env = os.environ if env is None else env
     yield _python(ask, on_node)
     yield from _libraries(on_node)
+    yield from _limits()
     yield from _writing("destination", disks.existing(Path(ask.dest)), ask.dest)
     yield _internet(ask.endpoint, env)
     yield _token(ask.endpoint)
@@ -104,6 +105,13 @@ def _libraries(on_node: bool) -> Iterator[Finding]:
             if on_node:
                 mend = "load what it needs with --setup 'module load …', or install it anew"
             yield Finding("environment", False, f"{name} cannot be imported: {error}", mend)
+
+
+def _limits() -> Iterator[Finding]:
+    """Limits of this process (ulimit) that a task may reach."""
+    for limit in rlimits.OF_TASKS:
+        if limit.fact is not None:
+            yield Finding("limit", None, limit.fact, f"if a task needs more: {limit.remedy}")
 
 
 def _writing(name: str, place: Path, wanted: str) -> Iterator[Finding]:

@@ -170,7 +170,8 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         except OSError as error:
             told = from_os_error(error, doing=f"writing to the {name} {shown(str(path))}")
             full = told.cause in (Cause.DISK_FULL, Cause.QUOTA)
-            yield f"{told.message}; {'make room, or ' if full else ''}choose another one"
+            mend = "; make room, or choose another one" if full else "; choose another one"
+            yield told.message + ("" if told.cause is Cause.LIMIT else mend)
 
 
 def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:

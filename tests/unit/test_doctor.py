@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -46,6 +47,17 @@ def test_a_sound_machine_is_found_sound(tmp_path: Path, hub: HubServer) -> None:
 def test_another_version_on_the_node_is_said(tmp_path: Path, hub: HubServer) -> None:
     found = _probe(_ask(tmp_path, hub, version="9.9"), tmp_path)["environment"]
     assert found.ok is False and "9.9" in found.fact and found.remedy
+
+
+def test_a_limit_that_followed_to_the_node_is_said(tmp_path: Path, hub: HubServer) -> None:
+    assert "limit" not in _probe(_ask(tmp_path, hub), tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (7200, before[1]))
+    try:
+        found = _probe(_ask(tmp_path, hub), tmp_path)["limit"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, before)
+    assert found.ok is None and "7,200 s of processor time" in found.fact and found.remedy
 
 
 def test_no_internet_names_the_ways_around_it(tmp_path: Path) -> None:
