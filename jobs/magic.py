@@ -105,6 +105,7 @@ _BY_ENDING = {
     for packing in reversed(_PACKINGS)  # of two that share an ending, the first one counts
     for ending in (*packing.endings, *packing.tar_endings)
 }
+ENDINGS = frozenset(_BY_ENDING)  # of names, in lower case, that claim an archive or one packed file
 _TAR_ENDINGS = tuple(e for packing in _PACKINGS for e in (*packing.tar_endings, ".tar"))
 
 # Names that are believed: formats of data, some of which are zips or compressed streams inside.

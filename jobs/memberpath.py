@@ -10,6 +10,10 @@ from jobs.errors import ArchiveError, Cause, UnsafeMemberError, from_os_error
 MAX_COMPONENT = 255  # bytes; NAME_MAX of every Linux file system that counts
 MAX_PATH = 3072  # bytes; PATH_MAX is 4096 and the data folder's own path comes before
 MAX_DEPTH = 256  # components
+TWO_KINDS = (
+    "is both a file and a folder of the dataset; where two archives differ in this, launch with "
+    "--on-collision per-shard"
+)
 _SHOWN = 200  # characters of a name in a message
 
 _CONTROL = bytes(range(0x20)) + b"\x7f"
@@ -171,7 +175,7 @@ class Folders:
             )
         if not stat.S_ISDIR(mode):
             raise ArchiveError(
-                f"{self._archive}: {shown(folder)} is both a file and a folder of the dataset",
+                f"{self._archive}: {shown(folder)} {TWO_KINDS}",
                 cause=Cause.COLLISION,
                 member=text_of(folder)[0],
             )

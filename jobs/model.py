@@ -88,7 +88,7 @@ class OnBadRecord(str, Enum):
 
 
 class OnCollision(str, Enum):
-    """What to do where two shards hold different bytes under one path."""
+    """What to do where two archives hold different bytes under one path."""
 
     ERROR = "error"
     KEEP_FIRST = "keep-first"
@@ -303,7 +303,14 @@ class Fetched(Struct, frozen=True):
     schema: int = SCHEMA
 
 
-class Entry(Struct, frozen=True):
+class Inner(Struct, frozen=True):
+    """Where a file came from that lay in a nested archive."""
+
+    archive: str  # path of the nested archive in its shard
+    ordinal: int  # of the member in the nested archive
+
+
+class Entry(Struct, frozen=True, omit_defaults=True):
     """A manifest's line: one file that a part wrote."""
 
     path: str  # relative to the data folder
@@ -312,7 +319,18 @@ class Entry(Struct, frozen=True):
     digest: str | None = None  # where the plan asks for another one than crc32
     problem: str | None = None  # what a check found
     raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
-    ordinal: int = 0  # of the member in its shard
+    ordinal: int = 0  # of the member in its shard: of the nested archive, where it came in one
+    inner: Inner | None = None  # where it came in a nested archive
+
+    @property
+    def origin(self) -> int | None:
+        """Which archive of its shard it came in: None is the shard's own, a number a nested one."""
+        return None if self.inner is None else self.ordinal
+
+    @property
+    def member(self) -> int:
+        """The ordinal of its member in the archive that it came in."""
+        return self.ordinal if self.inner is None else self.inner.ordinal
 
 
 class PartSummary(Struct, frozen=True):
@@ -322,10 +340,17 @@ class PartSummary(Struct, frozen=True):
     files: int
     bytes: int
     members: int  # read, folders and left-out ones included
-    records: bool = False  # the part held the shard's records file
+    records: bool = False  # the part held the shard's own records file
     left_out: dict[str, int] = field(default_factory=dict)  # junk by kind, such as __MACOSX
     warnings: tuple[str, ...] = ()
+    # Paths of nested archives that held a records file, by their ordinals in the shard.
+    inner_records: dict[int, str] = field(default_factory=dict)
     end: bool = True  # marks the line
+
+    @property
+    def has_records(self) -> bool:
+        """Whether the part held a records file, be it in a nested archive."""
+        return self.records or bool(self.inner_records)
 
 
 class ItemResult(Struct, frozen=True):

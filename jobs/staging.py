@@ -87,6 +87,10 @@ class Staging:
             return self.shard_records(part.shard)
         return self.records / f"{part.id}.jsonl"
 
+    def inner_records(self, part: Part, ordinal: int) -> Path:
+        """The records of the nested archive that has this ordinal in its shard."""
+        return self.records / f"{part.id}.{ordinal}.jsonl"
+
     @property
     def repair(self) -> Path:
         """Says that finalize is to mend what was published (``Repair``)."""

@@ -50,16 +50,21 @@ def cuts_of(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     tar is inflated once more, without a plain form: the follower is what spares that. Raises
     ``ArchiveError`` where a header is damaged.
     """
-    if fetched.format not in TARS or shard.parts < 2:
+    return fetched if shard.parts < 2 else learnt(fetched, shard, options, folder)
+
+
+def learnt(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
+    """``fetched`` with what a look through a tar's headers teaches; of other formats as it is."""
+    if fetched.format not in TARS:
         return fetched
     from jobs.archives.tar import TarArchive
 
-    learnt = TarArchive(fetched, shard, options, folder).learn(shard.parts)
+    found = TarArchive(fetched, shard, options, folder).learn(shard.parts)
     return structs.replace(
         fetched,
-        cuts=learnt.cuts,
-        members=learnt.members,
-        data_bytes=learnt.data_bytes,
-        superseded=learnt.superseded,
-        top=learnt.top,
+        cuts=found.cuts,
+        members=found.members,
+        data_bytes=found.data_bytes,
+        superseded=found.superseded,
+        top=found.top,
     )

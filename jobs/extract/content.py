@@ -10,7 +10,7 @@ from jobs import digest
 from jobs.checks import check_for
 from jobs.errors import from_os_error
 from jobs.memberpath import text_of
-from jobs.model import Entry, Options
+from jobs.model import Entry, Inner, Options
 from jobs.progress import Progress
 
 _crc32 = isal_zlib.crc32
@@ -49,7 +49,7 @@ class Content:
         except OSError as error:
             raise from_os_error(error, doing=f"reading the archive for {self._text!r}") from error
 
-    def entry(self, ordinal: int) -> Entry:
+    def entry(self, ordinal: int, inner: Inner | None = None) -> Entry:
         """The manifest's line, once all has passed."""
         return Entry(
             path=self._text,
@@ -59,4 +59,5 @@ class Content:
             problem=self._check.finish() if self._check is not None else None,
             raw=self._raw,
             ordinal=ordinal,
+            inner=inner,
         )

@@ -17,7 +17,7 @@ from jobs.errors import (
     StorageError,
     from_os_error,
 )
-from jobs.memberpath import shown, text_of
+from jobs.memberpath import TWO_KINDS, shown, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -120,8 +120,8 @@ def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True
 
 # These tell of the one path, not of the file system: the archive is at fault.
 _PATH_ERRNOS = {
-    errno.EISDIR: "is both a file and a folder of the dataset",
-    errno.ENOTDIR: "is both a file and a folder of the dataset",
+    errno.EISDIR: TWO_KINDS,
+    errno.ENOTDIR: TWO_KINDS,
     errno.ENAMETOOLONG: "has a name longer than this file system takes",
     errno.EILSEQ: "has a name that this file system does not take",
     errno.EINVAL: "has a name that this file system does not take",
@@ -138,7 +138,7 @@ def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> Orchestr
     """``error`` from writing the data file ``path``: the path's own fault, or the disk's."""
     fact = _PATH_ERRNOS.get(error.errno or 0)
     if fact is not None:
-        cause = Cause.COLLISION if "both" in fact else Cause.UNSAFE_MEMBER
+        cause = Cause.COLLISION if fact == TWO_KINDS else Cause.UNSAFE_MEMBER
         return ArchiveError(
             f"{archive}: {shown(path)} {fact}", cause=cause, member=text_of(path)[0]
         )

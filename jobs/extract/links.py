@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from isal import isal_zlib
+
 from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
 from jobs.extract.seen import path_of
 from jobs.memberpath import safe_path, shown
@@ -72,7 +74,8 @@ class Resolver:
     """Gets the bytes of links: from what the part wrote, or else by looking through the archive.
 
     ``locate`` tells where below the data folder a safe path of the archive lies, None if nowhere;
-    ``write`` takes the link and the member with its content.
+    ``write`` takes the link and the member with its content. ``shares``: another archive may have
+    written a target's path, and the dataset be published all the same.
     """
 
     def __init__(
@@ -82,6 +85,7 @@ class Resolver:
         root: bytes,
         *,
         label: str,
+        shares: bool,
         locate: Callable[[bytes], bytes | None],
         write: Callable[[Pending, Member], None],
     ) -> None:
@@ -90,10 +94,11 @@ class Resolver:
         self._locate = locate
         self._root = root
         self._label = label
+        self._shares = shares
         self._write = write
 
     def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
-        """Write every link of ``links``; ``entries`` are the part's manifest so far."""
+        """Write every link of ``links``; ``entries``: what the part wrote so far of the archive."""
         by_raw = {link.raw: link for link in links}
         targets = {link.raw: self._end_of_chain(link, by_raw) for link in links}
         wanted: dict[bytes, bytes] = {}  # data path -> target
@@ -107,10 +112,14 @@ class Resolver:
             if later.get(link.data, -1) > link.ordinal:
                 continue  # a later member took its place
             here = written.get(targets[link.raw])
-            if here is not None and not (link.hard and here[1] > link.ordinal):
-                self._write(link, self._copy_of(link, *here))
-            else:
+            if (
+                here is None
+                or (link.hard and here.member > link.ordinal)
+                or not self._lies_there(here)
+            ):
                 rest.setdefault(targets[link.raw], []).append(link)
+            else:
+                self._write(link, self._copy_of(link, here))
         if rest:
             self._from_archive(rest)
 
@@ -124,23 +133,33 @@ class Resolver:
 
     def _look(
         self, entries: Iterator[Entry], wanted: dict[bytes, bytes], links: list[Pending]
-    ) -> tuple[dict[bytes, tuple[bytes, int, int]], dict[bytes, int]]:
-        """Of each target: data path, ordinal, size; of each link's path: its last ordinal."""
+    ) -> tuple[dict[bytes, Entry], dict[bytes, int]]:
+        """Of each target the last entry; of each link's path: its last ordinal."""
         own = {link.data for link in links}
-        written: dict[bytes, tuple[bytes, int, int]] = {}
+        written: dict[bytes, Entry] = {}
         later: dict[bytes, int] = {}
         for entry in entries:
             path = path_of(entry)
             if path in wanted:
-                written[wanted[path]] = (path, entry.ordinal, entry.size)
+                written[wanted[path]] = entry
             if path in own:
-                later[path] = max(entry.ordinal, later.get(path, -1))
+                later[path] = max(entry.member, later.get(path, -1))
         return written, later
 
-    def _copy_of(self, link: Pending, path: bytes, _ordinal: int, size: int) -> Member:
+    def _lies_there(self, entry: Entry) -> bool:
+        """Whether what lies on disk is what the entry says."""
+        if not self._shares:
+            return True
+        size, crc = 0, 0
+        for block in _read(self._root + b"/" + path_of(entry)):
+            size += len(block)
+            crc = isal_zlib.crc32(block, crc)
+        return (size, f"{crc:08x}") == (entry.size, entry.crc32)
+
+    def _copy_of(self, link: Pending, entry: Entry) -> Member:
         return Member(
-            link.raw, Kind.FILE, size, link.mode, link.mtime, link.ordinal,
-            chunks=_read(self._root + b"/" + path),
+            link.raw, Kind.FILE, entry.size, link.mode, link.mtime, link.ordinal,
+            chunks=_read(self._root + b"/" + path_of(entry)),
         )  # fmt: skip
 
     def _from_archive(self, rest: dict[bytes, list[Pending]]) -> None:

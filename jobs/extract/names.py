@@ -63,6 +63,11 @@ class Names:
             self.left_out = counted
 
     @property
+    def is_per_shard(self) -> bool:
+        """Whether each archive, a nested one too, has a folder of its own."""
+        return self._per_shard
+
+    @property
     def keeps_places(self) -> bool:
         """Whether every file lies to every other one as it does in the shard."""
         return not (self._per_shard or self._strip or self._top)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs import atomic
+from jobs.archives import nested, table
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.archives.limits import FLOOR
-from jobs.extract import nested
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
 from jobs.extract.keeping import Kept
@@ -19,16 +19,19 @@ from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
 from jobs.extract.seen import Seen, Twice, path_of
+from jobs.extract.source import Replaced, Source, Tally
 from jobs.extract.work import Work
 from jobs.extract.writers import Writers
 from jobs.manifest import ManifestWriter
-from jobs.memberpath import Folders, shown
-from jobs.model import Format, Part, PartSummary, ShardKind
+from jobs.memberpath import Folders, shown, text_of
+from jobs.model import Format, OnCollision, PartSummary, ShardKind
 from jobs.progress import Progress
 from jobs.staging import Staging
 from jobs.writeout import WriteOut
 
-_MOST_CORRECTIONS = 2  # of the top folder, as the reader promises
+# The reader promises at most two of the top folder; which nested archives are replaced is known
+# after one reading.
+_MOST_CORRECTIONS = 3
 
 
 def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummary:
@@ -37,35 +40,33 @@ def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummar
     Raises ``ArchiveError`` where the archive is at fault, ``StorageError`` where a disk is, and
     ``Stopped`` where the task should end; then there is no manifest, and nothing has a final name.
     """
+    replaced: frozenset[int] = frozenset()
     for _ in range(_MOST_CORRECTIONS):
         try:
-            return _Pass(work, archive, progress).run()
+            return _Pass(work, archive, progress, replaced).run()
         except TopChanged:
             continue
-    return _Pass(work, archive, progress).run()
-
-
-@dataclass
-class _Tally:
-    """What a pass counts."""
-
-    members: int = 0
-    superseded: int = 0
-    bytes: int = 0  # as members claim them
-    pending: list[Pending] = field(default_factory=list)
+        except Replaced as found:
+            replaced = found.ordinals
+    return _Pass(work, archive, progress, replaced).run()
 
 
 class _Pass:
     """One reading of a part."""
 
-    def __init__(self, work: Work, archive: Archive, progress: Progress) -> None:
+    def __init__(
+        self, work: Work, archive: Archive, progress: Progress, replaced: frozenset[int]
+    ) -> None:
         self._work = work
+        self._replaced = replaced  # nested archives that are passed over
+        self._nested_names = table.Names()
+        self._inner_records: dict[int, str] = {}
         self._plan = work.plan
         self._label = work.shard.name
         self._archive = archive
         self._progress = progress
         self._options = work.plan.options
-        staging = Staging(work.plan)
+        self._staging = staging = Staging(work.plan)
         self._data = staging.data
         self._root = os.fsencode(staging.data)
         self._names = Names(work.plan, work.shard, top=archive.top)
@@ -75,14 +76,15 @@ class _Pass:
         self._kept = Kept(
             wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
         )
-        self._tally = _Tally()
+        self._tally = Tally()
         self._warnings: list[str] = []
         several = work.fetched.format is Format.PARQUET or self._options.nested
-        self._records = RecordsFile(
+        records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
             self._options,
             progress,
         )
+        self._source = Source(archive, work.part, self._names, records, self._label)
         # A folder's files are not expanded: each is held to its listed size by its reader, and
         # only archives within it (--nested) have a ratio, to all that was listed.
         size = work.fetched.data_bytes if self._kept.wanted else None
@@ -107,11 +109,12 @@ class _Pass:
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
-            stack.callback(self._records.close)
+            stack.callback(self._source.records.close)
             stack.callback(self._writers.close)
             try:
-                self._read(self._archive, self._names, self._work.part)
-            except TopChanged:
+                self._read(self._source)
+                self._check_replaced()
+            except (TopChanged, Replaced):
                 self._writers.drain()
                 self._undo()
                 raise
@@ -120,6 +123,12 @@ class _Pass:
             self._work.check_unchanged()
             self._write_out.finish()  # the manifest is to outlive a crash of the node
             return self._finish()
+
+    def _check_replaced(self) -> None:
+        """Within an archive the last one of a name counts, nested archives as well."""
+        replaced = self._nested_names.superseded()
+        if replaced:
+            raise Replaced(replaced)
 
     def _opened_file_system(self) -> atomic.FileSystem:
         try:
@@ -133,69 +142,75 @@ class _Pass:
         except OSError as error:
             raise side_error(error, self._data) from error
 
-    def _read(
-        self, archive: Archive, names: Names, part: Part, *, below: bytes = b"", inner: bool = False
-    ) -> None:
-        """Take every member of ``part``; a nested archive's go ``below`` its own folder."""
-        tally, check = self._tally, self._progress.check
-
-        def locate(raw: bytes) -> bytes | None:
-            found = names.peek(raw)
-            return None if found is None else names.placed(below + found)
-
-        resolver = Resolver(
-            archive,
-            part,
-            self._root,
-            label=self._label,
-            locate=locate,
-            write=lambda link, member: self._link(names, link, member, inner=inner),
-        )
-        for member in archive.members(part):
+    def _read(self, source: Source) -> None:
+        """Take every member of the source's part."""
+        names, below, check = source.names, source.below, self._progress.check
+        tally, root = self._tally, self._root
+        pending: list[Pending] = []
+        resolver = self._resolver(source)
+        for member in source.archive.members(source.part):
             check()
-            tally.members += 1
+            tally.members += source.nested is None
             path = names.inner(member.name, folder=member.kind is Kind.FOLDER)
             if path is None:
                 continue
-            if member.superseded:
+            if member.superseded or (source.nested is None and member.ordinal in self._replaced):
                 tally.superseded += 1
                 continue
             path = below + path
             if member.kind is Kind.FILE:
-                self._file(names, path, member, inner=inner)
+                self._file(source, path, member)
             elif member.kind is Kind.FOLDER:
                 self._folders.make(names.placed(path))
-                self._kept.folder(self._root + b"/" + names.placed(path), member.mode)
+                self._kept.folder(root + b"/" + names.placed(path), member.mode)
             else:
-                tally.pending.append(
-                    pending_of(member, path, names.placed(path), self._options, archive=self._label)
-                )
-                if len(tally.pending) >= MOST_PENDING:
-                    self._resolve(resolver)
-        self._resolve(resolver)
+                place = names.placed(path)
+                pending.append(pending_of(member, path, place, self._options, archive=source.label))
+                if len(pending) >= MOST_PENDING:
+                    self._resolve(source, resolver, pending)
+                    pending = []
+        self._resolve(source, resolver, pending)
 
-    def _resolve(self, resolver: Resolver) -> None:
-        if self._tally.pending:
+    def _resolver(self, source: Source) -> Resolver:
+        def locate(raw: bytes) -> bytes | None:
+            found = source.names.peek(raw)
+            return None if found is None else source.names.placed(source.below + found)
+
+        def write(link: Pending, member: Member) -> None:
+            member.name, member.ordinal = link.raw, link.ordinal
+            member.mode, member.mtime = link.mode or member.mode, link.mtime
+            self._file(source, link.path, member)
             self._writers.drain()
-            pending, self._tally.pending = self._tally.pending, []
-            resolver.resolve(pending, self._manifest.entries())
 
-    def _link(self, names: Names, link: Pending, member: Member, *, inner: bool) -> None:
-        member.name, member.ordinal = link.raw, link.ordinal
-        member.mode, member.mtime = link.mode or member.mode, link.mtime
-        self._file(names, link.path, member, inner=inner)
-        self._writers.drain()
+        return Resolver(
+            source.archive,
+            source.part,
+            self._root,
+            label=source.label,
+            shares=self._options.on_collision is OnCollision.KEEP_FIRST,
+            locate=locate,
+            write=write,
+        )
 
-    def _file(self, names: Names, path: bytes, member: Member, *, inner: bool) -> None:
-        if inner or not self._kept.wanted:
+    def _resolve(self, source: Source, resolver: Resolver, pending: list[Pending]) -> None:
+        if pending:
+            self._writers.drain()
+            own = (entry for entry in self._manifest.entries() if entry.origin == source.nested)
+            resolver.resolve(pending, own)
+
+    def _file(self, source: Source, path: bytes, member: Member) -> None:
+        names, own = source.names, source.nested is None
+        if not (own and self._kept.wanted):
             self._claim(member)
         if names.is_records(path):
-            self._records.write(member.chunks, ordinal=member.ordinal, append=inner)
+            source.records.write(member.chunks, ordinal=member.ordinal)
             self._progress.add(files=1)
             return
-        if self._options.nested and not inner and nested.is_nested(path):
-            self._nested(path, member)
-            return
+        if own and self._options.nested:
+            if nested.is_nested(path):
+                self._nested(path, member)
+                return
+            self._tally.see(path)
         path = names.placed(path)
         if self._seen.add(path):
             self._writers.drain()  # two writers must never be in one file
@@ -222,10 +237,10 @@ class _Pass:
             )
         if content.size != member.size:
             raise damaged(
-                self._label, f"has {content.size} bytes of {member.size}", member=member.name
+                source.label, f"has {content.size} bytes of {member.size}", member=member.name
             )
         self._write_out.wrote(content.size)
-        self._manifest.add(content.entry(member.ordinal))
+        self._manifest.add(source.entry(content, member.ordinal))
         self._progress.add(files=1)
         if not links and self._kept.add(place, member.mode, mtime_ns):
             self._writers.drain()
@@ -238,30 +253,50 @@ class _Pass:
             raise self._disk_error(error, path) from error
 
     def _claim(self, member: Member) -> None:
-        self._tally.bytes += member.size
-        if self._tally.bytes > self._most_bytes:
+        self._tally.claimed += member.size
+        if self._tally.claimed > self._most_bytes:
             raise too_large(
                 self._label,
-                f"brings the data to {self._tally.bytes} bytes, more than "
+                f"brings the data to {self._tally.claimed} bytes, more than "
                 f"{self._options.max_expansion:g} for each of the archive's {self._archive_bytes}",
                 "--max-expansion",
                 member=member.name,
             )
 
     def _nested(self, path: bytes, member: Member) -> None:
-        work = self._work
-        shard = nested.shard_of(work.shard, shown(path))
-        content = Content(b"", self._options, self._progress)
-        chunks = content.through(member.chunks)
-        outer, self._tally.pending = self._tally.pending, []
-        with nested.opened(self._plan, work.folder, work.part, shard, chunks) as archive:
-            names = Names(nested.inner_plan(self._plan), work.shard, top=archive.top)
+        """Take every member of a nested archive, beside it or into a folder of its own name."""
+        work, ordinal = self._work, member.ordinal
+        self._nested_names.add(member.name, ordinal)
+        shard = nested.shard_of(work.shard, path)
+        chunks = Content(b"", self._options, self._progress).through(member.chunks)
+        records = RecordsFile(
+            self._staging.inner_records(work.part, ordinal), self._options, self._progress
+        )
+        with (
+            closing(records),
+            nested.opened(
+                shard, chunks, self._options, work.folder, self._staging.archives
+            ) as archive,
+        ):
+            plan = structs.replace(self._plan, options=nested.options_of(self._options))
+            names = Names(plan, shard, top=archive.top)
             names.left_out = self._names.left_out
-            below = path[: path.rfind(b"/") + 1]
-            renumbered = _Numbered(archive, member.ordinal)
-            self._read(renumbered, names, nested.part_of(shard), below=below, inner=True)
+            below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]
+            inner = text_of(path)[0]
+            source = Source(
+                archive, nested.whole(shard), names, records, shard.name, below, ordinal, inner
+            )
+            self._read(source)
             self._warnings += (f"{shown(path)}: {warning}" for warning in archive.warnings)
-        self._tally.pending = outer
+            if self._commit(source):
+                self._inner_records[ordinal] = inner
+
+    def _commit(self, source: Source) -> bool:
+        """Finish a source's records; whether there are any."""
+        if source.records.begun:
+            content = source.records.commit()
+            self._manifest.add(source.entry(content, source.records.ordinal))
+        return source.records.begun
 
     def _undo(self) -> None:
         """Remove what was written under a wrong top folder."""
@@ -273,13 +308,11 @@ class _Pass:
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def _finish(self) -> PartSummary:
-        records = self._records.begun
-        if records:
-            self._manifest.add(self._records.commit())
+        records = self._commit(self._source)
         twice = Twice()
         if self._seen.suspects:
             twice = Twice.among(self._manifest.entries(), self._seen.suspects)
-        twice.replaced += self._tally.superseded + self._records.replaced
+        twice.replaced += self._tally.superseded + self._source.records.replaced
         if not twice.replaced:
             summary = self._summary(twice, self._manifest.count, self._manifest.bytes, records)
             self._manifest.finish(summary)
@@ -306,29 +339,6 @@ class _Pass:
             members=self._tally.members,
             records=records,
             left_out=dict(self._names.left_out),
-            warnings=(*self._warnings, *twice.warnings()),
+            warnings=(*self._warnings, *self._tally.warnings(), *twice.warnings()),
+            inner_records=self._inner_records,
         )
-
-
-class _Numbered:
-    """A nested archive whose members bear the number that theirs has in the outer one."""
-
-    def __init__(self, archive: Archive, ordinal: int) -> None:
-        self._archive = archive
-        self._ordinal = ordinal
-
-    @property
-    def top(self) -> str | None:
-        return self._archive.top
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        return self._archive.warnings
-
-    def members(self, part: Part) -> Iterator[Member]:
-        for member in self._archive.members(part):
-            member.ordinal = self._ordinal
-            yield member
-
-    def find(self, name: bytes) -> Member | None:
-        return self._archive.find(name)

@@ -1,4 +1,4 @@
-"""The records file of a shard or part, kept apart from the data until finalize merges all."""
+"""The records file of an archive, kept apart from the data until finalize merges them all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs import atomic
 from jobs.extract.content import Content
 from jobs.extract.files import side_error
-from jobs.model import Entry, Options
+from jobs.model import Options
 from jobs.progress import Progress
 
 
@@ -26,8 +26,7 @@ class RecordsFile:
         self._progress = progress
         self._content = self._new()
         self._fd = -1
-        self._ends_line = True
-        self._ordinal = 0
+        self.ordinal = 0  # of the member
         self.replaced = 0  # how many times a later one took the place of an earlier one
 
     def _new(self) -> Content:
@@ -38,45 +37,37 @@ class RecordsFile:
         """Whether there is anything in it, be it an empty file."""
         return self._fd >= 0
 
-    def write(self, chunks: Iterable[memoryview], *, ordinal: int, append: bool) -> None:
-        """Take a whole records file: in place of the one before, or (``append``) behind it."""
+    def write(self, chunks: Iterable[memoryview], *, ordinal: int) -> None:
+        """Take a whole records file, in place of the one before."""
         try:
-            self._take(chunks, ordinal, append)
+            self._take(chunks)
         except OSError as error:
             raise side_error(error, self._path) from error
+        self.ordinal = ordinal
 
-    def _take(self, chunks: Iterable[memoryview], ordinal: int, append: bool) -> None:
+    def _take(self, chunks: Iterable[memoryview]) -> None:
         if not self.begun:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             self._fd = os.open(self._temporary, flags, 0o600)
-        elif not append:
+        else:
             self.replaced += 1
             os.ftruncate(self._fd, 0)
             os.lseek(self._fd, 0, os.SEEK_SET)
             self._content = self._new()
-            self._ends_line = True
-        self._ordinal = ordinal
-        if not self._ends_line:
-            self._write([memoryview(b"\n")])
-        self._write(chunks)
-
-    def _write(self, chunks: Iterable[memoryview]) -> None:
         for chunk in self._content.through(chunks):
             done = 0
             while done < len(chunk):
                 done += os.write(self._fd, chunk[done:])
-            if done:
-                self._ends_line = chunk[-1] == ord("\n")
 
-    def commit(self) -> Entry:
-        """Make it durable under its name; the manifest's line."""
+    def commit(self) -> Content:
+        """Make it durable under its name; what passed."""
         try:
             os.fsync(self._fd)
             self._temporary.replace(self._path)
         except OSError as error:
             raise side_error(error, self._path) from error
-        return self._content.entry(self._ordinal)
+        return self._content
 
     def close(self) -> None:
         if self.begun:

@@ -67,9 +67,10 @@ def path_of(entry: Entry) -> bytes:
 class Twice:
     """What a manifest's entries say about the suspects."""
 
-    # Path -> ordinal and line of the entry that counts; links come later than their ordinals say.
-    last: dict[bytes, tuple[int, int]] = field(default_factory=dict)
-    replaced: int = 0  # entries that a later one of the same path replaces
+    # By archive and path, ordinal and line of the entry that counts: within one archive the last
+    # one does. Links come later than their ordinals say.
+    last: dict[tuple[int | None, bytes], tuple[int, int]] = field(default_factory=dict)
+    replaced: int = 0  # entries that a later one of the same archive and path replaces
     example: bytes = b""
     cases: int = 0  # paths that differ from another in case only
     case_example: tuple[bytes, bytes] = (b"", b"")
@@ -83,12 +84,13 @@ class Twice:
             path = path_of(entry)
             if key_of(path) not in suspects:
                 continue
-            if path in found.last:
+            key, here = (entry.origin, path), (entry.member, line)
+            if key in found.last:
                 found.replaced += 1
                 found.example = path
-                found.last[path] = max(found.last[path], (entry.ordinal, line))
+                found.last[key] = max(found.last[key], here)
                 continue
-            found.last[path] = (entry.ordinal, line)
+            found.last[key] = here
             other = spelled.setdefault(_folded(path), path)
             if other != path:
                 found.cases += 1
@@ -97,8 +99,8 @@ class Twice:
 
     def counts(self, entry: Entry, line: int) -> bool:
         """Whether ``entry``, in that line, is what is on disk: no later member replaced it."""
-        here = (entry.ordinal, line)
-        return self.last.get(path_of(entry), here) == here
+        here = (entry.member, line)
+        return self.last.get((entry.origin, path_of(entry)), here) == here
 
     def warnings(self) -> list[str]:
         """What to tell people."""

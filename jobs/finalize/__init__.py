@@ -31,6 +31,7 @@ from jobs.finalize.join import Join
 from jobs.finalize.pieces import find_pieces
 from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.unfinished import unfinished
+from jobs.memberpath import shown
 from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
@@ -168,9 +169,23 @@ def _look(
     collisions.settle(ground, join.contests, findings, progress)
     if ground.reads_records:
         _judge_counts(ground, tally, findings)
+    if tally.archives:
+        findings.add(Finding(Kind.HINT, _archives_hint(tally, nested=options.nested)))
     if options.on_bad_record is not OnBadRecord.DROP:
         del tally.bad_lines[:]
     return tally, rewrites
+
+
+def _archives_hint(tally: passes.Tally, *, nested: bool) -> str:
+    """What becomes of archives among the data."""
+    many = tally.archives > 1
+    what = f"{tally.archives} files are archives themselves" if many else "1 file is an archive"
+    remedy = (
+        "--nested goes one level deep"
+        if nested
+        else f"--nested extracts {'them' if many else 'it'}"
+    )
+    return f"{what}, such as {shown(tally.archive_example)}; {remedy}"
 
 
 def _judge_counts(ground: Ground, tally: passes.Tally, findings: Findings) -> None:

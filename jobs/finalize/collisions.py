@@ -1,16 +1,17 @@
-"""Puts the right bytes under a path that several parts have written."""
+"""Puts the right bytes under a path that several archives have written."""
 
 from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jobs import digest
+from jobs.archives import nested
 from jobs.errors import OrchestrateError
 from jobs.finalize.findings import Findings
-from jobs.finalize.ground import Ground, bytes_of
+from jobs.finalize.ground import Ground, bytes_of, key_of
 from jobs.finalize.join import Contest
 from jobs.finalize.passes import forget_manifest
 from jobs.manifest import read_manifest
@@ -18,7 +19,7 @@ from jobs.model import Fetched, Part
 from jobs.progress import Progress
 
 _CHUNK = 1 << 20  # bytes
-_OVERWRITTEN = "another part has overwritten a file of it"
+_OVERWRITTEN = "another archive has overwritten a file of it"
 
 
 def settle(
@@ -58,7 +59,10 @@ def _settle_part(
     except OrchestrateError as error:
         forget_manifest(ground, part, error.message, findings)
         return
-    if not all(_lies_there(ground, contest) for contest in lost):
+    left = [contest for contest in lost if not _lies_there(ground, contest)]
+    if left:
+        _copy(ground, part.shard, left)
+    if not all(_lies_there(ground, contest) for contest in left):
         forget_manifest(ground, part, _OVERWRITTEN, findings)
 
 
@@ -84,24 +88,68 @@ def _extract(ground: Ground, part: Part, fetched: Fetched, lost: list[Contest]) 
     """Write these members of the part again, each under a temporary name and then in place."""
     from jobs.archives import open_archive
 
+    own, inner = _members(ground, part, lost)
+    shard, options = ground.shards[part.shard], ground.plan.options
+    for member in open_archive(fetched, shard, options, ground.folder).members(part):
+        if member.ordinal in own:
+            _replace(ground, own[member.ordinal], member.chunks)
+        elif member.ordinal in inner:
+            path, contests = inner[member.ordinal]
+            archive = nested.shard_of(shard, path.encode())
+            with nested.opened(
+                archive, member.chunks, options, ground.folder, ground.scratch
+            ) as reader:
+                for file in reader.members(nested.whole(archive)):
+                    if file.ordinal in contests:
+                        _replace(ground, contests[file.ordinal], file.chunks)
+
+
+_ByOrdinal = dict[int, Contest]
+
+
+def _members(
+    ground: Ground, part: Part, lost: list[Contest]
+) -> tuple[_ByOrdinal, dict[int, tuple[str, _ByOrdinal]]]:
+    """The members that were lost: the archive's own, and those of nested ones with their paths."""
     start = ground.part_starts[ground.parts.index(part)]
     numbers = {contest.number: contest for contest in lost}
-    ordinals = {
-        entry.ordinal: numbers[number]
-        for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start)
-        if number in numbers
-    }
-    shard = ground.shards[part.shard]
-    archive = open_archive(fetched, shard, ground.plan.options, ground.folder)
+    own: _ByOrdinal = {}
+    inner: dict[int, tuple[str, _ByOrdinal]] = {}
+    for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start):
+        if number not in numbers:
+            continue
+        if entry.inner is None:
+            own[entry.ordinal] = numbers[number]
+        else:
+            _, contests = inner.setdefault(entry.ordinal, (entry.inner.archive, {}))
+            contests[entry.inner.ordinal] = numbers[number]
+    return own, inner
+
+
+def _copy(ground: Ground, shard: str, left: list[Contest]) -> None:
+    """Take what was a link in its archive from another file of the same bytes."""
+    wanted: dict[tuple[int, str], list[Contest]] = defaultdict(list)
+    for contest in left:
+        wanted[contest.size, contest.crc32].append(contest)
+    for part in ground.parts:
+        if part.shard != shard:
+            continue
+        for entry in read_manifest(ground.folder.manifest(part)):
+            same = Contest(0, key_of(entry), entry.size, entry.crc32)
+            if (entry.size, entry.crc32) in wanted and _lies_there(ground, same):
+                for contest in wanted.pop((entry.size, entry.crc32)):
+                    _replace(ground, contest, _blocks(_place(ground, same)))
+
+
+def _replace(ground: Ground, contest: Contest, chunks: Iterable[bytes | memoryview]) -> None:
     temporary = ground.scratch / "member"
-    for member in archive.members(part):
-        contest = ordinals.get(member.ordinal)
-        if contest is not None:
-            _write(temporary, member.chunks)
-            temporary.replace(_place(ground, contest))
-
-
-def _write(path: Path, chunks: Iterable[memoryview]) -> None:
-    with path.open("wb") as out:
+    with temporary.open("wb") as out:
         for chunk in chunks:
             out.write(chunk)
+    temporary.replace(_place(ground, contest))
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(_CHUNK):
+            yield data

@@ -40,9 +40,9 @@ def shown_key(key: str) -> str:
 
 @dataclass(frozen=True)
 class Piece:
-    """The records of one shard, or of one part of it."""
+    """The records of one shard, of one part of it, or of an archive that is nested in it."""
 
-    shard: Shard
+    shard: Shard  # or the nested archive as one, whose id lies below the shard's
     found: Found  # as JSON lines
     folder: str = ""  # of the dataset, with a slash, in which the records file was
     # Folders that its paths start from, and where the dataset has them: unified, each empty or

@@ -34,6 +34,7 @@ class _File:
     digest: str
     crc32: str
     problem: str | None
+    origin: tuple[int, str] | None = None  # ordinal and path of the nested archive it came in
     on_disk: bool = False
     named_by: int | None = None  # number of the first line that names it
     literally: bool = False  # whether a line names it by the very path that it has
@@ -93,19 +94,17 @@ class Join:
             shard = None if number is None else self._ground.part_of(number).shard
             self._audit.findings.add(Finding(kind, message, shard))
 
-    def _file(
-        self, number: int, key: str, size: int, digest: str, crc32: str, problem: str | None
-    ) -> None:
-        new = _File(number, size, digest, crc32, problem)
+    def _file(self, key: str, *told: Any) -> None:
+        new = _File(*told)
         old = self._files.get(key)
         if old is None:
             self._files[key] = new
-            self._twin(key, number)
+            self._twin(key, new.number)
             self._look_for_nesting(key)
-        elif (old.size, old.digest) == (size, digest):
-            self._audit.tally.skipped.append(number)
-            name = self._name(old.number)
-            self._find(Kind.SAME, f"{shown_key(key)} is also in {name}, the same bytes", number)
+        elif (old.size, old.digest) == (new.size, new.digest):
+            self._audit.tally.skipped.append(new.number)
+            fact = f"{shown_key(key)} is also in {self._name(old)}, the same bytes"
+            self._find(Kind.SAME, fact, new.number)
         else:
             self._differ(key, old, new)
 
@@ -121,8 +120,10 @@ class Join:
             tally.nested_images = tally.nested_images or key
 
     def _differ(self, key: str, old: _File, new: _File) -> None:
-        first, second = (self._ground.part_of(file.number).shard for file in (old, new))
-        names = f"{self._name(old.number)} ({old.size} bytes, {old.digest})"
+        first, second = (
+            (self._ground.part_of(file.number).shard, file.origin) for file in (old, new)
+        )
+        names = f"{self._name(old)} ({old.size} bytes, {old.digest})"
         if first == second:  # within an archive the last one wins, as tar has it
             self._audit.tally.skipped.append(old.number)
             self._files[key] = new
@@ -134,14 +135,15 @@ class Join:
         else:
             self._find(
                 Kind.COLLISION,
-                f"{shown_key(key)} has other bytes ({new.size} bytes, {new.digest}) than in "
-                f"{names}",
+                f"{shown_key(key)} has other bytes ({new.size} bytes, {new.digest}"
+                f"{f', from {new.origin[1]}' if new.origin else ''}) than in {names}",
                 new.number,
             )
 
-    def _name(self, number: int) -> str:
-        shard = self._ground.part_of(number).shard
-        return f"shard {self._ground.name_of(shard)}"
+    def _name(self, file: _File) -> str:
+        """The archive that a file came in, for messages."""
+        shard = f"shard {self._ground.name_of(self._ground.part_of(file.number).shard)}"
+        return f"{file.origin[1]} of {shard}" if file.origin else shard
 
     def _disk(self, key: str, ours: bool) -> None:
         file = self._files.get(key)

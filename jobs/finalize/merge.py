@@ -129,7 +129,7 @@ class _Kept:
             if self._dropped.holds(number):
                 continue
             if not records.is_blank(line):
-                shard = piece.shard.id
+                shard = piece.shard.id.partition("/")[0]  # a nested archive's lies below
                 self.by_shard[shard] = self.by_shard.get(shard, 0) + 1
                 placed = _placed(self._ground, piece, line, self._rewrites.of(number))
                 self.changed += placed != line

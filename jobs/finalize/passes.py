@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from jobs.archives import nested
 from jobs.errors import RunFolderError
 from jobs.finalize.buckets import Buckets
 from jobs.finalize.findings import Finding, Findings, Kind
@@ -27,7 +28,7 @@ CHECK_EVERY = 10_000  # rows between two looks at the stop flag
 class Row(IntEnum):
     """What a row in a bucket tells."""
 
-    FILE = 0  # number, key, size, digest, crc32, problem
+    FILE = 0  # key, number, size, digest, crc32, problem, origin
     DISK = 1  # key, whether it lies in staging
     REFERENCE = 2  # see ``Reference``
     ID = 3  # line number, id
@@ -63,6 +64,8 @@ class Tally:
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     members: int = 0
+    archives: int = 0  # files whose names say that they are archives
+    archive_example: str = ""
     nested_images: str | None = None  # an image below an images folder that is not the dataset's
     moved: Counter[str] = field(default_factory=Counter)  # images named elsewhere, by shard
     moved_example: dict[str, str] = field(default_factory=dict)  # one of them, in words
@@ -178,7 +181,12 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
             audit.findings.add(Finding(Kind.RESERVED, fact, part.shard, entry.path))
         else:
             key, digest = key_of(entry), entry.digest or entry.crc32
-            row = (Row.FILE, number, key, entry.size, digest, entry.crc32, entry.problem)
+            # Of a nested archive its ordinal and path.
+            origin = None if entry.inner is None else (entry.ordinal, entry.inner.archive)
+            row = (Row.FILE, key, number, entry.size, digest, entry.crc32, entry.problem, origin)
+            if nested.is_nested(entry.path.encode()):
+                audit.tally.archives += 1
+                audit.tally.archive_example = entry.path
             path = unified(key)
             add(join_key(ground, path), *row)
             if sample is not None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs.archives import nested
 from jobs.errors import RunFolderError
 from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
@@ -62,7 +63,7 @@ def find_pieces(
     gone is forgotten. In a repair that leaves the records as they are, only their files among the
     data are found.
     """
-    if any(summary.records for summary in summaries):
+    if any(summary.has_records for summary in summaries):
         sources = _kept_apart(ground, summaries, findings) if ground.reads_records else []
     else:
         sources = list(_among_data(ground, findings))
@@ -92,15 +93,23 @@ def _made(ground: Ground, shard: Shard) -> str | None:
 def _kept_apart(ground: Ground, summaries: list[PartSummary], findings: Findings) -> list[_Source]:
     sources: dict[str, _Source] = {}
     for part, summary in zip(ground.parts, summaries, strict=True):
-        if not summary.records:
-            continue
-        own = ground.staging.part_records(part)
-        path = own if own.exists() else ground.staging.shard_records(part.shard)
-        if not path.exists():
-            forget_manifest(ground, part, "its records are gone", findings)
-        else:
-            sources.setdefault(path.name, _Source(ground.shards[part.shard], path))
+        for source in _sources_of(ground, part, summary):
+            if not source.path.exists():
+                forget_manifest(ground, part, "its records are gone", findings)
+                break
+            sources.setdefault(source.path.name, source)
     return list(sources.values())
+
+
+def _sources_of(ground: Ground, part: Part, summary: PartSummary) -> Iterator[_Source]:
+    """The records of the shard itself, and those of archives that are nested in it."""
+    shard = ground.shards[part.shard]
+    if summary.records:
+        own = ground.staging.part_records(part)
+        yield _Source(shard, own if own.exists() else ground.staging.shard_records(part.shard))
+    for ordinal, archive in sorted(summary.inner_records.items()):
+        inner = nested.shard_of(shard, archive.encode())
+        yield _Source(inner, ground.staging.inner_records(part, ordinal))
 
 
 def _among_data(ground: Ground, findings: Findings) -> Iterator[_Source]:

@@ -6,7 +6,7 @@ from jobs.errors import Cause
 from jobs.finalize.findings import BAD, EXAMPLES, FATAL, Finding, Findings, Kind
 from jobs.finalize.forms import Form
 from jobs.finalize.ground import Ground
-from jobs.model import OnBadRecord, Problem, Verify
+from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 
 PASSED = "✓ Dataset verification passed!"
 
@@ -15,8 +15,8 @@ _WORDS = {
     Kind.PARTS: ("part is not whole", "parts are not whole"),
     Kind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
     Kind.COLLISION: (
-        "path has different bytes in two shards",
-        "paths have different bytes in two shards",
+        "path has different bytes in two archives",
+        "paths have different bytes in two archives",
     ),
     Kind.NO_RECORDS: ("records file is missing", "records files are missing"),
     Kind.BAD_FORM: ("records file is damaged", "records files are damaged"),
@@ -62,11 +62,14 @@ _WORDS = {
         "records files have no last line end",
     ),
     Kind.KEPT_FIRST: (
-        "path was kept as its first shard has it",
-        "paths were kept as their first shard has them",
+        "path was kept as its first archive has it",
+        "paths were kept as their first archive has them",
     ),
     Kind.HINT: ("hint", "hints"),
-    Kind.SAME: ("file is in two shards, the same bytes", "files are in two shards, the same bytes"),
+    Kind.SAME: (
+        "file is in two archives, the same bytes",
+        "files are in two archives, the same bytes",
+    ),
 }
 
 
@@ -138,18 +141,21 @@ def problem_of(ground: Ground, findings: Findings) -> Problem | None:
     first = findings.examples[bad[0]][0]
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
+    is_per_shard = ground.plan.options.on_collision is OnCollision.PER_SHARD
     message = (
         f"nothing was {_aim(ground)}: {facts}; first: {_text(ground, first)}; all of it is in "
-        f"{ground.folder.audit.name}{_remedy(bad, cause)}"
+        f"{ground.folder.audit.name}{_remedy(bad, cause, is_per_shard=is_per_shard)}"
     )
     return Problem(cause, message, first.shard, first.member)
 
 
-def _remedy(bad: list[Kind], cause: Cause) -> str:
+def _remedy(bad: list[Kind], cause: Cause, *, is_per_shard: bool) -> str:
     if cause is Cause.NOT_FETCHED:
         return "; resume extracts these parts again"
     if bad[0] is Kind.COLLISION:
-        return "; launch with --on-collision keep-first or per-shard to publish nevertheless"
+        keep = "keep-first (the first archive's file counts)"
+        own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
+        return f"; launch with --on-collision {keep}{own} to publish nevertheless"
     if all(kind in BAD for kind in bad):
         return "; launch with --on-bad-record drop to publish without these, keep with them"
     return ""

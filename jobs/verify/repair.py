@@ -63,7 +63,7 @@ def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport, lying: froz
         return True
     if not report.records_damaged:
         return False
-    return part.id in lying or read_summary(folder.manifest(part)).records
+    return part.id in lying or read_summary(folder.manifest(part)).has_records
 
 
 class _Head(msgspec.Struct):

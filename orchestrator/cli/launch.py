@@ -158,7 +158,7 @@ _verification = options.stack(
         type=click.Choice([v.value for v in OnCollision]),
         default=OnCollision.ERROR.value,
         show_default=True,
-        help="Different files under one path in two shards.",
+        help="Different files under one path in two archives (shards, or nested ones).",
     ),
     click.option(
         "--match",

@@ -17,7 +17,7 @@ from jobs.archives.limits import FLOOR
 from jobs.archives.zip import ZipArchive
 from jobs.errors import ArchiveError, Cause
 from tests.support.bringing import bring
-from tests.support.rawzip import STORED, Raw, zip_of
+from tests.support.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.reading import opened
 from tests.support.staged import line, png
 
@@ -42,12 +42,12 @@ def tarred(files: Mapping[str, bytes]) -> bytes:
 
 
 def zipped(
-    files: Mapping[str, bytes], *, host: int = UNIX, encoding: str = "utf-8", flags: int = 0
+    files: Mapping[str, bytes], *, host: int = UNIX, encoding: str = "utf-8", method: int = DEFLATE
 ) -> bytes:
     """A zip whose names are in ``encoding``, made on the system ``host``."""
     return zip_of(
         [
-            Raw(name.encode(encoding), data, made_by=host << 8 | 20, flags=flags, attributes=0)
+            Raw(name.encode(encoding), data, method, made_by=host << 8 | 20, attributes=0)
             for name, data in files.items()
         ]
     )

@@ -298,8 +298,12 @@ def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Pa
     assert run.tree() == {
         f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()
     }
-    assert run.records("00000") == (pages / "prompts.jsonl").read_bytes()
-    assert (result.files, list(run.staging.archives.iterdir())) == (7, [])
+    (part,) = run.parts
+    inner_records = run.summary(part).inner_records
+    assert list(inner_records.values()) == [path.name for path in inner]
+    records = (run.staging.inner_records(part, ordinal).read_bytes() for ordinal in inner_records)
+    assert b"".join(records) == (pages / "prompts.jsonl").read_bytes()
+    assert (result.files, list(run.staging.archives.iterdir())) == (8, [])
     plain = extracting(tmp_path / "plain", [outer])
     run_all(plain)
     assert sorted(plain.tree()) == [path.name for path in inner]

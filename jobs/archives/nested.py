@@ -1,0 +1,110 @@
+"""Archives inside an archive, one level deep: which members are some, and how they are opened."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec import structs
+
+from jobs import archives, magic
+from jobs.archives.base import Archive
+from jobs.memberpath import text_of
+from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
+from jobs.runfolder import RunFolder
+
+_MARK = re.compile(r"[a-z]{2,3}|[0-9]{2,4}|part-?[0-9]+")  # of a piece of a split archive
+_ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
+
+
+def is_nested(path: bytes) -> bool:
+    """Whether a member's name says that it is a zip or a tar, compressed or not.
+
+    Names are believed here: documents, models and arrays are zips inside, and stay as they are.
+    """
+    if path[path.rfind(b".") :].lower() not in _ENDINGS:
+        return False
+    name = path.decode("utf-8", "surrogateescape")
+    packing = magic.packing_named(name)
+    if packing is None or not packing.is_read:
+        return False
+    return packing is magic.ZIP or magic.says_tar(magic.ending(name))
+
+
+def stays_packed(path: bytes) -> bool:
+    """Whether a member's name says that it is an archive that is not read, or a piece of one."""
+    name = path.decode("utf-8", "surrogateescape").lower()
+    packing = magic.packing_named(name)
+    if packing is None:
+        stem, dot, mark = name.rpartition(".")
+        return bool(dot and _MARK.fullmatch(mark)) and is_nested(os.fsencode(stem))
+    if packing.is_read:
+        return False
+    return not packing.compresses or magic.says_tar(magic.ending(name))
+
+
+def shard_of(shard: Shard, path: bytes) -> Shard:
+    """The nested archive that lies at ``path`` in ``shard``, as a shard of its own.
+
+    Its id is a path below the outer one's, so that with ``OnCollision.PER_SHARD`` it has a folder
+    there; its messages name both archives.
+    """
+    name = text_of(path)[0]
+    file = SourceFile(f"{shard.name}: {name}", name)
+    return Shard(f"{shard.id}/{name}", ShardKind.ARCHIVE, (file,))
+
+
+def options_of(options: Options) -> Options:
+    """The options as they hold within a nested archive: no further level, no fixed strip."""
+    strip = None if options.strip_components is None else 0
+    return structs.replace(options, nested=False, strip_components=strip)
+
+
+@contextmanager
+def opened(
+    shard: Shard, chunks: Iterable[memoryview], options: Options, folder: RunFolder, temporary: Path
+) -> Iterator[Archive]:
+    """The nested archive ``shard`` that ``chunks`` hold, by way of a file in ``temporary``.
+
+    ``options``: the outer archive's. Raises ``ArchiveError`` where it is none.
+    """
+    path = temporary / f".nested.{shard.id.replace('/', '.')[:100]}.{os.getpid()}"
+    try:
+        with path.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+        inner = options_of(options)
+        fetched = _fetched(path, shard)
+        if inner.layout.has_records and inner.strip_components is None:
+            # The file is here whole, so a look through its headers finds the top folder for sure.
+            fetched = archives.learnt(fetched, shard, inner, folder)
+        yield archives.open_archive(fetched, shard, inner, folder)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def whole(shard: Shard) -> Part:
+    """All of a nested archive."""
+    return Part(shard.id, 0, 1)
+
+
+def _fetched(path: Path, shard: Shard) -> Fetched:
+    with path.open("rb") as file:
+
+        def first(size: int) -> bytes:
+            file.seek(0)
+            return file.read(size)
+
+        format = archives.sniff(archives.read_head(first), shard.name)
+    status = path.stat()
+    return Fetched(
+        shard=shard.id,
+        format=format,
+        files=(str(path),),
+        sizes=(status.st_size,),
+        digests=(),
+        mtimes_ns=(status.st_mtime_ns,),
+    )

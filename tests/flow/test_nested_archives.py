@@ -1,0 +1,267 @@
+"""Archives in archives: each is an archive of its own, whose files replace no other's."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from jobs import download, manifest
+from jobs.progress import Progress
+from jobs.staging import Staging
+from tests.flow.test_odd_archives import put, tarred, zipped
+from tests.support.bringing import bring, finished, planned
+from tests.support.rawtar import END, header, member
+from tests.support.rawzip import STORED, Raw, zip_of
+from tests.support.staged import line, png
+
+FILES = ("--layout", "files", "--nested")
+KEEP, OWN = ("--on-collision", "keep-first"), ("--on-collision", "per-shard")
+Pack = Callable[[Mapping[str, bytes]], bytes]
+
+ONE, TWO = png(1), png(2)
+IMAGENET = {"n01.tar": tarred({"0001.png": ONE}), "n02.tar": tarred({"0001.png": TWO})}
+
+
+def stored(files: Mapping[str, bytes]) -> bytes:
+    return zipped(files, method=STORED)
+
+
+def nested(
+    root: Path, files: Mapping[str, bytes], pack: Pack = tarred, name: str = "o.tar"
+) -> Path:
+    return put(root / "source" / name, pack(files))
+
+
+@pytest.mark.parametrize("pack", [tarred, stored])
+@pytest.mark.parametrize("size", ["512M", "1K"])
+def test_inner_archives_that_hold_other_bytes_under_one_path_collide(
+    tmp_path: Path, pack: Pack, size: str
+) -> None:
+    source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
+    brought = bring(tmp_path, source, *FILES, "--part-size", size)
+    assert (len(brought.plan.parts()) > 1) is (size == "1K")
+    assert "1 path has different bytes in two archives" in brought.text
+    assert "n01.tar of shard" in brought.text and "from n02.tar" in brought.text
+    assert "--on-collision keep-first" in brought.text and "per-shard" in brought.text
+    assert brought.files == {}
+
+
+@pytest.mark.parametrize("pack", [tarred, stored])
+@pytest.mark.parametrize("size", ["512M", "1K"])
+def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str) -> None:
+    source = nested(tmp_path, IMAGENET, pack, "o.tar" if pack is tarred else "o.zip")
+    kept = bring(tmp_path / "keep", source, *FILES, *KEEP, "--part-size", size)
+    assert kept.problems == []
+    assert kept.files == {"0001.png": ONE}
+    assert "1 path was kept as its first archive has it" in kept.text
+    own = bring(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
+    assert own.problems == []
+    assert own.files == {"0000-o/n01.tar/0001.png": ONE, "0000-o/n02.tar/0001.png": TWO}
+
+
+def test_the_order_in_which_parts_are_extracted_changes_nothing(tmp_path: Path) -> None:
+    source = nested(tmp_path, {**IMAGENET, "0001.png": png(3)})
+    folder, plan = planned(tmp_path, source, *FILES, *KEEP, "--part-size", "1K")
+    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    brought = finished(folder, plan, list(reversed(plan.parts())))
+    assert brought.problems == []
+    assert brought.files == {"0001.png": ONE}
+
+
+def test_a_resume_finds_the_collision_that_was_extracted_before(tmp_path: Path) -> None:
+    source = nested(tmp_path, IMAGENET)
+    folder, plan = planned(tmp_path, source, *FILES, "--part-size", "1K")
+    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    first, *rest = plan.parts()
+    assert "not extracted" in finished(folder, plan, [first]).text
+    assert "different bytes in two archives" in finished(folder, plan, rest).text
+
+
+def test_the_same_bytes_in_two_inner_archives_are_fine(tmp_path: Path) -> None:
+    inner = {"LICENSE": b"MIT\n", "0001.png": ONE}
+    source = nested(tmp_path, {"a.tar": tarred(inner), "b.zip": zipped(inner), "LICENSE": b"MIT\n"})
+    brought = bring(tmp_path, source, *FILES)
+    assert brought.problems == []
+    assert brought.files == inner
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_inner_archive_and_the_outer_ones_own_file_collide(tmp_path: Path, first: bool) -> None:
+    own = {"0001.png": TWO}
+    inner = {"a.tar": tarred({"0001.png": ONE})}
+    source = nested(tmp_path, {**own, **inner} if first else {**inner, **own})
+    assert "different bytes in two archives" in bring(tmp_path / "error", source, *FILES).text
+    kept = bring(tmp_path / "keep", source, *FILES, *KEEP)
+    assert kept.files == {"0001.png": TWO if first else ONE}
+    own_folders = bring(tmp_path / "own", source, *FILES, *OWN)
+    assert own_folders.files == {"0000-o/0001.png": TWO, "0000-o/a.tar/0001.png": ONE}
+
+
+def test_inner_archives_of_two_outer_ones_collide(tmp_path: Path) -> None:
+    put(tmp_path / "source" / "p.tar", tarred({"a.tar": tarred({"1.png": ONE})}))
+    source = put(tmp_path / "source" / "q.tar", tarred({"a.tar": tarred({"1.png": TWO})}))
+    assert "different bytes in two archives" in bring(tmp_path / "error", source, *FILES).text
+    assert bring(tmp_path / "keep", source, *FILES, *KEEP).files == {"1.png": ONE}
+    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    assert own.files == {"0000-p/a.tar/1.png": ONE, "0001-q/a.tar/1.png": TWO}
+
+
+def test_archives_that_differ_in_their_ending_have_folders_of_their_own(tmp_path: Path) -> None:
+    files = {"a.tar": tarred({"1.png": ONE}), "a.zip": zipped({"1.png": TWO}), "a/1.png": png(3)}
+    own = bring(tmp_path, nested(tmp_path, files), *FILES, *OWN)
+    assert own.problems == []
+    assert len(own.files) == 3
+
+
+@pytest.mark.parametrize("size", ["512M", "1K"])
+@pytest.mark.parametrize("ending", ["tar", "zip"])
+def test_within_one_archive_the_last_one_counts_inner_archives_too(
+    tmp_path: Path, ending: str, size: str
+) -> None:
+    old = tarred({"1.png": ONE, "only-in-the-old-one.png": ONE})
+    new = tarred({"1.png": ONE, "2.png": ONE}) + tarred({"2.png": TWO})
+    data = b"".join(member(b"a.tar", data) for data in (old, new)) + END
+    if ending == "zip":
+        data = zip_of([Raw(b"a.tar", data, STORED) for data in (old, new)])
+    source = put(tmp_path / "source" / f"o.{ending}", data)
+    brought = bring(tmp_path, source, *FILES, "--part-size", size)
+    assert brought.problems == []
+    assert brought.files == {"1.png": ONE, "2.png": TWO}
+
+
+def test_records_of_inner_archives_are_merged_and_none_is_lost(tmp_path: Path) -> None:
+    def pages(number: int) -> dict[str, bytes]:
+        name = f"images/{number}.png"
+        return {"prompts.jsonl": line(name, number=number).rstrip(), name: png(number)}
+
+    files = {"a.tar": tarred(pages(1)), **pages(2), "b.zip": zipped(pages(3))}
+    brought = bring(tmp_path, nested(tmp_path, files), "--nested")
+    assert brought.problems == []
+    records = [json.loads(text) for text in brought.files["prompts.jsonl"].splitlines()]
+    assert sorted(record["number"] for record in records) == [1, 2, 3]
+    assert "✓ Found 3 images" in brought.text
+
+
+def test_records_follow_their_images_into_the_folder_of_their_archive(tmp_path: Path) -> None:
+    def pages(image: bytes) -> dict[str, bytes]:
+        return {"prompts.jsonl": line("images/1.png"), "images/1.png": image}
+
+    files = {"a.tar": tarred(pages(ONE)), "b.zip": zipped(pages(TWO)), **pages(png(3))}
+    source = nested(tmp_path, files)
+    assert "different bytes in two archives" in bring(tmp_path / "error", source, "--nested").text
+    own = bring(tmp_path / "own", source, "--nested", *OWN)
+    assert own.problems == []
+    records = [json.loads(text) for text in own.files["prompts.jsonl"].splitlines()]
+    found = {own.files[record["image"]] for record in records}
+    assert found == {ONE, TWO, png(3)}
+
+
+def test_links_of_an_inner_archive_mean_its_own_files(tmp_path: Path) -> None:
+    def linked(data: bytes) -> bytes:
+        link = header(b"again.png", kind=b"1", target=b"0001.png")
+        return member(b"0001.png", data) + link + END
+
+    source = nested(tmp_path, {"a.tar": linked(ONE), "b.tar": linked(TWO)})
+    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    assert own.files == {
+        f"0000-o/{name}/{file}": data
+        for name, data in (("a.tar", ONE), ("b.tar", TWO))
+        for file in ("0001.png", "again.png")
+    }
+    kept = bring(tmp_path / "keep", source, *FILES, *KEEP)
+    assert kept.problems == []
+    assert kept.files == {"0001.png": ONE, "again.png": ONE}
+
+
+def test_a_link_of_the_outer_archive_means_the_outer_file_whatever_an_inner_one_wrote(
+    tmp_path: Path,
+) -> None:
+    link = header(b"again.png", kind=b"1", target=b"1.png")
+    inner = tarred({"1.png": TWO})
+    data = member(b"1.png", ONE) + member(b"a.tar", inner) + link + END
+    source = put(tmp_path / "source" / "o.tar", data)
+    kept = bring(tmp_path, source, *FILES, *KEEP)
+    assert kept.problems == []
+    assert kept.files == {"1.png": ONE, "again.png": ONE}
+
+
+def test_the_members_of_a_shard_in_parts_are_counted_without_those_within(tmp_path: Path) -> None:
+    inner = {f"{number}.png": png(number) for number in range(9)}
+    source = nested(tmp_path, {"a.tar": tarred(inner), "b.png": ONE, "c.png": TWO})
+    brought = bring(tmp_path, source, *FILES, "--part-size", "1K")
+    assert brought.problems == []
+    assert len(brought.files) == 11
+
+
+def test_an_inner_archives_files_come_to_where_it_lies(tmp_path: Path) -> None:
+    one = zipped({"v0/1.png": ONE, "v0/2.png": TWO})
+    files = {"zips/v0.zip": one, "zips/v1.zip": zipped({"v1/1.png": TWO})}
+    brought = bring(tmp_path, nested(tmp_path, files), *FILES)
+    assert sorted(brought.files) == ["zips/v0/1.png", "zips/v0/2.png", "zips/v1/1.png"]
+
+
+def test_archives_in_the_images_folder_are_extracted_into_it(tmp_path: Path) -> None:
+    images = {f"images/{number}.png": png(number) for number in range(4)}
+    put(tmp_path / "source" / "images" / "part1.zip", zipped({"0.png": png(0), "1.png": png(1)}))
+    put(tmp_path / "source" / "images" / "part2.tar", tarred({"2.png": png(2), "3.png": png(3)}))
+    source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, images)))
+    brought = bring(tmp_path / "plain", source)
+    assert "2 files are archives themselves" in brought.text and "--nested" in brought.text
+    brought = bring(tmp_path / "nested", source, "--nested")
+    assert brought.problems == []
+    assert {name: data for name, data in brought.files.items() if name in images} == images
+
+
+def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
+    source = nested(tmp_path, {**IMAGENET, "n03.npz": b"PK", "n04.csv.gz": b"x"})
+    brought = bring(tmp_path, source, "--layout", "files")
+    assert brought.problems == []
+    assert "2 files are archives themselves" in brought.text
+    assert "--nested extracts them" in brought.text
+
+
+def test_an_inner_archive_that_is_not_read_stays_and_is_told(tmp_path: Path) -> None:
+    inner = bz2.compress(tarred({"1.png": ONE}))
+    files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
+    brought = bring(tmp_path, nested(tmp_path, files), *FILES)
+    assert brought.problems == []
+    assert sorted(brought.files) == ["1.png", "a.rar", "b.tar.gz.aa", "c.gz"]
+    assert (
+        "2 files within it are archives that are not read here, or pieces of some" in brought.text
+    )
+
+
+def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it(
+    tmp_path: Path,
+) -> None:
+    images = {f"site/images/{number}.bin": bytes([number]) * (3 << 20) for number in range(4)}
+    files = {"site/prompts.jsonl": b"", **images, "other/readme.txt": b"late"}
+    inner = {"a.tar.gz": gzip.compress(tarred(files), 1)}
+    brought = bring(tmp_path, nested(tmp_path, inner), "--nested", "--skip-verify")
+    assert "site/images/0.bin" in brought.files and "other/readme.txt" in brought.files
+
+
+def test_the_manifest_names_the_nested_archive_of_each_file(tmp_path: Path) -> None:
+    folder, plan = planned(tmp_path, nested(tmp_path, IMAGENET), *FILES)
+    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    finished(folder, plan, list(plan.parts()))
+    [part] = plan.parts()
+    entries = manifest.read_manifest(folder.manifest(part))
+    found = [(entry.origin, entry.inner and entry.inner.archive) for entry in entries]
+    assert found == [(0, "n01.tar"), (1, "n02.tar")]
+    assert not list(Staging(plan).archives.iterdir())
+
+
+def test_a_path_that_is_a_file_here_and_a_folder_there_names_its_remedy(tmp_path: Path) -> None:
+    files = {"a.tar": tarred({"1.png": ONE}), "b.tar": tarred({"1.png/2.png": TWO})}
+    source = nested(tmp_path, files)
+    brought = bring(tmp_path / "error", source, *FILES)
+    assert "is both a file and a folder" in brought.text
+    assert "--on-collision per-shard" in brought.text
+    own = bring(tmp_path / "own", source, *FILES, *OWN)
+    assert own.files == {"0000-o/a.tar/1.png": ONE, "0000-o/b.tar/1.png/2.png": TWO}
