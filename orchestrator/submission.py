@@ -221,6 +221,8 @@ def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[st
     except EngineError as error:
         log.warning("how many jobs may be submitted is not known: %s", error.message)
         return told, 0
+    if room >= needed:  # some have ended meanwhile, or Slurm does not tell it ahead
+        return told, 0
     most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
     return f"{told}, and there is room for {room}", max(0, most)
 

@@ -84,6 +84,17 @@ def test_a_limit_of_submitted_jobs_is_told_with_what_the_chain_needs_and_what_fi
     assert told in (folder.load_submission(1).refused or "")
 
 
+def test_room_that_slurm_sees_after_its_refusal_is_not_offered(folder: RunFolder) -> None:
+    def refuse(spec: JobSpec) -> None:
+        raise TooManyJobs("AssocMaxSubmitJobLimit; lower --tasks")
+
+    with pytest.raises(TooManyJobs, match="lower --tasks") as caught:
+        submission.submit_chain(folder, draft(folder), FakeEngine(on_submit=refuse))
+    assert "needs 5 jobs at a time" in caught.value.message
+    assert "room" not in caught.value.message
+    assert caught.value.message.endswith(f"resume {folder.run_id}")
+
+
 def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolder) -> None:
     def interrupt(spec: object) -> None:
         raise KeyboardInterrupt
