@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
 _BATCH = 4 << 20  # bytes of rows that are held at once
 _ROWS = 1024  # most of them
-_PICTURES = 64  # most of them where there are pictures: rows may share one, of which the file
-# states the size once
+_PICTURES = 64  # the same where there are pictures: many rows may share one that lies there once
 _BLOCK = 1 << 20  # bytes
 _PER_ROW = 1 << 20  # ordinals that a row has for its images
 
@@ -209,7 +208,6 @@ class _Rows:
     def _batches(self, group: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
         metadata = self._file.metadata.row_group(group)
         average = max(metadata.total_byte_size // max(metadata.num_rows, 1), 1)
-        # Of a picture that many rows share the file tells the size once.
         most = _PICTURES if self._columns.nodes else _ROWS
         yield from self._file.iter_batches(
             batch_size=max(1, min(_BATCH // average, most)),
