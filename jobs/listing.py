@@ -13,7 +13,7 @@ import msgspec
 
 from jobs import digest
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import shown
+from jobs.memberpath import SampleEnds, shown
 from jobs.model import Cut, Digest
 
 FILE, FOLDER, LINK = "file", "folder", "link"
@@ -186,13 +186,16 @@ def _with_root(root: Path, leave: Leave) -> Iterator[Item]:
 def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
     cuts: list[Cut] = []
     passed = ordinal = 0
+    ends = SampleEnds()
     with listing.open("rb") as stream:
         offset = len(stream.readline())  # the root
         for line in stream:
+            item = Item.of(line)
+            may_cut = ends.before(item.path)
             # More parts than items leave some empty: several cuts in one place.
-            while len(cuts) < parts and passed * parts >= len(cuts) * weight:
+            while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * weight:
                 cuts.append(Cut(offset, ordinal))
-            passed += Item.of(line).size + _OVERHEAD
+            passed += item.size + _OVERHEAD
             offset += len(line)
             ordinal += 1
     end = Cut(offset, ordinal)

@@ -117,6 +117,35 @@ def junk_kind(path: bytes) -> str | None:
     return "*:Zone.Identifier" if lower.endswith(_STREAMS) else None
 
 
+def sample_key(path: bytes) -> bytes:
+    """``path`` up to the first dot of its last component, which files of one sample share.
+
+    ``path`` itself where there is none.
+    """
+    dot = path.find(b".", path.rfind(b"/") + 2)
+    return path if dot < 0 else path[:dot]
+
+
+class SampleEnds:
+    """Where a shard may be cut: not between files of one sample, which lie behind each other.
+
+    More than ``MOST`` files with one key are no sample (``frame.0001.png``, ``frame.0002.png`` …).
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._key: bytes | None = None
+        self._run = 0
+
+    def before(self, path: bytes) -> bool:
+        """Whether a cut may be before ``path``, which is the next one."""
+        key = sample_key(path)
+        self._run = self._run + 1 if key == self._key else 0
+        self._key = key
+        return self._run == 0 or self._run >= self.MOST
+
+
 class Folders:
     """The folders below ``root``, made as members need them; no symbolic link is ever followed.
 

@@ -178,10 +178,16 @@ class Part(Struct, frozen=True):
         return f"{self.shard}.p{self.index:04d}"
 
 
+# Records files of https://huggingface.co/docs/datasets/image_dataset
+IMAGEFOLDER = ("metadata.jsonl", "metadata.csv")
+
+
 class Layout(Struct, frozen=True):
     """Where a dataset keeps its records and images; ``records`` is empty for plain files."""
 
-    name: str = "auto"  # websight: this records file alone; files: none
+    # auto: records as they are found; websight: this records file alone; webdataset: samples of
+    # files with one key; files: no records.
+    name: str = "auto"
     records: str = "prompts.jsonl"
     images: str = "images"
     image_field: str | None = None  # None: the first of the usual names that is there
@@ -189,6 +195,13 @@ class Layout(Struct, frozen=True):
     @property
     def has_records(self) -> bool:
         return self.name != "files"
+
+    @property
+    def records_names(self) -> tuple[str, ...]:
+        """Names that the records file may have, the first of which that there is counts."""
+        if not self.has_records:
+            return ()
+        return (self.records, *(IMAGEFOLDER if self.name == "auto" else ()))
 
 
 class Options(Struct, frozen=True):
@@ -345,6 +358,7 @@ class PartSummary(Struct, frozen=True):
     warnings: tuple[str, ...] = ()
     # Paths of nested archives that held a records file, by their ordinals in the shard.
     inner_records: dict[int, str] = field(default_factory=dict)
+    samples: bool = False  # its records were made of files with one key
     end: bool = True  # marks the line
 
     @property

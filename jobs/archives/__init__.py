@@ -5,10 +5,11 @@ from __future__ import annotations
 from msgspec import structs
 
 from jobs.archives.base import Archive
+from jobs.archives.samples import HEAD, Samples, looks_like_samples
 from jobs.archives.sniff import SINGLE, TARS
 from jobs.archives.sniff import read_head as read_head
 from jobs.archives.sniff import sniff as sniff
-from jobs.model import Fetched, Format, Options, Shard
+from jobs.model import Fetched, Format, Options, Shard, ShardKind
 from jobs.runfolder import RunFolder
 
 
@@ -17,6 +18,32 @@ def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFo
 
     Raises ``ArchiveError`` where what can be seen at once is wrong already.
     """
+    archive = _reader(fetched, shard, options, folder)
+    if _holds_samples(archive, fetched, shard, options, folder):
+        return Samples(archive, shard, options, folder)
+    return archive
+
+
+def _holds_samples(
+    archive: Archive, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder
+) -> bool:
+    """Whether files with one key are to become records; every part of a shard finds the same."""
+    layout = options.layout
+    if layout.name == "webdataset":
+        return shard.kind is not ShardKind.FILE and fetched.format is not Format.PARQUET
+    if layout.name != "auto" or fetched.format not in TARS:
+        return False
+    from jobs.archives.tar import TarArchive
+
+    assert isinstance(archive, TarArchive)
+    if not looks_like_samples(archive.first_names(HEAD), layout):
+        return False
+    loose = (s.name for s in folder.load_plan().shards if s.kind is ShardKind.FILE)
+    return not any(name.endswith(layout.records_names) for name in loose)
+
+
+def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
+    """The reader for a format."""
     # Implementations are imported when they are needed: pyarrow alone takes a second.
     if fetched.format in TARS:
         from jobs.archives.tar import TarArchive

@@ -39,6 +39,7 @@ class Member(Struct):
     chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
     mtime_ns: int | None = None  # where the source knows it better than ``mtime`` tells
     superseded: bool = False  # a later member of that name is known: count it, do not write it
+    stands_for: int = 1  # members of the archive: of records that are made, those they are made of
 
 
 class Archive(Protocol):

@@ -58,9 +58,15 @@ def shard_of(shard: Shard, path: bytes) -> Shard:
 
 
 def options_of(options: Options) -> Options:
-    """The options as they hold within a nested archive: no further level, no fixed strip."""
+    """The options as they hold within a nested archive: no further level, no fixed strip.
+
+    What looks like samples of WebDataset stays files there, as records may lie beside the archive.
+    """
     strip = None if options.strip_components is None else 0
-    return structs.replace(options, nested=False, strip_components=strip)
+    layout = options.layout
+    if layout.name == "auto":
+        layout = structs.replace(layout, name="websight")
+    return structs.replace(options, layout=layout, nested=False, strip_components=strip)
 
 
 @contextmanager

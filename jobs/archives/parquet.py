@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from jobs.archives.base import Kind, Member, damaged, unsupported
 from jobs.archives.columns import Columns
 from jobs.archives.limits import Limits
+from jobs.archives.made import records_member, spool
 from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
@@ -59,7 +59,7 @@ class ParquetArchive:
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
-        with self._opened() as file, self._damage(), _spool(self._folder) as lines:
+        with self._opened() as file, self._damage(), spool(self._folder) as lines:
             groups, first, count = _groups_of(file, part)
             rows = _Rows(self._shard.id, self._options, file, self._archive)
             self.warnings = rows.warnings
@@ -73,7 +73,7 @@ class ParquetArchive:
                 yield member
             if count or part.index == 0:
                 ordinal = (file.metadata.num_rows + part.index) * _PER_ROW
-                yield _records(self._records_name(part), lines, mtime, ordinal)
+                yield records_member(self._records_name(part), lines, mtime, ordinal)
 
     def _records_name(self, part: Part) -> str:
         """The layout's records file, or one for each part where the layout has none."""
@@ -285,24 +285,3 @@ def _as_json(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return value.tolist()
     raise ValueError(f"no JSON for a value of type {type(value).__name__}")
-
-
-@contextmanager
-def _spool(folder: RunFolder) -> Iterator[IO[bytes]]:
-    """A nameless file beside the archives, for records while images pass."""
-    place = Path(folder.load_plan().temp)
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=place, buffering=_BLOCK) as file:
-        yield file
-
-
-def _records(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> Member:
-    size = lines.tell()
-    lines.seek(0)
-
-    def chunks() -> Iterator[memoryview]:
-        while block := lines.read(_BLOCK):
-            yield memoryview(block)
-
-    return Member(name.encode(), Kind.FILE, size, 0o644, mtime, ordinal,
-                  chunks=chunks())  # fmt: skip

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from jobs.archives.base import Kind, Member
 from jobs.archives.tarread import TarReader
-from jobs.memberpath import junk_kind
+from jobs.memberpath import SampleEnds, junk_kind
 from jobs.model import Cut, Options
 
 _MARKS = 16_384  # offsets kept; cuts are as fine as this share of the archive
@@ -116,11 +116,13 @@ class Table:
         self._top = TopFolder(options)
         self._members = 0
         self._data_bytes = 0
+        self._ends = SampleEnds()
 
     def add(self, member: Member, reader: TarReader) -> None:
         """The next member; ``reader`` tells where its first header began."""
         marks, offset = self._marks, reader.header_offset
-        if not marks or offset >= marks[-1].offset + self._spacing:
+        may_cut = self._ends.before(member.name)
+        if not marks or (may_cut and offset >= marks[-1].offset + self._spacing):
             marks.append(Cut(offset, self._members, reader.globals))
             if len(marks) > _MARKS:
                 del marks[1::2]

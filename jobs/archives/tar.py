@@ -174,6 +174,19 @@ class TarArchive:
             pass  # whoever reads the members is told
         return seen.top
 
+    def first_names(self, most: int) -> list[bytes]:
+        """Names of its first files, as far as a look at its head tells."""
+        names: list[bytes] = []
+        try:
+            with self._reader(headers_only=True) as reader:
+                for member in reader.members():
+                    names += [member.name] if member.kind is Kind.FILE else []
+                    if len(names) == most or reader.header_offset > _HEAD:
+                        break
+        except ArchiveError:
+            pass  # whoever reads the members is told
+        return names
+
     def learn(self, parts: int) -> Learnt:
         """Scan the headers of a plain tar for its member table, cut into ``parts``."""
         table = Table(self._options)

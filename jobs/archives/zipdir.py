@@ -18,6 +18,7 @@ from jobs.archives.streams import Chain
 from jobs.archives.table import Names, TopFolder
 from jobs.archives.zipentry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
 from jobs.errors import ArchiveError
+from jobs.memberpath import SampleEnds
 from jobs.model import Options
 
 _EOCD = struct.Struct("<4s4H2LH")
@@ -85,10 +86,23 @@ class Directory:
         return len(self._positions)
 
     def part(self, index: int, count: int) -> range:
-        """Ordinals of the entries whose local header lies in that part of the file."""
+        """Ordinals of the entries whose local header lies in that part of the file.
+
+        Files of one sample stay together (``SampleEnds``).
+        """
+        return range(self._cut(index, count), self._cut(index + 1, count))
+
+    def _cut(self, index: int, count: int) -> int:
+        if index == count:
+            return len(self)
         first = self._first_from(self.start * index // count)
-        last = self._first_from(self.start * (index + 1) // count)
-        return range(first, len(self) if index == count - 1 else last)
+        if first == 0:
+            return 0
+        ends = SampleEnds()
+        ends.before(self.entry(first - 1).name)
+        while first < len(self) and not ends.before(self.entry(first).name):
+            first += 1
+        return first
 
     def entry(self, ordinal: int) -> Entry:
         """The entry of that ordinal, in the file's order."""

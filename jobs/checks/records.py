@@ -10,6 +10,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
+from jobs import jsontext
 from jobs.memberpath import MAX_PATH
 from jobs.pictures import BY_EXTENSION, extension
 
@@ -25,24 +26,9 @@ Where = tuple[str | int, ...]
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
-_space = re.compile(r"[ \t\r\n]*")
 # In a raw value: a string that ends as an image's name does.
 _ends_as_image = re.compile(rf'(?i)\.(?:{"|".join(BY_EXTENSION)})"'.encode()).search
 _LONGEST = 16 * MAX_PATH  # bytes of a raw value that is looked into for paths
-
-
-class _Number:
-    """A number as it is written; some are too large to be converted."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-
-    def __str__(self) -> str:
-        return self._text
-
-
-# Accepts what ``json.loads`` accepts.
-_python = json.JSONDecoder(parse_int=_Number, parse_float=_Number, parse_constant=_Number)
 
 
 class BadLineError(ValueError):
@@ -114,21 +100,13 @@ def rewritten(line: bytes, changes: Mapping[Where, str]) -> bytes:
     ``line`` is one that ``parse`` accepts, and each place is one that it found.
     """
     text = line.decode("utf-8")
-    start = _skip(text, 1 if text.startswith("\ufeff") else 0)
+    start = jsontext.skip(text, 1 if text.startswith("\ufeff") else 0)
     pieces = []
     done = 0
     for begin, end, path in sorted(_spans(text, start, changes)):
         pieces += [text[done:begin], json.dumps(path, ensure_ascii=line.isascii())]
         done = end
     return "".join((*pieces, text[done:])).encode("utf-8")
-
-
-def json_end(text: str, at: int) -> int:
-    """Where the JSON value ends that begins at ``at``.
-
-    Raises ``json.JSONDecodeError`` and ``RecursionError``.
-    """
-    return _python.raw_decode(text, at)[1]
 
 
 def problem_of_path(path: str) -> str | None:
@@ -162,13 +140,13 @@ def _parsed(line: bytes) -> dict[str, Any]:
         except msgspec.ValidationError as error:
             raise BadLineError("not a JSON object") from error
         except msgspec.DecodeError:
-            found, end = _python.raw_decode(text, _skip(text, 0))
+            found, end = jsontext.value_at(text, jsontext.skip(text, 0))
     except json.JSONDecodeError as error:
         raise BadLineError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise BadLineError("not JSON that can be read: nested too deeply") from error
-    if _skip(text, end) < len(text):
-        raise BadLineError(f"not JSON: more data at character {_skip(text, end) + 1}")
+    if jsontext.skip(text, end) < len(text):
+        raise BadLineError(f"not JSON: more data at character {jsontext.skip(text, end) + 1}")
     if not isinstance(found, dict):
         raise BadLineError("not a JSON object")
     return found
@@ -181,7 +159,7 @@ def _decoded(value: Any) -> Any:
     try:
         return _value(value)
     except msgspec.DecodeError:
-        return _python.decode(bytes(value).decode("utf-8"))
+        return jsontext.value_at(bytes(value).decode("utf-8"), 0)[0]
 
 
 def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
@@ -285,40 +263,18 @@ def _id_in(value: Any) -> str | None:
     return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _skip(text: str, at: int) -> int:
-    """The next place that holds no white space."""
-    match = _space.match(text, at)
-    return match.end() if match else at
-
-
 def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tuple[int, int, str]]:
     """Where the values to be changed begin and end in ``text``, and their new paths."""
     below: dict[str | int, dict[Where, str]] = {}
     for where, path in changes.items():
         below.setdefault(where[0], {})[where[1:]] = path
     # Of a key that stands twice the last value counts.
-    places = {key: (begin, end) for key, begin, end in _children(text, start) if key in below}
+    places = {
+        key: (begin, end) for key, begin, end in jsontext.children(text, start) if key in below
+    }
     for key, inner in below.items():
         begin, end = places[key]
         if () in inner:
             yield begin, end, inner[()]
         else:
             yield from _spans(text, begin, inner)
-
-
-def _children(text: str, start: int) -> Iterator[tuple[str | int, int, int]]:
-    """Each value of the object or array at ``start``: its key or index, its begin and its end."""
-    closing = "}" if text[start] == "{" else "]"
-    at = _skip(text, start + 1)
-    index = 0
-    while text[at] != closing:
-        key: str | int = index
-        if closing == "}":
-            key, colon = _python.raw_decode(text, at)
-            at = _skip(text, _skip(text, colon) + 1)
-        end = _python.raw_decode(text, at)[1]
-        yield key, at, end
-        at = _skip(text, end)
-        if text[at] == ",":
-            at = _skip(text, at + 1)
-        index += 1

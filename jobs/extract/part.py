@@ -12,6 +12,7 @@ from jobs import atomic
 from jobs.archives import nested, table
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.archives.limits import FLOOR
+from jobs.archives.samples import Samples
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
 from jobs.extract.keeping import Kept
@@ -78,7 +79,8 @@ class _Pass:
         )
         self._tally = Tally()
         self._warnings: list[str] = []
-        several = work.fetched.format is Format.PARQUET or self._options.nested
+        self._samples = isinstance(archive, Samples)
+        several = work.fetched.format is Format.PARQUET or self._options.nested or self._samples
         records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
             self._options,
@@ -150,7 +152,7 @@ class _Pass:
         resolver = self._resolver(source)
         for member in source.archive.members(source.part):
             check()
-            tally.members += source.nested is None
+            tally.members += member.stands_for if source.nested is None else 0
             path = names.inner(member.name, folder=member.kind is Kind.FOLDER)
             if path is None:
                 continue
@@ -338,6 +340,7 @@ class _Pass:
             bytes=size,
             members=self._tally.members,
             records=records,
+            samples=self._samples,
             left_out=dict(self._names.left_out),
             warnings=(*self._warnings, *self._tally.warnings(), *twice.warnings()),
             inner_records=self._inner_records,

@@ -41,6 +41,7 @@ class Kind(str, Enum):
     STRAY = "file_of_no_part"
     RESERVED = "name_of_ours"
     FORM = "records_in_another_form"
+    SAMPLES = "records_of_samples"
     BLANK = "blank_line"
     BOM = "byte_order_mark"
     CRLF = "crlf_line_ends"

@@ -10,12 +10,12 @@ import codecs
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from jobs import jsontext
 from jobs.checks import records
 from jobs.pictures import BY_EXTENSION, extension
 
@@ -23,9 +23,6 @@ _HEAD = 4096  # bytes that tell an encoding
 _CHUNK = 1 << 20  # characters that are read at a time
 _WORD = len("-Infinity")  # the longest that JSON has beside strings and numbers
 _UTF_8 = ("utf-8", "utf-8-sig")
-_space = re.compile(r"[ \t\r\n]*")
-# JSON strings hold no raw line breaks, so that one is white space, and so is what is around it.
-_line_breaks = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
 class Form(str, Enum):
@@ -87,7 +84,7 @@ def as_lines(path: Path, name: str, out: Path, check: Callable[[], object]) -> F
                 found = found._replace(delimiter=table.delimiter, columns=table.columns)
                 values = (f"{row}\n" for row in table.rows())
             else:
-                values = (_line_breaks.sub(" ", v) + "\n" for v in _Values(text).all(form))
+                values = (jsontext.on_one_line(v) + "\n" for v in _Values(text).all(form))
             for number, value in enumerate(values):
                 if number % 1000 == 0:
                     check()
@@ -169,7 +166,7 @@ def _json_form(path: Path, encoding: str) -> Form:
         if first[:1] not in ("{", "["):
             return Form.LINES
         try:
-            whole = records.json_end(first, 0) == len(first)
+            whole = jsontext.value_at(first, 0)[1] == len(first)
         except (json.JSONDecodeError, RecursionError):
             whole = False
         if whole and (first[0] == "{" or text.read(_CHUNK).strip()):
@@ -207,8 +204,7 @@ class _Values:
     def _peek(self) -> str:
         """The next character that is no white space; none at the end."""
         while True:
-            match = _space.match(self._buffer, self._at)
-            self._at = match.end() if match else self._at
+            self._at = jsontext.skip(self._buffer, self._at)
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
             if self._ended:
@@ -227,7 +223,7 @@ class _Values:
         while True:
             begin = self._at
             try:
-                end = records.json_end(self._buffer, begin)
+                end = jsontext.value_at(self._buffer, begin)[1]
                 if end < len(self._buffer) or self._ended:
                     self._at = end
                     self._count += 1

@@ -16,6 +16,7 @@ from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.spelling import differences, transcribed, unified
 from jobs.memberpath import shown
 from jobs.model import OnBadRecord, OnCollision, Verify
+from jobs.pictures import BY_EXTENSION, extension
 
 
 class Contest(NamedTuple):
@@ -180,6 +181,8 @@ class Join:
     def _named(self, key: str, file: _File, reference: Reference) -> None:
         """A record names that file."""
         line = reference.line
+        if not reference.required and extension(key) not in ("", *BY_EXTENSION):
+            return  # an array, a text: no image, and it need not be one
         if _fails(settled(file.problem, named=True)):
             self._audit.tally.bad_lines.append(line)
         if file.named_by is None:

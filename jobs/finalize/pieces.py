@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.archives import nested
+from jobs.archives.samples import is_pair
 from jobs.errors import RunFolderError
 from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
@@ -21,8 +22,6 @@ from jobs.model import Entry, Format, Part, PartSummary, Shard, Verify
 from jobs.pictures import from_table
 from jobs.progress import Progress
 
-# Where no shard has the records file: https://huggingface.co/docs/datasets/image_dataset
-IMAGEFOLDER = ("metadata.jsonl", "metadata.csv")
 _LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of what may be records
 _SHOWN = 3  # of these in a message
 _FEW = 20  # of these, at most, for a message to name any: more are sidecars
@@ -53,6 +52,37 @@ class _Lying:
         return self.path[: len(self.path) - len(self.name)]
 
 
+class _Clues:
+    """What else may hold a dataset's records."""
+
+    def __init__(self) -> None:
+        self._likely: dict[str, int] = {}  # sizes by path
+        self._last = b""
+        self._pair: tuple[bytes, bytes] | None = None
+
+    def see(self, path: str, size: int) -> None:
+        """Take a file into account, in the order of its archive."""
+        if path.lower().endswith(_LIKELY) and len(self._likely) <= _FEW:
+            self._likely[path] = size
+        raw = path.encode()
+        if self._pair is None and is_pair(self._last, raw):
+            self._pair = self._last, raw
+        self._last = raw
+
+    def told(self, names: tuple[str, ...]) -> str:
+        """That none of ``names`` is there, and what helps."""
+        *others, last = names
+        either = f"{', '.join(others)} or " if others else ""
+        fact = f"no shard has a {either}{last}"
+        if self._pair is not None:
+            both = " and ".join(map(shown, self._pair))
+            fact += f"; if {both} are a sample of WebDataset, `--layout webdataset` reads it"
+        elif 0 < len(self._likely) <= _FEW:
+            largest = sorted(self._likely, key=lambda path: (-self._likely[path], path))[:_SHOWN]
+            fact += f"; if {' or '.join(map(shown, largest))} holds them, --records-file says so"
+        return f"{fact}; `--layout files` needs none"
+
+
 def find_pieces(
     ground: Ground, summaries: list[PartSummary], findings: Findings, progress: Progress
 ) -> None:
@@ -64,9 +94,16 @@ def find_pieces(
     data are found.
     """
     if any(summary.has_records for summary in summaries):
+        _check_samples(ground, summaries, findings)
         sources = _kept_apart(ground, summaries, findings) if ground.reads_records else []
     else:
         sources = list(_among_data(ground, findings))
+    samples = frozenset(
+        part.shard for part, summary in zip(ground.parts, summaries, strict=True) if summary.samples
+    )
+    for shard in sorted(samples):
+        fact = "files with one key, as in WebDataset, are an image and its record now"
+        findings.add(Finding(Kind.SAMPLES, fact, shard))
     found = []
     for number, source in enumerate(sources):
         progress.check()
@@ -77,17 +114,35 @@ def find_pieces(
         except forms.FormError as error:
             findings.add(Finding(Kind.BAD_FORM, f"its records file {error}", source.shard.id))
             continue
-        made = _made(ground, source.shard)
+        made = _made(ground, source.shard, samples)
         found.append(Piece(source.shard, lines, source.folder, made=made))
     ground.pieces = tuple(found)
 
 
-def _made(ground: Ground, shard: Shard) -> str | None:
-    """See ``Piece.made``: of a table extraction writes both the pictures and the records."""
+def _made(ground: Ground, shard: Shard, samples: frozenset[str]) -> str | None:
+    """See ``Piece.made``: of a table or samples extraction writes both pictures and records."""
+    images = ground.plan.options.layout.images
+    if shard.id in samples:
+        return f"{images}/"
     fetched = ground.folder.load_fetched(shard.id)
     if fetched is None or fetched.format is not Format.PARQUET:
         return None
-    return from_table(ground.plan.options.layout.images, shard.id)
+    return from_table(images, shard.id)
+
+
+def _check_samples(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
+    """Records of samples and those of a file may tell of the same images."""
+    by_kind: dict[bool, str] = {}
+    for part, summary in zip(ground.parts, summaries, strict=True):
+        if summary.records:
+            by_kind.setdefault(summary.samples, part.shard)
+    if len(by_kind) == 2 and ground.plan.options.layout.name == "auto":
+        fact = (
+            "its files look like samples of WebDataset, and "
+            f"{ground.name_of(by_kind[False])} brings a {ground.records_path}; `--layout websight` "
+            "takes that for the records and the samples as files, `--layout webdataset` takes both"
+        )
+        findings.add(Finding(Kind.NO_RECORDS, fact, by_kind[True]))
 
 
 def _kept_apart(ground: Ground, summaries: list[PartSummary], findings: Findings) -> list[_Source]:
@@ -134,16 +189,15 @@ def _among_data(ground: Ground, findings: Findings) -> Iterator[_Source]:
 
 def _choose(ground: Ground, findings: Findings) -> list[_Lying]:
     """The records files among the data: those of the first name that there is."""
-    layout = ground.plan.options.layout
-    names = (layout.records, *(IMAGEFOLDER if layout.name == "auto" else ()))
+    names = ground.plan.options.layout.records_names
     by_name: defaultdict[str, list[_Lying]] = defaultdict(list)
-    likely: dict[str, int] = {}
-    for file in _files(ground, names, likely):
+    clues = _Clues()
+    for file in _files(ground, names, clues):
         by_name[file.name].append(file)
     files = next((by_name[name] for name in names if name in by_name), [])
     problem, shard = None, None
     if not files:
-        problem = _missing(names, likely)
+        problem = clues.told(names)
     elif len(files) > _MOST:
         problem = f"there are {len(files)} files called {files[0].name}, more than are merged"
     elif (twice := _written_twice(files)) is not None:
@@ -162,15 +216,15 @@ def _choose(ground: Ground, findings: Findings) -> list[_Lying]:
     return []
 
 
-def _files(ground: Ground, names: tuple[str, ...], likely: dict[str, int]) -> Iterator[_Lying]:
-    """The files of these names; what else may hold records goes into ``likely``, by size."""
+def _files(ground: Ground, names: tuple[str, ...], clues: _Clues) -> Iterator[_Lying]:
+    """The files of these names; ``clues`` sees all others."""
     # Paths are not looked up where records are not verified, so that they keep their starts.
     deep = ground.plan.options.verify is not Verify.NONE
     for place, part in enumerate(ground.parts):
         start = ground.part_starts[place]
         for number, entry in enumerate(_entries(ground, part), start):
             path = entry.path
-            if entry.raw is not None or not path.lower().endswith(_LIKELY):
+            if entry.raw is not None:
                 continue
             for name in names:
                 if path == name or (deep and path.endswith(f"/{name}")):
@@ -178,8 +232,7 @@ def _files(ground: Ground, names: tuple[str, ...], likely: dict[str, int]) -> It
                     yield _Lying(number, part, path, name, entry.size, digest)
                     break
             else:
-                if len(likely) <= _FEW:
-                    likely[path] = entry.size
+                clues.see(path, entry.size)
 
 
 def _entries(ground: Ground, part: Part) -> Iterator[Entry]:
@@ -196,12 +249,3 @@ def _written_twice(files: list[_Lying]) -> _Lying | None:
         if (other.size, other.digest) != (file.size, file.digest):
             return file
     return None
-
-
-def _missing(names: tuple[str, ...], likely: dict[str, int]) -> str:
-    *others, last = names
-    fact = f"no shard has a {', '.join(others)} or {last}" if others else f"no shard has a {last}"
-    if 0 < len(likely) <= _FEW:
-        largest = sorted(likely, key=lambda path: (-likely[path], path))[:_SHOWN]
-        fact += f"; if {' or '.join(map(shown, largest))} holds them, --records-file says so"
-    return f"{fact}; `--layout files` needs none"

@@ -50,6 +50,7 @@ _WORDS = {
     Kind.WARNING: ("warning", "warnings"),
     Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
     Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    Kind.SAMPLES: ("shard's samples are records now", "shards' samples are records now"),
     Kind.FORM: ("records file has another form now", "records files have another form now"),
     Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
     Kind.BOM: (

@@ -99,10 +99,11 @@ _dataset = options.stack(
     ),
     click.option(
         "--layout",
-        type=click.Choice(["auto", "websight", "files"]),
+        type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
         show_default=True,
-        help="auto: records as they are found; websight: that records file alone; files: none.",
+        help="auto: records as they are found; websight: the records file; webdataset: samples of "
+        "files with one key; files: no records.",
     ),
     click.option(
         "--records-file", help="Where its records are.  [default: prompts.jsonl, or as found]"

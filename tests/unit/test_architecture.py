@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.staging",),
         ("jobs.memberpath",),
         ("jobs.pictures",),
+        ("jobs.jsontext",),
         ("jobs.transfer",),
         ("jobs.progress",),
         ("jobs.manifest",),

@@ -1,0 +1,35 @@
+"""Records that a reader makes itself, while it gives the files that they name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from jobs.archives.base import Kind, Member
+from jobs.runfolder import RunFolder
+
+_BLOCK = 1 << 20  # bytes
+
+
+@contextmanager
+def spool(folder: RunFolder) -> Iterator[IO[bytes]]:
+    """A nameless file beside the archives, for records while files pass."""
+    place = Path(folder.load_plan().temp)
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place, buffering=_BLOCK) as file:
+        yield file
+
+
+def records_member(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> Member:
+    """All that was written to ``lines`` as the member that is the records file."""
+    size = lines.tell()
+    lines.seek(0)
+
+    def chunks() -> Iterator[memoryview]:
+        while block := lines.read(_BLOCK):
+            yield memoryview(block)
+
+    return Member(name.encode(), Kind.FILE, size, 0o644, mtime, ordinal, chunks=chunks())

@@ -1,0 +1,239 @@
+"""WebDataset: files with one key are one sample, which becomes an image and a record.
+
+https://github.com/webdataset/webdataset: the key is a path up to the first dot of its last
+component, what follows is the extension, and the files of a sample lie behind each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import IO
+
+from jobs import jsontext
+from jobs.archives.base import Archive, Kind, Member, unsupported
+from jobs.archives.made import records_member, spool
+from jobs.archives.table import clean
+from jobs.memberpath import junk_kind, sample_key, shown
+from jobs.model import Layout, Options, Part, Shard
+from jobs.pictures import BY_EXTENSION
+from jobs.runfolder import RunFolder
+
+_JSON = frozenset({"json", "jsn"})
+_NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
+_TEXTS = frozenset({"txt", "text", "transcript", "caption", "html", "md", "url"})
+_DATA = _JSON | _NUMBERS | _TEXTS
+_MOST_TEXT = 16 << 20  # bytes; a larger one stays a file
+_RECORDS = 1 << 48  # ordinal of the first part's records, behind all members
+HEAD = 64  # members that tell whether an archive holds samples
+
+
+def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
+    """Whether an archive whose members begin with ``names`` holds samples and nothing else.
+
+    It does if most keys have an image and its data, and neither a records file nor the images
+    folder is there. Files without an extension are no matter.
+    """
+    keys: dict[bytes, set[str]] = {}
+    own = tuple(name.encode() for name in layout.records_names)
+    for raw in names:
+        name = clean(raw)
+        if raw.endswith(b"/") or not name or junk_kind(name):
+            continue
+        key = sample_key(name)
+        if name.endswith(own) or f"/{layout.images}/".encode() in b"/" + name:
+            return False
+        if key != name:
+            keys.setdefault(key, set()).add(_extension(name, key))
+    whole = sum(
+        any(_is_image(e) for e in found) and any(_kind(e) in _DATA for e in found)
+        for found in keys.values()
+    )
+    return whole > 0 and 2 * whole >= len(keys)
+
+
+def is_pair(one: bytes, other: bytes) -> bool:
+    """Whether two paths are an image and its data."""
+    key = sample_key(one)
+    if key != sample_key(other) or key in (one, other):
+        return False
+    kinds = [_kind(_extension(path, key)) for path in (one, other)]
+    return any(kind in BY_EXTENSION for kind in kinds) and any(kind in _DATA for kind in kinds)
+
+
+def _extension(name: bytes, key: bytes) -> str:
+    return name[len(key) + 1 :].decode("utf-8", "surrogateescape").lower()
+
+
+def _kind(extension: str) -> str:
+    """What an extension's last part says: of ``input.jpg`` it is ``jpg``."""
+    return extension.rpartition(".")[2]
+
+
+def _is_image(extension: str) -> bool:
+    return _kind(extension) in BY_EXTENSION
+
+
+@dataclass
+class _Sample:
+    """The files of one key."""
+
+    key: bytes = b""
+    files: dict[str, str] = field(default_factory=dict)  # paths by extension
+    held: dict[str, tuple[Member, bytes]] = field(default_factory=dict)  # data by extension
+
+    def has(self, extension: str) -> bool:
+        return extension in self.files or extension in self.held
+
+
+class Samples:
+    """Gives the images of samples below the images folder, and their data as records.
+
+    A record has the image's path, the key as ``__key__``, the members of a JSON object, and each
+    further file of the sample under its extension: texts and numbers as such, others as paths.
+    Files of a key that has no image stay files.
+    """
+
+    top = ""  # names are made here: nothing is stripped of them
+
+    def __init__(self, archive: Archive, shard: Shard, options: Options, folder: RunFolder) -> None:
+        self._archive = archive
+        self._label = shown(shard.name)[1:-1]
+        self._layout = options.layout
+        self._strip = options.strip_components or 0
+        self._folder = folder
+        self._without = 0  # keys that have no image
+        self._example = b""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See ``Archive.warnings``."""
+        if not self._without:
+            return self._archive.warnings
+        what = "1 sample has" if self._without == 1 else f"{self._without} samples have"
+        fact = f"{what} no image and stay files, such as {shown(self._example)}"
+        return (*self._archive.warnings, fact)
+
+    def find(self, name: bytes) -> Member | None:
+        """See ``Archive.find``."""
+        return self._archive.find(name)
+
+    def members(self, part: Part) -> Iterator[Member]:
+        """See ``Archive.members``: the part's images as they come, and its records at the end."""
+        sample = _Sample()
+        absorbed, mtime = 0, 0.0
+        with spool(self._folder) as lines:
+            for member in self._archive.members(part):
+                mtime = member.mtime
+                name = self._name(member)
+                if name is None:
+                    absorbed += member.kind is Kind.FOLDER
+                    if member.kind is not Kind.FOLDER:
+                        yield member
+                    continue
+                key = sample_key(name)
+                extension = _extension(name, key)
+                if key != sample.key or sample.has(extension):
+                    for left in self._ended(sample, lines):
+                        absorbed -= 1
+                        yield left
+                    sample = _Sample(key)
+                if _kind(extension) in _DATA and member.size <= _MOST_TEXT:
+                    sample.held[extension] = (member, b"".join(member.chunks))
+                    member.name = name
+                    absorbed += 1
+                    continue
+                sample.files[extension] = self._placed(member, name)
+                yield member
+            for left in self._ended(sample, lines):
+                absorbed -= 1
+                yield left
+            if absorbed or lines.tell():
+                made = records_member(self._layout.records, lines, mtime, _RECORDS + part.index)
+                made.stands_for = absorbed
+                yield made
+
+    def _name(self, member: Member) -> bytes | None:
+        """The name of a sample's file; None of every other member."""
+        name = clean(member.name)
+        if member.kind is not Kind.FILE or member.superseded or junk_kind(name):
+            return None
+        if name.rpartition(b"/")[2] == self._layout.records.rpartition("/")[2].encode():
+            raise unsupported(
+                self._label,
+                f"holds samples as WebDataset has them, and {self._layout.records} too; launch "
+                "with --layout websight to take that for the records, and the others as files",
+                member=member.name,
+            )
+        name = b"/".join(name.split(b"/")[min(self._strip, name.count(b"/")) :])
+        return None if sample_key(name) == name else name
+
+    def _placed(self, member: Member, name: bytes) -> str:
+        """Have a file below the images folder; its path as a record has it."""
+        images = f"{self._layout.images}/".encode()
+        member.name = name if name.startswith(images) else images + name
+        return member.name.decode("utf-8", "surrogateescape")
+
+    def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
+        """Write the record of a sample; without an image, give its data as files."""
+        images = [extension for extension in sample.files if _is_image(extension)]
+        if images:
+            lines.write(self._record(sample, images))
+            return
+        self._without += bool(sample.held)
+        for member, data in sample.held.values():
+            self._example = self._example or member.name
+            self._placed(member, member.name)
+            member.chunks = iter((memoryview(data),) if data else ())
+            yield member
+
+    def _record(self, sample: _Sample, images: list[str]) -> bytes:
+        simple = [extension for extension in images if "." not in extension]
+        made: dict[str, object] = {}
+        if len(simple) == 1 or len(images) == 1:
+            extension = simple[0] if len(simple) == 1 else images[0]
+            made[self._layout.image_field or "image"] = sample.files[extension]
+            own = {e: path for e, path in sample.files.items() if e != extension}
+        else:
+            made[self._layout.image_field or "images"] = [sample.files[e] for e in images]
+            own = sample.files
+        made["__key__"] = sample.key.decode("utf-8", "surrogateescape")
+        fields = {name: json.dumps(value).encode() for name, value in {**made, **own}.items()}
+        objects: dict[str, bytes] = {}
+        for extension, (_, data) in sample.held.items():
+            members = _members(extension, data)
+            if members is None:
+                fields[extension] = _value(extension, data)
+            else:
+                objects.update(members)
+        for name, value in objects.items():
+            fields[name if name not in fields else f"{name}_source"] = value
+        pairs = (json.dumps(name).encode() + b": " + value for name, value in fields.items())
+        return b"{" + b", ".join(pairs) + b"}\n"
+
+
+def _members(extension: str, data: bytes) -> dict[str, bytes] | None:
+    """The members of the sample's JSON object, as they are written; None of other data."""
+    if extension not in _JSON:
+        return None
+    try:
+        text = jsontext.on_one_line(data.decode("utf-8-sig").strip())
+        if not text.startswith("{") or jsontext.value_at(text, 0)[1] < len(text):
+            return None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
+        return None
+    return {str(name): text[begin:end].encode() for name, begin, end in jsontext.children(text, 0)}
+
+
+def _value(extension: str, data: bytes) -> bytes:
+    """Data as a JSON value; what is none, as its extension has it, makes the record a bad one."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return b'"' + b" ".join(data.splitlines()) + b'"'
+    if _kind(extension) in _JSON:
+        return jsontext.on_one_line(text.strip()).encode()
+    if _kind(extension) in _NUMBERS and text.strip().isdecimal():
+        return str(int(text)).encode()
+    return json.dumps(text, ensure_ascii=False).encode()

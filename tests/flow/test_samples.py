@@ -1,0 +1,324 @@
+"""WebDataset: an image and its data become a file and a record, whatever the packing and parts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import extract, finalize
+from jobs.archives.samples import looks_like_samples
+from jobs.memberpath import SampleEnds
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
+from jobs.progress import Progress
+from jobs.verify import verify_dataset
+from jobs.verify.repair import forget_damaged
+from tests.support.extracting import Extracting, extracting
+from tests.support.rawzip import Raw, zip_of
+from tests.support.staged import line, png, tarred
+
+WEBDATASET = Options(layout=Layout("webdataset"))
+WEBSIGHT = Options(layout=Layout("websight"))
+
+
+def samples(numbers: Sequence[int], folder: str = "") -> dict[bytes | str, bytes]:
+    """As img2dataset writes them: picture, text and JSON of a key behind each other."""
+    files: dict[bytes | str, bytes] = {}
+    for n in numbers:
+        key = f"{folder}{n:05d}"
+        files[f"{key}.png"] = png(n)
+        files[f"{key}.txt"] = f"caption {n}, é".encode()
+        files[f"{key}.json"] = json.dumps({"url": f"https://h/{n}.jpg", "width": 1.50}).encode()
+    return files
+
+
+def finish(run: Extracting) -> tuple[Extracting, Summary, Problem | None]:
+    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    assert [result.problem for result in results] == [None] * len(run.parts)
+    return run, *finalize.run(run.folder, run.plan, Progress())
+
+
+def run_over(
+    tmp_path: Path, *tars: Mapping[bytes | str, bytes], options: Options | None = None, **more: Any
+) -> tuple[Extracting, Summary, Problem | None]:
+    """Extract and finalize a tar for each of these contents."""
+    paths = []
+    for number, files in enumerate(tars):
+        paths.append(tmp_path / f"{number:05d}.tar")
+        paths[-1].write_bytes(tarred(files))
+    return finish(extracting(tmp_path, paths, options=options, **more))
+
+
+def records(run: Extracting) -> list[dict[str, Any]]:
+    text = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8")
+    return [json.loads(row) for row in text.splitlines()]
+
+
+def published(run: Extracting) -> list[str]:
+    dest = run.staging.dest
+    return sorted(str(path.relative_to(dest)) for path in dest.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("parts", [1, 2, 7, 40])
+def test_samples_are_images_and_records_whatever_the_number_of_parts(
+    tmp_path: Path, parts: int
+) -> None:
+    run, summary, problem = run_over(
+        tmp_path, samples(range(10)), samples(range(10, 15)), parts=parts
+    )
+    assert problem is None
+    assert records(run) == [
+        {
+            "image": f"images/{n:05d}.png",
+            "__key__": f"{n:05d}",
+            "txt": f"caption {n}, é",
+            "url": f"https://h/{n}.jpg",
+            "width": 1.5,
+        }
+        for n in range(15)
+    ]
+    for n in range(15):
+        assert (run.staging.dest / f"images/{n:05d}.png").read_bytes() == png(n)
+    assert len(published(run)) == 15 + 3
+    assert b'"width": 1.5}' in (run.staging.dest / "prompts.jsonl").read_bytes()
+    assert "! 2 shards' samples are records now" in "\n".join(summary.lines)
+
+
+def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> None:
+    path = tmp_path / "train.tar.gz"
+    path.write_bytes(gzip.compress(tarred({"./": b"", **samples(range(3), "./train/")})))
+    run, _, problem = finish(extracting(tmp_path, [path]))
+    assert problem is None
+    assert [record["image"] for record in records(run)] == [
+        f"images/train/{n:05d}.png" for n in range(3)
+    ]
+    assert records(run)[0]["__key__"] == "train/00000"
+
+
+def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None:
+    for name, options in (("auto", None), ("told", WEBDATASET)):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "pairs.zip"
+        files = samples(range(40))
+        path.write_bytes(zip_of([Raw(str(n).encode(), data) for n, data in files.items()]))
+        run, _, problem = finish(
+            extracting(tmp_path / name, [path], options=options, parts=1 if options is None else 5)
+        )
+        if options is None:
+            assert problem is not None
+            assert "'00000.png' and '00000.txt' are a sample of WebDataset, `--layout webdat" in (
+                problem.message
+            )
+        else:
+            assert problem is None
+            assert len(records(run)) == 40
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param(
+            {"a.jpg": png(1), "a.cls": b"7\n", "b.JPG": png(2), "b.cls": b"x"},
+            [
+                {"image": "images/a.jpg", "__key__": "a", "cls": 7},
+                {"image": "images/b.JPG", "__key__": "b", "cls": "x"},
+            ],
+            id="classes",
+        ),
+        pytest.param(
+            {"a.png": png(1), "a.json": b'{\n "image": "o.png",\n "n": [1.50,\r\n NaN]\n}'},
+            [{"image": "images/a.png", "__key__": "a", "image_source": "o.png", "n": "N"}],
+            id="an image field of its own",
+        ),
+        pytest.param(
+            {"a.input.png": png(1), "a.output.png": png(2), "a.edit.txt": b"red"},
+            [
+                {
+                    "images": ["images/a.input.png", "images/a.output.png"],
+                    "__key__": "a",
+                    "input.png": "images/a.input.png",
+                    "output.png": "images/a.output.png",
+                    "edit.txt": "red",
+                }
+            ],
+            id="two images",
+        ),
+        pytest.param(
+            {"a.png": png(1), "a.mask.png": png(2), "a.npy": b"\x93NUMPY", "a.json": b"[1]"},
+            [
+                {
+                    "image": "images/a.png",
+                    "__key__": "a",
+                    "mask.png": "images/a.mask.png",
+                    "npy": "images/a.npy",
+                    "json": [1],
+                }
+            ],
+            id="an image, a mask and an array",
+        ),
+        pytest.param(
+            {"a.png": png(1), "a.txt": b"", "b.png": png(2), "c.txt": b"x", "c.png": png(3)},
+            [
+                {"image": "images/a.png", "__key__": "a", "txt": ""},
+                {"image": "images/b.png", "__key__": "b"},
+                {"image": "images/c.png", "__key__": "c", "txt": "x"},
+            ],
+            id="no data, and data before the image",
+        ),
+    ],
+)
+def test_each_file_of_a_sample_has_its_place(
+    tmp_path: Path, files: dict[bytes | str, bytes], expected: list[dict[str, Any]]
+) -> None:
+    run, _, problem = run_over(tmp_path, files)
+    assert problem is None
+    found = records(run)
+    if "n" in expected[0]:
+        assert b'"n": [1.50, NaN]}' in (run.staging.dest / "prompts.jsonl").read_bytes()
+        found[0]["n"] = "N"
+    assert found == expected
+
+
+def test_data_without_an_image_stays_a_file_and_is_told(tmp_path: Path) -> None:
+    files = {**samples(range(3)), "x.json": b"{}", "x.txt": b"y", "README": b"z"}
+    run, summary, problem = run_over(tmp_path, files)
+    assert problem is None
+    assert [name for name in published(run) if "x" in name or "README" in name] == [
+        "README",
+        "images/x.json",
+        "images/x.txt",
+    ]
+    assert "such as 'x.json'" in "\n".join(summary.lines)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"a.json": b'{"n": '}, "line 1: not JSON"),
+        ({"a.json": b""}, "line 1: not JSON"),
+        ({"a.txt": b"\xff\n\xfe"}, "line 1: not UTF-8"),
+    ],
+)
+def test_damaged_data_is_a_bad_record_that_may_be_dropped(
+    tmp_path: Path, data: dict[bytes | str, bytes], words: str
+) -> None:
+    files = {"a.png": png(1), **data, **samples(range(3))}
+    (tmp_path / "error").mkdir()
+    _, _, problem = run_over(tmp_path / "error", files)
+    assert problem is not None
+    assert words in problem.message
+    (tmp_path / "drop").mkdir()
+    run, _, problem = run_over(
+        tmp_path / "drop", files, options=Options(on_bad_record=OnBadRecord.DROP)
+    )
+    assert problem is None
+    assert len(records(run)) == 3
+
+
+def test_keys_that_two_shards_share_need_folders_of_their_own(tmp_path: Path) -> None:
+    first: dict[bytes | str, bytes] = {"0.png": png(1), "0.npy": b"1", "0.txt": b"one"}
+    second: dict[bytes | str, bytes] = {"0.png": png(2), "0.npy": b"2", "0.txt": b"two"}
+    (tmp_path / "error").mkdir()
+    _, _, problem = run_over(tmp_path / "error", first, second)
+    assert problem is not None
+    assert "--on-collision keep-first or per-shard" in problem.message
+    (tmp_path / "own").mkdir()
+    run, _, problem = run_over(
+        tmp_path / "own", first, second, options=Options(on_collision=OnCollision.PER_SHARD)
+    )
+    assert problem is None
+    for record, number in zip(records(run), (1, 2), strict=True):
+        assert (run.staging.dest / record["image"]).read_bytes() == png(number)
+        assert (run.staging.dest / record["npy"]).read_bytes() == str(number).encode()
+
+
+def test_a_records_file_among_samples_is_refused_with_the_option_that_takes_it(
+    tmp_path: Path,
+) -> None:
+    rows = b"".join(line(f"{n:05d}.png") for n in range(30))
+    files: dict[bytes | str, bytes] = {**samples(range(30)), "prompts.jsonl": rows}
+    (tmp_path / "tar").mkdir()
+    path = tmp_path / "tar" / "x.tar"
+    path.write_bytes(tarred(files))
+    run = extracting(tmp_path / "tar", [path])
+    [result] = extract.run(run.folder, run.plan, run.parts, Progress())
+    assert result.problem is not None
+    assert "launch with --layout websight to take that for the records" in result.problem.message
+    (tmp_path / "told").mkdir()
+    run, _, problem = run_over(tmp_path / "told", files, options=WEBSIGHT)
+    assert problem is None
+    assert len(records(run)) == 30
+    assert "00000.txt" in published(run)
+
+
+def test_records_of_one_shard_and_samples_of_another_are_refused(tmp_path: Path) -> None:
+    rows = b"".join(line(f"{n:05d}.png") for n in range(3))
+    (tmp_path / "auto").mkdir()
+    _, _, problem = run_over(tmp_path / "auto", samples(range(3)), {"prompts.jsonl": rows})
+    assert problem is not None
+    assert "`--layout websight` takes that for the records and the samples as files" in (
+        problem.message
+    )
+    (tmp_path / "told").mkdir()
+    run, _, problem = run_over(
+        tmp_path / "told", samples(range(3)), {"prompts.jsonl": rows}, options=WEBSIGHT
+    )
+    assert problem is None
+    assert len(records(run)) == 3
+
+
+def test_unverified_samples_are_read_all_the_same(tmp_path: Path) -> None:
+    run, _, problem = run_over(
+        tmp_path, samples(range(3)), options=Options(verify=Verify.NONE), parts=2
+    )
+    assert problem is None
+    assert len(records(run)) == 3
+
+
+@pytest.mark.parametrize("damaged", ["prompts.jsonl", "images/00007.png"])
+def test_samples_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
+    run, _, problem = run_over(tmp_path, samples(range(9)), parts=3)
+    assert problem is None
+    file = run.staging.dest / damaged
+    before = file.read_bytes()
+    file.write_bytes(b"x" * len(before))
+    report = verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress())
+    forget_damaged(run.folder, run.plan, report)
+    _, _, problem = finish(run)
+    assert problem is None
+    assert file.read_bytes() == before
+    assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["0.jpg", "0.json", "0.txt", "1.jpg"], True),
+        (["a/0.jpg", "a/0.cls", "a/1.jpg", "a/1.cls"], True),
+        (["LICENSE", "README.md", "0.png", "0.txt", "1.png", "1.txt"], True),
+        (["0.png", "1.png", "2.png"], False),
+        (["0.mp3", "0.txt"], False),
+        (["images/0.png", "images/0.txt"], False),
+        (["x/images/0.png", "x/images/0.txt"], False),
+        (["0.png", "0.txt", "prompts.jsonl"], False),
+        (["0.png", "0.txt", "train/metadata.jsonl"], False),
+        (["0.png", "0.txt", "1.png", "2.png", "3.png"], False),
+        (["frame.0001.png", "frame.0002.png"], False),
+        ([], False),
+    ],
+)
+def test_what_looks_like_samples(names: list[str], expected: bool) -> None:
+    assert looks_like_samples([name.encode() for name in names], Layout()) is expected
+
+
+def test_a_shard_is_not_cut_within_a_sample_but_within_a_numbered_row() -> None:
+    ends = SampleEnds()
+    names = [b"a.png", b"a.txt", b"b.png", b"b.x.png", b"c/b.png", b"d"]
+    assert [ends.before(name) for name in names] == [True, False, True, False, True, True]
+    row = [ends.before(b"frame.%04d.png" % number) for number in range(1000)]
+    assert row.index(True, 1) == SampleEnds.MOST
+    assert all(row[SampleEnds.MOST :])
