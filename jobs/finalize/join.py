@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,9 +10,10 @@ from jobs.checks import WARNING, is_image_name, is_no_image, is_warning, settled
 from jobs.finalize.buckets import folded
 from jobs.finalize.findings import Finding, Kind
 from jobs.finalize.ground import shown_key
-from jobs.finalize.passes import Audit, How, Reference, Row, join_key, matches_spellings
+from jobs.finalize.passes import Audit, How, Reference, Row
+from jobs.finalize.references import meanings
 from jobs.finalize.rewrites import Rewrites
-from jobs.finalize.spelling import differences, transcribed, unified
+from jobs.finalize.spelling import differences, unified
 from jobs.memberpath import shown
 from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.pictures import BY_EXTENSION, extension
@@ -38,7 +38,6 @@ class _File:
     origin: tuple[int, str] | None = None  # ordinal and path of the nested archive it came in
     on_disk: bool = False
     named_by: int | None = None  # number of the first line that names it
-    literally: bool = False  # whether a line names it by the very path that it has
 
 
 class Join:
@@ -72,6 +71,7 @@ class Join:
         self._near: dict[str, str] = {}  # a file's key by its folded form
         self._ids: dict[str, int] = {}
         self._contested: set[str] = set()
+        self._literal: set[str] = set()  # files that a record names by their very path
         self._waiting: list[Reference] = []  # that no file has the very path of
 
     def _take(self, rows: Iterator[list[Any]]) -> None:
@@ -173,7 +173,8 @@ class Join:
         if file is None:
             self._waiting.append(reference)
             return
-        file.literally |= required
+        if required:
+            self._literal.add(found)
         if self._options.on_collision is OnCollision.PER_SHARD:
             self._rewrites.add(line, place, found)
         self._named(found, file, reference)
@@ -217,58 +218,16 @@ class Join:
 
     def _resolve(self) -> None:
         """Find the one file that each waiting reference can mean."""
-        files: defaultdict[str, list[str]] = defaultdict(list)
-        spelled = unified if matches_spellings(self._ground) else str
-        if self._waiting:
-            for key in self._files:
-                if "\0" not in key:  # what is not UTF-8 is not written into records
-                    files[spelled(key)].append(key)
-        meant: defaultdict[str, list[Reference]] = defaultdict(list)
-        for reference in self._waiting:
-            keys = next(
-                (files[form] for form in self._forms(reference) if form in files), list[str]()
-            )
-            if len(keys) == 1:
-                meant[keys[0]].append(reference)
+        waiting, files = self._waiting, self._files
+        for reference, key, fact in meanings(
+            self._ground, waiting, files, self._literal, self._near
+        ):
+            if key is None:
+                self._missing(reference, fact)
             else:
-                self._missing(reference, self._near_fact(reference, keys))
-        for key, references in meant.items():
-            self._settle(key, references)
-
-    def _forms(self, reference: Reference) -> list[str]:
-        if not matches_spellings(self._ground):
-            return [reference.key]
-        return [unified(key) for key in (reference.key, reference.other) if key is not None]
-
-    def _near_fact(self, reference: Reference, keys: list[str]) -> str:
-        if keys:
-            names = " and ".join(shown_key(key) for key in sorted(keys))
-            return f"is in no shard; {names} are, in other spellings, and either may be meant"
-        for key in (reference.key, reference.other):
-            near = self._near.get(folded(key)) if key is not None else None
-            if near is not None:
-                return f"is in no shard; {shown_key(near)} is, in another spelling"
-        return "is in no shard"
-
-    def _settle(self, key: str, references: list[Reference]) -> None:
-        """Give a file the references that can mean no other, unless records differ in its name."""
-        file = self._files[key]
-        names = {self._name_in(ref.path) for ref in references if ref.required}
-        if file.literally:
-            names.add(self._name_in(key))
-        for reference in references:
-            others = names - {self._name_in(reference.path)}
-            if not others:
                 self._rewrites.add(reference.line, reference.place, key)
                 self._tell(key, reference)
-                self._named(key, file, reference)
-            elif reference.required:
-                other = shown(min(others))
-                fact = f"is in no shard; it may be {shown_key(key)}, which records name {other} too"
-                self._missing(reference, fact)
-
-    def _name_in(self, path: str) -> str:
-        return join_key(self._ground, transcribed(path))
+                self._named(key, files[key], reference)
 
     def _tell(self, key: str, reference: Reference) -> None:
         """Say that a record is rewritten; of images named elsewhere a shard has one example."""

@@ -225,7 +225,7 @@ def test_keys_that_two_shards_share_need_folders_of_their_own(tmp_path: Path) ->
     (tmp_path / "error").mkdir()
     _, _, problem = run_over(tmp_path / "error", first, second)
     assert problem is not None
-    assert "--on-collision keep-first or per-shard" in problem.message
+    assert "per-shard (each archive gets a folder of its own)" in problem.message
     (tmp_path / "own").mkdir()
     run, _, problem = run_over(
         tmp_path / "own", first, second, options=Options(on_collision=OnCollision.PER_SHARD)
