@@ -153,11 +153,11 @@ def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
         yield Finding(
             "export",
             None,
-            f"--export={export.value} withholds {', '.join(missing)} from jobs",
+            f"{export} withholds {', '.join(missing)} from jobs",
             f"if a download needs them: --sbatch-arg={export.with_names(missing)}",
         )
     elif export.restricts:
-        fact = f"--export={export.value} withholds nothing that a download reads"
+        fact = f"{export} withholds nothing that a download reads"
         yield Finding("export", True, fact)
 
 

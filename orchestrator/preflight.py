@@ -119,7 +119,7 @@ def _not_exported(plan: Plan, sbatch_args: Sequence[str]) -> Iterator[str]:
     missing = export.missing([*wanted, *sbatchargs.DOWNLOAD_VARIABLES], os.environ)
     if missing:
         yield (
-            f"--export={export.value} withholds {', '.join(missing)}, set in this shell, from the "
+            f"{export} withholds {', '.join(missing)}, set in this shell, from the "
             f"download job; if it needs them, use --sbatch-arg={export.with_names(missing)}"
         )
 

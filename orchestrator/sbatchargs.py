@@ -63,7 +63,7 @@ _HERE = tuple(
         ("--mail-user", "", ""),
     )
 )
-_SECRET = re.compile("TOKEN|SECRET|PASSW|CREDENTIAL|KEY", re.IGNORECASE)
+_SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
 _BARE = "HIOQVhksuv"  # letters that take no value, so that another may follow at once (-HN2)
 
 
@@ -136,6 +136,10 @@ class Export:
 
     value: str = "ALL"
 
+    def __str__(self) -> str:
+        """The option without the values of variables, which may hold a password."""
+        return f"--export={','.join(map(_without_value, self.value.split(',')))}"
+
     @property
     def items(self) -> tuple[str, ...]:
         """The variables it lists, as ``NAME`` or ``NAME=value``."""
@@ -155,8 +159,13 @@ class Export:
         return tuple(name for name in wanted if environ.get(name) and name not in names)
 
     def with_names(self, names: Iterable[str]) -> str:
-        """The option that lets jobs inherit ``names`` as well."""
-        return f"--export={','.join([*self.items, *names])}"
+        """The option that lets jobs inherit ``names`` as well; without values, like ``str``."""
+        return f"--export={','.join([*map(_without_value, self.items), *names])}"
+
+
+def _without_value(item: str) -> str:
+    name, equals, _ = item.partition("=")
+    return f"{name}=…" if equals else name
 
 
 def export_of(args: Sequence[str]) -> Export:

@@ -104,7 +104,7 @@ def test_a_token_that_export_withholds_is_named_at_launch_and_by_the_doctor(
     words = ("--dest", tmp_path / "data", "--sbatch-arg=--export=SEED=1")
     source = ("--hf-repo", "org/websight", "--layout", "files")
     said = shell.run("launch", *words, *source, "--dry-run").out
-    remedy = "--sbatch-arg=--export=SEED=1,HF_TOKEN"
+    remedy = "--sbatch-arg=--export=SEED=…,HF_TOKEN"
     assert "withholds HF_TOKEN" in said and remedy in said and hub.token not in said
     findings = shell.run("doctor", *words, "--json").json()["findings"]
     (found,) = [finding for finding in findings if finding["name"] == "export"]
