@@ -154,6 +154,7 @@ class Shard(Struct, frozen=True):
     kind: ShardKind
     files: tuple[SourceFile, ...]  # more than one: split, to be read one after the other
     parts: int = 1
+    whole: str | None = None  # its name, where that is not the one file's: of pieces put together
 
     @property
     def size(self) -> int | None:
@@ -163,7 +164,7 @@ class Shard(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return self.files[0].name
+        return self.whole or self.files[0].name
 
 
 class Part(Struct, frozen=True):
@@ -242,6 +243,7 @@ class SourceRef(Struct, frozen=True):
     license: str | None = None
     include: tuple[str, ...] = ()  # globs that chose its files
     exclude: tuple[str, ...] = ()
+    not_copied: tuple[str, ...] = ()  # files of a local folder that are no part of its tree
 
 
 class Plan(Struct, frozen=True):

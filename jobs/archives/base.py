@@ -8,9 +8,10 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
+from jobs import magic
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
 from jobs.memberpath import shown, text_of
-from jobs.model import Part
+from jobs.model import Options, Part
 
 
 class Kind(str, Enum):
@@ -128,6 +129,26 @@ def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> Arch
         f"{archive}:{what} {fact}",
         cause=Cause.UNSUPPORTED,
         member=None if member is None else text_of(member)[0],
+    )
+
+
+def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -> None:
+    """Raise ``ArchiveError`` (``UNSUPPORTED``) where a file that is not opened is an archive.
+
+    By its first bytes: at launch not every file is looked into whose name does not say what it is.
+    Images have their own check; where ``--nested`` is given, what is named an archive is opened.
+    """
+    text, layout = text_of(name)[0], options.layout
+    packing, named = magic.packing_of(head), magic.packing_named(text) is not None
+    is_image = layout.has_records and text.startswith(f"{layout.images}/")
+    if packing is None or is_image or magic.is_data_name(text) or (options.nested and named):
+        return
+    remedy = "with --nested to extract it where it lies" if named else "for it alone with --include"
+    raise unsupported(
+        archive,
+        f"is an archive ({packing.name}) that nothing opens, and is not published so; launch "
+        f"{remedy}, or leave it out with --exclude",
+        member=name,
     )
 
 

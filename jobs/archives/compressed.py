@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from jobs import magic
-from jobs.archives.base import Kind, Member
+from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Ahead, Chain, chain_blocks
 from jobs.memberpath import shown
@@ -24,6 +24,7 @@ class CompressedFile:
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
+        self._options = options
         self._archive = shown(shard.name)[1:-1]
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self._name = magic.decompressed_name(shard.name).encode("utf-8", "surrogateescape")
@@ -33,7 +34,12 @@ class CompressedFile:
         if part.index == 0:
             # Inflated twice: no format tells its size reliably, and a file that is proven before
             # its first byte is written leaves no half.
-            size = sum(len(block) for block in self._blocks())
+            size = 0
+            for block in self._blocks():
+                if not size:
+                    head = bytes(block[: magic.HEAD])
+                    check_no_archive(self._archive, self._name, head, self._options)
+                size += len(block)
             self._limits.check_claim(size, self._name)
             yield self._member(size)
 

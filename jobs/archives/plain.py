@@ -6,9 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Kind, Member
+from jobs import magic
+from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import shown
+from jobs.memberpath import shown, text_of
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runfolder import RunFolder
 
@@ -27,6 +28,7 @@ class PlainFile:
         self._name = os.fsencode(shard.name)
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
+        self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
         """The one member, in the first part; a file cannot be cut, so the others are empty."""
@@ -54,10 +56,13 @@ class PlainFile:
         )
 
     def _chunks(self) -> Iterator[memoryview]:
-        for path in self._files:
+        label = text_of(self._name)[0]
+        for index, path in enumerate(self._files):
             try:
                 with open(path, "rb", buffering=0) as stream:
                     while block := stream.read(_CHUNK):
+                        if not index and stream.tell() == len(block):
+                            check_no_archive(label, self._name, block[: magic.HEAD], self._options)
                         yield memoryview(block)
             except FileNotFoundError as error:
                 raise SourceError(

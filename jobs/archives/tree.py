@@ -7,8 +7,8 @@ import os
 import stat
 from collections.abc import Iterator
 
-from jobs import listing
-from jobs.archives.base import Kind, Member
+from jobs import listing, magic
+from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.listing import Item
 from jobs.memberpath import shown
@@ -36,6 +36,7 @@ class TreeArchive:
         self._listing = folder.shards / f"{shard.id}.listing"
         self._cuts = fetched.cuts
         self._label = shard.name
+        self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
         root, items = listing.read(self._listing, self._cuts, part.index)
@@ -87,7 +88,11 @@ class TreeArchive:
             raise from_os_error(error, doing=f"reading {shown(full)}") from error
         try:
             self._check(fd, full, item)
-            yield from _content(fd, item.size)
+            for index, block in enumerate(_content(fd, item.size)):
+                if not index:
+                    head = bytes(block[: magic.HEAD])
+                    check_no_archive(self._label, item.path, head, self._options)
+                yield block
             self._check(fd, full, item)
         except OSError as error:
             raise from_os_error(error, doing=f"reading {shown(full)}") from error

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from msgspec import structs
 
+from jobs import magic
 from jobs.archives import cuts_of, read_head, sniff
 from jobs.download.following import Following, hashed_and_followed
 from jobs.download.hashing import check_digest, hash_file
@@ -20,7 +21,6 @@ from jobs.sources.unchanged import check_unchanged, mark
 from jobs.staging import Staging
 from jobs.transfer import Arrivals, Received, Transfer
 
-_LFS = b"version https://git-lfs"
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up
 
 
@@ -212,18 +212,21 @@ def _uncut(fetched: Fetched, shard: Shard) -> bool:
 
 
 def _expected(shard: Shard, file: SourceFile) -> Expect:
-    """What a file must begin like: an archive, or at least not a pointer to the file."""
+    """What a shard's first file must begin like: an archive, or at least not a pointer to it.
+
+    Of a split archive it may hold too little to tell more.
+    """
 
     def expect(head: bytes) -> None:
-        if shard.kind is ShardKind.FILE:
-            if head.startswith(_LFS):
-                raise SourceError(
-                    f"{shown(file.name)} is a Git LFS pointer, not the file it points to; tell "
-                    "its publisher, or leave it out with --exclude"
-                )
+        if head.startswith(magic.LFS_POINTER):
+            raise SourceError(
+                f"{shown(file.name)} is a Git LFS pointer, not the file it points to; tell its "
+                "publisher, or leave it out with --exclude"
+            )
+        if shard.kind is ShardKind.FILE or len(shard.files) > 1:
             return
         try:
-            sniff(head, file.name)
+            sniff(head, shard.name)
         except ArchiveError as error:
             cause = error.cause if error.cause is Cause.UNSUPPORTED else Cause.BAD_SOURCE
             raise SourceError(error.message, cause=cause) from error

@@ -29,6 +29,8 @@ class SourceRequest:
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
     layout: Layout = field(default_factory=Layout)
     folder_times: bool = True  # the files of a folder that is copied keep theirs
+    join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
+    nested: bool = False  # archives within the data are extracted where they lie
 
 
 Expect = Callable[[bytes], None]  # raises where the first bytes of a file are not what they must be

@@ -3,16 +3,49 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from msgspec import structs
-
-from jobs.errors import SourceError
+from jobs import magic
+from jobs.errors import Cause, SourceError
+from jobs.magic import Packing
 from jobs.memberpath import shown
-from jobs.model import Layout, Shard, ShardKind, SourceFile
+from jobs.model import Shard, ShardKind, SourceFile
 from jobs.sources import naming, split
-from jobs.sources.split import ReadHead
+from jobs.sources.base import SourceRequest
+from jobs.sources.families import Family, families
+
+JOIN_NOTHING = "none"  # with --join: no files are pieces
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a source is asked for the first bytes (``magic.HEAD``) of its files."""
+
+    read: Callable[[Sequence[str]], Mapping[str, bytes]]  # by name; without those it cannot read
+    most: int  # names to ask for
+    free: bool = False  # whether to ask also where a name leaves no doubt
+
+
+@dataclass(frozen=True)
+class Group:
+    """An archive, or a plain file in pieces."""
+
+    name: str  # of the whole
+    names: tuple[str, ...]  # of its files, in reading order
+    packing: Packing | None = None  # None: a plain file
+
+
+@dataclass(frozen=True)
+class Found:
+    """A source's files, sorted: what is opened, what is taken as it is, what is left out."""
+
+    groups: tuple[Group, ...]
+    loose: tuple[SourceFile, ...]
+    files: Mapping[str, SourceFile]  # all of them, by name
+    extras: Mapping[str, str]  # what is left out, and what it is
+    home: str = ""  # the folder, with a slash, that the dataset lies in; empty for the top
 
 
 @dataclass(frozen=True)
@@ -23,88 +56,260 @@ class Choice:
     notes: tuple[str, ...] = ()
 
 
-def choose(
+def sort_out(
     files: Sequence[SourceFile],
-    layout: Layout,
-    read_head: ReadHead,
+    request: SourceRequest,
+    look: Look,
     *,
     where: str,
-    named: bool = False,
-    parquet: bool = False,
-) -> Choice:
-    """The archives among ``files``, split ones put together, and the loose files that come along.
+    meant: Set[str] | None = None,
+) -> Found:
+    """Which of ``files`` are archives, by their bytes where ``look`` shows them; pieces together.
 
-    ``named``: the user named each file, so that all of them are meant. ``parquet``: take parquet
-    files even beside archives, as the user asked for them. ``where`` is for messages. Raises
-    ``SourceError`` for archives that cannot be read, or where two loose files have one name.
+    ``meant``: the names that the user gave one by one; of the others just the pieces that belong
+    to them are taken. ``where`` is for messages. Raises ``SourceError`` where an archive cannot be
+    read, where a piece is missing, and where it is not clear what the user means.
     """
-    by_name = {file.name: file for file in files if not naming.is_git(file.name)}
-    home = naming.home(list(by_name), layout)
-    images = f"{home}{layout.images}/"
-    # An archive within the images folder is data like every file there.
-    inside = layout.has_records and any(not n.startswith(images) for n in by_name)
-    open_names = [name for name in by_name if not (inside and name.startswith(images))]
-    groups = [g for g in split.group(open_names, read_head) if _is_archive(g, read_head)]
-    naming.check_readable((_whole_name(group) for group in groups), where)
-    notes: list[str] = []
-    tables = [g for g in groups if g[0].lower().endswith(".parquet")]
-    if tables and len(tables) < len(groups) and not (parquet or named):
-        groups = [group for group in groups if group not in tables]
-        notes.append(
-            f"{where} holds archives and {len(tables)} parquet files (often the same data); the "
-            "archives are taken: for the parquet files use --include '*.parquet'"
-        )
-    packed = {name for group in groups for name in group} | {g[0] for g in tables}
-    loose = [
-        file
-        for name, file in by_name.items()
-        if name not in packed and (named or naming.comes_along(name.removeprefix(home), layout))
+    by_name = {file.name: file for file in files}
+    extras = {} if meant is not None else naming.extras(by_name)
+    names = [name for name in by_name if name not in extras]
+    naming.check_finished(names if meant is None else meant, by_name)
+    home = naming.home([n for n in names if meant is None or n in meant], request.layout)
+    images = _images(names, request, home) if meant is None else ""
+    outside = [name for name in names if not (images and name.startswith(images))]
+    sets, rest = _joined(outside, request.join)
+    candidates = [] if JOIN_NOTHING in request.join else families(rest)
+    if meant is not None:
+        sets = [chosen for chosen in sets if not meant.isdisjoint(_names(chosen))]
+        candidates = [family for family in candidates if not meant.isdisjoint(family.names)]
+    single = [name for name in rest if meant is None or name in meant]
+    inside = [name for name in names if images and name.startswith(images)]
+    heads = _look(look, sets, candidates, [*single, *inside])
+    _check_pointers(heads)
+    sizes = {name: file.size for name, file in by_name.items()}
+    groups = [_joined_group(chosen, heads, sizes) for chosen in sets]
+    groups += [
+        Group(family.whole, family.names, _packing(family.names[0], heads, family.whole))
+        for family in candidates
+        if split.are_pieces(family, heads, sizes)
     ]
-    left = len(by_name) - len(packed) - len(loose)
-    if left:
+    taken = {name for group in groups for name in group.names}
+    packed = ((name, _packing(name, heads)) for name in single if name not in taken)
+    groups += [Group(name, (name,), packing) for name, packing in packed if packing]
+    _check_readable(groups, where)
+    _check_images(inside, heads, request, where)
+    if meant is None and not request.include:
+        _check_tables(groups, where)
+    taken |= {name for group in groups for name in group.names}
+    loose = [by_name[n] for n in [*single, *inside] if n not in taken]
+    return Found(tuple(groups), tuple(loose), by_name, extras, home)
+
+
+def notes_of(found: Found, where: str) -> tuple[str, ...]:
+    """What a person should know of how a source's files were sorted."""
+    sets = [group for group in found.groups if len(group.names) > 1]
+    notes = []
+    if sets:
+        listed = naming.few(group.names[0] for group in sets)
+        count = sum(len(group.names) for group in sets)
         notes.append(
-            f"{where}: {left} loose files are neither records nor images and are left out; "
-            "`--layout files` takes all of them"
+            f"{where}: {count} files are read as the pieces of {len(sets)} ({listed}, …); --join "
+            "none takes each by itself"
         )
-    return Choice(_shards(groups, loose, by_name, home), tuple(notes))
+    return (*notes, *naming.notes_of(found.extras, where))
 
 
-def _is_archive(group: tuple[str, ...], read_head: ReadHead) -> bool:
-    name = _whole_name(group)
-    if len(group) > 1 or naming.archive_suffix(name) or naming.refused_reason(name):
-        return True
-    return split.is_piece_name(group[0]) and split.is_archive(read_head(group[0]) or b"")
+def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
+    """The archives in natural order, then the loose files likewise.
+
+    ``tree``: a local folder that is copied as it is, which comes last.
+    """
+    home = found.home
+    made: list[tuple[str, ShardKind, tuple[SourceFile, ...]]] = []
+    for group in sorted(found.groups, key=lambda group: naming.natural_key(group.names[0])):
+        files = tuple(found.files[name] for name in group.names)
+        name = group.name
+        if not (group.packing and magic.says_tar(name)):  # what comes of it has the shard's name
+            name = name.removeprefix(home)
+        kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
+        made.append((name, kind, files))
+    for file in sorted(found.loose, key=lambda file: naming.natural_key(file.name)):
+        made.append((file.name.removeprefix(home), ShardKind.FILE, (file,)))
+    _check_distinct(name for name, kind, _ in made if kind is ShardKind.FILE)
+    if tree is not None:
+        made.append((tree.name, ShardKind.TREE, (tree,)))
+    return tuple(
+        Shard(
+            naming.shard_id(index, len(made), name),
+            kind,
+            files,
+            whole=None if len(files) == 1 and files[0].name == name else name,
+        )
+        for index, (name, kind, files) in enumerate(made)
+    )
 
 
-def _whole_name(group: tuple[str, ...]) -> str:
-    """The name that tells a format: of ``x.7z.001`` it is ``x.7z``."""
-    name = group[0]
-    stem = posixpath.splitext(name)[0]
-    return stem if split.is_piece_name(name) and naming.refused_reason(stem) else name
+# Steps ------------------------------------------------------------------------------------------
 
 
-def _shards(
-    groups: Sequence[tuple[str, ...]],
-    loose: Sequence[SourceFile],
-    by_name: dict[str, SourceFile],
-    home: str,
-) -> tuple[Shard, ...]:
-    """Archives first, in natural order; then the loose files likewise."""
-    kinds: list[tuple[ShardKind, tuple[SourceFile, ...]]] = [
-        (ShardKind.ARCHIVE, tuple(by_name[name] for name in group))
-        for group in sorted(groups, key=lambda group: naming.natural_key(group[0]))
-    ]
+def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
+    """The folder of images, with a slash, whose files are data; empty where there is none.
+
+    Where neither records nor archives lie beside it, its own archives are the dataset.
+    """
+    layout = request.layout
+    images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
+    beside = [name for name in names if not name.startswith(images)]
+    has_data = any(
+        magic.decompressed_name(name) == records or _is_container(name, magic.packing_named(name))
+        for name in beside
+    )
+    return images if layout.has_records and has_data else ""
+
+
+def _is_container(name: str, packing: Packing | None) -> bool:
+    """Whether an archive holds files, be it compressed or not."""
+    return packing in (magic.TAR, magic.ZIP) or (packing is not None and magic.says_tar(name))
+
+
+def _joined(
+    names: Sequence[str], globs: Sequence[str]
+) -> tuple[list[Family | tuple[str, ...]], list[str]]:
+    """What the user says is in pieces, and the other names.
+
+    Several sets may match one glob, as long as their names tell them apart.
+    """
+    sets: list[Family | tuple[str, ...]] = []
+    left = list(names)
+    for pattern in globs:
+        matched = naming.chosen(left, (pattern,), ()) if pattern != JOIN_NOTHING else []
+        if not matched and pattern != JOIN_NOTHING:
+            raise SourceError(
+                f"--join {shown(pattern)} matches no file of the source; check it",
+                cause=Cause.USAGE,
+            )
+        found = families(matched)
+        if sum(len(family.names) for family in found) == len(matched):
+            sets += found
+        else:
+            sets.append(tuple(sorted(matched, key=naming.natural_key)))
+        taken = set(matched)
+        left = [name for name in left if name not in taken]
+    return sets, left
+
+
+def _names(chosen: Family | tuple[str, ...]) -> tuple[str, ...]:
+    return chosen.names if isinstance(chosen, Family) else chosen
+
+
+def _joined_group(
+    chosen: Family | tuple[str, ...], heads: Mapping[str, bytes], sizes: split.Sizes
+) -> Group:
+    names = _names(chosen)
+    whole = names[0]
+    if isinstance(chosen, Family):
+        split.check_whole(chosen, sizes)
+        whole = chosen.whole
+    packing = _packing(names[0], heads, whole)
+    if packing is None and not magic.is_data_name(whole):
+        raise SourceError(
+            f"{shown(names[0])} is the first of the {len(names)} files that --join puts together, "
+            "and begins as no archive; check the glob, and whether the first piece is there",
+            cause=Cause.USAGE,
+        )
+    return Group(whole, names, packing)
+
+
+def _look(
+    look: Look,
+    sets: Sequence[Family | tuple[str, ...]],
+    candidates: Sequence[Family],
+    single: Sequence[str],
+) -> Mapping[str, bytes]:
+    """First bytes where they matter, the most telling ones first."""
+    wanted = [_names(chosen)[0] for chosen in sets]
+    for family in candidates:
+        wanted += [family.names[0], *family.names[1:2], family.names[-1]]
+    of_a_kind = look.most if look.free else look.most // 4  # so that there is room for others
+    seen: Counter[str] = Counter()
+    for name in single:
+        packing = magic.packing_named(name)
+        if (packing is None or not packing.is_read) and not magic.is_data_name(name):
+            ending = posixpath.splitext(name)[1]
+            seen[ending] += 1
+            if seen[ending] <= of_a_kind:
+                wanted.append(name)
+    if look.free:
+        wanted += [name for name in single if magic.packing_named(name)]
+    return look.read(list(dict.fromkeys(wanted))[: look.most])
+
+
+def _packing(name: str, heads: Mapping[str, bytes], whole: str = "") -> Packing | None:
+    """How a file is packed, by its bytes; by its name where they are not known or tell nothing."""
+    whole = whole or name
+    if magic.is_data_name(whole):
+        return None
+    head = heads.get(name)
+    named = magic.packing_named(whole)
+    if head is None:
+        return named
+    packing = magic.packing_of(head)
+    is_language = whole.lower().endswith((".ar", ".br")) and split.is_text(head)
+    return packing or (None if is_language else named)
+
+
+def _check_pointers(heads: Mapping[str, bytes]) -> None:
+    pointers = [name for name, head in heads.items() if head.startswith(magic.LFS_POINTER)]
+    if pointers:
+        raise SourceError(
+            f"Git LFS pointers stand in place of files ({naming.few(pointers)}); run `git lfs "
+            "pull` where the repository was cloned, or have its publisher add the files"
+        )
+
+
+def _check_readable(groups: Iterable[Group], where: str) -> None:
+    for group in sorted(groups, key=lambda group: naming.natural_key(group.name)):
+        if group.packing is not None and not group.packing.is_read:
+            glob = naming.exclude_glob(group.name, pieces=group.names != (group.name,))
+            raise SourceError(
+                f"{where}: {shown(group.name)} cannot be extracted: {group.packing.remedy} (or "
+                f"leave it out with --exclude {shown(glob)})",
+                cause=Cause.UNSUPPORTED,
+            )
+
+
+def _check_images(
+    inside: Sequence[str], heads: Mapping[str, bytes], request: SourceRequest, where: str
+) -> None:
+    """Raise ``SourceError`` where archives lie among the images, which nothing would open."""
+    found = [name for name in inside if _is_container(name, _packing(name, heads))]
+    if found and not request.nested:
+        raise SourceError(
+            f"{where}: archives lie in the images folder ({naming.few(found)}); launch with "
+            "--nested to extract each into the folder that it lies in, or leave them out with "
+            "--exclude"
+        )
+
+
+def _check_tables(groups: Sequence[Group], where: str) -> None:
+    """Raise ``SourceError`` where archives and parquet files may be the same data twice."""
+    tables = sum(group.packing is magic.PARQUET for group in groups)
+    archives = sum(_is_container(group.name, group.packing) for group in groups)
+    if tables and archives:
+        raise SourceError(
+            f"{where} holds {archives} archives and {tables} parquet files, often the same data "
+            "twice: take one kind with --exclude '*.parquet' or --include '*.parquet', or both "
+            "with --include '*'",
+            cause=Cause.USAGE,
+        )
+
+
+def _check_distinct(names: Iterable[str]) -> None:
     seen: set[str] = set()
-    for file in sorted(loose, key=lambda file: naming.natural_key(file.name)):
-        name = file.name.removeprefix(home)
+    for name in names:
         if name in seen:
             raise SourceError(
                 f"two loose files are called {shown(name)}; one dataset cannot hold both, so "
                 "leave one out with --exclude"
             )
         seen.add(name)
-        kinds.append((ShardKind.FILE, (structs.replace(file, name=name),)))
-    return tuple(
-        Shard(naming.shard_id(index, len(kinds), files[0].name), kind, files)
-        for index, (kind, files) in enumerate(kinds)
-    )

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.memberpath import shown
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.sources import http, hubclient, naming
 from jobs.sources.base import Expect, SourceRequest
-from jobs.sources.choosing import Choice, choose
+from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.hubclient import Repo
 from jobs.transfer import Target
 
@@ -34,7 +35,8 @@ _PAGE = re.compile(
     r"(?:(?P<kind>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
 )
-_MOST_HEADS = 16  # files that are looked into at launch; requests are counted by the Hub
+_MOST_HEADS = 256  # files that are looked into at launch; requests are counted by the Hub
+_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class HubSource:
         self._request = request
         self._ref = ref
         self._choice: Choice | None = None
+        self._was_let_in = False  # some file could be read
 
     @classmethod
     def open(cls, request: SourceRequest) -> HubSource:
@@ -214,18 +217,16 @@ class HubSource:
         return self._choice
 
     def _choose(self) -> Choice:
-        request = self._request
-        files = self._named(self._listed())
-        kept = set(naming.chosen((f.name for f in files), request.include, request.exclude))
-        files = [file for file in files if file.name in kept]
-        choice = choose(
-            files,
-            request.layout,
-            _Heads(self).read,
-            where=str(self._repo),
-            named=bool(request.files),
-            parquet=bool(request.include or request.files),
-        )
+        request, where = self._request, str(self._repo)
+        listed = self._listed()
+        meant = self._meant(listed) if request.files else None
+        kept = set(naming.chosen((f.name for f in listed), request.include, request.exclude))
+        files = [file for file in listed if file.name in kept]
+        if meant is not None:
+            meant &= kept
+        look = Look(self._heads, _MOST_HEADS)
+        found = sort_out(files, request, look, where=where, meant=meant)
+        choice = Choice(shards_of(found), notes_of(found, where))
         self._check_access(choice)
         return choice
 
@@ -245,27 +246,30 @@ class HubSource:
         )
         return [_source_file(item) for item in items if isinstance(item, RepoFile)]
 
-    def _named(self, files: list[SourceFile]) -> list[SourceFile]:
-        """Those that the user named, or all; a name may be a folder's."""
-        if not self._request.files:
-            return files
-        chosen: dict[str, SourceFile] = {}
+    def _meant(self, files: list[SourceFile]) -> set[str]:
+        """The names that the user gave one by one; one may be a folder's."""
+        meant: set[str] = set()
         for wanted in self._request.files:
             path = wanted.strip("/")
-            found = [f for f in files if f.name == path or f.name.startswith(f"{path}/")]
+            found = [f.name for f in files if f.name == path or f.name.startswith(f"{path}/")]
             if not found:
                 hint = naming.near(path, (file.name for file in files))
                 raise SourceError(
                     f"{self._repo} has no file {shown(wanted)}{hint or '; check --hf-file'}",
                     cause=Cause.NOT_FOUND,
                 )
-            chosen.update((file.name, file) for file in found)
-        return list(chosen.values())
+            meant.update(found)
+        return meant
 
     def _check_access(self, choice: Choice) -> None:
         """Find out now, not in the job, whether the files of a listed repository may be read."""
-        if choice.shards:
+        if choice.shards and not self._was_let_in:
             self.read_head(choice.shards[0].files[0].locator)
+
+    def _heads(self, names: Sequence[str]) -> dict[str, bytes]:
+        heads = aside.each(self.read_head, names, _AT_ONCE)
+        self._was_let_in = bool(heads)
+        return dict(zip(names, heads, strict=True))
 
     def read_head(self, path: str) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
@@ -276,21 +280,6 @@ class HubSource:
             if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
                 raise hubclient.gated(self._repo) from None
             raise
-
-
-class _Heads:
-    """First bytes of a few files, for names that leave open what they are."""
-
-    def __init__(self, source: HubSource) -> None:
-        self._source = source
-        self._known: dict[str, bytes | None] = {}
-
-    def read(self, name: str) -> bytes | None:
-        if name not in self._known:
-            if len(self._known) >= _MOST_HEADS:
-                return None
-            self._known[name] = self._source.read_head(name)
-        return self._known[name]
 
 
 def _source_file(item: RepoFile) -> SourceFile:

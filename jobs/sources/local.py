@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import listing
+from msgspec import structs
+
+from jobs import aside, listing, magic
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import (
@@ -21,9 +24,10 @@ from jobs.model import (
     SourceRef,
 )
 from jobs.runfolder import is_run_folder
-from jobs.sources import naming, split, sums
+from jobs.sources import naming, sums
 from jobs.sources.base import Expect, SourceRequest
-from jobs.sources.choosing import Choice, choose
+from jobs.sources.choosing import Choice, Found, Look, notes_of, shards_of, sort_out
+from jobs.sources.families import families
 from jobs.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
@@ -33,6 +37,10 @@ if TYPE_CHECKING:
 _NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, ".cache/huggingface"})
 # Sites that remove files by age keep them for longer than this.
 _OLD_S = 7 * 86400
+_MOST_HEADS = 4096  # files that are looked into at launch
+_AT_ONCE = 16
+# More loose files than this are one shard, as a folder: a shard of each takes 30 ms of work.
+_MOST_LOOSE = 500
 
 
 class LocalSource:
@@ -42,11 +50,14 @@ class LocalSource:
     written to their place by the extract stage, part by part.
     """
 
-    def __init__(self, root: Path, request: SourceRequest) -> None:
+    def __init__(
+        self, root: Path, request: SourceRequest, not_copied: tuple[str, ...] | None = None
+    ) -> None:
         self._root = root
         self._request = request
-        self._runs: set[str] = set()  # folders of other runs, which are left out
-        self._leave = leaving(root, request.include, request.exclude, self._runs)
+        self._not_copied = not_copied  # None: not known yet
+        self._left: dict[str, str] = {}  # what is left out of the folder, and what it is
+        self._leave = leaving(root, request.include, request.exclude, self._left)
         self._choice: Choice | None = None
         self._oldest = time.time()  # modification of what was listed, in seconds since the epoch
 
@@ -69,12 +80,17 @@ class LocalSource:
             exclude=ref.exclude,
             layout=layout,
         )
-        return cls(Path(ref.locator), request)
+        return cls(Path(ref.locator), request, ref.not_copied)
 
     def describe(self) -> SourceRef:
-        request = self._request
+        if self._not_copied is None:
+            self._chosen()
         return SourceRef(
-            SourceKind.LOCAL, str(self._root), include=request.include, exclude=request.exclude
+            SourceKind.LOCAL,
+            str(self._root),
+            include=self._request.include,
+            exclude=self._request.exclude,
+            not_copied=self._not_copied or (),
         )
 
     def shards(self) -> Sequence[Shard]:
@@ -84,13 +100,20 @@ class LocalSource:
         return {}
 
     def notes(self) -> tuple[str, ...]:
-        return (*self._chosen().notes, *self._left_runs())
+        return self._chosen().notes
 
     def path(self, file: SourceFile) -> Path | None:
         return Path(file.locator)
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> listing.Listed:
-        return listing.write(Path(shard.files[0].locator), out, shard.parts, self._leave, tick)
+        base = Path(shard.files[0].locator)
+        below = os.fsencode(base.relative_to(self._root) / "_")[:-1]  # with a slash, or empty
+        apart = {os.fsencode(name) for name in self._not_copied or ()}
+
+        def leave(path: bytes, is_folder: bool) -> bool:
+            return below + path in apart or self._leave(below + path, is_folder)
+
+        return listing.write(base, out, shard.parts, leave, tick)
 
     def fetch(
         self,
@@ -105,162 +128,172 @@ class LocalSource:
         """Never: ``path`` tells where every file lies already."""
         raise SourceError(f"{shown(file.locator)} is read where it lies; nothing fetches it")
 
+    # At launch ------------------------------------------------------------------------------
+
     def _chosen(self) -> Choice:
         if self._choice is None:
             self._choice = self._choose()
+            self._not_copied = self._not_copied or ()
         return self._choice
 
     def _choose(self) -> Choice:
         try:
             is_folder = self._root.is_dir()
             if not self._root.exists():
+                beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
                     f"{shown(str(self._root))}: there is no such file or folder"
-                    + (naming.near(self._root.name, _beside(self._root)) or "; check the path"),
+                    + (naming.near(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
         except OSError as error:
             raise from_os_error(error, doing=f"looking at {shown(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
 
-    def _left_runs(self) -> tuple[str, ...]:
-        if not self._runs:
-            return ()
-        few = naming.few(self._runs)
-        return (f"{self._root} holds runs' own folders, which are no data and left out: {few}",)
-
     def _one_file(self) -> Choice:
-        name = self._root.name
+        """The file by itself, or the whole set that it is a piece of."""
+        folder, name = self._root.parent, self._root.name
         if not self._root.is_file():
             raise SourceError(
                 f"{shown(str(self._root))} is neither a file nor a folder (a pipe, a device?); "
                 "save what it gives to a file first",
                 cause=Cause.USAGE,
             )
-        naming.check_readable((name,), str(self._root.parent))
-        beside = [other for other in _beside(self._root) if not naming.is_git(other)]
-        for group in split.group(beside, self._read_beside):
-            if name in group and len(group) > 1:  # a piece stands for its whole set
-                return self._of_pieces(group)
-        file = self._source_file(name, self._root, _sums(self._root.parent))
-        head = self._read_head(self._root)
-        is_archive = naming.archive_suffix(name) or split.is_archive(head or b"")
-        kind = ShardKind.ARCHIVE if is_archive else ShardKind.FILE
-        return Choice((Shard(naming.shard_id(0, 1, name), kind, (file,)),))
-
-    def _of_pieces(self, group: Sequence[str]) -> Choice:
-        digests = _sums(self._root.parent)
-        files = tuple(self._source_file(n, self._root.parent / n, digests) for n in group)
-        return Choice((Shard(naming.shard_id(0, 1, group[0]), ShardKind.ARCHIVE, files),))
+        names = [each for each, is_file in _beside(self._root) if is_file]
+        # Of the others only those count that may be pieces of the same.
+        kin = {name}.union(*(family.names for family in families(names) if name in family.names))
+        if self._request.join:
+            kin.update(naming.chosen(names, self._request.join, ()))
+        files = [SourceFile(each, str(folder / each), _size(folder / each)) for each in sorted(kin)]
+        found = sort_out(files, self._request, _look(folder), where=str(folder), meant={name})
+        return self._finished(found, shards_of(found), folder)
 
     def _folder(self) -> Choice:
-        request = self._request
-        sizes = self._listed()
-        names = list(sizes)
-        if not names:
+        request, where = self._request, str(self._root)
+        files = self._listed()
+        if not files:
             globs = " that --include and --exclude let through" * bool(
                 request.include or request.exclude
             )
             raise SourceError(
-                f"{shown(str(self._root))} holds no file{globs}; is it the right folder?",
+                f"{shown(where)} holds no file{globs}; is it the right folder?",
                 cause=Cause.NOT_FOUND,
             )
-        if self._is_dataset(names):
-            return self._tree(len(names), sum(sizes.values()))
-        digests = _sums(self._root)
-        files = [self._source_file(name, self._root / name, digests) for name in names]
-        choice = choose(
-            files,
-            request.layout,
-            lambda name: self._read_head(self._root / name),
-            where=str(self._root),
-            parquet=bool(request.include),
-        )
-        _check_distinct(choice)
-        return choice
+        found = sort_out(files, request, _look(self._root), where=where)
+        if not found.groups:
+            note = f"{where} is a dataset's folder: its {len(files)} files are copied as they are"
+            alone = replace(found, loose=(), extras={})
+            shards = shards_of(alone, tree=self._tree(self._root, files))
+            return self._finished(alone, shards, self._root, note, *self._old_times())
+        if len(found.loose) <= _MOST_LOOSE:
+            return self._finished(found, shards_of(found), self._root)
+        shards = self._with_tree(found)
+        return self._finished(found, shards, self._root, *self._old_times())
 
-    def _listed(self) -> dict[str, int]:
-        """Sizes by name; names that are not UTF-8 keep their bytes as surrogates."""
-        sizes = {}
+    def _with_tree(self, found: Found) -> tuple[Shard, ...]:
+        """Archives, and a folder of many loose files, which is copied as a whole."""
+        packed = [name for group in found.groups for name in group.names]
+        self._not_copied = (*packed, *found.extras)
+        copied = [file for file in found.loose if file.name.startswith(found.home)]
+        others = [file for file in found.loose if not file.name.startswith(found.home)]
+        tree = self._tree(self._root / found.home, copied)
+        return shards_of(replace(found, loose=tuple(others)), tree=tree)
+
+    def _tree(self, folder: Path, files: Sequence[SourceFile]) -> SourceFile:
+        return SourceFile(folder.name or "/", str(folder), sum(file.size or 0 for file in files))
+
+    def _old_times(self) -> list[str]:
+        """A note where a copied folder's files are so old that a site may remove the copies."""
+        if not self._request.folder_times or time.time() - self._oldest <= _OLD_S:
+            return []
+        day = time.strftime("%Y-%m-%d", time.gmtime(self._oldest))
+        told = (
+            f"the copies keep their modification times, of which the oldest is {day}; where files "
+            "are removed by age, as on many scratch file systems, launch with --no-preserve-times"
+        )
+        return [told]
+
+    def _finished(self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str) -> Choice:
+        """``shards`` with the digests that lie beside their files in ``folder``, and all notes."""
+        digests = _sums(folder)
+        made = tuple(
+            shard
+            if shard.kind is ShardKind.TREE
+            else structs.replace(
+                shard, files=tuple(_with_digest(file, folder, digests) for file in shard.files)
+            )
+            for shard in shards
+        )
+        _check_distinct(made)
+        all_left = replace(found, extras={**found.extras, **self._left})
+        return Choice(made, (*notes, *notes_of(all_left, str(self._root))))
+
+    def _listed(self) -> list[SourceFile]:
+        """Every file; names that are not UTF-8 keep their bytes as surrogates."""
+        files = []
         for item in listing.walk(self._root, self._leave):
             if item.kind != listing.FOLDER:
-                sizes[os.fsdecode(item.path)] = item.size
+                path = self._root / os.fsdecode(item.path)
+                size = item.size if item.kind == listing.FILE else _size(path)
                 self._oldest = min(self._oldest, item.mtime_ns / 1e9)
-        return sizes
-
-    def _is_dataset(self, names: Sequence[str]) -> bool:
-        """Whether the folder is to be copied as it is, not read as a set of archives."""
-        layout = self._request.layout
-        images = f"{layout.images}/"
-        whole = layout.has_records and layout.records in names
-        if whole and any(name.startswith(images) for name in names):
-            return True
-        outside = [n for n in names if not (layout.has_records and n.startswith(images))]
-        return not any(
-            naming.archive_suffix(name) or naming.refused_reason(name) or split.is_piece_name(name)
-            for name in outside
-        )
-
-    def _tree(self, files: int, size: int) -> Choice:
-        shard = Shard(
-            naming.shard_id(0, 1, self._root.name),
-            ShardKind.TREE,
-            (SourceFile(self._root.name or "/", str(self._root), size),),
-        )
-        notes = [f"{self._root} is a dataset's folder: its {files} files are copied as they are"]
-        if self._request.folder_times and time.time() - self._oldest > _OLD_S:
-            day = time.strftime("%Y-%m-%d", time.gmtime(self._oldest))
-            notes.append(
-                f"the copies keep their modification times, of which the oldest is {day}; where "
-                "files are removed by age, as on many scratch file systems, launch with "
-                "--no-preserve-times"
-            )
-        return Choice((shard,), tuple(notes))
-
-    def _source_file(self, name: str, path: Path, digests: dict[str, Digest]) -> SourceFile:
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise from_os_error(error, doing=f"looking at {shown(str(path))}") from error
-        return SourceFile(name, str(path), size, digests.get(name) or _own_sum(path))
-
-    def _read_beside(self, name: str) -> bytes | None:
-        return self._read_head(self._root.parent / name)
-
-    def _read_head(self, path: Path) -> bytes | None:
-        try:
-            with path.open("rb") as stream:
-                return stream.read(split.HEAD)
-        except PermissionError as error:
-            raise from_os_error(error, doing=f"reading {shown(str(path))}") from error
-        except OSError:
-            return None
+                files.append(SourceFile(os.fsdecode(item.path), str(path), size))
+        return files
 
 
 def leaving(
-    root: Path, include: Sequence[str], exclude: Sequence[str], runs: set[str]
+    root: Path, include: Sequence[str], exclude: Sequence[str], left: dict[str, str]
 ) -> listing.Leave:
     """What of a folder is left out: git's files and what is ours, beside the user's globs.
 
-    Run folders below ``root``, which are full of files of their own, are put into ``runs``.
+    ``left`` gets the names and what they are, but for what the user left out.
     """
 
     def leave(path: bytes, is_folder: bool) -> bool:
         name = os.fsdecode(path)
-        if naming.is_git(name) or name in _NOT_DATA:
-            return True
-        if is_folder and is_run_folder(root / name):
-            runs.add(name)
+        kind = None
+        if naming.is_git(name):
+            kind = "git's own"
+        elif name in _NOT_DATA:
+            kind = "notes of an earlier download"
+        elif is_folder and is_run_folder(root / name):  # full of files of its own
+            kind = "folders of runs"
+        if kind is not None:
+            left[name] = kind
             return True
         return not naming.chosen((name,), () if is_folder else include, exclude)
 
     return leave
 
 
-def _check_distinct(choice: Choice) -> None:
+def _look(folder: Path) -> Look:
+    def read(names: Sequence[str]) -> dict[str, bytes]:
+        heads = aside.each(lambda name: _head(folder / name), names, _AT_ONCE)
+        return {name: head for name, head in zip(names, heads, strict=True) if head is not None}
+
+    return Look(read, _MOST_HEADS, free=True)
+
+
+def _head(path: Path) -> bytes | None:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(magic.HEAD)
+    except PermissionError as error:
+        raise from_os_error(error, doing=f"reading {shown(str(path))}") from error
+    except OSError:
+        return None  # whoever reads all of it is told
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise from_os_error(error, doing=f"looking at {shown(str(path))}") from error
+
+
+def _check_distinct(shards: Sequence[Shard]) -> None:
     """Raise ``SourceError`` where one archive has two names: its records would come twice."""
     seen: dict[str, str] = {}
-    for shard in choice.shards:
+    for shard in shards:
         if shard.kind is ShardKind.ARCHIVE:
             other = seen.setdefault(os.path.realpath(shard.files[0].locator), shard.name)
             if other != shard.name:
@@ -271,11 +304,19 @@ def _check_distinct(choice: Choice) -> None:
                 )
 
 
-def _beside(path: Path) -> list[str]:
+def _beside(path: Path) -> list[tuple[str, bool]]:
+    """What lies in the folder of ``path``, by name, and whether it is a file."""
     try:
-        return sorted(entry.name for entry in path.parent.iterdir())
+        with os.scandir(path.parent) as entries:
+            return sorted((entry.name, entry.is_file()) for entry in entries)
     except OSError:
         return []
+
+
+def _with_digest(file: SourceFile, folder: Path, digests: Mapping[str, Digest]) -> SourceFile:
+    path = Path(file.locator)
+    name = str(path.relative_to(folder))
+    return structs.replace(file, digest=digests.get(name) or _own_sum(path))
 
 
 def _sums(folder: Path) -> dict[str, Digest]:

@@ -1,55 +1,35 @@
-"""What a name promises: archive or loose file, which belong to the dataset, and shard ids."""
+"""What names tell: what belongs to a dataset and what to its repository, and shard ids."""
 
 from __future__ import annotations
 
 import fnmatch
+import glob
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from jobs.errors import Cause, SourceError
-from jobs.memberpath import shown
+from jobs import magic
+from jobs.errors import SourceError
+from jobs.memberpath import junk_kind, shown
 from jobs.model import Layout
+from jobs.staging import MANIFEST, RECEIPT
 
-ARCHIVE_SUFFIXES = (
-    ".tar.gz",
-    ".tar.zst",
-    ".tar.bz2",
-    ".tar.xz",
-    ".tar.zstd",
-    ".tar",
-    ".tgz",
-    ".tbz2",
-    ".tbz",
-    ".txz",
-    ".tzst",
-    ".zip",
-    ".gz",
-    ".parquet",
-)
-# Formats that no reader here takes; the reason tells what to do instead.
-REFUSED = {
-    ".rar": "RAR has no free reader; unpack it with `unrar` and give the folder as --local-path",
-    ".7z": "7z is not read here; unpack it with `7z x` and give the folder as --local-path",
-}
 _COMPANIONS = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "DATASHEET")
+# Lists of digests and signatures, which are of the archives and not of what is in them.
+_LIST = re.compile(
+    r".+\.(sha\d+|sha\d+sums?|md5|md5sums?)"
+    r"|(sha\d+|md5|b3|check)sums?([._-]\w+)?(\.(txt|md5|sha\d+))?",
+    re.IGNORECASE,
+)
+_SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # where the file itself lies beside it
+_OF_THE_HUB = ".cache/huggingface/"  # its client's own, in a folder that it downloaded into
+_UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
+_PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
 _GIT = re.compile(r"(^|/)\.git")
 _DIGITS = re.compile(r"(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_NAME = 60  # characters of a name in an id; the id is a file name with endings of its own
 _NEAR = 3  # names in a message
-
-
-def archive_suffix(name: str) -> str | None:
-    """The ending that makes ``name`` an archive's; None where it has none."""
-    lower = name.lower()
-    return next((suffix for suffix in ARCHIVE_SUFFIXES if lower.endswith(suffix)), None)
-
-
-def refused_reason(name: str) -> str | None:
-    """Why an archive of that name cannot be read; None for every other name."""
-    lower = name.lower()
-    return next((why for suffix, why in REFUSED.items() if lower.endswith(suffix)), None)
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -77,39 +57,77 @@ def is_git(name: str) -> bool:
     return _GIT.search(name) is not None
 
 
-def comes_along(name: str, layout: Layout) -> bool:
-    """Whether a loose file of that path belongs to a dataset of this layout."""
-    if is_git(name):
-        return False
-    if not layout.has_records:
-        return True
-    if name == layout.records or name.startswith(f"{layout.images}/"):
-        return True
+def is_companion(name: str) -> bool:
+    """Whether a file describes the dataset (its card, its licence), and holds none of it."""
     return "/" not in name and name.upper().startswith(_COMPANIONS)
+
+
+def extras(names: Collection[str]) -> dict[str, str]:
+    """What a repository carries beside its data, with what it is; none of it is published.
+
+    The card and the licence are, though.
+    """
+    return {name: kind for name in names if (kind := _extra_kind(name, names))}
+
+
+def _extra_kind(name: str, names: Collection[str]) -> str | None:
+    if is_git(name):
+        return "git's own"
+    if name.startswith(_OF_THE_HUB) or name in (RECEIPT, MANIFEST):
+        return "notes of an earlier download"
+    stem, ending = posixpath.splitext(name)
+    if _LIST.fullmatch(posixpath.basename(name)) or (ending in _SIGNATURES and stem in names):
+        return "digests and signatures"
+    return "desktop leftovers" if junk_kind(name.encode("utf-8", "surrogateescape")) else None
+
+
+def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
+    """A line that lists what is left out, as ``extras`` tells it."""
+    kinds: dict[str, list[str]] = {}
+    for name, kind in left.items():
+        kinds.setdefault(kind, []).append(name)
+    listed = "; ".join(f"{few(names)} ({kind})" for kind, names in sorted(kinds.items()))
+    return (f"{where}: left out, as no part of the data: {listed}",) if left else ()
+
+
+def check_finished(names: Iterable[str], known: Collection[str]) -> None:
+    """Raise ``SourceError`` where a file is one of an unfinished download."""
+    for name in names:
+        stem, ending = posixpath.splitext(name)
+        ending = ending.lower()
+        perhaps = ending in _PERHAPS_UNFINISHED and magic.ending(stem)
+        if ending in _UNFINISHED or perhaps or (ending == ".st" and stem in known):
+            raise SourceError(
+                f"{shown(name)} is of a download that was not finished: finish it, or leave it "
+                f"out with --exclude {shown(f'{glob.escape(posixpath.basename(stem))}*')}"
+            )
 
 
 def home(names: Sequence[str], layout: Layout) -> str:
     """The folder, with a slash, that the dataset's loose files lie in; empty for the top.
 
-    Some keep everything below one folder of the source: the one that holds the records file.
+    Some keep everything below one folder of the source: the one that holds the records file,
+    which may be compressed.
     """
-    if not layout.has_records or layout.records in names:
+    if not layout.has_records:
         return ""
     ending = f"/{layout.records}"
-    holders = [name[: -len(layout.records)] for name in names if name.endswith(ending)]
-    return holders[0] if len(holders) == 1 else ""
+    holders = {
+        plain[: -len(layout.records)]
+        for name in names
+        if layout.records in name
+        for plain in [magic.decompressed_name(name)]
+        if f"/{plain}".endswith(ending)
+    }
+    return holders.pop() if len(holders) == 1 else ""
 
 
-def check_readable(names: Iterable[str], where: str) -> None:
-    """Raise ``SourceError`` where one of the archives is of a kind that is not read here."""
-    for name in names:
-        reason = refused_reason(name)
-        if reason is not None:
-            raise SourceError(
-                f"{where}: {shown(name)} cannot be extracted: {reason} "
-                f"(or leave it out with --exclude '*{posixpath.splitext(name)[1]}')",
-                cause=Cause.UNSUPPORTED,
-            )
+def exclude_glob(name: str, *, pieces: bool) -> str:
+    """A glob for an archive of that name and its like, or for all of its ``pieces``."""
+    ending = magic.ending(name)
+    if pieces or not ending:
+        return glob.escape(posixpath.basename(name)) + "*" * pieces
+    return f"*{glob.escape(ending)}"
 
 
 def shard_id(index: int, count: int, name: str) -> str:
@@ -118,8 +136,7 @@ def shard_id(index: int, count: int, name: str) -> str:
     Its characters are those that every file system and shell takes as they are.
     """
     last = posixpath.basename(name)
-    suffix = archive_suffix(last)
-    stem = last[: -len(suffix)] if suffix else last
+    stem = last.removesuffix(magic.ending(last))
     clean = _UNSAFE.sub("-", stem).strip(".-")[:_ID_NAME].rstrip(".-")
     width = max(4, len(str(count - 1)))
     return f"{index:0{width}d}-{clean}" if clean else f"{index:0{width}d}"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import aside
+from jobs import aside, magic
 from jobs.errors import Cause, SourceError
 from jobs.memberpath import shown
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
-from jobs.sources import http, naming, split, sums, urls
+from jobs.sources import http, naming, sums, urls
 from jobs.sources.base import Expect, SourceRequest, key_of
-from jobs.sources.choosing import Choice, choose
+from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.http import Probe
 from jobs.sources.urls import Address
 from jobs.transfer import Target, redact
@@ -147,21 +147,19 @@ class UrlSource:
         heads: dict[str, bytes] = {}
         for address, probe, found in zip(self._addresses, probes, digests, strict=True):
             name = _name_of(address, probe)
-            while name in whole:  # archives of one name from two folders are two shards
-                name = f"{_digits(len(whole))}/{name}"
+            for above in (urls.folder_name(address.url), f"{len(whole):04d}"):
+                if name in whole and above:  # files of one name from two folders are two
+                    name = f"{above}/{name}"
             whole[name] = address.url
             heads[name] = probe.head
             files.append(SourceFile(name, redact(address.url), probe.size, found))
         request = self._request
         kept = set(naming.chosen(whole, request.include, request.exclude))
-        choice = choose(
-            [file for file in files if file.name in kept],
-            request.layout,
-            heads.get,
-            where=redact(self._addresses[0].url),
-            named=True,
-            parquet=True,
-        )
+        where = redact(self._addresses[0].url)
+        look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
+        chosen = [file for file in files if file.name in kept]
+        sorted_out = sort_out(chosen, request, look, where=where, meant=kept)
+        choice = Choice(shards_of(sorted_out), notes_of(sorted_out, where))
         self._secrets = {
             key_of(shard.id, index): whole[file.name]
             for shard in choice.shards
@@ -252,22 +250,6 @@ def _name_of(address: Address, probe: Probe) -> str:
     own = urls.last_name(address.url)
     if address.name is not None:
         return address.name
-    if naming.archive_suffix(own) or not (probe.name or own):
+    if magic.packing_named(own) or not (probe.name or own):
         return own or "download"
-    name = probe.name or own
-    # Bytes that are an archive make one, whatever the address ends in ("download?id=7").
-    if split.is_archive(probe.head) and not (
-        naming.archive_suffix(name) or split.is_piece_name(name)
-    ):
-        return f"{name}{_suffix_of(probe.head)}"
-    return name
-
-
-def _suffix_of(head: bytes) -> str:
-    by_magic = {b"PK": ".zip", b"\x1f\x8b": ".tar.gz", b"\x28\xb5": ".tar.zst", b"\xfd7": ".tar.xz"}
-    by_magic |= {b"BZ": ".tar.bz2", b"PA": ".parquet", b"Ra": ".rar", b"7z": ".7z"}
-    return by_magic.get(head[:2], ".tar")
-
-
-def _digits(number: int) -> str:
-    return f"{number:04d}"
+    return probe.name or own

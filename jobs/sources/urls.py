@@ -172,8 +172,19 @@ def check_distinct(addresses: Sequence[Address]) -> None:
 
 def last_name(url: str) -> str:
     """The last part of an address's path, decoded; empty where it ends in a slash."""
-    path = urllib.parse.unquote(urllib.parse.urlsplit(url).path)
-    name = path.rstrip("/").rpartition("/")[2]
+    return _printable(_path(url).rpartition("/")[2])
+
+
+def folder_name(url: str) -> str:
+    """The part before the last one; empty where there is none."""
+    return _printable(_path(url).rpartition("/")[0].rpartition("/")[2])
+
+
+def _path(url: str) -> str:
+    return urllib.parse.unquote(urllib.parse.urlsplit(url).path).rstrip("/")
+
+
+def _printable(name: str) -> str:
     return "".join(c for c in name if c.isprintable()) if name not in (".", "..") else ""
 
 

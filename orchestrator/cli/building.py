@@ -132,6 +132,8 @@ def _source(
         header_env=header_env,
         layout=layout,
         folder_times=values["preserve_times"] is not False,
+        join=values["join"],
+        nested=values["nested"],
     )
 
 

@@ -73,6 +73,12 @@ _source = options.stack(
         metavar="GLOB",
         help="No files of the source with such names; may be repeated.",
     ),
+    click.option(
+        "--join",
+        multiple=True,
+        metavar="GLOB",
+        help="Files with such names are the pieces of one archive; none: no files are pieces.",
+    ),
     title="Source (the Hub, URLs, or a local path)",
 )
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs import download, manifest
+from jobs.errors import SourceError
 from jobs.progress import Progress
 from jobs.staging import Staging
 from tests.flow.test_odd_archives import put, tarred, zipped
@@ -210,8 +211,8 @@ def test_archives_in_the_images_folder_are_extracted_into_it(tmp_path: Path) -> 
     put(tmp_path / "source" / "images" / "part1.zip", zipped({"0.png": png(0), "1.png": png(1)}))
     put(tmp_path / "source" / "images" / "part2.tar", tarred({"2.png": png(2), "3.png": png(3)}))
     source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, images)))
-    brought = bring(tmp_path / "plain", source)
-    assert "2 files are archives themselves" in brought.text and "--nested" in brought.text
+    with pytest.raises(SourceError, match=r"lie in the images folder .* --nested"):
+        bring(tmp_path / "plain", source)
     brought = bring(tmp_path / "nested", source, "--nested")
     assert brought.problems == []
     assert {name: data for name, data in brought.files.items() if name in images} == images

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,8 @@ class Brought:
         }
 
 
-def bring(root: Path, source: Path, *words: str) -> Brought:
-    """Launch with ``--local-path source`` and ``words``; ``root`` gets the run and the dataset."""
+def bring(root: Path, source: Path | Sequence[str], *words: str) -> Brought:
+    """Launch over a local ``source``, or what its words name; ``root`` gets run and dataset."""
     folder, plan = planned(root, source, *words)
     downloaded = download.run(
         folder, plan, [shard.id for shard in plan.shards], Progress(), refetch=frozenset()
@@ -53,10 +54,11 @@ def bring(root: Path, source: Path, *words: str) -> Brought:
     return finished(folder, plan, list(plan.parts()), problems)
 
 
-def planned(root: Path, source: Path, *words: str) -> tuple[RunFolder, Plan]:
+def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunFolder, Plan]:
     """The run folder and the plan of such a launch; nothing is done yet."""
     places = ["--dest", str(root / "data"), "--log-dir", str(root / "logs")]
-    argv = ["--local-path", str(source), *places, "--engine", "local", *words]
+    named = ("--local-path", str(source)) if isinstance(source, Path) else source
+    argv = [*named, *places, "--engine", "local", *words]
     values = command.make_context("launch", argv).params
     building.Habits.take(values)
     values.pop("show_config")

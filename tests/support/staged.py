@@ -185,7 +185,7 @@ def _fetch(run: StagedRun, shard: Shard, content: StagedShard) -> None:
     atomic.write_json(run.folder.fetched(shard.id), fetched)
 
 
-def tarred(members: Mapping[bytes | str, bytes]) -> bytes:
+def tarred(members: Mapping[str, bytes] | Mapping[bytes | str, bytes]) -> bytes:
     """A tar of these files."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:

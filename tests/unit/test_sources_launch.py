@@ -25,7 +25,7 @@ FILES = {
     "data/shard-10.tar.gz": GZ + b"10",
     "data/shard-9.tar.gz": GZ + b"9",
 }
-SHOWN = ["data/shard-9.tar.gz", "data/shard-10.tar.gz", "README.md", "prompts.jsonl"]
+SHOWN = ["data/shard-9.tar.gz", "data/shard-10.tar.gz", "README.md", "notes.txt", "prompts.jsonl"]
 
 
 def names(shards: Source) -> list[str]:
@@ -255,6 +255,20 @@ def test_a_url_s_refusals_say_what_to_do(
     assert "hush" not in refused.value.message
 
 
+def test_files_of_one_name_from_several_folders_are_apart(web: FaultyServer) -> None:
+    addresses = []
+    for folder in ("train", "test"):
+        for mark, data in (("aa", GZ), ("ab", b"\xff" * 900)):
+            web.put(f"/{folder}/part_{mark}", data)
+            addresses.append(web.url(f"/{folder}/part_{mark}"))
+    source = opened(SourceKind.URL, *addresses)
+    assert [[file.name for file in shard.files] for shard in source.shards()] == [
+        ["part_aa", "part_ab"],
+        ["test/part_aa", "test/part_ab"],
+    ]
+    assert any("4 files are read as the pieces of 2" in note for note in source.notes())
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -431,10 +445,21 @@ def kinds(shards: object) -> list[tuple[str, ShardKind]]:
     return [(s.name, s.kind) for s in shards if isinstance(s, Shard)]
 
 
-def test_a_folder_of_archives_takes_what_belongs(tmp_path: Path) -> None:
-    source = opened(SourceKind.LOCAL, make(tmp_path / "d", FILES))
-    assert names(source) == SHOWN
-    assert any("1 loose" in note for note in source.notes())
+def test_all_of_a_folder_comes_but_what_a_repository_carries_beside_it(tmp_path: Path) -> None:
+    beside = {"SHA256SUMS": b"", "a.md5": b"x", ".git/HEAD": b"x", "d.tar:Zone.Identifier": b"x"}
+    beside |= {"notes.txt.asc": b"x"}  # the other one is a grid of heights
+    files = FILES | beside | {"heights.asc": b"ncols 4\n"}
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", files))
+    assert names(source) == [*SHOWN[:3], "heights.asc", *SHOWN[3:]]
+    (note,) = (note for note in source.notes() if "left out" in note)
+    for name in (
+        "'SHA256SUMS'",
+        "'a.md5'",
+        "'.git'",
+        "'.gitattributes'",
+        "'d.tar:Zone.Identifier'",
+    ):
+        assert name in note
 
 
 def test_globs_choose(tmp_path: Path) -> None:
@@ -474,7 +499,7 @@ def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
     source = opened(SourceKind.LOCAL, make(tmp_path / "d", data | ours))
     (tree,) = source.shards()
     assert tree.size == 4
-    assert any(f"left out: '{run}'" in note for note in source.notes())
+    assert any("left out" in note and f"'{run}'" in note for note in source.notes())
     listed = source.list_tree(tree, tmp_path / "listing", lambda: None)
     assert listed.members == 6  # with the folders, that of the logs too
 

@@ -1,0 +1,303 @@
+"""Files whose names differ in one mark alone, as those of pieces do; names are all that counts."""
+
+from __future__ import annotations
+
+import glob
+import posixpath
+import re
+import string
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+
+from jobs import magic
+
+_OF = re.compile(r"^[._-]?of[._-]?(\d+)", re.IGNORECASE)  # behind a mark: how many there are
+_TOTAL = re.compile(r"\d[._-]?of[._-]?$", re.IGNORECASE)  # before that number
+_WORD = re.compile(
+    r"(?:part|(?:^|[._ -])(?:chunk|piece|split|segment|seg|slice|vol|volume))$", re.IGNORECASE
+)
+_SEPARATORS = "._- "
+_NUMBER = re.compile(r"\d+")
+_SPANNED = re.compile(r"(?P<stem>.+)\.z(?P<mark>\d{2,3})", re.IGNORECASE)
+_MOST_MARK = 4  # letters that splitters use
+_FEWEST_HEX = 11  # pieces; with fewer hexadecimal marks are decimal ones
+# What splitters begin with; a chance ending (.tar.2023, .tar.idx) lies far behind.
+_FIRST_NUMBERS, _FIRST_LETTERS = 100, 26
+
+
+class Marks(Enum):
+    """The digits that marks are made of."""
+
+    DIGITS = string.digits
+    LETTERS = string.ascii_lowercase
+    HEX = string.digits + "abcdef"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A name taken apart."""
+
+    before: str
+    mark: str
+    after: str = ""
+
+    @property
+    def name(self) -> str:
+        return self.before + self.mark + self.after
+
+
+@dataclass(frozen=True)
+class Family:
+    """Pieces in the order of their marks; what stands around the marks is the same in all."""
+
+    pieces: tuple[Piece, ...]
+    marks: Marks
+    places: tuple[int, ...]  # of the pieces, each mark as a number
+    last: str = ""  # of a spanned zip: its .zip, which comes behind all marks
+
+    @classmethod
+    def of(cls, pieces: Iterable[Piece], marks: Marks, last: str = "") -> Family:
+        given = list(pieces)
+        places = _places([piece.mark for piece in given], marks)
+        order = sorted(zip(places, given, strict=True), key=lambda pair: pair[0])
+        return cls(tuple(p for _, p in order), marks, tuple(place for place, _ in order), last)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return (*(piece.name for piece in self.pieces), *([self.last] if self.last else []))
+
+    @cached_property
+    def whole(self) -> str:
+        """The name of what was split, as far as the pieces' names tell it."""
+        first = self.pieces[0]
+        stem = _stem(first.before)
+        if self.last or not posixpath.basename(stem):
+            return self.last or first.name
+        return stem + _OF.sub("", first.after)
+
+    @property
+    def total(self) -> int | None:
+        """How many pieces there are, where the names tell it (``-of-12``)."""
+        match = _OF.match(self.pieces[0].after)
+        return int(match[1]) if match else None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the mark is the last of the name: few files that are no pieces have that."""
+        return not _OF.sub("", self.pieces[0].after)
+
+    @property
+    def begins(self) -> bool:
+        """Whether the first mark is near the first one that a splitter makes."""
+        most = _FIRST_LETTERS if self.marks is Marks.LETTERS else _FIRST_NUMBERS
+        return self.places[0] < most
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the names say by themselves that these are pieces."""
+        first = self.pieces[0]
+        lettered = self.marks is Marks.LETTERS and len(first.mark) > 1
+        return self.ends and (lettered or _says_piece(first.before))
+
+    @property
+    def glob(self) -> str:
+        """A glob for these files, and few others."""
+        first = self.pieces[0]
+        widths = {len(piece.mark) for piece in self.pieces}
+        mark = "?" * len(first.mark) if len(widths) == 1 and not self.last else "*"
+        return glob.escape(first.before) + mark + glob.escape(first.after)
+
+    def written(self, place: int) -> str:
+        """A place as a mark like the others."""
+        digits, mark = self.marks.value, ""
+        width = min(len(piece.mark) for piece in self.pieces)
+        while place or len(mark) < width:
+            place, digit = divmod(place, len(digits))
+            mark = digits[digit] + mark
+        return mark
+
+
+def families(names: Sequence[str]) -> list[Family]:
+    """Every family among ``names``; no name is in two of them.
+
+    A single file is one where its name says that it is a piece. Files with the ending of a format
+    of data are in none, nor are parquet files, which are cut into files that are whole.
+    """
+    left = [name for name in names if not magic.is_data_name(name)]
+    data = [name for name in names if magic.is_data_name(name)]
+    found: list[Family] = []
+    taken: set[str] = set()
+    for find in (_spanned, _hexadecimal, lambda plain: _lettered(plain, data), _numbered):
+        for family in find(left):
+            if taken.isdisjoint(family.names):
+                found.append(family)
+                taken.update(family.names)
+        left = [name for name in left if name not in taken]
+    return found
+
+
+def _spanned(names: Sequence[str]) -> Iterator[Family]:
+    """``x.z01``, ``x.z02``, … that have an ``x.zip`` beside them."""
+    known = set(names)
+    groups: dict[str, list[Piece]] = {}
+    for name in names:
+        if match := _SPANNED.fullmatch(name):
+            groups.setdefault(match["stem"], []).append(
+                Piece(name[: match.start("mark")], match["mark"])
+            )
+    for stem, pieces in groups.items():
+        last = next((n for n in (f"{stem}.zip", f"{stem}.ZIP") if n in known), None)
+        if last is not None:
+            yield Family.of(pieces, Marks.DIGITS, last)
+
+
+def _hexadecimal(names: Sequence[str]) -> Iterator[Family]:
+    unknown = [name for name in names if magic.packing_named(name) is None]
+    for pieces in _by_width(unknown, (), Marks.HEX).values():
+        marks = {piece.mark for piece in pieces}
+        if len(pieces) < _FEWEST_HEX or all(mark.isdigit() for mark in marks):
+            continue
+        family = Family.of(pieces, Marks.HEX)
+        if family.places == tuple(range(len(pieces))):
+            yield family
+
+
+def _lettered(names: Sequence[str], data: Sequence[str]) -> Iterator[Family]:
+    """The largest families first; of one size, those of two letters, as ``split`` makes them.
+
+    In a large one some marks look like endings of ``data`` (``d.tar.gz.db``).
+    """
+    groups = _by_width(names, data, Marks.LETTERS)
+    found = []
+    for (before, width, after), pieces in groups.items():
+        if width == 2 and any(piece.mark == "yz" for piece in pieces):
+            wider = groups[before, 4, after]
+            pieces = [*pieces, *(piece for piece in wider if piece.mark.startswith("z"))]
+        if len(pieces) > 1 or (pieces and not after and _says_piece(before)):
+            found.append(Family.of(pieces, Marks.LETTERS))
+    for family in sorted(found, key=lambda f: (-len(f.pieces), len(f.pieces[0].mark) != 2)):
+        first, places = family.pieces[0], family.places
+        in_a_row = places == tuple(range(places[0], places[0] + len(places)))
+        several = len(places) > 1 and (in_a_row or places[0] == 0)
+        if family.begins and (several or _says_piece(first.before)):
+            yield family
+
+
+def _by_width(
+    names: Sequence[str], more: Sequence[str], marks: Marks
+) -> dict[tuple[str, int, str], list[Piece]]:
+    """Names by what stands around their last characters, which are marks of some width.
+
+    Only groups in which one of ``names`` has a mark that splitters begin with (``aaa`` to
+    ``aaz``); those of ``more`` that fit are put into them.
+    """
+    digits = marks.value
+    cuts = [cut for name in names for cut in _cuts(name)]
+    groups: dict[tuple[str, int, str], list[Piece]] = {}
+    for stem, after in cuts:
+        for width in range(1, _MOST_MARK + 1):
+            if stem[-width:-1].strip(digits[0]) or stem[-1:] not in digits or len(stem) < width:
+                break
+            if width > 1 or stem[-2:-1] in tuple(_SEPARATORS):
+                groups[stem[:-width], width, after] = []
+            if width == 2:  # yz is followed by zaaa
+                groups[stem[:-width], 4, after] = []
+    widths = sorted({width for _, width, _ in groups})
+    for stem, after in [*cuts, *((name, "") for name in more)] if groups else ():
+        for width in widths:
+            key, mark = (stem[:-width], width, after), stem[-width:]
+            if key in groups and len(mark) == width and not mark.strip(digits):
+                groups[key].append(Piece(stem[:-width], mark, after))
+    return groups
+
+
+def _cuts(name: str) -> Iterator[tuple[str, str]]:
+    """``name`` before and behind the place where its mark may end."""
+    after = magic.ending(name)
+    yield name.removesuffix(after), after
+    if 0 < len(after) <= 3:  # of d.tar.gz.aa, …, d.tar.gz.br it is a mark
+        yield name, ""
+
+
+def _numbered(names: Sequence[str]) -> Iterator[Family]:
+    """Names that differ in one number alone; of several numbers that differ, the last one."""
+    groups: dict[str, list[list[Piece]]] = {}
+    for name in names:
+        if magic.packing_named(name) is not magic.PARQUET and (row := _numbers(name)):
+            folder, last = posixpath.split(name)
+            groups.setdefault(f"{folder}/{_NUMBER.sub('#', last)}", []).append(row)
+    for rows in groups.values():
+        columns = [{row[index].mark for row in rows} for index in range(len(rows[0]))]
+        varying = [index for index, marks in enumerate(columns) if len(marks) > 1]
+        column = varying[-1] if varying else len(columns) - 1
+        by_rest: dict[tuple[str, str], list[Piece]] = {}
+        for row in rows:
+            by_rest.setdefault((row[column].before, row[column].after), []).append(row[column])
+        for pieces in by_rest.values():
+            family = Family.of(pieces, Marks.DIGITS)
+            if len(pieces) > 1 or (family.is_marked and family.begins):
+                yield family
+
+
+def _numbers(name: str) -> list[Piece]:
+    """Each number in the last name as a mark, but those of an ending, and of "-of-12"."""
+    found: list[Piece] = []
+    end = len(name) - len(magic.ending(name))
+    for match in _NUMBER.finditer(name, len(posixpath.dirname(name)), end):
+        if not _TOTAL.search(name, 0, match.start()):
+            found.append(_unmixed(Piece(name[: match.start()], match[0], name[match.end() :])))
+    return found
+
+
+def _unmixed(piece: Piece) -> Piece:
+    """``d.tar.bz2`` + ``00`` of ``d.tar.bz`` + ``200``."""
+    for width in range(1, len(piece.mark)):
+        before = piece.before + piece.mark[:width]
+        if not piece.after and magic.packing_named(before):
+            return Piece(before, piece.mark[width:])
+    return piece
+
+
+def _stem(before: str) -> str:
+    """What stands before a mark, without separators and a word such as ``part``."""
+    stem = before.rstrip(_SEPARATORS)
+    if stem.lower().endswith(".z"):
+        return f"{stem}ip"
+    return _WORD.sub("", stem).rstrip(_SEPARATORS)
+
+
+def _says_piece(before: str) -> bool:
+    """Whether what stands before a mark is an archive's name, or ends in ``part`` or the like."""
+    stem = before.rstrip(_SEPARATORS)
+    return magic.packing_named(_stem(before)) is not None or _WORD.search(stem) is not None
+
+
+def _places(marks: Sequence[str], kind: Marks) -> list[int]:
+    """Each mark's place in the order that ``split`` makes marks in.
+
+    With one width it is a plain number. GNU split widens when it runs out (``yz`` is followed by
+    ``zaaa``, ``89`` by ``9000``): each leading last digit stands for one more.
+    """
+    digits = kind.value
+    # part1 … part12 are as wide as their numbers are, and plain too.
+    widened = {"00", "89", "9000"} <= set(marks) or kind is Marks.LETTERS
+    plain = len({len(mark) for mark in marks}) == 1 or not widened
+    return [_number(mark, digits) if plain else _widened(mark, digits) for mark in marks]
+
+
+def _number(mark: str, digits: str) -> int:
+    if digits == string.digits:
+        return int(mark or "0")
+    value = 0
+    for character in mark:
+        value = value * len(digits) + digits.index(character)
+    return value
+
+
+def _widened(mark: str, digits: str) -> int:
+    base = len(digits)
+    extra = len(mark) - len(mark.lstrip(digits[-1]))
+    wider = sum((base - 1) * int(base ** (1 + k)) for k in range(extra))
+    return _number(mark[extra:], digits) + wider

@@ -1,0 +1,252 @@
+"""Bytes tell what a source's files are; all of them come, and what is packed is opened."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, SourceError
+from tests.support.bringing import bring, planned
+from tests.support.hostile import COMPRESSIONS
+from tests.support.hubserver import HubServer
+from tests.support.rawzip import STORED, Raw, zip_of
+from tests.support.staged import line, png, tarred
+from tests.support.webserver import FaultyServer
+
+IMAGES = {f"images/{number}.png": png(number) for number in range(4)}
+RECORDS = b"".join(map(line, IMAGES))
+ALL: dict[str, bytes] = {"prompts.jsonl": RECORDS, **IMAGES}
+FILES = ("--layout", "files")
+ZIP = zip_of([Raw(name.encode(), data, STORED) for name, data in ALL.items()])
+
+
+TAR = tarred(ALL)
+PICTURES = tarred(IMAGES)
+
+
+def source(root: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = root / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root / "source"
+
+
+def cut(data: bytes, *names: str) -> dict[str, bytes]:
+    """``data`` in pieces of one size but for the last."""
+    size = len(data) // len(names) + 1
+    return {name: data[i * size : (i + 1) * size] for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param({"d.tar.lz4": COMPRESSIONS["lz4"](TAR)}, id="tar.lz4"),
+        pytest.param({"d.tlz4": COMPRESSIONS["lz4"](TAR)}, id="tlz4"),
+        pytest.param({"d.tar.lzma": COMPRESSIONS["lzma"](TAR)}, id="tar.lzma"),
+        pytest.param({"d.tb2": COMPRESSIONS["bz2"](TAR)}, id="tb2"),
+        pytest.param({"d.taz": gzip.compress(TAR)}, id="taz"),
+        pytest.param({"dataset": gzip.compress(TAR)}, id="no ending"),
+        pytest.param({"d.bin": ZIP}, id="an ending that tells nothing"),
+        pytest.param(
+            {"i.tar": PICTURES, "prompts.jsonl.zst": COMPRESSIONS["zst"](RECORDS)}, id="jsonl.zst"
+        ),
+        pytest.param(
+            {"i.tar": PICTURES, "prompts.jsonl.lz4": COMPRESSIONS["lz4"](RECORDS)}, id="jsonl.lz4"
+        ),
+        pytest.param(
+            {"w/i.tar": PICTURES, "w/prompts.jsonl.xz": COMPRESSIONS["xz"](RECORDS)},
+            id="records in a folder",
+        ),
+        pytest.param({**IMAGES, "prompts.jsonl.gz": gzip.compress(RECORDS)}, id="loose pictures"),
+        pytest.param(cut(ZIP, "chunk_aa", "chunk_ab", "chunk_ac"), id="pieces without an ending"),
+        pytest.param(cut(gzip.compress(TAR), "d.tar.gz00", "d.tar.gz01"), id="pieces of a tar.gz"),
+        pytest.param(
+            {
+                "i.tar": PICTURES,
+                **cut(gzip.compress(RECORDS), "prompts.jsonl.gz.0", "prompts.jsonl.gz.1"),
+            },
+            id="pieces of a file",
+        ),
+    ],
+)
+def test_bytes_tell_what_is_opened(tmp_path: Path, files: Mapping[str, bytes]) -> None:
+    brought = bring(tmp_path, source(tmp_path, files))
+    assert brought.problems == []
+    assert brought.files == ALL
+
+
+def test_every_file_comes_whatever_lies_beside_it(tmp_path: Path) -> None:
+    loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
+    beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
+    brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
+    assert brought.problems == []
+    assert brought.files == {**ALL, **loose}
+
+
+def test_a_file_of_many_loose_ones_is_opened_and_the_others_are_copied(tmp_path: Path) -> None:
+    images = {f"images/{number:03d}.png": png(number % 9) for number in range(501)}
+    records = b"".join(map(line, images))
+    more = {"w/prompts.jsonl.gz": gzip.compress(records), "README.md": b"#", "w/a.md5": b"x"}
+    place = source(tmp_path, {**{f"w/{name}": data for name, data in images.items()}, **more})
+    brought = bring(tmp_path, place)
+    assert brought.problems == []
+    assert len(brought.plan.shards) == 3
+    assert brought.files == {**images, "prompts.jsonl": records, "README.md": b"#"}
+
+
+@pytest.mark.parametrize("layout", [FILES, ()])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("b.tar.br", random.Random(1).randbytes(500)),
+        ("b.tar.lz", b"LZIP\1\x0c" + bytes(99)),
+        ("b.tar.Z", b"\x1f\x9d\x90" + bytes(99)),
+        ("b.cpio", b"070701" + b"0" * 99),
+        ("b", b"7z\xbc\xaf\x27\x1c" + bytes(99)),
+        ("b.7z.001", b"7z\xbc\xaf\x27\x1c" + bytes(99)),
+    ],
+)
+def test_what_is_not_read_is_refused_at_launch(
+    tmp_path: Path, name: str, data: bytes, layout: tuple[str, ...]
+) -> None:
+    place = source(tmp_path, {"a.tar": TAR, name: data})
+    with pytest.raises(SourceError, match="not read here; unpack it with") as refused:
+        bring(tmp_path / "refused", place, *layout)
+    assert refused.value.cause is Cause.UNSUPPORTED
+    exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
+    brought = bring(tmp_path / "left out", place, *layout, "--exclude", exclude)
+    assert brought.files == ALL
+
+
+@pytest.mark.parametrize(
+    ("files", "remedy"),
+    [
+        pytest.param({"e.tar": bytes(4096), "e.tar.aria2": b"\0\1"}, None, id="aria2"),
+        pytest.param({"e.tar.gz.part": b"x"}, None, id="a browser's part"),
+        pytest.param(
+            {"e.tar": b"version https://git-lfs.github.com/spec/v1\n"}, "git lfs pull", id="pointer"
+        ),
+    ],
+)
+def test_what_is_not_the_file_itself_is_refused(
+    tmp_path: Path, files: dict[str, bytes], remedy: str | None
+) -> None:
+    place = source(tmp_path, {"a.tar": TAR, **files})
+    with pytest.raises(SourceError, match=remedy or "not finished") as refused:
+        bring(tmp_path / "refused", place)
+    if remedy is None:
+        exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
+        assert bring(tmp_path / "left out", place, "--exclude", exclude).files == ALL
+
+
+def test_archives_and_tables_are_taken_as_the_user_says(tmp_path: Path) -> None:
+    place = source(tmp_path, {"a.tar": TAR, "data/b.parquet": b"PAR1"})
+    with pytest.raises(SourceError, match="often the same data twice"):
+        bring(tmp_path / "refused", place)
+    brought = bring(tmp_path / "archives", place, "--exclude", "*.parquet")
+    assert brought.files == ALL
+
+
+def test_an_archive_that_nobody_saw_at_launch_is_never_published_unopened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.sources.local._MOST_HEADS", 0)
+    place = source(tmp_path, {"a.txt": b"a", "b.bin": TAR})
+    for name, folder in (("tree", place), ("file", place / "b.bin")):
+        brought = bring(tmp_path / name, folder, *FILES)
+        assert "'b.bin' is an archive (tar) that nothing opens" in brought.text
+        assert brought.files == {}
+    monkeypatch.undo()
+    assert bring(tmp_path / "alone", place, *FILES, "--include", "b.bin").files == ALL
+
+
+def test_an_archive_within_a_compressed_file_is_not_published_unopened(tmp_path: Path) -> None:
+    place = source(tmp_path, {"d.zip.gz": gzip.compress(ZIP)})
+    brought = bring(tmp_path / "plain", place, *FILES)
+    assert "--nested" in brought.text and brought.files == {}
+    assert bring(tmp_path / "nested", place, *FILES, "--nested").files == ALL
+
+
+def test_a_piece_stands_for_its_whole_set(tmp_path: Path) -> None:
+    names = ("chunk_aa", "chunk_ab", "chunk_ac")
+    place = source(tmp_path, {**cut(ZIP, *names), "other.tar": b"x"})
+    for index, name in enumerate(names):
+        assert bring(tmp_path / str(index), place / name).files == ALL
+
+
+Served = Callable[[Mapping[str, bytes]], Sequence[str]]
+
+
+@pytest.fixture(params=["hub", "url"])
+def served(
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    web: FaultyServer,
+    hub: HubServer,
+) -> Served:
+    """Has files served by a Hub or a web site; the words that name them."""
+    for name, value in hub.env.items():
+        monkeypatch.setenv(name, value)
+
+    def serve(files: Mapping[str, bytes]) -> Sequence[str]:
+        if request.param == "hub":
+            hub.add_repo("org/d", dict(files))
+            return ("--hf-repo", "org/d")
+        for name, data in files.items():
+            web.put(f"/{name}", data)
+        return [word for name in files for word in ("--url", web.url(f"/{name}"))]
+
+    return serve
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param({"dataset": gzip.compress(TAR), "notes.txt": b"n"}, id="no ending"),
+        pytest.param({"d.tlz4": COMPRESSIONS["lz4"](TAR), "notes.txt": b"n"}, id="tlz4"),
+        pytest.param({**cut(ZIP, "x-00", "x-01", "x-02"), "notes.txt": b"n"}, id="pieces"),
+        pytest.param(
+            {
+                "i.tar": PICTURES,
+                **cut(COMPRESSIONS["xz"](RECORDS), "prompts.jsonl.xz.aa", "prompts.jsonl.xz.ab"),
+                "notes.txt": b"n",
+            },
+            id="pieces of a file",
+        ),
+    ],
+)
+def test_servers_are_asked_for_first_bytes(
+    tmp_path: Path, served: Served, files: Mapping[str, bytes]
+) -> None:
+    brought = bring(tmp_path, served(files))
+    assert brought.problems == []
+    assert brought.files == {**ALL, "notes.txt": b"n"}
+
+
+def test_what_servers_have_is_refused_as_here(tmp_path: Path, served: Served) -> None:
+    with pytest.raises(SourceError, match="cpio is not read here"):
+        bring(tmp_path, served({"a.tar": TAR, "b": b"070701" + b"0" * 99}), *FILES)
+
+
+def test_a_gap_is_found_on_servers(tmp_path: Path, served: Served) -> None:
+    files = cut(ZIP, "x-00", "x-01", "x-02")
+    del files["x-01"]
+    with pytest.raises(SourceError, match="01 of them is missing"):
+        bring(tmp_path, served(files))
+
+
+def test_the_hub_is_asked_for_few_first_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: HubServer
+) -> None:
+    for name, value in hub.env.items():
+        monkeypatch.setenv(name, value)
+    texts = {f"t/{number}": b"text" for number in range(200)}
+    hub.add_repo("org/d", {**{f"s-{n}.tar": TAR for n in range(50)}, **texts})
+    monkeypatch.setattr("jobs.sources.hub._MOST_HEADS", 40)
+    planned(tmp_path, ("--hf-repo", "org/d"), *FILES)
+    assert len(hub.asked("/datasets/org/d/resolve/*")) <= 40
