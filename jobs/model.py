@@ -155,6 +155,7 @@ class Shard(Struct, frozen=True):
     files: tuple[SourceFile, ...]  # more than one: split, to be read one after the other
     parts: int = 1
     whole: str | None = None  # its name, where that is not the one file's: of pieces put together
+    below: str = ""  # folder of the dataset, with a slash, that an archive's members go to
 
     @property
     def size(self) -> int | None:

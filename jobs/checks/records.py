@@ -28,7 +28,9 @@ _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
 # In a raw value: a string that ends as an image's name does.
 _ends_as_image = re.compile(rf'(?i)\.(?:{"|".join(BY_EXTENSION)})"'.encode()).search
-_LONGEST = 16 * MAX_PATH  # bytes of a raw value that is looked into for paths
+_ENDING = 2 + max(map(len, BY_EXTENSION))  # bytes, with dot and quote
+_LONGEST = 16 * MAX_PATH  # bytes of a raw list or object that is looked into for paths
+_QUOTE, _OPENING = ord('"'), b"[{"
 
 
 class BadLineError(ValueError):
@@ -243,9 +245,13 @@ def _beginning(value: Any, made: str, where: Where) -> Iterator[tuple[str, Where
 
 def _may_be_path(value: Any) -> bool:
     """Whether it is worth decoding a value that is likely to be text, to look for a path."""
-    if isinstance(value, msgspec.Raw):
-        return len(memoryview(value)) <= _LONGEST and _ends_as_image(value) is not None
-    return isinstance(value, (str, list, dict))
+    if not isinstance(value, msgspec.Raw):
+        return isinstance(value, (str, list, dict))
+    view = memoryview(value)
+    size = len(view)
+    if view[0] == _QUOTE:
+        return size <= MAX_PATH and _ends_as_image(value, max(size - _ENDING, 0)) is not None
+    return size <= _LONGEST and view[0] in _OPENING and _ends_as_image(value) is not None
 
 
 def _is_image_path(text: str) -> bool:

@@ -23,6 +23,7 @@ class Names:
         self._per_shard = plan.options.on_collision is OnCollision.PER_SHARD
         layout = plan.options.layout
         self._records = layout.records.encode() if layout.has_records else None
+        self._images = f"{layout.images}/".encode()
         self.left_out: dict[str, int] = {}
 
     def inner(self, name: bytes, *, folder: bool = False) -> bytes | None:
@@ -53,6 +54,14 @@ class Names:
             self.left_out[kind] = self.left_out.get(kind, 0) + 1
             return None
         return path
+
+    def below(self, folder: bytes, path: bytes) -> bytes:
+        """A path from ``inner`` of an archive that lies in ``folder`` (empty, or with a slash).
+
+        Within the images folder, an archive that holds the images folder itself means the same.
+        """
+        both = folder.startswith(self._images) and path.startswith(self._images)
+        return path if both else folder + path
 
     def peek(self, path: bytes) -> bytes | None:
         """As ``inner``, for a path that is looked up only: nothing is counted."""

@@ -86,7 +86,8 @@ class _Pass:
             self._options,
             progress,
         )
-        self._source = Source(archive, work.part, self._names, records, self._label)
+        below = os.fsencode(work.shard.below)
+        self._source = Source(archive, work.part, self._names, records, self._label, below)
         # A folder's files are not expanded: each is held to its listed size by its reader, and
         # only archives within it (--nested) have a ratio, to all that was listed.
         size = work.fetched.data_bytes if self._kept.wanted else None
@@ -159,7 +160,7 @@ class _Pass:
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
                 tally.superseded += 1
                 continue
-            path = below + path
+            path = names.below(below, path)
             if member.kind is Kind.FILE:
                 self._file(source, path, member)
             elif member.kind is Kind.FOLDER:
@@ -176,7 +177,9 @@ class _Pass:
     def _resolver(self, source: Source) -> Resolver:
         def locate(raw: bytes) -> bytes | None:
             found = source.names.peek(raw)
-            return None if found is None else source.names.placed(source.below + found)
+            if found is None:
+                return None
+            return source.names.placed(source.names.below(source.below, found))
 
         def write(link: Pending, member: Member) -> None:
             member.name, member.ordinal = link.raw, link.ordinal

@@ -98,18 +98,17 @@ def _reference(
 ) -> Reference:
     """Where a record's path leads; raises ``PathError`` where that cannot be in the dataset."""
     path = path_in(image)
-    literal, how = path, How.LITERAL
+    literal, how, fact = path, How.LITERAL, records.problem_of_path(path)
     if matches_spellings(ground):
         form = unified(path)
         key = moved_path(ground, piece, form)
         if key is not None:
             return Reference(line, place, path, key, None, How.MOVED, image.required)
-        if records.problem_of_path(path) is not None or changes_folder(ground, path, form):
-            literal, how = form, How.SPELLED
-    fact = records.problem_of_path(literal)
+        if fact is not None or (form != path and changes_folder(ground, path, form)):
+            literal, how, fact = form, How.SPELLED, records.problem_of_path(form)
+    elif piece.folder and fact is None:
+        key = piece.folder + path
+        return Reference(line, place, path, key, None, How.MOVED, image.required)
     if fact is not None:
         raise PathError(fact)
-    if piece.folder and not matches_spellings(ground):
-        key = piece.folder + literal
-        return Reference(line, place, path, key, None, How.MOVED, image.required)
     return Reference(line, place, path, *literal_paths(ground, piece, literal), how, image.required)

@@ -37,6 +37,8 @@ def path_in(image: records.Image) -> str:
     Raises ``PathError`` where no file can have such a name.
     """
     path = records.normal_path(image.path)
+    if path.isascii() and "\0" not in path:
+        return path
     try:
         raw = path.encode("utf-8", "surrogateescape")  # Python's spelling of what is not UTF-8
     except UnicodeEncodeError as error:
