@@ -218,6 +218,7 @@ class Options(Struct, frozen=True):
     links: Links = Links.REFUSE
     strip_components: int | None = None  # None: a single common top folder goes
     nested: bool = False  # archives inside archives, one level deep
+    records_encoding: str | None = None  # None: UTF-8, UTF-16 or UTF-32, as its bytes tell
     zip_encoding: str = "cp437"  # of names in zips that are not UTF-8 and do not tell
     max_expansion: float = 200.0  # most data bytes for an archive byte; zeros give 1030
     max_members: int = 50_000_000  # most members in a shard

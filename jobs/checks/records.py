@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from jobs import jsontext
-from jobs.memberpath import MAX_PATH
+from jobs.memberpath import MAX_PATH, shown
 from jobs.pictures import BY_EXTENSION, extension
 
 BOM = b"\xef\xbb\xbf"
@@ -135,7 +135,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadLineError(f"not UTF-8 at byte {error.start + 1}") from error
+        raise BadLineError(
+            f"not UTF-8 at byte {error.start + 1}; if all records are in another encoding, "
+            "--records-encoding says so, such as cp1252 or gbk"
+        ) from error
     try:
         try:
             return _members(body)
@@ -144,7 +147,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
         except msgspec.DecodeError:
             found, end = jsontext.value_at(text, jsontext.skip(text, 0))
     except json.JSONDecodeError as error:
-        raise BadLineError(f"not JSON: {error.msg} at character {error.pos + 1}") from error
+        fact = error.msg.removesuffix(" at")
+        raise BadLineError(f"not JSON: {fact} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise BadLineError("not JSON that can be read: nested too deeply") from error
     if jsontext.skip(text, end) < len(text):
@@ -195,9 +199,27 @@ def _has_folder(path: str) -> bool:
 
 
 def _fields(members: dict[str, Any]) -> str:
+    """What a person may want to know of a record that names no image: a field that would."""
+    likely = _likely(members, "")
+    if likely is not None:
+        field, path = likely
+        return f"; `--image-field {field}` would name {shown(path)}"
     names = [repr(name) for name in list(members)[:_SHOWN_FIELDS]]
     more = ", …" if len(members) > _SHOWN_FIELDS else ""
     return f"; its fields are {', '.join(names)}{more} (see --image-field)" if names else ""
+
+
+def _likely(value: Any, field: str) -> tuple[str, str] | None:
+    """The dotted name of the first field below ``value`` that holds an image's path, and that."""
+    value = _decoded(value)
+    if isinstance(value, str):
+        return (field, value) if _is_image_path(value) else None
+    inner: list[tuple[str, Any]] = []
+    if isinstance(value, dict):
+        inner = [(f"{field}.{name}" if field else name, item) for name, item in value.items()]
+    elif isinstance(value, list):
+        inner = [(field, item) for item in value[:_SHOWN_FIELDS]]
+    return next((found for name, item in inner if (found := _likely(item, name))), None)
 
 
 def _paths(value: Any, where: Where) -> Iterator[tuple[str, Where]]:

@@ -61,13 +61,29 @@ def form_of(name: str) -> Form | None:
     return Form.LINES if lower.endswith((".jsonl", ".ndjson")) else None
 
 
-def as_lines(path: Path, name: str, out: Path, check: Callable[[], object]) -> Found:
+def as_lines(
+    path: Path,
+    name: str,
+    out: Path,
+    check: Callable[[], object],
+    *,
+    encoding: str | None = None,
+) -> Found:
     """The records in ``path`` as JSON lines: that file, or ``out`` where they have another form.
 
-    ``name`` is that of the records file, whose ending tells a table. ``check`` is called now and
-    then. Memory holds one record. Raises ``FormError``.
+    ``name`` is that of the records file, whose ending tells a table; ``encoding`` None: as its
+    bytes tell. ``check`` is called now and then. Memory holds one record. Raises ``FormError``.
     """
-    encoding = _encoding_of(path)
+    encoding = _encoding_of(path) if encoding is None else codecs.lookup(encoding).name
+    try:
+        return _as_lines(path, name, out, check, encoding)
+    except UnicodeDecodeError as error:
+        raise FormError(f"is not {encoding.upper()} throughout: {error.reason}") from error
+
+
+def _as_lines(
+    path: Path, name: str, out: Path, check: Callable[[], object], encoding: str
+) -> Found:
     form = Form.TABLE if form_of(name) is Form.TABLE else _json_form(path, encoding)
     if form is Form.LINES and encoding in _UTF_8:
         return Found(path, form, encoding)
@@ -89,8 +105,6 @@ def as_lines(path: Path, name: str, out: Path, check: Callable[[], object]) -> F
                 if number % 1000 == 0:
                     check()
                 lines.write(value.encode("utf-8", "surrogateescape"))
-    except UnicodeDecodeError as error:
-        raise FormError(f"is not {encoding.upper()} throughout: {error.reason}") from error
     except FormError:
         if form is Form.VALUES and encoding in _UTF_8:
             return Found(path)  # lines, of which the first is damaged
@@ -230,7 +244,7 @@ class _Values:
                     return self._buffer[begin:end]
             except json.JSONDecodeError as error:
                 if self._ended or not self._breaks_off(error):
-                    raise self._error(error.msg) from error
+                    raise self._error(error.msg.removesuffix(" at")) from error
             except RecursionError as error:
                 raise self._error("nested too deeply") from error
             if len(self._buffer) - begin > records.MAX_LINE:

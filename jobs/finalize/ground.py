@@ -87,6 +87,7 @@ class Ground:
     records_path: str | None = None  # of the records file in the dataset; None for plain files
     # Records files among the data: the part that wrote each, by the file's number.
     lying: dict[int, str] = field(default_factory=dict)
+    hidden: set[bytes] = field(default_factory=set)  # of these, paths that are not told as strays
 
     def __post_init__(self) -> None:
         layout = self.plan.options.layout

@@ -208,7 +208,7 @@ def scan_disk(audit: Audit) -> None:
 
 def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     ground = audit.ground
-    hidden = {name.encode() for name in reserved_names(ground)}
+    hidden = ground.hidden | {name.encode() for name in reserved_names(ground)}
     if ground.records_path is not None:
         hidden.add(ground.records_path.encode())
     for number, path in enumerate(paths):

@@ -110,7 +110,13 @@ def find_pieces(
         progress.current = source.shard.id
         out = ground.scratch / f"lines-{number}"
         try:
-            lines = forms.as_lines(source.path, ground.records_path or "", out, progress.check)
+            lines = forms.as_lines(
+                source.path,
+                ground.records_path or "",
+                out,
+                progress.check,
+                encoding=ground.plan.options.records_encoding,
+            )
         except forms.FormError as error:
             findings.add(Finding(Kind.BAD_FORM, f"its records file {error}", source.shard.id))
             continue
@@ -202,6 +208,7 @@ def _choose(ground: Ground, findings: Findings) -> list[_Lying]:
         problem = f"there are {len(files)} files called {files[0].name}, more than are merged"
     elif (twice := _written_twice(files)) is not None:
         ground.lying.update((file.number, file.part.id) for file in files)
+        ground.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
             f"{shown(twice.path)} has other bytes than in another shard; "

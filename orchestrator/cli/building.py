@@ -188,6 +188,7 @@ def _options(
         links=Links(values["links"]),
         strip_components=_strip(values["strip_components"]),
         nested=values["nested"],
+        records_encoding=values["records_encoding"],
         zip_encoding=values["zip_encoding"],
         max_expansion=values["max_expansion"],
         max_members=values["max_members"],

@@ -117,6 +117,11 @@ _dataset = options.stack(
     click.option("--images-dir", default="images", show_default=True, help="Where its images are."),
     click.option("--image-field", help="Record's field that names the image.  [default: found]"),
     click.option(
+        "--records-encoding",
+        type=options.ENCODING,
+        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 as bytes tell]",
+    ),
+    click.option(
         "--strip-components",
         default="auto",
         show_default=True,

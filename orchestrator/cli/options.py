@@ -57,7 +57,7 @@ def encoding(text: str) -> str:
         same = False
     if not same:
         raise UsageError(
-            f"{text!r} is no encoding that file names are in; write it as Python does: cp437, "
+            f"{text!r} is no encoding that names or texts are in; write it as Python does: cp437, "
             "cp850, cp866, cp932 (Japanese), gbk, big5, euc_kr, cp1251, …"
         )
     return text

@@ -79,6 +79,21 @@ def test_other_encodings_are_published_as_utf8(tmp_path: Path, data: bytes) -> N
     assert "came as JSON lines in UTF-" in told(run)
 
 
+def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal_names(
+    tmp_path: Path,
+) -> None:
+    data = LINES.replace("é", "\u65e5\u672c").encode("gbk")
+    text = refused(tmp_path / "utf-8", [shard(data)])
+    assert "shard-0000.tar, line 1: not UTF-8 at byte" in text
+    assert "--records-encoding says so, such as cp1252 or gbk" in text
+    run = run_of(tmp_path / "gbk", [shard(data)], Options(records_encoding="gbk"))
+    assert [record["text"][:2] for record in lines_of(run)] == ["\u65e5\u672c"] * 4
+    assert "came as JSON lines in GBK, is published as JSON lines" in told(run)
+    damaged = data.replace(b"\xc8", b"\xff")
+    wrong = refused(tmp_path / "wrong", [shard(damaged)], Options(records_encoding="gbk"))
+    assert "its records file is not GBK throughout" in wrong
+
+
 ARRAYS = [
     pytest.param(json.dumps(RECORDS).encode(), id="compact"),
     pytest.param(json.dumps(RECORDS, indent=2).encode(), id="indented"),

@@ -162,6 +162,23 @@ def test_paths_that_extraction_made_are_found_wherever_they_stand(field: str | N
     ]
 
 
+@pytest.mark.parametrize(
+    ("line", "field", "path"),
+    [
+        (b'{"meta": {"image": "images/0.png"}}', "meta.image", "images/0.png"),
+        (b'{"images": [{"id": 1, "file_name": "0.jpg"}], "info": {}}', "images.file_name", "0.jpg"),
+        (b'{"m": [{"c": "text"}, {"c": [{"t": "x"}, {"src": "a.png"}]}]}', "m.c.src", "a.png"),
+        (b'{"image": null, "shot": "a.png"}', "shot", "a.png"),
+    ],
+)
+def test_a_record_without_a_usual_field_names_the_option_that_finds_its_image(
+    line: bytes, field: str, path: str
+) -> None:
+    with pytest.raises(BadLineError, match=f"; `--image-field {field}` would name '{path}'"):
+        parse(line)
+    assert path in [image.path for image in parse(line, field).images]
+
+
 def test_a_line_too_long_is_cut_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "MAX_LINE", 1000)
     data = b'{"image": "' + b"x" * 5000 + b'"}\n{"image": "a"}\n'
