@@ -90,16 +90,40 @@ class TopChanged(ArchiveError):
     """
 
 
+class DamagedError(ArchiveError):
+    """The bytes are not what a writer of archives makes of whole files."""
+
+    def advised(self, *, verified: bool, in_place: bool, again: bool, others: bool) -> DamagedError:
+        """The same error with what to do about it.
+
+        ``verified``: the archive has the digest that was published; ``in_place``: it is read where
+        its owner keeps it; ``again``: the next attempt fetches it; ``others``: there are shards
+        that could do without it.
+        """
+        if verified:
+            step = "it is the one that was published, as its digest shows: tell its publisher"
+        elif in_place:
+            step = "put a whole copy of it where it lies and resume"
+        elif again:
+            step = "the next attempt (resume) fetches it again"
+        else:
+            step = "it came the same when it was fetched again: tell its publisher"
+        if others and not again:
+            step += ", or launch without it (--exclude)"
+        return DamagedError(
+            f"{self.message}; {step}", cause=self.cause, shard=self.shard, member=self.member
+        )
+
+
 def damaged(
     archive: str, fact: str, *, offset: int | None = None, member: bytes | None = None
-) -> ArchiveError:
+) -> DamagedError:
     """The archive is damaged: member and offset (bytes into the inflated archive) are named."""
     where = "" if offset is None else f" at byte {offset}"
     what = "" if member is None else f" member {shown(member)}"
     colon = ":" if where or what else ""
-    return ArchiveError(
-        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or cut short: fetch it "
-        "again, and if that does not help, tell its publisher",
+    return DamagedError(
+        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or cut short",
         member=None if member is None else text_of(member)[0],
     )
 

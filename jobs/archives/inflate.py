@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import lzma
-import sys
 import zlib
 from collections.abc import Callable, Iterator
-from types import ModuleType
+from itertools import chain
 from typing import Protocol
 
 from jobs import magic
-from jobs.archives.base import damaged, unsupported
+from jobs.archives import zstd
+from jobs.archives.base import damaged
+from jobs.archives.memory import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
 from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes, of what comes out
 _FEED = 1 << 20  # bytes, of what goes in; 128 KiB make a tar.gz 6 % slower
-# What inflating may take, so that a task stays below 128 MiB: `xz -9` needs 65 MiB.
-MEMORY = 72 << 20  # bytes
-# The same where the archive itself is so large that it has a use for it, as `zstd --long` has.
-MORE_MEMORY = 160 << 20  # bytes
-_LARGE = 128 << 20  # bytes of an archive
-_WINDOW = 64 << 20  # bytes; zstd's largest within MEMORY
 _NO_MEMORY = ("not enough memory", "allocation_failed")  # the words of zstd and of lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 
@@ -42,25 +37,22 @@ class Decompressor(Protocol):
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
-def memory_for(archive_bytes: int) -> int:
-    """Bytes of memory that a stream of an archive of that size may ask for to be inflated."""
-    return MORE_MEMORY if archive_bytes >= _LARGE else MEMORY
-
-
 def inflated(
-    format: Format, source: _Source, *, archive: str, memory: int = MORE_MEMORY
+    format: Format, source: _Source, *, archive: str, memory: Memory = LITTLE
 ) -> Iterator[memoryview]:
     """What ``source`` holds, inflated, in blocks of at most 1 MiB.
 
     Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` where
     a stream is damaged or cut short, where anything else follows, where there is none at all, or
-    where one asks for more than ``memory`` bytes. An lzma stream has no checksum of its own.
+    where one asks for more than ``memory``. An lzma stream has no checksum of its own.
     """
     compression = format.value.removeprefix("tar.")
-    if compression == "gz":
+    if format is Format.TAR_GZ:
+        yield from _gzip_of_tar(source, archive)
+    elif compression == "gz":
         yield from _gzip(source, archive)
     elif compression == "zst":
-        yield from _streams(source, lambda: _Zstd(memory, archive), _is_zstd, archive)
+        yield from _streams(source, lambda: zstd.Frame(memory, archive), _is_zstd, archive)
     elif compression == "xz":
         yield from _streams(source, lambda: _xz(memory), _is_xz, archive, memory)
     elif compression == "bz2":
@@ -80,6 +72,37 @@ def _plain(source: _Source, archive: str) -> Iterator[memoryview]:
     while block:
         yield memoryview(block)
         block = source.read(BLOCK)
+
+
+class _Blocks:
+    """Blocks as a source."""
+
+    def __init__(self, blocks: Iterator[memoryview]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def read(self, size: int, /) -> bytes:
+        while not self._rest:
+            block = next(self._blocks, None)
+            if block is None:
+                return b""
+            self._rest = block
+        data, self._rest = self._rest[:size], self._rest[size:]
+        return bytes(data)
+
+
+def _gzip_of_tar(source: _Source, archive: str) -> Iterator[memoryview]:
+    """A tar compressed by gzip, or by gzip twice, as a script or a server did that did not look."""
+    blocks = _gzip(source, archive)
+    head = memoryview(b"")
+    for block in blocks:
+        head = memoryview(bytes(head) + bytes(block)) if head else block
+        if len(head) >= magic.HEAD:
+            break
+    joined = chain([head], blocks)
+    start = bytes(head[: magic.HEAD])
+    is_packed = start.startswith(magic.GZIP.magics) and not magic.is_tar_header(start[:512])
+    yield from _gzip(_Blocks(joined), archive) if is_packed else joined
 
 
 class _Into:
@@ -135,12 +158,12 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
         yield memoryview(block)[:count]
 
 
-def _xz(memory: int) -> Decompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory)
+def _xz(memory: Memory) -> Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory.most)
 
 
-def _lzma(memory: int) -> Decompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory)
+def _lzma(memory: Memory) -> Decompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory.most)
 
 
 def _bz2() -> Decompressor:
@@ -172,69 +195,15 @@ def _is_bz2(head: bytes) -> bool:
     return head.startswith(b"BZh")
 
 
-def _zstd() -> ModuleType:
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
-
-
-class _Zstd:
-    """One frame. A window too large for ``memory`` is let pass as long as it stays unfilled."""
-
-    def __init__(self, memory: int, archive: str) -> None:
-        self._zstd = _zstd()
-        self._archive = archive
-        self._left: int | None = None  # bytes that may come out of a window too large
-        self._frame = self._new(26 if memory < MORE_MEMORY else 27)
-        self._may_grow = memory < MORE_MEMORY
-
-    def _new(self, window_log: int) -> Decompressor:
-        options = {self._zstd.DecompressionParameter.window_log_max: window_log}
-        frame: Decompressor = self._zstd.ZstdDecompressor(options=options)
-        return frame
-
-    @property
-    def eof(self) -> bool:
-        return self._frame.eof
-
-    @property
-    def needs_input(self) -> bool:
-        return self._frame.needs_input
-
-    @property
-    def unused_data(self) -> bytes | None:
-        return self._frame.unused_data
-
-    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
-        try:
-            block = self._frame.decompress(data, max_length)
-        except self._zstd.ZstdError as error:
-            if "too much memory" not in str(error):
-                raise
-            if not self._may_grow:  # zstd itself asks for its option --long there
-                raise _too_hungry(self._archive, 128 << 20) from error
-            self._frame = self._new(27)  # all its header is in ``data``
-            self._left, self._may_grow = _WINDOW, False
-            return self.decompress(data, max_length)
-        self._may_grow = False
-        if self._left is not None:
-            self._left -= len(block)
-            if self._left < 0:
-                raise _too_hungry(self._archive, _WINDOW)
-        return block
-
-
 def _streams(
     source: _Source,
     new: Callable[[], Decompressor],
     begins: Callable[[bytes], bool],
     archive: str,
-    memory: int = MORE_MEMORY,
+    memory: Memory = LITTLE,
 ) -> Iterator[memoryview]:
     """Streams one after the other, by a decompressor each, and zeros behind them."""
-    errors = (*stream_errors(), _zstd().ZstdError, RuntimeError)  # the last one is lz4's
+    errors = (*stream_errors(), zstd.library().ZstdError, RuntimeError)  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
     if not data:
@@ -260,18 +229,11 @@ def _streams(
         data = _after_zeros(source, decompressor.unused_data or b"")
 
 
-def _stream_error(error: Exception, archive: str, total: int, memory: int) -> ArchiveError:
+def _stream_error(error: Exception, archive: str, total: int, memory: Memory) -> ArchiveError:
     if isinstance(error, lzma.LZMAError) and "emory" in str(error):
-        return _too_hungry(archive, memory)
+        fact = "needs a larger dictionary to be inflated"
+        return too_hungry(archive, fact, memory, "xz -d")
     return damaged(archive, f"the compressed stream breaks ({error})", offset=total)
-
-
-def _too_hungry(archive: str, memory: int) -> ArchiveError:
-    return unsupported(
-        archive,
-        f"asks for more than the {memory >> 20} MiB of memory allowed to inflate an archive of "
-        "its size; have it compressed with a smaller dictionary (window)",
-    )
 
 
 def _expect_stream(

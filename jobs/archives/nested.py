@@ -12,7 +12,8 @@ from msgspec import structs
 
 from jobs import archives, magic
 from jobs.archives.base import Archive
-from jobs.memberpath import text_of
+from jobs.errors import ArchiveError, Cause
+from jobs.memberpath import shown, text_of
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.runfolder import RunFolder
 
@@ -88,8 +89,23 @@ def opened(
             # The file is here whole, so a look through its headers finds the top folder for sure.
             fetched = archives.learnt(fetched, shard, inner, folder)
         yield archives.open_archive(fetched, shard, inner, folder)
+    except ArchiveError as error:
+        raise _with_option(error, shard) from error
     finally:
         path.unlink(missing_ok=True)
+
+
+def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
+    """``error`` with what else can be done, where it is the nested archive that cannot be read."""
+    own = error.message.startswith(shown(shard.name)[1:-1])
+    if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
+        return error
+    return type(error)(
+        f"{error.message}; without --nested, archives in archives stay as they are",
+        cause=error.cause,
+        shard=error.shard,
+        member=error.member,
+    )
 
 
 def whole(shard: Shard) -> Part:

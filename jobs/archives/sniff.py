@@ -69,13 +69,19 @@ def sniff(head: bytes, name: str) -> Format:
 def _zip(head: bytes, label: str) -> Format:
     local = head[4:] if head.startswith((b"PK\x07\x08", b"PK00")) else head
     if local.startswith(b"PK\x03\x04") and len(local) > 6 and local[6] & 1:
-        raise unsupported(label, "is an encrypted zip; have it published without a password")
+        raise unsupported(
+            label,
+            "is an encrypted zip; unpack it with its password (7z x) and launch with --local-path "
+            "on the folder",
+        )
     return Format.ZIP
 
 
 def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
     tar, single = _COMPRESSED[packing]
-    start = _gzip_head(head) if packing is magic.GZIP else _inflated_head(head, tar)
+    start = _gzip_head(head, _NEEDED) if packing is magic.GZIP else _inflated_head(head, tar)
+    if packing is magic.GZIP and magic.packing_of(start) is magic.GZIP:  # compressed twice
+        start = _gzip_head(_gzip_head(head, HEAD), _NEEDED)
     if _is_tar(start, name):
         return tar
     if not magic.says_tar(name):
@@ -107,12 +113,13 @@ def _inflated_head(head: bytes, format: Format) -> bytes:
     return start
 
 
-def _gzip_head(head: bytes) -> bytes:
+def _gzip_head(head: bytes, needed: int) -> bytes:
+    """The first ``needed`` bytes, or fewer, that ``head`` inflates to."""
     start = b""
     try:
-        while head and len(start) < _NEEDED:
+        while head and len(start) < needed:
             member = zlib.decompressobj(31)
-            start += member.decompress(head, _NEEDED - len(start))
+            start += member.decompress(head, needed - len(start))
             if not member.eof:
                 break
             head = member.unused_data.lstrip(b"\0")

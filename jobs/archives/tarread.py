@@ -154,7 +154,8 @@ class TarReader:
         # A claim beyond all limits is refused before a byte of it is read.
         self._limits.check_claim(self.total + size, self._name or b"")
         if self._length is not None and size > self._length - self._cursor.offset:
-            self._fail(f"it claims {size} bytes and the archive ends before")
+            volume = "" if self._length % BLOCK else " (so does a volume of tar -M)"
+            self._fail(f"it claims {size} bytes and the archive ends before{volume}")
         if self._headers_only:
             return iter(())
         if size > ONE_PIECE:
@@ -257,6 +258,13 @@ class TarReader:
                 member.target = b""
             content = stored if kind == b"D" else 0
             return member, self._cursor.offset + (content + BLOCK - 1 & -BLOCK)
+        if kind == b"M":
+            raise unsupported(
+                self._archive,
+                "goes on from another file: these are volumes of one tar (tar -M); unpack them "
+                "together (tar -xM -f FIRST -f SECOND …), launch with --local-path on the folder",
+                member=name,
+            )
         if kind not in FILES and kind != b"S":
             raise unsupported(self._archive, f"is of the unknown type {kind!r}", member=name)
         if name.endswith(b"/") and kind != b"S":  # as v7 writes folders

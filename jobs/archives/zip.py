@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import cached_property
 
-from jobs.archives.base import Kind, Member, damaged, unsafe, with_member
+from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Chain, ahead
 from jobs.archives.table import clean
@@ -112,13 +112,15 @@ class ZipArchive:
             else:
                 member.chunks = chunks
         except EntryError as error:
-            raise self._damaged(entry, str(error)) from error
+            raise self._refused(entry, error) from error
         except ArchiveError as error:
             raise with_member(error, entry.name) if error.member is None else error from error
         return member
 
-    def _damaged(self, entry: Entry, fact: str) -> ArchiveError:
-        return damaged(self._archive, fact, offset=entry.offset, member=entry.name)
+    def _refused(self, entry: Entry, error: EntryError) -> ArchiveError:
+        if error.unsupported:
+            return unsupported(self._archive, str(error), member=entry.name)
+        return damaged(self._archive, str(error), offset=entry.offset, member=entry.name)
 
     def _content(self, entry: Entry, limit: int) -> Iterator[memoryview]:
         """The content, checked: at once where it is small, else while it passes."""
@@ -164,7 +166,7 @@ class ZipArchive:
             if crc != entry.crc32:
                 raise EntryError("its checksum (CRC-32) is wrong")
         except EntryError as error:
-            raise self._damaged(entry, str(error)) from error
+            raise self._refused(entry, error) from error
 
     def _stored(self, start: int, size: int) -> Iterator[bytes]:
         end = start + size

@@ -13,9 +13,9 @@ from enum import Enum
 from jobs.archives.base import Kind
 
 ENTRY_SIZE = 46  # bytes of a record in the directory, without name, extra field and comment
-STORED, DEFLATE, BZIP2, LZMA = 0, 8, 12, 14
-_METHODS = frozenset((STORED, DEFLATE, BZIP2, LZMA))
-_NAMES = {1: "shrink", 6: "implode", 9: "deflate64", 93: "zstd", 95: "xz", 98: "PPMd", 99: "AES"}
+STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ = 0, 8, 12, 14, 93, 95
+_METHODS = frozenset((STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ))
+_OF_7Z = {1: "shrink", 6: "implode", 9: "deflate64", 98: "PPMd"}  # which 7z reads
 # No deflate stream gives more than 1032 bytes for one (https://zlib.net/zlib_tech.html).
 _MOST_DEFLATE = 1032
 _LINK_BYTES = 4096  # PATH_MAX
@@ -139,15 +139,18 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
 def _check_readable(flags: int, method: int, name: bytes) -> None:
     if flags & _ENCRYPTED or method == 99:
         raise EntryError(
-            "is encrypted; have the archive published without a password", name, unsupported=True
+            f"is encrypted; with its password {unpacked('7z x')}", name, unsupported=True
         )
     if method not in _METHODS:
-        what = _NAMES.get(method, f"method {method}")
-        raise EntryError(
-            f"is compressed by {what}, which is not read here; have it zipped with deflate",
-            name,
-            unsupported=True,
-        )
+        what = _OF_7Z.get(method, f"method {method}")
+        remedy = unpacked("7z x" if method in _OF_7Z else "the program that made it")
+        fact = f"is compressed by {what}, which is not read here"
+        raise EntryError(f"{fact}; {remedy}", name, unsupported=True)
+
+
+def unpacked(program: str) -> str:
+    """What helps where another program reads an archive."""
+    return f"unpack the archive ({program}) and launch with --local-path on the folder"
 
 
 def _check_claim(name: bytes, kind: Kind | None, method: int, stored: int, size: int) -> None:

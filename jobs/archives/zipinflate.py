@@ -1,4 +1,4 @@
-"""The content of a zip's entries: stored, deflate, bzip2 and LZMA."""
+"""The content of a zip's entries: stored, deflate, bzip2, LZMA, zstd and xz."""
 
 from __future__ import annotations
 
@@ -6,8 +6,20 @@ import lzma
 import struct
 from collections.abc import Iterator
 
-from jobs.archives.inflate import Decompressor, memory_for, stream_errors
-from jobs.archives.zipentry import BZIP2, DEFLATE, STORED, Entry, EntryError
+from jobs.archives.inflate import Decompressor, inflated, stream_errors
+from jobs.archives.memory import memory_for
+from jobs.archives.zipentry import (
+    BZIP2,
+    DEFLATE,
+    LZMA,
+    STORED,
+    ZSTD,
+    Entry,
+    EntryError,
+    unpacked,
+)
+from jobs.errors import ArchiveError, Cause
+from jobs.model import Format
 
 _BLOCK = 1 << 20  # bytes
 
@@ -51,14 +63,31 @@ def inflate_blocks(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview
             yield from _deflate(pieces)
         elif entry.method == BZIP2:
             yield from _bzip2(pieces)
-        else:
+        elif entry.method == LZMA:
             yield from _lzma(entry, pieces)
+        else:
+            format = Format.ZST if entry.method == ZSTD else Format.XZ
+            memory = memory_for(entry.stored)
+            yield from inflated(format, _Pieces(pieces), archive="its content", memory=memory)
+    except ArchiveError as error:
+        unsupported = error.cause is Cause.UNSUPPORTED
+        raise EntryError(error.message, entry.name, unsupported=unsupported) from error
     except stream_errors() as error:
         if isinstance(error, EntryError) or (
             isinstance(error, OSError) and error.errno is not None
         ):
             raise
         raise EntryError(f"its compressed content is damaged ({error})") from error
+
+
+class _Pieces:
+    """Pieces as a source; one is never larger than what is asked for."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def read(self, size: int, /) -> bytes:
+        return next(self._pieces, b"")
 
 
 def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
@@ -94,11 +123,11 @@ def _lzma(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
         raise EntryError("its LZMA header is damaged")
     # A dictionary as large as the content is as good as any larger one.
     dictionary = max(4096, min(struct.unpack_from("<L", head, 5)[0], entry.size))
-    most = memory_for(entry.stored)
+    most = memory_for(entry.stored).most
     if dictionary > most:
         raise EntryError(
-            f"asks for {dictionary} bytes of memory to be inflated, and {most} are allowed for an "
-            "entry of its size; have it zipped with deflate",
+            f"needs a dictionary of {dictionary >> 20} MiB, and {most >> 20} MiB are allowed for "
+            f"an entry of its size; {unpacked('7z x')}",
             entry.name,
             unsupported=True,
         )

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import structs
 
 from jobs import atomic
+from jobs.archives.base import DamagedError
 from jobs.download.fetching import Fetcher
 from jobs.errors import (
     Cause,
@@ -100,6 +101,8 @@ class _Crew:
         try:
             self._progress.check()
             size = self._have(shard)
+        except DamagedError as error:
+            return self._damaged(shard, error)
         except OrchestrateError as error:
             problem = self._understood(Problem.of(error, shard=shard.id))
         except OSError as error:
@@ -166,15 +169,19 @@ class _Crew:
 
         Where there is no evidence, whatever is there of the shard is newer than this.
         """
+        self._remove(shard)
+        try:
+            self._folder.fetched(shard.id).replace(self._before(shard))
+        except FileNotFoundError:
+            pass  # damaged evidence that somebody removed
+
+    def _remove(self, shard: Shard) -> None:
+        """Remove the archive and what belongs to it, in our own folder."""
         for index in range(len(shard.files)):
             out = self._staging.archive(shard.id, index)
             for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
                 path.unlink(missing_ok=True)
         self._staging.plain(shard.id).unlink(missing_ok=True)
-        try:
-            self._folder.fetched(shard.id).replace(self._before(shard))
-        except FileNotFoundError:
-            pass  # damaged evidence that somebody removed
 
     def _before(self, shard: Shard) -> Path:
         """The evidence of the archive that is fetched anew, until there is a new one."""
@@ -213,6 +220,23 @@ class _Crew:
         with self._lock:
             if self._halted is None:
                 self._halted = problem
+
+    def _damaged(self, shard: Shard, error: DamagedError) -> ItemResult:
+        """An archive that was found damaged while it was followed.
+
+        Where no digest says that it is what was published, another attempt may bring other bytes:
+        for that the ones that are here go.
+        """
+        verified = all(file.digest is not None for file in shard.files)
+        again = self._remote and not verified
+        if again:
+            self._remove(shard)
+        others = len(self._plan.shards) > 1
+        error = error.advised(
+            verified=verified, in_place=not self._remote, again=again, others=others
+        )
+        failed = self._failed(shard, Problem.of(error, shard=shard.id))
+        return structs.replace(failed, outcome=Outcome.RETRYABLE) if again else failed
 
     def _failed(self, shard: Shard, problem: Problem) -> ItemResult:
         if problem.shard != shard.id:

@@ -8,7 +8,7 @@ import traceback
 from dataclasses import dataclass
 
 from jobs import archives
-from jobs.archives.base import Archive
+from jobs.archives.base import Archive, DamagedError
 from jobs.errors import (
     Cause,
     OrchestrateError,
@@ -68,7 +68,7 @@ class Attempts:
             return Attempt(ItemResult(part.id, outcome, problem=problem), problem)
         except OrchestrateError as error:
             self._forget(error)
-            return Attempt(self._refused(part, work, Problem.of(error, shard=part.shard)))
+            return Attempt(self._refused(part, work, error))
         except OSError as error:
             doing = f"extracting {part.id}, at {error.filename!r}"
             problem = Problem.of(from_os_error(error, doing=doing), shard=part.shard)
@@ -104,12 +104,21 @@ class Attempts:
             self._open = (work.shard.id, archive)
         return self._open[1]
 
-    def _refused(self, part: Part, work: Work | None, problem: Problem) -> ItemResult:
+    def _refused(self, part: Part, work: Work | None, error: OrchestrateError) -> ItemResult:
         """A damaged archive is fetched again once, where that may bring other bytes."""
-        outcome = problem.outcome
-        if problem.cause is Cause.BAD_ARCHIVE and work is not None:
-            final = work.fetched.verified or work.fetched.in_place or self._was_refetched(part)
-            outcome = Outcome.FAILED if final else Outcome.RETRYABLE
+        again = False
+        if error.cause is Cause.BAD_ARCHIVE and work is not None:
+            fetched = work.fetched
+            again = not (fetched.verified or fetched.in_place or self._was_refetched(part))
+            if isinstance(error, DamagedError):
+                error = error.advised(
+                    verified=fetched.verified,
+                    in_place=fetched.in_place,
+                    again=again,
+                    others=len(self._plan.shards) > 1,
+                )
+        problem = Problem.of(error, shard=part.shard)
+        outcome = Outcome.RETRYABLE if again else problem.outcome
         return ItemResult(part.id, outcome, problem=problem)
 
     def _was_refetched(self, part: Part) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import lzma
 import os
 import struct
 import tarfile
@@ -13,10 +15,15 @@ from pathlib import Path
 
 import pytest
 
+from jobs import download
 from jobs.archives.limits import FLOOR
 from jobs.archives.zip import ZipArchive
+from jobs.archives.zipentry import XZ, ZSTD
+from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
-from tests.support.bringing import bring
+from jobs.progress import Progress
+from tests.support.bringing import bring, finished
+from tests.support.rawtar import END, header
 from tests.support.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.reading import opened
 from tests.support.staged import line, png
@@ -283,3 +290,84 @@ def test_tars_one_behind_the_other_are_one_archive(tmp_path: Path, size: str, pa
     brought = bring(tmp_path, source, "--part-size", size)
     assert brought.problems == []
     assert brought.files == PAGES
+
+
+# Streams -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", ["512M", "1K"])
+@pytest.mark.parametrize("name", ["d.tar.gz", "d.tgz", "d.gz"])
+def test_a_tar_that_was_compressed_twice_is_read(tmp_path: Path, name: str, size: str) -> None:
+    data = gzip.compress(gzip.compress(tarred(PAGES)))
+    brought = bring(tmp_path, put(tmp_path / "source" / name, data), "--part-size", size)
+    assert brought.problems == []
+    assert brought.files == PAGES
+
+
+@pytest.mark.parametrize("method", [ZSTD, XZ])
+def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
+    pack = library().compress if method == ZSTD else lzma.compress
+    entries = [Raw(name.encode(), data, method, content=pack(data)) for name, data in PAGES.items()]
+    brought = bring(tmp_path / "one", put(tmp_path / "source" / "d.zip", zip_of(entries)))
+    assert brought.files == PAGES
+    broken = Raw(b"a.txt", b"text", method, content=pack(b"text")[:-3])
+    source = put(tmp_path / "other" / "d.zip", zip_of([broken]))
+    brought = bring(tmp_path / "two", source, "--layout", "files")
+    assert "member 'a.txt'" in brought.text and "cut short" in brought.text
+
+
+# What cannot be read, and what is told of it -----------------------------------------------------
+
+
+def test_what_another_program_reads_is_told_with_its_name(tmp_path: Path) -> None:
+    for method, what, program in ((9, "deflate64", "7z x"), (97, "method 97", "the program that")):
+        words = f"{what}, which is not read here; unpack the archive ({program}"
+        data = zip_of([Raw(b"a", b"x", method)])
+        source = put(tmp_path / f"source{method}" / "d.zip", data)
+        brought = bring(tmp_path / f"{method}", source, "--layout", "files")
+        assert words in brought.text
+        assert "launch with --local-path on the folder" in brought.text
+        assert "fetch" not in brought.text
+
+
+def test_volumes_of_a_tar_are_told_how_to_be_put_together(tmp_path: Path) -> None:
+    first = header(b"big.bin", 3000) + bytes(1024)
+    second = header(b"big.bin", 1976, kind=b"M") + bytes(2048) + END
+    put(tmp_path / "source" / "v1.tar", first)
+    source = put(tmp_path / "source" / "v2.tar", second)
+    brought = bring(tmp_path, source, "--layout", "files")
+    assert "the archive ends before (so does a volume of tar -M)" in brought.text
+    assert "unpack them together (tar -xM -f FIRST -f SECOND …)" in brought.text
+
+
+def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
+    tmp_path: Path,
+) -> None:
+    good = gzip.compress(tarred(PAGES))
+    source = put(tmp_path / "source" / "d.tar.gz", good[:-8] + bytes(4) + good[-4:])
+    brought = bring(tmp_path, source)
+    assert "put a whole copy of it where it lies and resume" in brought.text
+    assert "--exclude" not in brought.text  # nothing would be left
+    put(tmp_path / "source" / "d.tar.gz", good)
+    folder, plan = brought.folder, brought.plan
+    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    assert finished(folder, plan, list(plan.parts())).files == PAGES
+
+
+def test_a_damaged_archive_of_the_published_digest_is_its_publishers_to_mend(
+    tmp_path: Path,
+) -> None:
+    broken = gzip.compress(tarred(PAGES))[:-8] + bytes(8)
+    put(tmp_path / "source" / "e.tar", tarred({"other.txt": b"x"}))
+    put(
+        tmp_path / "source" / "SHA256SUMS",
+        f"{hashlib.sha256(broken).hexdigest()}  d.tar.gz".encode(),
+    )
+    source = put(tmp_path / "source" / "d.tar.gz", broken)
+    words = ("--layout", "files", "--exclude", "SHA256SUMS")
+    brought = bring(tmp_path / "one", source, *words)
+    assert (
+        "as its digest shows: tell its publisher, or launch without it (--exclude)" in brought.text
+    )
+    brought = bring(tmp_path / "two", source, *words, "--exclude", "d.tar.gz")
+    assert brought.files == {"other.txt": b"x"}

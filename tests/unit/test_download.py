@@ -272,3 +272,20 @@ def test_a_node_without_internet_is_told_of_and_of_no_other_trouble(
     assert cut_off.problem.cause is Cause.NETWORK
     assert "--download-partition" in cut_off.problem.message
     assert "--download-on login" in cut_off.problem.message
+
+
+def test_an_archive_that_came_damaged_and_has_no_digest_is_fetched_again_by_the_next_attempt(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    right = gzip.compress(tar_of(*[1024] * 60))
+    web.put("/a.tar.gz", right)
+    folder, plan = planned(tmp_path, web.url("/a.tar.gz"), kind=SourceKind.URL)
+    plan = structs.replace(plan, shards=(structs.replace(plan.shards[0], parts=3),))
+    web.fail("/a.tar.gz", faults.corrupt_byte(len(right) - 6))  # of its checksum
+    (result,) = run(folder, plan)
+    assert result.problem is not None
+    assert (result.outcome, result.problem.cause) == (Outcome.RETRYABLE, Cause.BAD_ARCHIVE)
+    assert "the next attempt (resume) fetches it again" in result.problem.message
+    (result,) = run(folder, plan)
+    assert result.outcome is Outcome.OK
+    assert Staging(plan).archive(plan.shards[0].id, 0).read_bytes() == right

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import random
@@ -11,17 +12,23 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives.inflate import MEMORY, MORE_MEMORY, inflated, memory_for
+from jobs.archives import memory as allowed
+from jobs.archives.inflate import inflated
+from jobs.archives.memory import LITTLE, Memory, free_memory, memory_for
+from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Format
 from tests.support.rawstreams import xz_with_dictionary, zst_with_window
+from tests.support.rawtar import END, member
+
+MORE = Memory(160 << 20)
 
 
-def content(format: Format, data: bytes, *, memory: int = MEMORY) -> bytes:
+def content(format: Format, data: bytes, *, memory: Memory = LITTLE) -> bytes:
     return b"".join(inflated(format, io.BytesIO(data), archive="a", memory=memory))
 
 
-def refusal(format: Format, data: bytes, *, memory: int = MEMORY) -> ArchiveError:
+def refusal(format: Format, data: bytes, *, memory: Memory = LITTLE) -> ArchiveError:
     with pytest.raises(ArchiveError) as caught:
         content(format, data, memory=memory)
     return caught.value
@@ -37,19 +44,20 @@ def test_xz_with_a_larger_dictionary_is_read_only_where_the_archive_is_large() -
     error = refusal(Format.TAR_XZ, data)
     assert error.cause is Cause.UNSUPPORTED
     assert "72 MiB" in error.message
-    assert content(Format.TAR_XZ, data, memory=MORE_MEMORY) == b"x" * 3000
+    assert content(Format.TAR_XZ, data, memory=MORE) == b"x" * 3000
 
 
-def test_no_archive_may_ask_for_gigabytes() -> None:
-    error = refusal(Format.TAR_XZ, xz_with_dictionary(b"x", 40), memory=MORE_MEMORY)
+def test_an_xz_for_which_there_is_too_little_says_how_it_can_be_inflated() -> None:
+    error = refusal(Format.TAR_XZ, xz_with_dictionary(b"x", 40), memory=MORE)
     assert error.cause is Cause.UNSUPPORTED
-    for memory in (MEMORY, MORE_MEMORY):
-        error = refusal(Format.TAR_ZST, zst_with_window(b"xyz", 30), memory=memory)
-        assert error.cause is Cause.UNSUPPORTED
-        assert "128 MiB" in error.message
+    assert "160 MiB are allowed for an archive of its size; inflate it yourself (`xz -d`)" in (
+        error.message
+    )
+    error = refusal(Format.TAR_XZ, xz_with_dictionary(b"x", 40), memory=MORE._replace(scarce=True))
+    assert "give each task more memory (--mem), or inflate it yourself (`xz -d`)" in error.message
 
 
-@pytest.mark.parametrize("log", [10, 23, 26, 27])
+@pytest.mark.parametrize("log", [10, 23, 26, 27, 30, 31])
 def test_zstd_may_have_a_large_window_that_it_does_not_fill(log: int) -> None:
     frame = zst_with_window(b"x" * 3_000_000, log)
     assert content(Format.TAR_ZST, frame) == b"x" * 3_000_000
@@ -62,13 +70,77 @@ def test_a_large_window_is_filled_only_where_the_archive_is_large() -> None:
     error = refusal(Format.TAR_ZST, frame)
     assert error.cause is Cause.UNSUPPORTED
     assert "64 MiB" in error.message
-    assert content(Format.TAR_ZST, frame, memory=MORE_MEMORY) == data
+    assert content(Format.TAR_ZST, frame, memory=MORE) == data
     assert content(Format.TAR_ZST, zst_with_window(data, 26)) == data
 
 
-def test_a_small_archive_gets_less_memory_than_a_large_one() -> None:
-    assert memory_for(0) == memory_for(100 << 20) == MEMORY < 128 << 20
-    assert memory_for(200 << 20) == MORE_MEMORY
+def test_a_window_that_is_too_large_is_told_with_the_command_that_inflates_it() -> None:
+    error = refusal(Format.TAR_ZST, zst_with_window(b"x" * (70 << 20), 31))
+    assert error.cause is Cause.UNSUPPORTED
+    assert "needs a window of 2048 MiB to be inflated, and 64 MiB are allowed" in error.message
+    assert "inflate it yourself (`zstd -d --long=31`) and launch with --local-path" in error.message
+
+
+def test_of_a_single_segment_the_window_is_the_content() -> None:
+    zstd = library()
+    data = bytes(70 << 20)
+    for size in (100, 300, 70_000, len(data)):
+        frame = zstd.compress(data[:size], level=19)
+        assert content(Format.ZST, frame, memory=MORE) == data[:size]
+    frame = zstd.compress(data, options={zstd.CompressionParameter.window_log: 27})
+    assert "a window of 70 MiB" in refusal(Format.ZST, frame).message
+
+
+def test_a_larger_archive_gets_more_memory_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(allowed, "free_memory", lambda: 4 << 30)
+    monkeypatch.setattr(allowed, "cores", lambda: len(os.sched_getaffinity(0)))
+    assert memory_for(0) == memory_for(1 << 20) == LITTLE
+    assert LITTLE.most < 128 << 20
+    assert memory_for(10 << 20) == Memory(320 << 20)
+    assert memory_for(1 << 30) == Memory(2 << 30, scarce=True)
+    monkeypatch.setattr(allowed, "free_memory", lambda: 64 << 30)
+    assert memory_for(1 << 30).most > 2 << 30  # the largest window of zstd
+
+
+def test_what_is_free_is_told_by_the_machine_and_by_each_control_group(tmp_path: Path) -> None:
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    assert free_memory(proc, groups) == 0
+    files = {
+        proc / "meminfo": "MemTotal: 9000000 kB\nMemAvailable:    8192000 kB\n",
+        proc / "self/cgroup": "0::/slurm/job_1/task_0\n3:memory:/slurm/job_1\n4:cpu,cpuacct:/\n",
+        groups / "slurm/job_1/memory.max": "4194304000\n",
+        groups / "slurm/job_1/memory.current": "3000000000\n",
+        groups / "slurm/job_1/memory.stat": "anon 5\ninactive_file 1000000000\n",
+        groups / "slurm/job_1/task_0/memory.max": "max\n",
+        groups / "slurm/job_1/task_0/memory.current": "1\n",
+        groups / "slurm/job_1/task_0/memory.stat": "anon 5\n",
+    }
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    assert free_memory(proc, groups) == 2_194_304_000
+    old = groups / "memory/slurm"
+    old.mkdir(parents=True)
+    (old / "memory.limit_in_bytes").write_text("1000")
+    (old / "memory.usage_in_bytes").write_text("900")
+    (old / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 50\n")
+    assert free_memory(proc, groups) == 150
+
+
+def test_a_tar_that_was_compressed_twice_is_inflated_twice() -> None:
+    tar = member(b"a.png", random.Random(1).randbytes(3 << 20)) + END
+    data = gzip.compress(gzip.compress(tar))
+    assert content(Format.TAR_GZ, data) == tar
+    assert content(Format.TAR_GZ, gzip.compress(data[:0]) + data) == tar
+    assert content(Format.GZ, data) == gzip.decompress(data)  # one file: its name says how often
+    halves = gzip.compress(tar[: 1 << 20]) + gzip.compress(tar[1 << 20 :])
+    assert content(Format.TAR_GZ, gzip.compress(halves)) == tar
+    assert "gzip stream breaks" in refusal(Format.TAR_GZ, gzip.compress(halves[:-9])).message
+
+
+def test_a_tar_whose_first_name_begins_as_gzip_does_is_a_tar() -> None:
+    tar = member(b"\x1f\x8b\x08.png", b"x") + END
+    assert content(Format.TAR_GZ, gzip.compress(tar)) == tar
 
 
 @pytest.mark.parametrize("format", [Format.TAR_ZST, Format.TAR_XZ])
@@ -79,21 +151,23 @@ def test_a_header_that_comes_in_bits_is_understood(format: Format) -> None:
 
     zst = format is Format.TAR_ZST
     data = zst_with_window(b"x" * 3000, 27) if zst else xz_with_dictionary(b"x" * 3000, 28)
-    assert b"".join(inflated(format, Dripping(data), archive="a", memory=MEMORY)) == b"x" * 3000
+    assert b"".join(inflated(format, Dripping(data), archive="a", memory=LITTLE)) == b"x" * 3000
 
 
 _SHORT_OF_MEMORY = """
 import io, resource, sys
 from pathlib import Path
-from jobs.archives.inflate import MORE_MEMORY, inflated
+from jobs.archives.inflate import inflated
+from jobs.archives.memory import Memory
+MORE = Memory(160 << 20)
 from jobs.model import Format
 data = Path(sys.argv[1]).read_bytes()
-next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE_MEMORY))
+next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE))
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 soft = pages * resource.getpagesize() + (32 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (soft, soft))
 try:
-    next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE_MEMORY))
+    next(inflated(Format.TAR_ZST, io.BytesIO(data), archive="a", memory=MORE))
 except MemoryError:
     print("no memory")
 """
