@@ -407,19 +407,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     root.mkdir(parents=True, exist_ok=True)
     dataset = Dataset(root / "source", chosen.records, chosen.shards)
     dataset.root.mkdir(exist_ok=True)
+    runs = Path(tempfile.mkdtemp(prefix="runs-", dir=root))
     found: list[tuple[str, ...]] = []
     try:
         _check_room(dataset, names)
         dataset.make()
         with ExitStack() as stack:
-            bench = Bench(root / "runs", dataset, stack)
+            bench = Bench(runs, dataset, stack)
             for name in names:
                 found += lines(name, measure(bench, name, engines, chosen.rounds))
     finally:
         print(table([_HEAD, *found]))
-        shutil.rmtree(root / "runs" if chosen.dir else root, ignore_errors=True)
+        shutil.rmtree(runs if chosen.dir else root, ignore_errors=True)
     ours = [line for line in found if line[1].startswith(_TOOL)]
-    return 0 if all(line[-1] == "right" for line in ours) else 1
+    return 0 if ours and all(line[-1] == "right" for line in ours) else 1
 
 
 if __name__ == "__main__":
