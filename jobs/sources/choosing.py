@@ -110,11 +110,12 @@ def notes_of(found: Found, where: str) -> tuple[str, ...]:
     sets = [group for group in found.groups if len(group.names) > 1]
     notes = []
     if sets:
-        listed = naming.few(group.names[0] for group in sets)
         count = sum(len(group.names) for group in sets)
+        whole = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
         notes.append(
-            f"{where}: {count} files are read as the pieces of {len(sets)} ({listed}, …); --join "
-            "none takes each by itself"
+            f"{where}: {count} files are read as the pieces of {whole}, of which "
+            f"{naming.few(group.names[0] for group in sets)} come first; --join none takes each "
+            "file by itself"
         )
     return (*notes, *naming.notes_of(found.extras, where))
 

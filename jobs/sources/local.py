@@ -220,7 +220,7 @@ class LocalSource:
             shard
             if shard.kind is ShardKind.TREE
             else structs.replace(
-                shard, files=tuple(_with_digest(file, folder, digests) for file in shard.files)
+                shard, files=tuple(_with_digest(file, digests) for file in shard.files)
             )
             for shard in shards
         )
@@ -233,10 +233,10 @@ class LocalSource:
         files = []
         for item in listing.walk(self._root, self._leave):
             if item.kind != listing.FOLDER:
-                path = self._root / os.fsdecode(item.path)
-                size = item.size if item.kind == listing.FILE else _size(path)
+                name = os.fsdecode(item.path)
+                size = item.size if item.kind == listing.FILE else _size(self._root / name)
                 self._oldest = min(self._oldest, item.mtime_ns / 1e9)
-                files.append(SourceFile(os.fsdecode(item.path), str(path), size))
+                files.append(SourceFile(name, f"{self._root}/{name}", size))
         return files
 
 
@@ -313,10 +313,8 @@ def _beside(path: Path) -> list[tuple[str, bool]]:
         return []
 
 
-def _with_digest(file: SourceFile, folder: Path, digests: Mapping[str, Digest]) -> SourceFile:
-    path = Path(file.locator)
-    name = str(path.relative_to(folder))
-    return structs.replace(file, digest=digests.get(name) or _own_sum(path))
+def _with_digest(file: SourceFile, digests: Mapping[str, Digest]) -> SourceFile:
+    return structs.replace(file, digest=digests.get(file.name) or _own_sum(Path(file.locator)))
 
 
 def _sums(folder: Path) -> dict[str, Digest]:

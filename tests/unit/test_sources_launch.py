@@ -266,7 +266,7 @@ def test_files_of_one_name_from_several_folders_are_apart(web: FaultyServer) -> 
         ["part_aa", "part_ab"],
         ["test/part_aa", "test/part_ab"],
     ]
-    assert any("4 files are read as the pieces of 2" in note for note in source.notes())
+    assert any("4 files are read as the pieces of 2 archives" in note for note in source.notes())
 
 
 @pytest.mark.parametrize(
