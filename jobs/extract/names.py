@@ -58,10 +58,11 @@ class Names:
     def below(self, folder: bytes, path: bytes) -> bytes:
         """A path from ``inner`` of an archive that lies in ``folder`` (empty, or with a slash).
 
-        Within the images folder, an archive that holds the images folder itself means the same.
+        Within the images folder, an archive that holds the images folder itself means the same,
+        and its records are the dataset's.
         """
-        both = folder.startswith(self._images) and path.startswith(self._images)
-        return path if both else folder + path
+        own = path == self._records or path.startswith(self._images)
+        return path if own and folder.startswith(self._images) else folder + path
 
     def peek(self, path: bytes) -> bytes | None:
         """As ``inner``, for a path that is looked up only: nothing is counted."""

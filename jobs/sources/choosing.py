@@ -46,6 +46,7 @@ class Found:
     files: Mapping[str, SourceFile]  # all of them, by name
     extras: Mapping[str, str]  # what is left out, and what it is
     home: str = ""  # the folder, with a slash, that the dataset lies in; empty for the top
+    images: str = ""  # the folder of images in the dataset, with a slash; empty where it has none
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def sort_out(
         _check_tables(groups, where)
     taken |= {name for group in groups for name in group.names}
     loose = [by_name[n] for n in [*single, *inside] if n not in taken]
-    return Found(tuple(groups), tuple(loose), by_name, extras, home)
+    layout = request.layout
+    in_images = f"{layout.images}/" if layout.has_records else ""
+    return Found(tuple(groups), tuple(loose), by_name, extras, home, in_images)
 
 
 def notes_of(found: Found, where: str) -> tuple[str, ...]:
@@ -127,6 +130,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
     """
     home = found.home
     made: list[tuple[str, ShardKind, tuple[SourceFile, ...]]] = []
+    below: dict[tuple[SourceFile, ...], str] = {}
     for group in sorted(found.groups, key=lambda group: naming.natural_key(group.names[0])):
         files = tuple(found.files[name] for name in group.names)
         name = group.name
@@ -134,6 +138,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
             name = name.removeprefix(home)
         kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
         made.append((name, kind, files))
+        below[files] = _below(found, group)
     for file in sorted(found.loose, key=lambda file: naming.natural_key(file.name)):
         made.append((file.name.removeprefix(home), ShardKind.FILE, (file,)))
     _check_distinct(name for name, kind, _ in made if kind is ShardKind.FILE)
@@ -145,9 +150,18 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
             kind,
             files,
             whole=None if len(files) == 1 and files[0].name == name else name,
+            below=below.get(files, ""),
         )
         for index, (name, kind, files) in enumerate(made)
     )
+
+
+def _below(found: Found, group: Group) -> str:
+    """The folder that an archive's files go to: the one that it lies in, within the images."""
+    name = group.name.removeprefix(found.home)
+    if not (found.images and name.startswith(found.images) and _is_container(name, group.packing)):
+        return ""
+    return name[: name.rfind("/") + 1]
 
 
 # Steps ------------------------------------------------------------------------------------------
@@ -156,7 +170,8 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
 def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     """The folder of images, with a slash, whose files are data; empty where there is none.
 
-    Where neither records nor archives lie beside it, its own archives are the dataset.
+    Where neither records nor archives lie beside it, or nothing but archives in it, its archives
+    are the dataset's.
     """
     layout = request.layout
     images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
@@ -165,7 +180,9 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
         magic.decompressed_name(name) == records or _is_container(name, magic.packing_named(name))
         for name in beside
     )
-    return images if layout.has_records and has_data else ""
+    inside = [name for name in names if name.startswith(images)]
+    has_images = any(magic.is_data_name(n) or not posixpath.splitext(n)[1] for n in inside)
+    return images if layout.has_records and has_data and has_images else ""
 
 
 def _is_container(name: str, packing: Packing | None) -> bool:

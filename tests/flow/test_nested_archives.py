@@ -206,16 +206,83 @@ def test_an_inner_archives_files_come_to_where_it_lies(tmp_path: Path) -> None:
     assert sorted(brought.files) == ["zips/v0/1.png", "zips/v0/2.png", "zips/v1/1.png"]
 
 
-def test_archives_in_the_images_folder_are_extracted_into_it(tmp_path: Path) -> None:
-    images = {f"images/{number}.png": png(number) for number in range(4)}
-    put(tmp_path / "source" / "images" / "part1.zip", zipped({"0.png": png(0), "1.png": png(1)}))
-    put(tmp_path / "source" / "images" / "part2.tar", tarred({"2.png": png(2), "3.png": png(3)}))
-    source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, images)))
+PICTURES = {f"images/{number}.png": png(number) for number in range(4)}
+
+
+def parts(folder: str = "", *, first: int = 0, last: int = 4) -> dict[str, bytes]:
+    """Some of the pictures as an archive within ``images/`` has them, below ``folder``."""
+    return {f"{folder}{number}.png": png(number) for number in range(first, last)}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        pytest.param(
+            {
+                "images/part1.zip": zipped(parts(last=2)),
+                "images/part2.tar": tarred(parts(first=2)),
+            },
+            id="two",
+        ),
+        pytest.param({"images/all.tar.gz": gzip.compress(tarred(parts("images/")))}, id="top"),
+        pytest.param(
+            {
+                f"images/all.tar.a{c}": tarred(parts())[n * 3000 :][:3000]
+                for n, c in enumerate("abcd")
+            },
+            id="pieces",
+        ),
+        pytest.param({"data/images/all.zip": zipped(parts())}, id="one folder down"),
+    ],
+)
+@pytest.mark.parametrize("words", [(), ("--part-size", "1K")], ids=["whole", "parts"])
+def test_archives_that_are_alone_in_the_images_folder_are_extracted_into_it(
+    tmp_path: Path, files: dict[str, bytes], words: tuple[str, ...]
+) -> None:
+    home = "data/" if any(name.startswith("data/") for name in files) else ""
+    put(tmp_path / "source" / f"{home}prompts.jsonl", b"".join(map(line, PICTURES)))
+    for name, data in files.items():
+        put(tmp_path / "source" / name, data)
+    brought = bring(tmp_path, tmp_path / "source", *words)
+    assert brought.problems == []
+    assert {name: data for name, data in brought.files.items() if ".png" in name} == PICTURES
+    assert "rewritten" not in brought.text
+
+
+def test_an_archive_within_the_images_folder_may_bring_records(tmp_path: Path) -> None:
+    for name, first in (("a", 0), ("b", 2)):
+        some = parts("images/", first=first, last=first + 2)
+        records = {"prompts.jsonl": b"".join(map(line, some))}
+        put(tmp_path / "source" / "images" / f"{name}.tar", tarred({**some, **records}))
+    put(tmp_path / "source" / "README.md", b"x")
+    brought = bring(tmp_path, tmp_path / "source")
+    assert brought.problems == []
+    assert brought.files["prompts.jsonl"] == b"".join(map(line, PICTURES))
+
+
+def test_archives_within_a_folder_of_the_images_go_there(
+    tmp_path: Path,
+) -> None:
+    for name in ("train", "test"):
+        put(tmp_path / "source" / "images" / name / "all.zip", zipped({"0.png": png(len(name))}))
+    records = [f"images/{name}/0.png" for name in ("train", "test")]
+    source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, records)))
+    brought = bring(tmp_path / "one", source)
+    assert brought.problems == []
+    assert {name for name in brought.files if ".png" in name} == set(records)
+
+
+def test_archives_among_images_are_refused_with_the_option_that_extracts_them(
+    tmp_path: Path,
+) -> None:
+    put(tmp_path / "source" / "images" / "0.png", png(0))
+    put(tmp_path / "source" / "images" / "rest.zip", zipped(parts(first=1)))
+    source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, PICTURES)))
     with pytest.raises(SourceError, match=r"lie in the images folder .* --nested"):
         bring(tmp_path / "plain", source)
     brought = bring(tmp_path / "nested", source, "--nested")
     assert brought.problems == []
-    assert {name: data for name, data in brought.files.items() if name in images} == images
+    assert {name: data for name, data in brought.files.items() if ".png" in name} == PICTURES
 
 
 def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
