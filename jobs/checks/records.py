@@ -136,8 +136,8 @@ def _parsed(line: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLineError(
-            f"not UTF-8 at byte {error.start + 1}; if all records are in another encoding, "
-            "--records-encoding says so, such as cp1252 or gbk"
+            f"not UTF-8 at byte {error.start + 1}; if the records are in another encoding, name it "
+            "with --records-encoding, such as cp1252 or gbk"
         ) from error
     try:
         try:

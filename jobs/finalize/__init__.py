@@ -280,7 +280,7 @@ def _receipt_of(
         **content,
         "left_out": dict(tally.left_out),
         "archives": None if kept is None else str(kept),
-        "records_among_data": sorted(set(ground.lying.values())),
+        "records_among_data": sorted(set(ground.records_among_data.values())),
     }
 
 

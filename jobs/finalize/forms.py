@@ -48,7 +48,7 @@ class Found(NamedTuple):
     columns: tuple[str, ...] = ()  # likewise
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """In words."""
         return self.form.value + ("" if self.encoding in _UTF_8 else f" in {self.encoding.upper()}")
 

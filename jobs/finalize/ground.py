@@ -65,6 +65,12 @@ class Mending:
     records: bool  # whether the records file is merged anew
 
     @property
+    def names_among_data(self) -> tuple[str, ...]:
+        """What the records files among the data were called, where there were some."""
+        records = self.receipt["records"]
+        return (records["path"],) if records and self.receipt.get("records_among_data") else ()
+
+    @property
     def names(self) -> list[bytes]:
         """The dataset's own names in the destination."""
         return [bytes_of(key) for key in self.receipt["entries"]]
@@ -86,7 +92,7 @@ class Ground:
     unclear: list[str] = field(default_factory=list)  # what paths of records may mean, in words
     records_path: str | None = None  # of the records file in the dataset; None for plain files
     # Records files among the data: the part that wrote each, by the file's number.
-    lying: dict[int, str] = field(default_factory=dict)
+    records_among_data: dict[int, str] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)  # of these, paths that are not told as strays
 
     def __post_init__(self) -> None:

@@ -200,12 +200,16 @@ class Join:
         They may be versions of one list, or a list and its parts.
         """
         pieces = [self._ground.line_of(line)[0] for line in (one, other)]
-        if self._ground.lying and pieces[0] is not pieces[1] and not self._told_of_several:
+        if (
+            self._ground.records_among_data
+            and pieces[0] is not pieces[1]
+            and not self._told_of_several
+        ):
             self._told_of_several = True
             names = " and ".join(
                 sorted(shown(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
             )
-            fact = f"{names} both name {shown_key(key)}; --records-file says which of them counts"
+            fact = f"{names} both name {shown_key(key)}; launch with --records-file and one of them"
             self._find(Kind.NO_RECORDS, fact)
 
     def _missing(self, reference: Reference, fact: str) -> None:

@@ -103,8 +103,8 @@ def merge_records(
 
 def _tell_forms(ground: Ground, form: forms.Found, findings: Findings) -> None:
     for piece in ground.pieces:
-        if piece.found.told != form.told:
-            fact = f"came as {piece.found.told}, is published as {form.told}"
+        if piece.found.description != form.description:
+            fact = f"came as {piece.found.description}, is published as {form.description}"
             findings.add(Finding(Kind.FORM, fact, piece.shard.id))
 
 

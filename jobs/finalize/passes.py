@@ -173,7 +173,7 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
     records_path, reserved = ground.records_path, reserved_names(ground)
     number = start - 1
     for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start):
-        if entry.path == records_path or number in ground.lying:
+        if entry.path == records_path or number in ground.records_among_data:
             audit.tally.skipped.append(number)
         elif entry.path in reserved:
             audit.tally.skipped.append(number)

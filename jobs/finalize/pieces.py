@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from jobs.archives import nested
 from jobs.archives.samples import is_pair
+from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
@@ -37,7 +38,7 @@ class _Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Lying:
+class _DataFile:
     """A records file among the data."""
 
     number: int  # of the file
@@ -56,31 +57,32 @@ class _Clues:
     """What else may hold a dataset's records."""
 
     def __init__(self) -> None:
-        self._likely: dict[str, int] = {}  # sizes by path
+        self.likely: dict[str, _DataFile] = {}  # by path
         self._last = b""
         self._pair: tuple[bytes, bytes] | None = None
 
-    def see(self, path: str, size: int) -> None:
+    def see(self, file: _DataFile) -> None:
         """Take a file into account, in the order of its archive."""
-        if path.lower().endswith(_LIKELY) and len(self._likely) <= _FEW:
-            self._likely[path] = size
-        raw = path.encode()
+        if file.path.lower().endswith(_LIKELY) and len(self.likely) <= _FEW:
+            self.likely[file.path] = file
+        raw = file.path.encode()
         if self._pair is None and is_pair(self._last, raw):
             self._pair = self._last, raw
         self._last = raw
 
-    def told(self, names: tuple[str, ...]) -> str:
+    def message(self, names: tuple[str, ...]) -> str:
         """That none of ``names`` is there, and what helps."""
         *others, last = names
         either = f"{', '.join(others)} or " if others else ""
         fact = f"no shard has a {either}{last}"
         if self._pair is not None:
             both = " and ".join(map(shown, self._pair))
-            fact += f"; if {both} are a sample of WebDataset, `--layout webdataset` reads it"
-        elif 0 < len(self._likely) <= _FEW:
-            largest = sorted(self._likely, key=lambda path: (-self._likely[path], path))[:_SHOWN]
-            fact += f"; if {' or '.join(map(shown, largest))} holds them, --records-file says so"
-        return f"{fact}; `--layout files` needs none"
+            fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
+        elif 0 < len(self.likely) <= _FEW:
+            files = sorted(self.likely.values(), key=lambda file: (-file.size, file.path))
+            largest = " or ".join(shown(file.path) for file in files[:_SHOWN])
+            fact += f"; if the records are in {largest}, name that file with --records-file"
+        return f"{fact}; to publish files without records, launch with --layout files"
 
 
 def find_pieces(
@@ -97,12 +99,12 @@ def find_pieces(
         _check_samples(ground, summaries, findings)
         sources = _kept_apart(ground, summaries, findings) if ground.reads_records else []
     else:
-        sources = list(_among_data(ground, findings))
+        sources = list(_among_data(ground, findings, progress.check))
     samples = frozenset(
         part.shard for part, summary in zip(ground.parts, summaries, strict=True) if summary.samples
     )
     for shard in sorted(samples):
-        fact = "files with one key, as in WebDataset, are an image and its record now"
+        fact = "files with one key became an image and its record"
         findings.add(Finding(Kind.SAMPLES, fact, shard))
     found = []
     for number, source in enumerate(sources):
@@ -173,73 +175,106 @@ def _sources_of(ground: Ground, part: Part, summary: PartSummary) -> Iterator[_S
         yield _Source(inner, ground.staging.inner_records(part, ordinal))
 
 
-def _among_data(ground: Ground, findings: Findings) -> Iterator[_Source]:
+def _among_data(
+    ground: Ground, findings: Findings, check: Callable[[], object]
+) -> Iterator[_Source]:
     """Take records files out of the data."""
     taken: set[str] = set()
-    for index, file in enumerate(_choose(ground, findings)):
+    for index, file in enumerate(_choose(ground, findings, check)):
         ground.records_path = file.name
-        ground.lying[file.number] = file.part.id
+        ground.records_among_data[file.number] = file.part.id
         if not ground.reads_records or file.path in taken:
             continue
         taken.add(file.path)
-        kept = ground.staging.records / f"lying-{index:05d}"
-        place = ground.staging.data / file.path
+        moved, place = _taken_to(ground, index), ground.staging.data / file.path
         if place.exists():
-            kept.parent.mkdir(exist_ok=True)
-            place.replace(kept)
-        if kept.exists():
-            yield _Source(ground.shards[file.part.shard], kept, file.folder)
+            moved.parent.mkdir(exist_ok=True)
+            place.replace(moved)
+        if moved.exists():
+            yield _Source(ground.shards[file.part.shard], moved, file.folder)
         else:
             forget_manifest(ground, file.part, "its records are gone", findings)
 
 
-def _choose(ground: Ground, findings: Findings) -> list[_Lying]:
-    """The records files among the data: those of the first name that there is."""
+def _taken_to(ground: Ground, index: int) -> Path:
+    return ground.staging.records / f"among-data-{index:05d}"
+
+
+def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> list[_DataFile]:
+    """The records files among the data: those of the first name that there is.
+
+    In the ``auto`` layout the only file that can hold records will do. In a repair they are those
+    of the published dataset.
+    """
+    if ground.mending is not None:
+        return list(_files(ground, ground.mending.names_among_data, _Clues()))
     names = ground.plan.options.layout.records_names
-    by_name: defaultdict[str, list[_Lying]] = defaultdict(list)
+    by_name: defaultdict[str, list[_DataFile]] = defaultdict(list)
     clues = _Clues()
     for file in _files(ground, names, clues):
         by_name[file.name].append(file)
     files = next((by_name[name] for name in names if name in by_name), [])
+    unverified = ground.plan.options.verify is Verify.NONE
     problem, shard = None, None
     if not files:
-        problem = clues.told(names)
+        if len(clues.likely) == 1 and not unverified and ground.plan.options.layout.name == "auto":
+            [only] = clues.likely.values()
+            if _names_images(ground, only, check):
+                fact = f"its records are taken from {shown(only.path)}, the only file of that kind"
+                findings.add(Finding(Kind.WARNING, fact, only.part.shard))
+                return [only]
+        problem = clues.message(names)
     elif len(files) > _MOST:
         problem = f"there are {len(files)} files called {files[0].name}, more than are merged"
     elif (twice := _written_twice(files)) is not None:
-        ground.lying.update((file.number, file.part.id) for file in files)
+        ground.records_among_data.update((file.number, file.part.id) for file in files)
         ground.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
-            f"{shown(twice.path)} has other bytes than in another shard; "
-            f"`--records-file {twice.path}` merges both"
+            f"{shown(twice.path)} has other bytes than in another shard; to merge both, launch "
+            f"with --records-file {twice.path}"
         )
     if problem is None:
         return files
-    if ground.reads_records:
-        unverified = ground.plan.options.verify is Verify.NONE
-        kind = Kind.WARNING if unverified else Kind.NO_RECORDS
-        findings.add(Finding(kind, problem, shard))
+    findings.add(Finding(Kind.WARNING if unverified else Kind.NO_RECORDS, problem, shard))
     return []
 
 
-def _files(ground: Ground, names: tuple[str, ...], clues: _Clues) -> Iterator[_Lying]:
+def _names_images(ground: Ground, file: _DataFile, check: Callable[[], object]) -> bool:
+    """Whether the first record of a file names an image."""
+    place = ground.staging.data / file.path
+    options = ground.plan.options
+    try:
+        found = forms.as_lines(
+            place if place.exists() else _taken_to(ground, 0),
+            file.path,
+            ground.scratch / "look",
+            check,
+            encoding=options.records_encoding,
+        )
+        with found.path.open("rb") as lines:
+            records.parse(next(records.lines(lines), b""), options.layout.image_field)
+    except (FileNotFoundError, forms.FormError, records.BadLineError):
+        return False
+    return True
+
+
+def _files(ground: Ground, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
     """The files of these names; ``clues`` sees all others."""
     # Paths are not looked up where records are not verified, so that they keep their starts.
     deep = ground.plan.options.verify is not Verify.NONE
     for place, part in enumerate(ground.parts):
         start = ground.part_starts[place]
         for number, entry in enumerate(_entries(ground, part), start):
-            path = entry.path
+            path, digest = entry.path, entry.digest or entry.crc32
             if entry.raw is not None:
                 continue
             for name in names:
                 if path == name or (deep and path.endswith(f"/{name}")):
-                    digest = entry.digest or entry.crc32
-                    yield _Lying(number, part, path, name, entry.size, digest)
+                    yield _DataFile(number, part, path, name, entry.size, digest)
                     break
             else:
-                clues.see(path, entry.size)
+                clues.see(_DataFile(number, part, path, path, entry.size, digest))
 
 
 def _entries(ground: Ground, part: Part) -> Iterator[Entry]:
@@ -248,9 +283,9 @@ def _entries(ground: Ground, part: Part) -> Iterator[Entry]:
         yield from read_manifest(ground.folder.manifest(part))
 
 
-def _written_twice(files: list[_Lying]) -> _Lying | None:
+def _written_twice(files: list[_DataFile]) -> _DataFile | None:
     """One that has another's path and other bytes."""
-    first: dict[str, _Lying] = {}
+    first: dict[str, _DataFile] = {}
     for file in files:
         other = first.setdefault(file.path, file)
         if (other.size, other.digest) != (file.size, file.digest):

@@ -132,25 +132,25 @@ class Sample:
     def _moves(self, piece: Piece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
         relative = paths - rooted
-        lies: defaultdict[str, set[str]] = defaultdict(set)
+        starts: defaultdict[str, set[str]] = defaultdict(set)  # folders of files by what is named
         if piece.folder and any(self._literal[unified(piece.folder + path)] for path in relative):
-            lies[""], relative = {f"{unified(piece.folder)}/"}, set()
+            starts[""], relative = {f"{unified(piece.folder)}/"}, set()
         elif any(self._literal[key] for path in relative for key in self._literals(piece, path)):
             relative = set()
         for path in (*rooted, *relative):
             for ending in reversed([*_endings(path)]):
                 if folders := self._folders[ending]:
-                    lies[path[: len(path) - len(ending)]] |= folders
+                    starts[path[: len(path) - len(ending)]] |= folders
                     break
         moves = {}
-        for named, folders in sorted(lies.items()):
+        for named, folders in sorted(starts.items()):
             folder = self._images if self._images in folders else min(folders)
             if folder != self._images and len(folders) > 1:
-                self._say(piece, named, folders, "if one of these is meant, --images-dir says so")
+                self._say(piece, named, folders, "if it is one of these, name it with --images-dir")
             elif self._may_mean(named, folder):
                 moves[named] = folder
             else:
-                self._say(piece, named, folders, "if so, launch with --match any-folder")
+                self._say(piece, named, folders, "if it is, launch with --match any-folder")
         return moves
 
     def _may_mean(self, named: str, folder: str) -> bool:
@@ -166,10 +166,10 @@ class Sample:
         return "" in (named, folder)
 
     def _say(self, piece: Piece, named: str, folders: set[str], remedy: str) -> None:
-        lies = " or ".join(shown(folder or "./") for folder in sorted(folders))
+        found = " or ".join(shown(folder or "./") for folder in sorted(folders))
         self._ground.unclear.append(
-            f"what {piece.shard.name} names below {shown(named or './')} may be what lies below "
-            f"{lies}; {remedy}"
+            f"what {piece.shard.name} names below {shown(named or './')} may be what is below "
+            f"{found}; {remedy}"
         )
 
 

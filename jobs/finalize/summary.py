@@ -30,12 +30,12 @@ _WORDS = {
     Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
     Kind.ORPHAN: ("image has no record", "images have no record"),
     Kind.MOVED: (
-        "records file names images in another folder and was rewritten",
-        "records files name images in another folder and were rewritten",
+        "records file's paths start from another folder and were corrected",
+        "records files' paths start from another folder and were corrected",
     ),
     Kind.SPELLED: (
-        "record spells its image's name otherwise and was rewritten",
-        "records spell their images' names otherwise and were rewritten",
+        "record spells its image's path differently and was corrected",
+        "records spell their images' paths differently and were corrected",
     ),
     Kind.FURTHER_IMAGE: (
         "record names a further image that is missing",
@@ -50,8 +50,14 @@ _WORDS = {
     Kind.WARNING: ("warning", "warnings"),
     Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
     Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
-    Kind.SAMPLES: ("shard's samples are records now", "shards' samples are records now"),
-    Kind.FORM: ("records file has another form now", "records files have another form now"),
+    Kind.SAMPLES: (
+        "shard holds samples of WebDataset, which are published as images and records",
+        "shards hold samples of WebDataset, which are published as images and records",
+    ),
+    Kind.FORM: (
+        "records file is published in another form",
+        "records files are published in another form",
+    ),
     Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
     Kind.BOM: (
         "records file has a byte order mark",

@@ -37,8 +37,8 @@ def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgo
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
-    lying = _records_among_data(folder)
-    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report, lying))
+    among_data = _records_among_data(folder)
+    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report, among_data))
     staging.root.mkdir(parents=True, exist_ok=True)
     atomic.write_json(staging.repair, Repair(records=report.records_damaged))
     for part in parts:
@@ -58,12 +58,14 @@ def _is_here(fetched: Fetched) -> bool:
     return all(Path(file).exists() for file in files)
 
 
-def _is_damaged(folder: RunFolder, part: Part, report: VerifyReport, lying: frozenset[str]) -> bool:
+def _is_damaged(
+    folder: RunFolder, part: Part, report: VerifyReport, among_data: frozenset[str]
+) -> bool:
     if part.id in report.parts or not folder.manifest(part).exists():
         return True
     if not report.records_damaged:
         return False
-    return part.id in lying or read_summary(folder.manifest(part)).has_records
+    return part.id in among_data or read_summary(folder.manifest(part)).has_records
 
 
 class _Head(msgspec.Struct):

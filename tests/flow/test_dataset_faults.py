@@ -198,7 +198,7 @@ REFUSED = [
         "no records file",
         changed(lambda a, b: (set_records(a, None), set_records(b, None))),
         Cause.BAD_RECORD,
-        "no shard has a prompts.jsonl, metadata.jsonl or metadata.csv; `--layout files` needs none",
+        "no shard has a prompts.jsonl, metadata.jsonl or metadata.csv; to publish files without",
     ),
     (
         "an empty records file",

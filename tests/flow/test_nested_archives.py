@@ -246,7 +246,7 @@ def test_archives_that_are_alone_in_the_images_folder_are_extracted_into_it(
     brought = bring(tmp_path, tmp_path / "source", *words)
     assert brought.problems == []
     assert {name: data for name, data in brought.files.items() if ".png" in name} == PICTURES
-    assert "rewritten" not in brought.text
+    assert "corrected" not in brought.text
 
 
 def test_an_archive_within_the_images_folder_may_bring_records(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal
     data = LINES.replace("é", "\u65e5\u672c").encode("gbk")
     text = refused(tmp_path / "utf-8", [shard(data)])
     assert "shard-0000.tar, line 1: not UTF-8 at byte" in text
-    assert "--records-encoding says so, such as cp1252 or gbk" in text
+    assert "--records-encoding, such as cp1252 or gbk" in text
     run = run_of(tmp_path / "gbk", [shard(data)], Options(records_encoding="gbk"))
     assert [record["text"][:2] for record in lines_of(run)] == ["\u65e5\u672c"] * 4
     assert "came as JSON lines in GBK, is published as JSON lines" in told(run)
@@ -338,7 +338,7 @@ def test_two_lists_of_the_same_images_are_refused_with_the_option_that_chooses(
     lists = {"v1/prompts.jsonl": LINES.encode(), "v2/prompts.jsonl": LINES.encode() * 2}
     text = refused(tmp_path / "both", [shard(None, files=lists)])
     assert "'v1/prompts.jsonl' and 'v2/prompts.jsonl' both name 'images/000.png'" in text
-    assert "--records-file says which of them counts" in text
+    assert "launch with --records-file and one of them" in text
     chosen = shard(LINES.encode(), files={"v1/prompts.jsonl": LINES.encode()})
     run = run_of(tmp_path / "one", [chosen], Options(layout=Layout("websight", "v2/prompts.jsonl")))
     assert lines_of(run, "v2/prompts.jsonl") == RECORDS
@@ -353,7 +353,7 @@ def test_one_list_with_other_bytes_in_two_shards_is_refused_with_the_option_that
     ]
     text = refused(tmp_path, shards)
     assert "'metadata.jsonl' has other bytes than in another shard" in text
-    assert "`--records-file metadata.jsonl` merges both" in text
+    assert "to merge both, launch with --records-file metadata.jsonl" in text
 
 
 def test_one_list_with_the_same_bytes_in_two_shards_counts_once(tmp_path: Path) -> None:
@@ -386,12 +386,48 @@ def test_the_websight_layout_takes_no_other_list(tmp_path: Path) -> None:
     text = refused(
         tmp_path, [StagedShard(dict(SPLITS))], Options(layout=Layout("websight", "prompts.jsonl"))
     )
-    assert "no shard has a prompts.jsonl; if 'train/metadata.jsonl' or 'test/metadata" in text
+    assert "no shard has a prompts.jsonl; if the records are in 'train/metadata.jsonl' or" in text
 
 
-@pytest.mark.parametrize("damaged", ["metadata.jsonl", "test/0.png"])
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("data/train.jsonl", LINES.encode()),
+        ("chat.json", json.dumps(RECORDS, indent=1).encode()),
+        ("labels.csv", b"file_name\n" + "\n".join(NAMES).encode()),
+    ],
+)
+def test_the_only_file_that_can_hold_records_is_taken_and_told(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    run = run_of(tmp_path, [shard(None, files={name: data, "README.md": b"x"})])
+    assert f"Found 4 records in {name}" in told(run)
+    assert f"its records are taken from '{name}', the only file of that kind" in told(run)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"train.jsonl": LINES.encode(), "test.jsonl": LINES.encode()},
+        {"config.json": b'{"version": 1}'},
+        {"instances.json": b'{"images": [{"file_name": "000.png"}]}'},
+    ],
+)
+def test_a_file_that_may_hold_records_or_not_is_named_with_the_option(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    text = refused(tmp_path, [shard(None, files=files)])
+    for name in files:
+        assert f"'{name}'" in text
+    assert "name that file with --records-file" in text
+
+
+@pytest.mark.parametrize("damaged", ["metadata.jsonl", "test/0.png", "labels.json"])
 def test_records_among_the_data_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
-    run = run_of(tmp_path, [StagedShard(dict(SPLITS)), StagedShard({"x.txt": b"x"})])
+    first = StagedShard(dict(SPLITS))
+    if damaged == "labels.json":
+        first = shard(None, files={damaged: json.dumps(RECORDS).encode()})
+    run = run_of(tmp_path, [first, StagedShard({"x.txt": b"x"})])
     file = run.staging.dest / damaged
     before = file.read_bytes()
     file.write_bytes(b"x" * len(before))

@@ -224,14 +224,13 @@ REFUSED = [
     pytest.param(
         [*images(3, "photos/{:03d}.png"), *images(3, "thumbs/{:03d}.png")],
         images(3, "{:03d}.png"),
-        "may be what lies below 'photos/' or 'thumbs/'; if one of these is meant, --images-dir",
+        "may be what is below 'photos/' or 'thumbs/'; if it is one of these, name it with",
         id="two folders",
     ),
     pytest.param(
         images(3, "thumbs/{:03d}.png"),
         images(3),
-        "what shard-0000.tar names below 'images/' may be what lies below 'thumbs/'; if so, launch "
-        "with --match any-folder",
+        "names below 'images/' may be what is below 'thumbs/'; if it is, launch with --match any-",
         id="a folder of another name",
     ),
     pytest.param(

@@ -85,7 +85,7 @@ def test_samples_are_images_and_records_whatever_the_number_of_parts(
         assert (run.staging.dest / f"images/{n:05d}.png").read_bytes() == png(n)
     assert len(published(run)) == 15 + 3
     assert b'"width": 1.5}' in (run.staging.dest / "prompts.jsonl").read_bytes()
-    assert "! 2 shards' samples are records now" in "\n".join(summary.lines)
+    assert "! 2 shards hold samples of WebDataset" in "\n".join(summary.lines)
 
 
 def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> None:
@@ -110,8 +110,9 @@ def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None
         )
         if options is None:
             assert problem is not None
-            assert "'00000.png' and '00000.txt' are a sample of WebDataset, `--layout webdat" in (
-                problem.message
+            assert (
+                "to read '00000.png' and '00000.txt' as a sample of WebDataset, launch with "
+                in (problem.message)
             )
         else:
             assert problem is None
