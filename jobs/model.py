@@ -456,6 +456,24 @@ class Resources(Struct, frozen=True):
     setup: tuple[str, ...] = ()  # shell lines before the task
 
 
+class Cluster(Struct, frozen=True):
+    """A Slurm, told from every other. Two sites may use one name, so its controllers count too."""
+
+    name: str  # ClusterName
+    controllers: tuple[str, ...] = ()  # HOST:PORT of slurmctld and its backups; empty: not known
+
+    def is_same(self, other: Cluster) -> bool:
+        """Whether both are one cluster, as far as is known of their controllers."""
+        unknown = not self.controllers or not other.controllers
+        return self.name == other.name and (
+            unknown or not set(self.controllers).isdisjoint(other.controllers)
+        )
+
+    def __str__(self) -> str:
+        by = f" (controller {', '.join(self.controllers)})" if self.controllers else ""
+        return f"{self.name}{by}"
+
+
 class Submission(Struct, frozen=True):
     """One chain of jobs over what was unfinished when it was made."""
 
@@ -476,6 +494,7 @@ class Submission(Struct, frozen=True):
     by_itself: bool = False  # made by the finalize job of the submission before it
     refused: str | None = None  # why it was given up before all of it was submitted
     start: str = ""  # of the process ``pid``, in clock ticks since boot
+    cluster: Cluster | None = None  # that has its jobs; None: not known, or no Slurm
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:

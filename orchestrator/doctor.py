@@ -25,7 +25,7 @@ from jobs.runfolder import RunFolder
 from orchestrator import canary, disks, engines, logs, reasons, resources, sbatchargs, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines import slurmclient
-from orchestrator.engines.base import EngineState, JobSpec
+from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.terminal import Look
 
 HUB = "https://huggingface.co"
@@ -102,7 +102,9 @@ def _slurm(wish: Wish) -> Iterator[Finding]:
     if why is not None:
         yield Finding("slurm", False, why, "wait and try again, or ask the site's support")
         return
-    yield Finding("slurm", True, f"{_version()} answers")
+    cluster = engines.by_name("slurm").cluster
+    which = f" for cluster {cluster}" if cluster else ""
+    yield Finding("slurm", True, f"{_version()} answers{which}")
     yield _accounting()
     yield _shared(wish.log_dir.absolute(), "--log-dir")
     yield _shared(wish.dest.absolute(), "--dest")
@@ -217,15 +219,14 @@ def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Fi
         yield Finding("canary job", False, error.message, "mend that, then run doctor again")
         return
     try:
-        yield from _await(wish, folder, ask, handle.task_ids[0], submitted)
+        yield from _await(wish, folder, ask, engine, handle.task_ids[0], submitted)
     finally:
         engine.cancel(folder, handle.job_ids)
 
 
 def _await(
-    wish: Wish, folder: RunFolder, ask: Ask, job_id: str, submitted: datetime
+    wish: Wish, folder: RunFolder, ask: Ask, engine: Engine, job_id: str, submitted: datetime
 ) -> Iterator[Finding]:
-    engine = engines.by_name("slurm")
     pause = threading.Event()  # never set: waiting on it can be interrupted
     while True:
         state = engine.poll(folder, [job_id])[job_id]

@@ -6,40 +6,55 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from jobs.errors import EngineError
+from jobs.errors import Cause, EngineError
 from jobs.memberpath import shown
-from jobs.model import Outcome, Stage, Submission, TaskResult, utc_now
+from jobs.model import Cluster, Outcome, Stage, Submission, TaskResult, utc_now
 from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import journal, units
-from orchestrator.engines.base import Engine, TaskState
+from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.journal import Act
 from orchestrator.state import Evidence, TaskKey
 
+EngineOf = Callable[[str, Cluster | None], Engine]
+
+
+@dataclass
+class _Asked:
+    """What the engines said."""
+
+    known: dict[TaskKey, TaskState] = field(default_factory=dict)
+    silent: str | None = None  # why one of them did not answer
+    elsewhere: dict[TaskKey, str] = field(default_factory=dict)  # why nobody asked
+
 
 def gather(
-    folder: RunFolder, engine_of: Callable[[str], Engine] | None, *, now: datetime | None = None
+    folder: RunFolder, engine_of: EngineOf | None, *, now: datetime | None = None
 ) -> Evidence:
     """All that is known of a run.
 
-    ``engine_of`` gives the engine of a name (a run's submissions can have different ones); None
-    asks the files only. Raises ``RunFolderError`` where the folder cannot be trusted or read.
+    ``engine_of`` gives the engine of a name and cluster (a run's submissions can have different
+    ones); None asks the files only. Raises ``RunFolderError`` where the folder cannot be trusted or
+    read.
     """
     folder.check()
     plan = folder.load_plan()
     submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
+    cancel = journal.last_cancel(folder)
+    cancelled = cancel.attempt if cancel and cancel.act is Act.CANCELLED else None
     # The engines are asked before the results are read: a task that ends in between has a result.
-    states, silent = _ask(folder, submissions, engine_of) if engine_of else ({}, None)
+    asked = _ask(folder, submissions, engine_of) if engine_of else _Asked()
     results = {
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
+    states, silent = _settled(asked, results, journal.ended_by_cancel(folder))
     published, remark = _destination(folder, Staging(plan))
-    cancel = journal.last_cancel(folder)
-    if cancel and cancel.act is Act.CANCELLED and not published and remark is None:
+    if cancelled is not None and not published and remark is None:
         remark = _left_lying(Staging(plan), results.values())
     return Evidence(
         plan=plan,
@@ -53,7 +68,7 @@ def gather(
         finished=frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
-        cancelled=cancel.attempt if cancel and cancel.act is Act.CANCELLED else None,
+        cancelled=cancelled,
         cancelling=cancel.attempt if cancel and cancel.act is Act.CANCELLING else None,
         published=published,
         now=now or utc_now(),
@@ -161,23 +176,43 @@ def _holds_anything(folder: Path) -> bool:
         return False
 
 
-def _ask(
-    folder: RunFolder, submissions: tuple[Submission, ...], engine_of: Callable[[str], Engine]
-) -> tuple[dict[TaskKey, TaskState], str | None]:
-    """What the engines know of every task, one question each, and why one was silent."""
-    by_engine: dict[str, dict[str, TaskKey]] = defaultdict(dict)
+def _ask(folder: RunFolder, submissions: Iterable[Submission], engine_of: EngineOf) -> _Asked:
+    """What the engines know of every task, one question each."""
+    by_engine: dict[tuple[str, Cluster | None], dict[str, TaskKey]] = defaultdict(dict)
     for submission in submissions:
         for task in submission.tasks:
             if task.job_id is not None:
                 key = (submission.number, task.stage, task.number)
-                by_engine[submission.engine][task.job_id] = key
-    known: dict[TaskKey, TaskState] = {}
-    silent = None
-    for name, ids in by_engine.items():
+                by_engine[submission.engine, submission.cluster][task.job_id] = key
+    asked = _Asked()
+    for which, ids in by_engine.items():
         try:
-            states = engine_of(name).poll(folder, list(ids))
+            attempts = {attempt for attempt, _, _ in ids.values()}
+            states = engine_of(*which).poll(folder, list(ids), attempts)
+        except OtherClusterError as error:
+            asked.elsewhere |= dict.fromkeys(ids.values(), error.message)
         except EngineError as error:
-            silent = error.message
+            asked.silent = error.message
         else:
-            known |= {ids[job_id]: state for job_id, state in states.items() if job_id in ids}
-    return known, silent
+            asked.known |= {ids[job_id]: state for job_id, state in states.items() if job_id in ids}
+    return asked
+
+
+def _settled(
+    asked: _Asked, results: Iterable[TaskKey], cancelled: int
+) -> tuple[dict[TaskKey, TaskState], str | None]:
+    """The tasks' states, and why those of some are not known.
+
+    Tasks of a cluster that cannot be asked from here have ended all the same where a cancel up to
+    their attempt went through, or where a finalize job, which waits for all of them, has a result.
+    """
+    finalized = max((n for n, stage, _ in results if stage is Stage.FINALIZE), default=0)
+    states, silent = dict(asked.known), asked.silent
+    for key, why in asked.elsewhere.items():
+        if key[0] <= cancelled:
+            states[key] = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+        elif key[0] <= finalized:
+            states[key] = TaskState(EngineState.ENDED)
+        else:
+            silent = why
+    return states, silent

@@ -23,7 +23,7 @@ class Act(str, Enum):
     ACCEPTED = "accepted"  # the engine took it
     WITHDRAWN = "withdrawn"  # it was not handed over, or was taken back at once
     CANCELLING = "cancelling"  # the user asked for the end of the run
-    CANCELLED = "cancelled"  # the engine was told to end all its jobs
+    CANCELLED = "cancelled"  # all its jobs have ended, or were given up
     RESUMED = "resumed"  # the user took it up again
 
 
@@ -91,6 +91,11 @@ def open_intents(folder: RunFolder) -> list[Event]:
 def last_attempt(folder: RunFolder) -> int:
     """The number of the newest submission that was ever made, be its file gone or not."""
     return max((event.attempt for event in read(folder)), default=0)
+
+
+def ended_by_cancel(folder: RunFolder) -> int:
+    """The newest attempt up to which a cancel ended all jobs, be the run resumed since or not."""
+    return max((e.attempt for e in read(folder) if e.act is Act.CANCELLED), default=0)
 
 
 def last_cancel(folder: RunFolder) -> Event | None:

@@ -97,6 +97,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "state": state.status.value,
         "remark": state.remark or None,
         "engine": state.submissions[-1].engine if state.submissions else None,
+        "cluster": _cluster(state),
         "engine_silent": state.engine_silent,
         "source": _source(state),
         "dest": state.plan.dest,
@@ -118,6 +119,11 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat().replace("+00:00", "Z")
+
+
+def _cluster(state: RunState) -> str | None:
+    cluster = state.submissions[-1].cluster if state.submissions else None
+    return cluster.name if cluster else None
 
 
 def _source(state: RunState) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobs import __version__, atomic
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
-from jobs.model import Resources, Stage, Submission, Task, utc_now
+from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
 from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from orchestrator import journal
@@ -38,6 +38,7 @@ def draft(
     retries: int = 0,
     refetch: Sequence[str] = (),
     then: Path | None = None,
+    cluster: Cluster | None = None,
 ) -> Submission:
     """A submission by this process, its jobs not yet known."""
     me = ProcessId.here()
@@ -55,6 +56,7 @@ def draft(
         retries=retries,
         refetch=tuple(refetch),
         then=str(then.absolute()) if then else None,
+        cluster=cluster,
     )
 
 
@@ -101,6 +103,7 @@ def submit_chain(
     ``ClaimedError``.
     """
     path = folder.submission(submission.number)
+    submission = _with_cluster(submission, engine)
     try:
         atomic.create_json(path, submission)
     except FileExistsError as error:
@@ -121,7 +124,7 @@ def submit_chain(
                 kind, before = "afterany", (*before, *downloads)
             after = Dependency(kind, tuple(before)) if before else None
             handles.append(_submit(folder, spec, after, engine))
-            submission = _with_ids(submission, handles[-1])
+            submission = _with_cluster(_with_ids(submission, handles[-1]), engine)
             atomic.write_json(path, submission)
         if submission.then is not None:
             _check_not_cancelled(folder)
@@ -158,6 +161,11 @@ def _submit(
         job_ids=handle.job_ids,
     )
     return handle
+
+
+def _with_cluster(submission: Submission, engine: Engine) -> Submission:
+    """Where its jobs are, by which they are found again; the first of them may have decided it."""
+    return structs.replace(submission, cluster=engine.cluster or submission.cluster)
 
 
 def _with_ids(submission: Submission, handle: JobHandle) -> Submission:

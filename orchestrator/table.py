@@ -120,7 +120,7 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
 
 def _engine(state: RunState) -> str:
     last = state.submissions[-1]
-    told = [last.engine]
+    told = [f"{last.engine} ({last.cluster.name})" if last.cluster else last.engine]
     if last.number > 1:
         told.append(f"attempt {last.number}")
     ids = dict.fromkeys(task.job_id.partition("_")[0] for task in last.tasks if task.job_id)

@@ -123,7 +123,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path)
-    engines.reach(planned.engine, ", or use --engine local to work on this machine")
+    engines.reach(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:
         if planned.private:

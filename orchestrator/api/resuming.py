@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,7 +17,7 @@ from jobs.errors import (
     UsageError,
     from_os_error,
 )
-from jobs.model import Resources, Submission
+from jobs.model import Cluster, Resources, Submission
 from jobs.progress import Progress, cores
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
@@ -26,9 +27,12 @@ from orchestrator import claim, engines, evidence, journal, planning, preflight,
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.running import Tick, state_of
+from orchestrator.engines.base import OtherClusterError
 from orchestrator.journal import Act
 from orchestrator.recovery import Recovery
 from orchestrator.state import RunState, RunStatus
+
+log = logging.getLogger(__name__)
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFolder:
@@ -65,6 +69,7 @@ class Resumable:
     damage: VerifyReport | None = None  # what a published dataset has to be mended of
     asked: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
     why_local: str = ""  # why this machine does the work, where nobody asked for that
+    cluster: Cluster | None = None  # where its jobs go, as ``engines.by_name`` takes it
 
     @property
     def last(self) -> Submission:
@@ -109,8 +114,8 @@ def plan_resume(
         )
     if state.engine_silent:
         raise EngineError(
-            f"{state.engine_silent}\nWhich tasks still live cannot be told, so nothing is "
-            "submitted; resume again once the scheduler answers"
+            f"{state.engine_silent}\nTasks may still be at work, so nothing is submitted; resume "
+            f"again once their scheduler answers. {_abandon(folder)}"
         )
     asked = (tasks, changes or {})
     if state.status is RunStatus.DONE:
@@ -123,15 +128,39 @@ def plan_resume(
             return Resumable(folder, state, Recovery(), report, asked)
     else:
         preflight.check_not_taken(state.plan)
-    partition = state.submissions[-1].resources["extract"].partition
-    limit = engines.by_name(_engine_name(state.submissions[-1])).time_limit_min(partition)
+    last = state.submissions[-1]
+    cluster = engines.cluster_after(last.cluster)
+    hand = engines.by_name(_engine_name(last), cluster)
+    limit = hand.time_limit_min(last.resources["extract"].partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before it had tidied up: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and changes:
         step = replace(step, resources=override(_resources(step, state), changes))
-    return Resumable(folder, state, step, asked=asked, why_local=why_local)
+    if step.tasks and hand.cluster and last.cluster and not hand.cluster.is_same(last.cluster):
+        step = _moved(state, step, hand.cluster)
+    return Resumable(folder, state, step, asked=asked, why_local=why_local, cluster=cluster)
+
+
+def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
+    """``step`` on another cluster than the last submission; ``EngineError`` where it cannot be."""
+    last = state.submissions[-1]
+    if tied := [*step.also_after, *step.cancel]:
+        raise EngineError(
+            f"jobs {', '.join(tied)} of the run are in the queue of cluster {last.cluster}, but "
+            f"this shell submits to cluster {cluster}, where nothing can wait for them; resume "
+            f"where the former answers, or first websight-orchestrate cancel {state.plan.run_id}"
+        )
+    note = f"to cluster {cluster}; attempt {last.number} was on cluster {last.cluster}"
+    return replace(step, notes=(*step.notes, note))
+
+
+def _abandon(folder: RunFolder) -> str:
+    return (
+        "If that cluster is gone for good, give its jobs up with "
+        f"websight-orchestrate cancel {folder.run_id} --abandon"
+    )
 
 
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
@@ -150,11 +179,11 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if not step.tasks:
         return
     name = planned.engine
-    engines.reach(name)
+    engines.reach(name, planned.cluster)
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
     preflight.check_space(planned.state.plan, planned.state)
-    engine = engines.by_name(name)
+    engine = engines.by_name(name, planned.cluster)
     # A later attempt's are those of another resume, which is at it right now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
@@ -164,7 +193,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     journal.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a resume by hand begins anew
-    draft = running.next_draft(last, step, engine=name, retries=retries)
+    draft = running.next_draft(last, step, engine=name, retries=retries, cluster=planned.cluster)
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
     else:
@@ -173,18 +202,24 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         )
 
 
-def cancel(folder: RunFolder) -> RunState:
-    """End all jobs of a run, those that wait included; ``resume`` can take it up again."""
+def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
+    """End all jobs of a run, those that wait included; ``resume`` can take it up again.
+
+    Returns once all of them are seen to have ended; ``abandon`` gives up those whose scheduler
+    cannot be asked. Raises ``EngineError`` where some go on, or nobody can tell from here.
+    """
     state = state_of(folder, ask=False)
     if state.status is RunStatus.DONE:
         raise UsageError(f"run {folder.run_id} is done; there is nothing to cancel")
+    if not abandon:
+        _check_reached(folder)
     attempt = state.submissions[-1].number if state.submissions else 0
     # Written first: who is submitting (another shell, a finalize job that starts the next attempt)
     # reads it and stops.
     try:
         journal.append(folder, Act.CANCELLING, attempt=attempt)
     except OSError as error:  # a full disk must not keep jobs alive
-        _end_jobs(folder)
+        _end_jobs(folder, abandon=abandon)
         told = from_os_error(error, doing=f"writing {error.filename}")
         raise StorageError(
             f"{told.message}; the run's jobs were ended, but the cancel is not noted: make room, "
@@ -192,12 +227,12 @@ def cancel(folder: RunFolder) -> RunState:
             cause=told.cause,
         ) from error
     try:
-        _end_jobs(folder)
+        _end_jobs(folder, abandon=abandon)
     except EngineError as error:
         raise EngineError(
-            f"{error.message}\nThe cancel is noted, so the run makes no further attempt, but its "
-            f"jobs were not told: websight-orchestrate cancel {folder.run_id} again once the "
-            "scheduler answers",
+            f"{error.message}\nThe cancel is noted, so the run makes no further attempt, but not "
+            "all of its jobs were seen to end. Once the scheduler answers, again: "
+            f"websight-orchestrate cancel {folder.run_id}. {_abandon(folder)}",
             cause=error.cause,
         ) from error
     numbers = folder.submission_numbers()
@@ -207,17 +242,61 @@ def cancel(folder: RunFolder) -> RunState:
     return state_of(folder)
 
 
-def _end_jobs(folder: RunFolder) -> None:
-    """Cancel every job of every submission, those too whose acceptance was never heard of."""
+Where = tuple[str, "Cluster | None"]  # an engine's name and cluster
+
+
+def _check_reached(folder: RunFolder) -> None:
+    """Raise ``EngineError`` where the run has live jobs on a cluster that is not to be asked here.
+
+    A scheduler that is merely silent passes: the cancel is noted, and repeated once it answers.
+    """
+    where = {n: _where(folder.load_submission(n)) for n in folder.submission_numbers()}
+    elsewhere: dict[Where, OtherClusterError] = {}
+    for each in dict.fromkeys(where.values()):
+        try:
+            engines.by_name(*each).check(folder)
+        except OtherClusterError as error:
+            elsewhere[each] = error
+        except EngineError:
+            continue
+    if not elsewhere:
+        return
+    state = state_of(folder)
+    live = [where[v.attempt] for v in (*state.tasks, *state.earlier) if v.status.live]
+    live += [where[e.attempt] for e in journal.open_intents(folder) if e.attempt in where]
+    for each in filter(elsewhere.__contains__, live):
+        other = elsewhere[each]
+        raise EngineError(f"{other.message}\nNothing was cancelled. {_abandon(folder)}") from other
+
+
+def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
+    """End every job of every submission, those too whose acceptance was never heard of.
+
+    A cluster that cannot be asked from here is passed over: ``_check_reached`` found that its jobs
+    have ended, or they are given up.
+    """
     lost = [event.name for event in journal.open_intents(folder)]
-    ids: dict[str, dict[str, None]] = {}
+    ids: dict[Where, dict[str, None]] = {}
     for submission in map(folder.load_submission, folder.submission_numbers()):
-        known = ids.setdefault(submission.engine, {})
+        known = ids.setdefault(_where(submission), {})
         for job_id in (*(task.job_id for task in submission.tasks), submission.then_job):
             if job_id:
                 known[job_id.partition("_")[0]] = None
-    for name, known in ids.items():
-        engines.by_name(name).cancel(folder, list(known), lost)
+    failed: list[EngineError] = []
+    for where, known in ids.items():
+        try:
+            engines.by_name(*where).cancel(folder, list(known), lost)
+        except EngineError as error:
+            if abandon:
+                log.warning("jobs %s are given up: %s", ", ".join(known), error.message)
+            elif not isinstance(error, OtherClusterError):
+                failed.append(error)
+    if failed:
+        raise failed[0]
+
+
+def _where(submission: Submission) -> Where:
+    return submission.engine, submission.cluster
 
 
 def _is_untidy(staging: Staging) -> bool:

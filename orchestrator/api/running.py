@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import OrchestrateError
-from jobs.model import Plan, Resources, Stage, Submission
+from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.progress import cores
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
@@ -77,7 +77,7 @@ def submit(
 
     ``most``: array tasks behind a download here, where ``draft`` itself has none of them.
     """
-    engine = engines.by_name(draft.engine)
+    engine = engines.by_name(draft.engine, draft.cluster)
     submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
     if draft.engine == "local":
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
@@ -108,9 +108,14 @@ def stand_in(folder: RunFolder, plan: Plan, engine: str) -> Submission:
 
 
 def next_draft(
-    last: Submission, step: recovery.Recovery, *, engine: str, retries: int
+    last: Submission,
+    step: recovery.Recovery,
+    *,
+    engine: str,
+    retries: int,
+    cluster: Cluster | None = None,
 ) -> Submission:
-    """The submission after ``last``, over the work of ``step``.
+    """The submission after ``last``, over the work of ``step``; None: see ``engines.by_name``.
 
     Who looked before another process made that submission collides with it (``submit_chain``).
     """
@@ -123,6 +128,7 @@ def next_draft(
             parallel=last.parallel,
             retries=retries,
             refetch=step.refetch,
+            cluster=cluster,
         ),
         then=last.then,
     )
@@ -138,7 +144,9 @@ def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int 
             step = recovery.recover(state, most=most)
             rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
             step = replace(step, tasks=rest)
-            draft = next_draft(last, step, engine=last.onward, retries=last.retries)
+            draft = next_draft(
+                last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
+            )
             submit(folder, draft, on_tick=on_tick)
         return
     if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
@@ -160,8 +168,10 @@ def retry(run_dir: str, attempt: int) -> None:
         return
     step = recovery.recover(state)
     if step.tasks:
-        engines.by_name(last.engine).cancel(folder, step.cancel)
-        draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
+        engines.by_name(last.engine, last.cluster).cancel(folder, step.cancel)
+        draft = next_draft(
+            last, step, engine=last.engine, retries=last.retries - 1, cluster=last.cluster
+        )
         draft = structs.replace(draft, by_itself=True)
         submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 

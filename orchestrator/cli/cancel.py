@@ -12,12 +12,21 @@ from orchestrator.cli import options
 @click.command(short_help="End all jobs of a run; resume can take it up again.")
 @options.run
 @options.log_dir
-def command(run: str | None, log_dir: Path) -> int:
-    """End all jobs of RUN, those that wait included. What it has finished stays for a resume."""
+@click.option(
+    "--abandon",
+    is_flag=True,
+    help="Give up jobs whose cluster is gone for good, or cannot be asked.",
+)
+def command(run: str | None, log_dir: Path, abandon: bool) -> int:
+    """End all jobs of RUN, those that wait included. What it has finished stays for a resume.
+
+    It succeeds once all jobs are seen to have ended. Where another cluster answers than the one
+    that has them it does nothing and says so.
+    """
     from orchestrator import api
 
     folder = api.find_run(run, log_dir)
-    remark = api.cancel(folder).remark or "what it finished is kept"
+    remark = api.cancel(folder, abandon=abandon).remark or "what it finished is kept"
     click.echo(
         f"Run {folder.run_id} is cancelled: {remark}.\n"
         f"Go on:  websight-orchestrate resume {folder.run_id}",

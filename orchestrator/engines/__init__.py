@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 from jobs.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
+    from jobs.model import Cluster
     from orchestrator.engines.base import Engine
 
 AUTO = "auto"
 SLURM, LOCAL = NAMES = ("slurm", "local")
 
 
-def by_name(name: str) -> Engine:
-    """A new engine of that name."""
+def by_name(name: str, cluster: Cluster | None = None) -> Engine:
+    """A new engine of that name, for that cluster; None: the one that the environment chooses."""
     if name == SLURM:
         from orchestrator.engines.slurm import SlurmEngine
 
-        return SlurmEngine()
+        return SlurmEngine(cluster)
     if name == LOCAL:
         from orchestrator.engines.local import LocalEngine
 
@@ -57,12 +58,24 @@ def choose(wanted: str) -> Choice:
     )
 
 
-def reach(name: str, otherwise: str = "") -> None:
-    """Return once the engine of that name can be talked to; ``EngineError`` where it cannot be.
+def reach(name: str, cluster: Cluster | None = None, otherwise: str = "") -> None:
+    """Return once such an engine (see ``by_name``) answers; ``EngineError`` where it does not.
 
     ``otherwise`` is what else the user can do, as the end of a sentence.
     """
     if name == SLURM:
-        from orchestrator.engines import slurmclient
+        from orchestrator.engines.slurm import SlurmEngine
 
-        slurmclient.reach(otherwise)
+        SlurmEngine(cluster).reach(otherwise)
+
+
+def cluster_after(last: Cluster | None) -> Cluster | None:
+    """Where jobs go after jobs on ``last``, as in ``by_name``.
+
+    There, unless the environment chooses another cluster, or ``last`` is out of reach: then None.
+    """
+    from orchestrator.engines import slurmcluster
+
+    if last is None or slurmcluster.chosen() not in ([], [last.name]):
+        return None
+    return None if slurmcluster.way_to(last).doubt else last

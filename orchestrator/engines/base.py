@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 from jobs.errors import Cause, EngineError
-from jobs.model import Resources, Stage, Task
+from jobs.model import Cluster, Resources, Stage, Task
 from jobs.runfolder import RunFolder
 
 
 class TooManyJobs(EngineError):
     """A limit on how many jobs may be submitted at a time refused a job."""
+
+
+class OtherClusterError(EngineError):
+    """The scheduler that answers is not, as far as is known, the one that has the run's jobs."""
 
 
 class EngineState(str, Enum):
@@ -88,9 +92,22 @@ class JobHandle:
 
 
 class Engine(Protocol):
-    """Runs tasks. Raises ``EngineError`` where it cannot be reached or refuses, with its reason."""
+    """Runs tasks. Raises ``EngineError`` where it cannot be reached or refuses, with its reason,
+    and ``OtherClusterError`` where what can be reached is not the cluster it was made for.
+    """
 
     name: str
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """What it hands jobs to; None: not known, or no cluster."""
+        ...
+
+    def check(self, folder: RunFolder) -> None:
+        """Raise ``OtherClusterError`` where what answers shows no job of the run, and may be
+        another cluster than the one that has them.
+        """
+        ...
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         """Hand the tasks over; ``EngineError`` leaves nothing behind that runs."""
@@ -115,17 +132,22 @@ class Engine(Protocol):
         """The longest time that a partition gives a job, in minutes; None: no limit, or unknown."""
         ...
 
-    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
         """The state of every id of ``ids``: one query for all; UNKNOWN where nothing is known.
 
-        An id that now belongs to somebody else's job is not this run's: names are compared.
+        An id that now belongs to another job is not this run's, nor that of an attempt other than
+        ``attempts`` (none: any attempt). A job that the scheduler no longer knows has ended;
+        ``OtherClusterError`` where the scheduler that does not know it may be another one.
         """
         ...
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
         """End jobs by id, and by name (``JobSpec.name``) where the reply with the id was lost.
 
-        The ones that ended already are no error.
+        Returns once all of them have ended, which some may have done already. Raises
+        ``EngineError`` where some go on, ``OtherClusterError`` where nobody can tell from here.
         """
         ...
 

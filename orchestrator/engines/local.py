@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
@@ -33,9 +33,13 @@ class LocalEngine:
     """
 
     name = "local"
+    cluster = None
 
     def __init__(self) -> None:
         self._pool = Pool()
+
+    def check(self, folder: RunFolder) -> None:
+        """See ``base.Engine``; there is one machine only."""
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         """See ``base.Engine``; the tasks wait for ``wait``."""
@@ -77,7 +81,9 @@ class LocalEngine:
         """See ``base.Engine``; nothing is limited here."""
         return None
 
-    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
         """See ``base.Engine``; any process can ask, and on the pool's host gets the truth."""
         files = LocalFiles(folder)
         return {each: files.look(each) for each in ids}

@@ -17,12 +17,15 @@ from jobs.errors import Cause, EngineError, UsageError
 from jobs.memberpath import shown
 from jobs.model import Stage, Task
 from orchestrator import sbatchargs
-from orchestrator.engines import slurmclient, slurmlimits
+from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.entry import Entry
 
 # Before its time limit a task gets USR2 and stops in order (jobs/worker.py).
 SIGNAL_S = 90
+
+# For srun within the job, which would ask the clusters that the shell of the launch chose.
+_OWN_CLUSTER = ("unset SLURM_CLUSTERS",)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -142,7 +145,7 @@ def parameters(
         "exclude": asked.exclude,
         "mail_type": asked.mail_type,
         "mail_user": asked.mail_user,
-        "setup": list(asked.setup) or None,
+        "setup": [*(_OWN_CLUSTER if slurmcluster.chosen() else ()), *asked.setup] or None,
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_S,
         "wckey": None,
@@ -191,10 +194,13 @@ def never(script: Path) -> str:
     raise AssertionError(f"{script} is not to be submitted")
 
 
-def check(spec: JobSpec) -> None:
-    """Refuse what would break the script, or wait for ever; ``EngineError`` says which."""
+def check(spec: JobSpec, at: str | None = None) -> None:
+    """Refuse what would break the script, or wait for ever; ``EngineError`` says which.
+
+    ``at`` names the cluster that it is for, as in ``slurmclient.ask``.
+    """
     _check_texts(spec)
-    slurmlimits.check_time(spec)
+    slurmlimits.check_time(spec, at)
 
 
 def _check_texts(spec: JobSpec) -> None:

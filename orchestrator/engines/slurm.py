@@ -3,55 +3,80 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
-from jobs.errors import Cause, EngineError, from_os_error
+from jobs.errors import EngineError, from_os_error
 from jobs.memberpath import shown
+from jobs.model import Cluster
 from jobs.runfolder import RunFolder
-from orchestrator.engines import slurmclient, slurmlimits
+from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import (
     Dependency,
-    EngineState,
     JobHandle,
     JobSpec,
+    OtherClusterError,
     TaskState,
     TooManyJobs,
 )
 from orchestrator.engines.slurmclient import Answer, TimedOut
-from orchestrator.engines.slurmparse import (
-    ACCOUNT_FORMAT,
-    QUEUE_FORMAT,
-    Row,
-    accepted,
-    account_rows,
-    queue_rows,
-)
+from orchestrator.engines.slurmparse import SEPARATOR, accepted, base
+from orchestrator.engines.slurmqueue import Queue
 
 log = logging.getLogger(__name__)
 
 # Waits before asking a silent Slurm again: about a minute in all, then the user is told.
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-_AT_ONCE_S = 3.0
-_ENDED = re.compile("invalid job id|already complet", re.IGNORECASE)
-_IDS_AT_ONCE = 500  # ids on one command line
+# Waits between looks whether a cancelled job has left the queue; half a minute in all.
+END_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class SlurmEngine:
-    """See ``base.Engine``. ``back_off_s``: waits between tries while Slurm is silent."""
+    """See ``base.Engine``: one cluster, which is ``cluster`` or what the environment chooses.
+
+    ``back_off_s``: waits between tries while Slurm is silent.
+    """
 
     name = "slurm"
 
-    def __init__(self, *, back_off_s: Sequence[float] = BACK_OFF_S) -> None:
+    def __init__(
+        self, cluster: Cluster | None = None, *, back_off_s: Sequence[float] = BACK_OFF_S
+    ) -> None:
+        self._cluster = cluster
         self._back_off_s = tuple(back_off_s)
         self._array_size: int | None = None
         self._submitted: list[str] = []
         self._pause = threading.Event()  # never set: waiting on it can be interrupted
+
+    @property
+    def cluster(self) -> Cluster | None:
+        """See ``base.Engine``; where the environment names several, sbatch's answer tells."""
+        if self._cluster is None and not slurmcluster.several():
+            self._cluster = slurmcluster.identify(None)
+        return self._cluster
+
+    @cached_property
+    def _way(self) -> slurmcluster.Way:
+        known = self._cluster
+        return slurmcluster.Way(None) if known is None else slurmcluster.way_to(known)
+
+    @property
+    def _queue(self) -> Queue:
+        return Queue(self._way)
+
+    def reach(self, otherwise: str = "") -> None:
+        """Return once the cluster answers; see ``slurmclient.reach``."""
+        if self._way.doubt:
+            raise OtherClusterError(self._way.doubt)
+        slurmclient.reach(self._way.at, otherwise)
+
+    def check(self, folder: RunFolder) -> None:
+        """See ``base.Engine``."""
+        if self._way.doubt and not any(r.is_of(folder.run_id) for r in self._queue.rows()):
+            raise OtherClusterError(self._way.doubt)
 
     # Submitting ----------------------------------------------------------------------------
 
@@ -59,7 +84,9 @@ class SlurmEngine:
         """See ``base.Engine``; arrays beyond ``MaxArraySize`` become several."""
         from orchestrator.engines import sbatch
 
-        sbatch.check(spec)
+        if self._way.doubt:
+            raise OtherClusterError(self._way.doubt)
+        sbatch.check(spec, self._way.at)
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
@@ -78,7 +105,7 @@ class SlurmEngine:
                     hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
                 )
                 jobs = executor.submit_array(sbatch.entries(spec, tasks))
-                arrays.append(_base(jobs[0].job_id))
+                arrays.append(base(jobs[0].job_id))
                 for task, job in zip(tasks, jobs, strict=True):
                     task_ids[task.number] = job.job_id
         except EngineError:
@@ -109,7 +136,7 @@ class SlurmEngine:
         """See ``base.Engine``; one script for each array."""
         from orchestrator.engines import sbatch
 
-        sbatch.check(spec)
+        sbatch.check(spec, self._way.at)
         texts = []
         for number, array in enumerate(self._arrays(spec)):
             real = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)
@@ -128,7 +155,8 @@ class SlurmEngine:
 
     def _arrays(self, spec: JobSpec) -> list[slurmlimits.Array]:
         if self._array_size is None:
-            self._array_size = slurmlimits.array_size() if len(spec.tasks) > 1 else None
+            at = self._way.at
+            self._array_size = slurmlimits.array_size(at) if len(spec.tasks) > 1 else None
         return slurmlimits.split(len(spec.tasks), self._array_size or 1, spec.parallel)
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
@@ -143,7 +171,7 @@ class SlurmEngine:
 
     def time_limit_min(self, partition: str | None) -> int | None:
         """See ``base.Engine``."""
-        return slurmlimits.time_limit_min(partition)
+        return slurmlimits.time_limit_min(partition, self._way.at)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
         """Hand a script over; the new job's id, which is added to ``known`` too.
@@ -157,7 +185,7 @@ class SlurmEngine:
                 log.warning("Slurm is silent (%s); trying again in %.0f s", silence, wait_s)
                 self._pause.wait(wait_s)
                 try:
-                    found = self._named(name) - set(known)
+                    found = self._queue.named(name) - set(known)
                 except EngineError as error:
                     silence = error.message
                     continue
@@ -165,7 +193,7 @@ class SlurmEngine:
                     known += sorted(found)
                     return known[-1]
             try:
-                answer = slurmclient.submit(["sbatch", "--parsable", *words])
+                answer = slurmclient.submit(["sbatch", "--parsable", *words], at=self._way.at)
             except TimedOut as error:
                 silence = error.message
                 continue
@@ -182,7 +210,10 @@ class SlurmEngine:
         The queue decides where sbatch's answer and exit code leave it open: no id, several numbers,
         or an id beside a failure (a site's wrapper of sbatch may do any of that).
         """
-        said = [each.job_id for each in accepted(answer.stdout, answer.stderr)]
+        told = accepted(answer.stdout, answer.stderr)
+        said = [each.job_id for each in told]
+        if clusters := {each.cluster for each in told if each.cluster}:
+            self._stay_at(clusters.pop())
         if answer.returncode == 0 and len(said) == 1:
             return said[0]
         if answer.returncode and not said:
@@ -200,47 +231,43 @@ class SlurmEngine:
             f"submitted; sbatch said: {answer.words}"
         )
 
+    def _stay_at(self, name: str) -> None:
+        """Go on with the cluster that sbatch chose: no job can wait for one of another cluster.
+
+        A name that leads nowhere, such as a wrapper's, changes nothing.
+        """
+        if self.cluster is not None and self.cluster.name == name:
+            return
+        there = slurmcluster.identify(name)
+        if there is not None or slurmcluster.several():
+            self._way = slurmcluster.Way(name)
+        if there is not None or self.cluster is None:
+            self._cluster = there or Cluster(name)
+
     def _look_up(self, name: str) -> set[str]:
-        """See ``_named``; a Slurm that is silent for a while is waited for."""
+        """See ``Queue.named``; a Slurm that is silent for a while is waited for."""
         for wait_s in self._back_off_s:
             try:
-                return self._named(name)
+                return self._queue.named(name)
             except EngineError as error:
                 log.warning("Slurm is silent (%s); trying again in %.0f s", error.message, wait_s)
                 self._pause.wait(wait_s)
-        return self._named(name)
-
-    def _named(self, name: str) -> set[str]:
-        """Ids of all jobs of that name that slurmctld knows, ended ones too."""
-        answer = _query(
-            "squeue", "-h", "-u", slurmclient.user(), "-t", "all", "-n", name, "-O", QUEUE_FORMAT
-        )
-        return {_base(row.job_id) for row in queue_rows(answer.stdout) if row.name == name}
+        return self._queue.named(name)
 
     def _take_back(self, job_ids: Sequence[str]) -> None:
         if job_ids:
             try:
-                _scancel(job_ids)
+                self._queue.end(job_ids)
             except EngineError as error:
                 log.warning("could not take back jobs %s: %s", ", ".join(job_ids), error.message)
 
     # Watching ------------------------------------------------------------------------------
 
-    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
         """See ``base.Engine``: one squeue, and one sacct for what it has forgotten."""
-        wanted = set(ids)
-        if not wanted:
-            return {}
-        found = _ours(_queue(), folder, wanted)
-        left = wanted - found.keys()
-        if left:
-            rows = _accounts(left)
-            if rows is not None:
-                found |= _ours(rows, folder, left)
-                found |= _cancelled_alone(left - found.keys(), found)
-        # slurmctld answered and does not know them, so they are not live.
-        forgotten = TaskState(EngineState.ENDED)
-        return {each: found.get(each, forgotten) for each in ids}
+        return self._queue.states(folder.run_id, ids, attempts) if ids else {}
 
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
@@ -261,87 +288,38 @@ class SlurmEngine:
     # Cancelling ----------------------------------------------------------------------------
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
-        """See ``base.Engine``; only jobs that are in the queue and bear this run's name."""
+        """See ``base.Engine``; only jobs that are in the queue and are this run's."""
         if not job_ids and not names:
             return
-        targets = set()
-        for row in _queue(only_live=True):
-            if _is_ours(row, folder):
-                if row.name in names or _base(row.job_id) in job_ids:
-                    targets.add(_base(row.job_id))
+        known = self._targets(folder, job_ids, names)
+        if not known and self._way.doubt:
+            raise OtherClusterError(self._way.doubt)
+        left = {each for each, task in known if task.state.live}
+        if not left:
+            return
+        self._queue.end(sorted(left))
+        for wait_s in END_S:
+            known = self._targets(folder, job_ids, names)
+            # What is completing now has stopped, and once cancelled is not requeued.
+            left = {e for e, task in known if task.state.live and task.raw != "COMPLETING"}
+            if not left:
+                return
+            self._pause.wait(wait_s)
+        raise EngineError(
+            f"Slurm was told to end {', '.join(sorted(left))}, but they are still in its queue"
+        )
+
+    def _targets(
+        self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str]
+    ) -> list[tuple[str, TaskState]]:
+        """Of each of those jobs and array tasks that Slurm knows, the id that ends it."""
+        submissions = map(folder.load_submission, folder.submission_numbers())
+        followers = {each.then for each in submissions}  # which keep a folder of their own
+        found = []
+        for row in self._queue.rows():
+            if row.is_of(folder.run_id) or row.places.partition(SEPARATOR)[0] in followers:
+                if row.name in names or base(row.job_id) in job_ids:
+                    found.append((base(row.job_id), row.task))
                 elif row.job_id in job_ids:
-                    targets.add(row.job_id)
-        if targets:
-            _scancel(sorted(targets))
-
-
-def _base(job_id: str) -> str:
-    return job_id.partition("_")[0]
-
-
-def _is_ours(row: Row, folder: RunFolder) -> bool:
-    """Ids are used again after a while, names hold the run's id."""
-    return f"-{folder.run_id}-" in row.name
-
-
-def _ours(rows: Iterable[Row], folder: RunFolder, wanted: set[str]) -> dict[str, TaskState]:
-    return {row.job_id: row.task for row in rows if row.job_id in wanted and _is_ours(row, folder)}
-
-
-def _query(*argv: str) -> Answer:
-    """Ask; ``EngineError`` where Slurm stays silent.
-
-    What fails at once may pass at once, so that is asked again. A controller that is down lets its
-    clients wait for 10 to 20 s, and nobody gains from waiting twice.
-    """
-    asked = time.monotonic()
-    answer = slurmclient.ask(*argv)
-    if answer.silent and time.monotonic() - asked < _AT_ONCE_S:
-        answer = slurmclient.ask(*argv)
-    if answer.returncode:
-        raise EngineError(f"{argv[0]} does not answer: {answer.words}")
-    return answer
-
-
-def _queue(*, only_live: bool = False) -> Iterator[Row]:
-    """This user's jobs, all that slurmctld knows; asked by user, so that slurmctld can filter."""
-    every = () if only_live else ("-t", "all")
-    answer = _query("squeue", "-h", "-u", slurmclient.user(), *every, "-O", QUEUE_FORMAT)
-    return queue_rows(answer.stdout)
-
-
-def _accounts(ids: Iterable[str]) -> list[Row] | None:
-    """What accounting knows of ids; None where there is no accounting, or it is silent."""
-    bases = ",".join(sorted({_base(each) for each in ids}))
-    try:
-        answer = slurmclient.ask("sacct", "-n", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
-    except EngineError as error:
-        log.info("no accounting: %s", error.message)
-        return None
-    if answer.returncode:
-        log.info("no accounting: %s", answer.words)
-        return None
-    return [_with_name(row) for row in account_rows(answer.stdout)]
-
-
-def _with_name(row: Row) -> Row:
-    """``CANCELLED by 1000`` with the user's name in place of the number."""
-    word, by, uid = row.task.raw.partition(" by ")
-    if not by:
-        return row
-    return replace(row, task=replace(row.task, raw=f"{word} by {slurmclient.user_name(uid)}"))
-
-
-def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict[str, TaskState]:
-    """Array tasks that were cancelled while pending: accounting knows their neighbours only."""
-    bases = {_base(each) for each in known}
-    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
-    return {each: gone for each in ids if _base(each) in bases and "_" in each}
-
-
-def _scancel(ids: Sequence[str]) -> None:
-    for start in range(0, len(ids), _IDS_AT_ONCE):
-        answer = slurmclient.ask("scancel", *ids[start : start + _IDS_AT_ONCE])
-        # A job may end between the question and this: then there is nothing left to cancel.
-        if answer.returncode and not _ENDED.search(answer.words):
-            raise EngineError(f"scancel did not do it: {answer.words}")
+                    found.append((row.job_id, row.task))
+        return found

@@ -102,9 +102,17 @@ def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     }
 
 
-def _query_environment() -> dict[str, str]:
+def _addressed(argv: Sequence[str], at: str | None) -> tuple[list[str], dict[str, str]]:
+    """A command and its environment, for the cluster ``at`` (see ``ask``)."""
+    env = environment()
+    if at is not None:
+        env.pop("SLURM_CLUSTERS", None)
+    return [argv[0], *(["-M", at] if at else []), *argv[1:]], env
+
+
+def _query_environment(env: dict[str, str]) -> dict[str, str]:
     # Times in UTC whatever the zone here; array indices of a pending array in full.
-    return environment() | {
+    return env | {
         "TZ": "UTC0",
         "LC_ALL": "C",
         "SLURM_TIME_FORMAT": "standard",
@@ -112,15 +120,20 @@ def _query_environment() -> dict[str, str]:
     }
 
 
-def ask(*argv: str, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
-    """Run a query; ``EngineError`` where the command is absent or does not come back in time."""
+def ask(*argv: str, at: str | None = None, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
+    """Run a query; ``EngineError`` where the command is absent or does not come back in time.
+
+    ``at`` names the cluster to ask; empty: this machine's own, whatever SLURM_CLUSTERS says; None:
+    the one that the user's environment chooses.
+    """
+    command, env = _addressed(argv, at)
     try:
         done = subprocess.run(
-            argv,
+            command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=timeout_s,
-            env=_query_environment(),
+            env=_query_environment(env),
             check=False,
         )
     except OSError as error:
@@ -130,19 +143,23 @@ def ask(*argv: str, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
     return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
 
 
-def submit(argv: Sequence[str], *, timeout_s: float = SBATCH_TIMEOUT_S) -> Answer:
+def submit(
+    argv: Sequence[str], *, at: str | None = None, timeout_s: float = SBATCH_TIMEOUT_S
+) -> Answer:
     """Run sbatch with the user's environment; ``TimedOut`` where it may or may not be accepted.
 
+    See ``ask`` for ``at``.
     It has a session of its own, so that Ctrl-C does not cut it off between Slurm's accepting the
     job and its telling us; an interrupt waits until it is through.
     """
+    command, env = _addressed(argv, at)
     try:
         process = subprocess.Popen(
-            argv,
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment(),
+            env=env,
             start_new_session=True,
         )
     except OSError as error:
@@ -178,7 +195,7 @@ def _text(data: bytes) -> str:
 _slow_control: set[str] = set()
 
 
-def control(*words: str) -> Answer:
+def control(*words: str, at: str | None = None) -> Answer:
     """Ask ``scontrol``; ``EngineError`` where it is missing, forbidden or slow.
 
     Nothing depends on its answer, so it gets ``CONTROL_TIMEOUT_S`` and, once it took longer, is not
@@ -188,35 +205,35 @@ def control(*words: str) -> Answer:
     if path in _slow_control:
         raise TimedOut("scontrol was too slow before")
     try:
-        return ask("scontrol", *words, timeout_s=CONTROL_TIMEOUT_S)
+        return ask("scontrol", *words, at=at, timeout_s=CONTROL_TIMEOUT_S)
     except TimedOut:
         _slow_control.add(path)
         raise
 
 
-def control_text(*words: str) -> str:
+def control_text(*words: str, at: str | None = None) -> str:
     """What ``scontrol`` prints; nothing where it, or a controller, does not answer.
 
     It is preceded by a ping, which tells at once where a controller is down.
     """
     try:
-        answer = control("ping")
+        answer = control("ping", at=at)
         if "DOWN" in answer.stdout and " is UP" not in answer.stdout:
             return ""
-        return control(*words).stdout
+        return control(*words, at=at).stdout
     except EngineError as error:
         log.info("%s", error.message)
         return ""
 
 
-def silence() -> str | None:
+def silence(at: str | None = None) -> str | None:
     """Why Slurm does not answer; None where it does.
 
     ``scontrol ping`` tells at once. Where a site has no scontrol for users, or a slow one, squeue
     is asked, without which no run can be followed.
     """
     try:
-        answer = control("ping")
+        answer = control("ping", at=at)
         if " is UP" in answer.stdout:  # with a backup, one controller is enough
             return None
         down = [line.strip() for line in answer.stdout.splitlines() if "DOWN" in line]
@@ -225,20 +242,20 @@ def silence() -> str | None:
     except EngineError as error:
         log.info("%s", error.message)
     try:
-        answer = ask("squeue", "-h", "-u", user())
+        answer = ask("squeue", "-h", "-u", user(), at=at)
     except EngineError as error:
         return error.message
     return answer.words if answer.returncode else None
 
 
-def reach(otherwise: str = "") -> None:
+def reach(at: str | None = None, otherwise: str = "") -> None:
     """Return once Slurm answers; ``EngineError`` where it does not for some seconds.
 
     ``otherwise`` is what else the user can do, as the end of a sentence.
     To be called ahead of work: what is begun has more patience, as there is more to lose.
     """
     for wait_s in (*REACH_S, None):
-        why = silence()
+        why = silence(at)
         if why is None:
             return
         if wait_s is not None:

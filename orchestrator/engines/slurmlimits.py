@@ -17,9 +17,12 @@ _PARTITION = re.compile(r"\bPartitionName=(\S+)")
 _MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
 
 
-def array_size() -> int:
+# ``at`` names the cluster to ask, as in ``slurmclient.ask``.
+
+
+def array_size(at: str | None = None) -> int:
     """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
-    found = _MAX_ARRAY.search(slurmclient.control_text("show", "config"))
+    found = _MAX_ARRAY.search(slurmclient.control_text("show", "config", at=at))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
@@ -59,26 +62,26 @@ def _shares(total: int, among: int) -> list[int]:
     return [share + (index < more) for index in range(among)]
 
 
-def time_limit_min(partition: str | None) -> int | None:
+def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
     """The longest time in minutes that a partition gives a job; None: no limit, or unknown.
 
     Of several partitions (``a,b``) the longest counts; None is the default partition.
     """
     names = partition.split(",") if partition else []
     limits = []
-    for line in slurmclient.control_text("-o", "show", "partition").splitlines():
+    for line in slurmclient.control_text("-o", "show", "partition", at=at).splitlines():
         named, most = _PARTITION.search(line), _MAX_TIME.search(line)
         if named and most and (named[1] in names or (not names and "Default=YES" in line)):
             limits.append(resources.parse_time(most[1]))
     return max(limits) if limits and resources.UNLIMITED not in limits else None
 
 
-def check_time(spec: JobSpec) -> None:
+def check_time(spec: JobSpec, at: str | None = None) -> None:
     """Refuse more time than the partition gives: sbatch would take the job, and never start it."""
     asked = spec.resources
     if asked.qos is not None:
         return  # a QOS may go beyond the partition's limit
-    limit = time_limit_min(asked.partition)
+    limit = time_limit_min(asked.partition, at)
     if limit is not None and (asked.time_min > limit or asked.time_min == resources.UNLIMITED):
         raise EngineError(
             f"--time {resources.format_time(asked.time_min)} is more than partition "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
@@ -21,8 +21,11 @@ QUEUE_FIELDS = (
     "SubmitTime",
     "StartTime",
     "EndTime",
-    "Name",  # last: only ours are sure to hold no separator
+    "Command",  # from here on: see _places_and_name
+    "WorkDir",
+    "Name",
 )
+QUEUE_PLAIN = 9  # of them hold no separator
 QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
 ACCOUNT_FIELDS = (
     "JobID",
@@ -35,8 +38,10 @@ ACCOUNT_FIELDS = (
     "End",
     "TotalCPU",
     "MaxRSS",
+    "WorkDir",  # from here on: see _places_and_name
     "JobName",
 )
+ACCOUNT_PLAIN = 10
 ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
@@ -84,8 +89,38 @@ class Row:
     """One job or array task as Slurm knows it."""
 
     job_id: str  # 12 or 12_3
-    name: str
+    name: str  # as it was submitted, where Slurm shows that
     task: TaskState
+    places: str = ""  # its batch script, where that is told, then SEPARATOR and its working folder
+
+    def is_of(self, run_id: str, attempts: Collection[int] = ()) -> bool:
+        """Whether it belongs to that run, and to one of ``attempts`` as far as its name tells.
+
+        Ids are used again after a while. The name holds the run's id; a site's plugin may have
+        changed it, but hardly the working folder, which is the run's.
+        """
+        _, named, rest = self.name.partition(f"-{run_id}-")
+        attempt = rest.partition("-")[0]
+        if attempts and attempt.isdigit() and int(attempt) not in attempts:
+            return False
+        return bool(named) or self.places.endswith(f"/{run_id}")
+
+
+# The batch script of one of our jobs: in RUN/submitit/ATTEMPT-STAGE, or ATTEMPT-STAGE-N.
+_SCRIPT = re.compile(r"/([^/]+)/submitit/(\d+-[a-z]+)(?:-\d+)?/[^/|]+\|")
+
+
+def _places_and_name(rest: str) -> tuple[str, str]:
+    """A row's last fields: the places, and the name under which the job was submitted.
+
+    The names that we give hold no separator; the paths may. Where a site's plugin has changed the
+    name, the place of the batch script tells it.
+    """
+    places, _, name = rest.removesuffix(SEPARATOR).rpartition(SEPARATOR)
+    script = _SCRIPT.search(places)
+    if script and f"-{script[1]}-" not in name:
+        name = f"websight-{script[1]}-{script[2]}"
+    return places, name
 
 
 # sbatch(1): what it prints by itself, and with --parsable.
@@ -121,6 +156,11 @@ def accepted(out: str, err: str = "") -> list[Accepted]:
     return list(found.values())
 
 
+def base(job_id: str) -> str:
+    """The job or array that an id belongs to."""
+    return job_id.partition("_")[0]
+
+
 def expand(job_id: str) -> Iterator[str]:
     """Every id that ``12_[3-5,9-20:5%4]`` stands for; a plain id stands for itself."""
     base, bracket, rest = job_id.partition("_[")
@@ -147,10 +187,11 @@ def parse_time(text: str) -> datetime | None:
 def queue_rows(text: str) -> Iterator[Row]:
     """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
     for line in text.splitlines():
-        fields = line.split(SEPARATOR, len(QUEUE_FIELDS) - 1)
-        if len(fields) != len(QUEUE_FIELDS):
+        fields = line.split(SEPARATOR, QUEUE_PLAIN)
+        if len(fields) != QUEUE_PLAIN + 1:
             continue
-        job_id, raw, reason, nodes, restarts, status, submit, start, end, name = fields
+        job_id, raw, reason, nodes, restarts, status, submit, start, end, rest = fields
+        places, name = _places_and_name(rest)
         wait_status = int(status) if status.isdigit() else 0
         task = _task(
             raw,
@@ -158,14 +199,14 @@ def queue_rows(text: str) -> Iterator[Row]:
             node=nodes,
             code=(wait_status >> 8 & 0xFF, wait_status & 0x7F),
             times=(parse_time(submit), parse_time(start), parse_time(end)),
-            name=name.removesuffix(SEPARATOR),
+            name=name,
         )
         task = replace(task, restarts=_int(restarts))
         if raw == "COMPLETING" and task.restarts:
             # A job that is requeued stays so until its nodes are free, with its last run's start.
             task = replace(task, started=None)
         for each in expand(job_id):
-            yield Row(each, name.removesuffix(SEPARATOR), task)
+            yield Row(each, name, task, places)
 
 
 def account_rows(text: str) -> Iterator[Row]:
@@ -176,10 +217,11 @@ def account_rows(text: str) -> Iterator[Row]:
     """
     rows: dict[str, Row] = {}
     for line in text.splitlines():
-        fields = line.split(SEPARATOR, len(ACCOUNT_FIELDS) - 1)
-        if len(fields) != len(ACCOUNT_FIELDS):
+        fields = line.split(SEPARATOR, ACCOUNT_PLAIN)
+        if len(fields) != ACCOUNT_PLAIN + 1:
             continue
-        job_id, raw, reason, nodes, code, submit, start, end, cpu, rss, name = fields
+        job_id, raw, reason, nodes, code, submit, start, end, cpu, rss, rest = fields
+        places, name = _places_and_name(rest)
         owner, dot, _ = job_id.partition(".")
         if dot:
             if owner in rows:
@@ -194,7 +236,7 @@ def account_rows(text: str) -> Iterator[Row]:
             times=(parse_time(submit), parse_time(start), parse_time(end)),
             name=name,
         )
-        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(cpu)))
+        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(cpu)), places)
         for each in expand(job_id):
             if each == job_id or each not in rows:
                 rows[each] = replace(row, job_id=each)

@@ -188,8 +188,8 @@ def _run_status(
 
 
 _HALF_CANCELLED = (
-    "a cancel was asked for, but it has not reached the jobs (the scheduler did not answer, or it "
-    "was cut off); run `cancel` again"
+    "a cancel was asked for, but not all jobs were seen to end (the scheduler did not answer, or "
+    "the cancel was cut off); run `cancel` again"
 )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import EngineError
+from jobs.model import Cluster
 from jobs.runfolder import RunFolder
 from orchestrator.engines.base import (
     Dependency,
@@ -24,6 +25,7 @@ class FakeEngine:
     """
 
     name = "fake"
+    cluster = Cluster("fakes", ("head:6817",))
 
     def __init__(
         self,
@@ -39,6 +41,9 @@ class FakeEngine:
         self._refuses = refuses
         self._limit = limit
         self._on_submit = on_submit or (lambda spec: None)
+
+    def check(self, folder: RunFolder) -> None:
+        """There is one cluster only."""
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         self._on_submit(spec)
@@ -69,7 +74,9 @@ class FakeEngine:
     ) -> None:
         """Nothing runs here."""
 
-    def poll(self, folder: RunFolder, ids: Sequence[str]) -> Mapping[str, TaskState]:
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
         return {job_id: TaskState(EngineState.PENDING) for job_id in ids}
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:

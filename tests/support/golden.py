@@ -26,7 +26,8 @@ _SLURM = {
     "sbatch": 'case "$1" in --version) echo slurm 22.05.8; exit;; esac\n'
     'n=$(cat "$0.jobs" 2>/dev/null || echo 100); n=$((n + 1)); echo $n | tee "$0.jobs"',
     "scontrol": 'case "$*" in ping) echo "Slurmctld(primary) at login1 is UP";; '
-    '"show config") echo "MaxArraySize = 1001";; esac',
+    '"show config") echo "MaxArraySize = 1001"; echo "ClusterName = sample"; '
+    'echo "SlurmctldHost[0] = login1";; esac',
     "srun": "exit 1",
     "squeue": "exit 0",
     "sacct": "exit 1",

@@ -20,7 +20,9 @@ from orchestrator.engines.slurmparse import (
     queue_rows,
 )
 
-NAME = "websight-20260102-030405-abcdef-0001-extract"
+RUN = "20260102-030405-abcdef"
+NAME = f"websight-{RUN}-0001-extract"
+FOLDER = f"/scratch/a|b/logs/{RUN}"
 
 
 @pytest.mark.parametrize(
@@ -49,10 +51,12 @@ def queue_line(
     status: str = "0",
     start: str = "2026-01-02T03:04:06",
     end: str = "2027-01-02T03:04:06",
+    command: str = f"{FOLDER}/submitit/0001-extract/.submission_file_1f.sh",
+    folder: str = FOLDER,
     name: str = NAME,
 ) -> str:
     fields = (job_id, state, reason, node, restarts, status, "2026-01-02T03:04:05", start, end)
-    return "".join(f"{field}|" for field in (*fields, name)) + "\n"
+    return "".join(f"{field}|" for field in (*fields, command, folder, name)) + "\n"
 
 
 @pytest.mark.parametrize(
@@ -175,9 +179,57 @@ def test_a_requeued_job_has_not_started_while_its_last_run_closes() -> None:
     assert requeued.task.started is None
 
 
-def test_other_jobs_names_may_hold_the_separator() -> None:
-    (row,) = queue_rows(queue_line(name="a | b|c"))
-    assert row.name == "a | b|c"
+@pytest.mark.parametrize(
+    ("more", "name", "ours"),
+    [
+        pytest.param({}, NAME, True, id="as it was submitted"),
+        pytest.param({"name": "lab_job"}, NAME, True, id="renamed by the site"),
+        pytest.param({"name": "a|b"}, NAME, True, id="renamed, with the separator"),
+        pytest.param(
+            {"command": f"{FOLDER}/submitit/0002-finalize/.s.sh", "name": "x"},
+            f"websight-{RUN}-0002-finalize",
+            True,
+            id="renamed, of another attempt",
+        ),
+        pytest.param(
+            {"command": f"{FOLDER}/submitit/0001-extract-12/.s.sh", "name": "x"},
+            NAME,
+            True,
+            id="renamed, one of several arrays",
+        ),
+        pytest.param({"command": "(null)", "name": "x"}, "x", True, id="its script was piped"),
+        pytest.param({"command": "", "folder": "/"}, NAME, True, id="known by its name alone"),
+        pytest.param(
+            {"command": "/home/me/train.sh", "folder": "/home/me", "name": "a | b|c"},
+            "c",
+            False,
+            id="somebody else's",
+        ),
+        pytest.param(
+            {"command": f"{FOLDER}0/submitit/0001-extract/.s.sh", "folder": f"{FOLDER}0"},
+            f"websight-{RUN}0-0001-extract",
+            False,
+            id="another run's",
+        ),
+    ],
+)
+def test_a_runs_jobs_are_known_by_name_script_or_folder(
+    more: dict[str, str], name: str, ours: bool
+) -> None:
+    (row,) = queue_rows(queue_line(**more))
+    assert (row.name, row.is_of(RUN)) == (name, ours)
+
+
+def test_a_job_of_another_attempt_is_told_from_one_that_has_its_id() -> None:
+    (row,) = queue_rows(queue_line())
+    assert row.is_of(RUN, {1, 3}) and not row.is_of(RUN, {2})
+    (piped,) = queue_rows(queue_line(command="(null)", name="lab_job"))
+    assert piped.is_of(RUN, {2})  # nothing tells
+
+
+def test_accounting_knows_a_renamed_job_by_its_folder() -> None:
+    (row,) = account_rows(account_line("9", "COMPLETED", name="lab_job"))
+    assert row.is_of(RUN) and not row.is_of("20260102-030405-000000")
 
 
 def test_what_was_cancelled_while_it_waited_never_started() -> None:
@@ -195,9 +247,10 @@ def account_line(job_id: str, state: str, code: str = "0:0", **more: str) -> str
         "end": "2026-01-02T03:05:06",
         "cpu": "",
         "rss": "",
+        "folder": FOLDER,
         "name": NAME,
     } | more
-    order = ("reason", "node", "code", "submit", "start", "end", "cpu", "rss", "name")
+    order = ("reason", "node", "code", "submit", "start", "end", "cpu", "rss", "folder", "name")
     fields["code"] = code
     return "|".join([job_id, state, *(fields[key] for key in order)]) + "\n"
 

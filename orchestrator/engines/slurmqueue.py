@@ -1,0 +1,132 @@
+"""This user's jobs on one cluster: what Slurm knows of them, and how they are ended."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from jobs.errors import Cause, EngineError
+from orchestrator.engines import slurmclient
+from orchestrator.engines.base import EngineState, OtherClusterError, TaskState
+from orchestrator.engines.slurmclient import Answer
+from orchestrator.engines.slurmcluster import Way
+from orchestrator.engines.slurmparse import (
+    ACCOUNT_FORMAT,
+    QUEUE_FORMAT,
+    Row,
+    account_rows,
+    base,
+    queue_rows,
+)
+
+log = logging.getLogger(__name__)
+
+_AT_ONCE_S = 3.0
+_ENDED = re.compile("invalid job id|already complet", re.IGNORECASE)
+_IDS_AT_ONCE = 500  # ids on one command line
+
+
+class Queue:
+    """Asks and tells the cluster that ``way`` leads to."""
+
+    def __init__(self, way: Way) -> None:
+        self._way = way
+
+    def rows(self) -> list[Row]:
+        """All jobs that slurmctld knows, ended ones too; by user, so that slurmctld can filter.
+
+        ``EngineError`` where Slurm is silent; where it may be another one anyway, nothing is known.
+        """
+        words = ("squeue", "-h", "-u", slurmclient.user(), "-t", "all", "-O", QUEUE_FORMAT)
+        try:
+            answer = _query(words, self._way.at)
+        except EngineError as error:
+            if not self._way.doubt:
+                raise
+            log.info("%s", error.message)
+            return []
+        return list(queue_rows(answer.stdout))
+
+    def named(self, name: str) -> set[str]:
+        """Ids of the jobs that were submitted under ``name``."""
+        return {base(row.job_id) for row in self.rows() if row.name == name}
+
+    def states(
+        self, run_id: str, ids: Collection[str], attempts: Collection[int]
+    ) -> dict[str, TaskState]:
+        """See ``base.Engine.poll``."""
+        wanted = set(ids)
+
+        def ours(rows: Iterable[Row]) -> dict[str, TaskState]:
+            known = (row for row in rows if row.job_id in wanted)
+            return {row.job_id: row.task for row in known if row.is_of(run_id, attempts)}
+
+        found = ours(self.rows())
+        # A job of the run in the answer shows that the answer is its cluster's.
+        certain = bool(found) or not self._way.doubt
+        left = wanted - found.keys()
+        if left and (rows := self.accounts(left)) is not None:
+            found = ours(rows) | found
+            if certain:
+                found |= _cancelled_alone(left - found.keys(), found)
+        left -= found.keys()
+        if left and not certain:
+            raise OtherClusterError(self._way.doubt)
+        # slurmctld answered and does not know them, so they are not live.
+        return found | dict.fromkeys(left, TaskState(EngineState.ENDED))
+
+    def accounts(self, ids: Iterable[str]) -> list[Row] | None:
+        """What accounting knows of ids; None where there is no accounting, or it is silent."""
+        bases = ",".join(sorted({base(each) for each in ids}))
+        words = ("sacct", "-n", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
+        try:
+            answer = slurmclient.ask(*words, at=self._way.accounts_at)
+        except EngineError as error:
+            log.info("no accounting: %s", error.message)
+            return None
+        if answer.returncode:
+            log.info("no accounting: %s", answer.words)
+            return None
+        return [_with_user_name(row) for row in account_rows(answer.stdout)]
+
+    def end(self, ids: Sequence[str]) -> None:
+        """Tell Slurm to end jobs; ``EngineError`` where it does not take that."""
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            some = ids[start : start + _IDS_AT_ONCE]
+            answer = slurmclient.ask("scancel", *some, at=self._way.at)
+            # A job may end between the question and this: then there is nothing left to cancel.
+            if answer.returncode and not _ENDED.search(answer.words):
+                raise EngineError(f"scancel failed: {answer.words}")
+
+
+def _query(words: Sequence[str], at: str | None) -> Answer:
+    """Ask; ``EngineError`` where Slurm stays silent.
+
+    What fails at once may pass at once, so that is asked again. A controller that is down lets its
+    clients wait for 10 to 20 s, and nobody gains from waiting twice.
+    """
+    asked = time.monotonic()
+    answer = slurmclient.ask(*words, at=at)
+    if answer.silent and time.monotonic() - asked < _AT_ONCE_S:
+        answer = slurmclient.ask(*words, at=at)
+    if answer.returncode:
+        raise EngineError(f"{words[0]} does not answer: {answer.words}")
+    return answer
+
+
+def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict[str, TaskState]:
+    """Array tasks that were cancelled while pending: accounting knows their neighbours only."""
+    bases = {base(each) for each in known}
+    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    return {each: gone for each in ids if base(each) in bases and "_" in each}
+
+
+def _with_user_name(row: Row) -> Row:
+    """``CANCELLED by 1000`` with the user's name in place of the number."""
+    word, by, uid = row.task.raw.partition(" by ")
+    if not by:
+        return row
+    return replace(row, task=replace(row.task, raw=f"{word} by {slurmclient.user_name(uid)}"))

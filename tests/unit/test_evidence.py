@@ -1,0 +1,79 @@
+"""What is known of tasks whose cluster cannot be asked from here, and of those that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs import atomic
+from jobs.errors import Cause
+from jobs.model import Cluster, Stage
+from jobs.runfolder import RunFolder
+from orchestrator import evidence, journal
+from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
+from orchestrator.journal import Act
+from orchestrator.state import RunStatus, judge
+from tests.support.fakeengine import FakeEngine
+from tests.support.runs import make_folder, make_plan, make_result, make_submission
+
+ALPHA, BETA = Cluster("alpha", ("head1:6817",)), Cluster("beta", ("head2:6817",))
+
+
+class Unreachable(FakeEngine):
+    """A cluster that cannot be asked from here."""
+
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
+        raise OtherClusterError("alpha is not beta")
+
+
+def engine_of(name: str, cluster: Cluster | None) -> Engine:
+    return Unreachable() if cluster == ALPHA else FakeEngine()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    """A run of two submissions, on alpha and on beta; their jobs have the same ids."""
+    plan = make_plan(2, dest=str(tmp_path / "data"))
+    first = structs.replace(make_submission(plan), cluster=ALPHA)
+    made = make_folder(tmp_path / "logs", plan, first)
+    second = structs.replace(first, number=2, cluster=BETA)
+    atomic.write_json(made.submission(2), second)
+    return made
+
+
+def states(folder: RunFolder, attempt: int) -> set[tuple[EngineState, Cause | None]]:
+    found = evidence.gather(folder, engine_of).engine
+    return {(task.state, task.cause) for key, task in found.items() if key[0] == attempt}
+
+
+def test_each_cluster_is_asked_for_its_own_jobs_and_one_may_be_silent(folder: RunFolder) -> None:
+    assert evidence.gather(folder, engine_of).engine_silent == "alpha is not beta"
+    assert states(folder, 1) == set()
+    assert states(folder, 2) == {(EngineState.PENDING, None)}
+
+
+def test_what_a_cancel_saw_end_needs_no_asking_after_a_resume_too(folder: RunFolder) -> None:
+    journal.append(folder, Act.CANCELLED, attempt=1)
+    journal.append(folder, Act.RESUMED, attempt=1)
+    assert evidence.gather(folder, engine_of).engine_silent is None
+    assert states(folder, 1) == {(EngineState.ENDED, Cause.CANCELLED)}
+    assert states(folder, 2) == {(EngineState.PENDING, None)}
+
+
+@pytest.mark.parametrize("stage", [Stage.FINALIZE, Stage.DOWNLOAD])
+def test_what_finalize_waited_for_has_ended(tmp_path: Path, stage: Stage) -> None:
+    plan = make_plan(2, dest=str(tmp_path / "data"))
+    first = structs.replace(make_submission(plan), cluster=ALPHA)
+    result = make_result(first.task(stage, 0), cause=Cause.NOT_FETCHED)
+    made = make_folder(tmp_path / "logs", plan, first, [result])
+    found = evidence.gather(made, engine_of)
+    if stage is Stage.FINALIZE:
+        assert states(made, 1) == {(EngineState.ENDED, None)}
+        assert judge(found).status is RunStatus.INCOMPLETE
+    else:
+        assert found.engine_silent and judge(found).status is RunStatus.RUNNING
