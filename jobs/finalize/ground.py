@@ -126,9 +126,10 @@ class Ground:
         return bisect_right(self.part_starts, number) - 1
 
     def name_of(self, shard_id: str | None) -> str | None:
-        """A shard's name as people know it."""
-        shard = self.shards.get(shard_id) if shard_id else None
-        return shard.name if shard else shard_id
+        """A shard's name as people know it; of a nested archive that of the outer one too."""
+        outer, slash, inner = (shard_id or "").partition("/")
+        shard = self.shards.get(outer)
+        return f"{shard.name}{': ' if slash else ''}{inner}" if shard else shard_id
 
     def line_of(self, number: int) -> tuple[Piece, int]:
         """The piece and the line in it, from 1, of the line of that number."""
