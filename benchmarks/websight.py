@@ -50,10 +50,11 @@ STAGES = ("download", "extract", "finalize")
 _TOOL = "this tool"
 OWN = frozenset({"RECEIPT.json", "MANIFEST.jsonl", ".incoming"})  # what the tool adds
 
-# Every shard has a `prompts.jsonl`, so by hand they are put together one after the other.
+# Shards by hand: a tar a core; their records, which have one name, put together at the end.
 _EACH = (
-    "for each in {files}; do tar {how} $each -C {{out}} && "
-    "cat {{out}}/prompts.jsonl >> {{out}}/all || exit 1; done; mv {{out}}/all {{out}}/prompts.jsonl"
+    "ls {files} | xargs -P $(nproc) -I@ tar x{z}f @ -C {{out}} --exclude=prompts.jsonl && "
+    "for each in {files}; do tar x{z}Of $each --occurrence=1 prompts.jsonl || exit 1; done "
+    "> {{out}}/prompts.jsonl"
 )
 # What is typed by hand, and what installs it.
 _PACKAGES = {
@@ -102,10 +103,6 @@ class Row:
         )
 
 
-def _shards(how: str) -> str:
-    return _EACH.format(files="{path}/*", how=how)
-
-
 ROWS: dict[str, Row] = {
     "tar.gz": Row(
         "websight.tar.gz",
@@ -116,20 +113,22 @@ ROWS: dict[str, Row] = {
     ),
     "tar": Row("websight.tar", by_hand={"tar xf": "tar xf {path} -C {out}"}),
     "zip": Row("websight.zip", by_hand={"unzip": "unzip -q {path} -d {out}"}),
-    "zip, no zip64": Row("finder.zip", by_hand={"bsdtar": "bsdtar xf {path} -C {out}"}),
-    "shards.tar.gz": Row("shards.tar.gz", by_hand={"tar xzf, cat": _shards("xzf")}),
-    "shards.tar": Row("shards.tar", by_hand={"tar xf, cat": _shards("xf")}),
-    "folder": Row("folder", by_hand={"cp -a": "cp -a {path}/. {out}"}),
-    "huge files": Row(
-        "huge", words=("--layout", "files"), by_hand={"cp -a": "cp -a {path}/. {out}"}
+    "finder-zip": Row("finder.zip", by_hand={"bsdtar": "bsdtar xf {path} -C {out}"}),
+    "shards.tar.gz": Row(
+        "shards.tar.gz", by_hand={"tar xzf, one a core": _EACH.format(files="{path}/*", z="z")}
     ),
+    "shards.tar": Row(
+        "shards.tar", by_hand={"tar xf, one a core": _EACH.format(files="{path}/*", z="")}
+    ),
+    "folder": Row("folder", by_hand={"cp -a": "cp -a {path}/. {out}"}),
+    "huge": Row("huge", words=("--layout", "files"), by_hand={"cp -a": "cp -a {path}/. {out}"}),
     "hub": Row(
         "shards.tar.gz",
         served="hub",
         by_hand={
-            "hf download, tar xzf, cat": f"hf download {REPO} --repo-type dataset "
+            "hf download, tar xzf": f"hf download {REPO} --repo-type dataset "
             "--local-dir {out}.raw >&2 && cp {out}.raw/README.md {out} && "
-            + _EACH.format(files="{out}.raw/*.gz", how="xzf")
+            + _EACH.format(files="{out}.raw/*.gz", z="z")
         },
     ),
     "url": Row(
@@ -137,7 +136,7 @@ ROWS: dict[str, Row] = {
         served="url",
         by_hand={
             "curl, igzip, tar x": "curl -sf {url} | igzip -dc | tar x -C {out}",
-            "aria2c, tar xzf": "aria2c -q -x8 -s8 -d {out}.raw -o it {url} && "
+            "aria2c -x8, tar xzf": "aria2c -q -x8 -s8 -d {out}.raw -o it {url} && "
             "tar xzf {out}.raw/it -C {out}",
         },
     ),
@@ -145,8 +144,8 @@ ROWS: dict[str, Row] = {
         "shards.tar.gz",
         served="url",
         by_hand={
-            "aria2c, tar xzf, cat": "aria2c -q -j8 -d {out}.raw -i {list} && "
-            + _EACH.format(files="{out}.raw/*", how="xzf")
+            "aria2c -j8, tar xzf": "aria2c -q -j8 -d {out}.raw -i {list} && "
+            + _EACH.format(files="{out}.raw/*", z="z")
         },
     ),
     "parquet": Row(
