@@ -151,7 +151,8 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
         return _no_archive(label, what_stands_there)
     if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
         return _no_archive(label, "named a tar, but its first header is damaged")
-    return _no_archive(label, f"no archive: it begins with {shown(head[:16])}")
+    begins = f"no archive: it begins with {shown(head[:16])}"
+    return _no_archive(label, f"{begins} (--join puts pieces of a split archive together)")
 
 
 def _no_archive(label: str, what: str) -> ArchiveError:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from jobs.transfer import Arrivals, Received, Transfer
 
 # Of a destination of ours and of the Hub's client: no dataset's own.
-_NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, ".cache/huggingface"})
+_OF_THE_HUB = ".cache/huggingface"
+_NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB})
 # Sites that remove files by age keep them for longer than this.
 _OLD_S = 7 * 86400
 _MOST_HEADS = 4096  # files that are looked into at launch
@@ -193,7 +194,7 @@ class LocalSource:
     def _with_tree(self, found: Found) -> tuple[Shard, ...]:
         """Archives, and a folder of many loose files, which is copied as a whole."""
         packed = [name for group in found.groups for name in group.names]
-        self._not_copied = (*packed, *found.extras)
+        self._not_copied = tuple(name for name in (*packed, *found.extras) if _is_utf8(name))
         copied = [file for file in found.loose if file.name.startswith(found.home)]
         others = [file for file in found.loose if not file.name.startswith(found.home)]
         tree = self._tree(self._root / found.home, copied)
@@ -225,8 +226,18 @@ class LocalSource:
             for shard in shards
         )
         _check_distinct(made)
+        _check_utf8(made)
         all_left = replace(found, extras={**found.extras, **self._left})
-        return Choice(made, (*notes, *notes_of(all_left, str(self._root))))
+        told = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
+        return Choice(made, told)
+
+    def _unfinished(self) -> list[str]:
+        """A note where the Hub's client was interrupted while it downloaded into this folder."""
+        downloads = self._root / _OF_THE_HUB / "download"
+        name = next((path.name for path in downloads.rglob("*.incomplete")), None)
+        if name is None:
+            return []
+        return [f"{downloads} holds an unfinished download ({shown(name)}); are all files here?"]
 
     def _listed(self) -> list[SourceFile]:
         """Every file; names that are not UTF-8 keep their bytes as surrogates."""
@@ -302,6 +313,21 @@ def _check_distinct(shards: Sequence[Shard]) -> None:
                     "records would come twice; leave one out with --exclude",
                     cause=Cause.USAGE,
                 )
+
+
+def _check_utf8(shards: Sequence[Shard]) -> None:
+    """Raise ``SourceError`` where a name is no UTF-8, which the plan is written in."""
+    for file in (file for shard in shards for file in shard.files):
+        if not _is_utf8(file.locator):
+            raise SourceError(
+                f"the name {shown(file.name)} is not UTF-8; rename the file, or leave it out with "
+                "--exclude",
+                cause=Cause.USAGE,
+            )
+
+
+def _is_utf8(name: str) -> bool:
+    return os.fsencode(name).decode("utf-8", "replace") == name
 
 
 def _beside(path: Path) -> list[tuple[str, bool]]:

@@ -492,6 +492,22 @@ def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> Non
     assert source.list_tree(tree, tmp_path / "listing", lambda: None).members == 3
 
 
+def test_what_the_hub_s_client_left_unfinished_is_told(tmp_path: Path) -> None:
+    files = {"a.tar": GZ, ".cache/huggingface/download/x/a.abc.incomplete": b"x"}
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", files))
+    assert names(source) == ["a.tar"]
+    assert any("unfinished download ('a.abc.incomplete')" in note for note in source.notes())
+
+
+def test_a_name_that_is_not_utf_8_is_refused_unless_its_folder_is_copied(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"\xff.txt")
+    root = make(tmp_path / "d", {"a.tar": GZ, odd: b"x"})
+    with pytest.raises(SourceError, match="is not UTF-8; rename the file"):
+        opened(SourceKind.LOCAL, root).shards()
+    tree = opened(SourceKind.LOCAL, root, exclude=("*.tar",))
+    assert kinds(tree.shards()) == [("d", ShardKind.TREE)]
+
+
 def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
     run = "logs/20260101-000000-abcdef"
     data = {"prompts.jsonl": b"{}", "images/a.png": b"x", "20260101-000000-abcdef/a.txt": b"x"}
