@@ -46,6 +46,7 @@ def plan_run(
     *,
     run_id: str,
     now: datetime,
+    engine: str = "auto",
 ) -> Plan:
     """The plan for ``shards``; ``UsageError`` where there is nothing to do, or no end of it."""
     if not shards:
@@ -65,6 +66,7 @@ def plan_run(
         options=options,
         version=__version__,
         created=now,
+        engine=engine,
     )
 
 

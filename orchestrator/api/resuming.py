@@ -92,12 +92,10 @@ def plan_resume(
     tasks: int | None = None,
     changes: Mapping[str, object] | None = None,
     deep: bool = False,
-    engine: str = engines.AUTO,
 ) -> Resumable:
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
-    A published dataset is checked (``deep``: every byte) and mended where it is damaged. ``engine``
-    is for a run that was never submitted; others go on where they were. Raises
+    A published dataset is checked (``deep``: every byte) and repaired where it is damaged. Raises
     ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
     where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
     is submitting, or downloading for what it submits next.
@@ -105,7 +103,7 @@ def plan_resume(
     state = state_of(folder)
     why_local = ""
     if not state.submissions:  # its launcher died before it submitted anything
-        choice = engines.choose(engine)
+        choice = engines.choose(state.plan.engine)
         why_local = choice.why_local
         state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
     if state.submits:

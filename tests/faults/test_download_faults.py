@@ -187,7 +187,7 @@ def test_the_right_bytes_arrive(
         pytest.param(faults.status(404, None), {Cause.NOT_FOUND}, Outcome.FAILED, id="404"),
         pytest.param(faults.status(403, None), {Cause.AUTHENTICATION}, None, id="403"),
         pytest.param(faults.redirect_loop(), {Cause.BAD_SOURCE}, None, id="redirect loop"),
-        pytest.param(faults.html(None), {Cause.BAD_SOURCE, Cause.CHANGED}, None, id="a page"),
+        pytest.param(faults.html(None), {Cause.NETWORK}, Outcome.RETRYABLE, id="a page"),
         pytest.param(
             faults.wrong_length(-MB, None), {Cause.NETWORK, Cause.CHANGED}, None, id="truncated"
         ),
@@ -256,18 +256,18 @@ def test_addresses_that_expire_midway_are_asked_for_anew(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("room", [5 * MB, len(DATA) - 1], ids=["midway", "at the last byte"])
-def test_a_full_disk_ends_the_download_at_once_and_what_is_here_stays(
+def test_a_limit_of_file_size_ends_the_download_at_once_and_what_is_here_stays(
     stage: Stage, room: int
 ) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # As a full disk does, this makes writes fail from so many bytes on.
+    # Writes fail from so many bytes on, as on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
     try:
         problem = stage.run().problem
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert problem is not None
-    assert problem.cause is Cause.IO
+    assert problem.cause is Cause.LIMIT
     assert str(stage.out) in problem.message
     assert len(stage.origins.server.asked(stage.origins.pattern)) <= 16  # nobody tried on
     in_vain = stage.origins.sent()
