@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 
 HEAD = 64  # bytes that tell every format below
+# Fields that name a record's images, in order of precedence.
+IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "images")
 
 # Content by extension; more than one name may be right.
 BY_EXTENSION = {

@@ -60,7 +60,9 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     if fetched.format is Format.PARQUET:
         from jobs.archives.parquet import ParquetArchive
 
-        return ParquetArchive(fetched, shard, options, folder)
+        table = ParquetArchive(fetched, shard, options, folder)
+        if table.is_taken_apart():
+            return table
     if fetched.format is Format.TREE:
         from jobs.archives.tree import TreeArchive
 

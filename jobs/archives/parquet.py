@@ -17,7 +17,7 @@ from jobs.archives.made import records_member, spool
 from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.pictures import HEAD, ending_for, from_table
+from jobs.pictures import BY_EXTENSION, HEAD, IMAGE_FIELDS, ending_for, extension, from_table
 from jobs.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ _ROWS = 1024  # most of them
 _PICTURES = 64  # the same where there are pictures: many rows may share one that lies there once
 _BLOCK = 1 << 20  # bytes
 _PER_ROW = 1 << 20  # ordinals that a row has for its images
+_LOOKED_AT = 16  # rows, for texts that name images
 
 
 class ParquetArchive:
@@ -36,8 +37,7 @@ class ParquetArchive:
 
     A part is a range of row groups. Every column whose values are images becomes files, also in
     lists and structs (see ``jobs.archives.columns``). The record names each path under the column's
-    name, and the row's first image under the layout's image field as well. A file without images
-    gives records alone.
+    name, and the row's first image under the layout's image field as well.
     """
 
     top: str | None = None
@@ -52,6 +52,14 @@ class ParquetArchive:
         self._path = Path(fetched.files[0])
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self.warnings: tuple[str, ...] = ()
+
+    def is_taken_apart(self) -> bool:
+        """Whether the rows hold or name images; any other table is published as the file it is.
+
+        Raises ``ArchiveError`` where the file is damaged.
+        """
+        with self._opened() as file, self._damage():
+            return _Rows(self._shard.id, self._options, file, self._archive).concern_images()
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``; there are no links here that would ask."""
@@ -160,6 +168,7 @@ class _Rows:
     """Takes rows apart into picture files and records."""
 
     def __init__(self, shard_id: str, options: Options, file: ParquetFile, archive: str) -> None:
+        self._layout = options.layout
         self._prefix = from_table(options.layout.images, shard_id)
         self._file = file
         schema = file.schema_arrow
@@ -178,6 +187,22 @@ class _Rows:
             "base64"
             for name in self._columns.left
         )
+
+    def concern_images(self) -> bool:
+        """Whether a column holds pictures or, where records are wanted, may name some."""
+        if self._columns.taken or not self._layout.has_records:
+            return bool(self._columns.taken)
+        names = self._file.schema_arrow.names
+        if self._layout.image_field:
+            return self._layout.image_field.partition(".")[0] in names
+        return not set(IMAGE_FIELDS).isdisjoint(names) or self._holds_paths()
+
+    def _holds_paths(self) -> bool:
+        """Whether a text in the first rows ends as an image's name does."""
+        for batch in self._file.iter_batches(batch_size=_LOOKED_AT, use_threads=False):
+            values = (value for column in batch.columns for value in column.to_pylist())
+            return any(isinstance(v, str) and extension(v) in BY_EXTENSION for v in values)
+        return False
 
     def _look(self) -> None:
         """Show the first values of each column with binaries, whatever rows are to be read."""

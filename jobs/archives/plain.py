@@ -10,7 +10,7 @@ from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.memberpath import shown, text_of
-from jobs.model import Fetched, Options, Part, Shard
+from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.runfolder import RunFolder
 
 _CHUNK = 1 << 20  # bytes
@@ -28,6 +28,7 @@ class PlainFile:
         self._name = os.fsencode(shard.name)
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
+        self._is_table = fetched.format is Format.PARQUET  # that has nothing to take apart
         self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
@@ -61,7 +62,8 @@ class PlainFile:
             try:
                 with open(path, "rb", buffering=0) as stream:
                     while block := stream.read(_CHUNK):
-                        if not index and stream.tell() == len(block):
+                        is_first = not index and stream.tell() == len(block)
+                        if is_first and not self._is_table:
                             check_no_archive(label, self._name, block[: magic.HEAD], self._options)
                         yield memoryview(block)
             except FileNotFoundError as error:

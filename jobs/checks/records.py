@@ -12,11 +12,9 @@ import msgspec
 
 from jobs import jsontext
 from jobs.memberpath import MAX_PATH, shown
-from jobs.pictures import BY_EXTENSION, extension
+from jobs.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
 
 BOM = b"\xef\xbb\xbf"
-# Fields that name a record's images, in order of precedence.
-IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "images")
 _ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # which often hold a path, but name none
 MAX_LINE = 64 << 20  # bytes; a longer line is a file without line ends, not a record
 _SHOWN_FIELDS = 8  # in a message

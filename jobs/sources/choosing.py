@@ -315,9 +315,9 @@ def _check_tables(groups: Sequence[Group], where: str) -> None:
     archives = sum(_is_container(group.name, group.packing) for group in groups)
     if tables and archives:
         raise SourceError(
-            f"{where} holds {archives} archives and {tables} parquet files, often the same data "
-            "twice: take one kind with --exclude '*.parquet' or --include '*.parquet', or both "
-            "with --include '*'",
+            f"{where} holds archives ({archives}) and parquet files ({tables}), which may be the "
+            "same data twice: take one kind with --exclude '*.parquet' or --include '*.parquet', "
+            "or, if they belong together, both with --include '*'",
             cause=Cause.USAGE,
         )
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from jobs.errors import Cause, SourceError
@@ -146,7 +149,7 @@ def test_what_is_not_the_file_itself_is_refused(
 
 def test_archives_and_tables_are_taken_as_the_user_says(tmp_path: Path) -> None:
     place = source(tmp_path, {"a.tar": TAR, "data/b.parquet": b"PAR1"})
-    with pytest.raises(SourceError, match="often the same data twice"):
+    with pytest.raises(SourceError, match="may be the same data twice"):
         bring(tmp_path / "refused", place)
     brought = bring(tmp_path / "archives", place, "--exclude", "*.parquet")
     assert brought.files == ALL
@@ -250,3 +253,36 @@ def test_the_hub_is_asked_for_few_first_bytes(
     monkeypatch.setattr("jobs.sources.hub._MOST_HEADS", 40)
     planned(tmp_path, ("--hf-repo", "org/d"), *FILES)
     assert len(hub.asked("/datasets/org/d/resolve/*")) <= 40
+
+
+def parquet(**columns: list[object]) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("words", [(), FILES], ids=["records", "files"])
+def test_a_table_that_has_nothing_to_do_with_images_is_published_as_the_file_it_is(
+    tmp_path: Path, words: Sequence[str]
+) -> None:
+    table = parquet(url=["https://host/a", "https://host/b"], width=[1, 2])
+    files = {"00000.tar": TAR, "00000.parquet": table, "00000_stats.json": b"{}"}
+    with pytest.raises(SourceError, match="--include '\\*'"):
+        bring(tmp_path, source(tmp_path, files), *words)
+    brought = bring(tmp_path, tmp_path / "source", *words, "--include", "*")
+    assert brought.problems == []
+    assert brought.files == {**ALL, "00000.parquet": table, "00000_stats.json": b"{}"}
+
+
+def test_a_table_in_a_folder_with_loose_images_is_published_as_the_file_it_is(
+    tmp_path: Path,
+) -> None:
+    files = {**ALL, "meta/sizes.parquet": parquet(key=["a"], size=[1])}
+    assert bring(tmp_path, source(tmp_path, files)).files == files
+
+
+def test_text_tables_alone_need_the_layout_that_the_message_names(tmp_path: Path) -> None:
+    files = {"train.parquet": parquet(text=["a", "b"])}
+    assert "--layout files" in bring(tmp_path, source(tmp_path, files)).text
+    brought = bring(tmp_path / "again", tmp_path / "source", *FILES)
+    assert (brought.problems, brought.files) == ([], files)

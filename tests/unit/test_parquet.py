@@ -158,11 +158,12 @@ def test_a_row_without_an_image_keeps_its_record(
     assert len(run.tree()) == 2
 
 
-def test_a_file_without_images_gives_records_alone(
-    tmp_path: Path, written: Callable[..., Path]
+@pytest.mark.parametrize("field", ["file_name", "views.front"])
+def test_a_file_without_images_that_names_some_gives_records_alone(
+    tmp_path: Path, written: Callable[..., Path], field: str
 ) -> None:
-    run, lines = extracted(tmp_path, written({"text": ["a", "b"], "n": [1, 2]}))
-    assert lines == [{"text": "a", "n": 1}, {"text": "b", "n": 2}]
+    run, lines = extracted(tmp_path, written({field: ["a.png", "b.png"], "n": [1, 2]}))
+    assert lines == [{field: "a.png", "n": 1}, {field: "b.png", "n": 2}]
     assert run.tree() == {}
 
 
