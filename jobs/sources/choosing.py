@@ -17,6 +17,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.families import Family, families
 
 JOIN_NOTHING = "none"  # with --join: no files are pieces
+_OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also of languages, keys, and other texts
 
 
 @dataclass(frozen=True)
@@ -272,8 +273,8 @@ def _packing(name: str, heads: Mapping[str, bytes], whole: str = "") -> Packing 
     if head is None:
         return named
     packing = magic.packing_of(head)
-    is_language = whole.lower().endswith((".ar", ".br")) and split.is_text(head)
-    return packing or (None if is_language else named)
+    is_text = whole.lower().endswith(_OR_TEXTS) and split.is_text(head)
+    return packing or (None if is_text else named)
 
 
 def _check_pointers(heads: Mapping[str, bytes]) -> None:

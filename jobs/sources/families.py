@@ -32,7 +32,12 @@ class Marks(Enum):
 
     DIGITS = string.digits
     LETTERS = string.ascii_lowercase
+    CAPITALS = string.ascii_uppercase
     HEX = string.digits + "abcdef"
+
+    @property
+    def are_letters(self) -> bool:
+        return self in (Marks.LETTERS, Marks.CAPITALS)
 
 
 @dataclass(frozen=True)
@@ -91,14 +96,14 @@ class Family:
     @property
     def begins(self) -> bool:
         """Whether the first mark is near the first one that a splitter makes."""
-        most = _FIRST_LETTERS if self.marks is Marks.LETTERS else _FIRST_NUMBERS
+        most = _FIRST_LETTERS if self.marks.are_letters else _FIRST_NUMBERS
         return self.places[0] < most
 
     @property
     def is_marked(self) -> bool:
         """Whether the names say by themselves that these are pieces."""
         first = self.pieces[0]
-        lettered = self.marks is Marks.LETTERS and len(first.mark) > 1
+        lettered = self.marks.are_letters and len(first.mark) > 1
         return self.ends and (lettered or _says_piece(first.before))
 
     @property
@@ -129,7 +134,13 @@ def families(names: Sequence[str]) -> list[Family]:
     data = [name for name in names if magic.is_data_name(name)]
     found: list[Family] = []
     taken: set[str] = set()
-    for find in (_spanned, _hexadecimal, lambda plain: _lettered(plain, data), _numbered):
+    for find in (
+        _spanned,
+        _hexadecimal,
+        lambda plain: _lettered(plain, data, Marks.LETTERS),
+        lambda plain: _lettered(plain, data, Marks.CAPITALS),
+        _numbered,
+    ):
         for family in find(left):
             if taken.isdisjoint(family.names):
                 found.append(family)
@@ -164,19 +175,19 @@ def _hexadecimal(names: Sequence[str]) -> Iterator[Family]:
             yield family
 
 
-def _lettered(names: Sequence[str], data: Sequence[str]) -> Iterator[Family]:
+def _lettered(names: Sequence[str], data: Sequence[str], marks: Marks) -> Iterator[Family]:
     """The largest families first; of one size, those of two letters, as ``split`` makes them.
 
     In a large one some marks look like endings of ``data`` (``d.tar.gz.db``).
     """
-    groups = _by_width(names, data, Marks.LETTERS)
+    groups = _by_width(names, data, marks)
     found = []
     for (before, width, after), pieces in groups.items():
         if width == 2 and any(piece.mark == "yz" for piece in pieces):
             wider = groups[before, 4, after]
             pieces = [*pieces, *(piece for piece in wider if piece.mark.startswith("z"))]
         if len(pieces) > 1 or (pieces and not after and _says_piece(before)):
-            found.append(Family.of(pieces, Marks.LETTERS))
+            found.append(Family.of(pieces, marks))
     for family in sorted(found, key=lambda f: (-len(f.pieces), len(f.pieces[0].mark) != 2)):
         first, places = family.pieces[0], family.places
         in_a_row = places == tuple(range(places[0], places[0] + len(places)))
@@ -217,7 +228,11 @@ def _cuts(name: str) -> Iterator[tuple[str, str]]:
     """``name`` before and behind the place where its mark may end."""
     after = magic.ending(name)
     yield name.removesuffix(after), after
-    if 0 < len(after) <= 3:  # of d.tar.gz.aa, …, d.tar.gz.br it is a mark
+    if not after:
+        stem, suffix = posixpath.splitext(name)
+        if suffix:  # as of split --additional-suffix
+            yield stem, suffix
+    elif len(after) <= 3:  # of d.tar.gz.aa, …, d.tar.gz.br it is a mark
         yield name, ""
 
 
@@ -282,7 +297,7 @@ def _places(marks: Sequence[str], kind: Marks) -> list[int]:
     """
     digits = kind.value
     # part1 … part12 are as wide as their numbers are, and plain too.
-    widened = {"00", "89", "9000"} <= set(marks) or kind is Marks.LETTERS
+    widened = {"00", "89", "9000"} <= set(marks) or kind.are_letters
     plain = len({len(mark) for mark in marks}) == 1 or not widened
     return [_number(mark, digits) if plain else _widened(mark, digits) for mark in marks]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,6 @@ from jobs import aside, listing, magic
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.memberpath import shown
 from jobs.model import (
-    Digest,
     Layout,
     Shard,
     ShardKind,
@@ -182,8 +181,10 @@ class LocalSource:
             )
         found = sort_out(files, request, _look(self._root), where=where)
         if not found.groups:
-            note = f"{where} is a dataset's folder: its {len(files)} files are copied as they are"
-            alone = replace(found, loose=(), extras={})
+            left = {n: kind for n, kind in found.extras.items() if kind == naming.LEFTOVERS}
+            count = len(files) - len(left)
+            note = f"{where} is a dataset's folder: its {count} files are copied as they are"
+            alone = replace(found, loose=(), extras=left)
             shards = shards_of(alone, tree=self._tree(self._root, files))
             return self._finished(alone, shards, self._root, note, *self._old_times())
         if len(found.loose) <= _MOST_LOOSE:
@@ -216,12 +217,12 @@ class LocalSource:
 
     def _finished(self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str) -> Choice:
         """``shards`` with the digests that lie beside their files in ``folder``, and all notes."""
-        digests = _sums(folder)
+        digests = sums.beside(folder)
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE
             else structs.replace(
-                shard, files=tuple(_with_digest(file, digests) for file in shard.files)
+                shard, files=tuple(sums.with_digest(file, digests) for file in shard.files)
             )
             for shard in shards
         )
@@ -263,9 +264,9 @@ def leaving(
         name = os.fsdecode(path)
         kind = None
         if naming.is_git(name):
-            kind = "git's own"
+            kind = naming.GIT
         elif name in _NOT_DATA:
-            kind = "notes of an earlier download"
+            kind = naming.NOTES
         elif is_folder and is_run_folder(root / name):  # full of files of its own
             kind = "folders of runs"
         if kind is not None:
@@ -337,29 +338,3 @@ def _beside(path: Path) -> list[tuple[str, bool]]:
             return sorted((entry.name, entry.is_file()) for entry in entries)
     except OSError:
         return []
-
-
-def _with_digest(file: SourceFile, digests: Mapping[str, Digest]) -> SourceFile:
-    return structs.replace(file, digest=digests.get(file.name) or _own_sum(Path(file.locator)))
-
-
-def _sums(folder: Path) -> dict[str, Digest]:
-    for name in sums.LISTS:
-        text = _text(folder / name)
-        if text is not None:
-            return sums.parse(text)
-    return {}
-
-
-def _own_sum(path: Path) -> Digest | None:
-    text = _text(path.with_name(f"{path.name}.sha256"))
-    return next(iter(sums.parse(text).values()), None) if text is not None else None
-
-
-def _text(path: Path) -> str | None:
-    try:
-        if not path.is_file() or path.stat().st_size > sums.MOST:
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None

@@ -25,11 +25,15 @@ _SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # where the file itse
 _OF_THE_HUB = ".cache/huggingface/"  # its client's own, in a folder that it downloaded into
 _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
 _PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
-_GIT = re.compile(r"(^|/)\.git")
+_GIT = re.compile(r"(^|/)\.git(/|$|attributes$|ignore$|modules$)")
 _DIGITS = re.compile(r"(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_NAME = 60  # characters of a name in an id; the id is a file name with endings of its own
 _NEAR = 3  # names in a message
+
+# What is left out of a source, and why.
+GIT, NOTES = "git's own", "notes of an earlier download"
+LEFTOVERS = "desktop leftovers"
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -53,7 +57,10 @@ def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
 
 
 def is_git(name: str) -> bool:
-    """Whether a file is git's own (``.gitattributes``, ``.git/…``), which no dataset needs."""
+    """Whether a file is git's own (``.gitattributes``, ``.git/…``), which no dataset needs.
+
+    ``.gitkeep`` is not: somebody put it there to have its folder.
+    """
     return _GIT.search(name) is not None
 
 
@@ -72,13 +79,13 @@ def extras(names: Collection[str]) -> dict[str, str]:
 
 def _extra_kind(name: str, names: Collection[str]) -> str | None:
     if is_git(name):
-        return "git's own"
+        return GIT
     if name.startswith(_OF_THE_HUB) or name in (RECEIPT, MANIFEST):
-        return "notes of an earlier download"
+        return NOTES
     stem, ending = posixpath.splitext(name)
     if _LIST.fullmatch(posixpath.basename(name)) or (ending in _SIGNATURES and stem in names):
         return "digests and signatures"
-    return "desktop leftovers" if junk_kind(name.encode("utf-8", "surrogateescape")) else None
+    return LEFTOVERS if junk_kind(name.encode("utf-8", "surrogateescape")) else None
 
 
 def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:

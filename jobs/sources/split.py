@@ -118,7 +118,9 @@ def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bo
     if starts and (lettered or is_data):  # only a splitter calls files so
         raise _ambiguous(family) if is_plain else _headless(family)
     suspect = lettered or is_data or family.is_marked or not starts
-    if suspect and family.begins and _fits(family, sizes) and not any(map(is_text, heads)):
+    # Files of one size to the last are records of one length; pieces end with a shorter one.
+    fits = _fits(family, sizes) and len({sizes[name] for name in family.names}) > 1
+    if suspect and family.begins and fits and not any(map(is_text, heads)):
         raise _ambiguous(family) if is_plain else _headless(family)
     return False
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 
-from jobs.model import Digest
+from msgspec import structs
+
+from jobs.model import Digest, SourceFile
 
 LISTS = ("SHA256SUMS", "sha256sums.txt")  # names, beside the files that they list
 MOST = 16 << 20  # bytes; a longer one is no such list
@@ -27,3 +31,29 @@ def parse(text: str) -> dict[str, Digest]:
             continue
         found[name.strip().removeprefix("./")] = Digest("sha256", value.lower())
     return found
+
+
+def beside(folder: Path) -> dict[str, Digest]:
+    """The digests that a list in a local ``folder`` has, by name; empty where there is none."""
+    for name in LISTS:
+        text = _text(folder / name)
+        if text is not None:
+            return parse(text)
+    return {}
+
+
+def with_digest(file: SourceFile, listed: Mapping[str, Digest]) -> SourceFile:
+    """A local ``file`` with its digest: the listed one, or that of ``FILE.sha256`` beside it."""
+    digest = listed.get(file.name)
+    if digest is None and (text := _text(Path(f"{file.locator}.sha256"))) is not None:
+        digest = next(iter(parse(text).values()), None)
+    return structs.replace(file, digest=digest)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        if not path.is_file() or path.stat().st_size > MOST:
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

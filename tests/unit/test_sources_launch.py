@@ -478,6 +478,17 @@ def test_a_dataset_s_folder_is_one_tree(tmp_path: Path, files: dict[str, bytes])
     assert shards[0].size == sum(map(len, files.values()))
 
 
+def test_what_a_copied_folder_leaves_out_is_listed_and_not_counted(tmp_path: Path) -> None:
+    data = {"prompts.jsonl": b"{}", "images/.gitkeep": b"", ".github/x.yml": b"x"}
+    left = {"Thumbs.db": b"x", "images/._a.png": b"x", ".gitignore": b"x"}
+    source = opened(SourceKind.LOCAL, make(tmp_path / "d", data | left))
+    (tree,) = source.shards()
+    assert tree.kind is ShardKind.TREE
+    copied, listed = source.notes()
+    assert "its 3 files are copied" in copied
+    assert all(repr(name) in listed for name in left)
+
+
 def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> None:
     data = {"prompts.jsonl": b"{}", "images/a.png": b"x"}
     ours = {

@@ -94,6 +94,9 @@ SETS = [
     pytest.param(["G.z00", "G.z01"], "G.zip", id="z00"),
     pytest.param(["s-00.tar.gz", "s-01.tar.gz"], "s.tar.gz", id="slices named as archives"),
     pytest.param(["xaa.tar.gz", "xab.tar.gz"], "x.tar.gz", id="split's additional suffix"),
+    pytest.param(["x_aa.bin", "x_ab.bin"], "x.bin", id="a suffix that tells nothing"),
+    pytest.param(["d.tar.gz.AA", "d.tar.gz.AB"], "d.tar.gz", id="capitals"),
+    pytest.param(["part_A", "part_B"], "part_A", id="one capital"),
     pytest.param(["s-0-of-2.tar.gz", "s-1-of-2.tar.gz"], "s.tar.gz", id="slices of"),
     pytest.param(["d.part1.bin", "d.part2.bin"], "d.bin", id="an ending that tells nothing"),
     pytest.param(["a/d_00", "a/d_01"], "a/d", id="in a folder"),
@@ -192,6 +195,11 @@ def test_archives_of_their_own_are_apart(files: dict[str, bytes]) -> None:
 )
 def test_files_of_data_with_numbers_are_taken_as_they_are(files: dict[str, bytes]) -> None:
     assert grouped(files) == [(ShardKind.FILE, (name,)) for name in sorted(files)]
+
+
+def test_files_of_one_size_to_the_last_are_no_pieces_whose_first_is_missing() -> None:
+    files = {f"data_batch_{number}": NOISE for number in range(1, 6)}
+    assert grouped(files) == [(ShardKind.FILE, (name,)) for name in files]
 
 
 @pytest.mark.parametrize("name", ["d.tar.md5x", "d.tar.2023", "d.tar.idx", "x.parts"])
