@@ -97,6 +97,9 @@ _PACKINGS = (
     Packing("ARJ", (".arj",), (), "arj x"),
     Packing("ACE", (".ace",), (), "unace x"),
     Packing("ALZip", (".alz", ".egg"), (b"ALZ\x01", b"EGGA"), "unar"),
+    Packing("what gpg encrypted", (".gpg", ".pgp"), (), "gpg -d"),
+    Packing("what openssl encrypted", (), (b"Salted__",), "openssl enc -d"),
+    Packing("what age encrypted", (".age",), (b"age-encryption.org/v1",), "age -d"),
     Packing("StuffIt", (".sit", ".sitx"), (b"SIT!", b"StuffIt "), "unar"),
 )
 _BY_MAGIC = {magic: packing for packing in _PACKINGS for magic in packing.magics}

@@ -14,6 +14,10 @@ TWO_KINDS = (
     "is both a file and a folder of the dataset; where two archives differ in this, launch with "
     "--on-collision per-shard"
 )
+HOSTILE = (
+    "the archive is damaged or hostile; if you trust it, unpack it with its own program and launch "
+    "with --local-path on the folder"
+)
 _SHOWN = 200  # characters of a name in a message
 
 _CONTROL = bytes(range(0x20)) + b"\x7f"
@@ -62,7 +66,7 @@ def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
 
 def _unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
     return UnsafeMemberError(
-        f"{archive}: member {shown(name)} {fact}; the archive is damaged or hostile",
+        f"{archive}: member {shown(name)} {fact}; {HOSTILE}",
         member=text_of(name)[0],
     )
 

@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from jobs import magic
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
-from jobs.memberpath import shown, text_of
+from jobs.memberpath import HOSTILE, shown, text_of
 from jobs.model import Options, Part
 
 
@@ -141,7 +141,7 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
 def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
     """A member that is never written, whatever it holds."""
     return UnsafeMemberError(
-        f"{archive}: member {shown(member)} {fact}; the archive is damaged or hostile",
+        f"{archive}: member {shown(member)} {fact}; {HOSTILE}",
         member=text_of(member)[0],
     )
 

@@ -17,7 +17,11 @@ from jobs.memberpath import shown, text_of
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.runfolder import RunFolder
 
-_MARK = re.compile(r"[a-z]{2,3}|[0-9]{2,4}|part-?[0-9]+")  # of a piece of a split archive
+# A piece of a split archive: its whole, and a mark (see jobs.sources.families).
+_PIECE = re.compile(
+    r"(.*\.(?:tar(?:\.[a-z0-9]{2,4})?|zip|t[a-z0-9]{2,3}))"
+    r"[._ -]?(?:part[._-]?)?(?:[a-z]{1,3}|[0-9]{1,4})"
+)
 _ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
 
 
@@ -36,14 +40,15 @@ def is_nested(path: bytes) -> bool:
 
 
 def stays_packed(path: bytes) -> bool:
-    """Whether a member's name says that it is an archive that is not read, or a piece of one."""
+    """Whether a member's name says that it is packed and not opened: a table, a piece, …"""
     name = path.decode("utf-8", "surrogateescape").lower()
     packing = magic.packing_named(name)
     if packing is None:
-        stem, dot, mark = name.rpartition(".")
-        return bool(dot and _MARK.fullmatch(mark)) and is_nested(os.fsencode(stem))
+        piece = _PIECE.fullmatch(name)
+        is_data = piece is None or magic.is_data_name(name)
+        return not is_data and piece is not None and is_nested(os.fsencode(piece[1]))
     if packing.is_read:
-        return False
+        return packing is magic.PARQUET
     return not packing.compresses or magic.says_tar(magic.ending(name))
 
 

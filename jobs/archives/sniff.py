@@ -29,6 +29,10 @@ _COMPRESSED = {  # a tar that is compressed so, and any other file
 TARS = (Format.TAR, *(tar for tar, _ in _COMPRESSED.values()))
 SINGLE = tuple(single for _, single in _COMPRESSED.values())  # one compressed file
 
+_ELSEWHERE = (
+    "where another program opens it (7z x, gzip -d), unpack it with that and launch with "
+    "--local-path on the folder"
+)
 _NEEDED = 2 * tarheader.BLOCK  # inflated bytes that tell a tar
 # What is no archive, and not one of another kind that could be named a tar by mistake.
 _OTHERS = ((b"\x89HDF", "an HDF5 file"), (b"MZ", "a program (a self-extracting archive?)"))
@@ -144,9 +148,7 @@ def _is_tar(start: bytes, name: str) -> bool:
 def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
     for start, what in _OTHERS:
         if head.startswith(start):
-            return unsupported(
-                label, f"is {what}, which is not read here; have it published as tar or zip"
-            )
+            return unsupported(label, f"is {what}, which is not read here; {_ELSEWHERE}")
     if what_stands_there := magic.stand_in(head):
         return _no_archive(label, what_stands_there)
     if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
@@ -157,5 +159,5 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
 
 def _no_archive(label: str, what: str) -> ArchiveError:
     return ArchiveError(
-        f"{label} is {what}; look at its source, then fetch it again",
+        f"{label} is {what}; look at its source, then fetch it again, or {_ELSEWHERE}",
     )

@@ -184,7 +184,10 @@ class TarReader:
         try:
             tarheader.check_sum(head.ljust(BLOCK, b"\0"))
         except HeaderError:
-            self._fail("something that is no tar follows the archive's end mark")
+            self._fail(
+                "something that is no tar follows the archive's end mark; if what `tar -tf` lists "
+                "is all of it, unpack it with `tar -xf` and launch with --local-path on the folder"
+            )
         start = self._cursor.offset
         zeros = start - end
         padded = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0

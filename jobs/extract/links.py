@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from isal import isal_zlib
 
 from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
+from jobs.errors import UnsafeMemberError
 from jobs.extract.seen import path_of
-from jobs.memberpath import safe_path, shown
+from jobs.memberpath import safe_path, shown, text_of
 from jobs.model import Entry, Links, Options, Part
 
 MOST_PENDING = 20_000  # links held in memory until their targets are looked up
@@ -41,11 +42,10 @@ def pending_of(
     if member.kind is Kind.HARD_LINK:
         target = safe_path(member.target, archive=archive)
     elif options.links is Links.REFUSE:
-        raise unsafe(
-            archive,
-            member.name,
-            f"is a symbolic link, to {shown(member.target)}; if the publisher means it, launch "
-            "with --links copy",
+        raise UnsafeMemberError(
+            f"{archive}: member {shown(member.name)} is a symbolic link, to "
+            f"{shown(member.target)}; if the publisher means it, launch with --links copy",
+            member=text_of(member.name)[0],
         )
     else:
         target = _followed(member, raw, archive)

@@ -29,11 +29,11 @@ class Tally:
     members: int = 0  # of the shard's own archive
     superseded: int = 0
     claimed: int = 0  # bytes, as members claim them
-    packed: int = 0  # archives within the archive that stay as they are
+    packed: int = 0  # files within the archive that are packed and stay as they are
     packed_example: bytes = b""
 
     def see(self, path: bytes) -> None:
-        """Take a member into account that is no archive which can be opened."""
+        """Take a member into account that is no archive which is opened."""
         if nested.stays_packed(path):
             self.packed += 1
             self.packed_example = path
@@ -43,9 +43,10 @@ class Tally:
         if not self.packed:
             return []
         fact = (
-            f"{self.packed} files within it are archives that are not read here, or pieces of some"
+            f"{self.packed} files within it stay as they are, as archives in pieces, tables and "
+            f"some formats are not opened there: {shown(self.packed_example)}"
         )
-        return [f"{fact}; they stay as they are: {shown(self.packed_example)}"]
+        return [fact + "; unpack the archive and launch with --local-path on the folder"]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def _audit(
     ground.staging.data.mkdir(exist_ok=True)
     with Findings(ground.folder.audit) as findings, ExitStack() as stack:
         tally, rewrites = _look(ground, findings, progress, stack)
-        problem = summary.problem_of(ground, findings)
+        problem = summary.problem_of(ground, findings, records=tally.records)
         journal = None
         if problem is None:
             journal, tally = _prepare(ground, tally, rewrites, findings, progress)

@@ -58,6 +58,7 @@ class _Clues:
 
     def __init__(self) -> None:
         self.likely: dict[str, _DataFile] = {}  # by path
+        self._table = ""  # a parquet file that was not taken apart
         self._last = b""
         self._pair: tuple[bytes, bytes] | None = None
 
@@ -65,6 +66,8 @@ class _Clues:
         """Take a file into account, in the order of its archive."""
         if file.path.lower().endswith(_LIKELY) and len(self.likely) <= _FEW:
             self.likely[file.path] = file
+        if file.path.lower().endswith(".parquet"):
+            self._table = self._table or file.path
         raw = file.path.encode()
         if self._pair is None and is_pair(self._last, raw):
             self._pair = self._last, raw
@@ -82,6 +85,11 @@ class _Clues:
             files = sorted(self.likely.values(), key=lambda file: (-file.size, file.path))
             largest = " or ".join(shown(file.path) for file in files[:_SHOWN])
             fact += f"; if the records are in {largest}, name that file with --records-file"
+        elif self._table:
+            fact += (
+                f"; the table {shown(self._table)} gives none: it names no image, or lies within "
+                "an archive, which has to be unpacked first (then --local-path on the folder)"
+            )
         return f"{fact}; to publish files without records, launch with --layout files"
 
 

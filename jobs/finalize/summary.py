@@ -139,8 +139,11 @@ def _aim(ground: Ground) -> str:
     return "published" if ground.mending is None else "mended"
 
 
-def problem_of(ground: Ground, findings: Findings) -> Problem | None:
-    """The worst of all findings as the problem of the run; None where nothing fails."""
+def problem_of(ground: Ground, findings: Findings, *, records: int) -> Problem | None:
+    """The worst of all findings as the problem of the run; None where nothing fails.
+
+    ``records``: how many there are, good or bad.
+    """
     policy = ground.plan.options.on_bad_record
     bad = [kind for kind in Kind if findings.counts[kind] and fails(kind, policy)]
     if not bad:
@@ -149,11 +152,24 @@ def problem_of(ground: Ground, findings: Findings) -> Problem | None:
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
     is_per_shard = ground.plan.options.on_collision is OnCollision.PER_SHARD
+    remedy = _remedy(bad, cause, is_per_shard=is_per_shard)
+    if findings.counts[Kind.BAD_RECORD] >= max(records, 1) and all(kind in BAD for kind in bad):
+        remedy = "; to publish files without records, launch with --layout files"
+    elif Kind.MISSING_IMAGE in bad:
+        advice = _advice(ground, findings)
+        remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
     message = (
         f"nothing was {_aim(ground)}: {facts}; first: {_text(ground, first)}; all of it is in "
-        f"{ground.folder.audit.name}{_remedy(bad, cause, is_per_shard=is_per_shard)}"
+        f"{ground.folder.audit.name}{remedy}"
     )
     return Problem(cause, message, first.shard, first.member)
+
+
+def _advice(ground: Ground, findings: Findings) -> str | None:
+    """What other findings advise where images seem to be missing."""
+    told = [*findings.examples.get(Kind.HINT, []), *findings.examples.get(Kind.WARNING, [])]
+    texts = (_text(ground, finding) for finding in told if "launch with" in finding.message)
+    return next(texts, None)
 
 
 def _remedy(bad: list[Kind], cause: Cause, *, is_per_shard: bool) -> str:

@@ -110,6 +110,8 @@ def test_a_file_of_many_loose_ones_is_opened_and_the_others_are_copied(tmp_path:
         ("b.tar.lz", b"LZIP\1\x0c" + bytes(99)),
         ("b.tar.Z", b"\x1f\x9d\x90" + bytes(99)),
         ("b.cpio", b"070701" + b"0" * 99),
+        ("b.tar.gz.gpg", random.Random(2).randbytes(500)),
+        ("b.tar.enc", b"Salted__" + bytes(99)),
         ("b", b"7z\xbc\xaf\x27\x1c" + bytes(99)),
         ("b.7z.001", b"7z\xbc\xaf\x27\x1c" + bytes(99)),
     ],

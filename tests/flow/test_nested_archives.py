@@ -296,12 +296,28 @@ def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
 def test_an_inner_archive_that_is_not_read_stays_and_is_told(tmp_path: Path) -> None:
     inner = bz2.compress(tarred({"1.png": ONE}))
     files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
+    files |= {"e.tar.gz_00": b"x", "f.zip.part01": b"x", "g.parquet": b"x", "h.tar.txt": b"x"}
     brought = bring(tmp_path, nested(tmp_path, files), *FILES)
     assert brought.problems == []
-    assert sorted(brought.files) == ["1.png", "a.rar", "b.tar.gz.aa", "c.gz"]
-    assert (
-        "2 files within it are archives that are not read here, or pieces of some" in brought.text
-    )
+    del files["d.tbz"]
+    assert brought.files == {"1.png": ONE, **files}
+    assert "5 files within it stay as they are" in brought.text
+    assert "unpack the archive and launch with --local-path on the folder" in brought.text
+
+
+def test_a_table_within_an_archive_is_named_where_records_are_missing(tmp_path: Path) -> None:
+    brought = bring(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
+    assert "'data/x.parquet' gives none" in brought.text
+
+
+def test_records_none_of_which_names_an_image_are_refused_with_the_layout_that_takes_them(
+    tmp_path: Path,
+) -> None:
+    source = nested(tmp_path, {"prompts.jsonl": b'{"text": "a"}\n{"text": "b"}\n'})
+    (problem,) = bring(tmp_path / "one", source).problems
+    assert "launch with --layout files" in problem
+    assert "--on-bad-record" not in problem  # drop would leave no record
+    assert bring(tmp_path / "two", source, "--layout", "files").problems == []
 
 
 def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it(

@@ -165,8 +165,9 @@ def test_names_in_another_encoding_are_read_in_the_one_that_is_given(
     files = dataset(*names)
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding=encoding))
     brought = bring(tmp_path / "one", source)
-    assert "2 names are not UTF-8 and read as cp437" in brought.text
-    assert "--zip-encoding" in brought.text
+    (problem,) = brought.problems
+    assert "2 names are not UTF-8 and read as cp437" in problem
+    assert "launch with --zip-encoding" in problem
     assert brought.files == {}
     assert bring(tmp_path / "two", source, "--zip-encoding", encoding).files == files
 
