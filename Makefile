@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PYTHON_CODE := jobs orchestrator tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit packages bench format clean
+.PHONY: help demo test lint types unit packages bench constraints format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -42,6 +42,12 @@ bench: $(VENV)/.installed-test ## Measure, and compare with the tools people use
 		$(BIN)/python -m "benchmarks.$$name" || exit 1; \
 	done
 
+constraints: ## Pin the newest versions of everything for CI (needs uv)
+	@{ echo '# The versions that CI installs, for every supported Python;' \
+		'`make constraints` writes this file.'; \
+	uv pip compile --universal --python-version 3.10 setup.cfg --all-extras --quiet \
+		--no-header --no-annotate; } >.ci/constraints.txt
+
 format: $(VENV)/.installed-test ## Format the code and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -51,7 +57,7 @@ clean: ## Remove the demo and what tools have cached
 
 # Installed anew only when the metadata has changed. An environment whose Python is gone is made
 # again; one that the Python at hand cannot make says how to get it.
-$(VENV)/.installed-%: setup.cfg pyproject.toml
+$(VENV)/.installed-%: setup.cfg pyproject.toml $(wildcard setup.py)
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, install python3-venv" >&2; \
 		exit 1; }
