@@ -4,21 +4,32 @@ PYTHON ?= python3
 VENV ?= .venv
 WORKERS ?= 4
 TESTS ?= tests
+SLURM_VERSIONS ?= 22.05 24.11 26.05
 
 BIN := $(VENV)/bin
+SLURM_TESTS := tests/slurm $(wildcard tests/faults/test_matrix_slurm_*.py)
 PYTHON_CODE := jobs orchestrator tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types unit packages bench constraints format clean
+.PHONY: help demo test test-slurm-versions lint types unit packages bench constraints format clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
-		while IFS='|' read -r name words; do printf '  make %-10s %s\n' "$$name" "$$words"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r name words; do printf '  make %-19s %s\n' "$$name" "$$words"; done
 
 demo: $(VENV)/.installed-decode ## Make a sample dataset, bring it in on this machine, show the result (.demo/)
 	@BIN="$(BIN)" .ci/demo
 
 test: packages lint types unit ## Lint, types and all tests; installs Slurm for them where it may
+
+# Every version is tried, whatever an earlier one gave; one that cannot be had here says why.
+test-slurm-versions: $(VENV)/.installed-test packages ## The tests with a Slurm, on each Slurm that is known (half an hour)
+	@failed=; for version in $(SLURM_VERSIONS); do \
+		echo "== Slurm $$version"; \
+		VENV="$(VENV)" .ci/slurm-version $$version $(BIN)/python -m pytest -n $(WORKERS) \
+			--dist worksteal $(SLURM_TESTS); rc=$$?; \
+		case $$rc in 0|77) ;; *) failed="$$failed $$version" ;; esac; \
+	done; [ -z "$$failed" ] || { echo "failed on Slurm$$failed" >&2; exit 1; }
 
 # The order matters even with `make -j`: the cheap verdicts first.
 lint: $(VENV)/.installed-test

@@ -172,11 +172,16 @@ def moved(state: RunState, stage: Stage) -> tuple[int, int]:
 
 
 def waiting(state: RunState) -> tuple[Waiting, ...]:
-    """The pending tasks, those that wait for the same thing together, in the chain's order."""
+    """The pending tasks, those that wait for the same thing together, in the chain's order.
+
+    Tasks in a state that only a later Slurm has are among them, with its word as the reason.
+    """
     groups: dict[tuple[Stage, str], list[TaskView]] = defaultdict(list)
     for view in state.tasks:
         if view.status is TaskStatus.PENDING:
             groups[(view.stage, view.engine.reason)].append(view)
+        elif view.status is TaskStatus.UNKNOWN and view.engine.raw:
+            groups[(view.stage, f"state {view.engine.raw}")].append(view)
     order = list(Stage)
     return tuple(
         Waiting(

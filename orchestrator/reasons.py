@@ -146,7 +146,7 @@ def explain(reason: str, job_ids: Sequence[str] = ()) -> str:
                 words = found
                 break
     if words is None:
-        return f"for a reason of Slurm's: {word}" if word else "for its turn"
+        return f"Slurm says: {word}" if word else "for its turn"
     ids = shlex.quote(_list(job_ids)) if job_ids else "JOBID"
     return f"{words.replace('JOBID', ids)} ({word})"
 

@@ -12,8 +12,13 @@ from examples import samples
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
 from tests.support.sites import Pages, Site
-from tests.support.slurm import PrivateSlurm, available
+from tests.support.slurm import PrivateSlurm, available, version
 from tests.support.webserver import FaultyServer
+
+
+def pytest_report_header() -> str:
+    """Which Slurm the tests start: that of `.ci/slurm-version`, or this machine's."""
+    return f"private Slurm: {version() or 'none'}"
 
 
 @pytest.fixture(scope="session", autouse=True)

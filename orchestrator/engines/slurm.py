@@ -16,6 +16,7 @@ from jobs.runfolder import RunFolder
 from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import (
     Dependency,
+    EngineState,
     JobHandle,
     JobSpec,
     OtherClusterError,
@@ -279,7 +280,7 @@ class SlurmEngine:
             except EngineError as error:
                 log.warning("Slurm is silent: %s", error.message)
             else:
-                if not any(state.state.live for state in states.values()):
+                if all(state.state is EngineState.ENDED for state in states.values()):
                     return
             if on_tick is not None:
                 on_tick()
@@ -294,14 +295,18 @@ class SlurmEngine:
         known = self._targets(folder, job_ids, names)
         if not known and self._way.doubt:
             raise OtherClusterError(self._way.doubt)
-        left = {each for each, task in known if task.state.live}
+        left = {each for each, task in known if task.state is not EngineState.ENDED}
         if not left:
             return
         self._queue.end(sorted(left))
         for wait_s in END_S:
             known = self._targets(folder, job_ids, names)
             # What is completing now has stopped, and once cancelled is not requeued.
-            left = {e for e, task in known if task.state.live and task.raw != "COMPLETING"}
+            left = {
+                each
+                for each, task in known
+                if task.state is not EngineState.ENDED and task.raw != "COMPLETING"
+            }
             if not left:
                 return
             self._pause.wait(wait_s)

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
-from jobs.errors import Cause
+from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState, TaskState
 
 SEPARATOR = "|"
-QUEUE_FIELDS = (
-    "JobArrayID",
-    "State",
-    "Reason",
-    "NodeList",
-    "RestartCnt",
-    "exit_code",
-    "SubmitTime",
-    "StartTime",
-    "EndTime",
-    "Command",  # from here on: see _places_and_name
-    "WorkDir",
-    "Name",
-)
-QUEUE_PLAIN = 9  # of them hold no separator
-QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_FIELDS)
+# Fields of ``squeue -O``, and how its header names them. The last three may hold a separator each,
+# the last one in fact never does: see ``_places_and_name``.
+QUEUE_HEADER = {
+    "JobArrayID": "JOBID",
+    "State": "STATE",
+    "Reason": "REASON",
+    "NodeList": "NODELIST",
+    "RestartCnt": "RESTART_COUNT",
+    "exit_code": "EXIT_CODE",
+    "SubmitTime": "SUBMIT_TIME",
+    "StartTime": "START_TIME",
+    "EndTime": "END_TIME",
+    "Command": "COMMAND",
+    "WorkDir": "WORK_DIR",
+    "Name": "NAME",
+}
+QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_HEADER)
+# Fields of ``sacct -P -o``, which are the words of its header.
 ACCOUNT_FIELDS = (
     "JobID",
     "State",
@@ -38,15 +40,15 @@ ACCOUNT_FIELDS = (
     "End",
     "TotalCPU",
     "MaxRSS",
-    "WorkDir",  # from here on: see _places_and_name
+    "WorkDir",  # from here on: see ``_places_and_name``
     "JobName",
 )
-ACCOUNT_PLAIN = 10
 ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 
-# https://slurm.schedmd.com/squeue.html, "JOB STATE CODES"
+# https://slurm.schedmd.com/job_state_codes.html (26.05). A word that is in none of these sets and
+# tables is of a later Slurm: it is shown, and nothing is concluded from it.
 _PENDING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 )
@@ -62,8 +64,10 @@ _RUNNING = frozenset(
         "STAGE_OUT",
         "EXPEDITING",
         "POWER_UP_NODE",
+        "UPDATE_DB",
     }
 )
+_ENDED = frozenset({"COMPLETED", "FAILED"})  # and those that have a cause
 _CAUSES = {
     "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
     "TIMEOUT": Cause.TIME_LIMIT,
@@ -184,63 +188,88 @@ def parse_time(text: str) -> datetime | None:
         return None
 
 
+def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterator[dict[str, str]]:
+    """The rows below a header that holds ``names``, as values by these names.
+
+    ``free``: the first of the names from which on values may hold the separator; all of them
+    together are the value of ``free``. Lines ahead of the header (banners of a site's wrapper,
+    ``CLUSTER: NAME``) are skipped. ``EngineError`` where there is no such header: nothing can be
+    told from such an answer, not even that a queue is empty.
+    """
+    plain = names.index(free)
+    headed = False
+    for line in text.splitlines():
+        fields = line.split(SEPARATOR)
+        if fields[: len(names)] == list(names):
+            headed = True
+        elif headed and len(fields) >= len(names):
+            rest = SEPARATOR.join(fields[plain:])
+            yield dict(zip(names, fields[:plain], strict=False)) | {free: rest}
+    if not headed:
+        said = (text.strip().splitlines() or ["nothing"])[0]
+        raise EngineError(f"{command} answers without the header of a table: {said[:80]}")
+
+
 def queue_rows(text: str) -> Iterator[Row]:
     """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
-    for line in text.splitlines():
-        fields = line.split(SEPARATOR, QUEUE_PLAIN)
-        if len(fields) != QUEUE_PLAIN + 1:
-            continue
-        job_id, raw, reason, nodes, restarts, status, submit, start, end, rest = fields
-        places, name = _places_and_name(rest)
-        wait_status = int(status) if status.isdigit() else 0
+    header = tuple(QUEUE_HEADER.values())
+    for row in _records(text, "squeue", header, "COMMAND"):
+        places, name = _places_and_name(row["COMMAND"])
+        times = (row["SUBMIT_TIME"], row["START_TIME"], row["END_TIME"])
+        submit, start, end = map(parse_time, times)
         task = _task(
-            raw,
-            reason=reason,
-            node=nodes,
-            code=(wait_status >> 8 & 0xFF, wait_status & 0x7F),
-            times=(parse_time(submit), parse_time(start), parse_time(end)),
+            row["STATE"],
+            reason=row["REASON"],
+            node=row["NODELIST"],
+            code=_exit_code(row["EXIT_CODE"]),
+            times=(submit, start, end),
             name=name,
         )
-        task = replace(task, restarts=_int(restarts))
-        if raw == "COMPLETING" and task.restarts:
+        task = replace(task, restarts=_int(row["RESTART_COUNT"]))
+        if task.raw == "COMPLETING" and task.restarts:
             # A job that is requeued stays so until its nodes are free, with its last run's start.
             task = replace(task, started=None)
-        for each in expand(job_id):
+        for each in expand(row["JOBID"]):
             yield Row(each, name, task, places)
 
 
 def account_rows(text: str) -> Iterator[Row]:
-    """The rows of ``sacct -n -P -o ACCOUNT_FORMAT``, array tasks one by one.
+    """The rows of ``sacct -P -o ACCOUNT_FORMAT``, array tasks one by one.
 
     Steps give their job its peak memory. A pending array's row may be stale: what comes later in
     the text, and what squeue says, replaces it.
     """
     rows: dict[str, Row] = {}
-    for line in text.splitlines():
-        fields = line.split(SEPARATOR, ACCOUNT_PLAIN)
-        if len(fields) != ACCOUNT_PLAIN + 1:
-            continue
-        job_id, raw, reason, nodes, code, submit, start, end, cpu, rss, rest = fields
-        places, name = _places_and_name(rest)
+    for record in _records(text, "sacct", ACCOUNT_FIELDS, "WorkDir"):
+        job_id = record["JobID"]
         owner, dot, _ = job_id.partition(".")
         if dot:
             if owner in rows:
-                rows[owner] = _with_peak(rows[owner], parse_bytes(rss))
+                rows[owner] = _with_peak(rows[owner], parse_bytes(record["MaxRSS"]))
             continue
-        exit_code, _, number = code.partition(":")
+        places, name = _places_and_name(record["WorkDir"])
+        submit, start, end = (parse_time(record[word]) for word in ("Submit", "Start", "End"))
         task = _task(
-            raw,
-            reason=reason,
-            node=nodes,
-            code=(_int(exit_code), _int(number)),
-            times=(parse_time(submit), parse_time(start), parse_time(end)),
+            record["State"],
+            reason=record["Reason"],
+            node=record["NodeList"],
+            code=_exit_code(record["ExitCode"]),
+            times=(submit, start, end),
             name=name,
         )
-        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(cpu)), places)
+        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(record["TotalCPU"])), places)
         for each in expand(job_id):
             if each == job_id or each not in rows:
                 rows[each] = replace(row, job_id=each)
     yield from rows.values()
+
+
+def _exit_code(text: str) -> tuple[int, int]:
+    """Exit status and signal of ``STATUS:SIGNAL``, or of a wait status (squeue up to 22.05)."""
+    status, colon, number = text.partition(":")
+    if colon:
+        return _int(status), _int(number)
+    return _int(status) >> 8 & 0xFF, _int(status) & 0x7F
 
 
 def _with_peak(row: Row, peak: int | None) -> Row:
@@ -305,6 +334,8 @@ def _task(
         )
     if word in _RUNNING:
         return replace(base, state=EngineState.RUNNING, started=started, reason="", exit_code="")
+    if word not in _ENDED and word not in _CAUSES:
+        return replace(base, state=EngineState.UNKNOWN, exit_code="")
     # What is cancelled while it waits is said to have started at its end, on no node.
     ran = base.node is not None or started != ended
     started = started if ran else None

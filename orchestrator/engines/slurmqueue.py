@@ -40,15 +40,15 @@ class Queue:
 
         ``EngineError`` where Slurm is silent; where it may be another one anyway, nothing is known.
         """
-        words = ("squeue", "-h", "-u", slurmclient.user(), "-t", "all", "-O", QUEUE_FORMAT)
+        words = ("squeue", "-u", slurmclient.user(), "-t", "all", "-O", QUEUE_FORMAT)
         try:
             answer = _query(words, self._way.at)
+            return list(queue_rows(answer.stdout))
         except EngineError as error:
             if not self._way.doubt:
                 raise
             log.info("%s", error.message)
             return []
-        return list(queue_rows(answer.stdout))
 
     def named(self, name: str) -> set[str]:
         """Ids of the jobs that were submitted under ``name``."""
@@ -81,16 +81,15 @@ class Queue:
     def accounts(self, ids: Iterable[str]) -> list[Row] | None:
         """What accounting knows of ids; None where there is no accounting, or it is silent."""
         bases = ",".join(sorted({base(each) for each in ids}))
-        words = ("sacct", "-n", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
+        words = ("sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
         try:
             answer = slurmclient.ask(*words, at=self._way.accounts_at)
+            if answer.returncode:
+                raise EngineError(answer.words)
+            return [_with_user_name(row) for row in account_rows(answer.stdout)]
         except EngineError as error:
             log.info("no accounting: %s", error.message)
             return None
-        if answer.returncode:
-            log.info("no accounting: %s", answer.words)
-            return None
-        return [_with_user_name(row) for row in account_rows(answer.stdout)]
 
     def end(self, ids: Sequence[str]) -> None:
         """Tell Slurm to end jobs; ``EngineError`` where it does not take that."""

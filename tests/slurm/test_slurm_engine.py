@@ -24,6 +24,7 @@ from orchestrator.engines.slurm import SlurmEngine
 from tests.support import payload
 from tests.support.cli import Cli
 from tests.support.slurm import PrivateSlurm, available
+from tests.support.slurmtables import EMPTY_QUEUE
 
 pytestmark = pytest.mark.slurm
 
@@ -699,7 +700,7 @@ def test_who_cancelled_is_told_where_there_is_accounting(
     slurm.wait_for(lambda: payload.events(folder.path))
     slurm.run("scancel", handle.job_ids[0], check=True)
     engine.wait(folder, None, 0.1)
-    wrap("squeue", "true")  # as after MinJobAge
+    wrap("squeue", EMPTY_QUEUE)  # as after MinJobAge
     slurm.wait_for(lambda: " by " in one(engine, folder, handle.task_ids[0]).raw)
     state = one(engine, folder, handle.task_ids[0])
     assert state.cause is Cause.CANCELLED

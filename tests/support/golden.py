@@ -18,6 +18,7 @@ import msgspec
 
 from examples import samples
 from tests.support.cli import Cli
+from tests.support.slurmtables import EMPTY_QUEUE
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 
@@ -29,7 +30,7 @@ _SLURM = {
     '"show config") echo "MaxArraySize = 1001"; echo "ClusterName = sample"; '
     'echo "SlurmctldHost[0] = login1";; esac',
     "srun": "exit 1",
-    "squeue": "exit 0",
+    "squeue": EMPTY_QUEUE,
     "sacct": "exit 1",
     "sinfo": "exit 0",
 }

@@ -67,6 +67,15 @@ def available(*, accounting: bool = True, cgroup: bool = False) -> str | None:
     return None
 
 
+def version() -> str:
+    """The version of the Slurm that would be started (24.11.5); empty where there is none."""
+    program = find("slurmctld")
+    if program is None:
+        return ""
+    said = subprocess.run([program, "-V"], capture_output=True, text=True, check=False).stdout
+    return said.strip().rpartition(" ")[2]
+
+
 def clean_environment() -> dict[str, str]:
     """This process's environment without what an outer Slurm job may have left in it."""
     foreign = ("SLURM_", "SLURMD_", "SBATCH_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_")

@@ -26,6 +26,8 @@ DATABASE_OPTIONS = (
 MEMORY_CGROUP = Path("/sys/fs/cgroup/memory")
 """Control groups of version 1; Slurm 22.05 wants systemd for those of version 2."""
 
+ACCOUNTING_DATABASE = "slurm_acct_db"
+
 SYSTEM_TABLES = (
     Path("/usr/share/mysql/mysql_system_tables.sql"),
     Path("/usr/share/mariadb/mysql_system_tables.sql"),
@@ -163,7 +165,7 @@ SlurmUser={getpass.getuser()}
 StorageType=accounting_storage/mysql
 StorageHost=localhost
 StorageUser=root
-StorageLoc=slurm_acct_db
+StorageLoc={ACCOUNTING_DATABASE}
 LogFile={at.logs}/slurmdbd.log
 PidFile={at.folder}/dbd.pid
 CommitDelay=1
@@ -191,6 +193,11 @@ def remove_cgroups(nodes: Iterable[str]) -> None:
 
 
 def bootstrap_sql() -> str:
-    """The statements that make an empty data folder a MariaDB (mariadb-install-db needs more)."""
+    """The statements that make an empty data folder a MariaDB (mariadb-install-db needs more).
+
+    slurmdbd's own database is made as well: where slurmdbd has to make it, libmariadb 3.4.10 takes
+    every later answer to have too many columns.
+    """
     tables = next(path for path in SYSTEM_TABLES if path.exists())
-    return f"create database mysql;\nuse mysql;\n{tables.read_text()}"
+    own = f"create database {ACCOUNTING_DATABASE};\n"
+    return f"{own}create database mysql;\nuse mysql;\n{tables.read_text()}"

@@ -85,7 +85,7 @@ PLUGS = {
 }
 NOT_FOR_JOBS = {"orchestrator", "click", "submitit", "tqdm"}
 NOT_AT_START = ("requests", "huggingface_hub", "submitit", "PIL", "pyarrow", "isal")
-MOST_LINES = 350
+MOST_LINES = 500
 LONGER = {"jobs.model": 600}  # a list of nouns, which is looked things up in
 
 

@@ -70,7 +70,7 @@ def test_what_to_type_is_about_the_jobs_that_wait(ids: tuple[str, ...], command:
 
 
 def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
-    assert explain("SomethingNew") == "for a reason of Slurm's: SomethingNew"
+    assert explain("SomethingNew") == "Slurm says: SomethingNew"
     assert explain("") == "for its turn"
 
 

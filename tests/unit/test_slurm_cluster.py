@@ -15,6 +15,7 @@ from orchestrator.engines import slurmcluster
 from orchestrator.engines.base import EngineState, OtherClusterError
 from orchestrator.engines.slurm import SlurmEngine
 from orchestrator.engines.slurmcluster import Way, read_config
+from tests.support.slurmtables import ACCOUNT_HEAD, EMPTY_QUEUE, QUEUE_HEAD
 
 ALPHA = Cluster("alpha", ("head1:6817",))
 BETA = Cluster("beta", ("head2:6817",))
@@ -150,14 +151,14 @@ esac"""
 
 def row(run_id: str, job_id: str = "7", state: str = "RUNNING", name: str = "lab") -> str:
     fields = (job_id, state, "None", "n1", "0", "0", "N/A", "N/A", "N/A", "(null)")
-    return "|".join([*fields, f"/logs/{run_id}", name, ""])
+    return f"{QUEUE_HEAD}\n" + "|".join([*fields, f"/logs/{run_id}", name, ""])
 
 
 RUN = RunFolder(Path("/logs/20260102-030405-abcdef"))
 
 
 def test_the_answer_of_another_cluster_is_neither_an_end_nor_a_success(shell: Shell) -> None:
-    shell(scontrol=controller(BETA), squeue="true", sacct="exit 1", scancel="true")
+    shell(scontrol=controller(BETA), squeue=EMPTY_QUEUE, sacct="exit 1", scancel="true")
     engine = SlurmEngine(ALPHA)
     with pytest.raises(OtherClusterError, match=r"alpha .*beta"):
         engine.poll(RUN, ["7"])
@@ -177,12 +178,12 @@ def test_a_job_of_the_run_in_the_answer_settles_the_doubt(shell: Shell) -> None:
     SlurmEngine(ALPHA).check(RUN)
 
 
-@pytest.mark.parametrize("squeue", ["true", "exit 1"])
+@pytest.mark.parametrize("squeue", [EMPTY_QUEUE, "exit 1"])
 def test_accounting_that_knows_all_jobs_settles_the_doubt_too(
     shell: Shell, tmp_path: Path, squeue: str
 ) -> None:
     fields = ("COMPLETED", "None", "n1", "0:0", *["N/A"] * 3, "", "", f"/logs/{RUN.run_id}", "lab")
-    line = "|".join(["7", *fields])
+    line = f"{ACCOUNT_HEAD}\n" + "|".join(["7", *fields])
     shell(scontrol=controller(BETA), squeue=squeue, sacct=f"echo '{line}'")
     assert SlurmEngine(ALPHA).poll(RUN, ["7"])["7"].state is EngineState.ENDED
     assert calls(tmp_path, "sacct")[-1].startswith("sacct -M alpha ")
@@ -191,7 +192,7 @@ def test_accounting_that_knows_all_jobs_settles_the_doubt_too(
 
 
 def test_without_a_known_cluster_what_is_not_in_the_answer_has_ended(shell: Shell) -> None:
-    shell(squeue="true", sacct="exit 1")
+    shell(squeue=EMPTY_QUEUE, sacct="exit 1")
     assert SlurmEngine().poll(RUN, ["7"])["7"].state is EngineState.ENDED
     assert SlurmEngine().cluster is None
 
@@ -199,7 +200,7 @@ def test_without_a_known_cluster_what_is_not_in_the_answer_has_ended(shell: Shel
 def test_one_look_is_one_squeue_and_the_cluster_is_asked_for_its_name_once(
     shell: Shell, tmp_path: Path
 ) -> None:
-    shell(scontrol=controller(ALPHA), squeue="true", sacct="exit 1")
+    shell(scontrol=controller(ALPHA), squeue=EMPTY_QUEUE, sacct="exit 1")
     for _ in range(3):
         SlurmEngine(ALPHA).poll(RUN, ["7", "8_1", "8_2"])
     assert len(calls(tmp_path, "squeue")) == 3

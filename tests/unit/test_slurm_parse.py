@@ -6,11 +6,12 @@ from datetime import datetime, timezone
 
 import pytest
 
-from jobs.errors import Cause
+from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState
 from orchestrator.engines.slurmclient import Answer, environment
 from orchestrator.engines.slurmparse import (
     Accepted,
+    Row,
     accepted,
     account_rows,
     expand,
@@ -19,6 +20,7 @@ from orchestrator.engines.slurmparse import (
     parse_time,
     queue_rows,
 )
+from tests.support.slurmtables import ACCOUNT_HEAD, QUEUE_HEAD
 
 RUN = "20260102-030405-abcdef"
 NAME = f"websight-{RUN}-0001-extract"
@@ -40,6 +42,14 @@ FOLDER = f"/scratch/a|b/logs/{RUN}"
 )
 def test_a_compact_row_stands_for_its_tasks(text: str, ids: list[str]) -> None:
     assert list(expand(text)) == ids
+
+
+def in_queue(lines: str) -> list[Row]:
+    return list(queue_rows(f"{QUEUE_HEAD}\n{lines}"))
+
+
+def in_accounts(lines: str) -> list[Row]:
+    return list(account_rows(f"{ACCOUNT_HEAD}\n{lines}"))
 
 
 def queue_line(
@@ -94,6 +104,27 @@ def queue_line(
             id="killed under srun",
         ),
         pytest.param(
+            queue_line(state="FAILED", status="137:0", reason="NonZeroExitCode"),
+            EngineState.ENDED,
+            Cause.KILLED,
+            id="killed under srun (24.11)",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="0:9", reason="RaisedSignal:9(Killed)"),
+            EngineState.ENDED,
+            Cause.KILLED,
+            id="batch shell killed (24.11)",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="0:53", reason="JobLaunchFailure"),
+            EngineState.ENDED,
+            Cause.LAUNCH_FAILED,
+            id="log folder missing (24.11)",
+        ),
+        pytest.param(
+            queue_line(state="HIBERNATING"), EngineState.UNKNOWN, None, id="a state of later Slurms"
+        ),
+        pytest.param(
             queue_line(state="FAILED", status="24"), EngineState.ENDED, Cause.LIMIT, id="SIGXCPU"
         ),
         pytest.param(
@@ -143,7 +174,7 @@ def queue_line(
 def test_a_row_of_squeue_says_where_a_task_stands_and_why_it_ended(
     line: str, state: EngineState, cause: Cause | None
 ) -> None:
-    (row,) = queue_rows(line)
+    (row,) = in_queue(line)
     assert (row.name.startswith("websight-"), row.task.state, row.task.cause) == (
         True,
         state,
@@ -153,29 +184,40 @@ def test_a_row_of_squeue_says_where_a_task_stands_and_why_it_ended(
 
 def test_times_of_a_row_belong_to_its_state() -> None:
     start = datetime(2026, 1, 2, 3, 4, 6, tzinfo=timezone.utc)
-    (running,) = queue_rows(queue_line())
+    (running,) = in_queue(queue_line())
     assert (running.task.started, running.task.ended) == (start, None)  # its end is a guess
-    (waiting,) = queue_rows(queue_line(state="PENDING", node=""))
+    (waiting,) = in_queue(queue_line(state="PENDING", node=""))
     assert (waiting.task.started, waiting.task.estimated_start) == (None, start)
     assert waiting.task.node is None
-    (over,) = queue_rows(queue_line(state="COMPLETED", end="2026-01-02T03:05:06"))
+    (over,) = in_queue(queue_line(state="COMPLETED", end="2026-01-02T03:05:06"))
     assert over.task.ended == start.replace(minute=5)
+
+
+@pytest.mark.parametrize("text", ["", "maintenance tonight\n", queue_line()])
+def test_an_answer_without_a_header_is_no_empty_queue(text: str) -> None:
+    with pytest.raises(EngineError, match="squeue answers without the header"):
+        list(queue_rows(text))
+
+
+def test_what_stands_ahead_of_the_header_is_passed_over() -> None:
+    (row,) = queue_rows(f"Welcome | to | us\nCLUSTER: alpha\n{QUEUE_HEAD}\n{queue_line()}")
+    assert row.job_id == "7"
 
 
 def test_a_pending_array_becomes_a_row_a_task_and_restarts_are_counted() -> None:
     text = queue_line("12_[3-5%2]", "PENDING", "JobArrayTaskLimit", "") + queue_line(
         "12_1", restarts="2"
     )
-    rows = {row.job_id: row.task for row in queue_rows(text)}
+    rows = {row.job_id: row.task for row in in_queue(text)}
     assert sorted(rows) == ["12_1", "12_3", "12_4", "12_5"]
     assert rows["12_1"].restarts == 2
     assert rows["12_4"].reason == "JobArrayTaskLimit"
 
 
 def test_a_requeued_job_has_not_started_while_its_last_run_closes() -> None:
-    (closing,) = queue_rows(queue_line(state="COMPLETING"))
+    (closing,) = in_queue(queue_line(state="COMPLETING"))
     assert closing.task.started is not None
-    (requeued,) = queue_rows(queue_line(state="COMPLETING", restarts="1"))
+    (requeued,) = in_queue(queue_line(state="COMPLETING", restarts="1"))
     assert requeued.task.started is None
 
 
@@ -216,25 +258,25 @@ def test_a_requeued_job_has_not_started_while_its_last_run_closes() -> None:
 def test_a_runs_jobs_are_known_by_name_script_or_folder(
     more: dict[str, str], name: str, ours: bool
 ) -> None:
-    (row,) = queue_rows(queue_line(**more))
+    (row,) = in_queue(queue_line(**more))
     assert (row.name, row.is_of(RUN)) == (name, ours)
 
 
 def test_a_job_of_another_attempt_is_told_from_one_that_has_its_id() -> None:
-    (row,) = queue_rows(queue_line())
+    (row,) = in_queue(queue_line())
     assert row.is_of(RUN, {1, 3}) and not row.is_of(RUN, {2})
-    (piped,) = queue_rows(queue_line(command="(null)", name="lab_job"))
+    (piped,) = in_queue(queue_line(command="(null)", name="lab_job"))
     assert piped.is_of(RUN, {2})  # nothing tells
 
 
 def test_accounting_knows_a_renamed_job_by_its_folder() -> None:
-    (row,) = account_rows(account_line("9", "COMPLETED", name="lab_job"))
+    (row,) = in_accounts(account_line("9", "COMPLETED", name="lab_job"))
     assert row.is_of(RUN) and not row.is_of("20260102-030405-000000")
 
 
 def test_what_was_cancelled_while_it_waited_never_started() -> None:
     at = "2026-01-02T03:05:06"
-    (row,) = queue_rows(queue_line(state="CANCELLED", node="", start=at, end=at))
+    (row,) = in_queue(queue_line(state="CANCELLED", node="", start=at, end=at))
     assert row.task.started is None and row.task.ended == parse_time(at)
 
 
@@ -264,7 +306,7 @@ def test_accounting_tells_who_cancelled_what_ended_and_what_it_used() -> None:
         + account_line("11", "TIMEOUT", "0:0")
         + account_line("12", "FAILED", "0:53")
     )
-    rows = {row.job_id: row.task for row in account_rows(text)}
+    rows = {row.job_id: row.task for row in in_accounts(text)}
     assert sorted(rows) == ["10_3", "11", "12", "9"]
     assert (rows["9"].raw, rows["9"].cause, rows["9"].node) == (
         "CANCELLED by 1000",
@@ -280,12 +322,12 @@ def test_accounting_tells_who_cancelled_what_ended_and_what_it_used() -> None:
 
 def test_a_stale_row_of_a_pending_array_does_not_hide_what_its_tasks_do() -> None:
     text = account_line("3_[2,5%2]", "PENDING") + account_line("3_2", "RUNNING")
-    assert {r.job_id: r.task.raw for r in account_rows(text)} == {
+    assert {r.job_id: r.task.raw for r in in_accounts(text)} == {
         "3_2": "RUNNING",
         "3_5": "PENDING",
     }
     swapped = account_line("3_2", "RUNNING") + account_line("3_[2,5%2]", "PENDING")
-    assert {r.job_id: r.task.raw for r in account_rows(swapped)}["3_2"] == "RUNNING"
+    assert {r.job_id: r.task.raw for r in in_accounts(swapped)}["3_2"] == "RUNNING"
 
 
 @pytest.mark.parametrize("text", ["N/A", "Unknown", "None", "", "NONE"])
