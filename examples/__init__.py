@@ -1,1 +1,1 @@
-"""Sample datasets, for the demo, the benchmarks and the tests."""
+"""Programs and files to start from; and ``samples``, which makes datasets to try them with."""

@@ -12,11 +12,13 @@ from orchestrator.api.launching import Planned, launch, plan
 from orchestrator.api.request import LaunchRequest
 from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
 from orchestrator.api.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
+from orchestrator.state import RunStatus
 
 __all__ = [
     "LaunchRequest",
     "Planned",
     "Resumable",
+    "RunStatus",
     "SourceRequest",
     "cancel",
     "dataset_of",

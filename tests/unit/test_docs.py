@@ -19,7 +19,7 @@ from tests.support import options_table
 from tests.support.cli import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 GUIDE = options_table.GUIDE.read_text(encoding="utf-8")
 COMMANDS = options_table.commands()

@@ -1,0 +1,47 @@
+"""The whole path from Python: plan, launch, wait, look at the result.
+
+    python examples/api.py SHARDS DEST
+
+SHARDS is an archive or a folder of archives, DEST a folder that does not exist yet. The work is
+done on this machine; without ``engine="local"`` it goes to Slurm where there is one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jobs.errors import OrchestrateError
+from jobs.model import SourceKind
+from orchestrator import api
+
+
+def bring_in(shards: Path, dest: Path) -> api.RunStatus:
+    """Publish the dataset of ``shards`` in ``dest``; returns where the run stands at its end."""
+    source = api.SourceRequest(SourceKind.LOCAL, (str(shards.absolute()),))
+    planned = api.plan(api.LaunchRequest(source, dest=dest, engine="local"))
+    for note in planned.notes:
+        print(f"note: {note}")
+    print(f"{len(planned.plan.shards)} shards to {planned.plan.dest}")
+    folder = api.launch(planned)  # on Slurm: returns once the jobs are accepted
+    state = api.status(folder)
+    if state.status is not api.RunStatus.DONE:
+        # Resume does what is missing and no more, however the first attempt ended.
+        api.resume(api.plan_resume(folder))
+        state = api.status(folder)
+    return state.status
+
+
+def main() -> int:
+    """Run the example; its errors are messages for people, as those of the command line are."""
+    try:
+        status = bring_in(Path(sys.argv[1]), Path(sys.argv[2]))
+    except OrchestrateError as error:
+        print(f"{error.cause.value}: {error}", file=sys.stderr)
+        return 1
+    print(status.value)
+    return 0 if status is api.RunStatus.DONE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""What stands in `examples/` runs as it is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from examples import samples
+from tests.support.cli import Cli
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    original = samples.make_dataset(tmp_path / "original", records=20)
+    samples.pack_shards(original, tmp_path / "shards", count=2)
+    return tmp_path / "shards"
+
+
+def test_the_example_of_the_api_brings_a_dataset_in(tmp_path: Path, shards: Path) -> None:
+    shell = Cli(tmp_path).program(str(EXAMPLES / "api.py"))
+    done = shell.run(shards, tmp_path / "pages")
+    assert done.out.splitlines() == [f"2 shards to {tmp_path / 'pages'}", "done"]
+    refused = shell.run(tmp_path / "nothing", tmp_path / "other", rc=1)
+    assert "Traceback" not in refused.err
+
+
+def test_the_batch_script_reads_a_published_dataset(tmp_path: Path, shards: Path) -> None:
+    Cli(tmp_path).run(
+        "launch", "--local-path", shards, "--dest", "pages", "--engine", "local", "--yes"
+    )
+    done = subprocess.run(
+        ["bash", EXAMPLES / "train.slurm"],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "DATA": str(tmp_path / "pages"),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first record: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param([], {"partition": "cpu", "account": "myproject"}, id="default profile"),
+        pytest.param(["--profile", "offline"], {"download-on": "login"}, id="profile by its name"),
+    ],
+)
+def test_the_settings_are_understood(
+    words: list[str], expected: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copy(EXAMPLES / "websight.toml", tmp_path)
+    shell = Cli(tmp_path).having(HOME=str(tmp_path))
+    options = shell.run(*words, "launch", "--show-config", "--json").json()["options"]
+    assert {name: options[name]["value"] for name in expected} == expected
