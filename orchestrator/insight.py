@@ -37,6 +37,7 @@ class Waiting:
     reason: str  # the scheduler's word; empty on an engine that has none
     estimated_start: datetime | None
     job_ids: tuple[str, ...] = ()
+    requeued: bool = False  # they have run before
 
 
 @dataclass(frozen=True)
@@ -176,12 +177,13 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
 
     Tasks in a state that only a later Slurm has are among them, with its word as the reason.
     """
-    groups: dict[tuple[Stage, str], list[TaskView]] = defaultdict(list)
+    groups: dict[tuple[Stage, str, bool], list[TaskView]] = defaultdict(list)
     for view in state.tasks:
+        requeued = view.engine.restarts > 0
         if view.status is TaskStatus.PENDING:
-            groups[(view.stage, view.engine.reason)].append(view)
+            groups[(view.stage, view.engine.reason, requeued)].append(view)
         elif view.status is TaskStatus.UNKNOWN and view.engine.raw:
-            groups[(view.stage, f"state {view.engine.raw}")].append(view)
+            groups[(view.stage, f"state {view.engine.raw}", requeued)].append(view)
     order = list(Stage)
     return tuple(
         Waiting(
@@ -192,8 +194,11 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
                 (v.engine.estimated_start for v in views if v.engine.estimated_start), default=None
             ),
             tuple(view.task.job_id for view in views if view.task.job_id),
+            requeued,
         )
-        for (stage, reason), views in sorted(groups.items(), key=lambda g: order.index(g[0][0]))
+        for (stage, reason, requeued), views in sorted(
+            groups.items(), key=lambda group: order.index(group[0][0])
+        )
     )
 
 

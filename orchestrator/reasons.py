@@ -17,17 +17,18 @@ _EXACT: dict[str, str] = {
     "DependencyNeverSatisfied": "the job before it failed, so it will never start; "
     "`resume` clears it away and goes on",
     "JobArrayTaskLimit": "for its turn: as many tasks as --parallel allows are running",
-    "BeginTime": "until the time it may begin at (a requeued task waits about two minutes)",
+    "BeginTime": "until the time it may begin at",
     "JobHeldUser": "it is held by its owner; `scontrol release JOBID` lets it go",
     "JobHeldAdmin": "it is held by an administrator; ask the site's support why",
     "JobHoldMaxRequeue": "it was requeued too often and is held now; look at its log, "
     "then `cancel` and `resume`",
     "JobLaunchFailure": "its node could not start it; see its log and the node, then "
     "`scontrol release JOBID`, or `cancel` and `resume`",
-    "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved for maintenance; a "
-    "shorter --time may fit before that",
+    "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved; it starts once they are "
+    "back, or leave them out with --exclude-nodes",
     "NodeDown": "a node it needs is down; leave it out with --exclude-nodes",
-    "Reservation": "for its reservation to begin",
+    "Reservation": "for its reservation to begin, or to have free nodes "
+    "(`scontrol show reservation` tells when)",
     "ReservationDeleted": "its reservation is gone; `cancel`, then `resume --reservation` another",
     "InvalidAccount": "its account is not valid; `cancel`, then `resume --account` another",
     "InvalidQOS": "its QOS is not valid; `cancel`, then `resume --qos` another",
@@ -65,7 +66,17 @@ _EXACT: dict[str, str] = {
 }
 _EXACT["MaxSubmitJobsLimit"] = "your limit of submitted jobs is reached; it waits for some to end"
 
+_MAINTENANCE = (
+    "its time limit reaches into a maintenance of the nodes; it starts after that, or earlier with "
+    "less --time (`scontrol show reservation` tells when; `cancel`, then `resume --time`)"
+)
+
 _PATTERNS: tuple[tuple[str, str], ...] = (
+    (r"ReqNodeNotAvail.*maintenance", _MAINTENANCE),
+    (
+        r"ReqNodeNotAvail.*reserved for other job",
+        "the nodes it needs are drained, or kept for jobs with a higher priority",
+    ),
     (r"launch failed requeued held", _EXACT["JobLaunchFailure"]),
     (r"job requeued in held state", _EXACT["JobHeldUser"]),
     (
@@ -132,19 +143,22 @@ _NEVER = re.compile(
 )
 
 
-def explain(reason: str, job_ids: Sequence[str] = ()) -> str:
+# A requeued job waits until the credential of its last start has expired: 120 s unless the site
+# says otherwise (slurm.conf(5), AuthInfo, cred_expire).
+_REQUEUED = "it was requeued, and Slurm starts a requeued job about two minutes later"
+
+
+def explain(reason: str, job_ids: Sequence[str] = (), *, requeued: bool = False) -> str:
     """Why jobs wait, in words that go on from "waiting", with Slurm's own word in brackets.
 
-    What they say to type is about ``job_ids``.
+    What they say to type is about ``job_ids``; ``requeued``: they have run before.
     """
     word = reason.strip().strip("()")
     # Where tasks of an array wait for different things Slurm names them all: "JobHeldUser,None".
-    words = _EXACT.get(word) or _EXACT.get(word.partition(",")[0])
-    if words is None:
-        for pattern, found in _PATTERNS:
-            if re.match(pattern, word, re.IGNORECASE):
-                words = found
-                break
+    known = (words for pattern, words in _PATTERNS if re.match(pattern, word, re.IGNORECASE))
+    words = _EXACT.get(word) or next(known, None) or _EXACT.get(word.partition(",")[0])
+    if requeued and word == "BeginTime":
+        words = _REQUEUED
     if words is None:
         return f"Slurm says: {word}" if word else "for its turn"
     ids = shlex.quote(_list(job_ids)) if job_ids else "JOBID"

@@ -158,6 +158,7 @@ def _waiting(group: insight.Waiting) -> dict[str, Any]:
         "tasks": indices(group.numbers),
         "reason": group.reason,
         "estimated_start": _iso(group.estimated_start),
+        "requeued": group.requeued,
     }
 
 

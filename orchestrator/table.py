@@ -12,7 +12,7 @@ from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from jobs.runfolder import RunFolder
 from orchestrator import insight, reasons, units
-from orchestrator.insight import Failure, Pace
+from orchestrator.insight import Failure, Pace, Waiting
 from orchestrator.state import RunState, RunStatus, TaskStatus
 from orchestrator.status import StageCount, bytes_fetched, count_stages, shard_of
 from orchestrator.terminal import Look
@@ -260,12 +260,19 @@ def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         last = group.stage is Stage.FINALIZE
         words = "for the tasks before it" if last else "for its turn"  # where no engine says more
         if group.reason:
-            words = reasons.explain(group.reason, group.job_ids)
-        if group.estimated_start is not None and not reasons.waits_in_vain(group.reason):
-            ahead = units.span((group.estimated_start - now).total_seconds())
-            when = units.moment(group.estimated_start, now)
-            words += f"; Slurm expects a start at {when}, in {ahead}"
-        yield from _wrapped(f"  {which}:", [words], look)
+            words = reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
+        yield from _wrapped(f"  {which}:", [words + _expected(group, now)], look)
+
+
+def _expected(group: Waiting, now: datetime) -> str:
+    """When tasks that wait will start, as far as Slurm says."""
+    start = group.estimated_start
+    if start is None or start <= now or reasons.waits_in_vain(group.reason):
+        return ""
+    # Of a job that may not begin yet Slurm tells that time, whatever the queue is like then.
+    what = "not before" if group.reason == "BeginTime" else "Slurm expects a start at"
+    ahead = units.span((start - now).total_seconds())
+    return f"; {what} {units.moment(start, now)}, in {ahead}"
 
 
 def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:

@@ -329,6 +329,39 @@ def test_a_job_that_does_not_start_says_why_and_what_to_do(
     assert published(tmp_path / "data") == pages.tree
 
 
+def test_a_job_that_a_maintenance_holds_up_says_so_and_when_it_will_start(
+    site: Site, pages: Pages, tmp_path: Path
+) -> None:
+    maintenance = ("flags=maint", "starttime=now+5minutes", "duration=30", "nodes=ALL")
+    create = ("scontrol", "create", "reservation", "reservationname=m", "users=root")
+    site.slurm.run(*create, *maintenance, check=True)
+    try:
+        site.launch(tmp_path / "data", *pages.options)
+        site.wait(lambda: any("maintenance" in row.reason for row in site.jobs()))
+        site.wait(lambda: site.status()["waiting"][0]["estimated_start"])
+        shown = " ".join(site.cli.run("status").out.split())
+    finally:
+        site.slurm.run("scontrol", "delete", "reservation=m", check=True)
+    assert "reaches into a maintenance of the nodes" in shown
+    assert "Slurm expects a start at" in shown
+    assert site.over()["state"] == "done"
+
+
+def test_a_requeued_task_says_when_it_may_begin_again(
+    site: Site, pages: Pages, tmp_path: Path
+) -> None:
+    held = tmp_path / "held"
+    site.launch(tmp_path / "data", *pages.options, *gate(held))
+    [row] = site.wait_running(Stage.DOWNLOAD)
+    site.slurm.run("scontrol", "requeue", row.job_id, check=True)
+    site.wait(lambda: any(row.reason == "BeginTime" for row in site.jobs(Stage.DOWNLOAD)))
+    shown = " ".join(site.cli.run("status").out.split())
+    held.unlink()
+    assert "it was requeued" in shown and "not before" in shown
+    assert site.over()["state"] == "done"
+    assert published(tmp_path / "data") == pages.tree
+
+
 def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
     plain: Site, pages: Pages, tmp_path: Path
 ) -> None:

@@ -34,7 +34,9 @@ from orchestrator.reasons import explain, waits_in_vain
         ("PartitionTimeLimit", "more time than the partition allows"),
         ("PartitionDown", "partition is down"),
         ("ReqNodeNotAvail, UnavailableNodes:n1,n2", "down, drained or reserved"),
-        ("(ReqNodeNotAvail, Reserved for maintenance)", "down, drained or reserved"),
+        ("(ReqNodeNotAvail, Reserved for maintenance)", "reaches into a maintenance"),
+        ("ReqNodeNotAvail, May be reserved for other job", "with a higher priority"),
+        ("Reservation", "scontrol show reservation"),
         ("BeginTime", "may begin"),
         ("user_env_retrieval_failed_requeued_held", "--export=NONE"),
         ("JobHeldUser", "scontrol release"),
@@ -67,6 +69,12 @@ def test_a_reason_is_said_in_words_and_shown_itself(reason: str, words: str) -> 
 )
 def test_what_to_type_is_about_the_jobs_that_wait(ids: tuple[str, ...], command: str) -> None:
     assert command in explain("JobHeldUser", ids)
+
+
+def test_a_requeued_job_that_may_not_begin_yet_is_known_for_one() -> None:
+    assert "about two minutes later" in explain("BeginTime", requeued=True)
+    assert "about two minutes later" not in explain("BeginTime")
+    assert explain("Priority", requeued=True) == explain("Priority")
 
 
 def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -48,6 +49,22 @@ def test_it_says_why_tasks_wait_and_when_slurm_expects_them_to_start() -> None:
     text = " ".join(_screen(runs.under_way()).split())
     assert "extract 6-7: other jobs come first" in text
     assert "(Priority)" in text and "Slurm expects a start at" in text and "in 25 min" in text
+
+
+def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
+    soon = runs.NOW + timedelta(minutes=2)
+    waits = replace(runs.pending("BeginTime", estimated_start=soon), restarts=1)
+    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): waits})
+    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    assert "it was requeued, and Slurm starts a requeued job about two minutes later" in text
+    assert "not before" in text and "in 2 min" in text
+
+
+def test_a_state_that_is_not_known_is_shown_as_slurm_calls_it() -> None:
+    odd = TaskState(EngineState.UNKNOWN, "HIBERNATING")
+    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): odd})
+    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    assert "extract 0: Slurm says: state HIBERNATING" in text
 
 
 def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
