@@ -23,12 +23,14 @@ def bring_in(shards: Path, dest: Path) -> api.RunStatus:
     for note in planned.notes:
         print(f"note: {note}")
     print(f"{len(planned.plan.shards)} shards to {planned.plan.dest}")
-    folder = api.launch(planned)  # on Slurm: returns once the jobs are accepted
-    state = api.status(folder)
+    run = api.launch(planned)  # on Slurm: returns once the jobs are accepted
+    state = api.status(run)
     if state.status is not api.RunStatus.DONE:
         # Resume does what is missing and no more, however the first attempt ended.
-        api.resume(api.plan_resume(folder))
-        state = api.status(folder)
+        api.resume(api.plan_resume(run))
+        state = api.status(run)
+    seconds = sum(future.result().cpu_s for future in run.futures() if not future.exception())
+    print(f"{seconds:.0f} s of processor time in {len(run.futures())} tasks")
     return state.status
 
 

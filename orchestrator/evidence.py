@@ -17,6 +17,7 @@ from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import journal, units
+from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.journal import Act
 from orchestrator.state import Evidence, TaskKey
@@ -53,6 +54,7 @@ def gather(
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
     states, silent = _settled(asked, results, journal.ended_by_cancel(folder))
+    results |= _pickled(folder, submissions, states, results)
     published, remark = _destination(folder, Staging(plan))
     if cancelled is not None and not published and remark is None:
         remark = _left_lying(Staging(plan), results.values())
@@ -75,6 +77,26 @@ def gather(
         maker_lives=bool(submissions) and _may_live(submissions[-1]),
         remark=remark or "",
     )
+
+
+def _pickled(
+    folder: RunFolder,
+    submissions: Iterable[Submission],
+    states: Mapping[TaskKey, TaskState],
+    results: Mapping[TaskKey, TaskResult],
+) -> dict[TaskKey, TaskResult]:
+    """Results of tasks that ended and left none in the run folder, from submitit's pickles."""
+    found = {}
+    for submission in submissions:
+        for task in submission.tasks:
+            key = (submission.number, task.stage, task.number)
+            state = states.get(key)
+            if key in results or state is None or state.state is not EngineState.ENDED:
+                continue
+            result = pickled.result_of(folder, submission.number, task)
+            if result is not None:
+                found[key] = result
+    return found
 
 
 def _over(

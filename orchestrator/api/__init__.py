@@ -11,6 +11,7 @@ from jobs.sources.base import SourceRequest
 from orchestrator.api.launching import Planned, launch, plan
 from orchestrator.api.request import LaunchRequest
 from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
+from orchestrator.api.run import Run
 from orchestrator.api.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
 from orchestrator.state import RunStatus
 
@@ -18,6 +19,7 @@ __all__ = [
     "LaunchRequest",
     "Planned",
     "Resumable",
+    "Run",
     "RunStatus",
     "SourceRequest",
     "cancel",

@@ -10,11 +10,11 @@ from jobs import aside, atomic
 from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.progress import cores
-from jobs.runfolder import RunFolder
 from jobs.sources import open_source
 from orchestrator import engines, planning, preflight, submission
 from orchestrator.api import running
 from orchestrator.api.request import LaunchRequest, stage_resources
+from orchestrator.api.run import Run
 from orchestrator.api.running import Tick
 
 
@@ -30,8 +30,8 @@ class Planned:
     why_local: str = ""  # why this machine does the work, where nobody asked for that
 
     @property
-    def folder(self) -> RunFolder:
-        return RunFolder(self.request.log_dir.expanduser().absolute() / self.plan.run_id)
+    def folder(self) -> Run:
+        return Run(self.request.log_dir.expanduser().absolute() / self.plan.run_id)
 
     @property
     def parallel(self) -> int:
@@ -115,7 +115,7 @@ def plan(request: LaunchRequest) -> Planned:
     return replace(made, notes=(*source.notes(), *odd))
 
 
-def launch(planned: Planned, *, on_tick: Tick | None = None) -> RunFolder:
+def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     """Make the run folder, claim the destination, submit the chain.
 
     On Slurm it returns once the jobs are accepted. On this machine it returns when they ended,

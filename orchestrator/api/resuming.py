@@ -26,6 +26,7 @@ from jobs.verify.repair import forget_damaged
 from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
+from orchestrator.api.run import Run
 from orchestrator.api.running import Tick, state_of
 from orchestrator.engines.base import OtherClusterError
 from orchestrator.journal import Act
@@ -35,16 +36,16 @@ from orchestrator.state import RunState, RunStatus
 log = logging.getLogger(__name__)
 
 
-def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFolder:
+def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
     """The run of that id (a unique beginning will do) or folder; None: the newest.
 
     Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
     """
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
-        return RunFolder(Path(run).absolute())
+        return Run(Path(run).absolute())
     base = log_dir.expanduser().absolute()
     if run and (base / run).is_dir():
-        return RunFolder(base / run)  # if its plan is lost, whoever loads that says so
+        return Run(base / run)  # if its plan is lost, whoever loads that says so
     names = runs.names(base)
     if run:
         names = [name for name in names if name.startswith(run)]
@@ -56,7 +57,7 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> RunFold
             f"there is no {which} under {base}; `websight-orchestrate launch` starts one, "
             "--log-dir looks elsewhere"
         )
-    return RunFolder(base / names[0])
+    return Run(base / names[0])
 
 
 @dataclass(frozen=True)

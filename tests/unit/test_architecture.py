@@ -64,6 +64,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     # What puts several of those together, and then what is made of it.
     (("orchestrator.evidence",), ("orchestrator.insight",)),
     (
+        ("orchestrator.futures",),
         ("orchestrator.submission",),
         ("orchestrator.recovery",),
         ("orchestrator.status",),

@@ -1,0 +1,27 @@
+"""A run as programs hold it: its folder, and its tasks as futures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jobs.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from orchestrator.futures import TaskFuture
+
+
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A run, by its folder: what ``launch`` and ``find_run`` return."""
+
+    def futures(self) -> list[TaskFuture]:
+        """The run's tasks as submitit jobs, in the order of submission; from any process.
+
+        ``result()`` of each waits for the task and returns its ``TaskResult``; ``done()``,
+        ``exception()``, ``stdout()`` and ``stderr()`` are submitit's. Raises ``RunFolderError``
+        where the folder cannot be read, or others can write to it.
+        """
+        from orchestrator.futures import futures_of
+
+        return futures_of(self)

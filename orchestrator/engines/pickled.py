@@ -1,0 +1,61 @@
+"""What submitit keeps of a task: its folder, and the pickled result."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import pickle
+from pathlib import Path
+
+from jobs.model import Task, TaskResult
+from jobs.runfolder import RunFolder
+
+log = logging.getLogger(__name__)
+
+# What unpickling a damaged file, or one of another version, raises (pickle's documentation).
+_UNREADABLE = (
+    OSError,
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    TypeError,
+    ValueError,
+)
+
+
+def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:
+    """submitit's folder of the array that a task belongs to (``RunFolder.submitit``)."""
+    from submitit.core.utils import JobPaths
+
+    first = folder.submitit(attempt, task.stage)
+    for batch in itertools.count():
+        place = folder.submitit(attempt, task.stage, batch)
+        if not place.is_dir():
+            return first
+        if JobPaths(place, task.job_id).submitted_pickle.exists():
+            return place
+    raise AssertionError("the loop ends by returning")
+
+
+def result_of(folder: RunFolder, attempt: int, task: Task) -> TaskResult | None:
+    """What a task returned, by its pickle; None where there is none, or it cannot be read.
+
+    Unpickling runs code: the caller has made sure that nobody else can write to the run folder
+    (``RunFolder.check``).
+    """
+    from submitit.core.utils import JobPaths
+
+    path = JobPaths(folder_of(folder, attempt, task), task.job_id, 0).result_pickle
+    try:
+        _, result = pickle.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        log.warning("%s cannot be read: %s", path, error)
+        return None
+    if not isinstance(result, TaskResult):
+        return None  # the traceback of a task that raised
+    same = (result.attempt, result.stage, result.task) == (attempt, task.stage, task.number)
+    return result if same else None

@@ -1,0 +1,116 @@
+"""A run's tasks as submitit jobs: their results, exceptions and logs, from any later process."""
+
+from __future__ import annotations
+
+import time
+
+from submitit.core import core, utils
+
+from jobs.errors import UsageError
+from jobs.model import Stage, Task, TaskResult
+from jobs.runfolder import RunFolder
+from orchestrator import engines, evidence
+from orchestrator.engines import pickled
+from orchestrator.state import RunState, TaskStatus, TaskView, judge
+
+LOOK_S = 2.0  # the engine is asked at most this often, whatever the number of futures
+
+
+class _Run:
+    """What all futures of one run share: its state, as of the last look."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.folder = folder
+        self._state: RunState | None = None
+        self._looked = 0.0  # on the monotonic clock
+
+    def state(self, *, fresh: bool = False) -> RunState:
+        now = time.monotonic()
+        if self._state is None or fresh or now - self._looked >= LOOK_S:
+            self._state = judge(evidence.gather(self.folder, engines.by_name))
+            self._looked = now
+        return self._state
+
+
+class TaskFuture(core.Job[TaskResult]):
+    """One task of one submission, as submitit's ``Job``.
+
+    ``result()`` waits for the task's end and returns what happened to it, which may be a failure:
+    ``TaskResult.outcome`` says so. It raises ``submitit.core.utils.UncompletedJobError`` where the
+    task ended without a result (killed, out of memory, cancelled); ``exception()`` returns that
+    error, or None. Results come from the run folder, or from submitit's pickle where the file in
+    the run folder is missing.
+    """
+
+    def __init__(self, run: _Run, attempt: int, task: Task) -> None:
+        assert task.job_id is not None
+        super().__init__(pickled.folder_of(run.folder, attempt, task), task.job_id)
+        self._run = run
+        self.attempt = attempt
+        self.task_number = task.number
+        self.stage: Stage = task.stage
+
+    def _view(self, *, fresh: bool = False) -> TaskView:
+        state = self._run.state(fresh=fresh)
+        key = (self.attempt, self.stage, self.task_number)
+        return next(
+            view
+            for view in (*state.tasks, *state.earlier)
+            if (view.attempt, view.stage, view.task.number) == key
+        )
+
+    @property
+    def state(self) -> str:
+        """The task's state in this tool's words, such as ``running`` or ``missing``."""
+        return self._view().status.value
+
+    def done(self, force_check: bool = False) -> bool:
+        """Whether the task has ended; the engine is asked every two seconds at most."""
+        return self._view(fresh=force_check).status not in _NOT_OVER
+
+    def results(self) -> list[TaskResult]:
+        """See ``result``; a task has one result."""
+        self.wait()
+        view = self._view()
+        if view.result is not None:
+            return [view.result]
+        why = view.problem.message if view.problem else "the task ended without a result"
+        raise utils.UncompletedJobError(f"{why} (log: {self.paths.stderr})")
+
+    def exception(self) -> utils.UncompletedJobError | None:
+        """Wait for the task's end; why there is no result, or None where there is one."""
+        try:
+            self.results()
+        except utils.UncompletedJobError as error:
+            return error
+        return None
+
+    def get_info(self, mode: str = "force") -> dict[str, str]:
+        """What the engine says of the task."""
+        engine = self._view(fresh=mode == "force").engine
+        facts = {"State": engine.raw, "Reason": engine.reason, "NodeList": engine.node or ""}
+        return {name: fact for name, fact in facts.items() if fact}
+
+    def cancel(self, check: bool = True) -> None:
+        """Refused with ``UsageError``: a run is cancelled as a whole, by ``api.cancel``."""
+        run_id = self._run.folder.run_id
+        raise UsageError(f"cancel the whole run: websight-orchestrate cancel {run_id}")
+
+
+_NOT_OVER = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
+
+
+def futures_of(folder: RunFolder) -> list[TaskFuture]:
+    """A future for each task that an engine accepted, in the order of submission.
+
+    Raises ``RunFolderError`` where the folder cannot be read or could be written by others.
+    """
+    folder.check()
+    run = _Run(folder)
+    submissions = [folder.load_submission(number) for number in folder.submission_numbers()]
+    return [
+        TaskFuture(run, submission.number, task)
+        for submission in submissions
+        for task in submission.tasks
+        if task.job_id is not None
+    ]
