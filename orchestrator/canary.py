@@ -78,7 +78,7 @@ def probe(
     yield from _libraries(on_node)
     yield from _limits()
     yield from _writing("destination", disks.existing(Path(ask.dest)), ask.dest)
-    yield _internet(ask.endpoint, env)
+    yield internet(ask.endpoint, env)
     yield _token(ask.endpoint)
     if on_node:
         yield _submits()
@@ -157,7 +157,8 @@ def _get(url: str, headers: Mapping[str, str]) -> Any:
     )
 
 
-def _internet(endpoint: str, env: Mapping[str, str]) -> Finding:
+def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
+    """Whether this machine reaches the Hub, or what stands in for it."""
     from urllib.parse import urlsplit
 
     proxy = next((n for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if env.get(n)), None)

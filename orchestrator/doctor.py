@@ -22,7 +22,17 @@ from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.progress import cores
 from jobs.runfolder import RunFolder
-from orchestrator import canary, disks, engines, logs, reasons, resources, sbatchargs, units
+from orchestrator import (
+    canary,
+    disks,
+    engines,
+    logs,
+    reasons,
+    resources,
+    sbatchargs,
+    siteprofile,
+    units,
+)
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Engine, EngineState, JobSpec
@@ -62,6 +72,22 @@ def examine(wish: Wish) -> Iterator[Finding]:
         yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
+
+
+def with_what_slurm_wants(wish: Wish) -> Wish:
+    """The wish with the partition, account, time and memory that jobs have to ask for here."""
+    if engines.choose(wish.engine).name == "local" or slurmclient.silence() is not None:
+        return wish
+    spec = _spec(wish, RunFolder(wish.log_dir.absolute() / "profile"))
+    return replace(wish, resources=siteprofile.choose(spec))
+
+
+def write_profile(wish: Wish, findings: Sequence[Finding], path: Path) -> Finding:
+    """Keep what was found of a cluster as a settings file."""
+    if not any(finding.name == "job" and finding.ok for finding in findings):
+        fact = "not written, as Slurm takes no job yet"
+        return Finding("profile", False, fact, "mend what is marked ✗ above, then write it")
+    return siteprofile.write(path, siteprofile.text(wish.resources, findings, wish.ask.endpoint))
 
 
 def _here(wish: Wish) -> Iterator[Finding]:

@@ -1,7 +1,7 @@
-"""Defaults that a user keeps: files, profiles for clusters, environment; and who said what.
+"""Defaults of a site and of a user: files, profiles for clusters, environment; and who said what.
 
-Later ones win: the user's file, its profile, ``websight.toml`` here, its profile, ``WEBSIGHT_*``
-variables, the command line.
+Later ones win: the site's file, its profile, the user's file, its profile, ``websight.toml`` here,
+its profile, ``WEBSIGHT_*`` variables, the command line.
 """
 
 from __future__ import annotations
@@ -39,6 +39,16 @@ def user_file(env: Mapping[str, str]) -> Path:
     return Path(base) / "websight-orchestrate" / "config.toml"
 
 
+def site_files(env: Mapping[str, str]) -> list[Path]:
+    """Where an administrator's settings may be, those that count least first.
+
+    The folders of XDG_CONFIG_DIRS, of which earlier ones count more (XDG base directories).
+    """
+    folders = (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
+    named = [Path(folder) for folder in reversed(folders) if folder.startswith("/")]
+    return [folder / "websight-orchestrate" / "config.toml" for folder in named]
+
+
 def load(
     profile: str | None = None,
     *,
@@ -51,13 +61,14 @@ def load(
     profile asked for.
     """
     env = os.environ if env is None else env
-    files = [user_file(env), (cwd or Path()) / HERE]
+    files = [*site_files(env), user_file(env), (cwd or Path()) / HERE]
     read = [(path, _read(path)) for path in files]
     chosen = profile or env.get(f"{PREFIX}PROFILE") or _default_profile(read)
     known = [name for _, table in read for name in _profiles(table)]
     if chosen and chosen not in known:
         near = f"there are: {', '.join(sorted(set(known)))}" if known else "there are none"
-        raise UsageError(f"no profile {chosen!r} in {files[0]} or {files[1]}; {near}")
+        places = ", ".join(map(str, files[:-1]))
+        raise UsageError(f"no profile {chosen!r} in {places} or {files[-1]}; {near}")
     found: dict[str, Setting] = {}
     for path, table in read:
         _lay(found, _layer(table, str(path)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,28 +28,48 @@ from orchestrator.cli import options
     "--wait-s", type=click.FloatRange(min=1), default=120.0, show_default=True, metavar="SECONDS",
     help="How long to wait for the canary job.",
 )  # fmt: skip
+@click.option(
+    "--write-profile", is_flag=False, flag_value="", metavar="[FILE]",
+    help="Write a settings file from what is found.  [FILE: your own, in ~/.config]",
+)  # fmt: skip
 @options.slurm
 @options.as_json
 def command(
-    dest: Path, log_dir: Path, engine: str, wait_s: float, as_json: bool, **values: Any
+    dest: Path,
+    log_dir: Path,
+    engine: str,
+    wait_s: float,
+    write_profile: str | None,
+    as_json: bool,
+    **values: Any,
 ) -> int:
     """Look at everything that a run needs: Slurm and its limits, folders, internet, token, clocks.
 
     Where there is Slurm, a small job on the target partition looks from there too. Nothing stays
-    behind. Exit code: 0 if nothing is wrong, else 3.
+    behind but the file of --write-profile. Exit code: 0 if nothing is wrong, else 3.
     """
     from jobs import atomic
     from jobs.model import Resources
-    from orchestrator import doctor, terminal
+    from orchestrator import doctor, settings, terminal
+    from orchestrator.canary import Finding
     from orchestrator.cli import exits
 
     asked: Any = options.slurm_changes(values)
     wish = doctor.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
     look, found = terminal.stdout_look(), []
-    for finding in doctor.examine(wish):
+
+    def tell(finding: Finding) -> None:
         found.append(finding)
         if not as_json:
             click.echo(doctor.line(finding, look))
+
+    if write_profile is not None:
+        wish = doctor.with_what_slurm_wants(wish)
+    for finding in doctor.examine(wish):
+        tell(finding)
+    if write_profile is not None:
+        path = Path(write_profile) if write_profile else settings.user_file(os.environ)
+        tell(doctor.write_profile(wish, found, path.expanduser()))
     bad = any(finding.ok is False for finding in found)
     if as_json:
         told = {"schema": 1, "ok": not bad, "findings": found}

@@ -13,8 +13,7 @@ from orchestrator.engines.base import JobSpec, TooManyJobs
 DEFAULT_MAX_ARRAY = 1001  # Slurm's own: the highest index is one less
 
 _MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
-_PARTITION = re.compile(r"\bPartitionName=(\S+)")
-_MAX_TIME = re.compile(r"\bMaxTime=(\S+)")
+_DEFAULT_MEM = re.compile(r"^DefMemPer(CPU|Node)\s*=\s*(\d+)", re.MULTILINE)
 
 
 # ``at`` names the cluster to ask, as in ``slurmclient.ask``.
@@ -62,17 +61,53 @@ def _shares(total: int, among: int) -> list[int]:
     return [share + (index < more) for index in range(among)]
 
 
+@dataclass(frozen=True)
+class Partition:
+    """A partition as ``scontrol show partition`` describes it."""
+
+    name: str
+    is_default: bool
+    is_up: bool
+    limit_min: int  # the longest time that it gives a job; ``resources.UNLIMITED``: any
+
+
+def partitions(at: str | None = None) -> list[Partition]:
+    """All partitions that this user sees; none where ``scontrol`` does not answer."""
+    lines = slurmclient.control_text("-o", "show", "partition", at=at).splitlines()
+    found = []
+    for line in lines:
+        said = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" in said:
+            found.append(
+                Partition(
+                    said["PartitionName"],
+                    said.get("Default") == "YES",
+                    said.get("State", "UP") == "UP",
+                    resources.parse_time(said.get("MaxTime", "UNLIMITED")),
+                )
+            )
+    return found
+
+
+def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
+    """Megabytes that a job with so many cores gets where it asks for none; None: not limited."""
+    said = _DEFAULT_MEM.search(slurmclient.control_text("show", "config", at=at))
+    if said is None:
+        return None
+    return int(said[2]) * (cpus if said[1] == "CPU" else 1)
+
+
 def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
     """The longest time in minutes that a partition gives a job; None: no limit, or unknown.
 
     Of several partitions (``a,b``) the longest counts; None is the default partition.
     """
     names = partition.split(",") if partition else []
-    limits = []
-    for line in slurmclient.control_text("-o", "show", "partition", at=at).splitlines():
-        named, most = _PARTITION.search(line), _MAX_TIME.search(line)
-        if named and most and (named[1] in names or (not names and "Default=YES" in line)):
-            limits.append(resources.parse_time(most[1]))
+    limits = [
+        each.limit_min
+        for each in partitions(at)
+        if each.name in names or (not names and each.is_default)
+    ]
     return max(limits) if limits and resources.UNLIMITED not in limits else None
 
 

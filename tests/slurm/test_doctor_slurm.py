@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from examples import samples
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
+from tests.support.sites import published
 from tests.support.slurm import PrivateSlurm, available
 
 pytestmark = pytest.mark.slurm
@@ -42,6 +44,39 @@ def test_a_job_that_only_waits_is_taken_back(slurm_plain: PrivateSlurm, tmp_path
     )
     assert "did not end within" in done.out and "(BeginTime)" in done.out
     assert not [row for row in slurm_plain.squeue() if "doctor" in row.name]
+
+
+@pytest.fixture
+def particular(slurm: PrivateSlurm) -> Iterator[PrivateSlurm]:
+    """A cluster where a job has to name a partition, and gets half an hour at most."""
+    update = ("scontrol", "update", "PartitionName=main")
+    slurm.run(*update, "Default=NO", "MaxTime=30", check=True)
+    slurm.run("scontrol", "update", "PartitionName=high", "State=DOWN", check=True)
+    yield slurm
+    slurm.run(*update, "Default=YES", "MaxTime=INFINITE", check=True)
+    slurm.run("scontrol", "update", "PartitionName=high", "State=UP", check=True)
+
+
+def test_with_the_profile_it_writes_a_launch_needs_source_and_destination_alone(
+    particular: PrivateSlurm, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "xdg" / "websight-orchestrate" / "config.toml"
+    with HubServer() as hub:
+        shell = Cli(
+            tmp_path, {**particular.env, **hub.env, "XDG_CONFIG_DIRS": str(tmp_path / "xdg")}
+        )
+        bare = shell.run("launch", "--local-path", shards, "--dest", tmp_path / "data", rc=None)
+        assert bare.rc != 0, "this cluster should want more than that"
+        told = shell.run("doctor", "--dest", "data", "--write-profile", site)
+    assert f"✓ profile: written to {site}" in told.out
+    for line in ('engine = "slurm"', 'partition = "main"', 'time = "0:30:00"', 'mem = "2048M"'):
+        assert line in site.read_text().splitlines()
+    assert "# Compute nodes reach the internet." in site.read_text()
+    again = shell.run("doctor", "--dest", "data", "--write-profile", site, rc=3)
+    assert "is there already" in again.out
+
+    shell.run("launch", "--local-path", shards, "--dest", tmp_path / "data", "--wait")
+    assert published(tmp_path / "data") == samples.tree_digest(dataset)
 
 
 @pytest.fixture

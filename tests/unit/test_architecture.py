@@ -72,7 +72,11 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.logview",),
     ),
     (("orchestrator.table",),),
-    (("orchestrator.report",), ("orchestrator.watch",), ("orchestrator.doctor",)),
+    (
+        ("orchestrator.report",),
+        ("orchestrator.watch",),
+        ("orchestrator.doctor", "orchestrator.siteprofile"),
+    ),
     (("orchestrator.api",),),
     (("orchestrator.cli",),),
 )

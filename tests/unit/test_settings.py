@@ -57,6 +57,26 @@ def _config(*words: str, env: dict[str, str] | None = None) -> dict[str, list[st
     return {line.split()[0]: line.split()[1:] for line in lines if line}
 
 
+def test_a_sites_settings_count_below_the_users(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, text in (
+        (first, 'partition = "cpu"\nprofile = "big"\n[profiles.big]\ntasks = 9\n'),
+        (second, 'partition = "old"\ntime = "1:00"\n'),
+    ):
+        (folder / "websight-orchestrate").mkdir(parents=True)
+        (folder / "websight-orchestrate" / "config.toml").write_text(text)
+    monkeypatch.setenv("XDG_CONFIG_DIRS", f"{first}:{second}:relative:")
+    found = _config()
+    site = str(first / "websight-orchestrate" / "config.toml")
+    assert found["partition"] == ["cpu", site]
+    assert found["time"] == ["1:00", str(second / "websight-orchestrate" / "config.toml")]
+    assert found["tasks"] == ["9", site, "[profiles.big]"]
+    home.write_text('partition = "mine"\n')
+    assert _config()["partition"] == ["mine", str(home)]
+
+
 def test_later_ones_win(home: Path) -> None:
     home.write_text(
         'partition = "user"\ntime = "1:00"\ntasks = 1\nkeep-archive = true\n'
