@@ -55,7 +55,7 @@ def sniff(head: bytes, name: str) -> Format:
     """
     label = shown(name)[1:-1]
     if not head:
-        raise _no_archive(label, "an empty file")
+        raise ArchiveError(f"{label} is an empty file; look at its source, then fetch it again")
     if head.startswith(magic.ZIP.magics):
         return _zip(head, label)
     packing = magic.packing_of(head)

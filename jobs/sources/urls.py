@@ -15,6 +15,7 @@ MOST = 100_000  # addresses; more is a slip of the pen
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
+_HUB_PAGE = re.compile(r"/(?:datasets/|spaces/)?[^/]+/[^/]+(?:/(?:tree|viewer)(?:/.*)?)?/?")
 _PAGE_SITES = ("dropbox.com", "google.com", "huggingface.co", "hf.co", "github.com", "gitlab.com")
 _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
@@ -103,7 +104,9 @@ def check(url: str) -> None:
     if not _is_url(url):
         # Without a scheme a user and a password stand where nobody looks for them.
         raise _usage(
-            f"{shown(redact(url).rpartition('@')[2])} is no http or https address; check --url"
+            f"{shown(redact(url).rpartition('@')[2])} is no http or https address; check --url, or "
+            "copy the files with a program that knows such addresses (rclone, aws s3, gsutil) and "
+            "launch with --local-path"
         )
 
 
@@ -148,6 +151,8 @@ def page_hint(url: str) -> str | None:
         return "write /-/raw/ in place of /-/blob/ (GitLab)"
     if host.endswith("github.com") and "/blob/" in path:
         return "write /raw/ in place of /blob/ (GitHub)"
+    if host in ("huggingface.co", "hf.co") and _HUB_PAGE.fullmatch(path):
+        return "give it to --hf-repo (Hugging Face Hub)"
     if "/blob/" in path:
         return "write /resolve/ in place of /blob/, or give it to --hf-repo (Hugging Face Hub)"
     return None

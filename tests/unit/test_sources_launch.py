@@ -340,6 +340,8 @@ def test_a_header_of_the_user_s_goes_before_an_account_in_netrc(
         ("https://drive.google.com/open?id=hush", "drive.usercontent.google.com"),
         ("https://drive.google.com/drive/folders/1aB", "--local-path"),
         ("https://huggingface.co/datasets/o/d/blob/main/d.tar", "/resolve/"),
+        ("https://huggingface.co/datasets/o/d", "--hf-repo"),
+        ("https://huggingface.co/datasets/o/d/tree/main/data", "--hf-repo"),
         ("https://github.com/o/d/blob/main/d.tar", "/raw/"),
     ],
 )
@@ -358,6 +360,7 @@ def test_the_address_of_a_page_is_refused_with_that_of_the_file(url: str, words:
         "https://dl.dropboxusercontent.com/s/abc/d.tar",
         "https://drive.google.com/uc?export=download&id=1aB",
         "https://huggingface.co/datasets/o/d/resolve/main/d.tar",
+        "https://huggingface.co/api/datasets/o/d/parquet/default/train/0.parquet",
         "https://storage.googleapis.com/o/blob/d.tar",
     ],
 )
