@@ -29,6 +29,7 @@ _COMPRESSED = {  # a tar that is compressed so, and any other file
 TARS = (Format.TAR, *(tar for tar, _ in _COMPRESSED.values()))
 SINGLE = tuple(single for _, single in _COMPRESSED.values())  # one compressed file
 
+_AT_ITS_SOURCE = "look at its source, then fetch it again"
 _ELSEWHERE = (
     "where another program opens it (7z x, gzip -d), unpack it with that and launch with "
     "--local-path on the folder"
@@ -55,7 +56,7 @@ def sniff(head: bytes, name: str) -> Format:
     """
     label = shown(name)[1:-1]
     if not head:
-        raise ArchiveError(f"{label} is an empty file; look at its source, then fetch it again")
+        raise ArchiveError(f"{label} is an empty file; {_AT_ITS_SOURCE}")
     if head.startswith(magic.ZIP.magics):
         return _zip(head, label)
     packing = magic.packing_of(head)
@@ -63,7 +64,9 @@ def sniff(head: bytes, name: str) -> Format:
         return Format.PARQUET
     if packing in _COMPRESSED:
         return _compressed(head, name, label, packing)
-    if _is_tar(head, name):
+    named = magic.packing_named(name)
+    is_hole = head.startswith(tarheader.END) and named is not None and named.compresses
+    if _is_tar(head, name) and not is_hole:
         return Format.TAR
     if packing is not None and not packing.is_read:
         raise unsupported(label, f"cannot be extracted: {packing.remedy}")
@@ -150,7 +153,9 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
         if head.startswith(start):
             return unsupported(label, f"is {what}, which is not read here; {_ELSEWHERE}")
     if what_stands_there := magic.stand_in(head):
-        return _no_archive(label, what_stands_there)
+        return ArchiveError(f"{label} is {what_stands_there}; {_AT_ITS_SOURCE}")
+    if head.startswith(tarheader.END):
+        return _no_archive(label, "no archive: it begins with zeros (an unfinished download?)")
     if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
         return _no_archive(label, "named a tar, but its first header is damaged")
     begins = f"no archive: it begins with {shown(head[:16])}"
@@ -159,5 +164,5 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
 
 def _no_archive(label: str, what: str) -> ArchiveError:
     return ArchiveError(
-        f"{label} is {what}; look at its source, then fetch it again, or {_ELSEWHERE}",
+        f"{label} is {what}; {_AT_ITS_SOURCE}, or {_ELSEWHERE}",
     )

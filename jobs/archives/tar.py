@@ -160,7 +160,14 @@ class TarArchive:
                 blocks = stack.enter_context(Ahead(blocks))
             cursor = Cursor(blocks, first)
             cursor.skip_to(offset)
-        return TarReader(cursor, self._limits, start, length=length, headers_only=headers_only)
+        return TarReader(
+            cursor,
+            self._limits,
+            start,
+            length=length,
+            headers_only=headers_only,
+            proven=fetched.format is not Format.TAR,
+        )
 
     def _promised_top(self) -> str | None:
         seen = TopFolder(self._options)

@@ -16,6 +16,12 @@ from jobs.model import Cut
 
 _META = 1 << 20  # bytes; most of a pax header or a long name
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at a time, by default
+# What writers pad a tar to: that, or the block size of a tape or of dd.
+_PADDED_TO = (_RECORD, *(BLOCK << power for power in range(13)))
+_UNPACK = (
+    "if what `tar -tf` lists is all of it, unpack it with `tar -xf` and launch with --local-path "
+    "on the folder"
+)
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _KINDS = {b"1": Kind.HARD_LINK, b"2": Kind.LINK, b"5": Kind.FOLDER, b"D": Kind.FOLDER}
 # A global header that renames, resizes or relinks every member is nothing a writer makes.
@@ -35,7 +41,8 @@ class TarReader:
     """Reads members from ``cursor``, which stands at a header; ``cut`` says what came before.
 
     With each member that it yields ``header_offset`` is where its first header begins. ``length``:
-    bytes of the whole tar, where they are known; ``headers_only``: members come without content.
+    bytes of the whole tar, where they are known; ``headers_only``: members come without content;
+    ``proven``: a checksum tells that the stream is as it was written.
     """
 
     def __init__(
@@ -46,8 +53,10 @@ class TarReader:
         *,
         length: int | None = None,
         headers_only: bool = False,
+        proven: bool = False,
     ) -> None:
         self._cursor = cursor
+        self._proven = proven
         self._length = length
         self._headers_only = headers_only
         self._limits = limits
@@ -180,14 +189,12 @@ class TarReader:
         """
         head = bytes(self._cursor.skip_zeros(BLOCK))
         if not head:
+            self._check_padding(end)
             return False
         try:
             tarheader.check_sum(head.ljust(BLOCK, b"\0"))
         except HeaderError:
-            self._fail(
-                "something that is no tar follows the archive's end mark; if what `tar -tf` lists "
-                "is all of it, unpack it with `tar -xf` and launch with --local-path on the folder"
-            )
+            self._fail(f"something that is no tar follows the archive's end mark; {_UNPACK}")
         start = self._cursor.offset
         zeros = start - end
         padded = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0
@@ -199,6 +206,22 @@ class TarReader:
         self._tar_start = start
         self._globals = {}  # they hold within their own tar
         return True
+
+    def _check_padding(self, end: int) -> None:
+        """Fail where more zeros than padding end the tar, as where a download was cut short.
+
+        Programs that reserve the space of a file first leave zeros where its bytes never came.
+        """
+        if self._proven or self._length is None:
+            return
+        zeros = self._length - end
+        sizes = (self._length, self._length - self._tar_start)
+        fitting = [to for to in _PADDED_TO if any(size % to == 0 for size in sizes)]
+        if zeros > max([_RECORD, *fitting] if end else [_RECORD]) + 2 * BLOCK:
+            self._fail(
+                f"it ends in {zeros} bytes of zeros, more than padding: an unfinished download? "
+                f"{_UNPACK}"
+            )
 
     def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
         """Read what a header says of the next one, or of all."""

@@ -106,9 +106,9 @@ class Twice:
         """What to tell people."""
         lines = []
         if self.replaced:
+            example = f", such as {shown(self.example)}" if self.example else ""
             lines.append(
-                f"{self.replaced} members were replaced by later ones of the same path, "
-                f"such as {shown(self.example)}"
+                f"{self.replaced} members were replaced by later ones of the same path{example}"
             )
         if self.cases:
             one, two = map(shown, self.case_example)

@@ -169,6 +169,10 @@ def _look(
     collisions.settle(ground, join.contests, findings, progress)
     if ground.reads_records:
         _judge_counts(ground, tally, findings)
+    if not (tally.files or ground.pieces or options.layout.has_records):
+        findings.add(
+            Finding(Kind.COUNT, "the source holds no file: is it the right one, and whole?")
+        )
     if tally.archives:
         findings.add(Finding(Kind.HINT, _archives_hint(tally, nested=options.nested)))
     if options.on_bad_record is not OnBadRecord.DROP:

@@ -46,6 +46,7 @@ class Found(NamedTuple):
     encoding: str = "utf-8"  # as Python calls it
     delimiter: str = ""  # of a table
     columns: tuple[str, ...] = ()  # likewise
+    source: Path | None = None  # the file itself, where it has another form than lines
 
     @property
     def description(self) -> str:
@@ -87,7 +88,7 @@ def _as_lines(
     form = Form.TABLE if form_of(name) is Form.TABLE else _json_form(path, encoding)
     if form is Form.LINES and encoding in _UTF_8:
         return Found(path, form, encoding)
-    found = Found(out, form, encoding)
+    found = Found(out, form, encoding, source=path)
     try:
         with (
             _opened(path, encoding, table=form is Form.TABLE) as text,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from jobs import digest
 from jobs.archives import nested
 from jobs.archives.samples import is_pair
 from jobs.checks import records
@@ -19,7 +20,7 @@ from jobs.finalize.ground import Ground, Piece
 from jobs.finalize.passes import forget_manifest
 from jobs.manifest import read_manifest
 from jobs.memberpath import shown
-from jobs.model import Entry, Format, Part, PartSummary, Shard, Verify
+from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.pictures import from_table
 from jobs.progress import Progress
 
@@ -115,7 +116,7 @@ def find_pieces(
         fact = "files with one key became an image and its record"
         findings.add(Finding(Kind.SAMPLES, fact, shard))
     found = []
-    for number, source in enumerate(sources):
+    for number, source in enumerate(_distinct(ground, sources, samples, findings)):
         progress.check()
         progress.current = source.shard.id
         out = ground.scratch / f"lines-{number}"
@@ -133,6 +134,39 @@ def find_pieces(
         made = _made(ground, source.shard, samples)
         found.append(Piece(source.shard, lines, source.folder, made=made))
     ground.pieces = tuple(found)
+
+
+def _distinct(
+    ground: Ground, sources: list[_Source], samples: frozenset[str], findings: Findings
+) -> Iterator[_Source]:
+    """The sources but for those that are copies of another, which would bring its records twice.
+
+    Where each shard has a folder of its own, the same records name other images; and rows of
+    tables may well be the same.
+    """
+    if ground.plan.options.on_collision is OnCollision.PER_SHARD:
+        yield from sources
+        return
+    kin = [(source.folder, source.path.stat().st_size) for source in sources]
+    counts = Counter(kin)
+    first: dict[tuple[str, str], str] = {}
+    for source, key in zip(sources, kin, strict=True):
+        is_file = counts[key] > 1 and _made(ground, source.shard, samples) is None
+        if is_file and key[1]:
+            other = first.setdefault((source.folder, _digest(source.path)), source.shard.id)
+            if other != source.shard.id:
+                fact = f"its records are those of {ground.name_of(other)} and count once"
+                findings.add(Finding(Kind.SAME, fact, source.shard.id))
+                continue
+        yield source
+
+
+def _digest(path: Path) -> str:
+    hasher = digest.new("sha256")
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            hasher.update(data)
+    return hasher.hexdigest()
 
 
 def _made(ground: Ground, shard: Shard, samples: frozenset[str]) -> str | None:

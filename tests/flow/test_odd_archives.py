@@ -103,6 +103,46 @@ def test_more_members_than_allowed_name_the_option_that_allows_them(tmp_path: Pa
     assert bring(tmp_path / "two", source, "--max-members", "7").files == PAGES
 
 
+TAR_OF_FOUR = tarred({f"{n}.bin": bytes([n + 1]) * 30_000 for n in range(4)})
+HOLE = 30_720 + 512  # behind the first member and its header
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        pytest.param("e.tar", bytes(1 << 20), id="nothing came"),
+        pytest.param("e.tar.gz", bytes(1 << 20), id="nothing came, of a compressed one"),
+        pytest.param("e.zip", bytes(1 << 20), id="nothing came, of a zip"),
+        pytest.param(
+            "e.tar", TAR_OF_FOUR[: HOLE - 512].ljust(len(TAR_OF_FOUR), b"\0"), id="half of it came"
+        ),
+    ],
+)
+@pytest.mark.parametrize("size", ["512M", "20K"])
+def test_a_file_whose_space_was_reserved_and_never_filled_is_not_taken_for_whole(
+    tmp_path: Path, name: str, data: bytes, size: str
+) -> None:
+    put(tmp_path / "source" / "a.tar", tarred(PAGES))
+    put(tmp_path / "source" / name, data)
+    words = ("--layout", "files", "--part-size", size)
+    brought = bring(tmp_path, tmp_path / "source", *words)
+    assert "an unfinished download?" in brought.text
+    assert brought.files == {}
+
+
+@pytest.mark.parametrize("to", [512, 10_240, 64 << 10, 1 << 20])
+def test_a_tar_may_be_padded_as_writers_do(tmp_path: Path, to: int) -> None:
+    whole = tarred(PAGES).rstrip(b"\0")
+    data = whole.ljust(-(-len(whole) // 512) * 512 + 1024, b"\0")
+    data = data.ljust(-(-len(data) // to) * to, b"\0")
+    assert bring(tmp_path, put(tmp_path / "source" / "d.tar", data)).files == PAGES
+
+
+def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "d.tar", tarred({}))
+    assert "the source holds no file" in bring(tmp_path, source, "--layout", "files").text
+
+
 # Zips of Windows ---------------------------------------------------------------------------------
 
 

@@ -212,22 +212,26 @@ ROWS = [["file_name", "text"], *([name, 'a "b",\nc;\t€'] for name in NAMES)]
 
 
 @pytest.mark.parametrize(
-    ("name", "data"),
+    ("name", "delimiter", "encoding"),
     [
-        pytest.param("labels.csv", table(ROWS), id="commas"),
-        pytest.param("labels.csv", codecs.BOM_UTF8 + table(ROWS, ";"), id="semicolons, a mark"),
-        pytest.param("labels.tsv", table(ROWS, "\t"), id="tabs"),
-        pytest.param("labels.csv", table(ROWS, "\t").decode().encode("utf-16"), id="as Excel"),
+        pytest.param("labels.csv", ",", "utf-8", id="commas"),
+        pytest.param("labels.csv", ";", "utf-8-sig", id="semicolons, a mark"),
+        pytest.param("labels.tsv", "\t", "utf-8", id="tabs"),
+        pytest.param("labels.csv", "\t", "utf-16", id="as Excel"),
     ],
 )
-def test_a_table_is_published_as_one(tmp_path: Path, name: str, data: bytes) -> None:
+def test_tables_are_published_as_one(
+    tmp_path: Path, name: str, delimiter: str, encoding: str
+) -> None:
     options = Options(layout=Layout("websight", name))
     half = [RECORDS[0]["image"], RECORDS[1]["image"]]
-    run = run_of(tmp_path, [shard(data), shard(data, names=[])], options)
+    one, other = (
+        table(rows, delimiter).decode().encode(encoding) for rows in (ROWS, [ROWS[0], *ROWS[:0:-1]])
+    )
+    run = run_of(tmp_path, [shard(one), shard(other, names=[])], options)
     text = (run.staging.dest / name).read_bytes().decode("utf-8")
-    delimiter = next(d for d in "\t;," if d in text.partition("\n")[0])
     rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
-    assert rows == [*ROWS, *ROWS[1:]]
+    assert rows == [*ROWS, *ROWS[:0:-1]]
     assert half == [rows[1][0], rows[2][0]]
 
 
@@ -244,6 +248,21 @@ def test_a_table_is_published_as_one(tmp_path: Path, name: str, data: bytes) -> 
 def test_a_table_that_is_none_is_refused(tmp_path: Path, data: bytes, words: str) -> None:
     options = Options(layout=Layout("websight", "labels.csv"))
     assert words in refused(tmp_path, [shard(data)], options)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("chat.json", json.dumps([{"image": "images/000.png"}], indent=3).encode()),
+        ("labels.csv", b"\xef\xbb\xbffile_name;text\r\nimages/000.png;'a'\r\n"),
+    ],
+)
+def test_one_file_without_a_change_is_published_byte_for_byte(
+    tmp_path: Path, name: str, data: bytes
+) -> None:
+    options = Options(layout=Layout("websight", name), digest="sha256")
+    run = run_of(tmp_path, [shard(data)], options)
+    assert (run.staging.dest / name).read_bytes() == data
 
 
 def metadata(names: Sequence[str], field: str = "file_name") -> bytes:
