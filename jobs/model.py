@@ -259,7 +259,7 @@ class Plan(Struct, frozen=True):
     options: Options
     version: str  # of the tool that planned
     created: datetime
-    engine: str = "auto"  # what launch chose; "auto": it was not asked
+    engine: str = "auto"  # what launch was asked for
     schema: int = SCHEMA
 
     def shard(self, shard_id: str) -> Shard:

@@ -102,7 +102,7 @@ def plan(request: LaunchRequest) -> Planned:
         request.options,
         run_id=planning.new_run_id(now),
         now=now,
-        engine=engine,
+        engine=request.engine,
     )
     made = Planned(planned, source.private(), engine, request, why_local=choice.why_local)
     odd = preflight.notes(

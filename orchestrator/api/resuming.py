@@ -93,10 +93,12 @@ def plan_resume(
     tasks: int | None = None,
     changes: Mapping[str, object] | None = None,
     deep: bool = False,
+    engine: str = engines.AUTO,
 ) -> Resumable:
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
-    A published dataset is checked (``deep``: every byte) and repaired where it is damaged. Raises
+    A published dataset is checked (``deep``: every byte) and repaired where it is damaged.
+    ``engine`` is for a run that was launched with ``--engine auto`` and never submitted. Raises
     ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
     where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
     is submitting, or downloading for what it submits next.
@@ -104,7 +106,8 @@ def plan_resume(
     state = state_of(folder)
     why_local = ""
     if not state.submissions:  # its launcher died before it submitted anything
-        choice = engines.choose(state.plan.engine)
+        asked_for = state.plan.engine
+        choice = engines.choose(engine if asked_for == engines.AUTO else asked_for)
         why_local = choice.why_local
         state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
     if state.submits:

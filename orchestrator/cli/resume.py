@@ -37,13 +37,19 @@ def command(
     time gets more of it. The Slurm options override that, for every stage. A published dataset is
     checked, and just what is damaged in it is fetched and extracted again.
     """
-    from orchestrator import api
+    from orchestrator import api, engines
     from orchestrator.cli import bars, exits, showing
 
     changes = options.slurm_changes(values)
     habits = Habits(yes=True, **values)
     folder = api.find_run(run, log_dir)
-    planned = api.plan_resume(folder, tasks=tasks, changes=changes, deep=deep)
+    planned = api.plan_resume(
+        folder,
+        tasks=tasks,
+        changes=changes,
+        deep=deep,
+        engine=engines.SLURM if habits.parsable else engines.AUTO,
+    )
     if planned.why_local:
         showing.say([showing.engine_line(planned)])
     if not habits.quiet:

@@ -469,7 +469,7 @@ def test_a_run_that_was_never_submitted_is_resumed_by_the_same_rule(
     cli: Cli, shards: Path, tmp_path: Path, form: tuple[str, ...]
 ) -> None:
     shell = cli.having(PATH="/nowhere")
-    launch(shell, tmp_path / "data", "--local-path", shards)
+    shell.run("launch", "--yes", "--wait", "--local-path", shards, "--dest", tmp_path / "data")
     shutil.rmtree(tmp_path / "data")
     for path in shell.runs()[0].iterdir():
         if path.is_dir():
