@@ -455,6 +455,10 @@ class Resources(Struct, frozen=True):
     mail_user: str | None = None
     sbatch_args: tuple[str, ...] = ()  # as typed, such as --nice=100
     setup: tuple[str, ...] = ()  # shell lines before the task
+    launcher: str | None = None  # words ahead of Python, such as apptainer exec image.sif
+    python: str | None = None  # that runs the tasks; None: the one that submits
+    container_image: str | None = None  # for the pyxis plugin of Slurm
+    container_mounts: tuple[str, ...] = ()  # SOURCE:TARGET, likewise
 
 
 class Cluster(Struct, frozen=True):

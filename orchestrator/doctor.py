@@ -27,6 +27,7 @@ from orchestrator import (
     disks,
     engines,
     logs,
+    nodeenv,
     reasons,
     resources,
     sbatchargs,
@@ -299,7 +300,10 @@ def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
             f"job {job_id} {raw or 'ended'} and left nothing in {folder.path}",
             "compute nodes do not see this folder; choose a --log-dir on a shared file system",
         )
-    said = " | ".join(logs.tail(log, 3)) or "without a word"
+    lines = logs.tail(log, 3)
+    said = " | ".join(lines) or "without a word"
+    if (python := nodeenv.not_found(lines)) is not None:
+        return nodeenv.unseen(python, wish.resources, wish.dest)
     mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
     if wish.resources.setup:
         mend = "mend --setup, whose lines run ahead of the tool; or install that on the nodes"

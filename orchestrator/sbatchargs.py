@@ -61,6 +61,8 @@ _HERE = tuple(
         ("--reservation", "", ""),
         ("--mail-type", "", ""),
         ("--mail-user", "", ""),
+        ("--container-image", "", ""),
+        ("--container-mounts", "", ""),
     )
 )
 _SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)

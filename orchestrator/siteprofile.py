@@ -23,7 +23,10 @@ from orchestrator.engines.slurmlimits import Partition
 
 _MOST_TRIALS = 20  # of sbatch --test-only; each costs slurmctld a look at the whole queue
 _LEAST_MEM_MB = 2048  # what a task needs in any case; less may end it
-_SETTABLE = ("partition", "account", "qos", "constraint", "reservation")
+_SETTABLE = (
+    *("partition", "account", "qos", "constraint", "reservation"),
+    *("container_image", "launcher", "python"),
+)
 
 
 def choose(spec: JobSpec) -> Resources:
@@ -123,7 +126,7 @@ def _jobs(asked: Resources, known: Iterable[Partition]) -> Iterator[str]:
     for name in _SETTABLE:
         value = getattr(asked, name)
         if value is not None:
-            yield f"{name} = {json.dumps(value)}"
+            yield f"{name.replace('_', '-')} = {json.dumps(value)}"
     yield f"time = {json.dumps(resources.format_time(asked.time_min))}"
     if asked.cpus != Resources().cpus:
         yield f"cpus-per-task = {asked.cpus}"

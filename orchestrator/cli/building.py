@@ -67,7 +67,13 @@ def request(values: dict[str, Any]) -> LaunchRequest:
     """The request that the options of ``launch`` make; ``UsageError`` where they do not fit."""
     header_env = tuple(_header(text) for text in values["headers"])
     layout = _layout(values)
-    resources = options.slurm_changes(values)
+    resources = options.with_mounts(
+        options.slurm_changes(values),
+        values["dest"],
+        values["temp_dir"],
+        values["log_dir"],
+        values["local_path"],
+    )
     return LaunchRequest(
         source=_source(values, header_env, layout),
         dest=values["dest"],

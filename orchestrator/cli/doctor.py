@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,10 @@ from orchestrator.cli import options
     "--write-profile", is_flag=False, flag_value="", metavar="[FILE]",
     help="Write a settings file from what is found.  [FILE: your own, in ~/.config]",
 )  # fmt: skip
+@click.option(
+    "--install-env", type=options.FOLDER, metavar="PATH",
+    help="First make an environment with this tool in PATH, which all nodes see, and use it.",
+)  # fmt: skip
 @options.slurm
 @options.as_json
 def command(
@@ -40,21 +45,25 @@ def command(
     engine: str,
     wait_s: float,
     write_profile: str | None,
+    install_env: Path | None,
     as_json: bool,
     **values: Any,
 ) -> int:
     """Look at everything that a run needs: Slurm and its limits, folders, internet, token, clocks.
 
     Where there is Slurm, a small job on the target partition looks from there too. Nothing stays
-    behind but the file of --write-profile. Exit code: 0 if nothing is wrong, else 3.
+    behind but what --write-profile and --install-env make. Exit code: 0 if nothing is wrong,
+    else 3.
     """
+    from msgspec import structs
+
     from jobs import atomic
     from jobs.model import Resources
-    from orchestrator import doctor, settings, terminal
+    from orchestrator import doctor, nodeenv, settings, terminal
     from orchestrator.canary import Finding
     from orchestrator.cli import exits
 
-    asked: Any = options.slurm_changes(values)
+    asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
     wish = doctor.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
     look, found = terminal.stdout_look(), []
 
@@ -63,6 +72,12 @@ def command(
         if not as_json:
             click.echo(doctor.line(finding, look))
 
+    if install_env is not None:
+        made = nodeenv.install(install_env.absolute())
+        tell(made)
+        python = str(nodeenv.python_of(install_env))
+        if made.ok:
+            wish = replace(wish, resources=structs.replace(wish.resources, python=python))
     if write_profile is not None:
         wish = doctor.with_what_slurm_wants(wish)
     for finding in doctor.examine(wish):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import string
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import UsageError
-from orchestrator import resources, sbatchargs
+from orchestrator import disks, resources, sbatchargs
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -48,6 +50,17 @@ def clean(text: str) -> str:
     return text
 
 
+def command(text: str) -> str:
+    """``text``, if it is words of a command as a shell splits them."""
+    try:
+        words = shlex.split(clean(text))
+    except ValueError as error:
+        raise UsageError(f"{text!r} cannot be read ({error})") from error
+    if not words:
+        raise UsageError("no command is given; is a variable empty?")
+    return text
+
+
 def encoding(text: str) -> str:
     """The name of an encoding that Python knows and that has ASCII's characters where ASCII has."""
     letters = string.ascii_letters + string.digits + "./_-"
@@ -69,6 +82,7 @@ SIZE = Parsed("size", resources.parse_size)
 WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
 ENCODING = Parsed("name", encoding)
+COMMAND = Parsed("words", command)
 SBATCH = Parsed("line", sbatchargs.parse)
 SBATCH_DOWNLOAD = Parsed("line", sbatchargs.parse_for_download)
 
@@ -218,6 +232,31 @@ slurm = stack(
         multiple=True,
         help="Shell line before each task, such as module load …; may be repeated.",
     ),
+    click.option(
+        "--container-image",
+        type=WORD,
+        metavar="IMAGE",
+        help="Run tasks in this image, on a Slurm with the pyxis plugin.",
+    ),
+    click.option(
+        "--container-mounts",
+        type=WORD,
+        multiple=True,
+        metavar="SOURCE:TARGET",
+        help="Further mounts of it; the folders of a run are mounted anyway. May be repeated.",
+    ),
+    click.option(
+        "--launcher",
+        type=COMMAND,
+        metavar="PREFIX",
+        help="Command that starts each task, such as 'apptainer exec image.sif'.",
+    ),
+    click.option(
+        "--python",
+        type=WORD,
+        metavar="PATH",
+        help="Python of the tasks, which has this tool.  [default: the one that submits]",
+    ),
     title="Slurm",
 )
 
@@ -235,6 +274,10 @@ SLURM_FIELDS = (
     "mail_user",
     "sbatch_args",
     "setup",
+    "container_image",
+    "container_mounts",
+    "launcher",
+    "python",
 )
 
 
@@ -242,6 +285,22 @@ def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
     """Takes the Slurm options out of a command's ``values``; those that were given."""
     changes = {name: values.pop(name) for name in SLURM_FIELDS}
     return {name: value for name, value in changes.items() if value not in (None, ())}
+
+
+def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
+    """The Slurm options with the mounts that a container needs for these folders of a run.
+
+    The environment of this process and the code are mounted too, but never a system's ``/usr``.
+    """
+    if "container_image" not in changes:
+        return changes
+    folders = [disks.existing(path.absolute()) for path in paths if path is not None]
+    code = Path(__file__).resolve().parents[2]
+    folders += [Path(sys.prefix), Path(sys.base_prefix), code]
+    wanted = [path for path in folders if path not in (Path("/"), Path("/usr"))]
+    outer = [p for p in dict.fromkeys(wanted) if not any(o in p.parents for o in wanted)]
+    given = changes.get("container_mounts", ())
+    return changes | {"container_mounts": (*given, *(f"{path}:{path}" for path in outer))}
 
 
 def unheard(ctx: click.Context, engine: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     from orchestrator.cli import exits
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
-    asked = Resources(**options.slurm_changes(values))
+    asked = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))
     if engine == "slurm":
         report = api.verify_on_slurm(path, deep=deep, tasks=tasks, resources=asked, log_dir=log_dir)
     else:

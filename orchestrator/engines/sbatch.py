@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 import tempfile
 import uuid
@@ -15,7 +16,7 @@ from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from jobs.errors import Cause, EngineError, UsageError
 from jobs.memberpath import shown
-from jobs.model import Stage, Task
+from jobs.model import Resources, Stage, Task
 from orchestrator import sbatchargs
 from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import Dependency, JobSpec
@@ -36,8 +37,8 @@ class Executor(SlurmExecutor):
     ``hand_over`` gets the script's path and returns the id of the accepted job.
     """
 
-    def __init__(self, folder: Path, hand_over: Callable[[Path], str]) -> None:
-        super().__init__(folder, max_num_timeout=0)
+    def __init__(self, folder: Path, hand_over: Callable[[Path], str], python: str) -> None:
+        super().__init__(folder, max_num_timeout=0, python=python)
         self._hand_over = hand_over
         self.extra_lines: tuple[str, ...] = ()
 
@@ -103,10 +104,24 @@ def executor(
     See ``parameters`` for ``parallel`` and ``behind``.
     """
     _check_texts(spec)
-    made = Executor(folder, hand_over)
+    made = Executor(folder, hand_over, command(spec.resources))
     made.update_parameters(**parameters(spec, after, parallel=parallel, behind=behind))
     made.extra_lines = spec.resources.sbatch_args
     return made
+
+
+def command(asked: Resources) -> str:
+    """Python as a task starts it, as shell words: inside a container where one is asked for."""
+    return shlex.join([*shlex.split(asked.launcher or ""), asked.python or sys.executable])
+
+
+def _container(asked: Resources) -> list[str]:
+    """Options of srun that the pyxis plugin adds (https://github.com/NVIDIA/pyxis)."""
+    if asked.container_image is None:
+        return []
+    mounts = ",".join(asked.container_mounts)
+    words = [f"--container-image={asked.container_image}", f"--container-mounts={mounts}"]
+    return [word for word in words if not word.endswith("=")]
 
 
 def parameters(
@@ -152,7 +167,7 @@ def parameters(
         # srun does not take over the number of cores from sbatch (since 22.05). The step gets the
         # batch shell's environment, submitit's variables included, also where --sbatch-arg=--export
         # restricts what sbatch passes on: SLURM_EXPORT_ENV would restrict srun in the same way.
-        "srun_args": ["--cpus-per-task", str(asked.cpus), "--export=ALL"],
+        "srun_args": ["--cpus-per-task", str(asked.cpus), "--export=ALL", *_container(asked)],
         "additional_parameters": additional,
     }
 
@@ -221,9 +236,13 @@ def _check_texts(spec: JobSpec) -> None:
         "--reservation": asked.reservation,
         "--mail-type": asked.mail_type,
         "--mail-user": asked.mail_user,
+        "--launcher": asked.launcher,
+        "--python": asked.python,
+        "--container-image": asked.container_image,
     }
     pairs = [(name, text) for name, text in texts.items() if text is not None]
     pairs += [("--setup", text) for text in asked.setup]
+    pairs += [("--container-mounts", text) for text in asked.container_mounts]
     pairs += [("the path of Python", sys.executable)]
     for name, text in pairs:
         if _CONTROL.search(text):

@@ -75,7 +75,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("orchestrator.report",),
         ("orchestrator.watch",),
-        ("orchestrator.doctor", "orchestrator.siteprofile"),
+        ("orchestrator.doctor", "orchestrator.siteprofile", "orchestrator.nodeenv"),
     ),
     (("orchestrator.api",),),
     (("orchestrator.cli",),),

@@ -1,0 +1,120 @@
+"""The Python environment of the tasks: whether compute nodes see it, and how to make one they see.
+
+An environment in a local disk's folder, or one whose interpreter is installed on the login node
+alone, ends every job before our code begins.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from jobs import __version__
+from jobs.model import Resources
+from orchestrator.canary import Finding
+
+NAME = "websight-orchestrate"
+_TIMEOUT_S = 1800.0  # for pip; a network file system is slow with ten thousand small files
+# What srun (execve), a shell, apptainer and env(1) say of a program that is not there.
+_NOT_FOUND = re.compile(
+    r"(/[^\s'\":]*python[\d.]*)['\"’]?:? (?:No such file or directory|not found|Permission denied)"
+)
+
+
+def not_found(lines: Sequence[str]) -> str | None:
+    """The Python that could not be started, if a job's log says so."""
+    return next((found[1] for line in lines if (found := _NOT_FOUND.search(line))), None)
+
+
+def unseen(python: str, asked: Resources, dest: Path) -> Finding:
+    """A node, or a container on it, does not have the Python that is to run the tasks."""
+    if asked.container_image or asked.launcher:
+        remedy = (
+            "mount its folder into the container (--container-mounts, or a bind option in "
+            "--launcher), or name one of the image that has this tool: --python PATH"
+        )
+        return Finding("environment", False, f"the container has no {python}", remedy)
+    place = dest.absolute().parent / f"{NAME}-env"
+    remedy = (
+        f"make an environment that all nodes see: websight-orchestrate doctor --install-env {place}"
+        f" (by hand: uv venv {place}; uv pip install --python {place} {source()})"
+    )
+    return Finding("environment", False, f"the node has no {python}", remedy)
+
+
+def python_of(path: Path) -> Path:
+    """The interpreter of the environment in ``path``."""
+    return path.absolute() / "bin" / "python"
+
+
+def source() -> str:
+    """What pip installs this very tool from: a folder, an archive or repository, or the index.
+
+    https://packaging.python.org/en/latest/specifications/direct-url/
+    """
+    said = metadata.distribution(NAME).read_text("direct_url.json")
+    if said is None:
+        return f"{NAME}=={__version__}"
+    about = json.loads(said)
+    url = str(about["url"])
+    if "vcs_info" in about:
+        return f"{about['vcs_info']['vcs']}+{url}@{about['vcs_info']['commit_id']}"
+    return unquote(urlsplit(url).path) if url.startswith("file:") else url
+
+
+def install(path: Path) -> Finding:
+    """Make an environment with this version of the tool; one that is whole already is kept.
+
+    By uv where it is installed, else by venv and pip. What was begun is removed on a failure.
+    """
+    python = python_of(path)
+    if python.exists() and _version(python) == __version__:
+        return Finding("install", True, f"{path} has version {__version__} already")
+    if path.exists() and any(path.iterdir()):
+        remedy = "name a folder that is not there yet"
+        return Finding("install", False, f"{path} holds something else", remedy)
+    uv = shutil.which("uv")
+    make = [uv, "venv", "-q"] if uv else [sys.executable, "-m", "venv"]
+    fill = [uv, "pip", "install", "-q", "--python", str(python)] if uv else []
+    fill = fill or [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check"]
+    interpreter = ["--python", sys.executable] if uv else []
+    for words in ([*make, *interpreter, str(path)], [*fill, source()]):
+        why = _failure(words)
+        if why:
+            shutil.rmtree(path, ignore_errors=True)
+            fact = f"{path} could not be made: {why}"
+            return Finding("install", False, fact, "name another folder, or see the network")
+    fact = f"made {path}; from now on use {path / 'bin' / NAME}"
+    return Finding("install", True, fact)
+
+
+def _failure(words: Sequence[str]) -> str:
+    """Why a command failed, in its own last words; empty where it did not."""
+    try:
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return ""
+    lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return " | ".join(lines[-3:]) or f"exit status {done.returncode}"
+
+
+def _version(python: Path) -> str:
+    code = "import jobs, orchestrator; print(jobs.__version__)"
+    try:
+        done = subprocess.run(
+            [python, "-I", "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip()
