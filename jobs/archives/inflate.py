@@ -147,9 +147,13 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
             head = block.rstrip(b"\0")
             if head:
                 yield memoryview(head)
-            raise damaged(
-                archive, f"the gzip stream breaks ({error})", offset=total + len(head)
-            ) from error
+            fact = f"the gzip stream breaks ({error})"
+            if "Not a gzipped file" in str(error):  # behind a member that is whole
+                fact += (
+                    "; `gzip -d` passes over that: if what it gives is all, unpack it and launch "
+                    "with --local-path on the folder"
+                )
+            raise damaged(archive, fact, offset=total + len(head)) from error
         if not raw.read_bytes:
             raise damaged(archive, "the file is empty")
         if not count:

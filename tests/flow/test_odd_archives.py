@@ -138,6 +138,13 @@ def test_a_tar_may_be_padded_as_writers_do(tmp_path: Path, to: int) -> None:
     assert bring(tmp_path, put(tmp_path / "source" / "d.tar", data)).files == PAGES
 
 
+def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: Path) -> None:
+    source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES)) + b"junk" * 99)
+    text = bring(tmp_path / "refused", source).text
+    assert "`gzip -d` passes over that" in text
+    assert "--local-path on the folder" in text
+
+
 def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred({}))
     assert "the source holds no file" in bring(tmp_path, source, "--layout", "files").text
