@@ -114,12 +114,14 @@ def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bo
     lettered = family.marks is Marks.LETTERS and len(family.pieces[0].mark) > 1
     is_data = magic.is_data_name(family.whole)
     is_plain = is_data or any(map(is_text, heads))
+    # Files of one size to the last are records of one length; pieces end with a shorter one.
+    fits = _fits(family, sizes) and len({sizes[name] for name in family.names}) > 1
+    if is_data and family.total is not None and not fits:
+        return False  # x.tfrecord-00000-of-00003: TensorFlow's and Beam's, each whole
     starts = family.places[0] == 0
     if starts and (lettered or is_data):  # only a splitter calls files so
         raise _ambiguous(family) if is_plain else _headless(family)
     suspect = lettered or is_data or family.is_marked or not starts
-    # Files of one size to the last are records of one length; pieces end with a shorter one.
-    fits = _fits(family, sizes) and len({sizes[name] for name in family.names}) > 1
     if suspect and family.begins and fits and not any(map(is_text, heads)):
         raise _ambiguous(family) if is_plain else _headless(family)
     return False

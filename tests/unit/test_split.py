@@ -202,6 +202,15 @@ def test_files_of_one_size_to_the_last_are_no_pieces_whose_first_is_missing() ->
     assert grouped(files) == [(ShardKind.FILE, (name,)) for name in files]
 
 
+@pytest.mark.parametrize("sizes", [(300, 301, 302), (300, 300, 300)])
+@pytest.mark.parametrize("ending", ["tfrecord", "jsonl", "csv"])
+def test_shards_of_a_data_format_that_count_themselves_are_files_of_their_own(
+    ending: str, sizes: tuple[int, ...]
+) -> None:
+    files = {f"x.{ending}-{n:05d}-of-00003": NOISE[:size] for n, size in enumerate(sizes)}
+    assert grouped(files) == [(ShardKind.FILE, (name,)) for name in files]
+
+
 @pytest.mark.parametrize("name", ["d.tar.md5x", "d.tar.2023", "d.tar.idx", "x.parts"])
 def test_a_chance_ending_is_no_piece(name: str) -> None:
     assert grouped({name: TEXT}) == [(ShardKind.FILE, (name,))]
