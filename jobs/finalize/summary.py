@@ -30,8 +30,8 @@ _WORDS = {
     Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
     Kind.ORPHAN: ("image has no record", "images have no record"),
     Kind.MOVED: (
-        "records file's paths start from another folder and were corrected",
-        "records files' paths start from another folder and were corrected",
+        "records file names images from another folder and was corrected",
+        "records files name images from another folder and were corrected",
     ),
     Kind.SPELLED: (
         "record spells its image's path differently and was corrected",
