@@ -6,6 +6,7 @@ import sys
 from types import ModuleType
 
 from jobs import magic
+from jobs.archives.base import unsupported
 from jobs.archives.memory import Memory, too_hungry
 from jobs.errors import ArchiveError
 
@@ -51,8 +52,15 @@ class Frame:
         return data
 
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
-        """The next bytes; raises ``ArchiveError`` where the window is too large."""
+        """The next bytes; raises ``ArchiveError`` where a window or dictionary forbids it."""
         if self._window is None:
+            if number := _dictionary_of(data):
+                raise unsupported(
+                    self._archive,
+                    f"was compressed with a dictionary (number {number}), which is not in it; "
+                    "unpack it with `zstd -d -D DICTIONARY` and launch with --local-path on the "
+                    "folder",
+                )
             self._window = _window_of(data)  # all of the header is there
             if self._window > 1 << _LARGEST_WINDOW:
                 raise self._too_large()
@@ -70,6 +78,14 @@ class Frame:
         usual = window <= 1 << _LARGEST_WINDOW
         command = f"zstd -d{long}" if usual else "the program that made it"
         return too_hungry(self._archive, fact, memory, command)
+
+
+def _dictionary_of(header: bytes) -> int:
+    """The number of the dictionary that a zstd frame needs; 0: none (RFC 8878, 3.1.1.1.3)."""
+    if len(header) < 6 or magic.is_skippable_frame(header):
+        return 0
+    start = 5 if header[4] & 0x20 else 6
+    return int.from_bytes(header[start : start + (0, 1, 2, 4)[header[4] & 3]], "little")
 
 
 def _window_of(header: bytes) -> int:

@@ -81,6 +81,15 @@ def test_a_window_that_is_too_large_is_told_with_the_command_that_inflates_it() 
     assert "inflate it yourself (`zstd -d --long=31`) and launch with --local-path" in error.message
 
 
+def test_zstd_with_a_dictionary_is_not_called_damaged() -> None:
+    zstd = library()
+    samples = [b"a page of some site, number %d" % number * 9 for number in range(99)]
+    dictionary = zstd.train_dict(samples, 999)
+    error = refusal(Format.TAR_ZST, zstd.compress(b"x" * 999, zstd_dict=dictionary))
+    assert error.cause is Cause.UNSUPPORTED
+    assert "zstd -d -D" in error.message
+
+
 def test_of_a_single_segment_the_window_is_the_content() -> None:
     zstd = library()
     data = bytes(70 << 20)
