@@ -19,6 +19,7 @@ from jobs.sources.families import Family, Marks
 Heads = Mapping[str, bytes]  # first bytes (magic.HEAD) by name, of files that were looked into
 Sizes = Mapping[str, int | None]  # bytes by name
 
+_SPANNED = b"PK\x07\x08"  # begins the first segment of a spanned zip (APPNOTE 8.5.3)
 _SHOWN_GAPS = 5
 _MOST_GAPS = 1000  # in one place; more are not counted
 
@@ -35,6 +36,12 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
         return family.is_marked and _checked(family, sizes)
     if family.last:
         return _is_spanned(family, first, heads.get(family.last), sizes)
+    if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
+        raise SourceError(
+            f"{shown(family.whole)} is missing, the last segment of the spanned zip that "
+            f"{naming.few(family.names)} begin; get the whole set, or leave it out with --exclude "
+            f"{shown(family.glob)}"
+        )
     packing = magic.packing_of(first)
     if packing is None:
         return _without_archive(family, [first, *others], sizes)

@@ -197,6 +197,12 @@ def test_files_of_data_with_numbers_are_taken_as_they_are(files: dict[str, bytes
     assert grouped(files) == [(ShardKind.FILE, (name,)) for name in sorted(files)]
 
 
+def test_a_spanned_zip_without_its_last_segment_is_refused_at_launch() -> None:
+    files = {"d.z01": b"PK\x07\x08" + ZIP, "d.z02": NOISE[:999]}
+    with pytest.raises(SourceError, match=r"'d.zip' is missing, the last segment"):
+        shards(files)
+
+
 def test_files_of_one_size_to_the_last_are_no_pieces_whose_first_is_missing() -> None:
     files = {f"data_batch_{number}": NOISE for number in range(1, 6)}
     assert grouped(files) == [(ShardKind.FILE, (name,)) for name in files]
