@@ -91,7 +91,7 @@ def _python(ask: Ask, on_node: bool) -> Finding:
             "environment",
             False,
             f"{where}, but {ask.version} was submitted",
-            "install one version where both machines see it",
+            "install one version that both machines use",
         )
     return Finding("environment", True, where)
 
@@ -101,9 +101,9 @@ def _libraries(on_node: bool) -> Iterator[Finding]:
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:
-            mend = "install the tool anew on this machine"
+            mend = "reinstall the tool on this machine"
             if on_node:
-                mend = "load what it needs with --setup 'module load …', or install it anew"
+                mend = "load what it needs with --setup 'module load …', or reinstall it"
             yield Finding("environment", False, f"{name} cannot be imported: {error}", mend)
 
 
@@ -111,7 +111,7 @@ def _limits() -> Iterator[Finding]:
     """Limits of this process (ulimit) that a task may reach."""
     for limit in rlimits.OF_TASKS:
         if limit.fact is not None:
-            yield Finding("limit", None, limit.fact, f"if a task needs more: {limit.remedy}")
+            yield Finding("limit", None, limit.fact, f"if tasks need more: {limit.remedy}")
 
 
 def _writing(name: str, place: Path, wanted: str) -> Iterator[Finding]:
@@ -125,7 +125,7 @@ def _writing(name: str, place: Path, wanted: str) -> Iterator[Finding]:
         return
     fact = f"{wanted}: {bytes_s / 1e6:,.0f} MB/s in one file, {files_s:,.0f} small files/s"
     slow = bytes_s < _SLOW_BYTES_S or files_s < _SLOW_FILES_S
-    remedy = "slow for a dataset; ask the site for its scratch file system" if slow else ""
+    remedy = "slow for a dataset; ask your site about its scratch file system" if slow else ""
     yield Finding(name, None if slow else True, fact, remedy)
 
 
@@ -162,7 +162,7 @@ def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
     from urllib.parse import urlsplit
 
     proxy = next((n for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if env.get(n)), None)
-    way = f" through the proxy of {proxy}" if proxy else ""
+    way = f" through the proxy {proxy}" if proxy else ""
     host = urlsplit(endpoint).hostname or endpoint
     try:
         status = _get(endpoint, {}).status_code
@@ -171,8 +171,8 @@ def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
             "internet",
             False,
             f"{host} cannot be reached{way} ({type(error).__name__})",
-            "set HTTPS_PROXY if the site has a proxy, choose a --download-partition with internet, "
-            "or use --download-on login; not needed for --local-path",
+            "set HTTPS_PROXY if your site has a proxy, choose a --download-partition with "
+            "internet, or use --download-on login; not needed for --local-path",
         )
     if status >= 500 or status == 407:
         return Finding("internet", False, f"{host} answers {status}{way}", "see the proxy settings")
@@ -186,19 +186,26 @@ def _token(endpoint: str) -> Finding:
 
         token = get_token()
     except (ImportError, OSError) as error:
-        return Finding("token", None, f"not looked at ({type(error).__name__})")
+        return Finding("token", None, f"not checked ({type(error).__name__})")
     if not token:
-        fact = "none; public repositories need none"
-        return Finding("token", None, fact, "for private or gated ones: hf auth login, or HF_TOKEN")
+        fact = "none; not needed for public repositories"
+        return Finding(
+            "token",
+            None,
+            fact,
+            "for private or gated repositories, run `hf auth login` or set HF_TOKEN",
+        )
     try:
         answer = _get(f"{endpoint}/api/whoami-v2", {"Authorization": f"Bearer {token}"})
     except (OSError, ValueError) as error:
-        return Finding("token", None, f"there is one; not tried ({type(error).__name__})")
+        return Finding("token", None, f"found; not tested ({type(error).__name__})")
     if answer.status_code == 200:
         return Finding("token", True, "valid")
     if answer.status_code in (401, 403):
-        return Finding("token", False, "refused", "log in anew: hf auth login, or mend HF_TOKEN")
-    return Finding("token", None, f"there is one; the Hub answered {answer.status_code}")
+        return Finding(
+            "token", False, "refused", "log in again with `hf auth login`, or correct HF_TOKEN"
+        )
+    return Finding("token", None, f"found; the Hub answered {answer.status_code}")
 
 
 def _submits() -> Finding:
@@ -206,5 +213,5 @@ def _submits() -> Finding:
     if shutil.which("sbatch"):
         return Finding("retries", True, "this node can submit jobs")
     return Finding(
-        "retries", None, "this node cannot submit jobs", "after a failure, type resume yourself"
+        "retries", None, "this node cannot submit jobs", "after a failure, run `resume` yourself"
     )

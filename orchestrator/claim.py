@@ -81,7 +81,9 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
                 return mine
     except OSError as error:
         raise from_os_error(error, doing=f"claiming {shown(str(staging.dest))}") from error
-    raise ClaimedError(f"{staging.dest} changes hands all the time; try again in a minute")
+    raise ClaimedError(
+        f"{staging.dest} is being claimed by several runs at once; try again in a minute"
+    )
 
 
 def check(staging: Staging, judge: Judge) -> None:
@@ -121,13 +123,13 @@ def holder(staging: Staging) -> Claim | None:
         return None
     except PermissionError as error:
         raise ClaimedError(
-            f"{staging.dest} is held by another user's run, and {staging.claim} cannot be read; "
-            "choose another --dest"
+            f"{staging.dest} is in use by another user's run, and {staging.claim} cannot be "
+            "read; choose another --dest"
         ) from error
     except msgspec.DecodeError as error:
         raise ClaimedError(
-            f"{staging.claim} makes no sense ({error}); see whether a run still writes to "
-            f"{staging.dest}, and remove that file if none does"
+            f"{staging.claim} is invalid ({error}); check that no run is still writing to "
+            f"{staging.dest}, then remove that file"
         ) from error
 
 
@@ -192,7 +194,6 @@ def _take_over(staging: Staging, held: Claim, mine: Claim, pause: threading.Even
 
 def _refusal(staging: Staging, held: Claim, reason: str) -> ClaimedError:
     return ClaimedError(
-        f"{staging.dest} is held by run {held.run_id} of {held.user} "
-        f"(launched on {held.host}, since {held.since:%Y-%m-%d %H:%M:%S} UTC, "
-        f"run folder {held.run_dir}): {reason}"
+        f"{staging.dest} is in use by run {held.run_id} of {held.user} (launched on {held.host}, "
+        f"since {held.since:%Y-%m-%d %H:%M:%S} UTC, run folder {held.run_dir}): {reason}"
     )

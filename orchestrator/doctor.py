@@ -69,7 +69,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
         yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
         return
     if choice.name == "local":
-        yield Finding("engine", None, choice.why_local or "runs use this machine, as asked for")
+        yield Finding("engine", None, choice.why_local or "runs use this machine, as requested")
         yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
@@ -86,8 +86,8 @@ def with_what_slurm_wants(wish: Wish) -> Wish:
 def write_profile(wish: Wish, findings: Sequence[Finding], path: Path) -> Finding:
     """Keep what was found of a cluster as a settings file."""
     if not any(finding.name == "job" and finding.ok for finding in findings):
-        fact = "not written, as Slurm takes no job yet"
-        return Finding("profile", False, fact, "mend what is marked ✗ above, then write it")
+        fact = "not written, because Slurm does not accept jobs yet"
+        return Finding("profile", False, fact, "fix what is marked ✗ above, then write it")
     return siteprofile.write(path, siteprofile.text(wish.resources, findings, wish.ask.endpoint))
 
 
@@ -119,7 +119,7 @@ def _room(dest: Path) -> Iterator[Finding]:
         told = [units.size(room.bytes)] if room.bytes is not None else []
         told += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
         full = room.bytes == 0 or room.inodes == 0
-        remedy = "make room, or choose another --dest" if full else ""
+        remedy = "free some space, or choose another --dest" if full else ""
         yield Finding("room", not full, f"{room.of} has {' and '.join(told)} left", remedy)
 
 
@@ -158,7 +158,7 @@ def _accounting() -> Finding:
     except EngineError as error:
         return Finding("accounting", None, error.message)
     if answer.returncode:
-        return Finding("accounting", None, "none here; runs do without it")
+        return Finding("accounting", None, "none; runs work without it")
     return Finding("accounting", True, "sacct answers")
 
 
@@ -169,7 +169,7 @@ def _shared(path: Path, option: str) -> Finding:
     return Finding(
         "shared",
         None,
-        f"{option} {path} lies on a {kind}",
+        f"{option} {path} is on a {kind}",
         "compute nodes may not see it; choose a folder on a shared file system",
     )
 
@@ -186,7 +186,7 @@ def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
             f"if a download needs them: --sbatch-arg={export.with_names(missing)}",
         )
     elif export.restricts:
-        fact = f"{export} withholds nothing that a download reads"
+        fact = f"{export} withholds nothing that a download needs"
         yield Finding("export", True, fact)
 
 
@@ -219,7 +219,7 @@ def _trial(spec: JobSpec) -> Finding:
     will = _WILL_START.search(said)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = resources.format_time(spec.resources.time_min)
-    return Finding("job", True, f"Slurm would take it (--time={limit}){when}")
+    return Finding("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 
 def _canary(wish: Wish, folder: RunFolder, spec: JobSpec) -> Iterator[Finding]:
@@ -243,7 +243,7 @@ def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Fi
     try:
         handle = engine.submit(spec, None)
     except OrchestrateError as error:
-        yield Finding("canary job", False, error.message, "mend that, then run doctor again")
+        yield Finding("canary job", False, error.message, "fix this, then run `doctor` again")
         return
     try:
         yield from _await(wish, folder, ask, engine, handle.task_ids[0], submitted)
@@ -276,7 +276,7 @@ def _await(
                 "canary job",
                 None,
                 f"job {job_id} did not end within {units.span(waited)}: {why}",
-                "the queue is long; wait longer (--wait-s), or try another --partition",
+                "the queue may be long; wait longer (--wait-s), or try another --partition",
             )
             return
         pause.wait(_LOOK_EVERY_S)
@@ -291,22 +291,24 @@ def _told(folder: RunFolder, ask: Ask) -> Told | None:
 
 
 def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
-    """The canary ended without a word: show the last lines of its log, or say that it has none."""
+    """The probe ended without a report: the last lines of its log, or that it has none."""
     log = _log(folder, job_id)
     if log is None:
         return Finding(
             "canary job",
             False,
-            f"job {job_id} {raw or 'ended'} and left nothing in {folder.path}",
+            f"job {job_id} {raw or 'ended'} and wrote nothing to {folder.path}",
             "compute nodes do not see this folder; choose a --log-dir on a shared file system",
         )
     lines = logs.tail(log, 3)
-    said = " | ".join(lines) or "without a word"
+    said = " | ".join(lines) or "without printing anything"
     if (python := nodeenv.not_found(lines)) is not None:
         return nodeenv.unseen(python, wish.resources, wish.dest)
     mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
     if wish.resources.setup:
-        mend = "mend --setup, whose lines run ahead of the tool; or install that on the nodes"
+        mend = (
+            "fix --setup, whose lines run before the tool, or install what is missing on the nodes"
+        )
     return Finding("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
 
 
@@ -317,7 +319,7 @@ def _setup(wish: Wish, folder: RunFolder, job_id: str) -> Iterator[Finding]:
     said = list(takewhile(lambda line: " submitit: " not in line, lines))
     if said:
         fact = f"its lines printed: {' | '.join(said[-3:])}"
-        yield Finding("setup", None, fact, "mend --setup, if that is an error")
+        yield Finding("setup", None, fact, "fix --setup if this is an error")
 
 
 def _log(folder: RunFolder, job_id: str) -> Path | None:
@@ -332,7 +334,7 @@ def _clock(told: Told, submitted: datetime, seen: datetime) -> Finding:
     late = (told.ended - seen).total_seconds()
     if max(early, late) > _SKEW_S:
         fact = f"{told.host} is {'behind' if early > late else 'ahead'} by {max(early, late):.0f} s"
-        return Finding("clock", False, fact, "tell the site; times in reports will be odd")
+        return Finding("clock", False, fact, "tell your site; times in reports will be wrong")
     return Finding("clock", True, f"{told.host} agrees with this machine")
 
 

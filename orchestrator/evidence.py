@@ -133,15 +133,15 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     if owner == folder.run_id or not folder.receipt.exists():
         return owner == folder.run_id, None
     if owner is not None:
-        return True, f"run {owner} has replaced its dataset since"
+        return True, f"run {owner} has since replaced its dataset"
     if is_gone(staging):
         return True, (
-            f"the dataset was published, but {shown(str(staging.dest))} is gone by now: moved, "
-            "removed or not mounted; `verify PATH` checks it where it is"
+            f"the dataset was published, but {shown(str(staging.dest))} no longer exists (moved, "
+            "removed or not mounted); check it where it is with `verify PATH`"
         )
     return False, (
-        f"the dataset was published, but its {RECEIPT} is withdrawn until damage is mended (or was "
-        f"lost); resume goes on with that; the receipt's copy: {shown(str(folder.receipt))}"
+        f"the dataset was published, but its {RECEIPT} was withdrawn for a repair (or was lost); "
+        f"`resume` finishes the repair; a copy of the receipt is in {shown(str(folder.receipt))}"
     )
 
 
@@ -149,8 +149,8 @@ def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
     """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
     if _holds_anything(staging.replaced):
         return (
-            f"publishing had begun, and what stood in {shown(str(staging.dest))} before is in "
-            f"{shown(str(staging.replaced))}; resume goes on from there"
+            f"publishing had begun, and the previous contents of {shown(str(staging.dest))} are "
+            f"in {shown(str(staging.replaced))}; `resume` continues from there"
         )
     outside = staging.root not in staging.archives.parents
     places = [staging.root, *([staging.archives] if outside else [])]
@@ -166,7 +166,7 @@ def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
     }
     data = sum(parts.values()) if staging.data.is_dir() else 0
     size = units.size(_bytes_in(staging.archives) + data)
-    return f"{size} of its work are kept, for resume to go on with; to give them up: rm -r {there}"
+    return f"{size} of its work are kept for `resume`; to delete them: rm -r {there}"
 
 
 def _bytes_in(folder: Path) -> int:

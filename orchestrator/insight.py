@@ -262,7 +262,7 @@ def _node(
     elif failed >= 2 and failed > done and len(rates) > 1:
         remark = f"{failed} of {failed + done} tasks failed here"
     elif silent := sum(silent_for(view, now) is not None for view in views):
-        remark = f"{silent} running {'task' if silent == 1 else 'tasks'} gave no sign of life"
+        remark = f"{silent} running {'task' if silent == 1 else 'tasks'} sent no heartbeat"
     elif rate is not None and others and rate < _SLOW * median(others):
         remark = f"slow: {rate / median(others):.0%} of the other nodes' speed"
     return Node(

@@ -64,7 +64,7 @@ def _named(state: RunState, what: str) -> list[TaskView]:
         if found := [view for view in state.tasks if test(view)]:
             return found
     raise UsageError(
-        f"no task of run {state.plan.run_id} is called {what}; name a stage (download, extract, "
+        f"run {state.plan.run_id} has no task {what}; give a stage (download, extract, "
         "finalize), a task (extract-3), a job id, a shard or a part"
     )
 
@@ -111,10 +111,10 @@ def _nothing(view: TaskView) -> str:
     if view.status is TaskStatus.PENDING:
         return f"it has not started, so there is no log yet; waiting: {_reason(view)}"
     if view.status is TaskStatus.DONE:
-        return "it said nothing"
+        return "the log is empty"
     if view.engine.cause is not None and view.engine.started is None:
         return "it never started, so there is no log"
-    return "there is no log: the job ended before it could write one, or the log was removed"
+    return "there is no log: the job ended before writing one, or the log was removed"
 
 
 def to_follow(state: RunState, what: str | None = None) -> TaskView | None:

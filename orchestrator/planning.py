@@ -51,8 +51,8 @@ def plan_run(
     """The plan for ``shards``; ``UsageError`` where there is nothing to do, or no end of it."""
     if not shards:
         raise UsageError(
-            f"{source.locator} holds no archive and no dataset; "
-            "check the name, --include and --exclude"
+            f"{source.locator} contains neither an archive nor a dataset; check the name, "
+            "--include and --exclude"
         )
     check_parts(shards, options.part_size)
     return Plan(
@@ -90,8 +90,8 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
         enough = max(1, -(-size // MOST_PARTS >> 20))
         raise UsageError(
             f"--part-size {part_size} (bytes) cuts {units.size(size)} into "
-            f"{units.count(further + len(shards))} parts, each with files of its own; ask for "
-            f"{enough}M or more (a number without K, M or G counts bytes)"
+            f"{units.count(further + len(shards))} parts, each with its own files; use {enough}M "
+            "or more (a number without K, M or G is in bytes)"
         )
 
 

@@ -71,8 +71,8 @@ def notes(
     unknown = sum(1 for shard in plan.shards if shard.size is None)
     if unknown:
         found.append(
-            f"the source does not tell the size of {units.plural(unknown, 'shard')}, so whether "
-            "there is room for them cannot be checked"
+            f"the source does not report the size of {units.plural(unknown, 'shard')}, so the "
+            "free space cannot be checked for them"
         )
     if engine == "slurm":
         places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
@@ -80,15 +80,16 @@ def notes(
             kind = disks.own_to_a_machine(path) if path is not None else None
             if kind is not None:
                 found.append(
-                    f"{option} {shown(str(path))} lies on a {kind}, which compute nodes may not "
-                    "share with this machine; choose a folder on a shared file system"
+                    f"{option} {shown(str(path))} is on a {kind}, which compute nodes may not "
+                    "see; choose a folder on a shared file system"
                 )
         if plan.source.kind is not SourceKind.LOCAL and not download_here:
             found += _not_exported(plan, sbatch_args)
     if plan.options.preserve_times and any(s.kind is not ShardKind.TREE for s in plan.shards):
         found.append(
-            "--preserve-times keeps the modification times of archives' members, which may be old; "
-            "where files are removed by age, as on many scratch file systems, launch without it"
+            "--preserve-times keeps the modification times of archives' members, which may be "
+            "old; on a file system that removes old files, as many scratch file systems do, "
+            "launch without it"
         )
     if engine != "slurm" or download_here or not any("--propagate" in a for a in sbatch_args):
         found += _limited(plan)
@@ -107,8 +108,8 @@ def _limited(plan: Plan) -> Iterator[str]:
     ):
         if limit.soft is not None and (needed is None or limit.soft < needed):
             yield (
-                f"{limit.fact}, and tasks inherit that; raise it, or on Slurm leave it behind "
-                "with --sbatch-arg=--propagate=NONE"
+                f"{limit.fact}, and tasks inherit this limit; raise it, or on Slurm drop it with "
+                "--sbatch-arg=--propagate=NONE"
             )
 
 
@@ -152,10 +153,13 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
                 kind = "a dangling link" if there.is_symlink() else "no folder"
                 yield f"{what}: {shown(str(there))} is {kind}; choose another one"
             elif disks.is_read_only(there):
-                yield f"{what} lies on a read-only file system; choose another one"
+                yield f"{what} is on a read-only file system; choose another one"
             elif not os.access(there, os.W_OK | os.X_OK):
                 do = "written to" if there == path else f"made in {shown(str(there))}"
-                yield f"{what} cannot be {do}: permission denied; choose another one or ask for it"
+                yield (
+                    f"{what} cannot be {do}: permission denied; choose another one, or ask for "
+                    "permission"
+                )
         except OSError as error:
             yield f"{from_os_error(error, doing=what).message}; choose another one"
 
@@ -170,7 +174,7 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         except OSError as error:
             told = from_os_error(error, doing=f"writing to the {name} {shown(str(path))}")
             full = told.cause in (Cause.DISK_FULL, Cause.QUOTA)
-            mend = "; make room, or choose another one" if full else "; choose another one"
+            mend = "; free some space, or choose another one" if full else "; choose another one"
             yield told.message + ("" if told.cause is Cause.LIMIT else mend)
 
 
@@ -180,29 +184,30 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     staging = dest / INCOMING
     if temp == dest or (dest in temp.parents and staging not in temp.parents):
         yield (
-            f"--temp-dir lies within the destination ({shown(plan.temp)}), where the dataset is "
-            "put; choose another one, or leave it out"
+            f"--temp-dir is inside the destination ({shown(plan.temp)}), where the dataset will "
+            "be; choose another one, or omit it"
         )
     if plan.source.kind is not SourceKind.LOCAL:
         return
     source = Path(plan.source.locator).resolve()
     if source == dest or dest in source.parents:
         yield (
-            f"the source {shown(str(source))} lies within the destination {shown(plan.dest)}; "
+            f"the source {shown(str(source))} is inside the destination {shown(plan.dest)}; "
             "choose another --dest"
         )
     elif source in dest.parents:
         yield (
-            f"the destination {shown(plan.dest)} lies within the source {shown(str(source))}, "
-            "so the dataset would hold a copy of itself; choose another --dest"
+            f"the destination {shown(plan.dest)} is inside the source {shown(str(source))}, so "
+            "the dataset would contain a copy of itself; choose another --dest"
         )
     if source in temp.parents and dest not in temp.parents:
-        yield f"--temp-dir {shown(plan.temp)} lies within the source; choose another one"
+        yield f"--temp-dir {shown(plan.temp)} is inside the source; choose another one"
     is_copied = any(shard.kind is ShardKind.TREE for shard in plan.shards)
     if is_copied and run_dir is not None and source in run_dir.resolve().parents:
         yield (
-            f"the log folder {shown(str(run_dir.parent))} lies within the source, whose files are "
-            "copied as they are, so the dataset would hold this run's own; choose another --log-dir"
+            f"the log folder {shown(str(run_dir.parent))} is inside the source, whose files are "
+            "copied unchanged, so the dataset would contain this run's files; choose another "
+            "--log-dir"
         )
 
 
@@ -220,8 +225,8 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
             names.append(top)
     if top in {name.partition("/")[0] for name in names}:
         yield (
-            f"the log folder {shown(str(run_dir.parent))} lies in {shown(f'{plan.dest}/{top}')}, "
-            "where the dataset is put; choose another --log-dir"
+            f"the log folder {shown(str(run_dir.parent))} is inside "
+            f"{shown(f'{plan.dest}/{top}')}, where the dataset will be; choose another --log-dir"
         )
 
 
@@ -234,9 +239,9 @@ def check_not_taken(plan: Plan) -> None:
         return  # what the plan is to replace
     when = f" at {there.published:%Y-%m-%d %H:%M:%S} UTC" if there.published else ""
     raise PreflightError(
-        f"the destination {shown(plan.dest)} holds a dataset that run {there.run_id} published"
-        f"{when}, so run {plan.run_id} cannot publish there; launch again with another --dest, or "
-        "with --overwrite to replace it"
+        f"the destination {shown(plan.dest)} contains a dataset that run {there.run_id} "
+        f"published{when}, so run {plan.run_id} cannot publish there; launch again with another "
+        "--dest, or with --overwrite to replace it"
     )
 
 
@@ -258,13 +263,13 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         few = ", ".join(shown(name) for name in sorted(names)[:3])
         more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
         yield (
-            f"the destination {shown(plan.dest)} is not empty (it holds {few}{more}); choose "
-            "another --dest, or --overwrite to replace what has the same names"
+            f"the destination {shown(plan.dest)} is not empty (it contains {few}{more}); choose "
+            "another --dest, or use --overwrite to replace files of the same names"
         )
     elif there.run_id != plan.run_id:
         yield (
-            f"the destination {shown(plan.dest)} holds a dataset that run {there.run_id} "
-            "published; choose another --dest, or --overwrite to replace it"
+            f"the destination {shown(plan.dest)} contains a dataset that run {there.run_id} "
+            "published; choose another --dest, or use --overwrite to replace it"
         )
 
 
@@ -339,10 +344,12 @@ def _no_room_on_one(needs: Sequence[Need]) -> Iterator[str]:
         if room.bytes is not None and room.bytes < size:
             yield (
                 f"{where}: {what} need at least {units.size(size)}, but {room.of} has "
-                f"{units.size(room.bytes)} left; make room or choose another --dest or --temp-dir"
+                f"{units.size(room.bytes)} left; free some space, or choose another --dest or "
+                "--temp-dir"
             )
         if room.inodes is not None and room.inodes < number:
             yield (
-                f"{where}: at least {units.count(number)} files are to be made, but {room.of} has "
-                f"{units.count(room.inodes)} inodes left; remove files or choose another --dest"
+                f"{where}: at least {units.count(number)} files will be created, but {room.of} "
+                f"has {units.count(room.inodes)} inodes left; remove files or choose another "
+                "--dest"
             )

@@ -185,11 +185,19 @@ def _bad_nodes(views: Iterable[TaskView]) -> list[str]:
 def _changes(stage: Stage, before: Resources, after: Resources) -> list[str]:
     lines = []
     if after.mem_mb != before.mem_mb:
-        lines.append(f"{stage.value}: {after.mem_mb} MB of memory, as it ran out before")
+        lines.append(
+            f"{stage.value}: {after.mem_mb} MB of memory, because the previous attempt ran out "
+            "of memory"
+        )
     if after.time_min != before.time_min:
-        lines.append(f"{stage.value}: {after.time_min} minutes, as the time ran out before")
+        lines.append(
+            f"{stage.value}: {after.time_min} minutes, because the previous attempt reached its "
+            "time limit"
+        )
     if after.exclude != before.exclude:
         lines.append(f"{stage.value}: without {after.exclude}, where a node failed")
     if after.sbatch_args != before.sbatch_args:
-        lines.append(f"{stage.value}: {after.sbatch_args[-1]}, as a limit of the shell was reached")
+        lines.append(
+            f"{stage.value}: {after.sbatch_args[-1]}, because a limit of the shell was reached"
+        )
     return lines

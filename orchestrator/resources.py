@@ -40,7 +40,7 @@ def parse_time(text: str) -> int:
     match = _TIME.fullmatch(word)
     if match is None:
         raise UsageError(
-            f"{text!r} is no time limit; write 90 (minutes), 4:00:00, 1-12 (days-hours), "
+            f"{text!r} is not a time limit; write 90 (minutes), 4:00:00, 1-12 (days-hours), "
             "1-12:30, 1-12:30:00 or UNLIMITED"
         )
     numbers = [int(number) for number in match["clock"].split(":")]
@@ -81,7 +81,9 @@ def parse_mem(text: str) -> int:
     """
     match = _MEM.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no amount of memory; write 8G, 8192M or 8192 (megabytes)")
+        raise UsageError(
+            f"{text!r} is not an amount of memory; write 8G, 8192M or 8192 (megabytes)"
+        )
     return -int(-float(match["number"]) * _MB_IN[match["unit"].upper()] // 1)
 
 
@@ -89,7 +91,7 @@ def parse_size(text: str) -> int:
     """Bytes: 512M and 1.5GiB count in 1024s, 20MB counts in 1000s. Raises ``UsageError``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise UsageError(f"{text!r} is no size; write 512M, 1.5GiB, 20MB or a number of bytes")
+        raise UsageError(f"{text!r} is not a size; write 512M, 1.5GiB, 20MB or a number of bytes")
     decimal = text.strip().upper().endswith("B") and not match["base"]
     power = _POWERS.index(match["unit"].upper() or " ")
     size = int(float(match["number"]) * (1000 if decimal else 1024) ** power)

@@ -21,7 +21,7 @@ class _Option:
 
 
 _SHAPE = "each task is one process on one node, and --tasks and --parallel say how many there are"
-_LOGS = "--log-dir says where logs lie"
+_LOGS = "--log-dir sets the folder of logs"
 
 # Changed, these would break the chain, run a task twice, or hide the results.
 _OURS = (
@@ -34,21 +34,21 @@ _OURS = (
     ),
     _Option("--output", "o", _LOGS),
     _Option("--error", "e", _LOGS),
-    _Option("--input", "i", "tasks read none"),
+    _Option("--input", "i", "tasks read no input"),
     _Option("--chdir", "D", _LOGS),
-    _Option("--job-name", "J", "it holds the run's id"),
+    _Option("--job-name", "J", "it contains the run's id"),
     _Option("--dependency", "d", "the chain's jobs wait for each other; --begin waits for a time"),
     _Option("--kill-on-invalid-dep", "", "the chain needs it"),
     _Option("--signal", "", "it lets tasks stop in order"),
-    _Option("--wait", "W", "our own --wait stays until the run has ended"),
-    _Option("--parsable", "", "our own --parsable prints the last job's id"),
+    _Option("--wait", "W", "--wait of this tool waits until the run has ended"),
+    _Option("--parsable", "", "--parsable of this tool prints the last job's id"),
     _Option("--test-only", "", "--dry-run and `doctor` try without submitting"),
     _Option("--wrap", "", "--setup adds lines before a task, --then a script after the run"),
     _Option("--clusters", "M", "SLURM_CLUSTERS in the environment chooses one"),
 )
 # What resume, status and the checks at launch need to know too.
 _HERE = tuple(
-    _Option(name, letter, f"use our own {own or name}")
+    _Option(name, letter, f"use this tool's own {own or name}")
     for name, letter, own in (
         ("--partition", "p", ""),
         ("--account", "A", ""),
@@ -87,7 +87,7 @@ def _checked(text: str, refused: tuple[_Option, ...]) -> str:
     except ValueError as error:
         raise UsageError(f"{shown(text)} cannot be read ({error})") from error
     if not words or not words[0].startswith("-"):
-        raise UsageError(f"{shown(text)} is no option of sbatch; write it as --option=value")
+        raise UsageError(f"{shown(text)} is not an sbatch option; write it as --option=value")
     for option in _said(words, refused):
         raise UsageError(f"{shown(text)}: {option.name} cannot be set here; {option.instead}")
     for item in export_of([text]).items:

@@ -101,7 +101,7 @@ def _read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no valid TOML: {error}") from error
+        raise UsageError(f"{path} is not valid TOML: {error}") from error
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
 
@@ -110,8 +110,8 @@ def _check_owner(path: Path, status: os.stat_result) -> None:
     """Refuse what others wrote: ``setup`` lines run as the user."""
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
         raise UsageError(
-            f"{path} belongs to somebody else or can be written by everybody, and its settings "
-            f"could run commands as you; remove it, or make it yours (chmod o-w {path})"
+            f"{path} is not yours or is writable by others, and its settings could run commands "
+            f"as you; remove it, or fix its permissions (chmod o-w {path})"
         )
 
 
@@ -134,7 +134,7 @@ def _layer(table: Mapping[str, Any], origin: str) -> dict[str, Setting]:
             continue
         if isinstance(value, dict):
             raise UsageError(
-                f"{origin}: [{name}] is no table we know; profiles are [profiles.NAME]"
+                f"{origin}: [{name}] is not a known table; profiles are [profiles.NAME]"
             )
         found[name.replace("_", "-")] = Setting(value, origin)
     return found

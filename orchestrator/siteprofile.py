@@ -95,7 +95,7 @@ def write(path: Path, text: str) -> Finding:
         atomic.create_bytes(path, text.encode(), mode=0o644)
     except FileExistsError:
         remedy = "name another file (--write-profile FILE), or move that one away"
-        return Finding("profile", False, f"{path} is there already", remedy)
+        return Finding("profile", False, f"{path} already exists", remedy)
     except OSError as error:
         remedy = "name another file: --write-profile FILE"
         return Finding("profile", False, f"{path}: {error.strerror}", remedy)

@@ -108,8 +108,8 @@ def submit_chain(
         atomic.create_json(path, submission)
     except FileExistsError as error:
         raise ClaimedError(
-            f"another process is making submission {submission.number} of run {folder.run_id} "
-            "right now; `status` shows what it did"
+            f"another process is submitting attempt {submission.number} of run {folder.run_id} "
+            "at this moment; see `status`"
         ) from error
     handles: list[JobHandle] = []
     with _all_or_nothing(folder, submission, engine, handles):
@@ -189,25 +189,25 @@ def _all_or_nothing(
         yield
     except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
-        message, fewer, then = error.message, "", "Once that is mended"
+        message, fewer, then = error.message, "", "Once that is fixed, run"
         if isinstance(error, TooManyJobs) and not left:
             room, most = _room(folder, submission, engine)
             message += room
             if most:
-                fewer, then = f" --tasks {most}", "With fewer array tasks it fits"
+                fewer, then = f" --tasks {most}", "It fits with fewer array tasks"
         _give_up(folder, submission.number, message)
         if isinstance(error, Stopped):
             act = Act.CANCELLING if left else Act.CANCELLED
             journal.append(folder, act, attempt=submission.number)
-            then = "Take it up again"
-        told = f"{left}; `cancel` does when Slurm answers" if left else _NOTHING_LEFT
+            then = "Continue it with"
+        told = f"{left}; run `cancel` once Slurm answers" if left else _NOTHING_LEFT
         raise type(error)(
             f"{message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}{fewer}",
             cause=error.cause,
         ) from error
     except BaseException:
         _take_back(folder, submission, engine, handles)
-        _give_up(folder, submission.number, "it was cut off while it was being submitted")
+        _give_up(folder, submission.number, "the submission was interrupted")
         raise
 
 
@@ -227,15 +227,15 @@ def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[st
     try:
         room = engine.room(spec, needed)
     except EngineError as error:
-        log.warning("how many jobs may be submitted is not known: %s", error.message)
+        log.warning("the limit on submitted jobs is not known: %s", error.message)
         return told, 0
     if room >= needed:  # some have ended meanwhile, or Slurm does not tell it ahead
         return told, 0
     most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
-    return f"{told}, and there is room for {room}", max(0, most)
+    return f"{told}, and only {room} can be submitted now", max(0, most)
 
 
-_NOTHING_LEFT = "Nothing of it was left submitted"
+_NOTHING_LEFT = "Nothing was left submitted"
 
 
 def _take_back(
@@ -247,8 +247,8 @@ def _take_back(
     try:
         engine.cancel(folder, ids, names)
     except EngineError:
-        left = f"could not take back {', '.join(ids or names)}"
-        log.warning("%s; `cancel` does when Slurm answers", left)
+        left = f"could not cancel {', '.join(ids or names)}"
+        log.warning("%s; run `cancel` once Slurm answers", left)
         return left
     for name in names:
         journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)

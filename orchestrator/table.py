@@ -37,9 +37,9 @@ _TASK_STYLE = {
 }
 _MEANING = {
     RunStatus.PLANNED: "nothing has been submitted yet",
-    RunStatus.INCOMPLETE: "it ended early; resume does what is left, and only that",
-    RunStatus.FAILED: "something has to change before another attempt can end better",
-    RunStatus.CANCELLED: "you cancelled it; resume takes it up again",
+    RunStatus.INCOMPLETE: "it ended early; `resume` does the remaining work only",
+    RunStatus.FAILED: "it cannot succeed until something changes",
+    RunStatus.CANCELLED: "you cancelled it; `resume` continues it",
 }
 _MOST_FAILURES = 4  # lines of one cause
 _MOST_NODES = 8
@@ -110,7 +110,7 @@ def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
     if state.submissions:
         yield _field("engine", _engine(state), look)
     if state.engine_silent:
-        silent = f"{state.engine_silent}; what follows is from the run's own files"
+        silent = f"{state.engine_silent}; the following comes from the run's own files"
         yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
     if state.status in _MEANING:
         yield _field("", look.paint(_MEANING[state.status], "dim"), look)
@@ -348,9 +348,9 @@ def _ending(state: RunState, run: str, look: Look, *, watching: bool) -> Iterato
     if state.status is RunStatus.RUNNING:
         again = f"{PROGRAM} status {run} --watch"  # to be copied, so on one line
         gap = " " if len(again) + 12 <= look.width else "\n  "
-        told = f"look again:{gap}{again}"
+        told = f"status:{gap}{again}"
         if watching:
-            told = "Ctrl-C ends the watching; the run goes on"
+            told = "Ctrl-C stops watching; the run continues"
         yield look.paint(told, "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -84,7 +84,7 @@ def watch(
             if over or ended.wait(pause):
                 return state
         except KeyboardInterrupt:
-            out.write(f"no longer watching; run {folder.run_id} goes on\n")
+            out.write(f"stopped watching; run {folder.run_id} continues\n")
             return state
 
 

@@ -47,18 +47,19 @@ class LaunchRequest:
             raise UsageError("--parallel must be 1 or more")
         if (size := self.options.part_size) < LEAST_PART_SIZE:
             raise UsageError(
-                f"--part-size {size} counts bytes, and no part is that small; was {size}M meant?"
+                f"--part-size {size} is {size} bytes, which is too small for a part; did you "
+                f"mean {size}M?"
             )
         if (rate := self.options.max_rate) is not None and rate < _LEAST_RATE:
             raise UsageError(
-                f"--max-rate {rate} counts bytes a second, and nothing would ever be here; "
-                f"was {rate}M meant?"
+                f"--max-rate {rate} is a rate in bytes per second, which is too slow to finish; "
+                f"did you mean {rate}M?"
             )
         _check_layout(self.options.layout)
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():
-            raise UsageError(f"--then {self.then}: there is no such batch script")
+            raise UsageError(f"--then {self.then}: this batch script does not exist")
 
 
 def _check_layout(layout: Layout) -> None:
@@ -66,7 +67,7 @@ def _check_layout(layout: Layout) -> None:
     for option, path in (("--records-file", layout.records), ("--images-dir", layout.images)):
         if layout.has_records and (fact := _unsafe(path)):
             raise UsageError(
-                f"{option} {shown(path)} {fact}; give its place within the dataset, such as "
+                f"{option} {shown(path)} {fact}; give its path inside the dataset, such as "
                 f"{'data/prompts.jsonl' if option == '--records-file' else 'data/images'}"
             )
     if layout.image_field is not None and not layout.image_field.isprintable():
@@ -80,11 +81,11 @@ def _unsafe(path: str) -> str | None:
     if path.startswith("/"):
         return "is an absolute path"
     if any(part in ("", ".", "..") for part in parts):
-        return "is no safe path below the dataset"
+        return "is not a safe path inside the dataset"
     if parts[0] in (INCOMING, RECEIPT, MANIFEST):
-        return "has a name that is ours"
+        return "uses a name that this tool reserves"
     if max(len(part.encode()) for part in parts) > MAX_COMPONENT or len(path) > MAX_PATH:
-        return "is longer than a file system takes"
+        return "is longer than file systems allow"
     return None
 
 

@@ -50,12 +50,14 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
     if run:
         names = [name for name in names if name.startswith(run)]
         if len(names) > 1:
-            raise UsageError(f"several runs begin with {run}: {', '.join(names)}; write more of it")
+            raise UsageError(
+                f"several runs begin with {run}: {', '.join(names)}; type more characters"
+            )
     if not names:
         which = f"run {run}" if run else "run"
         raise RunFolderError(
-            f"there is no {which} under {base}; `websight-orchestrate launch` starts one, "
-            "--log-dir looks elsewhere"
+            f"there is no {which} in {base}; start one with `websight-orchestrate launch`, or "
+            "give another folder with --log-dir"
         )
     return Run(base / names[0])
 
@@ -112,12 +114,12 @@ def plan_resume(
         state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
     if state.submits:
         raise ClaimedError(
-            f"{state.submits}; look again in a minute with `status`, or end it with `cancel`"
+            f"{state.submits}; check again in a minute with `status`, or stop it with `cancel`"
         )
     if state.engine_silent:
         raise EngineError(
-            f"{state.engine_silent}\nTasks may still be at work, so nothing is submitted; resume "
-            f"again once their scheduler answers. {_abandon(folder)}"
+            f"{state.engine_silent}\nTasks may still be running, so nothing was submitted. Run "
+            f"`resume` again once the scheduler answers. {_abandon(folder)}"
         )
     asked = (tasks, changes or {})
     if state.status is RunStatus.DONE:
@@ -151,8 +153,9 @@ def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
     if tied := [*step.also_after, *step.cancel]:
         raise EngineError(
             f"jobs {', '.join(tied)} of the run are in the queue of cluster {last.cluster}, but "
-            f"this shell submits to cluster {cluster}, where nothing can wait for them; resume "
-            f"where the former answers, or first websight-orchestrate cancel {state.plan.run_id}"
+            f"this shell submits to cluster {cluster}, where no job can depend on them; run "
+            "`resume` where the first cluster answers, or run first: websight-orchestrate "
+            f"cancel {state.plan.run_id}"
         )
     note = f"to cluster {cluster}; attempt {last.number} was on cluster {last.cluster}"
     return replace(step, notes=(*step.notes, note))
@@ -160,8 +163,8 @@ def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
 
 def _abandon(folder: RunFolder) -> str:
     return (
-        "If that cluster is gone for good, give its jobs up with "
-        f"websight-orchestrate cancel {folder.run_id} --abandon"
+        "If that cluster no longer exists, abandon its jobs: websight-orchestrate cancel "
+        f"{folder.run_id} --abandon"
     )
 
 
@@ -224,16 +227,16 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
         _end_jobs(folder, abandon=abandon)
         told = from_os_error(error, doing=f"writing {error.filename}")
         raise StorageError(
-            f"{told.message}; the run's jobs were ended, but the cancel is not noted: make room, "
-            f"then websight-orchestrate cancel {folder.run_id} again",
+            f"{told.message}; the run's jobs were cancelled, but the cancellation could not be "
+            f"recorded; free some space, then run websight-orchestrate cancel {folder.run_id}",
             cause=told.cause,
         ) from error
     try:
         _end_jobs(folder, abandon=abandon)
     except EngineError as error:
         raise EngineError(
-            f"{error.message}\nThe cancel is noted, so the run makes no further attempt, but not "
-            "all of its jobs were seen to end. Once the scheduler answers, again: "
+            f"{error.message}\nThe cancellation is recorded, so the run will not retry, but some "
+            "of its jobs may still be running. Once the scheduler answers, run: "
             f"websight-orchestrate cancel {folder.run_id}. {_abandon(folder)}",
             cause=error.cause,
         ) from error
@@ -290,7 +293,7 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
             engines.by_name(*where).cancel(folder, list(known), lost)
         except EngineError as error:
             if abandon:
-                log.warning("jobs %s are given up: %s", ", ".join(known), error.message)
+                log.warning("jobs %s were abandoned: %s", ", ".join(known), error.message)
             elif not isinstance(error, OtherClusterError):
                 failed.append(error)
     if failed:

@@ -37,10 +37,10 @@ def check_claim(plan: Plan) -> None:
 
 
 _HELD = {
-    RunStatus.RUNNING: "it is at work; `status {run}` shows it, `cancel {run}` ends it",
+    RunStatus.RUNNING: "it is running; see `status {run}`, or stop it with `cancel {run}`",
     RunStatus.INCOMPLETE: (
-        "it ended early with work done; `resume {run}` finishes it, "
-        "`cancel {run}` gives the destination up"
+        "it is incomplete; finish it with `resume {run}`, or release the destination with "
+        "`cancel {run}`"
     ),
 }
 
@@ -52,15 +52,15 @@ def _why_held(held: Claim) -> str | None:
         if held.maker.is_here:
             return None
         return (
-            f"its folder cannot be seen from here; ask on {held.host}, and if that run is no "
-            "more, remove .incoming/claim.json at the destination"
+            f"its run folder is not visible on this machine; check on {held.host}, and if that "
+            "run no longer exists, remove .incoming/claim.json in the destination"
         )
     try:
         state = state_of(other)
     except OrchestrateError as error:
-        return f"whether it lives cannot be told ({error.message})"
+        return f"cannot determine whether it is still running ({error.message})"
     if state.status is RunStatus.PLANNED and held.maker.alive:
-        return "it is being launched right now"
+        return "it is being launched at this moment"
     return _HELD[state.status].format(run=other.path) if state.status in _HELD else None
 
 

@@ -51,10 +51,15 @@ def how_to_mend(
     try:
         dest = Path(find_run(report.run_id, log_dir).load_plan().dest)
     except (RunFolderError, UsageError):
-        return f"Mend it: {again} (its run folder is not in {log_dir}: --log-dir says where it is)"
+        return (
+            f"To repair it, run: {again} (its run folder is not in {log_dir}; give its location "
+            "with --log-dir)"
+        )
     if dest.exists() and dest.samefile(report.path):
-        return f"Mend it: {again}"
-    return f"Its run mends it in {dest} only. Mend it: move it back there, then {again}"
+        return f"To repair it, run: {again}"
+    return (
+        f"Its run can repair it only in {dest}. To repair it, move it back there and run: {again}"
+    )
 
 
 def verify_on_slurm(

@@ -17,11 +17,11 @@ from jobs import __version__
 
 # name -> one line for the help page, which therefore loads none of them
 COMMANDS = {
-    "launch": "Bring a dataset here: download, extract, verify, publish.",
-    "status": "Show where a run stands.",
-    "resume": "Redo what is missing of a run, and only that.",
-    "cancel": "End all jobs of a run; resume can take it up again.",
-    "logs": "Show the log of a task, a shard, or of what failed.",
+    "launch": "Download, extract, verify and publish a dataset.",
+    "status": "Show the state of a run.",
+    "resume": "Do the remaining work of a run, and nothing else.",
+    "cancel": "Cancel all jobs of a run; `resume` can continue it.",
+    "logs": "Show the log of a task, of a shard, or of failed tasks.",
     "runs": "List the runs under the log folder.",
     "report": "Write a run's report as one HTML page.",
     "verify": "Check a published dataset against its receipt.",
@@ -36,9 +36,9 @@ Examples:
   websight-orchestrate resume"""
 
 
-_MAKE_ROOM = (
-    "make room on its file system, then `websight-orchestrate resume` goes on "
-    "(launch again where `runs` lists none)"
+_FREE_SPACE = (
+    "free some space on its file system, then run `websight-orchestrate resume` (or launch "
+    "again if `runs` lists no run)"
 )
 
 
@@ -164,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         told = from_os_error(error, doing=str(error.filename or _nameless(error)))
         message = told.message
         if error.filename and told.cause in (Cause.DISK_FULL, Cause.QUOTA):
-            message = f"writing {message}; {_MAKE_ROOM}"
+            message = f"writing {message}; {_FREE_SPACE}"
         click.echo(f"error: {message}", err=True)
         return talk.failed(told.cause.value, message, exits.FAILED)
     return result if isinstance(result, int) else 0

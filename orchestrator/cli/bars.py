@@ -39,7 +39,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
     except KeyboardInterrupt:
         for folder in seen:
             again = f"websight-orchestrate resume {table.run_word(folder)}"
-            print(f"\nstopped; what is finished is kept. Go on:  {again}", file=sys.stderr)
+            print(f"\nstopped; finished work is kept. Continue with:  {again}", file=sys.stderr)
         raise
     finally:
         if shown is not None:

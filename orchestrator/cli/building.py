@@ -38,7 +38,7 @@ class Habits:
 
     def __post_init__(self) -> None:
         if self.as_json and self.parsable:
-            raise UsageError("--json and --parsable exclude each other; choose one")
+            raise UsageError("--json and --parsable cannot be combined; choose one")
 
     @classmethod
     def take(cls, values: dict[str, Any]) -> Habits:
@@ -111,7 +111,7 @@ def _header(text: str) -> tuple[str, str]:
         # Nothing of what was typed is shown: it may be the secret itself.
         raise UsageError(
             "--header takes NAME=VARIABLE, the name of an environment variable that holds the "
-            "value; a value itself would be seen by everybody on this machine"
+            "value; a value on the command line would be visible to everybody on this machine"
         )
     return name.strip(), variable
 
@@ -123,7 +123,7 @@ def _source(
     for option, kinds in _BELONGS.items():
         if values[option] and kind not in kinds:
             raise UsageError(
-                f"--{_SPELLED.get(option, option.replace('_', '-'))} does not go with "
+                f"--{_SPELLED.get(option, option.replace('_', '-'))} cannot be combined with "
                 f"--{_FLAG[kind]}"
             )
     return SourceRequest(
@@ -175,7 +175,7 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
         given.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
     if len(given) != 1:
         raise UsageError(
-            "launch takes one source: --hf-repo REPO, --url URL (or --url-list FILE), "
+            "launch needs exactly one source: --hf-repo REPO, --url URL (or --url-list FILE), "
             f"or --local-path PATH; {'none' if not given else 'more than one'} was given"
         )
     return given[0]

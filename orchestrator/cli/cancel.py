@@ -9,13 +9,13 @@ import click
 from orchestrator.cli import options
 
 
-@click.command(short_help="End all jobs of a run; resume can take it up again.")
+@click.command(short_help="Cancel all jobs of a run; `resume` can continue it.")
 @options.run
 @options.log_dir
 @click.option(
     "--abandon",
     is_flag=True,
-    help="Give up jobs whose cluster is gone for good, or cannot be asked.",
+    help="Abandon jobs whose cluster no longer exists or cannot be reached.",
 )
 def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     """End all jobs of RUN, those that wait included. What it has finished stays for a resume.
@@ -26,10 +26,10 @@ def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     from orchestrator import api
 
     folder = api.find_run(run, log_dir)
-    remark = api.cancel(folder, abandon=abandon).remark or "what it finished is kept"
+    remark = api.cancel(folder, abandon=abandon).remark or "finished work is kept"
     click.echo(
-        f"Run {folder.run_id} is cancelled: {remark}.\n"
-        f"Go on:  websight-orchestrate resume {folder.run_id}",
+        f"Run {folder.run_id} is cancelled: {remark}.\nContinue with:  websight-orchestrate "
+        f"resume {folder.run_id}",
         err=True,
     )
     return 0

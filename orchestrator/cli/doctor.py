@@ -23,15 +23,15 @@ from orchestrator.cli import options
     type=click.Choice(["auto", "slurm", "local"]),
     default="auto",
     show_default=True,
-    help="auto: Slurm where there is sbatch, else this machine.",
+    help="auto: Slurm if sbatch is found, otherwise this machine.",
 )
 @click.option(
     "--wait-s", type=click.FloatRange(min=1), default=120.0, show_default=True, metavar="SECONDS",
-    help="How long to wait for the canary job.",
+    help="How long to wait for the test job.",
 )  # fmt: skip
 @click.option(
     "--write-profile", is_flag=False, flag_value="", metavar="[FILE]",
-    help="Write a settings file from what is found.  [FILE: your own, in ~/.config]",
+    help="Write a settings file from the findings.  [FILE: your own, in ~/.config]",
 )  # fmt: skip
 @click.option(
     "--install-env", type=options.FOLDER, metavar="PATH",

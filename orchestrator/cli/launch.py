@@ -34,19 +34,19 @@ _source = options.stack(
         "urls",
         multiple=True,
         metavar="URL",
-        help="Address of an archive; may be repeated, or hold a range: {000..099}.",
+        help="URL of an archive; may be repeated, or contain a range: {000..099}.",
     ),
     click.option(
         "--url-list",
         metavar="FILE",
-        help="File with a URL a line, or a name and a URL; - is standard input.",
+        help="File with one URL (or a name and a URL) per line; - is standard input.",
     ),
     click.option(
         "--sha256",
         "sha256",
         multiple=True,
         metavar="HEX",
-        help="Digest of each --url, in their order.",
+        help="SHA-256 of each --url, in the same order.",
     ),
     click.option(
         "--header",
@@ -64,20 +64,20 @@ _source = options.stack(
         "--include",
         multiple=True,
         metavar="GLOB",
-        help="Only files of the source with such names; may be repeated.",
+        help="Only files of the source that match; may be repeated.",
     ),
     click.option(
         "--exclude",
         "exclude_files",
         multiple=True,
         metavar="GLOB",
-        help="No files of the source with such names; may be repeated.",
+        help="Ignore files of the source that match; may be repeated.",
     ),
     click.option(
         "--join",
         multiple=True,
         metavar="GLOB",
-        help="Files with such names are the pieces of one archive; none: no files are pieces.",
+        help="Files that match are the pieces of one archive; none: no file is a piece.",
     ),
     title="Source (the Hub, URLs, or a local path)",
 )
@@ -93,12 +93,12 @@ _dataset = options.stack(
     click.option(
         "--temp-dir",
         type=options.FOLDER,
-        help="Folder for archives meanwhile.  [default: within DEST]",
+        help="Folder for downloaded archives.  [default: inside DEST]",
     ),
     click.option(
         "--overwrite",
         is_flag=True,
-        help="Replace the dataset at the destination; keep what is not of it.",
+        help="Replace the dataset at the destination; other files there are kept.",
     ),
     click.option(
         "--keep-archive", is_flag=True, help="Keep the archives once the dataset is published."
@@ -108,25 +108,28 @@ _dataset = options.stack(
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
         show_default=True,
-        help="auto: records as they are found; websight: the records file; webdataset: samples of "
-        "files with one key; files: no records.",
+        help="auto: detected; websight: the records file; webdataset: samples of files with one "
+        "key; files: no records.",
     ),
     click.option(
-        "--records-file", help="Where its records are.  [default: prompts.jsonl, or as found]"
+        "--records-file", help="Path of its records.  [default: prompts.jsonl, or detected]"
     ),
-    click.option("--images-dir", default="images", show_default=True, help="Where its images are."),
-    click.option("--image-field", help="Record's field that names the image.  [default: found]"),
+    click.option("--images-dir", default="images", show_default=True, help="Path of its images."),
+    click.option(
+        "--image-field", help="Field of a record that names the image.  [default: detected]"
+    ),
     click.option(
         "--records-encoding",
         type=options.ENCODING,
-        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 as bytes tell]",
+        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if the bytes say "
+        "so]",
     ),
     click.option(
         "--strip-components",
         default="auto",
         show_default=True,
         metavar="auto|N",
-        help="Outermost folders of each member to drop; auto: one that holds everything.",
+        help="Leading folders to remove from each path; auto: a single top folder.",
     ),
     click.option("--nested", is_flag=True, help="Extract archives in archives, one level deep."),
     click.option(
@@ -134,7 +137,7 @@ _dataset = options.stack(
         type=options.ENCODING,
         default=Options().zip_encoding,
         show_default=True,
-        help="Encoding of names in zips that are not UTF-8, such as cp932 or gbk.",
+        help="Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
     ),
     click.option(
         "--preserve-times/--no-preserve-times",
@@ -150,42 +153,45 @@ _verification = options.stack(
         type=click.Choice([v.value for v in Verify]),
         default=Verify.STRUCTURE.value,
         show_default=True,
-        help="How deeply images are checked; none: neither images nor records.",
+        help="How images are checked; none: check neither images nor records.",
     ),
     click.option(
-        "--skip-verify", is_flag=True, help="The same as --verify none; receipt and status tell."
+        "--skip-verify",
+        is_flag=True,
+        help="Same as --verify none; recorded in the receipt and shown by status.",
     ),
     click.option(
-        "--expect-records", type=click.IntRange(min=0), help="Publish only if there are so many."
+        "--expect-records",
+        type=click.IntRange(min=0),
+        help="Fail unless the dataset has exactly this many records.",
     ),
     click.option(
         "--on-bad-record",
         type=click.Choice([v.value for v in OnBadRecord]),
         default=OnBadRecord.ERROR.value,
         show_default=True,
-        help="Records whose image is missing or broken.",
+        help="What to do with records whose image is missing or damaged.",
     ),
     click.option(
         "--on-collision",
         type=click.Choice([v.value for v in OnCollision]),
         default=OnCollision.ERROR.value,
         show_default=True,
-        help="Different files under one path in two archives (shards, or nested ones).",
+        help="What to do if two archives contain different files under one path.",
     ),
     click.option(
         "--match",
         type=click.Choice([v.value for v in Match]),
         default=Match.AUTO.value,
         show_default=True,
-        help="Records' paths that no file has; auto: corrected if they differ in spelling or top "
-        "folder and can mean one file only.",
+        help="Paths in records that match no file; auto: corrected if only one file can be meant.",
     ),
     click.option(
         "--links",
         type=click.Choice([v.value for v in Links]),
         default=Links.REFUSE.value,
         show_default=True,
-        help="Symbolic links in archives.",
+        help="What to do with symbolic links in archives.",
     ),
     click.option(
         "--digest",
@@ -199,14 +205,14 @@ _verification = options.stack(
         type=options.Number(min=1),
         default=200.0,
         show_default=True,
-        help="Most bytes of data for a byte of archive, against bombs.",
+        help="Maximum ratio of extracted to archived bytes (against archive bombs).",
     ),
     click.option(
         "--max-members",
         type=click.IntRange(min=1),
         default=Options().max_members,
         show_default=True,
-        help="Most files and folders in one archive, against bombs.",
+        help="Maximum number of files and folders in one archive (against archive bombs).",
     ),
     title="Verification",
 )
@@ -217,61 +223,61 @@ _running = options.stack(
         type=click.Choice(["auto", "slurm", "local"]),
         default="auto",
         show_default=True,
-        help="auto: Slurm where there is sbatch, else this machine.",
+        help="auto: Slurm if sbatch is found, otherwise this machine.",
     ),
     click.option(
         "--tasks",
         type=click.IntRange(min=1),
         default=DEFAULT_TASKS,
         show_default=True,
-        help="Most tasks of the extract array.",
+        help="Maximum number of tasks of the extract array.",
     ),
     click.option(
         "--part-size",
         type=options.SIZE,
         default="512M",
         show_default=True,
-        help="Bytes of archive that make a part; a task takes one part or more.",
+        help="Size of a part of an archive; a task extracts one part or more.",
     ),
     click.option(
         "--parallel",
         type=click.IntRange(min=1),
-        help="Most tasks at once.  [default: all; on this machine, one a core]",
+        help="Maximum number of tasks at once.  [default: all; on this machine, one per core]",
     ),
     click.option(
         "--retries",
         type=click.IntRange(min=0),
         default=1,
         show_default=True,
-        help="Further attempts that the run may make by itself; none with --parsable unless given.",
+        help="Number of automatic retries; 0 with --parsable unless given.",
     ),
     click.option(
         "--connections",
         type=click.IntRange(min=1),
         default=8,
         show_default=True,
-        help="Downloads at once, all files together.",
+        help="Number of connections for all downloads together.",
     ),
-    click.option("--max-rate", type=options.SIZE, help="Most bytes a second, such as 50M."),
+    click.option("--max-rate", type=options.SIZE, help="Maximum bytes per second, such as 50M."),
     click.option(
         "--stall",
         type=options.Number(min=0.1),
         default=60.0,
         show_default=True,
         metavar="SECONDS",
-        help="So long without a byte counts as a broken connection.",
+        help="Seconds without data after which a connection counts as broken.",
     ),
     click.option(
         "--download-partition",
         type=options.WORD,
-        help="Partition of the download job: one with internet.",
+        help="Partition of the download job, one with internet access.",
     ),
     click.option(
         "--download-sbatch-arg",
         "download_sbatch_args",
         type=options.SBATCH_DOWNLOAD,
         multiple=True,
-        help="sbatch option of the download job alone; may be repeated.",
+        help="sbatch option for the download job only; may be repeated.",
     ),
     click.option(
         "--download-on",
@@ -283,23 +289,29 @@ _running = options.stack(
     click.option(
         "--then",
         type=options.FOLDER,
-        help="Your batch script, to start once the dataset is published.",
+        help="Your batch script, submitted to start once the dataset is published.",
     ),
     title="Download and run",
 )
 
 _habits = options.stack(
     options.log_dir,
-    click.option("--dry-run", is_flag=True, help="Show plan and batch scripts; touch nothing."),
+    click.option(
+        "--dry-run", is_flag=True, help="Show the plan and the batch scripts; change nothing."
+    ),
     options.wait,
     options.yes,
     options.as_json,
     options.parsable,
-    click.option("--show-config", is_flag=True, help="Say where each value came from, and stop."),
+    click.option(
+        "--show-config",
+        is_flag=True,
+        help="Show each option with the origin of its value, and exit.",
+    ),
 )
 
 
-@click.command(cls=options.Titled, short_help="Bring a dataset here.")
+@click.command(cls=options.Titled, short_help="Download, extract, verify and publish a dataset.")
 @_source
 @_dataset
 @_verification

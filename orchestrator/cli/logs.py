@@ -9,21 +9,24 @@ import click
 from orchestrator.cli import options
 
 
-@click.command(short_help="Show the log of a task, a shard, or of what failed.")
+@click.command(short_help="Show the log of a task, of a shard, or of failed tasks.")
 @options.run
 @click.argument("task", required=False)
 @options.log_dir
-@click.option("--failed", is_flag=True, help="Of every task that failed.")
+@click.option("--failed", is_flag=True, help="Show the logs of all failed tasks.")
 @click.option(
     "-n",
     "--lines",
     type=click.IntRange(min=0),
     default=40,
     show_default=True,
-    help="Last lines of each log.",
+    help="Number of last lines of each log.",
 )
 @click.option(
-    "-f", "--follow", is_flag=True, help="Go on as the log grows, until the task has ended."
+    "-f",
+    "--follow",
+    is_flag=True,
+    help="Print new lines as they are written, until the task has ended.",
 )
 def command(
     run: str | None, task: str | None, log_dir: Path, failed: bool, lines: int, follow: bool
@@ -37,7 +40,7 @@ def command(
     from orchestrator import api, logview, terminal
 
     if follow and failed:
-        raise UsageError("a task that failed has ended, so leave --follow or --failed out")
+        raise UsageError("failed tasks have ended; use --follow or --failed, not both")
     if run is not None and task is None and logview.is_task(run):
         run, task = None, run
     folder = api.find_run(run, log_dir)
@@ -45,7 +48,7 @@ def command(
     if follow:
         view = logview.to_follow(state, task)
         if view is None:
-            raise UsageError(f"run {folder.run_id} has no task yet; `status` shows where it stands")
+            raise UsageError(f"run {folder.run_id} has no task yet; see `status`")
         if view.status.live:
             click.echo(logview.followed(view), err=True)
         view = logview.follow(folder, view, lambda: api.status(folder), click.echo)

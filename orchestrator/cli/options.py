@@ -70,8 +70,8 @@ def encoding(text: str) -> str:
         same = False
     if not same:
         raise UsageError(
-            f"{text!r} is no encoding that names or texts are in; write it as Python does: cp437, "
-            "cp850, cp866, cp932 (Japanese), gbk, big5, euc_kr, cp1251, …"
+            f"{text!r} is not a known text encoding; use Python's name, such as cp437, cp850, "
+            "cp866, cp932 (Japanese), gbk, big5, euc_kr, cp1251, …"
         )
     return text
 
@@ -98,14 +98,14 @@ class _Place(click.Path):
     ) -> Any:
         text = os.fspath(value)
         if not text:
-            self.fail("no path is given; is a variable empty?", param, ctx)
+            self.fail("the path is empty; is a variable not set?", param, ctx)
         try:
             text.encode()
             return Path(os.fsdecode(super().convert(Path(text).expanduser(), param, ctx)))
         except UnicodeEncodeError:
             self.fail(f"{text!r} is not UTF-8; rename it, or give a link to it", param, ctx)
         except RuntimeError:
-            self.fail(f"{text!r} names a user whose home is not known", param, ctx)
+            self.fail(f"{text!r} names a user whose home folder is not known", param, ctx)
 
 
 class Number(click.FloatRange):
@@ -153,7 +153,7 @@ log_dir = click.option(
     type=FOLDER,
     default=Path("logs"),
     show_default=True,
-    help="Where runs are kept; compute nodes must see it too.",
+    help="Folder of the run folders; compute nodes must see it too.",
 )
 
 
@@ -175,11 +175,13 @@ as_json = click.option(
 parsable = click.option(
     "--parsable",
     is_flag=True,
-    help="Print the finalize job's id, which stays the last one, and nothing else.",
+    help="Print only the id of the finalize job (the last of the run).",
 )
 yes = click.option("-y", "--yes", is_flag=True, help="Start without asking.")
 wait = click.option(
-    "--wait/--no-wait", default=False, help="Stay until a run on Slurm has ended, and show it."
+    "--wait/--no-wait",
+    default=False,
+    help="Wait until a run on Slurm has ended, and show its state.",
 )
 
 
@@ -210,14 +212,18 @@ slurm = stack(
         "--cpus-per-task",
         "cpus",
         type=click.IntRange(min=1),
-        help="Cores a task.  [launch: 2]",
+        help="Cores per task.  [launch: 2]",
     ),
-    click.option("--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory a task, such as 8G."),
-    click.option("-C", "--constraint", type=WORD, help="Features that a node must have."),
+    click.option(
+        "--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory per task, such as 8G."
+    ),
+    click.option("-C", "--constraint", type=WORD, help="Features required of a node."),
     # sbatch says --exclude too; here that leaves out files of the source.
-    click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to leave out."),
+    click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to exclude."),
     click.option("--reservation", type=WORD, help="Reservation."),
-    click.option("--mail-type", type=WORD, help="When Slurm writes mails, such as END,FAIL."),
+    click.option(
+        "--mail-type", type=WORD, help="Events that Slurm sends mail for, such as END,FAIL."
+    ),
     click.option("--mail-user", type=WORD, help="Address for these mails."),
     click.option(
         "--sbatch-arg",
@@ -306,7 +312,7 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
 def unheard(ctx: click.Context, engine: str) -> tuple[str, ...]:
     """A word on options that were typed for Slurm where another engine works; none else.
 
-    What settings say counts for every run, so that it may go unheard without a word.
+    What settings say counts for every run, so that it may go unheard without printing anything.
     """
     names = {*SLURM_FIELDS, "download_partition", "download_sbatch_args"}
     typed = [
@@ -317,4 +323,4 @@ def unheard(ctx: click.Context, engine: str) -> tuple[str, ...]:
     ]
     if engine == "slurm" or not typed:
         return ()
-    return (f"the work is done on this machine, where {', '.join(typed)} (for Slurm) does nothing",)
+    return (f"running on this machine; ignoring the Slurm options {', '.join(typed)}",)

@@ -30,9 +30,9 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     page = report.page(state, folder, utc_now(), report.receipt_of(state))
     path = (output or folder.report).resolve()  # what a link means is replaced, not the link
     if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is no file; give -o the name of one")
+        raise UsageError(f"{path} is not a file; give a file name with -o")
     if not path.parent.is_dir():
-        raise UsageError(f"{path.parent} is no folder; make it, or give -o another place")
+        raise UsageError(f"{path.parent} is not a folder; create it, or give another path with -o")
     atomic.write_bytes(path, page.encode())
     click.echo(path)
     return 0

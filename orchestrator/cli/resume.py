@@ -11,11 +11,11 @@ from orchestrator.cli import options
 from orchestrator.cli.building import Habits
 
 
-@click.command(cls=options.Titled, short_help="Redo what is missing of a run, and only that.")
+@click.command(cls=options.Titled, short_help="Do the remaining work of a run, and nothing else.")
 @options.run
 @options.log_dir
 @click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done; touch nothing.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.option("--deep", is_flag=True, help="Re-read every byte of a published dataset first.")
 @options.slurm
 @options.wait

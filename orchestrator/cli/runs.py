@@ -11,7 +11,7 @@ from orchestrator.cli import options
 
 @click.command(short_help="List the runs under the log folder.")
 @options.log_dir
-@click.option("-n", "--most", type=click.IntRange(min=1), help="Only the newest so many.")
+@click.option("-n", "--most", type=click.IntRange(min=1), help="Show only the N newest runs.")
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs under the log folder, the newest first, with where each stands."""

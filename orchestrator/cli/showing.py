@@ -177,7 +177,7 @@ def _watched(state: RunState, folder: RunFolder, habits: Habits) -> RunState:
 
 
 _HINTS = """\
-Look:     websight-orchestrate status {run} --watch
+Status:   websight-orchestrate status {run} --watch
 Cancel:   websight-orchestrate cancel {run}"""
 
 
@@ -208,25 +208,27 @@ def resume_lines(planned: Resumable) -> list[str]:
     """What a resume will do."""
     step = planned.step
     if planned.damage is not None:
-        told = "Resume mends it: only the parts with damage are redone."
+        told = "Resume repairs it by extracting the damaged parts again."
         return [*planned.damage.lines, f"{told} The receipt is withdrawn until then."]
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:
             return [f"Nothing is left to do: {planned.state.remark}."]
         words = {
-            RunStatus.DONE: "The dataset is published and whole; nothing is left to do.",
-            RunStatus.RUNNING: "The run is at work; nothing is left over. `status` shows it.",
+            RunStatus.DONE: "The dataset is published and complete; nothing is left to do.",
+            RunStatus.RUNNING: "The run is still active; there is nothing to resume. See `status`.",
         }
         return [words.get(planned.state.status, "Nothing is left to do.")]
     work = [f"{units.plural(step.shards, 'shard')} to fetch"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
     lines = [f"Resume {planned.folder.run_id}: {', '.join([*work, 'finalize'])}"]
     if step.refetch:
-        lines.append(f"  fetched again, as the archive was damaged: {', '.join(step.refetch)}")
+        lines.append(f"  downloading again (the archive was damaged): {', '.join(step.refetch)}")
     if step.cancel:
-        lines.append(f"  cancelled first, as they wait in vain: {', '.join(step.cancel)}")
+        lines.append(
+            f"  cancelling first (their dependency can never be met): {', '.join(step.cancel)}"
+        )
     if step.also_after:
-        lines.append(f"  left alone, as they are at work: {', '.join(step.also_after)}")
+        lines.append(f"  left running: {', '.join(step.also_after)}")
     return [*lines, *(f"  {note}" for note in step.notes)]
 
 

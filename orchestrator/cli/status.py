@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from orchestrator.state import RunState
 
 
-@click.command(short_help="Show where a run stands.")
+@click.command(short_help="Show the state of a run.")
 @options.run
 @options.log_dir
 @options.as_json
-@click.option("--watch", is_flag=True, help="Redraw until the run has ended; Ctrl-C just stops.")
-@click.option("--failed", is_flag=True, help="Only what failed.")
+@click.option(
+    "--watch", is_flag=True, help="Redraw until the run has ended; Ctrl-C stops watching."
+)
+@click.option("--failed", is_flag=True, help="Show only what failed.")
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
     """Show where RUN stands: a run's id or folder, by default the newest one.
 

@@ -18,14 +18,14 @@ from orchestrator.cli import options
     type=click.Choice(["local", "slurm"]),
     default="local",
     show_default=True,
-    help="slurm: as an array.",
+    help="slurm: check as a job array.",
 )
 @click.option(
     "--tasks",
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Array tasks on Slurm; on this machine, one process a core.",
+    help="Number of array tasks on Slurm; on this machine, one process per core is used.",
 )
 @options.log_dir
 @options.slurm

@@ -26,7 +26,7 @@ def by_name(name: str, cluster: Cluster | None = None) -> Engine:
         from orchestrator.engines.local import LocalEngine
 
         return LocalEngine()
-    raise UsageError(f"there is no engine {name!r}; there are {', '.join(NAMES)}")
+    raise UsageError(f"there is no engine {name!r}; choose from {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def choose(wanted: str) -> Choice:
     and there is none.
     """
     if wanted not in (AUTO, *NAMES):
-        raise UsageError(f"there is no engine {wanted!r}; there are {AUTO}, {', '.join(NAMES)}")
+        raise UsageError(f"there is no engine {wanted!r}; choose from {AUTO}, {', '.join(NAMES)}")
     if wanted == LOCAL:
         return Choice(wanted)
     if shutil.which("sbatch") is not None:
         return Choice(SLURM)
     if wanted == AUTO:
-        return Choice(LOCAL, "there is no sbatch on PATH, so this machine does the work")
+        return Choice(LOCAL, "there is no sbatch on PATH, so the work is done on this machine")
     raise EngineError(
         "there is no sbatch on PATH; run this on a login node of the cluster, or use "
         "--engine local to work on this machine"

@@ -54,7 +54,7 @@ class Entry:
 
     def _end_badly(self, why: str) -> NoReturn:
         # No exception that submitit knows: it would bury the reason under its own traceback.
-        log.error("%s ends with exit code 1: %s", self.stage, why)
+        log.error("%s exits with code 1: %s", self.stage, why)
         sys.exit(1)
 
 

@@ -260,7 +260,7 @@ class SlurmEngine:
             try:
                 self._queue.end(job_ids)
             except EngineError as error:
-                log.warning("could not take back jobs %s: %s", ", ".join(job_ids), error.message)
+                log.warning("could not cancel jobs %s: %s", ", ".join(job_ids), error.message)
 
     # Watching ------------------------------------------------------------------------------
 

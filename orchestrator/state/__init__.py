@@ -72,18 +72,18 @@ def task_status(
 
 
 _MISSING_WORDS = {
-    Cause.OUT_OF_MEMORY: "ran out of memory; `resume` asks for twice as much",
-    Cause.TIME_LIMIT: "reached its time limit; `resume` asks for half as long again",
-    Cause.LIMIT: "was ended by a limit that it has from the shell that launched (processor time, "
-    "ulimit -t, or file size, ulimit -f); raise it there and `resume`, which on Slurm submits with "
-    "--propagate=NONE",
-    Cause.NODE_FAILURE: "was lost with its node; `resume` leaves that node out",
+    Cause.OUT_OF_MEMORY: "ran out of memory; `resume` requests twice as much",
+    Cause.TIME_LIMIT: "reached its time limit; `resume` requests 50 % more",
+    Cause.LIMIT: "was killed by a limit inherited from the shell that launched it (processor time, "
+    "ulimit -t, or file size, ulimit -f); raise it there and run `resume`, which on Slurm "
+    "submits with --propagate=NONE",
+    Cause.NODE_FAILURE: "was lost with its node; `resume` excludes that node",
     Cause.PREEMPTED: "was preempted and not requeued; `resume` submits it again",
     Cause.CANCELLED: "was cancelled; `resume` submits it again",
-    Cause.DEPENDENCY: "never started, as the job before it did not succeed; `resume` goes on",
+    Cause.DEPENDENCY: "never started because the previous job failed; `resume` continues",
     Cause.ENGINE: "was never submitted; `resume` submits it",
     Cause.LAUNCH_FAILED: "could not be started on its node (log folder, working folder or "
-    "environment); see its log, then `resume`",
+    "environment); see its log, then run `resume`",
 }
 
 
@@ -188,8 +188,8 @@ def _run_status(
 
 
 _HALF_CANCELLED = (
-    "a cancel was asked for, but not all jobs were seen to end (the scheduler did not answer, or "
-    "the cancel was cut off); run `cancel` again"
+    "a cancellation was requested, but some jobs may still be running (the scheduler did not "
+    "answer, or the command was interrupted); run `cancel` again"
 )
 
 

@@ -20,11 +20,11 @@ def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:
     last = evidence.submissions[-1]
     mine = [view for view in views if view.attempt == last.number]
     if last.onward is not None and any(view.status.live for view in mine):
-        return f"{_maker(last)} downloads, and submits the rest by itself"
+        return f"{_maker(last)} is downloading and will submit the remaining stages"
     if _is_being_made(last, evidence):
         return f"{_maker(last)} is submitting attempt {last.number}"
     if last.retries and any(_looks_ahead(view, evidence.now) for view in mine):
-        return "finalize did not publish, and sees whether to make another attempt by itself"
+        return "finalize did not publish and is deciding whether to retry"
     return ""
 
 

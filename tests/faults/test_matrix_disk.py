@@ -141,7 +141,7 @@ def test_a_full_disk_under_the_run_folder_leaves_state_whole(
         _, _, told = ended.err.partition("error: ")
         if told:
             assert told.startswith("writing ") and f"{logs}/" in told
-            assert "make room" in told or "Once that is mended" in told
+            assert "make room" in told or "Once that is fixed, run" in told
         resumed = here.resume(rc=None)
         if resumed.rc:
             assert "there is no run" in resumed.err

@@ -147,7 +147,7 @@ def test_a_controller_that_is_down_midway_is_silent_and_nothing_has_failed(
         assert state["engine_silent"]
         assert state["errors"] == []
         assert state["stages"]["extract"]["done"] == 2
-        assert "nothing is submitted" in site.resume(rc=4).err
+        assert "nothing was submitted" in site.resume(rc=4).err
         worker.send(Signals.SIGCONT)
         site.wait(lambda: site.status()["stages"]["extract"]["done"] == 3)
     finally:

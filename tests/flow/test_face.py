@@ -81,7 +81,7 @@ def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
     assert "extract task 1 · done" in done.run("logs", good, "extract-1").out
     assert "download task 0" in done.run("logs", good, "shard-0001.tar.gz").out
     assert "no task has failed" in done.run("logs", good, "--failed").err
-    assert "is called nonsense" in done.run("logs", good, "nonsense", rc=2).err
+    assert "has no task nonsense" in done.run("logs", good, "nonsense", rc=2).err
 
 
 def test_logs_of_a_task_alone_are_the_newest_runs(done: Cli) -> None:
@@ -237,8 +237,8 @@ SECRET = "hf_secret"
         (["--header", f"Authorization: Bearer {SECRET}"], "takes NAME=VARIABLE"),
         (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
         (["--url", f"user:{SECRET}@host/a.tar"], "no http or https address"),
-        (["--dest", ""], "no path is given"),
-        (["--dest", "~nobody-of-that-name/x"], "home is not known"),
+        (["--dest", ""], "the path is empty"),
+        (["--dest", "~nobody-of-that-name/x"], "home folder is not known"),
         (["--dest", b"bad\xff"], "is not UTF-8"),
         (["--stall", "nan"], "no finite number"),
         (["--max-expansion", "inf"], "no finite number"),
@@ -273,9 +273,9 @@ def test_show_config_shows_no_secret_of_an_address(tmp_path: Path) -> None:
 
 
 def test_a_report_replaces_no_folder_and_no_device(done: Cli) -> None:
-    assert "is no file" in done.run("report", _ids(done)[0], "-o", ".", rc=2).err
-    assert "is no file" in done.run("report", _ids(done)[0], "-o", "/dev/null", rc=2).err
-    assert "absent is no folder" in done.run("report", _ids(done)[0], "-o", "absent/r", rc=2).err
+    assert "is not a file" in done.run("report", _ids(done)[0], "-o", ".", rc=2).err
+    assert "is not a file" in done.run("report", _ids(done)[0], "-o", "/dev/null", rc=2).err
+    assert "absent is not a folder" in done.run("report", _ids(done)[0], "-o", "absent/r", rc=2).err
     (done.cwd / "link.html").symlink_to("real.html")
     done.run("report", _ids(done)[0], "-o", "link.html")
     assert (done.cwd / "link.html").is_symlink()
@@ -295,11 +295,13 @@ def test_options_for_slurm_that_nobody_hears_are_named_if_they_were_typed(done: 
     words = ("--local-path", "shards", "--dest", "new", "--dry-run")
     local = ("launch", "--engine", "local", *words)
     said = done.run(*local, "-p", "gpu", "--setup", "module load x").out
-    assert "where --partition, --setup (for Slurm) does nothing" in said
+    assert "ignoring the Slurm options --partition, --setup" in said
     settings = done.having(WEBSIGHT_PARTITION="gpu")
     assert "for Slurm" not in settings.run(*local).out
     _, bad = _ids(done)
-    assert "--mem (for Slurm) does nothing" in done.run("resume", bad, "--mem=9G", "--dry-run").err
+    assert (
+        "ignoring the Slurm options --mem" in done.run("resume", bad, "--mem=9G", "--dry-run").err
+    )
 
 
 @pytest.mark.parametrize(("words", "code"), [("bogus --json", 2), ("status nosuch --json", 1)])

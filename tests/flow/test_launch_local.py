@@ -220,7 +220,7 @@ def test_a_task_that_keeps_others_from_starting_ends_its_log_with_the_reason(
     launch(cli, tmp_path / "data", *words, *wrong, rc=None)
     log = cli.run("logs", "--failed").out
     assert "Traceback" not in log
-    (last,) = [text for text in log.splitlines() if f"{stage} ends with exit code 1: " in text]
+    (last,) = [text for text in log.splitlines() if f"{stage} exits with code 1: " in text]
     assert ("sha256" if stage == "download" else "60 records, but 61 were expected") in last
 
 
@@ -413,7 +413,7 @@ def test_a_destination_with_somebody_elses_files_is_refused_before_anything_is_d
     assert cli.runs() == []
 
 
-WHY = "Engine    local: there is no sbatch on PATH, so this machine does the work"
+WHY = "Engine    local: there is no sbatch on PATH, so the work is done on this machine"
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--dry-run", "--json")])
@@ -534,10 +534,10 @@ def test_a_cancelled_run_says_how_much_lies_where_and_how_to_give_it_up(
     process.communicate(timeout=30)
     place = tmp_path / ("my temp" if outside else "my data/.incoming") / run.name
     told = cli.status()["remark"]
-    assert "kB of its work are kept, for resume to go on with" in told
-    assert told.endswith(f"to give them up: rm -r '{place}'")
+    assert "kB of its work are kept for `resume`" in told
+    assert told.endswith(f"to delete them: rm -r '{place}'")
     assert f"rm -r '{place}'" in said
-    assert "to give them up" in " ".join(cli.run("status", rc=1).out.split())
+    assert "to delete them" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()
     shutil.rmtree(place)
     assert cli.status()["remark"] is None

@@ -75,7 +75,7 @@ def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy
     gone = shards.rename(shards.with_name("gone"))
     cli.run("resume", rc=1)
     said = " ".join(cli.run("status", rc=1).out.split())
-    assert "its RECEIPT.json is withdrawn until damage is mended" in said
+    assert "its RECEIPT.json was withdrawn for a repair" in said
     assert f"'{run / 'receipt.json'}'" in said
     assert "parts extracted: nothing was mended" in said
     told = next(each for each in cli.status()["errors"] if each["stage"] == "finalize")["message"]
@@ -112,16 +112,16 @@ def test_a_dataset_that_was_moved_away_is_checked_where_it_is_and_its_run_stays_
     assert "check what was moved where it is now" in cli.run("verify", run, rc=5).out
     state = cli.status()
     assert state["state"] == "done"
-    assert "is gone by now" in state["remark"]
-    assert "is gone by now" in " ".join(cli.run("status").out.split())
-    assert "is gone by now" in cli.run("resume").err
+    assert "no longer exists" in state["remark"]
+    assert "no longer exists" in " ".join(cli.run("status").out.split())
+    assert "no longer exists" in cli.run("resume").err
     assert not published.exists()
     next((moved / "images").iterdir()).unlink()
-    assert f"move it back there, then websight-orchestrate resume {run}" in (
+    assert f"move it back there and run: websight-orchestrate resume {run}" in (
         cli.run("verify", moved, rc=5).err
     )
     published.mkdir()  # as a mount point is left when nothing is mounted there
-    assert "is gone by now" in cli.run("resume").err
+    assert "no longer exists" in cli.run("resume").err
     assert list(published.iterdir()) == []
     published.rmdir()
     moved.rename(published)
@@ -137,6 +137,6 @@ def test_a_run_whose_dataset_a_later_one_replaced_is_done(
     assert "overwrite" in cli.run("launch", *words, rc=3).err
     cli.run("launch", *words, "--overwrite")
     assert cli.status(first)["state"] == "done"
-    assert "has replaced its dataset" in cli.status(first)["remark"]
+    assert "has since replaced its dataset" in cli.status(first)["remark"]
     cli.run("resume", first)
     assert cli.status()["state"] == "done"

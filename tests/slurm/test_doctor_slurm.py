@@ -113,7 +113,9 @@ def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        pytest.param("exit 3", "FAILED: without a word\n    → mend --setup", id="ends the job"),
+        pytest.param(
+            "exit 3", "FAILED: without printing anything\n    → fix --setup", id="ends the job"
+        ),
         pytest.param("nosuch load x", "– setup: its lines printed: ", id="goes on"),
     ],
 )

@@ -230,8 +230,8 @@ def test_a_second_launch_to_one_destination_is_refused_with_the_first_ones_id(
     plain_site.cli.run(*words, "--sbatch-arg=--hold")
     (first,) = plain_site.cli.runs()
     for more in ((), ("--overwrite",), ("--engine", "local")):
-        assert f"held by run {first.name}" in plain_site.cli.run(*words, *more, rc=3).err
-    assert f"held by run {first.name}" in plain_site.cli.run(*words, "--dry-run", rc=3).out
+        assert f"in use by run {first.name}" in plain_site.cli.run(*words, *more, rc=3).err
+    assert f"in use by run {first.name}" in plain_site.cli.run(*words, "--dry-run", rc=3).out
     assert plain_site.cli.runs() == [first]
     plain_site.cli.run("cancel")
     plain_site.slurm.wait_until_idle()

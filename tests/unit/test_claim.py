@@ -93,7 +93,7 @@ def test_a_file_that_makes_no_sense_is_named_and_not_overwritten(tmp_path: Path)
     path = staging(tmp_path / "data", "run-a").claim
     path.parent.mkdir(parents=True)
     path.write_bytes(b"{")
-    with pytest.raises(ClaimedError, match=r"claim\.json makes no sense"):
+    with pytest.raises(ClaimedError, match=r"claim\.json is invalid"):
         take(tmp_path / "data", "run-a")
     assert path.read_bytes() == b"{"
 

@@ -63,7 +63,7 @@ def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(
     with pytest.raises(SystemExit) as ended:
         entry()
     assert ended.value.code == 1
-    assert caplog.messages[-1] == "finalize ends with exit code 1: one part is left"
+    assert caplog.messages[-1] == "finalize exits with code 1: one part is left"
     assert (tmp_path / "then").read_text() == "1"
 
 

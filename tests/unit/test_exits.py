@@ -52,7 +52,7 @@ def test_a_dataset_that_is_not_whole_is_told_from_a_run_that_ended_early() -> No
     [
         (["lunch"], "Did you mean launch?"),
         (["launch", "--no-such-option"], "No such option"),
-        (["status", "--log-dir", "nowhere"], "there is no run under"),
+        (["status", "--log-dir", "nowhere"], "there is no run in"),
     ],
 )
 def test_a_mistake_gets_one_clear_message(

@@ -102,7 +102,7 @@ def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
     }
     state = runs.make_state(plan, beats=[runs.make_beat(tasks[1], age_s=300)], engine=engine)
     remarks = {node.name: node.remark for node in insight.nodes(state, runs.NOW)}
-    assert remarks == {"n1": "failed", "n2": "1 running task gave no sign of life"}
+    assert remarks == {"n1": "failed", "n2": "1 running task sent no heartbeat"}
 
 
 def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:

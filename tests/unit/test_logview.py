@@ -36,7 +36,7 @@ def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list
 
 
 def test_what_nobody_knows_is_refused_with_what_there_could_be() -> None:
-    with pytest.raises(UsageError, match="name a stage"):
+    with pytest.raises(UsageError, match="give a stage"):
         logview.select(runs.under_way(), "nothing-like-it")
 
 

@@ -33,13 +33,13 @@ def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
 
 
 def test_nothing_to_do_is_said() -> None:
-    with pytest.raises(UsageError, match="holds no archive"):
+    with pytest.raises(UsageError, match="contains neither an archive"):
         planning.plan_run(SOURCE, [], Place("/dest"), Options(), run_id="r", now=HOUR)
 
 
 def test_parts_without_end_are_refused_before_one_is_made() -> None:
     shards = [cases.shard("s", size=15 * 10**9)]
-    with pytest.raises(UsageError, match=r"3,662,110 parts.*ask for 1M or more"):
+    with pytest.raises(UsageError, match=r"3,662,110 parts.*use 1M or more"):
         planning.plan_run(
             SOURCE, shards, Place("/dest"), Options(part_size=4096), run_id="r", now=HOUR
         )

@@ -76,7 +76,7 @@ def test_a_log_folder_may_lie_in_the_destination_but_not_where_the_dataset_will(
     loose = Shard("0002", ShardKind.FILE, (SourceFile("README", "README", 1),))
     made = structs.replace(made, shards=(*made.shards, loose))
     found = preflight.problems(made, tmp_path / "data" / logs / made.run_id)
-    assert [("where the dataset is put" in line) for line in found] == [True] * in_the_way
+    assert [("where the dataset will be" in line) for line in found] == [True] * in_the_way
 
 
 def test_a_log_folder_is_in_the_way_of_a_folder_that_is_copied(tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_quota_tool_that_tells_nothing_stops_nothing(
 def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None:
     dest = tmp_path / "data"
     (line,) = preflight.problems(plan(dest, temp=dest / "images"))
-    assert "--temp-dir lies within the destination" in line
+    assert "--temp-dir is inside the destination" in line
     (line,) = preflight.problems(plan(dest, temp=dest))
-    assert "--temp-dir lies within the destination" in line
+    assert "--temp-dir is inside the destination" in line
     assert preflight.problems(plan(dest, temp=tmp_path)) == []
 
 
@@ -199,7 +199,7 @@ def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None
     [
         ("a", "a", "source"),
         ("a", "a/b", "copy of itself"),
-        ("a/b", "a", "lies within the destination"),
+        ("a/b", "a", "is inside the destination"),
         ("a", "link/b", "copy of itself"),
         ("a", "ab", None),
     ],
@@ -293,5 +293,5 @@ def test_times_that_archives_keep_are_said_at_launch(tmp_path: Path) -> None:
     made = plan(tmp_path / "d")
     options = structs.replace(made.options, preserve_times=True)
     (said,) = preflight.notes(structs.replace(made, options=options), engine="local")
-    assert said.startswith("--preserve-times keeps") and "removed by age" in said
+    assert said.startswith("--preserve-times keeps") and "removes old files" in said
     assert preflight.notes(made, engine="local") == []

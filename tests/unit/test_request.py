@@ -19,14 +19,14 @@ def check(layout: Layout) -> None:
 @pytest.mark.parametrize(
     ("layout", "words"),
     [
-        (Layout(records="../../x"), "--records-file '../../x' is no safe path"),
+        (Layout(records="../../x"), "--records-file '../../x' is not a safe path"),
         (Layout(records="/etc/x"), "--records-file '/etc/x' is an absolute path"),
         (Layout(records="a\nb"), "holds a control character"),
-        (Layout(records="."), "is no safe path"),
-        (Layout(records="RECEIPT.json"), "has a name that is ours"),
-        (Layout(images=".incoming/x"), "has a name that is ours"),
-        (Layout(images="a/../b"), "--images-dir 'a/../b' is no safe path"),
-        (Layout(images="a" * 300), "longer than a file system takes"),
+        (Layout(records="."), "is not a safe path"),
+        (Layout(records="RECEIPT.json"), "uses a name that this tool reserves"),
+        (Layout(images=".incoming/x"), "uses a name that this tool reserves"),
+        (Layout(images="a/../b"), "--images-dir 'a/../b' is not a safe path"),
+        (Layout(images="a" * 300), "longer than file systems allow"),
         (Layout(image_field="a\x1bb"), "--image-field"),
     ],
 )

@@ -26,9 +26,9 @@ from orchestrator.sbatchargs import parse, parse_for_download
         ("--nice=5 -d afterok:1", "--dependency"),
         ("-o x", "--log-dir"),
         ("--j=x", "--job-name"),
-        ("-W", "our own --wait"),
+        ("-W", "--wait of this tool"),
         ("-Mother", "SLURM_CLUSTERS"),
-        ("nodes=2", "no option"),
+        ("nodes=2", "not an sbatch option"),
         ("--comment='x", "cannot be read"),
         ("--nice=1\n#SBATCH -N2", "control character"),
         ("--export=A,HF_TOKEN=hf_abc", "export HF_TOKEN in this shell and name it alone"),
@@ -47,7 +47,7 @@ def test_what_is_ours_to_set_is_refused_with_what_to_use(
 
 @pytest.mark.parametrize("text", ["-pgpu", "--mem=8G", "-t 60", "-x n1", "--acc=me"])
 def test_what_has_an_option_here_is_said_by_it_but_for_the_download_alone(text: str) -> None:
-    with pytest.raises(UsageError, match="use our own --"):
+    with pytest.raises(UsageError, match="use this tool's own --"):
         parse(text)
     assert parse_for_download(text) == text
 

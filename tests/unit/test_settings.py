@@ -135,8 +135,8 @@ def test_foreign_variables_are_no_error(home: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tasks = ", "no valid TOML"),
-        ("[odd]\nx = 1\n", "no table we know"),
+        ("tasks = ", "not valid TOML"),
+        ("[odd]\nx = 1\n", "not a known table"),
         ("profiles = 3\n", "must be a table"),
     ],
 )

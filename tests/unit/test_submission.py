@@ -67,9 +67,9 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
 @pytest.mark.parametrize(
     ("limit", "told", "remedy"),
     [
-        pytest.param(4, "there is room for 4", "--tasks 2", id="fewer array tasks fit"),
-        pytest.param(2, "there is room for 2", "", id="one job too few"),
-        pytest.param(0, "there is room for 0", "", id="none at all"),
+        pytest.param(4, "only 4 can be submitted now", "--tasks 2", id="fewer array tasks fit"),
+        pytest.param(2, "only 2 can be submitted now", "", id="one job too few"),
+        pytest.param(0, "only 0 can be submitted now", "", id="none at all"),
     ],
 )
 def test_a_limit_of_submitted_jobs_is_told_with_what_the_chain_needs_and_what_fits(
@@ -184,5 +184,5 @@ def test_what_cannot_be_taken_back_is_not_said_to_be_gone(folder: RunFolder) -> 
 
     with pytest.raises(EngineError) as caught:
         submission.submit_chain(folder, draft(folder), Deaf(refuses=["extract"]))
-    assert "could not take back 100" in caught.value.message
+    assert "could not cancel 100" in caught.value.message
     assert "Nothing" not in caught.value.message

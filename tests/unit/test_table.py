@@ -107,7 +107,7 @@ def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
 def test_a_silent_scheduler_is_said() -> None:
     state = runs.make_state(runs.make_plan(2), silent="squeue does not answer")
     text = " ".join(_screen(state).split())
-    assert "squeue does not answer; what follows is from the run's own files" in text
+    assert "squeue does not answer; the following comes from the run's own files" in text
 
 
 def test_only_failures_on_request() -> None:

@@ -63,7 +63,7 @@ def test_ctrl_c_ends_the_watching_and_nothing_more(tmp_path: Path) -> None:
     out = io.StringIO()
     state = watch(_states(runs.under_way()), _folder(tmp_path), out=out, ended=Interrupted())
     assert state.status is RunStatus.RUNNING
-    assert out.getvalue().endswith(f"no longer watching; run {runs.RUN_ID} goes on\n")
+    assert out.getvalue().endswith(f"stopped watching; run {runs.RUN_ID} continues\n")
 
 
 def test_a_screen_taller_than_the_terminal_is_cut_so_that_nothing_scrolls(
