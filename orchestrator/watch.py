@@ -15,11 +15,19 @@ from orchestrator import table
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import is_terminal, look_of
 
-INTERVAL_S = 3.0  # one scheduler query each; squeue is shared by the whole site
+INTERVAL_S = 3.0  # one scheduler query each; slurmctld is shared by the whole site
+# A look may fill a fifth of the time at most, so that a run of many tasks, or a controller that
+# answers slowly, is asked the less often.
+_REST = 4.0
 LINE_EVERY_S = 30.0  # off a terminal
 
 _HIDE, _SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"  # the cursor, and wrapping at the margin
 _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+
+
+def pause_s(took_s: float, interval_s: float = INTERVAL_S) -> float:
+    """Seconds to the next look after one that took ``took_s``."""
+    return max(interval_s, _REST * took_s)
 
 
 class Screen:
@@ -61,11 +69,12 @@ def watch(
     ended = ended or threading.Event()
     look = look_of(out)
     on_terminal = is_terminal(out)
-    pause = interval_s or INTERVAL_S
     run = table.run_word(folder)
     screen, last_line, spoke = Screen(out), "", float("-inf")
     while True:
+        began = time.monotonic()
         state = look_at()
+        pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
         over = state.status is not RunStatus.RUNNING
         text = table.render(
             state, utc_now(), look, failed_only=failed, run=run, watching=on_terminal
@@ -100,10 +109,12 @@ def each(
     """
     pause = threading.Event()  # never set: waiting on it can be interrupted
     while True:
+        began = time.monotonic()
         state = look_at()
+        rest = pause_s(time.monotonic() - began, interval_s)
         tell(state)
         try:
-            if state.status is not RunStatus.RUNNING or pause.wait(interval_s):
+            if state.status is not RunStatus.RUNNING or pause.wait(rest):
                 return state
         except KeyboardInterrupt:
             return state

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.runfolder import RunFolder
 from orchestrator.state import RunState, RunStatus
-from orchestrator.watch import Screen, each, watch
+from orchestrator.watch import INTERVAL_S, Screen, each, pause_s, watch
 from tests.support import runs
 
 
@@ -25,6 +25,13 @@ def _states(*states: RunState) -> Callable[[], RunState]:
 
 def _folder(tmp_path: Path) -> RunFolder:
     return RunFolder(tmp_path / runs.RUN_ID)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "pause"), [(0.01, INTERVAL_S), (1.0, 4.0), (20.0, 80.0)], ids=str
+)
+def test_the_longer_a_look_takes_the_less_often_slurm_is_asked(took_s: float, pause: float) -> None:
+    assert pause_s(took_s) == pause
 
 
 def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_path: Path) -> None:
