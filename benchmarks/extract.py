@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.common import compare, steady_memory, table
 from benchmarks.pages import Bench, Taken, at_once, make_pages, new_run, task
-from jobs.model import Fetched, Options, Shard, ShardKind, SourceFile, Verify
+from jobs.model import Options, Part, Shard, ShardKind, SourceFile, Verify
 
 # Sleeps in every open that may create a file, as a busy metadata server does.
 _SLOW_OPEN = r"""
@@ -213,19 +213,27 @@ def follower(bench: Bench) -> list[tuple[str, ...]]:
 
 
 def follow(argv: Sequence[str]) -> None:
-    """In that process: read, hash and follow a file, as a download does."""
-    from jobs.archives import sniff
-    from jobs.download.following import hashed_and_followed
+    """In that process: hash a file, and read it into a plain tar, as a download does that shares
+    its work with an array."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from jobs.archives.tarstream import TarStream
+    from jobs.download.hashing import hash_file
     from jobs.progress import Progress
 
     path = Path(argv[0])
     file = SourceFile(path.name, str(path), path.stat().st_size)
     shard = Shard("s0", ShardKind.ARCHIVE, (file,), parts=8)
-    with path.open("rb") as head:
-        format = sniff(head.read(4096), path.name)
-    here = Fetched(shard.id, format, (str(path),), (file.size or 0,), (), (0,))
-    found = hashed_and_followed(here, shard, Options(), Path(argv[1]), Progress())
-    assert found.plain and found.digests
+    with ThreadPoolExecutor(1) as thread:
+        digest = thread.submit(hash_file, path, "sha256", Progress())
+        stream = TarStream(
+            [lambda: path.open("rb", buffering=0)], shard, Options(), plain=Path(argv[1])
+        )
+        stream.copy_rest()
+        for index in range(shard.parts):
+            stream.pass_over(Part(shard.id, index, shard.parts))
+        assert stream.finish().plain and digest.result()
+        stream.close()
 
 
 def memory(bench: Bench, copies: int = 10) -> list[tuple[str, ...]]:

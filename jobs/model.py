@@ -300,6 +300,14 @@ class Cut(Struct, frozen=True):
     globals: dict[str, str] = field(default_factory=dict)  # pax global header in force there
 
 
+class Span(Struct, frozen=True):
+    """Which members of a tar a part holds, and what its bytes were."""
+
+    start: Cut
+    end: Cut  # where the next part begins; of the last one: the archive's end mark
+    crc32: str | None = None  # of the inflated tar's bytes before ``end``, where it was streamed
+
+
 class Fetched(Struct, frozen=True):
     """The evidence that a shard is here, whole, and what was learnt while it arrived."""
 
@@ -312,6 +320,7 @@ class Fetched(Struct, frozen=True):
     verified: bool = False  # against a digest that the source published
     in_place: bool = False  # read where the user keeps it: never delete
     plain: str | None = None  # the inflated tar, where one was written
+    plain_start: int = 0  # offset of its first byte in the whole inflated tar
     cuts: tuple[Cut, ...] = ()  # parts + 1 of them, for a tar in several parts
     members: int | None = None  # known where there are cuts
     data_bytes: int | None = None  # of all members, likewise
@@ -364,6 +373,7 @@ class PartSummary(Struct, frozen=True):
     # Paths of nested archives that held a records file, by their ordinals in the shard.
     inner_records: dict[int, str] = field(default_factory=dict)
     samples: bool = False  # its records were made of files with one key
+    span: Span | None = None  # of a tar
     end: bool = True  # marks the line
 
     @property

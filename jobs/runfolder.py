@@ -187,11 +187,17 @@ class RunFolder:
         return {entry.name[:-5] for entry in _scan(self.shards) if entry.name.endswith(".json")}
 
     def finished_ids(self) -> set[str]:
-        """Ids of the parts whose manifest is whole (it gets its name only then)."""
+        """Ids of the parts that are done: with a manifest, and of a shard that is here.
+
+        A part may be written while its archive arrives; it counts once the archive is proven.
+        """
+        here = self.fetched_ids()
         return {
             entry.name[:-6]
             for entry in _scan(self.manifests)
-            if entry.name.endswith(".jsonl") and not entry.name.startswith(".")
+            if entry.name.endswith(".jsonl")
+            and not entry.name.startswith(".")
+            and entry.name.rpartition(".p")[0] in here
         }
 
     def load_results(self) -> Iterator[TaskResult]:

@@ -68,6 +68,11 @@ class Staging:
     def root(self) -> Path:
         return self.dest / INCOMING / self.plan.run_id
 
+    def make_folders(self) -> None:
+        """Have the folders that extraction writes into."""
+        for place in (self.data, self.records, self.archives):
+            place.mkdir(parents=True, exist_ok=True)
+
     @property
     def data(self) -> Path:
         """The dataset to be, on the destination's own file system."""

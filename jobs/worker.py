@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import __version__, atomic, download, extract, finalize, rlimits
-from jobs.errors import Cause, OrchestrateError, from_os_error, from_unexpected
+from jobs.errors import Cause, OrchestrateError
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -28,6 +28,7 @@ from jobs.model import (
     TaskResult,
     utc_now,
 )
+from jobs.problems import as_problem
 from jobs.progress import Heart, Progress
 from jobs.runfolder import RunFolder
 
@@ -97,16 +98,9 @@ def _attempt(
                 cause=Cause.LAUNCH_FAILED,
             )
         return _STAGES[task.stage](folder, plan, submission, task, progress)
-    except OrchestrateError as error:
-        log.error("%s", error.message)
-        problem = Problem.of(error)
-    except OSError as error:
-        log.exception("the file system failed")
-        problem = Problem.of(from_os_error(error, doing=str(error.filename or task.stage.value)))
-    except Exception as error:  # the boundary: a defect of ours is a result too
-        log.exception("the task failed")
-        doing = f"{task.stage.value} task {task.number}"
-        problem = Problem.of(from_unexpected(error, doing=doing))
+    except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
+        problem = as_problem(error, doing=f"{task.stage.value} task {task.number}")
+        log.error("%s", problem.message)
     items = tuple(ItemResult(item, problem.outcome, problem=problem) for item in task.items)
     return items, None, problem
 
@@ -121,6 +115,9 @@ def _download(
         progress,
         refetch=frozenset(submission.refetch),
         attempt=submission.number,
+        # In a login shell the nodes' work is left to the nodes.
+        extracts=submission.onward is None,
+        shares=submission.engine != "local" or submission.onward is not None,
     )
     return items, None, None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from msgspec import structs
-
 from jobs.archives.base import Archive
 from jobs.archives.samples import HEAD, Samples, looks_like_samples
 from jobs.archives.sniff import SINGLE, TARS
@@ -19,23 +17,31 @@ def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFo
     Raises ``ArchiveError`` where what can be seen at once is wrong already.
     """
     archive = _reader(fetched, shard, options, folder)
-    if _holds_samples(archive, fetched, shard, options, folder):
+    return with_samples(archive, fetched.format, shard, options, folder)
+
+
+def with_samples(
+    archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
+) -> Archive:
+    """``archive``, its files with one key as an image and a record where it holds samples."""
+    if _holds_samples(archive, format, shard, options, folder):
         return Samples(archive, shard, options, folder)
     return archive
 
 
 def _holds_samples(
-    archive: Archive, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder
+    archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
 ) -> bool:
     """Whether files with one key are to become records; every part of a shard finds the same."""
     layout = options.layout
     if layout.name == "webdataset":
-        return shard.kind is not ShardKind.FILE and fetched.format is not Format.PARQUET
-    if layout.name != "auto" or fetched.format not in TARS:
+        return shard.kind is not ShardKind.FILE and format is not Format.PARQUET
+    if layout.name != "auto" or format not in TARS:
         return False
     from jobs.archives.tar import TarArchive
+    from jobs.archives.tarstream import TarStream
 
-    assert isinstance(archive, TarArchive)
+    assert isinstance(archive, (TarArchive, TarStream))
     if not looks_like_samples(archive.first_names(HEAD), layout):
         return False
     loose = (s.name for s in folder.load_plan().shards if s.kind is ShardKind.FILE)
@@ -72,28 +78,12 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     return PlainFile(fetched, shard, options, folder)
 
 
-def cuts_of(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
-    """``fetched`` with what a shard in several parts needs: member table, counts, top folder.
-
-    Of a plain tar its headers are scanned; a zip carries its table and needs none. A compressed
-    tar is inflated once more, without a plain form: the follower is what spares that. Raises
-    ``ArchiveError`` where a header is damaged.
-    """
-    return fetched if shard.parts < 2 else learnt(fetched, shard, options, folder)
-
-
 def learnt(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
     """``fetched`` with what a look through a tar's headers teaches; of other formats as it is."""
     if fetched.format not in TARS:
         return fetched
     from jobs.archives.tar import TarArchive
+    from jobs.archives.tarstream import Streamed
 
-    found = TarArchive(fetched, shard, options, folder).learn(shard.parts)
-    return structs.replace(
-        fetched,
-        cuts=found.cuts,
-        members=found.members,
-        data_bytes=found.data_bytes,
-        superseded=found.superseded,
-        top=found.top,
-    )
+    table = TarArchive(fetched, shard, options, folder).learn()
+    return Streamed(fetched.format, learnt=table).applied(fetched)

@@ -76,8 +76,8 @@ class Archive(Protocol):
     def find(self, name: bytes) -> Member | None:
         """The last regular member whose safe path is ``name``, content included.
 
-        Costs another pass over the archive, or over its headers; not while ``members`` runs of
-        the same object matters not: each pass has a reader of its own.
+        Costs another pass over the archive, or over its headers, by a reader of its own: it may be
+        called while ``members`` is iterated.
         """
         ...
 

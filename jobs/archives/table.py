@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from jobs.archives.base import Kind, Member
-from jobs.archives.tarread import TarReader
-from jobs.memberpath import SampleEnds, junk_kind
+from jobs.memberpath import junk_kind
 from jobs.model import Cut, Options
 
-_MARKS = 16_384  # offsets kept; cuts are as fine as this share of the archive
 _BUCKET = 250_000  # names compared at a time; keeps the memory flat
 
 
@@ -95,8 +93,7 @@ class Names:
         return tuple(sorted(found))
 
 
-@dataclass(frozen=True)
-class Learnt:
+class Learnt(Struct, frozen=True):
     """What ``Fetched`` says of a shard with several parts."""
 
     cuts: tuple[Cut, ...]
@@ -107,50 +104,28 @@ class Learnt:
 
 
 class Table:
-    """Collects members in order, with flat memory, for cuts that are made at the end."""
+    """Collects what members teach, in their order, with flat memory."""
 
     def __init__(self, options: Options) -> None:
-        self._marks: list[Cut] = []
-        self._spacing = 0  # bytes between marks; grows with the archive
         self._names = Names()
-        self._top = TopFolder(options)
-        self._members = 0
         self._data_bytes = 0
-        self._ends = SampleEnds()
+        self.top_folder = TopFolder(options)
+        self.members = 0
 
-    def add(self, member: Member, reader: TarReader) -> None:
-        """The next member; ``reader`` tells where its first header began."""
-        marks, offset = self._marks, reader.header_offset
-        may_cut = self._ends.before(member.name)
-        if not marks or (may_cut and offset >= marks[-1].offset + self._spacing):
-            marks.append(Cut(offset, self._members, reader.globals))
-            if len(marks) > _MARKS:
-                del marks[1::2]
-                self._spacing = 2 * (marks[-1].offset - marks[0].offset) // _MARKS
+    def add(self, member: Member) -> None:
+        """The next member."""
         if member.kind is not Kind.FOLDER:
-            self._names.add(member.name, self._members)
-        self._top.see(member.name, member.kind)
-        self._members += 1
+            self._names.add(member.name, self.members)
+        self.top_folder.see(member.name, member.kind)
+        self.members += 1
         self._data_bytes += member.size
 
-    def finish(self, reader: TarReader, parts: int) -> Learnt:
-        """Cut into ``parts``; ``reader`` is at its end."""
-        last = Cut(reader.header_offset, self._members, reader.globals)
+    def finish(self, cuts: tuple[Cut, ...]) -> Learnt:
+        """What all members have taught; ``cuts`` is where the parts begin, and the end."""
         return Learnt(
-            tuple(_cut(self._marks, last, parts)),
-            self._members,
+            cuts,
+            self.members,
             self._data_bytes,
             self._names.superseded(),
-            self._top.top,
+            self.top_folder.top,
         )
-
-
-def _cut(marks: list[Cut], last: Cut, parts: int) -> Iterator[Cut]:
-    """The first mark in each n-th of the archive; ``parts`` + 1 of them, the first at its start."""
-    position = 0
-    for part in range(parts):
-        wanted = last.offset * part // parts
-        while position < len(marks) and marks[position].offset < wanted:
-            position += 1
-        yield marks[position] if position < len(marks) else last
-    yield last

@@ -111,13 +111,13 @@ class TarArchive:
             for member in reader.members(stop=None if last else end.offset):
                 member.superseded = member.ordinal in self._superseded
                 yield member
-            if not last and self._is_stream:
+            inflates = self._fetched.format is not Format.TAR and not self._in_plain(start.offset)
+            if not last and inflates:
                 self._leave(end, reader, stack.pop_all())
 
-    @property
-    def _is_stream(self) -> bool:
-        """Whether to come to a part means to inflate all that lies before it."""
-        return self._fetched.plain is None and self._fetched.format is not Format.TAR
+    def _in_plain(self, offset: int) -> bool:
+        """Whether the plain copy holds the inflated tar from ``offset`` on."""
+        return self._fetched.plain is not None and offset >= self._fetched.plain_start
 
     def _leave(self, end: Cut, reader: TarReader, stack: ExitStack) -> None:
         """Keep a reader where the next part begins; it is closed with this object at the latest."""
@@ -146,16 +146,19 @@ class TarArchive:
         """A reader that stands at ``start``; ``stack`` closes it, and must not hold this object."""
         fetched = self._fetched
         format, offset = fetched.format, start.offset if start else 0
-        paths, sizes = fetched.files, fetched.sizes
-        if fetched.plain is not None:
-            paths, sizes, format = (fetched.plain,), (_size_of(fetched),), Format.TAR
+        paths, sizes, before = fetched.files, fetched.sizes, 0
+        if self._in_plain(offset):
+            paths, sizes, format = (fetched.plain or "",), (_size_of(fetched),), Format.TAR
+            before = fetched.plain_start
         chain = stack.enter_context(Chain(paths, sizes, archive=self._archive))
-        length = chain.size if format is Format.TAR else None
+        length = before + chain.size if format is Format.TAR else None
         if length is not None and headers_only:
-            cursor: Cursor = SeekingCursor(chain.pread, length, offset)
+            cursor: Cursor = SeekingCursor(
+                lambda size, at: chain.pread(size, at - before), length, offset
+            )
         else:
             first = offset if length is not None else 0
-            blocks = chain_blocks(format, chain, self._limits, start=first)
+            blocks = chain_blocks(format, chain, self._limits, start=first - before)
             if cores() > 1:
                 blocks = stack.enter_context(Ahead(blocks))
             cursor = Cursor(blocks, first)
@@ -194,13 +197,14 @@ class TarArchive:
             pass  # whoever reads the members is told
         return names
 
-    def learn(self, parts: int) -> Learnt:
-        """Scan the headers of a plain tar for its member table, cut into ``parts``."""
+    def learn(self) -> Learnt:
+        """What the headers of the whole archive teach, as one part."""
         table = Table(self._options)
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
-                table.add(member, reader)
-            return table.finish(reader, parts)
+                table.add(member)
+            last = Cut(reader.header_offset, table.members, reader.globals)
+        return table.finish((Cut(0, 0), last))
 
 
 def _size_of(fetched: Fetched) -> int:

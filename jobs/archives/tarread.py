@@ -58,7 +58,7 @@ class TarReader:
         self._cursor = cursor
         self._proven = proven
         self._length = length
-        self._headers_only = headers_only
+        self.headers_only = headers_only
         self._limits = limits
         self._archive = limits.archive
         self._ordinal = cut.ordinal if cut else 0
@@ -165,7 +165,7 @@ class TarReader:
         if self._length is not None and size > self._length - self._cursor.offset:
             volume = "" if self._length % BLOCK else " (so does a volume of tar -M)"
             self._fail(f"it claims {size} bytes and the archive ends before{volume}")
-        if self._headers_only:
+        if self.headers_only:
             return iter(())
         if size > ONE_PIECE:
             return self._guarded(self._cursor.chunks(size))
@@ -328,6 +328,6 @@ class TarReader:
         sparse.check(pieces, size, stored)
         member.size = size
         self._limits.check_claim(self.total + size, member.name)
-        if not self._headers_only:
+        if not self.headers_only:
             member.chunks = self._guarded(sparse.expand(pieces, size, cursor.chunks))
         return member, end

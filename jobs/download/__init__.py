@@ -14,14 +14,8 @@ from msgspec import structs
 from jobs import atomic
 from jobs.archives.base import DamagedError
 from jobs.download.fetching import Fetcher
-from jobs.errors import (
-    Cause,
-    OrchestrateError,
-    RunFolderError,
-    SourceError,
-    from_os_error,
-    from_unexpected,
-)
+from jobs.errors import Cause, RunFolderError, SourceError
+from jobs.extract.pool import ExtractionPool
 from jobs.model import (
     Fetched,
     Format,
@@ -31,9 +25,11 @@ from jobs.model import (
     Plan,
     Problem,
     Shard,
+    ShardKind,
     SourceKind,
 )
-from jobs.progress import Progress
+from jobs.problems import as_problem
+from jobs.progress import Progress, cores
 from jobs.runfolder import RunFolder
 from jobs.sources import reopen
 from jobs.staging import Staging
@@ -52,8 +48,14 @@ def run(
     *,
     refetch: frozenset[str],
     attempt: int = 0,
+    extracts: bool = True,
+    shares: bool = False,
 ) -> tuple[ItemResult, ...]:
     """Bring the shards here, several at once, and write ``folder.fetched`` for each.
+
+    ``extracts``: processes of this task extract beside the download, one for each core: a large
+    tar while it arrives, other shards once they are complete. ``shares``: other tasks will do
+    what these have not begun by the end of the download; else they do all of it.
 
     A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
     attempt than this one brought it: a task may be requeued. One bad shard is its
@@ -63,10 +65,15 @@ def run(
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
-    crew = _Crew(folder, plan, progress, refetch, attempt)
-    workers = min(len(shards), plan.options.connections)
-    with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as pool:
-        return tuple(pool.map(crew.result_of, shards))
+    pool = ExtractionPool(folder, progress, workers=cores(), spills=shares)
+    try:
+        crew = _Crew(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        crew.streams_all = len(shards) <= cores()
+        workers = min(len(shards), plan.options.connections)
+        with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as threads:
+            return tuple(threads.map(crew.result_of, shards))
+    finally:
+        pool.close(drains=not shares)
 
 
 class _Crew:
@@ -79,6 +86,9 @@ class _Crew:
         progress: Progress,
         refetch: frozenset[str],
         attempt: int,
+        pool: ExtractionPool,
+        *,
+        extracts: bool,
     ) -> None:
         self._folder = folder
         self._plan = plan
@@ -88,8 +98,11 @@ class _Crew:
         self._attempt = attempt
         self._remote = plan.source.kind is not SourceKind.LOCAL
         self._fetcher = Fetcher(
-            folder, plan, reopen(plan.source, plan.options, _private(folder)), progress
+            folder, plan, reopen(plan.source, plan.options, _private(folder)), progress, pool
         )
+        self._pool = pool
+        self._extracts = extracts
+        self.streams_all = False  # not only tars of several parts
         self._lock = threading.Lock()
         self._halted: Problem | None = None
 
@@ -103,16 +116,9 @@ class _Crew:
             size = self._have(shard)
         except DamagedError as error:
             return self._damaged(shard, error)
-        except OrchestrateError as error:
-            problem = self._understood(Problem.of(error, shard=shard.id))
-        except OSError as error:
-            doing = f"fetching {error.filename or shard.id}"
-            problem = self._understood(
-                Problem.of(from_os_error(error, doing=doing), shard=shard.id)
-            )
-        except Exception as error:  # a defect of ours stops one shard, not all
-            log.exception("%s failed", shard.id)
-            problem = Problem.of(from_unexpected(error, doing=f"the download of {shard.id}"))
+        except Exception as error:  # noqa: BLE001  # a defect of ours stops one shard, not all
+            problem = as_problem(error, doing=f"fetching {shard.id}", shard=shard.id)
+            problem = self._understood(problem)
         else:
             self._progress.add(items=1)
             return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)
@@ -127,15 +133,32 @@ class _Crew:
         elif before is not None and (known := self._known(before)) is not None:
             self._progress.add(bytes=known)
             return known
-        fetched = self._fetcher.fetch(shard, resized=again or before is not None)
-        self._forget_parts(shard, fetched, before)
+        before = before or self._replaced_evidence(shard)
+        fetched = self._fetcher.fetch(
+            shard, streams=self._streams(shard), before=before is not None or not self._extracts
+        )
+        if before is not None:
+            fetched = self._compared(shard, fetched, before)
         evidence = structs.replace(fetched, attempt=self._attempt)
         atomic.write_json(self._folder.fetched(shard.id), evidence)
         self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)
         how = "verified" if fetched.verified else "no digest is published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
+        if self._extracts:
+            parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+            self._pool.offer([p for p in parts if not self._folder.manifest(p).exists()])
         return size
+
+    def _streams(self, shard: Shard) -> bool:
+        """Whether the shard is read while it arrives.
+
+        A tar of several parts needs a member table, and most often its inflated form, whoever
+        extracts it. Of many small shards each is sooner complete than a process is free for it.
+        """
+        if shard.kind is not ShardKind.ARCHIVE:
+            return False
+        return shard.parts > 1 or (self.streams_all and self._extracts)
 
     def _evidence(self, shard: Shard) -> Fetched | None:
         """What an earlier attempt, or an earlier process of this one, tells of the shard."""
@@ -187,18 +210,25 @@ class _Crew:
         """The evidence of the archive that is fetched anew, until there is a new one."""
         return self._folder.shards / f"{shard.id}.before"
 
-    def _forget_parts(self, shard: Shard, fetched: Fetched, before: Fetched | None) -> None:
-        """Parts that came of other bytes than these are to be extracted anew."""
-        if before is None:
-            try:
-                before = atomic.read_json(self._before(shard), Fetched)
-            except (OSError, msgspec.DecodeError):
-                return
-        if before.digests != fetched.digests:
-            log.info("%s: other bytes than before, so all of its parts are done anew", shard.id)
-            for index in range(shard.parts):
-                part = Part(shard.id, index, shard.parts)
-                self._folder.manifest(part).unlink(missing_ok=True)
+    def _replaced_evidence(self, shard: Shard) -> Fetched | None:
+        """The evidence that ``_forget`` has put away."""
+        try:
+            return atomic.read_json(self._before(shard), Fetched)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
+        """``fetched``, with the cuts of ``before`` where it is the same bytes.
+
+        Else the parts that came of other bytes are to be extracted again.
+        """
+        if before.digests == fetched.digests:
+            return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
+        log.info("%s: other bytes than before, so all of its parts are extracted again", shard.id)
+        for index in range(shard.parts):
+            part = Part(shard.id, index, shard.parts)
+            self._folder.manifest(part).unlink(missing_ok=True)
+        return fetched
 
     def _understood(self, problem: Problem) -> Problem:
         """``problem`` with what it means for the task as a whole."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from msgspec import structs
 
 from jobs import magic
-from jobs.archives import cuts_of, read_head, sniff
-from jobs.download.following import Following, hashed_and_followed
+from jobs.archives import read_head, sniff
+from jobs.archives.base import DamagedError
+from jobs.archives.tarstream import Streamed
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
+from jobs.extract.arriving import Feed
+from jobs.extract.pool import ExtractionPool
 from jobs.memberpath import shown
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.progress import Progress
@@ -19,17 +23,28 @@ from jobs.runfolder import RunFolder
 from jobs.sources.base import Expect, Source, key_of
 from jobs.sources.unchanged import check_unchanged, mark
 from jobs.staging import Staging
-from jobs.transfer import Arrivals, Received, Transfer
+from jobs.transfer import Received, Transfer
 
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up
 
 
 class Fetcher:
-    """Makes the evidence of one shard after the other; threads may share it."""
+    """Makes the evidence of one shard after the other; threads may share it.
 
-    def __init__(self, folder: RunFolder, plan: Plan, source: Source, progress: Progress) -> None:
+    Tars that ``pool`` is to stream are read by it while they arrive.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        source: Source,
+        progress: Progress,
+        pool: ExtractionPool,
+    ) -> None:
         self._folder = folder
         self._plan = plan
+        self._pool = pool
         self._staging = Staging(plan)
         self._source = source
         self._progress = progress
@@ -40,19 +55,21 @@ class Fetcher:
         """Whether any server has said anything so far."""
         return self._transfer is not None and self._transfer.answered
 
-    def fetch(self, shard: Shard, *, resized: bool = False) -> Fetched:
-        """Have ``shard`` here and tell all that is known of it; safe to call again.
+    def fetch(self, shard: Shard, *, streams: bool = False, before: bool = False) -> Fetched:
+        """Have ``shard`` here, with all that is known of it; safe to call again.
 
-        ``resized``: a file of this file system need not have its size of the launch any more, as
-        its owner may have mended it.
+        ``streams``: read a tar in the same pass, and extract it, unless an earlier attempt has
+        had the shard ``before``: its parts are kept where the bytes are the same. Then a file of
+        this file system need not have its size of the launch either, as its owner may have
+        repaired it.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
         here = [self._source.path(file) for file in shard.files]
         if None not in here:
             paths = [path for path in here if path is not None]
-            return self._in_place(shard, paths, resized=resized)
-        return self._fetched(shard)
+            return self._in_place(shard, paths, streams=streams, before=before)
+        return self._fetched(shard, streams=streams, before=before)
 
     # A folder that is a dataset ------------------------------------------------------------
 
@@ -76,8 +93,8 @@ class Fetcher:
 
     # Files of this file system -------------------------------------------------------------
 
-    def _in_place(self, shard: Shard, paths: list[Path], *, resized: bool) -> Fetched:
-        """Read once, whole, where they lie.
+    def _in_place(self, shard: Shard, paths: list[Path], *, streams: bool, before: bool) -> Fetched:
+        """Read completely where they are.
 
         The hash is the receipt's proof of what was imported, finds a disk that cannot read its
         own file before any task starts, and costs no pass of its own where parts must be found.
@@ -86,7 +103,7 @@ class Fetcher:
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
                 raise SourceError(f"{shown(str(path))} is empty; put the archive there again")
-            if file.size not in (None, size) and not resized:
+            if file.size not in (None, size) and not before:
                 raise SourceError(
                     f"{shown(str(path))} has {size} bytes, and had {file.size} at launch; let its "
                     "writer finish, then launch again",
@@ -102,12 +119,11 @@ class Fetcher:
             tuple(mtime_ns for _, mtime_ns in marks),
             in_place=True,
         )
-        if shard.parts > 1 and shard.kind is ShardKind.ARCHIVE:
-            plain = self._staging.plain(shard.id)
-            fetched = hashed_and_followed(fetched, shard, self._plan.options, plain, self._progress)
-        else:
-            digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
-            fetched = structs.replace(fetched, digests=digests)
+        streaming = self._pool.stream(shard, paths, (), extracts=not before) if streams else None
+        digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
+        fetched = structs.replace(fetched, digests=digests)
+        if streaming is not None:
+            fetched = streaming.result().applied(fetched)
         for file, found in zip(shard.files, fetched.digests, strict=True):
             check_digest(file, found)
         check_unchanged(fetched)
@@ -117,42 +133,52 @@ class Fetcher:
 
     # Files of other machines ---------------------------------------------------------------
 
-    def _fetched(self, shard: Shard) -> Fetched:
+    def _fetched(self, shard: Shard, *, streams: bool, before: bool) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
-        # Before anything follows them: what is there and wrong goes.
+        # Before anything is read behind them: what is there and wrong goes.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
-        following = None
-        if shard.parts > 1 and shard.kind is ShardKind.ARCHIVE:
-            plain = self._staging.plain(shard.id)
-            following = Following(shard, outs, self._plan.options, plain, self._progress)
-        received: list[Received] = []
+        feeds = [Feed(index) for index in range(len(outs))] if streams else []
+        streaming = None
+        if streams:
+            for feed, received in zip(feeds, there, strict=True):
+                if received is not None:
+                    feed.have(received.size)
+            streaming = self._pool.stream(shard, outs, feeds, extracts=not before)
+        files: list[Received] = []
         try:
             for index, out in enumerate(outs):
-                arrivals = following.arrivals[index] if following else None
-                received.append(there[index] or self._one_file(shard, index, out, arrivals))
+                arrivals = feeds[index] if streams else None
+                files.append(there[index] or self._one_file(shard, index, out, arrivals))
         except BaseException:
-            if following:
-                following.abandon()
+            for feed in feeds:
+                feed.fail()
+            if streaming is not None:
+                streaming.exception()
             raise
         fetched = Fetched(
             shard.id,
             _format(shard, outs),
             tuple(str(out) for out in outs),
-            tuple(one.size for one in received),
-            tuple(one.sha256 for one in received),
+            tuple(one.size for one in files),
+            tuple(one.sha256 for one in files),
             tuple(mark(out)[1] for out in outs),
-            verified=all(one.verified for one in received),
+            verified=all(one.verified for one in files),
         )
-        if following:
-            fetched = following.finish(fetched)
-        return (
-            cuts_of(fetched, shard, self._plan.options, self._folder)
-            if _uncut(fetched, shard)
-            else fetched
-        )
+        if streaming is None:
+            return fetched
+        return self._streamed(streaming, shard, outs, extracts=not before).applied(fetched)
 
-    def _one_file(self, shard: Shard, index: int, out: Path, arrivals: Arrivals | None) -> Received:
+    def _streamed(
+        self, streaming: Future[Streamed], shard: Shard, outs: Sequence[Path], *, extracts: bool
+    ) -> Streamed:
+        """What the pass has taught; where it met damage, another one over what is here by now."""
+        try:
+            return streaming.result()
+        except DamagedError:
+            return self._pool.stream(shard, outs, (), extracts=extracts).result()
+
+    def _one_file(self, shard: Shard, index: int, out: Path, arrivals: Feed | None) -> Received:
         file = shard.files[index]
         expect = _expected(shard, file) if index == 0 else None
         assert self._transfer is not None  # a source that is not local has one
@@ -205,10 +231,6 @@ def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
         progress=progress,
         tries=_TRIES,
     )
-
-
-def _uncut(fetched: Fetched, shard: Shard) -> bool:
-    return shard.parts > 1 and shard.kind is ShardKind.ARCHIVE and not fetched.cuts
 
 
 def _expected(shard: Shard, file: SourceFile) -> Expect:

@@ -23,7 +23,7 @@ def run(
     stops no other. Only a disk's failure and ``progress`` end the task early, and then the parts
     that are left are retryable.
     """
-    from jobs.extract.supervisor import Supervisor  # of which its child has no use
+    from jobs.extract.extractor import Extractor  # of which its child has no use
 
     results: dict[str, ItemResult] = {}
     left: list[Part] = []
@@ -40,10 +40,8 @@ def run(
         else:
             left.append(part)
     left.sort(key=lambda part: (part.shard, part.index))  # each archive is opened once
-    while left:
-        supervisor = Supervisor(folder, left, progress)
-        left = supervisor.run()
-        results.update(supervisor.results)
+    with Extractor(folder, progress) as extractor:
+        results.update(extractor.extract(left))
     return tuple(results[part.id] for part in parts)
 
 

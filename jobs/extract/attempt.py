@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import gc
-import logging
 import traceback
 from dataclasses import dataclass
 
 from jobs import archives
 from jobs.archives.base import Archive, DamagedError
-from jobs.errors import (
-    Cause,
-    OrchestrateError,
-    Stopped,
-    StorageError,
-    from_os_error,
-    from_unexpected,
-)
+from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
 from jobs.extract.part import extract_part
 from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
+from jobs.problems import as_problem
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,14 +61,12 @@ class Attempts:
             self._forget(error)
             return Attempt(self._refused(part, work, error))
         except OSError as error:
-            doing = f"extracting {part.id}, at {error.filename!r}"
-            problem = Problem.of(from_os_error(error, doing=doing), shard=part.shard)
+            problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             return Attempt(ItemResult(part.id, problem.outcome, problem=problem), problem)
-        except Exception as error:  # the boundary: a defect of ours is a result too
+        except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
             self._forget(error)
-            log.exception("%s failed", part.id)
-            refused = from_unexpected(error, doing=f"the extraction of {part.id}")
-            return Attempt(unfinished(part, Problem.of(refused, shard=part.shard)))
+            problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
+            return Attempt(unfinished(part, problem))
 
     def _forget(self, error: BaseException) -> None:
         """Let go of an archive that failed, with its buffers, which the error's frames hold."""
@@ -89,9 +78,7 @@ class Attempts:
         fetched = self._folder.load_fetched(part.shard)
         if fetched is None:
             raise OrchestrateError(f"{part.shard} is not fetched", cause=Cause.NOT_FETCHED)
-        staging = Staging(self._plan)
-        for place in (staging.data, staging.records, staging.archives):
-            place.mkdir(parents=True, exist_ok=True)
+        Staging(self._plan).make_folders()
         return Work(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
 
     def _archive(self, work: Work) -> Archive:

@@ -1,8 +1,7 @@
-"""The process that extracts: what native libraries do to it, its parent lives to tell."""
+"""The process that extracts: what a native library does to it, its parent survives and reports."""
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import select
@@ -11,37 +10,64 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from jobs import rlimits
+from jobs.archives.base import DamagedError
 from jobs.errors import Cause
 from jobs.extract.attempt import Attempts, archive_bytes, unfinished
-from jobs.extract.messages import News, Order
+from jobs.extract.messages import (
+    Arrived,
+    Begin,
+    Done,
+    End,
+    Extract,
+    Item,
+    News,
+    Order,
+    Report,
+    Stop,
+    Stream,
+)
 from jobs.extract.pace import Pace
-from jobs.model import ItemResult, Part, Problem
+from jobs.model import Part, Problem
+from jobs.problems import as_problem
 from jobs.progress import Progress
 from jobs.runfolder import RunFolder
 
+if TYPE_CHECKING:
+    from jobs.extract.arriving import ArrivingFile
+    from jobs.transfer import Arrivals
+
 _NEWS_S = 0.25
+_READ = 1 << 16  # bytes
+_decode = msgspec.json.Decoder(Order).decode
 
 
 class Child:
-    """Extracts the parts it was told to, one after the other, and tells how it goes."""
+    """Carries out one order after the other, and reports how it goes."""
 
-    def __init__(self, order: Order, orders: io.FileIO, news_fd: int) -> None:
-        self._order = order
+    def __init__(self, begin: Begin, orders: Orders, news_fd: int) -> None:
         self._orders = orders
         self._news_fd = news_fd
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
-        self._progress = Progress(deadline=order.deadline)
+        self._progress = Progress(deadline=begin.deadline)
         self._pace = Pace(self._progress)
         self._current: str | None = None
+        self._queue: SimpleQueue[Extract | Stream | None] = SimpleQueue()
+        self._files: list[ArrivingFile] = []  # of the shard that is streamed
+        self._stops: Problem | None = None  # why no further part is tried
+        self._folder = RunFolder(Path(begin.run_dir))
+        self._plan = self._folder.load_plan()
+        self._attempts = Attempts(self._folder, self._plan, self._progress)
 
     def run(self) -> None:
-        """All parts, each with its result told; returns when the last is."""
+        """Until there are no further orders."""
         cpu_limit = rlimits.watch_cpu_limit()
 
         def processor_time(signum: int, frame: FrameType | None) -> None:
@@ -49,54 +75,127 @@ class Child:
 
         signal.signal(signal.SIGXCPU, processor_time)
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
-        folder = RunFolder(Path(self._order.run_dir))
-        plan = folder.load_plan()
-        attempts = Attempts(folder, plan, self._progress)
-        parts = self._order.parts
-        for index, part in enumerate(parts):
-            size = archive_bytes(plan, part)
-            if not self._pace.has_time_for(size):
-                self._leave(parts[index:], _no_time(part))
-                break
-            self._current = part.id
-            self._pace.begins(size)
-            self._tell()
-            attempt = attempts.extract(part)
-            self._pace.ended()
-            self._tell(attempt.result)
-            if attempt.stops is not None:
-                self._leave(parts[index + 1 :], attempt.stops)
-                break
+        while (order := self._queue.get()) is not None:
+            if isinstance(order, Extract):
+                self._extract(order.parts)
+            else:
+                self._stream(order)
         with self._lock:  # the other thread is not cut off within a line
             os.close(self._news_fd)
             self._news_fd = -1
 
-    def _leave(self, parts: Sequence[Part], problem: Problem) -> None:
-        for part in parts:
-            self._tell(unfinished(part, problem))
+    def _extract(self, parts: Sequence[Part]) -> None:
+        for index, part in enumerate(parts):
+            size = archive_bytes(self._plan, part)
+            if self._stops is None and not self._pace.has_time_for(size):
+                self._stops = _no_time(part)
+            if self._stops is not None:
+                for left in parts[index:]:
+                    self._report(Item(unfinished(left, self._stops)))
+                return
+            self._begins(part)
+            self._pace.begins(size)
+            attempt = self._attempts.extract(part)
+            self._pace.ended()
+            self._report(self._news())
+            self._report(Item(attempt.result))
+            self._stops = attempt.stops
 
-    def _tell(self, item: ItemResult | None = None) -> None:
-        news = News(self._current, self._pace.bytes_done, self._progress.files_done, item)
-        line = self._encode(news) + b"\n"
+    def _begins(self, part: Part | None) -> None:
+        self._current = part.id if part is not None else None
+        self._report(self._news())
+
+    def _stream(self, order: Stream) -> None:
+        from jobs.extract.streaming import ShardStream
+
+        files = [Path(path) for path in order.files]
+        stream = ShardStream(
+            self._folder,
+            self._plan,
+            self._plan.shard(order.shard),
+            files,
+            self._arrivals if order.arriving else None,
+            self._progress,
+            extracts=order.extracts,
+            spills=order.spills,
+            on_part=self._begins,
+        )
+        try:
+            done = Done(stream.run())
+        except Exception as error:  # noqa: BLE001  # the boundary: reported as a problem
+            doing = f"reading {order.shard}"
+            problem = as_problem(error, doing=doing, shard=order.shard)
+            done = Done(problem=problem, damaged=isinstance(error, DamagedError))
+        self._report(self._news())
+        self._report(done)
+
+    @property
+    def _arrivals(self) -> list[Arrivals]:
+        return [file.arrivals for file in self._files]
+
+    # The parent ----------------------------------------------------------------------------
+
+    def _news(self) -> News:
+        return News(self._current, self._pace.bytes_done, self._progress.files_done)
+
+    def _report(self, report: Report) -> None:
+        line = self._encode(report) + b"\n"
         with self._lock:
             while line and self._news_fd >= 0:
                 line = line[os.write(self._news_fd, line) :]
 
     def _listen(self) -> None:
-        """Hear the parent, whose end is an order to stop as well; tell it how far we are."""
-        while True:
-            if select.select([self._orders], [], [], _NEWS_S)[0]:
-                line = self._orders.readline()
-                if not line:
+        """Take orders, and report from time to time; the parent's end is an order to stop."""
+        try:
+            while True:
+                for order in self._orders.wait(_NEWS_S):
+                    self.take(order)
+                if self._orders.ended:
                     self._progress.stop(Cause.KILLED, "the task's own process is gone")
-                    return
-                order = msgspec.json.decode(line, type=Order)
-                self._progress.stop(order.stop or Cause.CANCELLED, order.message)
-            try:
-                self._tell()
-            except BrokenPipeError:
-                self._progress.stop(Cause.KILLED, "the task's own process is gone")
-                return
+                    break
+                self._report(self._news())
+        except BrokenPipeError:
+            self._progress.stop(Cause.KILLED, "the task's own process is gone")
+        self._queue.put(None)
+        for arrivals in self._arrivals:
+            arrivals.fail()
+
+    def take(self, order: Order) -> None:
+        """Obey, or queue what takes time."""
+        if isinstance(order, Stop):
+            self._progress.stop(order.cause, order.message)
+            for arrivals in self._arrivals:
+                arrivals.fail()
+        elif isinstance(order, Stream):
+            from jobs.extract.arriving import ArrivingFile
+
+            self._files = [ArrivingFile(Path(path)) for path in order.files]
+            self._queue.put(order)
+        elif isinstance(order, Arrived):
+            self._files[order.file].update(order)
+        elif isinstance(order, Extract):
+            self._queue.put(order)
+        elif isinstance(order, End):
+            self._queue.put(None)
+
+
+class Orders:
+    """Orders as they come through a descriptor; ``ended`` once the other side is closed."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._rest = b""
+        self.ended = False
+
+    def wait(self, seconds: float | None) -> list[Order]:
+        """The orders that are there, at the latest after so many seconds."""
+        if not select.select([self._fd], [], [], seconds)[0]:
+            return []
+        data = os.read(self._fd, _READ)
+        if not data:
+            self.ended = True
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [_decode(line) for line in lines]
 
 
 def _no_time(part: Part) -> Problem:
@@ -112,8 +211,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     news_fd = os.dup(1)
     os.dup2(2, 1)  # nothing that a library prints can get among the news
-    orders = io.FileIO(0, closefd=False)
-    line = orders.readline()
-    if line:
-        Child(msgspec.json.decode(line, type=Order), orders, news_fd).run()
+    orders = Orders(0)
+    first: list[Order] = []
+    while not first and not orders.ended:
+        first = orders.wait(None)
+    if first and isinstance(first[0], Begin):
+        child = Child(first[0], orders, news_fd)
+        for order in first[1:]:
+            child.take(order)
+        child.run()
     sys.stdout.flush()

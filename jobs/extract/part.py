@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from jobs.extract.seen import Seen, Twice, path_of
 from jobs.extract.source import Replaced, Source, Tally
 from jobs.extract.work import Work
 from jobs.extract.writers import Writers
-from jobs.manifest import ManifestWriter
+from jobs.manifest import ManifestWriter, read_manifest
 from jobs.memberpath import Folders, shown, text_of
-from jobs.model import Format, OnCollision, PartSummary, ShardKind
+from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
 from jobs.progress import Progress
 from jobs.staging import Staging
 from jobs.writeout import WriteOut
@@ -46,8 +47,11 @@ def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummar
         try:
             return _Pass(work, archive, progress, replaced).run()
         except TopChanged:
-            continue
+            if work.stream is not None:
+                raise  # all of the stream is to be read again
         except Replaced as found:
+            if work.stream is not None:
+                raise work.stream.needs_another_pass("nested archives of one name") from found
             replaced = found.ordinals
     return _Pass(work, archive, progress, replaced).run()
 
@@ -91,7 +95,7 @@ class _Pass:
         # A folder's files are not expanded: each is held to its listed size by its reader, and
         # only archives within it (--nested) have a ratio, to all that was listed.
         size = work.fetched.data_bytes if self._kept.wanted else None
-        self._archive_bytes = sum(work.fetched.sizes) if size is None else size
+        self._archive_bytes = work.archive_bytes if size is None else size
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
@@ -305,11 +309,7 @@ class _Pass:
 
     def _undo(self) -> None:
         """Remove what was written under a wrong top folder."""
-        for entry in self._manifest.entries():
-            try:
-                os.unlink(self._root + b"/" + path_of(entry))  # noqa: PTH108
-            except FileNotFoundError:
-                pass  # two entries of one path
+        _remove(self._root, self._manifest.entries())
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def _finish(self) -> PartSummary:
@@ -347,4 +347,18 @@ class _Pass:
             left_out=dict(self._names.left_out),
             warnings=(*self._warnings, *self._tally.warnings(), *twice.warnings()),
             inner_records=self._inner_records,
+            span=self._work.span(),
         )
+
+
+def remove_files(data: Path, manifest: Path) -> None:
+    """Remove the files that a finished part has written below ``data``."""
+    _remove(os.fsencode(data), read_manifest(manifest))
+
+
+def _remove(root: bytes, entries: Iterable[Entry]) -> None:
+    for entry in entries:
+        try:
+            os.unlink(root + b"/" + path_of(entry))  # noqa: PTH108
+        except FileNotFoundError:
+            pass  # two entries of one path, or the records, which are kept elsewhere

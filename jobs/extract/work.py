@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.archives.sniff import TARS
+from jobs.archives.tarstream import TarStream
 from jobs.errors import ArchiveError, Cause
 from jobs.memberpath import shown
-from jobs.model import Fetched, Part, Plan, Shard
+from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.runfolder import RunFolder
 
 
@@ -20,6 +22,19 @@ class Work:
     shard: Shard
     fetched: Fetched
     part: Part
+    stream: TarStream | None = None  # that the part is read from, where ``fetched`` is not final
+
+    @property
+    def archive_bytes(self) -> int:
+        """Size of the shard as it is published."""
+        return sum(self.fetched.sizes) or self.shard.size or 0
+
+    def span(self) -> Span | None:
+        """Where the part, once read, begins and ends in its tar; None for other formats."""
+        if self.stream is not None:
+            return self.stream.span(self.part)
+        cuts = self.fetched.cuts if self.fetched.format in TARS else ()
+        return Span(cuts[self.part.index], cuts[self.part.index + 1]) if cuts else None
 
     def check_unchanged(self) -> None:
         """Raise ``ArchiveError`` if a file of the archive is not what it was when it came."""

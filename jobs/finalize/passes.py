@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -18,7 +18,7 @@ from jobs.finalize.ground import Ground, key_of, key_of_bytes
 from jobs.finalize.places import Sample
 from jobs.finalize.spelling import unified
 from jobs.manifest import read_manifest, read_summary
-from jobs.model import Match, Part, PartSummary, Verify
+from jobs.model import Fetched, Match, Part, PartSummary, Verify
 from jobs.progress import Progress
 from jobs.staging import MANIFEST, RECEIPT, SUMS
 
@@ -129,15 +129,29 @@ def read_summaries(ground: Ground, tally: Tally, findings: Findings) -> list[Par
 
 
 def _prove_wholeness(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
-    members: Counter[str] = Counter()
+    """Have the parts of each shard be all of it: as many members, cut where its evidence says."""
+    of_shard: dict[str, list[tuple[Part, PartSummary]]] = defaultdict(list)
     for part, summary in zip(ground.parts, summaries, strict=True):
-        members[part.shard] += summary.members
-    for shard in ground.plan.shards:
-        fetched = ground.folder.load_fetched(shard.id)
-        known = None if fetched is None else fetched.members
-        if known is not None and known != members[shard.id]:
-            fact = f"its parts hold {members[shard.id]} members of {known}"
-            findings.add(Finding(Kind.COUNT, fact, shard.id))
+        of_shard[part.shard].append((part, summary))
+    for shard_id, pairs in of_shard.items():
+        fetched = ground.folder.load_fetched(shard_id)
+        if fetched is None:
+            continue
+        for part, summary in pairs:
+            if not _fits(part, summary, fetched):
+                forget_manifest(ground, part, "it was cut elsewhere than the others", findings)
+        members = sum(summary.members for _, summary in pairs)
+        if fetched.members is not None and fetched.members != members:
+            fact = f"its parts hold {members} members of {fetched.members}"
+            findings.add(Finding(Kind.COUNT, fact, shard_id))
+
+
+def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
+    """Whether the part begins and ends where the shard's evidence says."""
+    if summary.span is None or not fetched.cuts:
+        return True
+    cuts = fetched.cuts[part.index : part.index + 2]
+    return (summary.span.start, summary.span.end) == cuts
 
 
 def forget_manifest(ground: Ground, part: Part, reason: str, findings: Findings) -> None:

@@ -11,7 +11,7 @@ from jobs.listing import Listed
 from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
-    from jobs.transfer import Arrivals, Received, Transfer
+    from jobs.transfer import Listener, Received, Transfer
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Source(Protocol):
         transfer: Transfer,
         *,
         expect: Expect | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: Listener | None = None,
     ) -> Received:
         """Bring ``file`` to ``out``, whole; may be called again and goes on where it stopped.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
     from jobs.listing import Listed
-    from jobs.transfer import Arrivals, Received, Transfer
+    from jobs.transfer import Listener, Received, Transfer
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 # hf://datasets/org/name@rev/path, as the Hub's file system writes it; refs/pr/1 has slashes.
@@ -135,7 +135,7 @@ class HubSource:
         transfer: Transfer,
         *,
         expect: Expect | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: Listener | None = None,
     ) -> Received:
         hubclient.check_online()
         return transfer.fetch(

@@ -30,7 +30,7 @@ from jobs.sources.families import families
 from jobs.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
-    from jobs.transfer import Arrivals, Received, Transfer
+    from jobs.transfer import Listener, Received, Transfer
 
 # Of a destination of ours and of the Hub's client: no dataset's own.
 _OF_THE_HUB = ".cache/huggingface"
@@ -123,7 +123,7 @@ class LocalSource:
         transfer: Transfer,
         *,
         expect: Expect | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: Listener | None = None,
     ) -> Received:
         """Never: ``path`` tells where every file lies already."""
         raise SourceError(f"{shown(file.locator)} is read where it lies; nothing fetches it")

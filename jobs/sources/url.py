@@ -21,7 +21,7 @@ from jobs.transfer import Target, redact
 
 if TYPE_CHECKING:
     from jobs.listing import Listed
-    from jobs.transfer import Arrivals, Received, Transfer
+    from jobs.transfer import Listener, Received, Transfer
 
 _AT_ONCE = 8  # questions to servers at launch
 _SHOWN_ERRORS = 5
@@ -105,7 +105,7 @@ class UrlSource:
         transfer: Transfer,
         *,
         expect: Expect | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: Listener | None = None,
     ) -> Received:
         target = Target(self._secrets.get(key, file.locator), self._headers())
         return transfer.fetch(

@@ -6,12 +6,13 @@ GET (``wire``), what all fetches share (``shared``), a file in the making (``dra
 (``attempt``), all requests for a file (``pieces``), and the whole (``transfer``).
 """
 
-from jobs.transfer.arrivals import Arrivals, StartedOver
+from jobs.transfer.arrivals import Arrivals, Listener, StartedOver
 from jobs.transfer.target import Received, Target, origin_of, redact
 from jobs.transfer.transfer import Transfer
 
 __all__ = [
     "Arrivals",
+    "Listener",
     "Received",
     "StartedOver",
     "Target",

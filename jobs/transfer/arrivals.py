@@ -6,12 +6,33 @@ import io
 import os
 import threading
 from collections.abc import Callable
+from typing import Protocol
 
 from jobs.errors import Cause, SourceError
 
 
 class StartedOver(Exception):
     """The file began anew (it had changed, or was corrupt): what was read of it is void."""
+
+
+class Listener(Protocol):
+    """What a transfer reports the arrival of a file to."""
+
+    def begin(self, fd: int) -> None:
+        """The file has this descriptor from now on; bytes of an earlier one are void."""
+        ...
+
+    def advance(self, prefix: int) -> None:
+        """So many bytes from the start are there now."""
+        ...
+
+    def finish(self) -> None:
+        """The file is complete and verified."""
+        ...
+
+    def fail(self) -> None:
+        """The transfer gave up."""
+        ...
 
 
 class Arrivals:
@@ -33,6 +54,11 @@ class Arrivals:
         """A stream from the first byte; close it, and ask for another one after StartedOver."""
         with self._changed:
             return ArrivalsReader(self, self._generation)
+
+    @property
+    def prefix(self) -> int:
+        """How many bytes from the start are there."""
+        return self._prefix
 
     # What the transfer tells --------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from jobs import magic
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest
 from jobs.transfer.answers import StartOver
-from jobs.transfer.arrivals import Arrivals
+from jobs.transfer.arrivals import Listener
 from jobs.transfer.hashing import Frontier
 from jobs.transfer.partial import Identity, Partial
 from jobs.transfer.shared import Counting
@@ -32,7 +32,7 @@ class Draft:
         size: int | None,
         digest: Digest | None,
         expect: Callable[[bytes], None] | None,
-        arrivals: Arrivals | None,
+        arrivals: Listener | None,
     ) -> None:
         self.resolve = resolve
         self.name = shown(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jobs.model import Digest
 from jobs.transfer.answers import NoRanges, StartOver
-from jobs.transfer.arrivals import Arrivals
+from jobs.transfer.arrivals import Listener
 from jobs.transfer.draft import Draft
 from jobs.transfer.shared import Shared
 from jobs.transfer.target import Received, Target
@@ -31,7 +31,7 @@ class Transfer(Shared):
         size: int | None,
         digest: Digest | None,
         expect: Callable[[bytes], None] | None = None,
-        arrivals: Arrivals | None = None,
+        arrivals: Listener | None = None,
     ) -> Received:
         """Bring a file to ``out``, whole and verified; goes on from a partial file beside it.
 

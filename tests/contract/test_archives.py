@@ -15,11 +15,10 @@ import pytest
 
 from jobs.archives import open_archive
 from jobs.archives.base import Kind
-from jobs.archives.follow import follow_here
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
-from jobs.progress import CORES, Progress
-from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests
+from jobs.progress import CORES
+from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests, read_through
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
 
@@ -290,14 +289,12 @@ def test_a_split_archive_reads_as_one(archive: Path, tmp_path: Path) -> None:
     assert digests(*pieces) == digests(archive)
 
 
-def test_a_follower_makes_a_plain_tar_that_parts_are_cut_from(
-    archive: Path, tmp_path: Path
-) -> None:
+def test_one_pass_makes_a_plain_tar_that_parts_are_cut_from(archive: Path, tmp_path: Path) -> None:
     evidence, shard = fetched(archive, parts=4)
     if evidence.format is Format.ZIP:
         return  # a zip carries its own table
     plain = tmp_path / "plain.tar"
-    followed = follow_here(evidence, shard, OPTIONS, plain, Progress())
+    followed = read_through(shard, OPTIONS, plain=plain).applied(evidence)
     if evidence.format is Format.TAR:
         assert followed.plain is None and not plain.exists()
     else:

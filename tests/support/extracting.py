@@ -29,6 +29,7 @@ from jobs.model import (
 )
 from jobs.runfolder import RunFolder
 from jobs.staging import Staging
+from tests.support.reading import read_through
 
 
 @dataclass
@@ -103,7 +104,7 @@ def extracting(
     for shard, path in zip(shards, files, strict=True):
         fetched = fetched_of(shard, path, verified=verified, in_place=in_place)
         if parts > 1:
-            fetched = archives.cuts_of(fetched, shard, options, folder)
+            fetched = read_through(shard, options).applied(fetched)
         atomic.write_json(folder.fetched(shard.id), fetched)
     return run
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import cast
 
-from jobs.archives import cuts_of, open_archive, sniff
+from jobs.archives import open_archive, sniff
 from jobs.archives.base import Archive, Kind
+from jobs.archives.sniff import TARS
+from jobs.archives.tarstream import Arriving, Streamed, TarStream
 from jobs.errors import UnsafeMemberError
 from jobs.memberpath import is_folder_itself, safe_path, text_of
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
+from jobs.progress import Progress
 from jobs.runfolder import RunFolder
 
 NO_FOLDER = cast(RunFolder, None)  # readers of archives need none
@@ -29,12 +34,39 @@ def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetc
     return evidence, Shard("s0", ShardKind.ARCHIVE, files, parts)
 
 
+def _bytes_of(path: Path) -> Arriving:
+    return path.open("rb", buffering=0)
+
+
+def read_through(
+    shard: Shard,
+    options: Options,
+    *,
+    files: Sequence[Callable[[], Arriving]] = (),
+    plain: Path | None = None,
+    progress: Progress | None = None,
+) -> Streamed:
+    """What one pass over a shard teaches that extracts nothing; ``files``: other than its own."""
+    own = [partial(_bytes_of, Path(file.locator)) for file in shard.files]
+    check = (progress or Progress()).check
+    stream = TarStream(files or own, shard, options, plain=plain, check=check)
+    try:
+        if stream.format in TARS:
+            stream.copy_rest()
+            for index in range(shard.parts):
+                stream.pass_over(Part(shard.id, index, shard.parts))
+        return stream.finish()
+    finally:
+        stream.close()
+
+
 def opened(
     *paths: Path, parts: int = 1, options: Options | None = None
 ) -> tuple[Archive, Fetched, Shard]:
     options = options or Options()
     evidence, shard = fetched(*paths, parts=parts)
-    evidence = cuts_of(evidence, shard, options, NO_FOLDER)
+    if parts > 1:
+        evidence = read_through(shard, options).applied(evidence)
     return open_archive(evidence, shard, options, NO_FOLDER), evidence, shard
 
 

@@ -19,14 +19,12 @@ from typing import Any
 import pytest
 
 from jobs.archives import open_archive
-from jobs.archives.follow import follow_here
 from jobs.archives.tar import TarArchive
 from jobs.errors import ArchiveError, Cause, StorageError, TooLargeError
 from jobs.model import Options, Part
-from jobs.progress import Progress
 from tests.support.rawtar import END, gnu_long, member, pax
 from tests.support.rawzip import STORED, Raw, zip_of
-from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests
+from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests, read_through
 
 BYTES = random.Random(4).randbytes(1 << 16)
 TAR = [  # as it is cut: every structure that a tar has
@@ -163,10 +161,10 @@ def test_a_disk_that_refuses_a_plain_tar_is_named_and_no_half_is_left(
     def write(fd: int, data: memoryview) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("jobs.archives.follow.os.write", write)
-    evidence, shard = fetched(path, parts=3)
+    monkeypatch.setattr("jobs.archives.plaincopy.os.write", write)
+    _, shard = fetched(path, parts=3)
     with pytest.raises(StorageError, match=r"plain\.tar"):
-        follow_here(evidence, shard, Options(), tmp_path / "plain.tar", Progress())
+        read_through(shard, Options(), plain=tmp_path / "plain.tar")
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
@@ -178,10 +176,10 @@ def test_a_plain_tar_beyond_the_limit_of_a_file_costs_only_that(tmp_path: Path) 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
-        followed = follow_here(evidence, shard, Options(), tmp_path / "plain.tar", Progress())
+        streamed = read_through(shard, Options(), plain=tmp_path / "plain.tar")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert followed.plain is None and len(followed.cuts) == 4
+    assert streamed.plain is None and len(streamed.applied(evidence).cuts) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
@@ -199,9 +197,9 @@ def test_a_disk_that_fills_up_while_the_plain_tar_is_written_costs_only_that(
         written.append(len(data))
         return real(fd if len(written) < 2 else full, data)
 
-    monkeypatch.setattr("jobs.archives.follow.os.write", write)
+    monkeypatch.setattr("jobs.archives.plaincopy.os.write", write)
     evidence, shard = fetched(path, parts=3)
-    followed = follow_here(evidence, shard, Options(), tmp_path / "plain.tar", Progress())
+    followed = read_through(shard, Options(), plain=tmp_path / "plain.tar").applied(evidence)
     monkeypatch.undo()
     os.close(full)
     assert len(written) == 2 and followed.plain is None and len(followed.cuts) == 4

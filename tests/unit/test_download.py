@@ -73,7 +73,21 @@ def test_an_archive_is_read_where_it_lies(dataset: Path, tmp_path: Path, fmt: st
     assert fetched.files == (str(archive),)
     assert fetched.digests[0].hex == hashlib.sha256(archive.read_bytes()).hexdigest()
     assert len(fetched.cuts) == (0 if fmt == "zip" else plan.shards[0].parts + 1)
-    assert (fetched.plain is not None) == (fmt == "tar.gz")
+    assert fetched.plain is None
+    assert folder.finished_ids() == {part.id for part in plan.parts()}
+
+
+def test_where_nothing_is_extracted_a_compressed_tar_is_inflated_for_the_tasks_to_come(
+    dataset: Path, tmp_path: Path
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path / "in", "tar.gz")
+    folder, plan = planned(tmp_path, archive, part_size=100_000)
+    ids = [shard.id for shard in plan.shards]
+    download.run(folder, plan, ids, Progress(), refetch=frozenset(), extracts=False)
+    fetched = folder.load_fetched(plan.shards[0].id)
+    assert fetched is not None and fetched.plain is not None
+    assert Path(fetched.plain).stat().st_size == len(gzip.decompress(archive.read_bytes()))
+    assert folder.finished_ids() == set()
 
 
 def test_a_bad_shard_is_data_and_its_neighbours_are_fetched(shards: Path, tmp_path: Path) -> None:
@@ -173,7 +187,7 @@ def test_an_archive_that_its_owner_mended_may_have_another_size(
     assert folder.finished_ids() == {part.id for part in parts}  # the bytes are the same
     archive.write_bytes(gzip.compress(gzip.decompress(whole), 1))
     assert run(folder, plan, again=3)[0].outcome is Outcome.OK
-    assert folder.finished_ids() == set()
+    assert all(folder.manifest(part).read_text() != "done" for part in parts)
     fetched = folder.load_fetched(plan.shards[0].id)
     assert fetched is not None
     assert fetched.sizes == (archive.stat().st_size,) != (len(whole),)

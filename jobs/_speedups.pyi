@@ -1,0 +1,6 @@
+from collections.abc import Sequence
+
+Buffer = bytes | bytearray | memoryview
+
+def scan_tar(block: Buffer, start: int) -> tuple[list[tuple[bytes, int, int, int, int]], int]: ...
+def write_files(files: Sequence[tuple[bytes, int, Buffer]]) -> tuple[int, ...]: ...

@@ -1,0 +1,403 @@
+"""A tar read once from front to back, part by part, while its bytes still arrive or afterwards.
+
+Where one part ends and the next begins is decided while reading: at the first member behind the
+part's share of the archive's bytes. Each part therefore gets a ``Span``, which says exactly which
+members it holds, and by which later attempts recognize what is done.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from isal import isal_zlib
+from msgspec import Struct, structs
+
+from jobs.archives.base import Kind, Member, TopChanged
+from jobs.archives.cursor import Cursor
+from jobs.archives.limits import Limits
+from jobs.archives.plaincopy import PlainCopy
+from jobs.archives.sniff import TARS, read_head, sniff
+from jobs.archives.streams import Ahead, open_blocks
+from jobs.archives.table import Learnt, Table, TopFolder
+from jobs.archives.tarread import TarReader
+from jobs.errors import ArchiveError
+from jobs.memberpath import SampleEnds, shown
+from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
+
+_UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source does not state it
+_TOP_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
+_NAMES = 64  # files in the head that are enough to tell samples by
+_LEAST_STEP = 1 << 10  # bytes
+_RECENT = 12 << 20  # bytes: the head, and more than the headers before any content take
+
+
+class Arriving(Protocol):
+    """One file of a shard, read from its first byte on; ``read`` waits for what is to come."""
+
+    def read(self, size: int, /) -> bytes | None: ...
+    def close(self) -> None: ...
+
+
+class Contradiction(Exception):
+    """The archive's bytes are not those that a finished part was made from."""
+
+
+class Streamed(Struct, frozen=True):
+    """What one pass over a shard has taught."""
+
+    format: Format
+    plain: str | None = None  # the inflated tar from ``plain_start`` on
+    plain_start: int = 0
+    learnt: Learnt | None = None  # None where it is no tar
+
+    def applied(self, fetched: Fetched) -> Fetched:
+        """``fetched`` with all that was learnt."""
+        fetched = structs.replace(fetched, format=self.format)
+        if self.learnt is None:
+            return fetched
+        return structs.replace(
+            fetched,
+            plain=self.plain,
+            plain_start=self.plain_start,
+            cuts=self.learnt.cuts,
+            members=self.learnt.members,
+            data_bytes=self.learnt.data_bytes,
+            superseded=self.learnt.superseded,
+            top=self.learnt.top,
+        )
+
+
+class NeedsAnotherPass(ArchiveError):
+    """A member of a stream cannot be had without reading the archive once more."""
+
+
+class TarStream:
+    """Reads a shard of format tar, compressed or not, in one pass; see ``Archive``.
+
+    ``files`` opens each file of the shard, in reading order, at its first byte. ``top`` is the
+    common top folder, in a tuple, where an earlier pass has found it. ``plain``: where
+    ``copy_rest`` writes the inflated tar to; ``check`` is called for each block and may
+    raise. Parts are read in order, each by ``members``,
+    ``skip`` or ``pass_over``; then ``finish`` proves the rest. Memory stays flat.
+    """
+
+    warnings: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        files: Sequence[Callable[[], Arriving]],
+        shard: Shard,
+        options: Options,
+        *,
+        top: tuple[str | None] | None = None,
+        plain: Path | None = None,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._shard = shard
+        self._options = options
+        self._archive = shown(shard.name)[1:-1]
+        size = shard.size
+        self._size = _UNKNOWN if size is None else max(size, 1)
+        self._limits = Limits.of(self._archive, self._size, options)
+        # Small steps where parts are small: how far a part goes is seen from what was taken.
+        self._source = _Source(files, step=max(_LEAST_STEP, self._size // (8 * shard.parts)))
+        self._plain = plain
+        self._known = top
+        # Once members were found in several folders, none of the later ones can change it back.
+        self._final = top is not None and top[0] is None
+        self._cuts: list[Cut] = []
+        self._next_member: Member | None = None  # read, and not given out yet
+        self._copy: PlainCopy | None = None
+        self._plain_start = 0  # offset of the plain copy's first byte in the inflated tar
+        self.broken: Exception | None = None  # why reading ended early
+        self.format = sniff(read_head(self._source.head), shard.name)
+        if self.format not in TARS:
+            return
+        self._blocks = Ahead(self._inflated())
+        self._recent = _Recent(self._blocks, check)
+        self._first_names: list[bytes] = []
+        head = self._examine_head()
+        self._cursor = Cursor(chain(head, self._recent))
+        self._reader = TarReader(self._cursor, self._limits)
+        self._table = Table(options)
+        self._ends = SampleEnds()
+        self._may_cut = True  # before the member that was read last
+        self._members = self._reader.members()
+
+    @property
+    def top(self) -> str | None:
+        """See ``Archive.top``."""
+        return self._known[0] if self._known else None
+
+    @property
+    def taken(self) -> int:
+        """Bytes of the archive that were read so far."""
+        return self._source.taken
+
+    def _inflated(self) -> Iterator[tuple[memoryview, int]]:
+        """Blocks of the inflated tar, each with how many bytes of the archive gave all up to it."""
+        source = self._source
+        for block in open_blocks(self.format, source, self._limits, consumed=lambda: source.taken):
+            yield block, source.taken
+
+    def _examine_head(self) -> list[memoryview]:
+        """Find the top folder in the first blocks, which are returned to be read again."""
+        head: list[memoryview] = []
+
+        def kept() -> Iterator[memoryview]:
+            while sum(map(len, head)) < _TOP_HEAD and (block := next(self._recent, None)):
+                head.append(block)
+                yield block
+
+        seen = TopFolder(self._options)
+        try:
+            reader = TarReader(Cursor(kept()), self._limits, headers_only=True)
+            for member in reader.members():
+                seen.see(member.name, member.kind)
+                self._first_names += [member.name] if member.kind is Kind.FILE else []
+                if seen.settled and len(self._first_names) >= _NAMES:
+                    break
+        except ArchiveError:
+            pass  # the head ends within a member; of damage, whoever reads the members learns
+        self._known = self._known or (seen.top,)
+        return head
+
+    def first_names(self, most: int) -> list[bytes]:
+        """Names of its first files, as far as its head has them."""
+        return self._first_names[:most]
+
+    # Parts ---------------------------------------------------------------------------------
+
+    def members(self, part: Part) -> Iterator[Member]:
+        """The members of the next part, which must be ``part``; see ``Archive.members``.
+
+        Raises ``TopChanged`` where the common top folder turns out to be another one; ``top`` is
+        then right, and all parts are to be read again.
+        """
+        self._begin(part)
+        while (member := self._take()) is not None:
+            if self._is_behind(part):
+                self._next_member = member
+                break
+            yield member
+        self._end(part)
+
+    def pass_over(self, part: Part) -> None:
+        """Read the rest of a part, or all of it, without its content."""
+        for _ in self.members(part):
+            pass
+
+    def skip(self, part: Part, span: Span) -> None:
+        """Read past a finished part; ``Contradiction`` where it was made from other bytes."""
+        self._begin(part)
+        if self._cuts[-1] != span.start or span.crc32 is None:
+            raise Contradiction
+        last = part.index == part.count - 1
+        while (member := self._take()) is not None:
+            if not last and self._reader.header_offset >= span.end.offset:
+                self._next_member = member
+                break
+        self._end(part)
+        if self.span(part) != span:
+            raise Contradiction
+
+    def span(self, part: Part) -> Span:
+        """Which bytes and members ``part`` holds, once it was read."""
+        start, end = self._cuts[part.index : part.index + 2]
+        return Span(start, end, self._crc32)
+
+    def find(self, name: bytes) -> Member | None:
+        """See ``Archive.find``: not possible in one pass."""
+        raise self.needs_another_pass(f"{shown(name)}, which a link means")
+
+    def needs_another_pass(self, what: str) -> NeedsAnotherPass:
+        """The error that leaves a part, in which there is ``what``, to be read again later."""
+        return NeedsAnotherPass(f"{self._archive}: one pass cannot extract {what}")
+
+    def _begin(self, part: Part) -> None:
+        if not self._cuts:
+            self._cuts.append(Cut(0, 0))
+        if len(self._cuts) not in (part.index + 1, part.index + 2):
+            raise ValueError(f"part {part.index} is read out of order")
+        del self._cuts[part.index + 1 :]
+
+    def _take(self) -> Member | None:
+        member, self._next_member = self._next_member, None
+        if member is not None:
+            return member
+        try:
+            member = next(self._members, None)
+        except Exception as error:
+            self.broken = error
+            raise
+        if member is not None:
+            self._table.add(member)
+            self._may_cut = self._ends.before(member.name)
+            self._check_top(member)
+        return member
+
+    def _check_top(self, member: Member) -> None:
+        seen = self._table.top_folder
+        if self._final or not seen.settled or seen.top == self.top:
+            return
+        self._known = (seen.top,)
+        self.broken = TopChanged(
+            f"{self._archive}: member {shown(member.name)} changes which folder is on top; "
+            "the archive is to be read again",
+        )
+        raise self.broken
+
+    def _is_behind(self, part: Part) -> bool:
+        """Whether the member just read belongs to a later part than ``part``."""
+        if part.index == part.count - 1:
+            return False
+        if not self._may_cut:
+            return False
+        position = self._recent.taken(self._reader.header_offset)
+        return position * part.count >= (part.index + 1) * self._size
+
+    def _end(self, part: Part) -> None:
+        """Note where a part ends: before the member that is held, or at the archive's end."""
+        reader, member = self._reader, self._next_member
+        ordinal = self._table.members if member is None else member.ordinal
+        self._cuts.append(Cut(reader.header_offset, ordinal, reader.globals))
+        crc = (
+            self._recent.total_crc32 if member is None else self._recent.crc32(reader.header_offset)
+        )
+        self._crc32 = f"{crc:08x}"
+
+    # The rest ------------------------------------------------------------------------------
+
+    def copy_rest(self) -> None:
+        """From the next part on, write the inflated tar instead of giving out content."""
+        self._reader.headers_only = True
+        if self.format is Format.TAR or self._plain is None:
+            return
+        self._copy = PlainCopy(self._plain, self._shard.size or 0, lambda: self._source.taken)
+        self._plain_start = self._cuts[-1].offset if self._cuts else 0
+        self._recent.copy_to(self._copy, self._plain_start)
+
+    def finish(self) -> Streamed:
+        """What the pass has taught, once its last part was read; a plain copy is durable then."""
+        if self.format not in TARS:
+            return Streamed(self.format)
+        plain = None if self._copy is None else self._copy.finish()
+        start = 0 if plain is None else self._plain_start
+        return Streamed(self.format, plain, start, self._table.finish(tuple(self._cuts)))
+
+    def close(self) -> None:
+        """Stop reading, and discard a plain copy that is not finished."""
+        if self._copy is not None:
+            self._copy.discard()
+        self._source.close()  # first: the thread may be waiting for bytes
+        if self.format in TARS:
+            self._blocks.close()
+
+
+class _Source:
+    """The files of a shard as one stream; ``taken`` bytes of it were given out."""
+
+    def __init__(self, files: Sequence[Callable[[], Arriving]], *, step: int) -> None:
+        self._files = [opened() for opened in files]
+        self._step = step
+        self._index = 0
+        self._head = b""
+        self.taken = 0
+
+    def head(self, size: int) -> bytes:
+        """The first bytes, which will be given out all the same."""
+        while len(self._head) < size:
+            data = self._next(size - len(self._head))
+            if not data:
+                break
+            self._head += data
+        return self._head
+
+    def read(self, size: int, /) -> bytes:
+        if self._head:
+            size = min(size, self._step)
+            data, self._head = self._head[:size], self._head[size:]
+        else:
+            data = self._next(min(size, self._step))
+        self.taken += len(data)
+        return data
+
+    def _next(self, size: int) -> bytes:
+        while self._index < len(self._files):
+            data = self._files[self._index].read(size)
+            if data:
+                return data
+            self._index += 1
+        return b""
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+
+
+class _Recent:
+    """Passes blocks on, and knows of the latest ones where they lie and what came before them.
+
+    Once ``copy_to`` was called, each block goes to a plain copy before it is passed on.
+    """
+
+    def __init__(self, blocks: Iterator[tuple[memoryview, int]], check: Callable[[], None]) -> None:
+        self._blocks = blocks
+        self._check = check
+        self._latest: deque[_Block] = deque()
+        self._offset = 0
+        self._taken = 0
+        self._copy: PlainCopy | None = None
+        self.total_crc32 = 0
+
+    def __iter__(self) -> _Recent:
+        return self
+
+    def __next__(self) -> memoryview:
+        self._check()
+        data, taken = next(self._blocks)
+        self._latest.append(_Block(self._offset, data, self.total_crc32, self._taken, taken))
+        self._offset += len(data)
+        self._taken = taken
+        while self._offset - self._latest[0].start > _RECENT:
+            self._latest.popleft()
+        self.total_crc32 = isal_zlib.crc32(data, self.total_crc32)
+        if self._copy is not None:
+            self._copy.write(data)
+        return data
+
+    def crc32(self, offset: int) -> int:
+        """Of all bytes before ``offset``."""
+        block = self._at(offset)
+        return isal_zlib.crc32(block.data[: offset - block.start], block.crc32)
+
+    def taken(self, offset: int) -> int:
+        """How many bytes of the archive gave the bytes before ``offset``, about."""
+        block = self._at(offset)
+        share = (offset - block.start) / max(1, len(block.data))
+        return block.before + int(share * (block.after - block.before))
+
+    def _at(self, offset: int) -> _Block:
+        for block in reversed(self._latest):
+            if block.start <= offset:
+                return block
+        raise ValueError(f"byte {offset} is not among the latest ones")
+
+    def copy_to(self, copy: PlainCopy, offset: int) -> None:
+        """Write all bytes from ``offset`` on to ``copy``."""
+        self._copy = copy
+        for block in self._latest:
+            if block.start + len(block.data) > offset:
+                copy.write(block.data[max(0, offset - block.start) :])
+
+
+class _Block(NamedTuple):
+    start: int  # offset in the inflated tar
+    data: memoryview
+    crc32: int  # of all that came before
+    before: int  # bytes of the archive that gave what came before
+    after: int  # and all up to its end

@@ -1,0 +1,106 @@
+"""A file that another process fetches: what is there of it, from its sender to its readers."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from msgspec import structs
+
+from jobs.extract.messages import Arrived
+from jobs.transfer import Arrivals
+
+_STEP = 1 << 20  # bytes; less news of a file is not worth a message
+
+
+class Feed:
+    """Takes what a transfer says of one file, and sends it on once there is somebody to send to.
+
+    The interface of ``Arrivals`` that a transfer uses.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._lock = threading.Lock()
+        self._state = Arrived(file, 0)
+        self._sent = Arrived(file, 0)
+        self._send: Callable[[Arrived], None] | None = None
+
+    def attach(self, send: Callable[[Arrived], None]) -> None:
+        """Send what is known so far, and everything from now on."""
+        with self._lock:
+            self._send = send
+            if self._state.generation:
+                self._put(self._state)
+
+    def detach(self) -> None:
+        """Send no more."""
+        with self._lock:
+            self._send = None
+
+    def have(self, size: int) -> None:
+        """The file is complete already, and has ``size`` bytes."""
+        with self._lock:
+            self._put(Arrived(self._state.file, 1, prefix=size, complete=True))
+
+    def begin(self, fd: int) -> None:
+        """See ``Arrivals.begin``; whoever reads opens the file by its name."""
+        with self._lock:
+            self._put(Arrived(self._state.file, self._state.generation + 1))
+
+    def advance(self, prefix: int) -> None:
+        """See ``Arrivals.advance``."""
+        with self._lock:
+            self._state = structs.replace(self._state, prefix=prefix)
+            if prefix >= self._sent.prefix + _STEP:
+                self._put(self._state)
+
+    def finish(self) -> None:
+        """See ``Arrivals.finish``."""
+        with self._lock:
+            self._put(structs.replace(self._state, complete=True))
+
+    def fail(self) -> None:
+        """See ``Arrivals.fail``."""
+        with self._lock:
+            if not self._state.complete:
+                self._put(structs.replace(self._state, failed=True))
+
+    def _put(self, state: Arrived) -> None:
+        self._state = self._sent = state
+        if self._send is not None:
+            self._send(state)
+
+
+class ArrivingFile:
+    """The other end: ``arrivals`` has readers for what the sender reports."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._generation = 0
+        self.arrivals = Arrivals()
+
+    def update(self, news: Arrived) -> None:
+        """Take a report into account."""
+        if news.generation != self._generation:
+            try:
+                fd = self._open()
+            except OSError:
+                self.arrivals.fail()  # replaced meanwhile: a later report says by what
+                return
+            self._generation = news.generation
+            self.arrivals.begin(fd)
+            os.close(fd)
+        self.arrivals.advance(news.prefix)
+        if news.complete:
+            self.arrivals.finish()
+        if news.failed:
+            self.arrivals.fail()
+
+    def _open(self) -> int:
+        partial = self._path.with_name(f"{self._path.name}.part")
+        try:
+            return os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)  # complete by now

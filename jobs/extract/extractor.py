@@ -1,0 +1,305 @@
+"""The parent of a process that extracts: gives orders, passes on news, and survives its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import msgspec
+
+import jobs
+from jobs import rlimits
+from jobs.archives.base import DamagedError
+from jobs.archives.tarstream import Streamed
+from jobs.errors import Cause, OrchestrateError, Stopped
+from jobs.extract.arriving import Feed
+from jobs.extract.attempt import unfinished
+from jobs.extract.messages import (
+    Begin,
+    Done,
+    End,
+    Extract,
+    Item,
+    News,
+    Order,
+    Report,
+    Stop,
+    Stream,
+)
+from jobs.model import ItemResult, Part, Problem
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+
+_LOOK_S = 0.1  # how often the stop flag is looked at
+_GRACE_S = 0.6  # from an order to stop until the child is killed, which harms nothing on disk
+_READ = 1 << 16  # bytes
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Report).decode
+
+# glibc gives a block of 1 MiB back to the kernel at once, and gets the next one by 256 page faults,
+# a tenth of inflating on one core; it is told to keep some (mallopt(3)).
+_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}  # bytes
+
+# Isolated (-I), so that no file of the working folder and no variable of the environment chooses
+# what is imported; then with the very path that this process has. Signals are the parent's matter.
+# The end is no more than that: to take the interpreter apart costs as much as to write 10 MB.
+_BOOT = """\
+import gc, os, signal, sys
+gc.disable()
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+sys.path[:] = sys.argv[1:]
+from jobs.extract.child import main
+gc.freeze()
+gc.enable()
+main()
+os._exit(0)
+"""
+
+
+class Extractor:
+    """Has a child process extract; one that crashed is replaced. Close it when done.
+
+    One thread at a time may give orders. ``beside``: the task does something else, such as a
+    download, whose bytes and items ``progress`` counts; of extraction it counts files only.
+    """
+
+    def __init__(self, folder: RunFolder, progress: Progress, *, beside: bool = False) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._beside = beside
+        self._child: subprocess.Popen[bytes] | None = None
+        self._writing = threading.Lock()
+        self._last = News()
+        self._lines: deque[bytes] = deque()  # that came and were not looked at
+        self._rest = b""  # the beginning of the next one
+        self._kill_at: float | None = None  # on the monotonic clock, once it was told to stop
+        self._status = 0  # of the child that has ended
+
+    def __enter__(self) -> Extractor:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def extract(self, parts: Sequence[Part]) -> dict[str, ItemResult]:
+        """Extract ``parts``, whose shards are here; the result of each, by its id."""
+        results: dict[str, ItemResult] = {}
+        left = list(parts)
+        while left:
+            self._order(Extract(tuple(left)))
+            for report in self._reports():
+                if isinstance(report, Item):
+                    results[report.result.item] = report.result
+                    self._progress.add(items=int(not self._beside))
+                    if len(results) == len(parts):
+                        break
+            left = [part for part in left if part.id not in results]
+            if left:
+                results.update(self._judge_end(left))
+                left = [part for part in left if part.id not in results]
+        return results
+
+    def stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
+        """Have a shard read in one pass; ``feeds`` send what arrives of its files, if any does.
+
+        Raises ``OrchestrateError`` with whatever ended the pass early.
+        """
+        self._order(order)
+        for feed in feeds:
+            feed.attach(self._send)
+        try:
+            for report in self._reports():
+                if isinstance(report, Done):
+                    if report.streamed is not None:
+                        return report.streamed
+                    assert report.problem is not None
+                    raise _error_of(report.problem, damaged=report.damaged)
+        finally:
+            for feed in feeds:
+                feed.detach()
+        raise _error_of(self._end_problem(order.shard, order.shard))
+
+    def close(self) -> None:
+        """End the child; one that has nothing in hand ends at once."""
+        if self._child is not None:
+            self._send(End())
+            self._reap()
+
+    # The child -----------------------------------------------------------------------------
+
+    def _order(self, order: Order) -> None:
+        if self._child is None:
+            self._child = subprocess.Popen(
+                [sys.executable, *_options(), "-c", _BOOT, *_import_path()],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                bufsize=0,
+                env={**_HEAP, **os.environ},
+            )
+            self._last, self._rest, self._kill_at = News(), b"", None
+            self._lines.clear()
+            left_s = self._progress.time_left()
+            deadline = None if left_s is None else time.monotonic() + left_s
+            self._send(Begin(str(self._folder.path), deadline))
+        self._send(order)
+
+    def _send(self, order: Order) -> None:
+        child = self._child
+        if child is None or child.stdin is None:
+            return
+        with self._writing:
+            try:
+                line = _encode(order) + b"\n"
+                while line:
+                    line = line[child.stdin.write(line) or 0 :]
+            except (BrokenPipeError, ValueError):
+                pass  # it has ended: its exit status says why
+
+    def _reports(self) -> Iterator[Report]:
+        """Reports of the child until it ends; ``News`` are passed on to the progress."""
+        while self._lines or self._read():
+            report = _decode(self._lines.popleft())
+            if isinstance(report, News):
+                self._hear(report)
+            else:
+                yield report
+        self._reap()
+
+    def _read(self) -> bool:
+        """Wait for lines, and tell the child to stop when that is wanted; False at its end."""
+        child = self._child
+        assert child is not None and child.stdout is not None
+        fd = child.stdout.fileno()
+        while not self._lines:
+            if self._kill_at is None and self._progress.cause is not None:
+                self._kill_at = time.monotonic() + _GRACE_S
+                stop = self._stop_problem()
+                self._send(Stop(stop.cause, stop.message))
+            elif self._kill_at is not None and time.monotonic() > self._kill_at:
+                child.kill()
+            if not select.select([fd], [], [], _LOOK_S)[0]:
+                continue
+            data = os.read(fd, _READ)
+            if not data:
+                return False
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._lines.extend(lines)
+        return True
+
+    def _hear(self, news: News) -> None:
+        self._progress.add(files=news.files - self._last.files)
+        if not self._beside:
+            self._progress.add(bytes=news.bytes - self._last.bytes)
+            self._progress.current = news.current
+        self._last = news
+
+    def _reap(self) -> None:
+        """See the child out; the number that it ended with is kept for ``_end_problem``."""
+        child, self._child = self._child, None
+        if child is None:
+            return
+        assert child.stdin is not None and child.stdout is not None
+        with self._writing:
+            child.stdin.close()
+        child.stdout.close()
+        try:
+            child.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+        self._status = child.returncode
+
+    # Its end -------------------------------------------------------------------------------
+
+    def _stop_problem(self) -> Problem:
+        try:
+            self._progress.check()
+        except Stopped as stopped:
+            return Problem(stopped.cause, stopped.message)
+        return Problem(Cause.CANCELLED, "the task was told to stop")
+
+    def _judge_end(self, left: Iterable[Part]) -> dict[str, ItemResult]:
+        """Results of the parts that no other child is to try."""
+        left = list(left)
+        if self._progress.cause is not None:
+            stop = self._stop_problem()
+            return {part.id: unfinished(part, stop) for part in left}
+        if self._status >= 0:
+            problem = self._end_problem(left[0].id, left[0].shard)
+            return {part.id: unfinished(part, problem) for part in left}
+        crashed = next((part for part in left if part.id == self._last.current), left[0])
+        self._progress.add(items=int(not self._beside))
+        return {crashed.id: unfinished(crashed, self._end_problem(crashed.id, crashed.shard))}
+
+    def _end_problem(self, item: str, shard: str) -> Problem:
+        """What the end of the child means for the part, or the shard, that it had in hand."""
+        if self._progress.cause is not None:
+            return self._stop_problem()
+        if self._status >= 0:
+            text = (
+                f"the extraction process exited with status {self._status}; see the task's log"
+                f"{rlimits.may_be_why()}"
+            )
+            return Problem(Cause.INTERNAL, text, shard)
+        number = -self._status
+        try:
+            name = signal.Signals(number).name
+        except ValueError:
+            name = f"signal {number}"
+        if number == signal.SIGKILL:
+            return Problem(
+                Cause.OUT_OF_MEMORY,
+                f"the process extracting {item} was killed (SIGKILL), most likely because the "
+                f"memory limit was reached; resume with more memory{rlimits.may_be_why()}",
+                shard,
+            )
+        if number == signal.SIGXCPU:
+            text = f"{item} could not be extracted: {rlimits.CPU_TIME.reached()}"
+            return Problem(Cause.LIMIT, text, shard)
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
+            cause, fact = Cause.KILLED, "was ended"
+        else:
+            cause, fact = Cause.INTERNAL, "crashed, most likely in a native library,"
+        return Problem(
+            cause,
+            f"the process extracting {item} {fact} with {name}; resume tries again, and if it "
+            f"happens again, the archive may be at fault{rlimits.may_be_why()}",
+            shard,
+        )
+
+
+def _error_of(problem: Problem, *, damaged: bool = False) -> OrchestrateError:
+    """``problem`` as the error that it came from."""
+    kind: type[OrchestrateError] = OrchestrateError
+    if damaged:
+        kind = DamagedError
+    elif problem.cause in (Cause.TIME_LIMIT, Cause.CANCELLED):
+        kind = Stopped
+    return kind(problem.message, cause=problem.cause, shard=problem.shard, member=problem.member)
+
+
+def _options() -> list[str]:
+    """Python's options; ``-I`` drops what the environment says of bytecode, so it is passed on."""
+    return ["-I", "-X", "faulthandler", *(["-B"] if sys.dont_write_bytecode else [])]
+
+
+def _import_path() -> list[str]:
+    """This process's import path, made absolute, with the place of this very code first."""
+    home = str(Path(jobs.__file__).resolve().parents[1])
+    rest = [str(Path(entry).absolute()) for entry in sys.path]
+    return [home, *(entry for entry in rest if entry != home)]

@@ -1,0 +1,186 @@
+"""A whole shard extracted in one pass, while its files arrive or once they are here."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jobs.archives import with_samples
+from jobs.archives.base import Archive, TopChanged
+from jobs.archives.sniff import TARS
+from jobs.archives.tarstream import Arriving, Contradiction, Streamed, TarStream
+from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
+from jobs.extract.part import extract_part, remove_files
+from jobs.extract.work import Work
+from jobs.manifest import read_summary
+from jobs.memberpath import shown
+from jobs.model import Fetched, Part, Plan, Shard, Span
+from jobs.progress import Progress
+from jobs.runfolder import RunFolder
+from jobs.staging import Staging
+from jobs.transfer import Arrivals, StartedOver
+
+log = logging.getLogger(__name__)
+
+
+class ShardStream:
+    """Extracts the parts of one tar in order and learns its member table.
+
+    ``arrivals`` has what arrives of each of ``files``; None where all are complete. A part that an
+    earlier attempt has finished is read past, and kept if it was made from the same bytes.
+    ``extracts=False`` only learns the table, and writes the plain copy. ``spills``: once reading is
+    more than a part behind what has arrived, the rest goes to the plain copy too, for other tasks.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        shard: Shard,
+        files: Sequence[Path],
+        arrivals: Sequence[Arrivals] | None,
+        progress: Progress,
+        *,
+        extracts: bool = True,
+        spills: bool = False,
+        on_part: Callable[[Part | None], None] = lambda part: None,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._shard = shard
+        self._files = files
+        self._arrivals = arrivals
+        self._progress = progress
+        self._extracts = extracts
+        self._spills = spills
+        self._on_part = on_part
+        self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
+        self._top: tuple[str | None] | None = None
+
+    def run(self) -> Streamed:
+        """Read to the proven end.
+
+        Raises ``ArchiveError`` where the archive is damaged, hostile or too large, ``StorageError``
+        where a disk refuses, ``SourceError`` where the transfer fails, ``Stopped`` when told to
+        stop. Parts that were finished by then stay; they count once the shard's evidence is there.
+        """
+        Staging(self._plan).make_folders()
+        while True:
+            try:
+                return self._read()
+            except TopChanged:
+                self._take_back(files=True)
+            except (StartedOver, Contradiction):
+                log.info(
+                    "%s: its bytes are others than before, so all of it is read again",
+                    self._shard.id,
+                )
+                self._take_back(files=False)
+
+    def _read(self) -> Streamed:
+        stream = TarStream(
+            self._openers(),
+            self._shard,
+            self._plan.options,
+            top=self._top,
+            plain=Staging(self._plan).plain(self._shard.id),
+            check=self._progress.check,
+        )
+        try:
+            if stream.format in TARS:
+                self._read_parts(stream)
+            return stream.finish()
+        except TopChanged:
+            self._top = (stream.top,)
+            raise
+        finally:
+            stream.close()
+
+    def _read_parts(self, stream: TarStream) -> None:
+        archive = with_samples(stream, stream.format, self._shard, self._plan.options, self._folder)
+        copies = False
+        for part in self._parts:
+            finished = self._finished(part)
+            if not copies and finished is not None:
+                stream.skip(part, finished)
+                continue
+            if not copies and (not self._extracts or self._lags(stream)):
+                stream.copy_rest()
+                copies = True
+            if copies:
+                stream.pass_over(part)
+            else:
+                self._extract(stream, archive, part)
+
+    def _finished(self, part: Part) -> Span | None:
+        """Where a part lies that an earlier attempt has finished."""
+        if not self._extracts:
+            return None
+        path = self._folder.manifest(part)
+        try:
+            summary = read_summary(path)
+        except RunFolderError:
+            return None
+        if summary.span is None or summary.span.crc32 is None:
+            path.unlink(missing_ok=True)  # nothing proves which bytes it was made from
+            return None
+        return summary.span
+
+    def _lags(self, stream: TarStream) -> bool:
+        if not self._spills or self._arrivals is None:
+            return False
+        arrived = sum(each.prefix for each in self._arrivals)
+        return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)
+
+    def _extract(self, stream: TarStream, archive: Archive, part: Part) -> None:
+        """Extract a part; where a member of it is at fault, it is left to an extract task."""
+        fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
+        work = Work(self._folder, self._plan, self._shard, fetched, part, stream)
+        self._on_part(part)
+        try:
+            extract_part(work, archive, self._progress)
+        except StorageError:
+            raise
+        except ArchiveError as error:
+            if stream.broken is not None:
+                raise
+            log.info("%s is left to an extract task: %s", part.id, error.message)
+            stream.pass_over(part)
+        finally:
+            self._on_part(None)
+
+    def _take_back(self, *, files: bool) -> None:
+        """Have no part finished; ``files``: nor any file of theirs on disk."""
+        for part in self._parts:
+            path = self._folder.manifest(part)
+            taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
+            try:
+                path.replace(taken)
+            except FileNotFoundError:
+                continue
+            try:
+                if files:
+                    remove_files(Staging(self._plan).data, taken)
+            finally:
+                taken.unlink(missing_ok=True)
+
+    def _openers(self) -> list[Callable[[], Arriving]]:
+        if self._arrivals is not None:
+            return [each.reader for each in self._arrivals]
+        return [_opener(path) for path in self._files]
+
+
+def _opener(path: Path) -> Callable[[], Arriving]:
+    def opened() -> Arriving:
+        try:
+            return path.open("rb", buffering=0)
+        except FileNotFoundError as error:
+            raise ArchiveError(
+                f"{shown(str(path))} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
+            ) from error
+        except OSError as error:
+            raise from_os_error(error, doing=f"opening {shown(str(path))}") from error
+
+    return opened

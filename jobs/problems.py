@@ -1,0 +1,25 @@
+"""From any exception to the problem that a result carries."""
+
+from __future__ import annotations
+
+import logging
+
+from jobs.errors import OrchestrateError, from_os_error, from_unexpected
+from jobs.model import Problem
+
+log = logging.getLogger(__name__)
+
+
+def as_problem(error: Exception, *, doing: str, shard: str | None = None) -> Problem:
+    """The problem that ``error`` means; ``doing`` says what failed, such as ``reading X``.
+
+    Whatever is not expected is a defect of this program: the log gets its traceback.
+    """
+    if isinstance(error, OrchestrateError):
+        return Problem.of(error, shard=shard)
+    if isinstance(error, OSError):
+        where = f"{doing}, at {error.filename!r}" if error.filename else doing
+        return Problem.of(from_os_error(error, doing=where), shard=shard)
+    if not isinstance(error, MemoryError):
+        log.error("unexpected error while %s", doing, exc_info=error)
+    return Problem.of(from_unexpected(error, doing=doing), shard=shard)

@@ -1,0 +1,256 @@
+"""A shard extracted in one pass: what its parts hold, and what happens where the bytes change."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs import atomic
+from jobs.archives import open_archive
+from jobs.archives.tarstream import Streamed
+from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.extract.streaming import ShardStream
+from jobs.model import Fetched, Format, Options, Verify
+from jobs.progress import Progress
+from jobs.transfer import Arrivals
+from tests.support.extracting import Extracting, extracting
+from tests.support.rawtar import END, member
+from tests.support.reading import NO_FOLDER, part_digests
+
+COUNT, PARTS = 60, 4
+FILES = {f"images/{number:03d}.png": os.urandom(50_000 + number) for number in range(COUNT)}
+OPTIONS = Options(verify=Verify.NONE, strip_components=0)
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    return b"".join(member(name.encode(), data) for name, data in files.items()) + END
+
+
+def _run(tmp: Path, data: bytes, name: str = "a.tar", options: Options = OPTIONS) -> Extracting:
+    """A run with one shard of several parts that is not here yet."""
+    path = tmp / name
+    path.write_bytes(data)
+    run = extracting(tmp, [path], options=options)
+    shard = structs.replace(run.plan.shards[0], parts=PARTS)
+    plan = structs.replace(run.plan, shards=(shard,))
+    atomic.write_json(run.folder.plan, plan)
+    run.folder.fetched(shard.id).unlink()
+    return Extracting(run.folder, plan)
+
+
+def _stream(
+    run: Extracting, arrivals: list[Arrivals] | None = None, *, spills: bool = False
+) -> Streamed:
+    shard = run.plan.shards[0]
+    files = [Path(file.locator) for file in shard.files]
+    return ShardStream(
+        run.folder, run.plan, shard, files, arrivals, Progress(), spills=spills
+    ).run()
+
+
+def _fetched(run: Extracting, streamed: Streamed) -> Fetched:
+    path = Path(run.plan.shards[0].files[0].locator)
+    evidence = Fetched("00000", Format.TAR, (str(path),), (path.stat().st_size,), (), (0,))
+    return streamed.applied(evidence)
+
+
+def _manifests(run: Extracting) -> dict[str, int]:
+    """When each manifest was written: what is written again gets another time."""
+    return {path.name: path.stat().st_mtime_ns for path in run.folder.manifests.glob("*.jsonl")}
+
+
+@pytest.fixture(params=["a.tar", "a.tar.gz"])
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Extracting:
+    data = _tar(FILES)
+    return _run(tmp_path, gzip.compress(data) if request.param.endswith("gz") else data)
+
+
+def test_every_part_is_written_and_lies_where_the_evidence_says(run: Extracting) -> None:
+    streamed = _stream(run)
+    assert run.tree() == FILES
+    assert streamed.learnt is not None and streamed.learnt.members == COUNT
+    spans = [run.summary(part).span for part in run.parts]
+    cuts = [span.start for span in spans if span] + [spans[-1].end if spans[-1] else None]
+    assert tuple(cuts) == streamed.learnt.cuts
+    assert sum(run.summary(part).members for part in run.parts) == COUNT
+
+
+def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Extracting) -> None:
+    evidence = _fetched(run, _stream(run))
+    reader = open_archive(evidence, run.plan.shards[0], OPTIONS, NO_FOLDER)
+    for part in run.parts:
+        found = part_digests(reader, part)
+        assert sorted(found) == sorted(entry.path for entry in run.entries(part))
+
+
+def test_parts_that_are_done_are_read_past_and_not_written_again(run: Extracting) -> None:
+    _stream(run)
+    before = _manifests(run)
+    run.folder.manifest(run.parts[-1]).unlink()
+    (run.staging.data / "images/000.png").write_bytes(b"a mark")
+    _stream(run)
+    after = _manifests(run)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed <= {f"{run.parts[-1].id}.jsonl"}
+    assert (run.staging.data / "images/000.png").read_bytes() == b"a mark"
+
+
+def test_parts_made_of_other_bytes_are_written_again(run: Extracting) -> None:
+    _stream(run)
+    before = _manifests(run)
+    others = {name: data[::-1] for name, data in FILES.items()}
+    path = Path(run.plan.shards[0].files[0].locator)
+    data = _tar(others)
+    path.write_bytes(gzip.compress(data) if path.read_bytes()[:2] == b"\x1f\x8b" else data)
+    _stream(run)
+    assert run.tree() == others
+    assert not set(before.values()) & set(_manifests(run).values())
+
+
+def test_a_part_without_proof_of_its_bytes_is_written_again(run: Extracting) -> None:
+    _stream(run)
+    path = run.folder.manifest(run.parts[0])
+    path.write_bytes(
+        path.read_bytes().replace(b'"crc32":"', b'"other":"').replace(b'"span"', b'"s"')
+    )
+    before = path.stat().st_mtime_ns
+    _stream(run)
+    assert path.stat().st_mtime_ns != before and run.summary(run.parts[0]).span is not None
+
+
+def _wait_for(path: Path) -> None:
+    for _ in range(6000):
+        if path.exists():
+            return
+        threading.Event().wait(0.01)
+
+
+def _arriving(path: Path) -> Arrivals:
+    """All bytes of ``path`` but the last; whoever holds the result says when it is complete."""
+    arrivals = Arrivals()
+    fd = os.open(path, os.O_RDONLY)
+    arrivals.begin(fd)
+    os.close(fd)
+    arrivals.advance(path.stat().st_size)
+    return arrivals
+
+
+def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(
+    run: Extracting, tmp_path: Path
+) -> None:
+    path = Path(run.plan.shards[0].files[0].locator)
+    good = path.read_bytes()
+    wrong = _tar({name: data[::-1] for name, data in FILES.items()})
+    path.write_bytes(gzip.compress(wrong) if good[:2] == b"\x1f\x8b" else wrong)
+    arrivals = _arriving(path)
+    first = run.folder.manifest(run.parts[0])
+    seen: list[int] = []
+
+    def start_over() -> None:
+        _wait_for(first)
+        seen.append(first.stat().st_mtime_ns)
+        path.unlink()
+        path.write_bytes(good)
+        fd = os.open(path, os.O_RDONLY)
+        arrivals.begin(fd)
+        os.close(fd)
+        arrivals.advance(len(good))
+        arrivals.finish()
+
+    thread = threading.Thread(target=start_over)
+    thread.start()
+    _stream(run, [arrivals])
+    thread.join()
+    assert run.tree() == FILES
+    assert first.stat().st_mtime_ns not in seen
+
+
+def test_a_transfer_that_fails_leaves_the_parts_that_were_done(run: Extracting) -> None:
+    path = Path(run.plan.shards[0].files[0].locator)
+    arrivals = _arriving(path)
+
+    def fail() -> None:
+        _wait_for(run.folder.manifest(run.parts[0]))
+        arrivals.fail()
+
+    thread = threading.Thread(target=fail)
+    thread.start()
+    with pytest.raises(Exception, match="transfer") as caught:
+        _stream(run, [arrivals])
+    thread.join()
+    assert getattr(caught.value, "cause", None) is Cause.NETWORK
+    assert run.parts[0].id not in run.folder.finished_ids()  # without evidence of its shard
+    before = _manifests(run)
+    _stream(run)
+    after = _manifests(run)
+    assert run.tree() == FILES
+    assert before.items() <= after.items()
+
+
+def test_a_top_folder_that_changes_late_leaves_no_file_under_a_wrong_name(tmp_path: Path) -> None:
+    files = {f"top/{name}": data for name, data in FILES.items()} | {"other/x.txt": b"x"}
+    run = _run(tmp_path, _tar(files), options=structs.replace(OPTIONS, strip_components=None))
+    streamed = _stream(run)
+    assert streamed.learnt is not None and streamed.learnt.top is None
+    assert run.tree() == files
+
+
+def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
+    names = list(FILES)
+    bad = {**{name: FILES[name] for name in names[:20]}, "../evil": b"x"}
+    bad |= {name: FILES[name] for name in names[20:]}
+    run = _run(tmp_path, _tar(bad))
+    streamed = _stream(run)
+    done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
+    assert len(done) == PARTS - 1
+    assert streamed.learnt is not None and streamed.learnt.members == COUNT + 1
+    assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
+
+
+def test_a_link_to_another_part_is_left_to_an_extract_task(tmp_path: Path) -> None:
+    tar = _tar(FILES)[: -len(END)] + member(b"images/z.png", kind=b"1", target=b"images/000.png")
+    run = _run(tmp_path, tar + END)
+    _stream(run)
+    done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
+    assert done == {f"{part.id}.jsonl" for part in run.parts[:-1]}
+
+
+def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
+    data = _tar(FILES)
+    run = _run(tmp_path, data[: len(data) // 2])
+    with pytest.raises(ArchiveError):
+        _stream(run)
+    done = sorted(path.name for path in run.folder.manifests.glob("*.jsonl"))
+    assert done == [f"{part.id}.jsonl" for part in run.parts[: len(done)]] and done
+
+
+def test_what_cannot_be_kept_up_with_goes_to_a_plain_copy_from_there_on(tmp_path: Path) -> None:
+    run = _run(tmp_path, gzip.compress(_tar(FILES)), "a.tar.gz")
+    arrivals = _arriving(tmp_path / "a.tar.gz")
+    arrivals.finish()
+    streamed = _stream(run, [arrivals], spills=True)
+    assert streamed.plain is not None and streamed.learnt is not None
+    evidence = _fetched(run, streamed)
+    reader = open_archive(evidence, run.plan.shards[0], OPTIONS, NO_FOLDER)
+    found: dict[str, tuple[int, str]] = {}
+    for part in run.parts:
+        found |= part_digests(reader, part)
+    assert sorted(found) == sorted(FILES)
+
+
+def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("jobs.extract.files.os.open", full)
+    with pytest.raises(StorageError) as caught:
+        _stream(run)
+    monkeypatch.undo()
+    assert caught.value.cause is Cause.DISK_FULL
+    assert not _manifests(run)
