@@ -118,6 +118,7 @@ def _download(
         # In a login shell the nodes' work is left to the nodes.
         extracts=submission.onward is None,
         shares=submission.engine != "local" or submission.onward is not None,
+        workers=submission.parallel if submission.engine == "local" else None,
     )
     return items, None, None
 

@@ -154,12 +154,13 @@ class TarStream:
                 yield block
 
         seen = TopFolder(self._options)
+        wanted = _NAMES if self._options.layout.name == "auto" else 0
         try:
             reader = TarReader(Cursor(kept()), self._limits, headers_only=True)
             for member in reader.members():
                 seen.see(member.name, member.kind)
                 self._first_names += [member.name] if member.kind is Kind.FILE else []
-                if seen.settled and len(self._first_names) >= _NAMES:
+                if seen.settled and len(self._first_names) >= wanted:
                     break
         except ArchiveError:
             pass  # the head ends within a member; of damage, whoever reads the members learns

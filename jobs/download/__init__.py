@@ -50,12 +50,14 @@ def run(
     attempt: int = 0,
     extracts: bool = True,
     shares: bool = False,
+    workers: int | None = None,
 ) -> tuple[ItemResult, ...]:
     """Bring the shards here, several at once, and write ``folder.fetched`` for each.
 
-    ``extracts``: processes of this task extract beside the download, one for each core: a large
-    tar while it arrives, other shards once they are complete. ``shares``: other tasks will do
-    what these have not begun by the end of the download; else they do all of it.
+    ``extracts``: processes of this task extract beside the download, at most ``workers`` (None:
+    one for each core): a large tar while it arrives, other shards once they are complete.
+    ``shares``: other tasks will do what these have not begun by the end of the download; else they
+    do all of it.
 
     A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
     attempt than this one brought it: a task may be requeued. One bad shard is its
@@ -65,12 +67,13 @@ def run(
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
-    pool = ExtractionPool(folder, progress, workers=cores(), spills=shares)
+    workers = min(cores(), workers or cores())
+    pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
     try:
         crew = _Crew(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
-        crew.streams_all = len(shards) <= cores()
-        workers = min(len(shards), plan.options.connections)
-        with ThreadPoolExecutor(workers, thread_name_prefix="fetch") as threads:
+        crew.streams_all = len(shards) <= workers
+        fetchers = min(len(shards), plan.options.connections)
+        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
             return tuple(threads.map(crew.result_of, shards))
     finally:
         pool.close(drains=not shares)

@@ -16,7 +16,7 @@ from jobs.archives import open_archive
 from jobs.archives.tarstream import Streamed
 from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.streaming import ShardStream
-from jobs.model import Fetched, Format, Options, Verify
+from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.progress import Progress
 from jobs.transfer import Arrivals
 from tests.support.extracting import Extracting, extracting
@@ -25,7 +25,7 @@ from tests.support.reading import NO_FOLDER, part_digests
 
 COUNT, PARTS = 60, 4
 FILES = {f"images/{number:03d}.png": os.urandom(50_000 + number) for number in range(COUNT)}
-OPTIONS = Options(verify=Verify.NONE, strip_components=0)
+OPTIONS = Options(layout=Layout(name="websight"), verify=Verify.NONE, strip_components=0)
 
 
 def _tar(files: dict[str, bytes]) -> bytes:
