@@ -6,13 +6,15 @@ import os
 import shlex
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from jobs.errors import Cause, EngineError
+from jobs.errors import Cause, EngineError, RunFolderError
+from jobs.manifest import read_summary
 from jobs.memberpath import shown
-from jobs.model import Cluster, Outcome, Stage, Submission, TaskResult, utc_now
+from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.progress import ProcessId
 from jobs.runfolder import RunFolder
 from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
@@ -57,7 +59,8 @@ def gather(
     results |= _pickled(folder, submissions, states, results)
     published, remark = _destination(folder, Staging(plan))
     if cancelled is not None and not published and remark is None:
-        remark = _left_lying(Staging(plan), results.values())
+        remark = _left_lying(folder, Staging(plan))
+    removed = is_data_removed(folder, Staging(plan))
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -67,7 +70,7 @@ def gather(
             for beat in folder.load_heartbeats(without=_over(submissions, results))
         },
         fetched=frozenset(folder.fetched_ids()),
-        finished=frozenset(folder.finished_ids()),
+        finished=frozenset() if removed else frozenset(folder.finished_ids()),
         engine=states,
         engine_silent=silent,
         cancelled=cancelled,
@@ -145,7 +148,12 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     )
 
 
-def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
+def is_data_removed(folder: RunFolder, staging: Staging) -> bool:
+    """Whether somebody has removed all that was extracted, so that no part is done any more."""
+    return not staging.data.is_dir() and not folder.receipt.exists()
+
+
+def _left_lying(folder: RunFolder, staging: Staging) -> str | None:
     """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
     if _holds_anything(staging.replaced):
         return (
@@ -157,16 +165,19 @@ def _left_lying(staging: Staging, results: Iterable[TaskResult]) -> str | None:
     there = shlex.join(str(place) for place in places if place.is_dir())
     if not there:
         return None
-    parts = {
-        item.item: item.bytes
-        for result in results
-        if result.stage is Stage.EXTRACT
-        for item in result.items
-        if item.outcome is Outcome.OK
-    }
-    data = sum(parts.values()) if staging.data.is_dir() else 0
+    data = _bytes_extracted(folder, staging.plan) if staging.data.is_dir() else 0
     size = units.size(_bytes_in(staging.archives) + data)
     return f"{size} of its work are kept for `resume`; to delete them: rm -r {there}"
+
+
+def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
+    """What the finished parts have written."""
+    done, total = folder.finished_ids(), 0
+    for part in plan.parts():
+        if part.id in done:
+            with suppress(RunFolderError):  # damaged: the part is extracted again
+                total += read_summary(folder.manifest(part)).bytes
+    return total
 
 
 def _bytes_in(folder: Path) -> int:

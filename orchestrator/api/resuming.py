@@ -187,6 +187,9 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     engines.reach(name, planned.cluster)
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
+    if evidence.is_data_removed(folder, Staging(planned.state.plan)):
+        for part in planned.state.plan.parts():
+            folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(planned.state.plan, planned.state)
     engine = engines.by_name(name, planned.cluster)
     # A later attempt's are those of another resume, which is at it right now.

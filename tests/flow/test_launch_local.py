@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -532,14 +533,17 @@ def test_a_cancelled_run_says_how_much_lies_where_and_how_to_give_it_up(
     assert cli.status()["remark"] is None
     said = cli.run("cancel").err
     process.communicate(timeout=30)
-    place = tmp_path / ("my temp" if outside else "my data/.incoming") / run.name
+    places = [tmp_path / "my data/.incoming" / run.name]
+    places += [tmp_path / "my temp" / run.name] if outside else []
     told = cli.status()["remark"]
+    remedy = f"rm -r {shlex.join(map(str, places))}"
     assert "kB of its work are kept for `resume`" in told
-    assert told.endswith(f"to delete them: rm -r '{place}'")
-    assert f"rm -r '{place}'" in said
+    assert told.endswith(f"to delete them: {remedy}")
+    assert remedy in said
     assert "to delete them" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()
-    shutil.rmtree(place)
+    for place in places:
+        shutil.rmtree(place)
     assert cli.status()["remark"] is None
     cli.run("resume")
     assert cli.status()["state"] == "done"
