@@ -228,6 +228,7 @@ class Options(Struct, frozen=True):
     folder_times: bool = True  # the files of a folder that is copied keep theirs
     expect_records: int | None = None
     part_size: int = 512 << 20  # bytes
+    overlap: bool = True  # the download task extracts what it can meanwhile
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second
     stall_s: float = 60.0  # no byte for so long is a break

@@ -122,7 +122,8 @@ class TarStream:
         self._first_names: list[bytes] = []
         head = self._examine_head()
         self._cursor = Cursor(chain(head, self._recent))
-        self._reader = TarReader(self._cursor, self._limits)
+        length = size if self.format is Format.TAR else None
+        self._reader = TarReader(self._cursor, self._limits, length=length)
         self._table = Table(options)
         self._ends = SampleEnds()
         self._may_cut = True  # before the member that was read last

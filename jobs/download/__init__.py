@@ -54,7 +54,7 @@ def run(
 ) -> tuple[ItemResult, ...]:
     """Bring the shards here, several at once, and write ``folder.fetched`` for each.
 
-    ``extracts``: processes of this task extract beside the download, at most ``workers`` (None:
+    ``extracts``: processes of this task may extract beside the download, at most ``workers`` (None:
     one for each core): a large tar while it arrives, other shards once they are complete.
     ``shares``: other tasks will do what these have not begun by the end of the download; else they
     do all of it.
@@ -67,6 +67,7 @@ def run(
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
+    extracts = extracts and plan.options.overlap
     workers = min(cores(), workers or cores())
     pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
     try:

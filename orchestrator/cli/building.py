@@ -204,6 +204,7 @@ def _options(
         folder_times=values["preserve_times"] is not False,
         expect_records=values["expect_records"],
         part_size=values["part_size"],
+        overlap=values["overlap"],
         connections=values["connections"],
         max_rate=values["max_rate"],
         stall_s=values["stall"],

@@ -104,6 +104,13 @@ _dataset = options.stack(
         "--keep-archive", is_flag=True, help="Keep the archives once the dataset is published."
     ),
     click.option(
+        "--overlap/--no-overlap",
+        default=True,
+        show_default=True,
+        help="Let the download job extract while it downloads; or leave that to extract tasks, as "
+        "on a transfer node.",
+    ),
+    click.option(
         "--layout",
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",

@@ -28,9 +28,11 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.writeout",),
         ("jobs.aside",),
         ("jobs.magic",),
+        ("jobs._speedups",),
     ),
     (
         ("jobs.runfolder",),
+        ("jobs.problems",),
         ("jobs.staging",),
         ("jobs.memberpath",),
         ("jobs.pictures",),
@@ -41,7 +43,8 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("jobs.listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources",), ("jobs.archives",), ("jobs.checks",)),
-    (("jobs.download",), ("jobs.extract",), ("jobs.finalize", "jobs.verify")),
+    (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
+    (("jobs.download",),),  # it extracts what it can meanwhile
     (
         ("jobs.worker",),
         ("orchestrator.resources",),
