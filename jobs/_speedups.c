@@ -1,10 +1,10 @@
 /* The two inner loops of extraction that cost most in Python: finding ordinary members in a block
- * of a tar, and writing small files. Both are optional: jobs/speedups.py has the same functions in
- * Python, and the tests hold one against the other.
+ * of a tar, and writing small files. Both are optional: jobs/archives/tarscan.py and
+ * jobs/extract/files.py have the same functions in Python, and the tests compare them.
  *
- * Neither function decides anything. scan_tar() stops at whatever is not an ordinary file with an
- * ordinary header, and write_files() reports an error number for whatever is not a fresh file; the
- * Python code deals with both.
+ * Neither function decides anything. scan_tar() stops before whatever is not an ordinary file with
+ * an ordinary header, and write_files() reports EEXIST for whatever is neither a new file nor one
+ * to be written over; the Python code deals with both.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -12,6 +12,8 @@
 #include <fcntl.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define BLOCK 512
@@ -74,12 +76,117 @@ name_of(const unsigned char *header, unsigned char *name)
     return name[length - 1] == '/' ? 0 : length;
 }
 
+/* Whether a pax key changes nothing of how a member is written. */
+static int
+is_neutral(const char *key, Py_ssize_t length)
+{
+    static const char *const keys[] = {"atime", "ctime", "uid", "gid", "uname", "gname", "comment"};
+    for (size_t each = 0; each < sizeof keys / sizeof keys[0]; each++)
+        if (strlen(keys[each]) == (size_t)length && memcmp(keys[each], key, length) == 0)
+            return 1;
+    return 0;
+}
+
+/* The time in a pax extended header whose records are a time and neutral ones; NULL without an
+ * exception: Python is to look at it. */
+static PyObject *
+pax_time(const char *data, Py_ssize_t size)
+{
+    PyObject *mtime = NULL;
+    Py_ssize_t at = 0;
+    while (at < size) {
+        Py_ssize_t length = 0, digits = at;
+        while (digits < size && digits < at + 6 && data[digits] >= '0' && data[digits] <= '9')
+            length = length * 10 + (data[digits++] - '0');
+        if (digits == at || digits >= size || data[digits] != ' ')
+            goto unusual;
+        const char *key = data + digits + 1;
+        Py_ssize_t left = length - (digits + 1 - at);
+        if (left < 2 || length > size - at || data[at + length - 1] != '\n')
+            goto unusual;
+        const char *equals = memchr(key, '=', left);
+        if (equals == NULL)
+            goto unusual;
+        const char *value = equals + 1, *end = data + at + length - 1;
+        if (equals - key == 5 && memcmp(key, "mtime", 5) == 0) {
+            char text[40];
+            const char *dot = memchr(value, '.', end - value);
+            Py_ssize_t whole = (dot ? dot : end) - value;
+            if (mtime != NULL || whole < 1 || whole > 18 ||
+                end - value >= (Py_ssize_t)sizeof text)
+                goto unusual;
+            for (const char *each = value; each < end; each++)
+                if (each != dot && (*each < '0' || *each > '9'))
+                    goto unusual;
+            memcpy(text, value, end - value);
+            text[end - value] = '\0';
+            mtime = dot ? PyFloat_FromDouble(PyOS_string_to_double(text, NULL, NULL))
+                         : PyLong_FromString(text, NULL, 10);
+            if (mtime == NULL || PyErr_Occurred())
+                goto unusual;
+        }
+        else if (!is_neutral(key, equals - key))
+            goto unusual;
+        at += length;
+    }
+    return mtime;
+unusual:
+    Py_CLEAR(mtime);
+    PyErr_Clear();
+    return NULL;
+}
+
+static Py_ssize_t
+padded(int64_t size)
+{
+    return (Py_ssize_t)((size + BLOCK - 1) & ~(int64_t)(BLOCK - 1));
+}
+
+/* The ordinary file whose first header is at *at, which then is where the next one begins; NULL
+ * without an exception: there is none that lies completely in the block. */
+static PyObject *
+ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
+{
+    const unsigned char *header = data + *at;
+    Py_ssize_t start = *at;
+    PyObject *mtime = NULL, *member = NULL;
+    unsigned char name[256];
+    if (header[156] == 'x') {
+        int64_t size = octal(header + 124, 12);
+        if (size < 0 || size > length - start - 2 * BLOCK || octal(header + 100, 8) < 0 ||
+            octal(header + 136, 12) < 0 || !checksum_is_right(header))
+            return NULL;
+        Py_ssize_t next = start + BLOCK + padded(size);
+        if (length - next < BLOCK)
+            return NULL;
+        mtime = pax_time((const char *)header + BLOCK, (Py_ssize_t)size);
+        if (mtime == NULL)
+            return NULL;
+        start = next;
+        header = data + start;
+    }
+    if ((header[156] == '0' || header[156] == '\0') && checksum_is_right(header)) {
+        int name_length = name_of(header, name);
+        int64_t mode = octal(header + 100, 8), size = octal(header + 124, 12);
+        int64_t seconds = octal(header + 136, 12);
+        Py_ssize_t content = start + BLOCK;
+        if (name_length > 0 && mode >= 0 && size >= 0 && seconds >= 0 && size <= length - content &&
+            padded(size) <= length - content) {
+            if (mtime == NULL)
+                mtime = PyLong_FromLongLong(seconds);
+            if (mtime != NULL)
+                member = Py_BuildValue("(y#nLiO)", (char *)name, (Py_ssize_t)name_length, content,
+                                       (long long)size, (int)(mode & 0777), mtime);
+            *at = content + padded(size);
+        }
+    }
+    Py_XDECREF(mtime);
+    return member;
+}
+
 PyDoc_STRVAR(scan_tar_doc,
 "scan_tar(block, start)\n--\n\n"
-"Ordinary files that lie whole in ``block`` from the header at ``start`` on.\n\n"
-"Returns a list of (name, offset of the content, size, mode, mtime), and where the next header\n"
-"is. Stops before the first member that is not an ordinary file, whose header is not ordinary or\n"
-"wrong, or whose content does not lie in the block with its padding.");
+"Ordinary files that lie completely in ``block``; see ``jobs.archives.tarscan``.");
 
 static PyObject *
 scan_tar(PyObject *module, PyObject *args)
@@ -89,48 +196,55 @@ scan_tar(PyObject *module, PyObject *args)
     if (!PyArg_ParseTuple(args, "y*n", &block, &at))
         return NULL;
     PyObject *members = PyList_New(0);
-    const unsigned char *data = block.buf;
     while (members != NULL && at >= 0 && block.len - at >= BLOCK) {
-        const unsigned char *header = data + at;
-        unsigned char name[256];
-        if ((header[156] != '0' && header[156] != '\0') || !checksum_is_right(header))
+        PyObject *member = ordinary_file(block.buf, block.len, &at);
+        if (member == NULL)
             break;
-        int length = name_of(header, name);
-        int64_t mode = octal(header + 100, 8), size = octal(header + 124, 12);
-        int64_t mtime = octal(header + 136, 12);
-        if (length == 0 || mode < 0 || size < 0 || mtime < 0)
-            break;
-        Py_ssize_t content = at + BLOCK;
-        if (size > block.len - content)
-            break;
-        Py_ssize_t next = content + (Py_ssize_t)((size + BLOCK - 1) & ~(int64_t)(BLOCK - 1));
-        if (next > block.len)
-            break;
-        PyObject *member = Py_BuildValue("(y#nLiL)", (char *)name, (Py_ssize_t)length, content,
-                                         (long long)size, (int)(mode & 0777), (long long)mtime);
-        if (member == NULL || PyList_Append(members, member) < 0)
+        if (PyList_Append(members, member) < 0)
             Py_CLEAR(members);
-        Py_XDECREF(member);
-        at = next;
+        Py_DECREF(member);
     }
     PyBuffer_Release(&block);
-    if (members == NULL)
-        return NULL;
-    return Py_BuildValue("(Nn)", members, at);
+    if (PyErr_Occurred())
+        Py_CLEAR(members);
+    return members;
 }
 
 struct file {
     const char *path;
     int mode;
     Py_buffer data;
+    int has_mtime;
+    long long mtime_ns;
     int error;
 };
+
+/* A descriptor for writing over what an earlier attempt left, and its size; -1 with EEXIST where
+ * that is not an ordinary file as this one is to be. */
+static int
+open_old(const struct file *file, off_t *size)
+{
+    struct stat status;
+    int fd = open(file->path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    if (fd < 0 || fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || status.st_nlink != 1 ||
+        !(status.st_mode & S_IWUSR) || ((status.st_mode ^ (mode_t)file->mode) & 0100)) {
+        if (fd >= 0)
+            close(fd);
+        errno = EEXIST;
+        return -1;
+    }
+    *size = status.st_size;
+    return fd;
+}
 
 /* 0, or the error number of the call that failed. */
 static int
 write_file(const struct file *file)
 {
+    off_t old = 0;
     int fd = open(file->path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file->mode);
+    if (fd < 0 && errno == EEXIST)
+        fd = open_old(file, &old);
     if (fd < 0)
         return errno;
     const char *data = file->data.buf;
@@ -145,6 +259,18 @@ write_file(const struct file *file)
             left -= count;
         }
     }
+    if (error == 0 && old > file->data.len && ftruncate(fd, file->data.len) < 0)
+        error = errno;
+    if (error == 0 && file->has_mtime) {
+        long long rest = file->mtime_ns % 1000000000, seconds = file->mtime_ns / 1000000000;
+        if (rest < 0) {
+            rest += 1000000000;
+            seconds -= 1;
+        }
+        const struct timespec times[2] = {{0, UTIME_NOW}, {seconds, rest}};
+        if (futimens(fd, times) < 0)
+            error = errno;
+    }
     if (close(fd) < 0 && error == 0)
         error = errno;
     return error;
@@ -152,9 +278,7 @@ write_file(const struct file *file)
 
 PyDoc_STRVAR(write_files_doc,
 "write_files(files)\n--\n\n"
-"Make new files of (path, mode, data), each one, without the interpreter lock.\n\n"
-"Returns a tuple with 0 or an error number (errno) for each; a file that is there already is left\n"
-"as it is (EEXIST), and one that could not be written whole may be there in part.");
+"Write files without the interpreter lock; see ``jobs.extract.files``.");
 
 static PyObject *
 write_files(PyObject *module, PyObject *argument)
@@ -169,27 +293,34 @@ write_files(PyObject *module, PyObject *argument)
         PyErr_NoMemory();
         goto end;
     }
-    for (; known < count; known++) {
+    while (known < count) {
         struct file *file = &files[known];
-        PyObject *item = PySequence_Fast_GET_ITEM(items, known);
+        PyObject *item = PySequence_Fast_GET_ITEM(items, known), *mtime;
         if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a file is to be a tuple (path, mode, data)");
+            PyErr_SetString(PyExc_TypeError, "a file is to be a tuple (path, mode, data, mtime)");
             goto end;
         }
-        if (!PyArg_ParseTuple(item, "yiy*", &file->path, &file->mode, &file->data))
+        if (!PyArg_ParseTuple(item, "yiy*O", &file->path, &file->mode, &file->data, &mtime))
             goto end;
+        known++;
+        file->has_mtime = mtime != Py_None;
+        if (file->has_mtime) {
+            file->mtime_ns = PyLong_AsLongLong(mtime);
+            if (PyErr_Occurred())
+                goto end;
+        }
     }
     Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t at = 0; at < count; at++)
         files[at].error = write_file(&files[at]);
     Py_END_ALLOW_THREADS
-    errors = PyTuple_New(count);
+    errors = PyList_New(count);
     for (Py_ssize_t at = 0; errors != NULL && at < count; at++) {
         PyObject *error = PyLong_FromLong(files[at].error);
         if (error == NULL)
             Py_CLEAR(errors);
         else
-            PyTuple_SET_ITEM(errors, at, error);
+            PyList_SET_ITEM(errors, at, error);
     }
 end:
     for (Py_ssize_t at = 0; at < known; at++)
@@ -208,7 +339,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "jobs._speedups",
-    .m_doc = "Compiled forms of the functions in jobs.speedups.",
+    .m_doc = "Compiled forms of functions of jobs.archives.tarscan and jobs.extract.files.",
     .m_size = 0,
     .m_methods = methods,
 };

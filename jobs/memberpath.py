@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from jobs.errors import ArchiveError, Cause, UnsafeMemberError, from_os_error
@@ -20,6 +21,11 @@ HOSTILE = (
 )
 _SHOWN = 200  # characters of a name in a message
 
+# Most names: safe, in their shortest form, and no desktop's leftover. What it does not match is
+# looked at more closely.
+_ORDINARY = re.compile(
+    rb"(?!.*(?:__macosx|thumbs|desktop\.ini|zone\.identifier))(?:[a-z0-9_-]+[./])*[a-z0-9_-]+", re.I
+)
 _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
@@ -39,6 +45,8 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     ``UnsafeMemberError`` where the name is absolute, climbs by ``..``, means no file at all, holds
     a control character, or is longer than a file system takes. ``archive`` is for the message.
     """
+    if len(name) <= MAX_COMPONENT and _ORDINARY.fullmatch(name):
+        return name
     if name.startswith(b"/"):
         raise _unsafe(archive, name, "is an absolute path")
     if name.translate(None, _CONTROL) != name:
@@ -110,6 +118,8 @@ def junk_kind(path: bytes) -> str | None:
 
     ``path`` may be raw, as nothing is written of what is left out: ``Icon\\r`` is no safe name.
     """
+    if _ORDINARY.fullmatch(path):
+        return None
     if path.startswith(b"__MACOSX/") or path == b"__MACOSX":
         return "__MACOSX"
     lower = path.lower()

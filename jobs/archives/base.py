@@ -38,6 +38,7 @@ class Member(Struct):
     # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid for as long as it is
     # held, but holding one holds its whole block of 1 MiB.
     chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
+    data: memoryview | None = None  # the content in one piece, where it was at hand so
     mtime_ns: int | None = None  # where the source knows it better than ``mtime`` tells
     superseded: bool = False  # a later member of that name is known: count it, do not write it
     stands_for: int = 1  # members of the archive: of records that are made, those they are made of

@@ -49,6 +49,10 @@ class Cursor:
     def at_end(self) -> bool:
         return self._pos >= self._end and not self._more()
 
+    def held(self) -> tuple[memoryview, int]:
+        """The block in hand, and the next byte's place in it."""
+        return self._view, self._pos
+
     def take(self, size: int) -> memoryview:
         """The next ``size`` bytes, at most 1 MiB, in one piece; raises ``ShortError``.
 

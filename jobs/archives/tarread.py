@@ -11,6 +11,7 @@ from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_
 from jobs.archives.cursor import ONE_PIECE, Cursor, ShortError
 from jobs.archives.limits import Limits
 from jobs.archives.tarheader import BLOCK, END, FILES, Header, HeaderError
+from jobs.archives.tarscan import Found, scan_tar
 from jobs.errors import ArchiveError
 from jobs.model import Cut
 
@@ -69,6 +70,9 @@ class TarReader:
         self._name: bytes | None = None  # of the member in hand, for messages
         self._tar_start = cursor.offset  # where the tar in hand begins
         self._knows_cuts = cut is not None  # then the whole archive was read before
+        self._found: list[Found] = []  # members in the block in hand, the last one first
+        self._block = memoryview(b"")
+        self._block_start = 0  # offset of its first byte
         self.header_offset = cursor.offset
         self.total = 0  # content bytes of the members so far
 
@@ -92,7 +96,7 @@ class TarReader:
             while cursor.offset != stop:
                 self.header_offset = cursor.offset
                 self._name = None
-                member, end = self._next()
+                member, end = self._ordinary() or self._next()
                 if member is None:
                     if self._another_follows(self.header_offset):
                         continue
@@ -113,6 +117,24 @@ class TarReader:
             if error.member is None and self._name is not None:
                 raise with_member(error, self._name) from error
             raise
+
+    def _ordinary(self) -> tuple[Member, int] | None:
+        """The next member and where its content ends, if it is one that ``scan_tar`` finds."""
+        if not self._found:
+            if self._globals:
+                return None
+            self._block, at = self._cursor.held()
+            self._block_start = self._cursor.offset - at
+            self._found = scan_tar(self._block, at)
+            if not self._found:
+                return None
+            self._found.reverse()
+        name, at, size, mode, mtime = self._found.pop()
+        self._name = name
+        end = self._block_start + (at + size + BLOCK - 1 & -BLOCK)
+        data = self._block[at : at + size]
+        content = iter(() if self.headers_only or not size else (data,))
+        return Member(name, Kind.FILE, size, mode, mtime, self._ordinal, b"", content, data), end
 
     def _fail(self, fact: str) -> NoReturn:
         raise damaged(self._archive, fact, offset=self._cursor.offset, member=self._name)

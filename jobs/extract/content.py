@@ -49,6 +49,18 @@ class Content:
         except OSError as error:
             raise from_os_error(error, doing=f"reading the archive for {self._text!r}") from error
 
+    def take(self, data: memoryview) -> memoryview:
+        """All of the content in one piece; see ``through``."""
+        self._progress.check()
+        self._crc = _crc32(data)
+        if self._hasher is not None:
+            self._hasher.update(data)
+        if self._check is not None:
+            self._check.feed(data)
+        self.size = len(data)
+        self._progress.add(bytes=self.size)
+        return data
+
     def entry(self, ordinal: int, inner: Inner | None = None) -> Entry:
         """The manifest's line, once all has passed."""
         return Entry(

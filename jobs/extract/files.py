@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -74,14 +74,14 @@ def write_file(
     place: bytes,
     mode: int,
     chunks: Iterable[memoryview | bytes],
-    mtime: float | None = None,
+    mtime_ns: int | None = None,
     *,
     sparse: bool = False,
 ) -> int:
     """Write ``chunks`` to ``place``, cut to their size; the number of bytes.
 
-    ``mtime`` (seconds since the epoch) is set where one is given; ``sparse``: what is all zeros
-    becomes a hole. Raises ``OSError``.
+    ``mtime_ns`` (nanoseconds since the epoch) is set where one is given; ``sparse``: what is all
+    zeros becomes a hole. Raises ``OSError``.
     """
     fd, old = open_place(place, mode)
     try:
@@ -103,11 +103,46 @@ def write_file(
             size += length
         if old > size or hole:
             os.ftruncate(fd, size)
-        if mtime is not None:
-            set_mtime(fd, int(mtime * 1e9))
+        if mtime_ns is not None:
+            set_mtime(fd, mtime_ns)
     finally:
         os.close(fd)
     return size
+
+
+# A small file: its path, permission bits, content and modification time (nanoseconds since the
+# epoch; None: now).
+Small = tuple[bytes, int, memoryview, int | None]
+
+
+def write_files_plain(files: Sequence[Small]) -> list[int]:
+    """``write_files`` in Python."""
+    errors = []
+    for place, mode, data, mtime_ns in files:
+        try:
+            write_file(place, mode, (data,), mtime_ns)
+            errors.append(0)
+        except OSError as error:
+            errors.append(error.errno or errno.EIO)
+    return errors
+
+
+try:
+    from jobs._speedups import write_files as _write_files
+
+    COMPILED = True
+except ImportError:
+    _write_files = write_files_plain
+    COMPILED = False
+
+
+def write_files(files: Sequence[Small]) -> list[int]:
+    """Write each file as ``write_file`` does; for each 0 or an error number (errno).
+
+    The compiled form does without the interpreter lock, and reports ``EEXIST`` where something
+    unusual has the path: ``write_file`` deals with that.
+    """
+    return _write_files(files)
 
 
 def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True) -> None:

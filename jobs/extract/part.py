@@ -224,9 +224,9 @@ class _Pass:
         if self._seen.add(path):
             self._writers.drain()  # two writers must never be in one file
         content = Content(path, self._options, self._progress)
-        mtime = member.mtime if self._options.preserve_times else None
         place = self._folders.place(path)
         mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
+        mtime = mtime_ns if self._options.preserve_times else None
         # Only of a folder that is copied: what an archive says of targets is not to be trusted.
         links = self._kept.wanted and member.target != b"" and names.keeps_places
         if links:
@@ -234,6 +234,10 @@ class _Pass:
                 pass  # counted, hashed and checked like every file, but written once
             self._writers.drain()
             self._make_link(path, place, member.target, mtime_ns)
+        elif member.data is not None and not self._kept.wanted:
+            self._writers.write_small(
+                path, place, mode_of(member.mode), content.take(member.data), mtime
+            )
         else:
             self._writers.write(
                 path,

@@ -12,8 +12,9 @@ from jobs.model import Entry
 # 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
 # which costs a look into the manifest at the part's end, and nothing more.
 _BITS = 1 << 27
-# The first ones are kept as they are, in 2 MiB: bits lie so far apart that each costs a page fault.
-_FEW = 1 << 14
+# The first ones are remembered exactly, in some 8 MiB: bits lie so far apart that each costs a page
+# fault, and what is suspected wrongly costs a look at the whole manifest.
+_FEW = 1 << 17
 
 
 class Seen:
@@ -30,17 +31,18 @@ class Seen:
     def add(self, path: bytes) -> bool:
         """Note ``path``; whether it, or one that differs in case only, may have been there."""
         key = key_of(path)
-        if key in self._few or self._is_set(key):
+        if key in self._few:
             self.suspects.add(key)
             return True
         if len(self._few) < _FEW:
             self._few.add(key)
-        else:
-            self._bits[key >> 3] |= 1 << (key & 7)
+            return False
+        byte, bit = (key & _BITS - 1) >> 3, 1 << (key & 7)
+        if self._bits[byte] & bit:
+            self.suspects.add(key)
+            return True
+        self._bits[byte] |= bit
         return False
-
-    def _is_set(self, key: int) -> bool:
-        return len(self._few) == _FEW and bool(self._bits[key >> 3] & 1 << (key & 7))
 
     def close(self) -> None:
         """Give the memory back; ``suspects`` stay."""
@@ -50,7 +52,7 @@ class Seen:
 def key_of(path: bytes) -> int:
     """A number that paths share which a file system without case would take for one."""
     folded = path.lower() if path.isascii() else _folded(path)
-    return hash(folded) & (_BITS - 1)
+    return hash(folded)
 
 
 def _folded(path: bytes) -> bytes:

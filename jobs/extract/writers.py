@@ -1,18 +1,22 @@
-"""Writing files inline while the disk is fast, in threads while it is slow."""
+"""Writing files: small ones in batches beside the reader, others in threads if a disk is slow."""
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from jobs.extract.files import write_file
+from jobs.extract.files import COMPILED, Small, write_file, write_files
 
 LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer counts
 QUEUE = 32 << 20  # bytes that wait for a writer
-_JOBS = 256  # files that wait for a writer
+_JOBS = 2048  # files that wait for a writer
+_BATCH = 64  # small files that are handed over together
+_BATCH_SIZE = 1 << 20  # bytes of them
 MOST = 64  # writers
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task brings, about
@@ -25,20 +29,83 @@ _GAIN = 1.15  # by which twice as many writers must be faster to be worth their 
 _CHANCES = 2  # windows without such a gain until the number stays
 
 
-class _Job(NamedTuple):
+class _Written(NamedTuple):
+    size: int  # bytes
+    files: int
+
+
+class _Failure(NamedTuple):
+    problem: Exception
+    path: bytes
+
+
+class _One(NamedTuple):
+    """One file of any kind."""
+
     path: bytes  # for errors
     place: bytes
     mode: int
     data: list[bytes]
     size: int
-    mtime: float | None
+    mtime_ns: int | None
     sparse: bool
+
+    @property
+    def files(self) -> int:
+        return 1
+
+    def write(self) -> _Written | _Failure:
+        try:
+            write_file(self.place, self.mode, self.data, self.mtime_ns, sparse=self.sparse)
+        except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
+            return _Failure(problem, self.path)
+        return _Written(self.size, 1)
+
+
+class _Batch:
+    """Small files."""
+
+    def __init__(self) -> None:
+        self._paths: list[bytes] = []  # for errors
+        self._files: list[Small] = []
+        self.size = 0
+
+    @property
+    def files(self) -> int:
+        return len(self._files)
+
+    @property
+    def full(self) -> bool:
+        return len(self._files) >= _BATCH or self.size >= _BATCH_SIZE
+
+    def add(self, path: bytes, file: Small) -> None:
+        self._paths.append(path)
+        self._files.append(file)
+        self.size += len(file[2])
+
+    def write(self) -> _Written | _Failure:
+        for index, number in enumerate(write_files(self._files)):
+            if not number:
+                continue
+            place, mode, data, mtime_ns = self._files[index]
+            try:
+                if number != errno.EEXIST:
+                    raise OSError(number, os.strerror(number))
+                write_file(place, mode, (data,), mtime_ns)
+            except OSError as problem:
+                return _Failure(problem, self._paths[index])
+        return _Written(self.size, self.files)
+
+
+_Job = _One | _Batch
 
 
 class Writers:
     """Writes whole files; call ``drain`` before anybody reads them.
 
-    When each file is waited for longer than ``slow_s``, threads take over: as many as a
+    Small files are written in batches by another thread, where that can be done without the
+    interpreter lock; all others by the caller. When each of these is waited for longer than
+    ``slow_s``, threads take over: as many as a
     task keeps busy, then twice as many, up to ``most``, as long as the queue is full and that
     makes it move faster. ``on_error`` turns an ``OSError`` of a path into the error to
     raise: from the same call, or from one of the next.
@@ -58,16 +125,39 @@ class Writers:
         self._pause = 0  # files until the next sample
         self._was_slow = False  # the last sample
         self._pool: _Pool | None = None
+        self._batch = _Batch()
+        self._batches: _Pool | None = None
 
     @property
     def threads(self) -> int:
         """How many writers there are beside the caller."""
-        return self._pool.threads if self._pool else 0
+        return sum(pool.threads for pool in self._pools)
 
     @property
     def waiting(self) -> int:
         """Bytes that wait for a writer."""
-        return self._pool.waiting if self._pool else 0
+        return self._batch.size + sum(pool.waiting for pool in self._pools)
+
+    @property
+    def _pools(self) -> list[_Pool]:
+        return [pool for pool in (self._pool, self._batches) if pool is not None]
+
+    def write_small(
+        self, path: bytes, place: bytes, mode: int, data: memoryview, mtime_ns: int | None
+    ) -> None:
+        """Write ``data``, at most a few megabytes, to ``place``; see ``write_file``."""
+        if not COMPILED:
+            self.write(path, place, mode, (data,), len(data), mtime_ns)
+            return
+        self._batch.add(path, (place, mode, data, mtime_ns))
+        if self._batch.full:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._batches is None:
+            self._batches = _Pool(self._on_error, first=1, most=self._most)
+        batch, self._batch = self._batch, _Batch()
+        self._batches.put(batch)
 
     def write(
         self,
@@ -76,7 +166,7 @@ class Writers:
         mode: int,
         chunks: Iterable[memoryview],
         size: int,
-        mtime: float | None = None,
+        mtime_ns: int | None = None,
         *,
         sparse: bool = False,
     ) -> None:
@@ -84,17 +174,17 @@ class Writers:
         pool = self._pool
         if pool is not None and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
-            pool.put(_Job(path, place, mode, data, size, mtime, sparse))
+            pool.put(_One(path, place, mode, data, size, mtime_ns, sparse))
             return
         judged = pool is None and size < LARGE and not self._pause
         self._pause -= self._pause > 0
         try:
             if not judged:
-                write_file(place, mode, chunks, mtime, sparse=sparse)
+                write_file(place, mode, chunks, mtime_ns, sparse=sparse)
                 return
             timed = _Timed(chunks)
             begun = _waited()
-            write_file(place, mode, timed, mtime, sparse=sparse)
+            write_file(place, mode, timed, mtime_ns, sparse=sparse)
         except OSError as error:
             raise self._on_error(error, path) from error
         self._judge(_waited() - begun - timed.waited_s)
@@ -115,14 +205,16 @@ class Writers:
 
     def drain(self) -> None:
         """Wait until all that was given is written; raises what a writer met."""
-        if self._pool is not None:
-            self._pool.drain()
+        if self._batch.files:
+            self._hand_over()
+        for pool in self._pools:
+            pool.drain()
 
     def close(self) -> None:
         """End the threads; what waits is dropped, unless ``drain`` was called."""
-        if self._pool is not None:
-            self._pool.close()
-            self._pool = None
+        for pool in self._pools:
+            pool.close()
+        self._pool = self._batches = None
 
 
 def _waited() -> float:
@@ -161,11 +253,11 @@ class _Pool:
         self._on_error = on_error
         self._most = most
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # Bytes that were written, or what went wrong with which path.
-        self._written: SimpleQueue[int | tuple[Exception, bytes]] = SimpleQueue()
+        # Bytes and files that were written, or what went wrong.
+        self._written: SimpleQueue[_Written | _Failure] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended = False
-        self._failed: tuple[Exception, bytes] | None = None
+        self._failed: _Failure | None = None
         self.waiting = 0  # bytes that are not written yet
         self._busy = 0  # files that are not written yet
         self._done = 0  # files that are
@@ -187,18 +279,21 @@ class _Pool:
         while self._busy and (self.waiting + job.size > QUEUE or self._busy >= _JOBS):
             self._hear()
             self._tune()
-        self._jobs.put(job)
         self.waiting += job.size
-        self._busy += 1
+        self._busy += job.files
+        if self._threads:
+            self._jobs.put(job)
+        else:  # a limit on threads
+            self._written.put(job.write())
 
     def _hear(self) -> None:
         """Wait for a file to be written; raises what went wrong, with this one or an earlier."""
         if self._failed is None:
             news = self._written.get()
-            if isinstance(news, int):
-                self.waiting -= news
-                self._busy -= 1
-                self._done += 1
+            if isinstance(news, _Written):
+                self.waiting -= news.size
+                self._busy -= news.files
+                self._done += news.files
                 return
             self._failed = news
         problem, path = self._failed
@@ -232,11 +327,7 @@ class _Pool:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._ended:
-            try:
-                write_file(job.place, job.mode, job.data, job.mtime, sparse=job.sparse)
-                self._written.put(job.size)
-            except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
-                self._written.put((problem, job.path))
+            self._written.put(job.write())
             del job  # a writer that waits for the next one holds nothing
 
     def drain(self) -> None:

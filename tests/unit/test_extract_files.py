@@ -1,0 +1,85 @@
+"""Small files written together: both forms do what writing them one by one does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from jobs.extract import files
+from jobs.extract.files import Small
+
+Write = Callable[[Sequence[Small]], list[int]]
+
+
+@pytest.fixture(params=["plain", "in use"])
+def write(request: pytest.FixtureRequest) -> Write:
+    """Both forms; without a compiler they are the same one."""
+    return files.write_files_plain if request.param == "plain" else files.write_files
+
+
+def small(path: Path, data: bytes, *, mode: int = 0o666, mtime_ns: int | None = None) -> Small:
+    return os.fsencode(path), mode, memoryview(data), mtime_ns
+
+
+def test_new_files_have_their_content_mode_and_time(write: Write, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert write([small(one, b"abc", mtime_ns=-1_500_000_001), small(two, b"", mode=0o777)]) == [
+        0,
+        0,
+    ]
+    assert one.read_bytes() == b"abc"
+    assert one.stat().st_mtime_ns == -1_500_000_001
+    assert not one.stat().st_mode & 0o111
+    assert two.stat().st_mode & 0o100
+
+
+def test_what_an_earlier_attempt_left_is_written_over(write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"longer than before")
+    inode = path.stat().st_ino
+    assert write([small(path, b"short")]) == [0]
+    assert path.read_bytes() == b"short"
+    assert path.stat().st_ino == inode
+
+
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "FIFO", "other mode", "read-only"])
+def test_something_unusual_is_replaced_or_left_to_the_careful_way(
+    write: Write, tmp_path: Path, kind: str
+) -> None:
+    path, victim = tmp_path / "file", tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    if kind == "symbolic link":
+        path.symlink_to(victim)
+    elif kind == "hard link":
+        os.link(victim, path)
+    elif kind == "FIFO":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(b"old")
+        path.chmod(0o755 if kind == "other mode" else 0o444)
+    (number,) = write([small(path, b"new")])
+    assert victim.read_bytes() == b"untouched"
+    if number:
+        assert number == errno.EEXIST
+        files.write_file(*small(path, b"new")[:2], (memoryview(b"new"),))
+    assert path.read_bytes() == b"new"
+    assert stat.S_ISREG(path.lstat().st_mode)
+
+
+def test_each_file_has_its_own_error(write: Write, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    good = tmp_path / "good"
+    numbers = write(
+        [
+            small(tmp_path / "missing" / "file", b"1"),
+            small(tmp_path / ("x" * 256), b"2"),
+            small(good, b"3"),
+        ]
+    )
+    assert numbers == [errno.ENOENT, errno.ENAMETOOLONG, 0]
+    assert good.read_bytes() == b"3"
