@@ -14,10 +14,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs import finalize
+from jobs import atomic, finalize
 from jobs.manifest import ManifestWriter
 from jobs.model import (
     Entry,
+    Fetched,
+    Format,
     Options,
     PartSummary,
     Plan,
@@ -63,6 +65,8 @@ def make_run(base: Path, files: int) -> tuple[RunFolder, Plan]:
                 records.write(b'{"id": "%d", "image": "%s"}\n' % (number, path.encode()))
             manifest.add(Entry("prompts.jsonl", 0, "00000000"))
             manifest.finish(PartSummary(part.id, each + 1, 0, each + 1, records=True))
+        evidence = Fetched(part.shard, Format.TAR, (), (), (), ())
+        atomic.write_json(folder.fetched(part.shard), evidence)
     return folder, plan
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import msgspec
 
 ROWS = 150_000  # in a bucket, about; some 100 MB once they are objects
+HELD = 400_000  # rows that are kept in memory: too few to be worth files
 MOST = 200  # buckets: each is an open file
 
 
@@ -66,19 +67,27 @@ class Partitions:
 
 
 class Buckets(Partitions):
-    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet."""
+    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet.
+
+    ``rows``: how many there will be, about; so few that memory holds them are one bucket there.
+    """
 
     def __init__(self, folder: Path, *, rows: int) -> None:
-        super().__init__(folder, "bucket", min(MOST, 1 + rows // ROWS))
+        super().__init__(folder, "bucket", min(MOST, 1 + rows // ROWS) if rows > HELD else 0)
+        self._held: list[Sequence[Any]] = []
 
     def add(self, key: str, *row: Any) -> None:
         """Put a row beside the others whose key folds to the same."""
-        count = len(self)
-        place = zlib.crc32(folded(key).encode("utf-8", "surrogatepass")) % count if count > 1 else 0
-        self.put(place, row)
+        if not self._files:
+            self._held.append(row)
+            return
+        hashed = zlib.crc32(folded(key).encode("utf-8", "surrogatepass"))
+        self.put(hashed % len(self._files), row)
 
-    def read(self) -> Iterator[Iterator[list[Any]]]:
+    def read(self) -> Iterator[Iterator[Sequence[Any]]]:
         """Each bucket's rows, in the order in which they were added."""
+        if not self._files:
+            yield iter(self._held)
         for place in range(len(self)):
             yield self.rows(place)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Join:
         self._literal: set[str] = set()  # files that a record names by their very path
         self._waiting: list[Reference] = []  # that no file has the very path of
 
-    def _take(self, rows: Iterator[list[Any]]) -> None:
+    def _take(self, rows: Iterator[Sequence[Any]]) -> None:
         takers: dict[Row, Callable[..., None]] = {
             Row.FILE: self._file,
             Row.DISK: self._disk,

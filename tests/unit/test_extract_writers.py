@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import Cause, StorageError
+from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.files import as_ours
 from jobs.extract.writers import LARGE, QUEUE, Writers
 
@@ -151,3 +151,50 @@ def test_without_more_threads_the_caller_writes_itself(
     writers.drain()
     assert writers.threads == 0
     assert len(list(tmp_path.iterdir())) == 40
+
+
+def put_small(writers: Writers, tmp_path: Path, name: str, data: bytes) -> None:
+    writers.write_small(name.encode(), place(tmp_path, name), 0o666, memoryview(data), None)
+
+
+def test_small_files_are_all_there_after_draining(inline: Writers, tmp_path: Path) -> None:
+    data = {str(number): os.urandom(number % 5000) for number in range(500)}
+    for name, content in data.items():
+        put_small(inline, tmp_path, name, content)
+    inline.drain()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == data
+    assert inline.waiting == 0
+
+
+def test_a_small_file_replaces_a_link_and_does_not_follow_it(
+    inline: Writers, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"untouched")
+    (tmp_path / "link").symlink_to(victim)
+    put_small(inline, tmp_path, "link", b"new")
+    inline.drain()
+    assert victim.read_bytes() == b"untouched"
+    assert not (tmp_path / "link").is_symlink()
+    assert (tmp_path / "link").read_bytes() == b"new"
+
+
+def test_an_error_of_a_small_file_names_its_path(inline: Writers, tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="longer than this file system takes") as caught:
+        for name in ("a", "x" * 256, "b"):
+            put_small(inline, tmp_path, name, b"1")
+        inline.drain()
+    assert caught.value.member == "x" * 256
+
+
+def test_small_files_are_written_by_the_caller_where_no_thread_can_start(
+    inline: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    for number in range(300):
+        put_small(inline, tmp_path, str(number), b"1")
+    inline.drain()
+    assert len(list(tmp_path.iterdir())) == 300
