@@ -104,13 +104,12 @@ class ZipArchive:
         if entry.kind is None:
             raise unsafe(self._archive, entry.name, "is a device, a FIFO or a socket")
         try:
-            chunks = self._content(entry, self._directory.limit(ordinal))
+            chunks, data = self._content(entry, self._directory.limit(ordinal))
             member = Member(entry.name, entry.kind, entry.size, entry.mode, entry.mtime, ordinal)
             if entry.kind is Kind.LINK:
-                member.target = b"".join(chunks)
-                member.size = 0
+                member.target, member.size = b"".join(chunks), 0
             else:
-                member.chunks = chunks
+                member.chunks, member.data = chunks, data
         except EntryError as error:
             raise self._refused(entry, error) from error
         except ArchiveError as error:
@@ -122,13 +121,13 @@ class ZipArchive:
             return unsupported(self._archive, str(error), member=entry.name)
         return damaged(self._archive, str(error), offset=entry.offset, member=entry.name)
 
-    def _content(self, entry: Entry, limit: int) -> Iterator[memoryview]:
-        """The content, checked: at once where it is small, else while it passes."""
+    def _content(self, entry: Entry, limit: int) -> tuple[Iterator[memoryview], memoryview | None]:
+        """The content, checked: at once and in one piece where it is small, else as it passes."""
         if max(entry.stored, entry.size) > _SMALL:
             head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
             start = entry.offset + check_local(entry, head)
             self._check_end(entry, start + entry.stored, limit)
-            return self._streamed(entry, start)
+            return self._streamed(entry, start), None
         # One read has all: the local extra field is seldom longer than the directory's.
         guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
         want = guess + entry.stored + _DESCRIPTOR
@@ -144,7 +143,7 @@ class ZipArchive:
             raise EntryError(f"it claims {entry.size} bytes and has {len(content)}")
         if _crc32()(content, 0) != entry.crc32:
             raise EntryError("its checksum (CRC-32) is wrong")
-        return iter((content,)) if len(content) else iter(())
+        return iter((content,) if content else ()), content
 
     def _check_end(self, entry: Entry, end: int, limit: int) -> None:
         if end > limit:
