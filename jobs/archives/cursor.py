@@ -51,7 +51,7 @@ class Cursor:
 
     def held(self) -> tuple[memoryview, int]:
         """The block in hand, and the next byte's place in it."""
-        return self._view, self._pos
+        return self._view[: self._end], self._pos
 
     def take(self, size: int) -> memoryview:
         """The next ``size`` bytes, at most 1 MiB, in one piece; raises ``ShortError``.

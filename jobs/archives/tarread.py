@@ -131,7 +131,7 @@ class TarReader:
             self._found.reverse()
         name, at, size, mode, mtime = self._found.pop()
         self._name = name
-        end = self._block_start + (at + size + BLOCK - 1 & -BLOCK)
+        end = self._block_start + at + (size + BLOCK - 1 & -BLOCK)
         data = self._block[at : at + size]
         content = iter(() if self.headers_only or not size else (data,))
         return Member(name, Kind.FILE, size, mode, mtime, self._ordinal, b"", content, data), end
