@@ -106,9 +106,7 @@ _dataset = options.stack(
     click.option(
         "--overlap/--no-overlap",
         default=True,
-        show_default=True,
-        help="Let the download job extract while it downloads; or leave that to extract tasks, as "
-        "on a transfer node.",
+        help="Extract in the download job while it downloads (default), or only in extract tasks.",
     ),
     click.option(
         "--layout",

@@ -58,7 +58,7 @@ def test_of_two_resumes_of_one_run_one_submits(
     source, whole = tiny
     for number in range(half, ROUNDS, 2):
         here = Scene(shop, tmp_path / str(number), ("--local-path", source), whole)
-        assert here.launch(fault=Fault("extract", 3)).fired
+        assert here.launch("--no-overlap", fault=Fault("extract", 3)).fired
         ended = shop.together(here.cli, [["resume"], ["resume"]])
         codes = sorted(each.rc for each in ended)
         # 0 for both: the later one found the run at work or done, and nothing left to do.
@@ -69,7 +69,7 @@ def test_of_two_resumes_of_one_run_one_submits(
 
 def test_a_launch_over_a_run_that_ended_early_is_told_how_to_go_on(scene: Stage) -> None:
     here = scene()
-    assert here.launch(fault=Fault("extract", 3)).fired
+    assert here.launch("--no-overlap", fault=Fault("extract", 3)).fired
     told = here.launch(rc=3)
     assert here.run.name in told.err
     assert "resume" in told.err
@@ -78,7 +78,7 @@ def test_a_launch_over_a_run_that_ended_early_is_told_how_to_go_on(scene: Stage)
 
 def test_a_run_whose_destination_is_another_runs_by_now_is_not_resumed(scene: Stage) -> None:
     here = scene()
-    assert here.launch("--overwrite", fault=Fault("extract", 3)).fired
+    assert here.launch("--overwrite", "--no-overlap", fault=Fault("extract", 3)).fired
     first = here.run
     here.shop.run(here.cli, "cancel", rc=0)
     here.launch(rc=0)

@@ -234,7 +234,7 @@ def test_a_clock_that_is_wrong_changes_nothing(
 ) -> None:
     with Shop("env", "FAKETIME_DONT_FAKE_MONOTONIC=1", "faketime", "-f", shift) as astray:
         here = scene(at=astray)
-        assert here.launch(fault=Fault(where, 3)).fired
+        assert here.launch("--no-overlap", fault=Fault(where, 3)).fired
         here.shop = shop
         assert "incomplete" in ask(here).out
         here.finish()

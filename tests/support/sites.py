@@ -157,7 +157,8 @@ class Pages:
 
     @property
     def options(self) -> tuple[str | Path, ...]:
-        return ("--local-path", self.archives, "--layout", "files")
+        # Parts are left to the array, whose tasks the faults meet.
+        return ("--local-path", self.archives, "--layout", "files", "--no-overlap")
 
 
 def published(dest: Path) -> dict[str, str]:
