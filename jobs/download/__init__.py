@@ -27,6 +27,7 @@ from jobs.model import (
     Shard,
     ShardKind,
     SourceKind,
+    Stage,
 )
 from jobs.problems import as_problem
 from jobs.progress import Progress, cores
@@ -138,8 +139,12 @@ class _Crew:
             self._progress.add(bytes=known)
             return known
         before = before or self._replaced_evidence(shard)
+        # Parts of a shard that was here before are kept where the bytes are the same.
         fetched = self._fetcher.fetch(
-            shard, streams=self._streams(shard), before=before is not None or not self._extracts
+            shard,
+            streams=self._streams(shard),
+            extracts=self._extracts and before is None,
+            repaired=before is not None or self._was_damaged(shard),
         )
         if before is not None:
             fetched = self._compared(shard, fetched, before)
@@ -163,6 +168,15 @@ class _Crew:
         if shard.kind is not ShardKind.ARCHIVE:
             return False
         return shard.parts > 1 or (self.streams_all and self._extracts)
+
+    def _was_damaged(self, shard: Shard) -> bool:
+        """Whether an earlier attempt has found damage in the shard."""
+        return any(
+            item.item == shard.id and item.problem and item.problem.cause is Cause.BAD_ARCHIVE
+            for result in self._folder.load_results()
+            if result.stage is Stage.DOWNLOAD and result.attempt < self._attempt
+            for item in result.items
+        )
 
     def _evidence(self, shard: Shard) -> Fetched | None:
         """What an earlier attempt, or an earlier process of this one, tells of the shard."""

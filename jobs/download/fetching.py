@@ -55,21 +55,24 @@ class Fetcher:
         """Whether any server has said anything so far."""
         return self._transfer is not None and self._transfer.answered
 
-    def fetch(self, shard: Shard, *, streams: bool = False, before: bool = False) -> Fetched:
+    def fetch(
+        self, shard: Shard, *, streams: bool, extracts: bool, repaired: bool = False
+    ) -> Fetched:
         """Have ``shard`` here, with all that is known of it; safe to call again.
 
-        ``streams``: read a tar in the same pass, and extract it, unless an earlier attempt has
-        had the shard ``before``: its parts are kept where the bytes are the same. Then a file of
-        this file system need not have its size of the launch either, as its owner may have
-        repaired it.
+        ``streams``: read a tar in the same pass; ``extracts``: and write its parts. ``repaired``: a
+        file of this file system need not have its size of the launch, as its owner may have
+        replaced a damaged one.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
         here = [self._source.path(file) for file in shard.files]
         if None not in here:
             paths = [path for path in here if path is not None]
-            return self._in_place(shard, paths, streams=streams, before=before)
-        return self._fetched(shard, streams=streams, before=before)
+            return self._in_place(
+                shard, paths, streams=streams, extracts=extracts, repaired=repaired
+            )
+        return self._fetched(shard, streams=streams, extracts=extracts)
 
     # A folder that is a dataset ------------------------------------------------------------
 
@@ -93,7 +96,9 @@ class Fetcher:
 
     # Files of this file system -------------------------------------------------------------
 
-    def _in_place(self, shard: Shard, paths: list[Path], *, streams: bool, before: bool) -> Fetched:
+    def _in_place(
+        self, shard: Shard, paths: list[Path], *, streams: bool, extracts: bool, repaired: bool
+    ) -> Fetched:
         """Read completely where they are.
 
         The hash is the receipt's proof of what was imported, finds a disk that cannot read its
@@ -103,7 +108,7 @@ class Fetcher:
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
                 raise SourceError(f"{shown(str(path))} is empty; put the archive there again")
-            if file.size not in (None, size) and not before:
+            if file.size not in (None, size) and not repaired:
                 raise SourceError(
                     f"{shown(str(path))} has {size} bytes, and had {file.size} at launch; let its "
                     "writer finish, then launch again",
@@ -119,7 +124,7 @@ class Fetcher:
             tuple(mtime_ns for _, mtime_ns in marks),
             in_place=True,
         )
-        streaming = self._pool.stream(shard, paths, (), extracts=not before) if streams else None
+        streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else None
         digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
         fetched = structs.replace(fetched, digests=digests)
         if streaming is not None:
@@ -133,7 +138,7 @@ class Fetcher:
 
     # Files of other machines ---------------------------------------------------------------
 
-    def _fetched(self, shard: Shard, *, streams: bool, before: bool) -> Fetched:
+    def _fetched(self, shard: Shard, *, streams: bool, extracts: bool) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Before anything is read behind them: what is there and wrong goes.
@@ -144,7 +149,7 @@ class Fetcher:
             for feed, received in zip(feeds, there, strict=True):
                 if received is not None:
                     feed.have(received.size)
-            streaming = self._pool.stream(shard, outs, feeds, extracts=not before)
+            streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
         files: list[Received] = []
         try:
             for index, out in enumerate(outs):
@@ -167,7 +172,7 @@ class Fetcher:
         )
         if streaming is None:
             return fetched
-        return self._streamed(streaming, shard, outs, extracts=not before).applied(fetched)
+        return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
 
     def _streamed(
         self, streaming: Future[Streamed], shard: Shard, outs: Sequence[Path], *, extracts: bool

@@ -31,7 +31,7 @@ class Feed:
         """Send what is known so far, and everything from now on."""
         with self._lock:
             self._send = send
-            if self._state.generation:
+            if self._state.generation or self._state.failed:
                 self._put(self._state)
 
     def detach(self) -> None:

@@ -13,8 +13,10 @@ from msgspec import structs
 
 from jobs import atomic
 from jobs.archives import open_archive
-from jobs.archives.tarstream import Streamed
+from jobs.archives.tarstream import Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.extract.arriving import Feed
+from jobs.extract.messages import Arrived
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.progress import Progress
@@ -230,7 +232,10 @@ def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
     assert done == [f"{part.id}.jsonl" for part in run.parts[: len(done)]] and done
 
 
-def test_what_cannot_be_kept_up_with_goes_to_a_plain_copy_from_there_on(tmp_path: Path) -> None:
+def test_what_cannot_be_kept_up_with_goes_to_a_plain_copy_from_there_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TarStream, "taken", property(lambda stream: 0))  # nothing was read yet
     run = _run(tmp_path, gzip.compress(_tar(FILES)), "a.tar.gz")
     arrivals = _arriving(tmp_path / "a.tar.gz")
     arrivals.finish()
@@ -254,3 +259,11 @@ def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPa
     monkeypatch.undo()
     assert caught.value.cause is Cause.DISK_FULL
     assert not _manifests(run)
+
+
+def test_a_transfer_that_failed_before_anybody_read_is_not_waited_for() -> None:
+    feed = Feed(0)
+    feed.fail()
+    heard: list[Arrived] = []
+    feed.attach(heard.append)
+    assert [news.failed for news in heard] == [True]
