@@ -97,13 +97,13 @@ def _walk(base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]) -> 
         elif stat.S_ISDIR(status.st_mode):
             real = os.path.realpath(entry.path)
             if real in above:
-                raise SourceError(f"{shown(entry.path)} is a link to a folder that holds it")
+                raise SourceError(f"{shown(entry.path)} is a link to a folder above it")
             yield Item(FOLDER, path, 0, mode, mtime_ns)
             yield from _walk(base, path + b"/", leave, above | {real})
         else:
             raise SourceError(
-                f"{shown(entry.path)} is a device, pipe or socket; no dataset holds one, so "
-                "remove it or leave it out with --exclude"
+                f"{shown(entry.path)} is a device, pipe or socket, which a dataset cannot "
+                "contain; remove it, or exclude it with --exclude"
             )
 
 
@@ -111,9 +111,9 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
     try:
         return entry.stat(follow_symlinks=follow)
     except FileNotFoundError as error:
-        fact = "points to nothing" if entry.is_symlink() else "went away while it was listed"
+        fact = "points to nothing" if entry.is_symlink() else "disappeared while it was listed"
         raise SourceError(
-            f"{shown(entry.path)} {fact}; mend it, or leave it out with --exclude",
+            f"{shown(entry.path)} {fact}; mend it, or exclude it with --exclude",
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
@@ -209,7 +209,7 @@ def read(listing: Path, cuts: Sequence[Cut], part: int) -> tuple[bytes, Iterator
             root = Item.of(stream.readline()).path
     except (OSError, msgspec.DecodeError) as error:
         raise SourceError(
-            f"{shown(str(listing))} is missing or damaged; resume makes it anew",
+            f"{shown(str(listing))} is missing or damaged; `resume` writes it again",
             cause=Cause.NOT_FETCHED,
         ) from error
     begin, end = list(pairwise(cuts))[part]

@@ -38,8 +38,8 @@ class Packing:
     def remedy(self) -> str:
         """Why it is refused, and what to do instead."""
         return (
-            f"{self.name} is not read here; unpack it with `{self.unpack}` and give the folder as "
-            "--local-path, or have it published as tar or zip"
+            f"{self.name} is not supported; unpack it with `{self.unpack}` and launch with "
+            "--local-path on the folder, or ask for a tar or zip"
         )
 
 
@@ -97,9 +97,9 @@ _PACKINGS = (
     Packing("ARJ", (".arj",), (), "arj x"),
     Packing("ACE", (".ace",), (), "unace x"),
     Packing("ALZip", (".alz", ".egg"), (b"ALZ\x01", b"EGGA"), "unar"),
-    Packing("what gpg encrypted", (".gpg", ".pgp"), (), "gpg -d"),
-    Packing("what openssl encrypted", (), (b"Salted__",), "openssl enc -d"),
-    Packing("what age encrypted", (".age",), (b"age-encryption.org/v1",), "age -d"),
+    Packing("a file encrypted with gpg", (".gpg", ".pgp"), (), "gpg -d"),
+    Packing("a file encrypted with openssl", (), (b"Salted__",), "openssl enc -d"),
+    Packing("a file encrypted with age", (".age",), (b"age-encryption.org/v1",), "age -d"),
     Packing("StuffIt", (".sit", ".sitx"), (b"SIT!", b"StuffIt "), "unar"),
 )
 _BY_MAGIC = {magic: packing for packing in _PACKINGS for magic in packing.magics}
@@ -132,7 +132,7 @@ _PYTORCH = (b"/data.pkl", b"/.format_version")
 _BLANKS = b"\xef\xbb\xbf \t\r\n"  # and the mark of UTF-8
 LFS_POINTER = b"version https://git-lfs"
 _STAND_INS = (
-    (LFS_POINTER, "a Git LFS pointer, not the file it points to"),
+    (LFS_POINTER, "a Git LFS pointer, not the file itself"),
     (b"<!doctype html", "a web page (of a login or an error?)"),
     (b"<html", "a web page (of a login or an error?)"),
     (b"<?xml", "an XML document (an error of an object store?)"),

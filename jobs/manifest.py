@@ -100,7 +100,9 @@ def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb", buffering=_BUFFER)
     except FileNotFoundError as error:
-        raise RunFolderError(f"{path} is missing: the part is not finished; resume") from error
+        raise RunFolderError(
+            f"{path} is missing: the part is not finished; run `resume`"
+        ) from error
 
 
 def _summary(path: Path, line: bytes) -> PartSummary:
@@ -109,9 +111,9 @@ def _summary(path: Path, line: bytes) -> PartSummary:
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise _damaged(path, f"its last line is missing ({error})") from error
     if not (summary.end and line.endswith(b"\n")):
-        raise _damaged(path, "its last line is cut short")
+        raise _damaged(path, "its last line is truncated")
     return summary
 
 
 def _damaged(path: Path, fact: str) -> RunFolderError:
-    return RunFolderError(f"{path} is damaged: {fact}; rename it and resume")
+    return RunFolderError(f"{path} is damaged: {fact}; rename it and run `resume`")

@@ -12,7 +12,7 @@ MAX_COMPONENT = 255  # bytes; NAME_MAX of every Linux file system that counts
 MAX_PATH = 3072  # bytes; PATH_MAX is 4096 and the data folder's own path comes before
 MAX_DEPTH = 256  # components
 TWO_KINDS = (
-    "is both a file and a folder of the dataset; where two archives differ in this, launch with "
+    "is both a file and a folder of the dataset; if two archives differ in this, launch with "
     "--on-collision per-shard"
 )
 HOSTILE = (
@@ -57,7 +57,7 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     if not parts:
         raise _unsafe(archive, name, "has no name")
     if b".." in parts:
-        raise _unsafe(archive, name, "climbs out of its folder by '..'")
+        raise _unsafe(archive, name, "leaves its folder by '..'")
     if len(name) > MAX_COMPONENT:
         _check_lengths(archive, name, parts)
     return b"/".join(parts)
@@ -69,7 +69,7 @@ def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
     if sum(map(len, parts)) + len(parts) > MAX_PATH:
         raise _unsafe(archive, name, f"has a path longer than {MAX_PATH} bytes")
     if len(parts) > MAX_DEPTH:
-        raise _unsafe(archive, name, f"lies more than {MAX_DEPTH} folders deep")
+        raise _unsafe(archive, name, f"is more than {MAX_DEPTH} folders deep")
 
 
 def _unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
@@ -212,8 +212,8 @@ class Folders:
             raise from_os_error(error, doing=f"making the folder {shown(full)}") from error
         if stat.S_ISLNK(mode):
             raise UnsafeMemberError(
-                f"{self._archive}: folder {shown(folder)} is a symbolic link on disk; nothing is "
-                "written through it, so remove it and resume",
+                f"{self._archive}: folder {shown(folder)} is a symbolic link on disk, and "
+                "nothing is written through links; remove it and run `resume`",
                 member=text_of(folder)[0],
             )
         if not stat.S_ISDIR(mode):

@@ -66,13 +66,13 @@ class Rlimit:
         )
 
 
-FILE_SIZE = Rlimit(resource.RLIMIT_FSIZE, "f", "a file may have at most {} MB", 10**6)
-CPU_TIME = Rlimit(resource.RLIMIT_CPU, "t", "a process may use at most {} s of processor time")
+FILE_SIZE = Rlimit(resource.RLIMIT_FSIZE, "f", "files are limited to {} MB", 10**6)
+CPU_TIME = Rlimit(resource.RLIMIT_CPU, "t", "processes are limited to {} s of processor time")
 ADDRESS_SPACE = Rlimit(
-    resource.RLIMIT_AS, "v", "a process may have at most {} MB of address space", 10**6
+    resource.RLIMIT_AS, "v", "processes are limited to {} MB of address space", 10**6
 )
-DATA = Rlimit(resource.RLIMIT_DATA, "d", "a process may have at most {} MB of data", 10**6)
-OPEN_FILES = Rlimit(resource.RLIMIT_NOFILE, "n", "a process may have at most {} open files")
+DATA = Rlimit(resource.RLIMIT_DATA, "d", "processes are limited to {} MB of data", 10**6)
+OPEN_FILES = Rlimit(resource.RLIMIT_NOFILE, "n", "processes are limited to {} open files")
 
 # What a shell may limit and a task may reach.
 OF_TASKS = (FILE_SIZE, CPU_TIME, ADDRESS_SPACE, DATA)
@@ -100,7 +100,7 @@ def reached(error: BaseException) -> str | None:
 def may_be_why() -> str:
     """The limits that can end a process without a word, to go on from what ended; often empty."""
     facts = [limit.fact for limit in (ADDRESS_SPACE, DATA, CPU_TIME) if limit.fact]
-    return f"; a limit may be why: {', '.join(facts)}" if facts else ""
+    return f"; a limit may be the cause: {', '.join(facts)}" if facts else ""
 
 
 def watch_cpu_limit() -> str:
@@ -116,4 +116,4 @@ def watch_cpu_limit() -> str:
         ahead = max(1, hard - min(_CPU_MARGIN_S, max(1, hard // 4)))
         if soft == resource.RLIM_INFINITY or soft > ahead:
             resource.setrlimit(resource.RLIMIT_CPU, (ahead, hard))
-    return said or "this process was told that its processor time is used up (SIGXCPU)"
+    return said or "this process received SIGXCPU: its processor time is used up"

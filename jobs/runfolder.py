@@ -129,7 +129,7 @@ class RunFolder:
             status = os.lstat(self.path)
         except FileNotFoundError as error:
             raise RunFolderError(
-                f"{self.path}: there is no such run; `websight-orchestrate runs` lists them"
+                f"{self.path}: no such run; list runs with `websight-orchestrate runs`"
             ) from error
         # What another user closed to us is told below.
         closed = not os.access(self.path, os.R_OK | os.X_OK)
@@ -137,13 +137,13 @@ class RunFolder:
             raise self._no_run_folder()
         if status.st_uid != os.geteuid():
             raise RunFolderError(
-                f"{self.path} belongs to user {status.st_uid}, not to you; "
-                "only its owner can go on with a run"
+                f"{self.path} belongs to user {status.st_uid}, not to you; only its owner can "
+                "continue a run"
             )
         if status.st_mode & 0o022:
             raise RunFolderError(
-                f"{self.path} can be written by others, so what it holds cannot be trusted; "
-                f"look at it, then `chmod 700 {self.path}`"
+                f"{self.path} is writable by others, so its contents cannot be trusted; inspect "
+                f"it, then run `chmod 700 {self.path}`"
             )
 
     def _has_begun(self) -> bool:
@@ -151,7 +151,7 @@ class RunFolder:
 
     def _no_run_folder(self) -> RunFolderError:
         return RunFolderError(
-            f"{self.path} is not a run folder; `websight-orchestrate runs` lists runs"
+            f"{self.path} is not a run folder; list runs with `websight-orchestrate runs`"
         )
 
     def load_plan(self) -> Plan:
@@ -251,17 +251,17 @@ def is_run_folder(path: Path) -> bool:
 # What to do where a file of a kind cannot be read; nothing of it loses anything.
 _REMEDIES: dict[type[Any], str] = {
     Plan: (
-        "without its plan the run cannot go on. Once none of its jobs is left, move {folder} away "
-        "and launch again to the same --dest; what the run had fetched and extracted stays in "
-        ".incoming/{run} there, but the new run does not use it"
+        "the run cannot continue without its plan. Once none of its jobs is left, move {folder} "
+        "away and launch again to the same --dest; downloaded and extracted files stay in "
+        ".incoming/{run} there, but the new run does not use them"
     ),
     Submission: (
-        "it tells which jobs do what. Once none of the run's jobs is left (their names hold "
-        "{run}), rename it if it is there, and resume with the Slurm options of the launch; what "
-        "is finished is kept"
+        "it lists the jobs of a submission. Once none of the run's jobs is left (their names "
+        "contain {run}), rename it if it exists, and run `resume` with the Slurm options of the "
+        "launch; finished work is kept"
     ),
 }
-_OTHERWISE = "rename it if it is there, and resume: what it told is found out again"
+_OTHERWISE = "if it exists, rename it, then run `resume`; its contents are rebuilt"
 
 _DECODERS: dict[type[Any], msgspec.json.Decoder[Any]] = {}
 

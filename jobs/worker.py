@@ -93,8 +93,8 @@ def _attempt(
         if submission.version != __version__:
             raise OrchestrateError(
                 f"this node has version {__version__} of websight-orchestrate, but version "
-                f"{submission.version} submitted the task; install one version for both, "
-                "then resume",
+                f"{submission.version} submitted the task; install one version on both, then run "
+                "`resume`",
                 cause=Cause.LAUNCH_FAILED,
             )
         return _STAGES[task.stage](folder, plan, submission, task, progress)
@@ -195,7 +195,7 @@ def _signals_stop(progress: Progress) -> Iterator[None]:
     cpu_limit = rlimits.watch_cpu_limit()
 
     def time_limit(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.TIME_LIMIT, "the time limit is near; the rest is left to resume")
+        progress.stop(Cause.TIME_LIMIT, "the time limit is near; `resume` does the rest")
 
     def terminated(signum: int, frame: FrameType | None) -> None:
         progress.stop(Cause.CANCELLED, "the task was told to stop (cancelled or preempted)")

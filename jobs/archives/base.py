@@ -102,13 +102,13 @@ class DamagedError(ArchiveError):
         that could do without it.
         """
         if verified:
-            step = "it is the one that was published, as its digest shows: tell its publisher"
+            step = "its digest matches the published one, so contact its publisher"
         elif in_place:
-            step = "put a whole copy of it where it lies and resume"
+            step = "replace it by an intact copy and run `resume`"
         elif again:
             step = "the next attempt (resume) fetches it again"
         else:
-            step = "it came the same when it was fetched again: tell its publisher"
+            step = "a second download gave the same bytes, so contact its publisher"
         if others and not again:
             step += ", or launch without it (--exclude)"
         return DamagedError(
@@ -124,7 +124,7 @@ def damaged(
     what = "" if member is None else f" member {shown(member)}"
     colon = ":" if where or what else ""
     return DamagedError(
-        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or cut short",
+        f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or truncated",
         member=None if member is None else text_of(member)[0],
     )
 
@@ -168,11 +168,11 @@ def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -
     is_image = layout.has_records and text.startswith(f"{layout.images}/")
     if packing is None or is_image or magic.is_data_name(text) or (options.nested and named):
         return
-    remedy = "with --nested to extract it where it lies" if named else "for it alone with --include"
+    remedy = "with --nested to extract it in place" if named else "with --include for it alone"
     raise unsupported(
         archive,
-        f"is an archive ({packing.name}) that nothing opens, and is not published so; launch "
-        f"{remedy}, or leave it out with --exclude",
+        f"is an archive ({packing.name}) that would stay unopened; launch {remedy}, or exclude "
+        "it with --exclude",
         member=name,
     )
 
@@ -183,7 +183,6 @@ def too_large(
     """Beyond a limit; ``option`` is the one that raises it."""
     what = "" if member is None else f" member {shown(member)}"
     return TooLargeError(
-        f"{archive}:{what} {fact}; if the archive can be trusted, launch again with a higher "
-        f"{option}",
+        f"{archive}:{what} {fact}; if you trust the archive, launch again with a higher {option}",
         member=None if member is None else text_of(member)[0],
     )

@@ -147,10 +147,10 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
             head = block.rstrip(b"\0")
             if head:
                 yield memoryview(head)
-            fact = f"the gzip stream breaks ({error})"
+            fact = f"the gzip stream is damaged ({error})"
             if "Not a gzipped file" in str(error):  # behind a member that is whole
                 fact += (
-                    "; `gzip -d` passes over that: if what it gives is all, unpack it and launch "
+                    "; `gzip -d` ignores this; if its output is complete, unpack it and launch "
                     "with --local-path on the folder"
                 )
             raise damaged(archive, fact, offset=total + len(head)) from error
@@ -219,7 +219,7 @@ def _streams(
             if decompressor.needs_input and not data:
                 data = source.read(_FEED)
                 if not data:
-                    raise damaged(archive, "the compressed stream is cut short", offset=total)
+                    raise damaged(archive, "the compressed stream is truncated", offset=total)
             try:
                 block = decompressor.decompress(data, BLOCK)
             except errors as error:
@@ -235,9 +235,9 @@ def _streams(
 
 def _stream_error(error: Exception, archive: str, total: int, memory: Memory) -> ArchiveError:
     if isinstance(error, lzma.LZMAError) and "emory" in str(error):
-        fact = "needs a larger dictionary to be inflated"
+        fact = "needs a larger dictionary for decompression"
         return too_hungry(archive, fact, memory, "xz -d")
-    return damaged(archive, f"the compressed stream breaks ({error})", offset=total)
+    return damaged(archive, f"the compressed stream is damaged ({error})", offset=total)
 
 
 def _expect_stream(
@@ -250,7 +250,7 @@ def _expect_stream(
         data += more
     if not begins(data):
         raise damaged(
-            archive, "something that is no compressed stream follows the last one", offset=total
+            archive, "data that is not a compressed stream follows the last stream", offset=total
         )
     return data
 

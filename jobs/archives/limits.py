@@ -42,8 +42,8 @@ class Limits:
         if total > self.most_bytes:
             raise too_large(
                 self.archive,
-                f"brings the content to {total} bytes, more than {self.max_expansion:g} for each "
-                f"of the archive's {self.archive_bytes} bytes",
+                f"expands to {total} bytes, more than {self.max_expansion:g} times the "
+                f"{self.archive_bytes} bytes of the archive",
                 "--max-expansion",
                 member=member,
             )

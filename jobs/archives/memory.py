@@ -57,12 +57,14 @@ def memory_for(archive_bytes: int) -> Memory:
 
 def too_hungry(archive: str, fact: str, memory: Memory, command: str) -> ArchiveError:
     """The refusal of a stream; ``command`` inflates it elsewhere."""
-    limit = "are free for it here" if memory.scarce else "are allowed for an archive of its size"
+    limit = (
+        "are free on this machine" if memory.scarce else "are allowed for an archive of its size"
+    )
     more = "give each task more memory (--mem), or " if memory.scarce else ""
     return unsupported(
         archive,
-        f"{fact}, and {memory.most >> 20} MiB {limit}; {more}inflate it yourself (`{command}`) and "
-        "launch with --local-path",
+        f"{fact}, and {memory.most >> 20} MiB {limit}; {more}decompress it yourself "
+        f"(`{command}`) and launch with --local-path",
     )
 
 

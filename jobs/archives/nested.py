@@ -106,7 +106,7 @@ def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
     return type(error)(
-        f"{error.message}; without --nested, archives in archives stay as they are",
+        f"{error.message}; without --nested, archives inside archives stay as they are",
         cause=error.cause,
         shard=error.shard,
         member=error.member,

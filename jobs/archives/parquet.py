@@ -118,7 +118,8 @@ class ParquetArchive:
             yield
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{self._archive}: {shown(str(self._path))} is gone; resume fetches it again",
+                f"{self._archive}: {shown(str(self._path))} no longer exists; `resume` "
+                "downloads it again",
                 cause=Cause.NOT_FETCHED,
             ) from error
         except MemoryError:
@@ -127,7 +128,8 @@ class ParquetArchive:
             raise damaged(self._archive, _one_line(error)) from error
         except (ValueError, OverflowError) as error:  # of a sound value that Python has no type for
             raise unsupported(
-                self._archive, f"holds a value that no record can hold: {_one_line(error)}"
+                self._archive,
+                f"contains a value that cannot be written to a record: {_one_line(error)}",
             ) from error
         except OSError as error:
             if error.errno is not None:
@@ -183,7 +185,7 @@ class _Rows:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know of the columns."""
         return tuple(
-            f"column {shown(name)} holds bytes that are no pictures; the records have them in "
+            f"column {shown(name)} holds bytes that are not images; they are in the records as "
             "base64"
             for name in self._columns.left
         )
@@ -309,4 +311,4 @@ def _as_json(value: Any) -> Any:
         return value.isoformat()
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise ValueError(f"no JSON for a value of type {type(value).__name__}")
+    raise ValueError(f"cannot write a value as JSON of type {type(value).__name__}")

@@ -68,7 +68,8 @@ class PlainFile:
                         yield memoryview(block)
             except FileNotFoundError as error:
                 raise SourceError(
-                    f"{shown(path)} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
+                    f"{shown(path)} no longer exists; `resume` downloads it again",
+                    cause=Cause.NOT_FETCHED,
                 ) from error
             except OSError as error:
                 raise from_os_error(error, doing=f"reading {shown(path)}") from error

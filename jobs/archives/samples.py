@@ -112,7 +112,7 @@ class Samples:
         if not self._without:
             return self._archive.warnings
         what = "1 sample has" if self._without == 1 else f"{self._without} samples have"
-        fact = f"{what} no image and stay files, such as {shown(self._example)}"
+        fact = f"{what} no image and are published as files, such as {shown(self._example)}"
         return (*self._archive.warnings, fact)
 
     def find(self, name: bytes) -> Member | None:
@@ -162,8 +162,8 @@ class Samples:
         if name.rpartition(b"/")[2] == self._layout.records.rpartition("/")[2].encode():
             raise unsupported(
                 self._label,
-                f"holds samples as WebDataset has them, and {self._layout.records} too; launch "
-                "with --layout websight to take that for the records, and the others as files",
+                f"contains WebDataset samples and {self._layout.records}; launch with --layout "
+                "websight to use that file as the records and the others as files",
                 member=member.name,
             )
         name = b"/".join(name.split(b"/")[min(self._strip, name.count(b"/")) :])

@@ -29,10 +29,10 @@ _COMPRESSED = {  # a tar that is compressed so, and any other file
 TARS = (Format.TAR, *(tar for tar, _ in _COMPRESSED.values()))
 SINGLE = tuple(single for _, single in _COMPRESSED.values())  # one compressed file
 
-_AT_ITS_SOURCE = "look at its source, then fetch it again"
+_AT_ITS_SOURCE = "check its source, then download it again"
 _ELSEWHERE = (
-    "where another program opens it (7z x, gzip -d), unpack it with that and launch with "
-    "--local-path on the folder"
+    "if another program opens it (7z x, gzip -d), unpack it and launch with --local-path on the "
+    "folder"
 )
 _NEEDED = 2 * tarheader.BLOCK  # inflated bytes that tell a tar
 # What is no archive, and not one of another kind that could be named a tar by mistake.
@@ -94,7 +94,7 @@ def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
     if not magic.says_tar(name):
         return single
     if packing is magic.GZIP or len(start) >= tarheader.BLOCK:
-        raise _no_archive(label, "compressed, but what it holds does not begin as a tar does")
+        raise _no_archive(label, "compressed, but its contents do not begin like a tar")
     return tar  # its reader says what is wrong
 
 
@@ -151,14 +151,14 @@ def _is_tar(start: bytes, name: str) -> bool:
 def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
     for start, what in _OTHERS:
         if head.startswith(start):
-            return unsupported(label, f"is {what}, which is not read here; {_ELSEWHERE}")
+            return unsupported(label, f"is {what}, which is not supported; {_ELSEWHERE}")
     if what_stands_there := magic.stand_in(head):
         return ArchiveError(f"{label} is {what_stands_there}; {_AT_ITS_SOURCE}")
     if head.startswith(tarheader.END):
-        return _no_archive(label, "no archive: it begins with zeros (an unfinished download?)")
+        return _no_archive(label, "not an archive: it begins with zeros (an unfinished download?)")
     if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
-        return _no_archive(label, "named a tar, but its first header is damaged")
-    begins = f"no archive: it begins with {shown(head[:16])}"
+        return _no_archive(label, "named like a tar, but its first header is damaged")
+    begins = f"not an archive: it begins with {shown(head[:16])}"
     return _no_archive(label, f"{begins} (--join puts pieces of a split archive together)")
 
 

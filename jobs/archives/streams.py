@@ -59,7 +59,7 @@ class Chain(io.RawIOBase):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{self._archive}: {shown(path)} is gone; resume fetches it again",
+                f"{self._archive}: {shown(path)} no longer exists; `resume` downloads it again",
                 cause=Cause.NOT_FETCHED,
             ) from error
         except OSError as error:
@@ -68,8 +68,8 @@ class Chain(io.RawIOBase):
         if now != size:
             os.close(fd)
             raise ArchiveError(
-                f"{self._archive}: {shown(path)} has {now} bytes and had {size} when it came; "
-                "resume fetches it again",
+                f"{self._archive}: {shown(path)} has {now} bytes and had {size} when it was "
+                "downloaded; `resume` downloads it again",
                 cause=Cause.CHANGED,
             )
         return fd
@@ -87,7 +87,7 @@ class Chain(io.RawIOBase):
             doing = f"reading {shown(self._paths[index])}"
             raise from_os_error(error, doing=doing) from error
         if not data:
-            raise damaged(self._archive, "the file became shorter", offset=offset)
+            raise damaged(self._archive, "the file was truncated", offset=offset)
         return data
 
     def read_exactly(self, size: int, offset: int) -> bytes:

@@ -133,5 +133,5 @@ def pax_number(value: bytes, what: str) -> float:
 def pax_size(value: bytes, what: str = "size") -> int:
     """A pax number of bytes."""
     if not value.isdigit() or len(value) > 18:
-        raise HeaderError(f"a pax {what} is no number of bytes")
+        raise HeaderError(f"a pax {what} is not a number of bytes")
     return int(value)

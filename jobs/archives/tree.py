@@ -106,8 +106,8 @@ class TreeArchive:
 
     def _changed(self, full: bytes, fact: str) -> SourceError:
         return SourceError(
-            f"{self._label}: {shown(full)} {fact} since the folder was listed; nobody may write "
-            "to it during a run: let the writer finish, then launch again",
+            f"{self._label}: {shown(full)} {fact} since the folder was listed; do not modify the "
+            "source during a run. Wait until the writer has finished, then launch again",
             cause=Cause.CHANGED,
         )
 

@@ -60,7 +60,7 @@ class ZipArchive:
         if not count:
             return ()
         what = "1 name is" if count == 1 else f"{count} names are"
-        fact = f"{what} not UTF-8 and read as {self._options.zip_encoding}"
+        fact = f"{what} not UTF-8 and decoded as {self._options.zip_encoding}"
         return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
 
     @property
@@ -140,7 +140,7 @@ class ZipArchive:
         self._check_end(entry, entry.offset + end, limit)
         content = inflate_whole(entry, memoryview(data)[start:end])
         if len(content) != entry.size:
-            raise EntryError(f"it claims {entry.size} bytes and has {len(content)}")
+            raise EntryError(f"it claims {entry.size} bytes but has {len(content)}")
         if _crc32()(content, 0) != entry.crc32:
             raise EntryError("its checksum (CRC-32) is wrong")
         return iter((content,) if content else ()), content
@@ -157,11 +157,11 @@ class ZipArchive:
             for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
                 total += len(chunk)
                 if total > entry.size:
-                    raise EntryError(f"it claims {entry.size} bytes and has more")
+                    raise EntryError(f"it claims {entry.size} bytes but has more")
                 crc = crc32(chunk, crc)
                 yield chunk
             if total != entry.size:
-                raise EntryError(f"it claims {entry.size} bytes and has {total}")
+                raise EntryError(f"it claims {entry.size} bytes but has {total}")
             if crc != entry.crc32:
                 raise EntryError("its checksum (CRC-32) is wrong")
         except EntryError as error:

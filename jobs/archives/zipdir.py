@@ -171,10 +171,10 @@ class Directory:
         if not end <= offset <= end + _GAP:
             raise unsupported(
                 self._archive,
-                "is a zip of more than 4 GiB without zip64 fields, as macOS's Finder makes them, "
-                "and one of its members has more than 4 GiB, so that its size is nowhere told; "
-                "unpack it where it was made (on a Mac: ditto -x -k ARCHIVE FOLDER) and launch "
-                "with --local-path FOLDER",
+                "is a zip of more than 4 GiB without zip64 fields, as macOS's Finder makes "
+                "them, and one of its members has more than 4 GiB, so that its size is recorded "
+                "nowhere; unpack it where it was made (on a Mac: ditto -x -k ARCHIVE FOLDER) "
+                "and launch with --local-path FOLDER",
             )
         return offset
 
@@ -188,7 +188,7 @@ class Directory:
                     break  # a digital signature may follow the entries; nothing else
                 raise
             if behind > end:
-                raise damaged(self._archive, "its directory is cut short", offset=position)
+                raise damaged(self._archive, "its directory is truncated", offset=position)
             self._positions.append(position)
             self._limits.check_members(len(self._positions))
             position = behind
@@ -197,7 +197,7 @@ class Directory:
         if found != told and (self._end.zip64 or found % _COUNTS != told):
             raise damaged(
                 self._archive,
-                f"it counts {told} entries and its directory has {found}",
+                f"its end record counts {told} entries, but its directory has {found}",
                 offset=self._end.start,
             )
 
@@ -240,14 +240,14 @@ class Directory:
                 name = self._entry_at(self._positions[index])[0].name
                 raise damaged(
                     self._archive,
-                    "it overlaps another entry, as a bomb's do",
+                    "it overlaps another entry, as in an archive bomb",
                     offset=offsets[index],
                     member=name,
                 )
             free = ends[index]
         if free > self.start:
             raise damaged(
-                self._archive, "an entry claims more bytes than there are", offset=self.start
+                self._archive, "an entry claims more bytes than the file has", offset=self.start
             )
         return order
 
@@ -269,7 +269,7 @@ def _find_end(chain: Chain, archive: str) -> _End:
     if not found:
         raise damaged(archive, "the zip's end record is missing, or something follows it")
     if len(found) > 1:
-        raise damaged(archive, "two records could be the zip's end", offset=tail_at + found[0])
+        raise damaged(archive, "the zip has two possible end records", offset=tail_at + found[0])
     at = tail_at + found[0]
     fields = _EOCD.unpack_from(tail, found[0])
     return _checked_end(chain, archive, at, fields[1:])
@@ -300,7 +300,9 @@ def _checked_end(chain: Chain, archive: str, at: int, fields: tuple[int, ...]) -
     beyond = directory_end - size - start
     if beyond and (zip64 or start_disk or beyond < 0 or beyond % _WRAPS):
         raise damaged(
-            archive, "its directory is not where its end record says, or not so long", offset=at
+            archive,
+            "its directory does not match the position or length in its end record",
+            offset=at,
         )
     return _End(entries, start + beyond, size, zip64, wrapped=beyond > 0)
 

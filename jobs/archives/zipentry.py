@@ -114,7 +114,7 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
     size, stored, offset, disk = _wide(extra, size, stored, offset, disk, name)
     _check_readable(flags, method, name)
     if disk >= len(starts):
-        raise EntryError(f"it lies in file {disk + 1} of a split zip, which is missing", name)
+        raise EntryError(f"it is in file {disk + 1} of a split zip, which is missing", name)
     kind = _kind(name, attributes, host, size)
     _check_claim(name, kind, method, stored, size)
     mode = attributes >> 16 & 0o777
@@ -159,9 +159,9 @@ def _check_claim(name: bytes, kind: Kind | None, method: int, stored: int, size:
     if kind is Kind.LINK and size > _LINK_BYTES:
         raise EntryError(f"a symbolic link has a target of {size} bytes", name)
     if method == STORED and stored != size:
-        raise EntryError(f"it is stored in {stored} bytes and claims {size}", name)
+        raise EntryError(f"it is stored in {stored} bytes but claims {size}", name)
     if method == DEFLATE and size > stored * _MOST_DEFLATE:
-        raise EntryError(f"no {stored} bytes can hold the {size} that it claims", name)
+        raise EntryError(f"{stored} bytes cannot hold the {size} bytes that it claims", name)
 
 
 def entry_name(
@@ -191,7 +191,7 @@ def entry_name(
     except UnicodeError as error:
         raise EntryError(
             f"has a name that is not valid in {encoding}; launch again with the --zip-encoding "
-            "that the archive was made in, such as cp932, gbk, big5 or cp1251",
+            "of the archive, such as cp932, gbk, big5 or cp1251",
             raw,
             unsupported=True,
         ) from error
@@ -283,7 +283,7 @@ def check_local(entry: Entry, header: bytes) -> int:
     if raw_name != entry.raw_name:
         raise EntryError("its local header has another name", entry.name)
     if flags & _ENCRYPTED or method != entry.method:
-        raise EntryError("its local header tells of another method", entry.name)
+        raise EntryError("its local header names another method", entry.name)
     path = _unicode_path(raw_name, extra)
     if path is not None and _separated(path, entry.host) != entry.name:
         raise EntryError("its local header has another Unicode name", entry.name)
@@ -307,4 +307,4 @@ def check_descriptor(entry: Entry, data: bytes) -> None:
     if max(stored, size) <= _FULL:
         forms.append(struct.pack("<3L", crc, stored, size))
     if not any(data.startswith((form, b"PK\x07\x08" + form)) for form in forms):
-        raise EntryError("the sizes and checksum behind its content are others", entry.name)
+        raise EntryError("the sizes and checksum after its content differ", entry.name)

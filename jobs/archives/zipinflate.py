@@ -45,7 +45,7 @@ def inflate_whole(entry: Entry, data: memoryview) -> memoryview:
     for block in inflate_blocks(entry, iter((bytes(data),))):
         content += block
         if len(content) > entry.size:
-            raise EntryError(f"it claims {entry.size} bytes and has more")
+            raise EntryError(f"it claims {entry.size} bytes but has more")
     return memoryview(content)
 
 
@@ -103,7 +103,7 @@ def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
             if block:
                 yield memoryview(block)
     if not stream.eof:
-        raise EntryError("its deflate stream is cut short")
+        raise EntryError("its deflate stream is truncated")
 
 
 def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
@@ -113,7 +113,7 @@ def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
     for piece in pieces:
         yield from _blocks_of(stream, piece)
     if not stream.eof:
-        raise EntryError("its bzip2 stream is cut short")
+        raise EntryError("its bzip2 stream is truncated")
 
 
 def _lzma(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
@@ -126,8 +126,8 @@ def _lzma(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     most = memory_for(entry.stored).most
     if dictionary > most:
         raise EntryError(
-            f"needs a dictionary of {dictionary >> 20} MiB, and {most >> 20} MiB are allowed for "
-            f"an entry of its size; {unpacked('7z x')}",
+            f"needs a dictionary of {dictionary >> 20} MiB, but only {most >> 20} MiB are "
+            f"allowed for an entry of its size; {unpacked('7z x')}",
             entry.name,
             unsupported=True,
         )

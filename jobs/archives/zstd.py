@@ -57,9 +57,9 @@ class Frame:
             if number := _dictionary_of(data):
                 raise unsupported(
                     self._archive,
-                    f"was compressed with a dictionary (number {number}), which is not in it; "
-                    "unpack it with `zstd -d -D DICTIONARY` and launch with --local-path on the "
-                    "folder",
+                    f"was compressed with a dictionary (number {number}), which it does not "
+                    "contain; unpack it with `zstd -d -D DICTIONARY` and launch with "
+                    "--local-path on the folder",
                 )
             self._window = _window_of(data)  # all of the header is there
             if self._window > 1 << _LARGEST_WINDOW:
@@ -73,7 +73,7 @@ class Frame:
     def _too_large(self) -> ArchiveError:
         window = self._window or 0
         long = f" --long={(window - 1).bit_length()}" if window > 128 << 20 else ""
-        fact = f"needs a window of {window >> 20} MiB to be inflated"
+        fact = f"needs a window of {window >> 20} MiB for decompression"
         memory = self._memory._replace(most=self._most)
         usual = window <= 1 << _LARGEST_WINDOW
         command = f"zstd -d{long}" if usual else "the program that made it"

@@ -79,7 +79,7 @@ class Boxes:
             self._meta_end, self._end = end, end
             self._next = begin + shortest + 4  # a version and flags come first
         elif self._meta_end is not None and end > self._meta_end:
-            return f"{self._format}: damaged at byte {begin}: a box is longer than what holds it"
+            return f"{self._format}: damaged at byte {begin}: a box is longer than its container"
         else:
             self._next = end
             self._end = max(self._end, end)
@@ -99,15 +99,15 @@ class Boxes:
         if self._finding is not None:
             return self._finding
         if self._codestream and not self._tail.rstrip(b"\0").endswith(_EOC):
-            return f"{self._format}: no end (EOC): cut short"
+            return f"{self._format}: no end (EOC): truncated"
         if not self._seen:
             return None  # a codestream alone
         if self._size < self._end:
-            return f"{self._format}: cut short: {self._size} bytes of {self._end}"
+            return f"{self._format}: truncated: {self._size} of {self._end} bytes"
         if missing := self._missing():
-            return f"{self._format}: cut short: no {missing} box in it"
+            return f"{self._format}: truncated: no {missing} box"
         if self._behind or (self._walks and self._size > self._end):
-            return f"{WARNING}{self._format}: {self._size - self._end} bytes behind the end"
+            return f"{WARNING}{self._format}: {self._size - self._end} bytes after the end"
         return None
 
 

@@ -70,7 +70,7 @@ class Decode:
                 with self._pil.Image.open(io.BytesIO(self._data)) as image:
                     pixels = image.width * image.height
                     if pixels > MAX_PIXELS:
-                        return f"decode: {image.width} × {image.height} pixels are too many"
+                        return f"decode: {image.width} × {image.height} pixels exceed the limit"
                     frames = getattr(image, "n_frames", 1)
                     for frame in range(min(frames, max(1, MAX_PIXELS // max(1, pixels)))):
                         image.seek(frame)
@@ -100,7 +100,7 @@ class Decode:
             plugin(io.BytesIO(self._data), "")  # once more, for the reason, which `open` keeps
         except Exception as error:  # noqa: BLE001
             return self._failed(error)
-        return f"decode: no {content} that Pillow can open"
+        return f"decode: Pillow cannot open this {content}"
 
     def _failed(self, error: Exception) -> str:
         text = str(error)[:200] or type(error).__name__

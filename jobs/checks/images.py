@@ -42,7 +42,7 @@ def foreign(head: bytes) -> str:
         return "zero bytes only" if len(head) < HEAD else "zeros at its start"
     if not head.translate(None, _PRINTED):
         return "text"
-    return "of no format that is known"
+    return "of an unknown format"
 
 
 class ImageCheck:
@@ -86,7 +86,7 @@ class ImageCheck:
         if self.content is not None:
             named = BY_EXTENSION.get(self._extension)
             if named is not None and named != self.content:
-                self._finding = f"{WARNING}named .{self._extension}, holds {self.content}"
+                self._finding = f"{WARNING}named .{self._extension}, but contains {self.content}"
             if self.content in self._formats:
                 self._check = self._formats[self.content]()
             return

@@ -56,13 +56,13 @@ class Jpeg:
                 return None
             mark, marker, length = _SEGMENT.unpack_from(data, at)
             if mark != 0xFF or marker in (0x00, 0xD8, 0xD9):
-                return "JPEG: damaged head"
+                return "JPEG: damaged header"
             if marker == 0xFF:
                 self._next += 1  # fill bytes may stand before a marker
             elif marker in _ALONE:
                 self._next += 2
             elif length < 2:
-                return "JPEG: damaged head"
+                return "JPEG: damaged header"
             elif finding := self._segment(marker, data[at + 5 : at + 9]):
                 return finding
             else:
@@ -76,7 +76,7 @@ class Jpeg:
                 return "JPEG: impossible width 0"
         elif marker == _SOS:
             if not self._frame:
-                return "JPEG: pixels before the frame's header"
+                return "JPEG: pixels before the frame header"
             self._scan = self._next + 2
         return None
 
@@ -107,9 +107,9 @@ class Jpeg:
         if self._finding is not None:
             return self._finding
         if self._scan is None:
-            return "JPEG: cut short in its head"
+            return "JPEG: truncated in its header"
         if not self._ended:
-            return "JPEG: no end (EOI): cut short"
+            return "JPEG: no end (EOI): truncated"
         if self._odd:
-            return f"{WARNING}JPEG: other data behind its end"
+            return f"{WARNING}JPEG: other data after its end"
         return None

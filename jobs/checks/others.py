@@ -28,7 +28,7 @@ class Gif(_HeadAndTail):
 
     def finish(self) -> str | None:
         if self._size < 14:
-            return "GIF: cut short in its header"
+            return "GIF: truncated in its header"
         if not any(self._head[6:10]):
             return "GIF: impossible size 0 × 0"
         # The trailer follows the empty block that ends the last image's or extension's data.
@@ -36,8 +36,8 @@ class Gif(_HeadAndTail):
         if tail.endswith(b"\0;"):
             return None
         if b"\0;" in self._tail:
-            return f"{WARNING}GIF: other data behind its end"
-        return "GIF: no trailer: cut short"
+            return f"{WARNING}GIF: other data after its end"
+        return "GIF: no trailer: truncated"
 
 
 class Bmp(_HeadAndTail):
@@ -45,10 +45,10 @@ class Bmp(_HeadAndTail):
 
     def finish(self) -> str | None:
         if self._size < 26:
-            return "BMP: cut short in its header"
+            return "BMP: truncated in its header"
         pixels, header = struct.unpack_from("<II", self._head, 10)
         if pixels > self._size:
-            return f"BMP: cut short: pixels begin at {pixels}, the file has {self._size} bytes"
+            return f"BMP: truncated: pixels begin at {pixels}, the file has {self._size} bytes"
         if header < 40 or self._size < 54:
             return None  # OS/2: no more is asked of it
         width, height, _planes, bits, method = struct.unpack_from("<iiHHI", self._head, 18)
@@ -56,7 +56,7 @@ class Bmp(_HeadAndTail):
             return f"BMP: impossible size {width} × {height}"
         needed = pixels + (width * bits + 31) // 32 * 4 * abs(height)
         if method == 0 and needed > self._size:
-            return f"BMP: cut short: {self._size} bytes of {needed}"
+            return f"BMP: truncated: {self._size} of {needed} bytes"
         return None
 
 
@@ -65,12 +65,12 @@ class Tiff(_HeadAndTail):
 
     def finish(self) -> str | None:
         if self._size < 16:
-            return "TIFF: cut short in its header"
+            return "TIFF: truncated in its header"
         order = "<" if self._head[:2] == b"II" else ">"
         big = struct.unpack_from(order + "H", self._head, 2)[0] == 43
         first: int = struct.unpack_from(order + ("8xQ" if big else "4xI"), self._head)[0]
         if first < 8 or first + 2 > self._size:
-            return f"TIFF: cut short: its directory is at {first} of {self._size} bytes"
+            return f"TIFF: truncated: its directory is at {first} of {self._size} bytes"
         return None
 
 
@@ -103,7 +103,7 @@ class WebP:
                 break
             kind, length = _RIFF.unpack_from(data, at)
             if not kind.isascii() or self._next + 8 + length > self._end:
-                self._finding = "WebP: a chunk is longer than the file says it is"
+                self._finding = "WebP: a chunk is longer than the file"
             self._pixels |= kind in (b"VP8 ", b"VP8L", b"ANMF")
             self._next += 8 + length + length % 2
 
@@ -111,9 +111,9 @@ class WebP:
         if self._finding is not None:
             return self._finding
         if not self._end or self._size < self._end:
-            return f"WebP: cut short: {self._size} bytes of {self._end}"
+            return f"WebP: truncated: {self._size} of {self._end} bytes"
         if not self._pixels:
-            return "WebP: no image in it"
+            return "WebP: contains no image"
         if self._size > self._end + 1:
-            return f"{WARNING}WebP: {self._size - self._end} bytes behind the end"
+            return f"{WARNING}WebP: {self._size - self._end} bytes after the end"
         return None

@@ -90,20 +90,20 @@ class Png:
         last, self._last = self._last, kind
         if kind == b"IDAT":
             if self._pixels and last != b"IDAT":
-                return "PNG: IDAT chunks are not in one row"
+                return "PNG: IDAT chunks are not consecutive"
             self._pixels = True
             if length <= 0x7FFFFFFF:
                 return None
         if not kind.isalpha() or length > 0x7FFFFFFF:
-            return f"PNG: damaged behind chunk {last.decode()}" if last else "PNG: no IHDR chunk"
+            return f"PNG: damaged after chunk {last.decode()}" if last else "PNG: no IHDR chunk"
         if (kind == b"IHDR") is bool(last):
             return "PNG: two IHDR chunks" if last else "PNG: no IHDR chunk"
         if kind == b"IEND" and (length or not self._pixels):
-            return "PNG: IEND chunk holds data" if length else "PNG: no IDAT chunk"
+            return "PNG: IEND chunk contains data" if length else "PNG: no IDAT chunk"
         if kind == b"PLTE":
             self._palettes += 1
             if self._palettes > 1 or self._pixels or length % 3 or not 3 <= length <= 768:
-                return "PNG: PLTE chunk out of place or of a wrong length"
+                return "PNG: PLTE chunk misplaced or of a wrong length"
         return None
 
     def finish(self) -> str | None:
@@ -111,15 +111,15 @@ class Png:
             return self._finding
         if self._last != b"IEND" or self._left is not None:
             where = f"chunk {self._last.decode()}" if self._last else "the signature"
-            return f"PNG: cut short in or behind {where}"
+            return f"PNG: truncated in or after {where}"
         if self._behind:
-            return f"{WARNING}PNG: {self._behind} bytes behind the end"
+            return f"{WARNING}PNG: {self._behind} bytes after the end"
         return None
 
 
 def _header_finding(data: memoryview) -> str | None:
     if len(data) < 33:
-        return "PNG: cut short in its header"
+        return "PNG: truncated in its header"
     length, kind = _HEADER.unpack_from(data, 8)
     if kind != b"IHDR" or length != 13:
         return "PNG: no IHDR chunk"

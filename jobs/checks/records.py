@@ -134,7 +134,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BadLineError(
-            f"not UTF-8 at byte {error.start + 1}; if the records are in another encoding, name it "
+            f"not UTF-8 at byte {error.start + 1}; if the records have another encoding, give it "
             "with --records-encoding, such as cp1252 or gbk"
         ) from error
     try:
@@ -148,7 +148,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
         fact = error.msg.removesuffix(" at")
         raise BadLineError(f"not JSON: {fact} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise BadLineError("not JSON that can be read: nested too deeply") from error
+        raise BadLineError("not readable JSON: nested too deeply") from error
     if jsontext.skip(text, end) < len(text):
         raise BadLineError(f"not JSON: more data at character {jsontext.skip(text, end) + 1}")
     if not isinstance(found, dict):
@@ -176,7 +176,9 @@ def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
                 break
     if named is not None and not images:
         fields = ", ".join(IMAGE_FIELDS)
-        raise BadLineError(f"names no image: none of {fields} holds a path{_fields(members)}")
+        raise BadLineError(
+            f"names no image: none of the fields {fields} holds a path{_fields(members)}"
+        )
     for name, value in members.items():
         if name == named or name in _ID_FIELDS or not _may_be_path(value):
             continue

@@ -204,7 +204,7 @@ def _joined(
         matched = naming.chosen(left, (pattern,), ()) if pattern != JOIN_NOTHING else []
         if not matched and pattern != JOIN_NOTHING:
             raise SourceError(
-                f"--join {shown(pattern)} matches no file of the source; check it",
+                f"--join {shown(pattern)} matches no file of the source; check the pattern",
                 cause=Cause.USAGE,
             )
         found = families(matched)
@@ -232,8 +232,9 @@ def _joined_group(
     packing = _packing(names[0], heads, whole)
     if packing is None and not magic.is_data_name(whole):
         raise SourceError(
-            f"{shown(names[0])} is the first of the {len(names)} files that --join puts together, "
-            "and begins as no archive; check the glob, and whether the first piece is there",
+            f"{shown(names[0])} is the first of the {len(names)} files that --join puts "
+            "together, and does not begin like an archive; check the glob, and that the first "
+            "piece exists",
             cause=Cause.USAGE,
         )
     return Group(whole, names, packing)
@@ -281,8 +282,8 @@ def _check_pointers(heads: Mapping[str, bytes]) -> None:
     pointers = [name for name, head in heads.items() if head.startswith(magic.LFS_POINTER)]
     if pointers:
         raise SourceError(
-            f"Git LFS pointers stand in place of files ({naming.few(pointers)}); run `git lfs "
-            "pull` where the repository was cloned, or have its publisher add the files"
+            f"some files are Git LFS pointers ({naming.few(pointers)}); run `git lfs pull` in "
+            "the cloned repository, or ask its publisher to add the files"
         )
 
 
@@ -292,7 +293,7 @@ def _check_readable(groups: Iterable[Group], where: str) -> None:
             glob = naming.exclude_glob(group.name, pieces=group.names != (group.name,))
             raise SourceError(
                 f"{where}: {shown(group.name)} cannot be extracted: {group.packing.remedy} (or "
-                f"leave it out with --exclude {shown(glob)})",
+                f"exclude it with --exclude {shown(glob)})",
                 cause=Cause.UNSUPPORTED,
             )
 
@@ -304,9 +305,8 @@ def _check_images(
     found = [name for name in inside if _is_container(name, _packing(name, heads))]
     if found and not request.nested:
         raise SourceError(
-            f"{where}: archives lie in the images folder ({naming.few(found)}); launch with "
-            "--nested to extract each into the folder that it lies in, or leave them out with "
-            "--exclude"
+            f"{where}: the images folder contains archives ({naming.few(found)}); launch with "
+            "--nested to extract each into its own folder, or exclude them with --exclude"
         )
 
 
@@ -316,9 +316,9 @@ def _check_tables(groups: Sequence[Group], where: str) -> None:
     archives = sum(_is_container(group.name, group.packing) for group in groups)
     if tables and archives:
         raise SourceError(
-            f"{where} holds archives ({archives}) and parquet files ({tables}), which may be the "
-            "same data twice: take one kind with --exclude '*.parquet' or --include '*.parquet', "
-            "or, if they belong together, both with --include '*'",
+            f"{where} contains archives ({archives}) and parquet files ({tables}), which may be "
+            "the same data twice; choose one kind with --exclude '*.parquet' or --include "
+            "'*.parquet', or, if they belong together, take both with --include '*'",
             cause=Cause.USAGE,
         )
 
@@ -328,7 +328,7 @@ def _check_distinct(names: Iterable[str]) -> None:
     for name in names:
         if name in seen:
             raise SourceError(
-                f"two loose files are called {shown(name)}; one dataset cannot hold both, so "
-                "leave one out with --exclude"
+                f"two loose files are named {shown(name)}; a dataset cannot contain both, so "
+                "exclude one with --exclude"
             )
         seen.add(name)

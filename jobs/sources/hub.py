@@ -92,8 +92,8 @@ class HubSource:
         said = parse_locator(request.locators[0])
         if said.revision and request.revision and said.revision != request.revision:
             raise SourceError(
-                f"--revision {shown(request.revision)} and the address's own "
-                f"{shown(said.revision)} differ; give one of them",
+                f"--revision {shown(request.revision)} and the revision of the address, "
+                f"{shown(said.revision)}, differ; give only one of them",
                 cause=Cause.USAGE,
             )
         files = (*request.files, *([said.path] if said.path else []))
@@ -125,7 +125,7 @@ class HubSource:
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
         """Never: a repository's folders are its files."""
-        raise SourceError(f"{shown(shard.name)} is no folder")
+        raise SourceError(f"{shown(shard.name)} is not a folder")
 
     def fetch(
         self,

@@ -59,7 +59,7 @@ def check_online() -> None:
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(name, "").lower() in _TRUE:
             raise SourceError(
-                f"{name} is set, so the Hub is not asked; unset it, or give files that are here "
+                f"{name} is set, so the Hub is not contacted; unset it, or use files on disk "
                 "with --local-path",
                 cause=Cause.NETWORK,
             )
@@ -152,7 +152,7 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
     except transport as error:
         return (
             SourceError(
-                f"{repo.endpoint} is not reached ({type(error).__name__}); check the network, "
+                f"{repo.endpoint} cannot be reached ({type(error).__name__}); check the network, "
                 "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
                 cause=Cause.NETWORK,
             ),
@@ -161,8 +161,8 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
     except json.JSONDecodeError:
         return (
             SourceError(
-                f"{repo.endpoint} answers with something else than the Hub's lists (a proxy's or a "
-                "login's page?); check the network and HF_ENDPOINT, then launch again",
+                f"{repo.endpoint} does not answer like the Hub (is it the page of a proxy or a "
+                "login?); check the network and HF_ENDPOINT, then launch again",
                 cause=Cause.NETWORK,
             ),
             pause_s,
@@ -180,7 +180,7 @@ def _transport_error() -> type[Exception]:
 
 def _bad_name(repo: Repo, error: Exception) -> SourceError:
     return SourceError(
-        f"{shown(repo.id)} is no name of a repository ({type(error).__name__}); it is written "
+        f"{shown(repo.id)} is not the name of a repository ({type(error).__name__}); write "
         "ORGANISATION/NAME",
         cause=Cause.USAGE,
     )
@@ -209,32 +209,32 @@ def _explained(repo: Repo, error: Exception, status: int) -> SourceError:
         return gated(repo)
     if isinstance(error, RepositoryNotFoundError) and (status == 404 or token() is None):
         return SourceError(
-            f"{repo}: there is none that you may see; {_who()}check its name and --repo-type",
+            f"{repo}: not found, or not visible to you; {_who()}check its name and --repo-type",
             cause=Cause.NOT_FOUND,
         )
     if isinstance(error, RevisionNotFoundError):
         return SourceError(f"{repo} has no such revision", cause=Cause.NOT_FOUND)
     if status == 401:
         return SourceError(
-            f"{repo.endpoint} does not accept your token: it is wrong or has expired; log in "
-            "again with `hf auth login`, or mend HF_TOKEN",
+            f"{repo.endpoint} does not accept your token, which is wrong or expired; log in "
+            "again with `hf auth login`, or correct HF_TOKEN",
             cause=Cause.AUTHENTICATION,
         )
     if status == 403:
         return SourceError(
-            f"{repo}: your token may not read it; give the token that right at "
+            f"{repo}: your token is not allowed to read it; grant it read access at "
             f"{repo.endpoint}/settings/tokens",
             cause=Cause.AUTHENTICATION,
         )
     if status == 429:
         return SourceError(
-            f"{repo.endpoint} limits how often it is asked (status 429); launch again in five "
-            f"minutes{'' if token() else ', or log in, which raises the limit'}",
+            f"{repo.endpoint} limits the rate of requests (status 429); launch again in five "
+            f"minutes{'' if token() else ', or log in to raise the limit'}",
             cause=Cause.RATE_LIMITED,
         )
     if status in _BUSY:
         return SourceError(
-            f"{repo.endpoint} is out of order (status {status}); launch again later",
+            f"{repo.endpoint} reports an error (status {status}); launch again later",
             cause=Cause.NETWORK,
         )
     return SourceError(f"{repo}: the Hub answers with status {status}; launch again later")
@@ -253,8 +253,8 @@ def gated(repo: Repo) -> SourceError:
     """Its owner lets in those who accept the terms."""
     first = "" if token() else "log in with `hf auth login` or set HF_TOKEN, then "
     return SourceError(
-        f"{repo} is gated: {first}accept its terms at {repo.page}, wait until its owner agrees "
-        "where one must, and launch again",
+        f"{repo} is gated: {first}accept its terms at {repo.page}, wait for approval if it is "
+        "required, and launch again",
         cause=Cause.GATED,
     )
 

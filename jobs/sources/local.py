@@ -126,7 +126,7 @@ class LocalSource:
         arrivals: Listener | None = None,
     ) -> Received:
         """Never: ``path`` tells where every file lies already."""
-        raise SourceError(f"{shown(file.locator)} is read where it lies; nothing fetches it")
+        raise SourceError(f"{shown(file.locator)} is read in place and never fetched")
 
     # At launch ------------------------------------------------------------------------------
 
@@ -142,7 +142,7 @@ class LocalSource:
             if not self._root.exists():
                 beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
-                    f"{shown(str(self._root))}: there is no such file or folder"
+                    f"{shown(str(self._root))}: no such file or folder"
                     + (naming.near(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
@@ -155,8 +155,8 @@ class LocalSource:
         folder, name = self._root.parent, self._root.name
         if not self._root.is_file():
             raise SourceError(
-                f"{shown(str(self._root))} is neither a file nor a folder (a pipe, a device?); "
-                "save what it gives to a file first",
+                f"{shown(str(self._root))} is neither a file nor a folder (a pipe or a device?); "
+                "save its contents to a file first",
                 cause=Cause.USAGE,
             )
         names = [each for each, is_file in _beside(self._root) if is_file]
@@ -172,18 +172,18 @@ class LocalSource:
         request, where = self._request, str(self._root)
         files = self._listed()
         if not files:
-            globs = " that --include and --exclude let through" * bool(
+            globs = " that matches --include and --exclude" * bool(
                 request.include or request.exclude
             )
             raise SourceError(
-                f"{shown(where)} holds no file{globs}; is it the right folder?",
+                f"{shown(where)} contains no file{globs}; is it the right folder?",
                 cause=Cause.NOT_FOUND,
             )
         found = sort_out(files, request, _look(self._root), where=where)
         if not found.groups:
             left = {n: kind for n, kind in found.extras.items() if kind == naming.LEFTOVERS}
             count = len(files) - len(left)
-            note = f"{where} is a dataset's folder: its {count} files are copied as they are"
+            note = f"{where} is a dataset folder; its {count} files are copied unchanged"
             alone = replace(found, loose=(), extras=left)
             shards = shards_of(alone, tree=self._tree(self._root, files))
             return self._finished(alone, shards, self._root, note, *self._old_times())
@@ -210,8 +210,9 @@ class LocalSource:
             return []
         day = time.strftime("%Y-%m-%d", time.gmtime(self._oldest))
         told = (
-            f"the copies keep their modification times, of which the oldest is {day}; where files "
-            "are removed by age, as on many scratch file systems, launch with --no-preserve-times"
+            f"the copies keep their modification times (the oldest is {day}); on a file system "
+            "that removes old files, as many scratch file systems do, launch with "
+            "--no-preserve-times"
         )
         return [told]
 
@@ -238,7 +239,9 @@ class LocalSource:
         name = next((path.name for path in downloads.rglob("*.incomplete")), None)
         if name is None:
             return []
-        return [f"{downloads} holds an unfinished download ({shown(name)}); are all files here?"]
+        return [
+            f"{downloads} contains an unfinished download ({shown(name)}); are all files complete?"
+        ]
 
     def _listed(self) -> list[SourceFile]:
         """Every file; names that are not UTF-8 keep their bytes as surrogates."""
@@ -310,8 +313,8 @@ def _check_distinct(shards: Sequence[Shard]) -> None:
             other = seen.setdefault(os.path.realpath(shard.files[0].locator), shard.name)
             if other != shard.name:
                 raise SourceError(
-                    f"{shown(other)} and {shown(shard.name)} are one archive (a link?), so its "
-                    "records would come twice; leave one out with --exclude",
+                    f"{shown(other)} and {shown(shard.name)} are the same archive (a link?), so "
+                    "its records would appear twice; exclude one with --exclude",
                     cause=Cause.USAGE,
                 )
 
@@ -321,7 +324,7 @@ def _check_utf8(shards: Sequence[Shard]) -> None:
     for file in (file for shard in shards for file in shard.files):
         if not _is_utf8(file.locator):
             raise SourceError(
-                f"the name {shown(file.name)} is not UTF-8; rename the file, or leave it out with "
+                f"the name {shown(file.name)} is not UTF-8; rename the file, or exclude it with "
                 "--exclude",
                 cause=Cause.USAGE,
             )

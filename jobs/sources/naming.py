@@ -94,7 +94,7 @@ def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
     for name, kind in left.items():
         kinds.setdefault(kind, []).append(name)
     listed = "; ".join(f"{few(names)} ({kind})" for kind, names in sorted(kinds.items()))
-    return (f"{where}: left out, as no part of the data: {listed}",) if left else ()
+    return (f"{where}: left out because they are not part of the data: {listed}",) if left else ()
 
 
 def check_finished(names: Iterable[str], known: Collection[str]) -> None:
@@ -105,8 +105,8 @@ def check_finished(names: Iterable[str], known: Collection[str]) -> None:
         perhaps = ending in _PERHAPS_UNFINISHED and magic.ending(stem)
         if ending in _UNFINISHED or perhaps or (ending == ".st" and stem in known):
             raise SourceError(
-                f"{shown(name)} is of a download that was not finished: finish it, or leave it "
-                f"out with --exclude {shown(f'{glob.escape(posixpath.basename(stem))}*')}"
+                f"{shown(name)} is an unfinished download; finish it, or exclude it with "
+                f"--exclude {shown(f'{glob.escape(posixpath.basename(stem))}*')}"
             )
 
 

@@ -39,8 +39,8 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
     if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
         raise SourceError(
             f"{shown(family.whole)} is missing, the last segment of the spanned zip that "
-            f"{naming.few(family.names)} begin; get the whole set, or leave it out with --exclude "
-            f"{shown(family.glob)}"
+            f"{naming.few(family.names)} begin; get the complete set, or exclude it with "
+            f"--exclude {shown(family.glob)}"
         )
     packing = magic.packing_of(first)
     if packing is None:
@@ -65,8 +65,8 @@ def check_whole(family: Family, sizes: Sizes) -> None:
     places = family.places
     if len(set(places)) < len(places):
         raise SourceError(
-            f"{shown(family.whole)}: two of its pieces have one number; leave the wrong ones out "
-            "with --exclude"
+            f"{shown(family.whole)}: two of its pieces have the same number; exclude the wrong "
+            "ones with --exclude"
         )
     gaps = _gaps(family, sizes)
     if not gaps:
@@ -75,9 +75,9 @@ def check_whole(family: Family, sizes: Sizes) -> None:
     more = f" and {len(gaps) - _SHOWN_GAPS} more" if len(gaps) > _SHOWN_GAPS else ""
     raise SourceError(
         f"{shown(family.whole)} is split into pieces, and {listed}{more} of them "
-        f"{'is' if len(gaps) == 1 else 'are'} missing beside {shown(family.names[0])}; an archive "
-        "with a hole cannot be read, so get the whole set, or leave it out with --exclude "
-        f"{shown(family.glob)} (if these are no pieces, launch with --join none)"
+        f"{'is' if len(gaps) == 1 else 'are'} missing beside {shown(family.names[0])}; get the "
+        f"complete set, or exclude it with --exclude {shown(family.glob)} (if these are not "
+        "pieces, launch with --join none)"
     )
 
 
@@ -95,8 +95,8 @@ def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) 
     if first.startswith(b"PK\x03\x04") and last is not None and magic.packing_of(last):
         pieces = f"{glob.escape(family.pieces[0].before)}[0-9]*"
         raise SourceError(
-            f"{shown(family.last)} is an archive of its own beside the pieces "
-            f"{naming.few(family.names[:-1])}, perhaps the same one; leave one of the two out with "
+            f"{shown(family.last)} is a separate archive beside the pieces "
+            f"{naming.few(family.names[:-1])}, perhaps the same one; exclude one of the two with "
             f"--exclude {shown(family.last)} or --exclude {shown(pieces)}"
         )
     return _checked(family, sizes)
@@ -112,9 +112,10 @@ def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bo
             return False
         check_whole(family, sizes)
         raise SourceError(
-            f"{shown(family.names[0])} begins as no archive, though its name is that of a piece of "
-            "one: is the first piece missing, or damaged? Get the whole set, leave it out with "
-            f"--exclude {shown(family.glob)}, or launch with --join none to take it as it is"
+            f"{shown(family.names[0])} does not begin like an archive, though it is named like "
+            "the first piece of one; is the first piece missing or damaged? Get the complete "
+            f"set, leave it out with --exclude {shown(family.glob)}, or launch with --join none "
+            "to take it as it is"
         )
     if len(family.places) < 2 or not family.ends or _gaps(family, sizes, from_start=False):
         return False
@@ -171,14 +172,14 @@ def _gaps(family: Family, sizes: Sizes, *, from_start: bool = True) -> list[int]
 def _headless(family: Family) -> SourceError:
     return SourceError(
         f"{naming.few(family.names)} may be pieces of one archive, but {shown(family.names[0])} "
-        "begins as no archive; is the first piece missing? Get the whole set, or launch with "
-        "--join none to have each file taken as it is"
+        "does not begin like an archive; is the first piece missing? Get the complete set, or "
+        "launch with --join none to take each file as it is"
     )
 
 
 def _ambiguous(family: Family) -> SourceError:
     return SourceError(
-        f"{naming.few(family.names)} may be pieces of one, or {len(family.names)} files of their "
-        f"own: launch with --join {shown(family.glob)} to have them read as one, in the order of "
-        "their names, or with --join none to have each taken as it is"
+        f"{naming.few(family.names)} may be pieces of one archive or {len(family.names)} "
+        f"separate files; launch with --join {shown(family.glob)} to read them as one archive, "
+        "in the order of their names, or with --join none to take each file as it is"
     )

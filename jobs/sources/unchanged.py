@@ -18,7 +18,8 @@ def mark(path: Path | str) -> tuple[int, int]:
         status = Path(path).stat()
     except FileNotFoundError as error:
         raise SourceError(
-            f"{shown(str(path))} is gone; put it back, or launch again from where it is now",
+            f"{shown(str(path))} no longer exists; put it back, or launch again with its new "
+            "location",
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
@@ -34,8 +35,8 @@ def check_unchanged(fetched: Fetched) -> None:
     for path, size, mtime_ns in zip(fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True):
         if mark(path) != (size, mtime_ns):
             raise SourceError(
-                f"{shown(path)} changed while it was read; nobody may write to it during a run: "
-                "let the writer finish, then resume",
+                f"{shown(path)} changed while it was being read; do not modify the source during "
+                "a run. Wait until the writer has finished, then run `resume`",
                 cause=Cause.CHANGED,
                 shard=fetched.shard,
             )

@@ -59,13 +59,14 @@ class UrlSource:
         if request.sha256 and len(request.sha256) != len(addresses):
             raise SourceError(
                 f"{len(request.sha256)} --sha256 were given for {len(addresses)} URLs; give one "
-                "for each, in their order",
+                "for each URL, in the same order",
                 cause=Cause.USAGE,
             )
         for value in request.sha256:
             if len(value) != _HEX or any(c not in "0123456789abcdefABCDEF" for c in value):
                 raise SourceError(
-                    f"--sha256 {shown(value)} is no SHA-256; it has {_HEX} hexadecimal digits",
+                    f"--sha256 {shown(value)} is not a SHA-256; it must have {_HEX} "
+                    "hexadecimal digits",
                     cause=Cause.USAGE,
                 )
         return cls(addresses, request, {})
@@ -95,7 +96,7 @@ class UrlSource:
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
         """Never: a URL is a file."""
-        raise SourceError(f"{shown(shard.name)} is no folder")
+        raise SourceError(f"{shown(shard.name)} is not a folder")
 
     def fetch(
         self,
@@ -126,8 +127,8 @@ class UrlSource:
             value = os.environ.get(variable)
             if value is None:
                 raise SourceError(
-                    f"--header {name}: the environment variable {variable} is not set here; "
-                    "export it in the shell that launches (Slurm passes it on to the jobs)",
+                    f"--header {name}: the environment variable {variable} is not set; export it "
+                    "in this shell (Slurm passes it on to the jobs)",
                     cause=Cause.AUTHENTICATION,
                 )
             headers[name] = value.strip()
@@ -175,7 +176,7 @@ class UrlSource:
             except SourceError as error:
                 return error
             if probe.size == 0:
-                return SourceError(f"{redact(address.url)} is an empty file; tell its publisher")
+                return SourceError(f"{redact(address.url)} is an empty file; contact its publisher")
             return probe
 
         answers = aside.each(ask, self._addresses, _AT_ONCE)
@@ -184,7 +185,7 @@ class UrlSource:
             more = len(errors) - _SHOWN_ERRORS
             text = "; ".join(error.message for error in errors[:_SHOWN_ERRORS])
             raise SourceError(
-                text + (f"; and {more} more addresses fail" if more > 0 else ""),
+                text + (f"; {more} more addresses fail too" if more > 0 else ""),
                 cause=errors[0].cause,
             )
         return [answer for answer in answers if isinstance(answer, Probe)]

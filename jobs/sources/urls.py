@@ -44,7 +44,7 @@ def expand(pattern: str) -> list[str]:
             continue
         count *= len(found)
         if count > MOST:
-            raise _usage(f"{redact(pattern)} means more than {MOST} addresses; check its braces")
+            raise _usage(f"{redact(pattern)} expands to more than {MOST} URLs; check its braces")
         pieces += [[pattern[end : match.start()]], found]
         end = match.end()
     urls = [""]
@@ -57,7 +57,7 @@ def _choices(inner: str, pattern: str) -> list[str] | None:
     if match := _NUMBERS.fullmatch(inner):
         first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
         if step < 1 or abs(last - first) // step >= MOST:
-            raise _usage(f"{redact(pattern)} means more than {MOST} addresses; check its braces")
+            raise _usage(f"{redact(pattern)} expands to more than {MOST} URLs; check its braces")
         padded = any(len(text) > 1 and text[0] == "0" for text in match.group(1, 2))
         width = max(len(match[1]), len(match[2])) if padded else 0
         direction = 1 if last >= first else -1
@@ -91,11 +91,11 @@ def parse_url_list(text: str) -> tuple[Address, ...]:
             found += [Address(url) for url in expand(words[0])]
         else:
             raise _usage(
-                f"line {number} of the list of URLs is neither a URL nor a name and a URL; "
-                "write one a line"
+                f"line {number} of the list of URLs is neither a URL nor a name and a URL; write "
+                "one per line"
             )
     if not found:
-        raise _usage("the list of URLs holds none; write one a line")
+        raise _usage("the list of URLs is empty; write one URL per line")
     return tuple(found)
 
 
@@ -104,8 +104,8 @@ def check(url: str) -> None:
     if not _is_url(url):
         # Without a scheme a user and a password stand where nobody looks for them.
         raise _usage(
-            f"{shown(redact(url).rpartition('@')[2])} is no http or https address; check --url, or "
-            "copy the files with a program that knows such addresses (rclone, aws s3, gsutil) and "
+            f"{shown(redact(url).rpartition('@')[2])} is not an http or https URL; check --url, "
+            "or copy the files with a program for such addresses (rclone, aws s3, gsutil) and "
             "launch with --local-path"
         )
 
@@ -128,7 +128,7 @@ def page_given(url: str) -> str:
         "is it a login, an error, a page with a download button? Open it in a browser and take "
         "the address of the file itself"
     )
-    return f"{redact(url)} gives a web page, not a file; {hint}"
+    return f"{redact(url)} returns a web page, not a file; {hint}"
 
 
 def page_hint(url: str) -> str | None:
@@ -170,7 +170,7 @@ def check_distinct(addresses: Sequence[Address]) -> None:
         if key in seen:
             raise _usage(
                 f"{redact(address.url)} is given twice (as number {seen[key]} and {number} of "
-                f"{len(addresses)}); was another one meant? Leave one of them out"
+                f"{len(addresses)}); did you mean another one? Remove one of them"
             )
         seen[key] = number
 
@@ -208,7 +208,7 @@ def _is_url(text: str) -> bool:
 def _checked_name(name: str, line: int) -> str:
     parts = name.split("/")
     if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
-        raise _usage(f"line {line} of the list of URLs: {shown(name)} is no relative name")
+        raise _usage(f"line {line} of the list of URLs: {shown(name)} is not a relative name")
     return name
 
 

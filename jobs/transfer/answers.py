@@ -132,8 +132,8 @@ def refused(
     code = headers.get("X-Error-Code", "")
     if status in (401, 403) and elsewhere:
         error = SourceError(
-            f"{what}, though asked anew for a fresh address; the signed address has expired or "
-            "this machine may not read there",
+            f"{what}, even after a new signed address was requested; the address has expired, or "
+            "this machine is not allowed to read it",
             cause=Cause.AUTHENTICATION,
         )
         return Again(error)
@@ -142,7 +142,7 @@ def refused(
         wait_s = rate_limit_s(headers) if wait_s is None else wait_s
         limited = status == 429 or (status == 503 and wait_s is not None)
         cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
-        fact = "too many requests" if limited else "the server is in trouble"
+        fact = "too many requests" if limited else "the server reports an error"
         return Again(SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s)
     return refusal(status, code, what)
 
@@ -155,22 +155,22 @@ def refusal(status: int, code: str, what: str) -> SourceError:
             cause=Cause.GATED,
         )
     if status in (404, 410) or code.endswith("NotFound"):
-        return SourceError(
-            f"{what}: there is no such file; check the address", cause=Cause.NOT_FOUND
-        )
+        return SourceError(f"{what}: no such file; check the address", cause=Cause.NOT_FOUND)
     if status in (401, 407):
         return SourceError(
-            f"{what}: a login is needed: a token with --header Authorization=VARIABLE, or your "
-            "account in ~/.netrc",
+            f"{what}: a login is required; give a token with --header Authorization=VARIABLE, or "
+            "your account in ~/.netrc",
             cause=Cause.AUTHENTICATION,
         )
     if status == 403:
         return SourceError(
-            f"{what}: access is refused; the token or header gives no right to it, or the signed "
-            "address has expired; ask for access, or for a fresh address",
+            f"{what}: access is denied; the token or header does not allow it, or the signed "
+            "address has expired; ask for access, or for a new address",
             cause=Cause.AUTHENTICATION,
         )
-    return SourceError(f"{what}, which is no answer to a request for a file; check the address")
+    return SourceError(
+        f"{what}, which is not a response to a request for a file; check the address"
+    )
 
 
 def published_digest(headers: Mapping[str, str], *, whole: bool) -> Digest | None:

@@ -137,9 +137,9 @@ class Attempt:
         if magic.is_page(head, labelled=is_page(reply.headers)):
             raise Again(
                 SourceError(
-                    f"{self._draft.name}: {reply.site} gives a web page in place of the file (a "
-                    "login, or a proxy's notice?); open the address in a browser on this machine, "
-                    "or try again later",
+                    f"{self._draft.name}: {reply.site} returns a web page instead of the file (a "
+                    "login, or a proxy's notice?); open the address in a browser on this "
+                    "machine, or try again later",
                     cause=Cause.NETWORK,
                 )
             )
@@ -154,7 +154,7 @@ class Attempt:
         self._fit_size(reply, length)
         self._fit_version(reply)
         if self._piece is not None and not self._is_whole() and self._draft.partial.total:
-            raise Lied(self._lie("ignored the range that was asked for"))
+            raise Lied(self._lie("ignored the requested range"))
         if self._piece is not None and not self._is_whole():
             self._streaming = True
         size = self._draft.size if encoding(reply.headers) else length
@@ -167,20 +167,20 @@ class Attempt:
         total = told.total if told else None
         self._fit_size(reply, total)
         if total != 0 or self._draft.partial.total:
-            raise Lied(self._lie("refused the range that was asked for"))
+            raise Lied(self._lie("refused the requested range"))
         self._learnt(0, not self._streaming)
         return 0, 0
 
     def _fit_range(self, reply: Reply) -> tuple[int, int | None]:
         told = content_range(reply.headers)
         if self._piece is None or self._is_whole():
-            raise Lied(self._lie("sent a range that was not asked for"))
+            raise Lied(self._lie("sent a range that was not requested"))
         if told is None or told.start != self._piece[0] or encoding(reply.headers):
-            raise Lied(self._lie("sent another range than was asked for"))
+            raise Lied(self._lie("sent another range than requested"))
         self._fit_size(reply, told.total)
         self._fit_version(reply)
         if told.total is None and self._draft.size is None:
-            raise Lied(self._lie("does not tell how long the file is"))
+            raise Lied(self._lie("does not report the length of the file"))
         self._learn(reply, told.total)
         # A body that is shorter than its own label is short, however long it says it is: a server
         # that sends nothing would be asked for ever.
@@ -219,8 +219,8 @@ class Attempt:
     def _changed(self) -> StartOver:
         return StartOver(
             SourceError(
-                f"{self._draft.name}: the file changes at its source while it is fetched; resume "
-                "when it is settled, or pin a revision",
+                f"{self._draft.name}: the file is changing at its source during the download; "
+                "run `resume` once it no longer changes, or pin a revision",
                 cause=Cause.CHANGED,
             )
         )
@@ -271,6 +271,6 @@ class Attempt:
 
     def _short(self, reply: Reply, count: int) -> SourceError:
         return SourceError(
-            f"{self._draft.name}: {reply.site} ended the body {count} bytes early; resume",
+            f"{self._draft.name}: {reply.site} ended the body {count} bytes early; run `resume`",
             cause=Cause.NETWORK,
         )

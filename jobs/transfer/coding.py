@@ -27,8 +27,8 @@ class Body:
             self._decided = True
         elif self._coding and self._coding not in _CODINGS:
             raise SourceError(
-                f"{name}: the server sends it as {self._coding!r} though asked for plain bytes; "
-                "nothing here undoes that, so take another address"
+                f"{name}: the server sends it as {self._coding!r} although plain bytes were "
+                "requested, and this coding is not supported; use another address"
             )
         self._asked_size = size
 
@@ -77,7 +77,6 @@ class Body:
 
     def _broken(self, fact: str) -> SourceError:
         return SourceError(
-            f"{self._name}: the {self._coding} coding that the server put round it {fact}; "
-            "try again",
+            f"{self._name}: the {self._coding} coding that the server applied {fact}; try again",
             cause=Cause.NETWORK,
         )

@@ -139,7 +139,7 @@ class Draft:
             raise StartOver(
                 DigestError(
                     f"{self.name}: the bytes that arrived have {digests[want.algorithm]}, the "
-                    f"published ones {want}; what is published is damaged, or something on the "
+                    f"published ones {want}; the published file is damaged, or something on the "
                     "way changes it"
                 )
             )

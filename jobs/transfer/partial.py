@@ -187,7 +187,7 @@ class Partial:
                     return
                 raise
             if not ours:
-                raise StorageError(f"{self.path} was replaced by another process; resume")
+                raise StorageError(f"{self.path} was replaced by another process; run `resume`")
             self.path.replace(self.out)
             self.sidecar.unlink(missing_ok=True)
             atomic.fsync_folder(self.out.parent)

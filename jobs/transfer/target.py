@@ -39,7 +39,7 @@ def redact(url: str) -> str:
         where = parts.netloc.rpartition("@")[2]
         return urllib.parse.urlunsplit((parts.scheme, where, parts.path, "", ""))
     except ValueError:
-        return "an address that is none"
+        return "an invalid address"
 
 
 def origin_of(url: str) -> tuple[str, str, int]:

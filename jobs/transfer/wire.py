@@ -31,8 +31,8 @@ BROKEN = (
 # Of the address itself the scheme is known to be right by then.
 _OF_THE_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
 _UNFIT_PROXY = (
-    "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed, or of "
-    "a kind such as socks that is not spoken here; name one of http"
+    "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed or "
+    "of an unsupported kind (such as socks); use an http proxy"
 )
 
 
@@ -147,8 +147,8 @@ class Wire:
             # Once away, never back: what another origin sends us to is its choice, not ours.
             left = left or origin_of(url) != origin_of(target.url)
         raise SourceError(
-            f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times, "
-            "in a circle perhaps; check the address, or whether a login is needed"
+            f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times, perhaps "
+            "in a circle; check the address, or whether a login is needed"
         )
 
     def _send(self, url: str, headers: Mapping[str, str], *, name: str) -> requests.Response:
@@ -171,7 +171,7 @@ class Wire:
             raise SourceError(f"{name}: cannot reach {origin[1]}: {_UNFIT_PROXY}") from None
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError):
             raise SourceError(
-                f"{name}: {redact(url)} is no usable http(s) address, or a header is malformed"
+                f"{name}: {redact(url)} is not a usable http(s) address, or a header is malformed"
             ) from None
         except BROKEN as error:
             raise broken(error, name=name, url=url, stall_s=self._stall_s) from None
@@ -186,7 +186,7 @@ def _followed(url: str, location: str, *, name: str) -> str:
         origin_of(goal)
     except ValueError:
         raise SourceError(
-            f"{name}: {redact(url)} redirects to what is no http(s) address; check the address"
+            f"{name}: {redact(url)} redirects to an address that is not http(s); check the address"
         ) from None
     return goal
 
@@ -207,9 +207,9 @@ def broken(error: BaseException, *, name: str, url: str, stall_s: float) -> Exce
 def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> str:
     hint = "; check the address, and whether this node has internet or needs a proxy (HTTPS_PROXY)"
     if any(isinstance(one, socket.gaierror) for one in chain) or "NameResolution" in text:
-        return f"cannot reach {site}: its name is not known here{hint}"
+        return f"cannot reach {site}: its name cannot be resolved{hint}"
     if any(isinstance(one, requests.exceptions.ProxyError) for one in chain):
-        return f"cannot reach {site}: the proxy refuses or is not there{hint}"
+        return f"cannot reach {site}: the proxy refuses or is not reachable{hint}"
     if any(isinstance(one, requests.exceptions.ConnectTimeout) for one in chain):
         return f"cannot reach {site}: no connection within {_CONNECT_S:g} s{hint}"
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
@@ -221,7 +221,7 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)
     if any(isinstance(one, timeouts) for one in chain):
         return f"{site} sent no byte for {stall_s:g} s; try again later"
-    return f"{site} broke the connection off ({type(chain[-1]).__name__}); try again later"
+    return f"{site} closed the connection ({type(chain[-1]).__name__}); try again later"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -141,7 +141,7 @@ def _read_receipt(path: Path) -> Receipt | str:
     except FileNotFoundError:
         if not path.is_dir():
             folder = shown(str(path))
-            return f"there is no such folder as {folder}; check what was moved where it is now"
+            return f"{folder} does not exist; if it was moved, give its new location"
         return _why_missing(path)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         return f"{RECEIPT} is damaged ({error})"
@@ -154,10 +154,10 @@ def _why_missing(path: Path) -> str:
     for repair in sorted((path / INCOMING).glob(f"*/{REPAIR}")):
         run_id = repair.parent.name
         return (
-            f"{RECEIPT} is withdrawn: damage was found, and run {run_id} has not mended it yet; "
-            f"`websight-orchestrate resume {run_id}` goes on with that and puts it back"
+            f"{RECEIPT} is withdrawn: damage was found, and run {run_id} has not repaired it "
+            f"yet; run `websight-orchestrate resume {run_id}` to finish the repair"
         )
-    return f"{RECEIPT} is missing: not published whole, or not by this tool"
+    return f"{RECEIPT} is missing: the dataset was not published completely, or not by this tool"
 
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
@@ -170,7 +170,7 @@ def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
     if hasher.hexdigest() != receipt.manifest.sha256:
-        return f"{MANIFEST} is damaged: not the one that {RECEIPT} tells of"
+        return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
     if receipt.sums is not None and not (path / receipt.sums).is_file():
         return f"{receipt.sums} is missing"
     return None
@@ -210,7 +210,7 @@ def _report(
     if missing_lines:  # cannot be where the manifest's digest is right, unless a share is missing
         return _refused(
             path,
-            f"{missing_lines} of {receipt.manifest.files} files were not looked at",
+            f"{missing_lines} of {receipt.manifest.files} files were not checked",
             deep=deep,
             run_id=receipt.run_id,
         )
@@ -237,7 +237,7 @@ def _report(
 def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> tuple[str, ...]:
     lines = []
     if extra:
-        lines.append(f"! {extra} files lie in its folders that the manifest does not know")
+        lines.append(f"! {extra} files in its folders are not in the manifest")
     how = "every byte read" if deep else "by name and size"
     if not found.bad:
         if receipt.layout.name != "files":
@@ -246,8 +246,8 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
             lines.append(f"✓ Found {records} records{where}")
             lines.append(f"✓ Found {images} images")
         if receipt.verify == Verify.NONE.value:
-            lines.append("! Images and records themselves were never verified (--skip-verify)")
-        lines.append(f"✓ {found.files} files are as {MANIFEST} has them ({how})")
+            lines.append("! Images and records were never verified (--skip-verify)")
+        lines.append(f"✓ {found.files} files match {MANIFEST} ({how})")
         lines.append("✓ Dataset verification passed!")
         return tuple(lines)
     for damage in found.damaged[:_SHOWN]:

@@ -58,7 +58,7 @@ def collect(folder: Path, ask: Ask) -> VerifyReport:
             shares.append(atomic.read_json(_told(folder, number), SliceReport))
         except FileNotFoundError as error:
             raise VerificationError(
-                f"task {number} of the verification ended without a report; its log is in "
-                f"{folder}/submitit; verify again"
+                f"task {number} of the verification ended without a report; see its log in "
+                f"{folder}/submitit, then verify again"
             ) from error
     return conclude(Path(ask.path), shares, deep=ask.deep)

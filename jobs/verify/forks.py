@@ -135,7 +135,7 @@ def _take(line: bytes, whole: SliceReport, progress: Progress) -> bool:
     killed = _Told(error=f"it was killed{rlimits.may_be_why()}")
     told = msgspec.json.decode(line, type=_Told) if line else killed
     if told.error is not None:
-        raise VerificationError(f"a process that checks files could not go on: {told.error}")
+        raise VerificationError(f"a checking process failed: {told.error}")
     progress.add(files=told.files, bytes=told.bytes)
     if told.report is None:
         return False

@@ -86,13 +86,13 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
         if folder.receipt.exists():
             return
         raise VerificationError(
-            f"{staging.dest} has no receipt that can be read, and run {folder.run_id} never "
-            "published there; resume the run as it is, or launch again"
+            f"{staging.dest} has no readable receipt, and run {folder.run_id} never published "
+            "there; resume the run without --deep, or launch again"
         ) from None
     if owner != folder.run_id:
         raise VerificationError(
-            f"{staging.dest} holds the dataset of run {owner}, not of {folder.run_id}; "
-            "resume that run",
+            f"{staging.dest} contains the dataset of run {owner}, not of {folder.run_id}; resume "
+            "that run",
             cause=Cause.CLAIMED,
         )
     if not folder.receipt.exists():

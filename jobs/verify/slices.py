@@ -167,7 +167,7 @@ def _behind(prefix: str, line: _Line | Published) -> os.stat_result | None:
 def _difference(found: os.stat_result, size: int) -> str:
     if not stat.S_ISREG(found.st_mode):
         return "no longer a regular file"
-    return f"has {found.st_size} bytes of {size}"
+    return f"has {found.st_size} of {size} bytes"
 
 
 def _check_bytes(
@@ -205,11 +205,11 @@ def _read(path: str, line: Published, algorithm: str, buffer: memoryview) -> str
             hasher.update(buffer[:read])
             size += read
     except OSError as error:
-        return f"cannot be read behind byte {size}: {error.strerror}"
+        return f"cannot be read after byte {size}: {error.strerror}"
     finally:
         os.close(fd)
     if size != line.size:
-        return f"has {size} bytes of {line.size}"
+        return f"has {size} of {line.size} bytes"
     expected = line.crc32 if algorithm == "crc32" else line.digest
     found = hasher.hexdigest()
-    return None if found == expected else f"has other bytes: {algorithm} {found}, not {expected}"
+    return None if found == expected else f"has changed: its {algorithm} is {found}, not {expected}"

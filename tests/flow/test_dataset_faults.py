@@ -223,13 +223,13 @@ REFUSED = [
         "a truncated PNG",
         image_with(PNG[:-5]),
         Cause.BAD_IMAGE,
-        "'images/000005.png': PNG: cut short in or behind chunk IDAT",
+        "'images/000005.png': PNG: truncated in or after chunk IDAT",
     ),
     (
         "a PNG without IEND",
         image_with(PNG[:-12]),
         Cause.BAD_IMAGE,
-        "PNG: cut short in or behind chunk IDAT",
+        "PNG: truncated in or after chunk IDAT",
     ),
     (
         "a wrong PNG CRC",
@@ -259,13 +259,13 @@ REFUSED = [
         "a JPEG without EOI",
         image_with(JPEG[:-2], "images/a.jpg"),
         Cause.BAD_IMAGE,
-        "'images/a.jpg': JPEG: no end (EOI): cut short",
+        "'images/a.jpg': JPEG: no end (EOI): truncated",
     ),
     (
         "a JPEG cut in its head",
         image_with(JPEG[:20] + b"", "images/a.jpg"),
         Cause.BAD_IMAGE,
-        "'images/a.jpg': JPEG: cut short in its head",
+        "'images/a.jpg': JPEG: truncated in its header",
     ),
     ("zero bytes", image_with(b""), Cause.BAD_IMAGE, "'images/000005.png': empty: 0 bytes"),
     ("a hole of zeros", image_with(b"\0" * 500), Cause.BAD_IMAGE, "not an image: zeros"),
@@ -299,7 +299,7 @@ REFUSED = [
         "an AVIF cut short",
         image_with(AVIF[:-1], "images/a.avif"),
         Cause.BAD_IMAGE,
-        f"'images/a.avif': AVIF: cut short: {len(AVIF) - 1} bytes of {len(AVIF)}",
+        f"'images/a.avif': AVIF: truncated: {len(AVIF) - 1} of {len(AVIF)} bytes",
     ),
     (
         "an LFS pointer for an image",
@@ -395,9 +395,9 @@ ODD = [
         "a wrong extension",
         image_with(JPEG, "images/a.png"),
         {},
-        "'images/a.png': named .png, holds JPEG",
+        "'images/a.png': named .png, but contains JPEG",
     ),
-    ("bytes behind a PNG's end", image_with(PNG + b"xyz"), {}, "PNG: 3 bytes behind the end"),
+    ("bytes behind a PNG's end", image_with(PNG + b"xyz"), {}, "PNG: 3 bytes after the end"),
     (
         "names that differ in case",
         changed(
@@ -583,7 +583,7 @@ ODD = [
         "what another program left of an image",
         changed(lambda a, b: a.files.update({"images/x.png.part": PNG[:-5]})),
         {},
-        "'images/x.png.part': PNG: cut short",
+        "'images/x.png.part': PNG: truncated",
     ),
     (
         "a text for an image without an ending, dropped",

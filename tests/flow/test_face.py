@@ -236,7 +236,7 @@ SECRET = "hf_secret"
     [
         (["--header", f"Authorization: Bearer {SECRET}"], "takes NAME=VARIABLE"),
         (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
-        (["--url", f"user:{SECRET}@host/a.tar"], "no http or https address"),
+        (["--url", f"user:{SECRET}@host/a.tar"], "not an http or https URL"),
         (["--dest", ""], "the path is empty"),
         (["--dest", "~nobody-of-that-name/x"], "home folder is not known"),
         (["--dest", b"bad\xff"], "is not UTF-8"),

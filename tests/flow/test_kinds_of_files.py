@@ -120,7 +120,7 @@ def test_what_is_not_read_is_refused_at_launch(
     tmp_path: Path, name: str, data: bytes, layout: tuple[str, ...]
 ) -> None:
     place = source(tmp_path, {"a.tar": TAR, name: data})
-    with pytest.raises(SourceError, match="not read here; unpack it with") as refused:
+    with pytest.raises(SourceError, match="not supported; unpack it with") as refused:
         bring(tmp_path / "refused", place, *layout)
     assert refused.value.cause is Cause.UNSUPPORTED
     exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
@@ -142,7 +142,7 @@ def test_what_is_not_the_file_itself_is_refused(
     tmp_path: Path, files: dict[str, bytes], remedy: str | None
 ) -> None:
     place = source(tmp_path, {"a.tar": TAR, **files})
-    with pytest.raises(SourceError, match=remedy or "not finished") as refused:
+    with pytest.raises(SourceError, match=remedy or "is an unfinished download") as refused:
         bring(tmp_path / "refused", place)
     if remedy is None:
         exclude = refused.value.message.split("--exclude ")[1].split("'")[1]
@@ -164,7 +164,7 @@ def test_an_archive_that_nobody_saw_at_launch_is_never_published_unopened(
     place = source(tmp_path, {"a.txt": b"a", "b.bin": TAR})
     for name, folder in (("tree", place), ("file", place / "b.bin")):
         brought = bring(tmp_path / name, folder, *FILES)
-        assert "'b.bin' is an archive (tar) that nothing opens" in brought.text
+        assert "'b.bin' is an archive (tar) that would stay unopened" in brought.text
         assert brought.files == {}
     monkeypatch.undo()
     assert bring(tmp_path / "alone", place, *FILES, "--include", "b.bin").files == ALL
@@ -234,7 +234,7 @@ def test_servers_are_asked_for_first_bytes(
 
 
 def test_what_servers_have_is_refused_as_here(tmp_path: Path, served: Served) -> None:
-    with pytest.raises(SourceError, match="cpio is not read here"):
+    with pytest.raises(SourceError, match="cpio is not supported"):
         bring(tmp_path, served({"a.tar": TAR, "b": b"070701" + b"0" * 99}), *FILES)
 
 

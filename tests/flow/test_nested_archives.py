@@ -278,7 +278,7 @@ def test_archives_among_images_are_refused_with_the_option_that_extracts_them(
     put(tmp_path / "source" / "images" / "0.png", png(0))
     put(tmp_path / "source" / "images" / "rest.zip", zipped(parts(first=1)))
     source = put(tmp_path / "source" / "prompts.jsonl", b"".join(map(line, PICTURES)))
-    with pytest.raises(SourceError, match=r"lie in the images folder .* --nested"):
+    with pytest.raises(SourceError, match=r"the images folder contains archives .* --nested"):
         bring(tmp_path / "plain", source)
     brought = bring(tmp_path / "nested", source, "--nested")
     assert brought.problems == []

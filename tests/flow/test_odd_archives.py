@@ -141,7 +141,7 @@ def test_a_tar_may_be_padded_as_writers_do(tmp_path: Path, to: int) -> None:
 def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar.gz", gzip.compress(tarred(PAGES)) + b"junk" * 99)
     text = bring(tmp_path / "refused", source).text
-    assert "`gzip -d` passes over that" in text
+    assert "`gzip -d` ignores this" in text
     assert "--local-path on the folder" in text
 
 
@@ -213,7 +213,7 @@ def test_names_in_another_encoding_are_read_in_the_one_that_is_given(
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding=encoding))
     brought = bring(tmp_path / "one", source)
     (problem,) = brought.problems
-    assert "2 names are not UTF-8 and read as cp437" in problem
+    assert "2 names are not UTF-8 and decoded as cp437" in problem
     assert "launch with --zip-encoding" in problem
     assert brought.files == {}
     assert bring(tmp_path / "two", source, "--zip-encoding", encoding).files == files
@@ -228,7 +228,7 @@ def test_names_that_are_utf_8_by_chance_follow_the_others_of_their_archive(
     source = put(tmp_path / "source" / "d.zip", zipped(files, host=FAT, encoding="gbk"))
     brought = bring(tmp_path, source, "--layout", "files", "--zip-encoding", "gbk")
     assert brought.files == files
-    assert "3 names are not UTF-8 and read as gbk" in brought.text
+    assert "3 names are not UTF-8 and decoded as gbk" in brought.text
 
 
 def test_a_backslash_within_a_character_separates_nothing(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_a_count_that_has_overflowed_is_proven_by_the_directory(tmp_path: Path) 
 def test_a_count_that_is_wrong_otherwise_is_refused(tmp_path: Path) -> None:
     data = zip_of([Raw(b"a"), Raw(b"b"), Raw(b"c")], count=2)
     brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", data), "--layout", "files")
-    assert "it counts 2 entries and its directory has 3" in brought.text
+    assert "its end record counts 2 entries, but its directory has 3" in brought.text
 
 
 def _beyond_4_gib(path: Path, sizes: list[int], names: list[str]) -> Path:
@@ -361,7 +361,7 @@ def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
     broken = Raw(b"a.txt", b"text", method, content=pack(b"text")[:-3])
     source = put(tmp_path / "other" / "d.zip", zip_of([broken]))
     brought = bring(tmp_path / "two", source, "--layout", "files")
-    assert "member 'a.txt'" in brought.text and "cut short" in brought.text
+    assert "member 'a.txt'" in brought.text and "truncated" in brought.text
 
 
 # What cannot be read, and what is told of it -----------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     good = gzip.compress(tarred(PAGES))
     source = put(tmp_path / "source" / "d.tar.gz", good[:-8] + bytes(4) + good[-4:])
     brought = bring(tmp_path, source)
-    assert "put a whole copy of it where it lies and resume" in brought.text
+    assert "replace it by an intact copy and run `resume`" in brought.text
     assert "--exclude" not in brought.text  # nothing would be left
     put(tmp_path / "source" / "d.tar.gz", good)
     folder, plan = brought.folder, brought.plan
@@ -415,7 +415,8 @@ def test_a_damaged_archive_of_the_published_digest_is_its_publishers_to_mend(
     words = ("--layout", "files", "--exclude", "SHA256SUMS")
     brought = bring(tmp_path / "one", source, *words)
     assert (
-        "as its digest shows: tell its publisher, or launch without it (--exclude)" in brought.text
+        "its digest matches the published one, so contact its publisher, or launch without it"
+        in brought.text
     )
     brought = bring(tmp_path / "two", source, *words, "--exclude", "d.tar.gz")
     assert brought.files == {"other.txt": b"x"}

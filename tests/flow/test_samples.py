@@ -248,7 +248,7 @@ def test_a_records_file_among_samples_is_refused_with_the_option_that_takes_it(
     run = extracting(tmp_path / "tar", [path])
     [result] = extract.run(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None
-    assert "launch with --layout websight to take that for the records" in result.problem.message
+    assert "launch with --layout websight to use that file as the records" in result.problem.message
     (tmp_path / "told").mkdir()
     run, _, problem = run_over(tmp_path / "told", files, options=WEBSIGHT)
     assert problem is None

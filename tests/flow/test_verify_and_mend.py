@@ -82,7 +82,7 @@ def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy
     assert "nothing was mended and nothing is lost" in told
     assert str(run / "receipt.json") in told
     asked = cli.run("verify", published, rc=5).out
-    assert f"is withdrawn: damage was found, and run {run.name} has not mended it yet" in asked
+    assert f"is withdrawn: damage was found, and run {run.name} has not repaired it yet" in asked
     gone.rename(shards)
     cli.run("resume")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
@@ -99,7 +99,7 @@ def test_damaged_records_are_mended(cli: Cli, published: Path, dataset: Path) ->
 def test_a_folder_without_a_receipt_is_not_whole(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert "RECEIPT.json is missing" in cli.run("verify", tmp_path / "other", rc=5).out
-    assert "no such folder" in cli.run("verify", tmp_path / "nowhere", rc=5).out
+    assert "does not exist" in cli.run("verify", tmp_path / "nowhere", rc=5).out
 
 
 def test_a_dataset_that_was_moved_away_is_checked_where_it_is_and_its_run_stays_done(
@@ -109,7 +109,7 @@ def test_a_dataset_that_was_moved_away_is_checked_where_it_is_and_its_run_stays_
     cli.run("verify", run)
     published.rename(moved)
     cli.run("verify", moved)
-    assert "check what was moved where it is now" in cli.run("verify", run, rc=5).out
+    assert "give its new location" in cli.run("verify", run, rc=5).out
     state = cli.status()
     assert state["state"] == "done"
     assert "no longer exists" in state["remark"]

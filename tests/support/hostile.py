@@ -348,7 +348,7 @@ def _zip_structure() -> Iterator[Case]:
     yield _zip("claims less", zip_of([Raw(b"a", PNG, size=5)]), BAD)
     yield _zip("claims more", zip_of([Raw(b"a", PNG, size=len(PNG) + 1)]), BAD)
     yield _zip("claims more than deflate can", zip_of([Raw(b"a", b"x", size=90_000)]), BAD)
-    yield _zip("claims more bytes than there are", zip_of([Raw(b"a", PNG, stored=9999)]), BAD)
+    yield _zip("claims more bytes than the file has", zip_of([Raw(b"a", PNG, stored=9999)]), BAD)
     yield _zip("stored claims more", zip_of([Raw(b"a", PNG, STORED, size=9999)]), BAD)
     flipped = _flip(good.bytes_stored, 20)
     yield _zip("flipped content", zip_of([Raw(b"a", PNG, content=flipped)]), BAD)

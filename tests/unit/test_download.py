@@ -118,7 +118,7 @@ def test_what_is_here_is_not_read_again_unless_it_changed(dataset: Path, tmp_pat
     os.utime(archive, (1, 1))
     fetched = folder.load_fetched(plan.shards[0].id)
     assert fetched is not None
-    with pytest.raises(SourceError, match="changed while it was read"):
+    with pytest.raises(SourceError, match="changed while it was being read"):
         check_unchanged(fetched)
     run(folder, plan)
     assert evidence.stat().st_ino != before

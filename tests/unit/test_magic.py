@@ -46,8 +46,8 @@ def tar() -> bytes:
         (b"LZIP\1\x0c", "lzip"),
         (b"7z\xbc\xaf\x27\x1c", "7z"),
         (b"PAR1", "parquet"),
-        (b"Salted__\1\2", "what openssl encrypted"),
-        (b"age-encryption.org/v1\n", "what age encrypted"),
+        (b"Salted__\1\2", "a file encrypted with openssl"),
+        (b"age-encryption.org/v1\n", "a file encrypted with age"),
     ],
 )
 def test_first_bytes_tell_how_a_file_is_packed(head: bytes, name: str) -> None:

@@ -126,12 +126,15 @@ def test_what_python_reads_as_json_is_a_record(value: str) -> None:
         ('{"image": "a"}'.encode("utf-16"), "not UTF-8 at byte 1"),
         (b"{}", "names no image"),
         (b'{"text": "x"}', "names no image; its fields are 'text' .see --image-field"),
-        (b'{"image": ""}', "none of image, image_path, file_name, path, images holds a path"),
+        (
+            b'{"image": ""}',
+            "none of the fields image, image_path, file_name, path, images holds a path",
+        ),
         (b'{"image": []}', "names no image"),
         (b'{"image": null, "thumbnail": "a.png"}', "names no image"),
         (b'{"image": {"bytes": "xx"}}', "names no image"),
         (b'{"url": "https://host/a.png"}', "names no image"),
-        (b'{"a": ' + b"[" * 100_000, "not JSON"),
+        (b'{"a": ' + b"[" * 100_000, "not readable JSON"),
     ],
 )
 def test_what_is_no_record_says_why(line: bytes, words: str) -> None:

@@ -95,5 +95,5 @@ def test_the_signal_comes_ahead_of_the_kill_and_the_users_own_number_is_told(
         "print(r.getrlimit(r.RLIMIT_CPU)[0], said)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith(f"{ahead} a process may use at most {told} of processor time")
+    assert said.stdout.startswith(f"{ahead} processes are limited to {told} of processor time")
     assert "this shell may not raise it" in said.stdout

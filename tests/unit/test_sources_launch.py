@@ -390,14 +390,14 @@ def test_an_address_that_gives_a_page_is_refused_with_what_to_write(
     monkeypatch.setattr(http, "_ATTEMPTS", 1)
     web.put(path, GZ)
     web.fail(path, faults.html(None))
-    with pytest.raises(SourceError, match="gives a web page") as refused:
+    with pytest.raises(SourceError, match="returns a web page") as refused:
         opened(SourceKind.URL, web.url(path) + query).shards()
     assert words in refused.value.message
     assert refused.value.cause is Cause.BAD_SOURCE
 
 
 def test_a_port_that_is_none_is_refused() -> None:
-    with pytest.raises(SourceError, match="no http or https address"):
+    with pytest.raises(SourceError, match="not an http or https URL"):
         opened(SourceKind.URL, "http://h:99999/a.tar")
 
 
@@ -537,7 +537,7 @@ def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
 def test_a_link_to_an_archive_beside_it_is_no_second_one(tmp_path: Path) -> None:
     root = make(tmp_path / "d", {"shard-1.tar": GZ, "shard-2.tar": GZ})
     (root / "latest.tar").symlink_to("shard-2.tar")
-    with pytest.raises(SourceError, match=r"'latest\.tar' and 'shard-2\.tar' are one archive"):
+    with pytest.raises(SourceError, match=r"'latest\.tar' and 'shard-2\.tar' are the same archive"):
         opened(SourceKind.LOCAL, root).shards()
     left = opened(SourceKind.LOCAL, root, exclude=("latest*",))
     assert names(left) == ["shard-1.tar", "shard-2.tar"]

@@ -241,7 +241,7 @@ def test_what_is_not_clear_is_refused_and_join_decides(files: dict[str, bytes]) 
     apart = grouped(files, "none")
     assert [group for _, group in apart] == [(name,) for name in names]
     if names[0] == "xaa":  # of which nothing says what the whole would be
-        with pytest.raises(SourceError, match="begins as no archive"):
+        with pytest.raises(SourceError, match="does not begin like an archive"):
             shards(files, glob)
     else:
         assert [group for _, group in grouped(files, glob)] == [names]
@@ -302,7 +302,7 @@ def test_a_spanned_zip_ends_in_its_zip() -> None:
 
 def test_a_zip_beside_its_own_pieces_is_refused() -> None:
     files = pieces(["b.z00", "b.z01"], ZIP) | {"b.zip": ZIP}
-    with pytest.raises(SourceError, match=r"'b\.zip' is an archive of its own beside the pieces"):
+    with pytest.raises(SourceError, match=r"'b\.zip' is a separate archive beside the pieces"):
         shards(files)
     del files["b.zip"]
     assert grouped(files) == [(ShardKind.ARCHIVE, ("b.z00", "b.z01"))]
