@@ -68,7 +68,7 @@ clean: ## Remove the demo and what tools have cached
 
 # Installed anew only when the metadata has changed. An environment whose Python is gone is made
 # again; one that the Python at hand cannot make says how to get it.
-$(VENV)/.installed-%: setup.cfg pyproject.toml $(wildcard setup.py)
+$(VENV)/.installed-%: setup.cfg setup.py pyproject.toml jobs/_speedups.c
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, install python3-venv" >&2; \
 		exit 1; }
