@@ -14,8 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs import atomic, finalize
-from jobs.manifest import ManifestWriter
+from jobs import finalize
 from jobs.model import (
     Entry,
     Fetched,
@@ -31,8 +30,10 @@ from jobs.model import (
     utc_now,
 )
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.manifest import ManifestWriter
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 
 SHARDS = 8
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import compare, table
-from jobs import atomic
-from jobs.staging import RECEIPT
+from jobs.storage import atomic
+from jobs.storage.staging import RECEIPT
 from tests.support import runs
 
 TASKS = 10_000

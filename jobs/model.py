@@ -111,7 +111,7 @@ class Links(str, Enum):
 
 
 class Digest(Struct, frozen=True):
-    """A hash with its algorithm's name (see ``jobs.digest``)."""
+    """A hash with its algorithm's name (see ``jobs.storage.digest``)."""
 
     algorithm: str
     hex: str

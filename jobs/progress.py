@@ -13,9 +13,9 @@ from types import TracebackType
 import msgspec
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import Cause, Stopped
 from jobs.model import Heartbeat, Stage, utc_now
+from jobs.storage import atomic
 
 BEAT_S = 3.0
 CORES = "WEBSIGHT_TASK_CORES"  # how many a task may count on, where several share a machine

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, atomic, download, extract, finalize, rlimits
+from jobs import __version__, download, extract, finalize, rlimits
 from jobs.errors import Cause, OrchestrateError
 from jobs.model import (
     ItemResult,
@@ -30,7 +30,8 @@ from jobs.model import (
 )
 from jobs.problems import as_problem
 from jobs.progress import Heart, Progress
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

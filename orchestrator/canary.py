@@ -14,8 +14,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jobs import __version__, atomic, rlimits
+from jobs import __version__, rlimits
 from jobs.model import utc_now
+from jobs.storage import atomic
 from orchestrator import disks
 
 ASK, TOLD = "ask.json", "told.json"  # in the canary's folder

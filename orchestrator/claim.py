@@ -14,12 +14,12 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import ClaimedError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import SCHEMA, utc_now
 from jobs.progress import ProcessId
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import Staging
 
 _TRIES = 100
 _HELP_AFTER = 20  # looks at a takeover that stands still, before it is finished for its maker

@@ -17,11 +17,12 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from jobs import __version__, atomic
+from jobs import __version__
 from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.progress import cores
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import (
     canary,
     disks,

@@ -12,12 +12,12 @@ from datetime import datetime
 from pathlib import Path
 
 from jobs.errors import Cause, EngineError, RunFolderError
-from jobs.manifest import read_summary
-from jobs.memberpath import shown
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
-from jobs.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
+from jobs.storage.manifest import read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import journal, units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState

@@ -8,7 +8,7 @@ from submitit.core import core, utils
 
 from jobs.errors import UsageError
 from jobs.model import Stage, Task, TaskResult
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import engines, evidence
 from orchestrator.engines import pickled
 from orchestrator.state import RunState, TaskStatus, TaskView, judge

@@ -11,9 +11,9 @@ from enum import Enum
 
 import msgspec
 
-from jobs import atomic
 from jobs.model import Stage, utc_now
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 
 
 class Act(str, Enum):

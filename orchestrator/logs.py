@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 _TAIL_BYTES = 256 << 10  # of a log's end are read for its last lines
 _NAME = re.compile(r"(?P<job>.+)_0_log\.(?P<kind>err|out)")  # submitit's %j_%t_log.out|err

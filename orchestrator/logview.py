@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jobs.errors import UsageError
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import logs, reasons
 from orchestrator.insight import node_of
 from orchestrator.state import RunState, TaskStatus, TaskView

@@ -13,7 +13,7 @@ from msgspec import structs
 from jobs import __version__
 from jobs.errors import UsageError
 from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task
-from jobs.staging import INCOMING
+from jobs.storage.staging import INCOMING
 from orchestrator import units
 
 # More tasks than this help nobody: a site's throttle (array_parallelism) is lower, and each task

@@ -11,9 +11,18 @@ from typing import Protocol
 
 from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in, receipt_head
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import (
+    INCOMING,
+    MANIFEST,
+    NO_DATA,
+    RECEIPT,
+    SUMS,
+    Staging,
+    names_in,
+    receipt_head,
+)
 from orchestrator import disks, sbatchargs, units
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom

@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import OrchestrateError
-from jobs.runfolder import RunFolder
-from jobs.staging import receipt_head
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import receipt_head
 from orchestrator import units
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import Look

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
-from jobs.memberpath import shown
+from jobs.storage.safe_paths import shown
 
 
 @dataclass(frozen=True)

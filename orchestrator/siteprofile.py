@@ -12,9 +12,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import EngineError
 from jobs.model import Resources
+from jobs.storage import atomic
 from orchestrator import canary, disks, resources, units
 from orchestrator.canary import Finding
 from orchestrator.engines import slurmclient, slurmlimits

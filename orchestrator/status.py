@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from jobs.model import Outcome, Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import insight, logs
 from orchestrator.insight import Pace
 from orchestrator.logs import Logs

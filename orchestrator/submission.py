@@ -9,11 +9,12 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import __version__, atomic
+from jobs import __version__
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
 from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import journal
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
 from orchestrator.journal import Act

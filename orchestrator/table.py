@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import insight, reasons, units
 from orchestrator.insight import Failure, Pace, Waiting
 from orchestrator.state import RunState, RunStatus, TaskStatus

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from jobs.model import utc_now
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import table
 from orchestrator.state import RunState, RunStatus
 from orchestrator.terminal import is_terminal, look_of

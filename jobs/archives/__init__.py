@@ -8,7 +8,7 @@ from jobs.archives.sniff import SINGLE, TARS
 from jobs.archives.sniff import read_head as read_head
 from jobs.archives.sniff import sniff as sniff
 from jobs.model import Fetched, Format, Options, Shard, ShardKind
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 
 def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:

@@ -10,8 +10,8 @@ from msgspec import Struct, field
 
 from jobs import magic
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
-from jobs.memberpath import HOSTILE, shown, text_of
 from jobs.model import Options, Part
+from jobs.storage.safe_paths import HOSTILE, shown, text_of
 
 
 class Kind(str, Enum):
@@ -26,7 +26,7 @@ class Kind(str, Enum):
 class Member(Struct):
     """A member as its archive tells of it; its content is to be read before the next member."""
 
-    name: bytes  # raw, as stored: checked and decoded by jobs.memberpath
+    name: bytes  # raw, as stored: checked and decoded by jobs.storage.safe_paths
     kind: Kind
     size: int  # bytes of the content, a sparse file's holes included
     mode: int  # permission bits, without set-uid, set-gid and sticky

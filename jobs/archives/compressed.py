@@ -8,9 +8,9 @@ from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Ahead, Chain, chain_blocks
-from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 
 class CompressedFile:

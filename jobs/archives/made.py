@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from jobs.archives.base import Kind, Member
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 _BLOCK = 1 << 20  # bytes
 

@@ -13,9 +13,9 @@ from msgspec import structs
 from jobs import archives, magic
 from jobs.archives.base import Archive
 from jobs.errors import ArchiveError, Cause
-from jobs.memberpath import shown, text_of
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown, text_of
 
 # A piece of a split archive: its whole, and a mark (see jobs.sources.families).
 _PIECE = re.compile(

@@ -15,10 +15,10 @@ from jobs.archives.columns import Columns
 from jobs.archives.limits import Limits
 from jobs.archives.made import records_member, spool
 from jobs.errors import ArchiveError, Cause, UsageError
-from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.pictures import BY_EXTENSION, HEAD, IMAGE_FIELDS, ending_for, extension, from_table
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

@@ -9,9 +9,9 @@ from pathlib import Path
 from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import shown, text_of
 from jobs.model import Fetched, Format, Options, Part, Shard
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown, text_of
 
 _CHUNK = 1 << 20  # bytes
 

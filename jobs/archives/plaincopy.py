@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import from_os_error
-from jobs.memberpath import shown
-from jobs.writeout import WriteOut
+from jobs.storage.safe_paths import shown
+from jobs.storage.write_behind import WriteOut
 
 # Left free for everything else that is being written; checked once for so many bytes.
 _RESERVE = 256 << 20  # bytes

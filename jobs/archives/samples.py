@@ -15,10 +15,10 @@ from jobs import jsontext
 from jobs.archives.base import Archive, Kind, Member, unsupported
 from jobs.archives.made import records_member, spool
 from jobs.archives.table import clean
-from jobs.memberpath import junk_kind, sample_key, shown
 from jobs.model import Layout, Options, Part, Shard
 from jobs.pictures import BY_EXTENSION
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import junk_kind, sample_key, shown
 
 _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})

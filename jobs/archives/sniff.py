@@ -11,8 +11,8 @@ from jobs.archives.base import unsupported
 from jobs.archives.inflate import inflated
 from jobs.errors import ArchiveError, OrchestrateError
 from jobs.magic import Packing
-from jobs.memberpath import shown
 from jobs.model import Format
+from jobs.storage.safe_paths import shown
 
 HEAD = 64 << 10  # bytes that decide nearly every time
 # These give nothing before a block is whole: 900 kB of bzip2's content, 4 MiB of lz4's.

@@ -15,8 +15,8 @@ from jobs.archives.inflate import BLOCK, inflated
 from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Fetched, Format
+from jobs.storage.safe_paths import shown
 
 T = TypeVar("T")
 

@@ -7,8 +7,8 @@ from array import array
 from msgspec import Struct
 
 from jobs.archives.base import Kind, Member
-from jobs.memberpath import junk_kind
 from jobs.model import Cut, Options
+from jobs.storage.safe_paths import junk_kind
 
 _BUCKET = 250_000  # names compared at a time; keeps the memory flat
 

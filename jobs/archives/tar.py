@@ -14,10 +14,10 @@ from jobs.archives.streams import Ahead, Chain, chain_blocks
 from jobs.archives.table import Learnt, Table, TopFolder, clean
 from jobs.archives.tarread import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.progress import cores
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 _HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
 

@@ -25,8 +25,8 @@ from jobs.archives.streams import Ahead, open_blocks
 from jobs.archives.table import Learnt, Table, TopFolder
 from jobs.archives.tarread import TarReader
 from jobs.errors import ArchiveError
-from jobs.memberpath import SampleEnds, shown
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
+from jobs.storage.safe_paths import SampleEnds, shown
 
 _UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source does not state it
 _TOP_HEAD = 8 << 20  # inflated bytes that are examined for the top folder

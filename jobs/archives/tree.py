@@ -7,13 +7,14 @@ import os
 import stat
 from collections.abc import Iterator
 
-from jobs import listing, magic
+from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.listing import Item
-from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.runfolder import RunFolder
+from jobs.storage import folder_listing
+from jobs.storage.folder_listing import Item
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 _CHUNK = 1 << 20  # bytes
 _ZEROS = memoryview(bytes(_CHUNK))
@@ -39,24 +40,24 @@ class TreeArchive:
         self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
-        root, items = listing.read(self._listing, self._cuts, part.index)
+        root, items = folder_listing.read(self._listing, self._cuts, part.index)
         for ordinal, item in items:
             yield self._member(root, item, ordinal)
 
     def find(self, name: bytes) -> Member | None:
         for index in range(len(self._cuts) - 1):
-            root, items = listing.read(self._listing, self._cuts, index)
+            root, items = folder_listing.read(self._listing, self._cuts, index)
             for ordinal, item in items:
-                if item.path == name and item.kind == listing.FILE:
+                if item.path == name and item.kind == folder_listing.FILE:
                     return self._member(root, item, ordinal)
         return None
 
     def _member(self, root: bytes, item: Item, ordinal: int) -> Member:
         full = root + b"/" + item.path
         target, mtime_ns = item.target, item.mtime_ns
-        if item.kind == listing.LINK:
+        if item.kind == folder_listing.LINK:
             item = self._behind(full, item)
-        if item.kind == listing.FOLDER:
+        if item.kind == folder_listing.FOLDER:
             return Member(item.path, Kind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         return Member(
             item.path,
@@ -77,7 +78,7 @@ class TreeArchive:
         except OSError as error:
             raise self._changed(full, "points to nothing") from error
         mode = stat.S_IMODE(status.st_mode)
-        return Item(listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
+        return Item(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
     def _chunks(self, full: bytes, item: Item) -> Iterator[memoryview]:
         try:

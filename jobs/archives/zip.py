@@ -21,10 +21,10 @@ from jobs.archives.zipentry import (
 )
 from jobs.archives.zipinflate import inflate_blocks, inflate_whole
 from jobs.errors import ArchiveError
-from jobs.memberpath import shown
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.progress import cores
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size comes in one piece

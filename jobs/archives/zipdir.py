@@ -18,8 +18,8 @@ from jobs.archives.streams import Chain
 from jobs.archives.table import Names, TopFolder
 from jobs.archives.zipentry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
 from jobs.errors import ArchiveError
-from jobs.memberpath import SampleEnds
 from jobs.model import Options
+from jobs.storage.safe_paths import SampleEnds
 
 _EOCD = struct.Struct("<4s4H2LH")
 _EOCD64 = struct.Struct("<4sQ2H2L4Q")

@@ -11,8 +11,8 @@ from typing import Any, BinaryIO, NamedTuple
 import msgspec
 
 from jobs import jsontext
-from jobs.memberpath import MAX_PATH, shown
 from jobs.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
+from jobs.storage.safe_paths import MAX_PATH, shown
 
 BOM = b"\xef\xbb\xbf"
 _ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # which often hold a path, but name none

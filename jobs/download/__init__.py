@@ -11,7 +11,6 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from jobs import atomic
 from jobs.archives.base import DamagedError
 from jobs.download.fetching import Fetcher
 from jobs.errors import Cause, RunFolderError, SourceError
@@ -31,9 +30,10 @@ from jobs.model import (
 )
 from jobs.problems import as_problem
 from jobs.progress import Progress, cores
-from jobs.runfolder import RunFolder
 from jobs.sources import reopen
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 
 log = logging.getLogger(__name__)
 

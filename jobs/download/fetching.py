@@ -16,13 +16,13 @@ from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
 from jobs.extract.pool import ExtractionPool
-from jobs.memberpath import shown
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
 from jobs.sources.base import Expect, Source, key_of
 from jobs.sources.unchanged import check_unchanged, mark
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import Staging
 from jobs.transfer import Received, Transfer
 
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up

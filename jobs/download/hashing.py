@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs import digest
 from jobs.errors import DigestError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Digest, SourceFile
 from jobs.progress import Progress
+from jobs.storage import digest
+from jobs.storage.safe_paths import shown
 
 CHUNK = 1 << 20  # bytes
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from jobs.errors import Cause, RunFolderError
 from jobs.extract.attempt import archive_bytes
-from jobs.manifest import read_summary
 from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.manifest import read_summary
+from jobs.storage.run_folder import RunFolder
 
 __all__ = ["run"]
 

@@ -14,8 +14,8 @@ from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ from jobs.extract.pace import Pace
 from jobs.model import Part, Problem
 from jobs.problems import as_problem
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jobs.extract.arriving import ArrivingFile

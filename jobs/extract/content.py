@@ -6,12 +6,12 @@ from collections.abc import Iterable, Iterator
 
 from isal import isal_zlib
 
-from jobs import digest
 from jobs.checks import check_for
 from jobs.errors import from_os_error
-from jobs.memberpath import text_of
 from jobs.model import Entry, Inner, Options
 from jobs.progress import Progress
+from jobs.storage import digest
+from jobs.storage.safe_paths import text_of
 
 _crc32 = isal_zlib.crc32
 

@@ -37,7 +37,7 @@ from jobs.extract.messages import (
 )
 from jobs.model import ItemResult, Part, Problem
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 _LOOK_S = 0.1  # how often the stop flag is looked at
 _GRACE_S = 0.6  # from an order to stop until the child is killed, which harms nothing on disk

@@ -17,7 +17,7 @@ from jobs.errors import (
     StorageError,
     from_os_error,
 )
-from jobs.memberpath import TWO_KINDS, shown, text_of
+from jobs.storage.safe_paths import TWO_KINDS, shown, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

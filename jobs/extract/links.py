@@ -11,8 +11,8 @@ from isal import isal_zlib
 from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.seen import path_of
-from jobs.memberpath import safe_path, shown, text_of
 from jobs.model import Entry, Links, Options, Part
+from jobs.storage.safe_paths import safe_path, shown, text_of
 
 MOST_PENDING = 20_000  # links held in memory until their targets are looked up
 _FEW = 4  # targets that are searched one by one; for more, one pass over all is cheaper

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from jobs.memberpath import is_folder_itself, junk_kind, safe_path
 from jobs.model import OnCollision, Plan, Shard, ShardKind, placed_path
+from jobs.storage.safe_paths import is_folder_itself, junk_kind, safe_path
 
 ABOVE = "above --strip-components"  # a kind of what is left out
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import atomic
 from jobs.archives import nested, table
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.archives.limits import FLOOR
@@ -24,12 +23,13 @@ from jobs.extract.seen import Seen, Twice, path_of
 from jobs.extract.source import Replaced, Source, Tally
 from jobs.extract.work import Work
 from jobs.extract.writers import Writers
-from jobs.manifest import ManifestWriter, read_manifest
-from jobs.memberpath import Folders, shown, text_of
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
 from jobs.progress import Progress
-from jobs.staging import Staging
-from jobs.writeout import WriteOut
+from jobs.storage import atomic
+from jobs.storage.manifest import ManifestWriter, read_manifest
+from jobs.storage.safe_paths import Folders, shown, text_of
+from jobs.storage.staging import Staging
+from jobs.storage.write_behind import WriteOut
 
 # The reader promises at most two of the top folder; which nested archives are replaced is known
 # after one reading.

@@ -13,7 +13,7 @@ from jobs.extract.extractor import Extractor
 from jobs.extract.messages import Stream
 from jobs.model import Part, Shard
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 
 class ExtractionPool:

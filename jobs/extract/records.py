@@ -6,11 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from jobs import atomic
 from jobs.extract.content import Content
 from jobs.extract.files import side_error
 from jobs.model import Options
 from jobs.progress import Progress
+from jobs.storage import atomic
 
 
 class RecordsFile:

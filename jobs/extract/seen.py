@@ -6,8 +6,8 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from jobs.memberpath import shown
 from jobs.model import Entry
+from jobs.storage.safe_paths import shown
 
 # 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
 # which costs a look into the manifest at the part's end, and nothing more.

@@ -10,8 +10,8 @@ from jobs.archives.base import Archive
 from jobs.extract.content import Content
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
-from jobs.memberpath import shown
 from jobs.model import Entry, Inner, Part
+from jobs.storage.safe_paths import shown
 
 
 class Replaced(Exception):

@@ -14,12 +14,12 @@ from jobs.archives.tarstream import Arriving, Contradiction, Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
 from jobs.extract.part import extract_part, remove_files
 from jobs.extract.work import Work
-from jobs.manifest import read_summary
-from jobs.memberpath import shown
 from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.manifest import read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import Staging
 from jobs.transfer import Arrivals, StartedOver
 
 log = logging.getLogger(__name__)

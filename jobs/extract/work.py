@@ -8,9 +8,9 @@ from pathlib import Path
 from jobs.archives.sniff import TARS
 from jobs.archives.tarstream import TarStream
 from jobs.errors import ArchiveError, Cause
-from jobs.memberpath import shown
 from jobs.model import Fetched, Part, Plan, Shard, Span
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import Cause, OrchestrateError
 from jobs.finalize import (
     cleanup,
@@ -31,11 +30,12 @@ from jobs.finalize.join import Join
 from jobs.finalize.pieces import find_pieces
 from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.unfinished import unfinished
-from jobs.memberpath import shown
 from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
-from jobs.staging import MANIFEST, RECEIPT, Staging
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import MANIFEST, RECEIPT, Staging
 
 __all__ = ["run"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from jobs import atomic
 from jobs.finalize import replaced
 from jobs.finalize.ground import Ground
 from jobs.finalize.publish import is_there, journal_path
 from jobs.model import Shard, SourceFile
-from jobs.staging import ARCHIVES, Staging, names_in
+from jobs.storage import atomic
+from jobs.storage.staging import ARCHIVES, Staging, names_in
 
 log = logging.getLogger(__name__)
 

@@ -7,16 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from jobs import digest
 from jobs.archives import nested
 from jobs.errors import OrchestrateError
 from jobs.finalize.findings import Findings
 from jobs.finalize.ground import Ground, bytes_of, key_of
 from jobs.finalize.join import Contest
 from jobs.finalize.passes import forget_manifest
-from jobs.manifest import read_manifest
 from jobs.model import Fetched, Part
 from jobs.progress import Progress
+from jobs.storage import digest
+from jobs.storage.manifest import read_manifest
 
 _CHUNK = 1 << 20  # bytes
 _OVERWRITTEN = "another archive has overwritten a file of it"

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import Cause
-from jobs.memberpath import shown
+from jobs.storage import atomic
+from jobs.storage.safe_paths import shown
 
 EXAMPLES = 3  # of each kind that a person is shown
 

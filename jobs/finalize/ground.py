@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jobs.finalize.forms import Found
-from jobs.memberpath import shown, text_of
 from jobs.model import Entry, Part, Plan, Shard
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown, text_of
+from jobs.storage.staging import Staging
 
 Json = dict[str, Any]
 

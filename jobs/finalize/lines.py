@@ -24,8 +24,8 @@ from jobs.finalize.places import (
     path_in,
 )
 from jobs.finalize.spelling import unified
-from jobs.memberpath import shown
 from jobs.model import Verify
+from jobs.storage.safe_paths import shown
 
 _ODD = {
     Kind.BOM: "begin with a byte order mark",

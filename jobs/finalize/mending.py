@@ -6,13 +6,13 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import Cause, VerificationError
 from jobs.finalize.ground import Ground, Json, Mending
 from jobs.finalize.merge import Merged, Proof
-from jobs.manifest import Published
 from jobs.model import utc_now
-from jobs.staging import MANIFEST, RECEIPT, Repair
+from jobs.storage import atomic
+from jobs.storage.manifest import Published
+from jobs.storage.staging import MANIFEST, RECEIPT, Repair
 
 
 class _Head(msgspec.Struct):

@@ -12,16 +12,16 @@ from typing import BinaryIO
 
 import msgspec
 
-from jobs import digest
 from jobs.checks import records
 from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece, bytes_of
 from jobs.finalize.rewrites import Rewrites
-from jobs.manifest import Published, read_manifest
 from jobs.model import OnCollision, placed_path
 from jobs.progress import Progress
-from jobs.staging import MANIFEST, SUMS
+from jobs.storage import digest
+from jobs.storage.manifest import Published, read_manifest
+from jobs.storage.staging import MANIFEST, SUMS
 
 
 @dataclass(frozen=True)

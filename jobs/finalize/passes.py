@@ -17,10 +17,10 @@ from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, key_of, key_of_bytes
 from jobs.finalize.places import Sample
 from jobs.finalize.spelling import unified
-from jobs.manifest import read_manifest, read_summary
 from jobs.model import Fetched, Match, Part, PartSummary, Verify
 from jobs.progress import Progress
-from jobs.staging import MANIFEST, RECEIPT, SUMS
+from jobs.storage.manifest import read_manifest, read_summary
+from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 CHECK_EVERY = 10_000  # rows between two looks at the stop flag
 

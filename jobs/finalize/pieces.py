@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jobs import digest
 from jobs.archives import nested
 from jobs.archives.samples import is_pair
 from jobs.checks import records
@@ -18,11 +17,12 @@ from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece
 from jobs.finalize.passes import forget_manifest
-from jobs.manifest import read_manifest
-from jobs.memberpath import shown
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.pictures import from_table
 from jobs.progress import Progress
+from jobs.storage import digest
+from jobs.storage.manifest import read_manifest
+from jobs.storage.safe_paths import shown
 
 _LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of what may be records
 _SHOWN = 3  # of these in a message

@@ -17,8 +17,8 @@ from typing import BinaryIO
 from jobs.checks import records
 from jobs.finalize.ground import Ground, Piece, key_of_bytes
 from jobs.finalize.spelling import unified
-from jobs.memberpath import shown
 from jobs.model import Match, OnCollision, placed_path
+from jobs.storage.safe_paths import shown
 
 _PER_PIECE = 256  # lines, at most, evenly spread over a piece
 _IN_ALL = 20_000  # lines

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error
 from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
 from jobs.finalize.passes import walk
-from jobs.memberpath import shown
-from jobs.staging import NO_DATA, RECEIPT, Staging, names_in
+from jobs.storage import atomic
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 
 
 class Journal(msgspec.Struct, frozen=True):

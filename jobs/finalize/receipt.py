@@ -13,10 +13,10 @@ from jobs import __version__
 from jobs.finalize.findings import Findings
 from jobs.finalize.ground import Ground, Json
 from jobs.finalize.merge import Merged, Proof
-from jobs.manifest import read_summary
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
-from jobs.runfolder import RunFolder
-from jobs.staging import MANIFEST
+from jobs.storage.manifest import read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import MANIFEST
 
 
 def build(

@@ -10,7 +10,7 @@ from jobs.finalize.buckets import folded
 from jobs.finalize.ground import Ground, shown_key
 from jobs.finalize.passes import Reference, join_key, matches_spellings
 from jobs.finalize.spelling import transcribed, unified
-from jobs.memberpath import shown
+from jobs.storage.safe_paths import shown
 
 
 class Meaning(NamedTuple):

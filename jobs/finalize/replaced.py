@@ -16,11 +16,11 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.finalize.publish import is_there, told_by_receipt
-from jobs.manifest import Published
-from jobs.memberpath import shown
-from jobs.staging import MANIFEST, RECEIPT, SUMS, Staging
+from jobs.storage import atomic
+from jobs.storage.manifest import Published
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import MANIFEST, RECEIPT, SUMS, Staging
 
 _FOLDERS = 1 << 12  # that are looked at once
 _NO_FILES = (b"", b".", b"..")

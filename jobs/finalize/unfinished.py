@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jobs.errors import Cause
 from jobs.model import Plan, Problem, Summary
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 _SHOWN = 5  # shards that a line names
 

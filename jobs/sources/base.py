@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from jobs.listing import Listed
 from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
+from jobs.storage.folder_listing import Listed
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer import Listener, Received, Transfer

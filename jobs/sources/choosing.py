@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from jobs import magic
 from jobs.errors import Cause, SourceError
 from jobs.magic import Packing
-from jobs.memberpath import shown
 from jobs.model import Shard, ShardKind, SourceFile
 from jobs.sources import naming, split
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import Family, families
+from jobs.storage.safe_paths import shown
 
 JOIN_NOTHING = "none"  # with --join: no files are pieces
 _OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also of languages, keys, and other texts

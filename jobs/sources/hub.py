@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING
 
 from jobs import aside
 from jobs.errors import Cause, SourceError
-from jobs.memberpath import shown
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.sources import http, hubclient, naming
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.hubclient import Repo
+from jobs.storage.safe_paths import shown
 from jobs.transfer import Target
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-    from jobs.listing import Listed
+    from jobs.storage.folder_listing import Listed
     from jobs.transfer import Listener, Received, Transfer
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import Cause, SourceError
-from jobs.memberpath import shown
 from jobs.sources import naming
+from jobs.storage.safe_paths import shown
 from jobs.transfer.pace import backoff_s, retry_after_s
 
 if TYPE_CHECKING:

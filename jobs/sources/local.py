@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from jobs import aside, listing, magic
+from jobs import aside, magic
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import (
     Layout,
     Shard,
@@ -22,12 +21,14 @@ from jobs.model import (
     SourceKind,
     SourceRef,
 )
-from jobs.runfolder import is_run_folder
 from jobs.sources import naming, sums
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, Found, Look, notes_of, shards_of, sort_out
 from jobs.sources.families import families
-from jobs.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
+from jobs.storage import folder_listing
+from jobs.storage.run_folder import is_run_folder
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
     from jobs.transfer import Listener, Received, Transfer
@@ -105,7 +106,7 @@ class LocalSource:
     def path(self, file: SourceFile) -> Path | None:
         return Path(file.locator)
 
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> listing.Listed:
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> folder_listing.Listed:
         base = Path(shard.files[0].locator)
         below = os.fsencode(base.relative_to(self._root) / "_")[:-1]  # with a slash, or empty
         apart = {os.fsencode(name) for name in self._not_copied or ()}
@@ -113,7 +114,7 @@ class LocalSource:
         def leave(path: bytes, is_folder: bool) -> bool:
             return below + path in apart or self._leave(below + path, is_folder)
 
-        return listing.write(base, out, shard.parts, leave, tick)
+        return folder_listing.write(base, out, shard.parts, leave, tick)
 
     def fetch(
         self,
@@ -246,10 +247,10 @@ class LocalSource:
     def _listed(self) -> list[SourceFile]:
         """Every file; names that are not UTF-8 keep their bytes as surrogates."""
         files = []
-        for item in listing.walk(self._root, self._leave):
-            if item.kind != listing.FOLDER:
+        for item in folder_listing.walk(self._root, self._leave):
+            if item.kind != folder_listing.FOLDER:
                 name = os.fsdecode(item.path)
-                size = item.size if item.kind == listing.FILE else _size(self._root / name)
+                size = item.size if item.kind == folder_listing.FILE else _size(self._root / name)
                 self._oldest = min(self._oldest, item.mtime_ns / 1e9)
                 files.append(SourceFile(name, f"{self._root}/{name}", size))
         return files
@@ -257,7 +258,7 @@ class LocalSource:
 
 def leaving(
     root: Path, include: Sequence[str], exclude: Sequence[str], left: dict[str, str]
-) -> listing.Leave:
+) -> folder_listing.Leave:
     """What of a folder is left out: git's files and what is ours, beside the user's globs.
 
     ``left`` gets the names and what they are, but for what the user left out.

@@ -10,9 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from jobs import magic
 from jobs.errors import SourceError
-from jobs.memberpath import junk_kind, shown
 from jobs.model import Layout
-from jobs.staging import MANIFEST, RECEIPT
+from jobs.storage.safe_paths import junk_kind, shown
+from jobs.storage.staging import MANIFEST, RECEIPT
 
 _COMPANIONS = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "DATASHEET")
 # Lists of digests and signatures, which are of the archives and not of what is in them.

@@ -12,9 +12,9 @@ from itertools import accumulate, pairwise
 
 from jobs import magic
 from jobs.errors import SourceError
-from jobs.memberpath import shown
 from jobs.sources import naming
 from jobs.sources.families import Family, Marks
+from jobs.storage.safe_paths import shown
 
 Heads = Mapping[str, bytes]  # first bytes (magic.HEAD) by name, of files that were looked into
 Sizes = Mapping[str, int | None]  # bytes by name

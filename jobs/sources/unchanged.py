@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Fetched
+from jobs.storage.safe_paths import shown
 
 
 def mark(path: Path | str) -> tuple[int, int]:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from jobs import aside, magic
 from jobs.errors import Cause, SourceError
-from jobs.memberpath import shown
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.sources import http, naming, sums, urls
 from jobs.sources.base import Expect, SourceRequest, key_of
 from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.http import Probe
 from jobs.sources.urls import Address
+from jobs.storage.safe_paths import shown
 from jobs.transfer import Target, redact
 
 if TYPE_CHECKING:
-    from jobs.listing import Listed
+    from jobs.storage.folder_listing import Listed
     from jobs.transfer import Listener, Received, Transfer
 
 _AT_ONCE = 8  # questions to servers at launch

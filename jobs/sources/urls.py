@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
-from jobs.memberpath import shown
+from jobs.storage.safe_paths import shown
 from jobs.transfer import origin_of, redact
 
 MOST = 100_000  # addresses; more is a slip of the pen

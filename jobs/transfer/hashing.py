@@ -5,10 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from jobs import digest as digests
-from jobs.digest import Hasher
 from jobs.errors import StorageError
 from jobs.model import Digest
+from jobs.storage import digest as digests
+from jobs.storage.digest import Hasher
 from jobs.transfer.partial import Partial
 
 _CHUNK = 1 << 20

@@ -16,9 +16,9 @@ from typing import Any
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import StorageError, from_os_error
 from jobs.model import SCHEMA, Digest
+from jobs.storage import atomic
 from jobs.transfer.answers import Validator
 from jobs.transfer.ranges import Range, Ranges
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import VerificationError
-from jobs.memberpath import shown
 from jobs.model import SCHEMA, Verify
 from jobs.progress import Progress
-from jobs.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
+from jobs.storage import atomic
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import forks
 from jobs.verify.slices import Damage, SliceReport
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import atomic
 from jobs.errors import VerificationError
 from jobs.progress import Progress
+from jobs.storage import atomic
 from jobs.verify import SliceReport, VerifyReport, conclude, verify_slice
 
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import Cause, VerificationError
-from jobs.manifest import read_summary
 from jobs.model import Fetched, Part, Plan
-from jobs.runfolder import RunFolder
-from jobs.staging import Repair, Staging
+from jobs.storage import atomic
+from jobs.storage.manifest import read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Repair, Staging
 from jobs.verify import VerifyReport
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import digest
-from jobs.manifest import Published
-from jobs.staging import MANIFEST
+from jobs.storage import digest
+from jobs.storage.manifest import Published
+from jobs.storage.staging import MANIFEST
 
 BLOCK = 4 << 20  # bytes of the manifest that are decoded at a time
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time

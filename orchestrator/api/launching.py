@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jobs import aside, atomic
+from jobs import aside
 from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.progress import cores
 from jobs.sources import open_source
+from jobs.storage import atomic
 from orchestrator import engines, planning, preflight, submission
 from orchestrator.api import running
 from orchestrator.api.request import LaunchRequest, stage_resources

@@ -9,10 +9,10 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import UsageError
-from jobs.memberpath import MAX_COMPONENT, MAX_PATH, shown
 from jobs.model import Layout, Options, Resources, Stage
 from jobs.sources.base import SourceRequest
-from jobs.staging import INCOMING, MANIFEST, RECEIPT
+from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, shown
+from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")

@@ -19,8 +19,8 @@ from jobs.errors import (
 )
 from jobs.model import Cluster, Resources, Submission
 from jobs.progress import Progress, cores
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from jobs.verify import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
 from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs

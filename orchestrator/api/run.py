@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from orchestrator.futures import TaskFuture

@@ -11,8 +11,8 @@ from msgspec import structs
 from jobs.errors import OrchestrateError
 from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.progress import cores
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.state import RunState, RunStatus, judge

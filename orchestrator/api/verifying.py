@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.errors import RunFolderError, UsageError, from_os_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.progress import Progress, cores
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from jobs.verify import VerifyReport, array, verify_dataset
 from orchestrator import engines
 from orchestrator.api.request import DEFAULT_LOG_DIR

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from jobs.errors import OrchestrateError
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import planning, table, terminal, units
 from orchestrator.api.running import Tick
 

@@ -57,8 +57,8 @@ def command(
     """
     from msgspec import structs
 
-    from jobs import atomic
     from jobs.model import Resources
+    from jobs.storage import atomic
     from orchestrator import doctor, nodeenv, settings, terminal
     from orchestrator.canary import Finding
     from orchestrator.cli import exits

@@ -333,7 +333,7 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --url 'https://host/shard-{000..099}.tar.gz' --dry-run
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
-    from jobs import atomic
+    from jobs.storage import atomic
     from orchestrator import api, engines, settings
     from orchestrator.cli import bars, building, showing
 

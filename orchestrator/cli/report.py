@@ -20,9 +20,9 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
 
     One file that opens from disk, in any browser, without network and without scripts.
     """
-    from jobs import atomic
     from jobs.errors import UsageError
     from jobs.model import utc_now
+    from jobs.storage import atomic
     from orchestrator import api, report
 
     folder = api.find_run(run, log_dir)

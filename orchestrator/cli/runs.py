@@ -15,8 +15,8 @@ from orchestrator.cli import options
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs under the log folder, the newest first, with where each stands."""
-    from jobs import atomic
     from jobs.model import utc_now
+    from jobs.storage import atomic
     from orchestrator import api, runs, terminal
 
     found = runs.listing(log_dir, api.status, most=most)

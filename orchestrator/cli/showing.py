@@ -9,9 +9,9 @@ from typing import Any
 
 import click
 
-from jobs import atomic
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import resources, status, table, terminal, units, watch
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of

@@ -30,8 +30,8 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     """
     import json
 
-    from jobs import atomic
     from jobs.model import utc_now
+    from jobs.storage import atomic
     from orchestrator import api, status, table, terminal
     from orchestrator import watch as watching
     from orchestrator.cli import exits

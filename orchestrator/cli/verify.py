@@ -35,8 +35,8 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
 
     Exit code: 0 when it is whole, 5 when it is not.
     """
-    from jobs import atomic
     from jobs.model import Resources
+    from jobs.storage import atomic
     from orchestrator import api, terminal
     from orchestrator.cli import exits
 

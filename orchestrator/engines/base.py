@@ -11,7 +11,7 @@ from typing import Protocol
 
 from jobs.errors import Cause, EngineError
 from jobs.model import Cluster, Resources, Stage, Task
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 
 class TooManyJobs(EngineError):

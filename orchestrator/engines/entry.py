@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from jobs.errors import OrchestrateError
 from jobs.model import Outcome, Stage, TaskResult
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import utc_now
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.entry import Entry

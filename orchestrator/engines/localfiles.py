@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 
 ALIVE_S = 10.0  # how often a pool says that it is there

@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 
 from jobs.model import Task, TaskResult
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 

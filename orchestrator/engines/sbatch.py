@@ -15,8 +15,8 @@ from submitit.core import core, utils
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from jobs.errors import Cause, EngineError, UsageError
-from jobs.memberpath import shown
 from jobs.model import Resources, Stage, Task
+from jobs.storage.safe_paths import shown
 from orchestrator import sbatchargs
 from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import Dependency, JobSpec

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
-from jobs.memberpath import shown
 from jobs.model import Cluster
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import shown
 from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import (
     Dependency,

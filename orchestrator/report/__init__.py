@@ -12,8 +12,8 @@ import msgspec
 
 from jobs import __version__
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator import insight, logs, units
 from orchestrator.insight import Failure
 from orchestrator.report import charts, figures

@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from jobs import atomic
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
 from jobs.progress import Progress
 from jobs.sources import Source, open_source, reopen
 from jobs.sources.base import SourceRequest, key_of
+from jobs.storage import atomic
 from jobs.transfer import Transfer
 from tests.support import faults
 from tests.support.hubserver import HubServer

@@ -17,14 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from jobs import atomic, download
+from jobs import download
 from jobs.download import fetching
 from jobs.errors import Cause
 from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
 from jobs.sources import open_source
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from jobs.transfer import pieces
 from orchestrator import planning
 from tests.support import faults

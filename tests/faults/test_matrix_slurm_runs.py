@@ -14,8 +14,8 @@ from signal import Signals
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.model import Stage
+from jobs.storage import atomic
 from tests.support import faults
 from tests.support.sites import LAUNCH, Pages, Site, gate, items, kinds, published
 from tests.support.webserver import FaultyServer

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import atomic
 from jobs.model import Heartbeat, Outcome, Stage
+from jobs.storage import atomic
 from tests.support.cli import Cli, under_limit
 from tests.support.sites import Pages, Site, gate, items, kinds, published, task_with
 from tests.support.slurm import PrivateSlurm, available

@@ -23,7 +23,7 @@ import json, resource, sys
 from pathlib import Path
 from jobs import extract
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 plan = folder.load_plan()
 results = extract.run(folder, plan, plan.parts(), Progress())

@@ -17,7 +17,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.engines.local import LocalEngine
@@ -31,7 +31,7 @@ import sys
 from pathlib import Path
 import msgspec
 from jobs.model import Resources, Stage, Task
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import LocalEngine
 from tests.support import payload

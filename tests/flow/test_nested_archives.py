@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import download, manifest
+from jobs import download
 from jobs.errors import SourceError
 from jobs.progress import Progress
-from jobs.staging import Staging
+from jobs.storage import manifest
+from jobs.storage.staging import Staging
 from tests.flow.test_odd_archives import put, tarred, zipped
 from tests.support.bringing import bring, finished, planned
 from tests.support.rawtar import END, header, member

@@ -14,9 +14,9 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
-from jobs import atomic
 from jobs.model import Heartbeat, Outcome, Stage, Submission, TaskResult
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from tests.support import faults
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer

@@ -16,7 +16,7 @@ import pytest
 from examples import samples
 from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import engines
 from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState

@@ -10,8 +10,8 @@ from jobs import download, finalize
 from jobs.extract.attempt import Attempts
 from jobs.model import Part, Plan
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
-from jobs.staging import INCOMING, MANIFEST, RECEIPT
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator import api
 from orchestrator.cli import building
 from orchestrator.cli.launch import command

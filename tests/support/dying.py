@@ -55,7 +55,7 @@ def _writes(args: tuple[object, ...]) -> bool:
 def _child(run_dir: str, last: int) -> None:
     from jobs import finalize
     from jobs.progress import Progress
-    from jobs.runfolder import RunFolder
+    from jobs.storage.run_folder import RunFolder
 
     folder = RunFolder(Path(run_dir))
     plan = folder.load_plan()

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import archives, atomic
+from jobs import archives
 from jobs.archives.base import Kind, Member
-from jobs.manifest import read_manifest, read_summary
 from jobs.model import (
     Digest,
     Entry,
@@ -27,8 +26,10 @@ from jobs.model import (
     SourceRef,
     utc_now,
 )
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.manifest import read_manifest, read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from tests.support.reading import read_through
 
 

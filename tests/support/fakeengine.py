@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jobs.errors import EngineError
 from jobs.model import Cluster
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import (
     Dependency,
     EngineState,

@@ -13,10 +13,10 @@ from jobs.archives.base import Archive, Kind
 from jobs.archives.sniff import TARS
 from jobs.archives.tarstream import Arriving, Streamed, TarStream
 from jobs.errors import UnsafeMemberError
-from jobs.memberpath import is_folder_itself, safe_path, text_of
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import is_folder_itself, safe_path, text_of
 
 NO_FOLDER = cast(RunFolder, None)  # readers of archives need none
 

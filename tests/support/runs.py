@@ -8,7 +8,6 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import (
     Heartbeat,
@@ -30,7 +29,8 @@ from jobs.model import (
     Task,
     TaskResult,
 )
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.state import Evidence, RunState, TaskKey, judge
 

@@ -14,9 +14,9 @@ from signal import Signals
 from typing import Any
 
 from examples import samples
-from jobs import atomic
 from jobs.model import Heartbeat, Resources, Stage
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from tests.support.cli import Cli, Done
 from tests.support.guard import descendants_of
 from tests.support.slurm import PrivateSlurm, QueueRow

@@ -12,10 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jobs import atomic, digest
 from jobs.checks import check_for
-from jobs.manifest import ManifestWriter
-from jobs.memberpath import text_of
 from jobs.model import (
     Digest,
     Entry,
@@ -39,8 +36,11 @@ from jobs.model import (
     TaskResult,
     placed_path,
 )
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage import atomic, digest
+from jobs.storage.manifest import ManifestWriter
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import text_of
+from jobs.storage.staging import Staging
 
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 

@@ -23,25 +23,25 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("jobs.errors",),),
     (
         ("jobs.model",),
-        ("jobs.atomic",),
-        ("jobs.digest",),
-        ("jobs.writeout",),
+        ("jobs.storage.atomic",),
+        ("jobs.storage.digest",),
+        ("jobs.storage.write_behind",),
         ("jobs.aside",),
         ("jobs.magic",),
         ("jobs._speedups",),
     ),
     (
-        ("jobs.runfolder",),
+        ("jobs.storage.run_folder",),
         ("jobs.problems",),
-        ("jobs.staging",),
-        ("jobs.memberpath",),
+        ("jobs.storage.staging",),
+        ("jobs.storage.safe_paths",),
         ("jobs.pictures",),
         ("jobs.jsontext",),
         ("jobs.transfer",),
         ("jobs.progress",),
-        ("jobs.manifest",),
+        ("jobs.storage.manifest",),
     ),
-    (("jobs.listing",),),  # what a folder holds, for its source and its reader
+    (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources",), ("jobs.archives",), ("jobs.checks",)),
     (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
     (("jobs.download",),),  # it extracts what it can meanwhile

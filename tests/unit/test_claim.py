@@ -11,7 +11,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import ClaimedError, StorageError
-from jobs.staging import Staging
+from jobs.storage.staging import Staging
 from orchestrator import claim
 from orchestrator.claim import Claim
 from tests.support.runs import make_plan

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import __version__, atomic
+from jobs import __version__
 from jobs.model import utc_now
+from jobs.storage import atomic
 from orchestrator import canary, doctor
 from orchestrator.canary import Ask, Finding, Told
 from orchestrator.terminal import Look

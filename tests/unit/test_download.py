@@ -19,11 +19,11 @@ from jobs.download import fetching
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
 from jobs.sources import open_source
 from jobs.sources.base import SourceRequest
 from jobs.sources.unchanged import check_unchanged
-from jobs.staging import Staging
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator import planning
 from tests.support import faults
 from tests.support.webserver import FaultyServer

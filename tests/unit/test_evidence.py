@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Cluster, Stage
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import evidence, journal
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.journal import Act

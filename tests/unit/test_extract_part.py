@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.archives.base import Member, TopChanged
 from jobs.errors import (
     ArchiveError,
@@ -44,7 +43,8 @@ from jobs.model import (
     utc_now,
 )
 from jobs.progress import Progress
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from tests.support.extracting import Extracting, FakeArchive, file, folder, link
 
 FILES = Layout("files", records="", images="")

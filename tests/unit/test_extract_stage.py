@@ -16,7 +16,7 @@ import pytest
 from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
-from jobs import atomic, extract
+from jobs import extract
 from jobs.errors import Cause
 from jobs.model import (
     ItemResult,
@@ -30,6 +30,7 @@ from jobs.model import (
     utc_now,
 )
 from jobs.progress import Progress
+from jobs.storage import atomic
 from tests.support.extracting import Extracting, extracting
 
 PLAIN = Options(verify=Verify.NONE)

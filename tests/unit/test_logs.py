@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import logs
 
 

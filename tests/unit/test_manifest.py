@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import RunFolderError
-from jobs.manifest import ManifestWriter, read_manifest, read_summary
 from jobs.model import Entry, PartSummary
+from jobs.storage.manifest import ManifestWriter, read_manifest, read_summary
 
 ENTRIES = (
     Entry("images/1.png", 3, "00000001"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ArchiveError, Cause, StorageError, UnsafeMemberError
-from jobs.memberpath import (
+from jobs.storage.safe_paths import (
     MAX_COMPONENT,
     MAX_DEPTH,
     MAX_PATH,

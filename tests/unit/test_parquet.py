@@ -477,7 +477,7 @@ from pathlib import Path
 from jobs import archives
 from jobs.errors import OrchestrateError
 from jobs.model import Part
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 folder = RunFolder(Path({str(run.folder.path)!r}))
 plan = folder.load_plan()
 shard = plan.shards[0]

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import PreflightError
 from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
+from jobs.storage import atomic
 from orchestrator import disks, preflight
 from tests.support.runs import make_plan
 

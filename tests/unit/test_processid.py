@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import ClaimedError
 from jobs.model import Submission
 from jobs.progress import ProcessId
-from jobs.runfolder import RunFolder
-from jobs.staging import Staging
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
 from orchestrator import claim, evidence
 from orchestrator.api import running
 from tests.support.runs import make_folder, make_plan, make_submission, renamed

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import report
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.report import figures

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import RunFolderError
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import runs as listed
 from orchestrator.api import find_run
 from orchestrator.state import RunState, RunStatus

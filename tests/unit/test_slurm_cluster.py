@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import EngineError
 from jobs.model import Cluster
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import engines
 from orchestrator.engines import slurmcluster
 from orchestrator.engines.base import EngineState, OtherClusterError

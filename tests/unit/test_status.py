@@ -5,10 +5,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import atomic
 from jobs.errors import Cause
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from orchestrator import evidence, status
 from orchestrator.report import figures
 from orchestrator.state import judge

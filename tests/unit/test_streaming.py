@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import atomic
 from jobs.archives import open_archive
 from jobs.archives.tarstream import Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
@@ -20,6 +19,7 @@ from jobs.extract.messages import Arrived
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.progress import Progress
+from jobs.storage import atomic
 from jobs.transfer import Arrivals
 from tests.support.extracting import Extracting, extracting
 from tests.support.rawtar import END, member

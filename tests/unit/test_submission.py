@@ -9,7 +9,7 @@ from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import journal, planning, submission
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.journal import Act

@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage
-from jobs.runfolder import RunFolder
+from jobs.storage.run_folder import RunFolder
 from orchestrator import table
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.state import RunState, TaskKey

@@ -6,8 +6,9 @@ import resource
 from pathlib import Path
 
 from examples.samples import make_dataset, pack_one
-from jobs import __version__, atomic, worker
+from jobs import __version__, worker
 from jobs.model import Outcome, Resources, Stage, Submission, Task, utc_now
+from jobs.storage import atomic
 from tests.support.extracting import Extracting, extracting
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.writeout import WriteOut
+from jobs.storage.write_behind import WriteOut
 
 
 class Disk:

@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import RunFolderError
 from jobs.model import (
     SCHEMA,
@@ -24,6 +23,7 @@ from jobs.model import (
     Submission,
     TaskResult,
 )
+from jobs.storage import atomic
 
 T = TypeVar("T")
 

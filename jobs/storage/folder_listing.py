@@ -11,10 +11,10 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import digest
 from jobs.errors import Cause, SourceError, from_os_error
-from jobs.memberpath import SampleEnds, shown
 from jobs.model import Cut, Digest
+from jobs.storage import digest
+from jobs.storage.safe_paths import SampleEnds, shown
 
 FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes that a file costs beside its content, to share many small ones fairly

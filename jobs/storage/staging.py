@@ -9,8 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from jobs import atomic
 from jobs.model import Part, Plan
+from jobs.storage import atomic
 
 INCOMING = ".incoming"  # within the destination: what is not published yet
 ARCHIVES = ".archives"  # there too: archives that are kept

@@ -9,9 +9,9 @@ from typing import BinaryIO
 
 import msgspec
 
-from jobs import atomic
 from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
+from jobs.storage import atomic
 
 _BUFFER = 1 << 20  # bytes
 _TAIL = 1 << 16  # bytes read at a time while looking for the last line
