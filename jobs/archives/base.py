@@ -8,8 +8,8 @@ from typing import Protocol
 
 from msgspec import Struct, field
 
-from jobs import magic
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
+from jobs.formats import magic
 from jobs.model import Options, Part
 from jobs.storage.safe_paths import HOSTILE, shown, text_of
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jobs.pictures import HEAD, ending_for
+from jobs.formats.pictures import HEAD, ending_for
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]

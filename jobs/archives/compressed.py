@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.archives.limits import Limits
 from jobs.archives.streams import Ahead, Chain, chain_blocks
+from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown

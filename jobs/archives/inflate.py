@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Protocol
 
-from jobs import magic
 from jobs.archives import zstd
 from jobs.archives.base import damaged
 from jobs.archives.memory import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
+from jobs.formats import magic
 from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes, of what comes out

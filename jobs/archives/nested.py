@@ -10,9 +10,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import archives, magic
+from jobs import archives
 from jobs.archives.base import Archive
 from jobs.errors import ArchiveError, Cause
+from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown, text_of

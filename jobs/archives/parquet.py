@@ -15,8 +15,15 @@ from jobs.archives.columns import Columns
 from jobs.archives.limits import Limits
 from jobs.archives.made import records_member, spool
 from jobs.errors import ArchiveError, Cause, UsageError
+from jobs.formats.pictures import (
+    BY_EXTENSION,
+    HEAD,
+    IMAGE_FIELDS,
+    ending_for,
+    extension,
+    from_table,
+)
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.pictures import BY_EXTENSION, HEAD, IMAGE_FIELDS, ending_for, extension, from_table
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 

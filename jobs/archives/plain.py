@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
+from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown, text_of

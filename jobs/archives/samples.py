@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
-from jobs import jsontext
 from jobs.archives.base import Archive, Kind, Member, unsupported
 from jobs.archives.made import records_member, spool
 from jobs.archives.table import clean
+from jobs.formats import json_text
+from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
-from jobs.pictures import BY_EXTENSION
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import junk_kind, sample_key, shown
 
@@ -218,12 +218,12 @@ def _members(extension: str, data: bytes) -> dict[str, bytes] | None:
     if extension not in _JSON:
         return None
     try:
-        text = jsontext.on_one_line(data.decode("utf-8-sig").strip())
-        if not text.startswith("{") or jsontext.value_at(text, 0)[1] < len(text):
+        text = json_text.on_one_line(data.decode("utf-8-sig").strip())
+        if not text.startswith("{") or json_text.value_at(text, 0)[1] < len(text):
             return None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError):
         return None
-    return {str(name): text[begin:end].encode() for name, begin, end in jsontext.children(text, 0)}
+    return {str(name): text[begin:end].encode() for name, begin, end in json_text.children(text, 0)}
 
 
 def _value(extension: str, data: bytes) -> bytes:
@@ -233,7 +233,7 @@ def _value(extension: str, data: bytes) -> bytes:
     except UnicodeDecodeError:
         return b'"' + b" ".join(data.splitlines()) + b'"'
     if _kind(extension) in _JSON:
-        return jsontext.on_one_line(text.strip()).encode()
+        return json_text.on_one_line(text.strip()).encode()
     if _kind(extension) in _NUMBERS and text.strip().isdecimal():
         return str(int(text)).encode()
     return json.dumps(text, ensure_ascii=False).encode()

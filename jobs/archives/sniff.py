@@ -5,12 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 
-from jobs import magic
-from jobs.archives import tarheader
 from jobs.archives.base import unsupported
 from jobs.archives.inflate import inflated
 from jobs.errors import ArchiveError, OrchestrateError
-from jobs.magic import Packing
+from jobs.formats import magic, tar_header
+from jobs.formats.magic import Packing
 from jobs.model import Format
 from jobs.storage.safe_paths import shown
 
@@ -34,7 +33,7 @@ _ELSEWHERE = (
     "if another program opens it (7z x, gzip -d), unpack it and launch with --local-path on the "
     "folder"
 )
-_NEEDED = 2 * tarheader.BLOCK  # inflated bytes that tell a tar
+_NEEDED = 2 * tar_header.BLOCK  # inflated bytes that tell a tar
 # What is no archive, and not one of another kind that could be named a tar by mistake.
 _OTHERS = ((b"\x89HDF", "an HDF5 file"), (b"MZ", "a program (a self-extracting archive?)"))
 
@@ -65,7 +64,7 @@ def sniff(head: bytes, name: str) -> Format:
     if packing in _COMPRESSED:
         return _compressed(head, name, label, packing)
     named = magic.packing_named(name)
-    is_hole = head.startswith(tarheader.END) and named is not None and named.compresses
+    is_hole = head.startswith(tar_header.END) and named is not None and named.compresses
     if _is_tar(head, name) and not is_hole:
         return Format.TAR
     if packing is not None and not packing.is_read:
@@ -93,7 +92,7 @@ def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
         return tar
     if not magic.says_tar(name):
         return single
-    if packing is magic.GZIP or len(start) >= tarheader.BLOCK:
+    if packing is magic.GZIP or len(start) >= tar_header.BLOCK:
         raise _no_archive(label, "compressed, but its contents do not begin like a tar")
     return tar  # its reader says what is wrong
 
@@ -136,14 +135,14 @@ def _gzip_head(head: bytes, needed: int) -> bytes:
 
 
 def _is_tar(start: bytes, name: str) -> bool:
-    header = start[: tarheader.BLOCK]
-    if len(header) < tarheader.BLOCK:
+    header = start[: tar_header.BLOCK]
+    if len(header) < tar_header.BLOCK:
         return False
-    if header == tarheader.END:  # an empty tar, if it is one: zeros alone could be anything
+    if header == tar_header.END:  # an empty tar, if it is one: zeros alone could be anything
         return magic.says_tar(name)
     try:
-        tarheader.check_sum(header)
-    except tarheader.HeaderError:
+        tar_header.check_sum(header)
+    except tar_header.HeaderError:
         return False
     return True
 
@@ -154,9 +153,9 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
             return unsupported(label, f"is {what}, which is not supported; {_ELSEWHERE}")
     if what_stands_there := magic.stand_in(head):
         return ArchiveError(f"{label} is {what_stands_there}; {_AT_ITS_SOURCE}")
-    if head.startswith(tarheader.END):
+    if head.startswith(tar_header.END):
         return _no_archive(label, "not an archive: it begins with zeros (an unfinished download?)")
-    if magic.says_tar(name) and len(head) >= tarheader.BLOCK:
+    if magic.says_tar(name) and len(head) >= tar_header.BLOCK:
         return _no_archive(label, "named like a tar, but its first header is damaged")
     begins = f"not an archive: it begins with {shown(head[:16])}"
     return _no_archive(label, f"{begins} (--join puts pieces of a split archive together)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from jobs.archives.tarheader import BLOCK, HeaderError, number, pax_size
+from jobs.formats.tar_header import BLOCK, HeaderError, number, pax_size
 
 Map = list[tuple[int, int]]  # (offset, length) of each piece of data, in bytes
 

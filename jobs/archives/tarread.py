@@ -6,13 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobs.archives import sparse, tarheader
+from jobs.archives import sparse
 from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
 from jobs.archives.cursor import ONE_PIECE, Cursor, ShortError
 from jobs.archives.limits import Limits
-from jobs.archives.tarheader import BLOCK, END, FILES, Header, HeaderError
 from jobs.archives.tarscan import Found, scan_tar
 from jobs.errors import ArchiveError
+from jobs.formats import tar_header
+from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError
 from jobs.model import Cut
 
 _META = 1 << 20  # bytes; most of a pax header or a long name
@@ -152,7 +153,7 @@ class TarReader:
                 if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
                     self._fail("the end mark is not whole")
                 return None, 0
-            header = tarheader.parse(raw)
+            header = tar_header.parse(raw)
             self._name = header.name
             kind = header.kind
             if kind in FILES:
@@ -214,7 +215,7 @@ class TarReader:
             self._check_padding(end)
             return False
         try:
-            tarheader.check_sum(head.ljust(BLOCK, b"\0"))
+            tar_header.check_sum(head.ljust(BLOCK, b"\0"))
         except HeaderError:
             self._fail(f"something that is no tar follows the archive's end mark; {_UNPACK}")
         start = self._cursor.offset
@@ -259,7 +260,7 @@ class TarReader:
             raise unsupported(self._archive, "uses GNU's long-gone type N for long names")
         data = self._meta(header.size)
         if kind == b"g":
-            self._set_globals(tarheader.pax_records(data))
+            self._set_globals(tar_header.pax_records(data))
             return extra
         extra = extra or _Extra()
         if kind == b"L":
@@ -267,7 +268,7 @@ class TarReader:
         elif kind == b"K":
             extra.long_target = data.rstrip(b"\0")
         else:
-            extra.records += tarheader.pax_records(data)
+            extra.records += tar_header.pax_records(data)
         return extra
 
     def _meta(self, size: int) -> bytes:
@@ -292,11 +293,11 @@ class TarReader:
         name = pax.get(b"path") or extra.long_name or header.name
         self._name = name = pax.get(b"GNU.sparse.name") or name
         target = pax.get(b"linkpath") or extra.long_target or header.target
-        mtime = tarheader.pax_number(pax[b"mtime"], "time") if pax.get(b"mtime") else header.mtime
+        mtime = tar_header.pax_number(pax[b"mtime"], "time") if pax.get(b"mtime") else header.mtime
         kind = header.kind
         if kind in _REFUSED:
             raise unsafe(self._archive, name, f"is {_REFUSED[kind]}")
-        stored = tarheader.pax_size(pax[b"size"]) if pax.get(b"size") else header.size
+        stored = tar_header.pax_size(pax[b"size"]) if pax.get(b"size") else header.size
         member = Member(name, Kind.FILE, stored, header.mode, mtime, self._ordinal)
         if kind in _KINDS:
             # Links and folders have no content, whatever size they tell; where a writer put some,
@@ -341,12 +342,12 @@ class TarReader:
         elif pax.get(b"GNU.sparse.major") == b"1":
             end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
             pieces, used = sparse.pax_1(cursor.take)
-            size = tarheader.pax_size(pax.get(b"GNU.sparse.realsize", b""), "real size")
+            size = tar_header.pax_size(pax.get(b"GNU.sparse.realsize", b""), "real size")
             stored -= used
         else:
             end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
             pieces = sparse.pax_0(extra.records)
-            size = tarheader.pax_size(pax.get(b"GNU.sparse.size", b""), "real size")
+            size = tar_header.pax_size(pax.get(b"GNU.sparse.size", b""), "real size")
         sparse.check(pieces, size, stored)
         member.size = size
         self._limits.check_claim(self.total + size, member.name)

@@ -5,8 +5,8 @@ Compiled where the extension was built; the Python form does the same, only slow
 
 from __future__ import annotations
 
-from jobs.archives import tarheader
-from jobs.archives.tarheader import BLOCK, HeaderError
+from jobs.formats import tar_header
+from jobs.formats.tar_header import BLOCK, HeaderError
 
 __all__ = ["Buffer", "Found", "scan_tar"]
 
@@ -27,7 +27,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
         raw = bytes(view[at : at + BLOCK])
         try:
             if raw[156:157] == b"x":
-                header = tarheader.parse(raw)
+                header = tar_header.parse(raw)
                 content, at = at + BLOCK, at + BLOCK + _padded(header.size)
                 mtime = _pax_time(bytes(view[content : content + header.size]))
                 if mtime is None or length - at < BLOCK:
@@ -35,7 +35,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
                 raw = bytes(view[at : at + BLOCK])
             if raw[156:157] not in b"0\0" or raw[257:262] != b"ustar":
                 break
-            header = tarheader.parse(raw)
+            header = tar_header.parse(raw)
         except HeaderError:
             break
         content = at + BLOCK
@@ -54,9 +54,9 @@ def _padded(size: int) -> int:
 def _pax_time(data: bytes) -> float | None:
     """The time in a pax header that says nothing else of importance; None: it does, or is odd."""
     mtime: float | None = None
-    for key, value in tarheader.pax_records(data):
+    for key, value in tar_header.pax_records(data):
         if key == b"mtime" and mtime is None and value[:1].isdigit():
-            mtime = tarheader.pax_number(value, "time")
+            mtime = tar_header.pax_number(value, "time")
         elif key not in _NEUTRAL:
             return None
     return mtime

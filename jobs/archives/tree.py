@@ -7,9 +7,9 @@ import os
 import stat
 from collections.abc import Iterator
 
-from jobs import magic
 from jobs.archives.base import Kind, Member, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
+from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing
 from jobs.storage.folder_listing import Item

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 
-from jobs import magic
 from jobs.archives.base import unsupported
 from jobs.archives.memory import Memory, too_hungry
 from jobs.errors import ArchiveError
+from jobs.formats import magic
 
 _LARGEST_WINDOW = 31  # its logarithm, beyond which zstd reads none
 

@@ -12,8 +12,8 @@ from jobs.checks.images import ImageCheck
 from jobs.checks.jpeg import Jpeg
 from jobs.checks.others import Bmp, Gif, Tiff, WebP
 from jobs.checks.png import Png
+from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Verify
-from jobs.pictures import BY_EXTENSION, extension
 
 __all__ = [
     "WARNING",

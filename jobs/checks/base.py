@@ -13,7 +13,8 @@ EMPTY = "empty: 0 bytes"
 class Check(Protocol):
     """Looks at a member's bytes as they pass, in any chunking; fastest when whole.
 
-    The first feed of a format's own check holds ``jobs.pictures.HEAD`` bytes, or the whole file.
+    The first feed of a format's own check holds ``jobs.formats.pictures.HEAD`` bytes, or the whole
+    file.
     """
 
     def feed(self, data: memoryview) -> None: ...

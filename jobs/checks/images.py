@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from jobs.checks.base import EMPTY, IF_NAMED, NO_IMAGE, WARNING, Check
-from jobs.pictures import BY_EXTENSION, HEAD, brands, content_of, extension
+from jobs.formats.pictures import BY_EXTENSION, HEAD, brands, content_of, extension
 
 _NOT_IMAGES = (
     (b"PK\x03\x04", "a zip archive"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 from jobs.checks.base import WARNING
-from jobs.pictures import HEAD
+from jobs.formats.pictures import HEAD
 
 
 class _HeadAndTail:

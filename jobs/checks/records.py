@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from jobs import jsontext
-from jobs.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
+from jobs.formats import json_text
+from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
 from jobs.storage.safe_paths import MAX_PATH, shown
 
 BOM = b"\xef\xbb\xbf"
@@ -100,7 +100,7 @@ def rewritten(line: bytes, changes: Mapping[Where, str]) -> bytes:
     ``line`` is one that ``parse`` accepts, and each place is one that it found.
     """
     text = line.decode("utf-8")
-    start = jsontext.skip(text, 1 if text.startswith("\ufeff") else 0)
+    start = json_text.skip(text, 1 if text.startswith("\ufeff") else 0)
     pieces = []
     done = 0
     for begin, end, path in sorted(_spans(text, start, changes)):
@@ -143,14 +143,14 @@ def _parsed(line: bytes) -> dict[str, Any]:
         except msgspec.ValidationError as error:
             raise BadLineError("not a JSON object") from error
         except msgspec.DecodeError:
-            found, end = jsontext.value_at(text, jsontext.skip(text, 0))
+            found, end = json_text.value_at(text, json_text.skip(text, 0))
     except json.JSONDecodeError as error:
         fact = error.msg.removesuffix(" at")
         raise BadLineError(f"not JSON: {fact} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise BadLineError("not readable JSON: nested too deeply") from error
-    if jsontext.skip(text, end) < len(text):
-        raise BadLineError(f"not JSON: more data at character {jsontext.skip(text, end) + 1}")
+    if json_text.skip(text, end) < len(text):
+        raise BadLineError(f"not JSON: more data at character {json_text.skip(text, end) + 1}")
     if not isinstance(found, dict):
         raise BadLineError("not a JSON object")
     return found
@@ -163,7 +163,7 @@ def _decoded(value: Any) -> Any:
     try:
         return _value(value)
     except msgspec.DecodeError:
-        return jsontext.value_at(bytes(value).decode("utf-8"), 0)[0]
+        return json_text.value_at(bytes(value).decode("utf-8"), 0)[0]
 
 
 def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
@@ -298,7 +298,7 @@ def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tupl
         below.setdefault(where[0], {})[where[1:]] = path
     # Of a key that stands twice the last value counts.
     places = {
-        key: (begin, end) for key, begin, end in jsontext.children(text, start) if key in below
+        key: (begin, end) for key, begin, end in json_text.children(text, start) if key in below
     }
     for key, inner in below.items():
         begin, end = places[key]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import magic
 from jobs.archives import read_head, sniff
 from jobs.archives.base import DamagedError
 from jobs.archives.tarstream import Streamed
@@ -16,6 +15,7 @@ from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
 from jobs.extract.pool import ExtractionPool
+from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.progress import Progress
 from jobs.sources.base import Expect, Source, key_of

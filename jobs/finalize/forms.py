@@ -15,9 +15,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from jobs import jsontext
 from jobs.checks import records
-from jobs.pictures import BY_EXTENSION, extension
+from jobs.formats import json_text
+from jobs.formats.pictures import BY_EXTENSION, extension
 
 _HEAD = 4096  # bytes that tell an encoding
 _CHUNK = 1 << 20  # characters that are read at a time
@@ -101,7 +101,7 @@ def _as_lines(
                 found = found._replace(delimiter=table.delimiter, columns=table.columns)
                 values = (f"{row}\n" for row in table.rows())
             else:
-                values = (jsontext.on_one_line(v) + "\n" for v in _Values(text).all(form))
+                values = (json_text.on_one_line(v) + "\n" for v in _Values(text).all(form))
             for number, value in enumerate(values):
                 if number % 1000 == 0:
                     check()
@@ -181,7 +181,7 @@ def _json_form(path: Path, encoding: str) -> Form:
         if first[:1] not in ("{", "["):
             return Form.LINES
         try:
-            whole = jsontext.value_at(first, 0)[1] == len(first)
+            whole = json_text.value_at(first, 0)[1] == len(first)
         except (json.JSONDecodeError, RecursionError):
             whole = False
         if whole and (first[0] == "{" or text.read(_CHUNK).strip()):
@@ -219,7 +219,7 @@ class _Values:
     def _peek(self) -> str:
         """The next character that is no white space; none at the end."""
         while True:
-            self._at = jsontext.skip(self._buffer, self._at)
+            self._at = json_text.skip(self._buffer, self._at)
             if self._at < len(self._buffer):
                 return self._buffer[self._at]
             if self._ended:
@@ -238,7 +238,7 @@ class _Values:
         while True:
             begin = self._at
             try:
-                end = jsontext.value_at(self._buffer, begin)[1]
+                end = json_text.value_at(self._buffer, begin)[1]
                 if end < len(self._buffer) or self._ended:
                     self._at = end
                     self._count += 1

@@ -14,8 +14,8 @@ from jobs.finalize.passes import Audit, How, Reference, Row
 from jobs.finalize.references import meanings
 from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.spelling import differences, unified
+from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
-from jobs.pictures import BY_EXTENSION, extension
 from jobs.storage.safe_paths import shown
 
 

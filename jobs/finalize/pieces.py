@@ -17,8 +17,8 @@ from jobs.finalize import forms
 from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece
 from jobs.finalize.passes import forget_manifest
+from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
-from jobs.pictures import from_table
 from jobs.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest

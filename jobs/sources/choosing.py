@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
-from jobs import magic
 from jobs.errors import Cause, SourceError
-from jobs.magic import Packing
+from jobs.formats import magic
+from jobs.formats.magic import Packing
 from jobs.model import Shard, ShardKind, SourceFile
 from jobs.sources import naming, split
 from jobs.sources.base import SourceRequest

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 
-from jobs import magic
+from jobs.formats import magic
 
 _OF = re.compile(r"^[._-]?of[._-]?(\d+)", re.IGNORECASE)  # behind a mark: how many there are
 _TOTAL = re.compile(r"\d[._-]?of[._-]?$", re.IGNORECASE)  # before that number

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import TYPE_CHECKING
 
-from jobs import magic
 from jobs.errors import Cause, SourceError
+from jobs.formats import magic
 from jobs.sources import urls
 from jobs.transfer import Target
 from jobs.transfer.answers import Again, content_length, content_range, encoding, is_page, refused

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from jobs import aside, magic
+from jobs import aside
 from jobs.errors import Cause, SourceError, from_os_error
+from jobs.formats import magic
 from jobs.model import (
     Layout,
     Shard,

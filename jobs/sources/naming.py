@@ -8,8 +8,8 @@ import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from jobs import magic
 from jobs.errors import SourceError
+from jobs.formats import magic
 from jobs.model import Layout
 from jobs.storage.safe_paths import junk_kind, shown
 from jobs.storage.staging import MANIFEST, RECEIPT

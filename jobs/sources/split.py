@@ -10,8 +10,8 @@ import glob
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from jobs import magic
 from jobs.errors import SourceError
+from jobs.formats import magic
 from jobs.sources import naming
 from jobs.sources.families import Family, Marks
 from jobs.storage.safe_paths import shown

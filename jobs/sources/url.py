@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import aside, magic
+from jobs import aside
 from jobs.errors import Cause, SourceError
+from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.sources import http, naming, sums, urls
 from jobs.sources.base import Expect, SourceRequest, key_of

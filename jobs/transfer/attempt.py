@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from jobs import magic
 from jobs.errors import Cause, SourceError
+from jobs.formats import magic
 from jobs.transfer.answers import (
     Again,
     Lied,

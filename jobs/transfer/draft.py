@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs import magic
 from jobs.errors import Cause, DigestError, SourceError
+from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.answers import StartOver
 from jobs.transfer.arrivals import Listener

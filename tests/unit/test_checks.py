@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from jobs.checks import check_for, is_image_name, is_no_image, is_warning, settled
+from jobs.formats.pictures import content_of
 from jobs.model import Verify
-from jobs.pictures import content_of
 from tests.support.staged import chunk, png
 
 

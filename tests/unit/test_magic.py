@@ -10,7 +10,7 @@ import zipfile
 
 import pytest
 
-from jobs import magic
+from jobs.formats import magic
 from tests.support.hostile import COMPRESSIONS
 
 

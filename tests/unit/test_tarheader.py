@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.archives.tarheader import HeaderError, number, parse, pax_number, pax_records, pax_size
+from jobs.formats.tar_header import HeaderError, number, parse, pax_number, pax_records, pax_size
 from tests.support.rawtar import base256, header
 
 

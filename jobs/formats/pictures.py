@@ -66,7 +66,8 @@ _BY_HEAD = (
 )
 _PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-# Registered brands of still pictures and picture sequences: https://mp4ra.org/registered-types/brands
+# Registered brands of still pictures and picture sequences:
+# https://mp4ra.org/registered-types/brands
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset(
     b"heic heix heim heis hevc hevx hevm hevs mif1 mif2 mif3 msf1 miaf avci avcs "
