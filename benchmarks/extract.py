@@ -219,7 +219,7 @@ def follow(argv: Sequence[str]) -> None:
 
     from jobs.archives.tarstream import TarStream
     from jobs.download.hashing import hash_file
-    from jobs.progress import Progress
+    from jobs.runtime.progress import Progress
 
     path = Path(argv[0])
     file = SourceFile(path.name, str(path), path.stat().st_size)

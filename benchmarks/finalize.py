@@ -29,7 +29,7 @@ from jobs.model import (
     SourceRef,
     utc_now,
 )
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter
 from jobs.storage.run_folder import RunFolder

@@ -150,7 +150,7 @@ def one(argv: Sequence[str]) -> None:
 
     from jobs import extract
     from jobs.model import Outcome
-    from jobs.progress import Progress
+    from jobs.runtime.progress import Progress
     from jobs.storage.run_folder import RunFolder
 
     folder = RunFolder(Path(argv[0]))

@@ -32,7 +32,7 @@ _OURS = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.transfer import Target, Transfer
 base, out, size, *names = sys.argv[1:]
 by = Transfer(8, progress=Progress())

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.verify import verify_dataset
 
 _COMMAND = """
 import sys
 from pathlib import Path
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.verify import verify_dataset
 sys.exit(not verify_dataset(Path(sys.argv[1]), deep=False, workers=2, progress=Progress()).ok)
 """

@@ -29,7 +29,7 @@ from jobs.model import (
     utc_now,
 )
 from jobs.problems import as_problem
-from jobs.progress import Heart, Progress
+from jobs.runtime.progress import Heart, Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 

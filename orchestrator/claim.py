@@ -16,7 +16,7 @@ import msgspec
 
 from jobs.errors import ClaimedError, from_os_error
 from jobs.model import SCHEMA, utc_now
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import Staging

@@ -20,7 +20,7 @@ from msgspec import structs
 from jobs import __version__
 from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
-from jobs.progress import cores
+from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import (

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown

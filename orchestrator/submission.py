@@ -12,7 +12,7 @@ from msgspec import structs
 from jobs import __version__
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
 from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import journal

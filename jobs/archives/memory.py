@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from jobs.archives.base import unsupported
 from jobs.errors import ArchiveError
-from jobs.progress import cores
+from jobs.runtime.process import cores
 
 # What inflating may always take, so that a task stays below 128 MiB: `xz -9` needs 65 MiB.
 _MEMORY = 72 << 20  # bytes

@@ -15,7 +15,7 @@ from jobs.archives.table import Learnt, Table, TopFolder, clean
 from jobs.archives.tarread import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
-from jobs.progress import cores
+from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 

@@ -22,7 +22,7 @@ from jobs.archives.zipentry import (
 from jobs.archives.zipinflate import inflate_blocks, inflate_whole
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.progress import cores
+from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 

@@ -29,7 +29,8 @@ from jobs.model import (
     Stage,
 )
 from jobs.problems import as_problem
-from jobs.progress import Progress, cores
+from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
 from jobs.sources import reopen
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder

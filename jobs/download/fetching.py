@@ -17,7 +17,7 @@ from jobs.extract.arriving import Feed
 from jobs.extract.pool import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.sources.base import Expect, Source, key_of
 from jobs.sources.unchanged import check_unchanged, mark
 from jobs.storage.run_folder import RunFolder

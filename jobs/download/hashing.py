@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jobs.errors import DigestError, from_os_error
 from jobs.model import Digest, SourceFile
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.safe_paths import shown
 

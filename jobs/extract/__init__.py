@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jobs.errors import Cause, RunFolderError
 from jobs.extract.attempt import archive_bytes
 from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 

@@ -13,7 +13,7 @@ from jobs.extract.part import extract_part
 from jobs.extract.work import Work
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 

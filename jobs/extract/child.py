@@ -36,7 +36,7 @@ from jobs.extract.messages import (
 from jobs.extract.pace import Pace
 from jobs.model import Part, Problem
 from jobs.problems import as_problem
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from isal import isal_zlib
 from jobs.checks import check_for
 from jobs.errors import from_os_error
 from jobs.model import Entry, Inner, Options
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.safe_paths import text_of
 

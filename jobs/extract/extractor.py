@@ -36,7 +36,7 @@ from jobs.extract.messages import (
     Stream,
 )
 from jobs.model import ItemResult, Part, Problem
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 _LOOK_S = 0.1  # how often the stop flag is looked at

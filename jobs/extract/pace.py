@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 
 
 class Pace:

@@ -24,7 +24,7 @@ from jobs.extract.source import Replaced, Source, Tally
 from jobs.extract.work import Work
 from jobs.extract.writers import Writers
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter, read_manifest
 from jobs.storage.safe_paths import Folders, shown, text_of

@@ -12,7 +12,7 @@ from jobs.extract.arriving import Feed
 from jobs.extract.extractor import Extractor
 from jobs.extract.messages import Stream
 from jobs.model import Part, Shard
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.extract.content import Content
 from jobs.extract.files import side_error
 from jobs.model import Options
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 
 

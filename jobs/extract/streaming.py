@@ -15,7 +15,7 @@ from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_
 from jobs.extract.part import extract_part, remove_files
 from jobs.extract.work import Work
 from jobs.model import Fetched, Part, Plan, Shard, Span
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown

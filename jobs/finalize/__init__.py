@@ -31,7 +31,7 @@ from jobs.finalize.pieces import find_pieces
 from jobs.finalize.rewrites import Rewrites
 from jobs.finalize.unfinished import unfinished
 from jobs.model import OnBadRecord, Plan, Problem, Summary
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown

@@ -14,7 +14,7 @@ from jobs.finalize.ground import Ground, bytes_of, key_of
 from jobs.finalize.join import Contest
 from jobs.finalize.passes import forget_manifest
 from jobs.model import Fetched, Part
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
 

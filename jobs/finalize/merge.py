@@ -18,7 +18,7 @@ from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.finalize.ground import Ground, Piece, bytes_of
 from jobs.finalize.rewrites import Rewrites
 from jobs.model import OnCollision, placed_path
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import Published, read_manifest
 from jobs.storage.staging import MANIFEST, SUMS

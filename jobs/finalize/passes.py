@@ -18,7 +18,7 @@ from jobs.finalize.ground import Ground, key_of, key_of_bytes
 from jobs.finalize.places import Sample
 from jobs.finalize.spelling import unified
 from jobs.model import Fetched, Match, Part, PartSummary, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 

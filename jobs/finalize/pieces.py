@@ -19,7 +19,7 @@ from jobs.finalize.ground import Ground, Piece
 from jobs.finalize.passes import forget_manifest
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import shown

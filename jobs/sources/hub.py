@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
+from jobs.runtime import background
 from jobs.sources import http, hubclient, naming
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
@@ -267,7 +267,7 @@ class HubSource:
             self.read_head(choice.shards[0].files[0].locator)
 
     def _heads(self, names: Sequence[str]) -> dict[str, bytes]:
-        heads = aside.each(self.read_head, names, _AT_ONCE)
+        heads = background.each(self.read_head, names, _AT_ONCE)
         self._was_let_in = bool(heads)
         return dict(zip(names, heads, strict=True))
 

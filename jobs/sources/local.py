@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from jobs import aside
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import (
@@ -22,6 +21,7 @@ from jobs.model import (
     SourceKind,
     SourceRef,
 )
+from jobs.runtime import background
 from jobs.sources import naming, sums
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, Found, Look, notes_of, shards_of, sort_out
@@ -284,7 +284,7 @@ def leaving(
 
 def _look(folder: Path) -> Look:
     def read(names: Sequence[str]) -> dict[str, bytes]:
-        heads = aside.each(lambda name: _head(folder / name), names, _AT_ONCE)
+        heads = background.each(lambda name: _head(folder / name), names, _AT_ONCE)
         return {name: head for name, head in zip(names, heads, strict=True) if head is not None}
 
     return Look(read, _MOST_HEADS, free=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import aside
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
+from jobs.runtime import background
 from jobs.sources import http, naming, sums, urls
 from jobs.sources.base import Expect, SourceRequest, key_of
 from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
@@ -180,7 +180,7 @@ class UrlSource:
                 return SourceError(f"{redact(address.url)} is an empty file; contact its publisher")
             return probe
 
-        answers = aside.each(ask, self._addresses, _AT_ONCE)
+        answers = background.each(ask, self._addresses, _AT_ONCE)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
         if errors:
             more = len(errors) - _SHOWN_ERRORS

@@ -18,7 +18,7 @@ _TICK_S = 0.1
 
 
 class Counting(Protocol):
-    """What a transfer needs of ``jobs.progress.Progress``."""
+    """What a transfer needs of ``jobs.runtime.progress.Progress``."""
 
     def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None: ...
     def check(self) -> None: ...

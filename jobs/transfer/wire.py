@@ -14,8 +14,8 @@ import requests
 import requests.adapters
 import urllib3.exceptions
 
-from jobs import aside
 from jobs.errors import Cause, SourceError
+from jobs.runtime import background
 from jobs.transfer.answers import Again
 from jobs.transfer.target import Target, origin_of, redact
 
@@ -126,7 +126,7 @@ class Wire:
         name that is looked up, a connection or a handshake cannot be broken off from outside: they
         have a thread of their own, which is left to end by itself.
         """
-        return aside.asked(
+        return background.asked(
             lambda: self._get(target, headers, name=name), check=check, drop=Reply.close
         )
 

@@ -11,7 +11,7 @@ import msgspec
 
 from jobs.errors import VerificationError
 from jobs.model import SCHEMA, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import VerificationError
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.verify import SliceReport, VerifyReport, conclude, verify_slice
 

@@ -14,7 +14,7 @@ import msgspec
 
 from jobs import rlimits
 from jobs.errors import VerificationError
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.verify.slices import SliceReport, check_slice
 
 _TELL_FILES = 2000

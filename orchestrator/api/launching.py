@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from jobs import aside
 from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
-from jobs.progress import cores
+from jobs.runtime import background
+from jobs.runtime.process import cores
 from jobs.sources import open_source
 from jobs.storage import atomic
 from orchestrator import engines, planning, preflight, submission
@@ -90,7 +90,7 @@ def plan(request: LaunchRequest) -> Planned:
     if request.then is not None and engine != "slurm":
         raise EngineError("--then submits a batch script and needs Slurm; there is none here")
     source = open_source(request.source)
-    shards = aside.asked(source.shards)
+    shards = background.asked(source.shards)
     now = utc_now()
     place = planning.Place(
         dest=str(request.dest.expanduser().absolute()),

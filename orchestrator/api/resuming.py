@@ -18,7 +18,8 @@ from jobs.errors import (
     from_os_error,
 )
 from jobs.model import Cluster, Resources, Submission
-from jobs.progress import Progress, cores
+from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify import VerifyReport, verify_dataset

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from jobs.errors import OrchestrateError
 from jobs.model import Cluster, Plan, Resources, Stage, Submission
-from jobs.progress import cores
+from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import claim, engines, evidence, journal, planning, recovery, submission

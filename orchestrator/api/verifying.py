@@ -8,7 +8,8 @@ from pathlib import Path
 
 from jobs.errors import RunFolderError, UsageError, from_os_error
 from jobs.model import Resources, Stage, Task, utc_now
-from jobs.progress import Progress, cores
+from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.verify import VerifyReport, array, verify_dataset
 from orchestrator import engines

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
 from jobs.model import utc_now
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 from orchestrator.engines import localfiles

@@ -14,7 +14,7 @@ import msgspec
 
 from jobs.errors import Cause
 from jobs.model import Stage
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState

@@ -18,7 +18,7 @@ from types import FrameType
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.progress import CORES, ProcessId, cores
+from jobs.runtime.process import CORES, ProcessId, cores
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.localfiles import JobId, LocalFiles, Record

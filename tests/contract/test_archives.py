@@ -17,7 +17,7 @@ from jobs.archives import open_archive
 from jobs.archives.base import Kind
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
-from jobs.progress import CORES
+from jobs.runtime.process import CORES
 from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests, read_through
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make

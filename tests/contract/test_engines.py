@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task
-from jobs.progress import cores
+from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import by_name
 from orchestrator.engines.base import Dependency, Engine, EngineState, JobHandle, JobSpec, TaskState

@@ -13,7 +13,7 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.sources import Source, open_source, reopen
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage import atomic

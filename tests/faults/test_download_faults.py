@@ -21,7 +21,7 @@ from jobs import download
 from jobs.download import fetching
 from jobs.errors import Cause
 from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.sources import open_source
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder

@@ -11,7 +11,7 @@ from msgspec import structs
 
 from jobs import finalize
 from jobs.model import OnBadRecord, OnCollision, Options
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.dying import ENDED, KILLED, finalize_and_die
 from tests.support.staged import StagedRun, pages, png, stage, tree
 

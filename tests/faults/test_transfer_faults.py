@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.model import Digest
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.transfer import Target, Transfer
 from tests.support import faults
 from tests.support.webserver import FaultyServer
@@ -25,7 +25,7 @@ PROGRAM = f"""
 import sys
 from pathlib import Path
 from jobs.model import Digest
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.transfer import Target, Transfer
 class Loud(Progress):
     def add(self, **counts):

@@ -13,7 +13,7 @@ from msgspec import structs
 from jobs import finalize
 from jobs.errors import Cause
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, ShardKind, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.staged import StagedShard, chunk, line, pages, png, stage
 
 Make = Callable[[], Sequence[StagedShard]]

@@ -22,7 +22,7 @@ _TASK = """
 import json, resource, sys
 from pathlib import Path
 from jobs import extract
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 plan = folder.load_plan()

@@ -16,7 +16,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import localfiles
 from orchestrator.engines.base import EngineState, TaskState

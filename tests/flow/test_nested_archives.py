@@ -12,7 +12,7 @@ import pytest
 
 from jobs import download
 from jobs.errors import SourceError
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import manifest
 from jobs.storage.staging import Staging
 from tests.flow.test_odd_archives import put, tarred, zipped

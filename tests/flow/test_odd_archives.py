@@ -21,7 +21,7 @@ from jobs.archives.zip import ZipArchive
 from jobs.archives.zipentry import XZ, ZSTD
 from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.bringing import bring, finished
 from tests.support.rawtar import END, header
 from tests.support.rawzip import DEFLATE, STORED, Raw, zip_of

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from jobs import extract, finalize
 from jobs.errors import Cause
 from jobs.model import OnBadRecord, OnCollision, Options, Problem, Summary
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.extracting import Extracting, extracting
 from tests.support.staged import png
 

@@ -15,7 +15,7 @@ import pytest
 from jobs import finalize
 from jobs.errors import Cause
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.verify import verify_dataset
 from jobs.verify.repair import forget_damaged
 from tests.support.staged import StagedRun, StagedShard, png, stage

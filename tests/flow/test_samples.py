@@ -13,7 +13,7 @@ import pytest
 from jobs import extract, finalize
 from jobs.archives.samples import looks_like_samples
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify import verify_dataset
 from jobs.verify.repair import forget_damaged

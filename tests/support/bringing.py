@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs import download, finalize
 from jobs.extract.attempt import Attempts
 from jobs.model import Part, Plan
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator import api

@@ -54,7 +54,7 @@ def _writes(args: tuple[object, ...]) -> bool:
 
 def _child(run_dir: str, last: int) -> None:
     from jobs import finalize
-    from jobs.progress import Progress
+    from jobs.runtime.progress import Progress
     from jobs.storage.run_folder import RunFolder
 
     folder = RunFolder(Path(run_dir))

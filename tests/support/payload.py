@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.progress import cores
+from jobs.runtime.process import cores
 
 CALL = "tests.support.payload:run"
 THEN = "tests.support.payload:then"

@@ -14,7 +14,7 @@ from jobs.archives.sniff import TARS
 from jobs.archives.tarstream import Arriving, Streamed, TarStream
 from jobs.errors import UnsafeMemberError
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import is_folder_itself, safe_path, text_of
 

@@ -19,7 +19,7 @@ from examples import samples
 from jobs.archives import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.transfer import Arrivals, Received, Target, Transfer, ranges
 from jobs.transfer.partial import Partial
 from tests.support import faults

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.storage.atomic",),
         ("jobs.storage.digest",),
         ("jobs.storage.write_behind",),
-        ("jobs.aside",),
+        ("jobs.runtime.background",),
         ("jobs.formats.magic",),
         ("jobs._speedups",),
     ),
@@ -38,7 +38,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.formats.pictures",),
         ("jobs.formats.json_text",),
         ("jobs.transfer",),
-        ("jobs.progress",),
+        ("jobs.runtime.progress",),
         ("jobs.storage.manifest",),
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader

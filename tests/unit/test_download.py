@@ -18,7 +18,7 @@ from jobs.archives import open_archive
 from jobs.download import fetching
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.sources import open_source
 from jobs.sources.base import SourceRequest
 from jobs.sources.unchanged import check_unchanged

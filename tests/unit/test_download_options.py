@@ -12,7 +12,7 @@ import pytest
 
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest, SourceKind
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.sources import open_source, parse_url_list
 from jobs.sources.base import SourceRequest
 from jobs.transfer import Received, Target, Transfer

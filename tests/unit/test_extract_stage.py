@@ -29,7 +29,7 @@ from jobs.model import (
     Verify,
     utc_now,
 )
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from tests.support.extracting import Extracting, extracting
 

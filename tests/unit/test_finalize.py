@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs import finalize
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.staged import pages, stage
 
 

@@ -21,7 +21,7 @@ from jobs.archives.columns import node_of
 from jobs.archives.parquet import ParquetArchive
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Layout, Options, Outcome, Part
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.extracting import Extracting, extracting
 from tests.support.staged import png
 

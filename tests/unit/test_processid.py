@@ -13,7 +13,7 @@ from msgspec import structs
 
 from jobs.errors import ClaimedError
 from jobs.model import Submission
-from jobs.progress import ProcessId
+from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging

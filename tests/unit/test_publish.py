@@ -15,7 +15,7 @@ from jobs import finalize
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize import publish
 from jobs.model import OnBadRecord, OnCollision, Options
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from tests.support.staged import StagedRun, StagedShard, line, pages, png, stage, tree

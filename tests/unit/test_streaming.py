@@ -18,7 +18,7 @@ from jobs.extract.arriving import Feed
 from jobs.extract.messages import Arrived
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.transfer import Arrivals
 from tests.support.extracting import Extracting, extracting

@@ -15,7 +15,7 @@ from jobs.archives import open_archive
 from jobs.archives.tarstream import Arriving, Streamed
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from tests.support.rawtar import END, member
 from tests.support.reading import NO_FOLDER, fetched, part_digests, read_through
 

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Cause, DigestError, SourceError, Stopped
 from jobs.model import Digest
-from jobs.progress import Progress
+from jobs.runtime.progress import Progress
 from jobs.transfer import Arrivals, Target, Transfer, redact
 from tests.support import faults
 from tests.support.faults import Fault

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -15,10 +13,10 @@ from msgspec import structs
 
 from jobs.errors import Cause, Stopped
 from jobs.model import Heartbeat, Stage, utc_now
+from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 
 BEAT_S = 3.0
-CORES = "WEBSIGHT_TASK_CORES"  # how many a task may count on, where several share a machine
 
 
 class Progress:
@@ -62,61 +60,6 @@ class Progress:
     def time_left(self) -> float | None:
         """Seconds to the time limit; None where there is none."""
         return None if self._deadline is None else self._deadline - time.monotonic()
-
-
-@dataclass(frozen=True)
-class ProcessId:
-    """One process among all that ever ran on any host.
-
-    ``start`` is in clock ticks since boot (field 22 of /proc/PID/stat, proc_pid_stat(5)) and tells
-    the process from a later one that got the same number. It is empty where it is not known: there
-    was no such process, or the file that names it was written by a version that did not note it.
-    """
-
-    host: str
-    pid: int
-    start: str = ""
-
-    @classmethod
-    def here(cls, pid: int | None = None) -> ProcessId:
-        """The process of that number on this host; None: the calling one."""
-        pid = os.getpid() if pid is None else pid
-        _, start = _state_and_start(pid)
-        return cls(os.uname().nodename, pid, start)
-
-    @property
-    def is_here(self) -> bool:
-        """Whether it is, or was, a process of this host."""
-        return self.host == os.uname().nodename
-
-    @property
-    def alive(self) -> bool:
-        """Whether that very process runs on this host, and is no zombie.
-
-        Of a process whose start is not known, any that has its number is taken for it.
-        """
-        state, start = _state_and_start(self.pid)
-        return self.is_here and state not in ("", "Z", "X") and self.start in ("", start)
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.pid}:{self.start}"
-
-
-def _state_and_start(pid: int) -> tuple[str, str]:
-    """Fields 3 and 22 of /proc/PID/stat; both empty where there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return "", ""
-    # The command, in brackets, may hold anything; the fields after it do not.
-    fields = stat.rpartition(")")[2].split()
-    return fields[0], fields[19]
-
-
-def cores() -> int:
-    """How many cores this task may count on, itself included."""
-    told = os.environ.get(CORES, "")
-    return int(told) if told.isdecimal() else len(os.sched_getaffinity(0))
 
 
 class Heart:
