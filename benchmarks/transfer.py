@@ -33,7 +33,8 @@ import resource, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from jobs.runtime.progress import Progress
-from jobs.transfer import Target, Transfer
+from jobs.transfer.target import Target
+from jobs.transfer.transfer import Transfer
 base, out, size, *names = sys.argv[1:]
 by = Transfer(8, progress=Progress())
 def one(name):

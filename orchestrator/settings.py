@@ -222,7 +222,7 @@ def default_map(profile: str | None = None) -> DefaultMap:
 
 def config(ctx: click.Context) -> dict[str, Setting]:
     """Every option of a command by its name: its value as text, and who said it; no secrets."""
-    from jobs.transfer import redact
+    from jobs.transfer.target import redact
 
     source = ctx.find_root().default_map
     settings: Mapping[str, Setting] = source.settings if isinstance(source, DefaultMap) else {}

@@ -23,7 +23,8 @@ from jobs.sources.unchanged import check_unchanged, mark
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import Staging
-from jobs.transfer import Received, Transfer
+from jobs.transfer.target import Received
+from jobs.transfer.transfer import Transfer
 
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up
 

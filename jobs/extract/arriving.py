@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.extract.messages import Arrived
-from jobs.transfer import Arrivals
+from jobs.transfer.ordered_bytes import Arrivals
 
 _STEP = 1 << 20  # bytes; less news of a file is not worth a message
 

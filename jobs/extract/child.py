@@ -41,7 +41,7 @@ from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jobs.extract.arriving import ArrivingFile
-    from jobs.transfer import Arrivals
+    from jobs.transfer.ordered_bytes import Arrivals
 
 _NEWS_S = 0.25
 _READ = 1 << 16  # bytes

@@ -20,7 +20,7 @@ from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import Staging
-from jobs.transfer import Arrivals, StartedOver
+from jobs.transfer.ordered_bytes import Arrivals, StartedOver
 
 log = logging.getLogger(__name__)
 

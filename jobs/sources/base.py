@@ -11,7 +11,9 @@ from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
 from jobs.storage.folder_listing import Listed
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
-    from jobs.transfer import Listener, Received, Transfer
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
 
 
 @dataclass(frozen=True)

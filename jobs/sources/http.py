@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.sources import urls
-from jobs.transfer import Target
-from jobs.transfer.answers import Again, content_length, content_range, encoding, is_page, refused
 from jobs.transfer.coding import MOST_CODED, Body
-from jobs.transfer.pace import backoff_s
-from jobs.transfer.target import shown
+from jobs.transfer.rate_limits import backoff_s
+from jobs.transfer.responses import Again, content_length, content_range, encoding, is_page, refused
+from jobs.transfer.target import Target, shown
 
 if TYPE_CHECKING:
-    from jobs.transfer.wire import Reply, Wire
+    from jobs.transfer.connection import Reply, Wire
 
 _STALL_S = 30.0
 _ATTEMPTS = 4
@@ -48,7 +47,7 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Pr
 def _probed(
     url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
 ) -> Probe:
-    from jobs.transfer.wire import Wire  # it loads requests
+    from jobs.transfer.connection import Wire  # it loads requests
 
     def ask() -> Probe:
         found = _asked(wire, Target(url, headers), most)
@@ -120,7 +119,7 @@ def _size(reply: Reply) -> int | None:
 
 
 def _head(reply: Reply, name: str, most: int) -> bytes:
-    from jobs.transfer.wire import BROKEN, broken
+    from jobs.transfer.connection import BROKEN, broken
 
     body = Body(reply.headers, name=name, size=None)
     head = b""

@@ -17,13 +17,15 @@ from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.hubclient import Repo
 from jobs.storage.safe_paths import shown
-from jobs.transfer import Target
+from jobs.transfer.target import Target
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
     from jobs.storage.folder_listing import Listed
-    from jobs.transfer import Listener, Received, Transfer
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 # hf://datasets/org/name@rev/path, as the Hub's file system writes it; refs/pr/1 has slashes.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.sources import naming
 from jobs.storage.safe_paths import shown
-from jobs.transfer.pace import backoff_s, retry_after_s
+from jobs.transfer.rate_limits import backoff_s, retry_after_s
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -32,7 +32,9 @@ from jobs.storage.safe_paths import shown
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
-    from jobs.transfer import Listener, Received, Transfer
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
 
 # Of a destination of ours and of the Hub's client: no dataset's own.
 _OF_THE_HUB = ".cache/huggingface"

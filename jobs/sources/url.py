@@ -18,11 +18,13 @@ from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.http import Probe
 from jobs.sources.urls import Address
 from jobs.storage.safe_paths import shown
-from jobs.transfer import Target, redact
+from jobs.transfer.target import Target, redact
 
 if TYPE_CHECKING:
     from jobs.storage.folder_listing import Listed
-    from jobs.transfer import Listener, Received, Transfer
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
 
 _AT_ONCE = 8  # questions to servers at launch
 _SHOWN_ERRORS = 5

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
 from jobs.storage.safe_paths import shown
-from jobs.transfer import origin_of, redact
+from jobs.transfer.target import origin_of, redact
 
 MOST = 100_000  # addresses; more is a slip of the pen
 _BRACES = re.compile(r"\{([^{}]*)\}")

@@ -1,22 +1,9 @@
-"""Ranged, resumable, verified HTTP: what the rest of the program sees of it.
+"""HTTP transfers: ranged, resumable and verified.
 
-From the ground up: an address (``target``), byte ranges (``ranges``), waits (``pace``), what
-answers mean (``answers``, ``coding``), what is there (``partial``, ``hashing``, ``arrivals``), one
-GET (``wire``), what all fetches share (``shared``), a file in the making (``draft``), one request
-(``attempt``), all requests for a file (``pieces``), and the whole (``transfer``).
+``transfer`` fetches a file: it goes on from what is there, has every missing range fetched, and
+verifies the whole; ``download_state`` is what it knows of it, ``session`` what all files share.
+``scheduler`` shares the missing ranges out to connections, ``range_request`` makes one request for
+a ``target``, ``responses`` says what an answer means, ``connection`` puts it on the wire, and
+``rate_limits`` says when to ask again and how fast. ``partial_file`` and ``ranges`` are what is on
+disk already; ``ordered_bytes`` hands the bytes to a reader as they arrive.
 """
-
-from jobs.transfer.arrivals import Arrivals, Listener, StartedOver
-from jobs.transfer.target import Received, Target, origin_of, redact
-from jobs.transfer.transfer import Transfer
-
-__all__ = [
-    "Arrivals",
-    "Listener",
-    "Received",
-    "StartedOver",
-    "Target",
-    "Transfer",
-    "origin_of",
-    "redact",
-]

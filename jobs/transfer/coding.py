@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.errors import Cause, SourceError
-from jobs.transfer.answers import Again, content_length, encoding
+from jobs.transfer.responses import Again, content_length, encoding
 
 MOST_CODED = 1 << 16  # bytes to hand over at once: they may become a thousand times as many
 _GZIP = b"\x1f\x8b"

@@ -9,7 +9,7 @@ from jobs.errors import StorageError
 from jobs.model import Digest
 from jobs.storage import digest as digests
 from jobs.storage.digest import Hasher
-from jobs.transfer.partial import Partial
+from jobs.transfer.partial_file import Partial
 
 _CHUNK = 1 << 20
 

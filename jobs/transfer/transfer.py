@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.model import Digest
-from jobs.transfer.answers import NoRanges, StartOver
-from jobs.transfer.arrivals import Listener
-from jobs.transfer.draft import Draft
-from jobs.transfer.shared import Shared
+from jobs.transfer.download_state import Draft
+from jobs.transfer.ordered_bytes import Listener
+from jobs.transfer.responses import NoRanges, StartOver
+from jobs.transfer.session import Shared
 from jobs.transfer.target import Received, Target
 
 
@@ -51,7 +51,7 @@ class Transfer(Shared):
 
     def _bring(self, draft: Draft) -> None:
         """Have every byte there, in ranges if the server does them rightly."""
-        from jobs.transfer.pieces import Round  # which loads requests
+        from jobs.transfer.scheduler import Round  # which loads requests
 
         if draft.ranged:
             try:

@@ -17,7 +17,7 @@ from jobs.runtime.progress import Progress
 from jobs.sources import Source, open_source, reopen
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage import atomic
-from jobs.transfer import Transfer
+from jobs.transfer.transfer import Transfer
 from tests.support import faults
 from tests.support.hubserver import HubServer
 from tests.support.origins import REPO, HubOrigins, Mirror, Origins, UrlOrigins

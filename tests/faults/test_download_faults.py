@@ -26,7 +26,7 @@ from jobs.sources import open_source
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from jobs.transfer import pieces
+from jobs.transfer import scheduler
 from orchestrator import planning
 from tests.support import faults
 from tests.support.cli import Cli
@@ -70,7 +70,7 @@ def origins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(fetching, "_TRIES", 4)
-    monkeypatch.setattr(pieces, "backoff_s", lambda failures, base_s: 0.01)
+    monkeypatch.setattr(scheduler, "backoff_s", lambda failures, base_s: 0.01)
     with server:
         yield made
 

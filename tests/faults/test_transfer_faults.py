@@ -13,7 +13,8 @@ import pytest
 
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer import Target, Transfer
+from jobs.transfer.target import Target
+from jobs.transfer.transfer import Transfer
 from tests.support import faults
 from tests.support.webserver import FaultyServer
 
@@ -26,7 +27,8 @@ import sys
 from pathlib import Path
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer import Target, Transfer
+from jobs.transfer.target import Target
+from jobs.transfer.transfer import Transfer
 class Loud(Progress):
     def add(self, **counts):
         super().add(**counts)

@@ -20,8 +20,11 @@ from jobs.archives import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer import Arrivals, Received, Target, Transfer, ranges
-from jobs.transfer.partial import Partial
+from jobs.transfer import ranges
+from jobs.transfer.ordered_bytes import Arrivals
+from jobs.transfer.partial_file import Partial
+from jobs.transfer.target import Received, Target
+from jobs.transfer.transfer import Transfer
 from tests.support import faults
 from tests.support.webserver import FaultyServer
 from tests.support.wire import Answer, Request, file_answer

@@ -15,9 +15,10 @@ from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import open_source, parse_url_list
 from jobs.sources.base import SourceRequest
-from jobs.transfer import Received, Target, Transfer
-from jobs.transfer.answers import published_digest
-from jobs.transfer.pace import Rate, retry_after_s
+from jobs.transfer.rate_limits import Rate, retry_after_s
+from jobs.transfer.responses import published_digest
+from jobs.transfer.target import Received, Target
+from jobs.transfer.transfer import Transfer
 from tests.support import faults
 from tests.support.hubserver import HubServer
 from tests.support.webserver import FaultyServer

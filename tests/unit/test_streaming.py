@@ -20,7 +20,7 @@ from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.transfer import Arrivals
+from jobs.transfer.ordered_bytes import Arrivals
 from tests.support.extracting import Extracting, extracting
 from tests.support.rawtar import END, member
 from tests.support.reading import NO_FOLDER, part_digests

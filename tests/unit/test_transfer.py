@@ -15,7 +15,9 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError, Stopped
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer import Arrivals, Target, Transfer, redact
+from jobs.transfer.ordered_bytes import Arrivals
+from jobs.transfer.target import Target, redact
+from jobs.transfer.transfer import Transfer
 from tests.support import faults
 from tests.support.faults import Fault
 from tests.support.webserver import FaultyServer

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from jobs.transfer.answers import Again, Lied, NoRanges
-from jobs.transfer.attempt import Attempt
-from jobs.transfer.draft import SMALL, Draft
-from jobs.transfer.pace import LONGEST_WAIT_S, backoff_s
+from jobs.transfer.download_state import SMALL, Draft
+from jobs.transfer.range_request import Attempt
 from jobs.transfer.ranges import Range, Ranges, next_piece
-from jobs.transfer.shared import Over, Shared
+from jobs.transfer.rate_limits import LONGEST_WAIT_S, backoff_s
+from jobs.transfer.responses import Again, Lied, NoRanges
+from jobs.transfer.session import Over, Shared
 from jobs.transfer.target import Target
 
 _PROBE = 4 << 20  # bytes of the first request, where the size is not known

@@ -6,7 +6,13 @@ from collections.abc import Callable
 
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
-from jobs.transfer.answers import (
+from jobs.transfer.coding import MOST_CODED, Body
+from jobs.transfer.connection import BROKEN, Reply, broken
+from jobs.transfer.download_state import Draft
+from jobs.transfer.partial_file import Identity
+from jobs.transfer.ranges import Range
+from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
+from jobs.transfer.responses import (
     Again,
     Lied,
     StartOver,
@@ -18,14 +24,8 @@ from jobs.transfer.answers import (
     published_digest,
     refused,
 )
-from jobs.transfer.coding import MOST_CODED, Body
-from jobs.transfer.draft import Draft
-from jobs.transfer.pace import LONGEST_WAIT_S, rate_limit_s
-from jobs.transfer.partial import Identity
-from jobs.transfer.ranges import Range
-from jobs.transfer.shared import Shared
+from jobs.transfer.session import Shared
 from jobs.transfer.target import Target, redact
-from jobs.transfer.wire import BROKEN, Reply, broken
 
 _PAGE_HEAD = 64  # bytes of a body that tell a page
 

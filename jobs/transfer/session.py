@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from jobs.errors import Cause
-from jobs.transfer.pace import Pauses, Rate
+from jobs.transfer.rate_limits import Pauses, Rate
 
 if TYPE_CHECKING:
-    from jobs.transfer.wire import Reply, Wire
+    from jobs.transfer.connection import Reply, Wire
 
 _TICK_S = 0.1
 
@@ -63,7 +63,7 @@ class Shared:
     @property
     def wire(self) -> Wire:
         """The pool of connections, made when first needed: requests takes a while to import."""
-        from jobs.transfer.wire import Wire
+        from jobs.transfer.connection import Wire
 
         with self._lock:
             if self._wire is None:

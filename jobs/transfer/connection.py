@@ -16,7 +16,7 @@ import urllib3.exceptions
 
 from jobs.errors import Cause, SourceError
 from jobs.runtime import background
-from jobs.transfer.answers import Again
+from jobs.transfer.responses import Again
 from jobs.transfer.target import Target, origin_of, redact
 
 MOST_REDIRECTS = 10

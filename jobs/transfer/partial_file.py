@@ -19,8 +19,8 @@ import msgspec
 from jobs.errors import StorageError, from_os_error
 from jobs.model import SCHEMA, Digest
 from jobs.storage import atomic
-from jobs.transfer.answers import Validator
 from jobs.transfer.ranges import Range, Ranges
+from jobs.transfer.responses import Validator
 
 _SAVE_BYTES = 4 << 20
 _SAVE_S = 1.0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
-from jobs.transfer.pace import rate_limit_s, retry_after_s
+from jobs.transfer.rate_limits import rate_limit_s, retry_after_s
 
 # 511 is a captive portal's (RFC 6585, 6): the network lets nobody through for the moment.
 _TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})

@@ -8,11 +8,11 @@ from pathlib import Path
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.formats import magic
 from jobs.model import Digest
-from jobs.transfer.answers import StartOver
-from jobs.transfer.arrivals import Listener
 from jobs.transfer.hashing import Frontier
-from jobs.transfer.partial import Identity, Partial
-from jobs.transfer.shared import Counting
+from jobs.transfer.ordered_bytes import Listener
+from jobs.transfer.partial_file import Identity, Partial
+from jobs.transfer.responses import StartOver
+from jobs.transfer.session import Counting
 from jobs.transfer.target import Received, Target, shown
 
 SMALL = 8 << 20  # bytes: so much takes one request, is hashed in passing, and may be lost whole
