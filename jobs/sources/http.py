@@ -12,9 +12,17 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.sources import urls
-from jobs.transfer.coding import MOST_CODED, Body
 from jobs.transfer.rate_limits import backoff_s
-from jobs.transfer.responses import Again, content_length, content_range, encoding, is_page, refused
+from jobs.transfer.responses import (
+    MOST_CODED,
+    Again,
+    Body,
+    content_length,
+    content_range,
+    encoding,
+    is_page,
+    refused,
+)
 from jobs.transfer.target import Target, shown
 
 if TYPE_CHECKING:

@@ -8,9 +8,8 @@ from pathlib import Path
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.formats import magic
 from jobs.model import Digest
-from jobs.transfer.hashing import Frontier
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.partial_file import Identity, Partial
+from jobs.transfer.partial_file import Frontier, Identity, Partial
 from jobs.transfer.responses import StartOver
 from jobs.transfer.session import Counting
 from jobs.transfer.target import Received, Target, shown

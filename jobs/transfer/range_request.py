@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
-from jobs.transfer.coding import MOST_CODED, Body
 from jobs.transfer.connection import BROKEN, Reply, broken
 from jobs.transfer.download_state import Draft
 from jobs.transfer.partial_file import Identity
 from jobs.transfer.ranges import Range
 from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
 from jobs.transfer.responses import (
+    MOST_CODED,
     Again,
+    Body,
     Lied,
     StartOver,
     Validator,
