@@ -31,7 +31,7 @@ from jobs.model import (
 from jobs.problems import as_problem
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.sources import reopen
+from jobs.sources.registry import reopen
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging

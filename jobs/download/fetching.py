@@ -11,6 +11,7 @@ from msgspec import structs
 from jobs.archives import read_head, sniff
 from jobs.archives.base import DamagedError
 from jobs.archives.tarstream import Streamed
+from jobs.download.changes import check_unchanged, mark
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
@@ -19,7 +20,6 @@ from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import Expect, Source, key_of
-from jobs.sources.unchanged import check_unchanged, mark
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import Staging

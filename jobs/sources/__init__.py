@@ -1,48 +1,9 @@
-"""The sources there are; each is imported when it is needed."""
+"""Where datasets come from: a plug point.
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-
-from jobs.model import Options, SourceKind, SourceRef
-from jobs.sources.base import Source, SourceRequest
-
-__all__ = ["Source", "SourceRequest", "open_source", "parse_url_list", "reopen"]
-
-
-def open_source(request: SourceRequest) -> Source:
-    """The source that a user asks for, on the login node; raises ``SourceError``."""
-    if request.kind is SourceKind.HUB:
-        from jobs.sources.hub import HubSource
-
-        return HubSource.open(request)
-    if request.kind is SourceKind.URL:
-        from jobs.sources.url import UrlSource
-
-        return UrlSource.open(request)
-    from jobs.sources.local import LocalSource
-
-    return LocalSource.open(request)
-
-
-def parse_url_list(text: str) -> tuple[str, ...]:
-    """The locators of a list of URLs, with their names where it gives some; ``SourceError``."""
-    from jobs.sources import urls
-
-    found = urls.parse_url_list(text)
-    return tuple(f"{each.name}\t{each.url}" if each.name else each.url for each in found)
-
-
-def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
-    """The source of a plan, on a compute node; ``private`` holds the locators with secrets."""
-    if ref.kind is SourceKind.HUB:
-        from jobs.sources.hub import HubSource
-
-        return HubSource.reopen(ref)
-    if ref.kind is SourceKind.URL:
-        from jobs.sources.url import UrlSource
-
-        return UrlSource.reopen(ref, options, private)
-    from jobs.sources.local import LocalSource
-
-    return LocalSource.reopen(ref, options.layout)
+``base`` says what a source promises and ``registry`` opens the right one: ``hub``, ``url`` or
+``local``. What they share: ``shard_selection`` makes shards of files, ``file_names`` says what a
+name promises, ``families`` and ``split_archives`` find the pieces of one archive, ``http_probe``
+asks servers small questions, ``hub_client`` is the Hub's own client, ``url_lists`` reads lists of
+addresses. A new source is one module here, one line in ``registry`` and one subclass in
+``tests/contract/test_sources.py``.
+"""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
-from jobs.sources import http, hubclient, naming
+from jobs.sources import file_names, http_probe, hub_client
 from jobs.sources.base import Expect, SourceRequest
-from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
-from jobs.sources.hubclient import Repo
+from jobs.sources.hub_client import Repo
+from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import shown
 from jobs.transfer.target import Target
 
@@ -101,11 +101,11 @@ class HubSource:
         files = (*request.files, *([said.path] if said.path else []))
         request = replace(request, files=files, revision=request.revision or said.revision)
         kind = said.repo_type or request.repo_type
-        return cls(Repo(said.id, kind, hubclient.endpoint()), request)
+        return cls(Repo(said.id, kind, hub_client.endpoint()), request)
 
     @classmethod
     def reopen(cls, ref: SourceRef) -> HubSource:
-        repo = Repo(ref.locator, ref.repo_type, ref.endpoint or hubclient.PUBLIC)
+        repo = Repo(ref.locator, ref.repo_type, ref.endpoint or hub_client.PUBLIC)
         return cls(repo, SourceRequest(SourceKind.HUB, (ref.locator,)), ref)
 
     def describe(self) -> SourceRef:
@@ -139,9 +139,9 @@ class HubSource:
         expect: Expect | None = None,
         arrivals: Listener | None = None,
     ) -> Received:
-        hubclient.check_online()
+        hub_client.check_online()
         return transfer.fetch(
-            lambda: Target(self._url(file.locator), hubclient.headers()),
+            lambda: Target(self._url(file.locator), hub_client.headers()),
             out,
             name=file.name,
             size=file.size,
@@ -167,9 +167,9 @@ class HubSource:
     def _pinned(self) -> SourceRef:
         """The commit that the revision means now, and the licence on the card."""
         repo, revision = self._repo, self._request.revision
-        client = hubclient.api(repo)
+        client = hub_client.api(repo)
         try:
-            info = hubclient.patiently(
+            info = hub_client.patiently(
                 repo,
                 lambda: client.repo_info(
                     repo.id, revision=revision, repo_type=repo.repo_type, timeout=30
@@ -184,7 +184,7 @@ class HubSource:
             info.id or repo.id,
             revision=info.sha,
             repo_type=repo.repo_type,
-            endpoint=repo.endpoint if repo.endpoint != hubclient.PUBLIC else None,
+            endpoint=repo.endpoint if repo.endpoint != hub_client.PUBLIC else None,
             license=", ".join(licence) if isinstance(licence, list) else licence,
             include=self._request.include,
             exclude=self._request.exclude,
@@ -194,12 +194,12 @@ class HubSource:
         if error.cause is not Cause.NOT_FOUND:
             return error
         repo, revision = self._repo, self._request.revision
-        client = hubclient.api(repo)
+        client = hub_client.api(repo)
         if not error.message.endswith("has no such revision"):
-            hint = hubclient.near_repos(repo, client)
+            hint = hub_client.near_repos(repo, client)
             return SourceError(error.message + hint, cause=error.cause)
         try:
-            refs = hubclient.patiently(
+            refs = hub_client.patiently(
                 repo, lambda: client.list_repo_refs(repo.id, repo_type=repo.repo_type)
             )
             known = [ref.name for ref in (*refs.branches, *refs.tags)]
@@ -208,7 +208,7 @@ class HubSource:
         names = ", ".join(known[:10])
         return SourceError(
             f"{repo} has no revision {shown(revision or 'main')}"
-            f"{naming.near(revision or 'main', known) or '; check --revision'}"
+            f"{file_names.near(revision or 'main', known) or '; check --revision'}"
             + (f" (it has {names})" if names else ""),
             cause=error.cause,
         )
@@ -222,7 +222,7 @@ class HubSource:
         request, where = self._request, str(self._repo)
         listed = self._listed()
         meant = self._meant(listed) if request.files else None
-        kept = set(naming.chosen((f.name for f in listed), request.include, request.exclude))
+        kept = set(file_names.chosen((f.name for f in listed), request.include, request.exclude))
         files = [file for file in listed if file.name in kept]
         if meant is not None:
             meant &= kept
@@ -237,8 +237,8 @@ class HubSource:
         from huggingface_hub.hf_api import RepoFile
 
         repo, revision = self._repo, self.describe().revision
-        client = hubclient.api(repo)
-        items = hubclient.patiently(
+        client = hub_client.api(repo)
+        items = hub_client.patiently(
             repo,
             lambda: list(
                 client.list_repo_tree(
@@ -255,7 +255,7 @@ class HubSource:
             path = wanted.strip("/")
             found = [f.name for f in files if f.name == path or f.name.startswith(f"{path}/")]
             if not found:
-                hint = naming.near(path, (file.name for file in files))
+                hint = file_names.near(path, (file.name for file in files))
                 raise SourceError(
                     f"{self._repo} has no file {shown(wanted)}{hint or '; check --hf-file'}",
                     cause=Cause.NOT_FOUND,
@@ -275,12 +275,12 @@ class HubSource:
 
     def read_head(self, path: str) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
-        hubclient.check_online()
+        hub_client.check_online()
         try:
-            return http.probe(self._url(path), hubclient.headers()).head
+            return http_probe.probe(self._url(path), hub_client.headers()).head
         except SourceError as error:
             if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
-                raise hubclient.gated(self._repo) from None
+                raise hub_client.gated(self._repo) from None
             raise
 
 

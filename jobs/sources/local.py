@@ -22,10 +22,10 @@ from jobs.model import (
     SourceRef,
 )
 from jobs.runtime import background
-from jobs.sources import naming, sums
+from jobs.sources import file_names, sums
 from jobs.sources.base import Expect, SourceRequest
-from jobs.sources.choosing import Choice, Found, Look, notes_of, shards_of, sort_out
 from jobs.sources.families import families
+from jobs.sources.shard_selection import Choice, Found, Look, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import shown
@@ -147,7 +147,7 @@ class LocalSource:
                 beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
                     f"{shown(str(self._root))}: no such file or folder"
-                    + (naming.near(self._root.name, beside) or "; check the path"),
+                    + (file_names.near(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
         except OSError as error:
@@ -167,7 +167,7 @@ class LocalSource:
         # Of the others only those count that may be pieces of the same.
         kin = {name}.union(*(family.names for family in families(names) if name in family.names))
         if self._request.join:
-            kin.update(naming.chosen(names, self._request.join, ()))
+            kin.update(file_names.chosen(names, self._request.join, ()))
         files = [SourceFile(each, str(folder / each), _size(folder / each)) for each in sorted(kin)]
         found = sort_out(files, self._request, _look(folder), where=str(folder), meant={name})
         return self._finished(found, shards_of(found), folder)
@@ -185,7 +185,7 @@ class LocalSource:
             )
         found = sort_out(files, request, _look(self._root), where=where)
         if not found.groups:
-            left = {n: kind for n, kind in found.extras.items() if kind == naming.LEFTOVERS}
+            left = {n: kind for n, kind in found.extras.items() if kind == file_names.LEFTOVERS}
             count = len(files) - len(left)
             note = f"{where} is a dataset folder; its {count} files are copied unchanged"
             alone = replace(found, loose=(), extras=left)
@@ -270,16 +270,16 @@ def leaving(
     def leave(path: bytes, is_folder: bool) -> bool:
         name = os.fsdecode(path)
         kind = None
-        if naming.is_git(name):
-            kind = naming.GIT
+        if file_names.is_git(name):
+            kind = file_names.GIT
         elif name in _NOT_DATA:
-            kind = naming.NOTES
+            kind = file_names.NOTES
         elif is_folder and is_run_folder(root / name):  # full of files of its own
             kind = "folders of runs"
         if kind is not None:
             left[name] = kind
             return True
-        return not naming.chosen((name,), () if is_folder else include, exclude)
+        return not file_names.chosen((name,), () if is_folder else include, exclude)
 
     return leave
 

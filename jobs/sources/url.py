@@ -12,11 +12,11 @@ from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
-from jobs.sources import http, naming, sums, urls
+from jobs.sources import file_names, http_probe, sums, url_lists
 from jobs.sources.base import Expect, SourceRequest, key_of
-from jobs.sources.choosing import Choice, Look, notes_of, shards_of, sort_out
-from jobs.sources.http import Probe
-from jobs.sources.urls import Address
+from jobs.sources.http_probe import Probe
+from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
+from jobs.sources.url_lists import Address
 from jobs.storage.safe_paths import shown
 from jobs.transfer.target import Target, redact
 
@@ -54,11 +54,13 @@ class UrlSource:
         addresses: list[Address] = []
         for locator in request.locators:
             # A line of a list may come whole, as a name and a URL.
-            addresses += urls.parse_url_list(locator) if _has_name(locator) else _plain(locator)
+            addresses += (
+                url_lists.parse_url_list(locator) if _has_name(locator) else _plain(locator)
+            )
         for address in addresses:
-            urls.check(address.url)
-            urls.check_no_page(address.url)
-        urls.check_distinct(addresses)
+            url_lists.check(address.url)
+            url_lists.check_no_page(address.url)
+        url_lists.check_distinct(addresses)
         if request.sha256 and len(request.sha256) != len(addresses):
             raise SourceError(
                 f"{len(request.sha256)} --sha256 were given for {len(addresses)} URLs; give one "
@@ -151,14 +153,14 @@ class UrlSource:
         heads: dict[str, bytes] = {}
         for address, probe, found in zip(self._addresses, probes, digests, strict=True):
             name = _name_of(address, probe)
-            for above in (urls.folder_name(address.url), f"{len(whole):04d}"):
+            for above in (url_lists.folder_name(address.url), f"{len(whole):04d}"):
                 if name in whole and above:  # files of one name from two folders are two
                     name = f"{above}/{name}"
             whole[name] = address.url
             heads[name] = probe.head
             files.append(SourceFile(name, redact(address.url), probe.size, found))
         request = self._request
-        kept = set(naming.chosen(whole, request.include, request.exclude))
+        kept = set(file_names.chosen(whole, request.include, request.exclude))
         where = redact(self._addresses[0].url)
         look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
         chosen = [file for file in files if file.name in kept]
@@ -168,14 +170,14 @@ class UrlSource:
             key_of(shard.id, index): whole[file.name]
             for shard in choice.shards
             for index, file in enumerate(shard.files)
-            if urls.has_secret(whole.get(file.name, file.locator))
+            if url_lists.has_secret(whole.get(file.name, file.locator))
         }
         return choice
 
     def _probed(self, headers: Mapping[str, str]) -> list[Probe]:
         def ask(address: Address) -> Probe | SourceError:
             try:
-                probe = http.probe(address.url, headers)
+                probe = http_probe.probe(address.url, headers)
             except SourceError as error:
                 return error
             if probe.size == 0:
@@ -213,7 +215,7 @@ class _Beside:
         if urllib.parse.urlsplit(url).query:  # a signature is of one file
             return None
         folder, _, _ = url.rpartition("/")
-        name = urls.last_name(url)
+        name = url_lists.last_name(url)
         if folder not in self._folders:
             self._folders[folder] = self._listed(folder)
         found = self._folders[folder].get(name)
@@ -232,7 +234,7 @@ class _Beside:
 
     def _read(self, url: str) -> dict[str, Digest]:
         try:
-            return sums.parse(http.text(url, self._headers, sums.MOST) or "")
+            return sums.parse(http_probe.text(url, self._headers, sums.MOST) or "")
         except SourceError as error:
             # To go on without would switch the check of the bytes off, and nobody would know.
             raise SourceError(
@@ -242,7 +244,7 @@ class _Beside:
 
 
 def _plain(locator: str) -> list[Address]:
-    return [Address(url) for url in urls.expand(locator.strip())]
+    return [Address(url) for url in url_lists.expand(locator.strip())]
 
 
 def _has_name(locator: str) -> bool:
@@ -251,7 +253,7 @@ def _has_name(locator: str) -> bool:
 
 def _name_of(address: Address, probe: Probe) -> str:
     """What the file is called: as listed, as its address ends, or as the server says."""
-    own = urls.last_name(address.url)
+    own = url_lists.last_name(address.url)
     if address.name is not None:
         return address.name
     if magic.packing_named(own) or not (probe.name or own):

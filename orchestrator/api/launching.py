@@ -10,7 +10,7 @@ from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runtime import background
 from jobs.runtime.process import cores
-from jobs.sources import open_source
+from jobs.sources.registry import open_source
 from jobs.storage import atomic
 from orchestrator import engines, planning, preflight, submission
 from orchestrator.api import running

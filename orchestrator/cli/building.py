@@ -157,7 +157,7 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     """The one source that was named."""
     urls = list(values["urls"])
     if values["url_list"]:
-        from jobs.sources import parse_url_list
+        from jobs.sources.registry import parse_url_list
 
         try:
             with click.open_file(values["url_list"], encoding="utf-8") as file:

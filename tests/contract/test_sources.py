@@ -14,8 +14,8 @@ import pytest
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
 from jobs.runtime.progress import Progress
-from jobs.sources import Source, open_source, reopen
-from jobs.sources.base import SourceRequest, key_of
+from jobs.sources.base import Source, SourceRequest, key_of
+from jobs.sources.registry import open_source, reopen
 from jobs.storage import atomic
 from jobs.transfer.transfer import Transfer
 from tests.support import faults

@@ -22,7 +22,7 @@ from jobs.download import fetching
 from jobs.errors import Cause
 from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
 from jobs.runtime.progress import Progress
-from jobs.sources import open_source
+from jobs.sources.registry import open_source
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.storage.manifest",),
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
-    (("jobs.sources",), ("jobs.archives",), ("jobs.checks",)),
+    (("jobs.sources.registry",), ("jobs.archives",), ("jobs.checks",)),
     (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
     (("jobs.download",),),  # it extracts what it can meanwhile
     (
@@ -86,7 +86,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
 ROOMLESS = {"jobs", "orchestrator"}  # the version alone is there; they import nothing of ours
 # What is plugged in: each sees its package's base and helpers, and only the registry sees it.
 PLUGS = {
-    "jobs.sources": ("hub", "url", "local"),
+    "jobs.sources.registry": ("hub", "url", "local"),
     "jobs.archives": ("tar", "zip", "compressed", "plain", "tree"),
     "jobs.checks": ("png", "jpeg", "boxes", "others", "decode"),
     "orchestrator.engines": ("slurm", "local"),
@@ -271,7 +271,7 @@ def test_lazy_relative_type_checking_and_dynamic_imports_are_all_seen(tmp_path: 
         "from . import base\nfrom ..model import Plan\n"
         "def later():\n    from jobs import worker\n    import_module('tqdm')\n"
     )
-    found = set(_imports(source, "jobs.sources"))
+    found = set(_imports(source, "jobs.sources.registry"))
     assert {"click", "jobs.sources.base", "jobs.model.Plan", "jobs.worker", "tqdm"} <= found
 
 

@@ -16,12 +16,12 @@ from examples import samples
 from jobs import download
 from jobs.archives import open_archive
 from jobs.download import fetching
+from jobs.download.changes import check_unchanged
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.runtime.progress import Progress
-from jobs.sources import open_source
 from jobs.sources.base import SourceRequest
-from jobs.sources.unchanged import check_unchanged
+from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import planning

@@ -13,8 +13,8 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
-from jobs.sources import open_source, parse_url_list
 from jobs.sources.base import SourceRequest
+from jobs.sources.registry import open_source, parse_url_list
 from jobs.transfer.rate_limits import Rate, retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
@@ -312,7 +312,7 @@ def test_kinds_and_revisions_are_told_by_address_or_option(ready: HubServer) -> 
 def test_an_endpoint_that_is_away_is_named(
     ready: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jobs.sources.hubclient._ATTEMPTS", 1)
+    monkeypatch.setattr("jobs.sources.hub_client._ATTEMPTS", 1)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     error = refusal(locators=("org/d",))
     assert error.cause is Cause.NETWORK

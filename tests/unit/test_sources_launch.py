@@ -10,8 +10,9 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Shard, ShardKind, SourceKind
-from jobs.sources import Source, http, hub, hubclient, open_source, urls
-from jobs.sources.base import SourceRequest
+from jobs.sources import http_probe, hub, hub_client, url_lists
+from jobs.sources.base import Source, SourceRequest
+from jobs.sources.registry import open_source
 from tests.support import faults
 from tests.support.hubserver import HubServer
 from tests.support.webserver import FaultyServer
@@ -140,8 +141,8 @@ def test_a_web_page_in_place_of_the_hub_s_answer_is_asked_about_again(ready: Hub
 
 
 def test_a_silent_hub_is_not_waited_for(ready: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hubclient, "TIMEOUT_S", 0.1)
-    monkeypatch.setattr(hubclient, "_ATTEMPTS", 1)
+    monkeypatch.setattr(hub_client, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(hub_client, "_ATTEMPTS", 1)
     ready.fail("/api/datasets/org/d", faults.stall_after(0, None))
     with pytest.raises(SourceError) as refused:
         opened(SourceKind.HUB, "org/d").shards()
@@ -192,7 +193,7 @@ def test_a_moment_s_trouble_switches_no_digest_off(
     web.put(path, f"{hashlib.sha256(GZ).hexdigest()}  a.tar.gz".encode())
     web.fail(path, fault)
     assert opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()[0].files[0].digest is not None
-    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     web.fail(path, fault)
     with pytest.raises(SourceError, match="--sha256") as refused:
         opened(SourceKind.URL, web.url("/s/a.tar.gz")).shards()
@@ -202,7 +203,7 @@ def test_a_moment_s_trouble_switches_no_digest_off(
 def test_https_where_http_is_spoken_is_told(
     web: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     with pytest.raises(SourceError, match="no TLS connection") as refused:
         opened(SourceKind.URL, web.url("/a.tar").replace("http", "https")).shards()
     assert refused.value.cause is Cause.NETWORK
@@ -245,7 +246,7 @@ def test_a_url_s_refusals_say_what_to_do(
     cause: Cause,
     words: str,
 ) -> None:
-    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     web.put("/a.tar", GZ)
     web.fail("/a.tar", fault)
     with pytest.raises(SourceError) as refused:
@@ -285,7 +286,7 @@ def test_a_moment_s_trouble_of_a_url_is_asked_about_again(
     web.fail("/a.tar.gz", fault)
     assert names(opened(SourceKind.URL, web.url("/a.tar.gz"))) == ["a.tar.gz"]
     assert len(web.asked("/a.tar.gz")) == 2
-    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     web.fail("/a.tar.gz", fault)
     with pytest.raises(SourceError) as refused:
         opened(SourceKind.URL, web.url("/a.tar.gz")).shards()
@@ -387,7 +388,7 @@ def test_a_web_page_in_place_of_a_file_is_asked_about_again(web: FaultyServer) -
 def test_an_address_that_gives_a_page_is_refused_with_what_to_write(
     web: FaultyServer, monkeypatch: pytest.MonkeyPatch, path: str, query: str, words: str
 ) -> None:
-    monkeypatch.setattr(http, "_ATTEMPTS", 1)
+    monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
     web.put(path, GZ)
     web.fail(path, faults.html(None))
     with pytest.raises(SourceError, match="returns a web page") as refused:
@@ -402,10 +403,10 @@ def test_a_port_that_is_none_is_refused() -> None:
 
 
 def test_braces_and_lists_are_read() -> None:
-    assert urls.expand("http://h/{08..10}-{a,b}") == [
+    assert url_lists.expand("http://h/{08..10}-{a,b}") == [
         f"http://h/{n}-{c}" for n in ("08", "09", "10") for c in "ab"
     ]
-    listed = urls.parse_url_list("# all\nimages/a.tar http://h/1\nhttp://h/{1..2}  # two\n")
+    listed = url_lists.parse_url_list("# all\nimages/a.tar http://h/1\nhttp://h/{1..2}  # two\n")
     assert [(a.name, a.url) for a in listed] == [
         ("images/a.tar", "http://h/1"),
         (None, "http://h/1"),
@@ -413,7 +414,7 @@ def test_braces_and_lists_are_read() -> None:
     ]
     for bad in ("../a http://h/1", "no address", "", "http://h/{0..999999999}"):
         with pytest.raises(SourceError) as refused:
-            urls.parse_url_list(bad)
+            url_lists.parse_url_list(bad)
         assert refused.value.cause is Cause.USAGE
 
 

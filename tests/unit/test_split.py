@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Layout, Shard, ShardKind, SourceFile, SourceKind
-from jobs.sources import choosing
+from jobs.sources import shard_selection
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
 
@@ -49,9 +49,9 @@ def shards(
     given = [SourceFile(n, n, len(d) if sizes else None) for n, d in sorted(files.items())]
     request = SourceRequest(SourceKind.LOCAL, ("x",), layout=layout, join=join)
     most = 10_000 if seen else 0
-    look = choosing.Look(lambda names: {n: files[n][:1024] for n in names}, most, free=True)
-    found = choosing.sort_out(given, request, look, where="the source")
-    return choosing.shards_of(found)
+    look = shard_selection.Look(lambda names: {n: files[n][:1024] for n in names}, most, free=True)
+    found = shard_selection.sort_out(given, request, look, where="the source")
+    return shard_selection.shards_of(found)
 
 
 def grouped(files: dict[str, bytes], *join: str) -> list[tuple[ShardKind, tuple[str, ...]]]:
@@ -319,6 +319,6 @@ def test_many_shards_are_looked_through_by_name_and_three_are_looked_into() -> N
         return {name: tar() for name in wanted}
 
     request = SourceRequest(SourceKind.HUB, ("x",))
-    found = choosing.sort_out(given, request, choosing.Look(read, 256), where="x")
+    found = shard_selection.sort_out(given, request, shard_selection.Look(read, 256), where="x")
     assert len(found.groups) == 10_000
     assert asked == [names[0], names[1], names[-1]]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
-from jobs.sources import urls
+from jobs.sources import url_lists
 from jobs.transfer.rate_limits import backoff_s
 from jobs.transfer.responses import (
     MOST_CODED,
@@ -70,9 +70,9 @@ def _probed(
 
 
 def _refuse_page(url: str, found: Probe) -> None:
-    name = found.name or urls.last_name(url)
+    name = found.name or url_lists.last_name(url)
     if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
-        raise Again(SourceError(urls.page_given(url)))
+        raise Again(SourceError(url_lists.page_given(url)))
 
 
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:

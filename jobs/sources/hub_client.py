@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import Cause, SourceError
-from jobs.sources import naming
+from jobs.sources import file_names
 from jobs.storage.safe_paths import shown
 from jobs.transfer.rate_limits import backoff_s, retry_after_s
 
@@ -274,6 +274,6 @@ def near_repos(repo: Repo, client: HfApi) -> str:
             "space": client.list_spaces,
         }
         known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
-        return naming.near(repo.id, known)
+        return file_names.near(repo.id, known)
     except (HfHubHTTPError, OSError, ValueError):
         return ""  # a hint is worth no error

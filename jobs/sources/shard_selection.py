@@ -11,7 +11,7 @@ from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.formats.magic import Packing
 from jobs.model import Shard, ShardKind, SourceFile
-from jobs.sources import naming, split
+from jobs.sources import file_names, split_archives
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import Family, families
 from jobs.storage.safe_paths import shown
@@ -73,10 +73,10 @@ def sort_out(
     read, where a piece is missing, and where it is not clear what the user means.
     """
     by_name = {file.name: file for file in files}
-    extras = {} if meant is not None else naming.extras(by_name)
+    extras = {} if meant is not None else file_names.extras(by_name)
     names = [name for name in by_name if name not in extras]
-    naming.check_finished(names if meant is None else meant, by_name)
-    home = naming.home([n for n in names if meant is None or n in meant], request.layout)
+    file_names.check_finished(names if meant is None else meant, by_name)
+    home = file_names.home([n for n in names if meant is None or n in meant], request.layout)
     images = _images(names, request, home) if meant is None else ""
     outside = [name for name in names if not (images and name.startswith(images))]
     sets, rest = _joined(outside, request.join)
@@ -93,7 +93,7 @@ def sort_out(
     groups += [
         Group(family.whole, family.names, _packing(family.names[0], heads, family.whole))
         for family in candidates
-        if split.are_pieces(family, heads, sizes)
+        if split_archives.are_pieces(family, heads, sizes)
     ]
     taken = {name for group in groups for name in group.names}
     packed = ((name, _packing(name, heads)) for name in single if name not in taken)
@@ -118,10 +118,11 @@ def notes_of(found: Found, where: str) -> tuple[str, ...]:
         whole = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
         notes.append(
             f"{where}: {count} files are read as the pieces of {whole}, of which "
-            f"{naming.few(group.names[0] for group in sets)} come first; --join none takes each "
+            f"{file_names.few(group.names[0] for group in sets)} come first; --join none takes "
+            "each "
             "file by itself"
         )
-    return (*notes, *naming.notes_of(found.extras, where))
+    return (*notes, *file_names.notes_of(found.extras, where))
 
 
 def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
@@ -132,7 +133,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
     home = found.home
     made: list[tuple[str, ShardKind, tuple[SourceFile, ...]]] = []
     below: dict[tuple[SourceFile, ...], str] = {}
-    for group in sorted(found.groups, key=lambda group: naming.natural_key(group.names[0])):
+    for group in sorted(found.groups, key=lambda group: file_names.natural_key(group.names[0])):
         files = tuple(found.files[name] for name in group.names)
         name = group.name
         if not (group.packing and magic.says_tar(name)):  # what comes of it has the shard's name
@@ -140,14 +141,14 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
         kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
         made.append((name, kind, files))
         below[files] = _below(found, group)
-    for file in sorted(found.loose, key=lambda file: naming.natural_key(file.name)):
+    for file in sorted(found.loose, key=lambda file: file_names.natural_key(file.name)):
         made.append((file.name.removeprefix(home), ShardKind.FILE, (file,)))
     _check_distinct(name for name, kind, _ in made if kind is ShardKind.FILE)
     if tree is not None:
         made.append((tree.name, ShardKind.TREE, (tree,)))
     return tuple(
         Shard(
-            naming.shard_id(index, len(made), name),
+            file_names.shard_id(index, len(made), name),
             kind,
             files,
             whole=None if len(files) == 1 and files[0].name == name else name,
@@ -201,7 +202,7 @@ def _joined(
     sets: list[Family | tuple[str, ...]] = []
     left = list(names)
     for pattern in globs:
-        matched = naming.chosen(left, (pattern,), ()) if pattern != JOIN_NOTHING else []
+        matched = file_names.chosen(left, (pattern,), ()) if pattern != JOIN_NOTHING else []
         if not matched and pattern != JOIN_NOTHING:
             raise SourceError(
                 f"--join {shown(pattern)} matches no file of the source; check the pattern",
@@ -211,7 +212,7 @@ def _joined(
         if sum(len(family.names) for family in found) == len(matched):
             sets += found
         else:
-            sets.append(tuple(sorted(matched, key=naming.natural_key)))
+            sets.append(tuple(sorted(matched, key=file_names.natural_key)))
         taken = set(matched)
         left = [name for name in left if name not in taken]
     return sets, left
@@ -222,12 +223,12 @@ def _names(chosen: Family | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _joined_group(
-    chosen: Family | tuple[str, ...], heads: Mapping[str, bytes], sizes: split.Sizes
+    chosen: Family | tuple[str, ...], heads: Mapping[str, bytes], sizes: split_archives.Sizes
 ) -> Group:
     names = _names(chosen)
     whole = names[0]
     if isinstance(chosen, Family):
-        split.check_whole(chosen, sizes)
+        split_archives.check_whole(chosen, sizes)
         whole = chosen.whole
     packing = _packing(names[0], heads, whole)
     if packing is None and not magic.is_data_name(whole):
@@ -274,7 +275,7 @@ def _packing(name: str, heads: Mapping[str, bytes], whole: str = "") -> Packing 
     if head is None:
         return named
     packing = magic.packing_of(head)
-    is_text = whole.lower().endswith(_OR_TEXTS) and split.is_text(head)
+    is_text = whole.lower().endswith(_OR_TEXTS) and split_archives.is_text(head)
     return packing or (None if is_text else named)
 
 
@@ -282,15 +283,15 @@ def _check_pointers(heads: Mapping[str, bytes]) -> None:
     pointers = [name for name, head in heads.items() if head.startswith(magic.LFS_POINTER)]
     if pointers:
         raise SourceError(
-            f"some files are Git LFS pointers ({naming.few(pointers)}); run `git lfs pull` in "
+            f"some files are Git LFS pointers ({file_names.few(pointers)}); run `git lfs pull` in "
             "the cloned repository, or ask its publisher to add the files"
         )
 
 
 def _check_readable(groups: Iterable[Group], where: str) -> None:
-    for group in sorted(groups, key=lambda group: naming.natural_key(group.name)):
+    for group in sorted(groups, key=lambda group: file_names.natural_key(group.name)):
         if group.packing is not None and not group.packing.is_read:
-            glob = naming.exclude_glob(group.name, pieces=group.names != (group.name,))
+            glob = file_names.exclude_glob(group.name, pieces=group.names != (group.name,))
             raise SourceError(
                 f"{where}: {shown(group.name)} cannot be extracted: {group.packing.remedy} (or "
                 f"exclude it with --exclude {shown(glob)})",
@@ -305,7 +306,7 @@ def _check_images(
     found = [name for name in inside if _is_container(name, _packing(name, heads))]
     if found and not request.nested:
         raise SourceError(
-            f"{where}: the images folder contains archives ({naming.few(found)}); launch with "
+            f"{where}: the images folder contains archives ({file_names.few(found)}); launch with "
             "--nested to extract each into its own folder, or exclude them with --exclude"
         )
 

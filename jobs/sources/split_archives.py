@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 
 from jobs.errors import SourceError
 from jobs.formats import magic
-from jobs.sources import naming
+from jobs.sources import file_names
 from jobs.sources.families import Family, Marks
 from jobs.storage.safe_paths import shown
 
@@ -39,7 +39,7 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
     if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
         raise SourceError(
             f"{shown(family.whole)} is missing, the last segment of the spanned zip that "
-            f"{naming.few(family.names)} begin; get the complete set, or exclude it with "
+            f"{file_names.few(family.names)} begin; get the complete set, or exclude it with "
             f"--exclude {shown(family.glob)}"
         )
     packing = magic.packing_of(first)
@@ -96,7 +96,8 @@ def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) 
         pieces = f"{glob.escape(family.pieces[0].before)}[0-9]*"
         raise SourceError(
             f"{shown(family.last)} is a separate archive beside the pieces "
-            f"{naming.few(family.names[:-1])}, perhaps the same one; exclude one of the two with "
+            f"{file_names.few(family.names[:-1])}, perhaps the same one; exclude one of the two "
+            "with "
             f"--exclude {shown(family.last)} or --exclude {shown(pieces)}"
         )
     return _checked(family, sizes)
@@ -171,7 +172,8 @@ def _gaps(family: Family, sizes: Sizes, *, from_start: bool = True) -> list[int]
 
 def _headless(family: Family) -> SourceError:
     return SourceError(
-        f"{naming.few(family.names)} may be pieces of one archive, but {shown(family.names[0])} "
+        f"{file_names.few(family.names)} may be pieces of one archive, but "
+        f"{shown(family.names[0])} "
         "does not begin like an archive; is the first piece missing? Get the complete set, or "
         "launch with --join none to take each file as it is"
     )
@@ -179,7 +181,7 @@ def _headless(family: Family) -> SourceError:
 
 def _ambiguous(family: Family) -> SourceError:
     return SourceError(
-        f"{naming.few(family.names)} may be pieces of one archive or {len(family.names)} "
+        f"{file_names.few(family.names)} may be pieces of one archive or {len(family.names)} "
         f"separate files; launch with --join {shown(family.glob)} to read them as one archive, "
         "in the order of their names, or with --join none to take each file as it is"
     )

@@ -1,0 +1,46 @@
+"""The sources there are; each is imported when it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from jobs.model import Options, SourceKind, SourceRef
+from jobs.sources.base import Source, SourceRequest
+
+
+def open_source(request: SourceRequest) -> Source:
+    """The source that a user asks for, on the login node; raises ``SourceError``."""
+    if request.kind is SourceKind.HUB:
+        from jobs.sources.hub import HubSource
+
+        return HubSource.open(request)
+    if request.kind is SourceKind.URL:
+        from jobs.sources.url import UrlSource
+
+        return UrlSource.open(request)
+    from jobs.sources.local import LocalSource
+
+    return LocalSource.open(request)
+
+
+def parse_url_list(text: str) -> tuple[str, ...]:
+    """The locators of a list of URLs, with their names where it gives some; ``SourceError``."""
+    from jobs.sources import url_lists
+
+    found = url_lists.parse_url_list(text)
+    return tuple(f"{each.name}\t{each.url}" if each.name else each.url for each in found)
+
+
+def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
+    """The source of a plan, on a compute node; ``private`` holds the locators with secrets."""
+    if ref.kind is SourceKind.HUB:
+        from jobs.sources.hub import HubSource
+
+        return HubSource.reopen(ref)
+    if ref.kind is SourceKind.URL:
+        from jobs.sources.url import UrlSource
+
+        return UrlSource.reopen(ref, options, private)
+    from jobs.sources.local import LocalSource
+
+    return LocalSource.reopen(ref, options.layout)
