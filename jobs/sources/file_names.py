@@ -1,4 +1,4 @@
-"""What names tell: what belongs to a dataset and what to its repository, and shard ids."""
+"""What publishers' names promise: archives and loose files, shard ids, lists of digests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import glob
 import posixpath
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from msgspec import structs
 
 from jobs.errors import SourceError
 from jobs.formats import magic
-from jobs.model import Layout
+from jobs.model import Digest, Layout, SourceFile
 from jobs.storage.safe_paths import junk_kind, shown
 from jobs.storage.staging import MANIFEST, RECEIPT
 
@@ -30,10 +33,14 @@ _DIGITS = re.compile(r"(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _ID_NAME = 60  # characters of a name in an id; the id is a file name with endings of its own
 _NEAR = 3  # names in a message
-
 # What is left out of a source, and why.
 GIT, NOTES = "git's own", "notes of an earlier download"
 LEFTOVERS = "desktop leftovers"
+DIGEST_LISTS = ("SHA256SUMS", "sha256sums.txt")  # names, beside the files that they list
+MOST_DIGEST_LIST = 16 << 20  # bytes; a longer one is no such list
+# coreutils' form, `HEX  name` or `HEX *name`, and BSD's, `SHA256 (name) = HEX`
+_DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?")
+_BSD_DIGEST_LINE = re.compile(r"SHA256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})")
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
@@ -166,3 +173,44 @@ def few(names: Iterable[str]) -> str:
     known = sorted(names)
     more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""
     return ", ".join(map(shown, known[:_NEAR])) + more
+
+
+def parse_digest_list(text: str) -> dict[str, Digest]:
+    """Digests by name (without a leading ``./``; empty where a line holds a digest alone)."""
+    found = {}
+    for line in text.splitlines():
+        line = line.strip()
+        if match := _BSD_DIGEST_LINE.fullmatch(line):
+            name, value = match.groups()
+        elif match := _DIGEST_LINE.fullmatch(line):
+            value, name = match[1], match[2] or ""
+        else:
+            continue
+        found[name.strip().removeprefix("./")] = Digest("sha256", value.lower())
+    return found
+
+
+def beside(folder: Path) -> dict[str, Digest]:
+    """The digests that a list in a local ``folder`` has, by name; empty where there is none."""
+    for name in DIGEST_LISTS:
+        text = _text(folder / name)
+        if text is not None:
+            return parse_digest_list(text)
+    return {}
+
+
+def with_digest(file: SourceFile, listed: Mapping[str, Digest]) -> SourceFile:
+    """A local ``file`` with its digest: the listed one, or that of ``FILE.sha256`` beside it."""
+    digest = listed.get(file.name)
+    if digest is None and (text := _text(Path(f"{file.locator}.sha256"))) is not None:
+        digest = next(iter(parse_digest_list(text).values()), None)
+    return structs.replace(file, digest=digest)
+
+
+def _text(path: Path) -> str | None:
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_DIGEST_LIST:
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None

@@ -22,7 +22,7 @@ from jobs.model import (
     SourceRef,
 )
 from jobs.runtime import background
-from jobs.sources import file_names, sums
+from jobs.sources import file_names
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Choice, Found, Look, notes_of, shards_of, sort_out
@@ -222,12 +222,12 @@ class LocalSource:
 
     def _finished(self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str) -> Choice:
         """``shards`` with the digests that lie beside their files in ``folder``, and all notes."""
-        digests = sums.beside(folder)
+        digests = file_names.beside(folder)
         made = tuple(
             shard
             if shard.kind is ShardKind.TREE
             else structs.replace(
-                shard, files=tuple(sums.with_digest(file, digests) for file in shard.files)
+                shard, files=tuple(file_names.with_digest(file, digests) for file in shard.files)
             )
             for shard in shards
         )

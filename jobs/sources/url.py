@@ -12,7 +12,7 @@ from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
-from jobs.sources import file_names, http_probe, sums, url_lists
+from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import Expect, SourceRequest, key_of
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
@@ -226,7 +226,7 @@ class _Beside:
         return found
 
     def _listed(self, folder: str) -> dict[str, Digest]:
-        for name in sums.LISTS:
+        for name in file_names.DIGEST_LISTS:
             found = self._read(f"{folder}/{name}")
             if found:
                 return found
@@ -234,7 +234,9 @@ class _Beside:
 
     def _read(self, url: str) -> dict[str, Digest]:
         try:
-            return sums.parse(http_probe.text(url, self._headers, sums.MOST) or "")
+            return file_names.parse_digest_list(
+                http_probe.text(url, self._headers, file_names.MOST_DIGEST_LIST) or ""
+            )
         except SourceError as error:
             # To go on without would switch the check of the bytes off, and nobody would know.
             raise SourceError(
