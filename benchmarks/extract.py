@@ -217,7 +217,7 @@ def follow(argv: Sequence[str]) -> None:
     its work with an array."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from jobs.archives.tarstream import TarStream
+    from jobs.archives.tar.stream import TarStream
     from jobs.download.hashing import hash_file
     from jobs.runtime.progress import Progress
 

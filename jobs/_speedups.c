@@ -1,5 +1,5 @@
 /* The two inner loops of extraction that cost most in Python: finding ordinary members in a block
- * of a tar, and writing small files. Both are optional: jobs/archives/tarscan.py and
+ * of a tar, and writing small files. Both are optional: jobs/archives/tar/scan.py and
  * jobs/extract/files.py have the same functions in Python, and the tests compare them.
  *
  * Neither function decides anything. scan_tar() stops before whatever is not an ordinary file with
@@ -186,7 +186,7 @@ ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
 
 PyDoc_STRVAR(scan_tar_doc,
 "scan_tar(block, start)\n--\n\n"
-"Ordinary files that lie completely in ``block``; see ``jobs.archives.tarscan``.");
+"Ordinary files that lie completely in ``block``; see ``jobs.archives.tar.scan``.");
 
 static PyObject *
 scan_tar(PyObject *module, PyObject *args)
@@ -339,7 +339,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "jobs._speedups",
-    .m_doc = "Compiled forms of functions of jobs.archives.tarscan and jobs.extract.files.",
+    .m_doc = "Compiled forms of functions of jobs.archives.tar.scan and jobs.extract.files.",
     .m_size = 0,
     .m_methods = methods,
 };

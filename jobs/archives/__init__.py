@@ -1,89 +1,10 @@
-"""The archives there are, and what tells one from another."""
+"""Readers of archives: a plug point.
 
-from __future__ import annotations
-
-from jobs.archives.base import Archive
-from jobs.archives.samples import HEAD, Samples, looks_like_samples
-from jobs.archives.sniff import SINGLE, TARS
-from jobs.archives.sniff import read_head as read_head
-from jobs.archives.sniff import sniff as sniff
-from jobs.model import Fetched, Format, Options, Shard, ShardKind
-from jobs.storage.run_folder import RunFolder
-
-
-def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
-    """The reader for a shard that is here; each part may have one of its own, in any process.
-
-    Raises ``ArchiveError`` where what can be seen at once is wrong already.
-    """
-    archive = _reader(fetched, shard, options, folder)
-    return with_samples(archive, fetched.format, shard, options, folder)
-
-
-def with_samples(
-    archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
-) -> Archive:
-    """``archive``, its files with one key as an image and a record where it holds samples."""
-    if _holds_samples(archive, format, shard, options, folder):
-        return Samples(archive, shard, options, folder)
-    return archive
-
-
-def _holds_samples(
-    archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
-) -> bool:
-    """Whether files with one key are to become records; every part of a shard finds the same."""
-    layout = options.layout
-    if layout.name == "webdataset":
-        return shard.kind is not ShardKind.FILE and format is not Format.PARQUET
-    if layout.name != "auto" or format not in TARS:
-        return False
-    from jobs.archives.tar import TarArchive
-    from jobs.archives.tarstream import TarStream
-
-    assert isinstance(archive, (TarArchive, TarStream))
-    if not looks_like_samples(archive.first_names(HEAD), layout):
-        return False
-    loose = (s.name for s in folder.load_plan().shards if s.kind is ShardKind.FILE)
-    return not any(name.endswith(layout.records_names) for name in loose)
-
-
-def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
-    """The reader for a format."""
-    # Implementations are imported when they are needed: pyarrow alone takes a second.
-    if fetched.format in TARS:
-        from jobs.archives.tar import TarArchive
-
-        return TarArchive(fetched, shard, options, folder)
-    if fetched.format is Format.ZIP:
-        from jobs.archives.zip import ZipArchive
-
-        return ZipArchive(fetched, shard, options, folder)
-    if fetched.format in SINGLE:
-        from jobs.archives.compressed import CompressedFile
-
-        return CompressedFile(fetched, shard, options, folder)
-    if fetched.format is Format.PARQUET:
-        from jobs.archives.parquet import ParquetArchive
-
-        table = ParquetArchive(fetched, shard, options, folder)
-        if table.is_taken_apart():
-            return table
-    if fetched.format is Format.TREE:
-        from jobs.archives.tree import TreeArchive
-
-        return TreeArchive(fetched, shard, options, folder)
-    from jobs.archives.plain import PlainFile
-
-    return PlainFile(fetched, shard, options, folder)
-
-
-def learnt(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
-    """``fetched`` with what a look through a tar's headers teaches; of other formats as it is."""
-    if fetched.format not in TARS:
-        return fetched
-    from jobs.archives.tar import TarArchive
-    from jobs.archives.tarstream import Streamed
-
-    table = TarArchive(fetched, shard, options, folder).learn()
-    return Streamed(fetched.format, learnt=table).applied(fetched)
+``base`` says what a reader promises and ``registry`` opens the right one: ``tar``, ``zip``,
+``parquet``, ``single_file`` or ``folder``. ``detect`` tells formats apart by their bytes.
+``nested`` opens archives inside an archive, ``webdataset`` makes records of samples and
+``made_records`` keeps records that a reader makes. What they share: ``streams``, ``decompress`` and
+``zstd`` give the bytes, ``limits`` and ``memory`` bound them, and ``member_names`` compares names
+within one archive. A new format is one module or package here, one line in ``registry``, its
+signature in ``detect``, and one writer in ``tests/contract/test_archives.py``.
+"""

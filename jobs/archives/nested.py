@@ -10,8 +10,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import archives
+from jobs.archives import detect
 from jobs.archives.base import Archive
+from jobs.archives.registry import learnt, open_archive
 from jobs.errors import ArchiveError, Cause
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
@@ -93,8 +94,8 @@ def opened(
         fetched = _fetched(path, shard)
         if inner.layout.has_records and inner.strip_components is None:
             # The file is here whole, so a look through its headers finds the top folder for sure.
-            fetched = archives.learnt(fetched, shard, inner, folder)
-        yield archives.open_archive(fetched, shard, inner, folder)
+            fetched = learnt(fetched, shard, inner, folder)
+        yield open_archive(fetched, shard, inner, folder)
     except ArchiveError as error:
         raise _with_option(error, shard) from error
     finally:
@@ -126,7 +127,7 @@ def _fetched(path: Path, shard: Shard) -> Fetched:
             file.seek(0)
             return file.read(size)
 
-        format = archives.sniff(archives.read_head(first), shard.name)
+        format = detect.sniff(detect.read_head(first), shard.name)
     status = path.stat()
     return Fetched(
         shard=shard.id,

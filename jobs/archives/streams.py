@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged
-from jobs.archives.inflate import BLOCK, inflated
+from jobs.archives.decompress import BLOCK, inflated
 from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives import read_head, sniff
 from jobs.archives.base import DamagedError
-from jobs.archives.tarstream import Streamed
+from jobs.archives.detect import read_head, sniff
+from jobs.archives.tar.stream import Streamed
 from jobs.download.changes import check_unchanged, mark
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError

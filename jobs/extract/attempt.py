@@ -6,8 +6,8 @@ import gc
 import traceback
 from dataclasses import dataclass
 
-from jobs import archives
 from jobs.archives.base import Archive, DamagedError
+from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
 from jobs.extract.part import extract_part
 from jobs.extract.work import Work
@@ -85,9 +85,7 @@ class Attempts:
         if self._open is None or self._open[0] != work.shard.id:
             self._open = None  # closed before the next one is opened
             work.check_unchanged()
-            archive = archives.open_archive(
-                work.fetched, work.shard, self._plan.options, self._folder
-            )
+            archive = open_archive(work.fetched, work.shard, self._plan.options, self._folder)
             self._open = (work.shard.id, archive)
         return self._open[1]
 

@@ -19,7 +19,7 @@ import msgspec
 import jobs
 from jobs import rlimits
 from jobs.archives.base import DamagedError
-from jobs.archives.tarstream import Streamed
+from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed
 from jobs.extract.attempt import unfinished

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives import nested, table
+from jobs.archives import member_names, nested
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
 from jobs.archives.limits import FLOOR
-from jobs.archives.samples import Samples
+from jobs.archives.webdataset import Samples
 from jobs.extract.content import Content
 from jobs.extract.files import as_ours, mode_of, side_error
 from jobs.extract.keeping import Kept
@@ -64,7 +64,7 @@ class _Pass:
     ) -> None:
         self._work = work
         self._replaced = replaced  # nested archives that are passed over
-        self._nested_names = table.Names()
+        self._nested_names = member_names.Names()
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
         self._label = work.shard.name

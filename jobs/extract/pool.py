@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from jobs.archives.tarstream import Streamed
+from jobs.archives.tar.stream import Streamed
 from jobs.extract.arriving import Feed
 from jobs.extract.extractor import Extractor
 from jobs.extract.messages import Stream

@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jobs.archives import with_samples
 from jobs.archives.base import Archive, TopChanged
-from jobs.archives.sniff import TARS
-from jobs.archives.tarstream import Arriving, Contradiction, Streamed, TarStream
+from jobs.archives.detect import TARS
+from jobs.archives.registry import with_samples
+from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
 from jobs.extract.part import extract_part, remove_files
 from jobs.extract.work import Work

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.archives.sniff import TARS
-from jobs.archives.tarstream import TarStream
+from jobs.archives.detect import TARS
+from jobs.archives.tar.stream import TarStream
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.storage.run_folder import RunFolder

@@ -86,7 +86,7 @@ def _lies_there(ground: Ground, contest: Contest) -> bool:
 
 def _extract(ground: Ground, part: Part, fetched: Fetched, lost: list[Contest]) -> None:
     """Write these members of the part again, each under a temporary name and then in place."""
-    from jobs.archives import open_archive
+    from jobs.archives.registry import open_archive
 
     own, inner = _members(ground, part, lost)
     shard, options = ground.shards[part.shard], ground.plan.options

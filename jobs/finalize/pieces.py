@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jobs.archives import nested
-from jobs.archives.samples import is_pair
+from jobs.archives.webdataset import is_pair
 from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import forms

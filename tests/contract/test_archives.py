@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives import open_archive
 from jobs.archives.base import Kind
+from jobs.archives.registry import open_archive
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import archives
+from jobs.archives import detect
 from jobs.errors import OrchestrateError
 from jobs.model import OnCollision, Options, Outcome
 from tests.support.extracting import Extracting, extracting
@@ -57,7 +57,7 @@ class Extracted:
 
 def _is_archive(case: Case) -> bool:
     try:
-        archives.sniff(case.data[:4096], case.file)
+        detect.sniff(case.data[:4096], case.file)
     except OrchestrateError:
         return False  # the download job refuses it
     return True

@@ -17,8 +17,8 @@ import pytest
 
 from jobs import download
 from jobs.archives.limits import FLOOR
-from jobs.archives.zip import ZipArchive
-from jobs.archives.zipentry import XZ, ZSTD
+from jobs.archives.zip.archive import ZipArchive
+from jobs.archives.zip.entry import XZ, ZSTD
 from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
 from jobs.runtime.progress import Progress

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import extract, finalize
-from jobs.archives.samples import looks_like_samples
+from jobs.archives.webdataset import looks_like_samples
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs import archives
+from jobs.archives import detect
 from jobs.archives.base import Kind, Member
 from jobs.model import (
     Digest,
@@ -119,7 +119,7 @@ def fetched_of(
     status = path.stat()
     return Fetched(
         shard=shard.id,
-        format=archives.sniff(head, path.name),
+        format=detect.sniff(head, path.name),
         files=(str(path),),
         sizes=(status.st_size,),
         digests=(Digest("sha256", _sha256(path)),),

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from jobs.archives import open_archive, sniff
 from jobs.archives.base import Archive, Kind
-from jobs.archives.sniff import TARS
-from jobs.archives.tarstream import Arriving, Streamed, TarStream
+from jobs.archives.detect import TARS, sniff
+from jobs.archives.registry import open_archive
+from jobs.archives.tar.stream import Arriving, Streamed, TarStream
 from jobs.errors import UnsafeMemberError
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from examples import samples
-from jobs.archives import sniff
+from jobs.archives.detect import sniff
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.storage.manifest",),
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
-    (("jobs.sources.registry",), ("jobs.archives",), ("jobs.checks",)),
+    (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks",)),
     (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
     (("jobs.download",),),  # it extracts what it can meanwhile
     (
@@ -87,7 +87,7 @@ ROOMLESS = {"jobs", "orchestrator"}  # the version alone is there; they import n
 # What is plugged in: each sees its package's base and helpers, and only the registry sees it.
 PLUGS = {
     "jobs.sources.registry": ("hub", "url", "local"),
-    "jobs.archives": ("tar", "zip", "compressed", "plain", "tree"),
+    "jobs.archives.registry": ("tar", "zip", "compressed", "plain", "tree"),
     "jobs.checks": ("png", "jpeg", "boxes", "others", "decode"),
     "orchestrator.engines": ("slurm", "local"),
 }
@@ -249,7 +249,9 @@ def test_nothing_private_of_a_library_is_imported() -> None:
     [
         pytest.param("jobs.download", "jobs.sources.base", True, id="down"),
         pytest.param("jobs.sources.hub", "jobs.download", False, id="up"),
-        pytest.param("jobs.sources.hub", "jobs.archives.tar", False, id="another plug package"),
+        pytest.param(
+            "jobs.sources.hub", "jobs.archives.tar.archive", False, id="another plug package"
+        ),
         pytest.param("jobs.sources.hub", "jobs.sources.base", True, id="its own package"),
         pytest.param("jobs.extract", "jobs.finalize", False, id="a stranger of the same floor"),
         pytest.param("jobs.finalize.audit", "jobs.finalize.merge", True, id="one stage's own"),

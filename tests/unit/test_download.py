@@ -14,7 +14,7 @@ from msgspec import structs
 
 from examples import samples
 from jobs import download
-from jobs.archives import open_archive
+from jobs.archives.registry import open_archive
 from jobs.download import fetching
 from jobs.download.changes import check_unchanged
 from jobs.errors import Cause, SourceError

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.archives import memory as allowed
-from jobs.archives.inflate import inflated
+from jobs.archives.decompress import inflated
 from jobs.archives.memory import LITTLE, Memory, free_memory, memory_for
 from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
@@ -170,7 +170,7 @@ def test_a_header_that_comes_in_bits_is_understood(format: Format) -> None:
 _SHORT_OF_MEMORY = """
 import io, resource, sys
 from pathlib import Path
-from jobs.archives.inflate import inflated
+from jobs.archives.decompress import inflated
 from jobs.archives.memory import Memory
 MORE = Memory(160 << 20)
 from jobs.model import Format

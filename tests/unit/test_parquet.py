@@ -17,8 +17,8 @@ import pytest
 
 from examples.samples import make_dataset
 from jobs import extract
-from jobs.archives.columns import node_of
-from jobs.archives.parquet import ParquetArchive
+from jobs.archives.parquet.archive import ParquetArchive
+from jobs.archives.parquet.columns import node_of
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Layout, Options, Outcome, Part
 from jobs.runtime.progress import Progress
@@ -474,7 +474,7 @@ def test_without_pyarrow_the_message_says_what_to_install(
 import sys
 sys.modules["pyarrow"] = None
 from pathlib import Path
-from jobs import archives
+from jobs.archives.registry import open_archive
 from jobs.errors import OrchestrateError
 from jobs.model import Part
 from jobs.storage.run_folder import RunFolder
@@ -482,7 +482,7 @@ folder = RunFolder(Path({str(run.folder.path)!r}))
 plan = folder.load_plan()
 shard = plan.shards[0]
 try:
-    archive = archives.open_archive(folder.load_fetched(shard.id), shard, plan.options, folder)
+    archive = open_archive(folder.load_fetched(shard.id), shard, plan.options, folder)
     list(archive.members(Part(shard.id, 0, 1)))
 except OrchestrateError as error:
     print(error)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.archives import open_archive
-from jobs.archives.tarstream import Streamed, TarStream
+from jobs.archives.registry import open_archive
+from jobs.archives.tar.stream import Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.arriving import Feed
 from jobs.extract.messages import Arrived

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.archives import open_archive
-from jobs.archives.tarstream import Arriving, Streamed
+from jobs.archives.registry import open_archive
+from jobs.archives.tar.stream import Arriving, Streamed
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobs.archives import sparse
 from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
-from jobs.archives.cursor import ONE_PIECE, Cursor, ShortError
 from jobs.archives.limits import Limits
-from jobs.archives.tarscan import Found, scan_tar
+from jobs.archives.tar import sparse
+from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
+from jobs.archives.tar.scan import Found, scan_tar
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from jobs.archives.base import Kind, Member, TopChanged
-from jobs.archives.cursor import Cursor, SeekingCursor
 from jobs.archives.limits import Limits
+from jobs.archives.member_names import TopFolder, clean
 from jobs.archives.streams import Ahead, Chain, chain_blocks
-from jobs.archives.table import Learnt, Table, TopFolder, clean
-from jobs.archives.tarread import TarReader
+from jobs.archives.tar.cursor import Cursor, SeekingCursor
+from jobs.archives.tar.member_index import Learnt, Table
+from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import IO
 
 from jobs.archives.base import Archive, Kind, Member, unsupported
-from jobs.archives.made import records_member, spool
-from jobs.archives.table import clean
+from jobs.archives.made_records import records_member, spool
+from jobs.archives.member_names import clean
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard

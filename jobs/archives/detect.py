@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Callable
 
 from jobs.archives.base import unsupported
-from jobs.archives.inflate import inflated
+from jobs.archives.decompress import inflated
 from jobs.errors import ArchiveError, OrchestrateError
 from jobs.formats import magic, tar_header
 from jobs.formats.magic import Packing

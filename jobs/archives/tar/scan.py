@@ -72,8 +72,8 @@ def scan_tar(block: Buffer, start: int) -> list[Found]:
     """Find ordinary files that lie completely in ``block``, from the header at ``start`` on.
 
     Stops before the first member that is not an ordinary file, whose header is unusual or damaged,
-    or whose content and padding do not lie completely in the block: ``jobs.archives.tarread`` takes
-    that one. Of extended headers (pax) only those are read that give a time and nothing else that
-    matters, as Python's ``tarfile`` writes them for every member.
+    or whose content and padding do not lie completely in the block: ``jobs.archives.tar.reader``
+    takes that one. Of extended headers (pax) only those are read that give a time and nothing else
+    that matters, as Python's ``tarfile`` writes them for every member.
     """
     return _scan(block, start)

@@ -6,18 +6,9 @@ import lzma
 import struct
 from collections.abc import Iterator
 
-from jobs.archives.inflate import Decompressor, inflated, stream_errors
+from jobs.archives.decompress import Decompressor, inflated, stream_errors
 from jobs.archives.memory import memory_for
-from jobs.archives.zipentry import (
-    BZIP2,
-    DEFLATE,
-    LZMA,
-    STORED,
-    ZSTD,
-    Entry,
-    EntryError,
-    unpacked,
-)
+from jobs.archives.zip.entry import BZIP2, DEFLATE, LZMA, STORED, ZSTD, Entry, EntryError, unpacked
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Format
 

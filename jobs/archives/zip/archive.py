@@ -9,17 +9,11 @@ from functools import cached_property
 
 from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
 from jobs.archives.limits import Limits
+from jobs.archives.member_names import clean
 from jobs.archives.streams import Chain, ahead
-from jobs.archives.table import clean
-from jobs.archives.zipdir import LOCAL_SIZE, Directory
-from jobs.archives.zipentry import (
-    DESCRIPTOR,
-    Entry,
-    EntryError,
-    check_descriptor,
-    check_local,
-)
-from jobs.archives.zipinflate import inflate_blocks, inflate_whole
+from jobs.archives.zip.content import inflate_blocks, inflate_whole
+from jobs.archives.zip.directory import LOCAL_SIZE, Directory
+from jobs.archives.zip.entry import DESCRIPTOR, Entry, EntryError, check_descriptor, check_local
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores

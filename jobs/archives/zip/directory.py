@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from jobs.archives.base import Kind, damaged, unsupported
 from jobs.archives.limits import Limits
+from jobs.archives.member_names import Names, TopFolder
 from jobs.archives.streams import Chain
-from jobs.archives.table import Names, TopFolder
-from jobs.archives.zipentry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
+from jobs.archives.zip.entry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
 from jobs.errors import ArchiveError
 from jobs.model import Options
 from jobs.storage.safe_paths import SampleEnds

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from jobs.archives.base import Kind, Member, damaged, unsupported
-from jobs.archives.columns import Columns
 from jobs.archives.limits import Limits
-from jobs.archives.made import records_member, spool
+from jobs.archives.made_records import records_member, spool
+from jobs.archives.parquet.columns import Columns
 from jobs.errors import ArchiveError, Cause, UsageError
 from jobs.formats.pictures import (
     BY_EXTENSION,
@@ -43,8 +43,8 @@ class ParquetArchive:
     """Rows of a parquet file as members: image files first, then the records file.
 
     A part is a range of row groups. Every column whose values are images becomes files, also in
-    lists and structs (see ``jobs.archives.columns``). The record names each path under the column's
-    name, and the row's first image under the layout's image field as well.
+    lists and structs (see ``jobs.archives.parquet.columns``). The record names each path under the
+    column's name, and the row's first image under the layout's image field as well.
     """
 
     top: str | None = None

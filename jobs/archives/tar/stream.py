@@ -17,13 +17,14 @@ from isal import isal_zlib
 from msgspec import Struct, structs
 
 from jobs.archives.base import Kind, Member, TopChanged
-from jobs.archives.cursor import Cursor
+from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.limits import Limits
-from jobs.archives.plaincopy import PlainCopy
-from jobs.archives.sniff import TARS, read_head, sniff
+from jobs.archives.member_names import TopFolder
 from jobs.archives.streams import Ahead, open_blocks
-from jobs.archives.table import Learnt, Table, TopFolder
-from jobs.archives.tarread import TarReader
+from jobs.archives.tar.cursor import Cursor
+from jobs.archives.tar.member_index import Learnt, Table
+from jobs.archives.tar.plain_copy import PlainCopy
+from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import SampleEnds, shown

@@ -1,0 +1,47 @@
+"""What a pass over a tar's members teaches: where to cut it into parts, and how much it holds."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from jobs.archives.base import Kind, Member
+from jobs.archives.member_names import Names, TopFolder
+from jobs.model import Cut, Options
+
+
+class Learnt(Struct, frozen=True):
+    """What ``Fetched`` says of a shard with several parts."""
+
+    cuts: tuple[Cut, ...]
+    members: int
+    data_bytes: int
+    superseded: tuple[int, ...]
+    top: str | None
+
+
+class Table:
+    """Collects what members teach, in their order, with flat memory."""
+
+    def __init__(self, options: Options) -> None:
+        self._names = Names()
+        self._data_bytes = 0
+        self.top_folder = TopFolder(options)
+        self.members = 0
+
+    def add(self, member: Member) -> None:
+        """The next member."""
+        if member.kind is not Kind.FOLDER:
+            self._names.add(member.name, self.members)
+        self.top_folder.see(member.name, member.kind)
+        self.members += 1
+        self._data_bytes += member.size
+
+    def finish(self, cuts: tuple[Cut, ...]) -> Learnt:
+        """What all members have taught; ``cuts`` is where the parts begin, and the end."""
+        return Learnt(
+            cuts,
+            self.members,
+            self._data_bytes,
+            self._names.superseded(),
+            self.top_folder.top,
+        )
