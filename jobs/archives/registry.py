@@ -58,7 +58,7 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
 
         return ZipArchive(fetched, shard, options, folder)
     if fetched.format in SINGLE:
-        from jobs.archives.compressed import CompressedFile
+        from jobs.archives.single_file import CompressedFile
 
         return CompressedFile(fetched, shard, options, folder)
     if fetched.format is Format.PARQUET:
@@ -71,7 +71,7 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
         from jobs.archives.folder import TreeArchive
 
         return TreeArchive(fetched, shard, options, folder)
-    from jobs.archives.plain import PlainFile
+    from jobs.archives.single_file import PlainFile
 
     return PlainFile(fetched, shard, options, folder)
 
