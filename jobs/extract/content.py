@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from isal import isal_zlib
 
-from jobs.checks import check_for
+from jobs.checks.registry import check_for
 from jobs.errors import from_os_error
 from jobs.model import Entry, Inner, Options
 from jobs.runtime.progress import Progress

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from jobs.checks import WARNING, is_image_name, is_no_image, is_warning, settled
+from jobs.checks.base import WARNING, is_no_image, is_warning, settled
+from jobs.checks.registry import is_image_name
 from jobs.finalize.buckets import folded
 from jobs.finalize.findings import Finding, Kind
 from jobs.finalize.ground import shown_key

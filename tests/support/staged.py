@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 
-from jobs.checks import check_for
+from jobs.checks.registry import check_for
 from jobs.model import (
     Digest,
     Entry,

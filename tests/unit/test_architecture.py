@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.storage.manifest",),
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
-    (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks",)),
+    (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks.registry",)),
     (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
     (("jobs.download",),),  # it extracts what it can meanwhile
     (
@@ -88,7 +88,7 @@ ROOMLESS = {"jobs", "orchestrator"}  # the version alone is there; they import n
 PLUGS = {
     "jobs.sources.registry": ("hub", "url", "local"),
     "jobs.archives.registry": ("tar", "zip", "compressed", "plain", "tree"),
-    "jobs.checks": ("png", "jpeg", "boxes", "others", "decode"),
+    "jobs.checks.registry": ("png", "jpeg", "boxes", "others", "decode"),
     "orchestrator.engines": ("slurm", "local"),
 }
 NOT_FOR_JOBS = {"orchestrator", "click", "submitit", "tqdm"}

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from jobs.checks import check_for, is_image_name, is_no_image, is_warning, settled
+from jobs.checks.base import is_no_image, is_warning, settled
+from jobs.checks.registry import check_for, is_image_name
 from jobs.formats.pictures import content_of
 from jobs.model import Verify
 from tests.support.staged import chunk, png

@@ -1,0 +1,48 @@
+"""The checks there are, and which of them a member gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from jobs.checks.base import Check
+from jobs.checks.boxes import Boxes
+from jobs.checks.decode import Decode
+from jobs.checks.images import ImageCheck
+from jobs.checks.jpeg import Jpeg
+from jobs.checks.other_images import Bmp, Gif, Tiff, WebP
+from jobs.checks.png import Png
+from jobs.formats.pictures import BY_EXTENSION, extension
+from jobs.model import Verify
+
+# The pixels of a HEIF image may lie in its ``meta`` box instead (ISO/IEC 23008-12; AVIF as well).
+_HEIF = (frozenset({b"meta", b"moov"}), frozenset({b"mdat", b"idat"}))
+FORMATS: dict[str, Callable[[], Check]] = {
+    "PNG": Png,
+    "JPEG": Jpeg,
+    "GIF": Gif,
+    "WebP": WebP,
+    "BMP": Bmp,
+    "TIFF": Tiff,
+    "AVIF": partial(Boxes, "AVIF", *_HEIF),
+    "HEIC": partial(Boxes, "HEIC", *_HEIF),
+    "JPEG 2000": partial(Boxes, "JPEG 2000", frozenset({b"jp2c", b"ftbl"})),
+    "JPEG XL": partial(Boxes, "JPEG XL", frozenset({b"jxlc", b"jxlp"})),
+}
+
+
+def is_image_name(path: str, images: str = "images") -> bool:
+    """Whether a data path is an image's: by its extension, or by its folder if it has none."""
+    suffix = extension(path)
+    return suffix in BY_EXTENSION or (not suffix and path.startswith(f"{images}/"))
+
+
+def check_for(name: str, verify: Verify) -> Check | None:
+    """A fresh check for the member with that data path; None where nothing is to be checked.
+
+    Raises ``UsageError`` where decoding needs a missing package.
+    """
+    if verify is Verify.NONE:
+        return None
+    check = ImageCheck(name, FORMATS)
+    return Decode(check) if verify is Verify.DECODE else check
