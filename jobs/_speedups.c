@@ -1,6 +1,6 @@
 /* The two inner loops of extraction that cost most in Python: finding ordinary members in a block
  * of a tar, and writing small files. Both are optional: jobs/archives/tar/scan.py and
- * jobs/extract/files.py have the same functions in Python, and the tests compare them.
+ * jobs/outputs/files.py have the same functions in Python, and the tests compare them.
  *
  * Neither function decides anything. scan_tar() stops before whatever is not an ordinary file with
  * an ordinary header, and write_files() reports EEXIST for whatever is neither a new file nor one
@@ -278,7 +278,7 @@ write_file(const struct file *file)
 
 PyDoc_STRVAR(write_files_doc,
 "write_files(files)\n--\n\n"
-"Write files without the interpreter lock; see ``jobs.extract.files``.");
+"Write files without the interpreter lock; see ``jobs.outputs.files``.");
 
 static PyObject *
 write_files(PyObject *module, PyObject *argument)
@@ -339,7 +339,7 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "jobs._speedups",
-    .m_doc = "Compiled forms of functions of jobs.archives.tar.scan and jobs.extract.files.",
+    .m_doc = "Compiled forms of functions of jobs.archives.tar.scan and jobs.outputs.files.",
     .m_size = 0,
     .m_methods = methods,
 };

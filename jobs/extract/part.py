@@ -14,16 +14,15 @@ from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_l
 from jobs.archives.limits import FLOOR
 from jobs.archives.webdataset import Samples
 from jobs.extract.content import Content
-from jobs.extract.files import as_ours, mode_of, side_error
-from jobs.extract.keeping import Kept
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.names import Names
 from jobs.extract.records import RecordsFile
 from jobs.extract.seen import Seen, Twice, path_of
 from jobs.extract.source import Replaced, Source, Tally
 from jobs.extract.work import Work
-from jobs.extract.writers import Writers
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
+from jobs.outputs.files import Kept, as_ours, mode_of, side_error
+from jobs.outputs.write_pool import Writers
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter, read_manifest

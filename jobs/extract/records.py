@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.extract.content import Content
-from jobs.extract.files import side_error
 from jobs.model import Options
+from jobs.outputs.files import side_error
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 

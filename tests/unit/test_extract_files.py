@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.extract import files
-from jobs.extract.files import Small
+from jobs.outputs import files
+from jobs.outputs.files import Small
 
 Write = Callable[[Sequence[Small]], list[int]]
 

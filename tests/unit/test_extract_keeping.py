@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.extract.files import write_file
-from jobs.extract.keeping import Kept
+from jobs.outputs.files import Kept, write_file
 
 
 def test_files_get_their_permissions_and_times(tmp_path: Path) -> None:

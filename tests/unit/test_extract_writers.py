@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ArchiveError, Cause, StorageError
-from jobs.extract.files import as_ours
-from jobs.extract.writers import LARGE, QUEUE, Writers
+from jobs.outputs.files import as_ours
+from jobs.outputs.write_pool import LARGE, QUEUE, Writers
 
 
 def made(tmp_path: Path, slow_s: float) -> Iterator[Writers]:
@@ -51,7 +51,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
             counts["now"] -= 1
         return real(path, flags, mode)
 
-    monkeypatch.setattr("jobs.extract.files.os.open", slow_open)
+    monkeypatch.setattr("jobs.outputs.files.os.open", slow_open)
     return counts
 
 
@@ -110,7 +110,7 @@ def test_an_inline_error_is_ours_and_names_path_and_free_space(
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("jobs.extract.files.os.write", full)
+    monkeypatch.setattr("jobs.outputs.files.os.write", full)
     with pytest.raises(StorageError, match=r"writing '.*/x': no space left \(.* GiB") as caught:
         put(inline, tmp_path, "x", b"1")
     assert caught.value.cause is Cause.DISK_FULL
@@ -129,7 +129,7 @@ def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
     def over(fd: int, data: bytes) -> int:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-    monkeypatch.setattr("jobs.extract.files.os.write", over)
+    monkeypatch.setattr("jobs.outputs.files.os.write", over)
     with pytest.raises(StorageError) as caught:
         for number in range(20, 2000):
             put(writers, tmp_path, str(number), b"x")

@@ -253,7 +253,7 @@ def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("jobs.extract.files.os.open", full)
+    monkeypatch.setattr("jobs.outputs.files.os.open", full)
     with pytest.raises(StorageError) as caught:
         _stream(run)
     monkeypatch.undo()

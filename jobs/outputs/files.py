@@ -1,4 +1,4 @@
-"""Putting bytes into a file below the data folder, never through a link of any kind."""
+"""Putting members into files below the data folder, never through a link, and their metadata."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from jobs.errors import (
-    ArchiveError,
-    Cause,
-    OrchestrateError,
-    StorageError,
-    from_os_error,
-)
+from jobs.errors import ArchiveError, Cause, OrchestrateError, StorageError, from_os_error
 from jobs.storage.safe_paths import TWO_KINDS, shown, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
 _BLOCK = 4096  # bytes; a shorter hole saves nothing
+_MOST = 4096  # files that wait
 
 
 def mode_of(mode: int) -> int:
@@ -198,3 +193,50 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
         space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
     remedy = _REMEDIES.get(ours.cause, "have the file system, or its mount, mended")
     return StorageError(f"{ours.message}{space}; {remedy}, then resume", cause=ours.cause)
+
+
+class Kept:
+    """Files and how they are to be in the end; nothing of it where ``wanted`` is false.
+
+    ``times``: with their modification times.
+    """
+
+    def __init__(self, *, wanted: bool, times: bool = True) -> None:
+        self._wanted = wanted
+        self._times = times
+        self._files: list[tuple[bytes, int, int]] = []
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the data are a folder's copy, to be like it in all that a file system tells."""
+        return self._wanted
+
+    def add(self, place: bytes, mode: int, mtime_ns: int) -> bool:
+        """Remember a file's permission bits and time; whether ``put`` should be called soon."""
+        if self._wanted:
+            self._files.append((place, mode, mtime_ns))
+        return len(self._files) >= _MOST
+
+    def put(self) -> None:
+        """Change the files, which must be written by now; raises ``OSError``."""
+        for place, mode, mtime_ns in self._files:
+            # The files are ours and plain: `open_place` made them so, hence no link is followed.
+            if self._times:
+                set_mtime(place, mtime_ns)
+            os.chmod(place, mode & 0o777)  # noqa: PTH101  # paths are bytes here
+        self._files.clear()
+
+    def folder(self, place: bytes, mode: int) -> None:
+        """Give a folder its permission bits, and its owner all, for those who still write there."""
+        if self._wanted:
+            os.chmod(place, mode & 0o777 | 0o700)  # noqa: PTH101  # paths are bytes here
+
+    def link(self, place: bytes, target: bytes, mtime_ns: int) -> None:
+        """Have a link at ``place``, whatever an earlier attempt left; raises ``OSError``."""
+        try:
+            os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
+        except FileExistsError:
+            os.unlink(place)  # noqa: PTH108
+            os.symlink(target, place)  # noqa: PTH211
+        if self._times:
+            set_mtime(place, mtime_ns, follow_symlinks=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from jobs.extract.files import COMPILED, Small, write_file, write_files
+from jobs.outputs.files import COMPILED, Small, write_file, write_files
 
 LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer counts
 QUEUE = 32 << 20  # bytes that wait for a writer
