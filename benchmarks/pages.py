@@ -148,7 +148,7 @@ def one(argv: Sequence[str]) -> None:
     """In that process: extract, and tell what it took (the child's start included)."""
     import resource
 
-    from jobs import extract
+    from jobs.extract.stage import run_extract
     from jobs.model import Outcome
     from jobs.runtime.progress import Progress
     from jobs.storage.run_folder import RunFolder
@@ -157,7 +157,7 @@ def one(argv: Sequence[str]) -> None:
     plan = folder.load_plan()
     parts = plan.parts()
     before, begun = sum(os.times()[:4]), time.perf_counter()
-    results = extract.run(folder, plan, [parts[int(index)] for index in argv[1:]], Progress())
+    results = run_extract(folder, plan, [parts[int(index)] for index in argv[1:]], Progress())
     seconds, cpu_s = time.perf_counter() - begun, sum(os.times()[:4]) - before
     peak = max(
         resource.getrusage(who).ru_maxrss

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, download, extract, finalize, rlimits
+from jobs import __version__, download, finalize, rlimits
 from jobs.errors import Cause, OrchestrateError
+from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -127,7 +128,7 @@ def _download(
 def _extract(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    return extract.run(folder, plan, _parts(plan, task.items), progress), None, None
+    return run_extract(folder, plan, _parts(plan, task.items), progress), None, None
 
 
 def _finalize(

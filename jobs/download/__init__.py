@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.download.fetching import Fetcher
 from jobs.errors import Cause, RunFolderError, SourceError
-from jobs.extract.pool import ExtractionPool
+from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
     Fetched,
     Format,

@@ -15,7 +15,7 @@ from jobs.download.changes import check_unchanged, mark
 from jobs.download.hashing import check_digest, hash_file
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
-from jobs.extract.pool import ExtractionPool
+from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.runtime.progress import Progress

@@ -1,60 +1,9 @@
-"""The extract stage: each part of an archive read once, checked, hashed and written in place."""
+"""The extract stage: each part of an archive read once, checked, hashed and written in place.
 
-from __future__ import annotations
-
-from collections.abc import Sequence
-
-from jobs.errors import Cause, RunFolderError
-from jobs.extract.attempt import archive_bytes
-from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
-from jobs.runtime.progress import Progress
-from jobs.storage.manifest import read_summary
-from jobs.storage.run_folder import RunFolder
-
-__all__ = ["run"]
-
-
-def run(
-    folder: RunFolder, plan: Plan, parts: Sequence[Part], progress: Progress
-) -> tuple[ItemResult, ...]:
-    """Extract ``parts``; one result for each, in their order.
-
-    A part that is finished is not done again; one whose shard is not here is retryable; a bad one
-    stops no other. Only a disk's failure and ``progress`` end the task early, and then the parts
-    that are left are retryable.
-    """
-    from jobs.extract.extractor import Extractor  # of which its child has no use
-
-    results: dict[str, ItemResult] = {}
-    left: list[Part] = []
-    here = folder.fetched_ids()
-    finished = folder.finished_ids()
-    for part in parts:
-        summary = _summary(folder, part) if part.id in finished else None
-        if summary is not None:
-            results[part.id] = ItemResult(part.id, Outcome.OK, summary.files, summary.bytes)
-            progress.add(bytes=archive_bytes(plan, part) or 0, files=summary.files, items=1)
-        elif part.shard not in here:
-            results[part.id] = ItemResult(part.id, Outcome.RETRYABLE, problem=_not_fetched(part))
-            progress.add(items=1)
-        else:
-            left.append(part)
-    left.sort(key=lambda part: (part.shard, part.index))  # each archive is opened once
-    with Extractor(folder, progress) as extractor:
-        results.update(extractor.extract(left))
-    return tuple(results[part.id] for part in parts)
-
-
-def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
-    try:
-        return read_summary(folder.manifest(part))
-    except RunFolderError:
-        return None  # a disk lost it: the part is done again
-
-
-def _not_fetched(part: Part) -> Problem:
-    return Problem(
-        Cause.NOT_FETCHED,
-        f"{part.shard} is not here, as its download did not succeed; resume fetches it",
-        part.shard,
-    )
+``stage`` runs it. ``extractor`` is the parent of the processes that extract and survives their end,
+``child_process`` is such a process, ``messages`` is what the two send each other, ``arriving`` a
+file of which more comes while it is read. ``streaming`` extracts a whole shard in one pass;
+``part_result`` turns all that happens to a part into a result; ``part`` is the pass over one part:
+``source`` is what it reads, ``paths`` says where a member goes, ``content`` checks and hashes it,
+``links`` are members that stand for others.
+"""

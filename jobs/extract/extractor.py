@@ -1,4 +1,4 @@
-"""The parent of a process that extracts: gives orders, passes on news, and survives its end."""
+"""The processes that extract, seen by their parent: orders, news, and their end survived."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
@@ -22,20 +23,9 @@ from jobs.archives.base import DamagedError
 from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed
-from jobs.extract.attempt import unfinished
-from jobs.extract.messages import (
-    Begin,
-    Done,
-    End,
-    Extract,
-    Item,
-    News,
-    Order,
-    Report,
-    Stop,
-    Stream,
-)
-from jobs.model import ItemResult, Part, Problem
+from jobs.extract.messages import Begin, Done, End, Extract, Item, News, Order, Report, Stop, Stream
+from jobs.extract.part_result import unfinished
+from jobs.model import ItemResult, Part, Problem, Shard
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
@@ -44,11 +34,9 @@ _GRACE_S = 0.6  # from an order to stop until the child is killed, which harms n
 _READ = 1 << 16  # bytes
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Report).decode
-
 # glibc gives a block of 1 MiB back to the kernel at once, and gets the next one by 256 page faults,
 # a tenth of inflating on one core; it is told to keep some (mallopt(3)).
 _HEAP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}  # bytes
-
 # Isolated (-I), so that no file of the working folder and no variable of the environment chooses
 # what is imported; then with the very path that this process has. Signals are the parent's matter.
 # The end is no more than that: to take the interpreter apart costs as much as to write 10 MB.
@@ -58,7 +46,7 @@ gc.disable()
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
 sys.path[:] = sys.argv[1:]
-from jobs.extract.child import main
+from jobs.extract.child_process import main
 gc.freeze()
 gc.enable()
 main()
@@ -303,3 +291,64 @@ def _import_path() -> list[str]:
     home = str(Path(jobs.__file__).resolve().parents[1])
     rest = [str(Path(entry).absolute()) for entry in sys.path]
     return [home, *(entry for entry in rest if entry != home)]
+
+
+class ExtractionPool:
+    """At most ``workers`` processes that extract, each with one order at a time.
+
+    ``spills``: a stream that is slower than its download leaves the rest to other tasks.
+    """
+
+    def __init__(
+        self, folder: RunFolder, progress: Progress, *, workers: int, spills: bool
+    ) -> None:
+        self._folder = folder
+        self._progress = progress
+        self._spills = spills
+        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
+        self._own = threading.local()
+        self._extractors: list[Extractor] = []
+        self._queued: list[Future[None]] = []
+
+    def stream(
+        self, shard: Shard, files: Sequence[Path], feeds: Sequence[Feed], *, extracts: bool = True
+    ) -> Future[Streamed]:
+        """Read a shard in one pass; what it teaches, or an ``OrchestrateError``.
+
+        ``feeds``, one a file, say what arrives; without any all ``files`` are complete.
+        """
+        order = Stream(
+            shard.id,
+            tuple(map(str, files)),
+            arriving=bool(feeds),
+            extracts=extracts,
+            spills=self._spills,
+        )
+        return self._threads.submit(lambda: self._extractor().stream(order, feeds))
+
+    def offer(self, parts: Sequence[Part]) -> None:
+        """Extract parts of a shard that is here, each once there is a process free for it.
+
+        What goes wrong is left to the extract stage, which tries again and reports.
+        """
+        for part in parts:
+            self._queued.append(self._threads.submit(self._extract, part))
+
+    def _extract(self, part: Part) -> None:
+        self._extractor().extract((part,))
+
+    def _extractor(self) -> Extractor:
+        extractor: Extractor | None = getattr(self._own, "extractor", None)
+        if extractor is None:
+            extractor = self._own.extractor = Extractor(self._folder, self._progress, beside=True)
+            self._extractors.append(extractor)
+        return extractor
+
+    def close(self, *, drains: bool) -> None:
+        """Finish what is in hand, and (``drains``) what is queued; the rest is left."""
+        if not drains:
+            for future in self._queued:
+                future.cancel()
+        self._threads.shutdown()
+        for extractor in self._extractors:
+            extractor.close()

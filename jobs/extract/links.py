@@ -10,7 +10,7 @@ from isal import isal_zlib
 
 from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
 from jobs.errors import UnsafeMemberError
-from jobs.extract.seen import path_of
+from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
 from jobs.storage.safe_paths import safe_path, shown, text_of
 

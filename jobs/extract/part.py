@@ -5,27 +5,40 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from msgspec import structs
 
 from jobs.archives import member_names, nested
 from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
+from jobs.archives.detect import TARS
 from jobs.archives.limits import FLOOR
+from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
-from jobs.extract.content import Content
+from jobs.errors import ArchiveError, Cause
+from jobs.extract.content import Content, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
-from jobs.extract.names import Names
-from jobs.extract.records import RecordsFile
-from jobs.extract.seen import Seen, Twice, path_of
+from jobs.extract.paths import Names, Seen, Twice, path_of
 from jobs.extract.source import Replaced, Source, Tally
-from jobs.extract.work import Work
-from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
+from jobs.model import (
+    Entry,
+    Fetched,
+    Format,
+    OnCollision,
+    Part,
+    PartSummary,
+    Plan,
+    Shard,
+    ShardKind,
+    Span,
+)
 from jobs.outputs.files import Kept, as_ours, mode_of, side_error
 from jobs.outputs.write_pool import Writers
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter, read_manifest
+from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import Folders, shown, text_of
 from jobs.storage.staging import Staging
 from jobs.storage.write_behind import WriteOut
@@ -33,6 +46,52 @@ from jobs.storage.write_behind import WriteOut
 # The reader promises at most two of the top folder; which nested archives are replaced is known
 # after one reading.
 _MOST_CORRECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Work:
+    """One part, with all that its extraction needs to know."""
+
+    folder: RunFolder
+    plan: Plan
+    shard: Shard
+    fetched: Fetched
+    part: Part
+    stream: TarStream | None = None  # that the part is read from, where ``fetched`` is not final
+
+    @property
+    def archive_bytes(self) -> int:
+        """Size of the shard as it is published."""
+        return sum(self.fetched.sizes) or self.shard.size or 0
+
+    def span(self) -> Span | None:
+        """Where the part, once read, begins and ends in its tar; None for other formats."""
+        if self.stream is not None:
+            return self.stream.span(self.part)
+        cuts = self.fetched.cuts if self.fetched.format in TARS else ()
+        return Span(cuts[self.part.index], cuts[self.part.index + 1]) if cuts else None
+
+    def check_unchanged(self) -> None:
+        """Raise ``ArchiveError`` if a file of the archive is not what it was when it came."""
+        fetched = self.fetched
+        for path, size, mtime_ns in zip(
+            fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True
+        ):
+            try:
+                status = Path(path).stat()
+            except FileNotFoundError as error:
+                if fetched.plain is not None and not fetched.in_place:
+                    continue  # the inflated form is all that is needed
+                raise ArchiveError(
+                    f"{self.shard.name}: {shown(path)} is gone; resume fetches it again",
+                    cause=Cause.NOT_FETCHED,
+                ) from error
+            if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
+                raise ArchiveError(
+                    f"{self.shard.name}: {shown(path)} was changed since the run began; "
+                    "launch anew, or resume once it stays as it is",
+                    cause=Cause.CHANGED,
+                )
 
 
 def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummary:

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from jobs.archives import nested
 from jobs.archives.base import Archive
-from jobs.extract.content import Content
-from jobs.extract.names import Names
-from jobs.extract.records import RecordsFile
+from jobs.extract.content import Content, RecordsFile
+from jobs.extract.paths import Names
 from jobs.model import Entry, Inner, Part
 from jobs.storage.safe_paths import shown
 

@@ -12,8 +12,7 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import with_samples
 from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
-from jobs.extract.part import extract_part, remove_files
-from jobs.extract.work import Work
+from jobs.extract.part import Work, extract_part, remove_files
 from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary

@@ -21,12 +21,12 @@ from tests.support.hostile import Case, cases
 _TASK = """
 import json, resource, sys
 from pathlib import Path
-from jobs import extract
+from jobs.extract.stage import run_extract
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 plan = folder.load_plan()
-results = extract.run(folder, plan, plan.parts(), Progress())
+results = run_extract(folder, plan, plan.parts(), Progress())
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 told = [(r.item, r.outcome, r.problem and (r.problem.cause, r.problem.message)) for r in results]
 print(json.dumps({"peak": peak, "told": told}))

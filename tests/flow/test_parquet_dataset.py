@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from jobs import extract, finalize
+from jobs import finalize
 from jobs.errors import Cause
+from jobs.extract.stage import run_extract
 from jobs.model import OnBadRecord, OnCollision, Options, Problem, Summary
 from jobs.runtime.progress import Progress
 from tests.support.extracting import Extracting, extracting
@@ -42,7 +43,7 @@ def run_over(
         paths.append(tmp_path / f"{number}.parquet")
         pq.write_table(pa.table(columns), paths[-1], row_group_size=2)
     run = extracting(tmp_path, paths, parts=parts, options=options)
-    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * len(run.parts)
     return run, *finalize.run(run.folder, run.plan, Progress())
 

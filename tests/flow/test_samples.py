@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from jobs import extract, finalize
+from jobs import finalize
 from jobs.archives.webdataset import looks_like_samples
+from jobs.extract.stage import run_extract
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
@@ -37,7 +38,7 @@ def samples(numbers: Sequence[int], folder: str = "") -> dict[bytes | str, bytes
 
 
 def finish(run: Extracting) -> tuple[Extracting, Summary, Problem | None]:
-    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * len(run.parts)
     return run, *finalize.run(run.folder, run.plan, Progress())
 
@@ -246,7 +247,7 @@ def test_a_records_file_among_samples_is_refused_with_the_option_that_takes_it(
     path = tmp_path / "tar" / "x.tar"
     path.write_bytes(tarred(files))
     run = extracting(tmp_path / "tar", [path])
-    [result] = extract.run(run.folder, run.plan, run.parts, Progress())
+    [result] = run_extract(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None
     assert "launch with --layout websight to use that file as the records" in result.problem.message
     (tmp_path / "told").mkdir()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs import download, finalize
-from jobs.extract.attempt import Attempts
+from jobs.extract.part_result import Attempts
 from jobs.model import Part, Plan
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder

@@ -253,7 +253,7 @@ def _popen(command: Any, **options: Any) -> Any:
     if list(command[:1]) == [sys.executable]:
         if "orchestrator.engines.child" in command:
             return _Forked(_task, command, **options)
-        if "-c" in command and "jobs.extract.child" in command[command.index("-c") + 1]:
+        if "-c" in command and "jobs.extract.child_process" in command[command.index("-c") + 1]:
             return _Forked(_extraction, command, **options)
     return _Popen(command, **options)
 
@@ -268,12 +268,12 @@ def _task(command: Sequence[str]) -> None:
 
 
 def _extraction(command: Sequence[str]) -> None:
-    from jobs.extract import child
+    from jobs.extract import child_process
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     forkfaults.enter("extraction", forkfaults.attempt())
-    child.main()
+    child_process.main()
 
 
 def _child(inner: list[int], cwd: Any, env: Any, main: Any, command: Sequence[str]) -> None:

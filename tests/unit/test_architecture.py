@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks.registry",)),
-    (("jobs.extract",), ("jobs.finalize", "jobs.verify")),
+    (("jobs.extract.stage",), ("jobs.finalize", "jobs.verify")),
     (("jobs.download",),),  # it extracts what it can meanwhile
     (
         ("jobs.worker",),
@@ -253,7 +253,9 @@ def test_nothing_private_of_a_library_is_imported() -> None:
             "jobs.sources.hub", "jobs.archives.tar.archive", False, id="another plug package"
         ),
         pytest.param("jobs.sources.hub", "jobs.sources.base", True, id="its own package"),
-        pytest.param("jobs.extract", "jobs.finalize", False, id="a stranger of the same floor"),
+        pytest.param(
+            "jobs.extract.stage", "jobs.finalize", False, id="a stranger of the same floor"
+        ),
         pytest.param("jobs.finalize.audit", "jobs.finalize.merge", True, id="one stage's own"),
         pytest.param("jobs.worker", "orchestrator.resources", False, id="jobs to orchestrator"),
         pytest.param("jobs.attic", "jobs.model", False, id="not on the table"),

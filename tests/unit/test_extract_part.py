@@ -22,9 +22,8 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import extract_part
-from jobs.extract.seen import Seen, key_of
-from jobs.extract.work import Work
+from jobs.extract.part import Work, extract_part
+from jobs.extract.paths import Seen, key_of
 from jobs.model import (
     Fetched,
     Format,

@@ -16,8 +16,8 @@ import pytest
 from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
-from jobs import extract
 from jobs.errors import Cause
+from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,
     Options,
@@ -53,7 +53,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_all(run: Extracting, progress: Progress | None = None) -> tuple[ItemResult, ...]:
-    return extract.run(run.folder, run.plan, run.parts, progress or Progress())
+    return run_extract(run.folder, run.plan, run.parts, progress or Progress())
 
 
 def problem_of(result: ItemResult) -> tuple[Outcome, Cause, str]:

@@ -61,7 +61,7 @@ def test_no_secret_is_shown(line: str) -> None:
 
 
 def test_what_is_no_secret_stays() -> None:
-    line = "2026 INFO jobs.extract: 0003-pages: 500 files, https://host/a.tar?part=2"
+    line = "2026 INFO jobs.extract.stage: 0003-pages: 500 files, https://host/a.tar?part=2"
     assert logs.clean(line + "\n") == line
 
 

@@ -16,10 +16,10 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from examples.samples import make_dataset
-from jobs import extract
 from jobs.archives.parquet.archive import ParquetArchive
 from jobs.archives.parquet.columns import node_of
 from jobs.errors import ArchiveError, Cause
+from jobs.extract.stage import run_extract
 from jobs.model import Layout, Options, Outcome, Part
 from jobs.runtime.progress import Progress
 from tests.support.extracting import Extracting, extracting
@@ -54,7 +54,7 @@ def extracted(
 ) -> tuple[Extracting, list[dict[str, Any]]]:
     """The run, and the records of all parts in order."""
     run = extracting(tmp_path, [path], parts=parts, options=options)
-    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * parts
     lines: list[dict[str, Any]] = []
     for part in run.parts:
@@ -111,7 +111,7 @@ def test_more_parts_than_row_groups_leave_some_parts_empty(
 ) -> None:
     path = written({"image": images(pages), "text": list("abcdefghi")}, rows=9)
     run = extracting(tmp_path, [path], parts=4)
-    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.outcome for result in results] == [Outcome.OK] * 4
     assert [result.files for result in results] == [10, 0, 0, 0]
 
@@ -385,7 +385,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, pages: list[bytes])
     table = pa.Table.from_arrays([pa.array(pages), pa.array(pages)], names=["image", "image"])
     pq.write_table(table, path)
     run = extracting(tmp_path, [path])
-    (result,) = extract.run(run.folder, run.plan, run.parts, Progress())
+    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
     assert "two columns named 'image'" in result.problem.message
 
@@ -406,7 +406,7 @@ def test_a_value_that_no_record_can_hold_is_told(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:
     run = extracting(tmp_path, [written({"long": pa.array([1], pa.duration("ns"))})])
-    (result,) = extract.run(run.folder, run.plan, run.parts, Progress())
+    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
 
 
@@ -416,7 +416,7 @@ def test_without_a_records_file_each_part_has_one_of_its_own(
     path = written({"image": images(pages), "text": list("abcdefghi")}, rows=2)
     options = Options(layout=Layout("files", "", "images"))
     run = extracting(tmp_path, [path, path], parts=2, options=options)
-    results = extract.run(run.folder, run.plan, run.parts, Progress())
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * 4
     tables = {name: data for name, data in run.tree().items() if name.endswith(".jsonl")}
     assert list(tables) == [f"{part.id}.jsonl" for part in run.parts]
@@ -437,7 +437,7 @@ def test_damage_is_told_on_one_line(
         data[8:2000] = bytes(1992)
     path.write_bytes(data)
     run = extracting(tmp_path, [path])
-    (result,) = extract.run(run.folder, run.plan, run.parts, Progress())
+    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None, damage
     assert result.problem.cause is Cause.BAD_ARCHIVE
     assert "\n" not in result.problem.message

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from jobs.archives.base import Archive, DamagedError
 from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
-from jobs.extract.part import extract_part
-from jobs.extract.work import Work
+from jobs.extract.part import Work, extract_part
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
