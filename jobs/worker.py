@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, download, finalize, rlimits
+from jobs import __version__, finalize, rlimits
+from jobs.download.stage import run_download
 from jobs.errors import Cause, OrchestrateError
 from jobs.extract.stage import run_extract
 from jobs.model import (
@@ -110,7 +111,7 @@ def _attempt(
 def _download(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    items = download.run(
+    items = run_download(
         folder,
         plan,
         task.items,

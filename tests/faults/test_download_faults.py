@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import download
-from jobs.download import fetching
+from jobs.download import shard
+from jobs.download.stage import run_download
 from jobs.errors import Cause
 from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
 from jobs.runtime.progress import Progress
@@ -69,7 +69,7 @@ def origins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         made = UrlOrigins(server)
     for name, value in made.env.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(fetching, "_TRIES", 4)
+    monkeypatch.setattr(shard, "_TRIES", 4)
     monkeypatch.setattr(scheduler, "backoff_s", lambda failures, base_s: 0.01)
     with server:
         yield made
@@ -101,7 +101,7 @@ class Stage:
     def run(self) -> ItemResult:
         (shard,) = self.plan.shards
         progress = Progress()
-        (found,) = download.run(self.folder, self.plan, [shard.id], progress, refetch=frozenset())
+        (found,) = run_download(self.folder, self.plan, [shard.id], progress, refetch=frozenset())
         return found
 
     @property

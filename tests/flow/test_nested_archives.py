@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs import download
+from jobs.download.stage import run_download
 from jobs.errors import SourceError
 from jobs.runtime.progress import Progress
 from jobs.storage import manifest
@@ -69,7 +69,7 @@ def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str
 def test_the_order_in_which_parts_are_extracted_changes_nothing(tmp_path: Path) -> None:
     source = nested(tmp_path, {**IMAGENET, "0001.png": png(3)})
     folder, plan = planned(tmp_path, source, *FILES, *KEEP, "--part-size", "1K")
-    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     brought = finished(folder, plan, list(reversed(plan.parts())))
     assert brought.problems == []
     assert brought.files == {"0001.png": ONE}
@@ -78,7 +78,7 @@ def test_the_order_in_which_parts_are_extracted_changes_nothing(tmp_path: Path) 
 def test_a_resume_finds_the_collision_that_was_extracted_before(tmp_path: Path) -> None:
     source = nested(tmp_path, IMAGENET)
     folder, plan = planned(tmp_path, source, *FILES, "--part-size", "1K", "--no-overlap")
-    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     first, *rest = plan.parts()
     assert "not extracted" in finished(folder, plan, [first]).text
     assert "different bytes in two archives" in finished(folder, plan, rest).text
@@ -333,7 +333,7 @@ def test_a_top_folder_that_shows_late_in_an_inner_archive_is_judged_by_all_of_it
 
 def test_the_manifest_names_the_nested_archive_of_each_file(tmp_path: Path) -> None:
     folder, plan = planned(tmp_path, nested(tmp_path, IMAGENET), *FILES)
-    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     finished(folder, plan, list(plan.parts()))
     [part] = plan.parts()
     entries = manifest.read_manifest(folder.manifest(part))

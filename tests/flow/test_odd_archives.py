@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs import download
 from jobs.archives.limits import FLOOR
 from jobs.archives.zip.archive import ZipArchive
 from jobs.archives.zip.entry import XZ, ZSTD
 from jobs.archives.zstd import library
+from jobs.download.stage import run_download
 from jobs.errors import ArchiveError, Cause
 from jobs.runtime.progress import Progress
 from tests.support.bringing import bring, finished
@@ -398,7 +398,7 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     assert "--exclude" not in brought.text  # nothing would be left
     put(tmp_path / "source" / "d.tar.gz", good)
     folder, plan = brought.folder, brought.plan
-    download.run(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
+    run_download(folder, plan, [plan.shards[0].id], Progress(), refetch=frozenset())
     assert finished(folder, plan, list(plan.parts())).files == PAGES
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import download, finalize
+from jobs import finalize
+from jobs.download.stage import run_download
 from jobs.extract.part_result import Attempts
 from jobs.model import Part, Plan
 from jobs.runtime.progress import Progress
@@ -47,7 +48,7 @@ class Brought:
 def bring(root: Path, source: Path | Sequence[str], *words: str) -> Brought:
     """Launch over a local ``source``, or what its words name; ``root`` gets run and dataset."""
     folder, plan = planned(root, source, *words)
-    downloaded = download.run(
+    downloaded = run_download(
         folder, plan, [shard.id for shard in plan.shards], Progress(), refetch=frozenset()
     )
     problems = [item.problem.message for item in downloaded if item.problem is not None]

@@ -44,7 +44,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks.registry",)),
     (("jobs.extract.stage",), ("jobs.finalize", "jobs.verify")),
-    (("jobs.download",),),  # it extracts what it can meanwhile
+    (("jobs.download.stage",),),  # it extracts what it can meanwhile
     (
         ("jobs.worker",),
         ("orchestrator.resources",),
@@ -247,8 +247,8 @@ def test_nothing_private_of_a_library_is_imported() -> None:
 @pytest.mark.parametrize(
     ("importer", "imported", "allowed"),
     [
-        pytest.param("jobs.download", "jobs.sources.base", True, id="down"),
-        pytest.param("jobs.sources.hub", "jobs.download", False, id="up"),
+        pytest.param("jobs.download.stage", "jobs.sources.base", True, id="down"),
+        pytest.param("jobs.sources.hub", "jobs.download.stage", False, id="up"),
         pytest.param(
             "jobs.sources.hub", "jobs.archives.tar.archive", False, id="another plug package"
         ),

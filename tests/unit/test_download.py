@@ -13,10 +13,10 @@ import pytest
 from msgspec import structs
 
 from examples import samples
-from jobs import download
 from jobs.archives.registry import open_archive
-from jobs.download import fetching
-from jobs.download.changes import check_unchanged
+from jobs.download import shard
+from jobs.download.hashing import check_unchanged
+from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.runtime.progress import Progress
@@ -56,7 +56,7 @@ def run(
     """The stage over all shards; ``again``: all are to be fetched anew in that attempt."""
     ids = [shard.id for shard in plan.shards]
     refetch = frozenset(ids if again else ())
-    found = download.run(
+    found = run_download(
         folder, plan, ids, progress or Progress(), refetch=refetch, attempt=again or 1
     )
     return list(found)
@@ -83,7 +83,7 @@ def test_where_nothing_is_extracted_a_compressed_tar_is_inflated_for_the_tasks_t
     archive = samples.pack_one(dataset, tmp_path / "in", "tar.gz")
     folder, plan = planned(tmp_path, archive, part_size=100_000)
     ids = [shard.id for shard in plan.shards]
-    download.run(folder, plan, ids, Progress(), refetch=frozenset(), extracts=False)
+    run_download(folder, plan, ids, Progress(), refetch=frozenset(), extracts=False)
     fetched = folder.load_fetched(plan.shards[0].id)
     assert fetched is not None and fetched.plain is not None
     assert Path(fetched.plain).stat().st_size == len(gzip.decompress(archive.read_bytes()))
@@ -271,7 +271,7 @@ def test_a_second_reading_for_another_digest_hears_a_stop_and_counts_once(
 def test_a_node_without_internet_is_told_of_and_of_no_other_trouble(
     dataset: Path, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetching, "_TRIES", 1)
+    monkeypatch.setattr(shard, "_TRIES", 1)
     archive = samples.pack_one(dataset, tmp_path / "in", "tar")
     with FaultyServer({"/a.tar": archive}) as web:
         url = web.url("/a.tar")

@@ -11,8 +11,7 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.archives.detect import read_head, sniff
 from jobs.archives.tar.stream import Streamed
-from jobs.download.changes import check_unchanged, mark
-from jobs.download.hashing import check_digest, hash_file
+from jobs.download.hashing import check_digest, check_unchanged, hash_file, mark
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
 from jobs.extract.extractor import ExtractionPool

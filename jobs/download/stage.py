@@ -1,0 +1,311 @@
+"""The download stage: every shard in place, hashed, verified, ready to be cut into parts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+from msgspec import structs
+
+from jobs.archives.base import DamagedError
+from jobs.download.shard import Fetcher
+from jobs.errors import Cause, RunFolderError, SourceError
+from jobs.extract.extractor import ExtractionPool
+from jobs.model import (
+    Fetched,
+    Format,
+    ItemResult,
+    Outcome,
+    Part,
+    Plan,
+    Problem,
+    Shard,
+    ShardKind,
+    SourceKind,
+    Stage,
+)
+from jobs.problems import as_problem
+from jobs.runtime.process import cores
+from jobs.runtime.progress import Progress
+from jobs.sources.registry import reopen
+from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
+
+log = logging.getLogger(__package__)
+
+# The next shard would meet the same; a person has to act first.
+_FOR_ALL = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.READ_ONLY, Cause.AUTHENTICATION})
+
+
+def run_download(
+    folder: RunFolder,
+    plan: Plan,
+    shard_ids: Sequence[str],
+    progress: Progress,
+    *,
+    refetch: frozenset[str],
+    attempt: int = 0,
+    extracts: bool = True,
+    shares: bool = False,
+    workers: int | None = None,
+) -> tuple[ItemResult, ...]:
+    """Bring the shards here, several at once, and write ``folder.fetched`` for each.
+
+    ``extracts``: processes of this task may extract beside the download, at most ``workers`` (None:
+    one for each core): a large tar while it arrives, other shards once they are complete.
+    ``shares``: other tasks will do what these have not begun by the end of the download; else they
+    do all of it.
+
+    A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
+    attempt than this one brought it: a task may be requeued. One bad shard is its
+    own result and stops nobody; a full disk, or a network that is not there, stops all. Raises
+    ``OrchestrateError`` where the source cannot be opened at all.
+    """
+    shards = [plan.shard(shard_id) for shard_id in shard_ids]
+    if not shards:
+        return ()
+    extracts = extracts and plan.options.overlap
+    workers = min(cores(), workers or cores())
+    pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
+    try:
+        crew = _Crew(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        crew.streams_all = len(shards) <= workers
+        fetchers = min(len(shards), plan.options.connections)
+        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
+            return tuple(threads.map(crew.result_of, shards))
+    finally:
+        pool.close(drains=not shares)
+
+
+class _Crew:
+    """What the threads share: the source, one transfer, and what stops all of them."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        progress: Progress,
+        refetch: frozenset[str],
+        attempt: int,
+        pool: ExtractionPool,
+        *,
+        extracts: bool,
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._staging = Staging(plan)
+        self._progress = progress
+        self._refetch = refetch
+        self._attempt = attempt
+        self._remote = plan.source.kind is not SourceKind.LOCAL
+        self._fetcher = Fetcher(
+            folder, plan, reopen(plan.source, plan.options, _private(folder)), progress, pool
+        )
+        self._pool = pool
+        self._extracts = extracts
+        self.streams_all = False  # not only tars of several parts
+        self._lock = threading.Lock()
+        self._halted: Problem | None = None
+
+    def result_of(self, shard: Shard) -> ItemResult:
+        """What becomes of one shard; never raises for what can go wrong outside this program."""
+        if self._halted is not None:
+            return self._failed(shard, self._halted)
+        self._progress.current = shard.id
+        try:
+            self._progress.check()
+            size = self._have(shard)
+        except DamagedError as error:
+            return self._damaged(shard, error)
+        except Exception as error:  # noqa: BLE001  # a defect of ours stops one shard, not all
+            problem = as_problem(error, doing=f"fetching {shard.id}", shard=shard.id)
+            problem = self._understood(problem)
+        else:
+            self._progress.add(items=1)
+            return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)
+        return self._failed(shard, problem)
+
+    def _have(self, shard: Shard) -> int:
+        """Have the shard here, with its evidence; its size in bytes."""
+        before = self._evidence(shard)
+        again = shard.id in self._refetch
+        if again and before is not None and not 0 < self._attempt <= before.attempt:
+            self._forget(shard)
+        elif before is not None and (known := self._known(before)) is not None:
+            self._progress.add(bytes=known)
+            return known
+        before = before or self._replaced_evidence(shard)
+        # Parts of a shard that was here before are kept where the bytes are the same.
+        fetched = self._fetcher.fetch(
+            shard,
+            streams=self._streams(shard),
+            extracts=self._extracts and before is None,
+            repaired=before is not None or self._was_damaged(shard),
+        )
+        if before is not None:
+            fetched = self._compared(shard, fetched, before)
+        evidence = structs.replace(fetched, attempt=self._attempt)
+        atomic.write_json(self._folder.fetched(shard.id), evidence)
+        self._before(shard).unlink(missing_ok=True)
+        size = _bytes_of(fetched)
+        how = "verified" if fetched.verified else "no digest is published"
+        log.info("%s: %d bytes, %s", shard.id, size, how)
+        if self._extracts:
+            parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+            self._pool.offer([p for p in parts if not self._folder.manifest(p).exists()])
+        return size
+
+    def _streams(self, shard: Shard) -> bool:
+        """Whether the shard is read while it arrives.
+
+        A tar of several parts needs a member table, and most often its inflated form, whoever
+        extracts it. Of many small shards each is sooner complete than a process is free for it.
+        """
+        if shard.kind is not ShardKind.ARCHIVE:
+            return False
+        return shard.parts > 1 or (self.streams_all and self._extracts)
+
+    def _was_damaged(self, shard: Shard) -> bool:
+        """Whether an earlier attempt has found damage in the shard."""
+        return any(
+            item.item == shard.id and item.problem and item.problem.cause is Cause.BAD_ARCHIVE
+            for result in self._folder.load_results()
+            if result.stage is Stage.DOWNLOAD and result.attempt < self._attempt
+            for item in result.items
+        )
+
+    def _evidence(self, shard: Shard) -> Fetched | None:
+        """What an earlier attempt, or an earlier process of this one, tells of the shard."""
+        try:
+            return self._folder.load_fetched(shard.id)
+        except RunFolderError as error:
+            log.warning("%s; fetching it again", error.message)
+            return None
+
+    def _known(self, fetched: Fetched) -> int | None:
+        """The size of a shard that is here as its evidence says; None where it is not."""
+        # The archive of a compressed tar may be gone once its plain form is there.
+        files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
+        sizes: tuple[int | None, ...] = (*fetched.sizes, None)
+        for path, size in zip(files, sizes, strict=False):
+            try:
+                status = Path(path).stat()
+            except OSError:
+                return None
+            if size is not None and status.st_size != size:
+                return None
+        changed = fetched.in_place and fetched.mtimes_ns != tuple(
+            Path(path).stat().st_mtime_ns for path in fetched.files
+        )
+        if changed:
+            return None
+        return _bytes_of(fetched)
+
+    def _forget(self, shard: Shard) -> None:
+        """Remove the archive, its evidence last; what the user keeps is never touched.
+
+        Where there is no evidence, whatever is there of the shard is newer than this.
+        """
+        self._remove(shard)
+        try:
+            self._folder.fetched(shard.id).replace(self._before(shard))
+        except FileNotFoundError:
+            pass  # damaged evidence that somebody removed
+
+    def _remove(self, shard: Shard) -> None:
+        """Remove the archive and what belongs to it, in our own folder."""
+        for index in range(len(shard.files)):
+            out = self._staging.archive(shard.id, index)
+            for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
+                path.unlink(missing_ok=True)
+        self._staging.plain(shard.id).unlink(missing_ok=True)
+
+    def _before(self, shard: Shard) -> Path:
+        """The evidence of the archive that is fetched anew, until there is a new one."""
+        return self._folder.shards / f"{shard.id}.before"
+
+    def _replaced_evidence(self, shard: Shard) -> Fetched | None:
+        """The evidence that ``_forget`` has put away."""
+        try:
+            return atomic.read_json(self._before(shard), Fetched)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
+        """``fetched``, with the cuts of ``before`` where it is the same bytes.
+
+        Else the parts that came of other bytes are to be extracted again.
+        """
+        if before.digests == fetched.digests:
+            return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
+        log.info("%s: other bytes than before, so all of its parts are extracted again", shard.id)
+        for index in range(shard.parts):
+            part = Part(shard.id, index, shard.parts)
+            self._folder.manifest(part).unlink(missing_ok=True)
+        return fetched
+
+    def _understood(self, problem: Problem) -> Problem:
+        """``problem`` with what it means for the task as a whole."""
+        unheard = self._remote and not self._fetcher.answered
+        if unheard and problem.cause is Cause.NETWORK:
+            problem = Problem(
+                Cause.NETWORK,
+                f"{problem.message}. Not one byte arrived: this node seems to have no way to the "
+                "internet; launch with --download-partition NAME (a partition that has one) or "
+                "with --download-on login",
+                problem.shard,
+            )
+            self._halt(problem)
+        elif problem.cause in _FOR_ALL:
+            self._halt(problem)
+        return problem
+
+    def _halt(self, problem: Problem) -> None:
+        with self._lock:
+            if self._halted is None:
+                self._halted = problem
+
+    def _damaged(self, shard: Shard, error: DamagedError) -> ItemResult:
+        """An archive that was found damaged while it was followed.
+
+        Where no digest says that it is what was published, another attempt may bring other bytes:
+        for that the ones that are here go.
+        """
+        verified = all(file.digest is not None for file in shard.files)
+        again = self._remote and not verified
+        if again:
+            self._remove(shard)
+        others = len(self._plan.shards) > 1
+        error = error.advised(
+            verified=verified, in_place=not self._remote, again=again, others=others
+        )
+        failed = self._failed(shard, Problem.of(error, shard=shard.id))
+        return structs.replace(failed, outcome=Outcome.RETRYABLE) if again else failed
+
+    def _failed(self, shard: Shard, problem: Problem) -> ItemResult:
+        if problem.shard != shard.id:
+            problem = Problem(problem.cause, problem.message, shard.id, problem.member)
+        log.error("%s: %s", shard.id, problem.message)
+        return ItemResult(shard.id, problem.outcome, problem=problem)
+
+
+def _bytes_of(fetched: Fetched) -> int:
+    """Of a folder its data, as its one file is its listing."""
+    return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
+
+
+def _private(folder: RunFolder) -> Mapping[str, str]:
+    """Locators with secrets; none where the plan needs none."""
+    try:
+        return atomic.read_json(folder.private, dict[str, str])
+    except FileNotFoundError:
+        return {}
+    except (OSError, msgspec.DecodeError) as error:
+        raise SourceError(
+            f"{folder.private} cannot be read ({type(error).__name__}); launch again"
+        ) from None
