@@ -21,13 +21,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.runtime.progress import Progress
-from jobs.verify import verify_dataset
+from jobs.verify.dataset import verify_dataset
 
 _COMMAND = """
 import sys
 from pathlib import Path
 from jobs.runtime.progress import Progress
-from jobs.verify import verify_dataset
+from jobs.verify.dataset import verify_dataset
 sys.exit(not verify_dataset(Path(sys.argv[1]), deep=False, workers=2, progress=Progress()).ok)
 """
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from jobs.errors import VerificationError
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.verify import SliceReport, VerifyReport, conclude, verify_slice
+from jobs.verify.dataset import VerifyReport, conclude, verify_slice
+from jobs.verify.slices import SliceReport
 
 
 @dataclass(frozen=True)

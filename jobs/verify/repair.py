@@ -13,7 +13,7 @@ from jobs.storage import atomic
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Repair, Staging
-from jobs.verify import VerifyReport
+from jobs.verify.dataset import VerifyReport
 
 
 @dataclass(frozen=True)

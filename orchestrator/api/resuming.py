@@ -22,7 +22,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from jobs.verify import VerifyReport, verify_dataset
+from jobs.verify.dataset import VerifyReport, verify_dataset
 from jobs.verify.repair import forget_damaged
 from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs
 from orchestrator.api import running

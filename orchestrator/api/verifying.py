@@ -11,7 +11,8 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
-from jobs.verify import VerifyReport, array, verify_dataset
+from jobs.verify import array
+from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator import engines
 from orchestrator.api.request import DEFAULT_LOG_DIR
 from orchestrator.api.resuming import find_run

@@ -16,7 +16,7 @@ from jobs import finalize
 from jobs.errors import Cause
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
-from jobs.verify import verify_dataset
+from jobs.verify.dataset import verify_dataset
 from jobs.verify.repair import forget_damaged
 from tests.support.staged import StagedRun, StagedShard, png, stage
 

@@ -13,7 +13,7 @@ import pytest
 from jobs import finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
-from jobs.verify import verify_dataset
+from jobs.verify.dataset import verify_dataset
 from jobs.verify.repair import forget_damaged
 from tests.support.staged import StagedRun, StagedShard, line, png, stage
 

@@ -16,7 +16,7 @@ from jobs.extract.stage import run_extract
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
-from jobs.verify import verify_dataset
+from jobs.verify.dataset import verify_dataset
 from jobs.verify.repair import forget_damaged
 from tests.support.extracting import Extracting, extracting
 from tests.support.rawzip import Raw, zip_of

@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks.registry",)),
-    (("jobs.extract.stage",), ("jobs.finalize", "jobs.verify")),
+    (("jobs.extract.stage",), ("jobs.finalize", "jobs.verify.dataset")),
     (("jobs.download.stage",),),  # it extracts what it can meanwhile
     (
         ("jobs.worker",),

@@ -12,7 +12,7 @@ from jobs import finalize
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
-from jobs.verify import VerifyReport, conclude, verify_dataset, verify_slice
+from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.repair import forget_damaged
 from jobs.verify.slices import blocks
 from tests.support.dying import KILLED, finalize_and_die

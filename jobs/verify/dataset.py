@@ -1,0 +1,257 @@
+"""Checks a published dataset against its receipt and manifest, at any time and by anyone."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from jobs.errors import VerificationError
+from jobs.model import SCHEMA, Verify
+from jobs.runtime.progress import Progress
+from jobs.storage import atomic
+from jobs.storage.safe_paths import shown
+from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
+from jobs.verify import processes
+from jobs.verify.slices import Damage, SliceReport
+
+_PER_WORKER = 8  # slices, so that nobody waits long for the last one
+_SHOWN = 10  # damaged files that the lines name
+
+
+class _Manifest(msgspec.Struct):
+    size: int
+    sha256: str
+    files: int
+    digest: str = "crc32"
+
+
+class _Layout(msgspec.Struct):
+    name: str = "auto"
+
+
+class _Records(msgspec.Struct):
+    path: str
+
+
+class Receipt(msgspec.Struct):
+    """What a check needs of a receipt."""
+
+    run_id: str
+    manifest: _Manifest
+    counts: dict[str, int]
+    entries: tuple[str, ...]
+    layout: _Layout = msgspec.field(default_factory=_Layout)
+    verify: str = Verify.STRUCTURE.value  # how deeply it was checked before it was published
+    sums: str | None = None
+    records: _Records | None = None
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """What ``verify`` found."""
+
+    path: str
+    ok: bool
+    deep: bool
+    lines: tuple[str, ...]  # the ✓ and ✗ lines, as people read them
+    run_id: str | None = None  # that published the dataset
+    records: int = 0
+    images: int = 0
+    files: int = 0  # looked at
+    bytes: int = 0
+    bad: int = 0  # damaged files in all
+    damaged: tuple[Damage, ...] = ()  # the first of them
+    parts: tuple[str, ...] = ()  # ids of all parts that hold damaged files
+    records_damaged: bool = False  # the records file, which no single part can mend
+    extra: int = 0  # files in the dataset's folders that the manifest does not know
+    schema: int = SCHEMA
+
+
+def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) -> VerifyReport:
+    """Check every file of the dataset in ``path``: name and size, with ``deep`` every byte.
+
+    ``workers`` processes share the work. A dataset that is not whole is a report, not an error.
+    Raises ``Stopped`` as ``progress`` says, ``VerificationError`` where the check itself broke.
+    """
+    receipt = _read_receipt(path)
+    if isinstance(receipt, str):
+        return _refused(path, receipt, deep=deep)
+    count = workers * _PER_WORKER if receipt.manifest.files > 10_000 or deep else workers
+    if not (path / MANIFEST).is_file():
+        return _refused(path, f"{MANIFEST} is missing", deep=deep, run_id=receipt.run_id)
+    algorithm = receipt.manifest.digest if deep else None
+    children = processes.start(path, range(count), count, deep=algorithm, workers=workers)
+    # In the meantime, what one process does best.
+    try:
+        fault = _manifest_fault(path, receipt)
+        on_disk = _count_files(path, receipt)
+    except BaseException:
+        for child in children:
+            child.end()
+        raise
+    if fault is not None:
+        for child in children:
+            child.end()
+        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
+    found = processes.gather(children, progress)
+    return _report(path, receipt, found, on_disk, deep=deep)
+
+
+def verify_slice(
+    path: Path, index: int, count: int, *, deep: bool, workers: int = 1, progress: Progress
+) -> SliceReport:
+    """The ``index``-th of ``count`` shares of the work, for one task of an array.
+
+    ``conclude`` puts the shares together. Raises ``VerificationError`` where there is no manifest
+    to check against.
+    """
+    receipt = _read_receipt(path)
+    if isinstance(receipt, str):
+        raise VerificationError(f"{path}: {receipt}")
+    algorithm = receipt.manifest.digest if deep else None
+    mine = range(index * workers, (index + 1) * workers)
+    children = processes.start(path, mine, count * workers, deep=algorithm, workers=workers)
+    return processes.gather(children, progress)
+
+
+def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyReport:
+    """The report of all shares of the work."""
+    receipt = _read_receipt(path)
+    if isinstance(receipt, str):
+        return _refused(path, receipt, deep=deep)
+    fault = _manifest_fault(path, receipt)
+    if fault is not None:
+        return _refused(path, fault, deep=deep, run_id=receipt.run_id)
+    whole = SliceReport()
+    for share in shares:
+        whole.merge(share)
+    return _report(path, receipt, whole, _count_files(path, receipt), deep=deep)
+
+
+def _read_receipt(path: Path) -> Receipt | str:
+    """The receipt, or why there is none."""
+    try:
+        return atomic.read_json(path / RECEIPT, Receipt)
+    except FileNotFoundError:
+        if not path.is_dir():
+            folder = shown(str(path))
+            return f"{folder} does not exist; if it was moved, give its new location"
+        return _why_missing(path)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return f"{RECEIPT} is damaged ({error})"
+    except OSError as error:
+        return f"{RECEIPT} cannot be read: {error.strerror}"
+
+
+def _why_missing(path: Path) -> str:
+    """Why a folder has no receipt, as far as it shows."""
+    for repair in sorted((path / INCOMING).glob(f"*/{REPAIR}")):
+        run_id = repair.parent.name
+        return (
+            f"{RECEIPT} is withdrawn: damage was found, and run {run_id} has not repaired it "
+            f"yet; run `websight-orchestrate resume {run_id}` to finish the repair"
+        )
+    return f"{RECEIPT} is missing: the dataset was not published completely, or not by this tool"
+
+
+def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
+    """What is wrong with the manifest itself, by its digest in the receipt."""
+    hasher = hashlib.sha256()
+    try:
+        with (path / MANIFEST).open("rb", buffering=0) as file:
+            while data := file.read(1 << 20):
+                hasher.update(data)
+    except OSError as error:
+        return f"{MANIFEST} cannot be read: {error.strerror}"
+    if hasher.hexdigest() != receipt.manifest.sha256:
+        return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
+    if receipt.sums is not None and not (path / receipt.sums).is_file():
+        return f"{receipt.sums} is missing"
+    return None
+
+
+def _count_files(path: Path, receipt: Receipt) -> int:
+    """Files below the dataset's own names; what else a user keeps there is not counted."""
+    ours = {RECEIPT, MANIFEST, receipt.sums}
+    waiting = []
+    count = 0
+    for key in receipt.entries:
+        text, _, raw = key.partition("\0")
+        place = os.fsencode(path) + b"/" + (bytes.fromhex(raw) if raw else text.encode())
+        if os.path.isdir(place):  # noqa: PTH112  # a path in bytes
+            waiting.append(place)
+        elif text not in ours:
+            count += os.path.lexists(place)
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    count += 1
+    return count
+
+
+def _refused(path: Path, fact: str, *, deep: bool, run_id: str | None = None) -> VerifyReport:
+    lines = (f"✗ {fact}", "✗ Dataset verification failed")
+    return VerifyReport(str(path), False, deep, lines, run_id)
+
+
+def _report(
+    path: Path, receipt: Receipt, found: SliceReport, on_disk: int, *, deep: bool
+) -> VerifyReport:
+    missing_lines = receipt.manifest.files - found.files
+    if missing_lines:  # cannot be where the manifest's digest is right, unless a share is missing
+        return _refused(
+            path,
+            f"{missing_lines} of {receipt.manifest.files} files were not checked",
+            deep=deep,
+            run_id=receipt.run_id,
+        )
+    gone = sum(damage.what == "missing" for damage in found.damaged)
+    extra = max(0, on_disk - found.files + gone) if found.bad == len(found.damaged) else 0
+    return VerifyReport(
+        str(path),
+        not found.bad,
+        deep,
+        _lines(receipt, found, extra, deep=deep),
+        receipt.run_id,
+        receipt.counts.get("records", 0),
+        receipt.counts.get("images", 0),
+        found.files,
+        found.bytes,
+        found.bad,
+        tuple(found.damaged),
+        tuple(sorted(part for part in found.parts if part)),
+        "" in found.parts,
+        extra,
+    )
+
+
+def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> tuple[str, ...]:
+    lines = []
+    if extra:
+        lines.append(f"! {extra} files in its folders are not in the manifest")
+    how = "every byte read" if deep else "by name and size"
+    if not found.bad:
+        if receipt.layout.name != "files":
+            records, images = (receipt.counts.get(name, 0) for name in ("records", "images"))
+            where = f" in {receipt.records.path}" if receipt.records else ""
+            lines.append(f"✓ Found {records} records{where}")
+            lines.append(f"✓ Found {images} images")
+        if receipt.verify == Verify.NONE.value:
+            lines.append("! Images and records were never verified (--skip-verify)")
+        lines.append(f"✓ {found.files} files match {MANIFEST} ({how})")
+        lines.append("✓ Dataset verification passed!")
+        return tuple(lines)
+    for damage in found.damaged[:_SHOWN]:
+        shard = f" (shard {damage.shard})" if damage.shard else ""
+        lines.append(f"✗ {shown(damage.path)}{shard}: {damage.what}")
+    if found.bad > _SHOWN:
+        lines.append(f"✗ … and {found.bad - _SHOWN} more")
+    lines.append(f"✗ Dataset verification failed: {found.bad} of {found.files} files ({how})")
+    return tuple(lines)
