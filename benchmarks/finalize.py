@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jobs import finalize
+from jobs.finalize.stage import run_finalize
 from jobs.model import (
     Entry,
     Fetched,
@@ -80,7 +80,7 @@ def main() -> None:
     try:
         folder, plan = make_run(base, options.files)
         before = time.perf_counter()
-        summary, problem = finalize.run(folder, plan, Progress())
+        summary, problem = run_finalize(folder, plan, Progress())
         seconds = time.perf_counter() - before
     finally:
         shutil.rmtree(base)

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from jobs import __version__, finalize, rlimits
+from jobs import __version__, rlimits
 from jobs.download.stage import run_download
 from jobs.errors import Cause, OrchestrateError
 from jobs.extract.stage import run_extract
+from jobs.finalize.stage import run_finalize
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -135,7 +136,7 @@ def _extract(
 def _finalize(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    summary, problem = finalize.run(folder, plan, progress)
+    summary, problem = run_finalize(folder, plan, progress)
     return (), summary, problem
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from jobs.archives import nested
 from jobs.errors import OrchestrateError
+from jobs.finalize.context import Ground, bytes_of, key_of
+from jobs.finalize.cross_check import Contest
 from jobs.finalize.findings import Findings
-from jobs.finalize.ground import Ground, bytes_of, key_of
-from jobs.finalize.join import Contest
-from jobs.finalize.passes import forget_manifest
+from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part
 from jobs.runtime.progress import Progress
 from jobs.storage import digest

@@ -1,4 +1,4 @@
-"""What the audit found: every finding in ``audit.jsonl``, counts and first examples in memory."""
+"""What the audit found: each finding in ``audit.jsonl``, counts in memory, and their words."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import NamedTuple
 import msgspec
 
 from jobs.errors import Cause
+from jobs.finalize.context import Ground
+from jobs.finalize.record_forms import Form
+from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 from jobs.storage import atomic
 from jobs.storage.safe_paths import shown
 
 EXAMPLES = 3  # of each kind that a person is shown
+PASSED = "✓ Dataset verification passed!"
 
 
 class Kind(str, Enum):
@@ -102,3 +106,177 @@ class Findings(atomic.GrowingFile):
             shown.append(finding)
         line = {name: value for name, value in finding._asdict().items() if value is not None}
         self.write(self._encode(line) + b"\n")
+
+
+# One thing, several things.
+_WORDS = {
+    Kind.PARTS: ("part is not whole", "parts are not whole"),
+    Kind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
+    Kind.COLLISION: (
+        "path has different bytes in two archives",
+        "paths have different bytes in two archives",
+    ),
+    Kind.NO_RECORDS: ("records file is missing", "records files are missing"),
+    Kind.BAD_FORM: ("records file is damaged", "records files are damaged"),
+    Kind.COUNT: ("count is wrong", "counts are wrong"),
+    Kind.BAD_RECORD: ("line is no record", "lines are no records"),
+    Kind.OUTSIDE: (
+        "record names a path outside the dataset",
+        "records name paths outside the dataset",
+    ),
+    Kind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
+    Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
+    Kind.ORPHAN: ("image has no record", "images have no record"),
+    Kind.MOVED: (
+        "records file names images from another folder and was corrected",
+        "records files name images from another folder and were corrected",
+    ),
+    Kind.SPELLED: (
+        "record spells its image's path differently and was corrected",
+        "records spell their images' paths differently and were corrected",
+    ),
+    Kind.FURTHER_IMAGE: (
+        "record names a further image that is missing",
+        "records name further images that are missing",
+    ),
+    Kind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
+    Kind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
+    Kind.CASE: (
+        "name differs from another in case or Unicode form only",
+        "names differ from others in case or Unicode form only",
+    ),
+    Kind.WARNING: ("warning", "warnings"),
+    Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
+    Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    Kind.SAMPLES: (
+        "shard holds samples of WebDataset, which are published as images and records",
+        "shards hold samples of WebDataset, which are published as images and records",
+    ),
+    Kind.FORM: (
+        "records file is published in another form",
+        "records files are published in another form",
+    ),
+    Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
+    Kind.BOM: (
+        "records file has a byte order mark",
+        "records files have byte order marks",
+    ),
+    Kind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
+    Kind.NO_NEWLINE: (
+        "records file has no last line end",
+        "records files have no last line end",
+    ),
+    Kind.KEPT_FIRST: (
+        "path was kept as its first archive has it",
+        "paths were kept as their first archive has them",
+    ),
+    Kind.HINT: ("hint", "hints"),
+    Kind.SAME: (
+        "file is in two archives, the same bytes",
+        "files are in two archives, the same bytes",
+    ),
+}
+
+
+def counted(kind: Kind, count: int) -> str:
+    """ "3 images are damaged"."""
+    one, many = _WORDS[kind]
+    return f"{count} {one if count == 1 else many}"
+
+
+def fails(kind: Kind, policy: OnBadRecord) -> bool:
+    """Whether a finding of that kind keeps the dataset from being published."""
+    return kind in FATAL or (kind in BAD and policy is OnBadRecord.ERROR)
+
+
+def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -> tuple[str, ...]:
+    """What finalize tells people: counts, one line for each kind of finding, the verdict."""
+    options = ground.plan.options
+    lines: list[str] = []
+    if options.layout.has_records:
+        lines += _count_lines(ground, findings, records=records, images=images)
+    failed = False
+    verdicts: list[str] = []
+    for kind in Kind:
+        if count := findings.counts[kind]:
+            bad = fails(kind, options.on_bad_record)
+            failed |= bad
+            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(ground, findings, kind)}"
+            (lines if bad else verdicts).append(text)
+    if failed:
+        return (*lines, *verdicts, f"✗ Dataset verification failed: nothing was {_aim(ground)}")
+    if options.verify is Verify.NONE:
+        return (*verdicts, *lines, "! Images and records were not verified (--skip-verify)")
+    return (*verdicts, *lines, PASSED)
+
+
+def _count_lines(ground: Ground, findings: Findings, *, records: int, images: int) -> list[str]:
+    mark = "✗" if findings.counts[Kind.NO_RECORDS] else "✓"
+    expected = ground.plan.options.expect_records
+    name = ground.records_path
+    if expected is not None and expected != records:
+        mark = "✗"
+    return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
+
+
+def _tail(ground: Ground, findings: Findings, kind: Kind) -> str:
+    """The first examples of a kind."""
+    shown = findings.examples.get(kind, [])
+    texts = [_text(ground, finding) for finding in shown]
+    more = " …" if findings.counts[kind] > EXAMPLES else ""
+    return f": {'; '.join(texts)}{more}" if texts else ""
+
+
+def _text(ground: Ground, finding: Finding) -> str:
+    form = {piece.shard.id: piece.found.form for piece in ground.pieces}.get(finding.shard or "")
+    unit = "line" if form in (None, Form.LINES) else "record"
+    return finding.text(ground.name_of(finding.shard), unit=unit)
+
+
+def _aim(ground: Ground) -> str:
+    return "published" if ground.mending is None else "mended"
+
+
+def problem_of(ground: Ground, findings: Findings, *, records: int) -> Problem | None:
+    """The worst of all findings as the problem of the run; None where nothing fails.
+
+    ``records``: how many there are, good or bad.
+    """
+    policy = ground.plan.options.on_bad_record
+    bad = [kind for kind in Kind if findings.counts[kind] and fails(kind, policy)]
+    if not bad:
+        return None
+    first = findings.examples[bad[0]][0]
+    facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
+    cause = {**FATAL, **BAD}[bad[0]]
+    is_per_shard = ground.plan.options.on_collision is OnCollision.PER_SHARD
+    remedy = _remedy(bad, cause, is_per_shard=is_per_shard)
+    if findings.counts[Kind.BAD_RECORD] >= max(records, 1) and all(kind in BAD for kind in bad):
+        remedy = "; to publish files without records, launch with --layout files"
+    elif Kind.MISSING_IMAGE in bad:
+        advice = _advice(ground, findings)
+        remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
+    message = (
+        f"nothing was {_aim(ground)}: {facts}; first: {_text(ground, first)}; all of it is in "
+        f"{ground.folder.audit.name}{remedy}"
+    )
+    return Problem(cause, message, first.shard, first.member)
+
+
+def _advice(ground: Ground, findings: Findings) -> str | None:
+    """What other findings advise where images seem to be missing."""
+    told = [*findings.examples.get(Kind.HINT, []), *findings.examples.get(Kind.WARNING, [])]
+    texts = (_text(ground, finding) for finding in told if "launch with" in finding.message)
+    return next(texts, None)
+
+
+def _remedy(bad: list[Kind], cause: Cause, *, is_per_shard: bool) -> str:
+    if cause is Cause.NOT_FETCHED:
+        return "; resume extracts these parts again"
+    if bad[0] is Kind.COLLISION:
+        keep = "keep-first (the first archive's file counts)"
+        own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
+        return f"; launch with --on-collision {keep}{own} to publish nevertheless"
+    if all(kind in BAD for kind in bad):
+        return "; launch with --on-bad-record drop to publish without these, keep with them"
+    return ""

@@ -13,10 +13,10 @@ from typing import BinaryIO
 import msgspec
 
 from jobs.checks import records
-from jobs.finalize import forms
+from jobs.finalize import record_forms
+from jobs.finalize.context import Ground, Piece, bytes_of
+from jobs.finalize.disk_partitions import Rewrites
 from jobs.finalize.findings import Finding, Findings, Kind
-from jobs.finalize.ground import Ground, Piece, bytes_of
-from jobs.finalize.rewrites import Rewrites
 from jobs.model import OnCollision, placed_path
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
@@ -84,12 +84,12 @@ def merge_records(
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = ground.scratch / "records"
     hashers = _hashers(ground)
-    form = forms.published_form([piece.found for piece in ground.pieces], target.name)
+    form = record_forms.published_form([piece.found for piece in ground.pieces], target.name)
     _tell_forms(ground, form, findings)
     kept = _Kept(ground, dropped, rewrites, progress)
     size = 0
     with temporary.open("wb", buffering=1 << 20) as out:
-        for data in forms.framed(kept.lines(), form):
+        for data in record_forms.framed(kept.lines(), form):
             out.write(data)
             size += len(data)
             for hasher in hashers:
@@ -110,7 +110,7 @@ def merge_records(
     )
 
 
-def _untouched(ground: Ground, form: forms.Found, *, changed: bool) -> Path | None:
+def _untouched(ground: Ground, form: record_forms.Found, *, changed: bool) -> Path | None:
     """The one array or table that is published without a change, down to its white space."""
     found = ground.pieces[0].found
     if changed or len(ground.pieces) > 1 or found.description != form.description:
@@ -118,7 +118,7 @@ def _untouched(ground: Ground, form: forms.Found, *, changed: bool) -> Path | No
     return found.source
 
 
-def _tell_forms(ground: Ground, form: forms.Found, findings: Findings) -> None:
+def _tell_forms(ground: Ground, form: record_forms.Found, findings: Findings) -> None:
     for piece in ground.pieces:
         if piece.found.description != form.description:
             fact = f"came as {piece.found.description}, is published as {form.description}"

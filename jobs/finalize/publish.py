@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 
 from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error
-from jobs.finalize.ground import Ground, bytes_of, key_of_bytes
-from jobs.finalize.passes import walk
+from jobs.finalize.context import Ground, bytes_of, key_of_bytes
+from jobs.finalize.scan import walk
 from jobs.storage import atomic
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in

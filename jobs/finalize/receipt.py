@@ -10,8 +10,8 @@ from datetime import datetime
 import msgspec
 
 from jobs import __version__
+from jobs.finalize.context import Ground, Json
 from jobs.finalize.findings import Findings
-from jobs.finalize.ground import Ground, Json
 from jobs.finalize.merge import Merged, Proof
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
 from jobs.storage.manifest import read_summary

@@ -17,13 +17,13 @@ from jobs.errors import (
     UsageError,
     from_os_error,
 )
+from jobs.finalize.repair import forget_damaged
 from jobs.model import Cluster, Resources, Submission
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from jobs.verify.repair import forget_damaged
 from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import finalize
+from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.runtime.progress import Progress
 from tests.support.dying import ENDED, KILLED, finalize_and_die
@@ -32,7 +32,7 @@ def over_an_old_dataset(base: Path) -> StagedRun:
     shards = [pages(100, 4)]
     shards[0].files["captions/old.txt"] = b"old"
     old = stage(base, shards, run_id="20250101-000000-old")
-    _, problem = finalize.run(old.folder, old.plan, Progress())
+    _, problem = run_finalize(old.folder, old.plan, Progress())
     assert problem is None
     (base / "dest" / "notes.txt").write_text("mine")
     (base / "dest" / "images" / "mine.txt").write_text("mine")
@@ -78,7 +78,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
 ) -> None:
     undisturbed = setting(tmp_path / "undisturbed")
     old = tree(undisturbed.staging.dest)
-    _, problem = finalize.run(undisturbed.folder, undisturbed.plan, Progress())
+    _, problem = run_finalize(undisturbed.folder, undisturbed.plan, Progress())
     assert problem is None
     whole = comparable(undisturbed.staging.dest)
     step, batch, killed = 1, 16, 0
@@ -89,7 +89,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
             assert ended in (KILLED, ENDED)
             killed += ended == KILLED
             check_what_a_reader_sees(run.staging.dest, old, whole)
-            summary, problem = finalize.run(run.folder, run.plan, Progress())
+            summary, problem = run_finalize(run.folder, run.plan, Progress())
             assert problem is None
             assert summary.published
             assert comparable(run.staging.dest) == whole
@@ -100,7 +100,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
 
 def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> None:
     undisturbed = over_an_old_dataset(tmp_path / "undisturbed")
-    finalize.run(undisturbed.folder, undisturbed.plan, Progress())
+    run_finalize(undisturbed.folder, undisturbed.plan, Progress())
     whole = comparable(undisturbed.staging.dest)
     runs = [over_an_old_dataset(tmp_path / f"{number:04d}") for number in range(12)]
     for first, second in ((25, 3), (31, 7)):
@@ -109,6 +109,6 @@ def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> N
                 (run.folder.path, last + number * step) for number, run in enumerate(runs)
             )
     for run in runs:
-        _, problem = finalize.run(run.folder, structs.replace(run.plan), Progress())
+        _, problem = run_finalize(run.folder, structs.replace(run.plan), Progress())
         assert problem is None
         assert comparable(run.staging.dest) == whole

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import finalize
 from jobs.errors import Cause
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
 from tests.support.staged import StagedShard, chunk, line, pages, png, stage
@@ -336,7 +336,7 @@ def test_a_fault_is_refused_with_its_place(
     tmp_path: Path, make: Make, cause: Cause, words: str
 ) -> None:
     run = stage(tmp_path, make())
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is cause
     assert words in problem.message
@@ -607,7 +607,7 @@ def test_what_is_odd_or_let_pass_is_published_and_told(
     tmp_path: Path, make: Make, more: dict[str, object], words: str
 ) -> None:
     run = stage(tmp_path, make(), structs.replace(Options(), **more))
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.published
     assert words in "\n".join(summary.lines)
@@ -638,7 +638,7 @@ def test_the_expected_count_is_of_the_records_that_are_left(
     made = [pages(0, 4), pages(4, 4)]
     del made[1].files["images/000006.png"]
     run = stage(tmp_path, made, options)
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert summary.published is (words is None)
     assert (problem is None) if words is None else (problem and words in problem.message)
 
@@ -646,7 +646,7 @@ def test_the_expected_count_is_of_the_records_that_are_left(
 def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: Path) -> None:
     options = Options(layout=Layout(image_field="nope"), on_bad_record=OnBadRecord.DROP)
     run = stage(tmp_path, [pages(0, 4)], options)
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert not summary.published
     assert problem is not None
     assert "none of 4 records is good" in problem.message
@@ -655,7 +655,7 @@ def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: P
 @pytest.mark.parametrize(("expected", "words"), COUNTS)
 def test_the_expected_count_is_held(tmp_path: Path, expected: int, words: str | None) -> None:
     run = stage(tmp_path, [pages(0, 4), pages(4, 4)], Options(expect_records=expected))
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     if words is None:
         assert problem is None
         return
@@ -667,7 +667,7 @@ def test_the_expected_count_is_held(tmp_path: Path, expected: int, words: str | 
 
 def test_every_finding_is_listed_with_its_shard_and_line(tmp_path: Path) -> None:
     run = stage(tmp_path, records_with(b"[]\n", at=2)())
-    finalize.run(run.folder, run.plan, Progress())
+    run_finalize(run.folder, run.plan, Progress())
     found = [json.loads(text) for text in run.folder.audit.read_bytes().splitlines()]
     shard = run.plan.shards[1].id
     assert {

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-from jobs import finalize
 from jobs.errors import Cause
 from jobs.extract.stage import run_extract
+from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Problem, Summary
 from jobs.runtime.progress import Progress
 from tests.support.extracting import Extracting, extracting
@@ -45,7 +45,7 @@ def run_over(
     run = extracting(tmp_path, paths, parts=parts, options=options)
     results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * len(run.parts)
-    return run, *finalize.run(run.folder, run.plan, Progress())
+    return run, *run_finalize(run.folder, run.plan, Progress())
 
 
 def published(run: Extracting) -> list[dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from jobs import finalize
 from jobs.errors import Cause
+from jobs.finalize.repair import forget_damaged
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from jobs.verify.repair import forget_damaged
 from tests.support.staged import StagedRun, StagedShard, png, stage
 
 NAMES = [f"images/{number:03d}.png" for number in range(4)]
@@ -39,7 +39,7 @@ def run_of(
     folder: Path, shards: Sequence[StagedShard], options: Options | None = None
 ) -> StagedRun:
     run = stage(folder, shards, options)
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None, problem.message
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
     return run
@@ -47,7 +47,7 @@ def run_of(
 
 def refused(folder: Path, shards: Sequence[StagedShard], options: Options | None = None) -> str:
     run = stage(folder, shards, options)
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is Cause.BAD_RECORD
     assert not summary.published
@@ -454,7 +454,7 @@ def test_records_among_the_data_are_mended_to_the_same_bytes(tmp_path: Path, dam
     assert not report.ok
     forget_damaged(run.folder, run.plan, report)
     assert len(run.redo()) == 1
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert file.read_bytes() == before
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
 
@@ -463,6 +463,6 @@ def test_an_audit_that_is_begun_again_finds_the_records_that_it_took(tmp_path: P
     files = {**SPLITS, "test/1.png": b""}
     run = stage(tmp_path, [StagedShard({**files})])
     for _ in range(2):
-        _, problem = finalize.run(run.folder, run.plan, Progress())
+        _, problem = run_finalize(run.folder, run.plan, Progress())
         assert problem is not None
         assert problem.cause is Cause.BAD_IMAGE

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from jobs import finalize
+from jobs.finalize.repair import forget_damaged
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from jobs.verify.repair import forget_damaged
 from tests.support.staged import StagedRun, StagedShard, line, png, stage
 
 NFC, NFD = "images/é ü.png", unicodedata.normalize("NFD", "images/é ü.png")
@@ -174,7 +174,7 @@ def test_a_path_that_can_mean_one_file_is_corrected_and_told(
     tmp_path: Path, files: list[str], paths: list[str], expected: list[str], words: str
 ) -> None:
     run = stage(tmp_path, [shard(files, paths)])
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.lines[-1] == "✓ Dataset verification passed!"
     assert words in "\n".join(summary.lines)
@@ -247,7 +247,7 @@ def test_a_path_that_may_mean_several_or_no_file_is_refused(
     tmp_path: Path, files: list[str], paths: list[str], words: str
 ) -> None:
     run = stage(tmp_path, [shard(files, paths)])
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert words in "\n".join([*summary.lines, problem.message])
     assert not summary.published
@@ -283,7 +283,7 @@ def test_the_option_that_a_refusal_names_works(
     tmp_path: Path, files: list[str], paths: list[str], options: Options, expected: list[str]
 ) -> None:
     run = stage(tmp_path, [shard(files, paths)], options)
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == expected
 
 
@@ -295,7 +295,7 @@ def test_exact_matches_take_no_other_spelling(
     tmp_path: Path, files: list[str], paths: list[str], expected: list[str], words: str
 ) -> None:
     run = stage(tmp_path, [shard(files, paths)], Options(match=Match.EXACT))
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert not summary.published
 
@@ -307,7 +307,7 @@ def test_each_shard_may_start_its_paths_elsewhere(tmp_path: Path) -> None:
         for n in (0, 2, 4)
     ]
     run = stage(tmp_path, shards)
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == names
 
 
@@ -316,7 +316,7 @@ def test_loose_records_and_several_archives_are_matched(tmp_path: Path) -> None:
     loose = shard([], [f"/d/{name}" for name in names], name="prompts.jsonl", kind=ShardKind.FILE)
     archives = [StagedShard({name: png(n)}) for n, name in enumerate(names)]
     run = stage(tmp_path, [*archives, loose])
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == names
 
 
@@ -326,7 +326,7 @@ def test_with_a_folder_for_each_shard_paths_are_corrected_into_it(tmp_path: Path
         shard(["images/0.png", "images/1.png"], [r"images\0.png", "1.png"]),
     ]
     run = stage(tmp_path, shards, Options(on_collision=OnCollision.PER_SHARD))
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     first, second = (shard.id for shard in run.plan.shards)
     assert published(run) == [
         f"images/{first}/0.png",
@@ -343,7 +343,7 @@ def test_only_the_paths_of_a_record_change(tmp_path: Path) -> None:
         b'{"image": "images/b.jpg", "x": NaN}'
     )
     run = stage(tmp_path, [made])
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert (run.staging.dest / "prompts.jsonl").read_bytes() == (
         b'\xef\xbb\xbf{"n" : 1.50,  "image":"images/a.png", "t":"\\ud83d"}\r\n'
         b'{"image": "images/b.JPG", "x": NaN}'
@@ -353,7 +353,7 @@ def test_only_the_paths_of_a_record_change(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf8_is_found_as_python_spells_it(tmp_path: Path) -> None:
     made = StagedShard({b"images/\xff.png": png(1)}, b'{"image": "images/\\udcff.png"}\n')
     run = stage(tmp_path, [made])
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == ["images/\udcff.png"]
     assert (run.staging.dest / "images/\udcff.png").is_file()
 
@@ -370,13 +370,13 @@ def test_what_cannot_be_matched_is_dropped_or_kept_as_it_is(
 ) -> None:
     made = shard(["images/a.png"], ["/data/images/a.png", "/data/images/gone.png"])
     run = stage(tmp_path, [made], Options(on_bad_record=policy))
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == expected
 
 
 def test_unverified_records_are_left_as_they_are(tmp_path: Path) -> None:
     run = stage(tmp_path, [shard(images(2), images(2, "/x/{}"))], Options(verify=Verify.NONE))
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == images(2, "/x/{}")
 
 
@@ -385,7 +385,7 @@ def test_every_image_of_a_record_has_to_be_there(tmp_path: Path) -> None:
     made.records = b'{"images": ["images/000.png", "images/001.PNG"]}\n'
     made.records += b'{"images": ["images/002.png", "images/003.png"]}\n'
     run = stage(tmp_path, [made])
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert "line 2: its image 'images/003.png' is in no shard" in problem.message
     assert "1 record's image is missing" in problem.message
@@ -398,7 +398,7 @@ def test_a_further_image_of_a_record_is_named_and_told_of_where_it_is_missing(
     made.records = line("images/000.png", mask="images\\001.png")
     made.records += line("images/000.png", mask="images/gone.png")
     run = stage(tmp_path, [made])
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     text = "\n".join(summary.lines)
     assert "! 1 record names a further image that is missing: shard-0000.tar, line 2" in text
@@ -411,7 +411,7 @@ def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> No
     made = shard([NFD], [NFC])
     made.files[NFD] = png(1)[:-5]
     run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert "none of 1 records is good" in problem.message
 
@@ -422,19 +422,19 @@ def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) ->
     made.files["images/b.png"] = b""
     made.records = b"".join(line(str(name)) for name in made.files)
     run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert published(run) == ["images/a.png"]
     (run.staging.dest / "images/a.png").unlink()
     report = verify_dataset(run.staging.dest, deep=False, workers=1, progress=Progress())
     forget_damaged(run.folder, run.plan, report)
     run.redo()
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
 
 
 def test_rewritten_records_are_mended_to_the_same_bytes(tmp_path: Path) -> None:
     run = stage(tmp_path, [shard([NFD, *images(2)], [f"/d/{n}" for n in (NFC, *images(2))])])
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     dest = run.staging.dest
     before = (dest / "prompts.jsonl").read_bytes()
     (dest / "prompts.jsonl").write_bytes(b"x" * len(before))
@@ -442,6 +442,6 @@ def test_rewritten_records_are_mended_to_the_same_bytes(tmp_path: Path) -> None:
     assert not report.ok
     forget_damaged(run.folder, run.plan, report)
     run.redo()
-    assert finalize.run(run.folder, run.plan, Progress())[1] is None
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert (dest / "prompts.jsonl").read_bytes() == before
     assert verify_dataset(dest, deep=True, workers=1, progress=Progress()).ok

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from jobs import finalize
 from jobs.archives.webdataset import looks_like_samples
 from jobs.extract.stage import run_extract
+from jobs.finalize.repair import forget_damaged
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
-from jobs.verify.repair import forget_damaged
 from tests.support.extracting import Extracting, extracting
 from tests.support.rawzip import Raw, zip_of
 from tests.support.staged import line, png, tarred
@@ -40,7 +40,7 @@ def samples(numbers: Sequence[int], folder: str = "") -> dict[bytes | str, bytes
 def finish(run: Extracting) -> tuple[Extracting, Summary, Problem | None]:
     results = run_extract(run.folder, run.plan, run.parts, Progress())
     assert [result.problem for result in results] == [None] * len(run.parts)
-    return run, *finalize.run(run.folder, run.plan, Progress())
+    return run, *run_finalize(run.folder, run.plan, Progress())
 
 
 def run_over(

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs import finalize
 from jobs.download.stage import run_download
 from jobs.extract.part_result import Attempts
+from jobs.finalize.stage import run_finalize
 from jobs.model import Part, Plan
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
@@ -79,6 +79,6 @@ def finished(
         if part.shard in here:
             item = attempts.extract(part).result
             problems += [item.problem.message] if item.problem else []
-    summary, problem = finalize.run(folder, plan, Progress())
+    summary, problem = run_finalize(folder, plan, Progress())
     problems += [problem.message] if problem else []
     return Brought(folder, plan, problems, summary.lines)

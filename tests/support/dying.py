@@ -53,18 +53,18 @@ def _writes(args: tuple[object, ...]) -> bool:
 
 
 def _child(run_dir: str, last: int) -> None:
-    from jobs import finalize
+    from jobs.finalize.stage import run_finalize
     from jobs.runtime.progress import Progress
     from jobs.storage.run_folder import RunFolder
 
     folder = RunFolder(Path(run_dir))
     plan = folder.load_plan()
     _die_at(last)
-    finalize.run(folder, plan, Progress())
+    run_finalize(folder, plan, Progress())
 
 
 def main(arguments: Iterable[str]) -> None:
-    from jobs import finalize  # noqa: F401  # imported once, before any fork
+    from jobs.finalize import stage  # noqa: F401  # imported once, before any fork
 
     for argument in arguments:
         run_dir, _, last = argument.rpartition(":")

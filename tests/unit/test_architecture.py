@@ -43,7 +43,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     ),
     (("jobs.storage.folder_listing",),),  # what a folder holds, for its source and its reader
     (("jobs.sources.registry",), ("jobs.archives.registry",), ("jobs.checks.registry",)),
-    (("jobs.extract.stage",), ("jobs.finalize", "jobs.verify.dataset")),
+    (("jobs.extract.stage",), ("jobs.finalize.stage", "jobs.verify.dataset")),
     (("jobs.download.stage",),),  # it extracts what it can meanwhile
     (
         ("jobs.worker",),
@@ -254,9 +254,11 @@ def test_nothing_private_of_a_library_is_imported() -> None:
         ),
         pytest.param("jobs.sources.hub", "jobs.sources.base", True, id="its own package"),
         pytest.param(
-            "jobs.extract.stage", "jobs.finalize", False, id="a stranger of the same floor"
+            "jobs.extract.stage", "jobs.finalize.stage", False, id="a stranger of the same floor"
         ),
-        pytest.param("jobs.finalize.audit", "jobs.finalize.merge", True, id="one stage's own"),
+        pytest.param(
+            "jobs.finalize.stage.audit", "jobs.finalize.merge", True, id="one stage's own"
+        ),
         pytest.param("jobs.worker", "orchestrator.resources", False, id="jobs to orchestrator"),
         pytest.param("jobs.attic", "jobs.model", False, id="not on the table"),
     ],

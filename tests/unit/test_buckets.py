@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.finalize.buckets import HELD, ROWS, Buckets
+from jobs.finalize.disk_partitions import HELD, ROWS, Buckets
 
 
 @pytest.mark.parametrize("rows", [10, HELD + 1], ids=["in memory", "in files"])

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jobs import finalize
+from jobs.finalize.stage import run_finalize
 from jobs.runtime.progress import Progress
 from tests.support.staged import pages, stage
 
@@ -18,7 +18,7 @@ def receipt_of(dest: Path) -> dict[str, Any]:
 def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
     shards = [pages(0, 5), pages(5, 5), pages(10, 3)]
     run = stage(tmp_path, shards)
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.published
     assert summary.lines == (

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jobs.checks import records
-from jobs.finalize import forms
+from jobs.finalize import record_forms
 
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)
@@ -20,9 +20,11 @@ _VALUES = st.recursive(
 _OBJECTS = st.dictionaries(st.text(), _VALUES, min_size=1, max_size=3)
 
 
-def read(folder: Path, data: bytes, name: str = "records.json") -> tuple[forms.Form, list[bytes]]:
+def read(
+    folder: Path, data: bytes, name: str = "records.json"
+) -> tuple[record_forms.Form, list[bytes]]:
     (folder / name).write_bytes(data)
-    found = forms.as_lines(folder / name, name, folder / "lines", lambda: None)
+    found = record_forms.as_lines(folder / name, name, folder / "lines", lambda: None)
     return found.form, found.path.read_bytes().splitlines()
 
 
@@ -48,22 +50,22 @@ def test_values_are_found_wherever_a_block_ends(
     chunk: int,
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forms, "_CHUNK", chunk)
+        patch.setattr(record_forms, "_CHUNK", chunk)
         form, lines = read(tmp_path_factory.mktemp("forms"), dump(objects))
     assert [json.loads(line) for line in lines if line] == objects
-    assert form is not forms.Form.LINES or dump is not indented
+    assert form is not record_forms.Form.LINES or dump is not indented
 
 
 def test_a_record_that_is_too_long_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(records, "MAX_LINE", 1000)
-    monkeypatch.setattr(forms, "_CHUNK", 100)
+    monkeypatch.setattr(record_forms, "_CHUNK", 100)
     data = json.dumps([{"a": "x" * 500}, {"a": "x" * 5000}]).encode()
-    with pytest.raises(forms.FormError, match="is damaged behind record 1: longer than"):
+    with pytest.raises(record_forms.FormError, match="is damaged behind record 1: longer than"):
         read(tmp_path, data)
 
 
 def test_what_looks_like_utf16_and_is_not_is_left_as_it_is(tmp_path: Path) -> None:
     for data in (b"\0" * 40 + b"\n", b"{\0\xff\xdf" * 3, b""):
-        assert read(tmp_path, data) == (forms.Form.LINES, data.splitlines())
+        assert read(tmp_path, data) == (record_forms.Form.LINES, data.splitlines())

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs import finalize
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize import publish
+from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
@@ -22,7 +22,7 @@ from tests.support.staged import StagedRun, StagedShard, line, pages, png, stage
 
 
 def finish(run: StagedRun) -> dict[str, object]:
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.published
     receipt: dict[str, object] = json.loads(run.staging.receipt.read_bytes())
@@ -35,7 +35,7 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     (run.staging.dest / "images" / "mine.png").write_bytes(b"mine")
     before = tree(run.staging.dest)
     with pytest.raises(VerificationError, match="not this run's: 'images'; nothing was") as caught:
-        finalize.run(run.folder, run.plan, Progress())
+        run_finalize(run.folder, run.plan, Progress())
     assert caught.value.cause is Cause.PREFLIGHT
     after = tree(run.staging.dest)
     assert {path: after[path] for path in before} == before
@@ -53,7 +53,7 @@ def test_a_log_folder_under_a_name_that_an_archive_brings_is_told_before_anythin
     moved.parent.mkdir(parents=True)
     run.folder.path.rename(moved)
     with pytest.raises(VerificationError, match="--log-dir elsewhere"):
-        finalize.run(RunFolder(moved), run.plan, Progress())
+        run_finalize(RunFolder(moved), run.plan, Progress())
     assert not (run.staging.dest / "images").exists()
 
 
@@ -88,7 +88,7 @@ def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> 
 def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     """The destination once a new dataset has replaced the one there, and what was kept of it."""
     run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     dest, kept = run.staging.dest, run.staging.kept
     assert any(str(kept) in told for told in summary.lines) is kept.exists()
@@ -156,12 +156,12 @@ def test_an_old_dataset_that_cannot_be_removed_stays_and_is_told(tmp_path: Path)
     run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
     run.staging.kept.mkdir()
     (run.staging.kept / "in the way").touch()
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert any(str(run.staging.replaced) in told for told in summary.lines)
     assert tree(run.staging.replaced) == {"images/mine": b"mine"}
     (run.staging.kept / "in the way").unlink()
-    finalize.run(run.folder, run.plan, Progress())
+    run_finalize(run.folder, run.plan, Progress())
     assert tree(run.staging.kept) == {"images/mine": b"mine"}
     assert not (run.staging.dest / ".incoming").exists()
 
@@ -223,7 +223,7 @@ def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
     finish(stage(tmp_path, [pages(10, 2)], Options(overwrite=True)))
     before = tree(first.staging.dest)
     made(first.staging.data / "left").write_bytes(b"left")
-    summary, problem = finalize.run(first.folder, first.plan, Progress())
+    summary, problem = run_finalize(first.folder, first.plan, Progress())
     assert problem is None
     assert "has replaced this run's dataset" in summary.lines[0]
     assert tree(first.staging.dest) == before
@@ -279,7 +279,7 @@ def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
     run.folder.manifest(run.plan.parts()[1]).unlink()
     run.folder.fetched(run.plan.shards[1].id).unlink()
     before = tree(run.staging.dest)
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert "1 of 2 parts are not extracted and 1 of 2 shards are not here" in problem.message
@@ -295,7 +295,7 @@ def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_file_gone_from_staging_is_extracted_again(tmp_path: Path) -> None:
     run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
     (run.staging.data / "images" / "000003.png").unlink()
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert run.redo() == [run.plan.parts()[1].id]
@@ -395,7 +395,7 @@ def test_a_stop_before_the_journal_leaves_everything(tmp_path: Path) -> None:
     progress = Progress()
     progress.stop(Cause.TIME_LIMIT, "time is near")
     with pytest.raises(Stopped):
-        finalize.run(run.folder, run.plan, progress)
+        run_finalize(run.folder, run.plan, progress)
     finish(run)
 
 
@@ -410,7 +410,7 @@ def test_finalize_after_publishing_changes_nothing(tmp_path: Path) -> None:
     run = stage(tmp_path, [pages(0, 2)])
     finish(run)
     receipt = run.staging.receipt.read_bytes()
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert (summary.published, summary.records, summary.images) == (True, 2, 2)
     assert run.staging.receipt.read_bytes() == receipt

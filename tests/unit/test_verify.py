@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jobs import finalize
 from jobs.errors import Cause, Stopped, VerificationError
+from jobs.finalize.repair import forget_damaged
+from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
-from jobs.verify.repair import forget_damaged
 from jobs.verify.slices import blocks
 from tests.support.dying import KILLED, finalize_and_die
 from tests.support.staged import StagedRun, pages, png, stage, tree
@@ -21,7 +21,7 @@ from tests.support.staged import StagedRun, pages, png, stage, tree
 
 def published(base: Path, options: Options | None = None) -> StagedRun:
     run = stage(base, [pages(0, 4), pages(4, 4), pages(8, 4)], options)
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     return run
 
@@ -179,7 +179,7 @@ def mend(run: StagedRun, report: VerifyReport) -> list[str]:
     forget_damaged(run.folder, run.plan, report)
     assert not run.staging.receipt.exists()
     redone = run.redo()
-    summary, problem = finalize.run(run.folder, run.plan, Progress())
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert summary.published
     return redone
@@ -239,12 +239,12 @@ def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> 
     whole = tree(run.staging.dest)
     remove(run.staging.dest / "RECEIPT.json")
     remove(run.staging.dest / "images" / "000009.png")
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert "is gone from disk" in problem.message
     assert run.redo() == [f"{run.plan.shards[2].id}.p0000"]
-    _, problem = finalize.run(run.folder, run.plan, Progress())
+    _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     assert tree(run.staging.dest) == whole
 
@@ -257,7 +257,7 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
     run.shards[1].files["images/000005.png"] = png(1234)
     run.redo()
     with pytest.raises(VerificationError, match="gives other files than MANIFEST"):
-        finalize.run(run.folder, run.plan, Progress())
+        run_finalize(run.folder, run.plan, Progress())
     after = tree(run.staging.dest)
     assert {path: after[path] for path in damaged if path in after} == damaged
 
@@ -265,11 +265,11 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
 def test_a_dataset_of_another_run_is_not_mended(tmp_path: Path) -> None:
     first = published(tmp_path)
     second = stage(tmp_path, [pages(50, 2)], Options(overwrite=True), run_id="2027-other")
-    assert finalize.run(second.folder, second.plan, Progress())[1] is None
+    assert run_finalize(second.folder, second.plan, Progress())[1] is None
     with pytest.raises(VerificationError, match="contains the dataset of run 2027-other") as caught:
         forget_damaged(first.folder, first.plan, check(second))
     assert caught.value.cause is Cause.CLAIMED
-    summary, _ = finalize.run(first.folder, first.plan, Progress())
+    summary, _ = run_finalize(first.folder, first.plan, Progress())
     assert summary.lines == ("! Run 2027-other has replaced this run's dataset since",)
     assert check(second, deep=True).ok
 
@@ -288,6 +288,6 @@ def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path) -> 
     points = [(run.folder.path, 1 + 2 * number) for number, run in enumerate(runs)]
     assert finalize_and_die(points).count(KILLED) >= 15
     for run in runs:
-        _, problem = finalize.run(run.folder, run.plan, Progress())
+        _, problem = run_finalize(run.folder, run.plan, Progress())
         assert problem is None
         assert tree(run.staging.dest) == whole

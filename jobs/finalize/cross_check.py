@@ -1,23 +1,94 @@
-"""The join: files, names on disk, references and ids that meet under one key, judged together."""
+"""Files, names on disk, references and ids that meet under one key, judged together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
-from jobs.finalize.buckets import folded
+from jobs.finalize.context import Ground, shown_key
+from jobs.finalize.disk_partitions import Rewrites, folded
 from jobs.finalize.findings import Finding, Kind
-from jobs.finalize.ground import shown_key
-from jobs.finalize.passes import Audit, How, Reference, Row
-from jobs.finalize.references import meanings
-from jobs.finalize.rewrites import Rewrites
-from jobs.finalize.spelling import differences, unified
+from jobs.finalize.record_paths import differences, transcribed, unified
+from jobs.finalize.scan import Audit, How, Reference, Row, join_key, matches_spellings
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.storage.safe_paths import shown
+
+
+class Meaning(NamedTuple):
+    """What became of a reference."""
+
+    reference: Reference
+    key: str | None  # of the file that it means
+    fact: str = ""  # why it means none
+
+
+def meanings(
+    ground: Ground,
+    references: Sequence[Reference],
+    files: Collection[str],
+    literal: Collection[str],
+    near: Mapping[str, str],
+) -> Iterator[Meaning]:
+    """The one file that each of ``references`` can mean among ``files``, all of one bucket.
+
+    ``literal``: the files that a record names by their very path; no other path means these, nor
+    do two paths mean one file. ``near``: a file by its folded name, for messages.
+    """
+    by_form = _by_form(ground, files) if references else {}
+    meant: defaultdict[str, list[Reference]] = defaultdict(list)
+    for reference in references:
+        forms = (form for form in _forms(ground, reference) if form in by_form)
+        keys = by_form.get(next(forms, ""), [])
+        if len(keys) == 1:
+            meant[keys[0]].append(reference)
+        else:
+            yield Meaning(reference, None, _fact(reference, keys, near))
+    for key, rivals in meant.items():
+        names = {_name(ground, reference.path) for reference in rivals if reference.required}
+        if key in literal:
+            names.add(_name(ground, key))
+        for reference in rivals:
+            others = names - {_name(ground, reference.path)}
+            if not others:
+                yield Meaning(reference, key)
+            elif reference.required:
+                fact = f"it may be {shown_key(key)}, which records name {shown(min(others))} too"
+                yield Meaning(reference, None, f"is in no shard; {fact}")
+
+
+def _by_form(ground: Ground, files: Collection[str]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    form = unified if matches_spellings(ground) else str
+    for key in files:
+        if "\0" not in key:  # what is not UTF-8 is not written into records
+            found[form(key)].append(key)
+    return found
+
+
+def _forms(ground: Ground, reference: Reference) -> list[str]:
+    if not matches_spellings(ground):
+        return [reference.key]
+    return [unified(key) for key in (reference.key, reference.other) if key is not None]
+
+
+def _name(ground: Ground, path: str) -> str:
+    return join_key(ground, transcribed(path))
+
+
+def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:
+    if keys:
+        names = " and ".join(shown_key(key) for key in sorted(keys))
+        return f"is in no shard; {names} are, in other spellings, and either may be meant"
+    for key in (reference.key, reference.other):
+        other = near.get(folded(key)) if key is not None else None
+        if other is not None:
+            return f"is in no shard; {shown_key(other)} is, in another spelling"
+    return "is in no shard"
 
 
 class Contest(NamedTuple):

@@ -1,13 +1,10 @@
-"""A join of more rows than memory holds: rows of one key meet in one bucket, a file of its own.
-
-Each bucket fits into memory, so that ten million files take no more of it than a hundred thousand
-(a Grace hash join: https://doi.org/10.1007/BF03037022).
-"""
+"""Joins of more rows than memory holds: the rows of one key meet in one partition, a file."""
 
 from __future__ import annotations
 
 import unicodedata
 import zlib
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +15,7 @@ import msgspec
 ROWS = 150_000  # in a bucket, about; some 100 MB once they are objects
 HELD = 400_000  # rows that are kept in memory: too few to be worth files
 MOST = 200  # buckets: each is an open file
+_LINES = 250_000  # in a partition, at least; some 100 MB where each has a new path
 
 
 def folded(key: str) -> str:
@@ -97,3 +95,28 @@ def _rows(path: Path) -> Iterator[list[Any]]:
     with path.open("rb", buffering=1 << 20) as file:
         for line in file:
             yield decode(line)
+
+
+class Rewrites(Partitions):
+    """New paths by the number of their line, on disk and in memory a share at a time."""
+
+    def __init__(self, folder: Path, *, lines: int) -> None:
+        self._lines = max(_LINES, 1 + lines // MOST)
+        super().__init__(folder, "rewrites", 1 + lines // self._lines)
+        self._loaded = -1
+        self._paths_of: dict[int, dict[int, str]] = {}
+
+    def add(self, line: int, place: int, path: str) -> None:
+        """The line's image in that place of ``records.Record.images`` is to be named ``path``."""
+        self.put(line // self._lines, (line, place, path))
+
+    def of(self, line: int) -> dict[int, str]:
+        """New paths of a line by their place; ask in rising order, once all have been added."""
+        share = line // self._lines
+        if share != self._loaded:
+            self._loaded = share
+            paths: defaultdict[int, dict[int, str]] = defaultdict(dict)
+            for number, place, path in self.rows(share):
+                paths[number][place] = path
+            self._paths_of = dict(paths)
+        return self._paths_of.get(line, {})

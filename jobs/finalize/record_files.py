@@ -13,10 +13,10 @@ from jobs.archives import nested
 from jobs.archives.webdataset import is_pair
 from jobs.checks import records
 from jobs.errors import RunFolderError
-from jobs.finalize import forms
+from jobs.finalize import record_forms
+from jobs.finalize.context import Ground, Piece
 from jobs.finalize.findings import Finding, Findings, Kind
-from jobs.finalize.ground import Ground, Piece
-from jobs.finalize.passes import forget_manifest
+from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
 from jobs.runtime.progress import Progress
@@ -121,14 +121,14 @@ def find_pieces(
         progress.current = source.shard.id
         out = ground.scratch / f"lines-{number}"
         try:
-            lines = forms.as_lines(
+            lines = record_forms.as_lines(
                 source.path,
                 ground.records_path or "",
                 out,
                 progress.check,
                 encoding=ground.plan.options.records_encoding,
             )
-        except forms.FormError as error:
+        except record_forms.FormError as error:
             findings.add(Finding(Kind.BAD_FORM, f"its records file {error}", source.shard.id))
             continue
         made = _made(ground, source.shard, samples)
@@ -287,7 +287,7 @@ def _names_images(ground: Ground, file: _DataFile, check: Callable[[], object]) 
     place = ground.staging.data / file.path
     options = ground.plan.options
     try:
-        found = forms.as_lines(
+        found = record_forms.as_lines(
             place if place.exists() else _taken_to(ground, 0),
             file.path,
             ground.scratch / "look",
@@ -296,7 +296,7 @@ def _names_images(ground: Ground, file: _DataFile, check: Callable[[], object]) 
         )
         with found.path.open("rb") as lines:
             records.parse(next(records.lines(lines), b""), options.layout.image_field)
-    except (FileNotFoundError, forms.FormError, records.BadLineError):
+    except (FileNotFoundError, record_forms.FormError, records.BadLineError):
         return False
     return True
 

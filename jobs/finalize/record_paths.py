@@ -1,22 +1,19 @@
-"""Finds out below which folder each records file's paths start, by looking up a sample of them.
-
-A dataset's folders change on the way to its archive: a top folder is stripped, the author's
-absolute paths stay in the records, pictures move below another folder. The records file of one
-author spells its paths in one way, so a sample tells which.
-"""
+"""Which file a record's path means: its spelling, and the folder below which paths start."""
 
 from __future__ import annotations
 
+import posixpath
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from typing import BinaryIO
+from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
-from jobs.finalize.ground import Ground, Piece, key_of_bytes
-from jobs.finalize.spelling import unified
+from jobs.finalize.context import Ground, Piece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage.safe_paths import shown
 
@@ -25,6 +22,70 @@ _IN_ALL = 20_000  # lines
 _PER_LINE = 4  # paths
 _FOLDERS = 3  # that are remembered for one ending of a path
 _is_rooted = re.compile(r"/|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*:/").match
+
+
+def _unescaped(path: str) -> str:
+    """With percent-escapes decoded, unless that does not give UTF-8."""
+    if "%" not in path:
+        return path
+    try:
+        return unquote_to_bytes(path).decode("utf-8")
+    except UnicodeDecodeError:
+        return path
+
+
+def _separated(path: str) -> str:
+    """With ``/`` between components, and without ``.``, empty and inner ``..`` components."""
+    path = path.replace("\\", "/")
+    if "//" in path or "./" in path or path.endswith(("/", ".")):
+        path = posixpath.normpath(path)
+        if path.startswith("//"):  # which ``normpath`` keeps
+            path = path[1:]
+    return path
+
+
+def _composed(path: str) -> str:
+    return path if path.isascii() else unicodedata.normalize("NFC", path)
+
+
+def _with_lower_ending(path: str) -> str:
+    stem, ending = posixpath.splitext(path)
+    return stem + ending.lower()
+
+
+# Paths that no step changes, as nearly all are.
+_is_unified = re.compile(r"(?:[\w -]+/)*[\w -]+(?:\.[a-z0-9]+)?", re.ASCII).fullmatch
+_STEPS = (
+    ("percent-escapes", _unescaped),
+    ("separators", _separated),
+    ("Unicode form", _composed),
+    ("the case of its ending", _with_lower_ending),
+)
+
+
+def unified(path: str) -> str:
+    """The form that all spellings of one path share; ``..`` and ``/`` may stay at its start."""
+    if _is_unified(path):
+        return path
+    return _with_lower_ending(transcribed(path))
+
+
+def transcribed(path: str) -> str:
+    """``unified`` but for the case of the ending, by which two files of one folder may differ."""
+    return _composed(_separated(_unescaped(path)))
+
+
+def differences(one: str, other: str) -> str:
+    """In what two spellings of one path differ, in words."""
+    found = []
+    for word, left_out in _STEPS:
+        forms = [one, other]
+        for _, step in _STEPS:
+            if step is not left_out:
+                forms = [step(form) for form in forms]
+        if forms[0] != forms[1]:
+            found.append(word)
+    return " and ".join(found) or "spelling"
 
 
 class PathError(ValueError):

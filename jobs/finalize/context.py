@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jobs.finalize.forms import Found
+from jobs.finalize.record_forms import Found
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown, text_of
