@@ -23,21 +23,11 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import (
-    canary,
-    disks,
-    engines,
-    logs,
-    nodeenv,
-    reasons,
-    resources,
-    sbatchargs,
-    siteprofile,
-    units,
-)
+from orchestrator import canary, disks, logs, nodeenv, reasons, resources, siteprofile, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
-from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Engine, EngineState, JobSpec
+from orchestrator.engines.registry import choose_engine, engine_named
+from orchestrator.engines.slurm import arguments, client
 from orchestrator.terminal import Look
 
 HUB = "https://huggingface.co"
@@ -65,7 +55,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
     """Every finding as it is made; the canary on a compute node, where there is Slurm, is last."""
     yield from _here(wish)
     try:
-        choice = engines.choose(wish.engine)
+        choice = choose_engine(wish.engine)
     except OrchestrateError as error:
         yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
         return
@@ -78,7 +68,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
 
 def with_what_slurm_wants(wish: Wish) -> Wish:
     """The wish with the partition, account, time and memory that jobs have to ask for here."""
-    if engines.choose(wish.engine).name == "local" or slurmclient.silence() is not None:
+    if choose_engine(wish.engine).name == "local" or client.silence() is not None:
         return wish
     spec = _spec(wish, RunFolder(wish.log_dir.absolute() / "profile"))
     return replace(wish, resources=siteprofile.choose(spec))
@@ -126,11 +116,11 @@ def _room(dest: Path) -> Iterator[Finding]:
 
 def _slurm(wish: Wish) -> Iterator[Finding]:
     """Whether Slurm answers and would take such a job, and what a job finds; else why not."""
-    why = slurmclient.silence()
+    why = client.silence()
     if why is not None:
         yield Finding("slurm", False, why, "wait and try again, or ask the site's support")
         return
-    cluster = engines.by_name("slurm").cluster
+    cluster = engine_named("slurm").cluster
     which = f" for cluster {cluster}" if cluster else ""
     yield Finding("slurm", True, f"{_version()} answers{which}")
     yield _accounting()
@@ -148,14 +138,14 @@ def _slurm(wish: Wish) -> Iterator[Finding]:
 def _version() -> str:
     """What sbatch calls itself; a site's wrapper of it may not know the question."""
     try:
-        return slurmclient.ask("sbatch", "--version").stdout.strip() or "Slurm"
+        return client.ask("sbatch", "--version").stdout.strip() or "Slurm"
     except EngineError:
         return "Slurm"
 
 
 def _accounting() -> Finding:
     try:
-        answer = slurmclient.ask("sacct", "-n", "-X", "-o", "JobID", "-S", "now", timeout_s=20)
+        answer = client.ask("sacct", "-n", "-X", "-o", "JobID", "-S", "now", timeout_s=20)
     except EngineError as error:
         return Finding("accounting", None, error.message)
     if answer.returncode:
@@ -177,8 +167,8 @@ def _shared(path: Path, option: str) -> Finding:
 
 def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
     """What jobs do not get of this shell's environment, where ``--export`` restricts it."""
-    export = sbatchargs.export_of(sbatch_args)
-    missing = export.missing(sbatchargs.DOWNLOAD_VARIABLES, os.environ)
+    export = arguments.export_of(sbatch_args)
+    missing = export.missing(arguments.DOWNLOAD_VARIABLES, os.environ)
     if missing:
         yield Finding(
             "export",
@@ -210,10 +200,10 @@ def _spec(wish: Wish, folder: RunFolder) -> JobSpec:
 
 def _trial(spec: JobSpec) -> Finding:
     """Partition, account, QOS and limits, as a launch and Slurm itself judge them."""
-    from orchestrator.engines import sbatch
+    from orchestrator.engines.slurm import script
 
     try:
-        said = sbatch.trial(spec)
+        said = script.trial(spec)
     except EngineError as error:
         mend = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
         return Finding("job", False, error.message, mend)
@@ -239,7 +229,7 @@ def _canary(wish: Wish, folder: RunFolder, spec: JobSpec) -> Iterator[Finding]:
 
 
 def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Finding]:
-    engine = engines.by_name("slurm")
+    engine = engine_named("slurm")
     submitted = utc_now()
     try:
         handle = engine.submit(spec, None)

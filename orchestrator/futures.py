@@ -9,8 +9,9 @@ from submitit.core import core, utils
 from jobs.errors import UsageError
 from jobs.model import Stage, Task, TaskResult
 from jobs.storage.run_folder import RunFolder
-from orchestrator import engines, evidence
+from orchestrator import evidence
 from orchestrator.engines import pickled
+from orchestrator.engines.registry import engine_named
 from orchestrator.state import RunState, TaskStatus, TaskView, judge
 
 LOOK_S = 2.0  # the engine is asked at most this often, whatever the number of futures
@@ -27,7 +28,7 @@ class _Run:
     def state(self, *, fresh: bool = False) -> RunState:
         now = time.monotonic()
         if self._state is None or fresh or now - self._looked >= LOOK_S:
-            self._state = judge(evidence.gather(self.folder, engines.by_name))
+            self._state = judge(evidence.gather(self.folder, engine_named))
             self._looked = now
         return self._state
 

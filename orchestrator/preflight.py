@@ -23,7 +23,8 @@ from jobs.storage.staging import (
     names_in,
     receipt_head,
 )
-from orchestrator import disks, sbatchargs, units
+from orchestrator import disks, units
+from orchestrator.engines.slurm import arguments
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
 # larger than this, so the data takes at least so many inodes.
@@ -124,9 +125,9 @@ def _limited(plan: Plan) -> Iterator[str]:
 
 def _not_exported(plan: Plan, sbatch_args: Sequence[str]) -> Iterator[str]:
     """Variables of this shell that a download may need and that ``--export`` withholds."""
-    export = sbatchargs.export_of(sbatch_args)
+    export = arguments.export_of(sbatch_args)
     wanted = [variable for _, variable in plan.options.header_env]
-    missing = export.missing([*wanted, *sbatchargs.DOWNLOAD_VARIABLES], os.environ)
+    missing = export.missing([*wanted, *arguments.DOWNLOAD_VARIABLES], os.environ)
     if missing:
         yield (
             f"{export} withholds {', '.join(missing)}, set in this shell, from the "

@@ -17,9 +17,10 @@ from jobs.model import Resources
 from jobs.storage import atomic
 from orchestrator import canary, disks, resources, units
 from orchestrator.canary import Finding
-from orchestrator.engines import slurmclient, slurmlimits
 from orchestrator.engines.base import JobSpec
-from orchestrator.engines.slurmlimits import Partition
+from orchestrator.engines.slurm import client
+from orchestrator.engines.slurm import limits as slurm_limits
+from orchestrator.engines.slurm.limits import Partition
 
 _MOST_TRIALS = 20  # of sbatch --test-only; each costs slurmctld a look at the whole queue
 _LEAST_MEM_MB = 2048  # what a task needs in any case; less may end it
@@ -37,7 +38,7 @@ def choose(spec: JobSpec) -> Resources:
     What ``spec`` asks for comes back unchanged where Slurm takes no combination.
     """
     asked = spec.resources
-    known = slurmlimits.partitions()
+    known = slurm_limits.partitions()
     usable = sorted((p for p in known if p.is_up), key=lambda p: not p.is_default)
     limits = {p.name: p.limit_min for p in known}
     names = [asked.partition] if asked.partition else [p.name for p in usable]
@@ -55,17 +56,17 @@ def choose(spec: JobSpec) -> Resources:
 
 
 def _taken(spec: JobSpec) -> bool:
-    from orchestrator.engines import sbatch
+    from orchestrator.engines.slurm import script
 
     try:
-        sbatch.trial(spec)
+        script.trial(spec)
     except EngineError:
         return False
     return True
 
 
 def _with_memory(asked: Resources) -> Resources:
-    given = slurmlimits.default_mem_mb(asked.cpus) if asked.mem_mb is None else None
+    given = slurm_limits.default_mem_mb(asked.cpus) if asked.mem_mb is None else None
     if given is None or given >= _LEAST_MEM_MB:
         return asked
     return structs.replace(asked, mem_mb=_LEAST_MEM_MB)
@@ -81,7 +82,7 @@ def accounts() -> list[str]:
     """The accounts that this user may charge, the default one first; none without accounting."""
     words = ("-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=Account,DefaultQOS")
     try:
-        answer = slurmclient.ask("sacctmgr", *words, timeout_s=20)
+        answer = client.ask("sacctmgr", *words, timeout_s=20)
     except EngineError:
         return []
     lines = answer.stdout.splitlines() if answer.returncode == 0 else []
@@ -104,7 +105,7 @@ def write(path: Path, text: str) -> Finding:
 
 def text(asked: Resources, findings: Sequence[Finding], endpoint: str) -> str:
     """The settings file: options that runs need here, and what else was found, as comments."""
-    known = slurmlimits.partitions()
+    known = slurm_limits.partitions()
     lines = [
         "# Settings of websight-orchestrate, written by `doctor --write-profile`.",
         "# For everybody: /etc/xdg/websight-orchestrate/config.toml; for you alone:",

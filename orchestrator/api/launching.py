@@ -12,11 +12,12 @@ from jobs.runtime import background
 from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
-from orchestrator import engines, planning, preflight, submission
+from orchestrator import planning, preflight, submission
 from orchestrator.api import running
 from orchestrator.api.request import LaunchRequest, stage_resources
 from orchestrator.api.run import Run
 from orchestrator.api.running import Tick
+from orchestrator.engines.registry import choose_engine, engine_named, reach_engine
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Planned:
 
     def scripts(self) -> dict[Stage, str]:
         """What would be handed to the engine, by stage; nothing is touched."""
-        engine = engines.by_name(self.engine)
+        engine = engine_named(self.engine)
         return submission.scripts(self.folder, self.draft(), engine)
 
     def problems(self) -> list[str]:
@@ -85,7 +86,7 @@ def plan(request: LaunchRequest) -> Planned:
     ``EngineError`` where the engine asked for is not there.
     """
     request.check()
-    choice = engines.choose(request.engine)
+    choice = choose_engine(request.engine)
     engine = choice.name
     if request.then is not None and engine != "slurm":
         raise EngineError("--then submits a batch script and needs Slurm; there is none here")
@@ -125,7 +126,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path)
-    engines.reach(planned.engine, otherwise=", or use --engine local to work on this machine")
+    reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:
         if planned.private:

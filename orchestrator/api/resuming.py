@@ -24,12 +24,19 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator import claim, engines, evidence, journal, planning, preflight, recovery, runs
+from orchestrator import claim, evidence, journal, planning, preflight, recovery, runs
 from orchestrator.api import running
 from orchestrator.api.request import DEFAULT_LOG_DIR, override
 from orchestrator.api.run import Run
 from orchestrator.api.running import Tick, state_of
 from orchestrator.engines.base import OtherClusterError
+from orchestrator.engines.registry import (
+    AUTO,
+    choose_engine,
+    cluster_after,
+    engine_named,
+    reach_engine,
+)
 from orchestrator.journal import Act
 from orchestrator.recovery import Recovery
 from orchestrator.state import RunState, RunStatus
@@ -96,7 +103,7 @@ def plan_resume(
     tasks: int | None = None,
     changes: Mapping[str, object] | None = None,
     deep: bool = False,
-    engine: str = engines.AUTO,
+    engine: str = AUTO,
 ) -> Resumable:
     """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
 
@@ -110,7 +117,7 @@ def plan_resume(
     why_local = ""
     if not state.submissions:  # its launcher died before it submitted anything
         asked_for = state.plan.engine
-        choice = engines.choose(engine if asked_for == engines.AUTO else asked_for)
+        choice = choose_engine(engine if asked_for == AUTO else asked_for)
         why_local = choice.why_local
         state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
     if state.submits:
@@ -134,8 +141,8 @@ def plan_resume(
     else:
         preflight.check_not_taken(state.plan)
     last = state.submissions[-1]
-    cluster = engines.cluster_after(last.cluster)
-    hand = engines.by_name(_engine_name(last), cluster)
+    cluster = cluster_after(last.cluster)
+    hand = engine_named(_engine_name(last), cluster)
     limit = hand.time_limit_min(last.resources["extract"].partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
@@ -185,14 +192,14 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if not step.tasks:
         return
     name = planned.engine
-    engines.reach(name, planned.cluster)
+    reach_engine(name, planned.cluster)
     folder.make_whole()
     running.take_claim(folder, planned.state.plan)
     if evidence.is_data_removed(folder, Staging(planned.state.plan)):
         for part in planned.state.plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(planned.state.plan, planned.state)
-    engine = engines.by_name(name, planned.cluster)
+    engine = engine_named(name, planned.cluster)
     # A later attempt's are those of another resume, which is at it right now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
@@ -263,7 +270,7 @@ def _check_reached(folder: RunFolder) -> None:
     elsewhere: dict[Where, OtherClusterError] = {}
     for each in dict.fromkeys(where.values()):
         try:
-            engines.by_name(*each).check(folder)
+            engine_named(*each).check(folder)
         except OtherClusterError as error:
             elsewhere[each] = error
         except EngineError:
@@ -294,7 +301,7 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
     failed: list[EngineError] = []
     for where, known in ids.items():
         try:
-            engines.by_name(*where).cancel(folder, list(known), lost)
+            engine_named(*where).cancel(folder, list(known), lost)
         except EngineError as error:
             if abandon:
                 log.warning("jobs %s were abandoned: %s", ", ".join(known), error.message)

@@ -13,8 +13,9 @@ from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import claim, engines, evidence, journal, planning, recovery, submission
+from orchestrator import claim, evidence, journal, planning, recovery, submission
 from orchestrator.claim import Claim
+from orchestrator.engines.registry import engine_named
 from orchestrator.state import RunState, RunStatus, judge
 
 Tick = Callable[[RunFolder], None]
@@ -23,7 +24,7 @@ TICK_S = 0.5
 
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """Where a run stands; ``ask=False`` looks at its files only."""
-    return judge(evidence.gather(folder, engines.by_name if ask else None))
+    return judge(evidence.gather(folder, engine_named if ask else None))
 
 
 def take_claim(folder: RunFolder, plan: Plan) -> None:
@@ -77,7 +78,7 @@ def submit(
 
     ``most``: array tasks behind a download here, where ``draft`` itself has none of them.
     """
-    engine = engines.by_name(draft.engine, draft.cluster)
+    engine = engine_named(draft.engine, draft.cluster)
     submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
     if draft.engine == "local":
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
@@ -168,7 +169,7 @@ def retry(run_dir: str, attempt: int) -> None:
         return
     step = recovery.recover(state)
     if step.tasks:
-        engines.by_name(last.engine, last.cluster).cancel(folder, step.cancel)
+        engine_named(last.engine, last.cluster).cancel(folder, step.cancel)
         draft = next_draft(
             last, step, engine=last.engine, retries=last.retries - 1, cluster=last.cluster
         )

@@ -13,10 +13,10 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.verify import array
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator import engines
 from orchestrator.api.request import DEFAULT_LOG_DIR
 from orchestrator.api.resuming import find_run
 from orchestrator.engines.base import JobSpec
+from orchestrator.engines.registry import choose_engine, engine_named
 
 _LOOK_S = 2.0
 
@@ -77,7 +77,7 @@ def verify_on_slurm(
 
     Raises ``EngineError`` where Slurm refuses, ``VerificationError`` where a task left no report.
     """
-    engine = engines.by_name(engines.choose("slurm").name)
+    engine = engine_named(choose_engine("slurm").name)
     name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = RunFolder(log_dir.expanduser().absolute() / name)
     try:

@@ -334,8 +334,9 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from jobs.storage import atomic
-    from orchestrator import api, engines, settings
+    from orchestrator import api, settings
     from orchestrator.cli import bars, building, showing
+    from orchestrator.engines.registry import AUTO, SLURM
 
     if values.pop("show_config"):
         found = settings.config(ctx)
@@ -345,8 +346,8 @@ def command(ctx: click.Context, /, **values: Any) -> int:
     habits = building.Habits.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
-    if habits.parsable and values["engine"] == engines.AUTO:
-        values["engine"] = engines.SLURM  # a script that waits for a job's id gets one, or an error
+    if habits.parsable and values["engine"] == AUTO:
+        values["engine"] = SLURM  # a script that waits for a job's id gets one, or an error
     planned = api.plan(building.request(values))
     planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
     if habits.quiet and planned.why_local:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import UsageError
-from orchestrator import disks, resources, sbatchargs
+from orchestrator import disks, resources
+from orchestrator.engines.slurm import arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,8 +84,8 @@ WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
 ENCODING = Parsed("name", encoding)
 COMMAND = Parsed("words", command)
-SBATCH = Parsed("line", sbatchargs.parse)
-SBATCH_DOWNLOAD = Parsed("line", sbatchargs.parse_for_download)
+SBATCH = Parsed("line", arguments.parse)
+SBATCH_DOWNLOAD = Parsed("line", arguments.parse_for_download)
 
 
 class _Place(click.Path):

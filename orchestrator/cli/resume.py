@@ -37,8 +37,9 @@ def command(
     time gets more of it. The Slurm options override that, for every stage. A published dataset is
     checked, and just what is damaged in it is fetched and extracted again.
     """
-    from orchestrator import api, engines
+    from orchestrator import api
     from orchestrator.cli import bars, exits, showing
+    from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
     habits = Habits(yes=True, **values)
@@ -48,7 +49,7 @@ def command(
         tasks=tasks,
         changes=changes,
         deep=deep,
-        engine=engines.SLURM if habits.parsable else engines.AUTO,
+        engine=SLURM if habits.parsable else AUTO,
     )
     if planned.why_local:
         showing.say([showing.engine_line(planned)])

@@ -16,9 +16,9 @@ from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
-from orchestrator.engines import by_name
 from orchestrator.engines.base import Dependency, Engine, EngineState, JobHandle, JobSpec, TaskState
-from orchestrator.engines.slurm import SlurmEngine
+from orchestrator.engines.registry import engine_named
+from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support import payload
 from tests.support.slurm import PrivateSlurm
 
@@ -188,7 +188,7 @@ class EngineContract:
             until(lambda: self.all_in(engine, folder, first, EngineState.RUNNING))
             until(lambda: payload.events(folder.path))
             assert self.all_in(engine, folder, second, EngineState.PENDING)
-            other = by_name(engine.name)
+            other = engine_named(engine.name)
             assert self.all_in(other, folder, first, EngineState.RUNNING)
             assert self.all_in(other, folder, second, EngineState.PENDING)
             running = self.states(engine, folder, first)[0]
@@ -214,7 +214,7 @@ class EngineContract:
         second = engine.submit(spec(folder, count=2), Dependency("afterok", first.job_ids))
         with self.background(engine, folder):
             until(lambda: payload.events(folder.path))
-            by_name(engine.name).cancel(folder, [*first.job_ids, *second.job_ids])
+            engine_named(engine.name).cancel(folder, [*first.job_ids, *second.job_ids])
             until(lambda: self.all_in(engine, folder, first, EngineState.ENDED))
             until(lambda: self.all_in(engine, folder, second, EngineState.ENDED))
         causes = {s.cause for h in (first, second) for s in self.states(engine, folder, h)}
@@ -254,7 +254,7 @@ class EngineContract:
 class TestLocal(EngineContract):
     @pytest.fixture
     def engine(self) -> Engine:
-        return by_name("local")
+        return engine_named("local")
 
     def test_tasks_share_the_cores_of_the_machine(self, engine: Engine, folder: RunFolder) -> None:
         for attempt, (count, parallel) in enumerate([(1, 4), (2, 4), (3, 2)], 1):

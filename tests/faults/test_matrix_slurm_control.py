@@ -94,7 +94,7 @@ def test_a_dependency_that_is_never_satisfied_is_shown_and_cleaned_away_by_resum
 # The controller is down ------------------------------------------------------------------------
 
 HASTY = (
-    "from orchestrator.engines.slurm import SlurmEngine\n"
+    "from orchestrator.engines.slurm.engine import SlurmEngine\n"
     "SlurmEngine.__init__.__kwdefaults__['back_off_s'] = (0.1, 0.2)\n"
     "from orchestrator.cli import main\n"
     "raise SystemExit(main())\n"

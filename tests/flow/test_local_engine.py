@@ -18,10 +18,10 @@ from jobs.errors import Cause
 from jobs.model import Stage, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
-from orchestrator.engines import localfiles
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.engines.local import LocalEngine
-from orchestrator.engines.localfiles import JobId, LocalFiles, Record
+from orchestrator.engines.local import process_records
+from orchestrator.engines.local.engine import LocalEngine
+from orchestrator.engines.local.process_records import JobId, LocalFiles, Record
 from tests.support import payload
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,7 @@ import msgspec
 from jobs.model import Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, JobSpec
-from orchestrator.engines.local import LocalEngine
+from orchestrator.engines.local.engine import LocalEngine
 from tests.support import payload
 
 folder = RunFolder(Path(sys.argv[1]))
@@ -251,7 +251,7 @@ def test_a_pool_on_another_machine_that_fell_silent_is_gone(folder: RunFolder) -
     files, record = elsewhere(folder)
     files.show_life(ELSEWHERE.pool)
     path = files.path / f"{ELSEWHERE.pool}.alive"
-    old = path.stat().st_mtime - localfiles.DEAD_S - 1
+    old = path.stat().st_mtime - process_records.DEAD_S - 1
     os.utime(path, (old, old))
     assert files.look(record.task_id).cause is Cause.KILLED
     files.write(replace(record, ended=utc_now(), returncode=0))

@@ -17,10 +17,10 @@ from examples import samples
 from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
-from orchestrator import engines
-from orchestrator.engines import slurmclient
 from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
-from orchestrator.engines.slurm import SlurmEngine
+from orchestrator.engines.registry import Choice, choose_engine, reach_engine
+from orchestrator.engines.slurm import client
+from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support import payload
 from tests.support.cli import Cli
 from tests.support.slurm import PrivateSlurm, available
@@ -502,7 +502,7 @@ def test_a_stopped_controller_is_silent_and_not_the_end_of_the_tasks(
     try:
         with pytest.raises(EngineError, match="squeue"):
             engine.poll(folder, list(handle.task_ids.values()))
-        assert engines.choose("auto").name == "slurm"
+        assert choose_engine("auto").name == "slurm"
     finally:
         narrow.start_slurmctld()
     assert one(engine, folder, handle.task_ids[0]).state is EngineState.RUNNING
@@ -528,7 +528,7 @@ def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
     monkeypatch: pytest.MonkeyPatch,
     how: str,
 ) -> None:
-    monkeypatch.setattr(slurmclient, "CONTROL_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(client, "CONTROL_TIMEOUT_S", 0.5)
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("sbatch", "squeue", "scancel", "sacct", "srun", "sleep", "bash"):
@@ -540,8 +540,8 @@ def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
             (tools / name).write_text(f"#!{tools}/bash\n{CLOSED[how]}\n")
             (tools / name).chmod(0o644 if how == "not executable" else 0o755)
     monkeypatch.setenv("PATH", str(tools))
-    assert engines.choose("auto") == engines.Choice("slurm")
-    engines.reach("slurm")
+    assert choose_engine("auto") == Choice("slurm")
+    reach_engine("slurm")
     assert engine.time_limit_min(None) is None
     handle = engine.submit(spec(folder, 3), None)
     engine.wait(folder, None, 0.1)

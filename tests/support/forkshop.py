@@ -251,7 +251,7 @@ _Popen = subprocess.Popen
 def _popen(command: Any, **options: Any) -> Any:
     """Fork for the product's own children; start what else there is."""
     if list(command[:1]) == [sys.executable]:
-        if "orchestrator.engines.child" in command:
+        if "orchestrator.engines.local.child" in command:
             return _Forked(_task, command, **options)
         if "-c" in command and "jobs.extract.child_process" in command[command.index("-c") + 1]:
             return _Forked(_extraction, command, **options)
@@ -259,7 +259,7 @@ def _popen(command: Any, **options: Any) -> Any:
 
 
 def _task(command: Sequence[str]) -> None:
-    from orchestrator.engines import child
+    from orchestrator.engines.local import child
 
     number, _, stage = Path(command[-1]).name.partition("-")
     forkfaults.enter(stage, int(number))

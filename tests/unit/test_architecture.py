@@ -48,13 +48,13 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("jobs.worker",),
         ("orchestrator.resources",),
-        ("orchestrator.sbatchargs",),
+        ("orchestrator.engines.slurm.arguments",),
         ("orchestrator.disks",),
         ("orchestrator.settings",),
         ("orchestrator.terminal",),
         ("orchestrator.units",),
     ),
-    (("orchestrator.engines",), ("orchestrator.canary",)),
+    (("orchestrator.engines.registry",), ("orchestrator.canary",)),
     (
         ("orchestrator.planning",),
         ("orchestrator.preflight",),
@@ -89,7 +89,7 @@ PLUGS = {
     "jobs.sources.registry": ("hub", "url", "local"),
     "jobs.archives.registry": ("tar", "zip", "compressed", "plain", "tree"),
     "jobs.checks.registry": ("png", "jpeg", "boxes", "others", "decode"),
-    "orchestrator.engines": ("slurm", "local"),
+    "orchestrator.engines.registry": ("slurm", "local"),
 }
 NOT_FOR_JOBS = {"orchestrator", "click", "submitit", "tqdm"}
 NOT_AT_START = ("requests", "huggingface_hub", "submitit", "PIL", "pyarrow", "isal")

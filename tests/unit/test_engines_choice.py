@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EngineError, UsageError
-from orchestrator import engines
+from orchestrator.engines.registry import Choice, choose_engine
 
 
 @pytest.fixture
@@ -21,22 +21,22 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_sbatch_that_does_not_work_is_slurm_all_the_same(sbatch: Path) -> None:
     sbatch.chmod(0o755)
-    assert engines.choose("auto") == engines.choose("slurm") == engines.Choice("slurm")
-    assert engines.choose("local") == engines.Choice("local")
+    assert choose_engine("auto") == choose_engine("slurm") == Choice("slurm")
+    assert choose_engine("local") == Choice("local")
 
 
 def test_without_sbatch_auto_means_this_machine_and_says_why(sbatch: Path) -> None:
-    choice = engines.choose("auto")
+    choice = choose_engine("auto")
     assert choice.name == "local"
     assert "no sbatch on PATH" in choice.why_local
-    assert engines.choose("local").why_local == ""
+    assert choose_engine("local").why_local == ""
 
 
 def test_without_sbatch_slurm_is_an_error_that_names_the_next_step(sbatch: Path) -> None:
     with pytest.raises(EngineError, match=r"no sbatch on PATH.*login node.*--engine local"):
-        engines.choose("slurm")
+        choose_engine("slurm")
 
 
 def test_another_engine_is_refused() -> None:
     with pytest.raises(UsageError, match="no engine 'pbs'"):
-        engines.choose("pbs")
+        choose_engine("pbs")

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Problem, Stage, TaskResult, utc_now
-from orchestrator.engines.entry import Entry
+from orchestrator.engines.task_entry import Entry
 from tests.support import payload
 
 HERE = "tests.unit.test_entry"
@@ -115,7 +115,9 @@ def test_a_task_is_plain_values_and_calls_the_worker_unless_told_otherwise() -> 
 
 def test_loading_the_task_loads_no_engine() -> None:
     code = (
-        "import sys, orchestrator.engines.entry; print([m for m in sys.modules if 'submitit' in m])"
+        "import sys, orchestrator.engines.task_entry\n"
+        "print([m for m in sys.modules if 'submitit' "
+        "in m])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from jobs.errors import UsageError
-from orchestrator import sbatchargs
-from orchestrator.sbatchargs import parse, parse_for_download
+from orchestrator.engines.slurm import arguments
+from orchestrator.engines.slurm.arguments import parse, parse_for_download
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_what_has_an_option_here_is_said_by_it_but_for_the_download_alone(text: 
     ],
 )
 def test_everything_else_goes_to_sbatch_as_it_is(text: str) -> None:
-    assert sbatchargs.parse(text) == text
+    assert arguments.parse(text) == text
 
 
 @pytest.mark.parametrize(
@@ -90,11 +90,11 @@ def test_everything_else_goes_to_sbatch_as_it_is(text: str) -> None:
 )
 def test_what_export_withholds_is_known(args: tuple[str, ...], missing: tuple[str, ...]) -> None:
     environ = {"HF_TOKEN": "hf_abc", "https_proxy": "http://proxy", "NETRC": ""}
-    found = sbatchargs.export_of(args).missing(sbatchargs.DOWNLOAD_VARIABLES, environ)
+    found = arguments.export_of(args).missing(arguments.DOWNLOAD_VARIABLES, environ)
     assert found == missing
 
 
 def test_the_option_to_use_keeps_what_was_listed() -> None:
-    export = sbatchargs.export_of(["--export=NONE,SEED=1,A"])
+    export = arguments.export_of(["--export=NONE,SEED=1,A"])
     assert export.with_names(["HF_TOKEN"]) == "--export=SEED=…,A,HF_TOKEN"
     assert str(export) == "--export=NONE,SEED=…,A"  # a value may hold a password

@@ -10,11 +10,11 @@ import pytest
 from jobs.errors import EngineError
 from jobs.model import Cluster
 from jobs.storage.run_folder import RunFolder
-from orchestrator import engines
-from orchestrator.engines import slurmcluster
 from orchestrator.engines.base import EngineState, OtherClusterError
-from orchestrator.engines.slurm import SlurmEngine
-from orchestrator.engines.slurmcluster import Way, read_config
+from orchestrator.engines.registry import cluster_after
+from orchestrator.engines.slurm import cluster
+from orchestrator.engines.slurm.cluster import Way, read_config
+from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support.slurmtables import ACCOUNT_HEAD, EMPTY_QUEUE, QUEUE_HEAD
 
 ALPHA = Cluster("alpha", ("head1:6817",))
@@ -84,9 +84,9 @@ def test_clusters_are_told_apart_by_name_and_controllers(
 def test_the_way_to_a_cluster(
     monkeypatch: pytest.MonkeyPatch, reached: Mapping[str | None, Cluster], env: str, way: Way
 ) -> None:
-    monkeypatch.setattr(slurmcluster, "identify", reached.get)
+    monkeypatch.setattr(cluster, "identify", reached.get)
     monkeypatch.setenv("SLURM_CLUSTERS", env)
-    assert slurmcluster.way_to(ALPHA) == way
+    assert cluster.way_to(ALPHA) == way
 
 
 @pytest.mark.parametrize(
@@ -101,9 +101,9 @@ def test_the_way_to_a_cluster(
 def test_a_way_that_may_lead_elsewhere_is_in_doubt_and_both_are_named(
     monkeypatch: pytest.MonkeyPatch, reached: Mapping[str | None, Cluster], at: str, words: str
 ) -> None:
-    monkeypatch.setattr(slurmcluster, "identify", reached.get)
+    monkeypatch.setattr(cluster, "identify", reached.get)
     monkeypatch.delenv("SLURM_CLUSTERS", raising=False)
-    way = slurmcluster.way_to(ALPHA)
+    way = cluster.way_to(ALPHA)
     assert way.at == at
     first, _, second = words.partition(".*")
     assert first in way.doubt and second in way.doubt.partition(first)[2]
@@ -210,7 +210,7 @@ def test_one_look_is_one_squeue_and_the_cluster_is_asked_for_its_name_once(
 def test_a_cancel_that_ends_nothing_is_no_success(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator.engines.slurm.END_S", (0.01, 0.01))
+    monkeypatch.setattr("orchestrator.engines.slurm.engine.END_S", (0.01, 0.01))
     shell(scontrol=controller(ALPHA), squeue=f"echo '{row(RUN.run_id)}'", scancel="true")
     with pytest.raises(EngineError, match="told to end 7, but they are still in its queue"):
         SlurmEngine(ALPHA).cancel(RUN, ["7"])
@@ -240,7 +240,7 @@ def test_the_next_jobs_go_where_the_last_went_unless_the_user_chooses(
     monkeypatch: pytest.MonkeyPatch, env: str, reachable: bool, next_: Cluster | None
 ) -> None:
     reached = {None: BETA, "alpha": ALPHA} if reachable else {None: BETA}
-    monkeypatch.setattr(slurmcluster, "identify", reached.get)
+    monkeypatch.setattr(cluster, "identify", reached.get)
     monkeypatch.setenv("SLURM_CLUSTERS", env)
-    assert engines.cluster_after(ALPHA) == next_
-    assert engines.cluster_after(None) is None
+    assert cluster_after(ALPHA) == next_
+    assert cluster_after(None) is None

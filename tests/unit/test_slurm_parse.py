@@ -8,8 +8,8 @@ import pytest
 
 from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState
-from orchestrator.engines.slurmclient import Answer, environment
-from orchestrator.engines.slurmparse import (
+from orchestrator.engines.slurm.client import Answer, environment
+from orchestrator.engines.slurm.parse import (
     Accepted,
     Row,
     accepted,

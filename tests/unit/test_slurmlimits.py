@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.engines.base import TooManyJobs
-from orchestrator.engines.slurmlimits import Array, refusal, split
+from orchestrator.engines.slurm.limits import Array, refusal, split
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Cluster
-from orchestrator.engines import slurmclient
+from orchestrator.engines.slurm import client
 
 # Where the configuration lies if SLURM_CONF does not say (slurm.conf(5); Debian before Slurm 20; a
 # node that gets it from the controller).
@@ -61,7 +61,7 @@ def identify(at: str | None) -> Cluster | None:
     """
     key = (at, *(os.environ.get(name) for name in ("PATH", "SLURM_CONF", "SLURM_CLUSTERS")))
     if key not in _known:
-        found = read_config(slurmclient.control_text("show", "config", at=at))
+        found = read_config(client.control_text("show", "config", at=at))
         if found is None and (at == "" or (at is None and not chosen())):
             found = _of_this_machine()
         if found is None:

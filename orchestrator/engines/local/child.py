@@ -18,7 +18,7 @@ def end_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """``python -m orchestrator.engines.child PARENT_PID FOLDER``."""
+    """``python -m orchestrator.engines.local.child PARENT_PID FOLDER``."""
     end_with_parent(int(sys.argv.pop(1)))
     from submitit.core.submission import submitit_main
 

@@ -16,11 +16,11 @@ from jobs.model import utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
-from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
-from orchestrator.engines.entry import Entry
-from orchestrator.engines.localfiles import JobId, LocalFiles
-from orchestrator.engines.pool import GRACE_S, LOOK_S, Job, Pool, PoolTask, signal_group
+from orchestrator.engines.local import process_records
+from orchestrator.engines.local.pool import GRACE_S, LOOK_S, Job, Pool, PoolTask, signal_group
+from orchestrator.engines.local.process_records import JobId, LocalFiles
+from orchestrator.engines.task_entry import Entry
 
 _numbers = itertools.count()  # of the jobs that this process ever made
 
@@ -115,7 +115,7 @@ class LocalEngine:
 
 def _new_id() -> JobId:
     me = ProcessId.here()
-    return JobId(localfiles.this_host(), me.pid, me.start, next(_numbers))
+    return JobId(process_records.this_host(), me.pid, me.start, next(_numbers))
 
 
 def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
@@ -123,7 +123,7 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     spec = job.spec
-    record = localfiles.Record(job.id.task(index), spec.stage, utc_now())
+    record = process_records.Record(job.id.task(index), spec.stage, utc_now())
     path = JobPaths(place, record.task_id).submitted_pickle
     path.touch(mode=0o600)
     number = spec.tasks[index].number

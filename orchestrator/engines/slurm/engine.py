@@ -13,7 +13,6 @@ from jobs.errors import EngineError, from_os_error
 from jobs.model import Cluster
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
-from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
@@ -23,9 +22,11 @@ from orchestrator.engines.base import (
     TaskState,
     TooManyJobs,
 )
-from orchestrator.engines.slurmclient import Answer, TimedOut
-from orchestrator.engines.slurmparse import SEPARATOR, accepted, base
-from orchestrator.engines.slurmqueue import Queue
+from orchestrator.engines.slurm import client, limits
+from orchestrator.engines.slurm import cluster as slurm_cluster
+from orchestrator.engines.slurm.client import Answer, TimedOut
+from orchestrator.engines.slurm.parse import SEPARATOR, accepted, base
+from orchestrator.engines.slurm.queue import Queue
 
 log = logging.getLogger(__name__)
 
@@ -55,14 +56,14 @@ class SlurmEngine:
     @property
     def cluster(self) -> Cluster | None:
         """See ``base.Engine``; where the environment names several, sbatch's answer tells."""
-        if self._cluster is None and not slurmcluster.several():
-            self._cluster = slurmcluster.identify(None)
+        if self._cluster is None and not slurm_cluster.several():
+            self._cluster = slurm_cluster.identify(None)
         return self._cluster
 
     @cached_property
-    def _way(self) -> slurmcluster.Way:
+    def _way(self) -> slurm_cluster.Way:
         known = self._cluster
-        return slurmcluster.Way(None) if known is None else slurmcluster.way_to(known)
+        return slurm_cluster.Way(None) if known is None else slurm_cluster.way_to(known)
 
     @property
     def _queue(self) -> Queue:
@@ -72,7 +73,7 @@ class SlurmEngine:
         """Return once the cluster answers; see ``slurmclient.reach``."""
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
-        slurmclient.reach(self._way.at, otherwise)
+        client.reach(self._way.at, otherwise)
 
     def check(self, folder: RunFolder) -> None:
         """See ``base.Engine``."""
@@ -83,11 +84,11 @@ class SlurmEngine:
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
         """See ``base.Engine``; arrays beyond ``MaxArraySize`` become several."""
-        from orchestrator.engines import sbatch
+        from orchestrator.engines.slurm import script
 
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
-        sbatch.check(spec, self._way.at)
+        script.check(spec, self._way.at)
         folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
@@ -97,7 +98,7 @@ class SlurmEngine:
                 tasks = spec.tasks[array.start : array.start + array.count]
                 place = folder.submitit(spec.attempt, spec.stage, number)
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
-                executor = sbatch.executor(
+                executor = script.executor(
                     spec,
                     after,
                     place,
@@ -105,7 +106,7 @@ class SlurmEngine:
                     behind=None if array.behind is None else arrays[array.behind],
                     hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
                 )
-                jobs = executor.submit_array(sbatch.entries(spec, tasks))
+                jobs = executor.submit_array(script.entries(spec, tasks))
                 arrays.append(base(jobs[0].job_id))
                 for task, job in zip(tasks, jobs, strict=True):
                     task_ids[task.number] = job.job_id
@@ -121,13 +122,13 @@ class SlurmEngine:
 
     def room(self, spec: JobSpec, most: int) -> int:
         """See ``base.Engine``; Slurm itself is asked, as nobody else knows all of its limits."""
-        from orchestrator.engines import sbatch
+        from orchestrator.engines.slurm import script
 
-        fits, least_refused = 0, min(most, slurmlimits.array_size()) + 1
+        fits, least_refused = 0, min(most, limits.array_size()) + 1
         while least_refused - fits > 1:
             count = (fits + least_refused) // 2
             try:
-                sbatch.trial(spec, count)
+                script.trial(spec, count)
                 fits = count
             except TooManyJobs:
                 least_refused = count
@@ -135,30 +136,30 @@ class SlurmEngine:
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         """See ``base.Engine``; one script for each array."""
-        from orchestrator.engines import sbatch
+        from orchestrator.engines.slurm import script
 
-        sbatch.check(spec, self._way.at)
+        script.check(spec, self._way.at)
         texts = []
         for number, array in enumerate(self._arrays(spec)):
             real = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)
             with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
-                executor = sbatch.executor(
+                executor = script.executor(
                     spec,
                     after,
                     Path(scratch).resolve(),
                     parallel=array.parallel,
                     behind=None if array.behind is None else "JOBID",
-                    hand_over=sbatch.never,
+                    hand_over=script.never,
                 )
                 text = executor.script(array.count)
             texts.append(text.replace(str(executor.folder), str(real)))
         return "\n".join(texts)
 
-    def _arrays(self, spec: JobSpec) -> list[slurmlimits.Array]:
+    def _arrays(self, spec: JobSpec) -> list[limits.Array]:
         if self._array_size is None:
             at = self._way.at
-            self._array_size = slurmlimits.array_size(at) if len(spec.tasks) > 1 else None
-        return slurmlimits.split(len(spec.tasks), self._array_size or 1, spec.parallel)
+            self._array_size = limits.array_size(at) if len(spec.tasks) > 1 else None
+        return limits.split(len(spec.tasks), self._array_size or 1, spec.parallel)
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
         """Submit the user's own batch script, to start after ours in the folder it lies in.
@@ -172,7 +173,7 @@ class SlurmEngine:
 
     def time_limit_min(self, partition: str | None) -> int | None:
         """See ``base.Engine``."""
-        return slurmlimits.time_limit_min(partition, self._way.at)
+        return limits.time_limit_min(partition, self._way.at)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
         """Hand a script over; the new job's id, which is added to ``known`` too.
@@ -194,7 +195,7 @@ class SlurmEngine:
                     known += sorted(found)
                     return known[-1]
             try:
-                answer = slurmclient.submit(["sbatch", "--parsable", *words], at=self._way.at)
+                answer = client.submit(["sbatch", "--parsable", *words], at=self._way.at)
             except TimedOut as error:
                 silence = error.message
                 continue
@@ -218,13 +219,13 @@ class SlurmEngine:
         if answer.returncode == 0 and len(said) == 1:
             return said[0]
         if answer.returncode and not said:
-            raise slurmlimits.refusal("Slurm refused the job", answer.words)
+            raise limits.refusal("Slurm refused the job", answer.words)
         found = self._look_up(name) - set(known)
         for job_id in (*said, *sorted(found)):
             if job_id in found:
                 return job_id
         if answer.returncode:
-            raise slurmlimits.refusal("Slurm refused the job", answer.words)
+            raise limits.refusal("Slurm refused the job", answer.words)
         if said:
             return said[0]
         raise EngineError(
@@ -239,9 +240,9 @@ class SlurmEngine:
         """
         if self.cluster is not None and self.cluster.name == name:
             return
-        there = slurmcluster.identify(name)
-        if there is not None or slurmcluster.several():
-            self._way = slurmcluster.Way(name)
+        there = slurm_cluster.identify(name)
+        if there is not None or slurm_cluster.several():
+            self._way = slurm_cluster.Way(name)
         if there is not None or self.cluster is None:
             self._cluster = there or Cluster(name)
 

@@ -17,10 +17,9 @@ from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 from jobs.errors import Cause, EngineError, UsageError
 from jobs.model import Resources, Stage, Task
 from jobs.storage.safe_paths import shown
-from orchestrator import sbatchargs
-from orchestrator.engines import slurmclient, slurmcluster, slurmlimits
 from orchestrator.engines.base import Dependency, JobSpec
-from orchestrator.engines.entry import Entry
+from orchestrator.engines.slurm import arguments, client, cluster, limits
+from orchestrator.engines.task_entry import Entry
 
 # Before its time limit a task gets USR2 and stops in order (jobs/worker.py).
 SIGNAL_S = 90
@@ -160,7 +159,7 @@ def parameters(
         "exclude": asked.exclude,
         "mail_type": asked.mail_type,
         "mail_user": asked.mail_user,
-        "setup": [*(_OWN_CLUSTER if slurmcluster.chosen() else ()), *asked.setup] or None,
+        "setup": [*(_OWN_CLUSTER if cluster.chosen() else ()), *asked.setup] or None,
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_S,
         "wckey": None,
@@ -198,9 +197,9 @@ def trial(spec: JobSpec, count: int | None = None) -> str:
         made = executor(spec, None, Path(scratch), parallel=spec.parallel, hand_over=never)
         script = Path(scratch) / "trial.sh"
         script.write_text(made.script(count or len(spec.tasks)), encoding="utf-8")
-        answer = slurmclient.submit(["sbatch", "--test-only", str(script)])
+        answer = client.submit(["sbatch", "--test-only", str(script)])
     if answer.returncode:
-        raise slurmlimits.refusal("Slurm would refuse it", answer.words)
+        raise limits.refusal("Slurm would refuse it", answer.words)
     return answer.stderr + answer.stdout
 
 
@@ -215,7 +214,7 @@ def check(spec: JobSpec, at: str | None = None) -> None:
     ``at`` names the cluster that it is for, as in ``slurmclient.ask``.
     """
     _check_texts(spec)
-    slurmlimits.check_time(spec, at)
+    limits.check_time(spec, at)
 
 
 def _check_texts(spec: JobSpec) -> None:
@@ -249,7 +248,7 @@ def _check_texts(spec: JobSpec) -> None:
             raise _usage(f"{name} {shown(text)} holds a control character; leave it out")
     try:
         for text in asked.sbatch_args:
-            sbatchargs.parse_for_download(text)
+            arguments.parse_for_download(text)
     except UsageError as error:
         raise _usage(f"--sbatch-arg {error.message}") from error
 

@@ -19,9 +19,9 @@ from types import FrameType
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, ProcessId, cores
-from orchestrator.engines import localfiles
 from orchestrator.engines.base import Dependency, JobSpec
-from orchestrator.engines.localfiles import JobId, LocalFiles, Record
+from orchestrator.engines.local import process_records
+from orchestrator.engines.local.process_records import JobId, LocalFiles, Record
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class Pool:
                 look_at = now + LOOK_S
                 self._obey_requests()
             if now >= life_at:
-                life_at = now + localfiles.ALIVE_S
+                life_at = now + process_records.ALIVE_S
                 for job in self.jobs.values():
                     job.files.show_life(job.id.pool)
             over = all(job.over for job in self.jobs.values())
@@ -230,7 +230,7 @@ def _start(task: PoolTask) -> None:
     from submitit.core.utils import JobPaths
 
     paths = JobPaths(task.place, task.record.task_id)
-    command = [sys.executable, "-u", "-m", "orchestrator.engines.child", str(os.getpid())]
+    command = [sys.executable, "-u", "-m", "orchestrator.engines.local.child", str(os.getpid())]
     with paths.stdout.open("ab") as out, paths.stderr.open("ab") as err:
         process = subprocess.Popen(
             [*command, str(task.place)],

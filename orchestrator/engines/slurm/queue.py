@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from jobs.errors import Cause, EngineError
-from orchestrator.engines import slurmclient
 from orchestrator.engines.base import EngineState, OtherClusterError, TaskState
-from orchestrator.engines.slurmclient import Answer
-from orchestrator.engines.slurmcluster import Way
-from orchestrator.engines.slurmparse import (
+from orchestrator.engines.slurm import client
+from orchestrator.engines.slurm.client import Answer
+from orchestrator.engines.slurm.cluster import Way
+from orchestrator.engines.slurm.parse import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
     Row,
@@ -40,7 +40,7 @@ class Queue:
 
         ``EngineError`` where Slurm is silent; where it may be another one anyway, nothing is known.
         """
-        words = ("squeue", "-u", slurmclient.user(), "-t", "all", "-O", QUEUE_FORMAT)
+        words = ("squeue", "-u", client.user(), "-t", "all", "-O", QUEUE_FORMAT)
         try:
             answer = _query(words, self._way.at)
             return list(queue_rows(answer.stdout))
@@ -83,7 +83,7 @@ class Queue:
         bases = ",".join(sorted({base(each) for each in ids}))
         words = ("sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
         try:
-            answer = slurmclient.ask(*words, at=self._way.accounts_at)
+            answer = client.ask(*words, at=self._way.accounts_at)
             if answer.returncode:
                 raise EngineError(answer.words)
             return [_with_user_name(row) for row in account_rows(answer.stdout)]
@@ -95,7 +95,7 @@ class Queue:
         """Tell Slurm to end jobs; ``EngineError`` where it does not take that."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
             some = ids[start : start + _IDS_AT_ONCE]
-            answer = slurmclient.ask("scancel", *some, at=self._way.at)
+            answer = client.ask("scancel", *some, at=self._way.at)
             # A job may end between the question and this: then there is nothing left to cancel.
             if answer.returncode and not _ENDED.search(answer.words):
                 raise EngineError(f"scancel failed: {answer.words}")
@@ -108,9 +108,9 @@ def _query(words: Sequence[str], at: str | None) -> Answer:
     clients wait for 10 to 20 s, and nobody gains from waiting twice.
     """
     asked = time.monotonic()
-    answer = slurmclient.ask(*words, at=at)
+    answer = client.ask(*words, at=at)
     if answer.silent and time.monotonic() - asked < _AT_ONCE_S:
-        answer = slurmclient.ask(*words, at=at)
+        answer = client.ask(*words, at=at)
     if answer.returncode:
         raise EngineError(f"{words[0]} does not answer: {answer.words}")
     return answer
@@ -128,4 +128,4 @@ def _with_user_name(row: Row) -> Row:
     word, by, uid = row.task.raw.partition(" by ")
     if not by:
         return row
-    return replace(row, task=replace(row.task, raw=f"{word} by {slurmclient.user_name(uid)}"))
+    return replace(row, task=replace(row.task, raw=f"{word} by {client.user_name(uid)}"))

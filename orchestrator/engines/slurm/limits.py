@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from jobs.errors import EngineError
 from orchestrator import resources
-from orchestrator.engines import slurmclient
 from orchestrator.engines.base import JobSpec, TooManyJobs
+from orchestrator.engines.slurm import client
 
 DEFAULT_MAX_ARRAY = 1001  # Slurm's own: the highest index is one less
 
@@ -21,7 +21,7 @@ _DEFAULT_MEM = re.compile(r"^DefMemPer(CPU|Node)\s*=\s*(\d+)", re.MULTILINE)
 
 def array_size(at: str | None = None) -> int:
     """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
-    found = _MAX_ARRAY.search(slurmclient.control_text("show", "config", at=at))
+    found = _MAX_ARRAY.search(client.control_text("show", "config", at=at))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
@@ -73,7 +73,7 @@ class Partition:
 
 def partitions(at: str | None = None) -> list[Partition]:
     """All partitions that this user sees; none where ``scontrol`` does not answer."""
-    lines = slurmclient.control_text("-o", "show", "partition", at=at).splitlines()
+    lines = client.control_text("-o", "show", "partition", at=at).splitlines()
     found = []
     for line in lines:
         said = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -91,7 +91,7 @@ def partitions(at: str | None = None) -> list[Partition]:
 
 def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
     """Megabytes that a job with so many cores gets where it asks for none; None: not limited."""
-    said = _DEFAULT_MEM.search(slurmclient.control_text("show", "config", at=at))
+    said = _DEFAULT_MEM.search(client.control_text("show", "config", at=at))
     if said is None:
         return None
     return int(said[2]) * (cpus if said[1] == "CPU" else 1)
