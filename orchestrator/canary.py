@@ -17,7 +17,7 @@ from typing import Any
 from jobs import __version__, rlimits
 from jobs.model import utc_now
 from jobs.storage import atomic
-from orchestrator import disks
+from orchestrator import filesystems
 
 ASK, TOLD = "ask.json", "told.json"  # in the canary's folder
 
@@ -78,7 +78,7 @@ def probe(
     yield _python(ask, on_node)
     yield from _libraries(on_node)
     yield from _limits()
-    yield from _writing("destination", disks.existing(Path(ask.dest)), ask.dest)
+    yield from _writing("destination", filesystems.existing(Path(ask.dest)), ask.dest)
     yield internet(ask.endpoint, env)
     yield _token(ask.endpoint)
     if on_node:

@@ -23,7 +23,7 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import canary, disks, logs, nodeenv, reasons, resources, siteprofile, units
+from orchestrator import canary, filesystems, logs, nodeenv, reasons, resources, siteprofile, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
@@ -94,7 +94,7 @@ def _here(wish: Wish) -> Iterator[Finding]:
 
 
 def _log_dir(path: Path) -> Finding:
-    there = disks.existing(path)
+    there = filesystems.existing(path)
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("run folder", False, f"{path} cannot be written", "choose another --log-dir")
     return Finding("run folder", True, f"{path} can be written")
@@ -102,7 +102,7 @@ def _log_dir(path: Path) -> Finding:
 
 def _room(dest: Path) -> Iterator[Finding]:
     try:
-        rooms = disks.rooms(disks.existing(dest))
+        rooms = filesystems.rooms(filesystems.existing(dest))
     except OSError as error:
         yield Finding("room", False, f"{dest}: {error.strerror}", "choose another --dest")
         return
@@ -154,9 +154,11 @@ def _accounting() -> Finding:
 
 
 def _shared(path: Path, option: str) -> Finding:
-    kind = disks.own_to_a_machine(path)
+    kind = filesystems.own_to_a_machine(path)
     if kind is None:
-        return Finding("shared", True, f"{option} {path}: on {disks.mount_of(path)[1] or 'a disk'}")
+        return Finding(
+            "shared", True, f"{option} {path}: on {filesystems.mount_of(path)[1] or 'a disk'}"
+        )
     return Finding(
         "shared",
         None,

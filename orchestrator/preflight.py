@@ -23,7 +23,7 @@ from jobs.storage.staging import (
     names_in,
     receipt_head,
 )
-from orchestrator import disks, units
+from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 
 # Nobody knows the number of files before the archives are here. A file of a dataset is seldom
@@ -87,7 +87,7 @@ def notes(
     if engine == "slurm":
         places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
         for option, path in places.items():
-            kind = disks.own_to_a_machine(path) if path is not None else None
+            kind = filesystems.own_to_a_machine(path) if path is not None else None
             if kind is not None:
                 found.append(
                     f"{option} {shown(str(path))} is on a {kind}, which compute nodes may not "
@@ -157,12 +157,12 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Places that are not there and cannot be made, or cannot be written to."""
     for path, name in _places(plan, run_dir).items():
         what = f"the {name} {shown(str(path))}"
-        there = disks.existing(path)
+        there = filesystems.existing(path)
         try:
             if not there.is_dir():
                 kind = "a dangling link" if there.is_symlink() else "no folder"
                 yield f"{what}: {shown(str(there))} is {kind}; choose another one"
-            elif disks.is_read_only(there):
+            elif filesystems.is_read_only(there):
                 yield f"{what} is on a read-only file system; choose another one"
             elif not os.access(there, os.W_OK | os.X_OK):
                 do = "written to" if there == path else f"made in {shown(str(there))}"
@@ -178,7 +178,9 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Places that look writable and are not (quotas, squashed root); a file is made and removed."""
     for path, name in _places(plan, run_dir).items():
         try:
-            with tempfile.TemporaryFile(dir=disks.existing(path), prefix=".websight-") as probe:
+            with tempfile.TemporaryFile(
+                dir=filesystems.existing(path), prefix=".websight-"
+            ) as probe:
                 probe.write(b"\0" * 4096)
                 probe.flush()
         except OSError as error:
@@ -334,7 +336,7 @@ def _no_room(needs: Sequence[Need]) -> Iterator[str]:
     for need in needs:
         if need.bytes or need.inodes:
             try:
-                device = disks.existing(need.path).stat().st_dev
+                device = filesystems.existing(need.path).stat().st_dev
             except OSError:
                 continue  # told already
             by_device.setdefault(device, []).append(need)
@@ -347,7 +349,7 @@ def _no_room_on_one(needs: Sequence[Need]) -> Iterator[str]:
     what = " and ".join(need.what for need in needs if need.bytes)
     where = shown(str(needs[-1].path))
     try:
-        found = disks.rooms(disks.existing(needs[-1].path))
+        found = filesystems.rooms(filesystems.existing(needs[-1].path))
     except OSError:
         return
     for room in found:

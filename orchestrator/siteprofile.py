@@ -15,7 +15,7 @@ from msgspec import structs
 from jobs.errors import EngineError
 from jobs.model import Resources
 from jobs.storage import atomic
-from orchestrator import canary, disks, resources, units
+from orchestrator import canary, filesystems, resources, units
 from orchestrator.canary import Finding
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.slurm import client
@@ -181,8 +181,8 @@ def _folders(env: Mapping[str, str]) -> Iterator[str]:
             continue
         rooms = [
             f"{room.of} has {units.size(room.bytes)} left"
-            for room in disks.rooms(path)
+            for room in filesystems.rooms(path)
             if room.bytes is not None
         ]
-        kind = disks.mount_of(path)[1]
+        kind = filesystems.mount_of(path)[1]
         yield f"# scratch {path} ({kind}): {'; '.join(rooms)}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.errors import UsageError
-from orchestrator import disks, resources
+from orchestrator import filesystems, resources
 from orchestrator.engines.slurm import arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -301,7 +301,7 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     """
     if "container_image" not in changes:
         return changes
-    folders = [disks.existing(path.absolute()) for path in paths if path is not None]
+    folders = [filesystems.existing(path.absolute()) for path in paths if path is not None]
     code = Path(__file__).resolve().parents[2]
     folders += [Path(sys.prefix), Path(sys.base_prefix), code]
     wanted = [path for path in folders if path not in (Path("/"), Path("/usr"))]

@@ -49,7 +49,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("jobs.worker",),
         ("orchestrator.resources",),
         ("orchestrator.engines.slurm.arguments",),
-        ("orchestrator.disks",),
+        ("orchestrator.filesystems",),
         ("orchestrator.settings",),
         ("orchestrator.terminal",),
         ("orchestrator.units",),

@@ -15,7 +15,7 @@ from msgspec import structs
 from jobs.errors import PreflightError
 from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.storage import atomic
-from orchestrator import disks, preflight
+from orchestrator import filesystems, preflight
 from tests.support.runs import make_plan
 
 HUGE = 1 << 60  # more than any disk of a test machine has
@@ -112,7 +112,7 @@ def test_a_run_that_published_is_in_nobodys_way(tmp_path: Path) -> None:
 
 
 def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) -> None:
-    free = disks.rooms(tmp_path)[0].bytes
+    free = filesystems.rooms(tmp_path)[0].bytes
     assert free is not None
     two_thirds = free * 2 // 3
     assert preflight.problems(plan(tmp_path / "d", size=free // 3, shards=1)) == []
@@ -170,7 +170,7 @@ def test_a_lustre_quota_counts_and_is_named(
 def test_a_quota_of_the_mount_counts_and_another_mounts_does_not(
     tmp_path: Path, quota_tool: Callable[[str, str], None]
 ) -> None:
-    device = disks.mount_of(tmp_path)[2]
+    device = filesystems.mount_of(tmp_path)[2]
     quota_tool("quota", f"{device} 2000* 1000 1500 600000 5 0 0 0")
     assert "your quota has 0 B left" in preflight.problems(plan(tmp_path / "d"))[0]
     quota_tool("quota", "/dev/other 2000* 1000 1500 600000 5 0 0 0")
@@ -266,7 +266,7 @@ def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
 
 
 def test_a_mount_is_found_by_its_longest_name() -> None:
-    point, kind, _ = disks.mount_of(Path("/proc/self"))
+    point, kind, _ = filesystems.mount_of(Path("/proc/self"))
     assert (point, kind) == ("/proc", "proc")
 
 
