@@ -522,3 +522,9 @@ class Submission(Struct, frozen=True):
 
     def of_stage(self, stage: Stage) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if task.stage is stage)
+
+
+def part_weights(plan: Plan) -> dict[str, int]:
+    """The work in each part, in bytes of archive; a byte at least, as an empty part is work too."""
+    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
+    return {part.id: 1 + sizes[part.shard] // part.count for part in plan.parts()}

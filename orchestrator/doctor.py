@@ -23,11 +23,12 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import canary, filesystems, logs, nodeenv, reasons, resources, siteprofile, units
+from orchestrator import canary, filesystems, nodeenv, resources, siteprofile, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
+from orchestrator.inspection import pending_reasons, task_logs
 from orchestrator.terminal import Look
 
 HUB = "https://huggingface.co"
@@ -264,7 +265,7 @@ def _await(
                 yield _dead(wish, folder, job_id, state.raw)
                 return
         elif waited > wish.wait_s:
-            why = reasons.explain(state.reason) if state.reason else state.raw or "unknown"
+            why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
             yield Finding(
                 "canary job",
                 None,
@@ -293,7 +294,7 @@ def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
             f"job {job_id} {raw or 'ended'} and wrote nothing to {folder.path}",
             "compute nodes do not see this folder; choose a --log-dir on a shared file system",
         )
-    lines = logs.tail(log, 3)
+    lines = task_logs.tail(log, 3)
     said = " | ".join(lines) or "without printing anything"
     if (python := nodeenv.not_found(lines)) is not None:
         return nodeenv.unseen(python, wish.resources, wish.dest)
@@ -308,7 +309,7 @@ def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
 def _setup(wish: Wish, folder: RunFolder, job_id: str) -> Iterator[Finding]:
     """What the lines of --setup printed: the shell goes on where one of them fails."""
     log = _log(folder, job_id)
-    lines = logs.tail(log, 99) if log and wish.resources.setup else []
+    lines = task_logs.tail(log, 99) if log and wish.resources.setup else []
     said = list(takewhile(lambda line: " submitit: " not in line, lines))
     if said:
         fact = f"its lines printed: {' | '.join(said[-3:])}"
@@ -317,7 +318,7 @@ def _setup(wish: Wish, folder: RunFolder, job_id: str) -> Iterator[Finding]:
 
 def _log(folder: RunFolder, job_id: str) -> Path | None:
     """What the canary and the shell before it wrote to standard error."""
-    found = logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
+    found = task_logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
     return found.err if found else None
 
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 from jobs.errors import UsageError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import logs, reasons
-from orchestrator.insight import node_of
-from orchestrator.state import RunState, TaskStatus, TaskView
+from orchestrator.inspection import pending_reasons, task_logs
+from orchestrator.inspection.metrics import node_of
+from orchestrator.inspection.state import RunState, TaskStatus, TaskView
 from orchestrator.terminal import Look
 
 LOOK_EVERY_S = 0.5  # for new lines
@@ -73,7 +73,7 @@ def show(
     folder: RunFolder, views: Sequence[TaskView], look: Look, *, lines: int = 40
 ) -> Iterator[str]:
     """The last ``lines`` lines of each task's log, under a heading."""
-    known = logs.find(folder)
+    known = task_logs.find(folder)
     for index, view in enumerate(views):
         if index:
             yield ""
@@ -81,17 +81,17 @@ def show(
         if view.problem is not None:
             yield look.paint(look.spell(f"✗ {view.problem.message}"), "red")
         log = _log(view, known)
-        told = logs.tail(log.path, lines) if log and log.path else []
+        told = task_logs.tail(log.path, lines) if log and log.path else []
         yield from (look.spell(text) for text in told)
         if not told:
             yield look.paint(_nothing(view), "dim")
 
 
-def _log(view: TaskView, known: logs.Logs) -> logs.TaskLog | None:
+def _log(view: TaskView, known: task_logs.Logs) -> task_logs.TaskLog | None:
     return known.get((view.attempt, view.stage, view.task.job_id or ""))
 
 
-def _heading(view: TaskView, known: logs.Logs, look: Look) -> Iterator[str]:
+def _heading(view: TaskView, known: task_logs.Logs, look: Look) -> Iterator[str]:
     log = _log(view, known)
     told = [f"{view.stage.value} task {view.task.number}", view.status.value]
     if node := node_of(view):
@@ -104,7 +104,9 @@ def _heading(view: TaskView, known: logs.Logs, look: Look) -> Iterator[str]:
 
 
 def _reason(view: TaskView) -> str:
-    return reasons.explain(view.engine.reason, [view.task.job_id] if view.task.job_id else [])
+    return pending_reasons.explain(
+        view.engine.reason, [view.task.job_id] if view.task.job_id else []
+    )
 
 
 def _nothing(view: TaskView) -> str:
@@ -143,16 +145,16 @@ def follow(
     A task that was cancelled or lost leaves no result, so ``look_at`` says whether it still lives.
     """
     pause = threading.Event()  # never set: waiting on it can be interrupted
-    followers: dict[str, logs.Follower] = {}
+    followers: dict[str, task_logs.Follower] = {}
     asked = time.monotonic()
     while True:
         if view.status.live and time.monotonic() - asked >= ask_every_s:
             view = _now(view, look_at())
             asked = time.monotonic()
-        log = _log(view, logs.find(folder))
+        log = _log(view, task_logs.find(folder))
         for path in (log.out, log.err) if log else ():
             if path is not None:
-                follower = followers.setdefault(str(path), logs.Follower(path))
+                follower = followers.setdefault(str(path), task_logs.Follower(path))
                 for line in follower.read(last=not view.status.live):
                     tell(line)
         if not view.status.live:

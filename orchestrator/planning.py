@@ -12,7 +12,7 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import UsageError
-from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task
+from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task, part_weights
 from jobs.storage.staging import INCOMING
 from orchestrator import units
 
@@ -95,12 +95,6 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
         )
 
 
-def weights(plan: Plan) -> dict[str, int]:
-    """The work in each part, in bytes of archive; a byte at least, as an empty part is work too."""
-    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
-    return {part.id: 1 + sizes[part.shard] // part.count for part in plan.parts()}
-
-
 def deal(parts: Sequence[Part], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
     """Deal parts to at most ``tasks`` hands of about equal weight, the heaviest part first.
 
@@ -127,6 +121,6 @@ def tasks_for(
     tasks = [Task(Stage.DOWNLOAD, 0, shards)] if shards else []
     tasks += [
         Task(Stage.EXTRACT, number, hand)
-        for number, hand in enumerate(deal(parts, weights(plan), most))
+        for number, hand in enumerate(deal(parts, part_weights(plan), most))
     ]
     return (*tasks, Task(Stage.FINALIZE, 0, ()))

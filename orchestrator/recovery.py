@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task
 from orchestrator import planning, resources
-from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView
+from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 
 # A shard whose archive is not what was published is fetched again; one whose members are refused
 # would be refused again.

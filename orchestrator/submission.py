@@ -15,9 +15,9 @@ from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import journal
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
-from orchestrator.journal import Act
+from orchestrator.inspection import journal
+from orchestrator.inspection.journal import Act
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,18 @@ from pathlib import Path
 from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import insight, reasons, units
-from orchestrator.insight import Failure, Pace, Waiting
-from orchestrator.state import RunState, RunStatus, TaskStatus
-from orchestrator.status import StageCount, bytes_fetched, count_stages, shard_of
+from orchestrator import units
+from orchestrator.inspection import metrics, pending_reasons
+from orchestrator.inspection.metrics import (
+    Failure,
+    Pace,
+    StageCount,
+    Waiting,
+    bytes_fetched,
+    count_stages,
+    shard_of,
+)
+from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 from orchestrator.terminal import Look
 
 PROGRAM = "websight-orchestrate"
@@ -83,7 +91,7 @@ def render(
 
 def line(state: RunState, now: datetime) -> str:
     """The run in one plain line, for logs and for streams that are no terminal."""
-    counts, paces = count_stages(state, now), insight.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.paces(state, now)
     told = [f"run {state.plan.run_id} {state.status.value}"]
     for stage in (Stage.DOWNLOAD, Stage.EXTRACT):
         count = counts[stage]
@@ -151,7 +159,7 @@ def _field(name: str, text: str, look: Look) -> str:
 
 
 def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
-    counts, paces = count_stages(state, now), insight.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.paces(state, now)
     told = {
         stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
         for stage in Stage
@@ -249,7 +257,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
-    groups = insight.waiting(state)
+    groups = metrics.waiting(state)
     if not groups:
         return
     yield look.paint("waiting", "bold")
@@ -260,14 +268,14 @@ def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         last = group.stage is Stage.FINALIZE
         words = "for the tasks before it" if last else "for its turn"  # where no engine says more
         if group.reason:
-            words = reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
+            words = pending_reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
         yield from _wrapped(f"  {which}:", [words + _expected(group, now)], look)
 
 
 def _expected(group: Waiting, now: datetime) -> str:
     """When tasks that wait will start, as far as Slurm says."""
     start = group.estimated_start
-    if start is None or start <= now or reasons.waits_in_vain(group.reason):
+    if start is None or start <= now or pending_reasons.waits_in_vain(group.reason):
         return ""
     # Of a job that may not begin yet Slurm tells that time, whatever the queue is like then.
     what = "not before" if group.reason == "BeginTime" else "Slurm expects a start at"
@@ -276,7 +284,7 @@ def _expected(group: Waiting, now: datetime) -> str:
 
 
 def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
-    odd = [node for node in insight.nodes(state, now) if node.remark]
+    odd = [node for node in metrics.nodes(state, now) if node.remark]
     if not odd:
         return
     yield look.paint("nodes to look at", "bold")
@@ -287,7 +295,7 @@ def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
 
 
 def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
-    groups = insight.failures(state)
+    groups = metrics.failures(state)
     if not groups:
         return
     yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")

@@ -12,7 +12,7 @@ from typing import TextIO
 from jobs.model import utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator import table
-from orchestrator.state import RunState, RunStatus
+from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.terminal import is_terminal, look_of
 
 INTERVAL_S = 3.0  # one scheduler query each; slurmctld is shared by the whole site

@@ -10,10 +10,11 @@
 from jobs.sources.base import SourceRequest
 from orchestrator.api.launching import Planned, launch, plan
 from orchestrator.api.request import LaunchRequest
-from orchestrator.api.resuming import Resumable, cancel, find_run, plan_resume, resume, status
-from orchestrator.api.run import Run
+from orchestrator.api.resuming import Resumable, cancel, plan_resume, resume, status
 from orchestrator.api.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
-from orchestrator.state import RunStatus
+from orchestrator.inspection.run import Run
+from orchestrator.inspection.run_list import find_run
+from orchestrator.inspection.state import RunStatus
 
 __all__ = [
     "LaunchRequest",

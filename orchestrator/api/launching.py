@@ -15,9 +15,9 @@ from jobs.storage import atomic
 from orchestrator import planning, preflight, submission
 from orchestrator.api import running
 from orchestrator.api.request import LaunchRequest, stage_resources
-from orchestrator.api.run import Run
 from orchestrator.api.running import Tick
 from orchestrator.engines.registry import choose_engine, engine_named, reach_engine
+from orchestrator.inspection.run import Run
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jobs.errors import (
-    ClaimedError,
-    EngineError,
-    RunFolderError,
-    StorageError,
-    UsageError,
-    from_os_error,
-)
+from jobs.errors import ClaimedError, EngineError, StorageError, UsageError, from_os_error
 from jobs.finalize.repair import forget_damaged
 from jobs.model import Cluster, Resources, Submission
 from jobs.runtime.process import cores
@@ -24,11 +17,10 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator import claim, evidence, journal, planning, preflight, recovery, runs
+from orchestrator import claim, planning, preflight, recovery
 from orchestrator.api import running
-from orchestrator.api.request import DEFAULT_LOG_DIR, override
-from orchestrator.api.run import Run
-from orchestrator.api.running import Tick, state_of
+from orchestrator.api.request import override
+from orchestrator.api.running import Tick
 from orchestrator.engines.base import OtherClusterError
 from orchestrator.engines.registry import (
     AUTO,
@@ -37,37 +29,13 @@ from orchestrator.engines.registry import (
     engine_named,
     reach_engine,
 )
-from orchestrator.journal import Act
+from orchestrator.inspection import evidence, journal
+from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.journal import Act
+from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.recovery import Recovery
-from orchestrator.state import RunState, RunStatus
 
 log = logging.getLogger(__name__)
-
-
-def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
-    """The run of that id (a unique beginning will do) or folder; None: the newest.
-
-    Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
-    """
-    if run and ("/" in run or (Path(run) / "plan.json").is_file()):
-        return Run(Path(run).absolute())
-    base = log_dir.expanduser().absolute()
-    if run and (base / run).is_dir():
-        return Run(base / run)  # if its plan is lost, whoever loads that says so
-    names = runs.names(base)
-    if run:
-        names = [name for name in names if name.startswith(run)]
-        if len(names) > 1:
-            raise UsageError(
-                f"several runs begin with {run}: {', '.join(names)}; type more characters"
-            )
-    if not names:
-        which = f"run {run}" if run else "run"
-        raise RunFolderError(
-            f"there is no {which} in {base}; start one with `websight-orchestrate launch`, or "
-            "give another folder with --log-dir"
-        )
-    return Run(base / names[0])
 
 
 @dataclass(frozen=True)

@@ -13,18 +13,15 @@ from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import claim, evidence, journal, planning, recovery, submission
+from orchestrator import claim, planning, recovery, submission
 from orchestrator.claim import Claim
 from orchestrator.engines.registry import engine_named
-from orchestrator.state import RunState, RunStatus, judge
+from orchestrator.inspection import journal
+from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.state import RunState, RunStatus
 
 Tick = Callable[[RunFolder], None]
 TICK_S = 0.5
-
-
-def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
-    """Where a run stands; ``ask=False`` looks at its files only."""
-    return judge(evidence.gather(folder, engine_named if ask else None))
 
 
 def take_claim(folder: RunFolder, plan: Plan) -> None:

@@ -13,10 +13,9 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.verify import array
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator.api.request import DEFAULT_LOG_DIR
-from orchestrator.api.resuming import find_run
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
+from orchestrator.inspection.run_list import DEFAULT_LOG_DIR, find_run
 
 _LOOK_S = 2.0
 

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from jobs import model
 from jobs.errors import OrchestrateError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import planning, table, terminal, units
+from orchestrator import table, terminal, units
 from orchestrator.api.running import Tick
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def amounts(folder: RunFolder) -> dict[Stage, tuple[int, int]]:
     number = folder.submission_numbers()[-1]
     submission = folder.load_submission(number)
     plan = folder.load_plan()
-    weight = planning.weights(plan) | {shard.id: shard.size or 0 for shard in plan.shards}
+    weight = model.part_weights(plan) | {shard.id: shard.size or 0 for shard in plan.shards}
     done: dict[Stage, int] = {}
     for beat in folder.load_heartbeats():
         if beat.attempt == number:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from jobs.errors import Cause
-from orchestrator.state import RunState, RunStatus
+from orchestrator.inspection.state import RunState, RunStatus
 
 DONE = 0
 FAILED = 1  # failed or incomplete

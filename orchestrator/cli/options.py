@@ -188,9 +188,9 @@ wait = click.option(
 
 def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Runs that begin with what is typed, for a shell's completion."""
-    from orchestrator import runs
+    from orchestrator.inspection import run_list
 
-    names = runs.names(Path(ctx.params.get("log_dir") or "logs"))
+    names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
     return [name for name in names if name.startswith(incomplete)]
 
 

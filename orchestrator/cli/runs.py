@@ -17,13 +17,15 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs under the log folder, the newest first, with where each stands."""
     from jobs.model import utc_now
     from jobs.storage import atomic
-    from orchestrator import api, runs, terminal
+    from orchestrator import api, terminal
+    from orchestrator.display import run_table
+    from orchestrator.inspection import run_list
 
-    found = runs.listing(log_dir, api.status, most=most)
+    found = run_list.listing(log_dir, api.status, most=most)
     if as_json:
-        click.echo(atomic.dumps(runs.as_json(found)).decode(), nl=False)
+        click.echo(atomic.dumps(run_list.as_json(found)).decode(), nl=False)
     else:
-        click.echo(runs.render(found, utc_now(), terminal.stdout_look()), nl=False)
+        click.echo(run_table.render(found, utc_now(), terminal.stdout_look()), nl=False)
         if not found:
             click.echo(f"there is no run under {log_dir.absolute()}", err=True)
     return 0

@@ -12,13 +12,14 @@ import click
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import resources, status, table, terminal, units, watch
+from orchestrator import resources, table, terminal, units, watch
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.api.request import stage_resources
 from orchestrator.cli import exits
 from orchestrator.cli.building import Habits
-from orchestrator.state import RunState, RunStatus
+from orchestrator.inspection import status_json
+from orchestrator.inspection.state import RunState, RunStatus
 
 _SHOWN_SHARDS = 12  # of a plan; more scroll the rest away
 
@@ -115,7 +116,7 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
     plan = planned.plan
     draft = planned.draft()
     return {
-        "schema": status.JSON_SCHEMA,
+        "schema": status_json.JSON_SCHEMA,
         "dry_run": True,
         "engine": planned.engine,
         "source": {
@@ -156,7 +157,7 @@ def launched(folder: RunFolder, habits: Habits) -> int:
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
     elif habits.as_json:
-        _print_json(status.as_json(state, folder, utc_now()))
+        _print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
         pass  # seen while it was watched
     elif state.status is RunStatus.RUNNING:
@@ -238,7 +239,7 @@ def resume_json(planned: Resumable) -> None:
     items = {stage: [i for t in step.tasks if t.stage is stage for i in t.items] for stage in Stage}
     _print_json(
         {
-            "schema": status.JSON_SCHEMA,
+            "schema": status_json.JSON_SCHEMA,
             "dry_run": True,
             "run_id": planned.folder.run_id,
             "run_dir": str(planned.folder.path),

@@ -10,7 +10,7 @@ import click
 from orchestrator.cli import options
 
 if TYPE_CHECKING:
-    from orchestrator.state import RunState
+    from orchestrator.inspection.state import RunState
 
 
 @click.command(short_help="Show the state of a run.")
@@ -32,9 +32,10 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
 
     from jobs.model import utc_now
     from jobs.storage import atomic
-    from orchestrator import api, status, table, terminal
+    from orchestrator import api, table, terminal
     from orchestrator import watch as watching
     from orchestrator.cli import exits
+    from orchestrator.inspection import status_json
 
     folder = api.find_run(run, log_dir)
 
@@ -42,7 +43,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         return api.status(folder)
 
     def tell(state: RunState) -> None:
-        click.echo(json.dumps(status.as_json(state, folder, utc_now())))
+        click.echo(json.dumps(status_json.as_json(state, folder, utc_now())))
 
     if watch and as_json:
         return exits.of_state(watching.each(look_at, tell))
@@ -50,7 +51,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         return exits.of_state(watching.watch(look_at, folder, failed=failed))
     state = look_at()
     if as_json:
-        click.echo(atomic.dumps(status.as_json(state, folder, utc_now())).decode(), nl=False)
+        click.echo(atomic.dumps(status_json.as_json(state, folder, utc_now())).decode(), nl=False)
     else:
         look, run_word = terminal.stdout_look(), table.run_word(folder)
         screen = table.render(state, utc_now(), look, failed_only=failed, run=run_word)

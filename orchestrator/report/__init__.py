@@ -14,11 +14,11 @@ from jobs import __version__
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import insight, logs, units
-from orchestrator.insight import Failure
+from orchestrator import units
+from orchestrator.inspection import metrics, task_logs
+from orchestrator.inspection.metrics import Failure, bytes_fetched, count_stages, job_ids, shard_of
+from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 from orchestrator.report import charts, figures
-from orchestrator.state import RunState, RunStatus, TaskStatus
-from orchestrator.status import bytes_fetched, count_stages, job_ids, shard_of
 
 _MOST_MESSAGES = 50  # of one cause
 _LOG_LINES = 12
@@ -116,7 +116,7 @@ def _summary(state: RunState, now: datetime) -> str:
 
 
 def _stages(state: RunState, now: datetime) -> str:
-    counts, paces = count_stages(state, now), insight.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.paces(state, now)
     rows = []
     for stage in Stage:
         count = counts[stage]
@@ -171,24 +171,24 @@ def _charts(state: RunState, now: datetime) -> str:
 
 
 def _failures(state: RunState, folder: RunFolder) -> str:
-    groups = insight.failures(state)
+    groups = metrics.failures(state)
     if not groups:
         return ""
-    known = logs.find(folder)
+    known = task_logs.find(folder)
     ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
     return "<h2>Problems</h2>\n" + "".join(_failure(group, known, ids, state) for group in groups)
 
 
 def _failure(
     group: Failure,
-    known: logs.Logs,
+    known: task_logs.Logs,
     ids: Mapping[tuple[int, Stage, int], str | None],
     state: RunState,
 ) -> str:
     first = group.troubles[0]
     job_id = ids.get((first.attempt, first.stage, first.task)) or ""
     log = known.get((first.attempt, first.stage, job_id))
-    told = logs.tail(log.path, _LOG_LINES) if log and log.path else []
+    told = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
     items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
     steps = "\n".join(
         f"websight-orchestrate {step.format(run=state.plan.run_id)}" for step in group.next_steps

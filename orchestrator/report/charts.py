@@ -7,8 +7,8 @@ from html import escape
 
 from jobs.model import Stage
 from orchestrator import units
+from orchestrator.inspection.state import TaskStatus
 from orchestrator.report.figures import Bar, Lane
-from orchestrator.state import TaskStatus
 
 WIDTH = 900  # of the drawing's own units; the page scales it
 _LEFT, _RIGHT = 110, 10

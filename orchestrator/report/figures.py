@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from jobs.model import Stage
-from orchestrator.insight import files_and_bytes, node_of
-from orchestrator.state import RunState, TaskStatus, TaskView
+from orchestrator.inspection.metrics import files_and_bytes, node_of
+from orchestrator.inspection.state import RunState, TaskStatus, TaskView
 
 BINS = 80  # of the throughput chart
 

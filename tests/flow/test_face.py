@@ -214,7 +214,7 @@ def test_status_json_is_one_object(done: Cli) -> None:
 def test_a_run_that_may_not_be_looked_into_hides_no_other(
     done: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator import runs
+    from orchestrator.inspection import run_list
 
     log_dir, hidden = done.cwd / "logs", _ids(done)[1]
     real = Path.is_file
@@ -225,7 +225,7 @@ def test_a_run_that_may_not_be_looked_into_hides_no_other(
         return real(path)
 
     monkeypatch.setattr(Path, "is_file", is_file)
-    assert runs.names(log_dir) == [_ids(done)[0]]
+    assert run_list.run_ids(log_dir) == [_ids(done)[0]]
 
 
 SECRET = "hf_secret"

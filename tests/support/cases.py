@@ -24,7 +24,7 @@ from jobs.model import (
     TaskResult,
 )
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import Evidence, TaskKey
+from orchestrator.inspection.state import Evidence, TaskKey
 
 NOW = datetime(2026, 1, 2, 12, 0, tzinfo=timezone.utc)
 

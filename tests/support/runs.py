@@ -32,7 +32,7 @@ from jobs.model import (
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import Evidence, RunState, TaskKey, judge
+from orchestrator.inspection.state import Evidence, RunState, TaskKey, judge
 
 RUN_ID = "20260301-101500-abc123"
 START = datetime(2026, 3, 1, 10, 15, tzinfo=timezone.utc)

@@ -12,10 +12,10 @@ from jobs.errors import Cause
 from jobs.model import Cluster, Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import evidence, journal
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
-from orchestrator.journal import Act
-from orchestrator.state import RunStatus, judge
+from orchestrator.inspection import evidence, journal
+from orchestrator.inspection.journal import Act
+from orchestrator.inspection.state import RunStatus, judge
 from tests.support.fakeengine import FakeEngine
 from tests.support.runs import make_folder, make_plan, make_result, make_submission
 

@@ -7,7 +7,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Stage
 from orchestrator.cli import exits, main
-from orchestrator.state import judge
+from orchestrator.inspection.state import judge
 from tests.support import cases
 from tests.support.cases import CHAIN, item, result
 

@@ -6,14 +6,14 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage
-from orchestrator import insight
 from orchestrator.engines.base import TaskState
-from orchestrator.state import TaskKey
+from orchestrator.inspection import metrics
+from orchestrator.inspection.state import TaskKey
 from tests.support import runs
 
 
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
-    paces = insight.paces(runs.under_way(), runs.NOW)
+    paces = metrics.paces(runs.under_way(), runs.NOW)
     assert paces[Stage.DOWNLOAD].fraction == 1.0
     # Three of eight parts are done, two more are a quarter through.
     assert paces[Stage.EXTRACT].fraction == pytest.approx(3.5 / 8, abs=0.001)
@@ -22,7 +22,7 @@ def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
 
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
-    pace = insight.paces(runs.under_way(), runs.NOW)[Stage.EXTRACT]
+    pace = metrics.paces(runs.under_way(), runs.NOW)[Stage.EXTRACT]
     assert pace.eta_s == pytest.approx(600 * 3.5 / 3.5, rel=0.01)
     assert pace.bytes_s is not None and pace.files_s is not None
 
@@ -33,30 +33,30 @@ def test_a_stage_that_just_began_has_no_rate_yet() -> None:
     beat = runs.make_beat(task)
     state = runs.make_state(plan, beats=[beat], engine={(1, Stage.EXTRACT, 0): runs.running()})
     soon = beat.started + timedelta(seconds=2)
-    assert insight.paces(state, soon)[Stage.EXTRACT].bytes_s is None
+    assert metrics.paces(state, soon)[Stage.EXTRACT].bytes_s is None
 
 
 def test_no_size_no_task_and_no_division_by_zero() -> None:
     state = runs.make_state(runs.make_plan(1), submissions=())
-    assert insight.paces(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
-    assert insight.nodes(state, runs.NOW) == ()
+    assert metrics.paces(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
+    assert metrics.nodes(state, runs.NOW) == ()
 
 
 def test_tasks_that_wait_for_one_thing_stand_together() -> None:
-    first, second = insight.waiting(runs.under_way())
+    first, second = metrics.waiting(runs.under_way())
     assert (first.stage, first.numbers, first.reason) == (Stage.EXTRACT, (6, 7), "Priority")
     assert first.estimated_start == runs.NOW + timedelta(minutes=25)
     assert (second.stage, second.reason) == (Stage.FINALIZE, "Dependency")
 
 
-def _on_nodes(*speeds: tuple[str, float]) -> list[insight.Node]:
+def _on_nodes(*speeds: tuple[str, float]) -> list[metrics.Node]:
     plan = runs.make_plan(len(speeds))
     tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
     results = [
         runs.make_result(task, host=node, seconds=100 / speed)
         for task, (node, speed) in zip(tasks, speeds, strict=True)
     ]
-    return list(insight.nodes(runs.make_state(plan, results=results), runs.NOW))
+    return list(metrics.nodes(runs.make_state(plan, results=results), runs.NOW))
 
 
 def test_a_slow_node_is_named() -> None:
@@ -80,7 +80,7 @@ def test_a_node_on_which_tasks_fail_is_named() -> None:
         runs.make_result(task, host="n1" if n < 2 else "n2", cause=Cause.IO if n < 2 else None)
         for n, task in enumerate(tasks)
     ]
-    bad, good = insight.nodes(runs.make_state(plan, results=results), runs.NOW)
+    bad, good = metrics.nodes(runs.make_state(plan, results=results), runs.NOW)
     assert bad.remark == "2 of 2 tasks failed here" and not good.remark
 
 
@@ -90,7 +90,7 @@ def test_a_node_whose_tasks_somebody_cancelled_is_not_to_blame() -> None:
         for n in range(4)
     }
     state = runs.make_state(runs.make_plan(4), engine=engine)
-    assert not any(node.remark for node in insight.nodes(state, runs.NOW))
+    assert not any(node.remark for node in metrics.nodes(state, runs.NOW))
 
 
 def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
@@ -101,7 +101,7 @@ def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
         (1, Stage.EXTRACT, 1): runs.running("n2"),
     }
     state = runs.make_state(plan, beats=[runs.make_beat(tasks[1], age_s=300)], engine=engine)
-    remarks = {node.name: node.remark for node in insight.nodes(state, runs.NOW)}
+    remarks = {node.name: node.remark for node in metrics.nodes(state, runs.NOW)}
     assert remarks == {"n1": "failed", "n2": "1 running task sent no heartbeat"}
 
 
@@ -114,7 +114,7 @@ def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
     ]
     memory, unsafe, *_ = [
         group
-        for group in insight.failures(runs.make_state(plan, results=results))
+        for group in metrics.failures(runs.make_state(plan, results=results))
         if group.stage is Stage.EXTRACT
     ]
     assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import logs
+from orchestrator.inspection import task_logs
 
 
 def _write(folder: RunFolder, attempt: int, stage: Stage, name: str, text: str) -> Path:
@@ -26,7 +26,7 @@ def test_every_log_is_found_by_attempt_stage_and_job(tmp_path: Path) -> None:
     batch = folder.submitit(1, Stage.EXTRACT, 1)
     batch.mkdir(parents=True)
     (batch / "104_0_0_log.out").write_text("")
-    found = logs.find(folder)
+    found = task_logs.find(folder)
     assert set(found) == {
         (1, Stage.EXTRACT, "101_3"),
         (1, Stage.EXTRACT, "104_0"),
@@ -38,7 +38,7 @@ def test_every_log_is_found_by_attempt_stage_and_job(tmp_path: Path) -> None:
 
 
 def test_a_run_without_logs_has_none(tmp_path: Path) -> None:
-    assert logs.find(RunFolder(tmp_path)) == {}
+    assert task_logs.find(RunFolder(tmp_path)) == {}
 
 
 @pytest.mark.parametrize(
@@ -57,29 +57,29 @@ def test_a_run_without_logs_has_none(tmp_path: Path) -> None:
     ],
 )
 def test_no_secret_is_shown(line: str) -> None:
-    assert "SECRET" not in logs.clean(line)
+    assert "SECRET" not in task_logs.clean(line)
 
 
 def test_what_is_no_secret_stays() -> None:
     line = "2026 INFO jobs.extract.stage: 0003-pages: 500 files, https://host/a.tar?part=2"
-    assert logs.clean(line + "\n") == line
+    assert task_logs.clean(line + "\n") == line
 
 
 def test_a_log_steers_no_terminal_and_a_redrawn_bar_is_one_line() -> None:
-    assert logs.clean("a\x1b[2Jb\tc") == "a\\x1b[2Jb\tc"
-    assert logs.clean("10%\r20%\r30%") == "30%"
+    assert task_logs.clean("a\x1b[2Jb\tc") == "a\\x1b[2Jb\tc"
+    assert task_logs.clean("10%\r20%\r30%") == "30%"
 
 
 def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_text("".join(f"line {n}\n" for n in range(100_000)))
-    assert logs.tail(path, 2) == ["line 99998", "line 99999"]
-    assert logs.tail(tmp_path / "none", 5) == []
+    assert task_logs.tail(path, 2) == ["line 99998", "line 99999"]
+    assert task_logs.tail(tmp_path / "none", 5) == []
 
 
 def test_a_follower_gives_whole_lines_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    follower = logs.Follower(path)
+    follower = task_logs.Follower(path)
     assert list(follower.read()) == []
     path.write_bytes(b"one\ntw")
     assert list(follower.read()) == ["one"]

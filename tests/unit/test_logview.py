@@ -8,7 +8,7 @@ from jobs.errors import Cause, UsageError
 from jobs.model import Stage
 from orchestrator import logview
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import RunState, TaskView
+from orchestrator.inspection.state import RunState, TaskView
 from orchestrator.terminal import Look
 from tests.support import runs
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from jobs import model
 from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
 from orchestrator import planning
@@ -75,7 +76,7 @@ def test_every_part_is_dealt_to_exactly_one_task(
     assert sorted(item for task in extract for item in task.items) == sorted(parts)
     assert len(extract) == min(most, len(parts))
     assert [task.number for task in extract] == list(range(len(extract)))
-    weight = planning.weights(plan)
+    weight = model.part_weights(plan)
     loads = [sum(weight[item] for item in task.items) for task in extract]
     # Longest processing time first: no hand has more than the mean and one part.
     assert max(loads) <= sum(loads) / len(loads) + max(weight.values())

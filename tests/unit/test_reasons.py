@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.reasons import explain, waits_in_vain
+from orchestrator.inspection.pending_reasons import explain, waits_in_vain
 
 
 @pytest.mark.parametrize(

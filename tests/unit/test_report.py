@@ -14,8 +14,8 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import report
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.inspection.state import RunState
 from orchestrator.report import figures
-from orchestrator.state import RunState
 from tests.support import runs
 
 

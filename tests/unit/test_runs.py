@@ -8,9 +8,10 @@ from msgspec import structs
 from jobs.errors import RunFolderError
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import runs as listed
 from orchestrator.api import find_run
-from orchestrator.state import RunState, RunStatus
+from orchestrator.display import run_table
+from orchestrator.inspection import run_list as listed
+from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.terminal import Look
 from tests.support import runs
 
@@ -52,7 +53,7 @@ def test_of_two_runs_of_one_second_the_one_planned_later_is_the_newer(tmp_path: 
         runs.make_folder(tmp_path, plan, runs.make_submission(plan))
     _made(tmp_path, "20260301-101501-000", tmp_path)
     later_first = ["101501-000", "101500-aaa", "101500-bbb", "101500-ccc"]
-    assert listed.names(tmp_path) == [f"20260301-{name}" for name in later_first]
+    assert listed.run_ids(tmp_path) == [f"20260301-{name}" for name in later_first]
     assert find_run("20260301-101500-a", tmp_path).run_id == "20260301-101500-aaa"
     assert find_run(None, tmp_path).run_id == "20260301-101501-000"
 
@@ -69,14 +70,14 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     first, second = listed.listing(logs, refuse)
     assert first.state is None and "cannot be read" in first.problem
     assert second.state is None and second.problem == "it can be written by others"
-    text = listed.render([first, second], runs.NOW, Look())
+    text = run_table.render([first, second], runs.NOW, Look())
     assert text.count("unreadable") == 2
 
 
 def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
     _made(tmp_path / "logs", "20260301-000000-aaa", Path("/scratch/pages"))
     found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way())
-    text = listed.render(found, runs.NOW, Look())
+    text = run_table.render(found, runs.NOW, Look())
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
     )
@@ -86,4 +87,4 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
 
 def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert listed.listing(tmp_path / "none", _never) == []
-    assert listed.render([], runs.NOW, Look()) == ""
+    assert run_table.render([], runs.NOW, Look()) == ""

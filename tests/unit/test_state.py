@@ -11,7 +11,7 @@ from msgspec import structs
 from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import Evidence, RunStatus, TaskStatus, judge, task_status
+from orchestrator.inspection.state import Evidence, RunStatus, TaskStatus, judge, task_status
 from tests.support import cases
 from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 

@@ -9,16 +9,16 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import evidence, status
+from orchestrator.inspection import evidence, status_json
+from orchestrator.inspection.state import judge
 from orchestrator.report import figures
-from orchestrator.state import judge
 from tests.support import runs
 
 
 def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:
     state = runs.under_way()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
-    told = json.loads(atomic.dumps(status.as_json(state, folder, runs.NOW)))
+    told = json.loads(atomic.dumps(status_json.as_json(state, folder, runs.NOW)))
     assert told["schema"] == 1
     assert (told["run_id"], told["state"], told["engine"]) == (runs.RUN_ID, "running", "slurm")
     assert told["source"]["locator"] == "org/pages" and told["dest"] == "/scratch/pages"
@@ -39,7 +39,7 @@ def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("killed\n")
-    (error,) = status.as_json(state, folder, runs.NOW)["errors"]
+    (error,) = status_json.as_json(state, folder, runs.NOW)["errors"]
     assert (error["shard"], error["stage"], error["kind"]) == (
         "0003-pages",
         "extract",
@@ -51,7 +51,7 @@ def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None
 def test_what_finalize_found_is_told(tmp_path: Path) -> None:
     state = runs.published()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
-    told = status.as_json(state, folder, runs.NOW)
+    told = status_json.as_json(state, folder, runs.NOW)
     assert (told["state"], told["records"], told["images"]) == ("done", 300, 300)
     assert told["checks"][-1] == "✓ Dataset verification passed!"
 
@@ -75,7 +75,7 @@ def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Pat
     place = folder.submitit(2, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("another attempt\n")
-    (error,) = status.as_json(state, folder, runs.NOW)["errors"]
+    (error,) = status_json.as_json(state, folder, runs.NOW)["errors"]
     assert error["log"] is None
 
 
@@ -91,7 +91,7 @@ def test_files_and_bytes_are_those_of_all_submissions(tmp_path: Path) -> None:
         runs.make_result(again.tasks[0], attempt=2),
     ]
     state = runs.make_state(plan, submissions=(first, again), results=results)
-    told = status.as_json(state, RunFolder(tmp_path), runs.NOW)
+    told = status_json.as_json(state, RunFolder(tmp_path), runs.NOW)
     assert told["stages"]["extract"]["tasks"] == 1
     assert told["files_extracted"] == 300
     assert len(figures.bars(state, runs.NOW)) == 1 + 3 + 1 + 1  # finalize of the first, too

@@ -12,7 +12,7 @@ from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator import table
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state import RunState, TaskKey
+from orchestrator.inspection.state import RunState, TaskKey
 from orchestrator.terminal import Look
 from tests.support import runs
 

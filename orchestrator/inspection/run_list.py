@@ -1,4 +1,4 @@
-"""All runs under a log folder, with where each stands."""
+"""The runs under a log folder: finding one, and all of them with where each stands."""
 
 from __future__ import annotations
 
@@ -11,16 +11,42 @@ from typing import Any
 
 import msgspec
 
-from jobs.errors import OrchestrateError
+from jobs.errors import OrchestrateError, RunFolderError, UsageError
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import receipt_head
-from orchestrator import units
-from orchestrator.state import RunState, RunStatus
-from orchestrator.terminal import Look
+from orchestrator.inspection.run import Run
+from orchestrator.inspection.state import RunState, RunStatus
 
+DEFAULT_LOG_DIR = Path("logs")
 SCHEMA = 1
 _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
+
+
+def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
+    """The run of that id (a unique beginning will do) or folder; None: the newest.
+
+    Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
+    """
+    if run and ("/" in run or (Path(run) / "plan.json").is_file()):
+        return Run(Path(run).absolute())
+    base = log_dir.expanduser().absolute()
+    if run and (base / run).is_dir():
+        return Run(base / run)  # if its plan is lost, whoever loads that says so
+    names = run_ids(base)
+    if run:
+        names = [name for name in names if name.startswith(run)]
+        if len(names) > 1:
+            raise UsageError(
+                f"several runs begin with {run}: {', '.join(names)}; type more characters"
+            )
+    if not names:
+        which = f"run {run}" if run else "run"
+        raise RunFolderError(
+            f"there is no {which} in {base}; start one with `websight-orchestrate launch`, or "
+            "give another folder with --log-dir"
+        )
+    return Run(base / names[0])
 
 
 class _Source(msgspec.Struct):
@@ -43,7 +69,7 @@ class _Created(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSummary:
     """One line of the list; ``problem`` says why a folder cannot be read as a run."""
 
     folder: RunFolder
@@ -55,7 +81,7 @@ class Run:
     problem: str = ""
 
 
-def names(log_dir: Path) -> list[str]:
+def run_ids(log_dir: Path) -> list[str]:
     """Ids of the runs there are, the newest first."""
     try:
         entries = [entry.name for entry in log_dir.iterdir()]
@@ -88,27 +114,27 @@ def _is_run(folder: Path) -> bool:
 
 def listing(
     log_dir: Path, look_at: Callable[[RunFolder], RunState], *, most: int | None = None
-) -> list[Run]:
+) -> list[RunSummary]:
     """The runs under ``log_dir``, the newest first.
 
     One whose receipt lies at its destination is done; only the others are looked at closely, with
     ``look_at``.
     """
-    return [_run(RunFolder(log_dir.absolute() / name), look_at) for name in names(log_dir)[:most]]
+    return [_run(RunFolder(log_dir.absolute() / name), look_at) for name in run_ids(log_dir)[:most]]
 
 
-def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> Run:
+def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSummary:
     try:
         head = atomic.read_json(folder.plan, _PlanHead)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Run(folder, problem=f"its plan cannot be read ({error})")
+        return RunSummary(folder, problem=f"its plan cannot be read ({error})")
     state, problem = RunStatus.DONE, ""
     if not _is_published(head):
         try:
             state = look_at(folder).status
         except OrchestrateError as error:
-            return Run(folder, problem=error.message)
-    return Run(
+            return RunSummary(folder, problem=error.message)
+    return RunSummary(
         folder,
         state,
         f"{head.source.kind} {head.source.locator}",
@@ -124,28 +150,7 @@ def _is_published(head: _PlanHead) -> bool:
     return there is not None and there.run_id == head.run_id
 
 
-_STYLE = {
-    RunStatus.DONE: "green",
-    RunStatus.RUNNING: "blue",
-    RunStatus.FAILED: "red",
-}
-
-
-def render(runs: Iterable[Run], now: datetime, look: Look) -> str:
-    """A line a run, with a last newline."""
-    lines = [_line(run, now, look) for run in runs]
-    return look.spell("\n".join(lines)) + "\n" if lines else ""
-
-
-def _line(run: Run, now: datetime, look: Look) -> str:
-    if run.state is None:
-        return f"{run.folder.run_id}  {look.paint('unreadable', 'red')}  {run.problem}"
-    age = units.span((now - run.created).total_seconds()) if run.created else ""
-    state = look.paint(f"{run.state.value:<10}", _STYLE.get(run.state, "yellow"))
-    return f"{run.folder.run_id}  {state}  {age:>9} ago  {run.source} → {run.dest}"
-
-
-def as_json(runs: Iterable[Run]) -> dict[str, Any]:
+def as_json(runs: Iterable[RunSummary]) -> dict[str, Any]:
     """The object that ``runs --json`` prints."""
     return {
         "schema": SCHEMA,

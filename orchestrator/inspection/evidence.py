@@ -18,13 +18,20 @@ from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import shown
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
-from orchestrator import journal, units
+from orchestrator import units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
-from orchestrator.journal import Act
-from orchestrator.state import Evidence, TaskKey
+from orchestrator.engines.registry import engine_named
+from orchestrator.inspection import journal
+from orchestrator.inspection.journal import Act
+from orchestrator.inspection.state import Evidence, RunState, TaskKey, judge
 
 EngineOf = Callable[[str, Cluster | None], Engine]
+
+
+def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
+    """Where a run stands; ``ask=False`` looks at its files only."""
+    return judge(gather(folder, engine_named if ask else None))
 
 
 @dataclass

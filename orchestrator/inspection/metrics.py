@@ -1,4 +1,4 @@
-"""What the numbers of a run mean: how fast, how long yet, what waits for what, which nodes fail."""
+"""The figures of a run: counts, how fast, how long yet, what waits for what, which nodes fail."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from statistics import median
 
+from jobs import model
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
-from orchestrator import planning
-from orchestrator.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
+from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
 
 SILENT_S = 90.0  # without a heartbeat, which comes every few seconds, a task may hang
 _ENOUGH_S = 5.0  # of work before a rate means anything
@@ -69,7 +69,7 @@ class Failure:
 
 def paces(state: RunState, now: datetime) -> Mapping[Stage, Pace]:
     """How far each stage is and how fast the latest submission goes."""
-    weights = planning.weights(state.plan)
+    weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
     by_stage: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
@@ -310,3 +310,84 @@ def failures(state: RunState) -> tuple[Failure, ...]:
             )
         )
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """One stage in numbers."""
+
+    stage: Stage
+    tasks: int
+    by_status: Mapping[TaskStatus, int]
+    started: datetime | None
+    ended: datetime | None
+    elapsed_s: float | None
+    files: int
+    bytes: int
+
+    def __getitem__(self, status: TaskStatus) -> int:
+        return self.by_status.get(status, 0)
+
+
+def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
+    """Every stage in numbers, from one walk over the tasks."""
+    views: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
+    for view in state.tasks:
+        views[view.stage].append(view)
+    return {stage: _count(state, stage, views[stage], now) for stage in Stage}
+
+
+def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) -> StageCount:
+    """Tasks and time are of the latest submission, files and bytes of all; the elapsed time runs
+    from the first start to the last end (or now)."""
+    started = min((view.started for view in views if view.started), default=None)
+    over = bool(views) and not any(view.status.live for view in views)
+    ended = max((view.ended for view in views if view.ended), default=None) if over else None
+    files, bytes_ = moved(state, stage)
+    return StageCount(
+        stage=stage,
+        tasks=len(views),
+        by_status=state.counts[stage],
+        started=started,
+        ended=ended,
+        elapsed_s=max(0.0, ((ended or now) - started).total_seconds()) if started else None,
+        files=files,
+        bytes=bytes_,
+    )
+
+
+def count_stage(state: RunState, stage: Stage, now: datetime) -> StageCount:
+    """``stage`` in numbers."""
+    return count_stages(state, now)[stage]
+
+
+def bytes_fetched(state: RunState) -> tuple[int, int | None]:
+    """Bytes of archives that are here, and of all of them (None where a source does not tell)."""
+    left = set(state.shards_left)
+    sizes = {shard.id: shard.size for shard in state.plan.shards}
+    done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in left)
+    done += sum(
+        view.heartbeat.bytes_done
+        for view in state.tasks
+        if view.stage is Stage.DOWNLOAD
+        and view.status is TaskStatus.RUNNING
+        and view.heartbeat is not None
+    )
+    known = [size for size in sizes.values() if size is not None]
+    total = sum(known) if len(known) == len(sizes) else None
+    return (min(done, total) if total is not None else done), total
+
+
+def shard_of(trouble: Trouble) -> str | None:
+    """The shard that a trouble is about, where it is about one."""
+    return trouble.problem.shard or trouble.item.rpartition(".p")[0] or trouble.item or None
+
+
+def job_ids(state: RunState) -> list[str]:
+    """Ids to give to ``squeue -j``: of arrays as a whole, each once, in order."""
+    ids: dict[str, None] = {}
+    for submission in state.submissions:
+        for task in submission.tasks:
+            if task.job_id is not None:
+                ids[task.job_id.partition("_")[0]] = None
+    return list(ids)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from orchestrator.futures import TaskFuture
+    from orchestrator.inspection.futures import TaskFuture
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,6 @@ class Run(RunFolder):
         ``exception()``, ``stdout()`` and ``stderr()`` are submitit's. Raises ``RunFolderError``
         where the folder cannot be read, or others can write to it.
         """
-        from orchestrator.futures import futures_of
+        from orchestrator.inspection.futures import futures_of
 
         return futures_of(self)

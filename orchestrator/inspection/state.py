@@ -1,37 +1,194 @@
-"""From the evidence of a run to where it stands; pure, so that every case is a row of a table."""
+"""What is known of a run and where it stands; pure, so that every case is a row of a table."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
+from enum import Enum
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Problem, Stage, Submission, Task, TaskResult
-from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.state.makers import submits
-from orchestrator.state.nouns import (
-    LATE_S,
-    Evidence,
-    RunState,
-    RunStatus,
-    TaskKey,
-    TaskStatus,
-    TaskView,
-    Trouble,
+from jobs.model import (
+    Heartbeat,
+    Outcome,
+    Plan,
+    Problem,
+    Stage,
+    Submission,
+    Summary,
+    Task,
+    TaskResult,
 )
+from orchestrator.engines.base import EngineState, TaskState
 
-__all__ = [
-    "LATE_S",
-    "Evidence",
-    "RunState",
-    "RunStatus",
-    "TaskKey",
-    "TaskStatus",
-    "TaskView",
-    "Trouble",
-    "judge",
-    "task_status",
-]
+# A result written on a node can be seen late through a network file system (attribute caches hold
+# 60 s at most by default, nfs(5) acdirmax): so long a task that ended without one is not missing.
+LATE_S = 60.0
+# So long a process that began a submission is given, on another host, to finish it.
+SUBMITTING_S = 600.0
+
+
+class RunStatus(str, Enum):
+    """Where a run stands."""
+
+    PLANNED = "planned"
+    RUNNING = "running"
+    DONE = "done"
+    INCOMPLETE = "incomplete"  # ended; resume can finish it
+    FAILED = "failed"  # ended; something has to change first
+    CANCELLED = "cancelled"
+
+
+class TaskStatus(str, Enum):
+    """Where a task stands."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"  # ended with a result that is not ok
+    MISSING = "missing"  # ended and left no result
+    UNKNOWN = "unknown"  # the scheduler is silent
+
+    @property
+    def live(self) -> bool:
+        return self in (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
+
+
+TaskKey = tuple[int, Stage, int]  # attempt, stage, number
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known of a run, read once."""
+
+    plan: Plan
+    submissions: tuple[Submission, ...]
+    results: Mapping[TaskKey, TaskResult]
+    heartbeats: Mapping[tuple[Stage, int], Heartbeat]
+    fetched: frozenset[str]  # shard ids
+    finished: frozenset[str]  # part ids
+    engine: Mapping[TaskKey, TaskState]
+    engine_silent: str | None  # why the scheduler could not be asked
+    cancelled: int | None  # the attempt that the user cancelled, if he did not resume since
+    published: bool  # the dataset has come whole to the destination
+    now: datetime
+    cancelling: int | None = None  # likewise, but its jobs were not told
+    maker_lives: bool = False  # the process that made the last submission, as far as is known
+    remark: str = ""  # what a person should know of the destination
+
+    @property
+    def last(self) -> int:
+        """The number of the newest submission."""
+        return self.submissions[-1].number if self.submissions else 0
+
+    @property
+    def half_cancelled(self) -> bool:
+        """Whether a cancel was asked for and did not get through."""
+        return self.cancelling is not None and self.cancelling >= self.last
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """A task with all that is known of it."""
+
+    attempt: int
+    task: Task
+    status: TaskStatus
+    engine: TaskState
+    result: TaskResult | None = None
+    heartbeat: Heartbeat | None = None
+    problem: Problem | None = None
+
+    @property
+    def stage(self) -> Stage:
+        return self.task.stage
+
+    @property
+    def started(self) -> datetime | None:
+        if self.result:
+            return self.result.started
+        return self.heartbeat.started if self.heartbeat else self.engine.started
+
+    @property
+    def ended(self) -> datetime | None:
+        return self.result.ended if self.result else self.engine.ended
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A problem that still stands between the run and its end, and where it came up."""
+
+    stage: Stage
+    attempt: int
+    task: int
+    item: str  # shard or part; empty where it is the task's as a whole
+    outcome: Outcome
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands."""
+
+    plan: Plan
+    status: RunStatus
+    tasks: tuple[TaskView, ...]  # of each stage's latest submission, and live ones of earlier
+    submissions: tuple[Submission, ...]
+    shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
+    parts_left: tuple[str, ...]
+    troubles: tuple[Trouble, ...]
+    summary: Summary | None
+    engine_silent: str | None
+    counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
+    earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
+    remark: str = ""  # what its status alone does not tell
+    submits: str = ""  # who submits right now, or is about to; empty: nobody
+
+    @property
+    def live(self) -> tuple[TaskView, ...]:
+        return tuple(view for view in self.tasks if view.status.live)
+
+
+def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:
+    """Who submits right now, or is about to without being asked; empty where nobody is."""
+    if not evidence.submissions:
+        return ""
+    last = evidence.submissions[-1]
+    mine = [view for view in views if view.attempt == last.number]
+    if last.onward is not None and any(view.status.live for view in mine):
+        return f"{_maker(last)} is downloading and will submit the remaining stages"
+    if _is_being_made(last, evidence):
+        return f"{_maker(last)} is submitting attempt {last.number}"
+    if last.retries and any(_looks_ahead(view, evidence.now) for view in mine):
+        return "finalize did not publish and is deciding whether to retry"
+    return ""
+
+
+def _maker(submission: Submission) -> str:
+    return f"process {submission.pid} on {submission.host}"
+
+
+def _is_being_made(last: Submission, evidence: Evidence) -> bool:
+    """Whether somebody is still between making ``last`` and hearing of all its jobs."""
+    if last.refused is not None or all(task.job_id for task in last.tasks):
+        return False
+    if last.by_itself:
+        maker = evidence.engine.get((last.number - 1, Stage.FINALIZE, 0))
+        if maker is not None and maker.state is not EngineState.UNKNOWN:
+            return maker.state.live
+    age_s = (evidence.now - last.created).total_seconds()
+    return evidence.maker_lives and age_s <= SUBMITTING_S
+
+
+def _looks_ahead(view: TaskView, now: datetime) -> bool:
+    """Whether a finalize job goes on after a bad result, as it does to make the next attempt."""
+    failed = view.stage is Stage.FINALIZE and view.status is TaskStatus.FAILED
+    if not failed or view.result is None:
+        return False
+    if view.engine.state is EngineState.UNKNOWN:  # it cannot be told for the moment
+        return (now - view.result.ended).total_seconds() < LATE_S
+    return view.engine.state.live
+
 
 _BY_ENGINE = {
     EngineState.PENDING: TaskStatus.PENDING,

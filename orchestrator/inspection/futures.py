@@ -9,10 +9,10 @@ from submitit.core import core, utils
 from jobs.errors import UsageError
 from jobs.model import Stage, Task, TaskResult
 from jobs.storage.run_folder import RunFolder
-from orchestrator import evidence
 from orchestrator.engines import pickled
 from orchestrator.engines.registry import engine_named
-from orchestrator.state import RunState, TaskStatus, TaskView, judge
+from orchestrator.inspection import evidence
+from orchestrator.inspection.state import RunState, TaskStatus, TaskView, judge
 
 LOOK_S = 2.0  # the engine is asked at most this often, whatever the number of futures
 
