@@ -25,11 +25,11 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import canary, filesystems, nodeenv, resources, siteprofile, units
 from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
+from orchestrator.display.terminal import Look
 from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
 from orchestrator.inspection import pending_reasons, task_logs
-from orchestrator.terminal import Look
 
 HUB = "https://huggingface.co"
 _LOOK_EVERY_S = 1.0

@@ -12,8 +12,9 @@ from jobs import model
 from jobs.errors import OrchestrateError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import table, terminal, units
+from orchestrator import units
 from orchestrator.api.running import Tick
+from orchestrator.display import status_screen, terminal
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -39,7 +40,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
         yield tick
     except KeyboardInterrupt:
         for folder in seen:
-            again = f"websight-orchestrate resume {table.run_word(folder)}"
+            again = f"websight-orchestrate resume {status_screen.run_word(folder)}"
             print(f"\nstopped; finished work is kept. Continue with:  {again}", file=sys.stderr)
         raise
     finally:

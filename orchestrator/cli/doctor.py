@@ -59,9 +59,10 @@ def command(
 
     from jobs.model import Resources
     from jobs.storage import atomic
-    from orchestrator import doctor, nodeenv, settings, terminal
+    from orchestrator import doctor, nodeenv, settings
     from orchestrator.canary import Finding
     from orchestrator.cli import exits
+    from orchestrator.display import terminal
 
     asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
     wish = doctor.Wish(dest, log_dir, engine, Resources(**asked), wait_s)

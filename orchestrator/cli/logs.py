@@ -37,25 +37,26 @@ def command(
     --follow takes one that runs, else one that waits, and says on standard error how it ended.
     """
     from jobs.errors import UsageError
-    from orchestrator import api, logview, terminal
+    from orchestrator import api
+    from orchestrator.display import log_output, terminal
 
     if follow and failed:
         raise UsageError("failed tasks have ended; use --follow or --failed, not both")
-    if run is not None and task is None and logview.is_task(run):
+    if run is not None and task is None and log_output.is_task(run):
         run, task = None, run
     folder = api.find_run(run, log_dir)
     state = api.status(folder)
     if follow:
-        view = logview.to_follow(state, task)
+        view = log_output.to_follow(state, task)
         if view is None:
             raise UsageError(f"run {folder.run_id} has no task yet; see `status`")
         if view.status.live:
-            click.echo(logview.followed(view), err=True)
-        view = logview.follow(folder, view, lambda: api.status(folder), click.echo)
-        click.echo(logview.followed(view), err=True)
+            click.echo(log_output.followed(view), err=True)
+        view = log_output.follow(folder, view, lambda: api.status(folder), click.echo)
+        click.echo(log_output.followed(view), err=True)
         return 0
-    views = logview.select(state, task, failed=failed)
-    for line in logview.show(folder, views, terminal.stdout_look(), lines=lines):
+    views = log_output.select(state, task, failed=failed)
+    for line in log_output.show(folder, views, terminal.stdout_look(), lines=lines):
         click.echo(line)
     if not views:
         click.echo("no task has failed" if failed else "there is no task yet", err=True)

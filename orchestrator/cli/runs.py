@@ -17,8 +17,8 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs under the log folder, the newest first, with where each stands."""
     from jobs.model import utc_now
     from jobs.storage import atomic
-    from orchestrator import api, terminal
-    from orchestrator.display import run_table
+    from orchestrator import api
+    from orchestrator.display import run_table, terminal
     from orchestrator.inspection import run_list
 
     found = run_list.listing(log_dir, api.status, most=most)

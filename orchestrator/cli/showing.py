@@ -12,12 +12,13 @@ import click
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import resources, table, terminal, units, watch
+from orchestrator import resources, units
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.api.request import stage_resources
 from orchestrator.cli import exits
 from orchestrator.cli.building import Habits
+from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -152,7 +153,7 @@ def launched(folder: RunFolder, habits: Habits) -> int:
         state = _watched(state, folder, habits)
     code = exits.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
-        say(_HINTS.format(run=table.run_word(folder)).splitlines())
+        say(_HINTS.format(run=status_screen.run_word(folder)).splitlines())
         code = exits.INTERRUPTED
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
@@ -164,17 +165,17 @@ def launched(folder: RunFolder, habits: Habits) -> int:
         say(submitted_lines(state, folder))
     else:
         look = terminal.stdout_look()
-        run = table.run_word(folder)
-        click.echo(table.render(state, utc_now(), look, run=run), nl=False)
+        run = status_screen.run_word(folder)
+        click.echo(status_screen.render(state, utc_now(), look, run=run), nl=False)
     return code
 
 
 def _watched(state: RunState, folder: RunFolder, habits: Habits) -> RunState:
     """The run's last state, once it has ended or Ctrl-C ended the watching."""
     if habits.quiet:
-        return watch.watch(lambda: status_of(folder), folder, out=io.StringIO())
+        return live.watch(lambda: status_of(folder), folder, out=io.StringIO())
     say(submitted_lines(state, folder))
-    return watch.watch(lambda: status_of(folder), folder, out=sys.stderr)
+    return live.watch(lambda: status_of(folder), folder, out=sys.stderr)
 
 
 _HINTS = """\
@@ -194,7 +195,7 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
             count = len(last.of_stage(stage))
             size = f" [{units.plural(count, 'task')}]" if stage is Stage.EXTRACT else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
-    hints = _HINTS.format(run=table.run_word(folder)).splitlines()
+    hints = _HINTS.format(run=status_screen.run_word(folder)).splitlines()
     return [f"Submitted {' → '.join(jobs)}", *hints]
 
 

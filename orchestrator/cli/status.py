@@ -32,9 +32,10 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
 
     from jobs.model import utc_now
     from jobs.storage import atomic
-    from orchestrator import api, table, terminal
-    from orchestrator import watch as watching
+    from orchestrator import api
     from orchestrator.cli import exits
+    from orchestrator.display import live as watching
+    from orchestrator.display import status_screen, terminal
     from orchestrator.inspection import status_json
 
     folder = api.find_run(run, log_dir)
@@ -53,7 +54,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     if as_json:
         click.echo(atomic.dumps(status_json.as_json(state, folder, utc_now())).decode(), nl=False)
     else:
-        look, run_word = terminal.stdout_look(), table.run_word(folder)
-        screen = table.render(state, utc_now(), look, failed_only=failed, run=run_word)
+        look, run_word = terminal.stdout_look(), status_screen.run_word(folder)
+        screen = status_screen.render(state, utc_now(), look, failed_only=failed, run=run_word)
         click.echo(screen, nl=False)
     return exits.of_state(state)

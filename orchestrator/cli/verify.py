@@ -37,8 +37,9 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     """
     from jobs.model import Resources
     from jobs.storage import atomic
-    from orchestrator import api, terminal
+    from orchestrator import api
     from orchestrator.cli import exits
+    from orchestrator.display import terminal
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
     asked = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))

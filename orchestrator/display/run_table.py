@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from orchestrator import units
+from orchestrator.display.terminal import Look
 from orchestrator.inspection.run_list import RunSummary
 from orchestrator.inspection.state import RunStatus
-from orchestrator.terminal import Look
 
 _STYLE = {
     RunStatus.DONE: "green",

@@ -13,7 +13,7 @@ from jobs.model import utc_now
 from jobs.storage import atomic
 from orchestrator import canary, doctor
 from orchestrator.canary import Ask, Finding, Told
-from orchestrator.terminal import Look
+from orchestrator.display.terminal import Look
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
 

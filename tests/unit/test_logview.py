@@ -6,10 +6,10 @@ import pytest
 
 from jobs.errors import Cause, UsageError
 from jobs.model import Stage
-from orchestrator import logview
+from orchestrator.display import log_output
+from orchestrator.display.terminal import Look
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskView
-from orchestrator.terminal import Look
 from tests.support import runs
 
 
@@ -32,18 +32,18 @@ def _names(views: list[TaskView]) -> list[str]:
     ],
 )
 def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list[str]) -> None:
-    assert _names(logview.select(runs.under_way(), what)) == tasks
+    assert _names(log_output.select(runs.under_way(), what)) == tasks
 
 
 def test_what_nobody_knows_is_refused_with_what_there_could_be() -> None:
     with pytest.raises(UsageError, match="give a stage"):
-        logview.select(runs.under_way(), "nothing-like-it")
+        log_output.select(runs.under_way(), "nothing-like-it")
 
 
 def test_failed_ones_alone() -> None:
-    assert _names(logview.select(runs.under_way(), failed=True)) == ["extract 3"]
-    assert _names(logview.select(runs.under_way(), "4", failed=True)) == []
-    assert _names(logview.select(runs.published(), failed=True)) == []
+    assert _names(log_output.select(runs.under_way(), failed=True)) == ["extract 3"]
+    assert _names(log_output.select(runs.under_way(), "4", failed=True)) == []
+    assert _names(log_output.select(runs.published(), failed=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_failed_ones_alone() -> None:
     [("3", True), ("extract", True), ("extract-3", True), (runs.RUN_ID, False), ("2026", True)],
 )
 def test_what_can_only_be_a_task_is_no_run(text: str, task: bool) -> None:
-    assert logview.is_task(text) is task
+    assert log_output.is_task(text) is task
 
 
 def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> None:
@@ -60,8 +60,8 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("a\nb\nc\n")
-    views = logview.select(state, "3") + logview.select(state, "6")
-    told = list(logview.show(folder, views, Look(), lines=2))
+    views = log_output.select(state, "3") + log_output.select(state, "6")
+    told = list(log_output.show(folder, views, Look(), lines=2))
     assert told[0] == "extract task 3 · failed · n1 · job 101_3"
     assert told[1] == str(place / "101_3_0_log.err")
     assert told[2:4] == ["b", "c"]
@@ -73,7 +73,7 @@ def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_pa
     gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
     state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
     folder = runs.make_folder(tmp_path, plan, state.submissions[0])
-    told = list(logview.show(folder, logview.select(state, "extract"), Look()))
+    told = list(log_output.show(folder, log_output.select(state, "extract"), Look()))
     assert told[-1] == "it never started, so there is no log"
 
 
@@ -89,12 +89,12 @@ def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_pa
 def test_what_runs_is_followed_before_what_waits_and_what_ended(
     what: str | None, task: str
 ) -> None:
-    view = logview.to_follow(runs.under_way(), what)
+    view = log_output.to_follow(runs.under_way(), what)
     assert view is not None and _names([view]) == [task]
 
 
 def test_of_an_ended_run_the_one_that_tells_most_is_followed() -> None:
-    view = logview.to_follow(runs.published())
+    view = log_output.to_follow(runs.published())
     assert view is not None and _names([view]) == ["finalize 0"]
 
 
@@ -115,7 +115,7 @@ def test_following_ends_with_the_task_however_it_ends(
     place.mkdir(parents=True)
     log = place / f"101_{number}_0_log.out"
     log.write_text("begun\nand")
-    (view,) = logview.select(state, str(number))
+    (view,) = log_output.select(state, str(number))
     task = state.submissions[0].task(Stage.EXTRACT, number)
 
     def look_at() -> RunState:
@@ -127,14 +127,14 @@ def test_following_ends_with_the_task_however_it_ends(
         )
 
     told: list[str] = []
-    ended = logview.follow(folder, view, look_at, told.append, ask_every_s=0)
+    ended = log_output.follow(folder, view, look_at, told.append, ask_every_s=0)
     assert told == ["begun", "and ended"]
-    assert ending in logview.followed(ended)
+    assert ending in log_output.followed(ended)
 
 
 def test_what_is_followed_is_said_with_why_it_waits() -> None:
-    (view,) = logview.select(runs.under_way(), "finalize")
-    assert logview.followed(view) == (
+    (view,) = log_output.select(runs.under_way(), "finalize")
+    assert log_output.followed(view) == (
         "finalize task 0 (job 102) has not started; waiting: for the job before it to end "
         "(Dependency)"
     )

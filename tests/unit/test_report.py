@@ -12,10 +12,9 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import report
+from orchestrator.display.report import figures, page
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState
-from orchestrator.report import figures
 from tests.support import runs
 
 
@@ -48,7 +47,7 @@ class _Balance(HTMLParser):
 
 
 def _page(state: RunState, folder: RunFolder | None = None) -> str:
-    return report.page(state, folder or RunFolder(Path("/nowhere")), runs.NOW)
+    return page.page(state, folder or RunFolder(Path("/nowhere")), runs.NOW)
 
 
 def _hostile() -> RunState:
@@ -102,13 +101,13 @@ def test_it_says_in_text_what_the_charts_show() -> None:
 
 def test_the_receipt_is_shown_only_where_it_is_this_runs(tmp_path: Path) -> None:
     state = runs.published(runs.make_plan(2, dest=str(tmp_path)))
-    assert report.receipt_of(state) is None
+    assert page.receipt_of(state) is None
     atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "another"})
-    assert report.receipt_of(state) is None
+    assert page.receipt_of(state) is None
     atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": runs.RUN_ID, "licence": "cc-by"})
-    receipt = report.receipt_of(state)
+    receipt = page.receipt_of(state)
     assert receipt is not None
-    assert "cc-by" in report.page(state, RunFolder(tmp_path), runs.NOW, receipt)
+    assert "cc-by" in page.page(state, RunFolder(tmp_path), runs.NOW, receipt)
 
 
 def test_a_failed_tasks_last_lines_are_there_without_secrets(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.api import find_run
 from orchestrator.display import run_table
+from orchestrator.display.terminal import Look
 from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.terminal import Look
 from tests.support import runs
 
 

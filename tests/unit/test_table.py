@@ -10,17 +10,17 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator import table
+from orchestrator.display import status_screen
+from orchestrator.display.terminal import Look
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskKey
-from orchestrator.terminal import Look
 from tests.support import runs
 
 PLAIN = Look()
 
 
 def _screen(state: RunState, look: Look = PLAIN) -> str:
-    return table.render(state, runs.NOW, look)
+    return status_screen.render(state, runs.NOW, look)
 
 
 def test_the_header_says_run_state_age_source_and_destination() -> None:
@@ -55,7 +55,7 @@ def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
     soon = runs.NOW + timedelta(minutes=2)
     waits = replace(runs.pending("BeginTime", estimated_start=soon), restarts=1)
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): waits})
-    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
     assert "it was requeued, and Slurm starts a requeued job about two minutes later" in text
     assert "not before" in text and "in 2 min" in text
 
@@ -63,14 +63,14 @@ def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
 def test_a_state_that_is_not_known_is_shown_as_slurm_calls_it() -> None:
     odd = TaskState(EngineState.UNKNOWN, "HIBERNATING")
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): odd})
-    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
     assert "extract 0: Slurm says: state HIBERNATING" in text
 
 
 def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
     held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): held})
-    text = " ".join(table.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
     assert "`scontrol release '101_[0]'` lets it go (JobHeldUser)" in text
     assert "expects a start" not in text
 
@@ -89,7 +89,7 @@ def test_what_was_cancelled_or_never_started_has_not_failed(
     ended = [TaskState(EngineState.ENDED, cause=cause) for cause in causes]
     engine: dict[TaskKey, TaskState] = {(1, Stage.EXTRACT, n): x for n, x in enumerate(ended)}
     state = runs.make_state(runs.make_plan(2), engine=engine)
-    assert f"2 of 2 tasks {word}" in table.render(state, runs.NOW, Look())
+    assert f"2 of 2 tasks {word}" in status_screen.render(state, runs.NOW, Look())
 
 
 def test_failures_come_with_the_next_command() -> None:
@@ -111,7 +111,7 @@ def test_a_silent_scheduler_is_said() -> None:
 
 
 def test_only_failures_on_request() -> None:
-    text = table.render(runs.under_way(), runs.NOW, PLAIN, failed_only=True)
+    text = status_screen.render(runs.under_way(), runs.NOW, PLAIN, failed_only=True)
     assert "out of memory" in text and "download" not in text and "waiting" not in text
 
 
@@ -151,15 +151,15 @@ def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert table.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
+    assert status_screen.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
     away = RunFolder(tmp_path / "my runs" / "r1")
-    assert table.run_word(away) == f"'{away.path}'"
-    text = table.render(runs.under_way(), runs.NOW, PLAIN, run=table.run_word(away))
+    assert status_screen.run_word(away) == f"'{away.path}'"
+    text = status_screen.render(runs.under_way(), runs.NOW, PLAIN, run=status_screen.run_word(away))
     assert f"websight-orchestrate resume '{away.path}'" in text
 
 
 def test_one_line_for_those_who_read_logs() -> None:
-    told = table.line(runs.under_way(), runs.NOW)
+    told = status_screen.line(runs.under_way(), runs.NOW)
     assert told.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
     assert told.endswith("500 files · 1 problem")
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from orchestrator.terminal import Look, look_of
+from orchestrator.display.terminal import Look, look_of
 
 
 class _Stream(io.StringIO):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.storage.run_folder import RunFolder
+from orchestrator.display.live import INTERVAL_S, Screen, each, pause_s, watch
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.watch import INTERVAL_S, Screen, each, pause_s, watch
 from tests.support import runs
 
 

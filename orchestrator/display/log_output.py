@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from jobs.errors import UsageError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
+from orchestrator.display.terminal import Look
 from orchestrator.inspection import pending_reasons, task_logs
 from orchestrator.inspection.metrics import node_of
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView
-from orchestrator.terminal import Look
 
 LOOK_EVERY_S = 0.5  # for new lines
 ASK_EVERY_S = 3.0  # whether a task still lives: a scheduler query each, shared by the whole site

@@ -12,6 +12,7 @@ from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator import units
+from orchestrator.display.terminal import Look
 from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.metrics import (
     Failure,
@@ -23,7 +24,6 @@ from orchestrator.inspection.metrics import (
     shard_of,
 )
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
-from orchestrator.terminal import Look
 
 PROGRAM = "websight-orchestrate"
 

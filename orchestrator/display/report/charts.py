@@ -7,8 +7,8 @@ from html import escape
 
 from jobs.model import Stage
 from orchestrator import units
+from orchestrator.display.report.figures import Bar, Lane
 from orchestrator.inspection.state import TaskStatus
-from orchestrator.report.figures import Bar, Lane
 
 WIDTH = 900  # of the drawing's own units; the page scales it
 _LEFT, _RIGHT = 110, 10

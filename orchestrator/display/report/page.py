@@ -15,10 +15,10 @@ from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import units
+from orchestrator.display.report import charts, figures
 from orchestrator.inspection import metrics, task_logs
 from orchestrator.inspection.metrics import Failure, bytes_fetched, count_stages, job_ids, shard_of
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
-from orchestrator.report import charts, figures
 
 _MOST_MESSAGES = 50  # of one cause
 _LOG_LINES = 12
@@ -38,7 +38,7 @@ def page(
     state: RunState, folder: RunFolder, now: datetime, receipt: Mapping[str, Any] | None = None
 ) -> str:
     """The whole page."""
-    css = files("orchestrator.report").joinpath("page.css").read_text(encoding="utf-8")
+    css = files("orchestrator.display.report").joinpath("page.css").read_text(encoding="utf-8")
     title = escape(f"{state.plan.run_id} · {state.status.value}")
     sections = [
         _summary(state, now),

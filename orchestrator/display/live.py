@@ -11,9 +11,9 @@ from typing import TextIO
 
 from jobs.model import utc_now
 from jobs.storage.run_folder import RunFolder
-from orchestrator import table
+from orchestrator.display import status_screen
+from orchestrator.display.terminal import is_terminal, look_of
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.terminal import is_terminal, look_of
 
 INTERVAL_S = 3.0  # one scheduler query each; slurmctld is shared by the whole site
 # A look may fill a fifth of the time at most, so that a run of many tasks, or a controller that
@@ -69,14 +69,14 @@ def watch(
     ended = ended or threading.Event()
     look = look_of(out)
     on_terminal = is_terminal(out)
-    run = table.run_word(folder)
+    run = status_screen.run_word(folder)
     screen, last_line, spoke = Screen(out), "", float("-inf")
     while True:
         began = time.monotonic()
         state = look_at()
         pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
         over = state.status is not RunStatus.RUNNING
-        text = table.render(
+        text = status_screen.render(
             state, utc_now(), look, failed_only=failed, run=run, watching=on_terminal
         )
         if on_terminal:
@@ -84,7 +84,7 @@ def watch(
         elif over:
             out.write(text)
         elif time.monotonic() - spoke >= LINE_EVERY_S:
-            told = look.spell(table.line(state, utc_now()))
+            told = look.spell(status_screen.line(state, utc_now()))
             if told != last_line:
                 out.write(f"{told}\n")
             last_line, spoke = told, time.monotonic()
