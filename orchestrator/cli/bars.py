@@ -13,8 +13,8 @@ from jobs.errors import OrchestrateError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator import units
-from orchestrator.api.running import Tick
 from orchestrator.display import status_screen, terminal
+from orchestrator.lifecycle.running import Tick
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from orchestrator.api.request import DEFAULT_DEST
 from orchestrator.cli import options
+from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Probe this machine or cluster before a long run.")

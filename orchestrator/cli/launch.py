@@ -9,9 +9,9 @@ import click
 from click.core import ParameterSource
 
 from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Verify
-from orchestrator.api.request import DEFAULT_DEST
 from orchestrator.cli import options
-from orchestrator.planning import DEFAULT_TASKS
+from orchestrator.lifecycle.planning import DEFAULT_TASKS
+from orchestrator.lifecycle.request import DEFAULT_DEST
 
 _source = options.stack(
     click.option("--hf-repo", metavar="REPO", help="Repository on the Hugging Face Hub."),

@@ -15,12 +15,12 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator import resources, units
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
-from orchestrator.api.request import stage_resources
 from orchestrator.cli import exits
 from orchestrator.cli.building import Habits
 from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
+from orchestrator.lifecycle.request import stage_resources
 
 _SHOWN_SHARDS = 12  # of a plan; more scroll the rest away
 

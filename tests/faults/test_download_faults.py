@@ -27,7 +27,7 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.transfer import scheduler
-from orchestrator import planning
+from orchestrator.lifecycle import planning
 from tests.support import faults
 from tests.support.cli import Cli
 from tests.support.faults import Fault

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from jobs.errors import ClaimedError, StorageError
 from jobs.storage.staging import Staging
-from orchestrator import claim
-from orchestrator.claim import Claim
+from orchestrator.lifecycle import claim
+from orchestrator.lifecycle.claim import Claim
 from tests.support.runs import make_plan
 
 FORK = multiprocessing.get_context("fork")

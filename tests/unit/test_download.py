@@ -24,7 +24,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import planning
+from orchestrator.lifecycle import planning
 from tests.support import faults
 from tests.support.webserver import FaultyServer
 

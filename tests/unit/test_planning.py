@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jobs import model
 from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
-from orchestrator import planning
-from orchestrator.planning import Place
+from orchestrator.lifecycle import planning
+from orchestrator.lifecycle.planning import Place
 from tests.support import cases
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)

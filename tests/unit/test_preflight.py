@@ -15,7 +15,8 @@ from msgspec import structs
 from jobs.errors import PreflightError
 from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.storage import atomic
-from orchestrator import filesystems, preflight
+from orchestrator import filesystems
+from orchestrator.lifecycle import preflight
 from tests.support.runs import make_plan
 
 HUGE = 1 << 60  # more than any disk of a test machine has

@@ -17,9 +17,8 @@ from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import claim
-from orchestrator.api import running
 from orchestrator.inspection import evidence
+from orchestrator.lifecycle import claim, running
 from tests.support.runs import make_folder, make_plan, make_submission, renamed
 
 EARLIER = "1"  # clock ticks since boot: long before any process of a test

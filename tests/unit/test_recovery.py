@@ -12,7 +12,7 @@ from jobs.errors import Cause
 from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import Evidence, TaskKey, TaskStatus, judge
-from orchestrator.recovery import may_retry, recover
+from orchestrator.lifecycle.recovery import may_retry, recover
 from tests.support import cases
 from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 

@@ -7,7 +7,7 @@ import pytest
 from jobs.errors import UsageError
 from jobs.model import Layout, Options, SourceKind
 from jobs.sources.base import SourceRequest
-from orchestrator.api.request import LaunchRequest
+from orchestrator.lifecycle.request import LaunchRequest
 
 SOURCE = SourceRequest(SourceKind.LOCAL, ("/x",))
 

@@ -10,10 +10,10 @@ from msgspec import structs
 from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
 from jobs.storage.run_folder import RunFolder
-from orchestrator import planning, submission
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import journal
 from orchestrator.inspection.journal import Act
+from orchestrator.lifecycle import planning, submission
 from tests.support import cases
 from tests.support.fakeengine import FakeEngine
 

@@ -22,7 +22,7 @@ from orchestrator.inspection.journal import Act
 log = logging.getLogger(__name__)
 
 # Called after finalize on its own node, as a site may let compute nodes submit; module:function.
-RETRY = "orchestrator.api.running:retry"
+RETRY = "orchestrator.lifecycle.running:retry"
 
 # What a stage waits for: extract only if something was fetched, finalize in any case, so that a
 # report is always written.

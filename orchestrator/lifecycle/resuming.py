@@ -17,10 +17,6 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator import claim, planning, preflight, recovery
-from orchestrator.api import running
-from orchestrator.api.request import override
-from orchestrator.api.running import Tick
 from orchestrator.engines.base import OtherClusterError
 from orchestrator.engines.registry import (
     AUTO,
@@ -33,7 +29,10 @@ from orchestrator.inspection import evidence, journal
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.recovery import Recovery
+from orchestrator.lifecycle import claim, planning, preflight, recovery, running
+from orchestrator.lifecycle.recovery import Recovery
+from orchestrator.lifecycle.request import override
+from orchestrator.lifecycle.running import Tick
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +57,6 @@ class Resumable:
     def engine(self) -> str:
         """What does the work."""
         return _engine_name(self.last)
-
-
-def status(folder: RunFolder, *, ask: bool = True) -> RunState:
-    """Where a run stands; ``ask=False`` looks at its files only, not at the scheduler."""
-    return state_of(folder, ask=ask)
 
 
 def plan_resume(

@@ -12,12 +12,11 @@ from jobs.runtime import background
 from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
-from orchestrator import planning, preflight, submission
-from orchestrator.api import running
-from orchestrator.api.request import LaunchRequest, stage_resources
-from orchestrator.api.running import Tick
 from orchestrator.engines.registry import choose_engine, engine_named, reach_engine
 from orchestrator.inspection.run import Run
+from orchestrator.lifecycle import planning, preflight, running, submission
+from orchestrator.lifecycle.request import LaunchRequest, stage_resources
+from orchestrator.lifecycle.running import Tick
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator import claim, planning, recovery, submission
-from orchestrator.claim import Claim
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import journal
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.state import RunState, RunStatus
+from orchestrator.lifecycle import claim, planning, recovery, submission
+from orchestrator.lifecycle.claim import Claim
 
 Tick = Callable[[RunFolder], None]
 TICK_S = 0.5

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task
-from orchestrator import planning, resources
+from orchestrator import resources
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
+from orchestrator.lifecycle import planning
 
 # A shard whose archive is not what was published is fetched again; one whose members are refused
 # would be refused again.

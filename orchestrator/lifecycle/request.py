@@ -14,7 +14,7 @@ from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, shown
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.inspection.run_list import DEFAULT_LOG_DIR
-from orchestrator.planning import DEFAULT_TASKS, LEAST_PART_SIZE
+from orchestrator.lifecycle.planning import DEFAULT_TASKS, LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
 _LEAST_RATE = 1 << 10  # bytes a second

@@ -8,13 +8,14 @@
 """
 
 from jobs.sources.base import SourceRequest
-from orchestrator.api.launching import Planned, launch, plan
-from orchestrator.api.request import LaunchRequest
-from orchestrator.api.resuming import Resumable, cancel, plan_resume, resume, status
-from orchestrator.api.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
+from orchestrator.inspection.evidence import state_of as status
 from orchestrator.inspection.run import Run
 from orchestrator.inspection.run_list import find_run
 from orchestrator.inspection.state import RunStatus
+from orchestrator.lifecycle.launching import Planned, launch, plan
+from orchestrator.lifecycle.request import LaunchRequest
+from orchestrator.lifecycle.resuming import Resumable, cancel, plan_resume, resume
+from orchestrator.lifecycle.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
 
 __all__ = [
     "LaunchRequest",
