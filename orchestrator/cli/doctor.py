@@ -59,33 +59,34 @@ def command(
 
     from jobs.model import Resources
     from jobs.storage import atomic
-    from orchestrator import doctor, nodeenv, settings
-    from orchestrator.canary import Finding
+    from orchestrator import settings
     from orchestrator.cli import exits
     from orchestrator.display import terminal
+    from orchestrator.doctor import checks, node_environment
+    from orchestrator.doctor.node_probe import Finding
 
     asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
-    wish = doctor.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
+    wish = checks.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
     look, found = terminal.stdout_look(), []
 
     def tell(finding: Finding) -> None:
         found.append(finding)
         if not as_json:
-            click.echo(doctor.line(finding, look))
+            click.echo(checks.line(finding, look))
 
     if install_env is not None:
-        made = nodeenv.install(install_env.absolute())
+        made = node_environment.install(install_env.absolute())
         tell(made)
-        python = str(nodeenv.python_of(install_env))
+        python = str(node_environment.python_of(install_env))
         if made.ok:
             wish = replace(wish, resources=structs.replace(wish.resources, python=python))
     if write_profile is not None:
-        wish = doctor.with_what_slurm_wants(wish)
-    for finding in doctor.examine(wish):
+        wish = checks.with_what_slurm_wants(wish)
+    for finding in checks.examine(wish):
         tell(finding)
     if write_profile is not None:
         path = Path(write_profile) if write_profile else settings.user_file(os.environ)
-        tell(doctor.write_profile(wish, found, path.expanduser()))
+        tell(checks.write_profile(wish, found, path.expanduser()))
     bad = any(finding.ok is False for finding in found)
     if as_json:
         told = {"schema": 1, "ok": not bad, "findings": found}

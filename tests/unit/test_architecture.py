@@ -54,7 +54,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.display.terminal",),
         ("orchestrator.units",),
     ),
-    (("orchestrator.engines.registry",), ("orchestrator.canary",)),
+    (("orchestrator.engines.registry",), ("orchestrator.doctor.node_probe",)),
     (
         ("orchestrator.lifecycle.planning",),
         ("orchestrator.lifecycle.preflight",),
@@ -78,7 +78,11 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
     (
         ("orchestrator.display.report",),
         ("orchestrator.display.live",),
-        ("orchestrator.doctor", "orchestrator.siteprofile", "orchestrator.nodeenv"),
+        (
+            "orchestrator.doctor.checks",
+            "orchestrator.doctor.site_profile",
+            "orchestrator.doctor.node_environment",
+        ),
     ),
     (("orchestrator.api",),),
     (("orchestrator.cli",),),

@@ -11,9 +11,9 @@ import pytest
 from jobs import __version__
 from jobs.model import utc_now
 from jobs.storage import atomic
-from orchestrator import canary, doctor
-from orchestrator.canary import Ask, Finding, Told
 from orchestrator.display.terminal import Look
+from orchestrator.doctor import checks, node_probe
+from orchestrator.doctor.node_probe import Ask, Finding, Told
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
 
@@ -35,7 +35,9 @@ def _ask(tmp_path: Path, hub: HubServer, *, version: str = __version__) -> Ask:
 
 
 def _probe(ask: Ask, folder: Path) -> dict[str, Finding]:
-    return {finding.name: finding for finding in canary.probe(ask, folder, on_node=True, env={})}
+    return {
+        finding.name: finding for finding in node_probe.probe(ask, folder, on_node=True, env={})
+    }
 
 
 def test_a_sound_machine_is_found_sound(tmp_path: Path, hub: HubServer) -> None:
@@ -90,9 +92,9 @@ def test_a_token_is_tried_and_never_shown(
 def test_the_canary_tells_what_it_was_asked_into_its_own_folder(
     tmp_path: Path, hub: HubServer
 ) -> None:
-    atomic.write_json(tmp_path / canary.ASK, _ask(tmp_path, hub))
-    canary.run(str(tmp_path), "download", 0, 1)
-    told = atomic.read_json(tmp_path / canary.TOLD, Told)
+    atomic.write_json(tmp_path / node_probe.ASK, _ask(tmp_path, hub))
+    node_probe.run(str(tmp_path), "download", 0, 1)
+    told = atomic.read_json(tmp_path / node_probe.TOLD, Told)
     assert told.word == "w" and told.started <= told.ended and told.findings
 
 
@@ -104,16 +106,16 @@ def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
     now = utc_now()
     there = now + timedelta(seconds=offset_s)
     told = Told("w", "n1", there, there, ())
-    finding = doctor._clock(told, now - timedelta(seconds=3), now + timedelta(seconds=3))
+    finding = checks._clock(told, now - timedelta(seconds=3), now + timedelta(seconds=3))
     assert finding.ok is ok
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
     look = Look()
-    assert doctor.line(Finding("slurm", True, "answers"), look) == "✓ slurm: answers"
-    bad = doctor.line(Finding("internet", False, "none", "set HTTPS_PROXY"), look)
+    assert checks.line(Finding("slurm", True, "answers"), look) == "✓ slurm: answers"
+    bad = checks.line(Finding("internet", False, "none", "set HTTPS_PROXY"), look)
     assert bad == "✗ internet: none\n    → set HTTPS_PROXY"
-    assert doctor.line(Finding("a", False, "b", "c"), Look(unicode=False)).isascii()
+    assert checks.line(Finding("a", False, "b", "c"), Look(unicode=False)).isascii()
 
 
 def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer) -> None:

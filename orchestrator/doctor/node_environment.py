@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from jobs import __version__
 from jobs.model import Resources
-from orchestrator.canary import Finding
+from orchestrator.doctor.node_probe import Finding
 
 NAME = "websight-orchestrate"
 _TIMEOUT_S = 1800.0  # for pip; a network file system is slow with ten thousand small files

@@ -23,9 +23,10 @@ from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import canary, filesystems, nodeenv, resources, siteprofile, units
-from orchestrator.canary import ASK, TOLD, Ask, Finding, Told
+from orchestrator import filesystems, resources, units
 from orchestrator.display.terminal import Look
+from orchestrator.doctor import node_environment, node_probe, site_profile
+from orchestrator.doctor.node_probe import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
@@ -62,7 +63,7 @@ def examine(wish: Wish) -> Iterator[Finding]:
         return
     if choice.name == "local":
         yield Finding("engine", None, choice.why_local or "runs use this machine, as requested")
-        yield from canary.probe(wish.ask, wish.log_dir, on_node=False)
+        yield from node_probe.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
 
@@ -72,7 +73,7 @@ def with_what_slurm_wants(wish: Wish) -> Wish:
     if choose_engine(wish.engine).name == "local" or client.silence() is not None:
         return wish
     spec = _spec(wish, RunFolder(wish.log_dir.absolute() / "profile"))
-    return replace(wish, resources=siteprofile.choose(spec))
+    return replace(wish, resources=site_profile.choose(spec))
 
 
 def write_profile(wish: Wish, findings: Sequence[Finding], path: Path) -> Finding:
@@ -80,7 +81,7 @@ def write_profile(wish: Wish, findings: Sequence[Finding], path: Path) -> Findin
     if not any(finding.name == "job" and finding.ok for finding in findings):
         fact = "not written, because Slurm does not accept jobs yet"
         return Finding("profile", False, fact, "fix what is marked ✗ above, then write it")
-    return siteprofile.write(path, siteprofile.text(wish.resources, findings, wish.ask.endpoint))
+    return site_profile.write(path, site_profile.text(wish.resources, findings, wish.ask.endpoint))
 
 
 def _here(wish: Wish) -> Iterator[Finding]:
@@ -197,7 +198,7 @@ def _spec(wish: Wish, folder: RunFolder) -> JobSpec:
         tasks=(Task(Stage.DOWNLOAD, 0, ()),),
         resources=wish.resources,
         parallel=1,
-        call="orchestrator.canary:run",
+        call="orchestrator.doctor.node_probe:run",
     )
 
 
@@ -296,8 +297,8 @@ def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
         )
     lines = task_logs.tail(log, 3)
     said = " | ".join(lines) or "without printing anything"
-    if (python := nodeenv.not_found(lines)) is not None:
-        return nodeenv.unseen(python, wish.resources, wish.dest)
+    if (python := node_environment.not_found(lines)) is not None:
+        return node_environment.unseen(python, wish.resources, wish.dest)
     mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
     if wish.resources.setup:
         mend = (

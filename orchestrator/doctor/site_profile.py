@@ -15,8 +15,9 @@ from msgspec import structs
 from jobs.errors import EngineError
 from jobs.model import Resources
 from jobs.storage import atomic
-from orchestrator import canary, filesystems, resources, units
-from orchestrator.canary import Finding
+from orchestrator import filesystems, resources, units
+from orchestrator.doctor import node_probe
+from orchestrator.doctor.node_probe import Finding
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm import limits as slurm_limits
@@ -147,7 +148,7 @@ def _internet(findings: Iterable[Finding], endpoint: str) -> Iterator[str]:
         yield "# Whether compute nodes reach the internet is not known: no job ran there."
     elif there[-1].ok:
         yield "# Compute nodes reach the internet."
-    elif canary.internet(endpoint, os.environ).ok:
+    elif node_probe.internet(endpoint, os.environ).ok:
         yield "# Compute nodes do not reach the internet; this machine does."
         yield f"download-on = {json.dumps('login')}"
     else:
