@@ -107,14 +107,14 @@ class LazyGroup(click.Group):
 def cli(ctx: click.Context, profile: str | None) -> None:
     """Bring a dataset published as archives to this cluster: downloaded, extracted in parallel,
     verified, and published whole or not at all."""
-    from orchestrator import settings
+    from orchestrator.cli import settings
 
     ctx.default_map = settings.default_map(profile)
     ctx.color = True  # what is painted is decided by ourselves: Click does not know FORCE_COLOR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code comes back (see ``orchestrator.cli.exits``).
+    """Run the command line; the exit code comes back (see ``orchestrator.cli.exit_codes``).
 
     What went wrong is said on standard error, with ``--json`` on standard output as well.
     """
@@ -136,35 +136,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return talk.failed("usage", error.format_message(), error.exit_code)
     except OrchestrateError as error:
-        from orchestrator.cli import exits  # knows runs, which a help page needs not
+        from orchestrator.cli import exit_codes  # knows runs, which a help page needs not
 
         click.echo(f"error: {error.message}", err=True)
-        return talk.failed(error.cause.value, error.message, exits.of_cause(error.cause))
+        return talk.failed(error.cause.value, error.message, exit_codes.of_cause(error.cause))
     except (click.Abort, KeyboardInterrupt):
-        from orchestrator.cli import exits
+        from orchestrator.cli import exit_codes
 
         click.echo("interrupted", err=True)
-        return talk.failed("interrupted", "interrupted", exits.INTERRUPTED)
+        return talk.failed("interrupted", "interrupted", exit_codes.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away, as `| head` does; nothing is wrong
         return 0
     except (MemoryError, RuntimeError) as error:
         from jobs import rlimits
-        from orchestrator.cli import exits
+        from orchestrator.cli import exit_codes
 
         limit = rlimits.reached(error)
         if limit is None:
             raise
         click.echo(f"error: {limit}", err=True)
-        return talk.failed(Cause.LIMIT.value, limit, exits.FAILED)
+        return talk.failed(Cause.LIMIT.value, limit, exit_codes.FAILED)
     except OSError as error:
         from jobs.errors import from_os_error
-        from orchestrator.cli import exits
+        from orchestrator.cli import exit_codes
 
         told = from_os_error(error, doing=str(error.filename or _nameless(error)))
         message = told.message
         if error.filename and told.cause in (Cause.DISK_FULL, Cause.QUOTA):
             message = f"writing {message}; {_FREE_SPACE}"
         click.echo(f"error: {message}", err=True)
-        return talk.failed(told.cause.value, message, exits.FAILED)
+        return talk.failed(told.cause.value, message, exit_codes.FAILED)
     return result if isinstance(result, int) else 0

@@ -59,8 +59,7 @@ def command(
 
     from jobs.model import Resources
     from jobs.storage import atomic
-    from orchestrator import settings
-    from orchestrator.cli import exits
+    from orchestrator.cli import exit_codes, settings
     from orchestrator.display import terminal
     from orchestrator.doctor import checks, node_environment
     from orchestrator.doctor.node_probe import Finding
@@ -91,4 +90,4 @@ def command(
     if as_json:
         told = {"schema": 1, "ok": not bad, "findings": found}
         click.echo(atomic.dumps(told).decode(), nl=False)
-    return exits.PREFLIGHT if bad else exits.DONE
+    return exit_codes.PREFLIGHT if bad else exit_codes.DONE

@@ -334,8 +334,8 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from jobs.storage import atomic
-    from orchestrator import api, settings
-    from orchestrator.cli import bars, building, showing
+    from orchestrator import api
+    from orchestrator.cli import messages, progress_bars, request_from_options, settings
     from orchestrator.engines.registry import AUTO, SLURM
 
     if values.pop("show_config"):
@@ -343,19 +343,19 @@ def command(ctx: click.Context, /, **values: Any) -> int:
         as_json = atomic.dumps({"schema": 1, "options": found}).decode()
         click.echo(as_json if values["as_json"] else settings.show_config(found), nl=False)
         return 0
-    habits = building.Habits.take(values)
+    habits = request_from_options.Habits.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if habits.parsable and values["engine"] == AUTO:
         values["engine"] = SLURM  # a script that waits for a job's id gets one, or an error
-    planned = api.plan(building.request(values))
+    planned = api.plan(request_from_options.request(values))
     planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
     if habits.quiet and planned.why_local:
-        showing.say([showing.engine_line(planned)])
+        messages.say([messages.engine_line(planned)])
     if habits.dry_run:
-        return showing.dry_run(planned, as_json=habits.as_json)
+        return messages.dry_run(planned, as_json=habits.as_json)
     if not habits.quiet:
-        showing.announce(planned, habits)
-    with bars.progress(quiet=habits.quiet) as on_tick:
+        messages.announce(planned, habits)
+    with progress_bars.progress(quiet=habits.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
-    return showing.launched(folder, habits)
+    return messages.launched(folder, habits)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.building import Habits
+from orchestrator.cli.request_from_options import Habits
 
 
 @click.command(cls=options.Titled, short_help="Do the remaining work of a run, and nothing else.")
@@ -38,7 +38,7 @@ def command(
     checked, and just what is damaged in it is fetched and extracted again.
     """
     from orchestrator import api
-    from orchestrator.cli import bars, exits, showing
+    from orchestrator.cli import exit_codes, messages, progress_bars
     from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
@@ -52,16 +52,16 @@ def command(
         engine=SLURM if habits.parsable else AUTO,
     )
     if planned.why_local:
-        showing.say([showing.engine_line(planned)])
+        messages.say([messages.engine_line(planned)])
     if not habits.quiet:
-        showing.say([*showing.resume_lines(planned), *options.unheard(ctx, planned.engine)])
+        messages.say([*messages.resume_lines(planned), *options.unheard(ctx, planned.engine)])
     if habits.dry_run:
         if habits.as_json:
-            showing.resume_json(planned)
-        return exits.DONE
+            messages.resume_json(planned)
+        return exit_codes.DONE
     idle = not planned.step.tasks and planned.damage is None
     if idle and not (habits.wait or habits.quiet):
-        return exits.of_state(planned.state)
-    with bars.progress(quiet=habits.quiet) as on_tick:
+        return exit_codes.of_state(planned.state)
+    with progress_bars.progress(quiet=habits.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=0 if habits.hands_out_id else None)
-    return showing.launched(folder, habits)
+    return messages.launched(folder, habits)

@@ -33,7 +33,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     from jobs.model import utc_now
     from jobs.storage import atomic
     from orchestrator import api
-    from orchestrator.cli import exits
+    from orchestrator.cli import exit_codes
     from orchestrator.display import live as watching
     from orchestrator.display import status_screen, terminal
     from orchestrator.inspection import status_json
@@ -47,9 +47,9 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         click.echo(json.dumps(status_json.as_json(state, folder, utc_now())))
 
     if watch and as_json:
-        return exits.of_state(watching.each(look_at, tell))
+        return exit_codes.of_state(watching.each(look_at, tell))
     if watch:
-        return exits.of_state(watching.watch(look_at, folder, failed=failed))
+        return exit_codes.of_state(watching.watch(look_at, folder, failed=failed))
     state = look_at()
     if as_json:
         click.echo(atomic.dumps(status_json.as_json(state, folder, utc_now())).decode(), nl=False)
@@ -57,4 +57,4 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         look, run_word = terminal.stdout_look(), status_screen.run_word(folder)
         screen = status_screen.render(state, utc_now(), look, failed_only=failed, run=run_word)
         click.echo(screen, nl=False)
-    return exits.of_state(state)
+    return exit_codes.of_state(state)

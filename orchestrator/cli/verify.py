@@ -38,7 +38,7 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     from jobs.model import Resources
     from jobs.storage import atomic
     from orchestrator import api
-    from orchestrator.cli import exits
+    from orchestrator.cli import exit_codes
     from orchestrator.display import terminal
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
@@ -49,9 +49,9 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
         report = api.verify(path, deep=deep)
     if values["as_json"]:
         click.echo(atomic.dumps(report).decode(), nl=False)
-        return exits.DONE if report.ok else exits.VERIFICATION
+        return exit_codes.DONE if report.ok else exit_codes.VERIFICATION
     look = terminal.stdout_look()
     click.echo(look.spell("\n".join(report.lines)))
     if hint := api.how_to_mend(report, log_dir, deep=deep):
         click.echo(look.spell(hint), err=True)
-    return exits.DONE if report.ok else exits.VERIFICATION
+    return exit_codes.DONE if report.ok else exit_codes.VERIFICATION

@@ -50,7 +50,7 @@ FLOORS: tuple[tuple[tuple[str, ...], ...], ...] = (
         ("orchestrator.resources",),
         ("orchestrator.engines.slurm.arguments",),
         ("orchestrator.filesystems",),
-        ("orchestrator.settings",),
+        ("orchestrator.cli.settings",),
         ("orchestrator.display.terminal",),
         ("orchestrator.units",),
     ),

@@ -14,7 +14,7 @@ import pytest
 
 from examples import samples
 from jobs.errors import Cause
-from orchestrator.cli import exits
+from orchestrator.cli import exit_codes
 from tests.support import options_table
 from tests.support.cli import Cli
 
@@ -62,7 +62,10 @@ def test_each_command_is_in_the_readme_and_in_the_guide(name: str) -> None:
 
 def test_the_readme_lists_every_exit_code() -> None:
     listed = {int(code) for code in re.findall(r"^\| (\d+) \|", README, re.M)}
-    known = {exits.of_cause(cause) for cause in Cause} | {exits.DONE, exits.INTERRUPTED}
+    known = {exit_codes.of_cause(cause) for cause in Cause} | {
+        exit_codes.DONE,
+        exit_codes.INTERRUPTED,
+    }
     assert listed == known
 
 

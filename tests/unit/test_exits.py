@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage
-from orchestrator.cli import exits, main
+from orchestrator.cli import exit_codes, main
 from orchestrator.inspection.state import judge
 from tests.support import cases
 from tests.support.cases import CHAIN, item, result
@@ -26,12 +26,14 @@ from tests.support.cases import CHAIN, item, result
     ],
 )
 def test_each_cause_has_its_exit_code(cause: Cause, code: int) -> None:
-    assert exits.of_cause(cause) == code
+    assert exit_codes.of_cause(cause) == code
 
 
 def test_a_run_that_is_not_over_is_no_failure() -> None:
-    assert exits.of_state(judge(cases.evidence([]))) == 0
-    assert exits.of_state(judge(cases.evidence([cases.submission(CHAIN)], published=True))) == 0
+    assert exit_codes.of_state(judge(cases.evidence([]))) == 0
+    assert (
+        exit_codes.of_state(judge(cases.evidence([cases.submission(CHAIN)], published=True))) == 0
+    )
 
 
 def test_a_dataset_that_is_not_whole_is_told_from_a_run_that_ended_early() -> None:
@@ -43,8 +45,8 @@ def test_a_dataset_that_is_not_whole_is_told_from_a_run_that_ended_early() -> No
     bad = [*done, result(Stage.FINALIZE, 0, cause=Cause.VERIFICATION)]
     first = cases.submission(CHAIN)
     state = judge(cases.evidence([first], results=bad, fetched="ab", finished=parts))
-    assert exits.of_state(state) == 5
-    assert exits.of_state(judge(cases.evidence([first]))) == 1
+    assert exit_codes.of_state(state) == 5
+    assert exit_codes.of_state(judge(cases.evidence([first]))) == 1
 
 
 @pytest.mark.parametrize(

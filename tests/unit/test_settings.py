@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobs.errors import UsageError
-from orchestrator import settings
+from orchestrator.cli import settings
 
 
 @click.group()

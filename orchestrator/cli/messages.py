@@ -15,8 +15,8 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator import resources, units
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
-from orchestrator.cli import exits
-from orchestrator.cli.building import Habits
+from orchestrator.cli import exit_codes
+from orchestrator.cli.request_from_options import Habits
 from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
@@ -110,7 +110,7 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
         lines += ["", *(f"✗ {problem}" for problem in problems)]
         lines.append("Dry run: nothing was submitted and nothing written.")
         click.echo(look.spell("\n".join(lines)))
-    return exits.PREFLIGHT if problems else exits.DONE
+    return exit_codes.PREFLIGHT if problems else exit_codes.DONE
 
 
 def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) -> dict[str, Any]:
@@ -151,10 +151,10 @@ def launched(folder: RunFolder, habits: Habits) -> int:
     waited = habits.wait and state.status is RunStatus.RUNNING
     if waited:
         state = _watched(state, folder, habits)
-    code = exits.of_state(state)
+    code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
         say(_HINTS.format(run=status_screen.run_word(folder)).splitlines())
-        code = exits.INTERRUPTED
+        code = exit_codes.INTERRUPTED
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
     elif habits.as_json:
