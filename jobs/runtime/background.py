@@ -14,7 +14,7 @@ R = TypeVar("R")
 _TICK_S = 0.1
 
 
-def asked(
+def call_interruptible(
     ask: Callable[[], R],
     *,
     check: Callable[[], None] = lambda: None,
@@ -48,7 +48,7 @@ def asked(
     return answer.result()
 
 
-def each(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+def map_interruptible(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
     """``ask`` of each item, in their order, ``most`` at a time; raises what one of them raised.
 
     An executor's threads would be waited for when Ctrl-C came, and again when Python ends: a silent

@@ -269,7 +269,7 @@ class HubSource:
             self.read_head(choice.shards[0].files[0].locator)
 
     def _heads(self, names: Sequence[str]) -> dict[str, bytes]:
-        heads = background.each(self.read_head, names, _AT_ONCE)
+        heads = background.map_interruptible(self.read_head, names, _AT_ONCE)
         self._was_let_in = bool(heads)
         return dict(zip(names, heads, strict=True))
 

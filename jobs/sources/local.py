@@ -286,7 +286,7 @@ def leaving(
 
 def _look(folder: Path) -> Look:
     def read(names: Sequence[str]) -> dict[str, bytes]:
-        heads = background.each(lambda name: _head(folder / name), names, _AT_ONCE)
+        heads = background.map_interruptible(lambda name: _head(folder / name), names, _AT_ONCE)
         return {name: head for name, head in zip(names, heads, strict=True) if head is not None}
 
     return Look(read, _MOST_HEADS, free=True)

@@ -184,7 +184,7 @@ class UrlSource:
                 return SourceError(f"{redact(address.url)} is an empty file; contact its publisher")
             return probe
 
-        answers = background.each(ask, self._addresses, _AT_ONCE)
+        answers = background.map_interruptible(ask, self._addresses, _AT_ONCE)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
         if errors:
             more = len(errors) - _SHOWN_ERRORS

@@ -126,7 +126,7 @@ class Wire:
         name that is looked up, a connection or a handshake cannot be broken off from outside: they
         have a thread of their own, which is left to end by itself.
         """
-        return background.asked(
+        return background.call_interruptible(
             lambda: self._get(target, headers, name=name), check=check, drop=Reply.close
         )
 

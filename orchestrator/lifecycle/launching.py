@@ -90,7 +90,7 @@ def plan(request: LaunchRequest) -> Planned:
     if request.then is not None and engine != "slurm":
         raise EngineError("--then submits a batch script and needs Slurm; there is none here")
     source = open_source(request.source)
-    shards = background.asked(source.shards)
+    shards = background.call_interruptible(source.shards)
     now = utc_now()
     place = planning.Place(
         dest=str(request.dest.expanduser().absolute()),

@@ -24,7 +24,7 @@ def test_answers_keep_the_order_of_the_questions_and_few_are_asked_at_once() -> 
         asking.remove(number)
         return number * 2
 
-    assert background.each(ask, range(10), 3) == [n * 2 for n in range(10)]
+    assert background.map_interruptible(ask, range(10), 3) == [n * 2 for n in range(10)]
     assert max(most) <= 3
 
 
@@ -37,7 +37,7 @@ def test_an_error_is_raised_here_and_ends_the_questions() -> None:
         raise LookupError(number)
 
     with pytest.raises(LookupError):
-        background.each(ask, range(1000), 1)
+        background.map_interruptible(ask, range(1000), 1)
     assert len(asked) < 1000
 
 
@@ -55,7 +55,7 @@ def test_ctrl_c_is_heard_while_an_answer_is_waited_for() -> None:
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        background.asked(lambda: never.wait(30))
+        background.call_interruptible(lambda: never.wait(30))
     assert time.monotonic() - begun < 20
     never.set()
 
@@ -76,7 +76,7 @@ def test_who_asks_may_leave_and_an_answer_that_comes_late_is_dropped() -> None:
         dropped.set()
 
     with pytest.raises(LookupError):
-        background.asked(ask, check=check, drop=drop)
+        background.call_interruptible(ask, check=check, drop=drop)
     assert late == []
     leave.set()
     assert dropped.wait(30)
