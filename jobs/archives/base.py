@@ -11,7 +11,7 @@ from msgspec import Struct, field
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
 from jobs.formats import magic
 from jobs.model import Options, Part
-from jobs.storage.safe_paths import HOSTILE, shown, text_of
+from jobs.storage.safe_paths import HOSTILE, quoted, text_of
 
 
 class Kind(str, Enum):
@@ -121,7 +121,7 @@ def damaged(
 ) -> DamagedError:
     """The archive is damaged: member and offset (bytes into the inflated archive) are named."""
     where = "" if offset is None else f" at byte {offset}"
-    what = "" if member is None else f" member {shown(member)}"
+    what = "" if member is None else f" member {quoted(member)}"
     colon = ":" if where or what else ""
     return DamagedError(
         f"{archive}:{what}{where}{colon} {fact}; the archive is damaged or truncated",
@@ -132,7 +132,7 @@ def damaged(
 def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
     """The same error, found while ``member`` was read."""
     return type(error)(
-        f"{error.message} (in member {shown(member)})",
+        f"{error.message} (in member {quoted(member)})",
         cause=error.cause,
         shard=error.shard,
         member=text_of(member)[0],
@@ -142,14 +142,14 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
 def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
     """A member that is never written, whatever it holds."""
     return UnsafeMemberError(
-        f"{archive}: member {shown(member)} {fact}; {HOSTILE}",
+        f"{archive}: member {quoted(member)} {fact}; {HOSTILE}",
         member=text_of(member)[0],
     )
 
 
 def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:
     """Something sound that this tool does not read."""
-    what = "" if member is None else f" member {shown(member)}"
+    what = "" if member is None else f" member {quoted(member)}"
     return ArchiveError(
         f"{archive}:{what} {fact}",
         cause=Cause.UNSUPPORTED,
@@ -181,7 +181,7 @@ def too_large(
     archive: str, fact: str, option: str, *, member: bytes | None = None
 ) -> TooLargeError:
     """Beyond a limit; ``option`` is the one that raises it."""
-    what = "" if member is None else f" member {shown(member)}"
+    what = "" if member is None else f" member {quoted(member)}"
     return TooLargeError(
         f"{archive}:{what} {fact}; if you trust the archive, launch again with a higher {option}",
         member=None if member is None else text_of(member)[0],

@@ -11,7 +11,7 @@ from jobs.errors import ArchiveError, OrchestrateError
 from jobs.formats import magic, tar_header
 from jobs.formats.magic import Packing
 from jobs.model import Format
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 HEAD = 64 << 10  # bytes that decide nearly every time
 # These give nothing before a block is whole: 900 kB of bzip2's content, 4 MiB of lz4's.
@@ -53,7 +53,7 @@ def sniff(head: bytes, name: str) -> Format:
     ``ArchiveError``: cause UNSUPPORTED for what is sound but not read here, BAD_ARCHIVE for what is
     no archive at all (empty, a web page, a Git LFS pointer, a damaged header).
     """
-    label = shown(name)[1:-1]
+    label = quoted(name)[1:-1]
     if not head:
         raise ArchiveError(f"{label} is an empty file; {_AT_ITS_SOURCE}")
     if head.startswith(magic.ZIP.magics):
@@ -157,7 +157,7 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
         return _no_archive(label, "not an archive: it begins with zeros (an unfinished download?)")
     if magic.says_tar(name) and len(head) >= tar_header.BLOCK:
         return _no_archive(label, "named like a tar, but its first header is damaged")
-    begins = f"not an archive: it begins with {shown(head[:16])}"
+    begins = f"not an archive: it begins with {quoted(head[:16])}"
     return _no_archive(label, f"{begins} (--join puts pieces of a split archive together)")
 
 

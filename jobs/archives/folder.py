@@ -12,9 +12,9 @@ from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing
-from jobs.storage.folder_listing import Item
+from jobs.storage.folder_listing import ListedEntry
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
 _ZEROS = memoryview(bytes(_CHUNK))
@@ -52,7 +52,7 @@ class TreeArchive:
                     return self._member(root, item, ordinal)
         return None
 
-    def _member(self, root: bytes, item: Item, ordinal: int) -> Member:
+    def _member(self, root: bytes, item: ListedEntry, ordinal: int) -> Member:
         full = root + b"/" + item.path
         target, mtime_ns = item.target, item.mtime_ns
         if item.kind == folder_listing.LINK:
@@ -71,22 +71,22 @@ class TreeArchive:
             mtime_ns=mtime_ns,
         )
 
-    def _behind(self, full: bytes, item: Item) -> Item:
+    def _behind(self, full: bytes, item: ListedEntry) -> ListedEntry:
         """The file within the folder that a link points to."""
         try:
             status = os.stat(full)  # noqa: PTH116
         except OSError as error:
             raise self._changed(full, "points to nothing") from error
         mode = stat.S_IMODE(status.st_mode)
-        return Item(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
+        return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
-    def _chunks(self, full: bytes, item: Item) -> Iterator[memoryview]:
+    def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
         try:
             fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise self._changed(full, "is gone") from error
         except OSError as error:
-            raise from_os_error(error, doing=f"reading {shown(full)}") from error
+            raise from_os_error(error, doing=f"reading {quoted(full)}") from error
         try:
             self._check(fd, full, item)
             for index, block in enumerate(_content(fd, item.size)):
@@ -96,18 +96,18 @@ class TreeArchive:
                 yield block
             self._check(fd, full, item)
         except OSError as error:
-            raise from_os_error(error, doing=f"reading {shown(full)}") from error
+            raise from_os_error(error, doing=f"reading {quoted(full)}") from error
         finally:
             os.close(fd)
 
-    def _check(self, fd: int, full: bytes, item: Item) -> None:
+    def _check(self, fd: int, full: bytes, item: ListedEntry) -> None:
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
             raise self._changed(full, "was changed")
 
     def _changed(self, full: bytes, fact: str) -> SourceError:
         return SourceError(
-            f"{self._label}: {shown(full)} {fact} since the folder was listed; do not modify the "
+            f"{self._label}: {quoted(full)} {fact} since the folder was listed; do not modify the "
             "source during a run. Wait until the writer has finished, then launch again",
             cause=Cause.CHANGED,
         )

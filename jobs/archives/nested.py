@@ -17,7 +17,7 @@ from jobs.errors import ArchiveError, Cause
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown, text_of
+from jobs.storage.safe_paths import quoted, text_of
 
 # A piece of a split archive: its whole, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
@@ -104,7 +104,7 @@ def opened(
 
 def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     """``error`` with what else can be done, where it is the nested archive that cannot be read."""
-    own = error.message.startswith(shown(shard.name)[1:-1])
+    own = error.message.startswith(quoted(shard.name)[1:-1])
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
     return type(error)(

@@ -13,7 +13,7 @@ from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown, text_of
+from jobs.storage.safe_paths import quoted, text_of
 
 _CHUNK = 1 << 20  # bytes
 
@@ -47,7 +47,7 @@ class PlainFile:
             try:
                 mode = Path(self._files[0]).stat().st_mode & 0o777
             except OSError as error:
-                raise from_os_error(error, doing=f"looking at {shown(self._files[0])}") from error
+                raise from_os_error(error, doing=f"looking at {quoted(self._files[0])}") from error
         return Member(
             self._name,
             Kind.FILE,
@@ -70,11 +70,11 @@ class PlainFile:
                         yield memoryview(block)
             except FileNotFoundError as error:
                 raise SourceError(
-                    f"{shown(path)} no longer exists; `resume` downloads it again",
+                    f"{quoted(path)} no longer exists; `resume` downloads it again",
                     cause=Cause.NOT_FETCHED,
                 ) from error
             except OSError as error:
-                raise from_os_error(error, doing=f"reading {shown(path)}") from error
+                raise from_os_error(error, doing=f"reading {quoted(path)}") from error
 
 
 class CompressedFile:
@@ -89,7 +89,7 @@ class CompressedFile:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = shown(shard.name)[1:-1]
+        self._archive = quoted(shard.name)[1:-1]
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self._name = magic.decompressed_name(shard.name).encode("utf-8", "surrogateescape")
 

@@ -16,7 +16,7 @@ from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
 from jobs.model import Fetched, Format
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 T = TypeVar("T")
 
@@ -59,16 +59,16 @@ class Chain(io.RawIOBase):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{self._archive}: {shown(path)} no longer exists; `resume` downloads it again",
+                f"{self._archive}: {quoted(path)} no longer exists; `resume` downloads it again",
                 cause=Cause.NOT_FETCHED,
             ) from error
         except OSError as error:
-            raise from_os_error(error, doing=f"opening {shown(path)}") from error
+            raise from_os_error(error, doing=f"opening {quoted(path)}") from error
         now = os.fstat(fd).st_size
         if now != size:
             os.close(fd)
             raise ArchiveError(
-                f"{self._archive}: {shown(path)} has {now} bytes and had {size} when it was "
+                f"{self._archive}: {quoted(path)} has {now} bytes and had {size} when it was "
                 "downloaded; `resume` downloads it again",
                 cause=Cause.CHANGED,
             )
@@ -84,7 +84,7 @@ class Chain(io.RawIOBase):
         try:
             data = os.pread(self._fds[index], size, offset - self.starts[index])
         except OSError as error:
-            doing = f"reading {shown(self._paths[index])}"
+            doing = f"reading {quoted(self._paths[index])}"
             raise from_os_error(error, doing=doing) from error
         if not data:
             raise damaged(self._archive, "the file was truncated", offset=offset)

@@ -18,7 +18,7 @@ from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import junk_kind, sample_key, shown
+from jobs.storage.safe_paths import junk_kind, quoted, sample_key
 
 _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
@@ -99,7 +99,7 @@ class Samples:
 
     def __init__(self, archive: Archive, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._archive = archive
-        self._label = shown(shard.name)[1:-1]
+        self._label = quoted(shard.name)[1:-1]
         self._layout = options.layout
         self._strip = options.strip_components or 0
         self._folder = folder
@@ -112,7 +112,7 @@ class Samples:
         if not self._without:
             return self._archive.warnings
         what = "1 sample has" if self._without == 1 else f"{self._without} samples have"
-        fact = f"{what} no image and are published as files, such as {shown(self._example)}"
+        fact = f"{what} no image and are published as files, such as {quoted(self._example)}"
         return (*self._archive.warnings, fact)
 
     def find(self, name: bytes) -> Member | None:

@@ -12,7 +12,7 @@ import msgspec
 
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
-from jobs.storage.safe_paths import MAX_PATH, shown
+from jobs.storage.safe_paths import MAX_PATH, quoted
 
 BOM = b"\xef\xbb\xbf"
 _ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # which often hold a path, but name none
@@ -203,7 +203,7 @@ def _fields(members: dict[str, Any]) -> str:
     likely = _likely(members, "")
     if likely is not None:
         field, path = likely
-        return f"; `--image-field {field}` would name {shown(path)}"
+        return f"; `--image-field {field}` would name {quoted(path)}"
     names = [repr(name) for name in list(members)[:_SHOWN_FIELDS]]
     more = ", …" if len(members) > _SHOWN_FIELDS else ""
     return f"; its fields are {', '.join(names)}{more} (see --image-field)" if names else ""

@@ -8,7 +8,7 @@ from jobs.errors import Cause, DigestError, SourceError, from_os_error
 from jobs.model import Digest, Fetched, SourceFile
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 CHUNK = 1 << 20  # bytes
 
@@ -24,7 +24,7 @@ def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
                 hasher.update(buffer[:count])
                 progress.add(bytes=count)
     except OSError as error:
-        raise from_os_error(error, doing=f"reading {shown(str(path))}") from error
+        raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
     return Digest(algorithm, hasher.hexdigest())
 
 
@@ -33,7 +33,7 @@ def check_digest(file: SourceFile, found: Digest) -> None:
     wanted = file.digest
     if wanted is not None and wanted.algorithm == found.algorithm and wanted != found:
         raise DigestError(
-            f"{shown(file.name)}: published as {wanted}, but its bytes are {found}; the file is "
+            f"{quoted(file.name)}: published as {wanted}, but its bytes are {found}; the file is "
             "damaged or its list of digests is old: get both again"
         )
 
@@ -47,12 +47,12 @@ def mark(path: Path | str) -> tuple[int, int]:
         status = Path(path).stat()
     except FileNotFoundError as error:
         raise SourceError(
-            f"{shown(str(path))} no longer exists; put it back, or launch again with its new "
+            f"{quoted(str(path))} no longer exists; put it back, or launch again with its new "
             "location",
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {shown(str(path))}") from error
+        raise from_os_error(error, doing=f"looking at {quoted(str(path))}") from error
     return status.st_size, status.st_mtime_ns
 
 
@@ -64,7 +64,7 @@ def check_unchanged(fetched: Fetched) -> None:
     for path, size, mtime_ns in zip(fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True):
         if mark(path) != (size, mtime_ns):
             raise SourceError(
-                f"{shown(path)} changed while it was being read; do not modify the source during "
+                f"{quoted(path)} changed while it was being read; do not modify the source during "
                 "a run. Wait until the writer has finished, then run `resume`",
                 cause=Cause.CHANGED,
                 shard=fetched.shard,

@@ -20,7 +20,7 @@ from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, Sour
 from jobs.runtime.progress import Progress
 from jobs.sources.base import Expect, Source, key_of
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from jobs.transfer.target import Received
 from jobs.transfer.transfer import Transfer
@@ -107,10 +107,10 @@ class Fetcher:
         marks = [mark(path) for path in paths]
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
-                raise SourceError(f"{shown(str(path))} is empty; put the archive there again")
+                raise SourceError(f"{quoted(str(path))} is empty; put the archive there again")
             if file.size not in (None, size) and not repaired:
                 raise SourceError(
-                    f"{shown(str(path))} has {size} bytes, and had {file.size} at launch; let its "
+                    f"{quoted(str(path))} has {size} bytes, and had {file.size} at launch; let its "
                     "writer finish, then launch again",
                     cause=Cause.CHANGED,
                 )
@@ -247,7 +247,7 @@ def _expected(shard: Shard, file: SourceFile) -> Expect:
     def expect(head: bytes) -> None:
         if head.startswith(magic.LFS_POINTER):
             raise SourceError(
-                f"{shown(file.name)} is a Git LFS pointer, not the file it points to; tell its "
+                f"{quoted(file.name)} is a Git LFS pointer, not the file it points to; tell its "
                 "publisher, or leave it out with --exclude"
             )
         if shard.kind is ShardKind.FILE or len(shard.files) > 1:

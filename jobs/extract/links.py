@@ -12,7 +12,7 @@ from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
-from jobs.storage.safe_paths import safe_path, shown, text_of
+from jobs.storage.safe_paths import quoted, safe_path, text_of
 
 MOST_PENDING = 20_000  # links held in memory until their targets are looked up
 _FEW = 4  # targets that are searched one by one; for more, one pass over all is cheaper
@@ -43,8 +43,8 @@ def pending_of(
         target = safe_path(member.target, archive=archive)
     elif options.links is Links.REFUSE:
         raise UnsafeMemberError(
-            f"{archive}: member {shown(member.name)} is a symbolic link, to "
-            f"{shown(member.target)}; if the publisher means it, launch with --links copy",
+            f"{archive}: member {quoted(member.name)} is a symbolic link, to "
+            f"{quoted(member.target)}; if the publisher means it, launch with --links copy",
             member=text_of(member.name)[0],
         )
     else:
@@ -56,12 +56,12 @@ def pending_of(
 def _followed(member: Member, raw: bytes, archive: str) -> bytes:
     """Where a symbolic link points, by its text alone: there are no links that could bend it."""
     if member.target.startswith(b"/"):
-        raise unsafe(archive, member.name, f"is a link to {shown(member.target)}, outside")
+        raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, outside")
     parts = raw.split(b"/")[:-1]
     for part in member.target.split(b"/"):
         if part == b"..":
             if not parts:
-                raise unsafe(archive, member.name, f"is a link to {shown(member.target)}, outside")
+                raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, outside")
             parts.pop()
         elif part not in (b"", b"."):
             parts.append(part)
@@ -198,7 +198,7 @@ class Resolver:
         what = "hard link" if link.hard else "symbolic link"
         return unsupported(
             self._label,
-            f"is a {what} to {shown(link.target)}, which is no regular member of this archive",
+            f"is a {what} to {quoted(link.target)}, which is no regular member of this archive",
             member=link.raw,
         )
 

@@ -39,9 +39,9 @@ from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter, read_manifest
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import Folders, shown, text_of
+from jobs.storage.safe_paths import Folders, quoted, text_of
 from jobs.storage.staging import Staging
-from jobs.storage.write_behind import WriteOut
+from jobs.storage.write_behind import WriteBehind
 
 # The reader promises at most two of the top folder; which nested archives are replaced is known
 # after one reading.
@@ -83,12 +83,12 @@ class Work:
                 if fetched.plain is not None and not fetched.in_place:
                     continue  # the inflated form is all that is needed
                 raise ArchiveError(
-                    f"{self.shard.name}: {shown(path)} is gone; resume fetches it again",
+                    f"{self.shard.name}: {quoted(path)} is gone; resume fetches it again",
                     cause=Cause.NOT_FETCHED,
                 ) from error
             if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
                 raise ArchiveError(
-                    f"{self.shard.name}: {shown(path)} was changed since the run began; "
+                    f"{self.shard.name}: {quoted(path)} was changed since the run began; "
                     "launch anew, or resume once it stays as it is",
                     cause=Cause.CHANGED,
                 )
@@ -170,7 +170,7 @@ class _Pass:
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
             self._file_system = stack.enter_context(closing(self._opened_file_system()))
-            self._write_out = WriteOut(self._sync)
+            self._write_out = WriteBehind(self._sync)
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
@@ -358,7 +358,7 @@ class _Pass:
                 archive, nested.whole(shard), names, records, shard.name, below, ordinal, inner
             )
             self._read(source)
-            self._warnings += (f"{shown(path)}: {warning}" for warning in archive.warnings)
+            self._warnings += (f"{quoted(path)}: {warning}" for warning in archive.warnings)
             if self._commit(source):
                 self._inner_records[ordinal] = inner
 

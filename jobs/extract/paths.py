@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
-from jobs.storage.safe_paths import is_folder_itself, junk_kind, safe_path, shown
+from jobs.storage.safe_paths import is_folder_itself, junk_kind, quoted, safe_path
 
 ABOVE = "above --strip-components"  # a kind of what is left out
 # 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
@@ -195,11 +195,11 @@ class Twice:
         """What to tell people."""
         lines = []
         if self.replaced:
-            example = f", such as {shown(self.example)}" if self.example else ""
+            example = f", such as {quoted(self.example)}" if self.example else ""
             lines.append(
                 f"{self.replaced} members were replaced by later ones of the same path{example}"
             )
         if self.cases:
-            one, two = map(shown, self.case_example)
+            one, two = map(quoted, self.case_example)
             lines.append(f"{self.cases} paths differ from another in case only: {one} and {two}")
         return lines

@@ -10,7 +10,7 @@ from jobs.archives.base import Archive
 from jobs.extract.content import Content, RecordsFile
 from jobs.extract.paths import Names
 from jobs.model import Entry, Inner, Part
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 
 class Replaced(Exception):
@@ -43,7 +43,7 @@ class Tally:
             return []
         fact = (
             f"{self.packed} files within it stay as they are, as archives in pieces, tables and "
-            f"some formats are not opened there: {shown(self.packed_example)}"
+            f"some formats are not opened there: {quoted(self.packed_example)}"
         )
         return [fact + "; unpack the archive and launch with --local-path on the folder"]
 

@@ -17,7 +17,7 @@ from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from jobs.transfer.ordered_bytes import Arrivals, StartedOver
 
@@ -177,9 +177,9 @@ def _opener(path: Path) -> Callable[[], Arriving]:
             return path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{shown(str(path))} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
+                f"{quoted(str(path))} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
             ) from error
         except OSError as error:
-            raise from_os_error(error, doing=f"opening {shown(str(path))}") from error
+            raise from_os_error(error, doing=f"opening {quoted(str(path))}") from error
 
     return opened

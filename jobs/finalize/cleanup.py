@@ -18,8 +18,8 @@ from jobs.finalize.context import Ground
 from jobs.finalize.publish import is_there, journal_path, told_by_receipt
 from jobs.model import Shard, SourceFile
 from jobs.storage import atomic
-from jobs.storage.manifest import Published
-from jobs.storage.safe_paths import shown
+from jobs.storage.manifest import PublishedFile
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
 
 _FOLDERS = 1 << 12  # that are looked at once
@@ -51,17 +51,17 @@ def told(staging: Staging) -> tuple[str, ...]:
     """Lines for people where something was kept, or stays against our will."""
     lines = []
     if is_there(staging.kept):
-        kept = shown(str(staging.kept))
+        kept = quoted(str(staging.kept))
         lines.append(f"! Kept what no {MANIFEST} of the old dataset names: {kept}")
     if is_there(staging.replaced):
-        stays = shown(str(staging.replaced))
+        stays = quoted(str(staging.replaced))
         lines.append(f"! The old dataset could not be removed (resume tries again): {stays}")
     return tuple(lines)
 
 
 def _named(root: Path) -> Iterator[bytes]:
     """Paths of the files of the old dataset; the manifest is the last, for whoever comes again."""
-    decode = msgspec.json.Decoder(Published).decode
+    decode = msgspec.json.Decoder(PublishedFile).decode
     found = False
     if not (root / MANIFEST).is_file():
         return

@@ -11,7 +11,7 @@ from typing import Any
 from jobs.finalize.record_forms import Found
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown, text_of
+from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 
 Json = dict[str, Any]
@@ -35,7 +35,7 @@ def bytes_of(key: str) -> bytes:
 
 def shown_key(key: str) -> str:
     """The path as a message has it, quoted on one line."""
-    return shown(bytes_of(key))
+    return quoted(bytes_of(key))
 
 
 @dataclass(frozen=True)

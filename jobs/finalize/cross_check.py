@@ -16,7 +16,7 @@ from jobs.finalize.record_paths import differences, transcribed, unified
 from jobs.finalize.scan import Audit, How, Reference, Row, join_key, matches_spellings
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 
 class Meaning(NamedTuple):
@@ -57,7 +57,7 @@ def meanings(
             if not others:
                 yield Meaning(reference, key)
             elif reference.required:
-                fact = f"it may be {shown_key(key)}, which records name {shown(min(others))} too"
+                fact = f"it may be {shown_key(key)}, which records name {quoted(min(others))} too"
                 yield Meaning(reference, None, f"is in no shard; {fact}")
 
 
@@ -263,7 +263,7 @@ class Join:
         elif reference.required:
             self._check_one_records_file(key, file.named_by, line)
             piece, place = self._ground.line_of(file.named_by)
-            fact = f"names {shown(key)}, as line {place} of {piece.shard.name} does"
+            fact = f"names {quoted(key)}, as line {place} of {piece.shard.name} does"
             self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
 
     def _check_one_records_file(self, key: str, one: int, other: int) -> None:
@@ -279,13 +279,13 @@ class Join:
         ):
             self._told_of_several = True
             names = " and ".join(
-                sorted(shown(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
+                sorted(quoted(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
             )
             fact = f"{names} both name {shown_key(key)}; launch with --records-file and one of them"
             self._find(Kind.NO_RECORDS, fact)
 
     def _missing(self, reference: Reference, fact: str) -> None:
-        text = f"its image {shown(reference.path)} {fact}"
+        text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
             self._audit.tally.bad_lines.append(reference.line)
             self._find(Kind.MISSING_IMAGE, text, line=reference.line)
@@ -307,7 +307,7 @@ class Join:
 
     def _tell(self, key: str, reference: Reference) -> None:
         """Say that a record is rewritten; of images named elsewhere a shard has one example."""
-        text = f"{shown(reference.path)} is {shown_key(key)}"
+        text = f"{quoted(reference.path)} is {shown_key(key)}"
         if reference.how is How.MOVED:
             shard = self._ground.line_of(reference.line)[0].shard.id
             self._audit.tally.moved[shard] += 1
@@ -322,7 +322,7 @@ class Join:
         first = self._ids.setdefault(record_id, line)
         if first != line:
             piece, place = self._ground.line_of(first)
-            fact = f"id {shown(record_id)} is also that of line {place} of {piece.shard.name}"
+            fact = f"id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
             self._find(Kind.DUPLICATE_ID, fact, line=line)
 
     def _end(self) -> None:

@@ -14,7 +14,7 @@ from jobs.finalize.context import Ground
 from jobs.finalize.record_forms import Form
 from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 from jobs.storage import atomic
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 EXAMPLES = 3  # of each kind that a person is shown
 PASSED = "✓ Dataset verification passed!"
@@ -84,7 +84,7 @@ class Finding(NamedTuple):
 
     def text(self, name: str | None, *, unit: str = "line") -> str:
         """For people, with the shard's name and what the records file counts."""
-        member = shown(self.member) if self.member is not None else None
+        member = quoted(self.member) if self.member is not None else None
         line = f"{unit} {self.line}" if self.line else None
         place = ", ".join(part for part in (name, member, line) if part)
         return f"{place}: {self.message}" if place else self.message

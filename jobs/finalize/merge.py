@@ -20,7 +20,7 @@ from jobs.finalize.findings import Finding, Findings, Kind
 from jobs.model import OnCollision, placed_path
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
-from jobs.storage.manifest import Published, read_manifest
+from jobs.storage.manifest import PublishedFile, read_manifest
 from jobs.storage.staging import MANIFEST, SUMS
 
 
@@ -28,7 +28,7 @@ from jobs.storage.staging import MANIFEST, SUMS
 class Merged:
     """The records file that was written."""
 
-    line: Published
+    line: PublishedFile
     records: int
     dropped: int
     by_shard: dict[str, int]  # records of each shard
@@ -104,7 +104,7 @@ def merge_records(
                     hasher.update(data)
     temporary.replace(target)
     crc, *other = (hasher.hexdigest() for hasher in hashers)
-    line_of_it = Published(ground.records_path, size, crc, None, other[0] if other else None)
+    line_of_it = PublishedFile(ground.records_path, size, crc, None, other[0] if other else None)
     return Merged(
         line_of_it, sum(kept.by_shard.values()), len(dropped), kept.by_shard, kept.changed
     )
@@ -226,7 +226,7 @@ def write_manifest(
             if sums is not None:
                 sums.write(_sum_line(line))
         if sums is not None and algorithm == "sha256":
-            sums.write(_sum_line(Published(MANIFEST, size, "", digest=whole.hexdigest())))
+            sums.write(_sum_line(PublishedFile(MANIFEST, size, "", digest=whole.hexdigest())))
     return Proof(whole.hexdigest(), size, files, total, sums_name)
 
 
@@ -237,7 +237,7 @@ def _create(path: Path) -> BinaryIO:
 
 def _manifest_lines(
     ground: Ground, skipped: array[int], merged: Merged | None
-) -> Iterator[Published]:
+) -> Iterator[PublishedFile]:
     if merged is not None:
         yield merged.line
     left_out = _Numbers(skipped)
@@ -246,12 +246,12 @@ def _manifest_lines(
         for entry in read_manifest(ground.folder.manifest(part)):
             number += 1
             if not left_out.holds(number):
-                yield Published(
+                yield PublishedFile(
                     entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw
                 )
 
 
-def _sum_line(line: Published) -> bytes:
+def _sum_line(line: PublishedFile) -> bytes:
     """As sha256sum writes it: a backslash opens a line whose name is escaped.
 
     https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html

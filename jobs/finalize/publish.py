@@ -20,7 +20,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.context import Ground, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 
 
@@ -69,7 +69,7 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
     if not there:
         return ()
     if not ground.plan.options.overwrite:
-        shown_names = ", ".join(shown(name) for name in sorted(there)[:5])
+        shown_names = ", ".join(quoted(name) for name in sorted(there)[:5])
         more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         raise VerificationError(
             f"{dest} holds files that are not this run's: {shown_names}{more}; nothing was "

@@ -22,7 +22,7 @@ from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Ver
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 _LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of what may be records
 _SHOWN = 3  # of these in a message
@@ -80,15 +80,15 @@ class _Clues:
         either = f"{', '.join(others)} or " if others else ""
         fact = f"no shard has a {either}{last}"
         if self._pair is not None:
-            both = " and ".join(map(shown, self._pair))
+            both = " and ".join(map(quoted, self._pair))
             fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
         elif 0 < len(self.likely) <= _FEW:
             files = sorted(self.likely.values(), key=lambda file: (-file.size, file.path))
-            largest = " or ".join(shown(file.path) for file in files[:_SHOWN])
+            largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
             fact += f"; if the records are in {largest}, name that file with --records-file"
         elif self._table:
             fact += (
-                f"; the table {shown(self._table)} gives none: it names no image, or lies within "
+                f"; the table {quoted(self._table)} gives none: it names no image, or lies within "
                 "an archive, which has to be unpacked first (then --local-path on the folder)"
             )
         return f"{fact}; to publish files without records, launch with --layout files"
@@ -262,7 +262,7 @@ def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> 
         if len(clues.likely) == 1 and not unverified and ground.plan.options.layout.name == "auto":
             [only] = clues.likely.values()
             if _names_images(ground, only, check):
-                fact = f"its records are taken from {shown(only.path)}, the only file of that kind"
+                fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
                 findings.add(Finding(Kind.WARNING, fact, only.part.shard))
                 return [only]
         problem = clues.message(names)
@@ -273,7 +273,7 @@ def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> 
         ground.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
-            f"{shown(twice.path)} has other bytes than in another shard; to merge both, launch "
+            f"{quoted(twice.path)} has other bytes than in another shard; to merge both, launch "
             f"with --records-file {twice.path}"
         )
     if problem is None:

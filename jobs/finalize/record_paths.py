@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 from jobs.checks import records
 from jobs.finalize.context import Ground, Piece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 _PER_PIECE = 256  # lines, at most, evenly spread over a piece
 _IN_ALL = 20_000  # lines
@@ -227,9 +227,9 @@ class Sample:
         return "" in (named, folder)
 
     def _say(self, piece: Piece, named: str, folders: set[str], remedy: str) -> None:
-        found = " or ".join(shown(folder or "./") for folder in sorted(folders))
+        found = " or ".join(quoted(folder or "./") for folder in sorted(folders))
         self._ground.unclear.append(
-            f"what {piece.shard.name} names below {shown(named or './')} may be what is below "
+            f"what {piece.shard.name} names below {quoted(named or './')} may be what is below "
             f"{found}; {remedy}"
         )
 

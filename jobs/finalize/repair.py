@@ -12,7 +12,7 @@ from jobs.finalize.context import Ground, Json, Mending
 from jobs.finalize.merge import Merged, Proof
 from jobs.model import Fetched, Part, Plan, utc_now
 from jobs.storage import atomic
-from jobs.storage.manifest import Published, read_summary
+from jobs.storage.manifest import PublishedFile, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging
 from jobs.verify.dataset import VerifyReport
@@ -148,7 +148,7 @@ def records_as_published(mending: Mending) -> Merged | None:
     line = mending.receipt["records"]
     if line is None:
         return None
-    return Merged(msgspec.convert(line, Published), mending.receipt["counts"]["records"], 0, {})
+    return Merged(msgspec.convert(line, PublishedFile), mending.receipt["counts"]["records"], 0, {})
 
 
 def receipt_of(ground: Ground, mending: Mending, proof: Proof) -> Json:

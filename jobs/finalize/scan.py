@@ -28,7 +28,7 @@ from jobs.finalize.record_paths import (
 from jobs.model import Fetched, Match, Part, PartSummary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_manifest, read_summary
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 CHECK_EVERY = 10_000  # rows between two looks at the stop flag
@@ -316,7 +316,7 @@ def _scan_line(audit: Audit, piece: Piece, line: bytes, number: int, start: int)
                 reference = _reference(audit.ground, piece, image, number, place)
             except PathError as error:
                 if image.required:
-                    bad.append((Kind.OUTSIDE, f"{error}: {shown(image.path)}"))
+                    bad.append((Kind.OUTSIDE, f"{error}: {quoted(image.path)}"))
                 continue
             key = join_key(audit.ground, unified(reference.key))
             audit.rows.add(key, Row.REFERENCE, *reference)

@@ -21,7 +21,7 @@ from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, Staging
 
 _SHOWN = 5  # shards that a line names
@@ -233,7 +233,7 @@ def _archives_hint(tally: scan.Tally, *, nested: bool) -> str:
         if nested
         else f"--nested extracts {'them' if many else 'it'}"
     )
-    return f"{what}, such as {shown(tally.archive_example)}; {remedy}"
+    return f"{what}, such as {quoted(tally.archive_example)}; {remedy}"
 
 
 def _judge_counts(ground: Ground, tally: scan.Tally, findings: Findings) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import ArchiveError, Cause, OrchestrateError, StorageError, from_os_error
-from jobs.storage.safe_paths import TWO_KINDS, shown, text_of
+from jobs.storage.safe_paths import TWO_KINDS, quoted, text_of
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -170,15 +170,15 @@ def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> Orchestr
     if fact is not None:
         cause = Cause.COLLISION if fact == TWO_KINDS else Cause.UNSAFE_MEMBER
         return ArchiveError(
-            f"{archive}: {shown(path)} {fact}", cause=cause, member=text_of(path)[0]
+            f"{archive}: {quoted(path)} {fact}", cause=cause, member=text_of(path)[0]
         )
-    told = _with_space(error, shown(os.fsencode(root) + b"/" + path), root)
+    told = _with_space(error, quoted(os.fsencode(root) + b"/" + path), root)
     return StorageError(told.message, cause=told.cause, member=text_of(path)[0])
 
 
 def side_error(error: OSError, path: Path) -> StorageError:
     """``error`` from writing a file of ours beside the data: records or manifest."""
-    return _with_space(error, shown(str(path)), path.parent)
+    return _with_space(error, quoted(str(path)), path.parent)
 
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:

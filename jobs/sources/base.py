@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
-from jobs.storage.folder_listing import Listed
+from jobs.storage.folder_listing import FolderListing
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer.ordered_bytes import Listener
@@ -71,7 +71,7 @@ class Source(Protocol):
         """Where ``file`` lies already, to be read in place; None where it is to be fetched."""
         ...
 
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
         """List a shard that is a folder into ``out``, for the tree's reader.
 
         ``tick`` is called for each item. Only for shards of kind ``TREE``.

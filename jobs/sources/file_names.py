@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
-from jobs.storage.safe_paths import junk_kind, shown
+from jobs.storage.safe_paths import junk_kind, quoted
 from jobs.storage.staging import MANIFEST, RECEIPT
 
 _COMPANIONS = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "DATASHEET")
@@ -112,8 +112,8 @@ def check_finished(names: Iterable[str], known: Collection[str]) -> None:
         perhaps = ending in _PERHAPS_UNFINISHED and magic.ending(stem)
         if ending in _UNFINISHED or perhaps or (ending == ".st" and stem in known):
             raise SourceError(
-                f"{shown(name)} is an unfinished download; finish it, or exclude it with "
-                f"--exclude {shown(f'{glob.escape(posixpath.basename(stem))}*')}"
+                f"{quoted(name)} is an unfinished download; finish it, or exclude it with "
+                f"--exclude {quoted(f'{glob.escape(posixpath.basename(stem))}*')}"
             )
 
 
@@ -165,14 +165,14 @@ def near(wanted: str, names: Iterable[str]) -> str:
     if not found:
         last = posixpath.basename(wanted).lower()
         found = [name for name in known if posixpath.basename(name).lower() == last][:_NEAR]
-    return f"; did you mean {' or '.join(map(shown, found))}?" if found else ""
+    return f"; did you mean {' or '.join(map(quoted, found))}?" if found else ""
 
 
 def few(names: Iterable[str]) -> str:
     """The first names and how many more there are, for a message."""
     known = sorted(names)
     more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""
-    return ", ".join(map(shown, known[:_NEAR])) + more
+    return ", ".join(map(quoted, known[:_NEAR])) + more
 
 
 def parse_digest_list(text: str) -> dict[str, Digest]:

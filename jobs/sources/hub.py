@@ -16,13 +16,13 @@ from jobs.sources import file_names, http_probe, hub_client
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-    from jobs.storage.folder_listing import Listed
+    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
     from jobs.transfer.transfer import Transfer
@@ -94,8 +94,8 @@ class HubSource:
         said = parse_locator(request.locators[0])
         if said.revision and request.revision and said.revision != request.revision:
             raise SourceError(
-                f"--revision {shown(request.revision)} and the revision of the address, "
-                f"{shown(said.revision)}, differ; give only one of them",
+                f"--revision {quoted(request.revision)} and the revision of the address, "
+                f"{quoted(said.revision)}, differ; give only one of them",
                 cause=Cause.USAGE,
             )
         files = (*request.files, *([said.path] if said.path else []))
@@ -125,9 +125,9 @@ class HubSource:
     def path(self, file: SourceFile) -> Path | None:
         return None
 
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
         """Never: a repository's folders are its files."""
-        raise SourceError(f"{shown(shard.name)} is not a folder")
+        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(
         self,
@@ -207,7 +207,7 @@ class HubSource:
             known = []
         names = ", ".join(known[:10])
         return SourceError(
-            f"{repo} has no revision {shown(revision or 'main')}"
+            f"{repo} has no revision {quoted(revision or 'main')}"
             f"{file_names.near(revision or 'main', known) or '; check --revision'}"
             + (f" (it has {names})" if names else ""),
             cause=error.cause,
@@ -257,7 +257,7 @@ class HubSource:
             if not found:
                 hint = file_names.near(path, (file.name for file in files))
                 raise SourceError(
-                    f"{self._repo} has no file {shown(wanted)}{hint or '; check --hf-file'}",
+                    f"{self._repo} has no file {quoted(wanted)}{hint or '; check --hf-file'}",
                     cause=Cause.NOT_FOUND,
                 )
             meant.update(found)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import Cause, SourceError
 from jobs.sources import file_names
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.transfer.rate_limits import backoff_s, retry_after_s
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Repo:
         return f"{self.endpoint}/{folder}{self.id}"
 
     def __str__(self) -> str:
-        return f"{self.repo_type} {shown(self.id)} on {self.endpoint}"
+        return f"{self.repo_type} {quoted(self.id)} on {self.endpoint}"
 
 
 def endpoint() -> str:
@@ -75,7 +75,7 @@ def token() -> str | None:
             return Path(path).expanduser().read_text(encoding="utf-8").strip() or None
         except OSError as error:
             raise SourceError(
-                f"HF_TOKEN_PATH names {shown(path)}, which cannot be read "
+                f"HF_TOKEN_PATH names {quoted(path)}, which cannot be read "
                 f"({error.strerror}); log in with `hf auth login`, or unset it",
                 cause=Cause.AUTHENTICATION,
             ) from error
@@ -180,7 +180,7 @@ def _transport_error() -> type[Exception]:
 
 def _bad_name(repo: Repo, error: Exception) -> SourceError:
     return SourceError(
-        f"{shown(repo.id)} is not the name of a repository ({type(error).__name__}); write "
+        f"{quoted(repo.id)} is not the name of a repository ({type(error).__name__}); write "
         "ORGANISATION/NAME",
         cause=Cause.USAGE,
     )

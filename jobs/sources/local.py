@@ -28,7 +28,7 @@ from jobs.sources.families import families
 from jobs.sources.shard_selection import Choice, Found, Look, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
@@ -109,7 +109,9 @@ class LocalSource:
     def path(self, file: SourceFile) -> Path | None:
         return Path(file.locator)
 
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> folder_listing.Listed:
+    def list_tree(
+        self, shard: Shard, out: Path, tick: Callable[[], None]
+    ) -> folder_listing.FolderListing:
         base = Path(shard.files[0].locator)
         below = os.fsencode(base.relative_to(self._root) / "_")[:-1]  # with a slash, or empty
         apart = {os.fsencode(name) for name in self._not_copied or ()}
@@ -130,7 +132,7 @@ class LocalSource:
         arrivals: Listener | None = None,
     ) -> Received:
         """Never: ``path`` tells where every file lies already."""
-        raise SourceError(f"{shown(file.locator)} is read in place and never fetched")
+        raise SourceError(f"{quoted(file.locator)} is read in place and never fetched")
 
     # At launch ------------------------------------------------------------------------------
 
@@ -146,12 +148,12 @@ class LocalSource:
             if not self._root.exists():
                 beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
-                    f"{shown(str(self._root))}: no such file or folder"
+                    f"{quoted(str(self._root))}: no such file or folder"
                     + (file_names.near(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
         except OSError as error:
-            raise from_os_error(error, doing=f"looking at {shown(str(self._root))}") from error
+            raise from_os_error(error, doing=f"looking at {quoted(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
 
     def _one_file(self) -> Choice:
@@ -159,7 +161,7 @@ class LocalSource:
         folder, name = self._root.parent, self._root.name
         if not self._root.is_file():
             raise SourceError(
-                f"{shown(str(self._root))} is neither a file nor a folder (a pipe or a device?); "
+                f"{quoted(str(self._root))} is neither a file nor a folder (a pipe or a device?); "
                 "save its contents to a file first",
                 cause=Cause.USAGE,
             )
@@ -180,7 +182,7 @@ class LocalSource:
                 request.include or request.exclude
             )
             raise SourceError(
-                f"{shown(where)} contains no file{globs}; is it the right folder?",
+                f"{quoted(where)} contains no file{globs}; is it the right folder?",
                 cause=Cause.NOT_FOUND,
             )
         found = sort_out(files, request, _look(self._root), where=where)
@@ -244,7 +246,7 @@ class LocalSource:
         if name is None:
             return []
         return [
-            f"{downloads} contains an unfinished download ({shown(name)}); are all files complete?"
+            f"{downloads} contains an unfinished download ({quoted(name)}); are all files complete?"
         ]
 
     def _listed(self) -> list[SourceFile]:
@@ -297,7 +299,7 @@ def _head(path: Path) -> bytes | None:
         with path.open("rb") as stream:
             return stream.read(magic.HEAD)
     except PermissionError as error:
-        raise from_os_error(error, doing=f"reading {shown(str(path))}") from error
+        raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
     except OSError:
         return None  # whoever reads all of it is told
 
@@ -306,7 +308,7 @@ def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {shown(str(path))}") from error
+        raise from_os_error(error, doing=f"looking at {quoted(str(path))}") from error
 
 
 def _check_distinct(shards: Sequence[Shard]) -> None:
@@ -317,7 +319,7 @@ def _check_distinct(shards: Sequence[Shard]) -> None:
             other = seen.setdefault(os.path.realpath(shard.files[0].locator), shard.name)
             if other != shard.name:
                 raise SourceError(
-                    f"{shown(other)} and {shown(shard.name)} are the same archive (a link?), so "
+                    f"{quoted(other)} and {quoted(shard.name)} are the same archive (a link?), so "
                     "its records would appear twice; exclude one with --exclude",
                     cause=Cause.USAGE,
                 )
@@ -328,7 +330,7 @@ def _check_utf8(shards: Sequence[Shard]) -> None:
     for file in (file for shard in shards for file in shard.files):
         if not _is_utf8(file.locator):
             raise SourceError(
-                f"the name {shown(file.name)} is not UTF-8; rename the file, or exclude it with "
+                f"the name {quoted(file.name)} is not UTF-8; rename the file, or exclude it with "
                 "--exclude",
                 cause=Cause.USAGE,
             )

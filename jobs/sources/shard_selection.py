@@ -14,7 +14,7 @@ from jobs.model import Shard, ShardKind, SourceFile
 from jobs.sources import file_names, split_archives
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import Family, families
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 JOIN_NOTHING = "none"  # with --join: no files are pieces
 _OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also of languages, keys, and other texts
@@ -205,7 +205,7 @@ def _joined(
         matched = file_names.chosen(left, (pattern,), ()) if pattern != JOIN_NOTHING else []
         if not matched and pattern != JOIN_NOTHING:
             raise SourceError(
-                f"--join {shown(pattern)} matches no file of the source; check the pattern",
+                f"--join {quoted(pattern)} matches no file of the source; check the pattern",
                 cause=Cause.USAGE,
             )
         found = families(matched)
@@ -233,7 +233,7 @@ def _joined_group(
     packing = _packing(names[0], heads, whole)
     if packing is None and not magic.is_data_name(whole):
         raise SourceError(
-            f"{shown(names[0])} is the first of the {len(names)} files that --join puts "
+            f"{quoted(names[0])} is the first of the {len(names)} files that --join puts "
             "together, and does not begin like an archive; check the glob, and that the first "
             "piece exists",
             cause=Cause.USAGE,
@@ -293,8 +293,8 @@ def _check_readable(groups: Iterable[Group], where: str) -> None:
         if group.packing is not None and not group.packing.is_read:
             glob = file_names.exclude_glob(group.name, pieces=group.names != (group.name,))
             raise SourceError(
-                f"{where}: {shown(group.name)} cannot be extracted: {group.packing.remedy} (or "
-                f"exclude it with --exclude {shown(glob)})",
+                f"{where}: {quoted(group.name)} cannot be extracted: {group.packing.remedy} (or "
+                f"exclude it with --exclude {quoted(glob)})",
                 cause=Cause.UNSUPPORTED,
             )
 
@@ -329,7 +329,7 @@ def _check_distinct(names: Iterable[str]) -> None:
     for name in names:
         if name in seen:
             raise SourceError(
-                f"two loose files are named {shown(name)}; a dataset cannot contain both, so "
+                f"two loose files are named {quoted(name)}; a dataset cannot contain both, so "
                 "exclude one with --exclude"
             )
         seen.add(name)

@@ -14,7 +14,7 @@ from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.sources import file_names
 from jobs.sources.families import Family, Marks
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 Heads = Mapping[str, bytes]  # first bytes (magic.HEAD) by name, of files that were looked into
 Sizes = Mapping[str, int | None]  # bytes by name
@@ -38,9 +38,9 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
         return _is_spanned(family, first, heads.get(family.last), sizes)
     if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
         raise SourceError(
-            f"{shown(family.whole)} is missing, the last segment of the spanned zip that "
+            f"{quoted(family.whole)} is missing, the last segment of the spanned zip that "
             f"{file_names.few(family.names)} begin; get the complete set, or exclude it with "
-            f"--exclude {shown(family.glob)}"
+            f"--exclude {quoted(family.glob)}"
         )
     packing = magic.packing_of(first)
     if packing is None:
@@ -65,7 +65,7 @@ def check_whole(family: Family, sizes: Sizes) -> None:
     places = family.places
     if len(set(places)) < len(places):
         raise SourceError(
-            f"{shown(family.whole)}: two of its pieces have the same number; exclude the wrong "
+            f"{quoted(family.whole)}: two of its pieces have the same number; exclude the wrong "
             "ones with --exclude"
         )
     gaps = _gaps(family, sizes)
@@ -74,9 +74,9 @@ def check_whole(family: Family, sizes: Sizes) -> None:
     listed = ", ".join(map(family.written, gaps[:_SHOWN_GAPS]))
     more = f" and {len(gaps) - _SHOWN_GAPS} more" if len(gaps) > _SHOWN_GAPS else ""
     raise SourceError(
-        f"{shown(family.whole)} is split into pieces, and {listed}{more} of them "
-        f"{'is' if len(gaps) == 1 else 'are'} missing beside {shown(family.names[0])}; get the "
-        f"complete set, or exclude it with --exclude {shown(family.glob)} (if these are not "
+        f"{quoted(family.whole)} is split into pieces, and {listed}{more} of them "
+        f"{'is' if len(gaps) == 1 else 'are'} missing beside {quoted(family.names[0])}; get the "
+        f"complete set, or exclude it with --exclude {quoted(family.glob)} (if these are not "
         "pieces, launch with --join none)"
     )
 
@@ -95,10 +95,10 @@ def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) 
     if first.startswith(b"PK\x03\x04") and last is not None and magic.packing_of(last):
         pieces = f"{glob.escape(family.pieces[0].before)}[0-9]*"
         raise SourceError(
-            f"{shown(family.last)} is a separate archive beside the pieces "
+            f"{quoted(family.last)} is a separate archive beside the pieces "
             f"{file_names.few(family.names[:-1])}, perhaps the same one; exclude one of the two "
             "with "
-            f"--exclude {shown(family.last)} or --exclude {shown(pieces)}"
+            f"--exclude {quoted(family.last)} or --exclude {quoted(pieces)}"
         )
     return _checked(family, sizes)
 
@@ -113,9 +113,9 @@ def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bo
             return False
         check_whole(family, sizes)
         raise SourceError(
-            f"{shown(family.names[0])} does not begin like an archive, though it is named like "
+            f"{quoted(family.names[0])} does not begin like an archive, though it is named like "
             "the first piece of one; is the first piece missing or damaged? Get the complete "
-            f"set, leave it out with --exclude {shown(family.glob)}, or launch with --join none "
+            f"set, leave it out with --exclude {quoted(family.glob)}, or launch with --join none "
             "to take it as it is"
         )
     if len(family.places) < 2 or not family.ends or _gaps(family, sizes, from_start=False):
@@ -173,7 +173,7 @@ def _gaps(family: Family, sizes: Sizes, *, from_start: bool = True) -> list[int]
 def _headless(family: Family) -> SourceError:
     return SourceError(
         f"{file_names.few(family.names)} may be pieces of one archive, but "
-        f"{shown(family.names[0])} "
+        f"{quoted(family.names[0])} "
         "does not begin like an archive; is the first piece missing? Get the complete set, or "
         "launch with --join none to take each file as it is"
     )
@@ -182,6 +182,6 @@ def _headless(family: Family) -> SourceError:
 def _ambiguous(family: Family) -> SourceError:
     return SourceError(
         f"{file_names.few(family.names)} may be pieces of one archive or {len(family.names)} "
-        f"separate files; launch with --join {shown(family.glob)} to read them as one archive, "
+        f"separate files; launch with --join {quoted(family.glob)} to read them as one archive, "
         "in the order of their names, or with --join none to take each file as it is"
     )

@@ -17,11 +17,11 @@ from jobs.sources.base import Expect, SourceRequest, key_of
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
 from jobs.sources.url_lists import Address
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target, redact
 
 if TYPE_CHECKING:
-    from jobs.storage.folder_listing import Listed
+    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
     from jobs.transfer.transfer import Transfer
@@ -70,7 +70,7 @@ class UrlSource:
         for value in request.sha256:
             if len(value) != _HEX or any(c not in "0123456789abcdefABCDEF" for c in value):
                 raise SourceError(
-                    f"--sha256 {shown(value)} is not a SHA-256; it must have {_HEX} "
+                    f"--sha256 {quoted(value)} is not a SHA-256; it must have {_HEX} "
                     "hexadecimal digits",
                     cause=Cause.USAGE,
                 )
@@ -99,9 +99,9 @@ class UrlSource:
     def path(self, file: SourceFile) -> Path | None:
         return None
 
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> Listed:
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
         """Never: a URL is a file."""
-        raise SourceError(f"{shown(shard.name)} is not a folder")
+        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(
         self,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
 
 MOST = 100_000  # addresses; more is a slip of the pen
@@ -104,7 +104,7 @@ def check(url: str) -> None:
     if not _is_url(url):
         # Without a scheme a user and a password stand where nobody looks for them.
         raise _usage(
-            f"{shown(redact(url).rpartition('@')[2])} is not an http or https URL; check --url, "
+            f"{quoted(redact(url).rpartition('@')[2])} is not an http or https URL; check --url, "
             "or copy the files with a program for such addresses (rclone, aws s3, gsutil) and "
             "launch with --local-path"
         )
@@ -208,7 +208,7 @@ def _is_url(text: str) -> bool:
 def _checked_name(name: str, line: int) -> str:
     parts = name.split("/")
     if not name.isprintable() or any(part in ("", ".", "..") for part in parts):
-        raise _usage(f"line {line} of the list of URLs: {shown(name)} is not a relative name")
+        raise _usage(f"line {line} of the list of URLs: {quoted(name)} is not a relative name")
     return name
 
 

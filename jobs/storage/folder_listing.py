@@ -14,7 +14,7 @@ import msgspec
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.model import Cut, Digest
 from jobs.storage import digest
-from jobs.storage.safe_paths import SampleEnds, shown
+from jobs.storage.safe_paths import SampleEnds, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
 _OVERHEAD = 16_384  # bytes that a file costs beside its content, to share many small ones fairly
@@ -24,7 +24,7 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 
 @dataclass(frozen=True)
-class Item:
+class ListedEntry:
     """One file, folder or link below the folder that was listed."""
 
     kind: str
@@ -47,13 +47,13 @@ class Item:
         return _encode(fields) + b"\n"
 
     @classmethod
-    def of(cls, line: bytes) -> Item:
+    def of(cls, line: bytes) -> ListedEntry:
         kind, path, size, mode, mtime_ns, target = _decode(line)
         return cls(kind, path.encode("latin-1"), size, mode, mtime_ns, target.encode("latin-1"))
 
 
 @dataclass(frozen=True)
-class Listed:
+class FolderListing:
     """A listing that was written."""
 
     cuts: tuple[Cut, ...]  # parts + 1 of them; offsets are into the listing's file
@@ -66,7 +66,7 @@ class Listed:
 Leave = Callable[[bytes, bool], bool]
 
 
-def walk(root: Path, leave: Leave) -> Iterator[Item]:
+def walk(root: Path, leave: Leave) -> Iterator[ListedEntry]:
     """What lies below ``root``, by name, each folder before what it holds.
 
     A link to a file that stays inside by a relative way is told as a link; every other link is
@@ -77,12 +77,14 @@ def walk(root: Path, leave: Leave) -> Iterator[Item]:
     yield from _walk(base, b"", leave, frozenset({base}))
 
 
-def _walk(base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]) -> Iterator[Item]:
+def _walk(
+    base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]
+) -> Iterator[ListedEntry]:
     try:
         with os.scandir(base + b"/" + folder) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise from_os_error(error, doing=f"reading the folder {shown(base + folder)}") from error
+        raise from_os_error(error, doing=f"reading the folder {quoted(base + folder)}") from error
     for entry in entries:
         path = folder + entry.name
         if leave(path, entry.is_dir()):
@@ -91,18 +93,18 @@ def _walk(base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]) -> 
         status = _status(entry, follow=target is None)
         mode, mtime_ns = stat.S_IMODE(status.st_mode), status.st_mtime_ns
         if target is not None:
-            yield Item(LINK, path, 0, mode, mtime_ns, target)
+            yield ListedEntry(LINK, path, 0, mode, mtime_ns, target)
         elif stat.S_ISREG(status.st_mode):
-            yield Item(FILE, path, status.st_size, mode, mtime_ns)
+            yield ListedEntry(FILE, path, status.st_size, mode, mtime_ns)
         elif stat.S_ISDIR(status.st_mode):
             real = os.path.realpath(entry.path)
             if real in above:
-                raise SourceError(f"{shown(entry.path)} is a link to a folder above it")
-            yield Item(FOLDER, path, 0, mode, mtime_ns)
+                raise SourceError(f"{quoted(entry.path)} is a link to a folder above it")
+            yield ListedEntry(FOLDER, path, 0, mode, mtime_ns)
             yield from _walk(base, path + b"/", leave, above | {real})
         else:
             raise SourceError(
-                f"{shown(entry.path)} is a device, pipe or socket, which a dataset cannot "
+                f"{quoted(entry.path)} is a device, pipe or socket, which a dataset cannot "
                 "contain; remove it, or exclude it with --exclude"
             )
 
@@ -113,11 +115,11 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
     except FileNotFoundError as error:
         fact = "points to nothing" if entry.is_symlink() else "disappeared while it was listed"
         raise SourceError(
-            f"{shown(entry.path)} {fact}; mend it, or exclude it with --exclude",
+            f"{quoted(entry.path)} {fact}; mend it, or exclude it with --exclude",
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {shown(entry.path)}") from error
+        raise from_os_error(error, doing=f"looking at {quoted(entry.path)}") from error
 
 
 def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
@@ -126,7 +128,7 @@ def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
     try:
         target = os.readlink(full)  # noqa: PTH115
     except OSError as error:
-        raise from_os_error(error, doing=f"reading the link {shown(full)}") from error
+        raise from_os_error(error, doing=f"reading the link {quoted(full)}") from error
     if target.startswith(b"/"):
         return None
     plain = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
@@ -146,7 +148,9 @@ def _is_left(path: bytes, leave: Leave) -> bool:
     return leave(path, False) or any(leave(folder, True) for folder in folders)
 
 
-def write(root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]) -> Listed:
+def write(
+    root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]
+) -> FolderListing:
     """List ``root`` into ``out`` (whole or not at all), cut into parts of about equal work.
 
     ``tick`` is called for each item, so that a task can stop. The first line is the root itself.
@@ -169,17 +173,17 @@ def write(root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], No
         cuts = _cuts(temporary, parts, weight - _OVERHEAD)
         temporary.replace(out)
     except OSError as error:
-        raise from_os_error(error, doing=f"writing {shown(str(out))}") from error
+        raise from_os_error(error, doing=f"writing {quoted(str(out))}") from error
     finally:
         temporary.unlink(missing_ok=True)
     sha256 = Digest("sha256", hasher.hexdigest())
-    return Listed(cuts, members - 1, data_bytes, sha256)
+    return FolderListing(cuts, members - 1, data_bytes, sha256)
 
 
-def _with_root(root: Path, leave: Leave) -> Iterator[Item]:
+def _with_root(root: Path, leave: Leave) -> Iterator[ListedEntry]:
     status = root.stat()
     base = os.path.realpath(os.fsencode(root))
-    yield Item(FOLDER, base, 0, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
+    yield ListedEntry(FOLDER, base, 0, stat.S_IMODE(status.st_mode), status.st_mtime_ns)
     yield from walk(root, leave)
 
 
@@ -190,7 +194,7 @@ def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
     with listing.open("rb") as stream:
         offset = len(stream.readline())  # the root
         for line in stream:
-            item = Item.of(line)
+            item = ListedEntry.of(line)
             may_cut = ends.before(item.path)
             # More parts than items leave some empty: several cuts in one place.
             while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * weight:
@@ -202,22 +206,24 @@ def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
     return (*cuts, *[end] * (parts + 1 - len(cuts)))
 
 
-def read(listing: Path, cuts: Sequence[Cut], part: int) -> tuple[bytes, Iterator[tuple[int, Item]]]:
+def read(
+    listing: Path, cuts: Sequence[Cut], part: int
+) -> tuple[bytes, Iterator[tuple[int, ListedEntry]]]:
     """The folder that was listed, and the part's items with their ordinals."""
     try:
         with listing.open("rb") as stream:
-            root = Item.of(stream.readline()).path
+            root = ListedEntry.of(stream.readline()).path
     except (OSError, msgspec.DecodeError) as error:
         raise SourceError(
-            f"{shown(str(listing))} is missing or damaged; `resume` writes it again",
+            f"{quoted(str(listing))} is missing or damaged; `resume` writes it again",
             cause=Cause.NOT_FETCHED,
         ) from error
     begin, end = list(pairwise(cuts))[part]
     return root, _items(listing, begin, end)
 
 
-def _items(listing: Path, begin: Cut, end: Cut) -> Iterator[tuple[int, Item]]:
+def _items(listing: Path, begin: Cut, end: Cut) -> Iterator[tuple[int, ListedEntry]]:
     with listing.open("rb") as stream:
         stream.seek(begin.offset)
         for ordinal in range(begin.ordinal, end.ordinal):
-            yield ordinal, Item.of(stream.readline())
+            yield ordinal, ListedEntry.of(stream.readline())

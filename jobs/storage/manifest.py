@@ -80,7 +80,7 @@ def read_summary(path: Path) -> PartSummary:
     return _summary(path, tail[tail.rfind(b"\n", 0, -1) + 1 :])
 
 
-class Published(msgspec.Struct, omit_defaults=True, frozen=True):
+class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     """A line of a published dataset's manifest: one of its files."""
 
     path: str  # relative to the dataset

@@ -29,7 +29,7 @@ _ORDINARY = re.compile(
 _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
-def shown(name: bytes | str) -> str:
+def quoted(name: bytes | str) -> str:
     """``name`` for a message: quoted, on one line, nothing that a terminal would act on."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     if len(text) > _SHOWN:
@@ -74,7 +74,7 @@ def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
 
 def _unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
     return UnsafeMemberError(
-        f"{archive}: member {shown(name)} {fact}; {HOSTILE}",
+        f"{archive}: member {quoted(name)} {fact}; {HOSTILE}",
         member=text_of(name)[0],
     )
 
@@ -209,16 +209,16 @@ class Folders:
                 except FileExistsError:
                     mode = os.lstat(full).st_mode  # another task was faster
         except OSError as error:
-            raise from_os_error(error, doing=f"making the folder {shown(full)}") from error
+            raise from_os_error(error, doing=f"making the folder {quoted(full)}") from error
         if stat.S_ISLNK(mode):
             raise UnsafeMemberError(
-                f"{self._archive}: folder {shown(folder)} is a symbolic link on disk, and "
+                f"{self._archive}: folder {quoted(folder)} is a symbolic link on disk, and "
                 "nothing is written through links; remove it and run `resume`",
                 member=text_of(folder)[0],
             )
         if not stat.S_ISDIR(mode):
             raise ArchiveError(
-                f"{self._archive}: {shown(folder)} {TWO_KINDS}",
+                f"{self._archive}: {quoted(folder)} {TWO_KINDS}",
                 cause=Cause.COLLISION,
                 member=text_of(folder)[0],
             )

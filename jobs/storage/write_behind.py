@@ -11,7 +11,7 @@ STEP = 128 << 20  # bytes
 _FIRST = 4  # the first step is a quarter of it, then half, so that a small part begins early too
 
 
-class WriteOut:
+class WriteBehind:
     """Calls ``sync``, which makes data durable, in a thread of its own every ``step`` bytes or so.
 
     No second thread begins while one is still at it. One sync at the end took 0.5 to 0.9 s for

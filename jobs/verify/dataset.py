@@ -13,7 +13,7 @@ from jobs.errors import VerificationError
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import processes
 from jobs.verify.slices import Damage, SliceReport
@@ -138,7 +138,7 @@ def _read_receipt(path: Path) -> Receipt | str:
         return atomic.read_json(path / RECEIPT, Receipt)
     except FileNotFoundError:
         if not path.is_dir():
-            folder = shown(str(path))
+            folder = quoted(str(path))
             return f"{folder} does not exist; if it was moved, give its new location"
         return _why_missing(path)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -250,7 +250,7 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
         return tuple(lines)
     for damage in found.damaged[:_SHOWN]:
         shard = f" (shard {damage.shard})" if damage.shard else ""
-        lines.append(f"✗ {shown(damage.path)}{shard}: {damage.what}")
+        lines.append(f"✗ {quoted(damage.path)}{shard}: {damage.what}")
     if found.bad > _SHOWN:
         lines.append(f"✗ … and {found.bad - _SHOWN} more")
     lines.append(f"✗ Dataset verification failed: {found.bad} of {found.files} files ({how})")

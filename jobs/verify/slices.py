@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from jobs.storage import digest
-from jobs.storage.manifest import Published
+from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST
 
 BLOCK = 4 << 20  # bytes of the manifest that are decoded at a time
@@ -116,7 +116,7 @@ def check_slice(
         if deep is None:
             _check_sizes(prefix, msgspec.json.Decoder(_Line).decode_lines(block), report, tell)
         else:
-            lines = msgspec.json.Decoder(Published).decode_lines(block)
+            lines = msgspec.json.Decoder(PublishedFile).decode_lines(block)
             _check_bytes(prefix, lines, deep, report, tell)
     return report
 
@@ -148,7 +148,7 @@ def _lstat_raw(prefix: str, raw: str) -> os.stat_result:
     return os.lstat(os.fsencode(prefix) + bytes.fromhex(raw))
 
 
-def _behind(prefix: str, line: _Line | Published) -> os.stat_result | None:
+def _behind(prefix: str, line: _Line | PublishedFile) -> os.stat_result | None:
     """The file that a link of the dataset points to; None if it is not in the dataset.
 
     A copied folder keeps its inner links, which the manifest tells as the files they mean.
@@ -172,7 +172,7 @@ def _difference(found: os.stat_result, size: int) -> str:
 
 def _check_bytes(
     prefix: str,
-    lines: list[Published],
+    lines: list[PublishedFile],
     algorithm: str,
     report: SliceReport,
     tell: Callable[[int, int], object],
@@ -190,7 +190,7 @@ def _check_bytes(
         tell(1, line.size)
 
 
-def _read(path: str, line: Published, algorithm: str, buffer: memoryview) -> str | None:
+def _read(path: str, line: PublishedFile, algorithm: str, buffer: memoryview) -> str | None:
     """What is wrong with a file once every byte was read; None if nothing is."""
     hasher = digest.new(algorithm)
     size = 0

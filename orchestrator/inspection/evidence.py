@@ -16,7 +16,7 @@ from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, ut
 from jobs.runtime.process import ProcessId
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import units
 from orchestrator.engines import pickled
@@ -146,12 +146,12 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
         return True, f"run {owner} has since replaced its dataset"
     if is_gone(staging):
         return True, (
-            f"the dataset was published, but {shown(str(staging.dest))} no longer exists (moved, "
+            f"the dataset was published, but {quoted(str(staging.dest))} no longer exists (moved, "
             "removed or not mounted); check it where it is with `verify PATH`"
         )
     return False, (
         f"the dataset was published, but its {RECEIPT} was withdrawn for a repair (or was lost); "
-        f"`resume` finishes the repair; a copy of the receipt is in {shown(str(folder.receipt))}"
+        f"`resume` finishes the repair; a copy of the receipt is in {quoted(str(folder.receipt))}"
     )
 
 
@@ -164,8 +164,8 @@ def _left_lying(folder: RunFolder, staging: Staging) -> str | None:
     """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
     if _holds_anything(staging.replaced):
         return (
-            f"publishing had begun, and the previous contents of {shown(str(staging.dest))} are "
-            f"in {shown(str(staging.replaced))}; `resume` continues from there"
+            f"publishing had begun, and the previous contents of {quoted(str(staging.dest))} are "
+            f"in {quoted(str(staging.replaced))}; `resume` continues from there"
         )
     outside = staging.root not in staging.archives.parents
     places = [staging.root, *([staging.archives] if outside else [])]

@@ -18,7 +18,7 @@ from jobs.errors import ClaimedError, from_os_error
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 
 _TRIES = 100
@@ -80,7 +80,7 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
             if _take_over(staging, held, mine, pause):
                 return mine
     except OSError as error:
-        raise from_os_error(error, doing=f"claiming {shown(str(staging.dest))}") from error
+        raise from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}") from error
     raise ClaimedError(
         f"{staging.dest} is being claimed by several runs at once; try again in a minute"
     )
@@ -105,7 +105,7 @@ def release(staging: Staging, run_id: str) -> None:
     except FileExistsError:
         return  # somebody is doing so, and had a reason
     except OSError as error:
-        raise from_os_error(error, doing=f"releasing {shown(str(staging.dest))}") from error
+        raise from_os_error(error, doing=f"releasing {quoted(str(staging.dest))}") from error
     try:
         if holder(staging) == held:
             staging.claim.unlink(missing_ok=True)

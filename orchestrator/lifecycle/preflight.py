@@ -12,7 +12,7 @@ from typing import Protocol
 from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, Shard, ShardKind, SourceKind
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import (
     INCOMING,
     MANIFEST,
@@ -90,7 +90,7 @@ def notes(
             kind = filesystems.own_to_a_machine(path) if path is not None else None
             if kind is not None:
                 found.append(
-                    f"{option} {shown(str(path))} is on a {kind}, which compute nodes may not "
+                    f"{option} {quoted(str(path))} is on a {kind}, which compute nodes may not "
                     "see; choose a folder on a shared file system"
                 )
         if plan.source.kind is not SourceKind.LOCAL and not download_here:
@@ -156,16 +156,16 @@ def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
 def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Places that are not there and cannot be made, or cannot be written to."""
     for path, name in _places(plan, run_dir).items():
-        what = f"the {name} {shown(str(path))}"
+        what = f"the {name} {quoted(str(path))}"
         there = filesystems.existing(path)
         try:
             if not there.is_dir():
                 kind = "a dangling link" if there.is_symlink() else "no folder"
-                yield f"{what}: {shown(str(there))} is {kind}; choose another one"
+                yield f"{what}: {quoted(str(there))} is {kind}; choose another one"
             elif filesystems.is_read_only(there):
                 yield f"{what} is on a read-only file system; choose another one"
             elif not os.access(there, os.W_OK | os.X_OK):
-                do = "written to" if there == path else f"made in {shown(str(there))}"
+                do = "written to" if there == path else f"made in {quoted(str(there))}"
                 yield (
                     f"{what} cannot be {do}: permission denied; choose another one, or ask for "
                     "permission"
@@ -184,7 +184,7 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
                 probe.write(b"\0" * 4096)
                 probe.flush()
         except OSError as error:
-            told = from_os_error(error, doing=f"writing to the {name} {shown(str(path))}")
+            told = from_os_error(error, doing=f"writing to the {name} {quoted(str(path))}")
             full = told.cause in (Cause.DISK_FULL, Cause.QUOTA)
             mend = "; free some space, or choose another one" if full else "; choose another one"
             yield told.message + ("" if told.cause is Cause.LIMIT else mend)
@@ -196,7 +196,7 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     staging = dest / INCOMING
     if temp == dest or (dest in temp.parents and staging not in temp.parents):
         yield (
-            f"--temp-dir is inside the destination ({shown(plan.temp)}), where the dataset will "
+            f"--temp-dir is inside the destination ({quoted(plan.temp)}), where the dataset will "
             "be; choose another one, or omit it"
         )
     if plan.source.kind is not SourceKind.LOCAL:
@@ -204,20 +204,20 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     source = Path(plan.source.locator).resolve()
     if source == dest or dest in source.parents:
         yield (
-            f"the source {shown(str(source))} is inside the destination {shown(plan.dest)}; "
+            f"the source {quoted(str(source))} is inside the destination {quoted(plan.dest)}; "
             "choose another --dest"
         )
     elif source in dest.parents:
         yield (
-            f"the destination {shown(plan.dest)} is inside the source {shown(str(source))}, so "
+            f"the destination {quoted(plan.dest)} is inside the source {quoted(str(source))}, so "
             "the dataset would contain a copy of itself; choose another --dest"
         )
     if source in temp.parents and dest not in temp.parents:
-        yield f"--temp-dir {shown(plan.temp)} is inside the source; choose another one"
+        yield f"--temp-dir {quoted(plan.temp)} is inside the source; choose another one"
     is_copied = any(shard.kind is ShardKind.TREE for shard in plan.shards)
     if is_copied and run_dir is not None and source in run_dir.resolve().parents:
         yield (
-            f"the log folder {shown(str(run_dir.parent))} is inside the source, whose files are "
+            f"the log folder {quoted(str(run_dir.parent))} is inside the source, whose files are "
             "copied unchanged, so the dataset would contain this run's files; choose another "
             "--log-dir"
         )
@@ -237,8 +237,8 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
             names.append(top)
     if top in {name.partition("/")[0] for name in names}:
         yield (
-            f"the log folder {shown(str(run_dir.parent))} is inside "
-            f"{shown(f'{plan.dest}/{top}')}, where the dataset will be; choose another --log-dir"
+            f"the log folder {quoted(str(run_dir.parent))} is inside "
+            f"{quoted(f'{plan.dest}/{top}')}, where the dataset will be; choose another --log-dir"
         )
 
 
@@ -251,7 +251,7 @@ def check_not_taken(plan: Plan) -> None:
         return  # what the plan is to replace
     when = f" at {there.published:%Y-%m-%d %H:%M:%S} UTC" if there.published else ""
     raise PreflightError(
-        f"the destination {shown(plan.dest)} contains a dataset that run {there.run_id} "
+        f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "
         f"published{when}, so run {plan.run_id} cannot publish there; launch again with another "
         "--dest, or with --overwrite to replace it"
     )
@@ -272,15 +272,15 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         return
     there = receipt_head(dest)
     if there is None:
-        few = ", ".join(shown(name) for name in sorted(names)[:3])
+        few = ", ".join(quoted(name) for name in sorted(names)[:3])
         more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
         yield (
-            f"the destination {shown(plan.dest)} is not empty (it contains {few}{more}); choose "
+            f"the destination {quoted(plan.dest)} is not empty (it contains {few}{more}); choose "
             "another --dest, or use --overwrite to replace files of the same names"
         )
     elif there.run_id != plan.run_id:
         yield (
-            f"the destination {shown(plan.dest)} contains a dataset that run {there.run_id} "
+            f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "
             "published; choose another --dest, or use --overwrite to replace it"
         )
 
@@ -347,7 +347,7 @@ def _no_room(needs: Sequence[Need]) -> Iterator[str]:
 def _no_room_on_one(needs: Sequence[Need]) -> Iterator[str]:
     size, number = sum(need.bytes for need in needs), sum(need.inodes for need in needs)
     what = " and ".join(need.what for need in needs if need.bytes)
-    where = shown(str(needs[-1].path))
+    where = quoted(str(needs[-1].path))
     try:
         found = filesystems.rooms(filesystems.existing(needs[-1].path))
     except OSError:

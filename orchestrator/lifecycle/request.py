@@ -11,7 +11,7 @@ from msgspec import structs
 from jobs.errors import UsageError
 from jobs.model import Layout, Options, Resources, Stage
 from jobs.sources.base import SourceRequest
-from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, shown
+from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.inspection.run_list import DEFAULT_LOG_DIR
 from orchestrator.lifecycle.planning import DEFAULT_TASKS, LEAST_PART_SIZE
@@ -67,11 +67,11 @@ def _check_layout(layout: Layout) -> None:
     for option, path in (("--records-file", layout.records), ("--images-dir", layout.images)):
         if layout.has_records and (fact := _unsafe(path)):
             raise UsageError(
-                f"{option} {shown(path)} {fact}; give its path inside the dataset, such as "
+                f"{option} {quoted(path)} {fact}; give its path inside the dataset, such as "
                 f"{'data/prompts.jsonl' if option == '--records-file' else 'data/images'}"
             )
     if layout.image_field is not None and not layout.image_field.isprintable():
-        raise UsageError(f"--image-field {shown(layout.image_field)} holds a control character")
+        raise UsageError(f"--image-field {quoted(layout.image_field)} holds a control character")
 
 
 def _unsafe(path: str) -> str | None:

@@ -15,8 +15,8 @@ from jobs.storage.safe_paths import (
     Folders,
     is_folder_itself,
     junk_kind,
+    quoted,
     safe_path,
-    shown,
     text_of,
 )
 
@@ -116,7 +116,7 @@ def test_bytes_that_are_no_text_are_kept_in_hex() -> None:
 
 
 def test_a_long_name_is_shown_by_both_its_ends() -> None:
-    told = shown(b"a" * 5000 + b"\n.png")
+    told = quoted(b"a" * 5000 + b"\n.png")
     assert len(told) < 220
     assert told.startswith("'aaa") and "…" in told and told.endswith("\\n.png'")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.storage.write_behind import WriteOut
+from jobs.storage.write_behind import WriteBehind
 
 
 class Disk:
@@ -43,20 +43,20 @@ def disk() -> Disk:
 
 
 @pytest.fixture
-def write_out(disk: Disk) -> Iterator[WriteOut]:
-    made = WriteOut(disk.sync, step=100)
+def write_out(disk: Disk) -> Iterator[WriteBehind]:
+    made = WriteBehind(disk.sync, step=100)
     yield made
     made.close()
 
 
-def test_little_is_written_out_once_at_the_end(disk: Disk, write_out: WriteOut) -> None:
+def test_little_is_written_out_once_at_the_end(disk: Disk, write_out: WriteBehind) -> None:
     write_out.wrote(24)
     assert disk.begun == 0
     write_out.finish()
     assert disk.begun == 1
 
 
-def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: WriteOut) -> None:
+def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: WriteBehind) -> None:
     begun = []
     for _ in range(10):  # the first steps are smaller: 25 and 50 bytes
         write_out.wrote(25)
@@ -67,7 +67,7 @@ def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: Write
     assert disk.begun == 4
 
 
-def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteOut) -> None:
+def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteBehind) -> None:
     disk.let_go.clear()
     for _ in range(50):
         write_out.wrote(100)
@@ -78,7 +78,9 @@ def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteOu
 
 
 @pytest.mark.parametrize("fails_at", [1, 2], ids=["while more comes", "at the end"])
-def test_an_error_reaches_whoever_finishes(disk: Disk, write_out: WriteOut, fails_at: int) -> None:
+def test_an_error_reaches_whoever_finishes(
+    disk: Disk, write_out: WriteBehind, fails_at: int
+) -> None:
     disk.fails_at = fails_at
     write_out.wrote(100)
     write_out.close()
@@ -86,7 +88,7 @@ def test_an_error_reaches_whoever_finishes(disk: Disk, write_out: WriteOut, fail
         write_out.finish()
 
 
-def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteOut) -> None:
+def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteBehind) -> None:
     disk.fails_at = 1
     write_out.wrote(100)
     write_out.close()
@@ -95,7 +97,7 @@ def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteOut) -> None:
 
 
 def test_without_a_thread_all_is_written_out_at_the_end(
-    disk: Disk, write_out: WriteOut, monkeypatch: pytest.MonkeyPatch
+    disk: Disk, write_out: WriteBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

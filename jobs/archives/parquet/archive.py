@@ -25,7 +25,7 @@ from jobs.formats.pictures import (
 )
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
@@ -50,7 +50,7 @@ class ParquetArchive:
     top: str | None = None
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
-        self._archive = shown(shard.name)[1:-1]
+        self._archive = quoted(shard.name)[1:-1]
         self._shard = shard
         self._options = options
         self._folder = folder
@@ -125,7 +125,7 @@ class ParquetArchive:
             yield
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{self._archive}: {shown(str(self._path))} no longer exists; `resume` "
+                f"{self._archive}: {quoted(str(self._path))} no longer exists; `resume` "
                 "downloads it again",
                 cause=Cause.NOT_FETCHED,
             ) from error
@@ -146,7 +146,7 @@ class ParquetArchive:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
-    return f"parquet: {shown(text)[1:-1]}"
+    return f"parquet: {quoted(text)[1:-1]}"
 
 
 def _groups_of(file: ParquetFile, part: Part) -> tuple[list[int], int, int]:
@@ -182,7 +182,7 @@ class _Rows:
         self._file = file
         schema = file.schema_arrow
         if twice := {name for name in schema.names if schema.names.count(name) > 1}:
-            raise unsupported(archive, f"has two columns named {shown(min(twice))}")
+            raise unsupported(archive, f"has two columns named {quoted(min(twice))}")
         self._columns = Columns(schema, options.layout.image_field)
         self._look()
         self._columns.settle()
@@ -192,7 +192,7 @@ class _Rows:
     def warnings(self) -> tuple[str, ...]:
         """What a person should know of the columns."""
         return tuple(
-            f"column {shown(name)} holds bytes that are not images; they are in the records as "
+            f"column {quoted(name)} holds bytes that are not images; they are in the records as "
             "base64"
             for name in self._columns.left
         )

@@ -18,7 +18,7 @@ from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 _HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
 
@@ -31,7 +31,7 @@ class TarArchive:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = shown(shard.name)[1:-1]
+        self._archive = quoted(shard.name)[1:-1]
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self._superseded = frozenset(fetched.superseded)
         self._final = bool(fetched.cuts)
@@ -91,7 +91,7 @@ class TarArchive:
         self._final = seen.top is None
         self._known = (seen.top,)
         raise TopChanged(
-            f"{self._archive}: member {shown(member.name)} changes which folder is on top; "
+            f"{self._archive}: member {quoted(member.name)} changes which folder is on top; "
             "the part is to be read again",
         )
 
@@ -214,7 +214,7 @@ def _size_of(fetched: Fetched) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{shown(path)} is gone; resume fetches the archive again", cause=Cause.NOT_FETCHED
+            f"{quoted(path)} is gone; resume fetches the archive again", cause=Cause.NOT_FETCHED
         ) from error
     except OSError as error:
-        raise from_os_error(error, doing=f"reading {shown(path)}") from error
+        raise from_os_error(error, doing=f"reading {quoted(path)}") from error

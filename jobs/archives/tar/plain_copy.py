@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import from_os_error
-from jobs.storage.safe_paths import shown
-from jobs.storage.write_behind import WriteOut
+from jobs.storage.safe_paths import quoted
+from jobs.storage.write_behind import WriteBehind
 
 # Left free for everything else that is being written; checked once for so many bytes.
 _RESERVE = 256 << 20  # bytes
@@ -30,7 +30,7 @@ class PlainCopy:
         self._archive_bytes = archive_bytes
         self._taken = taken
         self._fd: int | None = None
-        self._write_out = WriteOut(self._sync)
+        self._write_out = WriteBehind(self._sync)
         self._written = self._looked = 0
         self._temporary: Path | None = path.with_name(f"{path.name}.part")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
@@ -74,7 +74,7 @@ class PlainCopy:
         """Without room the tasks inflate for themselves; anything else is a broken disk."""
         self.discard()
         if error.errno not in _NO_ROOM:
-            raise from_os_error(error, doing=f"writing {shown(str(self._path))}") from error
+            raise from_os_error(error, doing=f"writing {quoted(str(self._path))}") from error
 
     def finish(self) -> str | None:
         """Make it durable under its name; None where it was given up."""

@@ -27,7 +27,7 @@ from jobs.archives.tar.plain_copy import PlainCopy
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
-from jobs.storage.safe_paths import SampleEnds, shown
+from jobs.storage.safe_paths import SampleEnds, quoted
 
 _UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source does not state it
 _TOP_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
@@ -100,7 +100,7 @@ class TarStream:
     ) -> None:
         self._shard = shard
         self._options = options
-        self._archive = shown(shard.name)[1:-1]
+        self._archive = quoted(shard.name)[1:-1]
         size = shard.size
         self._size = _UNKNOWN if size is None else max(size, 1)
         self._limits = Limits.of(self._archive, self._size, options)
@@ -215,7 +215,7 @@ class TarStream:
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``: not possible in one pass."""
-        raise self.needs_another_pass(f"{shown(name)}, which a link means")
+        raise self.needs_another_pass(f"{quoted(name)}, which a link means")
 
     def needs_another_pass(self, what: str) -> NeedsAnotherPass:
         """The error that leaves a part, in which there is ``what``, to be read again later."""
@@ -249,7 +249,7 @@ class TarStream:
             return
         self._known = (seen.top,)
         self.broken = TopChanged(
-            f"{self._archive}: member {shown(member.name)} changes which folder is on top; "
+            f"{self._archive}: member {quoted(member.name)} changes which folder is on top; "
             "the archive is to be read again",
         )
         raise self.broken

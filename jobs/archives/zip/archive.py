@@ -18,7 +18,7 @@ from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size comes in one piece
@@ -31,7 +31,7 @@ class ZipArchive:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = shown(shard.name)[1:-1]
+        self._archive = quoted(shard.name)[1:-1]
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
 
     @cached_property

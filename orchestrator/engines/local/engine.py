@@ -15,7 +15,7 @@ from jobs.errors import EngineError, from_os_error
 from jobs.model import utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.pool import GRACE_S, LOOK_S, Job, Pool, PoolTask, signal_group
@@ -52,7 +52,7 @@ class LocalEngine:
             for index in range(len(spec.tasks)):
                 job.tasks.append(_hand_over(job, place, index))
         except OSError as error:
-            why = from_os_error(error, doing=f"writing to {shown(str(place))}")
+            why = from_os_error(error, doing=f"writing to {quoted(str(place))}")
             raise EngineError(why.message, cause=why.cause) from error
         self._pool.jobs[str(job.id)] = job
         pairs = zip(spec.tasks, job.tasks, strict=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import UsageError
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 
 
 @dataclass(frozen=True)
@@ -81,15 +81,15 @@ def parse_for_download(text: str) -> str:
 
 def _checked(text: str, refused: tuple[_Option, ...]) -> str:
     if not text.isprintable():
-        raise UsageError(f"{shown(text)} holds a control character; write it on one line")
+        raise UsageError(f"{quoted(text)} holds a control character; write it on one line")
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"{shown(text)} cannot be read ({error})") from error
+        raise UsageError(f"{quoted(text)} cannot be read ({error})") from error
     if not words or not words[0].startswith("-"):
-        raise UsageError(f"{shown(text)} is not an sbatch option; write it as --option=value")
+        raise UsageError(f"{quoted(text)} is not an sbatch option; write it as --option=value")
     for option in _said(words, refused):
-        raise UsageError(f"{shown(text)}: {option.name} cannot be set here; {option.instead}")
+        raise UsageError(f"{quoted(text)}: {option.name} cannot be set here; {option.instead}")
     for item in export_of([text]).items:
         name, value, _ = item.partition("=")
         if value and _SECRET.search(name):

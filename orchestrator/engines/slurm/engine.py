@@ -12,7 +12,7 @@ from pathlib import Path
 from jobs.errors import EngineError, from_os_error
 from jobs.model import Cluster
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
@@ -115,7 +115,7 @@ class SlurmEngine:
             raise
         except OSError as error:
             self._take_back(job_ids)
-            why = from_os_error(error, doing=f"writing to {shown(spec.run_dir)}")
+            why = from_os_error(error, doing=f"writing to {quoted(spec.run_dir)}")
             raise EngineError(why.message, cause=why.cause) from error
         self._submitted += task_ids.values()
         return JobHandle(spec.stage, task_ids, tuple(job_ids))

@@ -16,7 +16,7 @@ from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 
 from jobs.errors import Cause, EngineError, UsageError
 from jobs.model import Resources, Stage, Task
-from jobs.storage.safe_paths import shown
+from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.slurm import arguments, client, cluster, limits
 from orchestrator.engines.task_entry import Entry
@@ -221,7 +221,7 @@ def _check_texts(spec: JobSpec) -> None:
     asked = spec.resources
     if "%" in spec.run_dir or "\\" in spec.run_dir:
         raise _usage(
-            f"the run folder {shown(spec.run_dir)} has a % or a backslash in its path, which "
+            f"the run folder {quoted(spec.run_dir)} has a % or a backslash in its path, which "
             "Slurm would replace in the names of logs; choose another --log-dir"
         )
     texts = {
@@ -245,7 +245,7 @@ def _check_texts(spec: JobSpec) -> None:
     pairs += [("the path of Python", sys.executable)]
     for name, text in pairs:
         if _CONTROL.search(text):
-            raise _usage(f"{name} {shown(text)} holds a control character; leave it out")
+            raise _usage(f"{name} {quoted(text)} holds a control character; leave it out")
     try:
         for text in asked.sbatch_args:
             arguments.parse_for_download(text)
