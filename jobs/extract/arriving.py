@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.extract.messages import Arrived
-from jobs.transfer.ordered_bytes import Arrivals
+from jobs.transfer.ordered_bytes import OrderedBytes
 
 _STEP = 1 << 20  # bytes; less news of a file is not worth a message
 
@@ -18,7 +18,7 @@ _STEP = 1 << 20  # bytes; less news of a file is not worth a message
 class Feed:
     """Takes what a transfer says of one file, and sends it on once there is somebody to send to.
 
-    The interface of ``Arrivals`` that a transfer uses.
+    The interface of ``OrderedBytes`` that a transfer uses.
     """
 
     def __init__(self, file: int) -> None:
@@ -45,24 +45,24 @@ class Feed:
             self._put(Arrived(self._state.file, 1, prefix=size, complete=True))
 
     def begin(self, fd: int) -> None:
-        """See ``Arrivals.begin``; whoever reads opens the file by its name."""
+        """See ``OrderedBytes.begin``; whoever reads opens the file by its name."""
         with self._lock:
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
     def advance(self, prefix: int) -> None:
-        """See ``Arrivals.advance``."""
+        """See ``OrderedBytes.advance``."""
         with self._lock:
             self._state = structs.replace(self._state, prefix=prefix)
             if prefix >= self._sent.prefix + _STEP:
                 self._put(self._state)
 
     def finish(self) -> None:
-        """See ``Arrivals.finish``."""
+        """See ``OrderedBytes.finish``."""
         with self._lock:
             self._put(structs.replace(self._state, complete=True))
 
     def fail(self) -> None:
-        """See ``Arrivals.fail``."""
+        """See ``OrderedBytes.fail``."""
         with self._lock:
             if not self._state.complete:
                 self._put(structs.replace(self._state, failed=True))
@@ -79,7 +79,7 @@ class ArrivingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._generation = 0
-        self.arrivals = Arrivals()
+        self.arrivals = OrderedBytes()
 
     def update(self, news: Arrived) -> None:
         """Take a report into account."""

@@ -41,7 +41,7 @@ from jobs.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from jobs.extract.arriving import ArrivingFile
-    from jobs.transfer.ordered_bytes import Arrivals
+    from jobs.transfer.ordered_bytes import OrderedBytes
 
 _NEWS_S = 0.25
 _READ = 1 << 16  # bytes
@@ -174,7 +174,7 @@ class Child:
         self._report(done)
 
     @property
-    def _arrivals(self) -> list[Arrivals]:
+    def _arrivals(self) -> list[OrderedBytes]:
         return [file.arrivals for file in self._files]
 
     # The parent ----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
-from jobs.transfer.ordered_bytes import Arrivals, StartedOver
+from jobs.transfer.ordered_bytes import OrderedBytes, TransferRestarted
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class ShardStream:
         plan: Plan,
         shard: Shard,
         files: Sequence[Path],
-        arrivals: Sequence[Arrivals] | None,
+        arrivals: Sequence[OrderedBytes] | None,
         progress: Progress,
         *,
         extracts: bool = True,
@@ -71,7 +71,7 @@ class ShardStream:
                 return self._read()
             except TopChanged:
                 self._take_back(files=True)
-            except (StartedOver, Contradiction):
+            except (TransferRestarted, Contradiction):
                 log.info(
                     "%s: its bytes are others than before, so all of it is read again",
                     self._shard.id,

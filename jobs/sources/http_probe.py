@@ -15,18 +15,18 @@ from jobs.sources import url_lists
 from jobs.transfer.rate_limits import backoff_s
 from jobs.transfer.responses import (
     MOST_CODED,
-    Again,
-    Body,
+    DecodedBody,
+    RetryLater,
     content_length,
     content_range,
     encoding,
     is_page,
     refused,
 )
-from jobs.transfer.target import Target, shown
+from jobs.transfer.target import Target, quoted_url
 
 if TYPE_CHECKING:
-    from jobs.transfer.connection import Reply, Wire
+    from jobs.transfer.connection import ConnectionPool, HttpResponse
 
 _STALL_S = 30.0
 _ATTEMPTS = 4
@@ -55,14 +55,14 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Pr
 def _probed(
     url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
 ) -> Probe:
-    from jobs.transfer.connection import Wire  # it loads requests
+    from jobs.transfer.connection import ConnectionPool  # it loads requests
 
     def ask() -> Probe:
         found = _asked(wire, Target(url, headers), most)
         judge(found)
         return found
 
-    wire = Wire(1, _STALL_S)
+    wire = ConnectionPool(1, _STALL_S)
     try:
         return _patiently(ask)
     finally:
@@ -72,7 +72,7 @@ def _probed(
 def _refuse_page(url: str, found: Probe) -> None:
     name = found.name or url_lists.last_name(url)
     if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
-        raise Again(SourceError(url_lists.page_given(url)))
+        raise RetryLater(SourceError(url_lists.page_given(url)))
 
 
 def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
@@ -93,7 +93,7 @@ def _patiently(ask: Callable[[], Probe]) -> Probe:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             return ask()
-        except Again as again:
+        except RetryLater as again:
             wait_s = again.wait_s
             if wait_s is None:
                 wait_s = backoff_s(attempt, 1.0)
@@ -103,8 +103,8 @@ def _patiently(ask: Callable[[], Probe]) -> Probe:
     raise AssertionError("the last attempt returns or raises")
 
 
-def _asked(wire: Wire, target: Target, most: int) -> Probe:
-    name = shown(urllib.parse.urlsplit(target.url).path or "/")  # errors name the site
+def _asked(wire: ConnectionPool, target: Target, most: int) -> Probe:
+    name = quoted_url(urllib.parse.urlsplit(target.url).path or "/")  # errors name the site
     asked = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
     reply = wire.get(target, asked, name=name)
     try:
@@ -119,23 +119,23 @@ def _asked(wire: Wire, target: Target, most: int) -> Probe:
         reply.close()
 
 
-def _size(reply: Reply) -> int | None:
+def _size(reply: HttpResponse) -> int | None:
     if reply.status == 206:
         found = content_range(reply.headers)
         return found.total if found else None
     return None if encoding(reply.headers) else content_length(reply.headers)
 
 
-def _head(reply: Reply, name: str, most: int) -> bytes:
-    from jobs.transfer.connection import BROKEN, broken
+def _head(reply: HttpResponse, name: str, most: int) -> bytes:
+    from jobs.transfer.connection import CONNECTION_ERRORS, connection_error
 
-    body = Body(reply.headers, name=name, size=None)
+    body = DecodedBody(reply.headers, name=name, size=None)
     head = b""
     try:
         while len(head) < most and (data := reply.read(min(most, MOST_CODED))):
             head += body.file_bytes(data)
-    except BROKEN as error:
-        raise broken(error, name=name, url=reply.url, stall_s=_STALL_S) from None
+    except CONNECTION_ERRORS as error:
+        raise connection_error(error, name=name, url=reply.url, stall_s=_STALL_S) from None
     return head[:most]
 
 

@@ -16,13 +16,13 @@ import urllib3.exceptions
 
 from jobs.errors import Cause, SourceError
 from jobs.runtime import background
-from jobs.transfer.responses import Again
+from jobs.transfer.responses import RetryLater
 from jobs.transfer.target import Target, origin_of, redact
 
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-BROKEN = (
+CONNECTION_ERRORS = (
     requests.RequestException,
     urllib3.exceptions.HTTPError,
     http.client.HTTPException,
@@ -36,7 +36,7 @@ _UNFIT_PROXY = (
 )
 
 
-class Reply:
+class HttpResponse:
     """An answer whose body is still to be read."""
 
     def __init__(self, response: requests.Response, url: str, *, redirected: bool) -> None:
@@ -74,7 +74,7 @@ class Reply:
 
     def close(self, *, whole: bool = False) -> None:
         """Give the connection back where the body was read ``whole``, else close it."""
-        with contextlib.suppress(*BROKEN):
+        with contextlib.suppress(*CONNECTION_ERRORS):
             if whole and not self._ended:
                 self._ended = not self.read(1)
         if whole and self._ended:
@@ -95,7 +95,7 @@ class _NoLogin(requests.auth.AuthBase):
         return request
 
 
-class Wire:
+class ConnectionPool:
     """A pool of connections; safe between threads."""
 
     def __init__(self, connections: int, stall_s: float) -> None:
@@ -119,18 +119,19 @@ class Wire:
         *,
         name: str,
         check: Callable[[], None] = lambda: None,
-    ) -> Reply:
-        """Ask for ``target``; raises ``Again`` or ``SourceError``, neither with a secret in it.
+    ) -> HttpResponse:
+        """Ask for ``target``.
 
+        Raises ``RetryLater`` or ``SourceError``, neither with a secret in it.
         ``check`` is called while an answer's head is waited for, and raises to end the wait. A
         name that is looked up, a connection or a handshake cannot be broken off from outside: they
         have a thread of their own, which is left to end by itself.
         """
         return background.call_interruptible(
-            lambda: self._get(target, headers, name=name), check=check, drop=Reply.close
+            lambda: self._get(target, headers, name=name), check=check, drop=HttpResponse.close
         )
 
-    def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> Reply:
+    def _get(self, target: Target, headers: Mapping[str, str], *, name: str) -> HttpResponse:
         url = target.url
         left = False
         for _ in range(MOST_REDIRECTS + 1):
@@ -138,9 +139,9 @@ class Wire:
             response = self._send(url, {**own, **headers}, name=name)
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
-                return Reply(response, url, redirected=url != target.url)
+                return HttpResponse(response, url, redirected=url != target.url)
             # Nothing of a redirect's body is wanted; a short one leaves the connection usable.
-            Reply(response, url, redirected=True).close(
+            HttpResponse(response, url, redirected=True).close(
                 whole=response.headers.get("Content-Length") == "0"
             )
             url = _followed(url, location, name=name)
@@ -173,8 +174,8 @@ class Wire:
             raise SourceError(
                 f"{name}: {redact(url)} is not a usable http(s) address, or a header is malformed"
             ) from None
-        except BROKEN as error:
-            raise broken(error, name=name, url=url, stall_s=self._stall_s) from None
+        except CONNECTION_ERRORS as error:
+            raise connection_error(error, name=name, url=url, stall_s=self._stall_s) from None
 
     def close(self) -> None:
         self._session.close()
@@ -191,7 +192,7 @@ def _followed(url: str, location: str, *, name: str) -> str:
     return goal
 
 
-def broken(error: BaseException, *, name: str, url: str, stall_s: float) -> Exception:
+def connection_error(error: BaseException, *, name: str, url: str, stall_s: float) -> Exception:
     """What a failure of the connection means, in words without the address's secrets."""
     site = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
     chain = _chain(error)
@@ -201,7 +202,9 @@ def broken(error: BaseException, *, name: str, url: str, stall_s: float) -> Exce
             f"{name}: the certificate of {site} cannot be verified; if your site's proxy has its "
             "own authority, name its file in REQUESTS_CA_BUNDLE"
         )
-    return Again(SourceError(f"{name}: {_fact(chain, text, site, stall_s)}", cause=Cause.NETWORK))
+    return RetryLater(
+        SourceError(f"{name}: {_fact(chain, text, site, stall_s)}", cause=Cause.NETWORK)
+    )
 
 
 def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> str:

@@ -9,22 +9,22 @@ from jobs.errors import Cause, DigestError, SourceError
 from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.partial_file import Frontier, Identity, Partial
+from jobs.transfer.partial_file import FileVersion, PartialFile, RunningHash
 from jobs.transfer.responses import StartOver
-from jobs.transfer.session import Counting
-from jobs.transfer.target import Received, Target, shown
+from jobs.transfer.session import TransferProgress
+from jobs.transfer.target import Received, Target, quoted_url
 
 SMALL = 8 << 20  # bytes: so much takes one request, is hashed in passing, and may be lost whole
 _HEAD = 1 << 16  # bytes that ``expect`` gets
 _AGAIN = 2  # how often a file that is wrong is fetched anew
 
 
-class Draft:
+class DownloadState:
     """What one fetch knows; ``take_up`` begins it. Parameters are those of ``Transfer.fetch``."""
 
     def __init__(
         self,
-        progress: Counting,
+        progress: TransferProgress,
         resolve: Callable[[], Target],
         out: Path,
         name: str,
@@ -34,7 +34,7 @@ class Draft:
         arrivals: Listener | None,
     ) -> None:
         self.resolve = resolve
-        self.name = shown(name)
+        self.name = quoted_url(name)
         self.published_size = size
         self.size = size
         self.digest = digest  # the published one, or the server's own
@@ -42,14 +42,14 @@ class Draft:
         self.trusts_validators = True
         self.ranged = True  # as far as its server has shown
         self.may_be_page = magic.is_page_name(name)
-        self.partial = Partial(out)
+        self.partial = PartialFile(out)
         self._progress = progress
         self._published = digest
         self._expect = expect
         self._arrivals = arrivals
         self._judged = False  # the first bytes, and well
         self._starts = 0
-        self._frontier: Frontier | None = None
+        self._frontier: RunningHash | None = None
 
     def take_up(self) -> None:
         """Go on from what is there, unless it is of another file."""
@@ -90,7 +90,7 @@ class Draft:
                 raise StartOver(error) from error
         self._judged = True
 
-    def identify(self, identity: Identity) -> None:
+    def identify(self, identity: FileVersion) -> None:
         """Say in the sidecar what file this is."""
         if self.partial.identity != identity:
             self.partial.identify(identity)
@@ -114,10 +114,10 @@ class Draft:
         if self._arrivals is not None and self._judged:
             self._arrivals.advance(self.partial.prefix)
 
-    def hashing(self) -> Frontier:
+    def hashing(self) -> RunningHash:
         """The hasher of these bytes, begun once what is known of the file is known."""
         if self._frontier is None:
-            self._frontier = Frontier(self.partial, self.digest, self.size)
+            self._frontier = RunningHash(self.partial, self.digest, self.size)
             if self.size is None or self.size > SMALL:
                 self._frontier.start()
         return self._frontier
@@ -132,7 +132,7 @@ class Draft:
         digests = self.hashing().finish()
         want = self.digest
         if want is not None and want.algorithm not in digests:
-            late = Frontier(self.partial, want, size)
+            late = RunningHash(self.partial, want, size)
             digests = late.finish()
         if want is not None and digests[want.algorithm] != want:
             raise StartOver(

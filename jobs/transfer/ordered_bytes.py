@@ -11,7 +11,7 @@ from typing import Protocol
 from jobs.errors import Cause, SourceError
 
 
-class StartedOver(Exception):
+class TransferRestarted(Exception):
     """The file began anew (it had changed, or was corrupt): what was read of it is void."""
 
 
@@ -35,7 +35,7 @@ class Listener(Protocol):
         ...
 
 
-class Arrivals:
+class OrderedBytes:
     """Hands the bytes of a file that is being fetched to readers, through the partial file.
 
     A reader gets its end of file only once the whole file has been verified, so what was read up
@@ -50,10 +50,10 @@ class Arrivals:
         self._whole = False
         self._failed = False
 
-    def reader(self) -> ArrivalsReader:
+    def reader(self) -> OrderedBytesReader:
         """A stream from the first byte; close it, and ask for another one after StartedOver."""
         with self._changed:
-            return ArrivalsReader(self, self._generation)
+            return OrderedBytesReader(self, self._generation)
 
     @property
     def prefix(self) -> int:
@@ -105,7 +105,7 @@ class Arrivals:
         with self._changed:
             while True:
                 if self._generation != generation:
-                    raise StartedOver
+                    raise TransferRestarted
                 if self._prefix > offset and self._fd is not None:
                     # Within the lock: the descriptor cannot be closed meanwhile.
                     count = min(len(into), self._prefix - offset)
@@ -126,10 +126,13 @@ class Arrivals:
             self._changed.notify_all()
 
 
-class ArrivalsReader(io.RawIOBase):
-    """A stream of bytes; ``read`` waits for them and raises ``StartedOver`` or ``SourceError``."""
+class OrderedBytesReader(io.RawIOBase):
+    """A stream of bytes.
 
-    def __init__(self, arrivals: Arrivals, generation: int) -> None:
+    ``read`` waits for them and raises ``TransferRestarted`` or ``SourceError``.
+    """
+
+    def __init__(self, arrivals: OrderedBytes, generation: int) -> None:
         super().__init__()
         self._arrivals = arrivals
         self._generation = generation

@@ -27,7 +27,7 @@ _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Identity:
+class FileVersion:
     """Which version of which file the bytes are of."""
 
     size: int | None
@@ -43,7 +43,7 @@ def _boot() -> str:
         return ""
 
 
-class Partial:
+class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; safe between threads.
 
     Raises ``StorageError`` for whatever the file system refuses.
@@ -54,7 +54,7 @@ class Partial:
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
         self._ranges = Ranges()
-        self.identity: Identity | None = None
+        self.identity: FileVersion | None = None
         self._lock = threading.Lock()
         self._unsaved = Ranges()
         self._unsaved_bytes = 0
@@ -110,7 +110,7 @@ class Partial:
 
     # The sidecar ------------------------------------------------------------------------
 
-    def identify(self, identity: Identity) -> None:
+    def identify(self, identity: FileVersion) -> None:
         """From now on the sidecar tells of this version; what is there is of it."""
         with self._lock:
             self.identity = identity
@@ -154,7 +154,7 @@ class Partial:
             return  # none, or no usable one: the file begins anew
         if value.get("schema") != SCHEMA or not (validator or digest):
             return
-        self.identity = Identity(size, validator, digest)
+        self.identity = FileVersion(size, validator, digest)
         for start, stop in _trusted(lines, same_boot=value.get("boot") == _boot()):
             self._ranges.add(start, min(stop, here))
 
@@ -242,14 +242,14 @@ def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:
     return found if same_boot else found[:trusted]
 
 
-class Frontier:
+class RunningHash:
     """SHA-256, and the published algorithm where it is another one, of a partial file's prefix.
 
     Bytes that come in order are hashed as they pass; a big file's are read back from the page
     cache by a thread of its own, so that many connections may write out of order.
     """
 
-    def __init__(self, partial: Partial, expected: Digest | None, size: int | None) -> None:
+    def __init__(self, partial: PartialFile, expected: Digest | None, size: int | None) -> None:
         self._partial = partial
         self._sha256 = digests.new("sha256")
         self._hashers: dict[str, Hasher] = {"sha256": self._sha256}

@@ -67,7 +67,7 @@ def _date_s(text: str) -> float | None:
         return None
 
 
-class Pauses:
+class SitePauses:
     """Until when each site wants to be left alone; shared by all connections."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class Pauses:
         return max(0.0, self._until.get(site, 0.0) - time.monotonic())
 
 
-class Rate:
+class RateLimit:
     """A token bucket for all connections together; no limit where ``bytes_per_s`` is None."""
 
     def __init__(self, bytes_per_s: int | None) -> None:

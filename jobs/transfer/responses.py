@@ -23,7 +23,7 @@ _GZIP = b"\x1f\x8b"
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
 
 
-class Again(Exception):
+class RetryLater(Exception):
     """This attempt failed, another one may not; ``error`` is raised when none is left."""
 
     def __init__(self, error: OrchestrateError, *, wait_s: float | None = None) -> None:
@@ -32,7 +32,7 @@ class Again(Exception):
         self.wait_s = wait_s  # what the server asked for
 
 
-class Lied(Again):
+class WrongRange(RetryLater):
     """The answer to a Range was another than was asked for."""
 
 
@@ -127,7 +127,7 @@ def may_pass(status: int) -> bool:
 def refused(
     status: int, headers: Mapping[str, str], *, name: str, site: str, elsewhere: bool
 ) -> Exception | None:
-    """The error that a status means: ``Again``, or one for good; None for 200 and 206.
+    """The error that a status means: ``RetryLater``, or one for good; None for 200 and 206.
 
     ``elsewhere``: another address can be had by asking anew, as of one that was signed for a time.
     """
@@ -141,14 +141,16 @@ def refused(
             "this machine is not allowed to read it",
             cause=Cause.AUTHENTICATION,
         )
-        return Again(error)
+        return RetryLater(error)
     wait_s = retry_after_s(headers)
     if may_pass(status):
         wait_s = rate_limit_s(headers) if wait_s is None else wait_s
         limited = status == 429 or (status == 503 and wait_s is not None)
         cause = Cause.RATE_LIMITED if limited else Cause.NETWORK
         fact = "too many requests" if limited else "the server reports an error"
-        return Again(SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s)
+        return RetryLater(
+            SourceError(f"{what} ({fact}); try again later", cause=cause), wait_s=wait_s
+        )
     return refusal(status, code, what)
 
 
@@ -223,7 +225,7 @@ def _s3_etag(headers: Mapping[str, str]) -> Digest | None:
     return Digest("md5", match[1]) if match and is_s3 and not keyed else None
 
 
-class Body:
+class DecodedBody:
     """Turns what arrives into the bytes of the file; mostly it changes nothing."""
 
     def __init__(self, headers: Mapping[str, str], *, name: str, size: int | None) -> None:
@@ -263,13 +265,13 @@ class Body:
                 plain += self._inflater.decompress(data)
                 data = self._inflater.unused_data
         except zlib.error as error:
-            raise Again(self._broken("is damaged")) from error
+            raise RetryLater(self._broken("is damaged")) from error
         return plain
 
     def end(self) -> None:
-        """The body has ended; raises ``Again`` where it was cut."""
+        """The body has ended; raises ``RetryLater`` where it was cut."""
         if self._inflater is not None and not self._inflater.eof:
-            raise Again(self._broken("was cut short"))
+            raise RetryLater(self._broken("was cut short"))
 
     def _decide(self, data: bytes) -> None:
         self._decided = True

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 
-from jobs.transfer.download_state import SMALL, Draft
-from jobs.transfer.range_request import Attempt
+from jobs.transfer.download_state import SMALL, DownloadState
+from jobs.transfer.range_request import RangeRequest
 from jobs.transfer.ranges import Range, Ranges, next_piece
 from jobs.transfer.rate_limits import LONGEST_WAIT_S, backoff_s
-from jobs.transfer.responses import Again, Lied, NoRanges
-from jobs.transfer.session import Over, Shared
+from jobs.transfer.responses import NoRanges, RetryLater, WrongRange
+from jobs.transfer.session import FileFinished, TransferSession
 from jobs.transfer.target import Target
 
 _PROBE = 4 << 20  # bytes of the first request, where the size is not known
@@ -17,10 +17,10 @@ _PROGRESS = 1 << 16  # bytes since the last failure that make it a new story
 _MOST_LIES = 2  # wrong answers to a Range before ranges are given up
 
 
-class Round:
+class RangeScheduler:
     """Fetches what is missing; the calling thread leads, others help where ranges work."""
 
-    def __init__(self, shared: Shared, draft: Draft, *, streaming: bool) -> None:
+    def __init__(self, shared: TransferSession, draft: DownloadState, *, streaming: bool) -> None:
         self.shared = shared
         self.draft = draft
         self.partial = draft.partial
@@ -66,7 +66,7 @@ class Round:
             while True:
                 self.shared.check(self.over)
                 if self._error is not None:
-                    raise self._error if leads else Over
+                    raise self._error if leads else FileFinished
                 piece = next_piece(self._todo, self._share())
                 if piece is not None:
                     self._todo.remove(*piece)
@@ -116,7 +116,7 @@ class Round:
     def _help(self) -> None:
         try:
             self._work(leads=False)
-        except Over:
+        except FileFinished:
             pass
         except BaseException as error:  # noqa: BLE001 (the leader raises it)
             with self._changed:
@@ -126,13 +126,13 @@ class Round:
     # Attempts ---------------------------------------------------------------------------
 
     def _work(self, *, leads: bool) -> None:
-        patience = _Patience(self, leads=leads)
+        patience = _RetryPolicy(self, leads=leads)
         while (piece := self._take(leads=leads)) is not None:
-            failure: Again | None = None
+            failure: RetryLater | None = None
             try:
                 with self.shared.slot(self.over):
                     self._attempt(piece)
-            except Again as error:
+            except RetryLater as error:
                 failure = error
             finally:
                 self._give_back(piece)
@@ -142,16 +142,16 @@ class Round:
     def _attempt(self, piece: Range | None) -> None:
         landed = self._target
         try:
-            self._target = Attempt(
+            self._target = RangeRequest(
                 self.shared, self.draft, piece, landed, over=self.over, learnt=self._learnt
             ).run()
-        except Again as error:
+        except RetryLater as error:
             self._target = None  # ask for a fresh address
-            if isinstance(error, Lied) and piece is not None:
+            if isinstance(error, WrongRange) and piece is not None:
                 self._lied(error)
             raise
 
-    def _lied(self, lie: Lied) -> None:
+    def _lied(self, lie: WrongRange) -> None:
         """A Range was answered wrongly: again, or without ranges from now on."""
         with self._changed:
             self._lies += 1
@@ -160,26 +160,26 @@ class Round:
 
     def _stream(self) -> None:
         """The whole file over one connection; what is there already is not written again."""
-        patience = _Patience(self, leads=True)
+        patience = _RetryPolicy(self, leads=True)
         while True:
             try:
                 with self.shared.slot(self.over):
                     self._attempt(None)
                 return
-            except Again as error:
+            except RetryLater as error:
                 patience.after(error)
 
 
-class _Patience:
+class _RetryPolicy:
     """How often a connection tries again, and how long it waits before."""
 
-    def __init__(self, of: Round, *, leads: bool) -> None:
+    def __init__(self, of: RangeScheduler, *, leads: bool) -> None:
         self._round = of
         self._leads = leads
         self._failures = 0
         self._had = of.partial.total
 
-    def after(self, failure: Again) -> None:
+    def after(self, failure: RetryLater) -> None:
         """Wait for the next attempt; raises the failure's error where there is no next one."""
         shared = self._round.shared
         have = self._round.partial.total

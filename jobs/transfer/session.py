@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from jobs.errors import Cause
-from jobs.transfer.rate_limits import Pauses, Rate
+from jobs.transfer.rate_limits import RateLimit, SitePauses
 
 if TYPE_CHECKING:
-    from jobs.transfer.connection import Reply, Wire
+    from jobs.transfer.connection import ConnectionPool, HttpResponse
 
 _TICK_S = 0.1
 
 
-class Counting(Protocol):
+class TransferProgress(Protocol):
     """What a transfer needs of ``jobs.runtime.progress.Progress``."""
 
     def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None: ...
@@ -26,11 +26,11 @@ class Counting(Protocol):
     def cause(self) -> Cause | None: ...
 
 
-class Over(Exception):
+class FileFinished(Exception):
     """Another connection has ended this file, well or badly."""
 
 
-class Shared:
+class TransferSession:
     """At most ``connections`` in all, for several threads; the parameters are ``Transfer``'s.
 
     ``over`` tells, wherever it is asked for, whether the file in question needs no more work.
@@ -42,7 +42,7 @@ class Shared:
         max_rate: int | None = None,
         stall_s: float = 60.0,
         *,
-        progress: Counting,
+        progress: TransferProgress,
         tries: int = 10,
         backoff_s: float = 1.0,
     ) -> None:
@@ -51,23 +51,23 @@ class Shared:
         self.tries = tries
         self.backoff_s = backoff_s
         self.progress = progress
-        self.rate = Rate(max_rate)
-        self.pauses = Pauses()
+        self.rate = RateLimit(max_rate)
+        self.pauses = SitePauses()
         self.answered = False  # a server said something, whatever it was
         self._slots = threading.BoundedSemaphore(self.connections)
         self._lock = threading.Lock()
-        self._wire: Wire | None = None
-        self._open: dict[Reply, Callable[[], bool]] = {}
+        self._wire: ConnectionPool | None = None
+        self._open: dict[HttpResponse, Callable[[], bool]] = {}
         self._watch: threading.Thread | None = None
 
     @property
-    def wire(self) -> Wire:
+    def wire(self) -> ConnectionPool:
         """The pool of connections, made when first needed: requests takes a while to import."""
-        from jobs.transfer.connection import Wire
+        from jobs.transfer.connection import ConnectionPool
 
         with self._lock:
             if self._wire is None:
-                self._wire = Wire(self.connections, self.stall_s)
+                self._wire = ConnectionPool(self.connections, self.stall_s)
             return self._wire
 
     @contextlib.contextmanager
@@ -81,7 +81,7 @@ class Shared:
             self._slots.release()
 
     @contextlib.contextmanager
-    def watched(self, reply: Reply, over: Callable[[], bool]) -> Iterator[None]:
+    def watched(self, reply: HttpResponse, over: Callable[[], bool]) -> Iterator[None]:
         """While this reply is read, a stop of the task, or of the file, ends it."""
         with self._lock:
             self._open[reply] = over
@@ -107,10 +107,10 @@ class Shared:
                 reply.interrupt()
 
     def check(self, over: Callable[[], bool]) -> None:
-        """Raise ``Stopped`` if told to stop, ``Over`` where the file needs no more work."""
+        """Raise ``Stopped`` if told to stop, ``FileFinished`` where the file needs no more work."""
         self.progress.check()
         if over():
-            raise Over
+            raise FileFinished
 
     def pause(self, seconds: float, over: Callable[[], bool]) -> None:
         """Wait, unless there is a reason to stop."""

@@ -51,7 +51,7 @@ def origin_of(url: str) -> tuple[str, str, int]:
     return scheme, host, parts.port or _PORTS[scheme]
 
 
-def shown(name: str) -> str:
+def quoted_url(name: str) -> str:
     """``name`` for a message: on one line, nothing that a terminal would act on."""
     text = name if name.isprintable() else repr(name)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"

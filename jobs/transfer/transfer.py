@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jobs.model import Digest
-from jobs.transfer.download_state import Draft
+from jobs.transfer.download_state import DownloadState
 from jobs.transfer.ordered_bytes import Listener
 from jobs.transfer.responses import NoRanges, StartOver
-from jobs.transfer.session import Shared
+from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Received, Target
 
 
-class Transfer(Shared):
+class Transfer(TransferSession):
     """Fetches files over at most ``connections`` in all; may be used from several threads.
 
     ``max_rate`` is in bytes a second, for all together; no byte for ``stall_s`` seconds is a
@@ -39,7 +39,7 @@ class Transfer(Shared):
         ones, if any. ``expect`` gets the first bytes and raises ``SourceError`` if they are wrong.
         Raises ``SourceError``, ``DigestError``, ``StorageError``; ``Stopped`` when told to stop.
         """
-        draft = Draft(self.progress, resolve, out, name, size, digest, expect, arrivals)
+        draft = DownloadState(self.progress, resolve, out, name, size, digest, expect, arrivals)
         with contextlib.closing(draft):
             draft.take_up()
             while True:
@@ -49,14 +49,14 @@ class Transfer(Shared):
                 except StartOver as reason:
                     draft.start_over(reason)
 
-    def _bring(self, draft: Draft) -> None:
+    def _bring(self, draft: DownloadState) -> None:
         """Have every byte there, in ranges if the server does them rightly."""
-        from jobs.transfer.scheduler import Round  # which loads requests
+        from jobs.transfer.scheduler import RangeScheduler  # which loads requests
 
         if draft.ranged:
             try:
-                Round(self, draft, streaming=False).run()
+                RangeScheduler(self, draft, streaming=False).run()
                 return
             except NoRanges:
                 draft.ranged = False
-        Round(self, draft, streaming=True).run()
+        RangeScheduler(self, draft, streaming=True).run()

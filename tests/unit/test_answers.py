@@ -21,8 +21,8 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.transfer import ranges
-from jobs.transfer.ordered_bytes import Arrivals
-from jobs.transfer.partial_file import Partial
+from jobs.transfer.ordered_bytes import OrderedBytes
+from jobs.transfer.partial_file import PartialFile
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
 from tests.support import faults
@@ -48,7 +48,7 @@ def fetch(
     size: int | None = None,
     digest: Digest | None = None,
     expect: Callable[[bytes], None] | None = None,
-    arrivals: Arrivals | None = None,
+    arrivals: OrderedBytes | None = None,
     connections: int = 4,
 ) -> Received:
     by = Transfer(connections, stall_s=2, progress=Progress(), backoff_s=0.01, tries=5)
@@ -233,7 +233,7 @@ def test_an_archive_is_not_judged_by_a_few_bytes(
     data = samples.pack_one(dataset, tmp_path / "in", fmt).read_bytes()[:5000]
     web.put(PATH, data)
     web.fail(PATH, faults.throttle(2000))  # a hundred bytes at once
-    arrivals = Arrivals()
+    arrivals = OrderedBytes()
     reader = arrivals.reader()
     fetch(
         web.url(PATH),
@@ -269,7 +269,7 @@ def test_an_address_may_be_ipv6(tmp_path: Path) -> None:
 
 
 def test_what_is_there_can_be_asked_for_while_others_write(tmp_path: Path) -> None:
-    partial = Partial(tmp_path / "out")
+    partial = PartialFile(tmp_path / "out")
 
     def slowly(frame: FrameType, event: str, argument: object) -> Any:
         if frame.f_code.co_filename == ranges.__file__:

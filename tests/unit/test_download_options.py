@@ -15,7 +15,7 @@ from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source, parse_url_list
-from jobs.transfer.rate_limits import Rate, retry_after_s
+from jobs.transfer.rate_limits import RateLimit, retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
@@ -44,7 +44,7 @@ def opened(kind: SourceKind, *locators: str, **more: object) -> list[str]:
 
 
 def test_a_rate_is_that_of_all_connections_together() -> None:
-    rate = Rate(1_000_000)
+    rate = RateLimit(1_000_000)
     waited: list[float] = []
 
     def spend() -> None:

@@ -20,7 +20,7 @@ from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.transfer.ordered_bytes import Arrivals
+from jobs.transfer.ordered_bytes import OrderedBytes
 from tests.support.extracting import Extracting, extracting
 from tests.support.rawtar import END, member
 from tests.support.reading import NO_FOLDER, part_digests
@@ -47,7 +47,7 @@ def _run(tmp: Path, data: bytes, name: str = "a.tar", options: Options = OPTIONS
 
 
 def _stream(
-    run: Extracting, arrivals: list[Arrivals] | None = None, *, spills: bool = False
+    run: Extracting, arrivals: list[OrderedBytes] | None = None, *, spills: bool = False
 ) -> Streamed:
     shard = run.plan.shards[0]
     files = [Path(file.locator) for file in shard.files]
@@ -133,9 +133,9 @@ def _wait_for(path: Path) -> None:
         threading.Event().wait(0.01)
 
 
-def _arriving(path: Path) -> Arrivals:
+def _arriving(path: Path) -> OrderedBytes:
     """All bytes of ``path`` but the last; whoever holds the result says when it is complete."""
-    arrivals = Arrivals()
+    arrivals = OrderedBytes()
     fd = os.open(path, os.O_RDONLY)
     arrivals.begin(fd)
     os.close(fd)

@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import Cause, DigestError, SourceError, Stopped
 from jobs.model import Digest
 from jobs.runtime.progress import Progress
-from jobs.transfer.ordered_bytes import Arrivals
+from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.target import Target, redact
 from jobs.transfer.transfer import Transfer
 from tests.support import faults
@@ -171,7 +171,7 @@ def test_an_expired_signed_address_is_asked_for_anew(web: FaultyServer, tmp_path
 
 def test_a_follower_reads_the_bytes_in_order(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA)
-    arrivals = Arrivals()
+    arrivals = OrderedBytes()
     reader = arrivals.reader()
     found: list[bytes] = []
     follower = threading.Thread(target=lambda: found.append(reader.readall()))
