@@ -100,7 +100,7 @@ def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
     kinds: dict[str, list[str]] = {}
     for name, kind in left.items():
         kinds.setdefault(kind, []).append(name)
-    listed = "; ".join(f"{few(names)} ({kind})" for kind, names in sorted(kinds.items()))
+    listed = "; ".join(f"{first_names(names)} ({kind})" for kind, names in sorted(kinds.items()))
     return (f"{where}: left out because they are not part of the data: {listed}",) if left else ()
 
 
@@ -117,7 +117,7 @@ def check_finished(names: Iterable[str], known: Collection[str]) -> None:
             )
 
 
-def home(names: Sequence[str], layout: Layout) -> str:
+def common_folder(names: Sequence[str], layout: Layout) -> str:
     """The folder, with a slash, that the dataset's loose files lie in; empty for the top.
 
     Some keep everything below one folder of the source: the one that holds the records file,
@@ -156,7 +156,7 @@ def shard_id(index: int, count: int, name: str) -> str:
     return f"{index:0{width}d}-{clean}" if clean else f"{index:0{width}d}"
 
 
-def near(wanted: str, names: Iterable[str]) -> str:
+def similar_names(wanted: str, names: Iterable[str]) -> str:
     """``; did you mean 'a' or 'b'?`` for a message; empty where nothing is like ``wanted``."""
     import difflib
 
@@ -168,7 +168,7 @@ def near(wanted: str, names: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(quoted, found))}?" if found else ""
 
 
-def few(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
     """The first names and how many more there are, for a message."""
     known = sorted(names)
     more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""

@@ -75,7 +75,7 @@ def _refuse_page(url: str, found: Probe) -> None:
         raise RetryLater(SourceError(url_lists.page_given(url)))
 
 
-def text(url: str, headers: Mapping[str, str], most: int) -> str | None:
+def fetch_text(url: str, headers: Mapping[str, str], most: int) -> str | None:
     """A small text; None where the server has none, or none for us: signed folders forbid the rest.
 
     One that is busy or gone says nothing of whether it has one: that raises, as in ``probe``.

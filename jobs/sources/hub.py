@@ -15,7 +15,7 @@ from jobs.runtime import background
 from jobs.sources import file_names, http_probe, hub_client
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.hub_client import Repo
-from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
@@ -84,7 +84,7 @@ class HubSource:
         self._repo = repo
         self._request = request
         self._ref = ref
-        self._choice: Choice | None = None
+        self._choice: ShardSelection | None = None
         self._was_let_in = False  # some file could be read
 
     @classmethod
@@ -169,7 +169,7 @@ class HubSource:
         repo, revision = self._repo, self._request.revision
         client = hub_client.api(repo)
         try:
-            info = hub_client.patiently(
+            info = hub_client.with_retries(
                 repo,
                 lambda: client.repo_info(
                     repo.id, revision=revision, repo_type=repo.repo_type, timeout=30
@@ -199,7 +199,7 @@ class HubSource:
             hint = hub_client.near_repos(repo, client)
             return SourceError(error.message + hint, cause=error.cause)
         try:
-            refs = hub_client.patiently(
+            refs = hub_client.with_retries(
                 repo, lambda: client.list_repo_refs(repo.id, repo_type=repo.repo_type)
             )
             known = [ref.name for ref in (*refs.branches, *refs.tags)]
@@ -208,17 +208,17 @@ class HubSource:
         names = ", ".join(known[:10])
         return SourceError(
             f"{repo} has no revision {quoted(revision or 'main')}"
-            f"{file_names.near(revision or 'main', known) or '; check --revision'}"
+            f"{file_names.similar_names(revision or 'main', known) or '; check --revision'}"
             + (f" (it has {names})" if names else ""),
             cause=error.cause,
         )
 
-    def _chosen(self) -> Choice:
+    def _chosen(self) -> ShardSelection:
         if self._choice is None:
             self._choice = self._choose()
         return self._choice
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> ShardSelection:
         request, where = self._request, str(self._repo)
         listed = self._listed()
         meant = self._meant(listed) if request.files else None
@@ -228,7 +228,7 @@ class HubSource:
             meant &= kept
         look = Look(self._heads, _MOST_HEADS)
         found = sort_out(files, request, look, where=where, meant=meant)
-        choice = Choice(shards_of(found), notes_of(found, where))
+        choice = ShardSelection(shards_of(found), notes_of(found, where))
         self._check_access(choice)
         return choice
 
@@ -238,7 +238,7 @@ class HubSource:
 
         repo, revision = self._repo, self.describe().revision
         client = hub_client.api(repo)
-        items = hub_client.patiently(
+        items = hub_client.with_retries(
             repo,
             lambda: list(
                 client.list_repo_tree(
@@ -255,7 +255,7 @@ class HubSource:
             path = wanted.strip("/")
             found = [f.name for f in files if f.name == path or f.name.startswith(f"{path}/")]
             if not found:
-                hint = file_names.near(path, (file.name for file in files))
+                hint = file_names.similar_names(path, (file.name for file in files))
                 raise SourceError(
                     f"{self._repo} has no file {quoted(wanted)}{hint or '; check --hf-file'}",
                     cause=Cause.NOT_FOUND,
@@ -263,7 +263,7 @@ class HubSource:
             meant.update(found)
         return meant
 
-    def _check_access(self, choice: Choice) -> None:
+    def _check_access(self, choice: ShardSelection) -> None:
         """Find out now, not in the job, whether the files of a listed repository may be read."""
         if choice.shards and not self._was_let_in:
             self.read_head(choice.shards[0].files[0].locator)

@@ -119,7 +119,7 @@ def _put_timeout(request: Any) -> None:
     request.extensions = {**request.extensions, "timeout": dict.fromkeys(kinds, TIMEOUT_S)}
 
 
-def patiently(repo: Repo, ask: Callable[[], T]) -> T:
+def with_retries(repo: Repo, ask: Callable[[], T]) -> T:
     """What ``ask`` returns; again, with growing pauses, where the Hub is busy or away.
 
     Raises ``SourceError``, without the client's own error: that one holds the token.
@@ -274,6 +274,6 @@ def near_repos(repo: Repo, client: HfApi) -> str:
             "space": client.list_spaces,
         }
         known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
-        return file_names.near(repo.id, known)
+        return file_names.similar_names(repo.id, known)
     except (HfHubHTTPError, OSError, ValueError):
         return ""  # a hint is worth no error

@@ -25,7 +25,7 @@ from jobs.runtime import background
 from jobs.sources import file_names
 from jobs.sources.base import Expect, SourceRequest
 from jobs.sources.families import families
-from jobs.sources.shard_selection import Choice, Found, Look, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Found, Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
@@ -61,8 +61,8 @@ class LocalSource:
         self._request = request
         self._not_copied = not_copied  # None: not known yet
         self._left: dict[str, str] = {}  # what is left out of the folder, and what it is
-        self._leave = leaving(root, request.include, request.exclude, self._left)
-        self._choice: Choice | None = None
+        self._leave = left_out(root, request.include, request.exclude, self._left)
+        self._choice: ShardSelection | None = None
         self._oldest = time.time()  # modification of what was listed, in seconds since the epoch
 
     @classmethod
@@ -136,27 +136,27 @@ class LocalSource:
 
     # At launch ------------------------------------------------------------------------------
 
-    def _chosen(self) -> Choice:
+    def _chosen(self) -> ShardSelection:
         if self._choice is None:
             self._choice = self._choose()
             self._not_copied = self._not_copied or ()
         return self._choice
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> ShardSelection:
         try:
             is_folder = self._root.is_dir()
             if not self._root.exists():
                 beside = (name for name, _ in _beside(self._root))
                 raise SourceError(
                     f"{quoted(str(self._root))}: no such file or folder"
-                    + (file_names.near(self._root.name, beside) or "; check the path"),
+                    + (file_names.similar_names(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
         except OSError as error:
             raise from_os_error(error, doing=f"looking at {quoted(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
 
-    def _one_file(self) -> Choice:
+    def _one_file(self) -> ShardSelection:
         """The file by itself, or the whole set that it is a piece of."""
         folder, name = self._root.parent, self._root.name
         if not self._root.is_file():
@@ -174,7 +174,7 @@ class LocalSource:
         found = sort_out(files, self._request, _look(folder), where=str(folder), meant={name})
         return self._finished(found, shards_of(found), folder)
 
-    def _folder(self) -> Choice:
+    def _folder(self) -> ShardSelection:
         request, where = self._request, str(self._root)
         files = self._listed()
         if not files:
@@ -222,7 +222,9 @@ class LocalSource:
         )
         return [told]
 
-    def _finished(self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str) -> Choice:
+    def _finished(
+        self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str
+    ) -> ShardSelection:
         """``shards`` with the digests that lie beside their files in ``folder``, and all notes."""
         digests = file_names.beside(folder)
         made = tuple(
@@ -237,7 +239,7 @@ class LocalSource:
         _check_utf8(made)
         all_left = replace(found, extras={**found.extras, **self._left})
         told = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
-        return Choice(made, told)
+        return ShardSelection(made, told)
 
     def _unfinished(self) -> list[str]:
         """A note where the Hub's client was interrupted while it downloaded into this folder."""
@@ -261,7 +263,7 @@ class LocalSource:
         return files
 
 
-def leaving(
+def left_out(
     root: Path, include: Sequence[str], exclude: Sequence[str], left: dict[str, str]
 ) -> folder_listing.Leave:
     """What of a folder is left out: git's files and what is ours, beside the user's globs.

@@ -51,7 +51,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ShardSelection:
     """The shards of a dataset, and what a person should know of how they were chosen."""
 
     shards: tuple[Shard, ...]
@@ -76,7 +76,9 @@ def sort_out(
     extras = {} if meant is not None else file_names.extras(by_name)
     names = [name for name in by_name if name not in extras]
     file_names.check_finished(names if meant is None else meant, by_name)
-    home = file_names.home([n for n in names if meant is None or n in meant], request.layout)
+    home = file_names.common_folder(
+        [n for n in names if meant is None or n in meant], request.layout
+    )
     images = _images(names, request, home) if meant is None else ""
     outside = [name for name in names if not (images and name.startswith(images))]
     sets, rest = _joined(outside, request.join)
@@ -118,7 +120,8 @@ def notes_of(found: Found, where: str) -> tuple[str, ...]:
         whole = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
         notes.append(
             f"{where}: {count} files are read as the pieces of {whole}, of which "
-            f"{file_names.few(group.names[0] for group in sets)} come first; --join none takes "
+            f"{file_names.first_names(group.names[0] for group in sets)} come first; --join none "
+            "takes "
             "each "
             "file by itself"
         )
@@ -283,7 +286,8 @@ def _check_pointers(heads: Mapping[str, bytes]) -> None:
     pointers = [name for name, head in heads.items() if head.startswith(magic.LFS_POINTER)]
     if pointers:
         raise SourceError(
-            f"some files are Git LFS pointers ({file_names.few(pointers)}); run `git lfs pull` in "
+            f"some files are Git LFS pointers ({file_names.first_names(pointers)}); run `git lfs "
+            "pull` in "
             "the cloned repository, or ask its publisher to add the files"
         )
 
@@ -306,7 +310,8 @@ def _check_images(
     found = [name for name in inside if _is_container(name, _packing(name, heads))]
     if found and not request.nested:
         raise SourceError(
-            f"{where}: the images folder contains archives ({file_names.few(found)}); launch with "
+            f"{where}: the images folder contains archives ({file_names.first_names(found)}); "
+            "launch with "
             "--nested to extract each into its own folder, or exclude them with --exclude"
         )
 

@@ -15,8 +15,8 @@ from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import Expect, SourceRequest, key_of
 from jobs.sources.http_probe import Probe
-from jobs.sources.shard_selection import Choice, Look, notes_of, shards_of, sort_out
-from jobs.sources.url_lists import Address
+from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.url_lists import ListedUrl
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target, redact
 
@@ -40,18 +40,18 @@ class UrlSource:
 
     def __init__(
         self,
-        addresses: Sequence[Address],
+        addresses: Sequence[ListedUrl],
         request: SourceRequest,
         secrets: Mapping[str, str],
     ) -> None:
         self._addresses = tuple(addresses)
         self._request = request
         self._secrets = dict(secrets)
-        self._choice: Choice | None = None
+        self._choice: ShardSelection | None = None
 
     @classmethod
     def open(cls, request: SourceRequest) -> UrlSource:
-        addresses: list[Address] = []
+        addresses: list[ListedUrl] = []
         for locator in request.locators:
             # A line of a list may come whole, as a name and a URL.
             addresses += (
@@ -139,12 +139,12 @@ class UrlSource:
             headers[name] = value.strip()
         return headers
 
-    def _chosen(self) -> Choice:
+    def _chosen(self) -> ShardSelection:
         if self._choice is None:
             self._choice = self._choose()
         return self._choice
 
-    def _choose(self) -> Choice:
+    def _choose(self) -> ShardSelection:
         headers = self._headers()
         probes = self._probed(headers)
         digests = self._digests(headers)
@@ -165,7 +165,7 @@ class UrlSource:
         look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
         chosen = [file for file in files if file.name in kept]
         sorted_out = sort_out(chosen, request, look, where=where, meant=kept)
-        choice = Choice(shards_of(sorted_out), notes_of(sorted_out, where))
+        choice = ShardSelection(shards_of(sorted_out), notes_of(sorted_out, where))
         self._secrets = {
             key_of(shard.id, index): whole[file.name]
             for shard in choice.shards
@@ -175,7 +175,7 @@ class UrlSource:
         return choice
 
     def _probed(self, headers: Mapping[str, str]) -> list[Probe]:
-        def ask(address: Address) -> Probe | SourceError:
+        def ask(address: ListedUrl) -> Probe | SourceError:
             try:
                 probe = http_probe.probe(address.url, headers)
             except SourceError as error:
@@ -235,7 +235,7 @@ class _Beside:
     def _read(self, url: str) -> dict[str, Digest]:
         try:
             return file_names.parse_digest_list(
-                http_probe.text(url, self._headers, file_names.MOST_DIGEST_LIST) or ""
+                http_probe.fetch_text(url, self._headers, file_names.MOST_DIGEST_LIST) or ""
             )
         except SourceError as error:
             # To go on without would switch the check of the bytes off, and nobody would know.
@@ -245,15 +245,15 @@ class _Beside:
             ) from None
 
 
-def _plain(locator: str) -> list[Address]:
-    return [Address(url) for url in url_lists.expand(locator.strip())]
+def _plain(locator: str) -> list[ListedUrl]:
+    return [ListedUrl(url) for url in url_lists.expand_braces(locator.strip())]
 
 
 def _has_name(locator: str) -> bool:
     return len(locator.split()) > 1
 
 
-def _name_of(address: Address, probe: Probe) -> str:
+def _name_of(address: ListedUrl, probe: Probe) -> str:
     """What the file is called: as listed, as its address ends, or as the server says."""
     own = url_lists.last_name(address.url)
     if address.name is not None:

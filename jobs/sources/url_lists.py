@@ -21,14 +21,14 @@ _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Address:
+class ListedUrl:
     """A URL and, where a list gave one, the name that its file is to have."""
 
     url: str
     name: str | None = None
 
 
-def expand(pattern: str) -> list[str]:
+def expand_braces(pattern: str) -> list[str]:
     """The addresses that a pattern means: ``{00..99}``, ``{1..9..2}``, ``{a..d}``, ``{x,y}``.
 
     As a shell does it: numbers keep the width that is written with leading zeros, several braces
@@ -69,13 +69,14 @@ def _choices(inner: str, pattern: str) -> list[str] | None:
     return inner.split(",") if "," in inner else None
 
 
-def parse_url_list(text: str) -> tuple[Address, ...]:
+def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
     """The addresses of a list: one a line, alone or behind a name; ``#`` begins a comment.
 
-    A name is a path relative to the dataset, such as ``images/1.tar``. Braces work as in ``expand``
-    where no name is given. Raises ``SourceError`` (``USAGE``) with the line's number.
+    A name is a path relative to the dataset, such as ``images/1.tar``. Braces work as in
+    ``expand_braces`` where no name is given. Raises ``SourceError`` (``USAGE``) with the line's
+    number.
     """
-    found: list[Address] = []
+    found: list[ListedUrl] = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = raw.strip().lstrip("\ufeff")
         if not line or line.startswith("#"):
@@ -84,11 +85,11 @@ def parse_url_list(text: str) -> tuple[Address, ...]:
         comment = next((i for i, word in enumerate(words) if word.startswith("#")), len(words))
         words = words[:comment]
         if len(words) == 2 and not _is_url(words[0]) and _is_url(words[1]):
-            found.append(Address(words[1], _checked_name(words[0], number)))
+            found.append(ListedUrl(words[1], _checked_name(words[0], number)))
         elif len(words) == 2 and _is_url(words[0]) and not _is_url(words[1]):
-            found.append(Address(words[0], _checked_name(words[1], number)))
+            found.append(ListedUrl(words[0], _checked_name(words[1], number)))
         elif len(words) == 1 and _is_url(words[0]):
-            found += [Address(url) for url in expand(words[0])]
+            found += [ListedUrl(url) for url in expand_braces(words[0])]
         else:
             raise _usage(
                 f"line {number} of the list of URLs is neither a URL nor a name and a URL; write "
@@ -158,7 +159,7 @@ def page_hint(url: str) -> str | None:
     return None
 
 
-def check_distinct(addresses: Sequence[Address]) -> None:
+def check_distinct(addresses: Sequence[ListedUrl]) -> None:
     """Raise ``SourceError`` (``USAGE``) where one file is named twice: its records would be, too.
 
     Which one of the two is a slip of the pen, nobody but the user knows.

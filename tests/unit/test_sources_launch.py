@@ -403,7 +403,7 @@ def test_a_port_that_is_none_is_refused() -> None:
 
 
 def test_braces_and_lists_are_read() -> None:
-    assert url_lists.expand("http://h/{08..10}-{a,b}") == [
+    assert url_lists.expand_braces("http://h/{08..10}-{a,b}") == [
         f"http://h/{n}-{c}" for n in ("08", "09", "10") for c in "ab"
     ]
     listed = url_lists.parse_url_list("# all\nimages/a.tar http://h/1\nhttp://h/{1..2}  # two\n")
