@@ -14,7 +14,7 @@ from jobs.model import Options, Part
 from jobs.storage.safe_paths import HOSTILE, quoted, text_of
 
 
-class Kind(str, Enum):
+class MemberKind(str, Enum):
     """What a member is; everything else is refused by the reader."""
 
     FILE = "file"
@@ -27,7 +27,7 @@ class Member(Struct):
     """A member as its archive tells of it; its content is to be read before the next member."""
 
     name: bytes  # raw, as stored: checked and decoded by jobs.storage.safe_paths
-    kind: Kind
+    kind: MemberKind
     size: int  # bytes of the content, a sparse file's holes included
     mode: int  # permission bits, without set-uid, set-gid and sticky
     mtime: float  # seconds since the epoch

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from jobs.archives.base import Kind, Member, check_no_archive
+from jobs.archives.base import Member, MemberKind, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
@@ -22,7 +22,7 @@ _ZEROS = memoryview(bytes(_CHUNK))
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
 
 
-class TreeArchive:
+class FolderArchive:
     """Folders before what they hold, files with their modes and times.
 
     A link that stays inside is told as the file that it points to, with its target. Holes of sparse
@@ -58,10 +58,10 @@ class TreeArchive:
         if item.kind == folder_listing.LINK:
             item = self._behind(full, item)
         if item.kind == folder_listing.FOLDER:
-            return Member(item.path, Kind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
+            return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         return Member(
             item.path,
-            Kind.FILE,
+            MemberKind.FILE,
             item.size,
             item.mode,
             mtime_ns / 1e9,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from jobs.archives.base import Kind, Member
+from jobs.archives.base import Member, MemberKind
 from jobs.storage.run_folder import RunFolder
 
 _BLOCK = 1 << 20  # bytes
@@ -32,4 +32,4 @@ def records_member(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> M
         while block := lines.read(_BLOCK):
             yield memoryview(block)
 
-    return Member(name.encode(), Kind.FILE, size, 0o644, mtime, ordinal, chunks=chunks())
+    return Member(name.encode(), MemberKind.FILE, size, 0o644, mtime, ordinal, chunks=chunks())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from array import array
 
-from jobs.archives.base import Kind
+from jobs.archives.base import MemberKind
 from jobs.model import Options
 from jobs.storage.safe_paths import junk_kind
 
 _BUCKET = 250_000  # names compared at a time; keeps the memory flat
 
 
-def clean(name: bytes) -> bytes:
+def normalized(name: bytes) -> bytes:
     """``name`` as a path is compared: without ``.``, empty components and a last slash."""
     if b"./" in name or b"//" in name or name[-1:] in (b"/", b"."):
         return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
@@ -44,26 +44,26 @@ class TopFolder:
         except UnicodeDecodeError:
             return None  # such a name cannot stand in JSON; its files keep it
 
-    def see(self, name: bytes, kind: Kind) -> None:
+    def see(self, name: bytes, kind: MemberKind) -> None:
         """Take one member into account."""
         if not self._wanted:
             return
         if self._prefix is None or not name.startswith(self._prefix):
-            name = clean(name)
+            name = normalized(name)
             if not name or junk_kind(name):
                 return
             first, slash, _ = name.partition(b"/")
             if self._prefix is None:
                 self._prefix = first + b"/"
-            if first + b"/" != self._prefix or not (slash or kind is Kind.FOLDER):
+            if first + b"/" != self._prefix or not (slash or kind is MemberKind.FOLDER):
                 self._wanted = False
                 return
         if not self._found:
-            rest = clean(name[len(self._prefix) :])
+            rest = normalized(name[len(self._prefix) :])
             self._found = rest.startswith(self._below) or rest in (self._images, self._records)
 
 
-class Names:
+class NameHashes:
     """Remembers names in 24 bytes each, to tell which members a later one replaces."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Names:
         self._ordinals = array("q")
 
     def add(self, name: bytes, ordinal: int) -> None:
-        name = clean(name)
+        name = normalized(name)
         self._hashes[0].append(hash(name))
         self._hashes[1].append(hash(b"\0" + name))
         self._ordinals.append(ordinal)

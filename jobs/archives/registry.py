@@ -68,9 +68,9 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
         if table.is_taken_apart():
             return table
     if fetched.format is Format.TREE:
-        from jobs.archives.folder import TreeArchive
+        from jobs.archives.folder import FolderArchive
 
-        return TreeArchive(fetched, shard, options, folder)
+        return FolderArchive(fetched, shard, options, folder)
     from jobs.archives.single_file import PlainFile
 
     return PlainFile(fetched, shard, options, folder)

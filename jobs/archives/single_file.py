@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Kind, Member, check_no_archive
+from jobs.archives.base import Member, MemberKind, check_no_archive
 from jobs.archives.limits import Limits
-from jobs.archives.streams import Ahead, Chain, chain_blocks
+from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
@@ -50,7 +50,7 @@ class PlainFile:
                 raise from_os_error(error, doing=f"looking at {quoted(self._files[0])}") from error
         return Member(
             self._name,
-            Kind.FILE,
+            MemberKind.FILE,
             self._size,
             mode,
             self._mtime_ns / 1e9,
@@ -113,12 +113,12 @@ class CompressedFile:
 
     def _member(self, size: int) -> Member:
         mtime = self._fetched.mtimes_ns[0] / 1e9 if self._fetched.mtimes_ns else 0.0
-        return Member(self._name, Kind.FILE, size, 0o644, mtime, 0, chunks=self._blocks())
+        return Member(self._name, MemberKind.FILE, size, 0o644, mtime, 0, chunks=self._blocks())
 
     def _blocks(self) -> Iterator[memoryview]:
         fetched = self._fetched
         with (
-            Chain.of(fetched, archive=self._archive) as chain,
-            Ahead(chain_blocks(fetched.format, chain, self._limits)) as blocks,
+            ConcatenatedFiles.of(fetched, archive=self._archive) as chain,
+            Prefetch(chain_blocks(fetched.format, chain, self._limits)) as blocks,
         ):
             yield from blocks

@@ -30,7 +30,7 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
-class Chain(io.RawIOBase):
+class ConcatenatedFiles(io.RawIOBase):
     """Split files read as one; also at any offset, by several threads, with ``pread``.
 
     Raises ``ArchiveError`` where a file is gone or has another size than it had when it came.
@@ -51,7 +51,7 @@ class Chain(io.RawIOBase):
             raise
 
     @classmethod
-    def of(cls, fetched: Fetched, *, archive: str) -> Chain:
+    def of(cls, fetched: Fetched, *, archive: str) -> ConcatenatedFiles:
         return cls(fetched.files, fetched.sizes, archive=archive)
 
     def _open(self, path: str, size: int) -> int:
@@ -126,7 +126,7 @@ class Chain(io.RawIOBase):
         super().close()
 
 
-class Ahead(Generic[T]):
+class Prefetch(Generic[T]):
     """What a thread takes from ``source`` ahead, at most ``_AHEAD`` of it; a context manager.
 
     The thread starts with the first one, so an object made before a fork does no harm. An error
@@ -141,7 +141,7 @@ class Ahead(Generic[T]):
         self._closed = False
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> Ahead[T]:
+    def __enter__(self) -> Prefetch[T]:
         return self
 
     def __exit__(
@@ -198,12 +198,12 @@ class Ahead(Generic[T]):
             return not self._closed
 
 
-def ahead(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, None]:
+def prefetched(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, None]:
     """The same items, taken ahead by a thread; ``size`` tells how many bytes one holds.
 
     A megabyte or so is handed over at once: one hand-over costs as much as a small file.
     """
-    with Ahead(_batches(items, size)) as batches:
+    with Prefetch(_batches(items, size)) as batches:
         for batch in batches:
             yield from batch
 
@@ -252,7 +252,7 @@ def open_blocks(
 
 
 def chain_blocks(
-    format: Format, chain: Chain, limits: Limits, *, start: int = 0
+    format: Format, chain: ConcatenatedFiles, limits: Limits, *, start: int = 0
 ) -> Iterator[memoryview]:
     """As ``open_blocks``, over files that are here; ``start``: bytes to leave out at the start."""
     chain.seek(start)

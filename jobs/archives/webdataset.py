@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import IO
 
-from jobs.archives.base import Archive, Kind, Member, unsupported
+from jobs.archives.base import Archive, Member, MemberKind, unsupported
 from jobs.archives.made_records import records_member, spool
-from jobs.archives.member_names import clean
+from jobs.archives.member_names import normalized
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
@@ -38,7 +38,7 @@ def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
     keys: dict[bytes, set[str]] = {}
     own = tuple(name.encode() for name in layout.records_names)
     for raw in names:
-        name = clean(raw)
+        name = normalized(raw)
         if raw.endswith(b"/") or not name or junk_kind(name):
             continue
         key = sample_key(name)
@@ -128,8 +128,8 @@ class Samples:
                 mtime = member.mtime
                 name = self._name(member)
                 if name is None:
-                    absorbed += member.kind is Kind.FOLDER
-                    if member.kind is not Kind.FOLDER:
+                    absorbed += member.kind is MemberKind.FOLDER
+                    if member.kind is not MemberKind.FOLDER:
                         yield member
                     continue
                 key = sample_key(name)
@@ -156,8 +156,8 @@ class Samples:
 
     def _name(self, member: Member) -> bytes | None:
         """The name of a sample's file; None of every other member."""
-        name = clean(member.name)
-        if member.kind is not Kind.FILE or member.superseded or junk_kind(name):
+        name = normalized(member.name)
+        if member.kind is not MemberKind.FILE or member.superseded or junk_kind(name):
             return None
         if name.rpartition(b"/")[2] == self._layout.records.rpartition("/")[2].encode():
             raise unsupported(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from isal import isal_zlib
 
-from jobs.archives.base import Archive, Kind, Member, unsafe, unsupported
+from jobs.archives.base import Archive, Member, MemberKind, unsafe, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
@@ -39,7 +39,7 @@ def pending_of(
 ) -> Pending:
     """The link that ``member`` is; raises where the plan refuses it or it leaves the archive."""
     raw = safe_path(member.name, archive=archive)
-    if member.kind is Kind.HARD_LINK:
+    if member.kind is MemberKind.HARD_LINK:
         target = safe_path(member.target, archive=archive)
     elif options.links is Links.REFUSE:
         raise UnsafeMemberError(
@@ -49,7 +49,7 @@ def pending_of(
         )
     else:
         target = _followed(member, raw, archive)
-    hard = member.kind is Kind.HARD_LINK
+    hard = member.kind is MemberKind.HARD_LINK
     return Pending(path, data, raw, target, member.mode, member.mtime, member.ordinal, hard)
 
 
@@ -158,7 +158,7 @@ class Resolver:
 
     def _copy_of(self, link: Pending, entry: Entry) -> Member:
         return Member(
-            link.raw, Kind.FILE, entry.size, link.mode, link.mtime, link.ordinal,
+            link.raw, MemberKind.FILE, entry.size, link.mode, link.mtime, link.ordinal,
             chunks=_read(self._root + b"/" + path_of(entry)),
         )  # fmt: skip
 
@@ -173,7 +173,7 @@ class Resolver:
         found = set()
         for index in range(self._part.count):
             for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
-                if member.kind is Kind.FILE and member.name:
+                if member.kind is MemberKind.FILE and member.name:
                     target = safe_path(member.name, archive=self._label)
                     if target in rest:
                         found.add(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives import member_names, nested
-from jobs.archives.base import Archive, Kind, Member, TopChanged, damaged, too_large
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, damaged, too_large
 from jobs.archives.detect import TARS
 from jobs.archives.limits import FLOOR
 from jobs.archives.tar.stream import TarStream
@@ -122,7 +122,7 @@ class _Pass:
     ) -> None:
         self._work = work
         self._replaced = replaced  # nested archives that are passed over
-        self._nested_names = member_names.Names()
+        self._nested_names = member_names.NameHashes()
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
         self._label = work.shard.name
@@ -216,16 +216,16 @@ class _Pass:
         for member in source.archive.members(source.part):
             check()
             tally.members += member.stands_for if source.nested is None else 0
-            path = names.inner(member.name, folder=member.kind is Kind.FOLDER)
+            path = names.inner(member.name, folder=member.kind is MemberKind.FOLDER)
             if path is None:
                 continue
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
                 tally.superseded += 1
                 continue
             path = names.below(below, path)
-            if member.kind is Kind.FILE:
+            if member.kind is MemberKind.FILE:
                 self._file(source, path, member)
-            elif member.kind is Kind.FOLDER:
+            elif member.kind is MemberKind.FOLDER:
                 self._folders.make(names.placed(path))
                 self._kept.folder(root + b"/" + names.placed(path), member.mode)
             else:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives.base import Kind
+from jobs.archives.base import MemberKind
 from jobs.archives.registry import open_archive
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
@@ -234,7 +234,7 @@ def test_modes_and_times_are_told(archive: Path, tree: Path) -> None:
 
 def test_a_member_is_found_by_its_path(archive: Path) -> None:
     member = opened(archive)[0].find(b"dataset/prompts.jsonl")
-    assert member is not None and member.kind is Kind.FILE
+    assert member is not None and member.kind is MemberKind.FILE
     assert b"".join(map(bytes, member.chunks)) == b'{"id": 1}\n' * 500
     assert opened(archive)[0].find(b"dataset/no-such-file") is None
 

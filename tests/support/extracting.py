@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives import detect
-from jobs.archives.base import Kind, Member
+from jobs.archives.base import Member, MemberKind
 from jobs.model import (
     Digest,
     Entry,
@@ -156,7 +156,7 @@ class FakeArchive:
     def find(self, name: bytes) -> Member | None:
         found = None
         for member, data in self._members:
-            if member.kind is Kind.FILE and member.name == name:
+            if member.kind is MemberKind.FILE and member.name == name:
                 found = structs.replace(member, chunks=iter([memoryview(data)]))
         return found
 
@@ -164,14 +164,14 @@ class FakeArchive:
 def file(name: str | bytes, data: bytes = b"", *, mode: int = 0o644) -> Member:
     """A regular member."""
     raw = name if isinstance(name, bytes) else name.encode()
-    return Member(raw, Kind.FILE, len(data), mode, 1_700_000_000.0, 0, b"", iter([data]))  # type: ignore[list-item]
+    return Member(raw, MemberKind.FILE, len(data), mode, 1_700_000_000.0, 0, b"", iter([data]))  # type: ignore[list-item]
 
 
 def folder(name: str) -> Member:
-    return Member(name.encode(), Kind.FOLDER, 0, 0o755, 0.0, 0)
+    return Member(name.encode(), MemberKind.FOLDER, 0, 0o755, 0.0, 0)
 
 
 def link(name: str, target: str, *, hard: bool = False) -> Member:
     """A symbolic or hard link."""
-    kind = Kind.HARD_LINK if hard else Kind.LINK
+    kind = MemberKind.HARD_LINK if hard else MemberKind.LINK
     return Member(name.encode(), kind, 0, 0o644, 0.0, 0, target.encode())

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
-from jobs.archives.base import Archive, Kind
+from jobs.archives.base import Archive, MemberKind
 from jobs.archives.detect import TARS, sniff
 from jobs.archives.registry import open_archive
 from jobs.archives.tar.stream import Arriving, Streamed, TarStream
@@ -88,18 +88,18 @@ def digests(
 def part_digests(archive: Archive, part: Part) -> dict[str, tuple[int, str]]:
     out: dict[str, tuple[int, str]] = {}
     for member in archive.members(part):
-        if member.kind is Kind.FOLDER and is_folder_itself(member.name):
+        if member.kind is MemberKind.FOLDER and is_folder_itself(member.name):
             continue
         path = text_of(safe_path(member.name, archive="archive"))[0]
-        if member.kind is Kind.LINK:
+        if member.kind is MemberKind.LINK:
             raise UnsafeMemberError(f"{path} is a link")
-        if member.kind is Kind.HARD_LINK:
+        if member.kind is MemberKind.HARD_LINK:
             target = safe_path(member.target, archive="archive")
             found = archive.find(target)
             if found is None:
                 raise UnsafeMemberError(f"{path} links to nothing")
             member.chunks, member.size = found.chunks, found.size
-        if member.kind is not Kind.FOLDER and not member.superseded:
+        if member.kind is not MemberKind.FOLDER and not member.superseded:
             digest, size = hashlib.md5(usedforsecurity=False), 0
             for chunk in member.chunks:
                 digest.update(chunk)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.archives.base import Kind, Member, damaged, unsupported
+from jobs.archives.base import Member, MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
@@ -282,7 +282,9 @@ class _Rows:
             chunks = iter((memoryview(data),) if data else ())
             ordinal = row * _PER_ROW + len(files)
             files.append(
-                Member(path.encode(), Kind.FILE, len(data), 0o644, 0.0, ordinal, chunks=chunks)
+                Member(
+                    path.encode(), MemberKind.FILE, len(data), 0o644, 0.0, ordinal, chunks=chunks
+                )
             )
             return path
 

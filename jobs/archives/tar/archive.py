@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from jobs.archives.base import Kind, Member, TopChanged
+from jobs.archives.base import Member, MemberKind, TopChanged
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import TopFolder, clean
-from jobs.archives.streams import Ahead, Chain, chain_blocks
+from jobs.archives.member_names import TopFolder, normalized
+from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
-from jobs.archives.tar.member_index import Learnt, Table
+from jobs.archives.tar.member_index import MemberIndex, MemberIndexBuilder
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
@@ -57,7 +57,7 @@ class TarArchive:
         last = None
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
-                if member.kind is Kind.FILE and clean(member.name) == name:
+                if member.kind is MemberKind.FILE and normalized(member.name) == name:
                     last = member.ordinal
         return None if last is None else self._held(last)
 
@@ -151,7 +151,7 @@ class TarArchive:
         if self._in_plain(offset):
             paths, sizes, format = (fetched.plain or "",), (_size_of(fetched),), Format.TAR
             before = fetched.plain_start
-        chain = stack.enter_context(Chain(paths, sizes, archive=self._archive))
+        chain = stack.enter_context(ConcatenatedFiles(paths, sizes, archive=self._archive))
         length = before + chain.size if format is Format.TAR else None
         if length is not None and headers_only:
             cursor: Cursor = SeekingCursor(
@@ -161,7 +161,7 @@ class TarArchive:
             first = offset if length is not None else 0
             blocks = chain_blocks(format, chain, self._limits, start=first - before)
             if cores() > 1:
-                blocks = stack.enter_context(Ahead(blocks))
+                blocks = stack.enter_context(Prefetch(blocks))
             cursor = Cursor(blocks, first)
             cursor.skip_to(offset)
         return TarReader(
@@ -191,16 +191,16 @@ class TarArchive:
         try:
             with self._reader(headers_only=True) as reader:
                 for member in reader.members():
-                    names += [member.name] if member.kind is Kind.FILE else []
+                    names += [member.name] if member.kind is MemberKind.FILE else []
                     if len(names) == most or reader.header_offset > _HEAD:
                         break
         except ArchiveError:
             pass  # whoever reads the members is told
         return names
 
-    def learn(self) -> Learnt:
+    def learn(self) -> MemberIndex:
         """What the headers of the whole archive teach, as one part."""
-        table = Table(self._options)
+        table = MemberIndexBuilder(self._options)
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
                 table.add(member)

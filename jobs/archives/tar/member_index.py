@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from jobs.archives.base import Kind, Member
-from jobs.archives.member_names import Names, TopFolder
+from jobs.archives.base import Member, MemberKind
+from jobs.archives.member_names import NameHashes, TopFolder
 from jobs.model import Cut, Options
 
 
-class Learnt(Struct, frozen=True):
+class MemberIndex(Struct, frozen=True):
     """What ``Fetched`` says of a shard with several parts."""
 
     cuts: tuple[Cut, ...]
@@ -19,26 +19,26 @@ class Learnt(Struct, frozen=True):
     top: str | None
 
 
-class Table:
+class MemberIndexBuilder:
     """Collects what members teach, in their order, with flat memory."""
 
     def __init__(self, options: Options) -> None:
-        self._names = Names()
+        self._names = NameHashes()
         self._data_bytes = 0
         self.top_folder = TopFolder(options)
         self.members = 0
 
     def add(self, member: Member) -> None:
         """The next member."""
-        if member.kind is not Kind.FOLDER:
+        if member.kind is not MemberKind.FOLDER:
             self._names.add(member.name, self.members)
         self.top_folder.see(member.name, member.kind)
         self.members += 1
         self._data_bytes += member.size
 
-    def finish(self, cuts: tuple[Cut, ...]) -> Learnt:
+    def finish(self, cuts: tuple[Cut, ...]) -> MemberIndex:
         """What all members have taught; ``cuts`` is where the parts begin, and the end."""
-        return Learnt(
+        return MemberIndex(
             cuts,
             self.members,
             self._data_bytes,

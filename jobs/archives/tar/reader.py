@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
+from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
@@ -25,7 +25,12 @@ _UNPACK = (
     "on the folder"
 )
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
-_KINDS = {b"1": Kind.HARD_LINK, b"2": Kind.LINK, b"5": Kind.FOLDER, b"D": Kind.FOLDER}
+_KINDS = {
+    b"1": MemberKind.HARD_LINK,
+    b"2": MemberKind.LINK,
+    b"5": MemberKind.FOLDER,
+    b"D": MemberKind.FOLDER,
+}
 # A global header that renames, resizes or relinks every member is nothing a writer makes.
 _NOT_GLOBAL = (b"path", b"linkpath", b"size")
 
@@ -135,7 +140,9 @@ class TarReader:
         end = self._block_start + at + (size + BLOCK - 1 & -BLOCK)
         data = self._block[at : at + size]
         content = iter(() if self.headers_only or not size else (data,))
-        return Member(name, Kind.FILE, size, mode, mtime, self._ordinal, b"", content, data), end
+        return Member(
+            name, MemberKind.FILE, size, mode, mtime, self._ordinal, b"", content, data
+        ), end
 
     def _fail(self, fact: str) -> NoReturn:
         raise damaged(self._archive, fact, offset=self._cursor.offset, member=self._name)
@@ -171,7 +178,7 @@ class TarReader:
         return (
             Member(
                 header.name,
-                Kind.FILE,
+                MemberKind.FILE,
                 size,
                 header.mode,
                 header.mtime,
@@ -298,12 +305,12 @@ class TarReader:
         if kind in _REFUSED:
             raise unsafe(self._archive, name, f"is {_REFUSED[kind]}")
         stored = tar_header.pax_size(pax[b"size"]) if pax.get(b"size") else header.size
-        member = Member(name, Kind.FILE, stored, header.mode, mtime, self._ordinal)
+        member = Member(name, MemberKind.FILE, stored, header.mode, mtime, self._ordinal)
         if kind in _KINDS:
             # Links and folders have no content, whatever size they tell; where a writer put some,
             # it does not pass for the next header. Only GNU's dump folders list their files.
             member.kind, member.size, member.target = _KINDS[kind], 0, target
-            if member.kind is Kind.FOLDER:
+            if member.kind is MemberKind.FOLDER:
                 member.target = b""
             content = stored if kind == b"D" else 0
             return member, self._cursor.offset + (content + BLOCK - 1 & -BLOCK)
@@ -319,7 +326,7 @@ class TarReader:
         if name.endswith(b"/") and kind != b"S":  # as v7 writes folders
             if stored:
                 self._fail(f"a folder has content of {stored} bytes")
-            member.kind = Kind.FOLDER
+            member.kind = MemberKind.FOLDER
             return member, self._cursor.offset
         if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
             return self._sparse(member, header, pax, extra, stored)

@@ -16,13 +16,13 @@ from typing import NamedTuple, Protocol
 from isal import isal_zlib
 from msgspec import Struct, structs
 
-from jobs.archives.base import Kind, Member, TopChanged
+from jobs.archives.base import Member, MemberKind, TopChanged
 from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder
-from jobs.archives.streams import Ahead, open_blocks
+from jobs.archives.streams import Prefetch, open_blocks
 from jobs.archives.tar.cursor import Cursor
-from jobs.archives.tar.member_index import Learnt, Table
+from jobs.archives.tar.member_index import MemberIndex, MemberIndexBuilder
 from jobs.archives.tar.plain_copy import PlainCopy
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError
@@ -53,7 +53,7 @@ class Streamed(Struct, frozen=True):
     format: Format
     plain: str | None = None  # the inflated tar from ``plain_start`` on
     plain_start: int = 0
-    learnt: Learnt | None = None  # None where it is no tar
+    learnt: MemberIndex | None = None  # None where it is no tar
 
     def applied(self, fetched: Fetched) -> Fetched:
         """``fetched`` with all that was learnt."""
@@ -118,14 +118,14 @@ class TarStream:
         self.format = sniff(read_head(self._source.head), shard.name)
         if self.format not in TARS:
             return
-        self._blocks = Ahead(self._inflated())
+        self._blocks = Prefetch(self._inflated())
         self._recent = _Recent(self._blocks, check)
         self._first_names: list[bytes] = []
         head = self._examine_head()
         self._cursor = Cursor(chain(head, self._recent))
         length = size if self.format is Format.TAR else None
         self._reader = TarReader(self._cursor, self._limits, length=length)
-        self._table = Table(options)
+        self._table = MemberIndexBuilder(options)
         self._ends = SampleEnds()
         self._may_cut = True  # before the member that was read last
         self._members = self._reader.members()
@@ -161,7 +161,7 @@ class TarStream:
             reader = TarReader(Cursor(kept()), self._limits, headers_only=True)
             for member in reader.members():
                 seen.see(member.name, member.kind)
-                self._first_names += [member.name] if member.kind is Kind.FILE else []
+                self._first_names += [member.name] if member.kind is MemberKind.FILE else []
                 if seen.settled and len(self._first_names) >= wanted:
                     break
         except ArchiveError:

@@ -7,13 +7,19 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import cached_property
 
-from jobs.archives.base import Kind, Member, damaged, unsafe, unsupported, with_member
+from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported, with_member
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import clean
-from jobs.archives.streams import Chain, ahead
+from jobs.archives.member_names import normalized
+from jobs.archives.streams import ConcatenatedFiles, prefetched
 from jobs.archives.zip.content import inflate_blocks, inflate_whole
 from jobs.archives.zip.directory import LOCAL_SIZE, Directory
-from jobs.archives.zip.entry import DESCRIPTOR, Entry, EntryError, check_descriptor, check_local
+from jobs.archives.zip.entry import (
+    DESCRIPTOR,
+    ZipEntry,
+    ZipEntryError,
+    check_descriptor,
+    check_local,
+)
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores
@@ -35,8 +41,8 @@ class ZipArchive:
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
 
     @cached_property
-    def _chain(self) -> Chain:
-        return Chain.of(self._fetched, archive=self._archive)
+    def _chain(self) -> ConcatenatedFiles:
+        return ConcatenatedFiles.of(self._fetched, archive=self._archive)
 
     @cached_property
     def _directory(self) -> Directory:
@@ -72,7 +78,7 @@ class ZipArchive:
         members = self._inflated(part)
         # On a core of its own a second thread takes a quarter off the time; on a shared one it
         # adds a tenth, as the two hand the interpreter to each other around each call.
-        with closing(ahead(members, _size) if cores() > 1 else members) as members:
+        with closing(prefetched(members, _size) if cores() > 1 else members) as members:
             for member in members:
                 yield member
                 for _ in member.chunks:  # proven, whether anybody wanted it or not
@@ -88,34 +94,36 @@ class ZipArchive:
         """See ``Archive.find``."""
         for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)
-            if self._directory.is_superseded(ordinal) or entry.kind is not Kind.FILE:
+            if self._directory.is_superseded(ordinal) or entry.kind is not MemberKind.FILE:
                 continue
-            if clean(entry.name) == name:
+            if normalized(entry.name) == name:
                 return self._member(entry, ordinal)
         return None
 
-    def _member(self, entry: Entry, ordinal: int) -> Member:
+    def _member(self, entry: ZipEntry, ordinal: int) -> Member:
         if entry.kind is None:
             raise unsafe(self._archive, entry.name, "is a device, a FIFO or a socket")
         try:
             chunks, data = self._content(entry, self._directory.limit(ordinal))
             member = Member(entry.name, entry.kind, entry.size, entry.mode, entry.mtime, ordinal)
-            if entry.kind is Kind.LINK:
+            if entry.kind is MemberKind.LINK:
                 member.target, member.size = b"".join(chunks), 0
             else:
                 member.chunks, member.data = chunks, data
-        except EntryError as error:
+        except ZipEntryError as error:
             raise self._refused(entry, error) from error
         except ArchiveError as error:
             raise with_member(error, entry.name) if error.member is None else error from error
         return member
 
-    def _refused(self, entry: Entry, error: EntryError) -> ArchiveError:
+    def _refused(self, entry: ZipEntry, error: ZipEntryError) -> ArchiveError:
         if error.unsupported:
             return unsupported(self._archive, str(error), member=entry.name)
         return damaged(self._archive, str(error), offset=entry.offset, member=entry.name)
 
-    def _content(self, entry: Entry, limit: int) -> tuple[Iterator[memoryview], memoryview | None]:
+    def _content(
+        self, entry: ZipEntry, limit: int
+    ) -> tuple[Iterator[memoryview], memoryview | None]:
         """The content, checked: at once and in one piece where it is small, else as it passes."""
         if max(entry.stored, entry.size) > _SMALL:
             head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
@@ -134,31 +142,31 @@ class ZipArchive:
         self._check_end(entry, entry.offset + end, limit)
         content = inflate_whole(entry, memoryview(data)[start:end])
         if len(content) != entry.size:
-            raise EntryError(f"it claims {entry.size} bytes but has {len(content)}")
+            raise ZipEntryError(f"it claims {entry.size} bytes but has {len(content)}")
         if _crc32()(content, 0) != entry.crc32:
-            raise EntryError("its checksum (CRC-32) is wrong")
+            raise ZipEntryError("its checksum (CRC-32) is wrong")
         return iter((content,) if content else ()), content
 
-    def _check_end(self, entry: Entry, end: int, limit: int) -> None:
+    def _check_end(self, entry: ZipEntry, end: int, limit: int) -> None:
         if end > limit:
-            raise EntryError("it overlaps what follows it")
-        if entry.flags & DESCRIPTOR and entry.kind is not Kind.FOLDER:
+            raise ZipEntryError("it overlaps what follows it")
+        if entry.flags & DESCRIPTOR and entry.kind is not MemberKind.FOLDER:
             check_descriptor(entry, self._chain.read_exactly(min(_DESCRIPTOR, limit - end), end))
 
-    def _streamed(self, entry: Entry, start: int) -> Iterator[memoryview]:
+    def _streamed(self, entry: ZipEntry, start: int) -> Iterator[memoryview]:
         crc32, crc, total = _crc32(), 0, 0
         try:
             for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
                 total += len(chunk)
                 if total > entry.size:
-                    raise EntryError(f"it claims {entry.size} bytes but has more")
+                    raise ZipEntryError(f"it claims {entry.size} bytes but has more")
                 crc = crc32(chunk, crc)
                 yield chunk
             if total != entry.size:
-                raise EntryError(f"it claims {entry.size} bytes but has {total}")
+                raise ZipEntryError(f"it claims {entry.size} bytes but has {total}")
             if crc != entry.crc32:
-                raise EntryError("its checksum (CRC-32) is wrong")
-        except EntryError as error:
+                raise ZipEntryError("its checksum (CRC-32) is wrong")
+        except ZipEntryError as error:
             raise self._refused(entry, error) from error
 
     def _stored(self, start: int, size: int) -> Iterator[bytes]:
@@ -181,6 +189,6 @@ def _crc32() -> Callable[[memoryview, int], int]:
 
 def _local_size(data: bytes) -> int:
     if len(data) < LOCAL_SIZE:
-        raise EntryError("its local header is missing")
+        raise ZipEntryError("its local header is missing")
     name_size, extra_size = struct.unpack_from("<2H", data, 26)
     return LOCAL_SIZE + int(name_size) + int(extra_size)

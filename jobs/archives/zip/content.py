@@ -8,17 +8,26 @@ from collections.abc import Iterator
 
 from jobs.archives.decompress import Decompressor, inflated, stream_errors
 from jobs.archives.memory import memory_for
-from jobs.archives.zip.entry import BZIP2, DEFLATE, LZMA, STORED, ZSTD, Entry, EntryError, unpacked
+from jobs.archives.zip.entry import (
+    BZIP2,
+    DEFLATE,
+    LZMA,
+    STORED,
+    ZSTD,
+    ZipEntry,
+    ZipEntryError,
+    unpacked,
+)
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Format
 
 _BLOCK = 1 << 20  # bytes
 
 
-def inflate_whole(entry: Entry, data: memoryview) -> memoryview:
+def inflate_whole(entry: ZipEntry, data: memoryview) -> memoryview:
     """The content of a small entry in one piece, never more than a block beyond its claim.
 
-    Raises ``EntryError`` where the stream is damaged, cut short, or longer than its claim.
+    Raises ``ZipEntryError`` where the stream is damaged, cut short, or longer than its claim.
     """
     if entry.method == STORED:
         return data
@@ -31,19 +40,19 @@ def inflate_whole(entry: Entry, data: memoryview) -> memoryview:
         try:
             return memoryview(deflate.deflate_decompress(data, entry.size))
         except deflate.DeflateError as error:
-            raise EntryError("its content is damaged, or longer than it claims") from error
+            raise ZipEntryError("its content is damaged, or longer than it claims") from error
     content = bytearray()
     for block in inflate_blocks(entry, iter((bytes(data),))):
         content += block
         if len(content) > entry.size:
-            raise EntryError(f"it claims {entry.size} bytes but has more")
+            raise ZipEntryError(f"it claims {entry.size} bytes but has more")
     return memoryview(content)
 
 
-def inflate_blocks(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
+def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     """The content in blocks of at most 1 MiB; ``pieces``: the stored bytes.
 
-    Raises ``EntryError`` where the stream is damaged or cut short.
+    Raises ``ZipEntryError`` where the stream is damaged or cut short.
     """
     if entry.method == STORED:
         for piece in pieces:
@@ -62,13 +71,13 @@ def inflate_blocks(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview
             yield from inflated(format, _Pieces(pieces), archive="its content", memory=memory)
     except ArchiveError as error:
         unsupported = error.cause is Cause.UNSUPPORTED
-        raise EntryError(error.message, entry.name, unsupported=unsupported) from error
+        raise ZipEntryError(error.message, entry.name, unsupported=unsupported) from error
     except stream_errors() as error:
-        if isinstance(error, EntryError) or (
+        if isinstance(error, ZipEntryError) or (
             isinstance(error, OSError) and error.errno is not None
         ):
             raise
-        raise EntryError(f"its compressed content is damaged ({error})") from error
+        raise ZipEntryError(f"its compressed content is damaged ({error})") from error
 
 
 class _Pieces:
@@ -94,7 +103,7 @@ def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
             if block:
                 yield memoryview(block)
     if not stream.eof:
-        raise EntryError("its deflate stream is truncated")
+        raise ZipEntryError("its deflate stream is truncated")
 
 
 def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
@@ -104,19 +113,19 @@ def _bzip2(pieces: Iterator[bytes]) -> Iterator[memoryview]:
     for piece in pieces:
         yield from _blocks_of(stream, piece)
     if not stream.eof:
-        raise EntryError("its bzip2 stream is truncated")
+        raise ZipEntryError("its bzip2 stream is truncated")
 
 
-def _lzma(entry: Entry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
+def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     # Version (2 bytes), size of the properties (2), properties (5): APPNOTE 5.8.8.
     head = next(pieces, b"")
     if len(head) < 9 or struct.unpack_from("<H", head, 2)[0] != 5 or head[4] >= 225:
-        raise EntryError("its LZMA header is damaged")
+        raise ZipEntryError("its LZMA header is damaged")
     # A dictionary as large as the content is as good as any larger one.
     dictionary = max(4096, min(struct.unpack_from("<L", head, 5)[0], entry.size))
     most = memory_for(entry.stored).most
     if dictionary > most:
-        raise EntryError(
+        raise ZipEntryError(
             f"needs a dictionary of {dictionary >> 20} MiB, but only {most >> 20} MiB are "
             f"allowed for an entry of its size; {unpacked('7z x')}",
             entry.name,

@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from jobs.archives.base import Kind, damaged, unsupported
+from jobs.archives.base import MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import Names, TopFolder
-from jobs.archives.streams import Chain
-from jobs.archives.zip.entry import ENTRY_SIZE, Entry, EntryError, Told, parse_entry
+from jobs.archives.member_names import NameHashes, TopFolder
+from jobs.archives.streams import ConcatenatedFiles
+from jobs.archives.zip.entry import ENTRY_SIZE, NameEncoding, ZipEntry, ZipEntryError, parse_entry
 from jobs.errors import ArchiveError
 from jobs.model import Options
 from jobs.storage.safe_paths import SampleEnds
@@ -54,7 +54,7 @@ class Directory:
     each entry has to begin just behind the one before, and the directory just behind the last.
     """
 
-    def __init__(self, chain: Chain, limits: Limits, options: Options) -> None:
+    def __init__(self, chain: ConcatenatedFiles, limits: Limits, options: Options) -> None:
         self._chain = chain
         self._limits = limits
         self._archive = limits.archive
@@ -64,7 +64,7 @@ class Directory:
         self._moving = threading.Lock()  # members are read ahead in one thread, found in another
         self._options = options
         self._utf8 = True  # names that are valid UTF-8 and do not tell are read as that
-        self._told = Counter[Told]()
+        self._told = Counter[NameEncoding]()
         self._replaced = self._scan()
         self._order = self._ordered()
 
@@ -75,7 +75,7 @@ class Directory:
     @property
     def decoded(self) -> int:
         """How many names are read in the encoding that the options give."""
-        return self._told[Told.BY_OPTION]
+        return self._told[NameEncoding.BY_OPTION]
 
     @property
     def start(self) -> int:
@@ -104,7 +104,7 @@ class Directory:
             first += 1
         return first
 
-    def entry(self, ordinal: int) -> Entry:
+    def entry(self, ordinal: int) -> ZipEntry:
         """The entry of that ordinal, in the file's order."""
         index = self._order[ordinal]
         entry, _ = self._entry_at(self._positions[index])
@@ -142,8 +142,8 @@ class Directory:
         self._ends = array("Q")  # the first byte that can be the next one's
         self.data_bytes = 0
         self._top = TopFolder(self._options)
-        self._told = Counter[Told]()
-        names = Names()
+        self._told = Counter[NameEncoding]()
+        names = NameHashes()
         end = 0
         for index, entry in enumerate(self._entries()):
             offset = entry.offset
@@ -155,13 +155,13 @@ class Directory:
             self._told[entry.told] += 1
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
-            self._top.see(entry.name, entry.kind or Kind.FILE)
-            if entry.kind is not Kind.FOLDER:
+            self._top.see(entry.name, entry.kind or MemberKind.FILE)
+            if entry.kind is not MemberKind.FOLDER:
                 names.add(entry.name, index)
         if self._end.wrapped:
             self._following(end, self.start)
         asked = self._options.zip_encoding != Options().zip_encoding
-        if asked and self._told[Told.BY_OPTION] > self._told[Told.BY_BYTES] > 0:
+        if asked and self._told[NameEncoding.BY_OPTION] > self._told[NameEncoding.BY_BYTES] > 0:
             self._utf8 = False
             return self._scan()
         return frozenset(names.superseded())
@@ -178,7 +178,7 @@ class Directory:
             )
         return offset
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[ZipEntry]:
         position, end = self._end.start, self._end.start + self._end.size
         while position < end:
             try:
@@ -201,7 +201,7 @@ class Directory:
                 offset=self._end.start,
             )
 
-    def _entry_at(self, position: int) -> tuple[Entry, int]:
+    def _entry_at(self, position: int) -> tuple[ZipEntry, int]:
         try:
             fixed = self._bytes(position, ENTRY_SIZE)
             lengths = struct.unpack_from("<3H", fixed, 28) if len(fixed) == ENTRY_SIZE else (0,)
@@ -212,7 +212,7 @@ class Directory:
                 self._options.zip_encoding,
                 self._utf8,
             )
-        except EntryError as error:
+        except ZipEntryError as error:
             if error.unsupported:
                 raise unsupported(self._archive, str(error), member=error.name) from error
             raise damaged(self._archive, str(error), offset=position, member=error.name) from error
@@ -252,7 +252,7 @@ class Directory:
         return order
 
 
-def _find_end(chain: Chain, archive: str) -> _End:
+def _find_end(chain: ConcatenatedFiles, archive: str) -> _End:
     """The end record; raises where there is none, or where two could be it."""
     size = chain.size
     tail_at = max(0, size - _COMMENT - _EOCD.size)
@@ -275,7 +275,7 @@ def _find_end(chain: Chain, archive: str) -> _End:
     return _checked_end(chain, archive, at, fields[1:])
 
 
-def _checked_end(chain: Chain, archive: str, at: int, fields: tuple[int, ...]) -> _End:
+def _checked_end(chain: ConcatenatedFiles, archive: str, at: int, fields: tuple[int, ...]) -> _End:
     disk, start_disk, here, entries, size, start, _ = fields
     directory_end = at
     zip64 = False
@@ -307,7 +307,7 @@ def _checked_end(chain: Chain, archive: str, at: int, fields: tuple[int, ...]) -
     return _End(entries, start + beyond, size, zip64, wrapped=beyond > 0)
 
 
-def _absolute(chain: Chain, archive: str, disk: int, offset: int, at: int) -> int:
+def _absolute(chain: ConcatenatedFiles, archive: str, disk: int, offset: int, at: int) -> int:
     if disk >= len(chain.starts):
         raise damaged(
             archive, f"it is file {disk + 1} of a split zip and the others are missing", offset=at

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from jobs.archives.base import Kind
+from jobs.archives.base import MemberKind
 
 ENTRY_SIZE = 46  # bytes of a record in the directory, without name, extra field and comment
 STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ = 0, 8, 12, 14, 93, 95
@@ -31,7 +31,7 @@ _DOS = (0, 10, 11, 14)  # host systems where no name can hold a backslash: FAT, 
 _DOS_FOLDER = 0x10  # FILE_ATTRIBUTE_DIRECTORY
 
 
-class EntryError(ValueError):
+class ZipEntryError(ValueError):
     """An entry is damaged, or of a kind that is not read; the text says how."""
 
     def __init__(
@@ -42,7 +42,7 @@ class EntryError(ValueError):
         self.unsupported = unsupported
 
 
-class Told(Enum):
+class NameEncoding(Enum):
     """How the encoding of a name is known."""
 
     SURELY = 0  # ASCII, or the archive says that it is UTF-8
@@ -51,14 +51,14 @@ class Told(Enum):
 
 
 @dataclass
-class Entry:
+class ZipEntry:
     """What the directory says of an entry."""
 
     name: bytes  # in UTF-8, '/'-separated
     raw_name: bytes  # as the local header must have it
     host: int  # the system that the entry was made on
-    told: Told  # how its encoding is known
-    kind: Kind | None  # None: a device, FIFO or socket
+    told: NameEncoding  # how its encoding is known
+    kind: MemberKind | None  # None: a device, FIFO or socket
     flags: int
     method: int
     crc32: int
@@ -94,14 +94,14 @@ class Entry:
             return 0.0
 
 
-def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> Entry:
+def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> ZipEntry:
     """The entry in a record of the directory; ``starts``: where each file of a split zip begins.
 
-    ``encoding``, ``utf8``: see ``entry_name``. Raises ``EntryError`` for what contradicts itself
+    ``encoding``, ``utf8``: see ``entry_name``. Raises ``ZipEntryError`` for what contradicts itself
     or cannot be read.
     """
     if len(record) < ENTRY_SIZE or not record.startswith(b"PK\x01\x02"):
-        raise EntryError("its directory is damaged")
+        raise ZipEntryError("its directory is damaged")
     fields = _RECORD.unpack_from(record)
     made_by, flags, method, clock, date, crc, stored, size = fields[1], *fields[3:10]
     name_size, extra_size, _, disk, _, attributes, offset = fields[10:]
@@ -114,11 +114,11 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
     size, stored, offset, disk = _wide(extra, size, stored, offset, disk, name)
     _check_readable(flags, method, name)
     if disk >= len(starts):
-        raise EntryError(f"it is in file {disk + 1} of a split zip, which is missing", name)
+        raise ZipEntryError(f"it is in file {disk + 1} of a split zip, which is missing", name)
     kind = _kind(name, attributes, host, size)
     _check_claim(name, kind, method, stored, size)
     mode = attributes >> 16 & 0o777
-    return Entry(
+    return ZipEntry(
         name,
         raw_name,
         host,
@@ -130,7 +130,7 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
         stored,
         size,
         starts[disk] + offset,
-        mode or (0o755 if kind is Kind.FOLDER else 0o644),
+        mode or (0o755 if kind is MemberKind.FOLDER else 0o644),
         extra,
         (date, clock),
     )
@@ -138,14 +138,14 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
 
 def _check_readable(flags: int, method: int, name: bytes) -> None:
     if flags & _ENCRYPTED or method == 99:
-        raise EntryError(
+        raise ZipEntryError(
             f"is encrypted; with its password {unpacked('7z x')}", name, unsupported=True
         )
     if method not in _METHODS:
         what = _OF_7Z.get(method, f"method {method}")
         remedy = unpacked("7z x" if method in _OF_7Z else "the program that made it")
         fact = f"is compressed by {what}, which is not read here"
-        raise EntryError(f"{fact}; {remedy}", name, unsupported=True)
+        raise ZipEntryError(f"{fact}; {remedy}", name, unsupported=True)
 
 
 def unpacked(program: str) -> str:
@@ -153,43 +153,43 @@ def unpacked(program: str) -> str:
     return f"unpack the archive ({program}) and launch with --local-path on the folder"
 
 
-def _check_claim(name: bytes, kind: Kind | None, method: int, stored: int, size: int) -> None:
-    if kind is Kind.FOLDER and size:
-        raise EntryError("a folder has content", name)
-    if kind is Kind.LINK and size > _LINK_BYTES:
-        raise EntryError(f"a symbolic link has a target of {size} bytes", name)
+def _check_claim(name: bytes, kind: MemberKind | None, method: int, stored: int, size: int) -> None:
+    if kind is MemberKind.FOLDER and size:
+        raise ZipEntryError("a folder has content", name)
+    if kind is MemberKind.LINK and size > _LINK_BYTES:
+        raise ZipEntryError(f"a symbolic link has a target of {size} bytes", name)
     if method == STORED and stored != size:
-        raise EntryError(f"it is stored in {stored} bytes but claims {size}", name)
+        raise ZipEntryError(f"it is stored in {stored} bytes but claims {size}", name)
     if method == DEFLATE and size > stored * _MOST_DEFLATE:
-        raise EntryError(f"{stored} bytes cannot hold the {size} bytes that it claims", name)
+        raise ZipEntryError(f"{stored} bytes cannot hold the {size} bytes that it claims", name)
 
 
 def entry_name(
     raw: bytes, flags: int, extra: bytes, encoding: str, utf8: bool
-) -> tuple[bytes, Told]:
+) -> tuple[bytes, NameEncoding]:
     """The name in UTF-8, and how its encoding is known.
 
     macOS, Java and many Windows tools write UTF-8 and do not say so: with ``utf8`` what is valid
-    UTF-8 is read as that. Other names are in ``encoding``. Raises ``EntryError`` where that does
+    UTF-8 is read as that. Other names are in ``encoding``. Raises ``ZipEntryError`` where that does
     not have the bytes.
     """
     if flags & _UTF8 and not raw.isascii():
-        return raw, Told.SURELY
+        return raw, NameEncoding.SURELY
     path = _unicode_path(raw, extra) if extra else None
     if path is not None:
-        return path, Told.SURELY
+        return path, NameEncoding.SURELY
     if raw.isascii():
-        return raw, Told.SURELY
+        return raw, NameEncoding.SURELY
     if utf8:
         try:
             raw.decode("utf-8")
-            return raw, Told.BY_BYTES
+            return raw, NameEncoding.BY_BYTES
         except UnicodeDecodeError:
             pass
     try:
-        return raw.decode(encoding).encode("utf-8"), Told.BY_OPTION
+        return raw.decode(encoding).encode("utf-8"), NameEncoding.BY_OPTION
     except UnicodeError as error:
-        raise EntryError(
+        raise ZipEntryError(
             f"has a name that is not valid in {encoding}; launch again with the --zip-encoding "
             "of the archive, such as cp932, gbk, big5 or cp1251",
             raw,
@@ -236,7 +236,7 @@ def _wide(
     data = _field(extra, 0x0001)
     if data is None:
         if disk == 0xFFFF:
-            raise EntryError("its zip64 field is missing", name)
+            raise ZipEntryError("its zip64 field is missing", name)
         return size, stored, offset, disk  # 4 GiB - 1, exactly
     position = 0
     values = []
@@ -248,45 +248,45 @@ def _wide(
     ):
         if value == full:
             if position + struct.calcsize(code) > len(data):
-                raise EntryError("its zip64 field is too short", name)
+                raise ZipEntryError("its zip64 field is too short", name)
             value = struct.unpack_from(code, data, position)[0]
             position += struct.calcsize(code)
         values.append(value)
     return values[0], values[1], values[2], values[3]
 
 
-def _kind(name: bytes, attributes: int, host: int, size: int) -> Kind | None:
+def _kind(name: bytes, attributes: int, host: int, size: int) -> MemberKind | None:
     mode = attributes >> 16
     type_bits = stat.S_IFMT(mode)
     if type_bits == stat.S_IFLNK:
-        return Kind.LINK
+        return MemberKind.LINK
     if name.endswith(b"/") or type_bits == stat.S_IFDIR:
-        return Kind.FOLDER
+        return MemberKind.FOLDER
     if host in _DOS and attributes & _DOS_FOLDER and not size:
-        return Kind.FOLDER
+        return MemberKind.FOLDER
     if type_bits in (0, stat.S_IFREG) or host not in _UNIX:
-        return Kind.FILE
+        return MemberKind.FILE
     return None
 
 
-def check_local(entry: Entry, header: bytes) -> int:
+def check_local(entry: ZipEntry, header: bytes) -> int:
     """Compare the local header, which ``header`` starts with; how long it is, in bytes.
 
-    Raises ``EntryError`` where it tells another story than the directory.
+    Raises ``ZipEntryError`` where it tells another story than the directory.
     """
     if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
-        raise EntryError("its local header is missing", entry.name)
+        raise ZipEntryError("its local header is missing", entry.name)
     _, _, flags, method, _, _, crc, stored, size, name_size, extra_size = _LOCAL.unpack_from(header)
     end: int = _LOCAL.size + name_size + extra_size
     raw_name = header[_LOCAL.size : _LOCAL.size + name_size]
     extra = header[_LOCAL.size + name_size : end]
     if raw_name != entry.raw_name:
-        raise EntryError("its local header has another name", entry.name)
+        raise ZipEntryError("its local header has another name", entry.name)
     if flags & _ENCRYPTED or method != entry.method:
-        raise EntryError("its local header names another method", entry.name)
+        raise ZipEntryError("its local header names another method", entry.name)
     path = _unicode_path(raw_name, extra)
     if path is not None and _separated(path, entry.host) != entry.name:
-        raise EntryError("its local header has another Unicode name", entry.name)
+        raise ZipEntryError("its local header has another Unicode name", entry.name)
     size, stored, _, _ = _wide(extra, size, stored, 0, 0, entry.name)
     told = (crc, stored, size)
     if told == (entry.crc32, entry.stored, entry.size):
@@ -297,14 +297,14 @@ def check_local(entry: Entry, header: bytes) -> int:
         for value, real in zip(told, (entry.crc32, entry.stored, entry.size), strict=True)
     ):
         return end
-    raise EntryError("its local header has another size or checksum", entry.name)
+    raise ZipEntryError("its local header has another size or checksum", entry.name)
 
 
-def check_descriptor(entry: Entry, data: bytes) -> None:
+def check_descriptor(entry: ZipEntry, data: bytes) -> None:
     """Compare the descriptor that ``data``, the bytes behind the content, begins with."""
     crc, stored, size = entry.crc32, entry.stored, entry.size
     forms = [struct.pack("<L2Q", crc, stored, size)]
     if max(stored, size) <= _FULL:
         forms.append(struct.pack("<3L", crc, stored, size))
     if not any(data.startswith((form, b"PK\x07\x08" + form)) for form in forms):
-        raise EntryError("the sizes and checksum after its content differ", entry.name)
+        raise ZipEntryError("the sizes and checksum after its content differ", entry.name)
