@@ -11,7 +11,7 @@ from isal import isal_zlib
 from jobs.checks.registry import check_for
 from jobs.errors import from_os_error
 from jobs.model import Entry, Inner, Options
-from jobs.outputs.files import side_error
+from jobs.outputs.files import own_write_error
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.safe_paths import text_of
@@ -107,7 +107,7 @@ class RecordsFile:
         try:
             self._take(chunks)
         except OSError as error:
-            raise side_error(error, self._path) from error
+            raise own_write_error(error, self._path) from error
         self.ordinal = ordinal
 
     def _take(self, chunks: Iterable[memoryview]) -> None:
@@ -131,7 +131,7 @@ class RecordsFile:
             os.fsync(self._fd)
             self._temporary.replace(self._path)
         except OSError as error:
-            raise side_error(error, self._path) from error
+            raise own_write_error(error, self._path) from error
         return self._content
 
     def close(self) -> None:

@@ -33,8 +33,8 @@ from jobs.model import (
     ShardKind,
     Span,
 )
-from jobs.outputs.files import Kept, as_ours, mode_of, side_error
-from jobs.outputs.write_pool import Writers
+from jobs.outputs.files import MetadataRestorer, member_write_error, mode_of, own_write_error
+from jobs.outputs.write_pool import WritePool
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter, read_manifest
@@ -135,8 +135,8 @@ class _Pass:
         self._names = Names(work.plan, work.shard, top=archive.top)
         self._folders = Folders(staging.data, archive=self._label)
         self._seen = Seen()
-        self._writers = Writers(self._disk_error)
-        self._kept = Kept(
+        self._writers = WritePool(self._disk_error)
+        self._kept = MetadataRestorer(
             wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
         )
         self._tally = Tally()
@@ -157,7 +157,7 @@ class _Pass:
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
-        return as_ours(error, path, archive=self._label, root=os.fsdecode(self._root))
+        return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
 
     def run(self) -> PartSummary:
         """The whole pass; cleans up after itself, but for the data files."""
@@ -165,7 +165,7 @@ class _Pass:
         try:
             return self._run(path)
         except OSError as error:  # of the manifest: data, records and archive have their own words
-            raise side_error(error, path) from error
+            raise own_write_error(error, path) from error
 
     def _run(self, path: Path) -> PartSummary:
         with ExitStack() as stack:
@@ -199,13 +199,13 @@ class _Pass:
         try:
             return atomic.FileSystem(self._data)
         except OSError as error:
-            raise side_error(error, self._data) from error
+            raise own_write_error(error, self._data) from error
 
     def _sync(self) -> None:
         try:
             self._file_system.sync()
         except OSError as error:
-            raise side_error(error, self._data) from error
+            raise own_write_error(error, self._data) from error
 
     def _read(self, source: Source) -> None:
         """Take every member of the source's part."""

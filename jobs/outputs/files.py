@@ -164,7 +164,7 @@ _REMEDIES = {
 }
 
 
-def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
+def member_write_error(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
     """``error`` from writing the data file ``path``: the path's own fault, or the disk's."""
     fact = _PATH_ERRNOS.get(error.errno or 0)
     if fact is not None:
@@ -176,7 +176,7 @@ def as_ours(error: OSError, path: bytes, *, archive: str, root: str) -> Orchestr
     return StorageError(told.message, cause=told.cause, member=text_of(path)[0])
 
 
-def side_error(error: OSError, path: Path) -> StorageError:
+def own_write_error(error: OSError, path: Path) -> StorageError:
     """``error`` from writing a file of ours beside the data: records or manifest."""
     return _with_space(error, quoted(str(path)), path.parent)
 
@@ -195,7 +195,7 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
     return StorageError(f"{ours.message}{space}; {remedy}, then resume", cause=ours.cause)
 
 
-class Kept:
+class MetadataRestorer:
     """Files and how they are to be in the end; nothing of it where ``wanted`` is false.
 
     ``times``: with their modification times.

@@ -100,7 +100,7 @@ class _Batch:
 _Job = _One | _Batch
 
 
-class Writers:
+class WritePool:
     """Writes whole files; call ``drain`` before anybody reads them.
 
     Small files are written in batches by another thread, where that can be done without the

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from jobs.outputs.files import Kept, write_file
+from jobs.outputs.files import MetadataRestorer, write_file
 
 
 def test_files_get_their_permissions_and_times(tmp_path: Path) -> None:
     path = tmp_path / "page.png"
     path.write_bytes(b"x")
-    kept = Kept(wanted=True)
+    kept = MetadataRestorer(wanted=True)
     assert kept.add(os.fsencode(path), 0o664, 1_500_000_000_250_000_123) is False
     kept.put()
     assert path.stat().st_mode & 0o777 == 0o664
@@ -22,7 +22,7 @@ def test_files_get_their_permissions_alone_where_times_are_to_be_new(tmp_path: P
     path, link = tmp_path / "page.png", tmp_path / "link.png"
     path.write_bytes(b"x")
     before = path.stat().st_mtime_ns
-    kept = Kept(wanted=True, times=False)
+    kept = MetadataRestorer(wanted=True, times=False)
     kept.add(os.fsencode(path), 0o600, 1)
     kept.put()
     kept.link(os.fsencode(link), b"page.png", 1)
@@ -35,7 +35,7 @@ def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> Non
     path = tmp_path / "page.png"
     path.write_bytes(b"x")
     before = path.stat()
-    kept = Kept(wanted=False)
+    kept = MetadataRestorer(wanted=False)
     kept.add(os.fsencode(path), 0o600, 0)
     kept.put()
     assert path.stat() == before

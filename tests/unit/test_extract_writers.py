@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ArchiveError, Cause, StorageError
-from jobs.outputs.files import as_ours
-from jobs.outputs.write_pool import LARGE, QUEUE, Writers
+from jobs.outputs.files import member_write_error
+from jobs.outputs.write_pool import LARGE, QUEUE, WritePool
 
 
-def made(tmp_path: Path, slow_s: float) -> Iterator[Writers]:
-    writers = Writers(
-        lambda error, path: as_ours(error, path, archive="a.tar", root=str(tmp_path)),
+def made(tmp_path: Path, slow_s: float) -> Iterator[WritePool]:
+    writers = WritePool(
+        lambda error, path: member_write_error(error, path, archive="a.tar", root=str(tmp_path)),
         slow_s=slow_s,
     )
     yield writers
@@ -26,13 +26,13 @@ def made(tmp_path: Path, slow_s: float) -> Iterator[Writers]:
 
 
 @pytest.fixture
-def inline(tmp_path: Path) -> Iterator[Writers]:
+def inline(tmp_path: Path) -> Iterator[WritePool]:
     """Writers that take this disk for a fast one, however busy the machine is."""
     yield from made(tmp_path, 60.0)
 
 
 @pytest.fixture
-def writers(tmp_path: Path) -> Iterator[Writers]:
+def writers(tmp_path: Path) -> Iterator[WritePool]:
     yield from made(tmp_path, 0.003)
 
 
@@ -59,12 +59,12 @@ def place(tmp_path: Path, name: str) -> bytes:
     return os.fsencode(tmp_path / name)
 
 
-def put(writers: Writers, tmp_path: Path, name: str, data: bytes) -> None:
+def put(writers: WritePool, tmp_path: Path, name: str, data: bytes) -> None:
     chunks = iter([memoryview(data)])
     writers.write(name.encode(), place(tmp_path, name), 0o666, chunks, len(data))
 
 
-def test_a_fast_disk_needs_no_threads(inline: Writers, tmp_path: Path) -> None:
+def test_a_fast_disk_needs_no_threads(inline: WritePool, tmp_path: Path) -> None:
     for number in range(20):
         put(inline, tmp_path, str(number), b"x")
         assert (tmp_path / str(number)).read_bytes() == b"x"
@@ -72,7 +72,7 @@ def test_a_fast_disk_needs_no_threads(inline: Writers, tmp_path: Path) -> None:
 
 
 def test_a_slow_disk_gets_more_writers_and_every_byte(
-    slow: dict[str, int], writers: Writers, tmp_path: Path
+    slow: dict[str, int], writers: WritePool, tmp_path: Path
 ) -> None:
     data = {str(number): os.urandom(50_000) for number in range(400)}
     for name, content in data.items():
@@ -84,7 +84,7 @@ def test_a_slow_disk_gets_more_writers_and_every_byte(
 
 
 def test_what_waits_is_bounded_by_bytes(
-    slow: dict[str, int], writers: Writers, tmp_path: Path
+    slow: dict[str, int], writers: WritePool, tmp_path: Path
 ) -> None:
     size = LARGE - 1
     for number in range(40):
@@ -95,7 +95,7 @@ def test_what_waits_is_bounded_by_bytes(
 
 
 def test_a_large_file_streams_past_the_queue(
-    slow: dict[str, int], writers: Writers, tmp_path: Path
+    slow: dict[str, int], writers: WritePool, tmp_path: Path
 ) -> None:
     for number in range(10):
         put(writers, tmp_path, str(number), b"x")
@@ -105,7 +105,7 @@ def test_a_large_file_streams_past_the_queue(
 
 
 def test_an_inline_error_is_ours_and_names_path_and_free_space(
-    inline: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(fd: int, data: bytes) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -118,7 +118,7 @@ def test_an_inline_error_is_ours_and_names_path_and_free_space(
 
 def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
     slow: dict[str, int],
-    writers: Writers,
+    writers: WritePool,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,7 +140,7 @@ def test_an_error_in_a_thread_is_raised_soon_and_ends_it_all(
 
 
 def test_without_more_threads_the_caller_writes_itself(
-    slow: dict[str, int], writers: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slow: dict[str, int], writers: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -153,11 +153,11 @@ def test_without_more_threads_the_caller_writes_itself(
     assert len(list(tmp_path.iterdir())) == 40
 
 
-def put_small(writers: Writers, tmp_path: Path, name: str, data: bytes) -> None:
+def put_small(writers: WritePool, tmp_path: Path, name: str, data: bytes) -> None:
     writers.write_small(name.encode(), place(tmp_path, name), 0o666, memoryview(data), None)
 
 
-def test_small_files_are_all_there_after_draining(inline: Writers, tmp_path: Path) -> None:
+def test_small_files_are_all_there_after_draining(inline: WritePool, tmp_path: Path) -> None:
     data = {str(number): os.urandom(number % 5000) for number in range(500)}
     for name, content in data.items():
         put_small(inline, tmp_path, name, content)
@@ -167,7 +167,7 @@ def test_small_files_are_all_there_after_draining(inline: Writers, tmp_path: Pat
 
 
 def test_a_small_file_replaces_a_link_and_does_not_follow_it(
-    inline: Writers, tmp_path: Path
+    inline: WritePool, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"untouched")
@@ -179,7 +179,7 @@ def test_a_small_file_replaces_a_link_and_does_not_follow_it(
     assert (tmp_path / "link").read_bytes() == b"new"
 
 
-def test_an_error_of_a_small_file_names_its_path(inline: Writers, tmp_path: Path) -> None:
+def test_an_error_of_a_small_file_names_its_path(inline: WritePool, tmp_path: Path) -> None:
     with pytest.raises(ArchiveError, match="longer than this file system takes") as caught:
         for name in ("a", "x" * 256, "b"):
             put_small(inline, tmp_path, name, b"1")
@@ -188,7 +188,7 @@ def test_an_error_of_a_small_file_names_its_path(inline: Writers, tmp_path: Path
 
 
 def test_small_files_are_written_by_the_caller_where_no_thread_can_start(
-    inline: Writers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
