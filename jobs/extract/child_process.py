@@ -33,7 +33,7 @@ from jobs.extract.messages import (
     Stop,
     Stream,
 )
-from jobs.extract.part_result import Attempts, archive_bytes, unfinished
+from jobs.extract.part_result import PartExtractor, archive_bytes, unfinished
 from jobs.model import Part, Problem
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
@@ -48,7 +48,7 @@ _READ = 1 << 16  # bytes
 _decode = msgspec.json.Decoder(Order).decode
 
 
-class Pace:
+class TimeBudget:
     """Measures one part after the other; sizes are bytes of archives, as the plan knows them."""
 
     def __init__(self, progress: Progress) -> None:
@@ -92,7 +92,7 @@ class Pace:
         return size * spent_s / self._before <= left_s
 
 
-class Child:
+class PartsProcess:
     """Carries out one order after the other, and reports how it goes."""
 
     def __init__(self, begin: Begin, orders: Orders, news_fd: int) -> None:
@@ -101,14 +101,14 @@ class Child:
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
         self._progress = Progress(deadline=begin.deadline)
-        self._pace = Pace(self._progress)
+        self._pace = TimeBudget(self._progress)
         self._current: str | None = None
         self._queue: SimpleQueue[Extract | Stream | None] = SimpleQueue()
         self._files: list[ArrivingFile] = []  # of the shard that is streamed
         self._stops: Problem | None = None  # why no further part is tried
         self._folder = RunFolder(Path(begin.run_dir))
         self._plan = self._folder.load_plan()
-        self._attempts = Attempts(self._folder, self._plan, self._progress)
+        self._attempts = PartExtractor(self._folder, self._plan, self._progress)
 
     def run(self) -> None:
         """Until there are no further orders."""
@@ -260,7 +260,7 @@ def main() -> None:
     while not first and not orders.ended:
         first = orders.wait(None)
     if first and isinstance(first[0], Begin):
-        child = Child(first[0], orders, news_fd)
+        child = PartsProcess(first[0], orders, news_fd)
         for order in first[1:]:
             child.take(order)
         child.run()

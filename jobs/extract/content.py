@@ -19,7 +19,7 @@ from jobs.storage.safe_paths import text_of
 _crc32 = isal_zlib.crc32
 
 
-class Content:
+class CheckedContent:
     """The bytes of one data file; ``through`` may be called for one source after the other."""
 
     def __init__(self, path: bytes, options: Options, progress: Progress) -> None:
@@ -94,8 +94,8 @@ class RecordsFile:
         self.ordinal = 0  # of the member
         self.replaced = 0  # how many times a later one took the place of an earlier one
 
-    def _new(self) -> Content:
-        return Content(self._options.layout.records.encode(), self._options, self._progress)
+    def _new(self) -> CheckedContent:
+        return CheckedContent(self._options.layout.records.encode(), self._options, self._progress)
 
     @property
     def begun(self) -> bool:
@@ -125,7 +125,7 @@ class RecordsFile:
             while done < len(chunk):
                 done += os.write(self._fd, chunk[done:])
 
-    def commit(self) -> Content:
+    def commit(self) -> CheckedContent:
         """Make it durable under its name; what passed."""
         try:
             os.fsync(self._fd)

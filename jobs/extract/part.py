@@ -17,9 +17,9 @@ from jobs.archives.limits import FLOOR
 from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
 from jobs.errors import ArchiveError, Cause
-from jobs.extract.content import Content, RecordsFile
+from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
-from jobs.extract.paths import Names, Seen, Twice, path_of
+from jobs.extract.paths import DuplicatePaths, MemberPaths, PathFilter, path_of
 from jobs.extract.source import Replaced, Source, Tally
 from jobs.model import (
     Entry,
@@ -49,7 +49,7 @@ _MOST_CORRECTIONS = 3
 
 
 @dataclass(frozen=True)
-class Work:
+class PartJob:
     """One part, with all that its extraction needs to know."""
 
     folder: RunFolder
@@ -94,7 +94,7 @@ class Work:
                 )
 
 
-def extract_part(work: Work, archive: Archive, progress: Progress) -> PartSummary:
+def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSummary:
     """Extract a part and give it its manifest.
 
     Raises ``ArchiveError`` where the archive is at fault, ``StorageError`` where a disk is, and
@@ -118,7 +118,7 @@ class _Pass:
     """One reading of a part."""
 
     def __init__(
-        self, work: Work, archive: Archive, progress: Progress, replaced: frozenset[int]
+        self, work: PartJob, archive: Archive, progress: Progress, replaced: frozenset[int]
     ) -> None:
         self._work = work
         self._replaced = replaced  # nested archives that are passed over
@@ -132,9 +132,9 @@ class _Pass:
         self._staging = staging = Staging(work.plan)
         self._data = staging.data
         self._root = os.fsencode(staging.data)
-        self._names = Names(work.plan, work.shard, top=archive.top)
+        self._names = MemberPaths(work.plan, work.shard, top=archive.top)
         self._folders = Folders(staging.data, archive=self._label)
-        self._seen = Seen()
+        self._seen = PathFilter()
         self._writers = WritePool(self._disk_error)
         self._kept = MetadataRestorer(
             wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
@@ -281,7 +281,7 @@ class _Pass:
         path = names.placed(path)
         if self._seen.add(path):
             self._writers.drain()  # two writers must never be in one file
-        content = Content(path, self._options, self._progress)
+        content = CheckedContent(path, self._options, self._progress)
         place = self._folders.place(path)
         mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
         mtime = mtime_ns if self._options.preserve_times else None
@@ -339,7 +339,7 @@ class _Pass:
         work, ordinal = self._work, member.ordinal
         self._nested_names.add(member.name, ordinal)
         shard = nested.shard_of(work.shard, path)
-        chunks = Content(b"", self._options, self._progress).through(member.chunks)
+        chunks = CheckedContent(b"", self._options, self._progress).through(member.chunks)
         records = RecordsFile(
             self._staging.inner_records(work.part, ordinal), self._options, self._progress
         )
@@ -350,7 +350,7 @@ class _Pass:
             ) as archive,
         ):
             plan = structs.replace(self._plan, options=nested.options_of(self._options))
-            names = Names(plan, shard, top=archive.top)
+            names = MemberPaths(plan, shard, top=archive.top)
             names.left_out = self._names.left_out
             below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]
             inner = text_of(path)[0]
@@ -376,9 +376,9 @@ class _Pass:
 
     def _finish(self) -> PartSummary:
         records = self._commit(self._source)
-        twice = Twice()
+        twice = DuplicatePaths()
         if self._seen.suspects:
-            twice = Twice.among(self._manifest.entries(), self._seen.suspects)
+            twice = DuplicatePaths.among(self._manifest.entries(), self._seen.suspects)
         twice.replaced += self._tally.superseded + self._source.records.replaced
         if not twice.replaced:
             summary = self._summary(twice, self._manifest.count, self._manifest.bytes, records)
@@ -386,7 +386,7 @@ class _Pass:
             return summary
         return self._rewritten(twice, records)
 
-    def _rewritten(self, twice: Twice, records: bool) -> PartSummary:
+    def _rewritten(self, twice: DuplicatePaths, records: bool) -> PartSummary:
         """The manifest without the entries that later ones replaced."""
         with ManifestWriter(self._work.folder.manifest(self._work.part)) as manifest:
             for line, entry in enumerate(self._manifest.entries()):
@@ -396,7 +396,7 @@ class _Pass:
             manifest.finish(summary)
         return summary
 
-    def _summary(self, twice: Twice, files: int, size: int, records: bool) -> PartSummary:
+    def _summary(self, twice: DuplicatePaths, files: int, size: int, records: bool) -> PartSummary:
         if self._work.part.index == 0:  # they are of the whole archive
             self._warnings += self._archive.warnings
         return PartSummary(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from jobs.archives.base import Archive, DamagedError
 from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
-from jobs.extract.part import Work, extract_part
+from jobs.extract.part import PartJob, extract_part
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
@@ -18,7 +18,7 @@ from jobs.storage.staging import Staging
 
 
 @dataclass(frozen=True)
-class Attempt:
+class PartResult:
     """What became of a part."""
 
     result: ItemResult
@@ -36,7 +36,7 @@ def unfinished(part: Part, problem: Problem) -> ItemResult:
     return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)
 
 
-class Attempts:
+class PartExtractor:
     """Extracts parts of a run; keeps the archive open while the shard stays the same."""
 
     def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
@@ -45,27 +45,27 @@ class Attempts:
         self._progress = progress
         self._open: tuple[str, Archive] | None = None
 
-    def extract(self, part: Part) -> Attempt:
+    def extract(self, part: Part) -> PartResult:
         """Extract ``part``; never raises for what an archive or a disk does."""
-        work: Work | None = None
+        work: PartJob | None = None
         try:
             work = self._work(part)
             summary = extract_part(work, self._archive(work), self._progress)
-            return Attempt(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))
+            return PartResult(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))
         except (Stopped, StorageError) as error:
             problem = Problem.of(error, shard=part.shard)
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
-            return Attempt(ItemResult(part.id, outcome, problem=problem), problem)
+            return PartResult(ItemResult(part.id, outcome, problem=problem), problem)
         except OrchestrateError as error:
             self._forget(error)
-            return Attempt(self._refused(part, work, error))
+            return PartResult(self._refused(part, work, error))
         except OSError as error:
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
-            return Attempt(ItemResult(part.id, problem.outcome, problem=problem), problem)
+            return PartResult(ItemResult(part.id, problem.outcome, problem=problem), problem)
         except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
             self._forget(error)
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
-            return Attempt(unfinished(part, problem))
+            return PartResult(unfinished(part, problem))
 
     def _forget(self, error: BaseException) -> None:
         """Let go of an archive that failed, with its buffers, which the error's frames hold."""
@@ -73,14 +73,14 @@ class Attempts:
         traceback.clear_frames(error.__traceback__)
         gc.collect()
 
-    def _work(self, part: Part) -> Work:
+    def _work(self, part: Part) -> PartJob:
         fetched = self._folder.load_fetched(part.shard)
         if fetched is None:
             raise OrchestrateError(f"{part.shard} is not fetched", cause=Cause.NOT_FETCHED)
         Staging(self._plan).make_folders()
-        return Work(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
+        return PartJob(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
 
-    def _archive(self, work: Work) -> Archive:
+    def _archive(self, work: PartJob) -> Archive:
         if self._open is None or self._open[0] != work.shard.id:
             self._open = None  # closed before the next one is opened
             work.check_unchanged()
@@ -88,7 +88,7 @@ class Attempts:
             self._open = (work.shard.id, archive)
         return self._open[1]
 
-    def _refused(self, part: Part, work: Work | None, error: OrchestrateError) -> ItemResult:
+    def _refused(self, part: Part, work: PartJob | None, error: OrchestrateError) -> ItemResult:
         """A damaged archive is fetched again once, where that may bring other bytes."""
         again = False
         if error.cause is Cause.BAD_ARCHIVE and work is not None:

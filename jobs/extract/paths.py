@@ -18,7 +18,7 @@ _BITS = 1 << 27
 _FEW = 1 << 17
 
 
-class Names:
+class MemberPaths:
     """Maps names of one shard; counts what is left out, by kind, in ``left_out``."""
 
     def __init__(self, plan: Plan, shard: Shard, *, top: str | None) -> None:
@@ -104,10 +104,10 @@ class Names:
         return placed_path(self._plan, self._shard, text).encode("utf-8", "surrogateescape")
 
 
-class Seen:
+class PathFilter:
     """Remembers paths as single bits, so that a million hostile members cost no more memory.
 
-    ``suspects`` holds keys of what may have come twice; ``Twice`` tells for sure.
+    ``suspects`` holds keys of what may have come twice; ``DuplicatePaths`` tells for sure.
     """
 
     def __init__(self) -> None:
@@ -153,7 +153,7 @@ def path_of(entry: Entry) -> bytes:
 
 
 @dataclass
-class Twice:
+class DuplicatePaths:
     """What a manifest's entries say about the suspects."""
 
     # By archive and path, ordinal and line of the entry that counts: within one archive the last
@@ -165,7 +165,7 @@ class Twice:
     case_example: tuple[bytes, bytes] = (b"", b"")
 
     @classmethod
-    def among(cls, entries: Iterator[Entry], suspects: set[int]) -> Twice:
+    def among(cls, entries: Iterator[Entry], suspects: set[int]) -> DuplicatePaths:
         """Judge all entries of a part, in the order they were written."""
         found = cls()
         spelled: dict[bytes, bytes] = {}

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from jobs.archives import nested
 from jobs.archives.base import Archive
-from jobs.extract.content import Content, RecordsFile
-from jobs.extract.paths import Names
+from jobs.extract.content import CheckedContent, RecordsFile
+from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Inner, Part
 from jobs.storage.safe_paths import quoted
 
@@ -54,14 +54,14 @@ class Source:
 
     archive: Archive
     part: Part
-    names: Names
+    names: MemberPaths
     records: RecordsFile
     label: str  # in messages
     below: bytes = b""  # the folder that its members go to, with a slash
     nested: int | None = None  # the ordinal of a nested archive
     path: str = ""  # and its path in the shard
 
-    def entry(self, content: Content, ordinal: int) -> Entry:
+    def entry(self, content: CheckedContent, ordinal: int) -> Entry:
         """The manifest's line for its member of that ordinal."""
         if self.nested is None:
             return content.entry(ordinal)

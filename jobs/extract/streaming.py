@@ -12,7 +12,7 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import with_samples
 from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
-from jobs.extract.part import Work, extract_part, remove_files
+from jobs.extract.part import PartJob, extract_part, remove_files
 from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
@@ -136,7 +136,7 @@ class ShardStream:
     def _extract(self, stream: TarStream, archive: Archive, part: Part) -> None:
         """Extract a part; where a member of it is at fault, it is left to an extract task."""
         fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
-        work = Work(self._folder, self._plan, self._shard, fetched, part, stream)
+        work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)
         self._on_part(part)
         try:
             extract_part(work, archive, self._progress)

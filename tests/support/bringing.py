@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.download.stage import run_download
-from jobs.extract.part_result import Attempts
+from jobs.extract.part_result import PartExtractor
 from jobs.finalize.stage import run_finalize
 from jobs.model import Part, Plan
 from jobs.runtime.progress import Progress
@@ -73,7 +73,7 @@ def finished(
 ) -> Brought:
     """Extract ``parts`` of the shards that are here, in that order, and finalize."""
     problems = list(problems or ())
-    attempts = Attempts(folder, plan, Progress())
+    attempts = PartExtractor(folder, plan, Progress())
     here = folder.fetched_ids()
     for part in parts:
         if part.shard in here:

@@ -22,8 +22,8 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import Work, extract_part
-from jobs.extract.paths import Seen, key_of
+from jobs.extract.part import PartJob, extract_part
+from jobs.extract.paths import PathFilter, key_of
 from jobs.model import (
     Fetched,
     Format,
@@ -74,7 +74,7 @@ class Run(Extracting):
     ) -> PartSummary:
         shard = self.plan.shards[0]
         fetched = Fetched(shard.id, Format.TAR, (), (), (), ())
-        work = Work(self.folder, self.plan, shard, fetched, Part(shard.id, part, count))
+        work = PartJob(self.folder, self.plan, shard, fetched, Part(shard.id, part, count))
         return extract_part(work, archive, progress or Progress())
 
 
@@ -452,7 +452,7 @@ def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
     path.write_bytes(b"now it is so long")
     shard = run.plan.shards[0]
     fetched = Fetched(shard.id, Format.TAR, (str(path),), (3,), (), (0,), in_place=True)
-    work = Work(run.folder, run.plan, shard, fetched, Part(shard.id, 0, 1))
+    work = PartJob(run.folder, run.plan, shard, fetched, Part(shard.id, 0, 1))
     with pytest.raises(OrchestrateError) as caught:
         extract_part(work, FakeArchive([file("a", b"1")]), Progress())
     assert caught.value.cause is Cause.CHANGED
@@ -488,7 +488,7 @@ def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
 
 
 def test_among_many_names_those_that_come_twice_are_known_and_few_others() -> None:
-    seen = Seen()
+    seen = PathFilter()
     for number in range(200_000):
         seen.add(b"images/%08d" % number)
     assert len(seen.suspects) < 2_000
