@@ -38,7 +38,7 @@ def check_digest(file: SourceFile, found: Digest) -> None:
         )
 
 
-def mark(path: Path | str) -> tuple[int, int]:
+def size_and_mtime(path: Path | str) -> tuple[int, int]:
     """A file's size in bytes and its modification time in nanoseconds.
 
     Raises ``SourceError`` (``NOT_FOUND``) where it is gone, ``StorageError`` for the rest.
@@ -62,7 +62,7 @@ def check_unchanged(fetched: Fetched) -> None:
     To be asked after the last read: what was read before is then known to be of one state.
     """
     for path, size, mtime_ns in zip(fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True):
-        if mark(path) != (size, mtime_ns):
+        if size_and_mtime(path) != (size, mtime_ns):
             raise SourceError(
                 f"{quoted(path)} changed while it was being read; do not modify the source during "
                 "a run. Wait until the writer has finished, then run `resume`",

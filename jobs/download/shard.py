@@ -11,7 +11,7 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.archives.detect import read_head, sniff
 from jobs.archives.tar.stream import Streamed
-from jobs.download.hashing import check_digest, check_unchanged, hash_file, mark
+from jobs.download.hashing import check_digest, check_unchanged, hash_file, size_and_mtime
 from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import Feed
 from jobs.extract.extractor import ExtractionPool
@@ -28,7 +28,7 @@ from jobs.transfer.transfer import Transfer
 _TRIES = 10  # failures in a row, without progress in between, until a file is given up
 
 
-class Fetcher:
+class ShardDownloader:
     """Makes the evidence of one shard after the other; threads may share it.
 
     Tars that ``pool`` is to stream are read by it while they arrive.
@@ -79,7 +79,7 @@ class Fetcher:
     def _tree(self, shard: Shard) -> Fetched:
         out = self._folder.shards / f"{shard.id}.listing"
         listed = self._source.list_tree(shard, out, self._progress.check)
-        size, mtime_ns = mark(out)
+        size, mtime_ns = size_and_mtime(out)
         self._progress.add(bytes=listed.data_bytes)
         return Fetched(
             shard.id,
@@ -104,7 +104,7 @@ class Fetcher:
         The hash is the receipt's proof of what was imported, finds a disk that cannot read its
         own file before any task starts, and costs no pass of its own where parts must be found.
         """
-        marks = [mark(path) for path in paths]
+        marks = [size_and_mtime(path) for path in paths]
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
                 raise SourceError(f"{quoted(str(path))} is empty; put the archive there again")
@@ -167,7 +167,7 @@ class Fetcher:
             tuple(str(out) for out in outs),
             tuple(one.size for one in files),
             tuple(one.sha256 for one in files),
-            tuple(mark(out)[1] for out in outs),
+            tuple(size_and_mtime(out)[1] for out in outs),
             verified=all(one.verified for one in files),
         )
         if streaming is None:

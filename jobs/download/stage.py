@@ -12,7 +12,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.archives.base import DamagedError
-from jobs.download.shard import Fetcher
+from jobs.download.shard import ShardDownloader
 from jobs.errors import Cause, RunFolderError, SourceError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
@@ -73,7 +73,7 @@ def run_download(
     workers = min(cores(), workers or cores())
     pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
     try:
-        crew = _Crew(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        crew = _Downloads(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
         crew.streams_all = len(shards) <= workers
         fetchers = min(len(shards), plan.options.connections)
         with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
@@ -82,7 +82,7 @@ def run_download(
         pool.close(drains=not shares)
 
 
-class _Crew:
+class _Downloads:
     """What the threads share: the source, one transfer, and what stops all of them."""
 
     def __init__(
@@ -103,7 +103,7 @@ class _Crew:
         self._refetch = refetch
         self._attempt = attempt
         self._remote = plan.source.kind is not SourceKind.LOCAL
-        self._fetcher = Fetcher(
+        self._fetcher = ShardDownloader(
             folder, plan, reopen(plan.source, plan.options, _private(folder)), progress, pool
         )
         self._pool = pool
