@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
-from jobs.finalize.context import Ground
-from jobs.finalize.publish import is_there, journal_path, told_by_receipt
+from jobs.finalize.context import FinalizeContext
+from jobs.finalize.publish import is_there, journal_path, names_in_receipt
 from jobs.model import Shard, SourceFile
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile
@@ -27,7 +27,7 @@ _NO_FILES = (b"", b".", b"..")
 log = logging.getLogger(__name__)
 
 
-def remove(staging: Staging) -> None:
+def remove_replaced(staging: Staging) -> None:
     """Remove the old dataset, and put what is left under ``staging.kept``; safe to run again.
 
     Raises ``OSError`` where something cannot be removed or moved; it stays where it is then.
@@ -47,7 +47,7 @@ def remove(staging: Staging) -> None:
         atomic.fsync_folder(staging.dest)
 
 
-def told(staging: Staging) -> tuple[str, ...]:
+def replaced_lines(staging: Staging) -> tuple[str, ...]:
     """Lines for people where something was kept, or stays against our will."""
     lines = []
     if is_there(staging.kept):
@@ -74,7 +74,7 @@ def _named(root: Path) -> Iterator[bytes]:
             found = True
             yield path
     if found:
-        proofs = told_by_receipt(root) & {RECEIPT, *SUMS.values()}
+        proofs = names_in_receipt(root) & {RECEIPT, *SUMS.values()}
         yield from (name.encode() for name in (*sorted(proofs), MANIFEST))
 
 
@@ -111,7 +111,7 @@ def _remove_empty(root: Path) -> None:
             pass  # it holds something of the user's
 
 
-def clean_up(ground: Ground) -> None:
+def clean_up(ground: FinalizeContext) -> None:
     """Remove the old dataset, archives and staging, after the receipt is in place.
 
     What cannot be removed stays, and the log says so: the dataset is whole all the same.
@@ -137,7 +137,7 @@ def clean_up(ground: Ground) -> None:
 
 def _remove_replaced(staging: Staging) -> None:
     try:
-        remove(staging)
+        remove_replaced(staging)
     except OSError as error:
         log.warning(
             "%s stays, as not all of it can be removed: %s (%s); it holds the old dataset and what "
@@ -152,7 +152,7 @@ class _Claim(msgspec.Struct):
     run_id: str
 
 
-def _give_back(ground: Ground) -> None:
+def _give_back(ground: FinalizeContext) -> None:
     """Let go of the destination."""
     staging = ground.staging
     try:
@@ -166,7 +166,7 @@ def _give_back(ground: Ground) -> None:
     _remove_if_empty(staging.root.parent)
 
 
-def kept_archives(ground: Ground) -> Path | None:
+def kept_archives(ground: FinalizeContext) -> Path | None:
     """Where archives are kept; None where they go."""
     staging = ground.staging
     if not ground.plan.options.keep_archive:
@@ -176,7 +176,7 @@ def kept_archives(ground: Ground) -> Path | None:
     return staging.dest / ARCHIVES / ground.plan.run_id  # others of that name may lie beside it
 
 
-def _keep_archives(ground: Ground) -> None:
+def _keep_archives(ground: FinalizeContext) -> None:
     """Move archives out of staging, under names that tell their format, and note where they are."""
     staging, folder = ground.staging, kept_archives(ground)
     often = Counter(_base_name(file) for shard in ground.plan.shards for file in shard.files)

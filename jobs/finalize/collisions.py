@@ -9,8 +9,8 @@ from pathlib import Path
 
 from jobs.archives import nested
 from jobs.errors import OrchestrateError
-from jobs.finalize.context import Ground, bytes_of, key_of
-from jobs.finalize.cross_check import Contest
+from jobs.finalize.context import FinalizeContext, bytes_of, key_of
+from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part
@@ -23,7 +23,7 @@ _OVERWRITTEN = "another archive has overwritten a file of it"
 
 
 def settle(
-    ground: Ground, contests: Iterable[Contest], findings: Findings, progress: Progress
+    ground: FinalizeContext, contests: Iterable[Conflict], findings: Findings, progress: Progress
 ) -> None:
     """Have the winner's bytes on disk for each contest.
 
@@ -31,7 +31,7 @@ def settle(
     winner, the one member is read from its archive again; where that cannot be, the part is
     forgotten, so that the next attempt extracts it last.
     """
-    wanted: dict[Part, list[Contest]] = defaultdict(list)
+    wanted: dict[Part, list[Conflict]] = defaultdict(list)
     for contest in contests:
         progress.check()
         if ground.mending is not None and not _place(ground, contest).exists():
@@ -52,7 +52,7 @@ def settle(
 
 
 def _settle_part(
-    ground: Ground, part: Part, fetched: Fetched, lost: list[Contest], findings: Findings
+    ground: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict], findings: Findings
 ) -> None:
     try:
         _extract(ground, part, fetched, lost)
@@ -66,11 +66,11 @@ def _settle_part(
         forget_manifest(ground, part, _OVERWRITTEN, findings)
 
 
-def _place(ground: Ground, contest: Contest) -> Path:
+def _place(ground: FinalizeContext, contest: Conflict) -> Path:
     return ground.staging.data / os.fsdecode(bytes_of(contest.key))
 
 
-def _lies_there(ground: Ground, contest: Contest) -> bool:
+def _lies_there(ground: FinalizeContext, contest: Conflict) -> bool:
     hasher = digest.new("crc32")
     size = 0
     try:
@@ -84,7 +84,7 @@ def _lies_there(ground: Ground, contest: Contest) -> bool:
     return size == contest.size and hasher.hexdigest() == contest.crc32
 
 
-def _extract(ground: Ground, part: Part, fetched: Fetched, lost: list[Contest]) -> None:
+def _extract(ground: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict]) -> None:
     """Write these members of the part again, each under a temporary name and then in place."""
     from jobs.archives.registry import open_archive
 
@@ -104,11 +104,11 @@ def _extract(ground: Ground, part: Part, fetched: Fetched, lost: list[Contest]) 
                         _replace(ground, contests[file.ordinal], file.chunks)
 
 
-_ByOrdinal = dict[int, Contest]
+_ByOrdinal = dict[int, Conflict]
 
 
 def _members(
-    ground: Ground, part: Part, lost: list[Contest]
+    ground: FinalizeContext, part: Part, lost: list[Conflict]
 ) -> tuple[_ByOrdinal, dict[int, tuple[str, _ByOrdinal]]]:
     """The members that were lost: the archive's own, and those of nested ones with their paths."""
     start = ground.part_starts[ground.parts.index(part)]
@@ -126,22 +126,24 @@ def _members(
     return own, inner
 
 
-def _copy(ground: Ground, shard: str, left: list[Contest]) -> None:
+def _copy(ground: FinalizeContext, shard: str, left: list[Conflict]) -> None:
     """Take what was a link in its archive from another file of the same bytes."""
-    wanted: dict[tuple[int, str], list[Contest]] = defaultdict(list)
+    wanted: dict[tuple[int, str], list[Conflict]] = defaultdict(list)
     for contest in left:
         wanted[contest.size, contest.crc32].append(contest)
     for part in ground.parts:
         if part.shard != shard:
             continue
         for entry in read_manifest(ground.folder.manifest(part)):
-            same = Contest(0, key_of(entry), entry.size, entry.crc32)
+            same = Conflict(0, key_of(entry), entry.size, entry.crc32)
             if (entry.size, entry.crc32) in wanted and _lies_there(ground, same):
                 for contest in wanted.pop((entry.size, entry.crc32)):
                     _replace(ground, contest, _blocks(_place(ground, same)))
 
 
-def _replace(ground: Ground, contest: Contest, chunks: Iterable[bytes | memoryview]) -> None:
+def _replace(
+    ground: FinalizeContext, contest: Conflict, chunks: Iterable[bytes | memoryview]
+) -> None:
     temporary = ground.scratch / "member"
     with temporary.open("wb") as out:
         for chunk in chunks:

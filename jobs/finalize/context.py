@@ -39,7 +39,7 @@ def shown_key(key: str) -> str:
 
 
 @dataclass(frozen=True)
-class Piece:
+class RecordsPiece:
     """The records of one shard, of one part of it, or of an archive that is nested in it."""
 
     shard: Shard  # or the nested archive as one, whose id lies below the shard's
@@ -58,7 +58,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Mending:
+class RepairState:
     """The repair of a dataset that this run has published before."""
 
     receipt: Json  # as it was published
@@ -77,7 +77,7 @@ class Mending:
 
 
 @dataclass
-class Ground:
+class FinalizeContext:
     """The run, with numbers for its files and lines: the n-th file of all parts in plan order, the
     r-th line of all pieces. Every pass counts them the same way, so a number is a name."""
 
@@ -85,9 +85,9 @@ class Ground:
     plan: Plan
     staging: Staging
     parts: tuple[Part, ...] = ()
-    pieces: tuple[Piece, ...] = ()
+    pieces: tuple[RecordsPiece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
-    mending: Mending | None = None  # where what was published before is repaired
+    mending: RepairState | None = None  # where what was published before is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
     unclear: list[str] = field(default_factory=list)  # what paths of records may mean, in words
     records_path: str | None = None  # of the records file in the dataset; None for plain files
@@ -131,7 +131,7 @@ class Ground:
         shard = self.shards.get(outer)
         return f"{shard.name}{': ' if slash else ''}{inner}" if shard else shard_id
 
-    def line_of(self, number: int) -> tuple[Piece, int]:
+    def line_of(self, number: int) -> tuple[RecordsPiece, int]:
         """The piece and the line in it, from 1, of the line of that number."""
         place = bisect_right(self.piece_starts, number) - 1
         return self.pieces[place], number - self.piece_starts[place] + 1

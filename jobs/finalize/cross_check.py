@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
-from jobs.finalize.context import Ground, shown_key
+from jobs.finalize.context import FinalizeContext, shown_key
 from jobs.finalize.disk_partitions import Rewrites, folded
-from jobs.finalize.findings import Finding, Kind
+from jobs.finalize.findings import Finding, FindingKind
 from jobs.finalize.record_paths import differences, transcribed, unified
-from jobs.finalize.scan import Audit, How, Reference, Row, join_key, matches_spellings
+from jobs.finalize.scan import Audit, How, JoinRow, Reference, join_key, matches_spellings
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.storage.safe_paths import quoted
@@ -28,7 +28,7 @@ class Meaning(NamedTuple):
 
 
 def meanings(
-    ground: Ground,
+    ground: FinalizeContext,
     references: Sequence[Reference],
     files: Collection[str],
     literal: Collection[str],
@@ -61,7 +61,7 @@ def meanings(
                 yield Meaning(reference, None, f"is in no shard; {fact}")
 
 
-def _by_form(ground: Ground, files: Collection[str]) -> dict[str, list[str]]:
+def _by_form(ground: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     form = unified if matches_spellings(ground) else str
     for key in files:
@@ -70,13 +70,13 @@ def _by_form(ground: Ground, files: Collection[str]) -> dict[str, list[str]]:
     return found
 
 
-def _forms(ground: Ground, reference: Reference) -> list[str]:
+def _forms(ground: FinalizeContext, reference: Reference) -> list[str]:
     if not matches_spellings(ground):
         return [reference.key]
     return [unified(key) for key in (reference.key, reference.other) if key is not None]
 
 
-def _name(ground: Ground, path: str) -> str:
+def _name(ground: FinalizeContext, path: str) -> str:
     return join_key(ground, transcribed(path))
 
 
@@ -91,7 +91,7 @@ def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str
     return "is in no shard"
 
 
-class Contest(NamedTuple):
+class Conflict(NamedTuple):
     """A path that was written with different bytes, and the one that is to lie there."""
 
     number: int  # of the file that wins
@@ -125,7 +125,7 @@ class Join:
         self._ground = audit.ground
         self._options = audit.ground.plan.options
         self._remove = remove
-        self.contests: list[Contest] = []
+        self.contests: list[Conflict] = []
         self.absent: set[int] = set()  # indices of parts with a file that is not on disk
         self._told_of_several = False
         self._start()
@@ -147,17 +147,17 @@ class Join:
         self._waiting: list[Reference] = []  # that no file has the very path of
 
     def _take(self, rows: Iterator[Sequence[Any]]) -> None:
-        takers: dict[Row, Callable[..., None]] = {
-            Row.FILE: self._file,
-            Row.DISK: self._disk,
-            Row.REFERENCE: self._reference,
-            Row.ID: self._id,
+        takers: dict[JoinRow, Callable[..., None]] = {
+            JoinRow.FILE: self._file,
+            JoinRow.DISK: self._disk,
+            JoinRow.REFERENCE: self._reference,
+            JoinRow.ID: self._id,
         }
         for kind, *values in rows:
             takers[kind](*values)
 
     def _find(
-        self, kind: Kind, message: str, number: int | None = None, *, line: int | None = None
+        self, kind: FindingKind, message: str, number: int | None = None, *, line: int | None = None
     ) -> None:
         """Add a finding about the file, or the line, of that number."""
         if line is not None:
@@ -177,7 +177,7 @@ class Join:
         elif (old.size, old.digest) == (new.size, new.digest):
             self._audit.tally.skipped.append(new.number)
             fact = f"{shown_key(key)} is also in {self._name(old)}, the same bytes"
-            self._find(Kind.SAME, fact, new.number)
+            self._find(FindingKind.SAME, fact, new.number)
         else:
             self._differ(key, old, new)
 
@@ -185,7 +185,7 @@ class Join:
         other = self._near.setdefault(folded(key), key)
         if other != key:
             fact = f"{shown_key(key)} and {shown_key(other)} differ in case or Unicode form only"
-            self._find(Kind.CASE, fact, number)
+            self._find(FindingKind.CASE, fact, number)
 
     def _look_for_nesting(self, key: str) -> None:
         layout, tally = self._options.layout, self._audit.tally
@@ -204,10 +204,12 @@ class Join:
         elif self._options.on_collision is OnCollision.KEEP_FIRST:
             self._audit.tally.skipped.append(new.number)
             self._contested.add(key)
-            self._find(Kind.KEPT_FIRST, f"{shown_key(key)} is kept as {names} has it", new.number)
+            self._find(
+                FindingKind.KEPT_FIRST, f"{shown_key(key)} is kept as {names} has it", new.number
+            )
         else:
             self._find(
-                Kind.COLLISION,
+                FindingKind.COLLISION,
                 f"{shown_key(key)} has other bytes ({new.size} bytes, {new.digest}"
                 f"{f', from {new.origin[1]}' if new.origin else ''}) than in {names}",
                 new.number,
@@ -224,7 +226,7 @@ class Join:
             file.on_disk = True
         elif ours:
             self._remove(key)
-            self._find(Kind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
+            self._find(FindingKind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
 
     def _reference(
         self,
@@ -264,7 +266,7 @@ class Join:
             self._check_one_records_file(key, file.named_by, line)
             piece, place = self._ground.line_of(file.named_by)
             fact = f"names {quoted(key)}, as line {place} of {piece.shard.name} does"
-            self._find(Kind.DUPLICATE_IMAGE, fact, line=line)
+            self._find(FindingKind.DUPLICATE_IMAGE, fact, line=line)
 
     def _check_one_records_file(self, key: str, one: int, other: int) -> None:
         """Of records files that lie among the data each has images of its own, or only one counts.
@@ -282,15 +284,15 @@ class Join:
                 sorted(quoted(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
             )
             fact = f"{names} both name {shown_key(key)}; launch with --records-file and one of them"
-            self._find(Kind.NO_RECORDS, fact)
+            self._find(FindingKind.NO_RECORDS, fact)
 
     def _missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
             self._audit.tally.bad_lines.append(reference.line)
-            self._find(Kind.MISSING_IMAGE, text, line=reference.line)
+            self._find(FindingKind.MISSING_IMAGE, text, line=reference.line)
         elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
-            self._find(Kind.FURTHER_IMAGE, text, line=reference.line)
+            self._find(FindingKind.FURTHER_IMAGE, text, line=reference.line)
 
     def _resolve(self) -> None:
         """Find the one file that each waiting reference can mean."""
@@ -316,14 +318,14 @@ class Join:
         images = f"{self._options.layout.images}/"
         name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
         fact = f"{text} in the dataset (differs in {differences(reference.path, name)})"
-        self._find(Kind.SPELLED, fact, line=reference.line)
+        self._find(FindingKind.SPELLED, fact, line=reference.line)
 
     def _id(self, line: int, record_id: str) -> None:
         first = self._ids.setdefault(record_id, line)
         if first != line:
             piece, place = self._ground.line_of(first)
             fact = f"id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
-            self._find(Kind.DUPLICATE_ID, fact, line=line)
+            self._find(FindingKind.DUPLICATE_ID, fact, line=line)
 
     def _end(self) -> None:
         self._resolve()
@@ -334,7 +336,7 @@ class Join:
                 tally.bytes += file.size
                 tally.images += self._is_image(key, file)
             if key in self._contested:
-                self.contests.append(Contest(file.number, key, file.size, file.crc32))
+                self.contests.append(Conflict(file.number, key, file.size, file.crc32))
 
     def _judge(self, key: str, file: _File) -> bool:
         """Whether the file is to be published."""
@@ -343,7 +345,7 @@ class Join:
         add = self._audit.findings.add
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):
-            add(Finding(Kind.BAD_IMAGE, problem, part.shard, member))
+            add(Finding(FindingKind.BAD_IMAGE, problem, part.shard, member))
             # Whether a file goes must not depend on records, which a repair does not read.
             certain = _fails(settled(file.problem, named=False))
             if certain and self._options.on_bad_record is OnBadRecord.DROP:
@@ -351,12 +353,16 @@ class Join:
                 self._remove(key)
                 return False
         elif problem is not None:
-            add(Finding(Kind.WARNING, problem.removeprefix(WARNING), part.shard, member))
+            add(Finding(FindingKind.WARNING, problem.removeprefix(WARNING), part.shard, member))
         if not file.on_disk:
             self.absent.add(self._ground.part_index(file.number))
-            add(Finding(Kind.ABSENT, "was extracted, and is gone from disk", part.shard, member))
+            add(
+                Finding(
+                    FindingKind.ABSENT, "was extracted, and is gone from disk", part.shard, member
+                )
+            )
         if file.named_by is None and self._is_orphan(key, file):
-            add(Finding(Kind.ORPHAN, "no record names it", part.shard, member))
+            add(Finding(FindingKind.ORPHAN, "no record names it", part.shard, member))
         return True
 
     def _is_image(self, key: str, file: _File) -> bool:

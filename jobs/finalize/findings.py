@@ -10,7 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from jobs.errors import Cause
-from jobs.finalize.context import Ground
+from jobs.finalize.context import FinalizeContext
 from jobs.finalize.record_forms import Form
 from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 from jobs.storage import atomic
@@ -20,7 +20,7 @@ EXAMPLES = 3  # of each kind that a person is shown
 PASSED = "✓ Dataset verification passed!"
 
 
-class Kind(str, Enum):
+class FindingKind(str, Enum):
     """What can be found, worst first."""
 
     PARTS = "part_incomplete"
@@ -58,25 +58,25 @@ class Kind(str, Enum):
 # Kinds that fail the audit, and the cause that each tells. The first four always do, the others
 # may be let pass by --on-bad-record.
 FATAL = {
-    Kind.PARTS: Cause.NOT_FETCHED,
-    Kind.ABSENT: Cause.NOT_FETCHED,
-    Kind.COLLISION: Cause.COLLISION,
-    Kind.NO_RECORDS: Cause.BAD_RECORD,
-    Kind.BAD_FORM: Cause.BAD_RECORD,
-    Kind.COUNT: Cause.VERIFICATION,
+    FindingKind.PARTS: Cause.NOT_FETCHED,
+    FindingKind.ABSENT: Cause.NOT_FETCHED,
+    FindingKind.COLLISION: Cause.COLLISION,
+    FindingKind.NO_RECORDS: Cause.BAD_RECORD,
+    FindingKind.BAD_FORM: Cause.BAD_RECORD,
+    FindingKind.COUNT: Cause.VERIFICATION,
 }
 BAD = {
-    Kind.BAD_RECORD: Cause.BAD_RECORD,
-    Kind.OUTSIDE: Cause.BAD_RECORD,
-    Kind.MISSING_IMAGE: Cause.BAD_RECORD,
-    Kind.BAD_IMAGE: Cause.BAD_IMAGE,
+    FindingKind.BAD_RECORD: Cause.BAD_RECORD,
+    FindingKind.OUTSIDE: Cause.BAD_RECORD,
+    FindingKind.MISSING_IMAGE: Cause.BAD_RECORD,
+    FindingKind.BAD_IMAGE: Cause.BAD_IMAGE,
 }
 
 
 class Finding(NamedTuple):
     """One thing that somebody may want to look at."""
 
-    kind: Kind
+    kind: FindingKind
     message: str
     shard: str | None = None  # its id
     member: str | None = None
@@ -96,8 +96,8 @@ class Findings(atomic.GrowingFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._encode = msgspec.json.Encoder().encode
-        self.counts: Counter[Kind] = Counter()
-        self.examples: dict[Kind, list[Finding]] = {}
+        self.counts: Counter[FindingKind] = Counter()
+        self.examples: dict[FindingKind, list[Finding]] = {}
 
     def add(self, finding: Finding) -> None:
         self.counts[finding.kind] += 1
@@ -110,86 +110,88 @@ class Findings(atomic.GrowingFile):
 
 # One thing, several things.
 _WORDS = {
-    Kind.PARTS: ("part is not whole", "parts are not whole"),
-    Kind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
-    Kind.COLLISION: (
+    FindingKind.PARTS: ("part is not whole", "parts are not whole"),
+    FindingKind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
+    FindingKind.COLLISION: (
         "path has different bytes in two archives",
         "paths have different bytes in two archives",
     ),
-    Kind.NO_RECORDS: ("records file is missing", "records files are missing"),
-    Kind.BAD_FORM: ("records file is damaged", "records files are damaged"),
-    Kind.COUNT: ("count is wrong", "counts are wrong"),
-    Kind.BAD_RECORD: ("line is no record", "lines are no records"),
-    Kind.OUTSIDE: (
+    FindingKind.NO_RECORDS: ("records file is missing", "records files are missing"),
+    FindingKind.BAD_FORM: ("records file is damaged", "records files are damaged"),
+    FindingKind.COUNT: ("count is wrong", "counts are wrong"),
+    FindingKind.BAD_RECORD: ("line is no record", "lines are no records"),
+    FindingKind.OUTSIDE: (
         "record names a path outside the dataset",
         "records name paths outside the dataset",
     ),
-    Kind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
-    Kind.BAD_IMAGE: ("image is damaged", "images are damaged"),
-    Kind.ORPHAN: ("image has no record", "images have no record"),
-    Kind.MOVED: (
+    FindingKind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
+    FindingKind.BAD_IMAGE: ("image is damaged", "images are damaged"),
+    FindingKind.ORPHAN: ("image has no record", "images have no record"),
+    FindingKind.MOVED: (
         "records file names images from another folder and was corrected",
         "records files name images from another folder and were corrected",
     ),
-    Kind.SPELLED: (
+    FindingKind.SPELLED: (
         "record spells its image's path differently and was corrected",
         "records spell their images' paths differently and were corrected",
     ),
-    Kind.FURTHER_IMAGE: (
+    FindingKind.FURTHER_IMAGE: (
         "record names a further image that is missing",
         "records name further images that are missing",
     ),
-    Kind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
-    Kind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
-    Kind.CASE: (
+    FindingKind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
+    FindingKind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
+    FindingKind.CASE: (
         "name differs from another in case or Unicode form only",
         "names differ from others in case or Unicode form only",
     ),
-    Kind.WARNING: ("warning", "warnings"),
-    Kind.STRAY: ("file of no part was removed", "files of no part were removed"),
-    Kind.RESERVED: ("file is left out for its name", "files are left out for their names"),
-    Kind.SAMPLES: (
+    FindingKind.WARNING: ("warning", "warnings"),
+    FindingKind.STRAY: ("file of no part was removed", "files of no part were removed"),
+    FindingKind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    FindingKind.SAMPLES: (
         "shard holds samples of WebDataset, which are published as images and records",
         "shards hold samples of WebDataset, which are published as images and records",
     ),
-    Kind.FORM: (
+    FindingKind.FORM: (
         "records file is published in another form",
         "records files are published in another form",
     ),
-    Kind.BLANK: ("records file has blank lines", "records files have blank lines"),
-    Kind.BOM: (
+    FindingKind.BLANK: ("records file has blank lines", "records files have blank lines"),
+    FindingKind.BOM: (
         "records file has a byte order mark",
         "records files have byte order marks",
     ),
-    Kind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
-    Kind.NO_NEWLINE: (
+    FindingKind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
+    FindingKind.NO_NEWLINE: (
         "records file has no last line end",
         "records files have no last line end",
     ),
-    Kind.KEPT_FIRST: (
+    FindingKind.KEPT_FIRST: (
         "path was kept as its first archive has it",
         "paths were kept as their first archive has them",
     ),
-    Kind.HINT: ("hint", "hints"),
-    Kind.SAME: (
+    FindingKind.HINT: ("hint", "hints"),
+    FindingKind.SAME: (
         "file is in two archives, the same bytes",
         "files are in two archives, the same bytes",
     ),
 }
 
 
-def counted(kind: Kind, count: int) -> str:
+def counted(kind: FindingKind, count: int) -> str:
     """ "3 images are damaged"."""
     one, many = _WORDS[kind]
     return f"{count} {one if count == 1 else many}"
 
 
-def fails(kind: Kind, policy: OnBadRecord) -> bool:
+def fails(kind: FindingKind, policy: OnBadRecord) -> bool:
     """Whether a finding of that kind keeps the dataset from being published."""
     return kind in FATAL or (kind in BAD and policy is OnBadRecord.ERROR)
 
 
-def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -> tuple[str, ...]:
+def lines_of(
+    ground: FinalizeContext, findings: Findings, *, records: int, images: int
+) -> tuple[str, ...]:
     """What finalize tells people: counts, one line for each kind of finding, the verdict."""
     options = ground.plan.options
     lines: list[str] = []
@@ -197,7 +199,7 @@ def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -
         lines += _count_lines(ground, findings, records=records, images=images)
     failed = False
     verdicts: list[str] = []
-    for kind in Kind:
+    for kind in FindingKind:
         if count := findings.counts[kind]:
             bad = fails(kind, options.on_bad_record)
             failed |= bad
@@ -210,8 +212,10 @@ def lines_of(ground: Ground, findings: Findings, *, records: int, images: int) -
     return (*verdicts, *lines, PASSED)
 
 
-def _count_lines(ground: Ground, findings: Findings, *, records: int, images: int) -> list[str]:
-    mark = "✗" if findings.counts[Kind.NO_RECORDS] else "✓"
+def _count_lines(
+    ground: FinalizeContext, findings: Findings, *, records: int, images: int
+) -> list[str]:
+    mark = "✗" if findings.counts[FindingKind.NO_RECORDS] else "✓"
     expected = ground.plan.options.expect_records
     name = ground.records_path
     if expected is not None and expected != records:
@@ -219,7 +223,7 @@ def _count_lines(ground: Ground, findings: Findings, *, records: int, images: in
     return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
 
 
-def _tail(ground: Ground, findings: Findings, kind: Kind) -> str:
+def _tail(ground: FinalizeContext, findings: Findings, kind: FindingKind) -> str:
     """The first examples of a kind."""
     shown = findings.examples.get(kind, [])
     texts = [_text(ground, finding) for finding in shown]
@@ -227,23 +231,23 @@ def _tail(ground: Ground, findings: Findings, kind: Kind) -> str:
     return f": {'; '.join(texts)}{more}" if texts else ""
 
 
-def _text(ground: Ground, finding: Finding) -> str:
+def _text(ground: FinalizeContext, finding: Finding) -> str:
     form = {piece.shard.id: piece.found.form for piece in ground.pieces}.get(finding.shard or "")
     unit = "line" if form in (None, Form.LINES) else "record"
     return finding.text(ground.name_of(finding.shard), unit=unit)
 
 
-def _aim(ground: Ground) -> str:
+def _aim(ground: FinalizeContext) -> str:
     return "published" if ground.mending is None else "mended"
 
 
-def problem_of(ground: Ground, findings: Findings, *, records: int) -> Problem | None:
+def problem_of(ground: FinalizeContext, findings: Findings, *, records: int) -> Problem | None:
     """The worst of all findings as the problem of the run; None where nothing fails.
 
     ``records``: how many there are, good or bad.
     """
     policy = ground.plan.options.on_bad_record
-    bad = [kind for kind in Kind if findings.counts[kind] and fails(kind, policy)]
+    bad = [kind for kind in FindingKind if findings.counts[kind] and fails(kind, policy)]
     if not bad:
         return None
     first = findings.examples[bad[0]][0]
@@ -251,9 +255,11 @@ def problem_of(ground: Ground, findings: Findings, *, records: int) -> Problem |
     cause = {**FATAL, **BAD}[bad[0]]
     is_per_shard = ground.plan.options.on_collision is OnCollision.PER_SHARD
     remedy = _remedy(bad, cause, is_per_shard=is_per_shard)
-    if findings.counts[Kind.BAD_RECORD] >= max(records, 1) and all(kind in BAD for kind in bad):
+    if findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(
+        kind in BAD for kind in bad
+    ):
         remedy = "; to publish files without records, launch with --layout files"
-    elif Kind.MISSING_IMAGE in bad:
+    elif FindingKind.MISSING_IMAGE in bad:
         advice = _advice(ground, findings)
         remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
     message = (
@@ -263,17 +269,20 @@ def problem_of(ground: Ground, findings: Findings, *, records: int) -> Problem |
     return Problem(cause, message, first.shard, first.member)
 
 
-def _advice(ground: Ground, findings: Findings) -> str | None:
+def _advice(ground: FinalizeContext, findings: Findings) -> str | None:
     """What other findings advise where images seem to be missing."""
-    told = [*findings.examples.get(Kind.HINT, []), *findings.examples.get(Kind.WARNING, [])]
+    told = [
+        *findings.examples.get(FindingKind.HINT, []),
+        *findings.examples.get(FindingKind.WARNING, []),
+    ]
     texts = (_text(ground, finding) for finding in told if "launch with" in finding.message)
     return next(texts, None)
 
 
-def _remedy(bad: list[Kind], cause: Cause, *, is_per_shard: bool) -> str:
+def _remedy(bad: list[FindingKind], cause: Cause, *, is_per_shard: bool) -> str:
     if cause is Cause.NOT_FETCHED:
         return "; resume extracts these parts again"
-    if bad[0] is Kind.COLLISION:
+    if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
         own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
         return f"; launch with --on-collision {keep}{own} to publish nevertheless"

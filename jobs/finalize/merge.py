@@ -14,9 +14,9 @@ import msgspec
 
 from jobs.checks import records
 from jobs.finalize import record_forms
-from jobs.finalize.context import Ground, Piece, bytes_of
+from jobs.finalize.context import FinalizeContext, RecordsPiece, bytes_of
 from jobs.finalize.disk_partitions import Rewrites
-from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.model import OnCollision, placed_path
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
@@ -36,7 +36,7 @@ class Merged:
 
 
 @dataclass(frozen=True)
-class Proof:
+class WrittenManifest:
     """The manifest that was written."""
 
     sha256: str  # of the manifest
@@ -65,7 +65,7 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
 
 
 def merge_records(
-    ground: Ground,
+    ground: FinalizeContext,
     dropped: array[int],
     rewrites: Rewrites,
     findings: Findings,
@@ -110,7 +110,7 @@ def merge_records(
     )
 
 
-def _untouched(ground: Ground, form: record_forms.Found, *, changed: bool) -> Path | None:
+def _untouched(ground: FinalizeContext, form: record_forms.Found, *, changed: bool) -> Path | None:
     """The one array or table that is published without a change, down to its white space."""
     found = ground.pieces[0].found
     if changed or len(ground.pieces) > 1 or found.description != form.description:
@@ -118,18 +118,18 @@ def _untouched(ground: Ground, form: record_forms.Found, *, changed: bool) -> Pa
     return found.source
 
 
-def _tell_forms(ground: Ground, form: record_forms.Found, findings: Findings) -> None:
+def _tell_forms(ground: FinalizeContext, form: record_forms.Found, findings: Findings) -> None:
     for piece in ground.pieces:
         if piece.found.description != form.description:
             fact = f"came as {piece.found.description}, is published as {form.description}"
-            findings.add(Finding(Kind.FORM, fact, piece.shard.id))
+            findings.add(Finding(FindingKind.FORM, fact, piece.shard.id))
 
 
 class _Kept:
     """The records that are published, as lines; counts them as they are taken."""
 
     def __init__(
-        self, ground: Ground, dropped: array[int], rewrites: Rewrites, progress: Progress
+        self, ground: FinalizeContext, dropped: array[int], rewrites: Rewrites, progress: Progress
     ) -> None:
         self._ground = ground
         self._dropped = _Numbers(dropped)
@@ -154,12 +154,12 @@ class _Kept:
             yield line
 
 
-def _hashers(ground: Ground) -> list[digest.Hasher]:
+def _hashers(ground: FinalizeContext) -> list[digest.Hasher]:
     names = dict.fromkeys(["crc32", ground.plan.options.digest])
     return [digest.new(name) for name in names]
 
 
-def _lines(ground: Ground) -> Iterator[tuple[int, Piece, bytes]]:
+def _lines(ground: FinalizeContext) -> Iterator[tuple[int, RecordsPiece, bytes]]:
     number = -1
     last = b"\n"
     for piece in ground.pieces:
@@ -174,7 +174,9 @@ def _lines(ground: Ground) -> Iterator[tuple[int, Piece, bytes]]:
                 last = line
 
 
-def _placed(ground: Ground, piece: Piece, line: bytes, paths: Mapping[int, str]) -> bytes:
+def _placed(
+    ground: FinalizeContext, piece: RecordsPiece, line: bytes, paths: Mapping[int, str]
+) -> bytes:
     """The line with the ``paths`` that were found for its images, by their place.
 
     Where each shard has a folder of its own, an image that was not looked for is named there too.
@@ -202,8 +204,8 @@ def _placed(ground: Ground, piece: Piece, line: bytes, paths: Mapping[int, str])
 
 
 def write_manifest(
-    ground: Ground, skipped: array[int], merged: Merged | None, progress: Progress
-) -> Proof:
+    ground: FinalizeContext, skipped: array[int], merged: Merged | None, progress: Progress
+) -> WrittenManifest:
     """Write the manifest, and the sums where the digest has a standard tool, into ``ready``."""
     ground.ready.mkdir(exist_ok=True)
     algorithm = ground.plan.options.digest
@@ -227,7 +229,7 @@ def write_manifest(
                 sums.write(_sum_line(line))
         if sums is not None and algorithm == "sha256":
             sums.write(_sum_line(PublishedFile(MANIFEST, size, "", digest=whole.hexdigest())))
-    return Proof(whole.hexdigest(), size, files, total, sums_name)
+    return WrittenManifest(whole.hexdigest(), size, files, total, sums_name)
 
 
 def _create(path: Path) -> BinaryIO:
@@ -236,7 +238,7 @@ def _create(path: Path) -> BinaryIO:
 
 
 def _manifest_lines(
-    ground: Ground, skipped: array[int], merged: Merged | None
+    ground: FinalizeContext, skipped: array[int], merged: Merged | None
 ) -> Iterator[PublishedFile]:
     if merged is not None:
         yield merged.line

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error
-from jobs.finalize.context import Ground, bytes_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
 from jobs.storage.safe_paths import quoted
@@ -51,7 +51,7 @@ def load(staging: Staging) -> Journal | None:
         return None
 
 
-def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
+def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     """Names in the destination that have to make room for the ``new`` ones.
 
     Of an old dataset these are the names that its receipt tells, so that nothing else of the user
@@ -76,11 +76,11 @@ def old_names(ground: Ground, new: Iterable[str]) -> tuple[str, ...]:
             "touched; move them away and resume, or launch again with --overwrite",
             cause=Cause.PREFLIGHT,
         )
-    old = there & (set(new) | told_by_receipt(dest))
+    old = there & (set(new) | names_in_receipt(dest))
     return tuple(sorted(old))
 
 
-def _own_names(ground: Ground) -> set[str]:
+def _own_names(ground: FinalizeContext) -> set[str]:
     """A run folder within the destination is no part of a dataset."""
     top = ground.staging.top_of(ground.folder.path)
     return set() if top is None else {top}
@@ -90,7 +90,7 @@ class _Told(msgspec.Struct):
     entries: tuple[str, ...] = ()
 
 
-def told_by_receipt(dest: Path) -> set[str]:
+def names_in_receipt(dest: Path) -> set[str]:
     """Keys of the names in a dataset's top folder, as its receipt has them; none without one."""
     try:
         return set(atomic.read_json(dest / RECEIPT, _Told).entries)
@@ -98,7 +98,7 @@ def told_by_receipt(dest: Path) -> set[str]:
         return set()
 
 
-def begin(ground: Ground, journal: Journal) -> None:
+def begin(ground: FinalizeContext, journal: Journal) -> None:
     """Make all data durable, then the intent: from here on only renames are left to do."""
     with closing(atomic.FileSystem(ground.staging.root)) as file_system:
         file_system.sync()

@@ -10,9 +10,9 @@ from datetime import datetime
 import msgspec
 
 from jobs import __version__
-from jobs.finalize.context import Ground, Json
+from jobs.finalize.context import FinalizeContext, Json
 from jobs.finalize.findings import Findings
-from jobs.finalize.merge import Merged, Proof
+from jobs.finalize.merge import Merged, WrittenManifest
 from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
@@ -20,10 +20,10 @@ from jobs.storage.staging import MANIFEST
 
 
 def build(
-    ground: Ground,
+    ground: FinalizeContext,
     findings: Findings,
     merged: Merged | None,
-    proof: Proof,
+    proof: WrittenManifest,
     counts: Json,
     lines: Iterable[str],
 ) -> Json:
@@ -61,7 +61,7 @@ def build(
     }
 
 
-def _shard(ground: Ground, shard: Shard, merged: Merged | None) -> Json:
+def _shard(ground: FinalizeContext, shard: Shard, merged: Merged | None) -> Json:
     fetched = ground.folder.load_fetched(shard.id)
     parts = [part for part in ground.parts if part.shard == shard.id]
     summaries = [read_summary(ground.folder.manifest(part)) for part in parts]

@@ -14,8 +14,8 @@ from jobs.archives.webdataset import is_pair
 from jobs.checks import records
 from jobs.errors import RunFolderError
 from jobs.finalize import record_forms
-from jobs.finalize.context import Ground, Piece
-from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.context import FinalizeContext, RecordsPiece
+from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
@@ -95,7 +95,7 @@ class _Clues:
 
 
 def find_pieces(
-    ground: Ground, summaries: list[PartSummary], findings: Findings, progress: Progress
+    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings, progress: Progress
 ) -> None:
     """Find the records of each shard, in plan order, as JSON lines.
 
@@ -114,7 +114,7 @@ def find_pieces(
     )
     for shard in sorted(samples):
         fact = "files with one key became an image and its record"
-        findings.add(Finding(Kind.SAMPLES, fact, shard))
+        findings.add(Finding(FindingKind.SAMPLES, fact, shard))
     found = []
     for number, source in enumerate(_distinct(ground, sources, samples, findings)):
         progress.check()
@@ -129,15 +129,17 @@ def find_pieces(
                 encoding=ground.plan.options.records_encoding,
             )
         except record_forms.FormError as error:
-            findings.add(Finding(Kind.BAD_FORM, f"its records file {error}", source.shard.id))
+            findings.add(
+                Finding(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
+            )
             continue
         made = _made(ground, source.shard, samples)
-        found.append(Piece(source.shard, lines, source.folder, made=made))
+        found.append(RecordsPiece(source.shard, lines, source.folder, made=made))
     ground.pieces = tuple(found)
 
 
 def _distinct(
-    ground: Ground, sources: list[_Source], samples: frozenset[str], findings: Findings
+    ground: FinalizeContext, sources: list[_Source], samples: frozenset[str], findings: Findings
 ) -> Iterator[_Source]:
     """The sources but for those that are copies of another, which would bring its records twice.
 
@@ -156,7 +158,7 @@ def _distinct(
             other = first.setdefault((source.folder, _digest(source.path)), source.shard.id)
             if other != source.shard.id:
                 fact = f"its records are those of {ground.name_of(other)} and count once"
-                findings.add(Finding(Kind.SAME, fact, source.shard.id))
+                findings.add(Finding(FindingKind.SAME, fact, source.shard.id))
                 continue
         yield source
 
@@ -169,8 +171,10 @@ def _digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _made(ground: Ground, shard: Shard, samples: frozenset[str]) -> str | None:
-    """See ``Piece.made``: of a table or samples extraction writes both pictures and records."""
+def _made(ground: FinalizeContext, shard: Shard, samples: frozenset[str]) -> str | None:
+    """See ``RecordsPiece.made``: of a table or samples extraction writes both pictures and
+    records.
+    """
     images = ground.plan.options.layout.images
     if shard.id in samples:
         return f"{images}/"
@@ -180,7 +184,9 @@ def _made(ground: Ground, shard: Shard, samples: frozenset[str]) -> str | None:
     return from_table(images, shard.id)
 
 
-def _check_samples(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
+def _check_samples(
+    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+) -> None:
     """Records of samples and those of a file may tell of the same images."""
     by_kind: dict[bool, str] = {}
     for part, summary in zip(ground.parts, summaries, strict=True):
@@ -192,10 +198,12 @@ def _check_samples(ground: Ground, summaries: list[PartSummary], findings: Findi
             f"{ground.name_of(by_kind[False])} brings a {ground.records_path}; `--layout websight` "
             "takes that for the records and the samples as files, `--layout webdataset` takes both"
         )
-        findings.add(Finding(Kind.NO_RECORDS, fact, by_kind[True]))
+        findings.add(Finding(FindingKind.NO_RECORDS, fact, by_kind[True]))
 
 
-def _kept_apart(ground: Ground, summaries: list[PartSummary], findings: Findings) -> list[_Source]:
+def _kept_apart(
+    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+) -> list[_Source]:
     sources: dict[str, _Source] = {}
     for part, summary in zip(ground.parts, summaries, strict=True):
         for source in _sources_of(ground, part, summary):
@@ -206,7 +214,7 @@ def _kept_apart(ground: Ground, summaries: list[PartSummary], findings: Findings
     return list(sources.values())
 
 
-def _sources_of(ground: Ground, part: Part, summary: PartSummary) -> Iterator[_Source]:
+def _sources_of(ground: FinalizeContext, part: Part, summary: PartSummary) -> Iterator[_Source]:
     """The records of the shard itself, and those of archives that are nested in it."""
     shard = ground.shards[part.shard]
     if summary.records:
@@ -218,7 +226,7 @@ def _sources_of(ground: Ground, part: Part, summary: PartSummary) -> Iterator[_S
 
 
 def _among_data(
-    ground: Ground, findings: Findings, check: Callable[[], object]
+    ground: FinalizeContext, findings: Findings, check: Callable[[], object]
 ) -> Iterator[_Source]:
     """Take records files out of the data."""
     taken: set[str] = set()
@@ -238,11 +246,13 @@ def _among_data(
             forget_manifest(ground, file.part, "its records are gone", findings)
 
 
-def _taken_to(ground: Ground, index: int) -> Path:
+def _taken_to(ground: FinalizeContext, index: int) -> Path:
     return ground.staging.records / f"among-data-{index:05d}"
 
 
-def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> list[_DataFile]:
+def _choose(
+    ground: FinalizeContext, findings: Findings, check: Callable[[], object]
+) -> list[_DataFile]:
     """The records files among the data: those of the first name that there is.
 
     In the ``auto`` layout the only file that can hold records will do. In a repair they are those
@@ -263,7 +273,7 @@ def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> 
             [only] = clues.likely.values()
             if _names_images(ground, only, check):
                 fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
-                findings.add(Finding(Kind.WARNING, fact, only.part.shard))
+                findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
                 return [only]
         problem = clues.message(names)
     elif len(files) > _MOST:
@@ -278,11 +288,13 @@ def _choose(ground: Ground, findings: Findings, check: Callable[[], object]) -> 
         )
     if problem is None:
         return files
-    findings.add(Finding(Kind.WARNING if unverified else Kind.NO_RECORDS, problem, shard))
+    findings.add(
+        Finding(FindingKind.WARNING if unverified else FindingKind.NO_RECORDS, problem, shard)
+    )
     return []
 
 
-def _names_images(ground: Ground, file: _DataFile, check: Callable[[], object]) -> bool:
+def _names_images(ground: FinalizeContext, file: _DataFile, check: Callable[[], object]) -> bool:
     """Whether the first record of a file names an image."""
     place = ground.staging.data / file.path
     options = ground.plan.options
@@ -301,7 +313,7 @@ def _names_images(ground: Ground, file: _DataFile, check: Callable[[], object]) 
     return True
 
 
-def _files(ground: Ground, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
+def _files(ground: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
     """The files of these names; ``clues`` sees all others."""
     # Paths are not looked up where records are not verified, so that they keep their starts.
     deep = ground.plan.options.verify is not Verify.NONE
@@ -319,7 +331,7 @@ def _files(ground: Ground, names: tuple[str, ...], clues: _Clues) -> Iterator[_D
                 clues.see(_DataFile(number, part, path, path, entry.size, digest))
 
 
-def _entries(ground: Ground, part: Part) -> Iterator[Entry]:
+def _entries(ground: FinalizeContext, part: Part) -> Iterator[Entry]:
     """A part's files; of a damaged manifest, which a later pass tells of, as many as there are."""
     with suppress(RunFolderError):
         yield from read_manifest(ground.folder.manifest(part))

@@ -13,7 +13,7 @@ from typing import BinaryIO
 from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
-from jobs.finalize.context import Ground, Piece, key_of_bytes
+from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage.safe_paths import quoted
 
@@ -109,7 +109,9 @@ def path_in(image: records.Image) -> str:
     return key_of_bytes(raw)
 
 
-def literal_paths(ground: Ground, piece: Piece, path: str) -> tuple[str, str | None]:
+def literal_paths(
+    ground: FinalizeContext, piece: RecordsPiece, path: str
+) -> tuple[str, str | None]:
     """Where a record's path leads as it is, and its other meaning: below the images folder."""
     images = f"{ground.plan.options.layout.images}/"
     first = placed_path(ground.plan, piece.shard, path)
@@ -118,7 +120,7 @@ def literal_paths(ground: Ground, piece: Piece, path: str) -> tuple[str, str | N
     return first, placed_path(ground.plan, piece.shard, images + path)
 
 
-def changes_folder(ground: Ground, path: str, form: str) -> bool:
+def changes_folder(ground: FinalizeContext, path: str, form: str) -> bool:
     """Whether a path and its unified form are placed in different folders of a shard's own."""
     options = ground.plan.options
     images = f"{options.layout.images}/"
@@ -127,7 +129,7 @@ def changes_folder(ground: Ground, path: str, form: str) -> bool:
     )
 
 
-def moved_path(ground: Ground, piece: Piece, path: str) -> str | None:
+def moved_path(ground: FinalizeContext, piece: RecordsPiece, path: str) -> str | None:
     """Where a record's unified path leads that starts from another folder than the dataset's.
 
     None where it does not. A path from the root of a file system that no move knows is taken from
@@ -152,7 +154,7 @@ class Sample:
     whenever it is taken.
     """
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: FinalizeContext) -> None:
         self._ground = ground
         self._images = f"{ground.plan.options.layout.images}/"
         self._paths = [set(_sampled(ground, piece)) for piece in ground.pieces]
@@ -166,7 +168,7 @@ class Sample:
                 self._literal.update(dict.fromkeys(literals, False))
                 self._folders.update((ending, set()) for ending in _endings(path))
 
-    def _literals(self, piece: Piece, path: str) -> list[str]:
+    def _literals(self, piece: RecordsPiece, path: str) -> list[str]:
         return [unified(key) for key in literal_paths(self._ground, piece, path) if key]
 
     def see(self, path: str) -> None:
@@ -190,7 +192,7 @@ class Sample:
             for piece, paths in zip(ground.pieces, self._paths, strict=True)
         )
 
-    def _moves(self, piece: Piece, paths: set[str]) -> dict[str, str]:
+    def _moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
         relative = paths - rooted
         starts: defaultdict[str, set[str]] = defaultdict(set)  # folders of files by what is named
@@ -226,7 +228,7 @@ class Sample:
             return folder in ("", self._images)
         return "" in (named, folder)
 
-    def _say(self, piece: Piece, named: str, folders: set[str], remedy: str) -> None:
+    def _say(self, piece: RecordsPiece, named: str, folders: set[str], remedy: str) -> None:
         found = " or ".join(quoted(folder or "./") for folder in sorted(folders))
         self._ground.unclear.append(
             f"what {piece.shard.name} names below {quoted(named or './')} may be what is below "
@@ -242,7 +244,7 @@ def _endings(path: str) -> Iterator[str]:
         yield path[end + 1 :]
 
 
-def _sampled(ground: Ground, piece: Piece) -> Iterator[str]:
+def _sampled(ground: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
     field = ground.plan.options.layout.image_field
     count = max(1, min(_PER_PIECE, _IN_ALL // len(ground.pieces)))
     with piece.path.open("rb") as file:

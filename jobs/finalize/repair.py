@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from jobs.errors import Cause, VerificationError
-from jobs.finalize.context import Ground, Json, Mending
-from jobs.finalize.merge import Merged, Proof
+from jobs.finalize.context import FinalizeContext, Json, RepairState
+from jobs.finalize.merge import Merged, WrittenManifest
 from jobs.model import Fetched, Part, Plan, utc_now
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile, read_summary
@@ -19,14 +19,14 @@ from jobs.verify.dataset import VerifyReport
 
 
 @dataclass(frozen=True)
-class Forgotten:
+class RepairWork:
     """What the next attempt does again."""
 
     parts: tuple[str, ...]  # to be extracted again
     shards: tuple[str, ...]  # to be fetched again before that, as their archives are gone
 
 
-def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgotten:
+def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> RepairWork:
     """Make a published run unfinished again, by as much as ``report`` found damaged.
 
     Manifests of damaged parts go, and the evidence of shards whose archives are gone; the receipt
@@ -52,7 +52,7 @@ def forget_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Forgo
             folder.fetched(shard_id).unlink(missing_ok=True)
             gone.append(shard_id)
     staging.receipt.unlink(missing_ok=True)
-    return Forgotten(tuple(part.id for part in parts), tuple(gone))
+    return RepairWork(tuple(part.id for part in parts), tuple(gone))
 
 
 def _is_here(fetched: Fetched) -> bool:
@@ -105,7 +105,7 @@ class _ReceiptOwner(msgspec.Struct):
     run_id: str
 
 
-def begun(ground: Ground) -> Mending | None:
+def repair_in_progress(ground: FinalizeContext) -> RepairState | None:
     """The repair that is under way: published once, and the receipt withdrawn or lost.
 
     Raises ``VerificationError`` where another run's dataset has taken the place.
@@ -126,10 +126,10 @@ def begun(ground: Ground) -> Mending | None:
             "run's; launch again to publish this one",
             cause=Cause.CLAIMED,
         )
-    return Mending(receipt, _records_needed(ground, receipt))
+    return RepairState(receipt, _records_needed(ground, receipt))
 
 
-def _records_needed(ground: Ground, receipt: Json) -> bool:
+def _records_needed(ground: FinalizeContext, receipt: Json) -> bool:
     """Whether the records file is to be merged anew, as a check found or its size shows."""
     published = receipt["records"]
     if published is None:
@@ -143,7 +143,7 @@ def _records_needed(ground: Ground, receipt: Json) -> bool:
     return not path.is_file() or path.stat().st_size != int(published["size"])
 
 
-def records_as_published(mending: Mending) -> Merged | None:
+def records_as_published(mending: RepairState) -> Merged | None:
     """The records file, which stays as it is."""
     line = mending.receipt["records"]
     if line is None:
@@ -151,7 +151,7 @@ def records_as_published(mending: Mending) -> Merged | None:
     return Merged(msgspec.convert(line, PublishedFile), mending.receipt["counts"]["records"], 0, {})
 
 
-def receipt_of(ground: Ground, mending: Mending, proof: Proof) -> Json:
+def repaired_receipt(ground: FinalizeContext, mending: RepairState, proof: WrittenManifest) -> Json:
     """The receipt again, with a note of the repair.
 
     Raises ``VerificationError`` where the parts that were extracted again are not what they were:

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from jobs.archives import nested
 from jobs.checks import records
 from jobs.errors import RunFolderError
-from jobs.finalize.context import Ground, Piece, key_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of, key_of_bytes
 from jobs.finalize.disk_partitions import Buckets
-from jobs.finalize.findings import Finding, Findings, Kind
+from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.record_paths import (
     PathError,
     Sample,
@@ -33,14 +33,14 @@ from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 CHECK_EVERY = 10_000  # rows between two looks at the stop flag
 _ODD = {
-    Kind.BOM: "begin with a byte order mark",
-    Kind.CRLF: "end in CRLF",
-    Kind.BLANK: "blank",
-    Kind.NO_NEWLINE: "without its line end, the last one",
+    FindingKind.BOM: "begin with a byte order mark",
+    FindingKind.CRLF: "end in CRLF",
+    FindingKind.BLANK: "blank",
+    FindingKind.NO_NEWLINE: "without its line end, the last one",
 }
 
 
-class Row(IntEnum):
+class JoinRow(IntEnum):
     """What a row in a bucket tells."""
 
     FILE = 0  # key, number, size, digest, crc32, problem, origin
@@ -92,32 +92,32 @@ class Tally:
 class Audit:
     """An audit under way: what it stands on and what it fills."""
 
-    ground: Ground
+    ground: FinalizeContext
     rows: Buckets
     findings: Findings
     progress: Progress
     tally: Tally = field(default_factory=Tally)
 
 
-def reserved_names(ground: Ground) -> frozenset[str]:
+def reserved_names(ground: FinalizeContext) -> frozenset[str]:
     """Names in the dataset's top folder that belong to what finalize writes."""
     sums = SUMS.get(ground.plan.options.digest)
     return frozenset({RECEIPT, MANIFEST, *([sums] if sums else [])})
 
 
-def join_key(ground: Ground, path: str) -> str:
+def join_key(ground: FinalizeContext, path: str) -> str:
     """Where a unified path is looked for: with or without the images folder it is one place."""
     layout = ground.plan.options.layout
     return path.removeprefix(f"{layout.images}/") if layout.has_records else path
 
 
-def matches_spellings(ground: Ground) -> bool:
+def matches_spellings(ground: FinalizeContext) -> bool:
     """Whether a record's path may mean a file of another name."""
     options = ground.plan.options
     return options.match is not Match.EXACT and options.verify is not Verify.NONE
 
 
-def read_summaries(ground: Ground, tally: Tally, findings: Findings) -> list[PartSummary]:
+def read_summaries(ground: FinalizeContext, tally: Tally, findings: Findings) -> list[PartSummary]:
     """Every part's last line, in plan order; damaged manifests become findings and are removed.
 
     Numbers the files, and proves that the parts of each shard are the whole shard.
@@ -136,14 +136,16 @@ def read_summaries(ground: Ground, tally: Tally, findings: Findings) -> list[Par
         tally.left_out.update(summary.left_out)
         tally.members += summary.members
         for warning in summary.warnings:
-            findings.add(Finding(Kind.WARNING, warning, part.shard))
+            findings.add(Finding(FindingKind.WARNING, warning, part.shard))
     ground.part_starts.append(start)
     if len(summaries) == len(ground.parts):
         _prove_wholeness(ground, summaries, findings)
     return summaries
 
 
-def _prove_wholeness(ground: Ground, summaries: list[PartSummary], findings: Findings) -> None:
+def _prove_wholeness(
+    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+) -> None:
     """Have the parts of each shard be all of it: as many members, cut where its evidence says."""
     of_shard: dict[str, list[tuple[Part, PartSummary]]] = defaultdict(list)
     for part, summary in zip(ground.parts, summaries, strict=True):
@@ -158,7 +160,7 @@ def _prove_wholeness(ground: Ground, summaries: list[PartSummary], findings: Fin
         members = sum(summary.members for _, summary in pairs)
         if fetched.members is not None and fetched.members != members:
             fact = f"its parts hold {members} members of {fetched.members}"
-            findings.add(Finding(Kind.COUNT, fact, shard_id))
+            findings.add(Finding(FindingKind.COUNT, fact, shard_id))
 
 
 def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
@@ -169,11 +171,11 @@ def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
     return (summary.span.start, summary.span.end) == cuts
 
 
-def forget_manifest(ground: Ground, part: Part, reason: str, findings: Findings) -> None:
+def forget_manifest(ground: FinalizeContext, part: Part, reason: str, findings: Findings) -> None:
     """Have a part extracted again by the next attempt."""
     ground.folder.manifest(part).unlink(missing_ok=True)
     where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
-    findings.add(Finding(Kind.PARTS, where + reason, part.shard))
+    findings.add(Finding(FindingKind.PARTS, where + reason, part.shard))
 
 
 def scan_manifests(audit: Audit) -> None:
@@ -207,12 +209,21 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
         elif entry.path in reserved:
             audit.tally.skipped.append(number)
             fact = "is left out: this tool writes a file of that name"
-            audit.findings.add(Finding(Kind.RESERVED, fact, part.shard, entry.path))
+            audit.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, entry.path))
         else:
             key, digest = key_of(entry), entry.digest or entry.crc32
             # Of a nested archive its ordinal and path.
             origin = None if entry.inner is None else (entry.ordinal, entry.inner.archive)
-            row = (Row.FILE, key, number, entry.size, digest, entry.crc32, entry.problem, origin)
+            row = (
+                JoinRow.FILE,
+                key,
+                number,
+                entry.size,
+                digest,
+                entry.crc32,
+                entry.problem,
+                origin,
+            )
             if nested.is_nested(entry.path.encode()):
                 audit.tally.archives += 1
                 audit.tally.archive_example = entry.path
@@ -245,7 +256,7 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
             audit.progress.check()
         if path not in hidden:
             key = key_of_bytes(path)
-            audit.rows.add(join_key(ground, unified(key)), Row.DISK, key, ours)
+            audit.rows.add(join_key(ground, unified(key)), JoinRow.DISK, key, ours)
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
@@ -280,55 +291,55 @@ def scan_records(audit: Audit) -> int:
     return start
 
 
-def _scan_piece(audit: Audit, piece: Piece, start: int) -> int:
+def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
     """The number behind the piece's last line."""
-    odd: Counter[Kind] = Counter()
+    odd: Counter[FindingKind] = Counter()
     parses = audit.ground.plan.options.verify is not Verify.NONE
     number, line = start - 1, b"\n"
     with piece.path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(records.lines(file), start):
             if number % CHECK_EVERY == 0:
                 audit.progress.check()
-            odd[Kind.BOM] += line.startswith(records.BOM)
-            odd[Kind.CRLF] += line.endswith(b"\r\n")
+            odd[FindingKind.BOM] += line.startswith(records.BOM)
+            odd[FindingKind.CRLF] += line.endswith(b"\r\n")
             if records.is_blank(line):
-                odd[Kind.BLANK] += 1
+                odd[FindingKind.BLANK] += 1
                 continue
             audit.tally.records += 1
             if parses:
                 _scan_line(audit, piece, line, number, start)
-    odd[Kind.NO_NEWLINE] += not line.endswith(b"\n")
+    odd[FindingKind.NO_NEWLINE] += not line.endswith(b"\n")
     for kind, count in odd.items():
         if count:
             audit.findings.add(Finding(kind, f"{count} lines {_ODD[kind]}", piece.shard.id))
     return number + 1
 
 
-def _scan_line(audit: Audit, piece: Piece, line: bytes, number: int, start: int) -> None:
-    bad: list[tuple[Kind, str]] = []
+def _scan_line(audit: Audit, piece: RecordsPiece, line: bytes, number: int, start: int) -> None:
+    bad: list[tuple[FindingKind, str]] = []
     try:
         record = records.parse(line, audit.ground.plan.options.layout.image_field, piece.made)
     except records.BadLineError as error:
-        bad.append((Kind.BAD_RECORD, str(error)))
+        bad.append((FindingKind.BAD_RECORD, str(error)))
     else:
         for place, image in enumerate(record.images):
             try:
                 reference = _reference(audit.ground, piece, image, number, place)
             except PathError as error:
                 if image.required:
-                    bad.append((Kind.OUTSIDE, f"{error}: {quoted(image.path)}"))
+                    bad.append((FindingKind.OUTSIDE, f"{error}: {quoted(image.path)}"))
                 continue
             key = join_key(audit.ground, unified(reference.key))
-            audit.rows.add(key, Row.REFERENCE, *reference)
+            audit.rows.add(key, JoinRow.REFERENCE, *reference)
         if record.id is not None:
-            audit.rows.add(record.id, Row.ID, number, record.id)
+            audit.rows.add(record.id, JoinRow.ID, number, record.id)
     for kind, fact in bad:
         audit.tally.bad_lines.append(number)
         audit.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
 
 
 def _reference(
-    ground: Ground, piece: Piece, image: records.Image, line: int, place: int
+    ground: FinalizeContext, piece: RecordsPiece, image: records.Image, line: int, place: int
 ) -> Reference:
     """Where a record's path leads; raises ``PathError`` where that cannot be in the dataset."""
     path = path_in(image)

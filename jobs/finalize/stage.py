@@ -12,10 +12,10 @@ from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError
 from jobs.finalize import cleanup, collisions, merge, publish, receipt, repair, scan
-from jobs.finalize.context import Ground, bytes_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Join
 from jobs.finalize.disk_partitions import Buckets, Rewrites
-from jobs.finalize.findings import Finding, Findings, Kind, lines_of, problem_of
+from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
 from jobs.finalize.record_files import find_pieces
 from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.runtime.progress import Progress
@@ -92,7 +92,7 @@ def run_finalize(
     (``jobs.finalize.repair``) or lost, it mends what is published. Raises our errors and
     ``OSError``.
     """
-    ground = Ground(folder, plan, Staging(plan))
+    ground = FinalizeContext(folder, plan, Staging(plan))
     if (later := _replaced_by(ground)) is not None:
         cleanup.clean_up(ground)  # of what another run's dataset has taken the place of
         return Summary(lines=(f"! Run {later} has replaced this run's dataset since",)), None
@@ -102,7 +102,7 @@ def run_finalize(
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
-            ground.mending = repair.begun(ground)
+            ground.mending = repair.repair_in_progress(ground)
             verdict, problem, journal = _audit(ground, progress)
             if journal is None:
                 return verdict, problem
@@ -110,7 +110,7 @@ def run_finalize(
     published = _published_summary(ground)
     atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
     cleanup.clean_up(ground)
-    lines = (*cleanup.told(ground.staging), *published.lines)
+    lines = (*cleanup.replaced_lines(ground.staging), *published.lines)
     return structs.replace(published, lines=lines), None
 
 
@@ -120,19 +120,19 @@ class _Published(msgspec.Struct):
     lines: tuple[str, ...] = ()
 
 
-def _receipt(ground: Ground) -> _Published | None:
+def _receipt(ground: FinalizeContext) -> _Published | None:
     try:
         return atomic.read_json(ground.staging.receipt, _Published)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
-def _is_published(ground: Ground) -> bool:
+def _is_published(ground: FinalizeContext) -> bool:
     there = _receipt(ground)
     return there is not None and there.run_id == ground.plan.run_id
 
 
-def _replaced_by(ground: Ground) -> str | None:
+def _replaced_by(ground: FinalizeContext) -> str | None:
     """The run whose dataset stands where this run has published before; None where none does."""
     there = _receipt(ground)
     if there is None or there.run_id == ground.plan.run_id or not ground.folder.receipt.exists():
@@ -140,7 +140,7 @@ def _replaced_by(ground: Ground) -> str | None:
     return there.run_id
 
 
-def _published_summary(ground: Ground) -> Summary:
+def _published_summary(ground: FinalizeContext) -> Summary:
     there = _receipt(ground)
     if there is None:
         raise OrchestrateError(
@@ -152,7 +152,7 @@ def _published_summary(ground: Ground) -> Summary:
 
 
 def _audit(
-    ground: Ground, progress: Progress
+    ground: FinalizeContext, progress: Progress
 ) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Look at everything; with a journal where all is well and publishing may begin."""
     shutil.rmtree(ground.scratch, ignore_errors=True)
@@ -176,7 +176,7 @@ def _audit(
 
 
 def _look(
-    ground: Ground, findings: Findings, progress: Progress, stack: ExitStack
+    ground: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
 ) -> tuple[scan.Tally, Rewrites]:
     """All passes and the join; sets right what lies on disk.
 
@@ -215,10 +215,10 @@ def _look(
         _judge_counts(ground, tally, findings)
     if not (tally.files or ground.pieces or options.layout.has_records):
         findings.add(
-            Finding(Kind.COUNT, "the source holds no file: is it the right one, and whole?")
+            Finding(FindingKind.COUNT, "the source holds no file: is it the right one, and whole?")
         )
     if tally.archives:
-        findings.add(Finding(Kind.HINT, _archives_hint(tally, nested=options.nested)))
+        findings.add(Finding(FindingKind.HINT, _archives_hint(tally, nested=options.nested)))
     if options.on_bad_record is not OnBadRecord.DROP:
         del tally.bad_lines[:]
     return tally, rewrites
@@ -236,7 +236,7 @@ def _archives_hint(tally: scan.Tally, *, nested: bool) -> str:
     return f"{what}, such as {quoted(tally.archive_example)}; {remedy}"
 
 
-def _judge_counts(ground: Ground, tally: scan.Tally, findings: Findings) -> None:
+def _judge_counts(ground: FinalizeContext, tally: scan.Tally, findings: Findings) -> None:
     """What only the whole tells: counts, and a dataset that lies one folder too deep."""
     options = ground.plan.options
     layout, expected = options.layout, options.expect_records
@@ -244,25 +244,27 @@ def _judge_counts(ground: Ground, tally: scan.Tally, findings: Findings) -> None
     if options.on_bad_record is OnBadRecord.DROP:
         kept -= len(merge.sorted_numbers(tally.bad_lines))
     if ground.pieces and not tally.records:
-        findings.add(Finding(Kind.COUNT, f"{ground.records_path} holds no record"))
+        findings.add(Finding(FindingKind.COUNT, f"{ground.records_path} holds no record"))
     elif ground.pieces and not kept:
-        findings.add(Finding(Kind.COUNT, f"none of {tally.records} records is good: none is left"))
-    if findings.counts[Kind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
+        findings.add(
+            Finding(FindingKind.COUNT, f"none of {tally.records} records is good: none is left")
+        )
+    if findings.counts[FindingKind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
         above = tally.nested_images.partition(f"/{layout.images}/")[0]
         hint = _strip_hint(ground, above)
-        findings.add(Finding(Kind.HINT, f"images lie in {tally.nested_images!r}; {hint}"))
-    if findings.counts[Kind.MISSING_IMAGE]:
+        findings.add(Finding(FindingKind.HINT, f"images lie in {tally.nested_images!r}; {hint}"))
+    if findings.counts[FindingKind.MISSING_IMAGE]:
         for fact in ground.unclear:
-            findings.add(Finding(Kind.HINT, fact))
+            findings.add(Finding(FindingKind.HINT, fact))
     for shard, number in sorted(tally.moved.items()):
         fact = f"{number} images, such as {tally.moved_example[shard]}"
-        findings.add(Finding(Kind.MOVED, fact, shard))
+        findings.add(Finding(FindingKind.MOVED, fact, shard))
     if expected is not None and expected != kept:
         fact = f"{kept} records, but {expected} were expected (--expect-records)"
-        findings.add(Finding(Kind.COUNT, fact))
+        findings.add(Finding(FindingKind.COUNT, fact))
 
 
-def _strip_hint(ground: Ground, above: str) -> str:
+def _strip_hint(ground: FinalizeContext, above: str) -> str:
     """What takes away the folders ``above`` what should be on top, and those that went already."""
     folders = above.split("/")
     own = folders[0] in ground.shards  # a folder for each shard, which no archive holds
@@ -272,7 +274,7 @@ def _strip_hint(ground: Ground, above: str) -> str:
 
 
 def _prepare(
-    ground: Ground,
+    ground: FinalizeContext,
     tally: scan.Tally,
     rewrites: Rewrites,
     findings: Findings,
@@ -289,7 +291,7 @@ def _prepare(
     proof = merge.write_manifest(ground, merge.sorted_numbers(tally.skipped), merged, progress)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if ground.mending is not None:
-        content = repair.receipt_of(ground, ground.mending, proof)
+        content = repair.repaired_receipt(ground, ground.mending, proof)
         journal = publish.Journal(ground.plan.run_id, (), (), ready, mends=True)
     else:
         tally.files, tally.bytes = proof.files, proof.bytes
@@ -305,11 +307,11 @@ def _prepare(
 
 
 def _receipt_of(
-    ground: Ground,
+    ground: FinalizeContext,
     tally: scan.Tally,
     findings: Findings,
     merged: merge.Merged | None,
-    proof: merge.Proof,
+    proof: merge.WrittenManifest,
 ) -> dict[str, Any]:
     counts = {
         "records": tally.records,
@@ -332,7 +334,7 @@ def _receipt_of(
     }
 
 
-def _remove_listed(ground: Ground) -> None:
+def _remove_listed(ground: FinalizeContext) -> None:
     """Take away files that are not to be published: strays, names of ours, dropped images."""
     root = ground.staging.data
     for name in scan.reserved_names(ground):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jobs.errors import ClaimedError, EngineError, StorageError, UsageError, from_os_error
-from jobs.finalize.repair import forget_damaged
+from jobs.finalize.repair import reset_damaged
 from jobs.model import Cluster, Resources, Submission
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
@@ -147,7 +147,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     folder = planned.folder
     if planned.damage is not None:
         running.take_claim(folder, planned.state.plan)
-        forget_damaged(folder, planned.state.plan, planned.damage)
+        reset_damaged(folder, planned.state.plan, planned.damage)
         most, changes = planned.asked
         planned = plan_resume(folder, tasks=most, changes=changes)
     step, last = planned.step, planned.last

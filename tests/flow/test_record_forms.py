@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import Cause
-from jobs.finalize.repair import forget_damaged
+from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
@@ -452,7 +452,7 @@ def test_records_among_the_data_are_mended_to_the_same_bytes(tmp_path: Path, dam
     file.write_bytes(b"x" * len(before))
     report = verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress())
     assert not report.ok
-    forget_damaged(run.folder, run.plan, report)
+    reset_damaged(run.folder, run.plan, report)
     assert len(run.redo()) == 1
     assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert file.read_bytes() == before

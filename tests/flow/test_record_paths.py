@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.finalize.repair import forget_damaged
+from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
@@ -426,7 +426,7 @@ def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) ->
     assert published(run) == ["images/a.png"]
     (run.staging.dest / "images/a.png").unlink()
     report = verify_dataset(run.staging.dest, deep=False, workers=1, progress=Progress())
-    forget_damaged(run.folder, run.plan, report)
+    reset_damaged(run.folder, run.plan, report)
     run.redo()
     assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
@@ -440,7 +440,7 @@ def test_rewritten_records_are_mended_to_the_same_bytes(tmp_path: Path) -> None:
     (dest / "prompts.jsonl").write_bytes(b"x" * len(before))
     report = verify_dataset(dest, deep=True, workers=1, progress=Progress())
     assert not report.ok
-    forget_damaged(run.folder, run.plan, report)
+    reset_damaged(run.folder, run.plan, report)
     run.redo()
     assert run_finalize(run.folder, run.plan, Progress())[1] is None
     assert (dest / "prompts.jsonl").read_bytes() == before

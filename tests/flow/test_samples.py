@@ -12,7 +12,7 @@ import pytest
 
 from jobs.archives.webdataset import looks_like_samples
 from jobs.extract.stage import run_extract
-from jobs.finalize.repair import forget_damaged
+from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
@@ -289,7 +289,7 @@ def test_samples_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> N
     before = file.read_bytes()
     file.write_bytes(b"x" * len(before))
     report = verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress())
-    forget_damaged(run.folder, run.plan, report)
+    reset_damaged(run.folder, run.plan, report)
     _, _, problem = finish(run)
     assert problem is None
     assert file.read_bytes() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.finalize.repair import forget_damaged
+from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
@@ -176,7 +176,7 @@ def test_a_check_stops_when_it_is_told_to(tmp_path: Path) -> None:
 
 def mend(run: StagedRun, report: VerifyReport) -> list[str]:
     """What a resume does; the parts that were extracted again."""
-    forget_damaged(run.folder, run.plan, report)
+    reset_damaged(run.folder, run.plan, report)
     assert not run.staging.receipt.exists()
     redone = run.redo()
     summary, problem = run_finalize(run.folder, run.plan, Progress())
@@ -252,7 +252,7 @@ def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> 
 def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) -> None:
     run = published(tmp_path)
     remove(run.staging.dest / "images" / "000005.png")
-    forget_damaged(run.folder, run.plan, check(run))
+    reset_damaged(run.folder, run.plan, check(run))
     damaged = tree(run.staging.dest)
     run.shards[1].files["images/000005.png"] = png(1234)
     run.redo()
@@ -267,7 +267,7 @@ def test_a_dataset_of_another_run_is_not_mended(tmp_path: Path) -> None:
     second = stage(tmp_path, [pages(50, 2)], Options(overwrite=True), run_id="2027-other")
     assert run_finalize(second.folder, second.plan, Progress())[1] is None
     with pytest.raises(VerificationError, match="contains the dataset of run 2027-other") as caught:
-        forget_damaged(first.folder, first.plan, check(second))
+        reset_damaged(first.folder, first.plan, check(second))
     assert caught.value.cause is Cause.CLAIMED
     summary, _ = run_finalize(first.folder, first.plan, Progress())
     assert summary.lines == ("! Run 2027-other has replaced this run's dataset since",)
@@ -279,7 +279,7 @@ def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path) -> 
         run = published(base)
         cut(run.staging.dest / "prompts.jsonl")
         remove(run.staging.dest / "images" / "000005.png")
-        forget_damaged(run.folder, run.plan, check(run))
+        reset_damaged(run.folder, run.plan, check(run))
         run.redo()
         return run
 
