@@ -13,7 +13,7 @@ from jobs.verify.slices import SliceReport
 
 
 @dataclass(frozen=True)
-class Ask:
+class ArrayRequest:
     """What the tasks are to check."""
 
     path: str  # of the dataset, absolute
@@ -30,7 +30,7 @@ def _told(folder: Path, number: int) -> Path:
     return folder / f"slice-{number}.json"
 
 
-def prepare(folder: Path, ask: Ask) -> None:
+def prepare(folder: Path, ask: ArrayRequest) -> None:
     """Write what the tasks need into their folder."""
     atomic.write_json(_ask(folder), ask)
 
@@ -38,7 +38,7 @@ def prepare(folder: Path, ask: Ask) -> None:
 def run(run_dir: str, stage: str, number: int, attempt: int) -> int:
     """Check one share, on a compute node; the number of damaged files comes back."""
     folder = Path(run_dir)
-    ask = atomic.read_json(_ask(folder), Ask)
+    ask = atomic.read_json(_ask(folder), ArrayRequest)
     found = verify_slice(
         Path(ask.path),
         number,
@@ -51,7 +51,7 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> int:
     return found.bad
 
 
-def collect(folder: Path, ask: Ask) -> VerifyReport:
+def collect(folder: Path, ask: ArrayRequest) -> VerifyReport:
     """The report of all tasks; ``VerificationError`` where one of them left none."""
     shares = []
     for number in range(ask.count):

@@ -21,7 +21,7 @@ _TELL_FILES = 2000
 _TELL_BYTES = 64 << 20
 
 
-class _Told(msgspec.Struct, omit_defaults=True):
+class _Progress(msgspec.Struct, omit_defaults=True):
     """A line from a child: how far it came, and at its end what it found."""
 
     files: int = 0
@@ -30,7 +30,7 @@ class _Told(msgspec.Struct, omit_defaults=True):
     error: str | None = None
 
 
-class Child:
+class WorkerProcess:
     """A forked process that checks some slices; a thread would wait for the interpreter's lock."""
 
     def __init__(self, root: Path, slices: Sequence[int], count: int, deep: str | None) -> None:
@@ -78,7 +78,7 @@ def _check(
 ) -> None:
     files = total = 0
 
-    def say(told: _Told) -> None:
+    def say(told: _Progress) -> None:
         pipe.write(msgspec.json.encode(told) + b"\n")
         pipe.flush()
 
@@ -87,7 +87,7 @@ def _check(
         files += new_files
         total += new_bytes
         if files >= _TELL_FILES or total >= _TELL_BYTES:
-            say(_Told(files, total))
+            say(_Progress(files, total))
             files = total = 0
 
     report = SliceReport()
@@ -95,20 +95,20 @@ def _check(
         for index in slices:
             report.merge(check_slice(root, index, count, deep=deep, tell=tell))
     except (OSError, msgspec.DecodeError) as error:
-        say(_Told(error=f"{type(error).__name__}: {error}"))
+        say(_Progress(error=f"{type(error).__name__}: {error}"))
         return
-    say(_Told(files, total, report))
+    say(_Progress(files, total, report))
 
 
 def start(
     root: Path, slices: Sequence[int], count: int, *, deep: str | None, workers: int
-) -> list[Child]:
+) -> list[WorkerProcess]:
     """Children that share the slices; the caller gathers them, or ends them."""
     workers = max(1, min(workers, len(slices)))
-    return [Child(root, slices[place::workers], count, deep) for place in range(workers)]
+    return [WorkerProcess(root, slices[place::workers], count, deep) for place in range(workers)]
 
 
-def gather(children: Sequence[Child], progress: Progress) -> SliceReport:
+def gather(children: Sequence[WorkerProcess], progress: Progress) -> SliceReport:
     """What all of them found, as soon as they are done; ends them when the task is to stop.
 
     Raises ``VerificationError`` where one could not go on, ``Stopped`` as ``progress`` says.
@@ -132,8 +132,8 @@ def gather(children: Sequence[Child], progress: Progress) -> SliceReport:
 
 def _take(line: bytes, whole: SliceReport, progress: Progress) -> bool:
     """Take a child's line; whether it was its last."""
-    killed = _Told(error=f"it was killed{rlimits.may_be_why()}")
-    told = msgspec.json.decode(line, type=_Told) if line else killed
+    killed = _Progress(error=f"it was killed{rlimits.may_be_why()}")
+    told = msgspec.json.decode(line, type=_Progress) if line else killed
     if told.error is not None:
         raise VerificationError(f"a checking process failed: {told.error}")
     progress.add(files=told.files, bytes=told.bytes)

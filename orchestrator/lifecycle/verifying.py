@@ -83,7 +83,7 @@ def verify_on_slurm(
         folder.path.mkdir(mode=0o700, parents=True)
     except OSError as error:
         raise from_os_error(error, doing=f"making {folder.path}") from error
-    ask = array.Ask(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
+    ask = array.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
     array.prepare(folder.path, ask)
     spec = JobSpec(
         name=f"websight-{name}-verify",
