@@ -30,14 +30,14 @@ def engine_named(name: str, cluster: Cluster | None = None) -> Engine:
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The name of an engine, and why it is this machine although nobody asked for that."""
 
     name: str
     why_local: str = ""
 
 
-def choose_engine(wanted: str) -> Choice:
+def choose_engine(wanted: str) -> EngineChoice:
     """The engine to use where ``wanted`` is asked for; ``auto``: Slurm where there is ``sbatch``.
 
     A Slurm that does not answer is there all the same: ``reach_engine`` says so, and no work is
@@ -47,11 +47,13 @@ def choose_engine(wanted: str) -> Choice:
     if wanted not in (AUTO, *NAMES):
         raise UsageError(f"there is no engine {wanted!r}; choose from {AUTO}, {', '.join(NAMES)}")
     if wanted == LOCAL:
-        return Choice(wanted)
+        return EngineChoice(wanted)
     if shutil.which("sbatch") is not None:
-        return Choice(SLURM)
+        return EngineChoice(SLURM)
     if wanted == AUTO:
-        return Choice(LOCAL, "there is no sbatch on PATH, so the work is done on this machine")
+        return EngineChoice(
+            LOCAL, "there is no sbatch on PATH, so the work is done on this machine"
+        )
     raise EngineError(
         "there is no sbatch on PATH; run this on a login node of the cluster, or use "
         "--engine local to work on this machine"

@@ -21,7 +21,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.engine import LocalEngine
-from orchestrator.engines.local.process_records import JobId, LocalFiles, Record
+from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
 from tests.support import payload
 
 ROOT = Path(__file__).parents[2]
@@ -230,10 +230,10 @@ def test_a_task_that_a_limit_of_processor_time_ends_is_told_as_such(
 ELSEWHERE = JobId("node-of-old", 4242, "777", 0)
 
 
-def elsewhere(folder: RunFolder) -> tuple[LocalFiles, Record]:
+def elsewhere(folder: RunFolder) -> tuple[LocalFiles, ProcessRecord]:
     files = LocalFiles(folder)
     files.make()
-    record = Record(
+    record = ProcessRecord(
         ELSEWHERE.task(0), Stage.EXTRACT, utc_now(), started=utc_now(), pid=os.getpid(), start="1"
     )
     files.write(record)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import EngineError, UsageError
-from orchestrator.engines.registry import Choice, choose_engine
+from orchestrator.engines.registry import EngineChoice, choose_engine
 
 
 @pytest.fixture
@@ -21,8 +21,8 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_an_sbatch_that_does_not_work_is_slurm_all_the_same(sbatch: Path) -> None:
     sbatch.chmod(0o755)
-    assert choose_engine("auto") == choose_engine("slurm") == Choice("slurm")
-    assert choose_engine("local") == Choice("local")
+    assert choose_engine("auto") == choose_engine("slurm") == EngineChoice("slurm")
+    assert choose_engine("local") == EngineChoice("local")
 
 
 def test_without_sbatch_auto_means_this_machine_and_says_why(sbatch: Path) -> None:

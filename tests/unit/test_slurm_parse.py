@@ -11,7 +11,7 @@ from orchestrator.engines.base import EngineState
 from orchestrator.engines.slurm.client import Answer, environment
 from orchestrator.engines.slurm.parse import (
     Accepted,
-    Row,
+    JobRow,
     accepted,
     account_rows,
     expand,
@@ -44,11 +44,11 @@ def test_a_compact_row_stands_for_its_tasks(text: str, ids: list[str]) -> None:
     assert list(expand(text)) == ids
 
 
-def in_queue(lines: str) -> list[Row]:
+def in_queue(lines: str) -> list[JobRow]:
     return list(queue_rows(f"{QUEUE_HEAD}\n{lines}"))
 
 
-def in_accounts(lines: str) -> list[Row]:
+def in_accounts(lines: str) -> list[JobRow]:
     return list(account_rows(f"{ACCOUNT_HEAD}\n{lines}"))
 
 

@@ -123,7 +123,7 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     spec = job.spec
-    record = process_records.Record(job.id.task(index), spec.stage, utc_now())
+    record = process_records.ProcessRecord(job.id.task(index), spec.stage, utc_now())
     path = JobPaths(place, record.task_id).submitted_pickle
     path.touch(mode=0o600)
     number = spec.tasks[index].number

@@ -21,7 +21,7 @@ from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, ProcessId, cores
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
-from orchestrator.engines.local.process_records import JobId, LocalFiles, Record
+from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class PoolTask:
     """One task and, while it runs, its process."""
 
     job: Job
-    record: Record
+    record: ProcessRecord
     place: Path  # submitit's folder
     process: subprocess.Popen[bytes] | None = None
     kill_at: float | None = None  # on the monotonic clock, once it was told to stop

@@ -71,7 +71,7 @@ def this_host() -> str:
 
 
 @dataclass(frozen=True)
-class Record:
+class ProcessRecord:
     """A task's process, written when it starts and again when it ends."""
 
     task_id: str
@@ -119,16 +119,16 @@ class LocalFiles:
     def make(self) -> None:
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def write(self, record: Record) -> None:
+    def write(self, record: ProcessRecord) -> None:
         atomic.write_json(self.path / f"{record.task_id}.json", record, durable=False)
 
-    def read(self, task_id: str) -> Record | None:
+    def read(self, task_id: str) -> ProcessRecord | None:
         try:
-            return atomic.read_json(self.path / f"{task_id}.json", Record)
+            return atomic.read_json(self.path / f"{task_id}.json", ProcessRecord)
         except (OSError, msgspec.DecodeError):
             return None
 
-    def running(self, jobs: Iterable[JobId]) -> list[Record]:
+    def running(self, jobs: Iterable[JobId]) -> list[ProcessRecord]:
         """The tasks of ``jobs`` whose processes run on this host."""
         found = []
         for job in jobs:
@@ -195,7 +195,7 @@ class LocalFiles:
         return _lost(self.read(task_id), job.host)
 
 
-def _lost(record: Record | None, host: str) -> TaskState:
+def _lost(record: ProcessRecord | None, host: str) -> TaskState:
     """A task whose pool is gone: it will not go on."""
     if record is None:
         return TaskState(EngineState.ENDED, raw="never started", cause=Cause.KILLED)

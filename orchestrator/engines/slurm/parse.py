@@ -89,7 +89,7 @@ _LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), which a limit of the process
 
 
 @dataclass(frozen=True)
-class Row:
+class JobRow:
     """One job or array task as Slurm knows it."""
 
     job_id: str  # 12 or 12_3
@@ -210,7 +210,7 @@ def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterat
         raise EngineError(f"{command} answers without the header of a table: {said[:80]}")
 
 
-def queue_rows(text: str) -> Iterator[Row]:
+def queue_rows(text: str) -> Iterator[JobRow]:
     """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
     header = tuple(QUEUE_HEADER.values())
     for row in _records(text, "squeue", header, "COMMAND"):
@@ -230,16 +230,16 @@ def queue_rows(text: str) -> Iterator[Row]:
             # A job that is requeued stays so until its nodes are free, with its last run's start.
             task = replace(task, started=None)
         for each in expand(row["JOBID"]):
-            yield Row(each, name, task, places)
+            yield JobRow(each, name, task, places)
 
 
-def account_rows(text: str) -> Iterator[Row]:
+def account_rows(text: str) -> Iterator[JobRow]:
     """The rows of ``sacct -P -o ACCOUNT_FORMAT``, array tasks one by one.
 
     Steps give their job its peak memory. A pending array's row may be stale: what comes later in
     the text, and what squeue says, replaces it.
     """
-    rows: dict[str, Row] = {}
+    rows: dict[str, JobRow] = {}
     for record in _records(text, "sacct", ACCOUNT_FIELDS, "WorkDir"):
         job_id = record["JobID"]
         owner, dot, _ = job_id.partition(".")
@@ -257,7 +257,7 @@ def account_rows(text: str) -> Iterator[Row]:
             times=(submit, start, end),
             name=name,
         )
-        row = Row(job_id, name, replace(task, cpu_s=parse_cpu(record["TotalCPU"])), places)
+        row = JobRow(job_id, name, replace(task, cpu_s=parse_cpu(record["TotalCPU"])), places)
         for each in expand(job_id):
             if each == job_id or each not in rows:
                 rows[each] = replace(row, job_id=each)
@@ -272,7 +272,7 @@ def _exit_code(text: str) -> tuple[int, int]:
     return _int(status) >> 8 & 0xFF, _int(status) & 0x7F
 
 
-def _with_peak(row: Row, peak: int | None) -> Row:
+def _with_peak(row: JobRow, peak: int | None) -> JobRow:
     known = row.task.peak_rss_bytes or 0
     return replace(row, task=replace(row.task, peak_rss_bytes=max(known, peak or 0) or None))
 

@@ -16,7 +16,7 @@ from orchestrator.engines.slurm.cluster import Way
 from orchestrator.engines.slurm.parse import (
     ACCOUNT_FORMAT,
     QUEUE_FORMAT,
-    Row,
+    JobRow,
     account_rows,
     base,
     queue_rows,
@@ -35,7 +35,7 @@ class Queue:
     def __init__(self, way: Way) -> None:
         self._way = way
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[JobRow]:
         """All jobs that slurmctld knows, ended ones too; by user, so that slurmctld can filter.
 
         ``EngineError`` where Slurm is silent; where it may be another one anyway, nothing is known.
@@ -60,7 +60,7 @@ class Queue:
         """See ``base.Engine.poll``."""
         wanted = set(ids)
 
-        def ours(rows: Iterable[Row]) -> dict[str, TaskState]:
+        def ours(rows: Iterable[JobRow]) -> dict[str, TaskState]:
             known = (row for row in rows if row.job_id in wanted)
             return {row.job_id: row.task for row in known if row.is_of(run_id, attempts)}
 
@@ -78,7 +78,7 @@ class Queue:
         # slurmctld answered and does not know them, so they are not live.
         return found | dict.fromkeys(left, TaskState(EngineState.ENDED))
 
-    def accounts(self, ids: Iterable[str]) -> list[Row] | None:
+    def accounts(self, ids: Iterable[str]) -> list[JobRow] | None:
         """What accounting knows of ids; None where there is no accounting, or it is silent."""
         bases = ",".join(sorted({base(each) for each in ids}))
         words = ("sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
@@ -123,7 +123,7 @@ def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict
     return {each: gone for each in ids if base(each) in bases and "_" in each}
 
 
-def _with_user_name(row: Row) -> Row:
+def _with_user_name(row: JobRow) -> JobRow:
     """``CANCELLED by 1000`` with the user's name in place of the number."""
     word, by, uid = row.task.raw.partition(" by ")
     if not by:
