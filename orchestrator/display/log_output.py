@@ -145,7 +145,7 @@ def follow(
     A task that was cancelled or lost leaves no result, so ``look_at`` says whether it still lives.
     """
     pause = threading.Event()  # never set: waiting on it can be interrupted
-    followers: dict[str, task_logs.Follower] = {}
+    followers: dict[str, task_logs.LogFollower] = {}
     asked = time.monotonic()
     while True:
         if view.status.live and time.monotonic() - asked >= ask_every_s:
@@ -154,7 +154,7 @@ def follow(
         log = _log(view, task_logs.find(folder))
         for path in (log.out, log.err) if log else ():
             if path is not None:
-                follower = followers.setdefault(str(path), task_logs.Follower(path))
+                follower = followers.setdefault(str(path), task_logs.LogFollower(path))
                 for line in follower.read(last=not view.status.live):
                     tell(line)
         if not view.status.live:

@@ -15,9 +15,9 @@ from orchestrator import units
 from orchestrator.display.terminal import Look
 from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.metrics import (
-    Failure,
-    Pace,
+    ProblemGroup,
     StageCount,
+    StageRate,
     Waiting,
     bytes_fetched,
     count_stages,
@@ -91,7 +91,7 @@ def render(
 
 def line(state: RunState, now: datetime) -> str:
     """The run in one plain line, for logs and for streams that are no terminal."""
-    counts, paces = count_stages(state, now), metrics.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     told = [f"run {state.plan.run_id} {state.status.value}"]
     for stage in (Stage.DOWNLOAD, Stage.EXTRACT):
         count = counts[stage]
@@ -159,7 +159,7 @@ def _field(name: str, text: str, look: Look) -> str:
 
 
 def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
-    counts, paces = count_stages(state, now), metrics.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     told = {
         stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
         for stage in Stage
@@ -192,7 +192,7 @@ def _bar(fraction: float, count: StageCount, wide: int, look: Look) -> str:
     return look.paint("█" * full, style) + look.paint("░" * (wide - full), "dim")
 
 
-def _numbers(state: RunState, count: StageCount, pace: Pace) -> Iterator[str]:
+def _numbers(state: RunState, count: StageCount, pace: StageRate) -> Iterator[str]:
     running = count[TaskStatus.RUNNING]
     if count.stage is Stage.DOWNLOAD:
         done, total = bytes_fetched(state)
@@ -295,7 +295,7 @@ def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
 
 
 def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
-    groups = metrics.failures(state)
+    groups = metrics.problem_groups(state)
     if not groups:
         return
     yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")
@@ -307,7 +307,7 @@ def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
         yield f"    {follow} more {'follows' if follow == 1 else 'follow'} from that"
 
 
-def _failure(group: Failure, run: str, look: Look) -> Iterator[str]:
+def _failure(group: ProblemGroup, run: str, look: Look) -> Iterator[str]:
     cause = group.cause.value.replace("_", " ")
     times = f" × {len(group.troubles)}" if len(group.troubles) > 1 else ""
     noun = "task" if len(group.tasks) == 1 else "tasks"

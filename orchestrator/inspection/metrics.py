@@ -11,7 +11,7 @@ from statistics import median
 from jobs import model
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
-from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView, Trouble
+from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
 
 SILENT_S = 90.0  # without a heartbeat, which comes every few seconds, a task may hang
 _ENOUGH_S = 5.0  # of work before a rate means anything
@@ -19,7 +19,7 @@ _SLOW = 0.5  # of the others' rate
 
 
 @dataclass(frozen=True)
-class Pace:
+class StageRate:
     """How far a stage is and how fast it goes; what cannot be told is None."""
 
     fraction: float  # of the stage's whole work, 0 to 1
@@ -53,13 +53,13 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Failure:
+class ProblemGroup:
     """Troubles of one stage with one cause."""
 
     stage: Stage
     cause: Cause
     outcome: Outcome
-    troubles: tuple[Trouble, ...]
+    troubles: tuple[OpenProblem, ...]
     next_steps: tuple[str, ...] = field(default=())  # commands; {run} is the run
 
     @property
@@ -67,7 +67,7 @@ class Failure:
         return tuple(sorted({trouble.task for trouble in self.troubles}))
 
 
-def paces(state: RunState, now: datetime) -> Mapping[Stage, Pace]:
+def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     """How far each stage is and how fast the latest submission goes."""
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
@@ -83,7 +83,7 @@ def paces(state: RunState, now: datetime) -> Mapping[Stage, Pace]:
     return {
         stage: _pace(by_stage[stage], whole[stage], weights, left, now)
         if stage in whole
-        else Pace(1.0 if state.status is RunStatus.DONE else 0.0)
+        else StageRate(1.0 if state.status is RunStatus.DONE else 0.0)
         for stage in Stage
     }
 
@@ -94,7 +94,7 @@ def _pace(
     weights: Mapping[str, int],
     left: set[str],
     now: datetime,
-) -> Pace:
+) -> StageRate:
     total = sum(weights[item] for item in items)
     undone = sum(weights[item] for item in items if item in left)
     under_way = sum(_under_way(view, weights, left) for view in views)
@@ -102,7 +102,7 @@ def _pace(
     fraction = done / total if total else 1.0
     seconds = _seconds(views, now)
     if seconds is None or seconds < _ENOUGH_S:
-        return Pace(fraction)
+        return StageRate(fraction)
     mine = {item for view in views for item in view.task.items}
     here = sum(weights[item] for item in mine if item not in left) + under_way
     files, bytes_ = files_and_bytes(views)
@@ -111,7 +111,7 @@ def _pace(
         if item in left
     ) - under_way  # fmt: skip
     live = any(view.status.live for view in views)
-    return Pace(
+    return StageRate(
         fraction,
         bytes_s=bytes_ / seconds,
         files_s=files / seconds if files else None,
@@ -288,9 +288,9 @@ _NEXT: dict[Cause, tuple[str, ...]] = {
 }
 
 
-def failures(state: RunState) -> tuple[Failure, ...]:
+def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
     """What stands between the run and its end, by stage and cause, with what to type next."""
-    groups: dict[tuple[Stage, Cause], list[Trouble]] = defaultdict(list)
+    groups: dict[tuple[Stage, Cause], list[OpenProblem]] = defaultdict(list)
     for trouble in state.troubles:
         groups[(trouble.stage, trouble.problem.cause)].append(trouble)
     order = list(Stage)
@@ -301,7 +301,7 @@ def failures(state: RunState) -> tuple[Failure, ...]:
         if cause is Cause.CHANGED and state.plan.source.kind is SourceKind.LOCAL:
             words = ()  # the plan holds for the files as they were: only a new launch helps
         found.append(
-            Failure(
+            ProblemGroup(
                 stage,
                 cause,
                 Outcome.RETRYABLE if retryable else Outcome.FAILED,
@@ -378,7 +378,7 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     return (min(done, total) if total is not None else done), total
 
 
-def shard_of(trouble: Trouble) -> str | None:
+def shard_of(trouble: OpenProblem) -> str | None:
     """The shard that a trouble is about, where it is about one."""
     return trouble.problem.shard or trouble.item.rpartition(".p")[0] or trouble.item or None
 

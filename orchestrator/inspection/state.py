@@ -115,7 +115,7 @@ class TaskView:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class OpenProblem:
     """A problem that still stands between the run and its end, and where it came up."""
 
     stage: Stage
@@ -136,7 +136,7 @@ class RunState:
     submissions: tuple[Submission, ...]
     shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
     parts_left: tuple[str, ...]
-    troubles: tuple[Trouble, ...]
+    troubles: tuple[OpenProblem, ...]
     summary: Summary | None
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
@@ -292,14 +292,14 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
     return tuple(matter), tuple(earlier)
 
 
-def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, ...]:
+def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
     """What stands between the run and its end; a later submission's word replaces an earlier's."""
     finished = evidence.fetched | evidence.finished
     refused = {each.number for each in evidence.submissions if each.refused is not None}
-    found: dict[tuple[Stage | int, str], Trouble] = {}
+    found: dict[tuple[Stage | int, str], OpenProblem] = {}
 
     def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
-        trouble = Trouble(view.stage, view.attempt, view.task.number, item, outcome, problem)
+        trouble = OpenProblem(view.stage, view.attempt, view.task.number, item, outcome, problem)
         if view.attempt in refused and problem.cause is Cause.ENGINE:
             found.setdefault((view.attempt, ""), trouble)  # one refusal, however many tasks
         else:
@@ -319,7 +319,7 @@ def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[Trouble, .
 
 
 def _run_status(
-    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[Trouble], maker: str
+    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[OpenProblem], maker: str
 ) -> RunStatus:
     if evidence.published:
         return RunStatus.DONE

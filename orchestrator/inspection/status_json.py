@@ -10,14 +10,14 @@ from jobs.model import Outcome, Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection import metrics, task_logs
 from orchestrator.inspection.metrics import (
-    Pace,
     StageCount,
+    StageRate,
     bytes_fetched,
     count_stages,
     job_ids,
     shard_of,
 )
-from orchestrator.inspection.state import RunState, TaskStatus, Trouble
+from orchestrator.inspection.state import OpenProblem, RunState, TaskStatus
 from orchestrator.inspection.task_logs import Logs
 from orchestrator.units import indices
 
@@ -28,7 +28,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
     """The object that ``status --json`` prints; times are UTC ISO 8601, durations seconds."""
     done, total = bytes_fetched(state)
     counts = count_stages(state, now)
-    paces = metrics.paces(state, now)
+    paces = metrics.stage_rates(state, now)
     parts = sum(shard.parts for shard in state.plan.shards)
     return {
         "schema": JSON_SCHEMA,
@@ -76,7 +76,7 @@ def _source(state: RunState) -> dict[str, Any]:
     }
 
 
-def _stage(count: StageCount, pace: Pace) -> dict[str, Any]:
+def _stage(count: StageCount, pace: StageRate) -> dict[str, Any]:
     return {
         "tasks": count.tasks,
         **{status.value: count[status] for status in TaskStatus},
@@ -122,7 +122,7 @@ def _errors(state: RunState, folder: RunFolder) -> list[dict[str, Any]]:
 
 
 def _error(
-    trouble: Trouble, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
+    trouble: OpenProblem, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
 ) -> dict[str, Any]:
     job_id = ids.get((trouble.attempt, trouble.stage, trouble.task)) or ""
     log = known.get((trouble.attempt, trouble.stage, job_id))

@@ -107,7 +107,7 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 @dataclass
-class Follower:
+class LogFollower:
     """Reads what a log gained since the last look; a log that is not there yet is an empty one."""
 
     path: Path

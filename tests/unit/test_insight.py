@@ -13,7 +13,7 @@ from tests.support import runs
 
 
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
-    paces = metrics.paces(runs.under_way(), runs.NOW)
+    paces = metrics.stage_rates(runs.under_way(), runs.NOW)
     assert paces[Stage.DOWNLOAD].fraction == 1.0
     # Three of eight parts are done, two more are a quarter through.
     assert paces[Stage.EXTRACT].fraction == pytest.approx(3.5 / 8, abs=0.001)
@@ -22,7 +22,7 @@ def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
 
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
-    pace = metrics.paces(runs.under_way(), runs.NOW)[Stage.EXTRACT]
+    pace = metrics.stage_rates(runs.under_way(), runs.NOW)[Stage.EXTRACT]
     assert pace.eta_s == pytest.approx(600 * 3.5 / 3.5, rel=0.01)
     assert pace.bytes_s is not None and pace.files_s is not None
 
@@ -33,12 +33,12 @@ def test_a_stage_that_just_began_has_no_rate_yet() -> None:
     beat = runs.make_beat(task)
     state = runs.make_state(plan, beats=[beat], engine={(1, Stage.EXTRACT, 0): runs.running()})
     soon = beat.started + timedelta(seconds=2)
-    assert metrics.paces(state, soon)[Stage.EXTRACT].bytes_s is None
+    assert metrics.stage_rates(state, soon)[Stage.EXTRACT].bytes_s is None
 
 
 def test_no_size_no_task_and_no_division_by_zero() -> None:
     state = runs.make_state(runs.make_plan(1), submissions=())
-    assert metrics.paces(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
+    assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
     assert metrics.nodes(state, runs.NOW) == ()
 
 
@@ -114,7 +114,7 @@ def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
     ]
     memory, unsafe, *_ = [
         group
-        for group in metrics.failures(runs.make_state(plan, results=results))
+        for group in metrics.problem_groups(runs.make_state(plan, results=results))
         if group.stage is Stage.EXTRACT
     ]
     assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))

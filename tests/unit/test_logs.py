@@ -79,7 +79,7 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
 
 def test_a_follower_gives_whole_lines_as_they_come(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    follower = task_logs.Follower(path)
+    follower = task_logs.LogFollower(path)
     assert list(follower.read()) == []
     path.write_bytes(b"one\ntw")
     assert list(follower.read()) == ["one"]

@@ -17,7 +17,13 @@ from jobs.storage.staging import Staging
 from orchestrator import units
 from orchestrator.display.report import charts, figures
 from orchestrator.inspection import metrics, task_logs
-from orchestrator.inspection.metrics import Failure, bytes_fetched, count_stages, job_ids, shard_of
+from orchestrator.inspection.metrics import (
+    ProblemGroup,
+    bytes_fetched,
+    count_stages,
+    job_ids,
+    shard_of,
+)
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 
 _MOST_MESSAGES = 50  # of one cause
@@ -116,7 +122,7 @@ def _summary(state: RunState, now: datetime) -> str:
 
 
 def _stages(state: RunState, now: datetime) -> str:
-    counts, paces = count_stages(state, now), metrics.paces(state, now)
+    counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     rows = []
     for stage in Stage:
         count = counts[stage]
@@ -171,7 +177,7 @@ def _charts(state: RunState, now: datetime) -> str:
 
 
 def _failures(state: RunState, folder: RunFolder) -> str:
-    groups = metrics.failures(state)
+    groups = metrics.problem_groups(state)
     if not groups:
         return ""
     known = task_logs.find(folder)
@@ -180,7 +186,7 @@ def _failures(state: RunState, folder: RunFolder) -> str:
 
 
 def _failure(
-    group: Failure,
+    group: ProblemGroup,
     known: task_logs.Logs,
     ids: Mapping[tuple[int, Stage, int], str | None],
     state: RunState,
@@ -204,7 +210,7 @@ def _failure(
     )
 
 
-def _messages(group: Failure) -> Iterator[str]:
+def _messages(group: ProblemGroup) -> Iterator[str]:
     seen: dict[str, None] = {}
     for trouble in group.troubles:
         shard = shard_of(trouble)
