@@ -66,7 +66,7 @@ def command(
 
     asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
     wish = checks.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
-    look, found = terminal.stdout_look(), []
+    look, found = terminal.stdout_style(), []
 
     def tell(finding: Finding) -> None:
         found.append(finding)

@@ -56,7 +56,7 @@ def command(
         click.echo(log_output.followed(view), err=True)
         return 0
     views = log_output.select(state, task, failed=failed)
-    for line in log_output.show(folder, views, terminal.stdout_look(), lines=lines):
+    for line in log_output.show(folder, views, terminal.stdout_style(), lines=lines):
         click.echo(line)
     if not views:
         click.echo("no task has failed" if failed else "there is no task yet", err=True)

@@ -86,7 +86,7 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
 
 def say(lines: Sequence[str]) -> None:
     """Tell somebody, on standard error."""
-    click.echo(terminal.look_of(sys.stderr).spell("\n".join(lines)), err=True)
+    click.echo(terminal.style_of(sys.stderr).spell("\n".join(lines)), err=True)
 
 
 def announce(planned: Planned, habits: Habits) -> None:
@@ -103,7 +103,7 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
     if as_json:
         _print_json(_dry_json(planned, problems, scripts))
     else:
-        look = terminal.stdout_look()
+        look = terminal.stdout_style()
         lines = [*plan_lines(planned), *_shard_lines(planned.plan.shards)]
         for stage, script in scripts.items():
             lines += ["", f"--- {stage.value} ---", script.rstrip()]
@@ -164,7 +164,7 @@ def launched(folder: RunFolder, habits: Habits) -> int:
     elif state.status is RunStatus.RUNNING:
         say(submitted_lines(state, folder))
     else:
-        look = terminal.stdout_look()
+        look = terminal.stdout_style()
         run = status_screen.run_word(folder)
         click.echo(status_screen.render(state, utc_now(), look, run=run), nl=False)
     return code

@@ -25,7 +25,7 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     if as_json:
         click.echo(atomic.dumps(run_list.as_json(found)).decode(), nl=False)
     else:
-        click.echo(run_table.render(found, utc_now(), terminal.stdout_look()), nl=False)
+        click.echo(run_table.render(found, utc_now(), terminal.stdout_style()), nl=False)
         if not found:
             click.echo(f"there is no run under {log_dir.absolute()}", err=True)
     return 0

@@ -50,7 +50,7 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     if values["as_json"]:
         click.echo(atomic.dumps(report).decode(), nl=False)
         return exit_codes.DONE if report.ok else exit_codes.VERIFICATION
-    look = terminal.stdout_look()
+    look = terminal.stdout_style()
     click.echo(look.spell("\n".join(report.lines)))
     if hint := api.how_to_mend(report, log_dir, deep=deep):
         click.echo(look.spell(hint), err=True)

@@ -12,7 +12,7 @@ from typing import TextIO
 from jobs.model import utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display import status_screen
-from orchestrator.display.terminal import is_terminal, look_of
+from orchestrator.display.terminal import is_terminal, style_of
 from orchestrator.inspection.state import RunState, RunStatus
 
 INTERVAL_S = 3.0  # one scheduler query each; slurmctld is shared by the whole site
@@ -67,7 +67,7 @@ def watch(
     """
     out = out or sys.stdout
     ended = ended or threading.Event()
-    look = look_of(out)
+    look = style_of(out)
     on_terminal = is_terminal(out)
     run = status_screen.run_word(folder)
     screen, last_line, spoke = Screen(out), "", float("-inf")

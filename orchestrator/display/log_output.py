@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from jobs.errors import UsageError
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import pending_reasons, task_logs
 from orchestrator.inspection.metrics import node_of
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView
@@ -70,7 +70,7 @@ def _named(state: RunState, what: str) -> list[TaskView]:
 
 
 def show(
-    folder: RunFolder, views: Sequence[TaskView], look: Look, *, lines: int = 40
+    folder: RunFolder, views: Sequence[TaskView], look: TerminalStyle, *, lines: int = 40
 ) -> Iterator[str]:
     """The last ``lines`` lines of each task's log, under a heading."""
     known = task_logs.find(folder)
@@ -91,7 +91,7 @@ def _log(view: TaskView, known: task_logs.Logs) -> task_logs.TaskLog | None:
     return known.get((view.attempt, view.stage, view.task.job_id or ""))
 
 
-def _heading(view: TaskView, known: task_logs.Logs, look: Look) -> Iterator[str]:
+def _heading(view: TaskView, known: task_logs.Logs, look: TerminalStyle) -> Iterator[str]:
     log = _log(view, known)
     told = [f"{view.stage.value} task {view.task.number}", view.status.value]
     if node := node_of(view):

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import datetime
 
 from orchestrator import units
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection.run_list import RunSummary
 from orchestrator.inspection.state import RunStatus
 
@@ -17,13 +17,13 @@ _STYLE = {
 }
 
 
-def render(runs: Iterable[RunSummary], now: datetime, look: Look) -> str:
+def render(runs: Iterable[RunSummary], now: datetime, look: TerminalStyle) -> str:
     """A line a run, with a last newline."""
     lines = [_line(run, now, look) for run in runs]
     return look.spell("\n".join(lines)) + "\n" if lines else ""
 
 
-def _line(run: RunSummary, now: datetime, look: Look) -> str:
+def _line(run: RunSummary, now: datetime, look: TerminalStyle) -> str:
     if run.state is None:
         return f"{run.folder.run_id}  {look.paint('unreadable', 'red')}  {run.problem}"
     age = units.span((now - run.created).total_seconds()) if run.created else ""

@@ -12,7 +12,7 @@ from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator import units
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import metrics, pending_reasons
 from orchestrator.inspection.metrics import (
     ProblemGroup,
@@ -64,7 +64,7 @@ def run_word(folder: RunFolder) -> str:
 def render(
     state: RunState,
     now: datetime,
-    look: Look,
+    look: TerminalStyle,
     *,
     failed_only: bool = False,
     run: str | None = None,
@@ -106,7 +106,7 @@ def line(state: RunState, now: datetime) -> str:
     return " · ".join(told)
 
 
-def _header(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     plan = state.plan
     word = look.paint(state.status.value, "bold", _STATE_STYLE[state.status])
     age = units.span((now - plan.created).total_seconds())
@@ -154,11 +154,11 @@ def _source(state: RunState) -> str:
     return f"{kind}{name} ({units.plural(len(state.plan.shards), 'shard')}{amount})"
 
 
-def _field(name: str, text: str, look: Look) -> str:
+def _field(name: str, text: str, look: TerminalStyle) -> str:
     return f"{look.paint(f'{name:<8}', 'dim')}{text}"
 
 
-def _stages(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     told = {
         stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
@@ -185,7 +185,7 @@ def _percent(fraction: float) -> str:
     return f"{int(fraction * 100 + 1e-9)}%"
 
 
-def _bar(fraction: float, count: StageCount, wide: int, look: Look) -> str:
+def _bar(fraction: float, count: StageCount, wide: int, look: TerminalStyle) -> str:
     full = min(wide, int(fraction * wide + 1e-9))
     bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     style = "red" if bad else "green" if fraction >= 1 else "blue"
@@ -234,7 +234,7 @@ def _standing(state: RunState, count: StageCount) -> str:
     return "unknown" if count[TaskStatus.UNKNOWN] else ""
 
 
-def _tasks(state: RunState, look: Look) -> Iterator[str]:
+def _tasks(state: RunState, look: TerminalStyle) -> Iterator[str]:
     """The array summed up: state, count, indices."""
     numbers: dict[TaskStatus, list[int]] = {}
     for view in state.tasks:
@@ -256,7 +256,7 @@ def _short(text: str, most: int) -> str:
     return text[: most - 2].rpartition(",")[0] + ",…"
 
 
-def _waiting(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+def _waiting(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     groups = metrics.waiting(state)
     if not groups:
         return
@@ -283,7 +283,7 @@ def _expected(group: Waiting, now: datetime) -> str:
     return f"; {what} {units.moment(start, now)}, in {ahead}"
 
 
-def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
+def _nodes(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     odd = [node for node in metrics.nodes(state, now) if node.remark]
     if not odd:
         return
@@ -294,7 +294,7 @@ def _nodes(state: RunState, now: datetime, look: Look) -> Iterator[str]:
         yield f"  and {len(odd) - _MOST_NODES} more"
 
 
-def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
+def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
     groups = metrics.problem_groups(state)
     if not groups:
         return
@@ -307,7 +307,7 @@ def _failures(state: RunState, run: str, look: Look) -> Iterator[str]:
         yield f"    {follow} more {'follows' if follow == 1 else 'follow'} from that"
 
 
-def _failure(group: ProblemGroup, run: str, look: Look) -> Iterator[str]:
+def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str]:
     cause = group.cause.value.replace("_", " ")
     times = f" × {len(group.troubles)}" if len(group.troubles) > 1 else ""
     noun = "task" if len(group.tasks) == 1 else "tasks"
@@ -327,7 +327,7 @@ def _failure(group: ProblemGroup, run: str, look: Look) -> Iterator[str]:
         yield f"    → {look.paint(f'{PROGRAM} {step.format(run=run)}', 'cyan')}"
 
 
-def _wrapped(prefix: str, texts: list[str], look: Look) -> Iterator[str]:
+def _wrapped(prefix: str, texts: list[str], look: TerminalStyle) -> Iterator[str]:
     """Texts behind ``prefix``, broken to the width; words longer than a line (paths) stay whole."""
     blank = " " * 6
     lead = f"{prefix} "
@@ -347,7 +347,7 @@ def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]
     )
 
 
-def _ending(state: RunState, run: str, look: Look, *, watching: bool) -> Iterator[str]:
+def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -> Iterator[str]:
     """What finalize found, and what to type next where nothing above says it."""
     for told in state.summary.lines if state.summary else ():
         style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""

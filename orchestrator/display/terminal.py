@@ -28,7 +28,7 @@ _PLAIN = str.maketrans(
 
 
 @dataclass(frozen=True)
-class Look:
+class TerminalStyle:
     """How to write: with colours or not, with which letters, how wide."""
 
     colour: bool = False
@@ -48,7 +48,7 @@ class Look:
         return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
 
 
-def look_of(stream: TextIO, env: Mapping[str, str] | None = None) -> Look:
+def style_of(stream: TextIO, env: Mapping[str, str] | None = None) -> TerminalStyle:
     """What ``stream`` can show.
 
     ``NO_COLOR`` (https://no-color.org) beats ``FORCE_COLOR``, both beat what the terminal is.
@@ -57,7 +57,7 @@ def look_of(stream: TextIO, env: Mapping[str, str] | None = None) -> Look:
     # A stream within this process has no encoding and takes every letter.
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
     columns = shutil.get_terminal_size((COMMON, 24)).columns
-    return Look(
+    return TerminalStyle(
         colour=_colour(is_terminal(stream), env),
         unicode=encoding.startswith("utf"),
         width=max(NARROW, min(WIDE, columns)),
@@ -80,6 +80,6 @@ def _colour(terminal: bool, env: Mapping[str, str]) -> bool:
     return terminal and env.get("TERM") != "dumb"
 
 
-def stdout_look() -> Look:
+def stdout_style() -> TerminalStyle:
     """What standard output can show."""
-    return look_of(sys.stdout)
+    return style_of(sys.stdout)

@@ -24,7 +24,7 @@ from jobs.runtime.process import cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import filesystems, resources, units
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import node_environment, node_probe, site_profile
 from orchestrator.doctor.node_probe import ASK, TOLD, Ask, Finding, Told
 from orchestrator.engines.base import Engine, EngineState, JobSpec
@@ -333,7 +333,7 @@ def _clock(told: Told, submitted: datetime, seen: datetime) -> Finding:
     return Finding("clock", True, f"{told.host} agrees with this machine")
 
 
-def line(finding: Finding, look: Look) -> str:
+def line(finding: Finding, look: TerminalStyle) -> str:
     """``✓ slurm: …``, and what to do about it on a line of its own."""
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}[finding.ok]
     text = f"{look.paint(look.spell(mark), style)} {finding.name}: {finding.fact}"

@@ -11,7 +11,7 @@ import pytest
 from jobs import __version__
 from jobs.model import utc_now
 from jobs.storage import atomic
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
 from orchestrator.doctor.node_probe import Ask, Finding, Told
 from tests.support.cli import Cli
@@ -111,11 +111,11 @@ def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
-    look = Look()
+    look = TerminalStyle()
     assert checks.line(Finding("slurm", True, "answers"), look) == "✓ slurm: answers"
     bad = checks.line(Finding("internet", False, "none", "set HTTPS_PROXY"), look)
     assert bad == "✗ internet: none\n    → set HTTPS_PROXY"
-    assert checks.line(Finding("a", False, "b", "c"), Look(unicode=False)).isascii()
+    assert checks.line(Finding("a", False, "b", "c"), TerminalStyle(unicode=False)).isascii()
 
 
 def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer) -> None:

@@ -7,7 +7,7 @@ import pytest
 from jobs.errors import Cause, UsageError
 from jobs.model import Stage
 from orchestrator.display import log_output
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskView
 from tests.support import runs
@@ -61,7 +61,7 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("a\nb\nc\n")
     views = log_output.select(state, "3") + log_output.select(state, "6")
-    told = list(log_output.show(folder, views, Look(), lines=2))
+    told = list(log_output.show(folder, views, TerminalStyle(), lines=2))
     assert told[0] == "extract task 3 · failed · n1 · job 101_3"
     assert told[1] == str(place / "101_3_0_log.err")
     assert told[2:4] == ["b", "c"]
@@ -73,7 +73,7 @@ def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_pa
     gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
     state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
     folder = runs.make_folder(tmp_path, plan, state.submissions[0])
-    told = list(log_output.show(folder, log_output.select(state, "extract"), Look()))
+    told = list(log_output.show(folder, log_output.select(state, "extract"), TerminalStyle()))
     assert told[-1] == "it never started, so there is no log"
 
 

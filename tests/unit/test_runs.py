@@ -10,7 +10,7 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.api import find_run
 from orchestrator.display import run_table
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
 from tests.support import runs
@@ -70,14 +70,14 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     first, second = listed.listing(logs, refuse)
     assert first.state is None and "cannot be read" in first.problem
     assert second.state is None and second.problem == "it can be written by others"
-    text = run_table.render([first, second], runs.NOW, Look())
+    text = run_table.render([first, second], runs.NOW, TerminalStyle())
     assert text.count("unreadable") == 2
 
 
 def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
     _made(tmp_path / "logs", "20260301-000000-aaa", Path("/scratch/pages"))
     found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way())
-    text = run_table.render(found, runs.NOW, Look())
+    text = run_table.render(found, runs.NOW, TerminalStyle())
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
     )
@@ -87,4 +87,4 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
 
 def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert listed.listing(tmp_path / "none", _never) == []
-    assert run_table.render([], runs.NOW, Look()) == ""
+    assert run_table.render([], runs.NOW, TerminalStyle()) == ""

@@ -11,15 +11,15 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display import status_screen
-from orchestrator.display.terminal import Look
+from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskKey
 from tests.support import runs
 
-PLAIN = Look()
+PLAIN = TerminalStyle()
 
 
-def _screen(state: RunState, look: Look = PLAIN) -> str:
+def _screen(state: RunState, look: TerminalStyle = PLAIN) -> str:
     return status_screen.render(state, runs.NOW, look)
 
 
@@ -55,7 +55,7 @@ def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
     soon = runs.NOW + timedelta(minutes=2)
     waits = replace(runs.pending("BeginTime", estimated_start=soon), restarts=1)
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): waits})
-    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "it was requeued, and Slurm starts a requeued job about two minutes later" in text
     assert "not before" in text and "in 2 min" in text
 
@@ -63,14 +63,14 @@ def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
 def test_a_state_that_is_not_known_is_shown_as_slurm_calls_it() -> None:
     odd = TaskState(EngineState.UNKNOWN, "HIBERNATING")
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): odd})
-    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "extract 0: Slurm says: state HIBERNATING" in text
 
 
 def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
     held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): held})
-    text = " ".join(status_screen.render(state, runs.NOW, Look(width=200)).split())
+    text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "`scontrol release '101_[0]'` lets it go (JobHeldUser)" in text
     assert "expects a start" not in text
 
@@ -89,7 +89,7 @@ def test_what_was_cancelled_or_never_started_has_not_failed(
     ended = [TaskState(EngineState.ENDED, cause=cause) for cause in causes]
     engine: dict[TaskKey, TaskState] = {(1, Stage.EXTRACT, n): x for n, x in enumerate(ended)}
     state = runs.make_state(runs.make_plan(2), engine=engine)
-    assert f"2 of 2 tasks {word}" in status_screen.render(state, runs.NOW, Look())
+    assert f"2 of 2 tasks {word}" in status_screen.render(state, runs.NOW, TerminalStyle())
 
 
 def test_failures_come_with_the_next_command() -> None:
@@ -120,7 +120,7 @@ def test_only_failures_on_request() -> None:
     "state", [runs.under_way(), runs.published(), runs.under_way(runs.make_plan(2000))]
 )
 def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
-    for line in _screen(state, Look(width=width)).splitlines():
+    for line in _screen(state, TerminalStyle(width=width)).splitlines():
         assert len(line) <= width, line
 
 
@@ -138,11 +138,11 @@ def test_a_thousand_failures_of_one_kind_take_a_few_lines() -> None:
 
 
 def test_in_ascii_every_character_is_ascii() -> None:
-    assert _screen(runs.under_way(), Look(unicode=False)).isascii()
+    assert _screen(runs.under_way(), TerminalStyle(unicode=False)).isascii()
 
 
 def test_colours_change_nothing_but_colours() -> None:
-    painted = _screen(runs.under_way(), Look(colour=True))
+    painted = _screen(runs.under_way(), TerminalStyle(colour=True))
     assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == _screen(runs.under_way())
     assert "\x1b[" not in _screen(runs.under_way())
 

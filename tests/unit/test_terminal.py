@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from orchestrator.display.terminal import Look, look_of
+from orchestrator.display.terminal import TerminalStyle, style_of
 
 
 class _Stream(io.StringIO):
@@ -37,22 +37,22 @@ class _Stream(io.StringIO):
 def test_colours_follow_the_terminal_and_the_environment(
     tty: bool, env: dict[str, str], colour: bool
 ) -> None:
-    assert look_of(_Stream(tty=tty), env).colour is colour
+    assert style_of(_Stream(tty=tty), env).colour is colour
 
 
 @pytest.mark.parametrize(
     ("encoding", "unicode"), [("utf-8", True), ("UTF8", True), ("latin-1", False), ("ascii", False)]
 )
 def test_letters_follow_the_encoding(encoding: str, unicode: bool) -> None:
-    assert look_of(_Stream(tty=True, encoding=encoding), {}).unicode is unicode
+    assert style_of(_Stream(tty=True, encoding=encoding), {}).unicode is unicode
 
 
 def test_ascii_stands_in_where_letters_are_missing() -> None:
-    look = Look(unicode=False)
+    look = TerminalStyle(unicode=False)
     assert look.spell("✓ a · b → c ✗ ä") == "+ a - b > c x \\xe4"
-    assert Look(unicode=True).spell("✓ ä") == "✓ ä"
+    assert TerminalStyle(unicode=True).spell("✓ ä") == "✓ ä"
 
 
 def test_paint_is_nothing_without_colour() -> None:
-    assert Look(colour=False).paint("x", "red") == "x"
-    assert Look(colour=True).paint("x", "bold", "red") == "\x1b[1;31mx\x1b[0m"
+    assert TerminalStyle(colour=False).paint("x", "red") == "x"
+    assert TerminalStyle(colour=True).paint("x", "bold", "red") == "\x1b[1;31mx\x1b[0m"
