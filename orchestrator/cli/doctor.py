@@ -62,13 +62,13 @@ def command(
     from orchestrator.cli import exit_codes, settings
     from orchestrator.display import terminal
     from orchestrator.doctor import checks, node_environment
-    from orchestrator.doctor.node_probe import Finding
+    from orchestrator.doctor.node_probe import CheckResult
 
     asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
-    wish = checks.Wish(dest, log_dir, engine, Resources(**asked), wait_s)
+    wish = checks.DoctorRequest(dest, log_dir, engine, Resources(**asked), wait_s)
     look, found = terminal.stdout_style(), []
 
-    def tell(finding: Finding) -> None:
+    def tell(finding: CheckResult) -> None:
         found.append(finding)
         if not as_json:
             click.echo(checks.line(finding, look))

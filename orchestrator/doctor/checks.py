@@ -26,7 +26,13 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator import filesystems, resources, units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import node_environment, node_probe, site_profile
-from orchestrator.doctor.node_probe import ASK, TOLD, Ask, Finding, Told
+from orchestrator.doctor.node_probe import (
+    REPORT_FILE,
+    REQUEST_FILE,
+    CheckResult,
+    ProbeReport,
+    ProbeRequest,
+)
 from orchestrator.engines.base import Engine, EngineState, JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
@@ -38,7 +44,7 @@ _SKEW_S = 5.0  # of two clocks; results are told apart from stale ones by less t
 
 
 @dataclass(frozen=True)
-class Wish:
+class DoctorRequest:
     """What a run would ask for."""
 
     dest: Path
@@ -48,27 +54,27 @@ class Wish:
     wait_s: float = 120.0  # for the canary to start and end
 
     @property
-    def ask(self) -> Ask:
+    def ask(self) -> ProbeRequest:
         endpoint = os.environ.get("HF_ENDPOINT") or HUB
-        return Ask(secrets.token_hex(8), str(self.dest.absolute()), endpoint, __version__)
+        return ProbeRequest(secrets.token_hex(8), str(self.dest.absolute()), endpoint, __version__)
 
 
-def examine(wish: Wish) -> Iterator[Finding]:
+def examine(wish: DoctorRequest) -> Iterator[CheckResult]:
     """Every finding as it is made; the canary on a compute node, where there is Slurm, is last."""
     yield from _here(wish)
     try:
         choice = choose_engine(wish.engine)
     except OrchestrateError as error:
-        yield Finding("slurm", False, error.message, "log in to a login node of the cluster")
+        yield CheckResult("slurm", False, error.message, "log in to a login node of the cluster")
         return
     if choice.name == "local":
-        yield Finding("engine", None, choice.why_local or "runs use this machine, as requested")
+        yield CheckResult("engine", None, choice.why_local or "runs use this machine, as requested")
         yield from node_probe.probe(wish.ask, wish.log_dir, on_node=False)
         return
     yield from _slurm(wish)
 
 
-def with_what_slurm_wants(wish: Wish) -> Wish:
+def with_what_slurm_wants(wish: DoctorRequest) -> DoctorRequest:
     """The wish with the partition, account, time and memory that jobs have to ask for here."""
     if choose_engine(wish.engine).name == "local" or client.silence() is not None:
         return wish
@@ -76,16 +82,16 @@ def with_what_slurm_wants(wish: Wish) -> Wish:
     return replace(wish, resources=site_profile.choose(spec))
 
 
-def write_profile(wish: Wish, findings: Sequence[Finding], path: Path) -> Finding:
+def write_profile(wish: DoctorRequest, findings: Sequence[CheckResult], path: Path) -> CheckResult:
     """Keep what was found of a cluster as a settings file."""
     if not any(finding.name == "job" and finding.ok for finding in findings):
         fact = "not written, because Slurm does not accept jobs yet"
-        return Finding("profile", False, fact, "fix what is marked ✗ above, then write it")
+        return CheckResult("profile", False, fact, "fix what is marked ✗ above, then write it")
     return site_profile.write(path, site_profile.text(wish.resources, findings, wish.ask.endpoint))
 
 
-def _here(wish: Wish) -> Iterator[Finding]:
-    yield Finding(
+def _here(wish: DoctorRequest) -> Iterator[CheckResult]:
+    yield CheckResult(
         "this machine",
         True,
         f"Python {sys.version.split()[0]}, websight-orchestrate {__version__}, "
@@ -95,36 +101,38 @@ def _here(wish: Wish) -> Iterator[Finding]:
     yield from _room(wish.dest.absolute())
 
 
-def _log_dir(path: Path) -> Finding:
+def _log_dir(path: Path) -> CheckResult:
     there = filesystems.existing(path)
     if not os.access(there, os.W_OK | os.X_OK):
-        return Finding("run folder", False, f"{path} cannot be written", "choose another --log-dir")
-    return Finding("run folder", True, f"{path} can be written")
+        return CheckResult(
+            "run folder", False, f"{path} cannot be written", "choose another --log-dir"
+        )
+    return CheckResult("run folder", True, f"{path} can be written")
 
 
-def _room(dest: Path) -> Iterator[Finding]:
+def _room(dest: Path) -> Iterator[CheckResult]:
     try:
         rooms = filesystems.rooms(filesystems.existing(dest))
     except OSError as error:
-        yield Finding("room", False, f"{dest}: {error.strerror}", "choose another --dest")
+        yield CheckResult("room", False, f"{dest}: {error.strerror}", "choose another --dest")
         return
     for room in rooms:
         told = [units.size(room.bytes)] if room.bytes is not None else []
         told += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
         full = room.bytes == 0 or room.inodes == 0
         remedy = "free some space, or choose another --dest" if full else ""
-        yield Finding("room", not full, f"{room.of} has {' and '.join(told)} left", remedy)
+        yield CheckResult("room", not full, f"{room.of} has {' and '.join(told)} left", remedy)
 
 
-def _slurm(wish: Wish) -> Iterator[Finding]:
+def _slurm(wish: DoctorRequest) -> Iterator[CheckResult]:
     """Whether Slurm answers and would take such a job, and what a job finds; else why not."""
     why = client.silence()
     if why is not None:
-        yield Finding("slurm", False, why, "wait and try again, or ask the site's support")
+        yield CheckResult("slurm", False, why, "wait and try again, or ask the site's support")
         return
     cluster = engine_named("slurm").cluster
     which = f" for cluster {cluster}" if cluster else ""
-    yield Finding("slurm", True, f"{_version()} answers{which}")
+    yield CheckResult("slurm", True, f"{_version()} answers{which}")
     yield _accounting()
     yield _shared(wish.log_dir.absolute(), "--log-dir")
     yield _shared(wish.dest.absolute(), "--dest")
@@ -145,23 +153,23 @@ def _version() -> str:
         return "Slurm"
 
 
-def _accounting() -> Finding:
+def _accounting() -> CheckResult:
     try:
         answer = client.ask("sacct", "-n", "-X", "-o", "JobID", "-S", "now", timeout_s=20)
     except EngineError as error:
-        return Finding("accounting", None, error.message)
+        return CheckResult("accounting", None, error.message)
     if answer.returncode:
-        return Finding("accounting", None, "none; runs work without it")
-    return Finding("accounting", True, "sacct answers")
+        return CheckResult("accounting", None, "none; runs work without it")
+    return CheckResult("accounting", True, "sacct answers")
 
 
-def _shared(path: Path, option: str) -> Finding:
+def _shared(path: Path, option: str) -> CheckResult:
     kind = filesystems.own_to_a_machine(path)
     if kind is None:
-        return Finding(
+        return CheckResult(
             "shared", True, f"{option} {path}: on {filesystems.mount_of(path)[1] or 'a disk'}"
         )
-    return Finding(
+    return CheckResult(
         "shared",
         None,
         f"{option} {path} is on a {kind}",
@@ -169,12 +177,12 @@ def _shared(path: Path, option: str) -> Finding:
     )
 
 
-def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
+def _export(sbatch_args: Sequence[str]) -> Iterator[CheckResult]:
     """What jobs do not get of this shell's environment, where ``--export`` restricts it."""
     export = arguments.export_of(sbatch_args)
     missing = export.missing(arguments.DOWNLOAD_VARIABLES, os.environ)
     if missing:
-        yield Finding(
+        yield CheckResult(
             "export",
             None,
             f"{export} withholds {', '.join(missing)} from jobs",
@@ -182,13 +190,13 @@ def _export(sbatch_args: Sequence[str]) -> Iterator[Finding]:
         )
     elif export.restricts:
         fact = f"{export} withholds nothing that a download needs"
-        yield Finding("export", True, fact)
+        yield CheckResult("export", True, fact)
 
 
 _WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")
 
 
-def _spec(wish: Wish, folder: RunFolder) -> JobSpec:
+def _spec(wish: DoctorRequest, folder: RunFolder) -> JobSpec:
     """A job as a run would submit one; what it does there is to look around."""
     return JobSpec(
         name=f"websight-{folder.run_id}-0001-canary",
@@ -202,7 +210,7 @@ def _spec(wish: Wish, folder: RunFolder) -> JobSpec:
     )
 
 
-def _trial(spec: JobSpec) -> Finding:
+def _trial(spec: JobSpec) -> CheckResult:
     """Partition, account, QOS and limits, as a launch and Slurm itself judge them."""
     from orchestrator.engines.slurm import script
 
@@ -210,35 +218,37 @@ def _trial(spec: JobSpec) -> Finding:
         said = script.trial(spec)
     except EngineError as error:
         mend = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
-        return Finding("job", False, error.message, mend)
+        return CheckResult("job", False, error.message, mend)
     will = _WILL_START.search(said)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = resources.format_time(spec.resources.time_min)
-    return Finding("job", True, f"Slurm would accept it (--time={limit}){when}")
+    return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 
-def _canary(wish: Wish, folder: RunFolder, spec: JobSpec) -> Iterator[Finding]:
+def _canary(wish: DoctorRequest, folder: RunFolder, spec: JobSpec) -> Iterator[CheckResult]:
     """A two-minute job on the partition; its folder goes, whatever comes of it."""
     ask = wish.ask
     try:
         folder.path.mkdir(mode=0o700, parents=True)
-        atomic.write_json(folder.path / ASK, ask)
+        atomic.write_json(folder.path / REQUEST_FILE, ask)
         yield from _send(wish, folder, ask, spec)
     except OSError as error:
-        yield Finding(
+        yield CheckResult(
             "run folder", False, f"{folder.path}: {error.strerror}", "choose another --log-dir"
         )
     finally:
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
-def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Finding]:
+def _send(
+    wish: DoctorRequest, folder: RunFolder, ask: ProbeRequest, spec: JobSpec
+) -> Iterator[CheckResult]:
     engine = engine_named("slurm")
     submitted = utc_now()
     try:
         handle = engine.submit(spec, None)
     except OrchestrateError as error:
-        yield Finding("canary job", False, error.message, "fix this, then run `doctor` again")
+        yield CheckResult("canary job", False, error.message, "fix this, then run `doctor` again")
         return
     try:
         yield from _await(wish, folder, ask, engine, handle.task_ids[0], submitted)
@@ -247,14 +257,19 @@ def _send(wish: Wish, folder: RunFolder, ask: Ask, spec: JobSpec) -> Iterator[Fi
 
 
 def _await(
-    wish: Wish, folder: RunFolder, ask: Ask, engine: Engine, job_id: str, submitted: datetime
-) -> Iterator[Finding]:
+    wish: DoctorRequest,
+    folder: RunFolder,
+    ask: ProbeRequest,
+    engine: Engine,
+    job_id: str,
+    submitted: datetime,
+) -> Iterator[CheckResult]:
     pause = threading.Event()  # never set: waiting on it can be interrupted
     while True:
         state = engine.poll(folder, [job_id])[job_id]
         told = _told(folder, ask)
         if told is not None:
-            yield Finding("canary job", True, f"job {job_id} ran on {told.host}")
+            yield CheckResult("canary job", True, f"job {job_id} ran on {told.host}")
             yield _clock(told, submitted, utc_now())
             yield from _setup(wish, folder, job_id)
             yield from told.findings
@@ -267,7 +282,7 @@ def _await(
                 return
         elif waited > wish.wait_s:
             why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
-            yield Finding(
+            yield CheckResult(
                 "canary job",
                 None,
                 f"job {job_id} did not end within {units.span(waited)}: {why}",
@@ -277,19 +292,19 @@ def _await(
         pause.wait(_LOOK_EVERY_S)
 
 
-def _told(folder: RunFolder, ask: Ask) -> Told | None:
+def _told(folder: RunFolder, ask: ProbeRequest) -> ProbeReport | None:
     try:
-        told = atomic.read_json(folder.path / TOLD, Told)
+        told = atomic.read_json(folder.path / REPORT_FILE, ProbeReport)
     except (OSError, msgspec.DecodeError):
         return None
     return told if told.word == ask.word else None
 
 
-def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
+def _dead(wish: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> CheckResult:
     """The probe ended without a report: the last lines of its log, or that it has none."""
     log = _log(folder, job_id)
     if log is None:
-        return Finding(
+        return CheckResult(
             "canary job",
             False,
             f"job {job_id} {raw or 'ended'} and wrote nothing to {folder.path}",
@@ -304,17 +319,17 @@ def _dead(wish: Wish, folder: RunFolder, job_id: str, raw: str) -> Finding:
         mend = (
             "fix --setup, whose lines run before the tool, or install what is missing on the nodes"
         )
-    return Finding("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
+    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
 
 
-def _setup(wish: Wish, folder: RunFolder, job_id: str) -> Iterator[Finding]:
+def _setup(wish: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[CheckResult]:
     """What the lines of --setup printed: the shell goes on where one of them fails."""
     log = _log(folder, job_id)
     lines = task_logs.tail(log, 99) if log and wish.resources.setup else []
     said = list(takewhile(lambda line: " submitit: " not in line, lines))
     if said:
         fact = f"its lines printed: {' | '.join(said[-3:])}"
-        yield Finding("setup", None, fact, "fix --setup if this is an error")
+        yield CheckResult("setup", None, fact, "fix --setup if this is an error")
 
 
 def _log(folder: RunFolder, job_id: str) -> Path | None:
@@ -323,17 +338,17 @@ def _log(folder: RunFolder, job_id: str) -> Path | None:
     return found.err if found else None
 
 
-def _clock(told: Told, submitted: datetime, seen: datetime) -> Finding:
+def _clock(told: ProbeReport, submitted: datetime, seen: datetime) -> CheckResult:
     """Whether the node's clock lies between what was seen here before and after."""
     early = (submitted - told.started).total_seconds()
     late = (told.ended - seen).total_seconds()
     if max(early, late) > _SKEW_S:
         fact = f"{told.host} is {'behind' if early > late else 'ahead'} by {max(early, late):.0f} s"
-        return Finding("clock", False, fact, "tell your site; times in reports will be wrong")
-    return Finding("clock", True, f"{told.host} agrees with this machine")
+        return CheckResult("clock", False, fact, "tell your site; times in reports will be wrong")
+    return CheckResult("clock", True, f"{told.host} agrees with this machine")
 
 
-def line(finding: Finding, look: TerminalStyle) -> str:
+def line(finding: CheckResult, look: TerminalStyle) -> str:
     """``✓ slurm: …``, and what to do about it on a line of its own."""
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}[finding.ok]
     text = f"{look.paint(look.spell(mark), style)} {finding.name}: {finding.fact}"

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from jobs import __version__
 from jobs.model import Resources
-from orchestrator.doctor.node_probe import Finding
+from orchestrator.doctor.node_probe import CheckResult
 
 NAME = "websight-orchestrate"
 _TIMEOUT_S = 1800.0  # for pip; a network file system is slow with ten thousand small files
@@ -33,20 +33,20 @@ def not_found(lines: Sequence[str]) -> str | None:
     return next((found[1] for line in lines if (found := _NOT_FOUND.search(line))), None)
 
 
-def unseen(python: str, asked: Resources, dest: Path) -> Finding:
+def unseen(python: str, asked: Resources, dest: Path) -> CheckResult:
     """A node, or a container on it, does not have the Python that is to run the tasks."""
     if asked.container_image or asked.launcher:
         remedy = (
             "mount its folder into the container (--container-mounts, or a bind option in "
             "--launcher), or name one of the image that has this tool: --python PATH"
         )
-        return Finding("environment", False, f"the container has no {python}", remedy)
+        return CheckResult("environment", False, f"the container has no {python}", remedy)
     place = dest.absolute().parent / f"{NAME}-env"
     remedy = (
         f"make an environment that all nodes see: websight-orchestrate doctor --install-env {place}"
         f" (by hand: uv venv {place}; uv pip install --python {place} {source()})"
     )
-    return Finding("environment", False, f"the node has no {python}", remedy)
+    return CheckResult("environment", False, f"the node has no {python}", remedy)
 
 
 def python_of(path: Path) -> Path:
@@ -69,17 +69,17 @@ def source() -> str:
     return unquote(urlsplit(url).path) if url.startswith("file:") else url
 
 
-def install(path: Path) -> Finding:
+def install(path: Path) -> CheckResult:
     """Make an environment with this version of the tool; one that is whole already is kept.
 
     By uv where it is installed, else by venv and pip. What was begun is removed on a failure.
     """
     python = python_of(path)
     if python.exists() and _version(python) == __version__:
-        return Finding("install", True, f"{path} has version {__version__} already")
+        return CheckResult("install", True, f"{path} has version {__version__} already")
     if path.exists() and any(path.iterdir()):
         remedy = "name a folder that is not there yet"
-        return Finding("install", False, f"{path} holds something else", remedy)
+        return CheckResult("install", False, f"{path} holds something else", remedy)
     uv = shutil.which("uv")
     make = [uv, "venv", "-q"] if uv else [sys.executable, "-m", "venv"]
     fill = [uv, "pip", "install", "-q", "--python", str(python)] if uv else []
@@ -90,9 +90,9 @@ def install(path: Path) -> Finding:
         if why:
             shutil.rmtree(path, ignore_errors=True)
             fact = f"{path} could not be made: {why}"
-            return Finding("install", False, fact, "name another folder, or see the network")
+            return CheckResult("install", False, fact, "name another folder, or see the network")
     fact = f"made {path}; from now on use {path / 'bin' / NAME}"
-    return Finding("install", True, fact)
+    return CheckResult("install", True, fact)
 
 
 def _failure(words: Sequence[str]) -> str:

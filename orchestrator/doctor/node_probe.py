@@ -19,7 +19,7 @@ from jobs.model import utc_now
 from jobs.storage import atomic
 from orchestrator import filesystems
 
-ASK, TOLD = "ask.json", "told.json"  # in the canary's folder
+REQUEST_FILE, REPORT_FILE = "ask.json", "told.json"  # in the canary's folder
 
 _NEEDED = ("msgspec", "requests", "huggingface_hub", "submitit", "isal")
 _SPEED_BYTES = 64 << 20  # written to tell the speed; more would be rude on a login node
@@ -29,7 +29,7 @@ _SLOW_BYTES_S, _SLOW_FILES_S = 50e6, 50.0
 
 
 @dataclass(frozen=True)
-class Finding:
+class CheckResult:
     """One line of the doctor's: what was looked at, how it is, and what to do about it."""
 
     name: str
@@ -39,7 +39,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ProbeRequest:
     """What the canary is to look at; no secret in it."""
 
     word: str  # told back: proves that this very folder is seen
@@ -49,30 +49,30 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Told:
+class ProbeReport:
     """What the canary found."""
 
     word: str
     host: str
     started: datetime
     ended: datetime
-    findings: tuple[Finding, ...]
+    findings: tuple[CheckResult, ...]
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
     """The canary job: probe this node and write what was found into its folder."""
     folder = Path(run_dir)
-    ask = atomic.read_json(folder / ASK, Ask)
+    ask = atomic.read_json(folder / REQUEST_FILE, ProbeRequest)
     started = utc_now()
     findings = tuple(probe(ask, folder, on_node=True))
-    told = Told(ask.word, os.uname().nodename, started, utc_now(), findings)
-    atomic.write_json(folder / TOLD, told)
+    told = ProbeReport(ask.word, os.uname().nodename, started, utc_now(), findings)
+    atomic.write_json(folder / REPORT_FILE, told)
     return told.host
 
 
 def probe(
-    ask: Ask, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
-) -> Iterator[Finding]:
+    ask: ProbeRequest, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
+) -> Iterator[CheckResult]:
     """Look at everything; nothing stays behind, nothing raises."""
     env = os.environ if env is None else env
     yield _python(ask, on_node)
@@ -85,19 +85,19 @@ def probe(
         yield _submits()
 
 
-def _python(ask: Ask, on_node: bool) -> Finding:
+def _python(ask: ProbeRequest, on_node: bool) -> CheckResult:
     where = f"Python {sys.version.split()[0]} at {sys.executable}, version {__version__}"
     if ask.version != __version__:
-        return Finding(
+        return CheckResult(
             "environment",
             False,
             f"{where}, but {ask.version} was submitted",
             "install one version that both machines use",
         )
-    return Finding("environment", True, where)
+    return CheckResult("environment", True, where)
 
 
-def _libraries(on_node: bool) -> Iterator[Finding]:
+def _libraries(on_node: bool) -> Iterator[CheckResult]:
     for name in _NEEDED:
         try:
             importlib.import_module(name)
@@ -105,29 +105,31 @@ def _libraries(on_node: bool) -> Iterator[Finding]:
             mend = "reinstall the tool on this machine"
             if on_node:
                 mend = "load what it needs with --setup 'module load …', or reinstall it"
-            yield Finding("environment", False, f"{name} cannot be imported: {error}", mend)
+            yield CheckResult("environment", False, f"{name} cannot be imported: {error}", mend)
 
 
-def _limits() -> Iterator[Finding]:
+def _limits() -> Iterator[CheckResult]:
     """Limits of this process (ulimit) that a task may reach."""
     for limit in rlimits.OF_TASKS:
         if limit.fact is not None:
-            yield Finding("limit", None, limit.fact, f"if tasks need more: {limit.remedy}")
+            yield CheckResult("limit", None, limit.fact, f"if tasks need more: {limit.remedy}")
 
 
-def _writing(name: str, place: Path, wanted: str) -> Iterator[Finding]:
+def _writing(name: str, place: Path, wanted: str) -> Iterator[CheckResult]:
     """Whether and how fast ``place`` can be written to; what is written is removed."""
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".websight-doctor-") as scratch:
             bytes_s, files_s = _speed(Path(scratch))
     except OSError as error:
         fact = f"{wanted}: {error.strerror or error} (on {place})"
-        yield Finding(name, False, fact, "choose another --dest, or ask for permission or quota")
+        yield CheckResult(
+            name, False, fact, "choose another --dest, or ask for permission or quota"
+        )
         return
     fact = f"{wanted}: {bytes_s / 1e6:,.0f} MB/s in one file, {files_s:,.0f} small files/s"
     slow = bytes_s < _SLOW_BYTES_S or files_s < _SLOW_FILES_S
     remedy = "slow for a dataset; ask your site about its scratch file system" if slow else ""
-    yield Finding(name, None if slow else True, fact, remedy)
+    yield CheckResult(name, None if slow else True, fact, remedy)
 
 
 def _speed(folder: Path) -> tuple[float, float]:
@@ -158,7 +160,7 @@ def _get(url: str, headers: Mapping[str, str]) -> Any:
     )
 
 
-def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
+def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
     """Whether this machine reaches the Hub, or what stands in for it."""
     from urllib.parse import urlsplit
 
@@ -168,7 +170,7 @@ def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
     try:
         status = _get(endpoint, {}).status_code
     except (OSError, ValueError) as error:  # requests' errors are the one or the other
-        return Finding(
+        return CheckResult(
             "internet",
             False,
             f"{host} cannot be reached{way} ({type(error).__name__})",
@@ -176,21 +178,23 @@ def internet(endpoint: str, env: Mapping[str, str]) -> Finding:
             "internet, or use --download-on login; not needed for --local-path",
         )
     if status >= 500 or status == 407:
-        return Finding("internet", False, f"{host} answers {status}{way}", "see the proxy settings")
-    return Finding("internet", True, f"{host} answers{way}")
+        return CheckResult(
+            "internet", False, f"{host} answers {status}{way}", "see the proxy settings"
+        )
+    return CheckResult("internet", True, f"{host} answers{way}")
 
 
-def _token(endpoint: str) -> Finding:
+def _token(endpoint: str) -> CheckResult:
     """Whether the user's token is valid; the token itself goes nowhere but to the endpoint."""
     try:
         from huggingface_hub import get_token
 
         token = get_token()
     except (ImportError, OSError) as error:
-        return Finding("token", None, f"not checked ({type(error).__name__})")
+        return CheckResult("token", None, f"not checked ({type(error).__name__})")
     if not token:
         fact = "none; not needed for public repositories"
-        return Finding(
+        return CheckResult(
             "token",
             None,
             fact,
@@ -199,20 +203,20 @@ def _token(endpoint: str) -> Finding:
     try:
         answer = _get(f"{endpoint}/api/whoami-v2", {"Authorization": f"Bearer {token}"})
     except (OSError, ValueError) as error:
-        return Finding("token", None, f"found; not tested ({type(error).__name__})")
+        return CheckResult("token", None, f"found; not tested ({type(error).__name__})")
     if answer.status_code == 200:
-        return Finding("token", True, "valid")
+        return CheckResult("token", True, "valid")
     if answer.status_code in (401, 403):
-        return Finding(
+        return CheckResult(
             "token", False, "refused", "log in again with `hf auth login`, or correct HF_TOKEN"
         )
-    return Finding("token", None, f"found; the Hub answered {answer.status_code}")
+    return CheckResult("token", None, f"found; the Hub answered {answer.status_code}")
 
 
-def _submits() -> Finding:
+def _submits() -> CheckResult:
     """Whether a finalize job can start the next attempt by itself."""
     if shutil.which("sbatch"):
-        return Finding("retries", True, "this node can submit jobs")
-    return Finding(
+        return CheckResult("retries", True, "this node can submit jobs")
+    return CheckResult(
         "retries", None, "this node cannot submit jobs", "after a failure, run `resume` yourself"
     )

@@ -17,7 +17,7 @@ from jobs.model import Resources
 from jobs.storage import atomic
 from orchestrator import filesystems, resources, units
 from orchestrator.doctor import node_probe
-from orchestrator.doctor.node_probe import Finding
+from orchestrator.doctor.node_probe import CheckResult
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm import limits as slurm_limits
@@ -90,21 +90,23 @@ def accounts() -> list[str]:
     return list(dict.fromkeys(line.partition("|")[0] for line in lines if line.strip("|")))
 
 
-def write(path: Path, text: str) -> Finding:
+def write(path: Path, text: str) -> CheckResult:
     """Write the profile, unless something is there already."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.create_bytes(path, text.encode(), mode=0o644)
     except FileExistsError:
         remedy = "name another file (--write-profile FILE), or move that one away"
-        return Finding("profile", False, f"{path} already exists", remedy)
+        return CheckResult("profile", False, f"{path} already exists", remedy)
     except OSError as error:
         remedy = "name another file: --write-profile FILE"
-        return Finding("profile", False, f"{path}: {error.strerror}", remedy)
-    return Finding("profile", True, f"written to {path}; `launch --show-config` shows what counts")
+        return CheckResult("profile", False, f"{path}: {error.strerror}", remedy)
+    return CheckResult(
+        "profile", True, f"written to {path}; `launch --show-config` shows what counts"
+    )
 
 
-def text(asked: Resources, findings: Sequence[Finding], endpoint: str) -> str:
+def text(asked: Resources, findings: Sequence[CheckResult], endpoint: str) -> str:
     """The settings file: options that runs need here, and what else was found, as comments."""
     known = slurm_limits.partitions()
     lines = [
@@ -141,7 +143,7 @@ def _jobs(asked: Resources, known: Iterable[Partition]) -> Iterator[str]:
             yield f"{name} = {json.dumps(list(values))}"
 
 
-def _internet(findings: Iterable[Finding], endpoint: str) -> Iterator[str]:
+def _internet(findings: Iterable[CheckResult], endpoint: str) -> Iterator[str]:
     """Downloads go through the login node where that alone has internet."""
     there = [finding for finding in findings if finding.name == "internet"]
     if not there:

@@ -13,7 +13,7 @@ from jobs.model import utc_now
 from jobs.storage import atomic
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
-from orchestrator.doctor.node_probe import Ask, Finding, Told
+from orchestrator.doctor.node_probe import CheckResult, ProbeReport, ProbeRequest
 from tests.support.cli import Cli
 from tests.support.hubserver import HubServer
 
@@ -30,11 +30,11 @@ def nobody_is_logged_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
 
 
-def _ask(tmp_path: Path, hub: HubServer, *, version: str = __version__) -> Ask:
-    return Ask("w", str(tmp_path / "data" / "pages"), hub.endpoint, version)
+def _ask(tmp_path: Path, hub: HubServer, *, version: str = __version__) -> ProbeRequest:
+    return ProbeRequest("w", str(tmp_path / "data" / "pages"), hub.endpoint, version)
 
 
-def _probe(ask: Ask, folder: Path) -> dict[str, Finding]:
+def _probe(ask: ProbeRequest, folder: Path) -> dict[str, CheckResult]:
     return {
         finding.name: finding for finding in node_probe.probe(ask, folder, on_node=True, env={})
     }
@@ -64,13 +64,15 @@ def test_a_limit_that_followed_to_the_node_is_said(tmp_path: Path, hub: HubServe
 
 
 def test_no_internet_names_the_ways_around_it(tmp_path: Path) -> None:
-    found = _probe(Ask("w", str(tmp_path), "http://127.0.0.1:9", __version__), tmp_path)
+    found = _probe(ProbeRequest("w", str(tmp_path), "http://127.0.0.1:9", __version__), tmp_path)
     assert found["internet"].ok is False
     assert "--download-on login" in found["internet"].remedy
 
 
 def test_a_destination_that_cannot_be_written_is_said(tmp_path: Path, hub: HubServer) -> None:
-    found = _probe(Ask("w", "/proc/data", hub.endpoint, __version__), tmp_path)["destination"]
+    found = _probe(ProbeRequest("w", "/proc/data", hub.endpoint, __version__), tmp_path)[
+        "destination"
+    ]
     assert found.ok is False and "/proc/data" in found.fact
 
 
@@ -92,9 +94,9 @@ def test_a_token_is_tried_and_never_shown(
 def test_the_canary_tells_what_it_was_asked_into_its_own_folder(
     tmp_path: Path, hub: HubServer
 ) -> None:
-    atomic.write_json(tmp_path / node_probe.ASK, _ask(tmp_path, hub))
+    atomic.write_json(tmp_path / node_probe.REQUEST_FILE, _ask(tmp_path, hub))
     node_probe.run(str(tmp_path), "download", 0, 1)
-    told = atomic.read_json(tmp_path / node_probe.TOLD, Told)
+    told = atomic.read_json(tmp_path / node_probe.REPORT_FILE, ProbeReport)
     assert told.word == "w" and told.started <= told.ended and told.findings
 
 
@@ -105,17 +107,17 @@ def test_the_canary_tells_what_it_was_asked_into_its_own_folder(
 def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
     now = utc_now()
     there = now + timedelta(seconds=offset_s)
-    told = Told("w", "n1", there, there, ())
+    told = ProbeReport("w", "n1", there, there, ())
     finding = checks._clock(told, now - timedelta(seconds=3), now + timedelta(seconds=3))
     assert finding.ok is ok
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
     look = TerminalStyle()
-    assert checks.line(Finding("slurm", True, "answers"), look) == "✓ slurm: answers"
-    bad = checks.line(Finding("internet", False, "none", "set HTTPS_PROXY"), look)
+    assert checks.line(CheckResult("slurm", True, "answers"), look) == "✓ slurm: answers"
+    bad = checks.line(CheckResult("internet", False, "none", "set HTTPS_PROXY"), look)
     assert bad == "✗ internet: none\n    → set HTTPS_PROXY"
-    assert checks.line(Finding("a", False, "b", "c"), TerminalStyle(unicode=False)).isascii()
+    assert checks.line(CheckResult("a", False, "b", "c"), TerminalStyle(unicode=False)).isascii()
 
 
 def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer) -> None:
