@@ -92,7 +92,7 @@ def plan(request: LaunchRequest) -> Planned:
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)
     now = utc_now()
-    place = planning.Place(
+    place = planning.RunLocations(
         dest=str(request.dest.expanduser().absolute()),
         temp=str(request.temp_dir.expanduser().absolute()) if request.temp_dir else None,
     )

@@ -26,7 +26,7 @@ MOST_PARTS = 100_000
 
 
 @dataclass(frozen=True)
-class Place:
+class RunLocations:
     """Where a run works, as absolute paths."""
 
     dest: str
@@ -41,7 +41,7 @@ def new_run_id(now: datetime) -> str:
 def plan_run(
     source: SourceRef,
     shards: Sequence[Shard],
-    place: Place,
+    place: RunLocations,
     options: Options,
     *,
     run_id: str,
@@ -70,7 +70,7 @@ def plan_run(
     )
 
 
-def temp_folder(place: Place, run_id: str) -> str:
+def temp_folder(place: RunLocations, run_id: str) -> str:
     """Where a run keeps its archives: under ``--temp-dir``, else beside the data it makes."""
     if place.temp is not None:
         return f"{place.temp}/{run_id}"

@@ -32,7 +32,7 @@ _BYTES_A_FILE = 4 << 20
 _ADDRESS_SPACE = 2 << 30  # bytes; with less a task may fail
 
 
-class Left(Protocol):
+class UnfinishedWork(Protocol):
     """What is left of a run that was begun (``RunState``)."""
 
     @property
@@ -47,7 +47,7 @@ def check(plan: Plan, run_dir: Path | None = None) -> None:
     _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan, run_dir)))
 
 
-def check_space(plan: Plan, left: Left) -> None:
+def check_space(plan: Plan, left: UnfinishedWork) -> None:
     """Raise ``PreflightError`` where what is left of a run has no room, or no place."""
     found = [*_unwritable(plan, None), *_unwritable_after_all(plan, None)]
     _refuse(found or list(_no_room(_needs_left(plan, left))))
@@ -306,7 +306,7 @@ def _needs(plan: Plan) -> list[Need]:
     return _both(plan, archives, data, least)
 
 
-def _needs_left(plan: Plan, left: Left) -> list[Need]:
+def _needs_left(plan: Plan, left: UnfinishedWork) -> list[Need]:
     """What is still written: archives that are not here, parts that are not finished."""
     wanted = set(left.shards_left)
     archives = [s for s in plan.shards if s.id in wanted and _is_fetched(plan, s)]

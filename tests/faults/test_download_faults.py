@@ -88,7 +88,7 @@ class Stage:
         self.plan: Plan = planning.plan_run(
             source.describe(),
             source.shards(),
-            planning.Place(str(tmp_path / "dest")),
+            planning.RunLocations(str(tmp_path / "dest")),
             options,
             run_id="run",
             now=utc_now(),

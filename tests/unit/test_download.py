@@ -40,7 +40,7 @@ def planned(
     plan = planning.plan_run(
         opened.describe(),
         opened.shards(),
-        planning.Place(str(tmp_path / "dest")),
+        planning.RunLocations(str(tmp_path / "dest")),
         Options(part_size=part_size),
         run_id="run",
         now=utc_now(),

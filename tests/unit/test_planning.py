@@ -12,7 +12,7 @@ from jobs import model
 from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
 from orchestrator.lifecycle import planning
-from orchestrator.lifecycle.planning import Place
+from orchestrator.lifecycle.planning import RunLocations
 from tests.support import cases
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
@@ -35,14 +35,14 @@ def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
 
 def test_nothing_to_do_is_said() -> None:
     with pytest.raises(UsageError, match="contains neither an archive"):
-        planning.plan_run(SOURCE, [], Place("/dest"), Options(), run_id="r", now=HOUR)
+        planning.plan_run(SOURCE, [], RunLocations("/dest"), Options(), run_id="r", now=HOUR)
 
 
 def test_parts_without_end_are_refused_before_one_is_made() -> None:
     shards = [cases.shard("s", size=15 * 10**9)]
     with pytest.raises(UsageError, match=r"3,662,110 parts.*use 1M or more"):
         planning.plan_run(
-            SOURCE, shards, Place("/dest"), Options(part_size=4096), run_id="r", now=HOUR
+            SOURCE, shards, RunLocations("/dest"), Options(part_size=4096), run_id="r", now=HOUR
         )
 
 
@@ -52,8 +52,8 @@ def test_small_shards_may_be_many() -> None:
 
 
 def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
-    assert planning.temp_folder(Place("/d"), "r") == "/d/.incoming/r/archives"
-    assert planning.temp_folder(Place("/d", "/scratch"), "r") == "/scratch/r"
+    assert planning.temp_folder(RunLocations("/d"), "r") == "/d/.incoming/r/archives"
+    assert planning.temp_folder(RunLocations("/d", "/scratch"), "r") == "/scratch/r"
 
 
 # A busy machine is no fault of what is tested.
@@ -68,7 +68,7 @@ def test_every_part_is_dealt_to_exactly_one_task(
 ) -> None:
     shards = [cases.shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
     plan = planning.plan_run(
-        SOURCE, shards, Place("/dest"), Options(part_size=part_size), run_id="r", now=HOUR
+        SOURCE, shards, RunLocations("/dest"), Options(part_size=part_size), run_id="r", now=HOUR
     )
     parts = [part.id for part in plan.parts()]
     tasks = planning.tasks_for(plan, [], parts, most=most)
