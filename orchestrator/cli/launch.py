@@ -343,13 +343,13 @@ def command(ctx: click.Context, /, **values: Any) -> int:
         as_json = atomic.dumps({"schema": 1, "options": found}).decode()
         click.echo(as_json if values["as_json"] else settings.show_config(found), nl=False)
         return 0
-    habits = request_from_options.Habits.take(values)
+    habits = request_from_options.OutputMode.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if habits.parsable and values["engine"] == AUTO:
         values["engine"] = SLURM  # a script that waits for a job's id gets one, or an error
     planned = api.plan(request_from_options.request(values))
-    planned = replace(planned, notes=planned.notes + options.unheard(ctx, planned.engine))
+    planned = replace(planned, notes=planned.notes + options.without_effect(ctx, planned.engine))
     if habits.quiet and planned.why_local:
         messages.say([messages.engine_line(planned)])
     if habits.dry_run:

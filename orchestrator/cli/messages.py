@@ -16,7 +16,7 @@ from orchestrator import resources, units
 from orchestrator.api import Planned, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes
-from orchestrator.cli.request_from_options import Habits
+from orchestrator.cli.request_from_options import OutputMode
 from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
@@ -89,7 +89,7 @@ def say(lines: Sequence[str]) -> None:
     click.echo(terminal.style_of(sys.stderr).spell("\n".join(lines)), err=True)
 
 
-def announce(planned: Planned, habits: Habits) -> None:
+def announce(planned: Planned, habits: OutputMode) -> None:
     """Tell what will be done and, where somebody is there, ask whether to go on."""
     say(plan_lines(planned))
     if habits.asks:
@@ -145,7 +145,7 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
     }
 
 
-def launched(folder: RunFolder, habits: Habits) -> int:
+def launched(folder: RunFolder, habits: OutputMode) -> int:
     """The ids and what to type next; or, where the run has ended, how."""
     state = status_of(folder)
     waited = habits.wait and state.status is RunStatus.RUNNING
@@ -170,7 +170,7 @@ def launched(folder: RunFolder, habits: Habits) -> int:
     return code
 
 
-def _watched(state: RunState, folder: RunFolder, habits: Habits) -> RunState:
+def _watched(state: RunState, folder: RunFolder, habits: OutputMode) -> RunState:
     """The run's last state, once it has ended or Ctrl-C ended the watching."""
     if habits.quiet:
         return live.watch(lambda: status_of(folder), folder, out=io.StringIO())

@@ -310,7 +310,7 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     return changes | {"container_mounts": (*given, *(f"{path}:{path}" for path in outer))}
 
 
-def unheard(ctx: click.Context, engine: str) -> tuple[str, ...]:
+def without_effect(ctx: click.Context, engine: str) -> tuple[str, ...]:
     """A word on options that were typed for Slurm where another engine works; none else.
 
     What settings say counts for every run, so that it may go unheard without printing anything.

@@ -27,7 +27,7 @@ from orchestrator.cli import options
 
 
 @dataclass(frozen=True)
-class Habits:
+class OutputMode:
     """How a launch talks and whether it stays."""
 
     dry_run: bool
@@ -41,7 +41,7 @@ class Habits:
             raise UsageError("--json and --parsable cannot be combined; choose one")
 
     @classmethod
-    def take(cls, values: dict[str, Any]) -> Habits:
+    def take(cls, values: dict[str, Any]) -> OutputMode:
         """Takes these options out of a command's ``values``."""
         return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
 

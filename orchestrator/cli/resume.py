@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.request_from_options import Habits
+from orchestrator.cli.request_from_options import OutputMode
 
 
 @click.command(cls=options.Titled, short_help="Do the remaining work of a run, and nothing else.")
@@ -42,7 +42,7 @@ def command(
     from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
-    habits = Habits(yes=True, **values)
+    habits = OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(
         folder,
@@ -54,7 +54,9 @@ def command(
     if planned.why_local:
         messages.say([messages.engine_line(planned)])
     if not habits.quiet:
-        messages.say([*messages.resume_lines(planned), *options.unheard(ctx, planned.engine)])
+        messages.say(
+            [*messages.resume_lines(planned), *options.without_effect(ctx, planned.engine)]
+        )
     if habits.dry_run:
         if habits.as_json:
             messages.resume_json(planned)

@@ -61,7 +61,7 @@ def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunF
     named = ("--local-path", str(source)) if isinstance(source, Path) else source
     argv = [*named, *places, "--engine", "local", *words]
     values = command.make_context("launch", argv).params
-    request_from_options.Habits.take(values)
+    request_from_options.OutputMode.take(values)
     values.pop("show_config")
     made = api.plan(request_from_options.request(values))
     made.folder.create(made.plan)
