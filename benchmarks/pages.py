@@ -16,7 +16,7 @@ from pathlib import Path
 
 from examples.samples import make_dataset
 from jobs.model import Options
-from tests.support.extracting import Extracting, extracting
+from tests.support.builders.extracting import Extracting, extracting
 
 _MAKE = {
     "tar": "tar cf {path} -C {pages} images prompts.jsonl",

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks.common import table
 from examples import samples
-from tests.support.slurm import PrivateSlurm, available, clean_environment
+from tests.support.cluster.slurm import PrivateSlurm, available, clean_environment
 
 _WATCH_S = 60.0
 # What only daemons and sdiag itself send.

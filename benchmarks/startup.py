@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.common import compare, table
 from jobs.storage import atomic
 from jobs.storage.staging import RECEIPT
-from tests.support import runs
+from tests.support.builders import runs
 
 TASKS = 10_000
 ROUNDS = 15

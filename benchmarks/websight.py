@@ -39,9 +39,9 @@ from benchmarks.websight_data import (
     difference,
     tree_digests,
 )
-from tests.support.hubserver import HubServer
-from tests.support.slurm import PrivateSlurm, available, clean_environment
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.slurm import PrivateSlurm, available, clean_environment
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 REPO = "org/websight-v2"
 CARD = b"# WebSight-v2\n"  # beside the archives in the repository

@@ -10,10 +10,10 @@ import pytest
 
 from examples import samples
 from tests.support.cli import Cli
-from tests.support.hubserver import HubServer
-from tests.support.sites import Pages, Site
-from tests.support.slurm import PrivateSlurm, available, version
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.sites import Pages, Site
+from tests.support.cluster.slurm import PrivateSlurm, available, version
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 
 def pytest_report_header() -> str:

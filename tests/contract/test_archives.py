@@ -18,7 +18,14 @@ from jobs.archives.registry import open_archive
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES
-from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests, read_through
+from tests.support.archives.reading import (
+    NO_FOLDER,
+    digests,
+    fetched,
+    opened,
+    part_digests,
+    read_through,
+)
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
 

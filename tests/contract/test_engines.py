@@ -19,8 +19,8 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, Engine, EngineState, JobHandle, JobSpec, TaskState
 from orchestrator.engines.registry import engine_named
 from orchestrator.engines.slurm.engine import SlurmEngine
-from tests.support import payload
-from tests.support.slurm import PrivateSlurm
+from tests.support.cluster import payload
+from tests.support.cluster.slurm import PrivateSlurm
 
 ROOT = Path(__file__).parents[2]
 RUN_ID = "20260102-030405-abcdef"
@@ -37,7 +37,7 @@ def spec(
     attempt: int = 1,
     first: int = 0,
 ) -> JobSpec:
-    """A job of ``count`` tasks that play their parts (see tests.support.payload)."""
+    """A job of ``count`` tasks that play their parts (see tests.support.cluster.payload)."""
     return JobSpec(
         name=f"websight-{folder.run_id}-{attempt:04d}-{stage.value}",
         stage=stage,

@@ -18,9 +18,9 @@ from jobs.sources.base import Source, SourceRequest, key_of
 from jobs.sources.registry import open_source, reopen
 from jobs.storage import atomic
 from jobs.transfer.transfer import Transfer
-from tests.support import faults
-from tests.support.hubserver import HubServer
-from tests.support.origins import REPO, HubOrigins, Mirror, Origins, UrlOrigins
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.origins import REPO, HubOrigins, Mirror, Origins, UrlOrigins
 
 # Beginnings that are archives' own, and bodies that are long enough to be cut.
 FILES = {

@@ -10,9 +10,9 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
-from tests.support.forkshop import Shop
-from tests.support.matrix import Scene
-from tests.support.webserver import FaultyServer
+from tests.support.faults.forkshop import Shop
+from tests.support.faults.matrix import Scene
+from tests.support.servers.webserver import FaultyServer
 
 Stage = Callable[..., Scene]
 

@@ -28,12 +28,12 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.transfer import scheduler
 from orchestrator.lifecycle import planning
-from tests.support import faults
 from tests.support.cli import Cli
-from tests.support.faults import Fault
-from tests.support.guard import descendants_of
-from tests.support.hubserver import HubServer
-from tests.support.origins import HubOrigins, Mirror, Origins, UrlOrigins
+from tests.support.cluster.guard import descendants_of
+from tests.support.servers import faults
+from tests.support.servers.faults import Fault
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.origins import HubOrigins, Mirror, Origins, UrlOrigins
 
 pytestmark = pytest.mark.faults
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.support.forkfaults import Fault
-from tests.support.matrix import Scene
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.matrix import Scene
 
 pytestmark = pytest.mark.faults
 

@@ -14,9 +14,9 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
-from tests.support.forkfaults import Fault
-from tests.support.forkshop import Shop
-from tests.support.matrix import LAUNCH, Scene
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.forkshop import Shop
+from tests.support.faults.matrix import LAUNCH, Scene
 
 pytestmark = pytest.mark.faults
 

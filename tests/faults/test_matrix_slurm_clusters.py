@@ -13,8 +13,8 @@ import pytest
 
 from jobs.model import Stage
 from tests.support.cli import Cli
-from tests.support.sites import LAUNCH, Pages, Site, gate, published
-from tests.support.slurm import PrivateSlurm, available
+from tests.support.cluster.sites import LAUNCH, Pages, Site, gate, published
+from tests.support.cluster.slurm import PrivateSlurm, available
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 

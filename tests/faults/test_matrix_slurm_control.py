@@ -12,11 +12,11 @@ from signal import Signals
 import pytest
 
 from jobs.model import Stage
-from tests.support import faults
 from tests.support.cli import Cli
-from tests.support.sites import LAUNCH, Pages, Site, gate, kinds, published, task_with
-from tests.support.slurm import PrivateSlurm, available
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.sites import LAUNCH, Pages, Site, gate, kinds, published, task_with
+from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 

@@ -16,9 +16,9 @@ from msgspec import structs
 
 from jobs.model import Stage
 from jobs.storage import atomic
-from tests.support import faults
-from tests.support.sites import LAUNCH, Pages, Site, gate, items, kinds, published
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.sites import LAUNCH, Pages, Site, gate, items, kinds, published
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 

@@ -16,8 +16,8 @@ import pytest
 from jobs.model import Heartbeat, Outcome, Stage
 from jobs.storage import atomic
 from tests.support.cli import Cli, under_limit
-from tests.support.sites import Pages, Site, gate, items, kinds, published, task_with
-from tests.support.slurm import PrivateSlurm, available
+from tests.support.cluster.sites import Pages, Site, gate, items, kinds, published, task_with
+from tests.support.cluster.slurm import PrivateSlurm, available
 
 pytestmark = [pytest.mark.slurm, pytest.mark.faults]
 

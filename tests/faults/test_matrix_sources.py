@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from examples import samples
-from tests.support.forkfaults import Fault
-from tests.support.matrix import Scene
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.matrix import Scene
 
 pytestmark = pytest.mark.faults
 

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.forkfaults import Fault
-from tests.support.forkshop import Shop
-from tests.support.matrix import Scene
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.forkshop import Shop
+from tests.support.faults.matrix import Scene
 
 pytestmark = pytest.mark.faults
 

@@ -12,8 +12,8 @@ from msgspec import structs
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.runtime.progress import Progress
-from tests.support.dying import ENDED, KILLED, finalize_and_die
-from tests.support.staged import StagedRun, pages, png, stage, tree
+from tests.support.builders.staged import StagedRun, pages, png, stage, tree
+from tests.support.faults.dying import ENDED, KILLED, finalize_and_die
 
 pytestmark = pytest.mark.faults
 

@@ -15,8 +15,8 @@ from jobs.model import Digest
 from jobs.runtime.progress import Progress
 from jobs.transfer.target import Target
 from jobs.transfer.transfer import Transfer
-from tests.support import faults
-from tests.support.webserver import FaultyServer
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
 
 MB = 1 << 20
 DATA = random.Random(9).randbytes(48 * MB)

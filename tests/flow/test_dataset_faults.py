@@ -14,7 +14,7 @@ from jobs.errors import Cause
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
-from tests.support.staged import StagedShard, chunk, line, pages, png, stage
+from tests.support.builders.staged import StagedShard, chunk, line, pages, png, stage
 
 Make = Callable[[], Sequence[StagedShard]]
 

@@ -14,8 +14,8 @@ import pytest
 from jobs.archives import detect
 from jobs.errors import OrchestrateError
 from jobs.model import OnCollision, Options, Outcome
-from tests.support.extracting import Extracting, extracting
-from tests.support.hostile import Case, cases
+from tests.support.archives.hostile import Case, cases
+from tests.support.builders.extracting import Extracting, extracting
 
 # One process extracts them all, one after the other: what one shard leaves, the next one meets.
 _TASK = """

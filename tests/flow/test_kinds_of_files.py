@@ -13,12 +13,12 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
 
 from jobs.errors import Cause, SourceError
+from tests.support.archives.hostile import COMPRESSIONS
+from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.bringing import bring, planned
-from tests.support.hostile import COMPRESSIONS
-from tests.support.hubserver import HubServer
-from tests.support.rawzip import STORED, Raw, zip_of
-from tests.support.staged import line, png, tarred
-from tests.support.webserver import FaultyServer
+from tests.support.builders.staged import line, png, tarred
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 IMAGES = {f"images/{number}.png": png(number) for number in range(4)}
 RECORDS = b"".join(map(line, IMAGES))

@@ -18,10 +18,10 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
-from tests.support import faults
 from tests.support.cli import Cli, Done, under_limit
-from tests.support.hubserver import HubServer
-from tests.support.webserver import FaultyServer
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 LOCAL = ("launch", "--engine", "local", "--yes")
 REPO = "org/websight-v2"

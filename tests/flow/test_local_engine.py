@@ -22,7 +22,7 @@ from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.engine import LocalEngine
 from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
-from tests.support import payload
+from tests.support.cluster import payload
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,7 +34,7 @@ from jobs.model import Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local.engine import LocalEngine
-from tests.support import payload
+from tests.support.cluster import payload
 
 folder = RunFolder(Path(sys.argv[1]))
 engine = LocalEngine()

@@ -22,11 +22,11 @@ from jobs.archives.zstd import library
 from jobs.download.stage import run_download
 from jobs.errors import ArchiveError, Cause
 from jobs.runtime.progress import Progress
+from tests.support.archives.rawtar import END, header
+from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
+from tests.support.archives.reading import opened
 from tests.support.bringing import bring, finished
-from tests.support.rawtar import END, header
-from tests.support.rawzip import DEFLATE, STORED, Raw, zip_of
-from tests.support.reading import opened
-from tests.support.staged import line, png
+from tests.support.builders.staged import line, png
 
 UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
 

@@ -15,8 +15,8 @@ from jobs.extract.stage import run_extract
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Problem, Summary
 from jobs.runtime.progress import Progress
-from tests.support.extracting import Extracting, extracting
-from tests.support.staged import png
+from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.staged import png
 
 TURN = pa.struct([("role", pa.string()), ("image", pa.binary())])
 

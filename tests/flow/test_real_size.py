@@ -33,8 +33,8 @@ from benchmarks.websight_data import (
 )
 from examples import samples
 from tests.support.cli import Cli
-from tests.support.slurm import available
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.slurm import available
+from tests.support.servers.webserver import FaultyServer
 
 MIB = 1 << 20
 NOISE = random.Random(1).randbytes(MIB)

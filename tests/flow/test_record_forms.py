@@ -18,7 +18,7 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from tests.support.staged import StagedRun, StagedShard, png, stage
+from tests.support.builders.staged import StagedRun, StagedShard, png, stage
 
 NAMES = [f"images/{number:03d}.png" for number in range(4)]
 RECORDS = [{"id": n, "image": name, "text": "é, \n{"} for n, name in enumerate(NAMES)]

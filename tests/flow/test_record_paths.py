@@ -15,7 +15,7 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from tests.support.staged import StagedRun, StagedShard, line, png, stage
+from tests.support.builders.staged import StagedRun, StagedShard, line, png, stage
 
 NFC, NFD = "images/é ü.png", unicodedata.normalize("NFD", "images/é ü.png")
 

@@ -18,9 +18,9 @@ from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summa
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
-from tests.support.extracting import Extracting, extracting
-from tests.support.rawzip import Raw, zip_of
-from tests.support.staged import line, png, tarred
+from tests.support.archives.rawzip import Raw, zip_of
+from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.staged import line, png, tarred
 
 WEBDATASET = Options(layout=Layout("webdataset"))
 WEBSIGHT = Options(layout=Layout("websight"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.sites import Pages, Site, published
+from tests.support.cluster.sites import Pages, Site, published
 
 pytestmark = pytest.mark.slurm
 

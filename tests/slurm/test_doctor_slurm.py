@@ -9,9 +9,9 @@ import pytest
 
 from examples import samples
 from tests.support.cli import Cli
-from tests.support.hubserver import HubServer
-from tests.support.sites import published
-from tests.support.slurm import PrivateSlurm, available
+from tests.support.cluster.sites import published
+from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.servers.hubserver import HubServer
 
 pytestmark = pytest.mark.slurm
 

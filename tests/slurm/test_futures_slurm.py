@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Cli
-from tests.support.slurm import PrivateSlurm
+from tests.support.cluster.slurm import PrivateSlurm
 
 pytestmark = pytest.mark.slurm
 

@@ -17,11 +17,11 @@ from examples.samples import tree_digest
 from jobs.model import Heartbeat, Outcome, Stage, Submission, TaskResult
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from tests.support import faults
 from tests.support.cli import Cli
-from tests.support.hubserver import HubServer
-from tests.support.slurm import PrivateSlurm
-from tests.support.webserver import FaultyServer
+from tests.support.cluster.slurm import PrivateSlurm
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 pytestmark = pytest.mark.slurm
 

@@ -21,10 +21,10 @@ from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskStat
 from orchestrator.engines.registry import EngineChoice, choose_engine, reach_engine
 from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm.engine import SlurmEngine
-from tests.support import payload
 from tests.support.cli import Cli
-from tests.support.slurm import PrivateSlurm, available
-from tests.support.slurmtables import EMPTY_QUEUE
+from tests.support.cluster import payload
+from tests.support.cluster.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm_tables import EMPTY_QUEUE
 
 pytestmark = pytest.mark.slurm
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.support.slurm import clean_environment
+from tests.support.cluster.slurm import clean_environment
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import msgspec
 
 from examples import samples
 from tests.support.cli import Cli
-from tests.support.slurmtables import EMPTY_QUEUE
+from tests.support.cluster.slurm_tables import EMPTY_QUEUE
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"
 

@@ -25,9 +25,9 @@ from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
-from tests.support import faults
-from tests.support.webserver import FaultyServer
-from tests.support.wire import Answer, Request, file_answer
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
+from tests.support.servers.wire import Answer, Request, file_answer
 
 MB = 1 << 20
 

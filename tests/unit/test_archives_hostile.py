@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ArchiveError
-from tests.support.hostile import Case, cases
-from tests.support.reading import digests
+from tests.support.archives.hostile import Case, cases
+from tests.support.archives.reading import digests
 
 CASES = cases()
 

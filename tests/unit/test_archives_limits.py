@@ -22,9 +22,16 @@ from jobs.archives.registry import open_archive
 from jobs.archives.tar.archive import TarArchive
 from jobs.errors import ArchiveError, Cause, StorageError, TooLargeError
 from jobs.model import Options, Part
-from tests.support.rawtar import END, gnu_long, member, pax
-from tests.support.rawzip import STORED, Raw, zip_of
-from tests.support.reading import NO_FOLDER, digests, fetched, opened, part_digests, read_through
+from tests.support.archives.rawtar import END, gnu_long, member, pax
+from tests.support.archives.rawzip import STORED, Raw, zip_of
+from tests.support.archives.reading import (
+    NO_FOLDER,
+    digests,
+    fetched,
+    opened,
+    part_digests,
+    read_through,
+)
 
 BYTES = random.Random(4).randbytes(1 << 16)
 TAR = [  # as it is cut: every structure that a tar has

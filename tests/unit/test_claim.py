@@ -14,7 +14,7 @@ from jobs.errors import ClaimedError, StorageError
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import claim
 from orchestrator.lifecycle.claim import Claim
-from tests.support.runs import make_plan
+from tests.support.builders.runs import make_plan
 
 FORK = multiprocessing.get_context("fork")
 

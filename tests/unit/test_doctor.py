@@ -15,7 +15,7 @@ from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
 from orchestrator.doctor.node_probe import CheckResult, ProbeReport, ProbeRequest
 from tests.support.cli import Cli
-from tests.support.hubserver import HubServer
+from tests.support.servers.hubserver import HubServer
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,8 @@ from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import planning
-from tests.support import faults
-from tests.support.webserver import FaultyServer
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
 
 
 def planned(

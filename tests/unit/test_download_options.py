@@ -19,10 +19,10 @@ from jobs.transfer.rate_limits import RateLimit, retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
-from tests.support import faults
-from tests.support.hubserver import HubServer
-from tests.support.webserver import FaultyServer
-from tests.support.wire import Answer, Request
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
+from tests.support.servers.wire import Answer, Request
 
 DATA = b"\x1f\x8b\x08\x00" + bytes(range(256)) * 4000
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())

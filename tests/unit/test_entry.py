@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Outcome, Problem, Stage, TaskResult, utc_now
 from orchestrator.engines.task_entry import Entry
-from tests.support import payload
+from tests.support.cluster import payload
 
 HERE = "tests.unit.test_entry"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)

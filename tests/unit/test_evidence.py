@@ -16,8 +16,8 @@ from orchestrator.engines.base import Engine, EngineState, OtherClusterError, Ta
 from orchestrator.inspection import evidence, journal
 from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunStatus, judge
-from tests.support.fakeengine import FakeEngine
-from tests.support.runs import make_folder, make_plan, make_result, make_submission
+from tests.support.builders.fake_engine import FakeEngine
+from tests.support.builders.runs import make_folder, make_plan, make_result, make_submission
 
 ALPHA, BETA = Cluster("alpha", ("head1:6817",)), Cluster("beta", ("head2:6817",))
 

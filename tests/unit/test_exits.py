@@ -8,8 +8,8 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from orchestrator.cli import exit_codes, main
 from orchestrator.inspection.state import judge
-from tests.support import cases
-from tests.support.cases import CHAIN, item, result
+from tests.support.builders import cases
+from tests.support.builders.cases import CHAIN, item, result
 
 
 @pytest.mark.parametrize(

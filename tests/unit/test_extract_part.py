@@ -44,7 +44,7 @@ from jobs.model import (
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from tests.support.extracting import Extracting, FakeArchive, file, folder, link
+from tests.support.builders.extracting import Extracting, FakeArchive, file, folder, link
 
 FILES = Layout("files", records="", images="")
 

@@ -31,7 +31,7 @@ from jobs.model import (
 )
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from tests.support.extracting import Extracting, extracting
+from tests.support.builders.extracting import Extracting, extracting
 
 PLAIN = Options(verify=Verify.NONE)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from jobs.finalize.stage import run_finalize
 from jobs.runtime.progress import Progress
-from tests.support.staged import pages, stage
+from tests.support.builders.staged import pages, stage
 
 
 def receipt_of(dest: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from jobs.archives.memory import LITTLE, Memory, free_memory, memory_for
 from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
 from jobs.model import Format
-from tests.support.rawstreams import xz_with_dictionary, zst_with_window
-from tests.support.rawtar import END, member
+from tests.support.archives.rawstreams import xz_with_dictionary, zst_with_window
+from tests.support.archives.rawtar import END, member
 
 MORE = Memory(160 << 20)
 

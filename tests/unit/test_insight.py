@@ -9,7 +9,7 @@ from jobs.model import Stage
 from orchestrator.engines.base import TaskState
 from orchestrator.inspection import metrics
 from orchestrator.inspection.state import TaskKey
-from tests.support import runs
+from tests.support.builders import runs
 
 
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:

@@ -10,7 +10,7 @@ from orchestrator.display import log_output
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskView
-from tests.support import runs
+from tests.support.builders import runs
 
 
 def _names(views: list[TaskView]) -> list[str]:

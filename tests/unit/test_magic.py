@@ -11,7 +11,7 @@ import zipfile
 import pytest
 
 from jobs.formats import magic
-from tests.support.hostile import COMPRESSIONS
+from tests.support.archives.hostile import COMPRESSIONS
 
 
 def zip_of(name: str) -> bytes:

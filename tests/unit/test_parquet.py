@@ -22,8 +22,8 @@ from jobs.errors import ArchiveError, Cause
 from jobs.extract.stage import run_extract
 from jobs.model import Layout, Options, Outcome, Part
 from jobs.runtime.progress import Progress
-from tests.support.extracting import Extracting, extracting
-from tests.support.staged import png
+from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.staged import png
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

@@ -13,7 +13,7 @@ from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
 from orchestrator.lifecycle import planning
 from orchestrator.lifecycle.planning import RunLocations
-from tests.support import cases
+from tests.support.builders import cases
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
 SOURCE = SourceRef(SourceKind.URL, "https://host/")

@@ -17,7 +17,7 @@ from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, 
 from jobs.storage import atomic
 from orchestrator import filesystems
 from orchestrator.lifecycle import preflight
-from tests.support.runs import make_plan
+from tests.support.builders.runs import make_plan
 
 HUGE = 1 << 60  # more than any disk of a test machine has
 

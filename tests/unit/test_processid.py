@@ -19,7 +19,7 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.inspection import evidence
 from orchestrator.lifecycle import claim, running
-from tests.support.runs import make_folder, make_plan, make_submission, renamed
+from tests.support.builders.runs import make_folder, make_plan, make_submission, renamed
 
 EARLIER = "1"  # clock ticks since boot: long before any process of a test
 

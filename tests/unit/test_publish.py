@@ -18,7 +18,7 @@ from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from tests.support.staged import StagedRun, StagedShard, line, pages, png, stage, tree
+from tests.support.builders.staged import StagedRun, StagedShard, line, pages, png, stage, tree
 
 
 def finish(run: StagedRun) -> dict[str, object]:

@@ -13,8 +13,8 @@ from jobs.model import Resources, Stage, Task, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import Evidence, TaskKey, TaskStatus, judge
 from orchestrator.lifecycle.recovery import may_retry, recover
-from tests.support import cases
-from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
+from tests.support.builders import cases
+from tests.support.builders.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 
 NEVER = TaskState(
     EngineState.PENDING,

@@ -15,7 +15,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.display.report import figures, page
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState
-from tests.support import runs
+from tests.support.builders import runs
 
 
 class _Balance(HTMLParser):

@@ -13,7 +13,7 @@ from orchestrator.display import run_table
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
-from tests.support import runs
+from tests.support.builders import runs
 
 
 def _made(base: Path, run_id: str, dest: Path) -> RunFolder:

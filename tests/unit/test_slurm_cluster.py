@@ -15,7 +15,7 @@ from orchestrator.engines.registry import cluster_after
 from orchestrator.engines.slurm import cluster
 from orchestrator.engines.slurm.cluster import Way, read_config
 from orchestrator.engines.slurm.engine import SlurmEngine
-from tests.support.slurmtables import ACCOUNT_HEAD, EMPTY_QUEUE, QUEUE_HEAD
+from tests.support.cluster.slurm_tables import ACCOUNT_HEAD, EMPTY_QUEUE, QUEUE_HEAD
 
 ALPHA = Cluster("alpha", ("head1:6817",))
 BETA = Cluster("beta", ("head2:6817",))

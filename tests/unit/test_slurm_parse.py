@@ -20,7 +20,7 @@ from orchestrator.engines.slurm.parse import (
     parse_time,
     queue_rows,
 )
-from tests.support.slurmtables import ACCOUNT_HEAD, QUEUE_HEAD
+from tests.support.cluster.slurm_tables import ACCOUNT_HEAD, QUEUE_HEAD
 
 RUN = "20260102-030405-abcdef"
 NAME = f"websight-{RUN}-0001-extract"

@@ -13,9 +13,9 @@ from jobs.model import Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
 from jobs.sources.base import Source, SourceRequest
 from jobs.sources.registry import open_source
-from tests.support import faults
-from tests.support.hubserver import HubServer
-from tests.support.webserver import FaultyServer
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer
 
 GZ = b"\x1f\x8b\x08" + bytes(2000)
 FILES = {

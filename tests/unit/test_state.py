@@ -12,8 +12,8 @@ from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import Evidence, RunStatus, TaskStatus, judge, task_status
-from tests.support import cases
-from tests.support.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
+from tests.support.builders import cases
+from tests.support.builders.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
 
 ALL_PARTS = ("a.p0000", "a.p0001", "b.p0000")
 JUST_NOW = replace(ended(), ended=NOW - timedelta(seconds=5))

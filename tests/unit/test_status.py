@@ -12,7 +12,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.display.report import figures
 from orchestrator.inspection import evidence, status_json
 from orchestrator.inspection.state import judge
-from tests.support import runs
+from tests.support.builders import runs
 
 
 def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.transfer.ordered_bytes import OrderedBytes
-from tests.support.extracting import Extracting, extracting
-from tests.support.rawtar import END, member
-from tests.support.reading import NO_FOLDER, part_digests
+from tests.support.archives.rawtar import END, member
+from tests.support.archives.reading import NO_FOLDER, part_digests
+from tests.support.builders.extracting import Extracting, extracting
 
 COUNT, PARTS = 60, 4
 FILES = {f"images/{number:03d}.png": os.urandom(50_000 + number) for number in range(COUNT)}

@@ -14,8 +14,8 @@ from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import journal
 from orchestrator.inspection.journal import Act
 from orchestrator.lifecycle import planning, submission
-from tests.support import cases
-from tests.support.fakeengine import FakeEngine
+from tests.support.builders import cases
+from tests.support.builders.fake_engine import FakeEngine
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from tests.support import faults
-from tests.support.hubserver import HubServer
+from tests.support.servers import faults
+from tests.support.servers.hubserver import HubServer
 
 SHARD = bytes(range(256)) * 8192  # 2 MiB
 FILES: dict[str, bytes] = {

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.slurm import PrivateSlurm, available
+from tests.support.cluster.slurm import PrivateSlurm, available
 
 pytestmark = [
     pytest.mark.slurm,
@@ -113,7 +113,7 @@ def test_with_control_groups_a_greedy_job_runs_out_of_memory() -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_an_ordinary_user_can_start_it() -> None:
     program = (
-        "from tests.support.slurm import PrivateSlurm\n"
+        "from tests.support.cluster.slurm import PrivateSlurm\n"
         "with PrivateSlurm.start(nodes=1) as slurm:\n"
         "    job = slurm.sbatch('true')\n"
         "    slurm.wait_for(lambda: slurm.job(job).get('JobState') == 'COMPLETED')\n"

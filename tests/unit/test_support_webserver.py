@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.support import faults
-from tests.support.faults import Fault
-from tests.support.webserver import FaultyServer
-from tests.support.wire import Request
+from tests.support.servers import faults
+from tests.support.servers.faults import Fault
+from tests.support.servers.webserver import FaultyServer
+from tests.support.servers.wire import Request
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
 OTHER = DATA[::-1]

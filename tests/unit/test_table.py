@@ -14,7 +14,7 @@ from orchestrator.display import status_screen
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskKey
-from tests.support import runs
+from tests.support.builders import runs
 
 PLAIN = TerminalStyle()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jobs.formats.tar_header import HeaderError, number, parse, pax_number, pax_records, pax_size
-from tests.support.rawtar import base256, header
+from tests.support.archives.rawtar import base256, header
 
 
 @pytest.mark.parametrize(

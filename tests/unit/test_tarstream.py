@@ -16,8 +16,8 @@ from jobs.archives.tar.stream import Arriving, Streamed
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
-from tests.support.rawtar import END, member
-from tests.support.reading import NO_FOLDER, fetched, part_digests, read_through
+from tests.support.archives.rawtar import END, member
+from tests.support.archives.reading import NO_FOLDER, fetched, part_digests, read_through
 
 
 class _Bytes:

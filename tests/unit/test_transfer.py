@@ -18,9 +18,9 @@ from jobs.runtime.progress import Progress
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.target import Target, redact
 from jobs.transfer.transfer import Transfer
-from tests.support import faults
-from tests.support.faults import Fault
-from tests.support.webserver import FaultyServer
+from tests.support.servers import faults
+from tests.support.servers.faults import Fault
+from tests.support.servers.webserver import FaultyServer
 
 MB = 1 << 20
 DATA = random.Random(7).randbytes(20 * MB)

@@ -15,8 +15,8 @@ from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
-from tests.support.dying import KILLED, finalize_and_die
-from tests.support.staged import StagedRun, pages, png, stage, tree
+from tests.support.builders.staged import StagedRun, pages, png, stage, tree
+from tests.support.faults.dying import KILLED, finalize_and_die
 
 
 def published(base: Path, options: Options | None = None) -> StagedRun:

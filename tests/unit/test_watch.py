@@ -10,7 +10,7 @@ import pytest
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display.live import INTERVAL_S, Screen, each, pause_s, watch
 from orchestrator.inspection.state import RunState, RunStatus
-from tests.support import runs
+from tests.support.builders import runs
 
 
 class _Terminal(io.StringIO):

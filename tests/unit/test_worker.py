@@ -9,7 +9,7 @@ from examples.samples import make_dataset, pack_one
 from jobs import __version__, worker
 from jobs.model import Outcome, Resources, Stage, Submission, Task, utc_now
 from jobs.storage import atomic
-from tests.support.extracting import Extracting, extracting
+from tests.support.builders.extracting import Extracting, extracting
 
 
 def submitted(run: Extracting) -> None:

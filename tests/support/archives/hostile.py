@@ -15,9 +15,9 @@ from pathlib import Path
 import lz4.frame
 
 from jobs.errors import Cause
-from tests.support.rawstreams import xz_with_dictionary, zst_with_window
-from tests.support.rawtar import END, base256, gnu_long, header, member, pax
-from tests.support.rawzip import STORED, Raw, unicode_path, zip_of
+from tests.support.archives.rawstreams import xz_with_dictionary, zst_with_window
+from tests.support.archives.rawtar import END, base256, gnu_long, header, member, pax
+from tests.support.archives.rawzip import STORED, Raw, unicode_path, zip_of
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4  # any bytes do: checks are not asked here
 GOOD = member(b"images/a.png", PNG)

@@ -1,7 +1,7 @@
 """A Hub of our own: speaks enough of the Hugging Face Hub's API for the real huggingface_hub.
 
 Two origins: "hub" answers the API and redirects large files to "cdn", by signed addresses that
-expire. Faults of `tests.support.faults` apply to both.
+expire. Faults of `tests.support.servers.faults` apply to both.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.webserver import WebServer
-from tests.support.wire import Answer, Request, file_answer
+from tests.support.servers.webserver import WebServer
+from tests.support.servers.wire import Answer, Request, file_answer
 
 LFS_SUFFIXES = (".tar", ".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz", ".7z", ".parquet", ".png")
 LFS_SIZE = 1 << 20

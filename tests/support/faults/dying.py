@@ -1,7 +1,7 @@
 """Runs a stage in children that kill themselves right before the n-th call that changes a file.
 
-As a program: `python -m tests.support.dying RUN_DIR:N …` finalizes each run folder in a child of
-its own that dies at its N-th call, and prints for each how the child ended.
+As a program: `python -m tests.support.faults.dying RUN_DIR:N …` finalizes each run folder in a
+child of its own that dies at its N-th call, and prints for each how the child ended.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 _CHANGES = frozenset(
     {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod"}
 )
@@ -24,7 +24,7 @@ def finalize_and_die(points: Iterable[tuple[Path, int]]) -> list[str]:
     """``KILLED`` or ``ENDED`` for each run folder and number of the call that is the last."""
     arguments = [f"{path}:{number}" for path, number in points]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.dying", *arguments],
+        [sys.executable, "-m", "tests.support.faults.dying", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -20,8 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 
-from tests.support.faults import Fault, Script
-from tests.support.wire import (
+from tests.support.servers.faults import Fault, Script
+from tests.support.servers.wire import (
     Answer,
     Request,
     Sender,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from jobs.model import SourceKind
 from jobs.sources.base import SourceRequest
-from tests.support.faults import Fault
-from tests.support.hubserver import HubServer
-from tests.support.webserver import FaultyServer, WebServer
-from tests.support.wire import Answer, Request
+from tests.support.servers.faults import Fault
+from tests.support.servers.hubserver import HubServer
+from tests.support.servers.webserver import FaultyServer, WebServer
+from tests.support.servers.wire import Answer, Request
 
 REPO = "org/pages"
 

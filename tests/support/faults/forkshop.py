@@ -2,7 +2,7 @@
 
 A command with its tasks costs a tenth of what fresh interpreters cost, so that a matrix of hundreds
 of faults takes seconds. What a launcher would start is forked as well; all the rest is the product.
-As a program: `python -m tests.support.forkshop` answers requests, one JSON object a line.
+As a program: `python -m tests.support.faults.forkshop` answers requests, one JSON object a line.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from tests.support import forkfaults, preloaded
 from tests.support.cli import Cli, Done
-from tests.support.forkfaults import Fault
+from tests.support.faults import forkfaults, preloaded
+from tests.support.faults.forkfaults import Fault
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ORPHANS_S = 2.0  # what a command started has ended so long after it, or is an orphan
 _ENDS_S = 60.0  # a command that takes longer hangs
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
@@ -45,7 +45,7 @@ class Shop:
 
     def __init__(self, *prefix: str) -> None:
         self._process = subprocess.Popen(
-            [*prefix, sys.executable, "-m", "tests.support.forkshop"],
+            [*prefix, sys.executable, "-m", "tests.support.faults.forkshop"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

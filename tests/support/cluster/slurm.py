@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from tests.support import slurmconf
-from tests.support.guard import Guard
-from tests.support.ports import Ports
-from tests.support.slurmconf import Layout
+from tests.support.cluster import slurmconf
+from tests.support.cluster.guard import Guard
+from tests.support.cluster.ports import Ports
+from tests.support.cluster.slurmconf import Layout
 
 DAEMONS = ("slurmctld", "slurmd", "munged")
 CLIENTS = ("sbatch", "squeue", "scontrol", "scancel", "sinfo")

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-from tests.support.faults import Fault
+from tests.support.servers.faults import Fault
 
 CHUNK = 1 << 18
 MODIFIED = "Sat, 01 Jun 2024 12:00:00 GMT"

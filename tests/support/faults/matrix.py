@@ -9,8 +9,8 @@ from pathlib import Path
 
 from examples.samples import tree_digest
 from tests.support.cli import Cli
-from tests.support.forkfaults import Fault
-from tests.support.forkshop import Ended, Shop
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.forkshop import Ended, Shop
 
 LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--parallel", "2")
 

@@ -18,8 +18,8 @@ from jobs.model import Heartbeat, Resources, Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from tests.support.cli import Cli, Done
-from tests.support.guard import descendants_of
-from tests.support.slurm import PrivateSlurm, QueueRow
+from tests.support.cluster.guard import descendants_of
+from tests.support.cluster.slurm import PrivateSlurm, QueueRow
 
 LAUNCH = ("launch", "--engine", "slurm", "--yes", "--mem", "500M", "--time", "10")
 OVER = ("done", "incomplete", "failed", "cancelled")

@@ -30,7 +30,7 @@ from jobs.storage import atomic
 from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from tests.support.reading import read_through
+from tests.support.archives.reading import read_through
 
 
 @dataclass

@@ -14,8 +14,8 @@ import msgspec
 
 from jobs.runtime.process import cores
 
-CALL = "tests.support.payload:run"
-THEN = "tests.support.payload:then"
+CALL = "tests.support.cluster.payload:run"
+THEN = "tests.support.cluster.payload:then"
 
 
 @dataclass(frozen=True)

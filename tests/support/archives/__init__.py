@@ -1,0 +1,1 @@
+"""Archives byte by byte: raw, hostile, and read back."""

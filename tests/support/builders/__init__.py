@@ -1,0 +1,1 @@
+"""Plans, runs and data in every state, made without running anything."""
