@@ -194,7 +194,7 @@ def test_a_stream_for_which_there_is_no_memory_is_not_called_damaged(tmp_path: P
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).resolve().parents[2],
+        cwd=Path(__file__).resolve().parents[3],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert done.stdout == "no memory\n", done.stderr

@@ -17,7 +17,7 @@ from jobs.model import Outcome, Problem, Stage, TaskResult, utc_now
 from orchestrator.engines.task_entry import Entry
 from tests.support.cluster import payload
 
-HERE = "tests.unit.test_entry"
+HERE = "tests.unit.engines.test_task_entry"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 
 
