@@ -35,6 +35,7 @@ test-slurm-versions: $(VENV)/.installed-test packages ## The tests with a Slurm,
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: lint
 	$(BIN)/mypy $(PYTHON_CODE)
