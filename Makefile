@@ -42,7 +42,7 @@ types: lint
 
 # More workers than processors: many tests wait for a Slurm or a server, not for a processor.
 unit: types packages
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(TESTS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20 $(TESTS)
 	@.ci/packages --absent
 
 packages:
