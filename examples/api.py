@@ -11,14 +11,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from jobs.errors import OrchestrateError
-from jobs.model import SourceKind
 from orchestrator import api
 
 
 def bring_in(shards: Path, dest: Path) -> api.RunStatus:
     """Publish the dataset of ``shards`` in ``dest``; returns where the run stands at its end."""
-    source = api.SourceRequest(SourceKind.LOCAL, (str(shards.absolute()),))
+    source = api.SourceRequest(api.SourceKind.LOCAL, (str(shards.absolute()),))
     planned = api.plan(api.LaunchRequest(source, dest=dest, engine="local"))
     for note in planned.notes:
         print(f"note: {note}")
@@ -38,7 +36,7 @@ def main() -> int:
     """Run the example; its errors are messages for people, as those of the command line are."""
     try:
         status = bring_in(Path(sys.argv[1]), Path(sys.argv[2]))
-    except OrchestrateError as error:
+    except api.OrchestrateError as error:
         print(f"{error.cause.value}: {error}", file=sys.stderr)
         return 1
     print(status.value)

@@ -1,12 +1,17 @@
 """What the command line does, for programs: typed functions over one run folder.
 
+The names in ``__all__`` are the stable surface, with ``status --json`` and its kin; everything else
+may change in any version. Errors are ``OrchestrateError``, with a ``cause`` and a message.
+
 >>> from orchestrator import api                                            # doctest: +SKIP
 >>> planned = api.plan(api.LaunchRequest(source, dest=Path("/data/pages")))  # doctest: +SKIP
->>> folder = api.launch(planned)                                            # doctest: +SKIP
->>> api.status(folder).status                                               # doctest: +SKIP
+>>> run = api.launch(planned)                                               # doctest: +SKIP
+>>> api.status(run).status                                                  # doctest: +SKIP
 <RunStatus.RUNNING: 'running'>
 """
 
+from jobs.errors import OrchestrateError
+from jobs.model import SourceKind
 from jobs.sources.base import SourceRequest
 from orchestrator.inspection.evidence import state_of as status
 from orchestrator.inspection.run import Run
@@ -15,19 +20,21 @@ from orchestrator.inspection.state import RunStatus
 from orchestrator.lifecycle.launching import Planned, launch, plan
 from orchestrator.lifecycle.request import LaunchRequest
 from orchestrator.lifecycle.resuming import Resumable, cancel, plan_resume, resume
-from orchestrator.lifecycle.verifying import dataset_of, how_to_mend, verify, verify_on_slurm
+from orchestrator.lifecycle.verifying import dataset_of, how_to_repair, verify, verify_on_slurm
 
 __all__ = [
     "LaunchRequest",
+    "OrchestrateError",
     "Planned",
     "Resumable",
     "Run",
     "RunStatus",
+    "SourceKind",
     "SourceRequest",
     "cancel",
     "dataset_of",
     "find_run",
-    "how_to_mend",
+    "how_to_repair",
     "launch",
     "plan",
     "plan_resume",

@@ -52,6 +52,6 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
         return exit_codes.DONE if report.ok else exit_codes.VERIFICATION
     look = terminal.stdout_style()
     click.echo(look.spell("\n".join(report.lines)))
-    if hint := api.how_to_mend(report, log_dir, deep=deep):
+    if hint := api.how_to_repair(report, log_dir, deep=deep):
         click.echo(look.spell(hint), err=True)
     return exit_codes.DONE if report.ok else exit_codes.VERIFICATION

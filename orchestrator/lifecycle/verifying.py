@@ -42,7 +42,7 @@ def dataset_of(path: Path, log_dir: Path = DEFAULT_LOG_DIR) -> Path:
         return path  # the check says what is wrong with it
 
 
-def how_to_mend(
+def how_to_repair(
     report: VerifyReport, log_dir: Path = DEFAULT_LOG_DIR, *, deep: bool = False
 ) -> str | None:
     """What to type next where a dataset is damaged; None where nobody knows its run."""

@@ -14,8 +14,9 @@ import pytest
 
 from examples import samples
 from jobs.errors import Cause
+from orchestrator import api
 from orchestrator.cli import exit_codes
-from tests.support import options_table
+from tests.support import api_reference, options_table
 from tests.support.cli import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,3 +156,9 @@ def test_the_documents_name_no_secret() -> None:
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert not re.search(r"hf_[A-Za-z0-9]{20}", text), document.name
+
+
+def test_the_reference_of_the_api_is_made_from_its_docstrings() -> None:
+    written = api_reference.REFERENCE.read_text(encoding="utf-8")
+    assert written == api_reference.reference(), "run: python -m tests.support.api_reference"
+    assert all(heading in written for heading in api.__all__)
