@@ -15,6 +15,7 @@ import pytest
 
 from jobs.archives.base import MemberKind
 from jobs.archives.registry import open_archive
+from jobs.archives.tar import scan
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES
@@ -198,6 +199,14 @@ def test_every_file_comes_byte_for_byte(
     archive: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, cores: str
 ) -> None:
     monkeypatch.setenv(CORES, cores)
+    found = digests(archive)
+    assert found == _expected(tree, archive, found)
+
+
+def test_every_file_comes_byte_for_byte_where_the_extension_was_not_built(
+    archive: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "_scan", scan.scan_tar_plain)
     found = digests(archive)
     assert found == _expected(tree, archive, found)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.outputs import files, write_pool
 from jobs.outputs.files import member_write_error
 from jobs.outputs.write_pool import LARGE, QUEUE, WritePool
 
@@ -157,7 +158,11 @@ def put_small(writers: WritePool, tmp_path: Path, name: str, data: bytes) -> Non
     writers.write_small(name.encode(), place(tmp_path, name), 0o666, memoryview(data), None)
 
 
-def test_small_files_are_all_there_after_draining(inline: WritePool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [files.COMPILED, False])
+def test_small_files_are_all_there_after_draining(
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    monkeypatch.setattr(write_pool, "COMPILED", compiled)
     data = {str(number): os.urandom(number % 5000) for number in range(500)}
     for name, content in data.items():
         put_small(inline, tmp_path, name, content)
