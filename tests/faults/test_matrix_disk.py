@@ -141,7 +141,7 @@ def test_a_full_disk_under_the_run_folder_leaves_state_whole(
         _, _, told = ended.err.partition("error: ")
         if told:
             assert told.startswith("writing ") and f"{logs}/" in told
-            assert "make room" in told or "Once that is fixed, run" in told
+            assert "free some space" in told or "Once that is fixed, run" in told
         resumed = here.resume(rc=None)
         if resumed.rc:
             assert "there is no run" in resumed.err
@@ -157,7 +157,7 @@ def test_a_log_folder_without_room_is_named_before_anything_is_made(
     (_mounted(here, logs, "size=4k") / "full").write_bytes(bytes(4096))
     ended = here.launch(rc=3)
     assert f"run folder (--log-dir) '{logs}/" in ended.err
-    assert "no space left; make room" in ended.err
+    assert "no space left; free some space" in ended.err
     assert here.cli.runs() == []
 
 

@@ -103,7 +103,7 @@ def test_jobs_of_a_cluster_that_is_gone_for_good_can_be_given_up(
     assert "cancel" in elsewhere.resume(rc=4).err
     assert "--abandon" in elsewhere.cli.run("cancel", rc=4).err
     done = elsewhere.cli.run("cancel", "--abandon")
-    assert "given up" in done.err and "on cluster old" in done.err
+    assert "abandoned" in done.err and "on cluster old" in done.err
     held.unlink()
     elsewhere.resume()
     assert elsewhere.over()["state"] == "done"
@@ -143,7 +143,7 @@ def test_a_run_is_found_on_its_cluster_once_slurm_clusters_is_unset(
         None,
     )
     assert state["stages"]["extract"]["pending"] == 4
-    assert "at work" in accounted.resume().err
+    assert "still active" in accounted.resume().err
     assert ids(accounted.slurm) == set() and ids(chosen.slurm) == before
     accounted.cli.run("cancel")
     assert ids(chosen.slurm) == set()
@@ -241,7 +241,7 @@ def test_jobs_that_the_site_renames_are_followed_and_cancelled_and_no_other(
     assert {row.name for row in renaming.slurm.squeue()} == {"lab_job"}
     renaming.wait(lambda: renaming.status()["stages"]["download"]["running"] == 1)
     assert renaming.status()["stages"]["extract"]["pending"] == 4
-    assert "at work" in renaming.resume().err
+    assert "still active" in renaming.resume().err
     renaming.cli.run("cancel")
     assert ids(renaming.slurm) == {mine}
     held.unlink()

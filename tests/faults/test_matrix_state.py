@@ -184,7 +184,7 @@ def test_a_run_folder_that_others_can_write_is_refused_until_it_is_closed(
     stopped.run.chmod(mode)
     for command in ("status", "resume"):
         ended = stopped.shop.run(stopped.cli, command, rc=1)
-        assert "written by others" in ended.err
+        assert "writable by others" in ended.err
     stopped.run.chmod(0o700)
     stopped.finish()
 

@@ -222,7 +222,7 @@ def test_no_secret_is_written_anywhere(engine: SlurmEngine, folder: RunFolder) -
         (Resources(sbatch_args=("--outp=x",)), "--output"),
         (Resources(sbatch_args=("-J x",)), "--job-name"),
         (Resources(sbatch_args=("--nice=1 -d afterok:1",)), "--dependency"),
-        (Resources(sbatch_args=("nice",)), "no option"),
+        (Resources(sbatch_args=("nice",)), "is not an sbatch option"),
         (Resources(sbatch_args=("--comment='x",)), "cannot be read"),
     ],
 )
