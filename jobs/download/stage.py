@@ -108,6 +108,9 @@ class _Downloads:
         )
         self._pool = pool
         self._extracts = extracts
+        self._damaged_before = (
+            frozenset() if self._remote else _damaged_shards(folder, before=attempt)
+        )
         self.streams_all = False  # not only tars of several parts
         self._lock = threading.Lock()
         self._halted: Problem | None = None
@@ -145,7 +148,7 @@ class _Downloads:
             shard,
             streams=self._streams(shard),
             extracts=self._extracts and before is None,
-            repaired=before is not None or self._was_damaged(shard),
+            repaired=before is not None or shard.id in self._damaged_before,
         )
         if before is not None:
             fetched = self._compared(shard, fetched, before)
@@ -169,15 +172,6 @@ class _Downloads:
         if shard.kind is not ShardKind.ARCHIVE:
             return False
         return shard.parts > 1 or (self.streams_all and self._extracts)
-
-    def _was_damaged(self, shard: Shard) -> bool:
-        """Whether an earlier attempt has found damage in the shard."""
-        return any(
-            item.item == shard.id and item.problem and item.problem.cause is Cause.BAD_ARCHIVE
-            for result in self._folder.load_results()
-            if result.stage is Stage.DOWNLOAD and result.attempt < self._attempt
-            for item in result.items
-        )
 
     def _evidence(self, shard: Shard) -> Fetched | None:
         """What an earlier attempt, or an earlier process of this one, tells of the shard."""
@@ -292,6 +286,17 @@ class _Downloads:
             problem = Problem(problem.cause, problem.message, shard.id, problem.member)
         log.error("%s: %s", shard.id, problem.message)
         return ItemResult(shard.id, problem.outcome, problem=problem)
+
+
+def _damaged_shards(folder: RunFolder, *, before: int) -> frozenset[str]:
+    """The shards in which attempts earlier than ``before`` found damage."""
+    return frozenset(
+        item.item
+        for result in folder.load_results()
+        if result.stage is Stage.DOWNLOAD and result.attempt < before
+        for item in result.items
+        if item.problem is not None and item.problem.cause is Cause.BAD_ARCHIVE
+    )
 
 
 def _bytes_of(fetched: Fetched) -> int:

@@ -17,7 +17,6 @@ from jobs.model import Digest, Layout, SourceFile
 from jobs.storage.safe_paths import junk_kind, quoted
 from jobs.storage.staging import MANIFEST, RECEIPT
 
-_COMPANIONS = ("README", "LICENSE", "LICENCE", "NOTICE", "COPYING", "CITATION", "DATASHEET")
 # Lists of digests and signatures, which are of the archives and not of what is in them.
 _LIST = re.compile(
     r".+\.(sha\d+|sha\d+sums?|md5|md5sums?)"
@@ -69,11 +68,6 @@ def is_git(name: str) -> bool:
     ``.gitkeep`` is not: somebody put it there to have its folder.
     """
     return _GIT.search(name) is not None
-
-
-def is_companion(name: str) -> bool:
-    """Whether a file describes the dataset (its card, its licence), and holds none of it."""
-    return "/" not in name and name.upper().startswith(_COMPANIONS)
 
 
 def extras(names: Collection[str]) -> dict[str, str]:

@@ -356,11 +356,6 @@ def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) 
     )
 
 
-def count_stage(state: RunState, stage: Stage, now: datetime) -> StageCount:
-    """``stage`` in numbers."""
-    return count_stages(state, now)[stage]
-
-
 def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     """Bytes of archives that are here, and of all of them (None where a source does not tell)."""
     left = set(state.shards_left)

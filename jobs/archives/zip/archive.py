@@ -68,11 +68,6 @@ class ZipArchive:
         """Entries in all parts."""
         return len(self._directory)
 
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of the content of all entries."""
-        return self._directory.data_bytes
-
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         members = self._inflated(part)
