@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -316,9 +317,13 @@ def _size(path: Path) -> int:
 def _check_distinct(shards: Sequence[Shard]) -> None:
     """Raise ``SourceError`` where one archive has two names: its records would come twice."""
     seen: dict[str, str] = {}
+    real_folder = functools.cache(os.path.realpath)
     for shard in shards:
         if shard.kind is ShardKind.ARCHIVE:
-            other = seen.setdefault(os.path.realpath(shard.files[0].locator), shard.name)
+            path = Path(shard.files[0].locator)
+            linked = path.is_symlink()
+            real = os.path.realpath(path if linked else f"{real_folder(path.parent)}/{path.name}")
+            other = seen.setdefault(real, shard.name)
             if other != shard.name:
                 raise SourceError(
                     f"{quoted(other)} and {quoted(shard.name)} are the same archive (a link?), so "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from jobs.errors import ClaimedError, EngineError
 from jobs.model import Plan, Stage, Submission, utc_now
@@ -43,6 +44,7 @@ class Planned:
             return cores()
         return self.request.tasks
 
+    @cached_property
     def draft(self) -> Submission:
         """The first submission, its jobs not yet known."""
         plan = self.plan
@@ -65,7 +67,7 @@ class Planned:
     def scripts(self) -> dict[Stage, str]:
         """What would be handed to the engine, by stage; nothing is touched."""
         engine = engine_named(self.engine)
-        return submission.scripts(self.folder, self.draft(), engine)
+        return submission.scripts(self.folder, self.draft, engine)
 
     def problems(self) -> list[str]:
         """What does not hold, though it must before anything is submitted; a line each."""
@@ -134,7 +136,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    first = planned.draft()
+    first = planned.draft
     if planned.request.download_on == "login" and planned.engine != "local":
         running.download_here(folder, first, on_tick=on_tick)
     else:
