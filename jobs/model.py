@@ -38,6 +38,7 @@ class SourceKind(str, Enum):
 
     HUB = "hub"
     URL = "url"
+    DOI = "doi"
     LOCAL = "local"
 
 
@@ -239,14 +240,22 @@ class SourceRef(Struct, frozen=True):
     """The source a plan was made from."""
 
     kind: SourceKind
-    locator: str  # repository, first URL without secrets, or path
-    revision: str | None = None  # pinned commit
+    locator: str  # repository, first URL without secrets, DOI, or path
+    revision: str | None = None  # pinned: a commit, the DOI of a version, or its number
     repo_type: str = "dataset"
-    endpoint: str | None = None  # of the Hub, where it is not the public one
+    endpoint: str | None = None  # of the Hub, where it is not the public one; of a DOI's repository
     license: str | None = None
     include: tuple[str, ...] = ()  # globs that chose its files
     exclude: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()  # files of a local folder that are no part of its tree
+
+    @property
+    def pinned_name(self) -> str:
+        """The locator and what pins its version, as people read them."""
+        if self.revision is None or self.revision == self.locator:
+            return self.locator
+        revision = self.revision[:12] if self.kind is SourceKind.HUB else self.revision
+        return f"{self.locator} @ {revision}"
 
 
 class Plan(Struct, frozen=True):

@@ -21,7 +21,7 @@ class SourceRequest:
     """What a user asks of a source."""
 
     kind: SourceKind
-    locators: tuple[str, ...]  # one repository, one path, or one URL or more
+    locators: tuple[str, ...]  # one repository, DOI or path, or one URL or more
     files: tuple[str, ...] = ()  # of a repository: just these
     include: tuple[str, ...] = ()  # globs on names
     exclude: tuple[str, ...] = ()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
 import time
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
@@ -23,7 +25,7 @@ from jobs.transfer.responses import (
     is_page,
     refused,
 )
-from jobs.transfer.target import Target, quoted_url
+from jobs.transfer.target import Target, quoted_url, redact
 
 if TYPE_CHECKING:
     from jobs.transfer.connection import ConnectionPool, HttpResponse
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
 _STALL_S = 30.0
 _ATTEMPTS = 4
 _MOST_WAIT_S = 30.0  # at launch a person is waiting
+_MOST_JSON = 256 << 20  # bytes of an answer of an API; 100,000 files take 80 MB
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,24 @@ class Probe:
     name: str | None  # of Content-Disposition
     head: bytes
     labelled_page: bool = False  # its headers call it a web page
+
+
+def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """HTTP headers with the values of the environment now; never to be shown or kept.
+
+    ``header_env`` pairs names of headers with variables. Raises ``SourceError`` for one not set.
+    """
+    headers = {}
+    for name, variable in header_env:
+        value = os.environ.get(variable)
+        if value is None:
+            raise SourceError(
+                f"--header {name}: the environment variable {variable} is not set; export it "
+                "in this shell (Slurm passes it on to the jobs)",
+                cause=Cause.AUTHENTICATION,
+            )
+        headers[name] = value.strip()
+    return headers
 
 
 def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Probe:
@@ -55,18 +78,12 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Pr
 def _probed(
     url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
 ) -> Probe:
-    from jobs.transfer.connection import ConnectionPool  # it loads requests
-
-    def ask() -> Probe:
+    def ask(wire: ConnectionPool) -> Probe:
         found = _asked(wire, Target(url, headers), most)
         judge(found)
         return found
 
-    wire = ConnectionPool(1, _STALL_S)
-    try:
-        return _patiently(ask)
-    finally:
-        wire.close()
+    return _patiently(ask)
 
 
 def _refuse_page(url: str, found: Probe) -> None:
@@ -89,18 +106,59 @@ def fetch_text(url: str, headers: Mapping[str, str], most: int) -> str | None:
     return found.head.decode("utf-8", "replace") if (found.size or 0) <= most else None
 
 
-def _patiently(ask: Callable[[], Probe]) -> Probe:
-    for attempt in range(1, _ATTEMPTS + 1):
+def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
+    """The JSON that an API answers ``url`` with; redirects are followed.
+
+    Raises ``SourceError``, also where the answer is no JSON.
+    """
+
+    def ask(wire: ConnectionPool) -> Any:
+        found = _asked(wire, Target(url, headers), _MOST_JSON)
         try:
-            return ask()
-        except RetryLater as again:
-            wait_s = again.wait_s
-            if wait_s is None:
-                wait_s = backoff_s(attempt, 1.0)
-            if attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
-                raise again.error from None
-            time.sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
+            return json.loads(found.head)
+        except ValueError:
+            page = magic.is_page(found.head, labelled=found.labelled_page)
+            fact = "a web page (of a login or a proxy?)" if page else "something else"
+            raise RetryLater(
+                SourceError(
+                    f"{redact(url)} answers with {fact} instead of JSON; check the network and "
+                    "the address, and try again later",
+                    cause=Cause.NETWORK,
+                )
+            ) from None
+
+    return _patiently(ask)
+
+
+def final_address(url: str) -> str:
+    """Where the redirects of ``url`` end, whatever is there; raises ``SourceError``."""
+
+    def ask(wire: ConnectionPool) -> str:
+        reply = wire.get(Target(url), {"Range": "bytes=0-0"}, name=redact(url))
+        reply.close()
+        return reply.url
+
+    return _patiently(ask)
+
+
+def _patiently(ask: Callable[[ConnectionPool], T]) -> T:
+    from jobs.transfer.connection import ConnectionPool  # it loads requests
+
+    wire = ConnectionPool(1, _STALL_S)
+    try:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return ask(wire)
+            except RetryLater as again:
+                wait_s = again.wait_s
+                if wait_s is None:
+                    wait_s = backoff_s(attempt, 1.0)
+                if attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
+                    raise again.error from None
+                time.sleep(wait_s)
+        raise AssertionError("the last attempt returns or raises")
+    finally:
+        wire.close()
 
 
 def _asked(wire: ConnectionPool, target: Target, most: int) -> Probe:
@@ -130,13 +188,13 @@ def _head(reply: HttpResponse, name: str, most: int) -> bytes:
     from jobs.transfer.connection import CONNECTION_ERRORS, connection_error
 
     body = DecodedBody(reply.headers, name=name, size=None)
-    head = b""
+    head = bytearray()
     try:
         while len(head) < most and (data := reply.read(min(most, MOST_CODED))):
             head += body.file_bytes(data)
     except CONNECTION_ERRORS as error:
         raise connection_error(error, name=name, url=reply.url, stall_s=_STALL_S) from None
-    return head[:most]
+    return bytes(head[:most])
 
 
 def _disposition(headers: Mapping[str, str]) -> str | None:

@@ -18,6 +18,10 @@ def open_source(request: SourceRequest) -> Source:
         from jobs.sources.url import UrlSource
 
         return UrlSource.open(request)
+    if request.kind is SourceKind.DOI:
+        from jobs.sources.doi import DoiSource
+
+        return DoiSource.open(request)
     from jobs.sources.local import LocalSource
 
     return LocalSource.open(request)
@@ -41,6 +45,10 @@ def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Sour
         from jobs.sources.url import UrlSource
 
         return UrlSource.reopen(ref, options, private)
+    if ref.kind is SourceKind.DOI:
+        from jobs.sources.doi import DoiSource
+
+        return DoiSource.reopen(ref, options)
     from jobs.sources.local import LocalSource
 
     return LocalSource.reopen(ref, options.layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -127,17 +126,7 @@ class UrlSource:
     # At launch ------------------------------------------------------------------------------
 
     def _headers(self) -> dict[str, str]:
-        headers = {}
-        for name, variable in self._request.header_env:
-            value = os.environ.get(variable)
-            if value is None:
-                raise SourceError(
-                    f"--header {name}: the environment variable {variable} is not set; export it "
-                    "in this shell (Slurm passes it on to the jobs)",
-                    cause=Cause.AUTHENTICATION,
-                )
-            headers[name] = value.strip()
-        return headers
+        return http_probe.header_values(self._request.header_env)
 
     def _chosen(self) -> ShardSelection:
         if self._choice is None:

@@ -16,6 +16,9 @@ _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
 _HUB_PAGE = re.compile(r"/(?:datasets/|spaces/)?[^/]+/[^/]+(?:/(?:tree|viewer)(?:/.*)?)?/?")
+# Pages of a record: https://zenodo.org/records/ID (InvenioRDM), https://figshare.com/articles/…/ID.
+INVENIO_PAGE = re.compile(r"/records?/([A-Za-z0-9-]+)/?")
+FIGSHARE_PAGE = re.compile(r"/articles/(?:[^/]+/)*?(\d+)(?:/\d+)?/?")
 _PAGE_SITES = ("dropbox.com", "google.com", "huggingface.co", "hf.co", "github.com", "gitlab.com")
 _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
@@ -148,6 +151,8 @@ def page_hint(url: str) -> str | None:
         )
     if host == "drive.google.com" and "/folders/" in path:
         return "copy that folder with rclone or gdown, and give the copy as --local-path"
+    if is_record_page(url):
+        return "if it is a record of Zenodo, Figshare or a Dataverse, give it, or its DOI, to --doi"
     if "/-/blob/" in path:
         return "write /-/raw/ in place of /-/blob/ (GitLab)"
     if host.endswith("github.com") and "/blob/" in path:
@@ -157,6 +162,20 @@ def page_hint(url: str) -> str | None:
     if "/blob/" in path:
         return "write /resolve/ in place of /blob/, or give it to --hf-repo (Hugging Face Hub)"
     return None
+
+
+def is_record_page(url: str) -> bool:
+    """Whether an address has the form of a record's page at a repository with DOIs."""
+    path = urllib.parse.urlsplit(url).path
+    is_page = INVENIO_PAGE.fullmatch(path) or FIGSHARE_PAGE.fullmatch(path)
+    return bool(is_page or persistent_id(url))
+
+
+def persistent_id(url: str) -> str | None:
+    """The DOI in the address of a page of a Dataverse."""
+    query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
+    value = query.get("persistentId", [""])[0]
+    return value.removeprefix("doi:") if value.startswith("doi:") else None
 
 
 def check_distinct(addresses: Sequence[ListedUrl]) -> None:

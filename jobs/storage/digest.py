@@ -36,7 +36,15 @@ def _blake3() -> Hasher:
     return blake3()  # type: ignore[return-value]  # its stubs return blake3, not None
 
 
-HEX_LENGTHS = {"crc32": 8, "md5": 32, "sha1": 40, "git-sha1": 40, "sha256": 64, "blake3": 64}
+HEX_LENGTHS = {
+    "crc32": 8,
+    "md5": 32,
+    "sha1": 40,
+    "git-sha1": 40,
+    "sha256": 64,
+    "sha512": 128,
+    "blake3": 64,
+}
 
 
 def new(algorithm: str, *, size: int | None = None) -> Hasher:
@@ -58,6 +66,6 @@ def new(algorithm: str, *, size: int | None = None) -> Hasher:
         return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
     if algorithm in ("md5", "sha1"):
         return hashlib.new(algorithm, usedforsecurity=False)
-    if algorithm == "sha256":
-        return hashlib.sha256()
+    if algorithm in ("sha256", "sha512"):
+        return hashlib.new(algorithm)
     raise ValueError(f"unknown digest {algorithm!r}; known: {', '.join(HEX_LENGTHS)}")

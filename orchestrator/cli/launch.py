@@ -22,7 +22,11 @@ _source = options.stack(
         metavar="PATH",
         help="Only this file or folder of it; may be repeated.",
     ),
-    click.option("--revision", help="Branch, tag or commit.  [default: main, pinned at launch]"),
+    click.option(
+        "--revision",
+        help="Branch, tag or commit; of a DOI, a version's number.  [default: the latest, pinned "
+        "at launch]",
+    ),
     click.option(
         "--repo-type",
         type=click.Choice(["dataset", "model", "space"]),
@@ -56,6 +60,11 @@ _source = options.stack(
         help="Send HTTP header NAME with the value of an environment variable.",
     ),
     click.option(
+        "--doi",
+        metavar="DOI",
+        help="DOI of a dataset at Zenodo, Figshare or a Dataverse, such as 10.5281/zenodo.1234567.",
+    ),
+    click.option(
         "--local-path",
         type=options.FOLDER,
         help="An archive, a folder of archives, or a dataset's folder.",
@@ -79,7 +88,7 @@ _source = options.stack(
         metavar="GLOB",
         help="Files that match are the pieces of one archive; none: no file is a piece.",
     ),
-    title="Source (the Hub, URLs, or a local path)",
+    title="Source (the Hub, URLs, a DOI, or a local path)",
 )
 
 _dataset = options.stack(
@@ -331,6 +340,7 @@ def command(ctx: click.Context, /, **values: Any) -> int:
     Examples:
       websight-orchestrate launch --hf-repo org/WebSight-v2 --dest /scratch/websight
       websight-orchestrate launch --url 'https://host/shard-{000..099}.tar.gz' --dry-run
+      websight-orchestrate launch --doi 10.5281/zenodo.1234567 --dest /scratch/data
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from jobs.storage import atomic

@@ -31,10 +31,9 @@ def plan_lines(planned: Planned) -> list[str]:
     archives = sum(shard.kind is ShardKind.ARCHIVE for shard in plan.shards)
     parts = len(plan.parts())
     tasks = len(planned.draft.of_stage(Stage.EXTRACT))
-    revision = f" @ {plan.source.revision[:12]}" if plan.source.revision else ""
     lines = [
         f"Run       {plan.run_id}",
-        f"Source    {plan.source.kind.value} {plan.source.locator}{revision}",
+        f"Source    {plan.source.kind.value} {plan.source.pinned_name}",
         f"Shards    {len(plan.shards):,} ({archives:,} archives), {_total(plan)}",
         f"To        {plan.dest}",
         f"Archives  {plan.temp}{' (kept)' if plan.options.keep_archive else ''}",

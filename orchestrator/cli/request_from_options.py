@@ -143,12 +143,17 @@ def _source(
     )
 
 
-_FLAG = {SourceKind.HUB: "hf-repo", SourceKind.URL: "url", SourceKind.LOCAL: "local-path"}
+_FLAG = {
+    SourceKind.HUB: "hf-repo",
+    SourceKind.URL: "url",
+    SourceKind.DOI: "doi",
+    SourceKind.LOCAL: "local-path",
+}
 _BELONGS = {
     "hf_files": (SourceKind.HUB,),
-    "revision": (SourceKind.HUB,),
+    "revision": (SourceKind.HUB, SourceKind.DOI),
     "sha256": (SourceKind.URL,),
-    "headers": (SourceKind.URL,),
+    "headers": (SourceKind.URL, SourceKind.DOI),
 }
 _SPELLED = {"hf_files": "hf-file", "headers": "header"}
 
@@ -171,12 +176,14 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
         given.append((SourceKind.HUB, (values["hf_repo"],)))
     if urls:
         given.append((SourceKind.URL, tuple(urls)))
+    if values["doi"]:
+        given.append((SourceKind.DOI, (values["doi"],)))
     if values["local_path"]:
         given.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
     if len(given) != 1:
         raise UsageError(
             "launch needs exactly one source: --hf-repo REPO, --url URL (or --url-list FILE), "
-            f"or --local-path PATH; {'none' if not given else 'more than one'} was given"
+            f"--doi DOI, or --local-path PATH; {'none' if not given else 'more than one'} was given"
         )
     return given[0]
 

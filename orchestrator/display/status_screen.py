@@ -145,13 +145,10 @@ def _jobs(ids: list[str]) -> str:
 
 def _source(state: RunState) -> str:
     source = state.plan.source
-    name = source.locator
-    if source.revision:
-        name += f" @ {source.revision[:12]}"
     known = [shard.size for shard in state.plan.shards if shard.size is not None]
     amount = f", {units.size(sum(known))}" if len(known) == len(state.plan.shards) else ""
-    kind = {SourceKind.HUB: "Hub ", SourceKind.URL: "", SourceKind.LOCAL: ""}[source.kind]
-    return f"{kind}{name} ({units.plural(len(state.plan.shards), 'shard')}{amount})"
+    kind = {SourceKind.HUB: "Hub ", SourceKind.DOI: "DOI "}.get(source.kind, "")
+    return f"{kind}{source.pinned_name} ({units.plural(len(state.plan.shards), 'shard')}{amount})"
 
 
 def _field(name: str, text: str, look: TerminalStyle) -> str:

@@ -1,4 +1,4 @@
-"""What every source promises, held against the Hub, URLs and folders."""
+"""What every source promises, held against the Hub, URLs, DOIs and folders."""
 
 from __future__ import annotations
 
@@ -17,10 +17,19 @@ from jobs.runtime.progress import Progress
 from jobs.sources.base import Source, SourceRequest, key_of
 from jobs.sources.registry import open_source, reopen
 from jobs.storage import atomic
+from jobs.storage import digest as digests
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
+from tests.support.servers.doiserver import DoiServer
 from tests.support.servers.hubserver import HubServer
-from tests.support.servers.origins import REPO, HubOrigins, Mirror, Origins, UrlOrigins
+from tests.support.servers.origins import (
+    REPO,
+    DoiOrigins,
+    HubOrigins,
+    Mirror,
+    Origins,
+    UrlOrigins,
+)
 
 # Beginnings that are archives' own, and bodies that are long enough to be cut.
 FILES = {
@@ -96,7 +105,9 @@ class SourceContract:
         for shard in source.shards():
             digest = shard.files[0].digest
             assert digest is not None
-            assert digest.hex == hashlib.sha256(FILES[shard.name]).hexdigest()
+            hasher = digests.new(digest.algorithm)
+            hasher.update(FILES[shard.name])
+            assert digest.hex == hasher.hexdigest()
 
     def test_a_compute_node_gets_the_bytes(
         self, offer: Offer, source: Source, tmp_path: Path
@@ -189,6 +200,61 @@ class TestUrl(SourceContract):
     def check_hint(self, message: str) -> None:
         assert "pages-3.tar.gz" in message
         assert "check the address" in message
+
+
+class DoiContract(SourceContract):
+    """Of each repository; ``publish`` is called once."""
+
+    origin: str
+    bytes_from: str  # pattern of paths
+    header: tuple[tuple[str, str], ...] = ()
+
+    def publish(self, server: DoiServer) -> str:
+        raise AssertionError("every repository has its own way")
+
+    @pytest.fixture
+    def offer(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Offer]:
+        with DoiServer() as server:
+            origins = DoiOrigins(server, self.origin, self.bytes_from)
+            for name, value in origins.env.items():
+                monkeypatch.setenv(name, value)
+            request = SourceRequest(SourceKind.DOI, (self.publish(server),), header_env=self.header)
+            missing = replace(request, locators=("10.5281/zenodo.404",))
+            yield Offer(request, missing, Options(header_env=self.header), origins)
+
+    def check_hint(self, message: str) -> None:
+        assert "10.5281/zenodo.404" in message
+        assert "check its spelling" in message
+
+    def test_the_version_is_pinned(self, offer: Offer) -> None:
+        ref = open_source(offer.request).describe()
+        assert ref.locator == offer.request.locators[0]
+        assert ref.revision is not None
+        assert ref.license is not None
+
+
+class TestZenodo(DoiContract):
+    origin, bytes_from = "zenodo", "/api/records/*/content"
+    header = (("Authorization", "REPOSITORY_TOKEN"),)
+
+    def publish(self, server: DoiServer) -> str:
+        server.publish_zenodo(7, FILES, concept=6, restricted=True)
+        return "10.5281/zenodo.6"
+
+
+class TestFigshare(DoiContract):
+    origin, bytes_from = "figshare", "/download/files/*"
+
+    def publish(self, server: DoiServer) -> str:
+        return server.publish_figshare(8, [[], list(FILES.items())])
+
+
+class TestDataverse(DoiContract):
+    origin, bytes_from = "dataverse", "/dataverse/api/access/datafile/*"
+    header = (("X-Dataverse-key", "REPOSITORY_KEY"),)
+
+    def publish(self, server: DoiServer) -> str:
+        return server.publish_dataverse("PAGES", [{}, FILES], restricted=list(FILES))
 
 
 class TestLocal(SourceContract):

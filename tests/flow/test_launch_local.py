@@ -20,6 +20,7 @@ from examples import samples
 from examples.samples import tree_digest
 from tests.support.cli import Cli, Done, under_limit
 from tests.support.servers import faults
+from tests.support.servers.doiserver import DoiServer
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -209,6 +210,29 @@ def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
     assert hub.token not in done.out + done.err
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert [path for path in written if hub.token.encode() in path.read_bytes()] == []
+
+
+def test_a_dataset_behind_a_doi_comes_as_its_record_says(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    with DoiServer() as server:
+        files = {path.name: path.read_bytes() for path in shards.iterdir()}
+        doi = server.publish_zenodo(7, files, concept=6, restricted=True)
+        shell = cli.having(**server.env, ZENODO_TOKEN=server.invenio_token)
+        words = ("--doi", "https://doi.org/10.5281/zenodo.6")
+        refused = launch(shell, tmp_path / "data", *words, rc=None)
+        assert refused.rc != 0
+        assert "not public" in refused.err
+        login = ("--header", "Authorization=ZENODO_TOKEN")
+        done = launch(shell, tmp_path / "data", *words, *login)
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    receipt = json.loads((tmp_path / "data/RECEIPT.json").read_bytes())
+    assert receipt["source"]["locator"] == "10.5281/zenodo.6"
+    assert receipt["source"]["revision"] == doi
+    assert all(shard["digest_verified"] for shard in receipt["shards"])
+    assert f"10.5281/zenodo.6 @ {doi}" in done.err + done.out
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert [path for path in written if server.key.encode() in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("stage", ["download", "finalize"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jobs.model import SourceKind
 from jobs.sources.base import SourceRequest
+from tests.support.servers.doiserver import DoiServer
 from tests.support.servers.faults import Fault
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer, WebServer
@@ -97,6 +98,19 @@ class HubOrigins(Origins):
 
     def words(self, request: SourceRequest, folder: Path) -> list[str]:
         return ["--hf-repo", REPO, "--hf-file", request.files[0]]
+
+
+class DoiOrigins(Origins):
+    """A repository with DOIs; ``pattern`` is of the paths that its bytes come from."""
+
+    kind = SourceKind.DOI
+
+    def __init__(self, server: DoiServer, origin: str, pattern: str) -> None:
+        self.server = server
+        self.first, self.pattern = origin, pattern
+        token = {"REPOSITORY_TOKEN": server.invenio_token, "REPOSITORY_KEY": server.key}
+        self.env = {**server.env, **token}
+        self.secrets = (server.key,)
 
 
 class UrlOrigins(Origins):

@@ -1,0 +1,180 @@
+"""A dataset behind a DOI: the record of a repository, one version of it, its files by address."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Options, Shard, SourceFile, SourceKind, SourceRef
+from jobs.runtime import background
+from jobs.sources import doi_records, file_names, http_probe
+from jobs.sources.base import Expect, SourceRequest
+from jobs.sources.doi_records import Record
+from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.storage.safe_paths import quoted
+from jobs.transfer.target import Target, origin_of
+
+if TYPE_CHECKING:
+    from jobs.storage.folder_listing import FolderListing
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
+
+_MOST_HEADS = 64  # files that are looked into at launch; repositories count requests
+_AT_ONCE = 8
+
+
+class DoiSource:
+    """The files of one version of a record at Zenodo, Figshare or a Dataverse.
+
+    The record is read once, at launch. The plan keeps the addresses of that version's files with
+    their sizes and digests; header values come from the environment each time, and go to the
+    repository alone.
+    """
+
+    def __init__(self, request: SourceRequest, ref: SourceRef | None = None) -> None:
+        self._request = request
+        self._ref = ref
+        self._record: Record | None = None
+        self._choice: ShardSelection | None = None
+
+    @classmethod
+    def open(cls, request: SourceRequest) -> DoiSource:
+        if len(request.locators) != 1:
+            raise SourceError("--doi takes one DOI", cause=Cause.USAGE)
+        doi_records.parse_locator(request.locators[0])
+        return cls(request)
+
+    @classmethod
+    def reopen(cls, ref: SourceRef, options: Options) -> DoiSource:
+        return cls(
+            SourceRequest(SourceKind.DOI, (ref.locator,), header_env=options.header_env), ref
+        )
+
+    def describe(self) -> SourceRef:
+        if self._ref is None:
+            record = self._read()
+            self._ref = SourceRef(
+                SourceKind.DOI,
+                record.doi,
+                revision=record.version,
+                endpoint=record.api,
+                license=record.license,
+                include=self._request.include,
+                exclude=self._request.exclude,
+            )
+        return self._ref
+
+    def shards(self) -> Sequence[Shard]:
+        return self._chosen().shards
+
+    def private(self) -> dict[str, str]:
+        return {}  # the addresses in a record hold no secret
+
+    def notes(self) -> tuple[str, ...]:
+        return self._chosen().notes
+
+    def path(self, file: SourceFile) -> Path | None:
+        return None
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
+        """Never: a record holds files."""
+        raise SourceError(f"{quoted(shard.name)} is not a folder")
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        out: Path,
+        transfer: Transfer,
+        *,
+        expect: Expect | None = None,
+        arrivals: Listener | None = None,
+    ) -> Received:
+        target = Target(file.locator, self._headers_for(file.locator))
+        return transfer.fetch(
+            lambda: target,
+            out,
+            name=file.name,
+            size=file.size,
+            digest=file.digest,
+            expect=expect,
+            arrivals=arrivals,
+        )
+
+    def _headers_for(self, url: str) -> Mapping[str, str]:
+        """The user's headers where ``url`` is the repository's own, and none elsewhere."""
+        headers = http_probe.header_values(self._request.header_env)
+        api = self.describe().endpoint
+        return headers if api is not None and origin_of(api) == origin_of(url) else {}
+
+    # At launch ------------------------------------------------------------------------------
+
+    def _read(self) -> Record:
+        if self._record is None:
+            doi, page = doi_records.parse_locator(self._request.locators[0])
+            self._record = doi_records.read_record(
+                doi,
+                page,
+                self._request.revision,
+                http_probe.header_values(self._request.header_env),
+            )
+        return self._record
+
+    def _chosen(self) -> ShardSelection:
+        if self._choice is None:
+            self._choice = self._choose()
+        return self._choice
+
+    def _choose(self) -> ShardSelection:
+        request, record = self._request, self._read()
+        listed = _distinct(record.files)
+        kept = set(file_names.chosen((f.name for f in listed), request.include, request.exclude))
+        files = [file for file in listed if file.name in kept]
+        self._check_open(record, files)
+        addresses = {file.name: file.locator for file in files}
+
+        def read(names: Sequence[str]) -> dict[str, bytes]:
+            heads = background.map_interruptible(
+                lambda name: self._head(addresses[name]), names, _AT_ONCE
+            )
+            return dict(zip(names, heads, strict=True))
+
+        found = sort_out(files, request, Look(read, _MOST_HEADS), where=record.page)
+        choice = ShardSelection(shards_of(found), notes_of(found, record.page))
+        if choice.shards:  # find out now, not in the job, whether the files may be read
+            self._head(choice.shards[0].files[0].locator)
+        return choice
+
+    def _check_open(self, record: Record, files: Sequence[SourceFile]) -> None:
+        """Raise ``SourceError`` (``GATED``) for files that need a login, where none is given."""
+        closed = [file.name for file in files if file.name in record.closed]
+        if closed and not self._request.header_env:
+            raise SourceError(
+                f"{record.page}: access to {file_names.first_names(closed)} is restricted; ask for "
+                "it there and give your API token with --header X-Dataverse-key=VARIABLE, or leave "
+                "these files out with --exclude",
+                cause=Cause.GATED,
+            )
+
+    def _head(self, url: str) -> bytes:
+        return http_probe.probe(url, self._headers_for(url)).head
+
+
+def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:
+    """``files``, each under a name of its own: Figshare allows one name for several files.
+
+    Of these each gets a folder, named by the last part of its address.
+    """
+    counts = collections.Counter(file.name for file in files)
+    return [
+        file
+        if counts[file.name] == 1
+        else structs.replace(file, name=f"{file.locator.rpartition('/')[2]}/{file.name}")
+        for file in files
+    ]

@@ -1,0 +1,343 @@
+"""What a repository's JSON API says of a DOI: the files of one version, their sizes and digests.
+
+Read are InvenioRDM (Zenodo and others), Figshare and Dataverse:
+https://developers.zenodo.org and https://inveniordm.docs.cern.ch/reference/rest_api_drafts_records,
+https://docs.figshare.com, https://guides.dataverse.org/en/latest/api/native-api.html.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Digest, SourceFile
+from jobs.sources import http_probe
+from jobs.sources.url_lists import FIGSHARE_PAGE, INVENIO_PAGE, is_record_page, persistent_id
+from jobs.storage import digest
+from jobs.storage.safe_paths import quoted
+from jobs.transfer.target import origin_of, redact
+
+Json = Any  # of a server: every access is guarded by `read_record`
+FIGSHARE_API = "https://api.figshare.com"
+_RESOLVER = "https://doi.org"
+# https://www.doi.org/doi-handbook: a prefix, a slash, and nearly anything.
+_DOI = re.compile(r"10\.\d{4,9}(?:\.\d+)*/\S+")
+_DOI_SITES = ("doi.org", "dx.doi.org", "www.doi.org")
+_FIGSHARE_VERSION = re.compile(r"\.v(\d+)$")
+_FIGSHARE_FILES = 1000  # on one page of its answer; without asking it is 10
+_ALGORITHMS = {"SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512", "MD5": "md5"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One version of a published dataset."""
+
+    doi: str  # as it was asked for; may be that of all versions
+    version: str  # what pins it: the DOI of this version, or of Dataverse the version's number
+    page: str  # where a person sees it
+    api: str  # scheme, host and port of the API, which alone gets the user's headers
+    files: tuple[SourceFile, ...]
+    closed: frozenset[str] = frozenset()  # names of the files that not everybody may read
+    license: str | None = None
+
+
+def parse_locator(text: str) -> tuple[str | None, str | None]:
+    """The DOI, or else the address of a record's page, that a user means; ``SourceError``.
+
+    A DOI comes bare, behind ``doi:``, or as an address of doi.org or of Dataverse.
+    """
+    text = text.strip()
+    doi = text.partition(":")[2] if text.lower().startswith("doi:") else text
+    if text.startswith(("http://", "https://")):
+        parts = urllib.parse.urlsplit(text)
+        doi = persistent_id(text) or ""
+        if parts.hostname in _DOI_SITES:
+            doi = urllib.parse.unquote(parts.path).strip("/")
+        elif not doi and is_record_page(text):
+            return None, text
+    doi = doi.strip().strip("/")
+    if not _DOI.fullmatch(doi):
+        raise SourceError(
+            f"--doi {quoted(redact(text))} is not a DOI; write it as 10.5281/zenodo.1234567, or "
+            "give its address at doi.org",
+            cause=Cause.USAGE,
+        )
+    return doi, None
+
+
+def read_record(
+    doi: str | None, page: str | None, revision: str | None, headers: Mapping[str, str]
+) -> Record:
+    """Ask the repository that has ``doi``, or the one of ``page``, for one version of a record.
+
+    ``revision``: a version's number, at Figshare and Dataverse; None: the one that the DOI means,
+    which is the latest one where it is the DOI of all versions. ``headers`` go to the repository
+    alone. Raises ``SourceError``.
+    """
+    page = page or _landing_page(doi or "")
+    reader = _reader(page)
+    if reader is None:
+        page = http_probe.final_address(page)  # such as /doi/10.5281/…, which sends to the record
+        reader = _reader(page)
+    if reader is None:
+        raise SourceError(
+            f"DOI {quoted(doi or page)} belongs to {redact(page)}, which is not a record of "
+            "Zenodo (or another InvenioRDM), Figshare or Dataverse; open that page, and give the "
+            "addresses of its files with --url",
+            cause=Cause.UNSUPPORTED,
+        )
+    try:
+        return reader(doi, page, revision, headers)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise SourceError(
+            f"{redact(page)}: the repository's answer does not have the expected form "
+            f"({type(error).__name__}); give the addresses of its files with --url"
+        ) from error
+    except SourceError as error:
+        if error.cause is not Cause.NOT_FOUND:
+            raise
+        what = f"version {quoted(revision)} of it" if revision else "such record (any more)"
+        raise SourceError(
+            f"{redact(page)}: the repository has no {what}; check the DOI"
+            + (" and --revision" if revision else ""),
+            cause=Cause.NOT_FOUND,
+        ) from None
+
+
+def _landing_page(doi: str) -> str:
+    """The address that a DOI is registered with (https://www.doi.org/doi-handbook, proxy API)."""
+    resolver = (os.environ.get("DOI_RESOLVER") or _RESOLVER).rstrip("/")
+    try:
+        answer = http_probe.fetch_json(
+            f"{resolver}/api/handles/{urllib.parse.quote(doi)}?type=URL", {}
+        )
+        found = [one["data"]["value"] for one in answer["values"] if one["type"] == "URL"]
+        origin_of(found[0])
+        return str(found[0])
+    except SourceError as error:
+        if error.cause is not Cause.NOT_FOUND:
+            raise
+    except (KeyError, TypeError, ValueError, IndexError):
+        pass
+    raise SourceError(
+        f"DOI {quoted(doi)} is not registered at {resolver}; check its spelling (a DOI that was "
+        "only reserved works once its record is published)",
+        cause=Cause.NOT_FOUND,
+    )
+
+
+def _reader(
+    page: str,
+) -> Callable[[str | None, str, str | None, Mapping[str, str]], Record] | None:
+    path = urllib.parse.urlsplit(page).path
+    if persistent_id(page):
+        return _dataverse
+    if FIGSHARE_PAGE.fullmatch(path):
+        return _figshare
+    return _invenio if INVENIO_PAGE.fullmatch(path) else None
+
+
+def _origin(url: str) -> str:
+    parts = urllib.parse.urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+# Zenodo and other InvenioRDM -------------------------------------------------------------------
+
+
+def _invenio(
+    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+) -> Record:
+    """A record's DOI is of one version; the one of all versions leads to the latest record."""
+    if revision:
+        raise SourceError(
+            f"--revision {quoted(revision)}: {_origin(page)} gives each version a DOI of its own; "
+            "give that one to --doi, without --revision",
+            cause=Cause.USAGE,
+        )
+    match = INVENIO_PAGE.fullmatch(urllib.parse.urlsplit(page).path)
+    assert match is not None  # `_reader` chose by it
+    api = _origin(page)
+    record = http_probe.fetch_json(f"{api}/api/records/{match[1]}", headers)
+    metadata = record["metadata"]
+    own = record.get("doi") or record["pids"]["doi"]["identifier"]
+    page = f"{api}/records/{record['id']}"
+    access = metadata.get("access_right") or (record.get("access") or {}).get("files")
+    is_closed = access not in (None, "open", "public")
+    listed = record.get("files")
+    if isinstance(listed, dict) and not (is_closed and not headers):
+        answer = http_probe.fetch_json(f"{api}/api/records/{record['id']}/files", headers)
+        listed = answer["entries"]
+    if not listed or isinstance(listed, dict):
+        raise _no_files(page, is_closed)
+    rights = metadata.get("license") or next(iter(metadata.get("rights") or ()), None)
+    return Record(
+        doi=doi or own,
+        version=own,
+        page=page,
+        api=api,
+        files=tuple(_invenio_file(file) for file in listed),
+        license=_license(rights),
+    )
+
+
+def _invenio_file(file: Json) -> SourceFile:
+    links = file["links"]
+    algorithm, _, value = (file.get("checksum") or "").partition(":")
+    return SourceFile(
+        file["key"],
+        redact(links.get("content") or links["self"]),
+        file.get("size"),
+        _digest(algorithm, value),
+    )
+
+
+# Figshare --------------------------------------------------------------------------------------
+
+
+def _figshare(
+    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+) -> Record:
+    """The API is one for all portals; a version's DOI ends in ``.vN``."""
+    match = FIGSHARE_PAGE.fullmatch(urllib.parse.urlsplit(page).path)
+    assert match is not None  # `_reader` chose by it
+    meant = _FIGSHARE_VERSION.search(doi or "")
+    if meant and revision and revision.removeprefix("v") != meant[1]:
+        raise SourceError(
+            f"--revision {quoted(revision)} and the version of the DOI, {meant[1]}, differ; give "
+            "only one of them",
+            cause=Cause.USAGE,
+        )
+    api = (os.environ.get("FIGSHARE_API") or FIGSHARE_API).rstrip("/")
+    article = f"{api}/v2/articles/{match[1]}"
+    number = meant[1] if meant else (revision or "").removeprefix("v")
+    number = number or str(http_probe.fetch_json(article, headers)["version"])
+    version = f"{article}/versions/{urllib.parse.quote(number, safe='')}"
+    told = http_probe.fetch_json(version, headers)
+    page = told.get("figshare_url") or told.get("url_public_html") or page
+    if told.get("download_disabled"):
+        raise _no_files(page, True)
+    # The article itself lists ten files at most, and does not say that there are more.
+    listed = list(_figshare_files(f"{version}/files", headers))
+    if not listed:
+        raise _no_files(page, bool(told.get("is_embargoed") or told.get("is_confidential")))
+    elsewhere = [file["name"] for file in listed if file.get("is_link_only")]
+    if elsewhere:
+        raise SourceError(
+            f"{page}: {quoted(elsewhere[0])} is only a link to another site; take the files of "
+            "that site with --url",
+            cause=Cause.UNSUPPORTED,
+        )
+    return Record(
+        doi=doi or told["doi"],
+        version=told["doi"],
+        page=page,
+        api=_origin(api),
+        files=tuple(_figshare_file(file) for file in listed),
+        license=_license(told.get("license")),
+    )
+
+
+def _figshare_files(address: str, headers: Mapping[str, str]) -> Iterator[Json]:
+    known: set[int] = set()
+    page = 1
+    while True:
+        found = http_probe.fetch_json(f"{address}?page={page}&page_size={_FIGSHARE_FILES}", headers)
+        new = [file for file in found if file["id"] not in known]
+        known.update(file["id"] for file in new)
+        yield from new
+        if len(found) < _FIGSHARE_FILES or not new:
+            return
+        page += 1
+
+
+def _figshare_file(file: Json) -> SourceFile:
+    md5 = file.get("computed_md5") or file.get("supplied_md5") or ""
+    return SourceFile(file["name"], redact(file["download_url"]), file["size"], _digest("md5", md5))
+
+
+# Dataverse -------------------------------------------------------------------------------------
+
+
+def _dataverse(
+    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+) -> Record:
+    """A dataset has one DOI; its versions have numbers."""
+    doi = doi or persistent_id(page)
+    assert doi is not None  # `_reader` chose by it
+    api = _origin(page)
+    number = urllib.parse.quote(revision or ":latest-published", safe=":")
+    version = http_probe.fetch_json(
+        f"{api}/api/datasets/:persistentId/versions/{number}?persistentId=doi:"
+        f"{urllib.parse.quote(doi)}",
+        headers,
+    )["data"]
+    page = f"{api}/dataset.xhtml?persistentId=doi:{doi}"
+    listed = version.get("files") or ()
+    if not listed:
+        raise _no_files(page, False)
+    files = [_dataverse_file(api, file) for file in listed]
+    return Record(
+        doi=doi,
+        version=f"{version['versionNumber']}.{version['versionMinorNumber']}",
+        page=page,
+        api=api,
+        files=tuple(files),
+        closed=frozenset(
+            known.name for known, file in zip(files, listed, strict=True) if _is_closed(file)
+        ),
+        license=_license(version.get("license")),
+    )
+
+
+def _dataverse_file(api: str, file: Json) -> SourceFile:
+    """A table that Dataverse has converted is taken as it was deposited: so is its checksum."""
+    data = file["dataFile"]
+    name, size = file.get("label") or data["filename"], data.get("filesize")
+    url = f"{api}/api/access/datafile/{int(data['id'])}"
+    if data.get("originalFileFormat"):
+        name, size = data.get("originalFileName") or name, data.get("originalFileSize")
+        url += "?format=original"
+    folder = (file.get("directoryLabel") or "").strip("/")
+    checksum = data.get("checksum") or {"type": "MD5", "value": data.get("md5") or ""}
+    algorithm = _ALGORITHMS.get(checksum["type"], "")
+    return SourceFile(
+        f"{folder}/{name}" if folder else name, url, size, _digest(algorithm, checksum["value"])
+    )
+
+
+def _is_closed(file: Json) -> bool:
+    opens = (file["dataFile"].get("embargo") or {}).get("dateAvailable")
+    return bool(file.get("restricted") or (opens and date.fromisoformat(opens) > date.today()))
+
+
+# All -------------------------------------------------------------------------------------------
+
+
+def _digest(algorithm: str, value: str) -> Digest | None:
+    """A digest that the transfer can check; None where a repository gives none."""
+    fits = len(value) == digest.HEX_LENGTHS.get(algorithm)
+    return Digest(algorithm, value.lower()) if fits else None
+
+
+def _license(told: Json) -> str | None:
+    """The short name of a licence, which comes by itself or in an object."""
+    if isinstance(told, dict):
+        told = told.get("id") or told.get("name")
+    return str(told) if told else None
+
+
+def _no_files(page: str, closed: bool) -> SourceError:
+    if not closed:
+        return SourceError(f"{page} has no files; check that this is the record of the data")
+    return SourceError(
+        f"{page}: its files are not public (restricted, or under an embargo); ask for access "
+        "there, and give your token with --header, such as Authorization=VARIABLE",
+        cause=Cause.GATED,
+    )
