@@ -249,9 +249,9 @@ class DoiServer(WebServer):
             return Answer(303, b"", {"Location": where})
         if place in self._bytes:
             return file_answer(self._bytes[place])
-        page = {"Content-Type": "text/html"}
+        html = {"Content-Type": "text/html"}
         known = any(self.url(request.path, request.origin) in at for at in self._landing.values())
-        return Answer(200 if known or "/records/" in request.path else 404, b"<html>", page)
+        return Answer(200 if known or "/records/" in request.path else 404, b"<html>", html)
 
     def _handle(self, doi: str) -> Answer:
         if doi not in self._landing:
