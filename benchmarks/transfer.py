@@ -46,8 +46,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 @contextlib.contextmanager
-def nginx(root: Path, folder: Path) -> Iterator[str]:
-    """The base address of an nginx that serves ``root``, under /slow/ with 20 MB/s each."""
+def nginx(
+    root: Path, folder: Path, *, host: str = "127.0.0.1", within: Sequence[str] = ()
+) -> Iterator[str]:
+    """The base address of an nginx that serves ``root``, under /slow/ with 20 MB/s each.
+
+    ``within`` begins its command, where it runs in a network namespace of its own.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,18 +65,18 @@ def nginx(root: Path, folder: Path) -> Iterator[str]:
         f"daemon off; pid {folder}/pid; error_log {folder}/error.log; worker_processes 1;\n"
         + ("user root;\n" if os.geteuid() == 0 else "")
         + "events { worker_connections 256; }\n"
-        f"http {{ access_log off; sendfile on; {temps} server {{ listen 127.0.0.1:{port};\n"
+        f"http {{ access_log off; sendfile on; {temps} server {{ listen {host}:{port};\n"
         f"location / {{ root {root}; }}\n"
         f"location /slow/ {{ alias {root}/; limit_rate 20m; }} }} }}\n"
     )
-    command = [shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(config)]
+    command = [*within, shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(config)]
     server = subprocess.Popen([*command, "-e", f"{folder}/error.log"])
     try:
         for _ in range(200):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            with contextlib.suppress(OSError), socket.create_connection((host, port)):
                 break
             time.sleep(0.02)
-        yield f"http://127.0.0.1:{port}/"
+        yield f"http://{host}:{port}/"
     finally:
         server.terminate()
         server.wait()

@@ -47,11 +47,11 @@ REPO = "org/websight-v2"
 CARD = b"# WebSight-v2\n"  # beside the archives in the repository
 ENGINES = ("local", "slurm")
 STAGES = ("download", "extract", "finalize")
-_TOOL = "this tool"
+TOOL = "this tool"
 OWN = frozenset({"RECEIPT.json", "MANIFEST.jsonl", ".incoming"})  # what the tool adds
 
 # Shards by hand: a tar a core; their records, which have one name, put together at the end.
-_EACH = (
+EACH_SHARD = (
     "ls {files} | xargs -P $(nproc) -I@ tar x{z}f @ -C {{out}} --exclude=prompts.jsonl && "
     "for each in {files}; do tar x{z}Of $each --occurrence=1 prompts.jsonl || exit 1; done "
     "> {{out}}/prompts.jsonl"
@@ -80,6 +80,7 @@ with (out / 'prompts.jsonl').open('w') as records:
                 (out / row['image']).write_bytes(image['bytes'])
                 records.write(json.dumps(row, ensure_ascii=False) + '\\n')
 """
+LOOP = f'{sys.executable} -c "$LOOP" {{path}} {{{{out}}}}'
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Row:
     def lacks(self, command: str) -> str | None:
         """The program of a command by hand that is not installed."""
         return next(
-            (name for name in _PACKAGES if name in command.split() and not _which(name)), None
+            (name for name in _PACKAGES if name in command.split() and not installed(name)), None
         )
 
 
@@ -115,10 +116,10 @@ ROWS: dict[str, Row] = {
     "zip": Row("websight.zip", by_hand={"unzip": "unzip -q {path} -d {out}"}),
     "finder-zip": Row("finder.zip", by_hand={"bsdtar": "bsdtar xf {path} -C {out}"}),
     "shards.tar.gz": Row(
-        "shards.tar.gz", by_hand={"tar xzf, one a core": _EACH.format(files="{path}/*", z="z")}
+        "shards.tar.gz", by_hand={"tar xzf, one a core": EACH_SHARD.format(files="{path}/*", z="z")}
     ),
     "shards.tar": Row(
-        "shards.tar", by_hand={"tar xf, one a core": _EACH.format(files="{path}/*", z="")}
+        "shards.tar", by_hand={"tar xf, one a core": EACH_SHARD.format(files="{path}/*", z="")}
     ),
     "folder": Row("folder", by_hand={"cp -a": "cp -a {path}/. {out}"}),
     "huge": Row("huge", words=("--layout", "files"), by_hand={"cp -a": "cp -a {path}/. {out}"}),
@@ -128,7 +129,7 @@ ROWS: dict[str, Row] = {
         by_hand={
             "hf download, tar xzf": f"hf download {REPO} --repo-type dataset "
             "--local-dir {out}.raw >&2 && cp {out}.raw/README.md {out} && "
-            + _EACH.format(files="{out}.raw/*.gz", z="z")
+            + EACH_SHARD.format(files="{out}.raw/*.gz", z="z")
         },
     ),
     "url": Row(
@@ -145,12 +146,12 @@ ROWS: dict[str, Row] = {
         served="url",
         by_hand={
             "aria2c -j8, tar xzf": "aria2c -q -j8 -d {out}.raw -i {list} && "
-            + _EACH.format(files="{out}.raw/*", z="z")
+            + EACH_SHARD.format(files="{out}.raw/*", z="z")
         },
     ),
     "parquet": Row(
         "parquet",
-        by_hand={"pyarrow, a loop": f'{sys.executable} -c "$LOOP" {{path}} {{out}}'},
+        by_hand={"pyarrow, a loop": LOOP.format(path="{path}")},
         by_record=True,
     ),
 }
@@ -183,7 +184,7 @@ class Bench:
         words = ["launch", "--engine", engine, "--wait", "--json", "--yes", *nodes, *row.words]
         words += ["--dest", str(out), "--log-dir", str(self._runs / "logs"), *self._source(row)]
         command = [sys.executable, "-m", "orchestrator.cli", *words]
-        done, outcome = self._timed(command, env)
+        done, outcome = self.timed(command, env)
         if done.returncode:
             return replace(outcome, wrong=f"exit code {done.returncode}: {_reason(done)}")
         stages = json.loads(done.stdout)["stages"]
@@ -196,19 +197,25 @@ class Bench:
         out.mkdir()
         filled = command.format(path=self.pack(row), out=out, **self._addresses(row))
         words = ["bash", "-c", f"set -o pipefail; {filled}"]
-        done, outcome = self._timed(words, self._env(row) | {"LOOP": _PARQUET})
+        done, outcome = self.timed(words, self._env(row) | {"LOOP": _PARQUET})
         if done.returncode:
             said = done.stderr.strip().splitlines() or [""]
             return replace(outcome, wrong=f"exit code {done.returncode}: {said[-1]}")
         return replace(outcome, wrong=self._compared(row, out))
 
-    def _timed(
-        self, command: Sequence[str], env: dict[str, str]
+    def timed(
+        self, command: Sequence[str], env: dict[str, str], given: str | None = None
     ) -> tuple[subprocess.CompletedProcess[str], Outcome]:
+        """Run a command, which reads ``given``, and then write everything to the disk."""
         os.sync()
         begun = time.perf_counter()
         done = subprocess.run(
-            command, env=clean_environment() | env, capture_output=True, text=True, check=False
+            command,
+            env=clean_environment() | env,
+            input=given,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         seconds = time.perf_counter() - begun
         subprocess.run(["sync", "-f", str(self._runs)], check=True)
@@ -244,7 +251,7 @@ class Bench:
         if row.served == "hub":
             return ["--hf-repo", REPO]
         if row.served == "url":
-            return [word for url in self._urls(row) for word in ("--url", url)]
+            return [word for url in self.urls(row) for word in ("--url", url)]
         return ["--local-path", str(self.pack(row))]
 
     def _addresses(self, row: Row) -> dict[str, str]:
@@ -252,10 +259,11 @@ class Bench:
         if row.served != "url":
             return {}
         listed = self._runs / "urls"
-        listed.write_text("".join(f"{url}\n" for url in self._urls(row)))
-        return {"url": self._urls(row)[0], "list": str(listed)}
+        listed.write_text("".join(f"{url}\n" for url in self.urls(row)))
+        return {"url": self.urls(row)[0], "list": str(listed)}
 
-    def _urls(self, row: Row) -> list[str]:
+    def urls(self, row: Row) -> list[str]:
+        """The addresses of the packing's files."""
         path = self.pack(row)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         return [self._serve(file) for file in files]
@@ -270,7 +278,7 @@ class Bench:
     @cached_property
     def _web(self) -> FaultyServer | str:
         """The address of an nginx that serves the dataset's root, or else a server of ours."""
-        if not _which("nginx"):
+        if not installed("nginx"):
             return self._stack.enter_context(FaultyServer())
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
         return self._stack.enter_context(nginx(self.dataset.root, folder)).rstrip("/")
@@ -294,7 +302,8 @@ class Bench:
         return own | (self._hub.env if row.served == "hub" else {})
 
 
-def _which(program: str) -> str | None:
+def installed(program: str) -> str | None:
+    """The path of a program, sought where administrators' programs are too."""
     places = (os.environ.get("PATH", os.defpath), "/usr/sbin", str(Path(sys.executable).parent))
     return shutil.which(program, path=os.pathsep.join(places))
 
@@ -314,21 +323,27 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 _HEAD = ("source", "with", "s", "written out", *STAGES, "every file")
 
 
+def turns(bench: Bench, row: Row, engines: Sequence[str]) -> dict[str, Callable[[], Outcome]]:
+    """What takes turns on a row: ours on each engine, and what can be done by hand here."""
+    found: dict[str, Callable[[], Outcome]] = {
+        f"{TOOL}, {engine}": partial(bench.ours, row, engine) for engine in engines
+    }
+    for label, command in row.by_hand.items():
+        if row.lacks(command) is None:
+            found[label] = partial(bench.by_hand, row, command)
+    return found
+
+
 def measure(
     bench: Bench, name: str, engines: Sequence[str], rounds: int
 ) -> dict[str, list[Outcome]]:
     """The outcomes of ours, by engine, and of what is done by hand, in turn."""
     row = ROWS[name]
     bench.pack(row)
-    turns: dict[str, Callable[[], Outcome]] = {
-        f"{_TOOL}, {engine}": partial(bench.ours, row, engine) for engine in engines
-    }
-    for label, command in row.by_hand.items():
-        if row.lacks(command) is None:
-            turns[label] = partial(bench.by_hand, row, command)
-    outcomes: dict[str, list[Outcome]] = {label: [] for label in turns}
+    contenders = turns(bench, row, engines)
+    outcomes: dict[str, list[Outcome]] = {label: [] for label in contenders}
     for _ in range(rounds):
-        for label, turn in turns.items():
+        for label, turn in contenders.items():
             outcome = turn()
             outcomes[label].append(outcome)
             said = outcome.wrong or "right"
@@ -341,18 +356,18 @@ def lines(name: str, outcomes: Mapping[str, list[Outcome]]) -> Iterator[tuple[st
     for label, found in outcomes.items():
         stages = ("" for _ in STAGES)
         if all(outcome.stages for outcome in found):
-            stages = (_median([outcome.stages[stage] for outcome in found]) for stage in STAGES)
+            stages = (median([outcome.stages[stage] for outcome in found]) for stage in STAGES)
         yield (
             name,
             label,
-            _median([outcome.seconds for outcome in found]),
-            _median([outcome.synced for outcome in found]),
+            median([outcome.seconds for outcome in found]),
+            median([outcome.synced for outcome in found]),
             *stages,
             next((outcome.wrong for outcome in found if outcome.wrong), "right"),
         )
 
 
-def _median(seconds: list[float]) -> str:
+def median(seconds: list[float]) -> str:
     return f"{statistics.median(seconds):.1f}"
 
 
@@ -364,7 +379,7 @@ def left_out(names: Sequence[str], engines: Sequence[str]) -> Iterator[str]:
             program = ROWS[name].lacks(command)
             if program:
                 yield f"{name}: no {label}: install {program} (package {_PACKAGES[program]})"
-    if any(row.served == "url" for row in rows) and not _which("nginx"):
+    if any(row.served == "url" for row in rows) and not installed("nginx"):
         yield "no nginx: a server in Python sends the files, and bounds the rate of all"
     if any(row.served == "hub" for row in rows):
         yield "the Hub is a server in Python, which bounds the rate of all"
@@ -418,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         print(table([_HEAD, *found]))
         shutil.rmtree(runs if chosen.dir else root, ignore_errors=True)
-    ours = [line for line in found if line[1].startswith(_TOOL)]
+    ours = [line for line in found if line[1].startswith(TOOL)]
     return 0 if ours and all(line[-1] == "right" for line in ours) else 1
 
 

@@ -242,9 +242,8 @@ _running = options.stack(
     click.option(
         "--tasks",
         type=click.IntRange(min=1),
-        default=DEFAULT_TASKS,
-        show_default=True,
-        help="Maximum number of tasks of the extract array.",
+        help="Maximum number of tasks of the extract array.  "
+        f"[default: {DEFAULT_TASKS} on Slurm, one per core on this machine]",
     ),
     click.option(
         "--part-size",

@@ -40,19 +40,30 @@ class Planned:
         """Most tasks at once: one a core on this machine, all of them on Slurm."""
         if self.request.parallel is not None:
             return self.request.parallel
-        if self.engine == "local":
-            return cores()
-        return self.request.tasks
+        return cores() if self.engine == "local" else self.tasks
 
-    @cached_property
+    @property
+    def tasks(self) -> int:
+        """Most tasks that extract: on this machine no more than can run at a time.
+
+        Each starts an interpreter, which takes longer than extracting a small archive.
+        """
+        if self.request.tasks is not None:
+            return self.request.tasks
+        return self.parallel if self.engine == "local" else planning.DEFAULT_TASKS
+
     def draft(self) -> Submission:
         """The first submission, its jobs not yet known."""
+        return self._draft
+
+    @cached_property
+    def _draft(self) -> Submission:
         plan = self.plan
         tasks = planning.tasks_for(
             plan,
             (shard.id for shard in plan.shards),
             (part.id for part in plan.parts()),
-            most=self.request.tasks,
+            most=self.tasks,
         )
         return submission.draft(
             1,
@@ -67,7 +78,7 @@ class Planned:
     def scripts(self) -> dict[Stage, str]:
         """What would be handed to the engine, by stage; nothing is touched."""
         engine = engine_named(self.engine)
-        return submission.scripts(self.folder, self.draft, engine)
+        return submission.scripts(self.folder, self.draft(), engine)
 
     def problems(self) -> list[str]:
         """What does not hold, though it must before anything is submitted; a line each."""
@@ -136,7 +147,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    first = planned.draft
+    first = planned.draft()
     if planned.request.download_on == "login" and planned.engine != "local":
         running.download_here(folder, first, on_tick=on_tick)
     else:

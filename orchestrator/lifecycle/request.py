@@ -14,7 +14,7 @@ from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.inspection.run_list import DEFAULT_LOG_DIR
-from orchestrator.lifecycle.planning import DEFAULT_TASKS, LEAST_PART_SIZE
+from orchestrator.lifecycle.planning import LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
 _LEAST_RATE = 1 << 10  # bytes a second
@@ -30,7 +30,7 @@ class LaunchRequest:
     log_dir: Path = DEFAULT_LOG_DIR
     options: Options = field(default_factory=Options)
     engine: str = "auto"  # auto, slurm or local
-    tasks: int = DEFAULT_TASKS  # most array tasks
+    tasks: int | None = None  # most array tasks; None: 256 on Slurm, one a core on this machine
     parallel: int | None = None  # most at once; None: all on Slurm, one a core on this machine
     resources: Resources = field(default_factory=Resources)
     download_partition: str | None = None
@@ -41,7 +41,7 @@ class LaunchRequest:
 
     def check(self) -> None:
         """Raise ``UsageError`` where the request makes no sense whatever the source says."""
-        if self.tasks < 1:
+        if self.tasks is not None and self.tasks < 1:
             raise UsageError("--tasks must be 1 or more")
         if self.parallel is not None and self.parallel < 1:
             raise UsageError("--parallel must be 1 or more")

@@ -23,13 +23,12 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Cli:
     dataset = samples.make_dataset(base / "original", records=60)
     samples.pack_shards(dataset, base / "shards", count=3)
     shell = Cli(base)
-    shell.run("launch", "--local-path", "shards", "--dest", "pages", "--engine", "local", "-y")
+    words = ("--engine", "local", "--tasks", "3", "-y")
+    shell.run("launch", "--local-path", "shards", "--dest", "pages", *words)
     shutil.copytree(base / "shards", base / "broken")
     first = min((base / "broken").iterdir())
     first.write_bytes(first.read_bytes()[:5000])
-    shell.run(
-        "launch", "--local-path", "broken", "--dest", "other", "--engine", "local", "-y", rc=1
-    )
+    shell.run("launch", "--local-path", "broken", "--dest", "other", *words, rc=1)
     return shell
 
 
