@@ -54,7 +54,9 @@ def texts(folder: Path) -> dict[str, str]:
     source = _source(folder / "source")
     words = ["launch", "--local-path", str(source), "--part-size", "12K", "-c", "1", "--yes"]
     dest = folder / "data"
-    shell.run(*words, "--dest", dest, "--engine", "local", "--parallel", "1", "--wait")
+    shell.run(
+        *words, "--dest", dest, "--engine", "local", "--tasks", "4", "--parallel", "1", "--wait"
+    )
     [done] = shell.runs()
     found = {
         "run_folder.txt": _tree(done),
