@@ -50,8 +50,10 @@ STAGES = ("download", "extract", "finalize")
 TOOL = "this tool"
 OWN = frozenset({"RECEIPT.json", "MANIFEST.jsonl", ".incoming"})  # what the tool adds
 
-# Shards by hand: a tar a core; their records, which have one name, put together at the end.
+# Shards by hand: a tar a core; their records, which have one name, put together at the end. Of two
+# tars that find no folder at the same time, the one that comes second to make it gives up.
 EACH_SHARD = (
+    "mkdir -p {{out}}/images && "
     "ls {files} | xargs -P $(nproc) -I@ tar x{z}f @ -C {{out}} --exclude=prompts.jsonl && "
     "for each in {files}; do tar x{z}Of $each --occurrence=1 prompts.jsonl || exit 1; done "
     "> {{out}}/prompts.jsonl"
