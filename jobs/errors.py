@@ -198,7 +198,7 @@ _BY_ERRNO = {
     errno.EACCES: (Cause.PERMISSION, "permission denied"),
     errno.EPERM: (Cause.PERMISSION, "operation not permitted"),
     errno.EIO: (Cause.IO, "the file system reports an input/output error"),
-    errno.ESTALE: (Cause.IO, "the mount has gone stale"),
+    errno.ESTALE: (Cause.IO, "the mount is stale"),
 }
 
 
@@ -222,7 +222,7 @@ def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:
         return OrchestrateError(f"{doing}: {limit}", cause=Cause.LIMIT)
     if isinstance(error, MemoryError):
         return OrchestrateError(
-            f"{doing} ran out of memory; resume with more", cause=Cause.OUT_OF_MEMORY
+            f"{doing} ran out of memory; run `resume` with more memory", cause=Cause.OUT_OF_MEMORY
         )
     return OrchestrateError(
         f"{doing} failed with {type(error).__name__}; the task's log has the details",

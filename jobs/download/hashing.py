@@ -33,8 +33,8 @@ def check_digest(file: SourceFile, found: Digest) -> None:
     wanted = file.digest
     if wanted is not None and wanted.algorithm == found.algorithm and wanted != found:
         raise DigestError(
-            f"{quoted(file.name)}: published as {wanted}, but its bytes are {found}; the file is "
-            "damaged or its list of digests is old: get both again"
+            f"{quoted(file.name)}: the published digest is {wanted}, but the file has {found}; "
+            "the file is damaged or the list of digests is outdated; get both again"
         )
 
 

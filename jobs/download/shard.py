@@ -107,11 +107,11 @@ class ShardDownloader:
         marks = [size_and_mtime(path) for path in paths]
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
-                raise SourceError(f"{quoted(str(path))} is empty; put the archive there again")
+                raise SourceError(f"{quoted(str(path))} is empty; replace it with the archive")
             if file.size not in (None, size) and not repaired:
                 raise SourceError(
-                    f"{quoted(str(path))} has {size} bytes, and had {file.size} at launch; let its "
-                    "writer finish, then launch again",
+                    f"{quoted(str(path))} has {size} bytes, but had {file.size} at launch; wait "
+                    "until its writer has finished, then launch again",
                     cause=Cause.CHANGED,
                 )
         format = _format(shard, paths)
@@ -247,8 +247,8 @@ def _expected(shard: Shard, file: SourceFile) -> Expect:
     def expect(head: bytes) -> None:
         if head.startswith(magic.LFS_POINTER):
             raise SourceError(
-                f"{quoted(file.name)} is a Git LFS pointer, not the file it points to; tell its "
-                "publisher, or leave it out with --exclude"
+                f"{quoted(file.name)} is a Git LFS pointer, not the file itself; contact its "
+                "publisher, or exclude it with --exclude"
             )
         if shard.kind is ShardKind.FILE or len(shard.files) > 1:
             return

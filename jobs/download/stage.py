@@ -178,7 +178,7 @@ class _Downloads:
         try:
             return self._folder.load_fetched(shard.id)
         except RunFolderError as error:
-            log.warning("%s; fetching it again", error.message)
+            log.warning("%s; downloading it again", error.message)
             return None
 
     def _known(self, fetched: Fetched) -> int | None:
@@ -249,9 +249,9 @@ class _Downloads:
         if unheard and problem.cause is Cause.NETWORK:
             problem = Problem(
                 Cause.NETWORK,
-                f"{problem.message}. Not one byte arrived: this node seems to have no way to the "
-                "internet; launch with --download-partition NAME (a partition that has one) or "
-                "with --download-on login",
+                f"{problem.message}. No data arrived: this node seems to have no internet "
+                "access; launch with --download-partition NAME (a partition with internet "
+                "access) or with --download-on login",
                 problem.shard,
             )
             self._halt(problem)

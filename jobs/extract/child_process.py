@@ -195,11 +195,11 @@ class PartsProcess:
                 for order in self._orders.wait(_NEWS_S):
                     self.take(order)
                 if self._orders.ended:
-                    self._progress.stop(Cause.KILLED, "the task's own process is gone")
+                    self._progress.stop(Cause.KILLED, "the task's own process has ended")
                     break
                 self._report(self._news())
         except BrokenPipeError:
-            self._progress.stop(Cause.KILLED, "the task's own process is gone")
+            self._progress.stop(Cause.KILLED, "the task's own process has ended")
         self._queue.put(None)
         for arrivals in self._arrivals:
             arrivals.fail()
@@ -245,7 +245,7 @@ class Orders:
 def _no_time(part: Part) -> Problem:
     return Problem(
         Cause.TIME_LIMIT,
-        "not begun, as the time limit is near; resume goes on here",
+        "not started because the time limit is near; `resume` continues here",
         part.shard,
     )
 

@@ -252,8 +252,8 @@ class Extractor:
         if number == signal.SIGKILL:
             return Problem(
                 Cause.OUT_OF_MEMORY,
-                f"the process extracting {item} was killed (SIGKILL), most likely because the "
-                f"memory limit was reached; resume with more memory{rlimits.may_be_why()}",
+                f"the process extracting {item} was killed (SIGKILL), most likely because of the "
+                f"memory limit; run `resume` with more memory{rlimits.may_be_why()}",
                 shard,
             )
         if number == signal.SIGXCPU:

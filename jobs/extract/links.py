@@ -44,7 +44,7 @@ def pending_of(
     elif options.links is Links.REFUSE:
         raise UnsafeMemberError(
             f"{archive}: member {quoted(member.name)} is a symbolic link, to "
-            f"{quoted(member.target)}; if the publisher means it, launch with --links copy",
+            f"{quoted(member.target)}; if this is intended, launch with --links copy",
             member=text_of(member.name)[0],
         )
     else:
@@ -129,7 +129,7 @@ class Resolver:
             if target not in by_raw:
                 return target
             target = by_raw[target].target
-        raise unsafe(self._label, link.raw, "is a link that leads in a circle")
+        raise unsafe(self._label, link.raw, "is part of a loop of links")
 
     def _look(
         self, entries: Iterator[Entry], wanted: dict[bytes, bytes], links: list[Pending]
@@ -198,7 +198,7 @@ class Resolver:
         what = "hard link" if link.hard else "symbolic link"
         return unsupported(
             self._label,
-            f"is a {what} to {quoted(link.target)}, which is no regular member of this archive",
+            f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive",
             member=link.raw,
         )
 

@@ -88,8 +88,8 @@ class PartJob:
                 ) from error
             if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
                 raise ArchiveError(
-                    f"{self.shard.name}: {quoted(path)} was changed since the run began; "
-                    "launch anew, or resume once it stays as it is",
+                    f"{self.shard.name}: {quoted(path)} was modified since the run began; launch "
+                    "again, or run `resume` once it no longer changes",
                     cause=Cause.CHANGED,
                 )
 
@@ -308,7 +308,7 @@ class _Pass:
             )
         if content.size != member.size:
             raise damaged(
-                source.label, f"has {content.size} bytes of {member.size}", member=member.name
+                source.label, f"has {content.size} of {member.size} bytes", member=member.name
             )
         self._write_out.wrote(content.size)
         self._manifest.add(source.entry(content, member.ordinal))

@@ -76,7 +76,7 @@ class PartExtractor:
     def _work(self, part: Part) -> PartJob:
         fetched = self._folder.load_fetched(part.shard)
         if fetched is None:
-            raise OrchestrateError(f"{part.shard} is not fetched", cause=Cause.NOT_FETCHED)
+            raise OrchestrateError(f"{part.shard} has not been downloaded", cause=Cause.NOT_FETCHED)
         Staging(self._plan).make_folders()
         return PartJob(self._folder, self._plan, self._plan.shard(part.shard), fetched, part)
 

@@ -42,8 +42,8 @@ class Tally:
         if not self.packed:
             return []
         fact = (
-            f"{self.packed} files within it stay as they are, as archives in pieces, tables and "
-            f"some formats are not opened there: {quoted(self.packed_example)}"
+            f"{self.packed} files inside it stay packed, because archives in pieces, tables and "
+            f"some formats are not opened inside archives: {quoted(self.packed_example)}"
         )
         return [fact + "; unpack the archive and launch with --local-path on the folder"]
 

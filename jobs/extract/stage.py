@@ -53,6 +53,6 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
 def _not_fetched(part: Part) -> Problem:
     return Problem(
         Cause.NOT_FETCHED,
-        f"{part.shard} is not here, as its download did not succeed; resume fetches it",
+        f"{part.shard} is missing because its download failed; `resume` downloads it",
         part.shard,
     )

@@ -140,8 +140,8 @@ def _remove_replaced(staging: Staging) -> None:
         remove_replaced(staging)
     except OSError as error:
         log.warning(
-            "%s stays, as not all of it can be removed: %s (%s); it holds the old dataset and what "
-            "else lay in its folders",
+            "%s could not be removed completely: %s (%s); it contains the old dataset and other "
+            "files of its folders",
             staging.replaced,
             error.strerror,
             error.filename,
@@ -211,7 +211,7 @@ def _remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        log.warning("%s stays, as it cannot be removed: %s", path, error.strerror)
+        log.warning("%s could not be removed: %s", path, error.strerror)
 
 
 def _remove_if_empty(folder: Path) -> None:

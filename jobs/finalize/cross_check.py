@@ -176,7 +176,7 @@ class Join:
             self._look_for_nesting(key)
         elif (old.size, old.digest) == (new.size, new.digest):
             self._audit.tally.skipped.append(new.number)
-            fact = f"{shown_key(key)} is also in {self._name(old)}, the same bytes"
+            fact = f"{shown_key(key)} is also in {self._name(old)}, with the same bytes"
             self._find(FindingKind.SAME, fact, new.number)
         else:
             self._differ(key, old, new)
@@ -205,7 +205,7 @@ class Join:
             self._audit.tally.skipped.append(new.number)
             self._contested.add(key)
             self._find(
-                FindingKind.KEPT_FIRST, f"{shown_key(key)} is kept as {names} has it", new.number
+                FindingKind.KEPT_FIRST, f"{shown_key(key)}: kept the version of {names}", new.number
             )
         else:
             self._find(
@@ -226,7 +226,9 @@ class Join:
             file.on_disk = True
         elif ours:
             self._remove(key)
-            self._find(FindingKind.STRAY, f"{shown_key(key)} is in no manifest and is removed")
+            self._find(
+                FindingKind.STRAY, f"{shown_key(key)} was not written by any part and is removed"
+            )
 
     def _reference(
         self,
@@ -283,7 +285,7 @@ class Join:
             names = " and ".join(
                 sorted(quoted(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
             )
-            fact = f"{names} both name {shown_key(key)}; launch with --records-file and one of them"
+            fact = f"{names} both name {shown_key(key)}; choose one of them with --records-file"
             self._find(FindingKind.NO_RECORDS, fact)
 
     def _missing(self, reference: Reference, fact: str) -> None:
@@ -358,7 +360,10 @@ class Join:
             self.absent.add(self._ground.part_index(file.number))
             add(
                 Finding(
-                    FindingKind.ABSENT, "was extracted, and is gone from disk", part.shard, member
+                    FindingKind.ABSENT,
+                    "was extracted, but is no longer on disk",
+                    part.shard,
+                    member,
                 )
             )
         if file.named_by is None and self._is_orphan(key, file):

@@ -61,8 +61,8 @@ def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     dest, own = ground.staging.dest, _own_names(ground)
     if in_the_way := own & set(new):
         raise VerificationError(
-            f"the log folder lies in {dest}/{min(in_the_way)}, and the dataset holds that name "
-            "too; nothing was touched; launch again with a --log-dir elsewhere",
+            f"the log folder is in {dest}/{min(in_the_way)}, a name that the dataset uses too; "
+            "nothing was changed; launch again with another --log-dir",
             cause=Cause.PREFLIGHT,
         )
     there = {key_of_bytes(os.fsencode(name)) for name in names_in(dest) - NO_DATA} - own
@@ -72,8 +72,8 @@ def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
         shown_names = ", ".join(quoted(name) for name in sorted(there)[:5])
         more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         raise VerificationError(
-            f"{dest} holds files that are not this run's: {shown_names}{more}; nothing was "
-            "touched; move them away and resume, or launch again with --overwrite",
+            f"{dest} contains files that are not this run's: {shown_names}{more}; nothing was "
+            "changed; move them away and run `resume`, or launch again with --overwrite",
             cause=Cause.PREFLIGHT,
         )
     old = there & (set(new) | names_in_receipt(dest))
@@ -151,14 +151,14 @@ def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
     if not os.access(dest, os.W_OK | os.X_OK):
         yield f"nothing in {dest} can be renamed: permission denied"
     if staging.root.stat().st_dev != device:
-        yield f"{staging.root} lies on another file system than {dest}, so nothing can be renamed"
+        yield f"{staging.root} is on another file system than {dest}, so nothing can be renamed"
     for name in (os.fsdecode(bytes_of(key)) for key in journal.old):
         path = dest / name
         # Of files the device may be another one though they can be renamed (overlayfs).
         if is_there(staging.replaced / name) or path.is_symlink() or not path.is_dir():
             continue
         if path.stat().st_dev != device:
-            yield f"{path} is a mount point, which cannot make room; unmount it"
+            yield f"{path} is a mount point, which cannot be renamed; unmount it"
         elif not os.access(path, os.W_OK):  # its `..` changes
             yield f"{path} cannot be moved, as you may not write to it"
 
@@ -169,11 +169,11 @@ def _told(staging: Staging, error: OSError | OrchestrateError) -> OrchestrateErr
         to = f"renaming {error.filename} to {error.filename2}" if error.filename2 else "publishing"
         error = from_os_error(error, doing=to)
     if is_there(staging.receipt):
-        state = f"the old dataset is in {staging.dest} as it was, with its receipt"
+        state = f"the old dataset is unchanged in {staging.dest}, with its receipt"
     else:
-        state = f"no dataset is whole in {staging.dest}, so there is no {RECEIPT}"
+        state = f"there is no complete dataset in {staging.dest}, so there is no {RECEIPT}"
     gone = error.cause is Cause.VERIFICATION
-    then = "" if gone else "; mend that and resume: only renames are left to do"
+    then = "" if gone else "; fix this and run `resume`: only renames are left to do"
     return type(error)(f"{error.message}; {state}{then}", cause=error.cause)
 
 
@@ -227,11 +227,11 @@ def _place(source: Path, target: Path, moves: _Moves) -> None:
         if is_there(target):
             return  # done before a crash
         raise VerificationError(
-            f"{source} is gone before it was published; launch again", cause=Cause.VERIFICATION
+            f"{source} disappeared before it was published; launch again", cause=Cause.VERIFICATION
         )
     if is_there(target):
         raise VerificationError(
-            f"{target} has come into being meanwhile; move it away", cause=Cause.CLAIMED
+            f"{target} was created in the meantime; move it away", cause=Cause.CLAIMED
         )
     moves.move(source, target)
 

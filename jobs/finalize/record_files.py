@@ -157,7 +157,10 @@ def _distinct(
         if is_file and key[1]:
             other = first.setdefault((source.folder, _digest(source.path)), source.shard.id)
             if other != source.shard.id:
-                fact = f"its records are those of {ground.name_of(other)} and count once"
+                fact = (
+                    f"its records are the same as those of {ground.name_of(other)} and are "
+                    "counted once"
+                )
                 findings.add(Finding(FindingKind.SAME, fact, source.shard.id))
                 continue
         yield source
@@ -194,9 +197,9 @@ def _check_samples(
             by_kind.setdefault(summary.samples, part.shard)
     if len(by_kind) == 2 and ground.plan.options.layout.name == "auto":
         fact = (
-            "its files look like samples of WebDataset, and "
-            f"{ground.name_of(by_kind[False])} brings a {ground.records_path}; `--layout websight` "
-            "takes that for the records and the samples as files, `--layout webdataset` takes both"
+            f"its files look like samples of WebDataset, and {ground.name_of(by_kind[False])} "
+            f"contains a {ground.records_path}; `--layout websight` uses that file as the "
+            "records and the samples as files; `--layout webdataset` uses both"
         )
         findings.add(Finding(FindingKind.NO_RECORDS, fact, by_kind[True]))
 
@@ -208,7 +211,7 @@ def _kept_apart(
     for part, summary in zip(ground.parts, summaries, strict=True):
         for source in _sources_of(ground, part, summary):
             if not source.path.exists():
-                forget_manifest(ground, part, "its records are gone", findings)
+                forget_manifest(ground, part, "its records are missing", findings)
                 break
             sources.setdefault(source.path.name, source)
     return list(sources.values())
@@ -243,7 +246,7 @@ def _among_data(
         if moved.exists():
             yield _Source(ground.shards[file.part.shard], moved, file.folder)
         else:
-            forget_manifest(ground, file.part, "its records are gone", findings)
+            forget_manifest(ground, file.part, "its records are missing", findings)
 
 
 def _taken_to(ground: FinalizeContext, index: int) -> Path:
@@ -277,7 +280,7 @@ def _choose(
                 return [only]
         problem = clues.message(names)
     elif len(files) > _MOST:
-        problem = f"there are {len(files)} files called {files[0].name}, more than are merged"
+        problem = f"there are {len(files)} files named {files[0].name}, too many to merge"
     elif (twice := _written_twice(files)) is not None:
         ground.records_among_data.update((file.number, file.part.id) for file in files)
         ground.hidden.update(file.path.encode() for file in files)

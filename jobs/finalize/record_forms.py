@@ -79,7 +79,7 @@ def as_lines(
     try:
         return _as_lines(path, name, out, check, encoding)
     except UnicodeDecodeError as error:
-        raise FormError(f"is not {encoding.upper()} throughout: {error.reason}") from error
+        raise FormError(f"is not entirely {encoding.upper()}: {error.reason}") from error
 
 
 def _as_lines(
@@ -214,7 +214,7 @@ class _Values:
                 self._take(",")
         self._take("]")
         if self._peek():
-            raise self._error("there is more data behind its end")
+            raise self._error("there is more data after its end")
 
     def _peek(self) -> str:
         """The next character that is no white space; none at the end."""
@@ -264,7 +264,7 @@ class _Values:
         self._buffer, self._at = rest + block, 0
 
     def _error(self, fact: str) -> FormError:
-        where = f"behind record {self._count}" if self._count else "before its first record"
+        where = f"after record {self._count}" if self._count else "before its first record"
         return FormError(f"is damaged {where}: {fact}")
 
 
@@ -282,7 +282,7 @@ class _Table:
         if len(set(self.columns)) < len(self.columns):
             raise FormError("has two columns of one name in its first line")
         if any(extension(column) in BY_EXTENSION for column in self.columns):
-            raise FormError("names no columns in its first line, but an image")
+            raise FormError("has an image instead of column names in its first line")
 
     def _next(self) -> list[str] | None:
         try:
@@ -295,7 +295,7 @@ class _Table:
         while (row := self._next()) is not None:
             if len(row) > len(self.columns):
                 raise FormError(
-                    f"has {len(row)} fields at line {self._reader.line_num} and "
+                    f"has {len(row)} fields in line {self._reader.line_num}, but "
                     f"{len(self.columns)} columns in its first line"
                 )
             if row:

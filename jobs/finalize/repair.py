@@ -122,7 +122,7 @@ def repair_in_progress(ground: FinalizeContext) -> RepairState | None:
         ground.staging.receipt.unlink()  # damaged; its copy is whole
     else:
         raise VerificationError(
-            f"{ground.staging.dest} holds the dataset of run {owner} by now, which replaced this "
+            f"{ground.staging.dest} now contains the dataset of run {owner}, which replaced this "
             "run's; launch again to publish this one",
             cause=Cause.CLAIMED,
         )
@@ -159,9 +159,9 @@ def repaired_receipt(ground: FinalizeContext, mending: RepairState, proof: Writt
     """
     if proof.sha256 != mending.receipt["manifest"]["sha256"]:
         raise VerificationError(
-            f"the repair gives other files than {MANIFEST} had them: the source has changed, or "
-            f"the run folder has; nothing was replaced; launch again with --overwrite "
-            f"(what {RECEIPT} told is in {ground.folder.receipt})"
+            f"the repair gives files that differ from {MANIFEST}: the source or the run folder "
+            "has changed. Nothing was replaced; launch again with --overwrite (a copy of "
+            f"{RECEIPT} is in {ground.folder.receipt})"
         )
     repairs = [*mending.receipt.get("repairs", ()), {"ended": utc_now()}]
     return {**mending.receipt, "repairs": repairs}

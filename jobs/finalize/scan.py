@@ -192,7 +192,7 @@ def scan_manifests(audit: Audit) -> None:
             forget_manifest(ground, part, error.message, audit.findings)
             continue
         if seen != stop - start:
-            fact = f"its manifest has {seen} lines of {stop - start}"
+            fact = f"its manifest has {seen} of {stop - start} lines"
             forget_manifest(ground, part, fact, audit.findings)
         audit.progress.add(files=seen, items=1)
     if sample is not None:
@@ -208,7 +208,7 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
             audit.tally.skipped.append(number)
         elif entry.path in reserved:
             audit.tally.skipped.append(number)
-            fact = "is left out: this tool writes a file of that name"
+            fact = "is left out, because this tool writes a file of that name"
             audit.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, entry.path))
         else:
             key, digest = key_of(entry), entry.digest or entry.crc32

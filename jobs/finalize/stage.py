@@ -95,7 +95,7 @@ def run_finalize(
     ground = FinalizeContext(folder, plan, Staging(plan))
     if (later := _replaced_by(ground)) is not None:
         cleanup.clean_up(ground)  # of what another run's dataset has taken the place of
-        return Summary(lines=(f"! Run {later} has replaced this run's dataset since",)), None
+        return Summary(lines=(f"! Run {later} has since replaced this run's dataset",)), None
     if not _is_published(ground):  # else its receipt is there, the last of all renames
         journal = publish.load(ground.staging)
         if journal is None:
@@ -144,7 +144,7 @@ def _published_summary(ground: FinalizeContext) -> Summary:
     there = _receipt(ground)
     if there is None:
         raise OrchestrateError(
-            f"{ground.staging.receipt} is gone right after it was published; launch again",
+            f"{ground.staging.receipt} disappeared right after it was published; launch again",
             cause=Cause.VERIFICATION,
         )
     counts = {name: there.counts.get(name, 0) for name in ("records", "images", "files", "bytes")}
@@ -215,7 +215,10 @@ def _look(
         _judge_counts(ground, tally, findings)
     if not (tally.files or ground.pieces or options.layout.has_records):
         findings.add(
-            Finding(FindingKind.COUNT, "the source holds no file: is it the right one, and whole?")
+            Finding(
+                FindingKind.COUNT,
+                "the source contains no file; is it the right source, and complete?",
+            )
         )
     if tally.archives:
         findings.add(Finding(FindingKind.HINT, _archives_hint(tally, nested=options.nested)))
@@ -246,9 +249,7 @@ def _judge_counts(ground: FinalizeContext, tally: scan.Tally, findings: Findings
     if ground.pieces and not tally.records:
         findings.add(Finding(FindingKind.COUNT, f"{ground.records_path} holds no record"))
     elif ground.pieces and not kept:
-        findings.add(
-            Finding(FindingKind.COUNT, f"none of {tally.records} records is good: none is left")
-        )
+        findings.add(Finding(FindingKind.COUNT, f"none of the {tally.records} records is valid"))
     if findings.counts[FindingKind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
         above = tally.nested_images.partition(f"/{layout.images}/")[0]
         hint = _strip_hint(ground, above)

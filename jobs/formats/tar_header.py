@@ -91,10 +91,10 @@ def number(field: bytes, what: str, *, empty: int | None = None) -> int:
             return empty
         # int() alone would also take signs, prefixes and underscores.
         if digits.translate(None, b"01234567"):
-            raise HeaderError(f"the header's {what} is no octal number")
+            raise HeaderError(f"the header's {what} is not an octal number")
         value = int(digits, 8)
     if abs(value) > _MOST or (value < 0 and what != "time"):
-        raise HeaderError(f"the header's {what} is {value}, which cannot be")
+        raise HeaderError(f"the header's {what} is {value}, which is impossible")
     return value
 
 
@@ -126,7 +126,7 @@ def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
 def pax_number(value: bytes, what: str) -> float:
     """A pax decimal; an integer where it has no fraction."""
     if not _DECIMAL.fullmatch(value):
-        raise HeaderError(f"a pax {what} is no number")
+        raise HeaderError(f"a pax {what} is not a number")
     return float(value) if b"." in value else int(value)
 
 

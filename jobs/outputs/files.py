@@ -152,15 +152,15 @@ def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True
 _PATH_ERRNOS = {
     errno.EISDIR: TWO_KINDS,
     errno.ENOTDIR: TWO_KINDS,
-    errno.ENAMETOOLONG: "has a name longer than this file system takes",
-    errno.EILSEQ: "has a name that this file system does not take",
-    errno.EINVAL: "has a name that this file system does not take",
+    errno.ENAMETOOLONG: "has a name that is too long for this file system",
+    errno.EILSEQ: "has a name that this file system does not allow",
+    errno.EINVAL: "has a name that this file system does not allow",
 }
 
 _REMEDIES = {
     Cause.DISK_FULL: "make room",
     Cause.QUOTA: "make room",
-    Cause.PERMISSION: "get the right to write there",
+    Cause.PERMISSION: "ask for permission to write there",
 }
 
 
@@ -191,8 +191,8 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
         status = os.statvfs(root)
         gib = status.f_bavail * status.f_frsize / (1 << 30)
         space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
-    remedy = _REMEDIES.get(ours.cause, "have the file system, or its mount, mended")
-    return StorageError(f"{ours.message}{space}; {remedy}, then resume", cause=ours.cause)
+    remedy = _REMEDIES.get(ours.cause, "have the file system or its mount repaired")
+    return StorageError(f"{ours.message}{space}; {remedy}, then run `resume`", cause=ours.cause)
 
 
 class MetadataRestorer:

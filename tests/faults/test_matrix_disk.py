@@ -208,7 +208,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
             continue
         assert tree_digest(here.dest) == older
         assert (here.dest / "RECEIPT.json").exists()
-        put_back += "the old dataset is in" in ended.out
+        put_back += "the old dataset is unchanged in" in ended.out
         here.resume(here.cli.runs()[-1].name)
         here.check_whole()
     assert put_back >= 3
@@ -228,7 +228,7 @@ def test_a_mount_point_within_the_old_dataset_is_told_before_anything_is_renamed
     # A bind mount shows in no device number: that rename fails, and those before it are undone.
     mounting.do("mount", "--bind", here.dest / "prompts.jsonl", here.dest / "prompts.jsonl")
     ended = here.resume(here.cli.runs()[-1].name, rc=1)
-    assert "the old dataset is in" in " ".join(ended.out.split())
+    assert "the old dataset is unchanged in" in " ".join(ended.out.split())
     assert (mounting.seen(here.dest) / "RECEIPT.json").read_bytes() == receipt
     mounting.do("umount", here.dest / "prompts.jsonl")
     here.resume(here.cli.runs()[-1].name)

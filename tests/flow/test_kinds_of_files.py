@@ -260,7 +260,7 @@ def test_the_hub_is_asked_for_few_first_bytes(
 def test_records_that_are_there_twice_count_once(tmp_path: Path) -> None:
     brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, "prompts.jsonl": RECORDS}))
     assert brought.files == ALL
-    assert "its records are those of d.tar and count once" in brought.text
+    assert "its records are the same as those of d.tar and are counted once" in brought.text
 
 
 def parquet(**columns: list[object]) -> bytes:

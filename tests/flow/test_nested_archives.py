@@ -302,7 +302,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_told(tmp_path: Path) -> 
     assert brought.problems == []
     del files["d.tbz"]
     assert brought.files == {"1.png": ONE, **files}
-    assert "5 files within it stay as they are" in brought.text
+    assert "5 files inside it stay packed" in brought.text
     assert "unpack the archive and launch with --local-path on the folder" in brought.text
 
 

@@ -164,14 +164,14 @@ def test_a_record_of_an_array_keeps_its_bytes_but_for_its_path(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (json.dumps(RECORDS)[:-30], "is damaged behind record 3: Unterminated string"),
-        (json.dumps(RECORDS)[:-1], "is damaged behind record 4: the file ends before ']'"),
-        (json.dumps(RECORDS) + "{}", "is damaged behind record 4: there is more data behind"),
+        (json.dumps(RECORDS)[:-30], "is damaged after record 3: Unterminated string"),
+        (json.dumps(RECORDS)[:-1], "is damaged after record 4: the file ends before ']'"),
+        (json.dumps(RECORDS) + "{}", "is damaged after record 4: there is more data after"),
         (
             json.dumps(RECORDS).replace("}, {", "} {", 1),
-            "is damaged behind record 1: '{' stands in place of",
+            "is damaged after record 1: '{' instead of",
         ),
-        ("[" + json.dumps(RECORDS[0]) + ",\n]", "is damaged behind record 1: Expecting value"),
+        ("[" + json.dumps(RECORDS[0]) + ",\n]", "is damaged after record 1: Expecting value"),
         ("[\n", "is damaged before its first record"),
     ],
 )
@@ -195,7 +195,7 @@ def test_a_bad_record_of_an_array_is_told_by_its_number_and_dropped_alone(tmp_pa
 def test_a_damaged_first_line_is_told_as_one(tmp_path: Path, first: bytes) -> None:
     data = first + b"\n" + LINES.encode().partition(b"\n")[2]
     if first == b"[":
-        assert "is damaged behind record 1" in refused(tmp_path, [shard(data)])
+        assert "is damaged after record 1" in refused(tmp_path, [shard(data)])
         return
     text = refused(tmp_path, [shard(data)])
     assert "1 line is no record" in text
@@ -238,10 +238,13 @@ def test_tables_are_published_as_one(
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"file_name,a\nimages/000.png,b,c\n", "has 3 fields at line 2 and 2 columns"),
+        (b"file_name,a\nimages/000.png,b,c\n", "has 3 fields in line 2, but 2 columns"),
         (b'file_name,a\nimages/000.png,"b\n', "is damaged at line"),
         (b"file_name,file_name\na,b\n", "has two columns of one name"),
-        (b"000.png,a cat\n001.png,a dog\n", "names no columns in its first line, but an image"),
+        (
+            b"000.png,a cat\n001.png,a dog\n",
+            "has an image instead of column names in its first line",
+        ),
         (b"name,text\na cat,x\n", "names no image; its fields are 'name', 'text'"),
     ],
 )
@@ -357,7 +360,7 @@ def test_two_lists_of_the_same_images_are_refused_with_the_option_that_chooses(
     lists = {"v1/prompts.jsonl": LINES.encode(), "v2/prompts.jsonl": LINES.encode() * 2}
     text = refused(tmp_path / "both", [shard(None, files=lists)])
     assert "'v1/prompts.jsonl' and 'v2/prompts.jsonl' both name 'images/000.png'" in text
-    assert "launch with --records-file and one of them" in text
+    assert "choose one of them with --records-file" in text
     chosen = shard(LINES.encode(), files={"v1/prompts.jsonl": LINES.encode()})
     run = run_of(tmp_path / "one", [chosen], Options(layout=Layout("websight", "v2/prompts.jsonl")))
     assert lines_of(run, "v2/prompts.jsonl") == RECORDS

@@ -413,7 +413,7 @@ def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> No
     run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
     _, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
-    assert "none of 1 records is good" in problem.message
+    assert "none of the 1 records is valid" in problem.message
 
 
 def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) -> None:

@@ -262,7 +262,7 @@ def test_records_of_one_shard_and_samples_of_another_are_refused(tmp_path: Path)
     (tmp_path / "auto").mkdir()
     _, _, problem = run_over(tmp_path / "auto", samples(range(3)), {"prompts.jsonl": rows})
     assert problem is not None
-    assert "`--layout websight` takes that for the records and the samples as files" in (
+    assert "`--layout websight` uses that file as the records and the samples as files" in (
         problem.message
     )
     (tmp_path / "told").mkdir()

@@ -91,8 +91,8 @@ class TarArchive:
         self._final = seen.top is None
         self._known = (seen.top,)
         raise TopChanged(
-            f"{self._archive}: member {quoted(member.name)} changes which folder is on top; "
-            "the part is to be read again",
+            f"{self._archive}: member {quoted(member.name)} changes the top folder; the part "
+            "must be read again",
         )
 
     def _part(self, part: Part) -> Iterator[Member]:
@@ -100,7 +100,7 @@ class TarArchive:
         if len(cuts) != part.count + 1:
             raise ArchiveError(
                 f"{self._archive}: its member table is for {len(cuts) - 1} parts and "
-                f"{part.count} are asked for; launch again"
+                f"{part.count} are requested; launch again"
             )
         start, end = cuts[part.index], cuts[part.index + 1]
         last = part.index == part.count - 1

@@ -21,8 +21,8 @@ _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at a time, b
 # What writers pad a tar to: that, or the block size of a tape or of dd.
 _PADDED_TO = (_RECORD, *(BLOCK << power for power in range(13)))
 _UNPACK = (
-    "if what `tar -tf` lists is all of it, unpack it with `tar -xf` and launch with --local-path "
-    "on the folder"
+    "if `tar -tf` lists everything, unpack it with `tar -xf` and launch with --local-path on "
+    "the folder"
 )
 _REFUSED = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 _KINDS = {
@@ -158,7 +158,7 @@ class TarReader:
                 if extra is not None:
                     self._fail("an extension header belongs to no member")
                 if self._cursor.at_end() or bytes(self._cursor.take(BLOCK)) != END:
-                    self._fail("the end mark is not whole")
+                    self._fail("the end mark is incomplete")
                 return None, 0
             header = tar_header.parse(raw)
             self._name = header.name
@@ -194,7 +194,7 @@ class TarReader:
         self._limits.check_claim(self.total + size, self._name or b"")
         if self._length is not None and size > self._length - self._cursor.offset:
             volume = "" if self._length % BLOCK else " (so does a volume of tar -M)"
-            self._fail(f"it claims {size} bytes and the archive ends before{volume}")
+            self._fail(f"it claims {size} bytes, but the archive ends earlier{volume}")
         if self.headers_only:
             return iter(())
         if size > ONE_PIECE:
@@ -224,14 +224,14 @@ class TarReader:
         try:
             tar_header.check_sum(head.ljust(BLOCK, b"\0"))
         except HeaderError:
-            self._fail(f"something that is no tar follows the archive's end mark; {_UNPACK}")
+            self._fail(f"data that is not a tar follows the archive's end mark; {_UNPACK}")
         start = self._cursor.offset
         zeros = start - end
         padded = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0
         if not (zeros == 2 * BLOCK or padded or self._knows_cuts):
             self._fail(
-                f"members follow {zeros} bytes of zeros: a piece of the file is missing, or tars "
-                "were put one behind the other in an unusual way, which `tar -xi` unpacks"
+                f"members follow {zeros} bytes of zeros: a piece of the file is missing, or "
+                "several tars were concatenated in an unusual way, which `tar -xi` unpacks"
             )
         self._tar_start = start
         self._globals = {}  # they hold within their own tar
@@ -249,8 +249,8 @@ class TarReader:
         fitting = [to for to in _PADDED_TO if any(size % to == 0 for size in sizes)]
         if zeros > max([_RECORD, *fitting] if end else [_RECORD]) + 2 * BLOCK:
             self._fail(
-                f"it ends in {zeros} bytes of zeros, more than padding: an unfinished download? "
-                f"{_UNPACK}"
+                f"it ends in {zeros} bytes of zeros, more than padding; is it an unfinished "
+                f"download? {_UNPACK}"
             )
 
     def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
@@ -259,12 +259,12 @@ class TarReader:
         if kind == b"V":
             return extra  # a volume's label; it has no content
         if header.size > _META:
-            self._fail(f"an extension header of {header.size} bytes cannot be")
+            self._fail(f"an extension header of {header.size} bytes is too large")
         if kind in b"AI":  # Solaris ACLs and star's inode data: of no use here
             self._meta(header.size)
             return extra
         if kind == b"N":
-            raise unsupported(self._archive, "uses GNU's long-gone type N for long names")
+            raise unsupported(self._archive, "uses GNU's obsolete type N for long names")
         data = self._meta(header.size)
         if kind == b"g":
             self._set_globals(tar_header.pax_records(data))
@@ -317,7 +317,7 @@ class TarReader:
         if kind == b"M":
             raise unsupported(
                 self._archive,
-                "goes on from another file: these are volumes of one tar (tar -M); unpack them "
+                "is continued in another file: these are volumes of one tar (tar -M); unpack them "
                 "together (tar -xM -f FIRST -f SECOND …), launch with --local-path on the folder",
                 member=name,
             )

@@ -88,7 +88,7 @@ def check(pieces: Map, size: int, stored: int) -> None:
         end = offset + length
         total += length
     if total != stored:
-        raise HeaderError(f"its sparse map tells of {total} bytes and {stored} are stored")
+        raise HeaderError(f"its sparse map describes {total} bytes, but {stored} are stored")
 
 
 def expand(

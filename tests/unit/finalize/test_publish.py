@@ -52,7 +52,7 @@ def test_a_log_folder_under_a_name_that_an_archive_brings_is_told_before_anythin
     moved = run.staging.dest / "logs" / run.folder.run_id
     moved.parent.mkdir(parents=True)
     run.folder.path.rename(moved)
-    with pytest.raises(VerificationError, match="--log-dir elsewhere"):
+    with pytest.raises(VerificationError, match="another --log-dir"):
         run_finalize(RunFolder(moved), run.plan, Progress())
     assert not (run.staging.dest / "images").exists()
 
@@ -174,7 +174,7 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     for folder in (run.staging.data, run.staging.dest):
         (folder / "zebra").mkdir()
     before = tree(run.staging.dest)
-    with pytest.raises(VerificationError, match=r"zebra has come.*as it was, with its receipt"):
+    with pytest.raises(VerificationError, match=r"zebra has come.*with its receipt"):
         publish.go_on(run.staging, journal)
     assert tree(run.staging.dest) == before
 
@@ -225,7 +225,7 @@ def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
     made(first.staging.data / "left").write_bytes(b"left")
     summary, problem = run_finalize(first.folder, first.plan, Progress())
     assert problem is None
-    assert "has replaced this run's dataset" in summary.lines[0]
+    assert "has since replaced this run's dataset" in summary.lines[0]
     assert tree(first.staging.dest) == before
     assert not first.staging.root.exists()
 

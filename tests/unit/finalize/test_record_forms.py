@@ -62,7 +62,7 @@ def test_a_record_that_is_too_long_is_refused(
     monkeypatch.setattr(records, "MAX_LINE", 1000)
     monkeypatch.setattr(record_forms, "_CHUNK", 100)
     data = json.dumps([{"a": "x" * 500}, {"a": "x" * 5000}]).encode()
-    with pytest.raises(record_forms.FormError, match="is damaged behind record 1: longer than"):
+    with pytest.raises(record_forms.FormError, match="is damaged after record 1: longer than"):
         read(tmp_path, data)
 
 

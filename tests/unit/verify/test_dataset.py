@@ -256,7 +256,7 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
     damaged = tree(run.staging.dest)
     run.shards[1].files["images/000005.png"] = png(1234)
     run.redo()
-    with pytest.raises(VerificationError, match="gives other files than MANIFEST"):
+    with pytest.raises(VerificationError, match="gives files that differ from MANIFEST"):
         run_finalize(run.folder, run.plan, Progress())
     after = tree(run.staging.dest)
     assert {path: after[path] for path in damaged if path in after} == damaged
@@ -270,7 +270,7 @@ def test_a_dataset_of_another_run_is_not_mended(tmp_path: Path) -> None:
         reset_damaged(first.folder, first.plan, check(second))
     assert caught.value.cause is Cause.CLAIMED
     summary, _ = run_finalize(first.folder, first.plan, Progress())
-    assert summary.lines == ("! Run 2027-other has replaced this run's dataset since",)
+    assert summary.lines == ("! Run 2027-other has since replaced this run's dataset",)
     assert check(second, deep=True).ok
 
 
