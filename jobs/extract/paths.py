@@ -201,7 +201,5 @@ class DuplicatePaths:
             )
         if self.cases:
             one, two = map(quoted, self.case_example)
-            lines.append(
-                f"{self.cases} paths differ from another path in case only: {one} and {two}"
-            )
+            lines.append(f"{self.cases} paths differ from another in case only: {one} and {two}")
         return lines

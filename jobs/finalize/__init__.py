@@ -1,10 +1,10 @@
-"""The last stage: audits what the parts wrote, merges the records, publishes all or nothing.
+"""The last stage: audits what the parts wrote, merges the records, publishes everything or nothing.
 
 ``stage`` runs it over one ``context``. ``record_files`` finds the records, ``record_forms`` reads
-and writes their forms, ``record_paths`` says which file a path in them means. ``scan`` reads
-manifests, the staged folder and the records into ``disk_partitions``; ``cross_check`` judges what
-meets under one path; ``findings`` says what is wrong; ``collisions`` puts the right bytes under a
-contested path. ``merge`` writes records, manifest and sums, ``receipt`` the receipt; ``publish``
-renames all into place, ``cleanup`` tidies up. ``repair`` does damaged parts of a published dataset
-again.
+and writes their forms, ``record_paths`` finds the file that a record's path means. ``scan`` reads
+manifests, the staged folder and the records into ``disk_partitions``; ``cross_check`` compares all
+rows of one path; ``findings`` collects what is wrong; ``collisions`` restores the right bytes of a
+path that several archives wrote. ``merge`` writes records, manifest and sums, ``receipt`` the
+receipt; ``publish`` renames everything into place, ``cleanup`` removes what is no longer needed.
+``repair`` extracts damaged parts of a published dataset again.
 """

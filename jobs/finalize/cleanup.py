@@ -1,4 +1,4 @@
-"""What is tidied up once a dataset is published: the one replaced, archives, staging, the claim."""
+"""Cleanup after a dataset is published: the replaced dataset, archives, staging, the claim."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from jobs.storage.manifest import PublishedFile
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
 
-_FOLDERS = 1 << 12  # that are looked at once
+_FOLDERS = 1 << 12  # whose checks are cached
 _NO_FILES = (b"", b".", b"..")
 log = logging.getLogger(__name__)
 
 
 def remove_replaced(staging: Staging) -> None:
-    """Remove the old dataset, and put what is left under ``staging.kept``; safe to run again.
+    """Remove the old dataset, and move what is left to ``staging.kept``; safe to run again.
 
-    Raises ``OSError`` where something cannot be removed or moved; it stays where it is then.
+    Raises ``OSError`` where something cannot be removed or moved; it stays where it is.
     """
     root = staging.replaced
     if not is_there(root):
@@ -48,19 +48,19 @@ def remove_replaced(staging: Staging) -> None:
 
 
 def replaced_lines(staging: Staging) -> tuple[str, ...]:
-    """Lines for people where something was kept, or stays against our will."""
+    """Messages about files that were kept or could not be removed."""
     lines = []
     if is_there(staging.kept):
         kept = quoted(str(staging.kept))
-        lines.append(f"! Kept what no {MANIFEST} of the old dataset names: {kept}")
+        lines.append(f"! Kept files that are not in the old dataset's {MANIFEST}: {kept}")
     if is_there(staging.replaced):
         stays = quoted(str(staging.replaced))
-        lines.append(f"! The old dataset could not be removed (resume tries again): {stays}")
+        lines.append(f"! The old dataset could not be removed (`resume` tries again): {stays}")
     return tuple(lines)
 
 
 def _named(root: Path) -> Iterator[bytes]:
-    """Paths of the files of the old dataset; the manifest is the last, for whoever comes again."""
+    """Paths of the old dataset's files; the manifest is last, because another attempt needs it."""
     decode = msgspec.json.Decoder(PublishedFile).decode
     found = False
     if not (root / MANIFEST).is_file():
@@ -70,7 +70,7 @@ def _named(root: Path) -> Iterator[bytes]:
             try:
                 path = os.fsencode(decode(line).name)
             except (msgspec.DecodeError, ValueError):
-                continue  # damaged, or not ours: what it may have named is kept
+                continue  # damaged, or not ours: the file that it names is kept
             found = True
             yield path
     if found:
@@ -79,7 +79,7 @@ def _named(root: Path) -> Iterator[bytes]:
 
 
 def _is_plain(root: bytes, folder: bytes) -> bool:
-    """Whether ``folder`` is one below ``root``, with no link on the way to it."""
+    """Whether ``folder`` is a folder below ``root`` and no component of its path is a link."""
     way = root
     for name in folder.split(b"/") if folder else ():
         way += b"/" + name
@@ -95,44 +95,44 @@ def _unlink(path: bytes) -> None:
     try:
         os.unlink(path)  # noqa: PTH108  # in bytes, which no Path takes
     except (FileNotFoundError, IsADirectoryError):
-        pass  # gone before, or somebody's folder by now
+        pass  # removed before, or replaced by a folder of somebody else
 
 
 def _remove_empty(root: Path) -> None:
-    """Remove the folders that hold nothing but such folders, ``root`` itself included."""
+    """Remove folders that contain only empty folders, ``root`` included."""
     folders = [str(root)]
-    for folder in folders:  # which grows meanwhile: each folder before those within it
+    for folder in folders:  # the list grows in the loop; parents come before their children
         with os.scandir(folder) as entries:
             folders += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
     for folder in reversed(folders):
         try:
             Path(folder).rmdir()
         except OSError:
-            pass  # it holds something of the user's
+            pass  # it contains files of the user
 
 
-def clean_up(ground: FinalizeContext) -> None:
+def clean_up(context: FinalizeContext) -> None:
     """Remove the old dataset, archives and staging, after the receipt is in place.
 
-    What cannot be removed stays, and the log says so: the dataset is whole all the same.
+    A warning is logged for what cannot be removed; the new dataset is complete nevertheless.
     """
-    staging, keep = ground.staging, ground.plan.options.keep_archive
+    staging, keep = context.staging, context.plan.options.keep_archive
     if keep:
-        _keep_archives(ground)
-    elif staging.archives.name == ground.plan.run_id or staging.root in staging.archives.parents:
-        _remove(staging.archives)  # a folder of this run alone
+        _keep_archives(context)
+    elif staging.archives.name == context.plan.run_id or staging.root in staging.archives.parents:
+        _remove(staging.archives)  # a folder that only this run uses
     if not is_there(staging.root):
-        return _give_back(ground)
+        return _release_claim(context)
     _remove_replaced(staging)
     for name in sorted(
         names_in(staging.root) - {journal_path(staging).name, staging.replaced.name}
     ):
         if not (keep and staging.root / name == staging.archives):
             _remove(staging.root / name)
-    _remove(journal_path(staging))  # last: until here a resume cleans up
+    _remove(journal_path(staging))  # last: while it exists, a resume cleans up
     for folder in (staging.archives, staging.root):
         _remove_if_empty(folder)
-    return _give_back(ground)
+    return _release_claim(context)
 
 
 def _remove_replaced(staging: Staging) -> None:
@@ -152,37 +152,38 @@ class _Claim(msgspec.Struct):
     run_id: str
 
 
-def _give_back(ground: FinalizeContext) -> None:
-    """Let go of the destination."""
-    staging = ground.staging
+def _release_claim(context: FinalizeContext) -> None:
+    """Release this run's claim on the destination."""
+    staging = context.staging
     try:
-        if atomic.read_json(staging.claim, _Claim).run_id == ground.plan.run_id:
+        if atomic.read_json(staging.claim, _Claim).run_id == context.plan.run_id:
             staging.claim.unlink(missing_ok=True)
     except (OSError, msgspec.DecodeError):
-        pass  # nobody's, or another run's
-    # Of processes killed while they claimed; a live one finds its own gone and begins again.
+        pass  # not claimed, or by another run
+    # Left by processes killed while claiming; a running one notices that its file is gone and
+    # retries.
     for litter in staging.claim.parent.glob(f".{staging.claim.name}.*.tmp"):
         litter.unlink(missing_ok=True)
     _remove_if_empty(staging.root.parent)
 
 
-def kept_archives(ground: FinalizeContext) -> Path | None:
-    """Where archives are kept; None where they go."""
-    staging = ground.staging
-    if not ground.plan.options.keep_archive:
+def kept_archives(context: FinalizeContext) -> Path | None:
+    """The folder in which archives are kept; None where they are removed."""
+    staging = context.staging
+    if not context.plan.options.keep_archive:
         return None
     if staging.root not in staging.archives.parents:
         return staging.archives
-    return staging.dest / ARCHIVES / ground.plan.run_id  # others of that name may lie beside it
+    return staging.dest / ARCHIVES / context.plan.run_id  # other runs may keep files of that name
 
 
-def _keep_archives(ground: FinalizeContext) -> None:
-    """Move archives out of staging, under names that tell their format, and note where they are."""
-    staging, folder = ground.staging, kept_archives(ground)
-    often = Counter(_base_name(file) for shard in ground.plan.shards for file in shard.files)
-    for shard in ground.plan.shards:
+def _keep_archives(context: FinalizeContext) -> None:
+    """Move archives out of staging, to their published names, and record the new paths."""
+    staging, folder = context.staging, kept_archives(context)
+    often = Counter(_base_name(file) for shard in context.plan.shards for file in shard.files)
+    for shard in context.plan.shards:
         _remove(staging.plain(shard.id))
-        fetched = ground.folder.load_fetched(shard.id)
+        fetched = context.folder.load_fetched(shard.id)
         if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
             continue
         kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
@@ -191,11 +192,11 @@ def _keep_archives(ground: FinalizeContext) -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 Path(file).replace(target)
         noted = structs.replace(fetched, files=tuple(str(path) for path in kept), plain=None)
-        atomic.write_json(ground.folder.fetched(shard.id), noted)
+        atomic.write_json(context.folder.fetched(shard.id), noted)
 
 
 def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:
-    """The published name, with the shard's id before it where that is not unique."""
+    """The published name, after the shard's id where it is not unique."""
     name = _base_name(shard.files[place])
     return name if often[name] == 1 and name.strip(".") else f"{shard.id}_{place}_{name}"
 
@@ -218,4 +219,4 @@ def _remove_if_empty(folder: Path) -> None:
     try:
         folder.rmdir()
     except OSError:
-        pass  # others have something in it, or it is gone
+        pass  # it is in use by others, or was removed

@@ -1,4 +1,4 @@
-"""What all steps of finalize stand on: the run, its parts and records in order, and their names."""
+"""What all steps of finalize share: the run, its parts and records in order, and their numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 def key_of(entry: Entry) -> str:
-    """One text for each path: its bytes in hex behind a NUL where they are not UTF-8."""
+    """A path as text, unique for its bytes: those that are not UTF-8 follow in hex after a NUL."""
     return entry.path if entry.raw is None else f"{entry.path}\0{entry.raw}"
 
 
@@ -28,27 +28,27 @@ def key_of_bytes(path: bytes) -> str:
 
 
 def bytes_of(key: str) -> bytes:
-    """The path's own bytes."""
+    """The bytes of the path (inverse of ``key_of_bytes``)."""
     text, nul, raw = key.partition("\0")
     return bytes.fromhex(raw) if nul else text.encode("utf-8")
 
 
 def shown_key(key: str) -> str:
-    """The path as a message has it, quoted on one line."""
+    """The path for a message, quoted on one line."""
     return quoted(bytes_of(key))
 
 
 @dataclass(frozen=True)
 class RecordsPiece:
-    """The records of one shard, of one part of it, or of an archive that is nested in it."""
+    """The records of a shard, of one of its parts, or of an archive nested in it."""
 
-    shard: Shard  # or the nested archive as one, whose id lies below the shard's
+    shard: Shard  # for a nested archive: a shard whose id starts with the outer shard's id
     found: Found  # as JSON lines
-    folder: str = ""  # of the dataset, with a slash, in which the records file was
-    # Folders that its paths start from, and where the dataset has them: unified, each empty or
-    # ending with a slash.
+    folder: str = ""  # of the dataset, with a final slash, that contained the records file
+    # Folders that its paths start with, and the dataset's folders that they mean: unified, each
+    # empty or ending with a slash.
     moves: Mapping[str, str] = field(default_factory=dict)
-    # What paths begin with, wherever they stand in a record, that extraction itself put there.
+    # Prefix of the paths that extraction itself wrote into the records, in whichever field.
     made: str | None = None
 
     @property
@@ -59,27 +59,31 @@ class RecordsPiece:
 
 @dataclass(frozen=True)
 class RepairState:
-    """The repair of a dataset that this run has published before."""
+    """The repair of a dataset that this run published before."""
 
     receipt: Json  # as it was published
-    records: bool  # whether the records file is merged anew
+    records: bool  # whether the records file is merged again
 
     @property
     def names_among_data(self) -> tuple[str, ...]:
-        """What the records files among the data were called, where there were some."""
+        """Name of the records files among the data; empty where there were none."""
         records = self.receipt["records"]
         return (records["path"],) if records and self.receipt.get("records_among_data") else ()
 
     @property
     def names(self) -> list[bytes]:
-        """The dataset's own names in the destination."""
+        """Names of the dataset in the destination."""
         return [bytes_of(key) for key in self.receipt["entries"]]
 
 
 @dataclass
 class FinalizeContext:
-    """The run, with numbers for its files and lines: the n-th file of all parts in plan order, the
-    r-th line of all pieces. Every pass counts them the same way, so a number is a name."""
+    """The run, and the numbers of its files and lines.
+
+    A file's number is its position among all files of all parts in plan order, a line's number its
+    position among the lines of all pieces. All passes count the same way, so a number identifies
+    a file or a line.
+    """
 
     folder: RunFolder
     plan: Plan
@@ -87,13 +91,15 @@ class FinalizeContext:
     parts: tuple[Part, ...] = ()
     pieces: tuple[RecordsPiece, ...] = ()
     part_starts: list[int] = field(default_factory=list)  # each part's first file, and the end
-    mending: RepairState | None = None  # where what was published before is repaired
+    repair_state: RepairState | None = None  # where a published dataset is repaired
     piece_starts: list[int] = field(default_factory=list)  # number of each piece's first line
-    unclear: list[str] = field(default_factory=list)  # what paths of records may mean, in words
+    unclear: list[str] = field(
+        default_factory=list
+    )  # messages on paths that may mean several files
     records_path: str | None = None  # of the records file in the dataset; None for plain files
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)
-    hidden: set[bytes] = field(default_factory=set)  # of these, paths that are not told as strays
+    hidden: set[bytes] = field(default_factory=set)  # their paths, which are not reported as strays
 
     def __post_init__(self) -> None:
         layout = self.plan.options.layout
@@ -103,7 +109,7 @@ class FinalizeContext:
 
     @property
     def scratch(self) -> Path:
-        """Temporary files of this stage alone."""
+        """Folder for temporary files of this stage."""
         return self.staging.root / "finalize"
 
     @property
@@ -113,25 +119,25 @@ class FinalizeContext:
 
     @property
     def reads_records(self) -> bool:
-        """Whether records are parsed and merged: a repair mostly leaves them as they are."""
+        """Whether records are parsed and merged; a repair does so only if they are damaged."""
         layout = self.plan.options.layout
-        return layout.has_records and (self.mending is None or self.mending.records)
+        return layout.has_records and (self.repair_state is None or self.repair_state.records)
 
     def part_of(self, number: int) -> Part:
-        """The part that wrote the file of that number."""
+        """The part that wrote the file with that number."""
         return self.parts[self.part_index(number)]
 
     def part_index(self, number: int) -> int:
-        """Its place in ``parts``."""
+        """The index in ``parts`` of the part that wrote that file."""
         return bisect_right(self.part_starts, number) - 1
 
     def name_of(self, shard_id: str | None) -> str | None:
-        """A shard's name as people know it; of a nested archive that of the outer one too."""
+        """A shard's published name; for a nested archive preceded by the outer archive's name."""
         outer, slash, inner = (shard_id or "").partition("/")
         shard = self.shards.get(outer)
         return f"{shard.name}{': ' if slash else ''}{inner}" if shard else shard_id
 
     def line_of(self, number: int) -> tuple[RecordsPiece, int]:
-        """The piece and the line in it, from 1, of the line of that number."""
+        """The piece that contains that line, and the line's number in the piece, from 1."""
         place = bisect_right(self.piece_starts, number) - 1
         return self.pieces[place], number - self.piece_starts[place] + 1

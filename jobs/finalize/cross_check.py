@@ -1,4 +1,4 @@
-"""Files, names on disk, references and ids that meet under one key, judged together."""
+"""Compares the files, names on disk, references and ids that share one key."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from jobs.storage.safe_paths import quoted
 
 
 class Meaning(NamedTuple):
-    """What became of a reference."""
+    """What a reference means."""
 
     reference: Reference
-    key: str | None  # of the file that it means
-    fact: str = ""  # why it means none
+    key: str | None  # of the file; None: of no file
+    fact: str = ""  # the reason for None
 
 
 def meanings(
-    ground: FinalizeContext,
+    context: FinalizeContext,
     references: Sequence[Reference],
     files: Collection[str],
     literal: Collection[str],
     near: Mapping[str, str],
 ) -> Iterator[Meaning]:
-    """The one file that each of ``references`` can mean among ``files``, all of one bucket.
+    """Find the one file among ``files`` that each of ``references`` means; all are of one bucket.
 
-    ``literal``: the files that a record names by their very path; no other path means these, nor
-    do two paths mean one file. ``near``: a file by its folded name, for messages.
+    ``literal``: the files that a record names by exactly their path; no other path means these,
+    and no two paths mean one file. ``near``: files by folded name, for messages.
     """
-    by_form = _by_form(ground, files) if references else {}
+    by_form = _by_form(context, files) if references else {}
     meant: defaultdict[str, list[Reference]] = defaultdict(list)
     for reference in references:
-        forms = (form for form in _forms(ground, reference) if form in by_form)
+        forms = (form for form in _forms(context, reference) if form in by_form)
         keys = by_form.get(next(forms, ""), [])
         if len(keys) == 1:
             meant[keys[0]].append(reference)
         else:
             yield Meaning(reference, None, _fact(reference, keys, near))
     for key, rivals in meant.items():
-        names = {_name(ground, reference.path) for reference in rivals if reference.required}
+        names = {_name(context, reference.path) for reference in rivals if reference.required}
         if key in literal:
-            names.add(_name(ground, key))
+            names.add(_name(context, key))
         for reference in rivals:
-            others = names - {_name(ground, reference.path)}
+            others = names - {_name(context, reference.path)}
             if not others:
                 yield Meaning(reference, key)
             elif reference.required:
@@ -61,23 +61,23 @@ def meanings(
                 yield Meaning(reference, None, f"is in no shard; {fact}")
 
 
-def _by_form(ground: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
+def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
     found: defaultdict[str, list[str]] = defaultdict(list)
-    form = unified if matches_spellings(ground) else str
+    form = unified if matches_spellings(context) else str
     for key in files:
         if "\0" not in key:  # what is not UTF-8 is not written into records
             found[form(key)].append(key)
     return found
 
 
-def _forms(ground: FinalizeContext, reference: Reference) -> list[str]:
-    if not matches_spellings(ground):
+def _forms(context: FinalizeContext, reference: Reference) -> list[str]:
+    if not matches_spellings(context):
         return [reference.key]
     return [unified(key) for key in (reference.key, reference.other) if key is not None]
 
 
-def _name(ground: FinalizeContext, path: str) -> str:
-    return join_key(ground, transcribed(path))
+def _name(context: FinalizeContext, path: str) -> str:
+    return join_key(context, transcribed(path))
 
 
 def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:
@@ -92,7 +92,7 @@ def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str
 
 
 class Conflict(NamedTuple):
-    """A path that was written with different bytes, and the one that is to lie there."""
+    """A path that was written with different bytes, and the file that has to be there."""
 
     number: int  # of the file that wins
     key: str
@@ -113,25 +113,25 @@ class _File:
 
 
 class Join:
-    """Judges bucket after bucket; ``remove`` takes the keys of files that are not to be published.
+    """Checks bucket after bucket; ``remove`` is called with the key of each file not to be
+    published.
 
-    What is left of memory after each bucket is a number for every file or line with something
-    to it.
+    After each bucket, memory holds one number for every file or line with a finding.
     """
 
     def __init__(self, audit: Audit, rewrites: Rewrites, remove: Callable[[str], object]) -> None:
         self._audit = audit
         self._rewrites = rewrites
-        self._ground = audit.ground
-        self._options = audit.ground.plan.options
+        self._context = audit.context
+        self._options = audit.context.plan.options
         self._remove = remove
-        self.contests: list[Conflict] = []
+        self.conflicts: list[Conflict] = []
         self.absent: set[int] = set()  # indices of parts with a file that is not on disk
-        self._told_of_several = False
+        self._several_reported = False
         self._start()
 
     def run(self) -> None:
-        """Judge everything."""
+        """Check all buckets."""
         for bucket in self._audit.rows.read():
             self._audit.progress.check()
             self._start()
@@ -143,8 +143,8 @@ class Join:
         self._near: dict[str, str] = {}  # a file's key by its folded form
         self._ids: dict[str, int] = {}
         self._contested: set[str] = set()
-        self._literal: set[str] = set()  # files that a record names by their very path
-        self._waiting: list[Reference] = []  # that no file has the very path of
+        self._literal: set[str] = set()  # files that a record names by exactly their path
+        self._waiting: list[Reference] = []  # references whose exact path no file has
 
     def _take(self, rows: Iterator[Sequence[Any]]) -> None:
         takers: dict[JoinRow, Callable[..., None]] = {
@@ -159,24 +159,24 @@ class Join:
     def _find(
         self, kind: FindingKind, message: str, number: int | None = None, *, line: int | None = None
     ) -> None:
-        """Add a finding about the file, or the line, of that number."""
+        """Add a finding about the file, or the line, with that number."""
         if line is not None:
-            piece, place = self._ground.line_of(line)
+            piece, place = self._context.line_of(line)
             self._audit.findings.add(Finding(kind, message, piece.shard.id, None, place))
         else:
-            shard = None if number is None else self._ground.part_of(number).shard
+            shard = None if number is None else self._context.part_of(number).shard
             self._audit.findings.add(Finding(kind, message, shard))
 
-    def _file(self, key: str, *told: Any) -> None:
-        new = _File(*told)
+    def _file(self, key: str, *values: Any) -> None:
+        new = _File(*values)
         old = self._files.get(key)
         if old is None:
             self._files[key] = new
             self._twin(key, new.number)
             self._look_for_nesting(key)
         elif (old.size, old.digest) == (new.size, new.digest):
-            self._audit.tally.skipped.append(new.number)
-            fact = f"{shown_key(key)} is also in {self._name(old)}, with the same bytes"
+            self._audit.totals.skipped.append(new.number)
+            fact = f"{shown_key(key)} is also in {self._name(old)}, with the same content"
             self._find(FindingKind.SAME, fact, new.number)
         else:
             self._differ(key, old, new)
@@ -188,21 +188,21 @@ class Join:
             self._find(FindingKind.CASE, fact, number)
 
     def _look_for_nesting(self, key: str) -> None:
-        layout, tally = self._options.layout, self._audit.tally
+        layout, totals = self._options.layout, self._audit.totals
         if layout.has_records and f"/{layout.images}/" in key:
-            tally.nested_images = tally.nested_images or key
+            totals.nested_images = totals.nested_images or key
 
     def _differ(self, key: str, old: _File, new: _File) -> None:
         first, second = (
-            (self._ground.part_of(file.number).shard, file.origin) for file in (old, new)
+            (self._context.part_of(file.number).shard, file.origin) for file in (old, new)
         )
         names = f"{self._name(old)} ({old.size} bytes, {old.digest})"
-        if first == second:  # within an archive the last one wins, as tar has it
-            self._audit.tally.skipped.append(old.number)
+        if first == second:  # within an archive the last member wins, as with tar
+            self._audit.totals.skipped.append(old.number)
             self._files[key] = new
             self._contested.add(key)
         elif self._options.on_collision is OnCollision.KEEP_FIRST:
-            self._audit.tally.skipped.append(new.number)
+            self._audit.totals.skipped.append(new.number)
             self._contested.add(key)
             self._find(
                 FindingKind.KEPT_FIRST, f"{shown_key(key)}: kept the version of {names}", new.number
@@ -210,14 +210,14 @@ class Join:
         else:
             self._find(
                 FindingKind.COLLISION,
-                f"{shown_key(key)} has other bytes ({new.size} bytes, {new.digest}"
+                f"{shown_key(key)} has different content ({new.size} bytes, {new.digest}"
                 f"{f', from {new.origin[1]}' if new.origin else ''}) than in {names}",
                 new.number,
             )
 
     def _name(self, file: _File) -> str:
-        """The archive that a file came in, for messages."""
-        shard = f"shard {self._ground.name_of(self._ground.part_of(file.number).shard)}"
+        """The archive that contained the file, for messages."""
+        shard = f"shard {self._context.name_of(self._context.part_of(file.number).shard)}"
         return f"{file.origin[1]} of {shard}" if file.origin else shard
 
     def _disk(self, key: str, ours: bool) -> None:
@@ -256,34 +256,34 @@ class Join:
         self._named(found, file, reference)
 
     def _named(self, key: str, file: _File, reference: Reference) -> None:
-        """A record names that file."""
+        """Note that a record names that file."""
         line = reference.line
         if not reference.required and extension(key) not in ("", *BY_EXTENSION):
-            return  # an array, a text: no image, and it need not be one
+            return  # for example an array or a text, which need not be an image
         if _fails(settled(file.problem, named=True)):
-            self._audit.tally.bad_lines.append(line)
+            self._audit.totals.bad_lines.append(line)
         if file.named_by is None:
             file.named_by = line
         elif reference.required:
             self._check_one_records_file(key, file.named_by, line)
-            piece, place = self._ground.line_of(file.named_by)
+            piece, place = self._context.line_of(file.named_by)
             fact = f"names {quoted(key)}, as line {place} of {piece.shard.name} does"
             self._find(FindingKind.DUPLICATE_IMAGE, fact, line=line)
 
     def _check_one_records_file(self, key: str, one: int, other: int) -> None:
-        """Of records files that lie among the data each has images of its own, or only one counts.
+        """Report two records files among the data that name the same image.
 
-        They may be versions of one list, or a list and its parts.
+        They may be versions of one list, or a list and its parts; the user has to choose one.
         """
-        pieces = [self._ground.line_of(line)[0] for line in (one, other)]
+        pieces = [self._context.line_of(line)[0] for line in (one, other)]
         if (
-            self._ground.records_among_data
+            self._context.records_among_data
             and pieces[0] is not pieces[1]
-            and not self._told_of_several
+            and not self._several_reported
         ):
-            self._told_of_several = True
+            self._several_reported = True
             names = " and ".join(
-                sorted(quoted(f"{piece.folder}{self._ground.records_path}") for piece in pieces)
+                sorted(quoted(f"{piece.folder}{self._context.records_path}") for piece in pieces)
             )
             fact = f"{names} both name {shown_key(key)}; choose one of them with --records-file"
             self._find(FindingKind.NO_RECORDS, fact)
@@ -291,31 +291,33 @@ class Join:
     def _missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
-            self._audit.tally.bad_lines.append(reference.line)
+            self._audit.totals.bad_lines.append(reference.line)
             self._find(FindingKind.MISSING_IMAGE, text, line=reference.line)
         elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
             self._find(FindingKind.FURTHER_IMAGE, text, line=reference.line)
 
     def _resolve(self) -> None:
-        """Find the one file that each waiting reference can mean."""
+        """Find the one file that each waiting reference means."""
         waiting, files = self._waiting, self._files
         for reference, key, fact in meanings(
-            self._ground, waiting, files, self._literal, self._near
+            self._context, waiting, files, self._literal, self._near
         ):
             if key is None:
                 self._missing(reference, fact)
             else:
                 self._rewrites.add(reference.line, reference.place, key)
-                self._tell(key, reference)
+                self._report_rewrite(key, reference)
                 self._named(key, files[key], reference)
 
-    def _tell(self, key: str, reference: Reference) -> None:
-        """Say that a record is rewritten; of images named elsewhere a shard has one example."""
+    def _report_rewrite(self, key: str, reference: Reference) -> None:
+        """Report that a record is rewritten; for ``How.MOVED`` only a count and one example a
+        shard.
+        """
         text = f"{quoted(reference.path)} is {shown_key(key)}"
         if reference.how is How.MOVED:
-            shard = self._ground.line_of(reference.line)[0].shard.id
-            self._audit.tally.moved[shard] += 1
-            self._audit.tally.moved_example.setdefault(shard, text)
+            shard = self._context.line_of(reference.line)[0].shard.id
+            self._audit.totals.moved[shard] += 1
+            self._audit.totals.moved_example.setdefault(shard, text)
             return
         images = f"{self._options.layout.images}/"
         name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
@@ -325,7 +327,7 @@ class Join:
     def _id(self, line: int, record_id: str) -> None:
         first = self._ids.setdefault(record_id, line)
         if first != line:
-            piece, place = self._ground.line_of(first)
+            piece, place = self._context.line_of(first)
             fact = f"id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
             self._find(FindingKind.DUPLICATE_ID, fact, line=line)
 
@@ -333,31 +335,31 @@ class Join:
         self._resolve()
         for key, file in self._files.items():
             if self._judge(key, file):
-                tally = self._audit.tally
-                tally.files += 1
-                tally.bytes += file.size
-                tally.images += self._is_image(key, file)
+                totals = self._audit.totals
+                totals.files += 1
+                totals.bytes += file.size
+                totals.images += self._is_image(key, file)
             if key in self._contested:
-                self.contests.append(Conflict(file.number, key, file.size, file.crc32))
+                self.conflicts.append(Conflict(file.number, key, file.size, file.crc32))
 
     def _judge(self, key: str, file: _File) -> bool:
-        """Whether the file is to be published."""
-        part = self._ground.part_of(file.number)
+        """Add the file's findings; returns whether it is published."""
+        part = self._context.part_of(file.number)
         member = key.partition("\0")[0]
         add = self._audit.findings.add
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):
             add(Finding(FindingKind.BAD_IMAGE, problem, part.shard, member))
-            # Whether a file goes must not depend on records, which a repair does not read.
+            # Whether a file is dropped must not depend on records, which a repair does not read.
             certain = _fails(settled(file.problem, named=False))
             if certain and self._options.on_bad_record is OnBadRecord.DROP:
-                self._audit.tally.skipped.append(file.number)
+                self._audit.totals.skipped.append(file.number)
                 self._remove(key)
                 return False
         elif problem is not None:
             add(Finding(FindingKind.WARNING, problem.removeprefix(WARNING), part.shard, member))
         if not file.on_disk:
-            self.absent.add(self._ground.part_index(file.number))
+            self.absent.add(self._context.part_index(file.number))
             add(
                 Finding(
                     FindingKind.ABSENT,
@@ -372,7 +374,7 @@ class Join:
 
     def _is_image(self, key: str, file: _File) -> bool:
         layout = self._options.layout
-        if file.named_by is not None:  # by records that are dropped if it is no image
+        if file.named_by is not None:  # those records are dropped if it is not an image
             dropped = self._options.on_bad_record is OnBadRecord.DROP
             return not (dropped and _fails(settled(file.problem, named=True)))
         return _looks_like_image(key, file, layout.images) and (
@@ -382,7 +384,7 @@ class Join:
     def _is_orphan(self, key: str, file: _File) -> bool:
         layout = self._options.layout
         return (
-            self._ground.reads_records
+            self._context.reads_records
             and self._options.verify is not Verify.NONE
             and key.startswith(f"{layout.images}/")
             and _looks_like_image(key, file, layout.images)
@@ -394,5 +396,5 @@ def _fails(problem: str | None) -> bool:
 
 
 def _looks_like_image(key: str, file: _File, images: str) -> bool:
-    """Whether a file that no record names is an image, by its name and its content."""
+    """Whether a file that no record names is an image, by name and content."""
     return is_image_name(key.partition("\0")[0], images) and not is_no_image(file.problem)

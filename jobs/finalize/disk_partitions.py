@@ -1,4 +1,4 @@
-"""Joins of more rows than memory holds: the rows of one key meet in one partition, a file."""
+"""Joins of more rows than fit into memory: rows with the same key share a partition file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-ROWS = 150_000  # in a bucket, about; some 100 MB once they are objects
-HELD = 400_000  # rows that are kept in memory: too few to be worth files
-MOST = 200  # buckets: each is an open file
-_LINES = 250_000  # in a partition, at least; some 100 MB where each has a new path
+ROWS = 150_000  # in a bucket, about; about 100 MB as Python objects
+HELD = 400_000  # up to this many rows stay in memory
+MOST = 200  # buckets, at most: each is an open file
+_LINES = 250_000  # in a partition, at least; about 100 MB where each has a new path
 
 
 def folded(key: str) -> str:
-    """``key`` without the differences that a case-blind or normalising file system loses."""
+    """``key`` without differences that a case-insensitive or normalizing file system ignores."""
     return key.lower() if key.isascii() else unicodedata.normalize("NFC", key).casefold()
 
 
@@ -27,7 +27,7 @@ Self = TypeVar("Self", bound="Partitions")
 
 
 class Partitions:
-    """Rows of plain values on disk, in files that are each read as a whole; removed at the end."""
+    """Rows of plain values in files, each of which is read completely; removed at the end."""
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
         self._paths = [folder / f"{name}-{i:03d}" for i in range(count)]
@@ -38,11 +38,11 @@ class Partitions:
         return len(self._paths)
 
     def put(self, place: int, row: Sequence[Any]) -> None:
-        """Append a row to the partition of that number."""
+        """Append a row to the partition with that number."""
         self._files[place].write(self._encode(row) + b"\n")
 
     def rows(self, place: int) -> Iterator[list[Any]]:
-        """The rows of that partition, in the order in which they came; nothing can follow."""
+        """The rows of that partition in insertion order; no more can be added to it."""
         self._files[place].close()
         return _rows(self._paths[place])
 
@@ -59,15 +59,15 @@ class Partitions:
             try:
                 file.close()
             except OSError:
-                pass  # a full disk; the file goes anyhow
+                pass  # a full disk; the file is removed anyway
         for path in self._paths:
             path.unlink(missing_ok=True)
 
 
 class Buckets(Partitions):
-    """Rows by key, written once and then read bucket by bucket; keys that fold alike meet.
+    """Rows by key, written once and then read bucket by bucket; equal folded keys share a bucket.
 
-    ``rows``: how many there will be, about; so few that memory holds them are one bucket there.
+    ``rows``: about how many there will be. Up to ``HELD`` rows are one bucket in memory.
     """
 
     def __init__(self, folder: Path, *, rows: int) -> None:
@@ -75,7 +75,7 @@ class Buckets(Partitions):
         self._held: list[Sequence[Any]] = []
 
     def add(self, key: str, *row: Any) -> None:
-        """Put a row beside the others whose key folds to the same."""
+        """Add a row to the bucket of its key."""
         if not self._files:
             self._held.append(row)
             return
@@ -83,7 +83,7 @@ class Buckets(Partitions):
         self.put(hashed % len(self._files), row)
 
     def read(self) -> Iterator[Iterator[Sequence[Any]]]:
-        """Each bucket's rows, in the order in which they were added."""
+        """Each bucket's rows in insertion order."""
         if not self._files:
             yield iter(self._held)
         for place in range(len(self)):
@@ -98,7 +98,7 @@ def _rows(path: Path) -> Iterator[list[Any]]:
 
 
 class Rewrites(Partitions):
-    """New paths by the number of their line, on disk and in memory a share at a time."""
+    """New paths of records by line number; one partition at a time is in memory."""
 
     def __init__(self, folder: Path, *, lines: int) -> None:
         self._lines = max(_LINES, 1 + lines // MOST)
@@ -107,11 +107,11 @@ class Rewrites(Partitions):
         self._paths_of: dict[int, dict[int, str]] = {}
 
     def add(self, line: int, place: int, path: str) -> None:
-        """The line's image in that place of ``records.Record.images`` is to be named ``path``."""
+        """Store ``path`` as the new path of the line's image at that index."""
         self.put(line // self._lines, (line, place, path))
 
     def of(self, line: int) -> dict[int, str]:
-        """New paths of a line by their place; ask in rising order, once all have been added."""
+        """New paths of a line by index; call in ascending order of lines, after all were added."""
         share = line // self._lines
         if share != self._loaded:
             self._loaded = share

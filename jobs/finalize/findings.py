@@ -1,4 +1,4 @@
-"""What the audit found: each finding in ``audit.jsonl``, counts in memory, and their words."""
+"""What the audit found: each finding in ``audit.jsonl``, counts in memory, and their messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 from jobs.storage import atomic
 from jobs.storage.safe_paths import quoted
 
-EXAMPLES = 3  # of each kind that a person is shown
+EXAMPLES = 3  # of each kind, at most, in a message
 PASSED = "✓ Dataset verification passed!"
 
 
@@ -33,7 +33,7 @@ class FindingKind(str, Enum):
     OUTSIDE = "path_outside"
     MISSING_IMAGE = "image_missing"
     BAD_IMAGE = "image_damaged"
-    # What fails nothing.
+    # Warnings, which do not fail the audit.
     ORPHAN = "image_without_record"
     MOVED = "image_named_elsewhere"
     SPELLED = "image_spelled_otherwise"
@@ -55,8 +55,8 @@ class FindingKind(str, Enum):
     HINT = "hint"
 
 
-# Kinds that fail the audit, and the cause that each tells. The first four always do, the others
-# may be let pass by --on-bad-record.
+# Kinds that fail the audit, and the cause that each reports: these always, those in ``BAD`` unless
+# --on-bad-record accepts them.
 FATAL = {
     FindingKind.PARTS: Cause.NOT_FETCHED,
     FindingKind.ABSENT: Cause.NOT_FETCHED,
@@ -74,7 +74,7 @@ BAD = {
 
 
 class Finding(NamedTuple):
-    """One thing that somebody may want to look at."""
+    """One thing that the audit found."""
 
     kind: FindingKind
     message: str
@@ -83,7 +83,7 @@ class Finding(NamedTuple):
     line: int | None = None  # in the shard's records as JSON lines, from 1
 
     def text(self, name: str | None, *, unit: str = "line") -> str:
-        """For people, with the shard's name and what the records file counts."""
+        """The finding as a message; ``unit``: what the records file counts."""
         member = quoted(self.member) if self.member is not None else None
         line = f"{unit} {self.line}" if self.line else None
         place = ", ".join(part for part in (name, member, line) if part)
@@ -91,7 +91,7 @@ class Finding(NamedTuple):
 
 
 class Findings(atomic.GrowingFile):
-    """Takes findings as they come; ``audit.jsonl`` has its name once ``publish`` is called."""
+    """Collects findings; writes ``audit.jsonl``, which gets its name when ``publish`` is called."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -108,10 +108,13 @@ class Findings(atomic.GrowingFile):
         self.write(self._encode(line) + b"\n")
 
 
-# One thing, several things.
+# Singular and plural.
 _WORDS = {
-    FindingKind.PARTS: ("part is not whole", "parts are not whole"),
-    FindingKind.ABSENT: ("extracted file is gone from disk", "extracted files are gone from disk"),
+    FindingKind.PARTS: ("part is incomplete", "parts are incomplete"),
+    FindingKind.ABSENT: (
+        "extracted file is missing on disk",
+        "extracted files are missing on disk",
+    ),
     FindingKind.COLLISION: (
         "path has different bytes in two archives",
         "paths have different bytes in two archives",
@@ -119,7 +122,7 @@ _WORDS = {
     FindingKind.NO_RECORDS: ("records file is missing", "records files are missing"),
     FindingKind.BAD_FORM: ("records file is damaged", "records files are damaged"),
     FindingKind.COUNT: ("count is wrong", "counts are wrong"),
-    FindingKind.BAD_RECORD: ("line is no record", "lines are no records"),
+    FindingKind.BAD_RECORD: ("line is not a valid record", "lines are not valid records"),
     FindingKind.OUTSIDE: (
         "record names a path outside the dataset",
         "records name paths outside the dataset",
@@ -139,18 +142,27 @@ _WORDS = {
         "record names a further image that is missing",
         "records name further images that are missing",
     ),
-    FindingKind.DUPLICATE_IMAGE: ("record names an image again", "records name images again"),
-    FindingKind.DUPLICATE_ID: ("record has an id of another", "records have ids of others"),
+    FindingKind.DUPLICATE_IMAGE: (
+        "record names an image that another one names",
+        "records name images that others name",
+    ),
+    FindingKind.DUPLICATE_ID: ("record has the id of another one", "records have ids of others"),
     FindingKind.CASE: (
         "name differs from another in case or Unicode form only",
         "names differ from others in case or Unicode form only",
     ),
     FindingKind.WARNING: ("warning", "warnings"),
-    FindingKind.STRAY: ("file of no part was removed", "files of no part were removed"),
-    FindingKind.RESERVED: ("file is left out for its name", "files are left out for their names"),
+    FindingKind.STRAY: (
+        "file that no part wrote was removed",
+        "files that no part wrote were removed",
+    ),
+    FindingKind.RESERVED: (
+        "file was left out: its name is reserved",
+        "files were left out: their names are reserved",
+    ),
     FindingKind.SAMPLES: (
-        "shard holds samples of WebDataset, which are published as images and records",
-        "shards hold samples of WebDataset, which are published as images and records",
+        "shard contains WebDataset samples, which are published as images and records",
+        "shards contain WebDataset samples, which are published as images and records",
     ),
     FindingKind.FORM: (
         "records file is published in another form",
@@ -163,17 +175,17 @@ _WORDS = {
     ),
     FindingKind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
     FindingKind.NO_NEWLINE: (
-        "records file has no last line end",
-        "records files have no last line end",
+        "records file has no line end after its last line",
+        "records files have no line end after their last lines",
     ),
     FindingKind.KEPT_FIRST: (
-        "path was kept as its first archive has it",
-        "paths were kept as their first archive has them",
+        "path is in several archives; the first archive's file was kept",
+        "paths are in several archives; the first archive's files were kept",
     ),
     FindingKind.HINT: ("hint", "hints"),
     FindingKind.SAME: (
-        "file is in two archives, the same bytes",
-        "files are in two archives, the same bytes",
+        "file is in two archives with the same content",
+        "files are in two archives with the same content",
     ),
 }
 
@@ -190,102 +202,105 @@ def fails(kind: FindingKind, policy: OnBadRecord) -> bool:
 
 
 def lines_of(
-    ground: FinalizeContext, findings: Findings, *, records: int, images: int
+    context: FinalizeContext, findings: Findings, *, records: int, images: int
 ) -> tuple[str, ...]:
-    """What finalize tells people: counts, one line for each kind of finding, the verdict."""
-    options = ground.plan.options
+    """What finalize prints: counts, one line for each kind of finding, the verdict."""
+    options = context.plan.options
     lines: list[str] = []
     if options.layout.has_records:
-        lines += _count_lines(ground, findings, records=records, images=images)
+        lines += _count_lines(context, findings, records=records, images=images)
     failed = False
     verdicts: list[str] = []
     for kind in FindingKind:
         if count := findings.counts[kind]:
             bad = fails(kind, options.on_bad_record)
             failed |= bad
-            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(ground, findings, kind)}"
+            text = f"{'✗' if bad else '!'} {counted(kind, count)}{_tail(context, findings, kind)}"
             (lines if bad else verdicts).append(text)
     if failed:
-        return (*lines, *verdicts, f"✗ Dataset verification failed: nothing was {_aim(ground)}")
+        return (*lines, *verdicts, f"✗ Dataset verification failed: nothing was {_aim(context)}")
     if options.verify is Verify.NONE:
         return (*verdicts, *lines, "! Images and records were not verified (--skip-verify)")
     return (*verdicts, *lines, PASSED)
 
 
 def _count_lines(
-    ground: FinalizeContext, findings: Findings, *, records: int, images: int
+    context: FinalizeContext, findings: Findings, *, records: int, images: int
 ) -> list[str]:
     mark = "✗" if findings.counts[FindingKind.NO_RECORDS] else "✓"
-    expected = ground.plan.options.expect_records
-    name = ground.records_path
+    expected = context.plan.options.expect_records
+    name = context.records_path
     if expected is not None and expected != records:
         mark = "✗"
     return [f"{mark} Found {records} records in {name}", f"✓ Found {images} images"]
 
 
-def _tail(ground: FinalizeContext, findings: Findings, kind: FindingKind) -> str:
-    """The first examples of a kind."""
+def _tail(context: FinalizeContext, findings: Findings, kind: FindingKind) -> str:
+    """The first examples of a kind, to follow its count."""
     shown = findings.examples.get(kind, [])
-    texts = [_text(ground, finding) for finding in shown]
+    texts = [_text(context, finding) for finding in shown]
     more = " …" if findings.counts[kind] > EXAMPLES else ""
     return f": {'; '.join(texts)}{more}" if texts else ""
 
 
-def _text(ground: FinalizeContext, finding: Finding) -> str:
-    form = {piece.shard.id: piece.found.form for piece in ground.pieces}.get(finding.shard or "")
+def _text(context: FinalizeContext, finding: Finding) -> str:
+    form = {piece.shard.id: piece.found.form for piece in context.pieces}.get(finding.shard or "")
     unit = "line" if form in (None, Form.LINES) else "record"
-    return finding.text(ground.name_of(finding.shard), unit=unit)
+    return finding.text(context.name_of(finding.shard), unit=unit)
 
 
-def _aim(ground: FinalizeContext) -> str:
-    return "published" if ground.mending is None else "mended"
+def _aim(context: FinalizeContext) -> str:
+    return "published" if context.repair_state is None else "repaired"
 
 
-def problem_of(ground: FinalizeContext, findings: Findings, *, records: int) -> Problem | None:
-    """The worst of all findings as the problem of the run; None where nothing fails.
+def problem_of(context: FinalizeContext, findings: Findings, *, records: int) -> Problem | None:
+    """The worst finding as the run's problem; None where nothing fails.
 
-    ``records``: how many there are, good or bad.
+    ``records``: how many there are, valid or not.
     """
-    policy = ground.plan.options.on_bad_record
+    policy = context.plan.options.on_bad_record
     bad = [kind for kind in FindingKind if findings.counts[kind] and fails(kind, policy)]
     if not bad:
         return None
     first = findings.examples[bad[0]][0]
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
-    is_per_shard = ground.plan.options.on_collision is OnCollision.PER_SHARD
+    is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
     remedy = _remedy(bad, cause, is_per_shard=is_per_shard)
     if findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(
         kind in BAD for kind in bad
     ):
         remedy = "; to publish files without records, launch with --layout files"
     elif FindingKind.MISSING_IMAGE in bad:
-        advice = _advice(ground, findings)
+        advice = _advice(context, findings)
         remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
     message = (
-        f"nothing was {_aim(ground)}: {facts}; first: {_text(ground, first)}; all of it is in "
-        f"{ground.folder.audit.name}{remedy}"
+        f"nothing was {_aim(context)}: {facts}; first: {_text(context, first)}; all findings are "
+        f"in {context.folder.audit.name}{remedy}"
     )
     return Problem(cause, message, first.shard, first.member)
 
 
-def _advice(ground: FinalizeContext, findings: Findings) -> str | None:
-    """What other findings advise where images seem to be missing."""
-    told = [
+def _advice(context: FinalizeContext, findings: Findings) -> str | None:
+    """The first remedy for missing images that another finding names; None where none does."""
+    hints = [
         *findings.examples.get(FindingKind.HINT, []),
         *findings.examples.get(FindingKind.WARNING, []),
     ]
-    texts = (_text(ground, finding) for finding in told if "launch with" in finding.message)
+    texts = (_text(context, finding) for finding in hints if "launch with" in finding.message)
     return next(texts, None)
 
 
 def _remedy(bad: list[FindingKind], cause: Cause, *, is_per_shard: bool) -> str:
     if cause is Cause.NOT_FETCHED:
-        return "; resume extracts these parts again"
+        return "; `resume` extracts these parts again"
     if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
         own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
-        return f"; launch with --on-collision {keep}{own} to publish nevertheless"
+        return f"; to publish nevertheless, launch with --on-collision {keep}{own}"
     if all(kind in BAD for kind in bad):
-        return "; launch with --on-bad-record drop to publish without these, keep with them"
+        return (
+            "; launch with --on-bad-record drop to publish without these, or keep to publish "
+            "them too"
+        )
     return ""

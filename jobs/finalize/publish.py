@@ -1,10 +1,10 @@
 """Publishing: one rename for each name in the dataset's top folder, the receipt last.
 
-The destination itself stays (it may be a mount point, and staging lies in it), so a reader looks
-at ``RECEIPT.json``: it goes first when an old dataset is replaced and comes last, so where it is,
-all is in place. The journal is written before the first rename. Whoever comes after a crash goes
-on with it, as every step can tell from the disk whether it was done. Where a rename fails, those
-before it are undone, so that an old dataset has its receipt again.
+The destination folder itself stays (it may be a mount point, and staging is in it).
+``RECEIPT.json`` marks a complete dataset: it is removed first when an old dataset is replaced, and
+renamed into place last. The journal is written before the first rename. After a crash the next
+attempt continues with it, because every step sees on disk whether it was done. Where a rename
+fails, those before it are undone, so that an old dataset has its receipt again.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Journal(msgspec.Struct, frozen=True):
     """What publishing is about to do; written before its first rename."""
 
     run_id: str
-    old: tuple[str, ...]  # keys of names of the old dataset, which make room
+    old: tuple[str, ...]  # keys of the old dataset's names, which are moved away
     data: tuple[str, ...]  # keys of names that come from the staged dataset
     ready: tuple[str, ...]  # manifest, sums; the receipt is last
-    mends: bool = False  # each staged file goes over the published one
+    # Staged files replace the published ones, each at its path.
+    repairs: bool = msgspec.field(default=False, name="mends")
 
 
 def journal_path(staging: Staging) -> Path:
@@ -39,9 +40,9 @@ def journal_path(staging: Staging) -> Path:
 
 
 def load(staging: Staging) -> Journal | None:
-    """The journal of a publication that has begun and is not through; None where none has.
+    """The journal of a publication that has begun and is not complete; None where there is none.
 
-    The receipt is the last to leave staging: without it a journal is of renames that are all done.
+    The receipt is the last to leave staging: once it has, all renames of the journal are done.
     """
     if not is_there(staging.root / "ready" / RECEIPT):
         return None
@@ -51,14 +52,14 @@ def load(staging: Staging) -> Journal | None:
         return None
 
 
-def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
-    """Names in the destination that have to make room for the ``new`` ones.
+def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
+    """Names in the destination that have to be moved away for the ``new`` ones.
 
-    Of an old dataset these are the names that its receipt tells, so that nothing else of the user
-    is ever moved. Raises ``VerificationError`` where there is something and the plan does not
-    overwrite.
+    Besides names that are needed, these are only those that the old dataset's receipt lists, so
+    that nothing else of the user is moved. Raises ``VerificationError`` where the destination is
+    not empty and the plan does not overwrite.
     """
-    dest, own = ground.staging.dest, _own_names(ground)
+    dest, own = context.staging.dest, _own_names(context)
     if in_the_way := own & set(new):
         raise VerificationError(
             f"the log folder is in {dest}/{min(in_the_way)}, a name that the dataset uses too; "
@@ -68,7 +69,7 @@ def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     there = {key_of_bytes(os.fsencode(name)) for name in names_in(dest) - NO_DATA} - own
     if not there:
         return ()
-    if not ground.plan.options.overwrite:
+    if not context.plan.options.overwrite:
         shown_names = ", ".join(quoted(name) for name in sorted(there)[:5])
         more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         raise VerificationError(
@@ -80,33 +81,33 @@ def old_names(ground: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(old))
 
 
-def _own_names(ground: FinalizeContext) -> set[str]:
-    """A run folder within the destination is no part of a dataset."""
-    top = ground.staging.top_of(ground.folder.path)
+def _own_names(context: FinalizeContext) -> set[str]:
+    """The top folder of a run folder within the destination, which is not part of a dataset."""
+    top = context.staging.top_of(context.folder.path)
     return set() if top is None else {top}
 
 
-class _Told(msgspec.Struct):
+class _ReceiptEntries(msgspec.Struct):
     entries: tuple[str, ...] = ()
 
 
 def names_in_receipt(dest: Path) -> set[str]:
-    """Keys of the names in a dataset's top folder, as its receipt has them; none without one."""
+    """Keys of the names that a dataset's receipt lists; none without a receipt."""
     try:
-        return set(atomic.read_json(dest / RECEIPT, _Told).entries)
+        return set(atomic.read_json(dest / RECEIPT, _ReceiptEntries).entries)
     except (OSError, msgspec.DecodeError):
         return set()
 
 
-def begin(ground: FinalizeContext, journal: Journal) -> None:
-    """Make all data durable, then the intent: from here on only renames are left to do."""
-    with closing(atomic.FileSystem(ground.staging.root)) as file_system:
+def begin(context: FinalizeContext, journal: Journal) -> None:
+    """Make all data durable, then write the journal: from here on only renames are left to do."""
+    with closing(atomic.FileSystem(context.staging.root)) as file_system:
         file_system.sync()
-    atomic.write_json(journal_path(ground.staging), journal)
+    atomic.write_json(journal_path(context.staging), journal)
 
 
 class _Moves:
-    """Renames, of which the last ones first can be undone."""
+    """Renames that can be undone in reverse order."""
 
     def __init__(self) -> None:
         self._done: list[tuple[Path, Path]] = []
@@ -120,27 +121,28 @@ class _Moves:
             target.rename(source)
 
 
-def go_on(staging: Staging, journal: Journal) -> None:
-    """Do all renames that were not done; safe to call again after any crash, until the receipt is
-    in place: what is cleaned up after it would be missed here.
+def finish(staging: Staging, journal: Journal) -> None:
+    """Do all renames that were not done yet.
 
-    Raises ``VerificationError`` where somebody has put something in the way, or taken it, and
-    ``StorageError`` where a rename fails. What this call has renamed is put back then (a mended
-    file stays, as it is whole), and the message tells what is in place.
+    Safe to call again after any crash until the receipt is in place; after that, cleaning up
+    removes what this function needs. Raises ``VerificationError`` where somebody has created a file
+    under a new name or removed a staged one, and ``StorageError`` where a rename fails. Then the
+    renames of this call are undone (repaired files stay), and the message says which dataset is in
+    place.
     """
     moves = _Moves()
     try:
         _check_movable(staging, journal)
         _rename_all(staging, journal, moves)
     except (OSError, OrchestrateError) as error:
-        with suppress(OSError):  # the receipt would have come last: the message tells
+        with suppress(OSError):  # the message says whether the receipt is in place
             moves.undo()
-        raise _told(staging, error) from error
+        raise _explained(staging, error) from error
     atomic.fsync_folder(staging.dest)
 
 
 def _check_movable(staging: Staging, journal: Journal) -> None:
-    """Refuse what would fail between two renames, as far as it can be seen before the first."""
+    """Refuse what would fail between two renames, as far as it is visible before the first."""
     found = list(_obstacles(staging, journal))
     if found:
         raise VerificationError("; ".join(found), cause=Cause.PREFLIGHT)
@@ -154,7 +156,7 @@ def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
         yield f"{staging.root} is on another file system than {dest}, so nothing can be renamed"
     for name in (os.fsdecode(bytes_of(key)) for key in journal.old):
         path = dest / name
-        # Of files the device may be another one though they can be renamed (overlayfs).
+        # A file's device may differ although it can be renamed (overlayfs).
         if is_there(staging.replaced / name) or path.is_symlink() or not path.is_dir():
             continue
         if path.stat().st_dev != device:
@@ -163,8 +165,8 @@ def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:
             yield f"{path} cannot be moved, as you may not write to it"
 
 
-def _told(staging: Staging, error: OSError | OrchestrateError) -> OrchestrateError:
-    """What failed, what is in place by now, as the disk has it, and what to do."""
+def _explained(staging: Staging, error: OSError | OrchestrateError) -> OrchestrateError:
+    """The error, followed by what is in place on disk and what to do."""
     if isinstance(error, OSError):
         to = f"renaming {error.filename} to {error.filename2}" if error.filename2 else "publishing"
         error = from_os_error(error, doing=to)
@@ -172,21 +174,21 @@ def _told(staging: Staging, error: OSError | OrchestrateError) -> OrchestrateErr
         state = f"the old dataset is unchanged in {staging.dest}, with its receipt"
     else:
         state = f"there is no complete dataset in {staging.dest}, so there is no {RECEIPT}"
-    gone = error.cause is Cause.VERIFICATION
-    then = "" if gone else "; fix this and run `resume`: only renames are left to do"
+    is_final = error.cause is Cause.VERIFICATION
+    then = "" if is_final else "; fix this and run `resume`: only renames are left to do"
     return type(error)(f"{error.message}; {state}{then}", cause=error.cause)
 
 
 def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
     dest, ready = staging.dest, staging.root / "ready"
-    if journal.mends:
-        _mend(staging)
+    if journal.repairs:
+        _replace_damaged(staging)
     staging.replaced.mkdir(exist_ok=True)
     if RECEIPT in journal.old:
         _make_room(staging, RECEIPT, moves)
     for key in journal.data:
         name = os.fsdecode(bytes_of(key))
-        # What left staging is in place, and not to be taken for the old one, wherever that went.
+        # A name that left staging is in place already; it must not be moved away as an old one.
         if key in journal.old and is_there(staging.data / name):
             _make_room(staging, name, moves)
         _place(staging.data / name, dest / name, moves)
@@ -196,21 +198,21 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
         if key not in journal.data and (name not in proofs or is_there(ready / name)):
             _make_room(staging, name, moves)
     for name in proofs:
-        if journal.mends and is_there(ready / name):
-            (ready / name).replace(dest / name)  # which holds the same, or is damaged
+        if journal.repairs and is_there(ready / name):
+            (ready / name).replace(dest / name)  # the published one is identical or damaged
         _place(ready / name, dest / name, moves)
     atomic.fsync_folder(dest)
     _place(ready / receipt, dest / receipt, moves)
 
 
 def _make_room(staging: Staging, name: str, moves: _Moves) -> None:
-    """Move an old name away, unless that was done: then what is there is new."""
+    """Move an old name away, unless that was done before: then the name is a new one's."""
     if not is_there(staging.replaced / name) and is_there(staging.dest / name):
         moves.move(staging.dest / name, staging.replaced / name)
 
 
-def _mend(staging: Staging) -> None:
-    """Rename each staged file over the published one; what is not staged any more was done."""
+def _replace_damaged(staging: Staging) -> None:
+    """Rename each staged file over the published one; files that left staging are done."""
     made: set[Path] = set()
     for path in list(walk(os.fsencode(staging.data), [b""])):
         target = staging.dest / os.fsdecode(path)
@@ -237,7 +239,7 @@ def _place(source: Path, target: Path, moves: _Moves) -> None:
 
 
 def is_there(path: Path) -> bool:
-    """Whether anything has that name, be it a link to nothing."""
+    """Whether the path exists; a dangling link counts."""
     try:
         path.lstat()
     except FileNotFoundError:

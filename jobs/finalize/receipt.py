@@ -20,15 +20,15 @@ from jobs.storage.staging import MANIFEST
 
 
 def build(
-    ground: FinalizeContext,
+    context: FinalizeContext,
     findings: Findings,
     merged: Merged | None,
     proof: WrittenManifest,
     counts: Json,
     lines: Iterable[str],
 ) -> Json:
-    """The receipt of a dataset that is about to be published; holds no secret."""
-    plan = ground.plan
+    """The receipt of a dataset that is about to be published; contains no secret."""
+    plan = context.plan
     options: Json = msgspec.to_builtins(plan.options)
     return {
         "schema": SCHEMA,
@@ -55,16 +55,16 @@ def build(
             "digest": plan.options.digest,
         },
         "sums": proof.sums,
-        "shards": [_shard(ground, shard, merged) for shard in plan.shards],
-        "stages": _stages(ground.folder),
-        "attempts": list(_attempts(ground.folder)),
+        "shards": [_shard(context, shard, merged) for shard in plan.shards],
+        "stages": _stages(context.folder),
+        "attempts": list(_attempts(context.folder)),
     }
 
 
-def _shard(ground: FinalizeContext, shard: Shard, merged: Merged | None) -> Json:
-    fetched = ground.folder.load_fetched(shard.id)
-    parts = [part for part in ground.parts if part.shard == shard.id]
-    summaries = [read_summary(ground.folder.manifest(part)) for part in parts]
+def _shard(context: FinalizeContext, shard: Shard, merged: Merged | None) -> Json:
+    fetched = context.folder.load_fetched(shard.id)
+    parts = [part for part in context.parts if part.shard == shard.id]
+    summaries = [read_summary(context.folder.manifest(part)) for part in parts]
     digests = [str(digest) for digest in fetched.digests] if fetched else []
     sizes = list(fetched.sizes) if fetched else []
     return {
@@ -89,7 +89,7 @@ def _shard(ground: FinalizeContext, shard: Shard, merged: Merged | None) -> Json
 
 
 def _stages(folder: RunFolder) -> Json:
-    """What each stage took, over all attempts, as its tasks tell it."""
+    """Time and resources of each stage over all attempts, from the results of its tasks."""
     results: dict[Stage, list[TaskResult]] = defaultdict(list)
     for result in folder.load_results():
         results[result.stage].append(result)
@@ -135,7 +135,7 @@ def _attempts(folder: RunFolder) -> Iterable[Json]:
 
 
 def _jobs(submission: Submission) -> Json:
-    """Job ids by stage, an array by its first number."""
+    """Job ids by stage; an array once, by its job id."""
     jobs: dict[str, dict[str, None]] = defaultdict(dict)
     for task in submission.tasks:
         if task.job_id:

@@ -1,4 +1,4 @@
-"""Where the records of each shard are: kept apart by extract, or in files among the data."""
+"""Finds the records of each shard: those that extract stored apart, or files among the data."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted
 
-_LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of what may be records
+_LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of possible records files
 _SHOWN = 3  # of these in a message
-_FEW = 20  # of these, at most, for a message to name any: more are sidecars
-_MOST = 10_000  # records files among the data
+_FEW = 20  # with more of these a message names none, because they are sidecars
+_MOST = 10_000  # records files among the data, at most
 
 
 class _Source(NamedTuple):
@@ -42,10 +42,10 @@ class _Source(NamedTuple):
 class _DataFile:
     """A records file among the data."""
 
-    number: int  # of the file
+    number: int  # of the file (see ``FinalizeContext``)
     part: Part
     path: str
-    name: str  # that of the records file; ``path`` ends with it
+    name: str  # of the records file; ``path`` ends with it
     size: int
     digest: str
 
@@ -55,11 +55,11 @@ class _DataFile:
 
 
 class _Clues:
-    """What else may hold a dataset's records."""
+    """Other files that may contain a dataset's records, for a message."""
 
     def __init__(self) -> None:
         self.likely: dict[str, _DataFile] = {}  # by path
-        self._table = ""  # a parquet file that was not taken apart
+        self._table = ""  # a parquet file that was not extracted
         self._last = b""
         self._pair: tuple[bytes, bytes] | None = None
 
@@ -75,7 +75,7 @@ class _Clues:
         self._last = raw
 
     def message(self, names: tuple[str, ...]) -> str:
-        """That none of ``names`` is there, and what helps."""
+        """The message that none of ``names`` exists, with a remedy."""
         *others, last = names
         either = f"{', '.join(others)} or " if others else ""
         fact = f"no shard has a {either}{last}"
@@ -88,77 +88,80 @@ class _Clues:
             fact += f"; if the records are in {largest}, name that file with --records-file"
         elif self._table:
             fact += (
-                f"; the table {quoted(self._table)} gives none: it names no image, or lies within "
-                "an archive, which has to be unpacked first (then --local-path on the folder)"
+                f"; the table {quoted(self._table)} provides none: it names no image, or is "
+                "inside an archive, which you have to unpack first (then launch with "
+                "--local-path on the folder)"
             )
         return f"{fact}; to publish files without records, launch with --layout files"
 
 
 def find_pieces(
-    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings, progress: Progress
+    context: FinalizeContext, summaries: list[PartSummary], findings: Findings, progress: Progress
 ) -> None:
     """Find the records of each shard, in plan order, as JSON lines.
 
-    Where no shard has the records file at its top, those in folders count, whose paths are
-    relative to them, and in the ``auto`` layout those of an imagefolder. A part whose records are
-    gone is forgotten. In a repair that leaves the records as they are, only their files among the
-    data are found.
+    Where no shard has the records file in its top folder, those in other folders are used, whose
+    paths are relative to their folder, and in the ``auto`` layout those of an imagefolder. The
+    manifest of a part whose records are missing is removed. In a repair that leaves the records as
+    they are, only their files among the data are found.
     """
     if any(summary.has_records for summary in summaries):
-        _check_samples(ground, summaries, findings)
-        sources = _kept_apart(ground, summaries, findings) if ground.reads_records else []
+        _check_samples(context, summaries, findings)
+        sources = _extracted_apart(context, summaries, findings) if context.reads_records else []
     else:
-        sources = list(_among_data(ground, findings, progress.check))
+        sources = list(_among_data(context, findings, progress.check))
     samples = frozenset(
-        part.shard for part, summary in zip(ground.parts, summaries, strict=True) if summary.samples
+        part.shard
+        for part, summary in zip(context.parts, summaries, strict=True)
+        if summary.samples
     )
     for shard in sorted(samples):
-        fact = "files with one key became an image and its record"
+        fact = "files with the same key became an image and its record"
         findings.add(Finding(FindingKind.SAMPLES, fact, shard))
     found = []
-    for number, source in enumerate(_distinct(ground, sources, samples, findings)):
+    for number, source in enumerate(_distinct(context, sources, samples, findings)):
         progress.check()
         progress.current = source.shard.id
-        out = ground.scratch / f"lines-{number}"
+        out = context.scratch / f"lines-{number}"
         try:
             lines = record_forms.as_lines(
                 source.path,
-                ground.records_path or "",
+                context.records_path or "",
                 out,
                 progress.check,
-                encoding=ground.plan.options.records_encoding,
+                encoding=context.plan.options.records_encoding,
             )
         except record_forms.FormError as error:
             findings.add(
                 Finding(FindingKind.BAD_FORM, f"its records file {error}", source.shard.id)
             )
             continue
-        made = _made(ground, source.shard, samples)
+        made = _made(context, source.shard, samples)
         found.append(RecordsPiece(source.shard, lines, source.folder, made=made))
-    ground.pieces = tuple(found)
+    context.pieces = tuple(found)
 
 
 def _distinct(
-    ground: FinalizeContext, sources: list[_Source], samples: frozenset[str], findings: Findings
+    context: FinalizeContext, sources: list[_Source], samples: frozenset[str], findings: Findings
 ) -> Iterator[_Source]:
-    """The sources but for those that are copies of another, which would bring its records twice.
+    """The sources without copies of another one, whose records would be in the dataset twice.
 
-    Where each shard has a folder of its own, the same records name other images; and rows of
-    tables may well be the same.
+    With a folder for each shard the same records name different images; and rows of tables may
+    well be identical.
     """
-    if ground.plan.options.on_collision is OnCollision.PER_SHARD:
+    if context.plan.options.on_collision is OnCollision.PER_SHARD:
         yield from sources
         return
     kin = [(source.folder, source.path.stat().st_size) for source in sources]
     counts = Counter(kin)
     first: dict[tuple[str, str], str] = {}
     for source, key in zip(sources, kin, strict=True):
-        is_file = counts[key] > 1 and _made(ground, source.shard, samples) is None
+        is_file = counts[key] > 1 and _made(context, source.shard, samples) is None
         if is_file and key[1]:
             other = first.setdefault((source.folder, _digest(source.path)), source.shard.id)
             if other != source.shard.id:
                 fact = (
-                    f"its records are the same as those of {ground.name_of(other)} and are "
+                    f"its records are the same as those of {context.name_of(other)} and are "
                     "counted once"
                 )
                 findings.add(Finding(FindingKind.SAME, fact, source.shard.id))
@@ -174,107 +177,105 @@ def _digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _made(ground: FinalizeContext, shard: Shard, samples: frozenset[str]) -> str | None:
-    """See ``RecordsPiece.made``: of a table or samples extraction writes both pictures and
-    records.
-    """
-    images = ground.plan.options.layout.images
+def _made(context: FinalizeContext, shard: Shard, samples: frozenset[str]) -> str | None:
+    """``RecordsPiece.made`` of a table or samples, whose pictures and records extraction writes."""
+    images = context.plan.options.layout.images
     if shard.id in samples:
         return f"{images}/"
-    fetched = ground.folder.load_fetched(shard.id)
+    fetched = context.folder.load_fetched(shard.id)
     if fetched is None or fetched.format is not Format.PARQUET:
         return None
     return from_table(images, shard.id)
 
 
 def _check_samples(
-    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
 ) -> None:
-    """Records of samples and those of a file may tell of the same images."""
+    """Refuse records of samples together with a records file: they may describe the same images."""
     by_kind: dict[bool, str] = {}
-    for part, summary in zip(ground.parts, summaries, strict=True):
+    for part, summary in zip(context.parts, summaries, strict=True):
         if summary.records:
             by_kind.setdefault(summary.samples, part.shard)
-    if len(by_kind) == 2 and ground.plan.options.layout.name == "auto":
+    if len(by_kind) == 2 and context.plan.options.layout.name == "auto":
         fact = (
-            f"its files look like samples of WebDataset, and {ground.name_of(by_kind[False])} "
-            f"contains a {ground.records_path}; `--layout websight` uses that file as the "
+            f"its files look like samples of WebDataset, and {context.name_of(by_kind[False])} "
+            f"contains a {context.records_path}; `--layout websight` uses that file as the "
             "records and the samples as files; `--layout webdataset` uses both"
         )
         findings.add(Finding(FindingKind.NO_RECORDS, fact, by_kind[True]))
 
 
-def _kept_apart(
-    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+def _extracted_apart(
+    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
 ) -> list[_Source]:
     sources: dict[str, _Source] = {}
-    for part, summary in zip(ground.parts, summaries, strict=True):
-        for source in _sources_of(ground, part, summary):
+    for part, summary in zip(context.parts, summaries, strict=True):
+        for source in _sources_of(context, part, summary):
             if not source.path.exists():
-                forget_manifest(ground, part, "its records are missing", findings)
+                forget_manifest(context, part, "its records are missing", findings)
                 break
             sources.setdefault(source.path.name, source)
     return list(sources.values())
 
 
-def _sources_of(ground: FinalizeContext, part: Part, summary: PartSummary) -> Iterator[_Source]:
-    """The records of the shard itself, and those of archives that are nested in it."""
-    shard = ground.shards[part.shard]
+def _sources_of(context: FinalizeContext, part: Part, summary: PartSummary) -> Iterator[_Source]:
+    """The records of the shard itself and of archives nested in it."""
+    shard = context.shards[part.shard]
     if summary.records:
-        own = ground.staging.part_records(part)
-        yield _Source(shard, own if own.exists() else ground.staging.shard_records(part.shard))
+        own = context.staging.part_records(part)
+        yield _Source(shard, own if own.exists() else context.staging.shard_records(part.shard))
     for ordinal, archive in sorted(summary.inner_records.items()):
         inner = nested.shard_of(shard, archive.encode())
-        yield _Source(inner, ground.staging.inner_records(part, ordinal))
+        yield _Source(inner, context.staging.inner_records(part, ordinal))
 
 
 def _among_data(
-    ground: FinalizeContext, findings: Findings, check: Callable[[], object]
+    context: FinalizeContext, findings: Findings, check: Callable[[], object]
 ) -> Iterator[_Source]:
-    """Take records files out of the data."""
+    """Move records files out of the data."""
     taken: set[str] = set()
-    for index, file in enumerate(_choose(ground, findings, check)):
-        ground.records_path = file.name
-        ground.records_among_data[file.number] = file.part.id
-        if not ground.reads_records or file.path in taken:
+    for index, file in enumerate(_choose(context, findings, check)):
+        context.records_path = file.name
+        context.records_among_data[file.number] = file.part.id
+        if not context.reads_records or file.path in taken:
             continue
         taken.add(file.path)
-        moved, place = _taken_to(ground, index), ground.staging.data / file.path
+        moved, place = _taken_to(context, index), context.staging.data / file.path
         if place.exists():
             moved.parent.mkdir(exist_ok=True)
             place.replace(moved)
         if moved.exists():
-            yield _Source(ground.shards[file.part.shard], moved, file.folder)
+            yield _Source(context.shards[file.part.shard], moved, file.folder)
         else:
-            forget_manifest(ground, file.part, "its records are missing", findings)
+            forget_manifest(context, file.part, "its records are missing", findings)
 
 
-def _taken_to(ground: FinalizeContext, index: int) -> Path:
-    return ground.staging.records / f"among-data-{index:05d}"
+def _taken_to(context: FinalizeContext, index: int) -> Path:
+    return context.staging.records / f"among-data-{index:05d}"
 
 
 def _choose(
-    ground: FinalizeContext, findings: Findings, check: Callable[[], object]
+    context: FinalizeContext, findings: Findings, check: Callable[[], object]
 ) -> list[_DataFile]:
-    """The records files among the data: those of the first name that there is.
+    """The records files among the data: those with the first name that exists.
 
-    In the ``auto`` layout the only file that can hold records will do. In a repair they are those
-    of the published dataset.
+    In the ``auto`` layout a file of another name is used if it is the only one that can contain
+    records. In a repair they are those of the published dataset.
     """
-    if ground.mending is not None:
-        return list(_files(ground, ground.mending.names_among_data, _Clues()))
-    names = ground.plan.options.layout.records_names
+    if context.repair_state is not None:
+        return list(_files(context, context.repair_state.names_among_data, _Clues()))
+    names = context.plan.options.layout.records_names
     by_name: defaultdict[str, list[_DataFile]] = defaultdict(list)
     clues = _Clues()
-    for file in _files(ground, names, clues):
+    for file in _files(context, names, clues):
         by_name[file.name].append(file)
     files = next((by_name[name] for name in names if name in by_name), [])
-    unverified = ground.plan.options.verify is Verify.NONE
+    unverified = context.plan.options.verify is Verify.NONE
     problem, shard = None, None
     if not files:
-        if len(clues.likely) == 1 and not unverified and ground.plan.options.layout.name == "auto":
+        if len(clues.likely) == 1 and not unverified and context.plan.options.layout.name == "auto":
             [only] = clues.likely.values()
-            if _names_images(ground, only, check):
+            if _names_images(context, only, check):
                 fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
                 findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
                 return [only]
@@ -282,11 +283,11 @@ def _choose(
     elif len(files) > _MOST:
         problem = f"there are {len(files)} files named {files[0].name}, too many to merge"
     elif (twice := _written_twice(files)) is not None:
-        ground.records_among_data.update((file.number, file.part.id) for file in files)
-        ground.hidden.update(file.path.encode() for file in files)
+        context.records_among_data.update((file.number, file.part.id) for file in files)
+        context.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
-            f"{quoted(twice.path)} has other bytes than in another shard; to merge both, launch "
+            f"{quoted(twice.path)} differs from that of another shard; to merge both, launch "
             f"with --records-file {twice.path}"
         )
     if problem is None:
@@ -297,15 +298,15 @@ def _choose(
     return []
 
 
-def _names_images(ground: FinalizeContext, file: _DataFile, check: Callable[[], object]) -> bool:
+def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[], object]) -> bool:
     """Whether the first record of a file names an image."""
-    place = ground.staging.data / file.path
-    options = ground.plan.options
+    place = context.staging.data / file.path
+    options = context.plan.options
     try:
         found = record_forms.as_lines(
-            place if place.exists() else _taken_to(ground, 0),
+            place if place.exists() else _taken_to(context, 0),
             file.path,
-            ground.scratch / "look",
+            context.scratch / "look",
             check,
             encoding=options.records_encoding,
         )
@@ -316,13 +317,13 @@ def _names_images(ground: FinalizeContext, file: _DataFile, check: Callable[[], 
     return True
 
 
-def _files(ground: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
-    """The files of these names; ``clues`` sees all others."""
-    # Paths are not looked up where records are not verified, so that they keep their starts.
-    deep = ground.plan.options.verify is not Verify.NONE
-    for place, part in enumerate(ground.parts):
-        start = ground.part_starts[place]
-        for number, entry in enumerate(_entries(ground, part), start):
+def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> Iterator[_DataFile]:
+    """The files with these names; all others are passed to ``clues``."""
+    # Unverified records keep their paths, so they must be relative to the top folder.
+    deep = context.plan.options.verify is not Verify.NONE
+    for place, part in enumerate(context.parts):
+        start = context.part_starts[place]
+        for number, entry in enumerate(_entries(context, part), start):
             path, digest = entry.path, entry.digest or entry.crc32
             if entry.raw is not None:
                 continue
@@ -334,14 +335,14 @@ def _files(ground: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> It
                 clues.see(_DataFile(number, part, path, path, entry.size, digest))
 
 
-def _entries(ground: FinalizeContext, part: Part) -> Iterator[Entry]:
-    """A part's files; of a damaged manifest, which a later pass tells of, as many as there are."""
+def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:
+    """A part's files, as far as its manifest is readable; a later pass reports damage."""
     with suppress(RunFolderError):
-        yield from read_manifest(ground.folder.manifest(part))
+        yield from read_manifest(context.folder.manifest(part))
 
 
 def _written_twice(files: list[_DataFile]) -> _DataFile | None:
-    """One that has another's path and other bytes."""
+    """A file with the same path as another and different content; None where there is none."""
     first: dict[str, _DataFile] = {}
     for file in files:
         other = first.setdefault(file.path, file)

@@ -1,7 +1,7 @@
-"""Forms in which records come: lines, one JSON array, values over several lines, tables, UTF-16.
+"""Forms of records files: lines, one JSON array, values over several lines, tables, UTF-16.
 
-Finalize works on JSON lines. A records file of another form is read into a file of lines first,
-and what is published is put into that form again.
+Finalize works on JSON lines. A records file of another form is converted to a file of lines first,
+and converted back when it is published.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from jobs.checks import records
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, extension
 
-_HEAD = 4096  # bytes that tell an encoding
-_CHUNK = 1 << 20  # characters that are read at a time
-_WORD = len("-Infinity")  # the longest that JSON has beside strings and numbers
+_HEAD = 4096  # bytes that an encoding is detected from
+_CHUNK = 1 << 20  # characters read at a time
+_WORD = len("-Infinity")  # the longest JSON token besides strings and numbers
 _UTF_8 = ("utf-8", "utf-8-sig")
 
 
 class Form(str, Enum):
-    """How a records file holds its records."""
+    """How a records file stores its records."""
 
     LINES = "JSON lines"
     ARRAY = "a JSON array"
@@ -35,27 +35,27 @@ class Form(str, Enum):
 
 
 class FormError(ValueError):
-    """A records file is not whole in its form; the text says where."""
+    """A records file is damaged; the text says where."""
 
 
 class Found(NamedTuple):
-    """The records of a file, as JSON lines, and how they came."""
+    """The records of a file as JSON lines, and their original form."""
 
     path: Path  # of the lines
     form: Form = Form.LINES
-    encoding: str = "utf-8"  # as Python calls it
+    encoding: str = "utf-8"  # Python's name
     delimiter: str = ""  # of a table
     columns: tuple[str, ...] = ()  # likewise
-    source: Path | None = None  # the file itself, where it has another form than lines
+    source: Path | None = None  # the original file, where its form is not lines
 
     @property
     def description(self) -> str:
-        """In words."""
+        """The form and encoding, for messages."""
         return self.form.value + ("" if self.encoding in _UTF_8 else f" in {self.encoding.upper()}")
 
 
 def form_of(name: str) -> Form | None:
-    """The form that the ending of a records file's name promises; None where it promises none."""
+    """The form that the ending of a records file's name stands for; None for other endings."""
     lower = name.lower()
     if lower.endswith((".csv", ".tsv")):
         return Form.TABLE
@@ -70,10 +70,11 @@ def as_lines(
     *,
     encoding: str | None = None,
 ) -> Found:
-    """The records in ``path`` as JSON lines: that file, or ``out`` where they have another form.
+    """The records in ``path`` as JSON lines: that file, or ``out`` if they have another form.
 
-    ``name`` is that of the records file, whose ending tells a table; ``encoding`` None: as its
-    bytes tell. ``check`` is called now and then. Memory holds one record. Raises ``FormError``.
+    ``name``: of the records file, whose ending marks a table. ``encoding`` None: detected from the
+    bytes. ``check`` is called regularly and may raise. Memory holds one record. Raises
+    ``FormError``.
     """
     encoding = _encoding_of(path) if encoding is None else codecs.lookup(encoding).name
     try:
@@ -108,16 +109,16 @@ def _as_lines(
                 lines.write(value.encode("utf-8", "surrogateescape"))
     except FormError:
         if form is Form.VALUES and encoding in _UTF_8:
-            return Found(path)  # lines, of which the first is damaged
+            return Found(path)  # lines; the first one is damaged
         raise
     return found
 
 
 def published_form(found: Sequence[Found], name: str) -> Found:
-    """How records that came so are published together; its path means nothing.
+    """The form in which these records are published together; its path is unused.
 
-    They keep the form that all of them have. An array is written as lines where the name promises
-    lines, and so are JSON objects over several lines.
+    They keep a form that all of them have; different forms, and JSON objects over several lines,
+    become lines. An array becomes lines where the name's ending stands for lines.
     """
     forms = {each.form for each in found}
     if forms == {Form.TABLE}:
@@ -129,7 +130,7 @@ def published_form(found: Sequence[Found], name: str) -> Found:
 
 
 def framed(lines: Iterable[bytes], form: Found) -> Iterator[bytes]:
-    """JSON lines as they stand in a records file of that form."""
+    """Convert JSON lines to the bytes of a records file of that form."""
     if form.form is Form.ARRAY:
         before = b"[\n"
         for line in lines:
@@ -166,13 +167,13 @@ def _encoding_of(path: Path) -> str:
 
 
 def _opened(path: Path, encoding: str, *, table: bool = False) -> TextIO:
-    """The text of a file; in UTF-8, bytes that are none come back as they were."""
+    """The text of a file; bytes that are not UTF-8 are preserved as surrogate escapes."""
     errors = "surrogateescape" if encoding in _UTF_8 else "strict"
     return path.open(encoding=encoding, errors=errors, newline="" if table else "\n")
 
 
 def _json_form(path: Path, encoding: str) -> Form:
-    """What the first line tells that is not blank."""
+    """The form of a JSON file, from its first line that is not blank."""
     with _opened(path, encoding) as text:
         line = " "
         while line and not line.strip():
@@ -181,16 +182,16 @@ def _json_form(path: Path, encoding: str) -> Form:
         if first[:1] not in ("{", "["):
             return Form.LINES
         try:
-            whole = json_text.value_at(first, 0)[1] == len(first)
+            is_one_line = json_text.value_at(first, 0)[1] == len(first)
         except (json.JSONDecodeError, RecursionError):
-            whole = False
-        if whole and (first[0] == "{" or text.read(_CHUNK).strip()):
+            is_one_line = False
+        if is_one_line and (first[0] == "{" or text.read(_CHUNK).strip()):
             return Form.LINES
         return Form.ARRAY if first[0] == "[" else Form.VALUES
 
 
 class _Values:
-    """JSON values of a text, one after the other, as they are written."""
+    """The JSON values of a text, one after the other, as their source text."""
 
     def __init__(self, text: TextIO) -> None:
         self._text = text
@@ -200,7 +201,7 @@ class _Values:
         self._count = 0
 
     def all(self, form: Form) -> Iterator[str]:
-        """The elements of an array, or values that follow each other."""
+        """The elements of an array, or a sequence of values."""
         if form is Form.VALUES:
             while self._peek():
                 yield self._value()
@@ -217,7 +218,7 @@ class _Values:
             raise self._error("there is more data after its end")
 
     def _peek(self) -> str:
-        """The next character that is no white space; none at the end."""
+        """The next character that is not white space; empty at the end."""
         while True:
             self._at = json_text.skip(self._buffer, self._at)
             if self._at < len(self._buffer):
@@ -229,7 +230,7 @@ class _Values:
     def _take(self, wanted: str) -> None:
         found = self._peek()
         if found != wanted:
-            what = f"{found!r} stands in place of" if found else "the file ends before"
+            what = f"{found!r} instead of" if found else "the file ends before"
             raise self._error(f"{what} {wanted!r}")
         self._at += 1
 
@@ -253,11 +254,11 @@ class _Values:
             self._fill()
 
     def _breaks_off(self, error: json.JSONDecodeError) -> bool:
-        """Whether more of the text may help: a string's end is missing, or a word's or escape's."""
+        """Whether more text may help: the end of a string, a word or an escape is missing."""
         return error.pos + _WORD > len(self._buffer) or error.msg.startswith("Unterminated string")
 
     def _fill(self) -> None:
-        """Read on, as much again as there is, so that a long value is not parsed too often."""
+        """Double the buffered text, so that a long value is not parsed too often."""
         rest = self._buffer[self._at :]
         block = self._text.read(max(_CHUNK, len(rest)))
         self._ended = not block
@@ -269,7 +270,7 @@ class _Values:
 
 
 class _Table:
-    """Rows of text below a header (RFC 4180, or with tabs or semicolons between columns)."""
+    """A CSV table with a header (RFC 4180, or with tabs or semicolons between columns)."""
 
     def __init__(self, text: TextIO, name: str) -> None:
         csv.field_size_limit(records.MAX_LINE)
@@ -280,7 +281,7 @@ class _Table:
         self._reader = csv.reader(text, delimiter=self.delimiter, strict=True)
         self.columns = tuple(self._next() or ())
         if len(set(self.columns)) < len(self.columns):
-            raise FormError("has two columns of one name in its first line")
+            raise FormError("has two columns with the same name in its first line")
         if any(extension(column) in BY_EXTENSION for column in self.columns):
             raise FormError("has an image instead of column names in its first line")
 
@@ -291,7 +292,7 @@ class _Table:
             raise FormError(f"is damaged at line {self._reader.line_num}: {error}") from error
 
     def rows(self) -> Iterator[str]:
-        """Each row as a JSON object of texts; columns that it lacks are null."""
+        """Each row as a JSON object of strings; columns that the row lacks are null."""
         while (row := self._next()) is not None:
             if len(row) > len(self.columns):
                 raise FormError(

@@ -1,4 +1,4 @@
-"""Which file a record's path means: its spelling, and the folder below which paths start."""
+"""Which file a record's path means: spellings of paths, and the folder that paths start from."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of_bytes
 from jobs.model import Match, OnCollision, placed_path
 from jobs.storage.safe_paths import quoted
 
-_PER_PIECE = 256  # lines, at most, evenly spread over a piece
-_IN_ALL = 20_000  # lines
-_PER_LINE = 4  # paths
-_FOLDERS = 3  # that are remembered for one ending of a path
+_PER_PIECE = 256  # sampled lines, at most, evenly spread over a piece
+_IN_ALL = 20_000  # sampled lines of all pieces, at most
+_PER_LINE = 4  # sampled paths of a line, at most
+_FOLDERS = 3  # stored for one ending of a path, at most
 _is_rooted = re.compile(r"/|\.\./|~|[A-Za-z][A-Za-z0-9+.-]*:/").match
 
 
 def _unescaped(path: str) -> str:
-    """With percent-escapes decoded, unless that does not give UTF-8."""
+    """Decode percent-escapes, unless the result is not UTF-8."""
     if "%" not in path:
         return path
     try:
@@ -35,7 +35,7 @@ def _unescaped(path: str) -> str:
 
 
 def _separated(path: str) -> str:
-    """With ``/`` between components, and without ``.``, empty and inner ``..`` components."""
+    """Use ``/`` between components, and remove ``.``, empty and inner ``..`` components."""
     path = path.replace("\\", "/")
     if "//" in path or "./" in path or path.endswith(("/", ".")):
         path = posixpath.normpath(path)
@@ -53,7 +53,7 @@ def _with_lower_ending(path: str) -> str:
     return stem + ending.lower()
 
 
-# Paths that no step changes, as nearly all are.
+# Paths that no step changes: nearly all are like this.
 _is_unified = re.compile(r"(?:[\w -]+/)*[\w -]+(?:\.[a-z0-9]+)?", re.ASCII).fullmatch
 _STEPS = (
     ("percent-escapes", _unescaped),
@@ -64,19 +64,19 @@ _STEPS = (
 
 
 def unified(path: str) -> str:
-    """The form that all spellings of one path share; ``..`` and ``/`` may stay at its start."""
+    """The canonical form of all spellings of a path; it may start with ``..`` or ``/``."""
     if _is_unified(path):
         return path
     return _with_lower_ending(transcribed(path))
 
 
 def transcribed(path: str) -> str:
-    """``unified`` but for the case of the ending, by which two files of one folder may differ."""
+    """``unified`` except for the ending's case, in which two files of one folder may differ."""
     return _composed(_separated(_unescaped(path)))
 
 
 def differences(one: str, other: str) -> str:
-    """In what two spellings of one path differ, in words."""
+    """A description of how two spellings of one path differ."""
     found = []
     for word, left_out in _STEPS:
         forms = [one, other]
@@ -89,7 +89,7 @@ def differences(one: str, other: str) -> str:
 
 
 class PathError(ValueError):
-    """A record's path can mean no file of a dataset; the text says why in a few words."""
+    """A record's path cannot mean a file of a dataset; the text says why in a few words."""
 
 
 def path_in(image: records.Image) -> str:
@@ -110,30 +110,30 @@ def path_in(image: records.Image) -> str:
 
 
 def literal_paths(
-    ground: FinalizeContext, piece: RecordsPiece, path: str
+    context: FinalizeContext, piece: RecordsPiece, path: str
 ) -> tuple[str, str | None]:
-    """Where a record's path leads as it is, and its other meaning: below the images folder."""
-    images = f"{ground.plan.options.layout.images}/"
-    first = placed_path(ground.plan, piece.shard, path)
+    """The path that a record's path means literally, and the one below the images folder."""
+    images = f"{context.plan.options.layout.images}/"
+    first = placed_path(context.plan, piece.shard, path)
     if path.startswith(images):
         return first, None
-    return first, placed_path(ground.plan, piece.shard, images + path)
+    return first, placed_path(context.plan, piece.shard, images + path)
 
 
-def changes_folder(ground: FinalizeContext, path: str, form: str) -> bool:
-    """Whether a path and its unified form are placed in different folders of a shard's own."""
-    options = ground.plan.options
+def changes_folder(context: FinalizeContext, path: str, form: str) -> bool:
+    """Whether ``PER_SHARD`` places a path and its unified form in different folders."""
+    options = context.plan.options
     images = f"{options.layout.images}/"
     return options.on_collision is OnCollision.PER_SHARD and (
         form.startswith(images) is not path.startswith(images)
     )
 
 
-def moved_path(ground: FinalizeContext, piece: RecordsPiece, path: str) -> str | None:
-    """Where a record's unified path leads that starts from another folder than the dataset's.
+def moved_path(context: FinalizeContext, piece: RecordsPiece, path: str) -> str | None:
+    """What a record's unified path means if it starts from a folder other than the dataset's.
 
-    None where it does not. A path from the root of a file system that no move knows is taken from
-    its last images folder on.
+    None where it does not. Of an absolute path that matches no move, the rest from the last images
+    folder on is used.
     """
     end = len(path)
     while end > 0 and piece.moves:
@@ -141,35 +141,35 @@ def moved_path(ground: FinalizeContext, piece: RecordsPiece, path: str) -> str |
         if path[:end] in piece.moves and (end or not _is_rooted(path)):
             return piece.moves[path[:end]] + path[end:]
         end -= 1
-    at = path.rfind(f"/{ground.plan.options.layout.images}/")
+    at = path.rfind(f"/{context.plan.options.layout.images}/")
     if at < 0 or not _is_rooted(path):
         return None
-    return placed_path(ground.plan, piece.shard, path[at + 1 :])
+    return placed_path(context.plan, piece.shard, path[at + 1 :])
 
 
 class Sample:
-    """Paths that records name, looked for among all files of the dataset.
+    """Compares a sample of the records' paths with all files, to learn which folders they mean.
 
-    ``see`` every file, then ``conclude``. Memory is bounded by the sample, which is the same
-    whenever it is taken.
+    Call ``see`` for every file, then ``conclude``. Memory is bounded by the sample, which is
+    deterministic.
     """
 
-    def __init__(self, ground: FinalizeContext) -> None:
-        self._ground = ground
-        self._images = f"{ground.plan.options.layout.images}/"
-        self._paths = [set(_sampled(ground, piece)) for piece in ground.pieces]
+    def __init__(self, context: FinalizeContext) -> None:
+        self._context = context
+        self._images = f"{context.plan.options.layout.images}/"
+        self._paths = [set(_sampled(context, piece)) for piece in context.pieces]
         self._literal: dict[str, bool] = {}  # whether a file of that path was seen
-        # For each ending of a path, of whole components: the folders of the files that have it in
-        # common with the path, and no longer one.
+        # By ending of a path, in whole components: the folders of files that share this ending
+        # with the path, and no longer one.
         self._folders: dict[str, set[str]] = {}
-        for piece, paths in zip(ground.pieces, self._paths, strict=True):
+        for piece, paths in zip(context.pieces, self._paths, strict=True):
             for path in paths:
                 literals = [unified(piece.folder + path), *self._literals(piece, path)]
                 self._literal.update(dict.fromkeys(literals, False))
                 self._folders.update((ending, set()) for ending in _endings(path))
 
     def _literals(self, piece: RecordsPiece, path: str) -> list[str]:
-        return [unified(key) for key in literal_paths(self._ground, piece, path) if key]
+        return [unified(key) for key in literal_paths(self._context, piece, path) if key]
 
     def see(self, path: str) -> None:
         """Take a file into account; ``path`` is unified."""
@@ -185,17 +185,17 @@ class Sample:
             found.add(path[: len(path) - len(common)])
 
     def conclude(self) -> None:
-        """Give each piece its moves, and say what is not clear."""
-        ground = self._ground
-        ground.pieces = tuple(
+        """Set the moves of each piece, and add messages on paths that may mean several files."""
+        context = self._context
+        context.pieces = tuple(
             replace(piece, moves=self._moves(piece, paths))
-            for piece, paths in zip(ground.pieces, self._paths, strict=True)
+            for piece, paths in zip(context.pieces, self._paths, strict=True)
         )
 
     def _moves(self, piece: RecordsPiece, paths: set[str]) -> dict[str, str]:
         rooted = {path for path in paths if _is_rooted(path)}
         relative = paths - rooted
-        starts: defaultdict[str, set[str]] = defaultdict(set)  # folders of files by what is named
+        starts: defaultdict[str, set[str]] = defaultdict(set)  # files' folders by records' folder
         if piece.folder and any(self._literal[unified(piece.folder + path)] for path in relative):
             starts[""], relative = {f"{unified(piece.folder)}/"}, set()
         elif any(self._literal[key] for path in relative for key in self._literals(piece, path)):
@@ -209,20 +209,20 @@ class Sample:
         for named, folders in sorted(starts.items()):
             folder = self._images if self._images in folders else min(folders)
             if folder != self._images and len(folders) > 1:
-                self._say(piece, named, folders, "if it is one of these, name it with --images-dir")
+                self._say(piece, named, folders, "if so, choose the folder with --images-dir")
             elif self._may_mean(named, folder):
                 moves[named] = folder
             else:
-                self._say(piece, named, folders, "if it is, launch with --match any-folder")
+                self._say(piece, named, folders, "if so, launch with --match any-folder")
         return moves
 
     def _may_mean(self, named: str, folder: str) -> bool:
-        """Whether one folder is the other one without, or with another, top folder.
+        """Whether the two folders differ only in their top folder.
 
-        A folder of another name often holds other pictures under the same names: smaller ones, or
-        another split.
+        A folder of another name often contains different pictures with the same names: smaller
+        ones, or another split.
         """
-        if self._ground.plan.options.match is Match.ANY_FOLDER:
+        if self._context.plan.options.match is Match.ANY_FOLDER:
             return True
         if _is_rooted(named):
             return folder in ("", self._images)
@@ -230,23 +230,23 @@ class Sample:
 
     def _say(self, piece: RecordsPiece, named: str, folders: set[str], remedy: str) -> None:
         found = " or ".join(quoted(folder or "./") for folder in sorted(folders))
-        self._ground.unclear.append(
-            f"what {piece.shard.name} names below {quoted(named or './')} may be what is below "
+        self._context.unclear.append(
+            f"the files that {piece.shard.name} names in {quoted(named or './')} may be those in "
             f"{found}; {remedy}"
         )
 
 
 def _endings(path: str) -> Iterator[str]:
-    """The last component of ``path``, its last two, and so on."""
+    """The last component of ``path``, the last two, and so on."""
     end = len(path)
     while end > 0:
         end = path.rfind("/", 0, end)
         yield path[end + 1 :]
 
 
-def _sampled(ground: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
-    field = ground.plan.options.layout.image_field
-    count = max(1, min(_PER_PIECE, _IN_ALL // len(ground.pieces)))
+def _sampled(context: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
+    field = context.plan.options.layout.image_field
+    count = max(1, min(_PER_PIECE, _IN_ALL // len(context.pieces)))
     with piece.path.open("rb") as file:
         for line in _spread(file, count):
             try:
@@ -259,7 +259,7 @@ def _sampled(ground: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
 
 
 def _spread(file: BinaryIO, count: int) -> Iterator[bytes]:
-    """``count`` lines from all over a file; of a short file some come several times."""
+    """``count`` lines spread over a file; a short file gives some lines several times."""
     size = file.seek(0, 2)
     for index in range(count):
         file.seek(size * index // count)

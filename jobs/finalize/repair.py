@@ -1,4 +1,4 @@
-"""Repair of a published dataset: which parts are done again, and the proof that it is the same."""
+"""Repair of a published dataset: which parts are extracted again, and the check of the result."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ from jobs.verify.dataset import VerifyReport
 
 @dataclass(frozen=True)
 class RepairWork:
-    """What the next attempt does again."""
+    """What the next attempt has to do again."""
 
     parts: tuple[str, ...]  # to be extracted again
-    shards: tuple[str, ...]  # to be fetched again before that, as their archives are gone
+    shards: tuple[str, ...]  # to be downloaded again before that: their archives are missing
 
 
 def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> RepairWork:
-    """Make a published run unfinished again, by as much as ``report`` found damaged.
+    """Mark the parts that ``report`` found damaged as unfinished, so that a resume repairs them.
 
-    Manifests of damaged parts go, and the evidence of shards whose archives are gone; the receipt
-    is withdrawn last (its copy stays in the run folder), as the dataset is not whole. From then
-    on the run is an unfinished one like any other: a submission over what is left fetches and
-    extracts just these parts into staging, and finalize, which finds the receipt's copy, proves
-    that they are what was published, renames each file over the damaged one, and puts the receipt
-    back. Safe to call again after a crash. Raises ``VerificationError`` where the destination
-    holds another run's dataset.
+    Removes the manifests of damaged parts and the ``Fetched`` of shards whose archives are missing,
+    and last the receipt, of which the run folder keeps a copy. From then on the run is unfinished
+    like any other: a submission downloads and extracts just these parts into staging. Finalize
+    finds the receipt's copy, checks that the manifest is the same as before, renames each file over
+    the damaged one, and restores the receipt. Safe to call again after a crash. Raises
+    ``VerificationError`` where the destination contains another run's dataset.
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
@@ -45,14 +44,14 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     atomic.write_json(staging.repair, Repair(records=report.records_damaged))
     for part in parts:
         folder.manifest(part).unlink(missing_ok=True)
-    gone = []
+    missing = []
     for shard_id in dict.fromkeys(part.shard for part in parts):
         fetched = folder.load_fetched(shard_id)
         if fetched is None or not _is_here(fetched):
             folder.fetched(shard_id).unlink(missing_ok=True)
-            gone.append(shard_id)
+            missing.append(shard_id)
     staging.receipt.unlink(missing_ok=True)
-    return RepairWork(tuple(part.id for part in parts), tuple(gone))
+    return RepairWork(tuple(part.id for part in parts), tuple(missing))
 
 
 def _is_here(fetched: Fetched) -> bool:
@@ -76,12 +75,12 @@ class _Head(msgspec.Struct):
 
 
 def _records_among_data(folder: RunFolder) -> frozenset[str]:
-    """Parts that brought records in files among their data, as the receipt's copy tells."""
+    """Parts with records files among their data, from the receipt's copy."""
     return frozenset(atomic.read_json(folder.receipt, _Head).records_among_data)
 
 
 def _check_owner(folder: RunFolder, staging: Staging) -> None:
-    """The receipt must be this run's, or be gone or damaged and have its copy in the run folder."""
+    """Check that the receipt is this run's, or unreadable while the run folder has a copy."""
     try:
         owner = atomic.read_json(staging.receipt, _Head).run_id
     except (OSError, msgspec.DecodeError):
@@ -89,12 +88,12 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
             return
         raise VerificationError(
             f"{staging.dest} has no readable receipt, and run {folder.run_id} never published "
-            "there; resume the run without --deep, or launch again"
+            "there; run `resume` without --deep, or launch again"
         ) from None
     if owner != folder.run_id:
         raise VerificationError(
-            f"{staging.dest} contains the dataset of run {owner}, not of {folder.run_id}; resume "
-            "that run",
+            f"{staging.dest} contains the dataset of run {owner}, not of {folder.run_id}; run "
+            f"`resume {owner}`",
             cause=Cause.CLAIMED,
         )
     if not folder.receipt.exists():
@@ -105,63 +104,68 @@ class _ReceiptOwner(msgspec.Struct):
     run_id: str
 
 
-def repair_in_progress(ground: FinalizeContext) -> RepairState | None:
-    """The repair that is under way: published once, and the receipt withdrawn or lost.
+def repair_in_progress(context: FinalizeContext) -> RepairState | None:
+    """The repair in progress: this run has published, and its receipt is withdrawn or lost.
 
-    Raises ``VerificationError`` where another run's dataset has taken the place.
+    None where there is none. Raises ``VerificationError`` where another run's dataset has replaced
+    this one.
     """
     try:
-        receipt: Json = msgspec.json.decode(ground.folder.receipt.read_bytes())
+        receipt: Json = msgspec.json.decode(context.folder.receipt.read_bytes())
     except FileNotFoundError:
         return None  # never published
     try:
-        owner = atomic.read_json(ground.staging.receipt, _ReceiptOwner).run_id
+        owner = atomic.read_json(context.staging.receipt, _ReceiptOwner).run_id
     except FileNotFoundError:
         pass
     except msgspec.DecodeError:
-        ground.staging.receipt.unlink()  # damaged; its copy is whole
+        context.staging.receipt.unlink()  # damaged; its copy is not
     else:
         raise VerificationError(
-            f"{ground.staging.dest} now contains the dataset of run {owner}, which replaced this "
+            f"{context.staging.dest} now contains the dataset of run {owner}, which replaced this "
             "run's; launch again to publish this one",
             cause=Cause.CLAIMED,
         )
-    return RepairState(receipt, _records_needed(ground, receipt))
+    return RepairState(receipt, _records_needed(context, receipt))
 
 
-def _records_needed(ground: FinalizeContext, receipt: Json) -> bool:
-    """Whether the records file is to be merged anew, as a check found or its size shows."""
+def _records_needed(context: FinalizeContext, receipt: Json) -> bool:
+    """Whether the records file has to be merged again, because a check or its size says so."""
     published = receipt["records"]
     if published is None:
         return False
     try:
-        if atomic.read_json(ground.staging.repair, Repair).records:
+        if atomic.read_json(context.staging.repair, Repair).records:
             return True
     except (FileNotFoundError, msgspec.DecodeError):
         pass  # the receipt was lost without a check
-    path = Path(ground.staging.dest, published["path"])
+    path = Path(context.staging.dest, published["path"])
     return not path.is_file() or path.stat().st_size != int(published["size"])
 
 
-def records_as_published(mending: RepairState) -> Merged | None:
-    """The records file, which stays as it is."""
-    line = mending.receipt["records"]
+def records_as_published(repair_state: RepairState) -> Merged | None:
+    """The published records file, which stays as it is."""
+    line = repair_state.receipt["records"]
     if line is None:
         return None
-    return Merged(msgspec.convert(line, PublishedFile), mending.receipt["counts"]["records"], 0, {})
+    return Merged(
+        msgspec.convert(line, PublishedFile), repair_state.receipt["counts"]["records"], 0, {}
+    )
 
 
-def repaired_receipt(ground: FinalizeContext, mending: RepairState, proof: WrittenManifest) -> Json:
-    """The receipt again, with a note of the repair.
+def repaired_receipt(
+    context: FinalizeContext, repair_state: RepairState, proof: WrittenManifest
+) -> Json:
+    """The published receipt with a note of the repair.
 
-    Raises ``VerificationError`` where the parts that were extracted again are not what they were:
-    the manifest that is built of all parts must be the published one, to the byte.
+    Raises ``VerificationError`` where the repaired parts differ from the published ones: the
+    manifest of all parts must have the same bytes as the published one.
     """
-    if proof.sha256 != mending.receipt["manifest"]["sha256"]:
+    if proof.sha256 != repair_state.receipt["manifest"]["sha256"]:
         raise VerificationError(
             f"the repair gives files that differ from {MANIFEST}: the source or the run folder "
             "has changed. Nothing was replaced; launch again with --overwrite (a copy of "
-            f"{RECEIPT} is in {ground.folder.receipt})"
+            f"{RECEIPT} is in {context.folder.receipt})"
         )
-    repairs = [*mending.receipt.get("repairs", ()), {"ended": utc_now()}]
-    return {**mending.receipt, "repairs": repairs}
+    repairs = [*repair_state.receipt.get("repairs", ()), {"ended": utc_now()}]
+    return {**repair_state.receipt, "repairs": repairs}

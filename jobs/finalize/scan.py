@@ -1,4 +1,4 @@
-"""The passes over what the parts left: their manifests, the staged folder, their records."""
+"""The passes over the output of the parts: their manifests, the staged folder, their records."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
-CHECK_EVERY = 10_000  # rows between two looks at the stop flag
+CHECK_EVERY = 10_000  # rows between two checks of the stop flag
 _ODD = {
     FindingKind.BOM: "begin with a byte order mark",
     FindingKind.CRLF: "end in CRLF",
     FindingKind.BLANK: "blank",
-    FindingKind.NO_NEWLINE: "without its line end, the last one",
+    FindingKind.NO_NEWLINE: "(the last one) without a line end",
 }
 
 
 class JoinRow(IntEnum):
-    """What a row in a bucket tells."""
+    """The kind of a row in a bucket, and its values."""
 
     FILE = 0  # key, number, size, digest, crc32, problem, origin
-    DISK = 1  # key, whether it lies in staging
+    DISK = 1  # key, whether it is in staging
     REFERENCE = 2  # see ``Reference``
     ID = 3  # line number, id
 
@@ -53,25 +53,25 @@ class How(IntEnum):
     """How a path was read from a record."""
 
     LITERAL = 0  # as it stands
-    SPELLED = 1  # in another spelling than a path of the dataset can have
-    MOVED = 2  # from another folder than the dataset's
+    SPELLED = 1  # in a spelling that no path of the dataset can have
+    MOVED = 2  # relative to a folder other than the dataset's
 
 
 class Reference(NamedTuple):
-    """What a record says of an image."""
+    """A record's reference to an image."""
 
-    line: int  # number
-    place: int  # of the image in ``records.Record.images``
+    line: int  # number of the record's line
+    place: int  # index of the image in ``records.Record.images``
     path: str  # as the record has it
-    key: str  # where that leads
-    other: str | None  # where it leads else: below the images folder
+    key: str  # the path that it means
+    other: str | None  # the other path that it may mean: below the images folder
     how: How
     required: bool
 
 
 @dataclass
-class Tally:
-    """What the passes count and remember."""
+class Totals:
+    """What the passes count and collect."""
 
     records: int = 0  # lines that are not blank
     files: int = 0
@@ -79,140 +79,144 @@ class Tally:
     bytes: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     members: int = 0
-    archives: int = 0  # files whose names say that they are archives
+    archives: int = 0  # files that are archives by their names
     archive_example: str = ""
-    nested_images: str | None = None  # an image below an images folder that is not the dataset's
-    moved: Counter[str] = field(default_factory=Counter)  # images named elsewhere, by shard
-    moved_example: dict[str, str] = field(default_factory=dict)  # one of them, in words
+    nested_images: str | None = None  # an image below an images folder that is not on top
+    moved: Counter[str] = field(default_factory=Counter)  # ``How.MOVED`` references, by shard
+    moved_example: dict[str, str] = field(default_factory=dict)  # text on the first of them
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
     skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
 
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit under way: what it stands on and what it fills."""
+    """An audit in progress: its inputs, and the collections that the passes fill."""
 
-    ground: FinalizeContext
+    context: FinalizeContext
     rows: Buckets
     findings: Findings
     progress: Progress
-    tally: Tally = field(default_factory=Tally)
+    totals: Totals = field(default_factory=Totals)
 
 
-def reserved_names(ground: FinalizeContext) -> frozenset[str]:
-    """Names in the dataset's top folder that belong to what finalize writes."""
-    sums = SUMS.get(ground.plan.options.digest)
+def reserved_names(context: FinalizeContext) -> frozenset[str]:
+    """Names in the dataset's top folder that finalize itself writes."""
+    sums = SUMS.get(context.plan.options.digest)
     return frozenset({RECEIPT, MANIFEST, *([sums] if sums else [])})
 
 
-def join_key(ground: FinalizeContext, path: str) -> str:
-    """Where a unified path is looked for: with or without the images folder it is one place."""
-    layout = ground.plan.options.layout
+def join_key(context: FinalizeContext, path: str) -> str:
+    """The key under which rows of a unified path meet; the images folder makes no difference."""
+    layout = context.plan.options.layout
     return path.removeprefix(f"{layout.images}/") if layout.has_records else path
 
 
-def matches_spellings(ground: FinalizeContext) -> bool:
-    """Whether a record's path may mean a file of another name."""
-    options = ground.plan.options
+def matches_spellings(context: FinalizeContext) -> bool:
+    """Whether a record's path may mean a file with another spelling of the name."""
+    options = context.plan.options
     return options.match is not Match.EXACT and options.verify is not Verify.NONE
 
 
-def read_summaries(ground: FinalizeContext, tally: Tally, findings: Findings) -> list[PartSummary]:
+def read_summaries(
+    context: FinalizeContext, totals: Totals, findings: Findings
+) -> list[PartSummary]:
     """Every part's last line, in plan order; damaged manifests become findings and are removed.
 
-    Numbers the files, and proves that the parts of each shard are the whole shard.
+    Numbers the files, and checks that the parts of each shard together are the complete shard.
     """
     summaries = []
     start = 0
-    for part in ground.parts:
-        ground.part_starts.append(start)
+    for part in context.parts:
+        context.part_starts.append(start)
         try:
-            summary = read_summary(ground.folder.manifest(part))
+            summary = read_summary(context.folder.manifest(part))
         except RunFolderError as error:
-            forget_manifest(ground, part, error.message, findings)
+            forget_manifest(context, part, error.message, findings)
             continue
         summaries.append(summary)
         start += summary.files
-        tally.left_out.update(summary.left_out)
-        tally.members += summary.members
+        totals.left_out.update(summary.left_out)
+        totals.members += summary.members
         for warning in summary.warnings:
             findings.add(Finding(FindingKind.WARNING, warning, part.shard))
-    ground.part_starts.append(start)
-    if len(summaries) == len(ground.parts):
-        _prove_wholeness(ground, summaries, findings)
+    context.part_starts.append(start)
+    if len(summaries) == len(context.parts):
+        _check_completeness(context, summaries, findings)
     return summaries
 
 
-def _prove_wholeness(
-    ground: FinalizeContext, summaries: list[PartSummary], findings: Findings
+def _check_completeness(
+    context: FinalizeContext, summaries: list[PartSummary], findings: Findings
 ) -> None:
-    """Have the parts of each shard be all of it: as many members, cut where its evidence says."""
+    """Check that the parts of each shard have all its members and the cuts in ``Fetched``."""
     of_shard: dict[str, list[tuple[Part, PartSummary]]] = defaultdict(list)
-    for part, summary in zip(ground.parts, summaries, strict=True):
+    for part, summary in zip(context.parts, summaries, strict=True):
         of_shard[part.shard].append((part, summary))
     for shard_id, pairs in of_shard.items():
-        fetched = ground.folder.load_fetched(shard_id)
+        fetched = context.folder.load_fetched(shard_id)
         if fetched is None:
             continue
         for part, summary in pairs:
             if not _fits(part, summary, fetched):
-                forget_manifest(ground, part, "it was cut elsewhere than the others", findings)
+                forget_manifest(
+                    context, part, "it was cut at other positions than the other parts", findings
+                )
         members = sum(summary.members for _, summary in pairs)
         if fetched.members is not None and fetched.members != members:
-            fact = f"its parts hold {members} members of {fetched.members}"
+            fact = f"its parts contain {members} of {fetched.members} members"
             findings.add(Finding(FindingKind.COUNT, fact, shard_id))
 
 
 def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
-    """Whether the part begins and ends where the shard's evidence says."""
+    """Whether the part begins and ends where the shard is cut."""
     if summary.span is None or not fetched.cuts:
         return True
     cuts = fetched.cuts[part.index : part.index + 2]
     return (summary.span.start, summary.span.end) == cuts
 
 
-def forget_manifest(ground: FinalizeContext, part: Part, reason: str, findings: Findings) -> None:
-    """Have a part extracted again by the next attempt."""
-    ground.folder.manifest(part).unlink(missing_ok=True)
+def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings: Findings) -> None:
+    """Remove a part's manifest, so that the next attempt extracts the part again."""
+    context.folder.manifest(part).unlink(missing_ok=True)
     where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
     findings.add(Finding(FindingKind.PARTS, where + reason, part.shard))
 
 
 def scan_manifests(audit: Audit) -> None:
-    """Put a row for each file of each part into the buckets; find out where records' paths lead."""
-    ground = audit.ground
-    sample = Sample(ground) if ground.pieces and matches_spellings(ground) else None
-    for place, part in enumerate(ground.parts):
-        start, stop = ground.part_starts[place : place + 2]
+    """Add a row for each file of each part to the buckets; learn the moves of records' paths."""
+    context = audit.context
+    sample = Sample(context) if context.pieces and matches_spellings(context) else None
+    for place, part in enumerate(context.parts):
+        start, stop = context.part_starts[place : place + 2]
         audit.progress.check()
         audit.progress.current = part.id
         try:
             seen = _scan_manifest(audit, part, start, sample)
         except RunFolderError as error:
-            forget_manifest(ground, part, error.message, audit.findings)
+            forget_manifest(context, part, error.message, audit.findings)
             continue
         if seen != stop - start:
             fact = f"its manifest has {seen} of {stop - start} lines"
-            forget_manifest(ground, part, fact, audit.findings)
+            forget_manifest(context, part, fact, audit.findings)
         audit.progress.add(files=seen, items=1)
     if sample is not None:
         sample.conclude()
 
 
 def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) -> int:
-    ground, add = audit.ground, audit.rows.add
-    records_path, reserved = ground.records_path, reserved_names(ground)
+    context, add = audit.context, audit.rows.add
+    records_path, reserved = context.records_path, reserved_names(context)
     number = start - 1
-    for number, entry in enumerate(read_manifest(ground.folder.manifest(part)), start):
-        if entry.path == records_path or number in ground.records_among_data:
-            audit.tally.skipped.append(number)
+    for number, entry in enumerate(read_manifest(context.folder.manifest(part)), start):
+        if entry.path == records_path or number in context.records_among_data:
+            audit.totals.skipped.append(number)
         elif entry.path in reserved:
-            audit.tally.skipped.append(number)
+            audit.totals.skipped.append(number)
             fact = "is left out, because this tool writes a file of that name"
             audit.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, entry.path))
         else:
             key, digest = key_of(entry), entry.digest or entry.crc32
-            # Of a nested archive its ordinal and path.
+            # The nested archive's ordinal and path.
             origin = None if entry.inner is None else (entry.ordinal, entry.inner.archive)
             row = (
                 JoinRow.FILE,
@@ -225,42 +229,42 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
                 origin,
             )
             if nested.is_nested(entry.path.encode()):
-                audit.tally.archives += 1
-                audit.tally.archive_example = entry.path
+                audit.totals.archives += 1
+                audit.totals.archive_example = entry.path
             path = unified(key)
-            add(join_key(ground, path), *row)
+            add(join_key(context, path), *row)
             if sample is not None:
                 sample.see(path)
     return number + 1 - start
 
 
 def scan_disk(audit: Audit) -> None:
-    """Put a row for each file that lies in the staged dataset into the buckets; no stat for any.
+    """Add a row for each file in the staged dataset to the buckets; no file is stat'ed.
 
-    In a repair what is published counts as well, but is never removed.
+    In a repair the published files count too, but are never removed.
     """
-    ground = audit.ground
-    _scan_tree(audit, walk(os.fsencode(ground.staging.data), [b""]), ours=True)
-    if ground.mending is not None:
-        names = walk(os.fsencode(ground.staging.dest), ground.mending.names)
+    context = audit.context
+    _scan_tree(audit, walk(os.fsencode(context.staging.data), [b""]), ours=True)
+    if context.repair_state is not None:
+        names = walk(os.fsencode(context.staging.dest), context.repair_state.names)
         _scan_tree(audit, names, ours=False)
 
 
 def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
-    ground = audit.ground
-    hidden = ground.hidden | {name.encode() for name in reserved_names(ground)}
-    if ground.records_path is not None:
-        hidden.add(ground.records_path.encode())
+    context = audit.context
+    hidden = context.hidden | {name.encode() for name in reserved_names(context)}
+    if context.records_path is not None:
+        hidden.add(context.records_path.encode())
     for number, path in enumerate(paths):
         if number % CHECK_EVERY == 0:
             audit.progress.check()
         if path not in hidden:
             key = key_of_bytes(path)
-            audit.rows.add(join_key(ground, unified(key)), JoinRow.DISK, key, ours)
+            audit.rows.add(join_key(context, unified(key)), JoinRow.DISK, key, ours)
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
-    """Relative paths of all that is no folder among and below ``names``; no link is followed."""
+    """Relative paths of everything except folders among and below ``names``; follows no link."""
     waiting = list(names)
     while waiting:
         name = waiting.pop()
@@ -281,10 +285,10 @@ def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def scan_records(audit: Audit) -> int:
-    """Parse every line of every piece, in plan order; numbers the lines and says how many."""
+    """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
     start = 0
-    for piece in audit.ground.pieces:
-        audit.ground.piece_starts.append(start)
+    for piece in audit.context.pieces:
+        audit.context.piece_starts.append(start)
         audit.progress.check()
         audit.progress.current = piece.shard.id
         start = _scan_piece(audit, piece, start)
@@ -292,9 +296,9 @@ def scan_records(audit: Audit) -> int:
 
 
 def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
-    """The number behind the piece's last line."""
+    """Scan one piece; returns the number after that of its last line."""
     odd: Counter[FindingKind] = Counter()
-    parses = audit.ground.plan.options.verify is not Verify.NONE
+    parses = audit.context.plan.options.verify is not Verify.NONE
     number, line = start - 1, b"\n"
     with piece.path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(records.lines(file), start):
@@ -305,7 +309,7 @@ def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
             if records.is_blank(line):
                 odd[FindingKind.BLANK] += 1
                 continue
-            audit.tally.records += 1
+            audit.totals.records += 1
             if parses:
                 _scan_line(audit, piece, line, number, start)
     odd[FindingKind.NO_NEWLINE] += not line.endswith(b"\n")
@@ -318,42 +322,44 @@ def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
 def _scan_line(audit: Audit, piece: RecordsPiece, line: bytes, number: int, start: int) -> None:
     bad: list[tuple[FindingKind, str]] = []
     try:
-        record = records.parse(line, audit.ground.plan.options.layout.image_field, piece.made)
+        record = records.parse(line, audit.context.plan.options.layout.image_field, piece.made)
     except records.BadLineError as error:
         bad.append((FindingKind.BAD_RECORD, str(error)))
     else:
         for place, image in enumerate(record.images):
             try:
-                reference = _reference(audit.ground, piece, image, number, place)
+                reference = _reference(audit.context, piece, image, number, place)
             except PathError as error:
                 if image.required:
                     bad.append((FindingKind.OUTSIDE, f"{error}: {quoted(image.path)}"))
                 continue
-            key = join_key(audit.ground, unified(reference.key))
+            key = join_key(audit.context, unified(reference.key))
             audit.rows.add(key, JoinRow.REFERENCE, *reference)
         if record.id is not None:
             audit.rows.add(record.id, JoinRow.ID, number, record.id)
     for kind, fact in bad:
-        audit.tally.bad_lines.append(number)
+        audit.totals.bad_lines.append(number)
         audit.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
 
 
 def _reference(
-    ground: FinalizeContext, piece: RecordsPiece, image: records.Image, line: int, place: int
+    context: FinalizeContext, piece: RecordsPiece, image: records.Image, line: int, place: int
 ) -> Reference:
-    """Where a record's path leads; raises ``PathError`` where that cannot be in the dataset."""
+    """What a record's path means; raises ``PathError`` where it cannot be a path of the dataset."""
     path = path_in(image)
     literal, how, fact = path, How.LITERAL, records.problem_of_path(path)
-    if matches_spellings(ground):
+    if matches_spellings(context):
         form = unified(path)
-        key = moved_path(ground, piece, form)
+        key = moved_path(context, piece, form)
         if key is not None:
             return Reference(line, place, path, key, None, How.MOVED, image.required)
-        if fact is not None or (form != path and changes_folder(ground, path, form)):
+        if fact is not None or (form != path and changes_folder(context, path, form)):
             literal, how, fact = form, How.SPELLED, records.problem_of_path(form)
     elif piece.folder and fact is None:
         key = piece.folder + path
         return Reference(line, place, path, key, None, How.MOVED, image.required)
     if fact is not None:
         raise PathError(fact)
-    return Reference(line, place, path, *literal_paths(ground, piece, literal), how, image.required)
+    return Reference(
+        line, place, path, *literal_paths(context, piece, literal), how, image.required
+    )

@@ -1,4 +1,4 @@
-"""The finalize stage: what is missing, the audit, the verdict, and the dataset under its name."""
+"""The finalize stage: checks that all parts are there, audits them, and publishes the dataset."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, Staging
 
-_SHOWN = 5  # shards that a line names
+_SHOWN = 5  # shards, at most, that a message names
 
 
 def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
-    """The summary and the problem where parts are not extracted; None where all are."""
+    """The summary and the problem if parts are not extracted; None if all are."""
     finished = folder.finished_ids()
     parts = [part for part in plan.parts() if part.id not in finished]
     if not parts:
@@ -45,32 +45,32 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
     ]
     if len(of_shards) > _SHOWN:
         lines.append(f"✗ … and {len(of_shards) - _SHOWN} more shards")
-    mends = folder.receipt.exists()
-    aim = "mended" if mends else "published"
+    is_repair = folder.receipt.exists()
+    aim = "repaired" if is_repair else "published"
     total = len(plan.parts())
     facts = [f"{len(parts)} of {total} parts are not extracted"]
     if not_here:
-        facts.append(f"{len(not_here)} of {len(plan.shards)} shards are not here")
+        facts.append(f"{len(not_here)} of {len(plan.shards)} shards are not downloaded")
     message = (
         f"{' and '.join(facts)} ({', '.join(names[shard] for shard in list(of_shards)[:_SHOWN])}"
         f"{', …' if len(of_shards) > _SHOWN else ''}); nothing was {aim} and nothing is lost; "
-        "resume goes on from here"
+        "`resume` continues from here"
     )
-    if mends:
+    if is_repair:
         message += (
-            "; until then the dataset is as damaged as it was, and its receipt withdrawn (what it "
-            f"told is in {folder.receipt})"
+            "; until then the published dataset is still damaged, and its receipt is withdrawn (a "
+            f"copy is in {folder.receipt})"
         )
     done = f"✗ {total - len(parts)} of {total} parts extracted: nothing was {aim}"
     return Summary(lines=(*lines, done)), Problem(Cause.NOT_FETCHED, message)
 
 
 def _state(here: bool) -> str:
-    return "not extracted" if here else "not fetched"
+    return "not extracted" if here else "not downloaded"
 
 
 def _reasons(folder: RunFolder) -> dict[str, str]:
-    """By shard, what its latest result says."""
+    """By shard, the message of its latest failed result."""
     latest: dict[str, tuple[int, str]] = {}
     for result in folder.load_results():
         for item in result.items:
@@ -85,32 +85,32 @@ def _reasons(folder: RunFolder) -> dict[str, str]:
 def run_finalize(
     folder: RunFolder, plan: Plan, progress: Progress
 ) -> tuple[Summary, Problem | None]:
-    """Publish the dataset, or say why not; nothing that a resume needs is thrown away.
+    """Publish the dataset, or return why not; keeps everything that a resume needs.
 
     Safe to run again after any crash: before the journal is written it starts over, after that it
-    goes on with the renames. Where this run has published before and its receipt is withdrawn
-    (``jobs.finalize.repair``) or lost, it mends what is published. Raises our errors and
-    ``OSError``.
+    continues with the renames. Where this run published before and its receipt is withdrawn
+    (``jobs.finalize.repair``) or lost, it repairs the published dataset. Raises
+    ``OrchestrateError`` and ``OSError``.
     """
-    ground = FinalizeContext(folder, plan, Staging(plan))
-    if (later := _replaced_by(ground)) is not None:
-        cleanup.clean_up(ground)  # of what another run's dataset has taken the place of
+    context = FinalizeContext(folder, plan, Staging(plan))
+    if (later := _replaced_by(context)) is not None:
+        cleanup.clean_up(context)
         return Summary(lines=(f"! Run {later} has since replaced this run's dataset",)), None
-    if not _is_published(ground):  # else its receipt is there, the last of all renames
-        journal = publish.load(ground.staging)
+    if not _is_published(context):  # the receipt is renamed last
+        journal = publish.load(context.staging)
         if journal is None:
             missing = unfinished(folder, plan)
             if missing is not None:
                 return missing
-            ground.mending = repair.repair_in_progress(ground)
-            verdict, problem, journal = _audit(ground, progress)
+            context.repair_state = repair.repair_in_progress(context)
+            verdict, problem, journal = _audit(context, progress)
             if journal is None:
                 return verdict, problem
-        publish.go_on(ground.staging, journal)
-    published = _published_summary(ground)
-    atomic.write_bytes(folder.receipt, ground.staging.receipt.read_bytes())
-    cleanup.clean_up(ground)
-    lines = (*cleanup.replaced_lines(ground.staging), *published.lines)
+        publish.finish(context.staging, journal)
+    published = _published_summary(context)
+    atomic.write_bytes(folder.receipt, context.staging.receipt.read_bytes())
+    cleanup.clean_up(context)
+    lines = (*cleanup.replaced_lines(context.staging), *published.lines)
     return structs.replace(published, lines=lines), None
 
 
@@ -120,88 +120,88 @@ class _Published(msgspec.Struct):
     lines: tuple[str, ...] = ()
 
 
-def _receipt(ground: FinalizeContext) -> _Published | None:
+def _receipt(context: FinalizeContext) -> _Published | None:
     try:
-        return atomic.read_json(ground.staging.receipt, _Published)
+        return atomic.read_json(context.staging.receipt, _Published)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
-def _is_published(ground: FinalizeContext) -> bool:
-    there = _receipt(ground)
-    return there is not None and there.run_id == ground.plan.run_id
+def _is_published(context: FinalizeContext) -> bool:
+    found = _receipt(context)
+    return found is not None and found.run_id == context.plan.run_id
 
 
-def _replaced_by(ground: FinalizeContext) -> str | None:
-    """The run whose dataset stands where this run has published before; None where none does."""
-    there = _receipt(ground)
-    if there is None or there.run_id == ground.plan.run_id or not ground.folder.receipt.exists():
+def _replaced_by(context: FinalizeContext) -> str | None:
+    """The run whose dataset replaced the one that this run published; None where none did."""
+    found = _receipt(context)
+    if found is None or found.run_id == context.plan.run_id or not context.folder.receipt.exists():
         return None
-    return there.run_id
+    return found.run_id
 
 
-def _published_summary(ground: FinalizeContext) -> Summary:
-    there = _receipt(ground)
-    if there is None:
+def _published_summary(context: FinalizeContext) -> Summary:
+    found = _receipt(context)
+    if found is None:
         raise OrchestrateError(
-            f"{ground.staging.receipt} disappeared right after it was published; launch again",
+            f"{context.staging.receipt} disappeared right after it was published; launch again",
             cause=Cause.VERIFICATION,
         )
-    counts = {name: there.counts.get(name, 0) for name in ("records", "images", "files", "bytes")}
-    return Summary(**counts, published=True, lines=there.lines)
+    counts = {name: found.counts.get(name, 0) for name in ("records", "images", "files", "bytes")}
+    return Summary(**counts, published=True, lines=found.lines)
 
 
 def _audit(
-    ground: FinalizeContext, progress: Progress
+    context: FinalizeContext, progress: Progress
 ) -> tuple[Summary, Problem | None, publish.Journal | None]:
-    """Look at everything; with a journal where all is well and publishing may begin."""
-    shutil.rmtree(ground.scratch, ignore_errors=True)
-    ground.scratch.mkdir(parents=True)
-    ground.staging.data.mkdir(exist_ok=True)
-    with Findings(ground.folder.audit) as findings, ExitStack() as stack:
-        tally, rewrites = _look(ground, findings, progress, stack)
-        problem = problem_of(ground, findings, records=tally.records)
+    """Audit everything; returns a journal if nothing fails and publishing may begin."""
+    shutil.rmtree(context.scratch, ignore_errors=True)
+    context.scratch.mkdir(parents=True)
+    context.staging.data.mkdir(exist_ok=True)
+    with Findings(context.folder.audit) as findings, ExitStack() as stack:
+        totals, rewrites = _scan(context, findings, progress, stack)
+        problem = problem_of(context, findings, records=totals.records)
         journal = None
         if problem is None:
-            journal, tally = _prepare(ground, tally, rewrites, findings, progress)
+            journal, totals = _prepare(context, totals, rewrites, findings, progress)
         findings.publish()
     verdict = Summary(
-        records=tally.records,
-        images=tally.images,
-        files=tally.files,
-        bytes=tally.bytes,
-        lines=lines_of(ground, findings, records=tally.records, images=tally.images),
+        records=totals.records,
+        images=totals.images,
+        files=totals.files,
+        bytes=totals.bytes,
+        lines=lines_of(context, findings, records=totals.records, images=totals.images),
     )
     return verdict, problem, journal
 
 
-def _look(
-    ground: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
-) -> tuple[scan.Tally, Rewrites]:
-    """All passes and the join; sets right what lies on disk.
+def _scan(
+    context: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
+) -> tuple[scan.Totals, Rewrites]:
+    """Run all passes and the join, and correct files that collisions left with the wrong content.
 
-    ``stack`` closes what is returned: the paths that records are to be written with.
+    Returns the totals and the new paths of records; ``stack`` closes the latter.
     """
-    options = ground.plan.options
-    tally = scan.Tally()
-    summaries = scan.read_summaries(ground, tally, findings)
-    if len(summaries) < len(ground.parts):
-        return tally, stack.enter_context(Rewrites(ground.scratch, lines=0))
+    options = context.plan.options
+    totals = scan.Totals()
+    summaries = scan.read_summaries(context, totals, findings)
+    if len(summaries) < len(context.parts):
+        return totals, stack.enter_context(Rewrites(context.scratch, lines=0))
     if options.layout.has_records:
-        find_pieces(ground, summaries, findings, progress)
-    if ground.mending is not None and not ground.reads_records:
-        tally.records = int(ground.mending.receipt["counts"]["records"])
+        find_pieces(context, summaries, findings, progress)
+    if context.repair_state is not None and not context.reads_records:
+        totals.records = int(context.repair_state.receipt["counts"]["records"])
     rows = sum(part.files for part in summaries)
     with (
-        Buckets(ground.scratch, rows=3 * rows) as buckets,
-        (ground.scratch / "remove").open("w", encoding="utf-8") as remove,
+        Buckets(context.scratch, rows=3 * rows) as buckets,
+        (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
-        audit = scan.Audit(ground, buckets, findings, progress, tally)
-        # In this order: a bucket keeps it, and a reference is judged by files that are known.
+        audit = scan.Audit(context, buckets, findings, progress, totals)
+        # In this order, which a bucket keeps: a reference is compared with files that are known.
         scan.scan_manifests(audit)
         scan.scan_disk(audit)
         count = scan.scan_records(audit)
-        rewrites = stack.enter_context(Rewrites(ground.scratch, lines=count))
+        rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
         join = Join(
             audit,
             rewrites,
@@ -209,138 +209,140 @@ def _look(
         )
         join.run()
     for place in sorted(join.absent):
-        ground.folder.manifest(ground.parts[place]).unlink(missing_ok=True)
-    collisions.settle(ground, join.contests, findings, progress)
-    if ground.reads_records:
-        _judge_counts(ground, tally, findings)
-    if not (tally.files or ground.pieces or options.layout.has_records):
+        context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
+    collisions.resolve(context, join.conflicts, findings, progress)
+    if context.reads_records:
+        _judge_counts(context, totals, findings)
+    if not (totals.files or context.pieces or options.layout.has_records):
         findings.add(
             Finding(
                 FindingKind.COUNT,
                 "the source contains no file; is it the right source, and complete?",
             )
         )
-    if tally.archives:
-        findings.add(Finding(FindingKind.HINT, _archives_hint(tally, nested=options.nested)))
+    if totals.archives:
+        findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
     if options.on_bad_record is not OnBadRecord.DROP:
-        del tally.bad_lines[:]
-    return tally, rewrites
+        del totals.bad_lines[:]
+    return totals, rewrites
 
 
-def _archives_hint(tally: scan.Tally, *, nested: bool) -> str:
-    """What becomes of archives among the data."""
-    many = tally.archives > 1
-    what = f"{tally.archives} files are archives themselves" if many else "1 file is an archive"
+def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
+    """The hint about files that are archives themselves."""
+    many = totals.archives > 1
+    what = f"{totals.archives} files are archives themselves" if many else "1 file is an archive"
     remedy = (
         "--nested goes one level deep"
         if nested
         else f"--nested extracts {'them' if many else 'it'}"
     )
-    return f"{what}, such as {quoted(tally.archive_example)}; {remedy}"
+    return f"{what}, such as {quoted(totals.archive_example)}; {remedy}"
 
 
-def _judge_counts(ground: FinalizeContext, tally: scan.Tally, findings: Findings) -> None:
-    """What only the whole tells: counts, and a dataset that lies one folder too deep."""
-    options = ground.plan.options
+def _judge_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
+    """Check what needs all totals: counts, and a dataset that is one folder too deep."""
+    options = context.plan.options
     layout, expected = options.layout, options.expect_records
-    kept = tally.records
+    kept = totals.records
     if options.on_bad_record is OnBadRecord.DROP:
-        kept -= len(merge.sorted_numbers(tally.bad_lines))
-    if ground.pieces and not tally.records:
-        findings.add(Finding(FindingKind.COUNT, f"{ground.records_path} holds no record"))
-    elif ground.pieces and not kept:
-        findings.add(Finding(FindingKind.COUNT, f"none of the {tally.records} records is valid"))
-    if findings.counts[FindingKind.MISSING_IMAGE] and tally.nested_images and ground.pieces:
-        above = tally.nested_images.partition(f"/{layout.images}/")[0]
-        hint = _strip_hint(ground, above)
-        findings.add(Finding(FindingKind.HINT, f"images lie in {tally.nested_images!r}; {hint}"))
+        kept -= len(merge.sorted_numbers(totals.bad_lines))
+    if context.pieces and not totals.records:
+        findings.add(Finding(FindingKind.COUNT, f"{context.records_path} contains no record"))
+    elif context.pieces and not kept:
+        findings.add(Finding(FindingKind.COUNT, f"none of the {totals.records} records is valid"))
+    if findings.counts[FindingKind.MISSING_IMAGE] and totals.nested_images and context.pieces:
+        above = totals.nested_images.partition(f"/{layout.images}/")[0]
+        hint = _strip_hint(context, above)
+        findings.add(
+            Finding(FindingKind.HINT, f"there are images in {totals.nested_images!r}; {hint}")
+        )
     if findings.counts[FindingKind.MISSING_IMAGE]:
-        for fact in ground.unclear:
+        for fact in context.unclear:
             findings.add(Finding(FindingKind.HINT, fact))
-    for shard, number in sorted(tally.moved.items()):
-        fact = f"{number} images, such as {tally.moved_example[shard]}"
+    for shard, number in sorted(totals.moved.items()):
+        fact = f"{number} images, such as {totals.moved_example[shard]}"
         findings.add(Finding(FindingKind.MOVED, fact, shard))
     if expected is not None and expected != kept:
         fact = f"{kept} records, but {expected} were expected (--expect-records)"
         findings.add(Finding(FindingKind.COUNT, fact))
 
 
-def _strip_hint(ground: FinalizeContext, above: str) -> str:
-    """What takes away the folders ``above`` what should be on top, and those that went already."""
+def _strip_hint(context: FinalizeContext, above: str) -> str:
+    """The option that strips the folders ``above``, and those that this run stripped already."""
     folders = above.split("/")
-    own = folders[0] in ground.shards  # a folder for each shard, which no archive holds
-    number = len(folders) - own + (ground.plan.options.strip_components or 0)
+    own = folders[0] in context.shards  # the folder for each shard, which no archive contains
+    number = len(folders) - own + (context.plan.options.strip_components or 0)
     which = "the outermost folder" if number == 1 else f"the {number} outermost folders"
-    return f"`--strip-components {number}` takes {which} away"
+    return f"`--strip-components {number}` strips {which}"
 
 
 def _prepare(
-    ground: FinalizeContext,
-    tally: scan.Tally,
+    context: FinalizeContext,
+    totals: scan.Totals,
     rewrites: Rewrites,
     findings: Findings,
     progress: Progress,
-) -> tuple[publish.Journal, scan.Tally]:
-    """Write records, manifest and receipt into staging, and the journal last."""
-    _remove_listed(ground)
-    dropped = merge.sorted_numbers(tally.bad_lines)
+) -> tuple[publish.Journal, scan.Totals]:
+    """Write records, manifest and receipt into staging, then the journal."""
+    _remove_listed(context)
+    dropped = merge.sorted_numbers(totals.bad_lines)
     merged = None
-    if ground.reads_records:
-        merged = merge.merge_records(ground, dropped, rewrites, findings, progress)
-    elif ground.mending is not None:
-        merged = repair.records_as_published(ground.mending)
-    proof = merge.write_manifest(ground, merge.sorted_numbers(tally.skipped), merged, progress)
+    if context.reads_records:
+        merged = merge.merge_records(context, dropped, rewrites, findings, progress)
+    elif context.repair_state is not None:
+        merged = repair.records_as_published(context.repair_state)
+    proof = merge.write_manifest(context, merge.sorted_numbers(totals.skipped), merged, progress)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
-    if ground.mending is not None:
-        content = repair.repaired_receipt(ground, ground.mending, proof)
-        journal = publish.Journal(ground.plan.run_id, (), (), ready, mends=True)
+    if context.repair_state is not None:
+        content = repair.repaired_receipt(context, context.repair_state, proof)
+        journal = publish.Journal(context.plan.run_id, (), (), ready, repairs=True)
     else:
-        tally.files, tally.bytes = proof.files, proof.bytes
-        tally.records = merged.records if merged else 0
-        names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(ground.staging.data))
-        content = _receipt_of(ground, tally, findings, merged, proof)
+        totals.files, totals.bytes = proof.files, proof.bytes
+        totals.records = merged.records if merged else 0
+        names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(context.staging.data))
+        content = _receipt_of(context, totals, findings, merged, proof)
         content["entries"] = [*names, *ready]
-        old = publish.old_names(ground, content["entries"])
-        journal = publish.Journal(ground.plan.run_id, old, tuple(names), ready)
-    (ground.ready / RECEIPT).write_bytes(atomic.dumps(content))
-    publish.begin(ground, journal)
-    return journal, tally
+        old = publish.old_names(context, content["entries"])
+        journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
+    (context.ready / RECEIPT).write_bytes(atomic.dumps(content))
+    publish.begin(context, journal)
+    return journal, totals
 
 
 def _receipt_of(
-    ground: FinalizeContext,
-    tally: scan.Tally,
+    context: FinalizeContext,
+    totals: scan.Totals,
     findings: Findings,
     merged: merge.Merged | None,
     proof: merge.WrittenManifest,
 ) -> dict[str, Any]:
     counts = {
-        "records": tally.records,
+        "records": totals.records,
         "records_dropped": merged.dropped if merged else 0,
         "records_rewritten": merged.rewritten if merged else 0,
-        "images": tally.images,
-        "files": tally.files,
-        "bytes": tally.bytes,
-        "members": tally.members,
-        "left_out": sum(tally.left_out.values()),
+        "images": totals.images,
+        "files": totals.files,
+        "bytes": totals.bytes,
+        "members": totals.members,
+        "left_out": sum(totals.left_out.values()),
     }
-    told = lines_of(ground, findings, records=tally.records, images=tally.images)
-    content = receipt.build(ground, findings, merged, proof, counts, told)
-    kept = cleanup.kept_archives(ground)
+    lines = lines_of(context, findings, records=totals.records, images=totals.images)
+    content = receipt.build(context, findings, merged, proof, counts, lines)
+    kept = cleanup.kept_archives(context)
     return {
         **content,
-        "left_out": dict(tally.left_out),
+        "left_out": dict(totals.left_out),
         "archives": None if kept is None else str(kept),
-        "records_among_data": sorted(set(ground.records_among_data.values())),
+        "records_among_data": sorted(set(context.records_among_data.values())),
     }
 
 
-def _remove_listed(ground: FinalizeContext) -> None:
-    """Take away files that are not to be published: strays, names of ours, dropped images."""
-    root = ground.staging.data
-    for name in scan.reserved_names(ground):
+def _remove_listed(context: FinalizeContext) -> None:
+    """Remove files that are not published: strays, reserved names, dropped images."""
+    root = context.staging.data
+    for name in scan.reserved_names(context):
         (root / name).unlink(missing_ok=True)
-    with (ground.scratch / "remove").open(encoding="utf-8") as keys:
+    with (context.scratch / "remove").open(encoding="utf-8") as keys:
         for key in keys:
             path = os.fsdecode(bytes_of(msgspec.json.decode(key, type=str)))
-            (root / path).unlink(missing_ok=True)  # gone already, if a crash came after
+            (root / path).unlink(missing_ok=True)  # missing if a crash came after this

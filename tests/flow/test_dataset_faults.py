@@ -204,13 +204,13 @@ REFUSED = [
         "an empty records file",
         changed(lambda a, b: (set_records(a, b""), set_records(b, b""))),
         Cause.VERIFICATION,
-        "prompts.jsonl holds no record",
+        "prompts.jsonl contains no record",
     ),
     (
         "a records file of blank lines",
         changed(lambda a, b: (set_records(a, b"\n\n"), set_records(b, b"\n"))),
         Cause.VERIFICATION,
-        "prompts.jsonl holds no record",
+        "prompts.jsonl contains no record",
     ),
     (
         "images/ missing",
@@ -324,7 +324,7 @@ REFUSED = [
         "two shards disagreeing",
         changed(lambda a, b: b.files.update({"images/000001.png": png(99)})),
         Cause.COLLISION,
-        "'images/000001.png' has other bytes",
+        "'images/000001.png' has different content",
     ),
 ]
 
@@ -389,7 +389,7 @@ ODD = [
         "no last newline",
         changed(lambda a, b: set_records(a, (a.records or b"").rstrip(b"\n"))),
         {},
-        "! 1 records file has no last line end: shard-0000.tar",
+        "! 1 records file has no line end after its last line: shard-0000.tar",
     ),
     (
         "a wrong extension",
@@ -413,7 +413,7 @@ ODD = [
         "the same file in two shards",
         changed(lambda a, b: b.files.update({"images/000001.png": a.files["images/000001.png"]})),
         {},
-        "is also in shard shard-0000.tar, the same bytes",
+        "is also in shard shard-0000.tar, with the same content",
     ),
     (
         "its own receipt",
@@ -431,7 +431,7 @@ ODD = [
         "a bad line, kept",
         records_with(b"{\n"),
         {"on_bad_record": OnBadRecord.KEEP},
-        "! 1 line is no record: shard-0001.tar, line 3",
+        "! 1 line is not a valid record: shard-0001.tar, line 3",
     ),
     (
         "a bad line, dropped",
@@ -449,7 +449,7 @@ ODD = [
         "two shards disagreeing, the first kept",
         changed(lambda a, b: b.files.update({"images/000001.png": png(99)})),
         {"on_collision": OnCollision.KEEP_FIRST},
-        "'images/000001.png' is kept as shard shard-0000.tar",
+        "'images/000001.png': kept the version of shard shard-0000.tar",
     ),
     (
         "two shards disagreeing, each with its own",

@@ -60,7 +60,7 @@ def test_both_remedies_that_are_named_work(tmp_path: Path, pack: Pack, size: str
     kept = bring(tmp_path / "keep", source, *FILES, *KEEP, "--part-size", size)
     assert kept.problems == []
     assert kept.files == {"0001.png": ONE}
-    assert "1 path was kept as its first archive has it" in kept.text
+    assert "1 path is in several archives; the first archive's file was kept" in kept.text
     own = bring(tmp_path / "own", source, *FILES, *OWN, "--part-size", size)
     assert own.problems == []
     assert own.files == {"0000-o/n01.tar/0001.png": ONE, "0000-o/n02.tar/0001.png": TWO}
@@ -308,7 +308,7 @@ def test_an_inner_archive_that_is_not_read_stays_and_is_told(tmp_path: Path) -> 
 
 def test_a_table_within_an_archive_is_named_where_records_are_missing(tmp_path: Path) -> None:
     brought = bring(tmp_path, nested(tmp_path, {"data/x.parquet": b"PAR1"}))
-    assert "'data/x.parquet' gives none" in brought.text
+    assert "'data/x.parquet' provides none" in brought.text
 
 
 def test_records_none_of_which_names_an_image_are_refused_with_the_layout_that_takes_them(

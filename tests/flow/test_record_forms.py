@@ -198,7 +198,7 @@ def test_a_damaged_first_line_is_told_as_one(tmp_path: Path, first: bytes) -> No
         assert "is damaged after record 1" in refused(tmp_path, [shard(data)])
         return
     text = refused(tmp_path, [shard(data)])
-    assert "1 line is no record" in text
+    assert "1 line is not a valid record" in text
     assert "line 1: not" in text
 
 
@@ -240,7 +240,7 @@ def test_tables_are_published_as_one(
     [
         (b"file_name,a\nimages/000.png,b,c\n", "has 3 fields in line 2, but 2 columns"),
         (b'file_name,a\nimages/000.png,"b\n', "is damaged at line"),
-        (b"file_name,file_name\na,b\n", "has two columns of one name"),
+        (b"file_name,file_name\na,b\n", "has two columns with the same name"),
         (
             b"000.png,a cat\n001.png,a dog\n",
             "has an image instead of column names in its first line",
@@ -374,7 +374,7 @@ def test_one_list_with_other_bytes_in_two_shards_is_refused_with_the_option_that
         shard(None, NAMES[2:], {"metadata.jsonl": metadata(NAMES[2:])}),
     ]
     text = refused(tmp_path, shards)
-    assert "'metadata.jsonl' has other bytes than in another shard" in text
+    assert "'metadata.jsonl' differs from that of another shard" in text
     assert "to merge both, launch with --records-file metadata.jsonl" in text
 
 

@@ -224,13 +224,13 @@ REFUSED = [
     pytest.param(
         [*images(3, "photos/{:03d}.png"), *images(3, "thumbs/{:03d}.png")],
         images(3, "{:03d}.png"),
-        "may be what is below 'photos/' or 'thumbs/'; if it is one of these, name it with",
+        "may be those in 'photos/' or 'thumbs/'; if so, choose the folder with",
         id="two folders",
     ),
     pytest.param(
         images(3, "thumbs/{:03d}.png"),
         images(3),
-        "names below 'images/' may be what is below 'thumbs/'; if it is, launch with --match any-",
+        "names in 'images/' may be those in 'thumbs/'; if so, launch with --match any-",
         id="a folder of another name",
     ),
     pytest.param(

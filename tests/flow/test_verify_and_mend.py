@@ -77,9 +77,9 @@ def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy
     said = " ".join(cli.run("status", rc=1).out.split())
     assert "its RECEIPT.json was withdrawn for a repair" in said
     assert f"'{run / 'receipt.json'}'" in said
-    assert "parts extracted: nothing was mended" in said
+    assert "parts extracted: nothing was repaired" in said
     told = next(each for each in cli.status()["errors"] if each["stage"] == "finalize")["message"]
-    assert "nothing was mended and nothing is lost" in told
+    assert "nothing was repaired and nothing is lost" in told
     assert str(run / "receipt.json") in told
     asked = cli.run("verify", published, rc=5).out
     assert f"is withdrawn: damage was found, and run {run.name} has not repaired it yet" in asked

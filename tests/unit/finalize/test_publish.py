@@ -174,8 +174,8 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
     for folder in (run.staging.data, run.staging.dest):
         (folder / "zebra").mkdir()
     before = tree(run.staging.dest)
-    with pytest.raises(VerificationError, match=r"zebra has come.*with its receipt"):
-        publish.go_on(run.staging, journal)
+    with pytest.raises(VerificationError, match=r"zebra was created.*with its receipt"):
+        publish.finish(run.staging, journal)
     assert tree(run.staging.dest) == before
 
 
@@ -192,7 +192,7 @@ def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as once:
-        once.setattr(publish, "go_on", killed)
+        once.setattr(publish, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
             finish(run)
     for name in gone:
@@ -282,7 +282,7 @@ def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
     summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
-    assert "1 of 2 parts are not extracted and 1 of 2 shards are not here" in problem.message
+    assert "1 of 2 parts are not extracted and 1 of 2 shards are not downloaded" in problem.message
     assert summary.lines == (
         "✗ shard-0001.tar: not fetched",
         "✗ 1 of 2 parts extracted: nothing was published",
