@@ -115,7 +115,7 @@ def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     )
 
 
-def whole(shard: Shard) -> Part:
+def whole_part(shard: Shard) -> Part:
     """All of a nested archive."""
     return Part(shard.id, 0, 1)
 

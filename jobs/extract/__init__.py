@@ -1,9 +1,9 @@
-"""The extract stage: each part of an archive read once, checked, hashed and written in place.
+"""The extract stage: reads each part of an archive once, and checks, hashes and writes its members.
 
-``stage`` runs it. ``extractor`` is the parent of the processes that extract and survives their end,
-``child_process`` is such a process, ``messages`` is what the two send each other, ``arriving`` a
-file of which more comes while it is read. ``streaming`` extracts a whole shard in one pass;
-``part_result`` turns all that happens to a part into a result; ``part`` is the pass over one part:
-``source`` is what it reads, ``paths`` says where a member goes, ``content`` checks and hashes it,
-``links`` are members that stand for others.
+``stage`` runs it. ``extractor`` starts the processes that extract and handles their crashes,
+``child_process`` is such a process, ``messages`` defines what the two send each other, ``arriving``
+is a file that is read while it is downloaded. ``streaming`` extracts a complete shard in one pass.
+``part_result`` turns everything that can happen to a part into a result; ``part`` is the pass over
+one part: ``source`` is what it reads, ``paths`` maps members to paths, ``content`` checks and
+hashes them, ``links`` writes the content of links.
 """

@@ -1,4 +1,4 @@
-"""A file that another process fetches: what is there of it, from its sender to its readers."""
+"""A file that another process downloads: progress from its sender to its readers."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from msgspec import structs
 from jobs.extract.messages import Arrived
 from jobs.transfer.ordered_bytes import OrderedBytes
 
-_STEP = 1 << 20  # bytes; less news of a file is not worth a message
+_STEP = 1 << 20  # bytes that a message reports, at least
 
 
 class Feed:
-    """Takes what a transfer says of one file, and sends it on once there is somebody to send to.
+    """Collects a transfer's progress on one file, and sends it once a receiver is attached.
 
-    The interface of ``OrderedBytes`` that a transfer uses.
+    Has the methods of ``OrderedBytes`` that a transfer calls.
     """
 
     def __init__(self, file: int) -> None:
@@ -35,17 +35,17 @@ class Feed:
                 self._put(self._state)
 
     def detach(self) -> None:
-        """Send no more."""
+        """Stop sending."""
         with self._lock:
             self._send = None
 
     def have(self, size: int) -> None:
-        """The file is complete already, and has ``size`` bytes."""
+        """Note that the file is complete already, with ``size`` bytes."""
         with self._lock:
             self._put(Arrived(self._state.file, 1, prefix=size, complete=True))
 
     def begin(self, fd: int) -> None:
-        """See ``OrderedBytes.begin``; whoever reads opens the file by its name."""
+        """See ``OrderedBytes.begin``; the reader opens the file by its name."""
         with self._lock:
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
@@ -74,7 +74,7 @@ class Feed:
 
 
 class ArrivingFile:
-    """The other end: ``arrivals`` has readers for what the sender reports."""
+    """The receiver's end: ``arrivals`` gives readers for what the sender reports."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -82,12 +82,12 @@ class ArrivingFile:
         self.arrivals = OrderedBytes()
 
     def update(self, news: Arrived) -> None:
-        """Take a report into account."""
+        """Apply a message of the sender."""
         if news.generation != self._generation:
             try:
                 fd = self._open()
             except OSError:
-                self.arrivals.fail()  # replaced meanwhile: a later report says by what
+                self.arrivals.fail()  # replaced: a later message reports the new file
                 return
             self._generation = news.generation
             self.arrivals.begin(fd)

@@ -1,4 +1,4 @@
-"""The process that extracts: what a native library does to it, its parent survives and reports."""
+"""The process that extracts: a crash in a native library ends it, and its parent reports that."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ _decode = msgspec.json.Decoder(Order).decode
 
 
 class TimeBudget:
-    """Measures one part after the other; sizes are bytes of archives, as the plan knows them."""
+    """Estimates whether a part fits into the time left; sizes are archive bytes from the plan."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._started = time.monotonic()
-        self._before = 0  # archive bytes of the parts that ended
+        self._before = 0  # archive bytes of the completed parts
         self._parts = 0
-        self._size: int | None = None  # of the part in hand
-        self._offset = 0  # data bytes when it began
+        self._size: int | None = None  # of the current part
+        self._offset = 0  # data bytes written before it
 
     def begins(self, size: int | None) -> None:
-        """A part of ``size`` bytes begins; None where nobody knows."""
+        """Note the start of a part of ``size`` bytes; None if the size is unknown."""
         self._size = size
         self._offset = self._progress.bytes_done
 
     def ended(self) -> None:
-        """The part in hand is over."""
+        """Note the end of the current part."""
         self._before = self.bytes_done if self._size is None else self._before + self._size
         self._size = 0
         self._offset = self._progress.bytes_done
@@ -73,7 +73,7 @@ class TimeBudget:
 
     @property
     def bytes_done(self) -> int:
-        """Archive bytes so far; within a part, what was written stands for what was read."""
+        """Archive bytes so far; within a part, estimated from the bytes written."""
         written = self._progress.bytes_done - self._offset
         return self._before + (written if self._size is None else min(written, self._size))
 
@@ -93,7 +93,7 @@ class TimeBudget:
 
 
 class PartsProcess:
-    """Carries out one order after the other, and reports how it goes."""
+    """Carries out one order after the other, and reports progress and results."""
 
     def __init__(self, begin: Begin, orders: Orders, news_fd: int) -> None:
         self._orders = orders
@@ -101,17 +101,17 @@ class PartsProcess:
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
         self._progress = Progress(deadline=begin.deadline)
-        self._pace = TimeBudget(self._progress)
+        self._budget = TimeBudget(self._progress)
         self._current: str | None = None
         self._queue: SimpleQueue[Extract | Stream | None] = SimpleQueue()
         self._files: list[ArrivingFile] = []  # of the shard that is streamed
-        self._stops: Problem | None = None  # why no further part is tried
+        self._stops: Problem | None = None  # set if no further part is tried
         self._folder = RunFolder(Path(begin.run_dir))
         self._plan = self._folder.load_plan()
-        self._attempts = PartExtractor(self._folder, self._plan, self._progress)
+        self._extractor = PartExtractor(self._folder, self._plan, self._progress)
 
     def run(self) -> None:
-        """Until there are no further orders."""
+        """Carry out orders until there are no more."""
         cpu_limit = rlimits.watch_cpu_limit()
 
         def processor_time(signum: int, frame: FrameType | None) -> None:
@@ -124,26 +124,26 @@ class PartsProcess:
                 self._extract(order.parts)
             else:
                 self._stream(order)
-        with self._lock:  # the other thread is not cut off within a line
+        with self._lock:  # the other thread may be writing a line
             os.close(self._news_fd)
             self._news_fd = -1
 
     def _extract(self, parts: Sequence[Part]) -> None:
         for index, part in enumerate(parts):
             size = archive_bytes(self._plan, part)
-            if self._stops is None and not self._pace.has_time_for(size):
+            if self._stops is None and not self._budget.has_time_for(size):
                 self._stops = _no_time(part)
             if self._stops is not None:
                 for left in parts[index:]:
                     self._report(Item(unfinished(left, self._stops)))
                 return
             self._begins(part)
-            self._pace.begins(size)
-            attempt = self._attempts.extract(part)
-            self._pace.ended()
+            self._budget.begins(size)
+            part_result = self._extractor.extract(part)
+            self._budget.ended()
             self._report(self._news())
-            self._report(Item(attempt.result))
-            self._stops = attempt.stops
+            self._report(Item(part_result.result))
+            self._stops = part_result.stops
 
     def _begins(self, part: Part | None) -> None:
         self._current = part.id if part is not None else None
@@ -180,7 +180,7 @@ class PartsProcess:
     # The parent ----------------------------------------------------------------------------
 
     def _news(self) -> News:
-        return News(self._current, self._pace.bytes_done, self._progress.files_done)
+        return News(self._current, self._budget.bytes_done, self._progress.files_done)
 
     def _report(self, report: Report) -> None:
         line = self._encode(report) + b"\n"
@@ -189,7 +189,7 @@ class PartsProcess:
                 line = line[os.write(self._news_fd, line) :]
 
     def _listen(self) -> None:
-        """Take orders, and report from time to time; the parent's end is an order to stop."""
+        """Receive orders and report progress; the end of the parent is an order to stop."""
         try:
             while True:
                 for order in self._orders.wait(_NEWS_S):
@@ -205,7 +205,7 @@ class PartsProcess:
             arrivals.fail()
 
     def take(self, order: Order) -> None:
-        """Obey, or queue what takes time."""
+        """Carry out a short order, or queue a long one."""
         if isinstance(order, Stop):
             self._progress.stop(order.cause, order.message)
             for arrivals in self._arrivals:
@@ -224,7 +224,7 @@ class PartsProcess:
 
 
 class Orders:
-    """Orders as they come through a descriptor; ``ended`` once the other side is closed."""
+    """Orders received through a descriptor; ``ended`` once the other side is closed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -232,7 +232,7 @@ class Orders:
         self.ended = False
 
     def wait(self, seconds: float | None) -> list[Order]:
-        """The orders that are there, at the latest after so many seconds."""
+        """The orders received; waits for at most ``seconds``."""
         if not select.select([self._fd], [], [], seconds)[0]:
             return []
         data = os.read(self._fd, _READ)
@@ -251,10 +251,10 @@ def _no_time(part: Part) -> Problem:
 
 
 def main() -> None:
-    """Take orders from standard input; news go out where standard output was."""
+    """Receive orders from standard input, and write reports to standard output."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     news_fd = os.dup(1)
-    os.dup2(2, 1)  # nothing that a library prints can get among the news
+    os.dup2(2, 1)  # output of libraries must not mix with the reports
     orders = Orders(0)
     first: list[Order] = []
     while not first and not orders.ended:

@@ -1,4 +1,4 @@
-"""What passes through from an archive to disk: counted, hashed, checked; records kept apart."""
+"""Content on its way from an archive to disk: counted, hashed and checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _crc32 = isal_zlib.crc32
 
 
 class CheckedContent:
-    """The bytes of one data file; ``through`` may be called for one source after the other."""
+    """The content of one data file; ``through`` may be called several times in sequence."""
 
     def __init__(self, path: bytes, options: Options, progress: Progress) -> None:
         self._text, self._raw = text_of(path)
@@ -32,10 +32,10 @@ class CheckedContent:
         self.size = 0
 
     def through(self, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
-        """The same chunks; raises ``Stopped`` between two of them, where the task should end.
+        """Yield the same chunks; raises ``Stopped`` between two of them if the task should end.
 
-        An ``OSError`` of the archive's side becomes a ``StorageError`` here, so that it is not
-        taken for one of the data file's.
+        An ``OSError`` from reading the archive becomes a ``StorageError``, so that it differs from
+        one of writing the data file.
         """
         check, hasher, progress = self._check, self._hasher, self._progress
         try:
@@ -53,7 +53,7 @@ class CheckedContent:
             raise from_os_error(error, doing=f"reading the archive for {self._text!r}") from error
 
     def take(self, data: memoryview) -> memoryview:
-        """All of the content in one piece; see ``through``."""
+        """As ``through``, for complete content in one piece."""
         self._progress.check()
         self._crc = _crc32(data)
         if self._hasher is not None:
@@ -65,7 +65,7 @@ class CheckedContent:
         return data
 
     def entry(self, ordinal: int, inner: Inner | None = None) -> Entry:
-        """The manifest's line, once all has passed."""
+        """The manifest's line, after all content has passed."""
         return Entry(
             path=self._text,
             size=self.size,
@@ -79,9 +79,9 @@ class CheckedContent:
 
 
 class RecordsFile:
-    """Grows under a temporary name beside ``path``; ``commit`` gives it its own.
+    """A records file under a temporary name beside ``path``; ``commit`` renames it to ``path``.
 
-    ``close`` removes what was not committed. Raises ``StorageError``.
+    ``close`` removes it if it was not committed. Raises ``StorageError``.
     """
 
     def __init__(self, path: Path, options: Options, progress: Progress) -> None:
@@ -92,18 +92,18 @@ class RecordsFile:
         self._content = self._new()
         self._fd = -1
         self.ordinal = 0  # of the member
-        self.replaced = 0  # how many times a later one took the place of an earlier one
+        self.replaced = 0  # how many times a later member replaced an earlier one
 
     def _new(self) -> CheckedContent:
         return CheckedContent(self._options.layout.records.encode(), self._options, self._progress)
 
     @property
     def begun(self) -> bool:
-        """Whether there is anything in it, be it an empty file."""
+        """Whether a records file was written, even an empty one."""
         return self._fd >= 0
 
     def write(self, chunks: Iterable[memoryview], *, ordinal: int) -> None:
-        """Take a whole records file, in place of the one before."""
+        """Write a complete records file, which replaces the one before."""
         try:
             self._take(chunks)
         except OSError as error:
@@ -126,7 +126,7 @@ class RecordsFile:
                 done += os.write(self._fd, chunk[done:])
 
     def commit(self) -> CheckedContent:
-        """Make it durable under its name; what passed."""
+        """Make the file durable under its name; returns its content's counts and hashes."""
         try:
             os.fsync(self._fd)
             self._temporary.replace(self._path)

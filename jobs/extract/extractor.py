@@ -1,4 +1,4 @@
-"""The processes that extract, seen by their parent: orders, news, and their end survived."""
+"""The parent's side of the processes that extract: sends orders, reads reports, handles crashes."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ from jobs.model import ItemResult, Part, Problem, Shard
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
-_LOOK_S = 0.1  # how often the stop flag is looked at
-_GRACE_S = 0.6  # from an order to stop until the child is killed, which harms nothing on disk
+_STOP_CHECK_S = 0.1  # interval between checks of the stop flag
+_GRACE_S = 0.6  # from an order to stop until the child is killed; killing damages no file
 _READ = 1 << 16  # bytes
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Report).decode
-# glibc gives a block of 1 MiB back to the kernel at once, and gets the next one by 256 page faults,
-# a tenth of inflating on one core; it is told to keep some (mallopt(3)).
+# glibc returns a block of 1 MiB to the kernel at once and gets the next one by 256 page faults,
+# which costs a tenth of inflating on one core; these variables make it keep some memory
+# (mallopt(3)).
 _HEAP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}  # bytes
-# Isolated (-I), so that no file of the working folder and no variable of the environment chooses
-# what is imported; then with the very path that this process has. Signals are the parent's matter.
-# The end is no more than that: to take the interpreter apart costs as much as to write 10 MB.
+# Isolated (-I), so that neither the working folder nor the environment chooses what is imported;
+# then with this process's import path. The parent handles signals. os._exit() because finalizing
+# the interpreter takes as long as writing 10 MB.
 _BOOT = """\
 import gc, os, signal, sys
 gc.disable()
@@ -55,10 +56,10 @@ os._exit(0)
 
 
 class Extractor:
-    """Has a child process extract; one that crashed is replaced. Close it when done.
+    """Extracts in a child process, which is replaced if it crashes. Close it when done.
 
-    One thread at a time may give orders. ``beside``: the task does something else, such as a
-    download, whose bytes and items ``progress`` counts; of extraction it counts files only.
+    One thread at a time may give orders. ``beside``: ``progress`` counts bytes and items of
+    something else, such as a download, and only files of the extraction.
     """
 
     def __init__(self, folder: RunFolder, progress: Progress, *, beside: bool = False) -> None:
@@ -68,10 +69,10 @@ class Extractor:
         self._child: subprocess.Popen[bytes] | None = None
         self._writing = threading.Lock()
         self._last = News()
-        self._lines: deque[bytes] = deque()  # that came and were not looked at
-        self._rest = b""  # the beginning of the next one
-        self._kill_at: float | None = None  # on the monotonic clock, once it was told to stop
-        self._status = 0  # of the child that has ended
+        self._lines: deque[bytes] = deque()  # received and not decoded yet
+        self._rest = b""  # the start of the next line
+        self._kill_at: float | None = None  # on the monotonic clock, after an order to stop
+        self._status = 0  # exit status of the last child
 
     def __enter__(self) -> Extractor:
         return self
@@ -85,7 +86,7 @@ class Extractor:
         self.close()
 
     def extract(self, parts: Sequence[Part]) -> dict[str, ItemResult]:
-        """Extract ``parts``, whose shards are here; the result of each, by its id."""
+        """Extract ``parts``, whose shards are downloaded; returns their results by id."""
         results: dict[str, ItemResult] = {}
         left = list(parts)
         while left:
@@ -103,7 +104,7 @@ class Extractor:
         return results
 
     def stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
-        """Have a shard read in one pass; ``feeds`` send what arrives of its files, if any does.
+        """Extract a shard in one pass; ``feeds`` report what arrives of its files, if anything does.
 
         Raises ``OrchestrateError`` with whatever ended the pass early.
         """
@@ -123,7 +124,7 @@ class Extractor:
         raise _error_of(self._end_problem(order.shard, order.shard))
 
     def close(self) -> None:
-        """End the child; one that has nothing in hand ends at once."""
+        """End the child; an idle one ends at once."""
         if self._child is not None:
             self._send(End())
             self._reap()
@@ -156,20 +157,20 @@ class Extractor:
                 while line:
                     line = line[child.stdin.write(line) or 0 :]
             except (BrokenPipeError, ValueError):
-                pass  # it has ended: its exit status says why
+                pass  # the child has ended: its exit status says why
 
     def _reports(self) -> Iterator[Report]:
         """Reports of the child until it ends; ``News`` are passed on to the progress."""
         while self._lines or self._read():
             report = _decode(self._lines.popleft())
             if isinstance(report, News):
-                self._hear(report)
+                self._add_news(report)
             else:
                 yield report
         self._reap()
 
     def _read(self) -> bool:
-        """Wait for lines, and tell the child to stop when that is wanted; False at its end."""
+        """Wait for lines, and pass on a request to stop; False when the child has ended."""
         child = self._child
         assert child is not None and child.stdout is not None
         fd = child.stdout.fileno()
@@ -180,7 +181,7 @@ class Extractor:
                 self._send(Stop(stop.cause, stop.message))
             elif self._kill_at is not None and time.monotonic() > self._kill_at:
                 child.kill()
-            if not select.select([fd], [], [], _LOOK_S)[0]:
+            if not select.select([fd], [], [], _STOP_CHECK_S)[0]:
                 continue
             data = os.read(fd, _READ)
             if not data:
@@ -189,7 +190,7 @@ class Extractor:
             self._lines.extend(lines)
         return True
 
-    def _hear(self, news: News) -> None:
+    def _add_news(self, news: News) -> None:
         self._progress.add(files=news.files - self._last.files)
         if not self._beside:
             self._progress.add(bytes=news.bytes - self._last.bytes)
@@ -197,7 +198,7 @@ class Extractor:
         self._last = news
 
     def _reap(self) -> None:
-        """See the child out; the number that it ended with is kept for ``_end_problem``."""
+        """Wait for the child's end, and store its exit status for ``_end_problem``."""
         child, self._child = self._child, None
         if child is None:
             return
@@ -212,17 +213,17 @@ class Extractor:
             child.wait()
         self._status = child.returncode
 
-    # Its end -------------------------------------------------------------------------------
+    # The child's end -----------------------------------------------------------------------
 
     def _stop_problem(self) -> Problem:
         try:
             self._progress.check()
         except Stopped as stopped:
             return Problem(stopped.cause, stopped.message)
-        return Problem(Cause.CANCELLED, "the task was told to stop")
+        return Problem(Cause.CANCELLED, "the task was asked to stop")
 
     def _judge_end(self, left: Iterable[Part]) -> dict[str, ItemResult]:
-        """Results of the parts that no other child is to try."""
+        """Results of the parts that are not tried in another child."""
         left = list(left)
         if self._progress.cause is not None:
             stop = self._stop_problem()
@@ -235,7 +236,7 @@ class Extractor:
         return {crashed.id: unfinished(crashed, self._end_problem(crashed.id, crashed.shard))}
 
     def _end_problem(self, item: str, shard: str) -> Problem:
-        """What the end of the child means for the part, or the shard, that it had in hand."""
+        """The problem of the part or shard that was in progress when the child ended."""
         if self._progress.cause is not None:
             return self._stop_problem()
         if self._status >= 0:
@@ -260,19 +261,19 @@ class Extractor:
             text = f"{item} could not be extracted: {rlimits.CPU_TIME.reached()}"
             return Problem(Cause.LIMIT, text, shard)
         if number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
-            cause, fact = Cause.KILLED, "was ended"
+            cause, fact = Cause.KILLED, "was terminated"
         else:
-            cause, fact = Cause.INTERNAL, "crashed, most likely in a native library,"
+            cause, fact = Cause.INTERNAL, "crashed (most likely in a native library)"
         return Problem(
             cause,
-            f"the process extracting {item} {fact} with {name}; resume tries again, and if it "
-            f"happens again, the archive may be at fault{rlimits.may_be_why()}",
+            f"the process extracting {item} {fact} with {name}; run `resume` to try again; if it "
+            f"happens again, the archive may be damaged{rlimits.may_be_why()}",
             shard,
         )
 
 
 def _error_of(problem: Problem, *, damaged: bool = False) -> OrchestrateError:
-    """``problem`` as the error that it came from."""
+    """The error that ``problem`` was made from."""
     kind: type[OrchestrateError] = OrchestrateError
     if damaged:
         kind = DamagedError
@@ -282,12 +283,12 @@ def _error_of(problem: Problem, *, damaged: bool = False) -> OrchestrateError:
 
 
 def _options() -> list[str]:
-    """Python's options; ``-I`` drops what the environment says of bytecode, so it is passed on."""
+    """Python's options; ``-I`` ignores PYTHONDONTWRITEBYTECODE, so it is passed as ``-B``."""
     return ["-I", "-X", "faulthandler", *(["-B"] if sys.dont_write_bytecode else [])]
 
 
 def _import_path() -> list[str]:
-    """This process's import path, made absolute, with the place of this very code first."""
+    """This process's import path, made absolute, with the folder of this package first."""
     home = str(Path(jobs.__file__).resolve().parents[1])
     rest = [str(Path(entry).absolute()) for entry in sys.path]
     return [home, *(entry for entry in rest if entry != home)]
@@ -296,7 +297,7 @@ def _import_path() -> list[str]:
 class ExtractionPool:
     """At most ``workers`` processes that extract, each with one order at a time.
 
-    ``spills``: a stream that is slower than its download leaves the rest to other tasks.
+    ``spills``: if a stream is slower than its download, the rest is left to other tasks.
     """
 
     def __init__(
@@ -313,9 +314,9 @@ class ExtractionPool:
     def stream(
         self, shard: Shard, files: Sequence[Path], feeds: Sequence[Feed], *, extracts: bool = True
     ) -> Future[Streamed]:
-        """Read a shard in one pass; what it teaches, or an ``OrchestrateError``.
+        """Extract a shard in one pass; the future has its ``Streamed`` or an ``OrchestrateError``.
 
-        ``feeds``, one a file, say what arrives; without any all ``files`` are complete.
+        ``feeds``, one for each file, report what arrives; without feeds all ``files`` are complete.
         """
         order = Stream(
             shard.id,
@@ -327,9 +328,9 @@ class ExtractionPool:
         return self._threads.submit(lambda: self._extractor().stream(order, feeds))
 
     def offer(self, parts: Sequence[Part]) -> None:
-        """Extract parts of a shard that is here, each once there is a process free for it.
+        """Queue parts of a downloaded shard for extraction.
 
-        What goes wrong is left to the extract stage, which tries again and reports.
+        Failures are left to the extract stage, which tries again and reports them.
         """
         for part in parts:
             self._queued.append(self._threads.submit(self._extract, part))
@@ -345,7 +346,7 @@ class ExtractionPool:
         return extractor
 
     def close(self, *, drains: bool) -> None:
-        """Finish what is in hand, and (``drains``) what is queued; the rest is left."""
+        """Finish what was started and, with ``drains``, what is queued."""
         if not drains:
             for future in self._queued:
                 future.cancel()

@@ -1,4 +1,4 @@
-"""Links become their target's bytes: no link is ever made."""
+"""Links in archives become copies of their targets: no link is created."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
 from jobs.storage.safe_paths import quoted, safe_path, text_of
 
-MOST_PENDING = 20_000  # links held in memory until their targets are looked up
-_FEW = 4  # targets that are searched one by one; for more, one pass over all is cheaper
-_MOST_HOPS = 40  # as Linux allows from link to link
+MOST_PENDING = 20_000  # links in memory until their targets are looked up
+_FEW = 4  # up to this many targets are searched one by one; else in one pass over all members
+_MOST_HOPS = 40  # the length of a chain of links that Linux allows
 _BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A link whose bytes are still to be got."""
+    """A link whose content is not written yet."""
 
     path: bytes  # within the dataset
-    data: bytes  # the same below the data folder
+    data: bytes  # path below the data folder
     raw: bytes  # safe path in the archive
-    target: bytes  # the same of its target
+    target: bytes  # safe path of its target in the archive
     mode: int
     mtime: float
     ordinal: int
@@ -37,7 +37,7 @@ class Pending:
 def pending_of(
     member: Member, path: bytes, data: bytes, options: Options, *, archive: str
 ) -> Pending:
-    """The link that ``member`` is; raises where the plan refuses it or it leaves the archive."""
+    """``member`` as a link; raises if the plan refuses links or it leaves the archive."""
     raw = safe_path(member.name, archive=archive)
     if member.kind is MemberKind.HARD_LINK:
         target = safe_path(member.target, archive=archive)
@@ -48,13 +48,13 @@ def pending_of(
             member=text_of(member.name)[0],
         )
     else:
-        target = _followed(member, raw, archive)
+        target = _target_path(member, raw, archive)
     hard = member.kind is MemberKind.HARD_LINK
     return Pending(path, data, raw, target, member.mode, member.mtime, member.ordinal, hard)
 
 
-def _followed(member: Member, raw: bytes, archive: str) -> bytes:
-    """Where a symbolic link points, by its text alone: there are no links that could bend it."""
+def _target_path(member: Member, raw: bytes, archive: str) -> bytes:
+    """The path that a symbolic link means, from its text alone: no folder of the path is a link."""
     if member.target.startswith(b"/"):
         raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, outside")
     parts = raw.split(b"/")[:-1]
@@ -71,11 +71,11 @@ def _followed(member: Member, raw: bytes, archive: str) -> bytes:
 
 
 class Resolver:
-    """Gets the bytes of links: from what the part wrote, or else by looking through the archive.
+    """Writes the content of links: from files that the part wrote, or else from the archive.
 
-    ``locate`` tells where below the data folder a safe path of the archive lies, None if nowhere;
-    ``write`` takes the link and the member with its content. ``shares``: another archive may have
-    written a target's path, and the dataset be published all the same.
+    ``locate`` maps a safe path of the archive to its path below the data folder, None if it has
+    none; ``write`` is called with the link and the member with its content. ``shares``: another
+    archive may have overwritten a target's file without failing the dataset.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Resolver:
         self._write = write
 
     def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
-        """Write every link of ``links``; ``entries``: what the part wrote so far of the archive."""
+        """Write every link of ``links``; ``entries``: what the part has written of the archive."""
         by_raw = {link.raw: link for link in links}
         targets = {link.raw: self._end_of_chain(link, by_raw) for link in links}
         wanted: dict[bytes, bytes] = {}  # data path -> target
@@ -115,7 +115,7 @@ class Resolver:
             if (
                 here is None
                 or (link.hard and here.member > link.ordinal)
-                or not self._lies_there(here)
+                or not self._is_unchanged(here)
             ):
                 rest.setdefault(targets[link.raw], []).append(link)
             else:
@@ -134,7 +134,7 @@ class Resolver:
     def _look(
         self, entries: Iterator[Entry], wanted: dict[bytes, bytes], links: list[Pending]
     ) -> tuple[dict[bytes, Entry], dict[bytes, int]]:
-        """Of each target the last entry; of each link's path: its last ordinal."""
+        """The last entry of each target, and the last ordinal of each link's path."""
         own = {link.data for link in links}
         written: dict[bytes, Entry] = {}
         later: dict[bytes, int] = {}
@@ -146,8 +146,8 @@ class Resolver:
                 later[path] = max(entry.member, later.get(path, -1))
         return written, later
 
-    def _lies_there(self, entry: Entry) -> bool:
-        """Whether what lies on disk is what the entry says."""
+    def _is_unchanged(self, entry: Entry) -> bool:
+        """Whether the file on disk has the content that the entry describes."""
         if not self._shares:
             return True
         size, crc = 0, 0
@@ -184,7 +184,7 @@ class Resolver:
 
     def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
         """Write several links to one target: the first gets ``member``, the others its copy."""
-        copy = None  # of the content, in the data folder; records and inner archives leave none
+        copy = None  # path of a copy in the data folder; records and nested archives leave none
         for number, link in enumerate(links):
             if copy is not None:
                 member.chunks = _read(copy)

@@ -1,4 +1,4 @@
-"""What a task's process and the child that extracts for it send each other, as JSON lines."""
+"""Messages between a task's process and its extracting child, as JSON lines."""
 
 from __future__ import annotations
 
@@ -10,40 +10,40 @@ from jobs.model import ItemResult, Part, Problem
 
 
 class Begin(Struct, frozen=True, tag=True):
-    """To the child, first: which run it works for."""
+    """To the child, first: the run."""
 
     run_dir: str
-    deadline: float | None = None  # on the monotonic clock, which is the machine's
+    deadline: float | None = None  # on the monotonic clock, which processes of a machine share
 
 
 class Extract(Struct, frozen=True, tag=True):
-    """To the child: extract these parts, whose shards are here; an ``Item`` answers for each."""
+    """To the child: extract these parts of downloaded shards; answered by an ``Item`` for each."""
 
     parts: tuple[Part, ...]
 
 
 class Stream(Struct, frozen=True, tag=True):
-    """To the child: extract a shard in one pass while its files arrive; ``Done`` answers."""
+    """To the child: extract a shard in one pass, perhaps while it arrives; answered by ``Done``."""
 
     shard: str
-    files: tuple[str, ...]  # paths of the complete files; a partial one has ``.part`` behind it
-    arriving: bool  # ``Arrived`` says what is there of each; else all are complete
-    extracts: bool = True  # else only the plain copy and the member table are made
-    spills: bool = False  # where writing is slower than arriving, the rest goes to a plain copy
+    files: tuple[str, ...]  # paths of the complete files; a partial file's name ends in ``.part``
+    arriving: bool  # ``Arrived`` messages report each file; otherwise all are complete
+    extracts: bool = True  # False: only write the plain copy and the member table
+    spills: bool = False  # if writing is slower than the download, copy the rest to a plain tar
 
 
 class Arrived(Struct, frozen=True, tag=True):
-    """To the child: what is there of one file of the shard that it streams."""
+    """To the child: how much of a streamed file has arrived."""
 
-    file: int  # its place in ``Stream.files``
-    generation: int  # another one: the file began again, and what was read of it is void
+    file: int  # index in ``Stream.files``
+    generation: int  # a new number: the download restarted, and what was read is invalid
     prefix: int = 0  # bytes from the start
     complete: bool = False  # and verified
     failed: bool = False  # the transfer gave up
 
 
 class Stop(Struct, frozen=True, tag=True):
-    """To the child: end what is in hand soon, and take no further orders."""
+    """To the child: stop the current order soon, and accept no more."""
 
     cause: Cause
     message: str
@@ -57,25 +57,25 @@ Order = Begin | Extract | Stream | Arrived | Stop | End
 
 
 class News(Struct, frozen=True, tag=True):
-    """From the child: where it stands."""
+    """From the child: its progress."""
 
-    current: str | None = None  # part in hand
-    bytes: int = 0  # of archives, of all parts so far
+    current: str | None = None  # id of the current part
+    bytes: int = 0  # archive bytes of all parts so far
     files: int = 0
 
 
 class Item(Struct, frozen=True, tag=True):
-    """From the child: what became of a part."""
+    """From the child: the result of a part."""
 
     result: ItemResult
 
 
 class Done(Struct, frozen=True, tag=True):
-    """From the child: what a stream has taught, or why it ended early."""
+    """From the child: the result of a stream, or why it ended early."""
 
     streamed: Streamed | None = None
     problem: Problem | None = None
-    damaged: bool = False  # the problem is that of a ``DamagedError``
+    damaged: bool = False  # whether the problem was a ``DamagedError``
 
 
 Report = News | Item | Done

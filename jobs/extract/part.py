@@ -1,4 +1,4 @@
-"""One part, in one pass: members in; files, records and the manifest out."""
+"""The extraction of one part in one pass: writes its files, records and manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.paths import DuplicatePaths, MemberPaths, PathFilter, path_of
-from jobs.extract.source import Replaced, Source, Tally
+from jobs.extract.source import MemberCounts, Replaced, Source
 from jobs.model import (
     Entry,
     Fetched,
@@ -43,36 +43,36 @@ from jobs.storage.safe_paths import Folders, quoted, text_of
 from jobs.storage.staging import Staging
 from jobs.storage.write_behind import WriteBehind
 
-# The reader promises at most two of the top folder; which nested archives are replaced is known
+# The reader corrects the top folder at most twice; which nested archives are replaced is known
 # after one reading.
 _MOST_CORRECTIONS = 3
 
 
 @dataclass(frozen=True)
 class PartJob:
-    """One part, with all that its extraction needs to know."""
+    """One part, and everything that its extraction needs."""
 
     folder: RunFolder
     plan: Plan
     shard: Shard
     fetched: Fetched
     part: Part
-    stream: TarStream | None = None  # that the part is read from, where ``fetched`` is not final
+    stream: TarStream | None = None  # the part's source while ``fetched`` is not final
 
     @property
     def archive_bytes(self) -> int:
-        """Size of the shard as it is published."""
+        """Size of the published shard."""
         return sum(self.fetched.sizes) or self.shard.size or 0
 
     def span(self) -> Span | None:
-        """Where the part, once read, begins and ends in its tar; None for other formats."""
+        """Where the part begins and ends in its tar, once it was read; None for other formats."""
         if self.stream is not None:
             return self.stream.span(self.part)
         cuts = self.fetched.cuts if self.fetched.format in TARS else ()
         return Span(cuts[self.part.index], cuts[self.part.index + 1]) if cuts else None
 
     def check_unchanged(self) -> None:
-        """Raise ``ArchiveError`` if a file of the archive is not what it was when it came."""
+        """Raise ``ArchiveError`` if a file of the archive was modified since it was downloaded."""
         fetched = self.fetched
         for path, size, mtime_ns in zip(
             fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True
@@ -81,9 +81,9 @@ class PartJob:
                 status = Path(path).stat()
             except FileNotFoundError as error:
                 if fetched.plain is not None and not fetched.in_place:
-                    continue  # the inflated form is all that is needed
+                    continue  # only the inflated copy is needed
                 raise ArchiveError(
-                    f"{self.shard.name}: {quoted(path)} is gone; resume fetches it again",
+                    f"{self.shard.name}: {quoted(path)} is missing; `resume` downloads it again",
                     cause=Cause.NOT_FETCHED,
                 ) from error
             if status.st_size != size or (fetched.in_place and status.st_mtime_ns != mtime_ns):
@@ -95,10 +95,10 @@ class PartJob:
 
 
 def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSummary:
-    """Extract a part and give it its manifest.
+    """Extract a part and write its manifest.
 
-    Raises ``ArchiveError`` where the archive is at fault, ``StorageError`` where a disk is, and
-    ``Stopped`` where the task should end; then there is no manifest, and nothing has a final name.
+    Raises ``ArchiveError`` for a fault of the archive, ``StorageError`` for a fault of a disk, and
+    ``Stopped`` if the task should end; then there is no manifest, and nothing has a final name.
     """
     replaced: frozenset[int] = frozenset()
     for _ in range(_MOST_CORRECTIONS):
@@ -106,22 +106,24 @@ def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSum
             return _Pass(work, archive, progress, replaced).run()
         except TopChanged:
             if work.stream is not None:
-                raise  # all of the stream is to be read again
+                raise  # the stream has to be read again from its start
         except Replaced as found:
             if work.stream is not None:
-                raise work.stream.needs_another_pass("nested archives of one name") from found
+                raise work.stream.needs_another_pass(
+                    "nested archives with the same name"
+                ) from found
             replaced = found.ordinals
     return _Pass(work, archive, progress, replaced).run()
 
 
 class _Pass:
-    """One reading of a part."""
+    """One pass over a part."""
 
     def __init__(
         self, work: PartJob, archive: Archive, progress: Progress, replaced: frozenset[int]
     ) -> None:
         self._work = work
-        self._replaced = replaced  # nested archives that are passed over
+        self._replaced = replaced  # ordinals of nested archives that are skipped
         self._nested_names = member_names.NameHashes()
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
@@ -136,10 +138,10 @@ class _Pass:
         self._folders = Folders(staging.data, archive=self._label)
         self._seen = PathFilter()
         self._writers = WritePool(self._disk_error)
-        self._kept = MetadataRestorer(
+        self._metadata = MetadataRestorer(
             wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
         )
-        self._tally = Tally()
+        self._counts = MemberCounts()
         self._warnings: list[str] = []
         self._samples = isinstance(archive, Samples)
         several = work.fetched.format is Format.PARQUET or self._options.nested or self._samples
@@ -150,9 +152,9 @@ class _Pass:
         )
         below = os.fsencode(work.shard.below)
         self._source = Source(archive, work.part, self._names, records, self._label, below)
-        # A folder's files are not expanded: each is held to its listed size by its reader, and
-        # only archives within it (--nested) have a ratio, to all that was listed.
-        size = work.fetched.data_bytes if self._kept.wanted else None
+        # A folder's files are not expanded: its reader holds each to its listed size, and
+        # only archives within it (--nested) have a ratio, to the total of the listing.
+        size = work.fetched.data_bytes if self._metadata.wanted else None
         self._archive_bytes = work.archive_bytes if size is None else size
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
@@ -160,11 +162,11 @@ class _Pass:
         return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
 
     def run(self) -> PartSummary:
-        """The whole pass; cleans up after itself, but for the data files."""
+        """Run the pass; removes its temporary files, but not data files."""
         path = self._work.folder.manifest(self._work.part)
         try:
             return self._run(path)
-        except OSError as error:  # of the manifest: data, records and archive have their own words
+        except OSError as error:  # of the manifest: the others are converted where they occur
             raise own_write_error(error, path) from error
 
     def _run(self, path: Path) -> PartSummary:
@@ -184,13 +186,13 @@ class _Pass:
                 self._undo()
                 raise
             self._writers.drain()
-            self._kept.put()
+            self._metadata.put()
             self._work.check_unchanged()
-            self._write_out.finish()  # the manifest is to outlive a crash of the node
+            self._write_out.finish()  # the data must be durable before the manifest is
             return self._finish()
 
     def _check_replaced(self) -> None:
-        """Within an archive the last one of a name counts, nested archives as well."""
+        """Within an archive the last member of a name wins; this includes nested archives."""
         replaced = self._nested_names.superseded()
         if replaced:
             raise Replaced(replaced)
@@ -208,26 +210,26 @@ class _Pass:
             raise own_write_error(error, self._data) from error
 
     def _read(self, source: Source) -> None:
-        """Take every member of the source's part."""
+        """Extract every member of the source's part."""
         names, below, check = source.names, source.below, self._progress.check
-        tally, root = self._tally, self._root
+        counts, root = self._counts, self._root
         pending: list[Pending] = []
         resolver = self._resolver(source)
         for member in source.archive.members(source.part):
             check()
-            tally.members += member.stands_for if source.nested is None else 0
+            counts.members += member.stands_for if source.nested is None else 0
             path = names.inner(member.name, folder=member.kind is MemberKind.FOLDER)
             if path is None:
                 continue
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
-                tally.superseded += 1
+                counts.superseded += 1
                 continue
             path = names.below(below, path)
             if member.kind is MemberKind.FILE:
                 self._file(source, path, member)
             elif member.kind is MemberKind.FOLDER:
                 self._folders.make(names.placed(path))
-                self._kept.folder(root + b"/" + names.placed(path), member.mode)
+                self._metadata.folder(root + b"/" + names.placed(path), member.mode)
             else:
                 place = names.placed(path)
                 pending.append(pending_of(member, path, place, self._options, archive=source.label))
@@ -267,7 +269,7 @@ class _Pass:
 
     def _file(self, source: Source, path: bytes, member: Member) -> None:
         names, own = source.names, source.nested is None
-        if not (own and self._kept.wanted):
+        if not (own and self._metadata.wanted):
             self._claim(member)
         if names.is_records(path):
             source.records.write(member.chunks, ordinal=member.ordinal)
@@ -277,22 +279,22 @@ class _Pass:
             if nested.is_nested(path):
                 self._nested(path, member)
                 return
-            self._tally.see(path)
+            self._counts.see(path)
         path = names.placed(path)
         if self._seen.add(path):
-            self._writers.drain()  # two writers must never be in one file
+            self._writers.drain()  # two writers must never write to one file
         content = CheckedContent(path, self._options, self._progress)
         place = self._folders.place(path)
         mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
         mtime = mtime_ns if self._options.preserve_times else None
-        # Only of a folder that is copied: what an archive says of targets is not to be trusted.
-        links = self._kept.wanted and member.target != b"" and names.keeps_places
+        # Only for a copied folder: link targets in an archive are not trusted.
+        links = self._metadata.wanted and member.target != b"" and names.keeps_relative_paths
         if links:
             for _ in content.through(member.chunks):
-                pass  # counted, hashed and checked like every file, but written once
+                pass  # counted, hashed and checked like every file, but not written
             self._writers.drain()
             self._make_link(path, place, member.target, mtime_ns)
-        elif member.data is not None and not self._kept.wanted:
+        elif member.data is not None and not self._metadata.wanted:
             self._writers.write_small(
                 path, place, mode_of(member.mode), content.take(member.data), mtime
             )
@@ -304,7 +306,7 @@ class _Pass:
                 content.through(member.chunks),
                 member.size,
                 mtime,
-                sparse=self._kept.wanted,
+                sparse=self._metadata.wanted,
             )
         if content.size != member.size:
             raise damaged(
@@ -313,29 +315,29 @@ class _Pass:
         self._write_out.wrote(content.size)
         self._manifest.add(source.entry(content, member.ordinal))
         self._progress.add(files=1)
-        if not links and self._kept.add(place, member.mode, mtime_ns):
+        if not links and self._metadata.add(place, member.mode, mtime_ns):
             self._writers.drain()
-            self._kept.put()
+            self._metadata.put()
 
     def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
         try:
-            self._kept.link(place, target, mtime_ns)
+            self._metadata.link(place, target, mtime_ns)
         except OSError as error:
             raise self._disk_error(error, path) from error
 
     def _claim(self, member: Member) -> None:
-        self._tally.claimed += member.size
-        if self._tally.claimed > self._most_bytes:
+        self._counts.claimed += member.size
+        if self._counts.claimed > self._most_bytes:
             raise too_large(
                 self._label,
-                f"brings the data to {self._tally.claimed} bytes, more than "
+                f"brings the data to {self._counts.claimed} bytes, more than "
                 f"{self._options.max_expansion:g} for each of the archive's {self._archive_bytes}",
                 "--max-expansion",
                 member=member.name,
             )
 
     def _nested(self, path: bytes, member: Member) -> None:
-        """Take every member of a nested archive, beside it or into a folder of its own name."""
+        """Extract a nested archive, beside it or into a folder with its name."""
         work, ordinal = self._work, member.ordinal
         self._nested_names.add(member.name, ordinal)
         shard = nested.shard_of(work.shard, path)
@@ -355,7 +357,7 @@ class _Pass:
             below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]
             inner = text_of(path)[0]
             source = Source(
-                archive, nested.whole(shard), names, records, shard.name, below, ordinal, inner
+                archive, nested.whole_part(shard), names, records, shard.name, below, ordinal, inner
             )
             self._read(source)
             self._warnings += (f"{quoted(path)}: {warning}" for warning in archive.warnings)
@@ -363,51 +365,53 @@ class _Pass:
                 self._inner_records[ordinal] = inner
 
     def _commit(self, source: Source) -> bool:
-        """Finish a source's records; whether there are any."""
+        """Finish a source's records; returns whether there are any."""
         if source.records.begun:
             content = source.records.commit()
             self._manifest.add(source.entry(content, source.records.ordinal))
         return source.records.begun
 
     def _undo(self) -> None:
-        """Remove what was written under a wrong top folder."""
+        """Remove what was written with a wrong top folder."""
         _remove(self._root, self._manifest.entries())
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def _finish(self) -> PartSummary:
         records = self._commit(self._source)
-        twice = DuplicatePaths()
+        duplicates = DuplicatePaths()
         if self._seen.suspects:
-            twice = DuplicatePaths.among(self._manifest.entries(), self._seen.suspects)
-        twice.replaced += self._tally.superseded + self._source.records.replaced
-        if not twice.replaced:
-            summary = self._summary(twice, self._manifest.count, self._manifest.bytes, records)
+            duplicates = DuplicatePaths.among(self._manifest.entries(), self._seen.suspects)
+        duplicates.replaced += self._counts.superseded + self._source.records.replaced
+        if not duplicates.replaced:
+            summary = self._summary(duplicates, self._manifest.count, self._manifest.bytes, records)
             self._manifest.finish(summary)
             return summary
-        return self._rewritten(twice, records)
+        return self._rewritten(duplicates, records)
 
-    def _rewritten(self, twice: DuplicatePaths, records: bool) -> PartSummary:
+    def _rewritten(self, duplicates: DuplicatePaths, records: bool) -> PartSummary:
         """The manifest without the entries that later ones replaced."""
         with ManifestWriter(self._work.folder.manifest(self._work.part)) as manifest:
             for line, entry in enumerate(self._manifest.entries()):
-                if twice.counts(entry, line):
+                if duplicates.counts(entry, line):
                     manifest.add(entry)
-            summary = self._summary(twice, manifest.count, manifest.bytes, records)
+            summary = self._summary(duplicates, manifest.count, manifest.bytes, records)
             manifest.finish(summary)
         return summary
 
-    def _summary(self, twice: DuplicatePaths, files: int, size: int, records: bool) -> PartSummary:
-        if self._work.part.index == 0:  # they are of the whole archive
+    def _summary(
+        self, duplicates: DuplicatePaths, files: int, size: int, records: bool
+    ) -> PartSummary:
+        if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += self._archive.warnings
         return PartSummary(
             part=self._work.part.id,
             files=files,
             bytes=size,
-            members=self._tally.members,
+            members=self._counts.members,
             records=records,
             samples=self._samples,
             left_out=dict(self._names.left_out),
-            warnings=(*self._warnings, *self._tally.warnings(), *twice.warnings()),
+            warnings=(*self._warnings, *self._counts.warnings(), *duplicates.warnings()),
             inner_records=self._inner_records,
             span=self._work.span(),
         )
@@ -423,4 +427,4 @@ def _remove(root: bytes, entries: Iterable[Entry]) -> None:
         try:
             os.unlink(root + b"/" + path_of(entry))  # noqa: PTH108
         except FileNotFoundError:
-            pass  # two entries of one path, or the records, which are kept elsewhere
+            pass  # two entries with one path, or the records, which are stored elsewhere

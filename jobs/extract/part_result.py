@@ -1,4 +1,4 @@
-"""One part's extraction, and all that may happen in it, as a result."""
+"""Extracts one part and turns everything that can happen into a result."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from jobs.storage.staging import Staging
 
 @dataclass(frozen=True)
 class PartResult:
-    """What became of a part."""
+    """The result of a part."""
 
     result: ItemResult
-    stops: Problem | None = None  # why no other part needs to be tried
+    stops: Problem | None = None  # set if no other part needs to be tried
 
 
 def archive_bytes(plan: Plan, part: Part) -> int | None:
-    """A part's share of its shard, in bytes; None where the source did not tell."""
+    """A part's share of its shard in bytes; None if the source did not report the size."""
     size = plan.shard(part.shard).size
     return None if size is None else size // part.count
 
 
 def unfinished(part: Part, problem: Problem) -> ItemResult:
-    """The result of a part that was not tried, or not to its end, for ``problem``'s sake."""
+    """The result of a part that was not started or not completed because of ``problem``."""
     return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)
 
 
 class PartExtractor:
-    """Extracts parts of a run; keeps the archive open while the shard stays the same."""
+    """Extracts parts of a run; keeps the archive open between parts of one shard."""
 
     def __init__(self, folder: RunFolder, plan: Plan, progress: Progress) -> None:
         self._folder = folder
@@ -46,7 +46,7 @@ class PartExtractor:
         self._open: tuple[str, Archive] | None = None
 
     def extract(self, part: Part) -> PartResult:
-        """Extract ``part``; never raises for what an archive or a disk does."""
+        """Extract ``part``; faults of archives and disks become results, not exceptions."""
         work: PartJob | None = None
         try:
             work = self._work(part)
@@ -68,7 +68,7 @@ class PartExtractor:
             return PartResult(unfinished(part, problem))
 
     def _forget(self, error: BaseException) -> None:
-        """Let go of an archive that failed, with its buffers, which the error's frames hold."""
+        """Release an archive that failed, and its buffers, which the error's frames refer to."""
         self._open = None
         traceback.clear_frames(error.__traceback__)
         gc.collect()
@@ -89,7 +89,7 @@ class PartExtractor:
         return self._open[1]
 
     def _refused(self, part: Part, work: PartJob | None, error: OrchestrateError) -> ItemResult:
-        """A damaged archive is fetched again once, where that may bring other bytes."""
+        """A failed part; a damaged archive is downloaded again once if that may help."""
         again = False
         if error.cause is Cause.BAD_ARCHIVE and work is not None:
             fetched = work.fetched

@@ -1,4 +1,4 @@
-"""From a member's name to its path below the data folder, and which paths came more than once."""
+"""Maps a member's name to its path below the data folder, and finds duplicate paths."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
 from jobs.storage.safe_paths import is_folder_itself, junk_kind, quoted, safe_path
 
-ABOVE = "above --strip-components"  # a kind of what is left out
-# 2^27 bits are 16 MiB, touched as far as needed. Of a million paths 4,000 are suspected wrongly,
-# which costs a look into the manifest at the part's end, and nothing more.
+ABOVE = "above --strip-components"  # a kind of left-out members
+# 2^27 bits are 16 MiB, allocated as needed. Of a million paths, 4,000 are suspected wrongly, which
+# costs one reading of the manifest at the part's end.
 _BITS = 1 << 27
-# The first ones are remembered exactly, in some 8 MiB: bits lie so far apart that each costs a page
-# fault, and what is suspected wrongly costs a look at the whole manifest.
+# The first paths are stored exactly, in about 8 MiB: each bit costs a page fault, and a wrong
+# suspicion one reading of the manifest.
 _FEW = 1 << 17
 
 
 class MemberPaths:
-    """Maps names of one shard; counts what is left out, by kind, in ``left_out``."""
+    """Maps names of one shard; ``left_out`` counts left-out members by kind."""
 
     def __init__(self, plan: Plan, shard: Shard, *, top: str | None) -> None:
         self._plan = plan
@@ -37,13 +37,13 @@ class MemberPaths:
         self.left_out: dict[str, int] = {}
 
     def inner(self, name: bytes, *, folder: bool = False) -> bytes | None:
-        """The path within the dataset as the shard has it: safe, stripped, junk left out.
+        """The member's path within the shard: safe and stripped.
 
-        None where nothing is to be written. Raises ``UnsafeMemberError``.
+        None for members that are not written, such as junk. Raises ``UnsafeMemberError``.
         """
         if folder and name.startswith(b".") and is_folder_itself(name):
             return None
-        kind = junk_kind(name)  # which is not written, so that no name of it can do harm
+        kind = junk_kind(name)  # junk is not written, so its name need not be safe
         path = name if kind else safe_path(name, archive=self._shard.name)
         if path != name:
             kind = junk_kind(path)
@@ -66,16 +66,16 @@ class MemberPaths:
         return path
 
     def below(self, folder: bytes, path: bytes) -> bytes:
-        """A path from ``inner`` of an archive that lies in ``folder`` (empty, or with a slash).
+        """A path from ``inner`` for an archive in ``folder`` (empty, or with a final slash).
 
-        Within the images folder, an archive that holds the images folder itself means the same,
-        and its records are the dataset's.
+        If an archive in the images folder contains the images folder itself, both are the same
+        folder, and the archive's records are the dataset's.
         """
         own = path == self._records or path.startswith(self._images)
         return path if own and folder.startswith(self._images) else folder + path
 
     def peek(self, path: bytes) -> bytes | None:
-        """As ``inner``, for a path that is looked up only: nothing is counted."""
+        """As ``inner``, but counts nothing."""
         counted, self.left_out = self.left_out, {}
         try:
             return self.inner(path)
@@ -84,12 +84,12 @@ class MemberPaths:
 
     @property
     def is_per_shard(self) -> bool:
-        """Whether each archive, a nested one too, has a folder of its own."""
+        """Whether each archive, nested ones included, has its own folder."""
         return self._per_shard
 
     @property
-    def keeps_places(self) -> bool:
-        """Whether every file lies to every other one as it does in the shard."""
+    def keeps_relative_paths(self) -> bool:
+        """Whether files have the same relative paths to each other as in the shard."""
         return not (self._per_shard or self._strip or self._top)
 
     def is_records(self, path: bytes) -> bool:
@@ -105,18 +105,18 @@ class MemberPaths:
 
 
 class PathFilter:
-    """Remembers paths as single bits, so that a million hostile members cost no more memory.
+    """Finds paths that may be duplicates, in bounded memory, by a bit for each path.
 
-    ``suspects`` holds keys of what may have come twice; ``DuplicatePaths`` tells for sure.
+    ``suspects``: keys of paths that may have occurred twice; ``DuplicatePaths`` decides.
     """
 
     def __init__(self) -> None:
         self._few: set[int] = set()
-        self._bits = mmap.mmap(-1, _BITS >> 3)  # zeros that cost nothing until they are touched
+        self._bits = mmap.mmap(-1, _BITS >> 3)  # zeros, allocated when they are written
         self.suspects: set[int] = set()
 
     def add(self, path: bytes) -> bool:
-        """Note ``path``; whether it, or one that differs in case only, may have been there."""
+        """Add ``path``; returns whether it may be a duplicate, except for case."""
         key = key_of(path)
         if key in self._few:
             self.suspects.add(key)
@@ -132,12 +132,12 @@ class PathFilter:
         return False
 
     def close(self) -> None:
-        """Give the memory back; ``suspects`` stay."""
+        """Free the memory; ``suspects`` stay."""
         self._bits.close()
 
 
 def key_of(path: bytes) -> int:
-    """A number that paths share which a file system without case would take for one."""
+    """A number that is equal for paths that are equal on a case-insensitive file system."""
     folded = path.lower() if path.isascii() else _folded(path)
     return hash(folded)
 
@@ -154,10 +154,10 @@ def path_of(entry: Entry) -> bytes:
 
 @dataclass
 class DuplicatePaths:
-    """What a manifest's entries say about the suspects."""
+    """The duplicates among a manifest's entries."""
 
-    # By archive and path, ordinal and line of the entry that counts: within one archive the last
-    # one does. Links come later than their ordinals say.
+    # By archive and path: ordinal and line of the entry that counts, which is the last of its
+    # archive. Links are written later than their ordinals say.
     last: dict[tuple[int | None, bytes], tuple[int, int]] = field(default_factory=dict)
     replaced: int = 0  # entries that a later one of the same archive and path replaces
     example: bytes = b""
@@ -166,7 +166,7 @@ class DuplicatePaths:
 
     @classmethod
     def among(cls, entries: Iterator[Entry], suspects: set[int]) -> DuplicatePaths:
-        """Judge all entries of a part, in the order they were written."""
+        """Check all entries of a part, in the order in which they were written."""
         found = cls()
         spelled: dict[bytes, bytes] = {}
         for line, entry in enumerate(entries):
@@ -187,17 +187,17 @@ class DuplicatePaths:
         return found
 
     def counts(self, entry: Entry, line: int) -> bool:
-        """Whether ``entry``, in that line, is what is on disk: no later member replaced it."""
+        """Whether ``entry``, in that line, is on disk: no later member replaced it."""
         here = (entry.member, line)
         return self.last.get((entry.origin, path_of(entry)), here) == here
 
     def warnings(self) -> list[str]:
-        """What to tell people."""
+        """Warnings for the user."""
         lines = []
         if self.replaced:
             example = f", such as {quoted(self.example)}" if self.example else ""
             lines.append(
-                f"{self.replaced} members were replaced by later ones of the same path{example}"
+                f"{self.replaced} members were replaced by later ones with the same path{example}"
             )
         if self.cases:
             one, two = map(quoted, self.case_example)

@@ -1,4 +1,4 @@
-"""What a pass over a part reads: the shard's own archive, and those that are nested in it."""
+"""What a pass over a part reads: the shard's own archive, and archives nested in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.storage.safe_paths import quoted
 
 
 class Replaced(Exception):
-    """Nested archives were extracted that later ones of their name replace: ``ordinals``."""
+    """Extracted nested archives are replaced by later ones with the same name: ``ordinals``."""
 
     def __init__(self, ordinals: Iterable[int]) -> None:
         super().__init__()
@@ -22,23 +22,23 @@ class Replaced(Exception):
 
 
 @dataclass
-class Tally:
-    """What a pass counts."""
+class MemberCounts:
+    """Counts of a pass."""
 
-    members: int = 0  # of the shard's own archive
+    members: int = 0  # of the shard's own archive, without nested ones
     superseded: int = 0
     claimed: int = 0  # bytes, as members claim them
-    packed: int = 0  # files within the archive that are packed and stay as they are
+    packed: int = 0  # archives inside the archive that are not extracted
     packed_example: bytes = b""
 
     def see(self, path: bytes) -> None:
-        """Take a member into account that is no archive which is opened."""
+        """Count a member that is not opened as an archive."""
         if nested.stays_packed(path):
             self.packed += 1
             self.packed_example = path
 
     def warnings(self) -> list[str]:
-        """What to tell people."""
+        """Warnings for the user."""
         if not self.packed:
             return []
         fact = (
@@ -50,7 +50,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Source:
-    """An archive that is read: the shard's own, or one that is nested in it."""
+    """An archive to read: the shard's own, or one nested in it."""
 
     archive: Archive
     part: Part
@@ -59,10 +59,10 @@ class Source:
     label: str  # in messages
     below: bytes = b""  # the folder that its members go to, with a slash
     nested: int | None = None  # the ordinal of a nested archive
-    path: str = ""  # and its path in the shard
+    path: str = ""  # of a nested archive, in the shard
 
     def entry(self, content: CheckedContent, ordinal: int) -> Entry:
-        """The manifest's line for its member of that ordinal."""
+        """The manifest's line for its member with that ordinal."""
         if self.nested is None:
             return content.entry(ordinal)
         return content.entry(self.nested, Inner(self.path, ordinal))

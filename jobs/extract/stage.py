@@ -1,4 +1,4 @@
-"""The extract stage: each part of an archive read once, checked, hashed and written in place."""
+"""The extract stage: extracts the parts of a task that are not finished."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def run_extract(
 ) -> tuple[ItemResult, ...]:
     """Extract ``parts``; one result for each, in their order.
 
-    A part that is finished is not done again; one whose shard is not here is retryable; a bad one
-    stops no other. Only a disk's failure and ``progress`` end the task early, and then the parts
-    that are left are retryable.
+    Finished parts are not extracted again; parts whose shard is not downloaded are retryable; a
+    failed part does not stop the others. Only a fault of a disk and ``progress`` end the task
+    early, and then the remaining parts are retryable.
     """
-    from jobs.extract.extractor import Extractor  # of which its child has no use
+    from jobs.extract.extractor import Extractor  # not needed by its child, which imports us
 
     results: dict[str, ItemResult] = {}
     left: list[Part] = []
@@ -47,7 +47,7 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
     try:
         return read_summary(folder.manifest(part))
     except RunFolderError:
-        return None  # a disk lost it: the part is done again
+        return None  # damaged on disk: the part is extracted again
 
 
 def _not_fetched(part: Part) -> Problem:

@@ -1,4 +1,4 @@
-"""A whole shard extracted in one pass, while its files arrive or once they are here."""
+"""Extraction of a complete shard in one pass, during or after its download."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ log = logging.getLogger(__name__)
 
 
 class ShardStream:
-    """Extracts the parts of one tar in order and learns its member table.
+    """Extracts the parts of one tar in order and builds its member table.
 
-    ``arrivals`` has what arrives of each of ``files``; None where all are complete. A part that an
-    earlier attempt has finished is read past, and kept if it was made from the same bytes.
-    ``extracts=False`` only learns the table, and writes the plain copy. ``spills``: once reading is
-    more than a part behind what has arrived, the rest goes to the plain copy too, for other tasks.
+    ``arrivals``: what has arrived of each of ``files``; None if all are complete. A part that an
+    earlier attempt finished is skipped, and stays if it was made from the same bytes.
+    ``extracts=False`` only builds the table and writes the plain copy. ``spills``: once reading is
+    more than a part behind the download, the rest goes to the plain copy too, for other tasks.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class ShardStream:
         self._top: tuple[str | None] | None = None
 
     def run(self) -> Streamed:
-        """Read to the proven end.
+        """Read to the verified end.
 
-        Raises ``ArchiveError`` where the archive is damaged, hostile or too large, ``StorageError``
-        where a disk refuses, ``SourceError`` where the transfer fails, ``Stopped`` when told to
-        stop. Parts that were finished by then stay; they count once the shard's evidence is there.
+        Raises ``ArchiveError`` if the archive is damaged, hostile or too large, ``StorageError``
+        for a fault of a disk, ``SourceError`` if the transfer fails, ``Stopped`` if the task should
+        end. Parts finished by then stay; they count once the shard's ``Fetched`` is written.
         """
         Staging(self._plan).make_folders()
         while True:
@@ -73,7 +73,7 @@ class ShardStream:
                 self._take_back(files=True)
             except (TransferRestarted, Contradiction):
                 log.info(
-                    "%s: its bytes are others than before, so all of it is read again",
+                    "%s: its content differs from that read before; reading it again",
                     self._shard.id,
                 )
                 self._take_back(files=False)
@@ -114,7 +114,7 @@ class ShardStream:
                 self._extract(stream, archive, part)
 
     def _finished(self, part: Part) -> Span | None:
-        """Where a part lies that an earlier attempt has finished."""
+        """The span of a part that an earlier attempt finished; None if it is not finished."""
         if not self._extracts:
             return None
         path = self._folder.manifest(part)
@@ -123,7 +123,7 @@ class ShardStream:
         except RunFolderError:
             return None
         if summary.span is None or summary.span.crc32 is None:
-            path.unlink(missing_ok=True)  # nothing proves which bytes it was made from
+            path.unlink(missing_ok=True)  # unknown which bytes it was made from
             return None
         return summary.span
 
@@ -134,7 +134,7 @@ class ShardStream:
         return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)
 
     def _extract(self, stream: TarStream, archive: Archive, part: Part) -> None:
-        """Extract a part; where a member of it is at fault, it is left to an extract task."""
+        """Extract a part; one with a faulty member is left to an extract task."""
         fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
         work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)
         self._on_part(part)
@@ -151,7 +151,7 @@ class ShardStream:
             self._on_part(None)
 
     def _take_back(self, *, files: bool) -> None:
-        """Have no part finished; ``files``: nor any file of theirs on disk."""
+        """Remove the manifests of finished parts and, with ``files``, their files."""
         for part in self._parts:
             path = self._folder.manifest(part)
             taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")
@@ -177,7 +177,8 @@ def _opener(path: Path) -> Callable[[], Arriving]:
             return path.open("rb", buffering=0)
         except FileNotFoundError as error:
             raise ArchiveError(
-                f"{quoted(str(path))} is gone; resume fetches it again", cause=Cause.NOT_FETCHED
+                f"{quoted(str(path))} is missing; `resume` downloads it again",
+                cause=Cause.NOT_FETCHED,
             ) from error
         except OSError as error:
             raise from_os_error(error, doing=f"opening {quoted(str(path))}") from error

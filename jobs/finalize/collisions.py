@@ -99,7 +99,7 @@ def _extract(context: FinalizeContext, part: Part, fetched: Fetched, lost: list[
             with nested.opened(
                 archive, member.chunks, options, context.folder, context.scratch
             ) as reader:
-                for file in reader.members(nested.whole(archive)):
+                for file in reader.members(nested.whole_part(archive)):
                     if file.ordinal in conflicts:
                         _replace(context, conflicts[file.ordinal], file.chunks)
 
