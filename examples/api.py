@@ -28,7 +28,7 @@ def bring_in(shards: Path, dest: Path) -> api.RunStatus:
         api.resume(api.plan_resume(run))
         state = api.status(run)
     seconds = sum(future.result().cpu_s for future in run.futures() if not future.exception())
-    print(f"{seconds:.0f} s of processor time in {len(run.futures())} tasks")
+    print(f"{seconds:.0f} s of CPU time in {len(run.futures())} tasks")
     return state.status
 
 

@@ -1,3 +1,3 @@
-"""The work itself: download, extract, finalize; runs on any node, with or without a scheduler."""
+"""The stages download, extract and finalize; they run on any node, with or without a scheduler."""
 
 __version__ = "0.1.0"

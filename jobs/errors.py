@@ -1,4 +1,4 @@
-"""Every way a run can fail: one cause each, and one error tree that carries it."""
+"""The causes of failures, and the exceptions that carry them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from jobs import rlimits
 
 
 class Cause(str, Enum):
-    """Why something failed, as ``resume`` and ``status`` need to know it."""
+    """Why something failed; ``resume`` and ``status`` decide by it."""
 
-    # What the cluster did.
+    # Of the cluster.
     OUT_OF_MEMORY = "out_of_memory"
     TIME_LIMIT = "time_limit"
     NODE_FAILURE = "node_failure"
@@ -22,15 +22,15 @@ class Cause(str, Enum):
     LAUNCH_FAILED = "launch_failed"
     ENGINE = "engine"
     SUPERSEDED = "superseded"
-    # What a limit of the process did (ulimit).
+    # Of a limit of the process (ulimit).
     LIMIT = "limit"
-    # What the file system did.
+    # Of the file system.
     DISK_FULL = "disk_full"
     QUOTA = "quota"
     READ_ONLY = "read_only"
     PERMISSION = "permission"
     IO = "io"
-    # What the source did.
+    # Of the source.
     NETWORK = "network"
     RATE_LIMITED = "rate_limited"
     AUTHENTICATION = "authentication"
@@ -40,17 +40,17 @@ class Cause(str, Enum):
     BAD_DIGEST = "bad_digest"
     BAD_SOURCE = "bad_source"
     NOT_FETCHED = "not_fetched"
-    # What the archive holds.
+    # Of the archive's content.
     BAD_ARCHIVE = "bad_archive"
     UNSUPPORTED = "unsupported"
     UNSAFE_MEMBER = "unsafe_member"
     TOO_LARGE = "too_large"
     COLLISION = "collision"
-    # What the dataset says of itself.
+    # Of the dataset's content.
     BAD_RECORD = "bad_record"
     BAD_IMAGE = "bad_image"
     VERIFICATION = "verification"
-    # What the caller asked.
+    # Of the request.
     USAGE = "usage"
     PREFLIGHT = "preflight"
     CLAIMED = "claimed"
@@ -58,8 +58,7 @@ class Cause(str, Enum):
     INTERNAL = "internal"
 
 
-# Trying again, unchanged or with more of something, may help with these; nothing but a human
-# helps with the others.
+# Trying again, perhaps with more time or memory, may help with these; the others need a person.
 RETRYABLE = frozenset(
     {
         Cause.OUT_OF_MEMORY,
@@ -87,7 +86,7 @@ RETRYABLE = frozenset(
 
 
 class OrchestrateError(Exception):
-    """An error with a cause and a message fit for a person: the thing, the fact, the next step."""
+    """An error with a cause and a message for the user: the thing, the fact, the next step."""
 
     cause = Cause.INTERNAL
 
@@ -113,49 +112,49 @@ class OrchestrateError(Exception):
 
 
 class SourceError(OrchestrateError):
-    """The source refused, broke off, or gave something else than was asked for."""
+    """The source refused, interrupted the transfer, or sent something other than the file."""
 
     cause = Cause.BAD_SOURCE
 
 
 class DigestError(SourceError):
-    """The bytes that arrived are not the bytes that were published."""
+    """The downloaded bytes do not have the published digest."""
 
     cause = Cause.BAD_DIGEST
 
 
 class ArchiveError(OrchestrateError):
-    """An archive is damaged, cut short, or of a kind that cannot be read."""
+    """An archive is damaged, truncated, or of an unsupported kind."""
 
     cause = Cause.BAD_ARCHIVE
 
 
 class UnsafeMemberError(ArchiveError):
-    """A member would leave the data folder, or is something other than a file or folder."""
+    """A member's path leaves the data folder, or it is not a file or folder."""
 
     cause = Cause.UNSAFE_MEMBER
 
 
 class TooLargeError(ArchiveError):
-    """An archive holds more than the limits allow (a decompression bomb, or a limit too low)."""
+    """An archive exceeds a limit: it is a decompression bomb, or the limit is too low."""
 
     cause = Cause.TOO_LARGE
 
 
 class VerificationError(OrchestrateError):
-    """The dataset is not whole: it was not published."""
+    """The dataset is incomplete or damaged, and was not published."""
 
     cause = Cause.VERIFICATION
 
 
 class StorageError(OrchestrateError):
-    """The file system refused: full, over quota, read-only, broken."""
+    """The file system failed: full, over quota, read-only, I/O error."""
 
     cause = Cause.IO
 
 
 class RunFolderError(OrchestrateError):
-    """A run folder is missing, damaged, of a newer version, or not safe to read."""
+    """A run folder is missing, damaged, of a newer version, or unsafe to read."""
 
     cause = Cause.RUN_FOLDER
 
@@ -167,25 +166,25 @@ class EngineError(OrchestrateError):
 
 
 class PreflightError(OrchestrateError):
-    """Something that must hold before a run starts does not; ``message`` lists all of it."""
+    """Requirements of a run are not met; ``message`` lists all of them."""
 
     cause = Cause.PREFLIGHT
 
 
 class ClaimedError(OrchestrateError):
-    """Another run holds the destination, or another process is resuming this run."""
+    """Another run has claimed the destination, or another process is resuming this run."""
 
     cause = Cause.CLAIMED
 
 
 class UsageError(OrchestrateError):
-    """The request itself makes no sense."""
+    """The request is invalid."""
 
     cause = Cause.USAGE
 
 
 class Stopped(OrchestrateError):
-    """The task was told to stop (time limit near, cancelled, preempted, superseded)."""
+    """The task was asked to stop (time limit near, cancelled, preempted, superseded)."""
 
     cause = Cause.CANCELLED
 
@@ -203,7 +202,7 @@ _BY_ERRNO = {
 
 
 def from_os_error(error: OSError, *, doing: str) -> StorageError:
-    """``error`` as one of ours; ``doing`` says what was tried, such as ``writing /data/x``."""
+    """``error`` as a ``StorageError``; ``doing`` says what failed, such as ``writing /data/x``."""
     limit = rlimits.reached(error)
     if limit is not None:
         return StorageError(f"{doing}: {limit}", cause=Cause.LIMIT)
@@ -213,9 +212,9 @@ def from_os_error(error: OSError, *, doing: str) -> StorageError:
 
 
 def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:
-    """An error that no other one explains, as one of ours; ``doing`` says what failed.
+    """An unexpected exception as an ``OrchestrateError``; ``doing`` says what failed.
 
-    It is a limit of this process, no memory, or a defect, whose traceback belongs into the log.
+    It is a limit of this process, a lack of memory, or a defect, whose traceback should be logged.
     """
     limit = rlimits.reached(error)
     if limit is not None:

@@ -1,4 +1,4 @@
-"""The nouns: what a run is made of, as immutable values that travel as JSON."""
+"""The data model of a run: immutable values that are stored as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
 
 
 def utc_now() -> datetime:
-    """The time, with its zone, so that JSON shows ISO 8601 with a Z."""
+    """The current time in UTC, with its zone, so that JSON has ISO 8601 with a Z."""
     return datetime.now(timezone.utc)
 
 
@@ -43,15 +43,15 @@ class SourceKind(str, Enum):
 
 
 class ShardKind(str, Enum):
-    """What a shard is to the extract stage."""
+    """How the extract stage handles a shard."""
 
     ARCHIVE = "archive"
-    FILE = "file"  # a loose file of the dataset, taken as it is
+    FILE = "file"  # a single file of the dataset, copied as it is
     TREE = "tree"  # a local folder that is a dataset already
 
 
 class Format(str, Enum):
-    """What an archive's bytes are."""
+    """The format of an archive, from its bytes."""
 
     TAR = "tar"
     TAR_GZ = "tar.gz"
@@ -61,7 +61,7 @@ class Format(str, Enum):
     TAR_LZ4 = "tar.lz4"
     TAR_LZMA = "tar.lzma"
     ZIP = "zip"
-    GZ = "gz"  # one compressed file, here and below
+    GZ = "gz"  # this and the next five: one compressed file
     ZST = "zst"
     XZ = "xz"
     BZ2 = "bz2"
@@ -89,7 +89,7 @@ class OnBadRecord(str, Enum):
 
 
 class OnCollision(str, Enum):
-    """What to do where two archives hold different bytes under one path."""
+    """What to do if two archives contain different files with the same path."""
 
     ERROR = "error"
     KEEP_FIRST = "keep-first"
@@ -97,18 +97,18 @@ class OnCollision(str, Enum):
 
 
 class Match(str, Enum):
-    """How a record's path has to agree with the name of a file."""
+    """How closely a record's path has to match the name of a file."""
 
     EXACT = "exact"
-    AUTO = "auto"  # another spelling, or another top folder, where it can mean one file only
-    ANY_FOLDER = "any-folder"  # or any other folder
+    AUTO = "auto"  # another spelling or top folder is accepted if only one file matches
+    ANY_FOLDER = "any-folder"  # as auto, and any other folder
 
 
 class Links(str, Enum):
     """What to do with symbolic links in an archive."""
 
     REFUSE = "refuse"
-    COPY = "copy"  # one that stays inside becomes its target's bytes
+    COPY = "copy"  # a link within the archive becomes a copy of its target
 
 
 class Digest(Struct, frozen=True):
@@ -122,7 +122,7 @@ class Digest(Struct, frozen=True):
 
 
 class Problem(Struct, frozen=True):
-    """One thing that went wrong, fit to be shown: no secret, no traceback."""
+    """One thing that went wrong, for the user: contains no secret and no traceback."""
 
     cause: Cause
     message: str
@@ -131,7 +131,7 @@ class Problem(Struct, frozen=True):
 
     @classmethod
     def of(cls, error: OrchestrateError, *, shard: str | None = None) -> Problem:
-        """The problem that ``error`` tells of; ``shard`` where the error does not know its own."""
+        """``error`` as a problem; ``shard`` is used if the error names none."""
         return cls(error.cause, error.message, error.shard or shard, error.member)
 
     @property
@@ -140,27 +140,27 @@ class Problem(Struct, frozen=True):
 
 
 class SourceFile(Struct, frozen=True):
-    """One file as it is published."""
+    """One published file."""
 
-    name: str  # relative path at the source, '/'-separated; for people and for loose files
-    locator: str  # where the source finds it, without secrets
-    size: int | None = None  # bytes; None where the source does not tell
+    name: str  # relative path at the source, '/'-separated
+    locator: str  # its address at the source, without secrets
+    size: int | None = None  # bytes; None if the source does not report it
     digest: Digest | None = None
 
 
 class Shard(Struct, frozen=True):
-    """One archive of the dataset as it is published; split files are one shard."""
+    """One published archive of the dataset; the pieces of a split archive are one shard."""
 
     id: str  # unique in the plan, safe as a file name, sorts in plan order
     kind: ShardKind
-    files: tuple[SourceFile, ...]  # more than one: split, to be read one after the other
+    files: tuple[SourceFile, ...]  # several: the pieces of a split archive, in reading order
     parts: int = 1
-    whole: str | None = None  # its name, where that is not the one file's: of pieces put together
-    below: str = ""  # folder of the dataset, with a slash, that an archive's members go to
+    whole: str | None = None  # the joined archive's name, if it is not the file's
+    below: str = ""  # folder of the dataset, with a final slash, for the archive's members
 
     @property
     def size(self) -> int | None:
-        """Bytes to fetch; None where the source does not tell."""
+        """Bytes to download; None if the source does not report all sizes."""
         sizes = [file.size for file in self.files]
         return None if None in sizes else sum(size for size in sizes if size is not None)
 
@@ -186,14 +186,14 @@ IMAGEFOLDER = ("metadata.jsonl", "metadata.csv")
 
 
 class Layout(Struct, frozen=True):
-    """Where a dataset keeps its records and images; ``records`` is empty for plain files."""
+    """Where a dataset's records and images are."""
 
-    # auto: records as they are found; websight: this records file alone; webdataset: samples of
-    # files with one key; files: no records.
+    # auto: records are detected; websight: only this records file; webdataset: samples of files
+    # with the same key; files: no records.
     name: str = "auto"
     records: str = "prompts.jsonl"
     images: str = "images"
-    image_field: str | None = None  # None: the first of the usual names that is there
+    image_field: str | None = None  # None: the first of the usual names that exists
 
     @property
     def has_records(self) -> bool:
@@ -201,14 +201,14 @@ class Layout(Struct, frozen=True):
 
     @property
     def records_names(self) -> tuple[str, ...]:
-        """Names that the records file may have, the first of which that there is counts."""
+        """Names that the records file may have; the first one that exists is used."""
         if not self.has_records:
             return ()
         return (self.records, *(IMAGEFOLDER if self.name == "auto" else ()))
 
 
 class Options(Struct, frozen=True):
-    """All that changes a run's bytes or verdicts; fixed by the plan."""
+    """The options that change a run's data or results; fixed by the plan."""
 
     layout: Layout = Layout()
     verify: Verify = Verify.STRUCTURE
@@ -217,41 +217,41 @@ class Options(Struct, frozen=True):
     on_collision: OnCollision = OnCollision.ERROR
     match: Match = Match.AUTO
     links: Links = Links.REFUSE
-    strip_components: int | None = None  # None: a single common top folder goes
+    strip_components: int | None = None  # None: a single common top folder is stripped
     nested: bool = False  # archives inside archives, one level deep
-    records_encoding: str | None = None  # None: UTF-8, UTF-16 or UTF-32, as its bytes tell
-    zip_encoding: str = "cp437"  # of names in zips that are not UTF-8 and do not tell
-    max_expansion: float = 200.0  # most data bytes for an archive byte; zeros give 1030
-    max_members: int = 50_000_000  # most members in a shard
+    records_encoding: str | None = None  # None: UTF-8, UTF-16 or UTF-32, detected
+    zip_encoding: str = "cp437"  # of names in zips that are not UTF-8 and declare no encoding
+    max_expansion: float = 200.0  # data bytes for each archive byte, at most; zeros give 1030
+    max_members: int = 50_000_000  # members of a shard, at most
     keep_archive: bool = False
     overwrite: bool = False
     preserve_times: bool = False  # of an archive's members
-    folder_times: bool = True  # the files of a folder that is copied keep theirs
+    folder_times: bool = True  # of the files of a copied folder
     expect_records: int | None = None
     part_size: int = 512 << 20  # bytes
-    overlap: bool = True  # the download task extracts what it can meanwhile
+    overlap: bool = True  # the download task also extracts
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second
-    stall_s: float = 60.0  # no byte for so long is a break
-    header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
+    stall_s: float = 60.0  # seconds without data before a connection is closed
+    header_env: tuple[tuple[str, str], ...] = ()  # HTTP header, environment variable with its value
 
 
 class SourceRef(Struct, frozen=True):
-    """The source a plan was made from."""
+    """The source of a plan."""
 
     kind: SourceKind
     locator: str  # repository, first URL without secrets, DOI, or path
     revision: str | None = None  # pinned: a commit, the DOI of a version, or its number
     repo_type: str = "dataset"
-    endpoint: str | None = None  # of the Hub, where it is not the public one; of a DOI's repository
+    endpoint: str | None = None  # of the Hub (None: the public one), or of a DOI's repository
     license: str | None = None
-    include: tuple[str, ...] = ()  # globs that chose its files
+    include: tuple[str, ...] = ()  # globs of the chosen files
     exclude: tuple[str, ...] = ()
-    not_copied: tuple[str, ...] = ()  # files of a local folder that are no part of its tree
+    not_copied: tuple[str, ...] = ()  # files of a local folder that are not part of its tree
 
     @property
     def pinned_name(self) -> str:
-        """The locator and what pins its version, as people read them."""
+        """The locator and the pinned version, for messages."""
         if self.revision is None or self.revision == self.locator:
             return self.locator
         revision = self.revision[:12] if self.kind is SourceKind.HUB else self.revision
@@ -259,7 +259,7 @@ class SourceRef(Struct, frozen=True):
 
 
 class Plan(Struct, frozen=True):
-    """The immutable list of all that a run will do."""
+    """The immutable list of everything that a run does."""
 
     run_id: str
     source: SourceRef
@@ -267,13 +267,13 @@ class Plan(Struct, frozen=True):
     temp: str  # absolute path of the folder for archives
     shards: tuple[Shard, ...]
     options: Options
-    version: str  # of the tool that planned
+    version: str  # of the tool that made the plan
     created: datetime
-    engine: str = "auto"  # what launch was asked for
+    engine: str = "auto"  # as requested at launch
     schema: int = SCHEMA
 
     def shard(self, shard_id: str) -> Shard:
-        """The shard of that id (``KeyError`` if there is none)."""
+        """The shard with that id (``KeyError`` if there is none)."""
         for shard in self.shards:
             if shard.id == shard_id:
                 return shard
@@ -289,10 +289,10 @@ class Plan(Struct, frozen=True):
 
 
 def placed_path(plan: Plan, shard: Shard, path: str) -> str:
-    """Where a shard's file ``path`` goes below the data folder.
+    """The path below the data folder for the file ``path`` of a shard.
 
-    With ``OnCollision.PER_SHARD`` each archive gets a folder of its own, named by the shard's id,
-    within the images folder or beside it; a record's reference goes the same way.
+    With ``OnCollision.PER_SHARD`` each archive gets its own folder, named by the shard's id, in the
+    images folder or beside it; records' references are changed in the same way.
     """
     if plan.options.on_collision is not OnCollision.PER_SHARD or shard.kind is ShardKind.FILE:
         return path
@@ -305,43 +305,43 @@ def placed_path(plan: Plan, shard: Shard, path: str) -> str:
 class Cut(Struct, frozen=True):
     """Where a part begins in a tar stream."""
 
-    offset: int  # bytes into the inflated stream, at a header
+    offset: int  # in bytes of the inflated stream, at a header
     ordinal: int  # number of members before it
-    globals: dict[str, str] = field(default_factory=dict)  # pax global header in force there
+    globals: dict[str, str] = field(default_factory=dict)  # the pax global header valid there
 
 
 class Span(Struct, frozen=True):
-    """Which members of a tar a part holds, and what its bytes were."""
+    """The members of a tar that a part contains, and a checksum of the tar's bytes."""
 
     start: Cut
-    end: Cut  # where the next part begins; of the last one: the archive's end mark
-    crc32: str | None = None  # of the inflated tar's bytes before ``end``, where it was streamed
+    end: Cut  # where the next part begins; for the last part the archive's end mark
+    crc32: str | None = None  # of the inflated tar's bytes before ``end``, if it was streamed
 
 
 class Fetched(Struct, frozen=True):
-    """The evidence that a shard is here, whole, and what was learnt while it arrived."""
+    """The evidence that a shard is downloaded completely, and what was found while reading it."""
 
     shard: str
     format: Format
     files: tuple[str, ...]  # absolute paths, in reading order
     sizes: tuple[int, ...]  # bytes
     digests: tuple[Digest, ...]  # sha256 of each file
-    mtimes_ns: tuple[int, ...]  # to notice a change of a file that is read in place
+    mtimes_ns: tuple[int, ...]  # to detect changes of files that are read in place
     verified: bool = False  # against a digest that the source published
-    in_place: bool = False  # read where the user keeps it: never delete
-    plain: str | None = None  # the inflated tar, where one was written
-    plain_start: int = 0  # offset of its first byte in the whole inflated tar
-    cuts: tuple[Cut, ...] = ()  # parts + 1 of them, for a tar in several parts
-    members: int | None = None  # known where there are cuts
+    in_place: bool = False  # a local file of the user: never delete it
+    plain: str | None = None  # path of the inflated tar, if one was written
+    plain_start: int = 0  # offset of its first byte in the complete inflated tar
+    cuts: tuple[Cut, ...] = ()  # parts + 1 of them, for a tar with several parts
+    members: int | None = None  # known if there are cuts
     data_bytes: int | None = None  # of all members, likewise
-    superseded: tuple[int, ...] = ()  # ordinals of members that a later one of that path replaces
-    top: str | None = None  # the single common top folder that is stripped, where one was found
-    attempt: int = 0  # that brought it
+    superseded: tuple[int, ...] = ()  # ordinals of members that a later one with that path replaces
+    top: str | None = None  # the single common top folder that is stripped, if there is one
+    attempt: int = 0  # that downloaded it
     schema: int = SCHEMA
 
 
 class Inner(Struct, frozen=True):
-    """Where a file came from that lay in a nested archive."""
+    """The origin of a file from a nested archive."""
 
     archive: str  # path of the nested archive in its shard
     ordinal: int  # of the member in the nested archive
@@ -353,47 +353,47 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     path: str  # relative to the data folder
     size: int  # bytes
     crc32: str
-    digest: str | None = None  # where the plan asks for another one than crc32
+    digest: str | None = None  # if the plan asks for one other than crc32
     problem: str | None = None  # what a check found
-    raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
-    ordinal: int = 0  # of the member in its shard: of the nested archive, where it came in one
-    inner: Inner | None = None  # where it came in a nested archive
+    raw: str | None = None  # the path's bytes in hex, if they are not UTF-8
+    ordinal: int = 0  # of the member in its shard; for a nested file, of the nested archive
+    inner: Inner | None = None  # for a file from a nested archive
 
     @property
     def origin(self) -> int | None:
-        """Which archive of its shard it came in: None is the shard's own, a number a nested one."""
+        """The archive that contained it: a nested one's ordinal, or None for the shard's own."""
         return None if self.inner is None else self.ordinal
 
     @property
     def member(self) -> int:
-        """The ordinal of its member in the archive that it came in."""
+        """The ordinal of its member in the archive that contained it."""
         return self.ordinal if self.inner is None else self.inner.ordinal
 
 
 class PartSummary(Struct, frozen=True):
-    """A manifest's last line: without it the part is not finished."""
+    """The last line of a manifest, without which the part is not finished."""
 
     part: str
     files: int
     bytes: int
     members: int  # read, folders and left-out ones included
-    records: bool = False  # the part held the shard's own records file
+    records: bool = False  # the part contained the shard's own records file
     left_out: dict[str, int] = field(default_factory=dict)  # junk by kind, such as __MACOSX
     warnings: tuple[str, ...] = ()
-    # Paths of nested archives that held a records file, by their ordinals in the shard.
+    # Paths of nested archives that contained a records file, by their ordinals in the shard.
     inner_records: dict[int, str] = field(default_factory=dict)
-    samples: bool = False  # its records were made of files with one key
+    samples: bool = False  # its records were made of files with the same key
     span: Span | None = None  # of a tar
     end: bool = True  # marks the line
 
     @property
     def has_records(self) -> bool:
-        """Whether the part held a records file, be it in a nested archive."""
+        """Whether the part contained a records file, perhaps in a nested archive."""
         return self.records or bool(self.inner_records)
 
 
 class ItemResult(Struct, frozen=True):
-    """What became of one item of a task: a shard in download, a part in extract."""
+    """The result of one item of a task: a shard in download, a part in extract."""
 
     item: str
     outcome: Outcome
@@ -410,11 +410,11 @@ class Summary(Struct, frozen=True):
     files: int = 0
     bytes: int = 0
     published: bool = False
-    lines: tuple[str, ...] = ()  # the ✓ and ✗ lines, as people read them
+    lines: tuple[str, ...] = ()  # the ✓ and ✗ lines for the user
 
 
 class TaskResult(Struct, frozen=True):
-    """What happened to a task, as its worker tells it."""
+    """The result of a task, written by its worker."""
 
     stage: Stage
     task: int
@@ -434,12 +434,12 @@ class TaskResult(Struct, frozen=True):
 
 
 class Heartbeat(Struct, frozen=True):
-    """Where a running task stands; replaced every few seconds."""
+    """The progress of a running task; replaced every few seconds."""
 
     stage: Stage
     task: int
     attempt: int
-    owner: str  # host:pid:start, one for each process that ever ran the task
+    owner: str  # host:pid:start of the process that runs the task
     host: str
     started: datetime
     updated: datetime
@@ -447,11 +447,11 @@ class Heartbeat(Struct, frozen=True):
     bytes_total: int | None = None
     files_done: int = 0
     items_done: int = 0
-    current: str | None = None  # shard or part in hand
+    current: str | None = None  # id of the current shard or part
 
 
 class Task(Struct, frozen=True):
-    """Our unit of work: one stage over some items (shards in download, parts in extract)."""
+    """The unit of work: one stage over some items (shards in download, parts in extract)."""
 
     stage: Stage
     number: int
@@ -460,7 +460,7 @@ class Task(Struct, frozen=True):
 
 
 class Resources(Struct, frozen=True):
-    """What a stage's jobs ask of Slurm; None leaves a choice to the site."""
+    """What a stage's jobs request from Slurm; None leaves a choice to the site."""
 
     time_min: int = 240
     cpus: int = 2
@@ -475,20 +475,20 @@ class Resources(Struct, frozen=True):
     mail_user: str | None = None
     sbatch_args: tuple[str, ...] = ()  # as typed, such as --nice=100
     setup: tuple[str, ...] = ()  # shell lines before the task
-    launcher: str | None = None  # words ahead of Python, such as apptainer exec image.sif
+    launcher: str | None = None  # a command before Python, such as apptainer exec image.sif
     python: str | None = None  # that runs the tasks; None: the one that submits
     container_image: str | None = None  # for the pyxis plugin of Slurm
     container_mounts: tuple[str, ...] = ()  # SOURCE:TARGET, likewise
 
 
 class Cluster(Struct, frozen=True):
-    """A Slurm, told from every other. Two sites may use one name, so its controllers count too."""
+    """The identity of a Slurm cluster; includes controllers, because sites may share a name."""
 
     name: str  # ClusterName
-    controllers: tuple[str, ...] = ()  # HOST:PORT of slurmctld and its backups; empty: not known
+    controllers: tuple[str, ...] = ()  # HOST:PORT of slurmctld and its backups; empty: unknown
 
     def is_same(self, other: Cluster) -> bool:
-        """Whether both are one cluster, as far as is known of their controllers."""
+        """Whether both are the same cluster, as far as their controllers are known."""
         unknown = not self.controllers or not other.controllers
         return self.name == other.name and (
             unknown or not set(self.controllers).isdisjoint(other.controllers)
@@ -500,7 +500,7 @@ class Cluster(Struct, frozen=True):
 
 
 class Submission(Struct, frozen=True):
-    """One chain of jobs over what was unfinished when it was made."""
+    """One chain of jobs over everything that was unfinished when it was made."""
 
     number: int  # the attempt
     engine: str
@@ -512,18 +512,18 @@ class Submission(Struct, frozen=True):
     parallel: int  # most tasks at once
     version: str  # of the tool, which the compute nodes must have too
     retries: int = 0  # further submissions that finalize may make by itself
-    refetch: tuple[str, ...] = ()  # shards to fetch anew, their archives being damaged
-    onward: str | None = None  # a download in the login shell: the engine of what comes after it
-    then: str | None = None  # the user's batch script that starts once the dataset is published
+    refetch: tuple[str, ...] = ()  # shards whose damaged archives are downloaded again
+    onward: str | None = None  # after a download in the login shell: the engine of the other stages
+    then: str | None = None  # the user's batch script that starts after the dataset is published
     then_job: str | None = None  # its job, once submitted
-    by_itself: bool = False  # made by the finalize job of the submission before it
-    refused: str | None = None  # why it was given up before all of it was submitted
+    by_itself: bool = False  # made by the finalize job of the previous submission
+    refused: str | None = None  # why it was abandoned before all of it was submitted
     start: str = ""  # of the process ``pid``, in clock ticks since boot
-    cluster: Cluster | None = None  # that has its jobs; None: not known, or no Slurm
+    cluster: Cluster | None = None  # of its jobs; None: unknown, or not Slurm
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:
-        """The task of that number (``KeyError`` if there is none)."""
+        """The task with that number (``KeyError`` if there is none)."""
         for task in self.tasks:
             if task.stage is stage and task.number == number:
                 return task
@@ -534,6 +534,6 @@ class Submission(Struct, frozen=True):
 
 
 def part_weights(plan: Plan) -> dict[str, int]:
-    """The work in each part, in bytes of archive; a byte at least, as an empty part is work too."""
+    """The work of each part in archive bytes; at least 1, because an empty part is work too."""
     sizes = {shard.id: shard.size or 0 for shard in plan.shards}
     return {part.id: 1 + sizes[part.shard] // part.count for part in plan.parts()}

@@ -1,4 +1,4 @@
-"""From any exception to the problem that a result carries."""
+"""Turns any exception into the problem that a result stores."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ log = logging.getLogger(__name__)
 
 
 def as_problem(error: Exception, *, doing: str, shard: str | None = None) -> Problem:
-    """The problem that ``error`` means; ``doing`` says what failed, such as ``reading X``.
+    """``error`` as a problem; ``doing`` says what failed, such as ``reading X``.
 
-    Whatever is not expected is a defect of this program: the log gets its traceback.
+    An unexpected exception is a defect of this program: its traceback is logged.
     """
     if isinstance(error, OrchestrateError):
         return Problem.of(error, shard=shard)

@@ -1,4 +1,4 @@
-"""Limits of this process (getrlimit(2)): what they say when they are reached, and the remedy.
+"""Limits of this process (getrlimit(2)): messages for limits that are reached, with a remedy.
 
 Slurm gives jobs the soft limits of the shell that submitted them (sbatch's ``--propagate``), and
 processes on this machine inherit them.
@@ -11,22 +11,22 @@ import os
 import resource
 from dataclasses import dataclass
 
-# The soft limit of processor time comes so much ahead of the hard one, at which the kernel kills.
+# SIGXCPU comes this long before the hard limit of CPU time, at which the kernel sends SIGKILL.
 _CPU_MARGIN_S = 5
 
 
 @dataclass(frozen=True)
 class Rlimit:
-    """One kind of limit, as the shell's ``ulimit`` knows it."""
+    """One kind of limit that the shell's ``ulimit`` sets."""
 
     number: int  # of getrlimit
     letter: str  # of ulimit
     rule: str  # with {} for the amount
-    unit: int = 1  # bytes, or things
+    unit: int = 1  # by which the limit is divided for messages
 
     @property
     def soft(self) -> int | None:
-        """The limit that holds, in bytes, seconds or things; None where there is none."""
+        """The effective limit in bytes, seconds or a number; None if there is none."""
         soft, hard = resource.getrlimit(self.number)
         if self.number == resource.RLIMIT_CPU and 0 < hard - soft <= _CPU_MARGIN_S:
             return hard  # see `watch_cpu_limit`
@@ -34,7 +34,7 @@ class Rlimit:
 
     @property
     def fact(self) -> str | None:
-        """What the limit is; None where there is none."""
+        """A message with the limit; None if there is none."""
         soft = self.soft
         if soft is None:
             return None
@@ -42,39 +42,40 @@ class Rlimit:
         return f"{self.rule.format(amount)} here (ulimit -{self.letter})"
 
     def reached(self) -> str | None:
-        """What the limit is and what to do; None where there is none."""
+        """A message with the limit and the remedy; None if there is none."""
         return None if self.fact is None else f"{self.fact}; {self.remedy}"
 
     @property
     def remedy(self) -> str:
-        """How to get rid of the limit."""
+        """How to raise the limit."""
         soft, (_, hard) = self.soft, resource.getrlimit(self.number)
         raisable = hard != soft
         if "SLURM_JOB_ID" in os.environ:
             if raisable:
                 return (
-                    "the job has this limit from the shell that launched: `resume` submits with "
-                    "--propagate=NONE, as does `launch --sbatch-arg=--propagate=NONE`"
+                    "the job inherited this limit from the shell that launched it: `resume` "
+                    "submits with --propagate=NONE, as does `launch "
+                    "--sbatch-arg=--propagate=NONE`"
                 )
-            return "it is the node's own limit: ask the site's support to raise it"
+            return "it is a limit of the node: ask the site's support to raise it"
         if raisable:
             most = "unlimited" if hard == resource.RLIM_INFINITY else "hard"
             return f"raise it in this shell (`ulimit -S{self.letter} {most}`), then try again"
         return (
-            "this shell may not raise it: try again in a login shell or on a machine that has no "
-            "such limit, or ask the site's support"
+            "this shell cannot raise it: try again in a login shell or on a machine without this "
+            "limit, or ask the site's support"
         )
 
 
 FILE_SIZE = Rlimit(resource.RLIMIT_FSIZE, "f", "files are limited to {} MB", 10**6)
-CPU_TIME = Rlimit(resource.RLIMIT_CPU, "t", "processes are limited to {} s of processor time")
+CPU_TIME = Rlimit(resource.RLIMIT_CPU, "t", "processes are limited to {} s of CPU time")
 ADDRESS_SPACE = Rlimit(
     resource.RLIMIT_AS, "v", "processes are limited to {} MB of address space", 10**6
 )
 DATA = Rlimit(resource.RLIMIT_DATA, "d", "processes are limited to {} MB of data", 10**6)
 OPEN_FILES = Rlimit(resource.RLIMIT_NOFILE, "n", "processes are limited to {} open files")
 
-# What a shell may limit and a task may reach.
+# The limits that a task may reach.
 OF_TASKS = (FILE_SIZE, CPU_TIME, ADDRESS_SPACE, DATA)
 
 _BY_ERRNO = {
@@ -82,11 +83,11 @@ _BY_ERRNO = {
     errno.EMFILE: (OPEN_FILES,),
     errno.ENOMEM: (ADDRESS_SPACE, DATA),
 }
-_NO_THREAD = "can't start new thread"  # CPython's words, of a RuntimeError
+_NO_THREAD = "can't start new thread"  # CPython's message in a RuntimeError
 
 
 def reached(error: BaseException) -> str | None:
-    """Which limit of this process ``error`` comes of and what to do; None where of no limit."""
+    """The limit of this process that caused ``error``, with a remedy; None if no limit did."""
     limits: tuple[Rlimit, ...] = ()
     if isinstance(error, MemoryError):
         limits = (ADDRESS_SPACE, DATA)
@@ -98,17 +99,17 @@ def reached(error: BaseException) -> str | None:
 
 
 def may_be_why() -> str:
-    """The limits that can end a process without a word, to go on from what ended; often empty."""
+    """A text on limits that can end a process without a message; empty if there are none."""
     facts = [limit.fact for limit in (ADDRESS_SPACE, DATA, CPU_TIME) if limit.fact]
     return f"; a limit may be the cause: {', '.join(facts)}" if facts else ""
 
 
 def watch_cpu_limit() -> str:
-    """What to say when SIGXCPU comes, which from now on comes some seconds ahead of SIGKILL.
+    """Arrange that SIGXCPU comes some seconds before SIGKILL; returns the message for it.
 
-    `ulimit -t` sets the soft and the hard limit to one number, and then the kernel sends SIGKILL
-    alone (setrlimit(2)). It also raises the soft limit with each SIGXCPU, so that the user's own
-    number has to be read now.
+    `ulimit -t` sets the soft and the hard limit to the same value, and then the kernel sends only
+    SIGKILL (setrlimit(2)). It also raises the soft limit with each SIGXCPU, so the user's value has
+    to be read now.
     """
     said = CPU_TIME.reached()
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
@@ -116,4 +117,4 @@ def watch_cpu_limit() -> str:
         ahead = max(1, hard - min(_CPU_MARGIN_S, max(1, hard // 4)))
         if soft == resource.RLIM_INFINITY or soft > ahead:
             resource.setrlimit(resource.RLIMIT_CPU, (ahead, hard))
-    return said or "this process received SIGXCPU: its processor time is used up"
+    return said or "this process received SIGXCPU: its CPU time is used up"

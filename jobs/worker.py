@@ -1,4 +1,4 @@
-"""The one entry on a compute node: runs a task and turns all that happens into its result."""
+"""The entry point on a compute node: runs a task and writes its result, whatever happens."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# The time before the limit that a task keeps for writing its result and handing over.
+# The time before the limit that a task reserves for writing its result and its successor's start.
 HANDOVER_S = 60.0
 
 Ended = tuple[tuple[ItemResult, ...], Summary | None, Problem | None]
 
 
 def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
-    """Run one task and write its result; safe to run again, by hand too."""
+    """Run one task and write its result; safe to run again, also by hand."""
     folder = RunFolder(Path(run_dir))
     folder.check()
     plan = folder.load_plan()
@@ -84,7 +84,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
         cpu_s=_cpu_s() - cpu,
         summary=summary,
     )
-    if progress.cause is not Cause.SUPERSEDED:  # else the newer process tells what happened
+    if progress.cause is not Cause.SUPERSEDED:  # otherwise the newer process writes the result
         atomic.write_json(folder.result(task.stage, number, attempt), result)
     return result
 
@@ -92,7 +92,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
 def _attempt(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    """The stage's own outcome, or the one problem that ended it."""
+    """Run the stage; an exception becomes the problem of the task and its items."""
     try:
         if submission.version != __version__:
             raise OrchestrateError(
@@ -119,7 +119,7 @@ def _download(
         progress,
         refetch=frozenset(submission.refetch),
         attempt=submission.number,
-        # In a login shell the nodes' work is left to the nodes.
+        # A download in a login shell leaves extraction to the compute nodes.
         extracts=submission.onward is None,
         shares=submission.engine != "local" or submission.onward is not None,
         workers=submission.parallel if submission.engine == "local" else None,
@@ -153,7 +153,7 @@ def _parts(plan: Plan, items: Sequence[str]) -> list[Part]:
 
 
 def _bytes_total(plan: Plan, task: Task) -> int | None:
-    """Bytes of archives that the task reads, as far as the source tells them."""
+    """Bytes of archives that the task reads, as far as the source reports sizes."""
     if task.stage is Stage.FINALIZE:
         return None
     by_part = {part.id: part for part in plan.parts()} if task.stage is Stage.EXTRACT else {}
@@ -166,7 +166,7 @@ def _bytes_total(plan: Plan, task: Task) -> int | None:
 
 
 def _deadline(submission: Submission, stage: Stage) -> float | None:
-    """When to hand over, on the monotonic clock; only Slurm has time limits."""
+    """When to stop, on the monotonic clock; None if there is no time limit."""
     limit_s = submission.resources[stage.value].time_min * 60
     if submission.engine != "slurm" or limit_s == 0:  # 0 is Slurm's no limit
         return None
@@ -174,7 +174,7 @@ def _deadline(submission: Submission, stage: Stage) -> float | None:
 
 
 def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> Callable[[], bool]:
-    """Whether a later submission has taken over an item of ``task``; reads only what is new."""
+    """A function that says whether a later submission has taken over an item of ``task``."""
     seen = {submission.number}
     mine = set(task.items)
 
@@ -194,23 +194,23 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
 def _signals_stop(progress: Progress) -> Iterator[None]:
     """USR2 (time limit near), TERM (cancelled, preempted, requeued) and XCPU stop the task soon.
 
-    They replace submitit's handlers, which would raise inside whatever line is running.
+    They replace submitit's handlers, which would raise an exception anywhere in the code.
     """
     cpu_limit = rlimits.watch_cpu_limit()
 
     def time_limit(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.TIME_LIMIT, "the time limit is near; `resume` does the rest")
+        progress.stop(Cause.TIME_LIMIT, "the time limit is near; `resume` continues from here")
 
     def terminated(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.CANCELLED, "the task was told to stop (cancelled or preempted)")
+        progress.stop(Cause.CANCELLED, "the task was asked to stop (cancelled or preempted)")
 
-    def processor_time(signum: int, frame: FrameType | None) -> None:
+    def cpu_limit_reached(signum: int, frame: FrameType | None) -> None:
         progress.stop(Cause.LIMIT, cpu_limit)
 
     before = {
         signal.SIGUSR2: signal.signal(signal.SIGUSR2, time_limit),
         signal.SIGTERM: signal.signal(signal.SIGTERM, terminated),
-        signal.SIGXCPU: signal.signal(signal.SIGXCPU, processor_time),
+        signal.SIGXCPU: signal.signal(signal.SIGXCPU, cpu_limit_reached),
     }
     try:
         yield
@@ -220,7 +220,7 @@ def _signals_stop(progress: Progress) -> Iterator[None]:
 
 
 def _verdict(items: Sequence[ItemResult], problem: Problem | None) -> Outcome:
-    """The worst of all: retryable outranks failed, as a resume is then worth its while."""
+    """The worst outcome; retryable outranks failed, because a resume may then help."""
     outcomes = {item.outcome for item in items}
     if problem is not None:
         outcomes.add(problem.outcome)
@@ -239,7 +239,7 @@ def _peak_rss_bytes() -> int:
 
 
 def _cpu_s() -> float:
-    """Processor seconds of this process and of its ended children, which do most of the work."""
+    """CPU seconds of this process and of its ended children, which do most of the work."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
 

@@ -1,5 +1,5 @@
-"""The download stage: every shard here, hashed and verified, extracted as it arrives if it can be.
+"""The download stage: downloads, hashes and verifies shards, and extracts them as they arrive.
 
-``stage`` runs it over many shards at once; ``shard`` is one of them; ``hashing`` reads files that
-are here already and sees them change.
+``stage`` runs it over many shards at once; ``shard`` downloads one of them; ``hashing`` hashes
+files that are on disk already and detects changes.
 """

@@ -1,4 +1,4 @@
-"""Hashing files that are here already, and finding that they differ or have changed."""
+"""Hashes files that are on disk already, and detects differences and changes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHUNK = 1 << 20  # bytes
 
 
 def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
-    """The file's digest; its bytes count as progress."""
+    """The file's digest; its bytes are added to the progress."""
     try:
         with path.open("rb", buffering=0) as stream:
             hasher = digest.new(algorithm, size=path.stat().st_size)
@@ -29,7 +29,7 @@ def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
 
 
 def check_digest(file: SourceFile, found: Digest) -> None:
-    """Raise ``DigestError`` where a published SHA-256 is another than ``found``."""
+    """Raise ``DigestError`` if the published digest differs from ``found``."""
     wanted = file.digest
     if wanted is not None and wanted.algorithm == found.algorithm and wanted != found:
         raise DigestError(
@@ -41,7 +41,7 @@ def check_digest(file: SourceFile, found: Digest) -> None:
 def size_and_mtime(path: Path | str) -> tuple[int, int]:
     """A file's size in bytes and its modification time in nanoseconds.
 
-    Raises ``SourceError`` (``NOT_FOUND``) where it is gone, ``StorageError`` for the rest.
+    Raises ``SourceError`` (``NOT_FOUND``) if it is missing, ``StorageError`` for other errors.
     """
     try:
         status = Path(path).stat()
@@ -52,14 +52,14 @@ def size_and_mtime(path: Path | str) -> tuple[int, int]:
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {quoted(str(path))}") from error
+        raise from_os_error(error, doing=f"reading the size of {quoted(str(path))}") from error
     return status.st_size, status.st_mtime_ns
 
 
 def check_unchanged(fetched: Fetched) -> None:
-    """Raise ``SourceError`` (``CHANGED``) where a file of the shard changed since it was fetched.
+    """Raise ``SourceError`` (``CHANGED``) if a file of the shard changed since it was fetched.
 
-    To be asked after the last read: what was read before is then known to be of one state.
+    Call it after the last read; then everything read before is known to be of one version.
     """
     for path, size, mtime_ns in zip(fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True):
         if size_and_mtime(path) != (size, mtime_ns):

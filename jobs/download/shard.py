@@ -1,4 +1,4 @@
-"""One shard: fetched or found in place, hashed once, its format told, its parts cut."""
+"""One shard: downloaded or read in place, hashed, its format detected, its parts cut."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from jobs.storage.staging import Staging
 from jobs.transfer.target import Received
 from jobs.transfer.transfer import Transfer
 
-_TRIES = 10  # failures in a row, without progress in between, until a file is given up
+_TRIES = 10  # consecutive failures without progress until a file has failed
 
 
 class ShardDownloader:
-    """Makes the evidence of one shard after the other; threads may share it.
+    """Makes the ``Fetched`` of shards; threads may share it.
 
-    Tars that ``pool`` is to stream are read by it while they arrive.
+    ``pool`` extracts tars while they arrive.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class ShardDownloader:
 
     @property
     def answered(self) -> bool:
-        """Whether any server has said anything so far."""
+        """Whether any server has responded so far."""
         return self._transfer is not None and self._transfer.answered
 
     def fetch(
         self, shard: Shard, *, streams: bool, extracts: bool, repaired: bool = False
     ) -> Fetched:
-        """Have ``shard`` here, with all that is known of it; safe to call again.
+        """Download ``shard``, or read it where it is; safe to call again.
 
-        ``streams``: read a tar in the same pass; ``extracts``: and write its parts. ``repaired``: a
-        file of this file system need not have its size of the launch, as its owner may have
-        replaced a damaged one.
+        ``streams``: read a tar in the same pass; ``extracts``: and extract its parts. ``repaired``:
+        the size of a local file may differ from that at launch, because its owner may have replaced
+        a damaged one.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
@@ -74,7 +74,7 @@ class ShardDownloader:
             )
         return self._fetched(shard, streams=streams, extracts=extracts)
 
-    # A folder that is a dataset ------------------------------------------------------------
+    # Folders with a dataset ----------------------------------------------------------------
 
     def _tree(self, shard: Shard) -> Fetched:
         out = self._folder.shards / f"{shard.id}.listing"
@@ -94,15 +94,15 @@ class ShardDownloader:
             data_bytes=listed.data_bytes,
         )
 
-    # Files of this file system -------------------------------------------------------------
+    # Local files ---------------------------------------------------------------------------
 
     def _in_place(
         self, shard: Shard, paths: list[Path], *, streams: bool, extracts: bool, repaired: bool
     ) -> Fetched:
-        """Read completely where they are.
+        """Hash local files, which stay where they are.
 
-        The hash is the receipt's proof of what was imported, finds a disk that cannot read its
-        own file before any task starts, and costs no pass of its own where parts must be found.
+        The receipt records the hash of what was imported. Hashing also finds unreadable files
+        before any task starts, and shares its pass with the one that cuts parts.
         """
         marks = [size_and_mtime(path) for path in paths]
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
@@ -136,19 +136,19 @@ class ShardDownloader:
             fetched, verified=all(file.digest is not None for file in shard.files)
         )
 
-    # Files of other machines ---------------------------------------------------------------
+    # Remote files --------------------------------------------------------------------------
 
     def _fetched(self, shard: Shard, *, streams: bool, extracts: bool) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
-        # Before anything is read behind them: what is there and wrong goes.
+        # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
         feeds = [Feed(index) for index in range(len(outs))] if streams else []
         streaming = None
         if streams:
             for feed, received in zip(feeds, there, strict=True):
                 if received is not None:
-                    feed.have(received.size)
+                    feed.note_complete(received.size)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
         files: list[Received] = []
         try:
@@ -177,7 +177,7 @@ class ShardDownloader:
     def _streamed(
         self, streaming: Future[Streamed], shard: Shard, outs: Sequence[Path], *, extracts: bool
     ) -> Streamed:
-        """What the pass has taught; where it met damage, another one over what is here by now."""
+        """The result of the pass; after damage, that of another pass over the complete files."""
         try:
             return streaming.result()
         except DamagedError:
@@ -186,13 +186,13 @@ class ShardDownloader:
     def _one_file(self, shard: Shard, index: int, out: Path, arrivals: Feed | None) -> Received:
         file = shard.files[index]
         expect = _expected(shard, file) if index == 0 else None
-        assert self._transfer is not None  # a source that is not local has one
+        assert self._transfer is not None  # only a local source has none
         return self._source.fetch(
             file, key_of(shard.id, index), out, self._transfer, expect=expect, arrivals=arrivals
         )
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:
-        """A file that got its name, so is whole, before the evidence could be written."""
+        """A complete file of an earlier attempt that wrote no ``Fetched``; None if damaged."""
         if not out.is_file():
             return None
         size = out.stat().st_size
@@ -209,7 +209,7 @@ class ShardDownloader:
 
 
 def _format(shard: Shard, paths: Sequence[Path]) -> Format:
-    """By its bytes, of which the first file of a split archive may have too few."""
+    """The format, from the first bytes, which may be in several files of a split archive."""
     if shard.kind is ShardKind.FILE:
         return Format.FILE
 
@@ -239,9 +239,9 @@ def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
 
 
 def _expected(shard: Shard, file: SourceFile) -> Expect:
-    """What a shard's first file must begin like: an archive, or at least not a pointer to it.
+    """The check of a shard's first bytes: they must be of an archive, not of a pointer to it.
 
-    Of a split archive it may hold too little to tell more.
+    The first file of a split archive may be too short for more than the pointer check.
     """
 
     def expect(head: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The download stage: every shard in place, hashed, verified, ready to be cut into parts."""
+"""The download stage: runs the downloads of a task's shards in threads."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from jobs.storage.staging import Staging
 
 log = logging.getLogger(__package__)
 
-# The next shard would meet the same; a person has to act first.
+# Every other shard would fail in the same way; a person has to act first.
 _FOR_ALL = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.READ_ONLY, Cause.AUTHENTICATION})
 
 
@@ -54,17 +54,16 @@ def run_download(
     shares: bool = False,
     workers: int | None = None,
 ) -> tuple[ItemResult, ...]:
-    """Bring the shards here, several at once, and write ``folder.fetched`` for each.
+    """Download the shards, several at once, and write ``folder.fetched`` for each.
 
-    ``extracts``: processes of this task may extract beside the download, at most ``workers`` (None:
-    one for each core): a large tar while it arrives, other shards once they are complete.
-    ``shares``: other tasks will do what these have not begun by the end of the download; else they
-    do all of it.
+    ``extracts``: at most ``workers`` processes of this task (None: one for each core) extract
+    during the download: a large tar while it arrives, other shards once they are complete.
+    ``shares``: other tasks extract what these processes have not begun by the end of the download;
+    otherwise they extract everything.
 
-    A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
-    attempt than this one brought it: a task may be requeued. One bad shard is its
-    own result and stops nobody; a full disk, or a network that is not there, stops all. Raises
-    ``OrchestrateError`` where the source cannot be opened at all.
+    A shard that is downloaded already is left alone, unless it is in ``refetch`` and an earlier
+    attempt downloaded it: a task may be requeued. A failed shard does not stop the others; a full
+    disk or a missing network stops all. Raises ``OrchestrateError`` if the source cannot be opened.
     """
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
@@ -73,17 +72,17 @@ def run_download(
     workers = min(cores(), workers or cores())
     pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
     try:
-        crew = _Downloads(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
-        crew.streams_all = len(shards) <= workers
+        downloads = _Downloads(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        downloads.streams_all = len(shards) <= workers
         fetchers = min(len(shards), plan.options.connections)
         with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
-            return tuple(threads.map(crew.result_of, shards))
+            return tuple(threads.map(downloads.result_of, shards))
     finally:
         pool.close(drains=not shares)
 
 
 class _Downloads:
-    """What the threads share: the source, one transfer, and what stops all of them."""
+    """What the threads share: the source, one transfer, and a problem that stops all of them."""
 
     def __init__(
         self,
@@ -111,39 +110,39 @@ class _Downloads:
         self._damaged_before = (
             frozenset() if self._remote else _damaged_shards(folder, before=attempt)
         )
-        self.streams_all = False  # not only tars of several parts
+        self.streams_all = False  # True: also tars with one part
         self._lock = threading.Lock()
         self._halted: Problem | None = None
 
     def result_of(self, shard: Shard) -> ItemResult:
-        """What becomes of one shard; never raises for what can go wrong outside this program."""
+        """Download one shard; faults become results, not exceptions."""
         if self._halted is not None:
             return self._failed(shard, self._halted)
         self._progress.current = shard.id
         try:
             self._progress.check()
-            size = self._have(shard)
+            size = self._download(shard)
         except DamagedError as error:
             return self._damaged(shard, error)
         except Exception as error:  # noqa: BLE001  # a defect of ours stops one shard, not all
-            problem = as_problem(error, doing=f"fetching {shard.id}", shard=shard.id)
-            problem = self._understood(problem)
+            problem = as_problem(error, doing=f"downloading {shard.id}", shard=shard.id)
+            problem = self._check_for_all(problem)
         else:
             self._progress.add(items=1)
             return ItemResult(shard.id, Outcome.OK, files=len(shard.files), bytes=size)
         return self._failed(shard, problem)
 
-    def _have(self, shard: Shard) -> int:
-        """Have the shard here, with its evidence; its size in bytes."""
+    def _download(self, shard: Shard) -> int:
+        """Download the shard and write its ``Fetched``; returns its size in bytes."""
         before = self._evidence(shard)
         again = shard.id in self._refetch
         if again and before is not None and not 0 < self._attempt <= before.attempt:
             self._forget(shard)
-        elif before is not None and (known := self._known(before)) is not None:
-            self._progress.add(bytes=known)
-            return known
+        elif before is not None and (size := self._complete_size(before)) is not None:
+            self._progress.add(bytes=size)
+            return size
         before = before or self._replaced_evidence(shard)
-        # Parts of a shard that was here before are kept where the bytes are the same.
+        # If the bytes are the same as before, finished parts of the shard are kept.
         fetched = self._fetcher.fetch(
             shard,
             streams=self._streams(shard),
@@ -156,7 +155,7 @@ class _Downloads:
         atomic.write_json(self._folder.fetched(shard.id), evidence)
         self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)
-        how = "verified" if fetched.verified else "no digest is published"
+        how = "verified" if fetched.verified else "no digest published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         if self._extracts:
             parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
@@ -166,24 +165,24 @@ class _Downloads:
     def _streams(self, shard: Shard) -> bool:
         """Whether the shard is read while it arrives.
 
-        A tar of several parts needs a member table, and most often its inflated form, whoever
-        extracts it. Of many small shards each is sooner complete than a process is free for it.
+        A tar with several parts needs a member table, and mostly its plain copy, whichever task
+        extracts it. With many small shards, each is complete before a process is free for it.
         """
         if shard.kind is not ShardKind.ARCHIVE:
             return False
         return shard.parts > 1 or (self.streams_all and self._extracts)
 
     def _evidence(self, shard: Shard) -> Fetched | None:
-        """What an earlier attempt, or an earlier process of this one, tells of the shard."""
+        """The shard's ``Fetched`` of an earlier attempt, or an earlier process of this one."""
         try:
             return self._folder.load_fetched(shard.id)
         except RunFolderError as error:
             log.warning("%s; downloading it again", error.message)
             return None
 
-    def _known(self, fetched: Fetched) -> int | None:
-        """The size of a shard that is here as its evidence says; None where it is not."""
-        # The archive of a compressed tar may be gone once its plain form is there.
+    def _complete_size(self, fetched: Fetched) -> int | None:
+        """The size of a shard whose files match its ``Fetched``; None if they do not."""
+        # The archive of a compressed tar may be removed once its plain copy exists.
         files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
         sizes: tuple[int | None, ...] = (*fetched.sizes, None)
         for path, size in zip(files, sizes, strict=False):
@@ -201,18 +200,18 @@ class _Downloads:
         return _bytes_of(fetched)
 
     def _forget(self, shard: Shard) -> None:
-        """Remove the archive, its evidence last; what the user keeps is never touched.
+        """Remove our copy of the archive, and then its ``Fetched``; local sources are not touched.
 
-        Where there is no evidence, whatever is there of the shard is newer than this.
+        Without a ``Fetched`` the files on disk are newer than this attempt.
         """
         self._remove(shard)
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
         except FileNotFoundError:
-            pass  # damaged evidence that somebody removed
+            pass  # damaged, and removed by somebody
 
     def _remove(self, shard: Shard) -> None:
-        """Remove the archive and what belongs to it, in our own folder."""
+        """Remove our copy of the archive and files that belong to it."""
         for index in range(len(shard.files)):
             out = self._staging.archive(shard.id, index)
             for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
@@ -220,33 +219,33 @@ class _Downloads:
         self._staging.plain(shard.id).unlink(missing_ok=True)
 
     def _before(self, shard: Shard) -> Path:
-        """The evidence of the archive that is fetched anew, until there is a new one."""
+        """Path of the former ``Fetched`` while the archive is downloaded again."""
         return self._folder.shards / f"{shard.id}.before"
 
     def _replaced_evidence(self, shard: Shard) -> Fetched | None:
-        """The evidence that ``_forget`` has put away."""
+        """The ``Fetched`` that ``_forget`` has moved away."""
         try:
             return atomic.read_json(self._before(shard), Fetched)
         except (OSError, msgspec.DecodeError):
             return None
 
     def _compared(self, shard: Shard, fetched: Fetched, before: Fetched) -> Fetched:
-        """``fetched``, with the cuts of ``before`` where it is the same bytes.
+        """``fetched``, with the cuts of ``before`` if the bytes are the same.
 
-        Else the parts that came of other bytes are to be extracted again.
+        Otherwise the shard's manifests are removed, so that all its parts are extracted again.
         """
         if before.digests == fetched.digests:
             return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
-        log.info("%s: other bytes than before, so all of its parts are extracted again", shard.id)
+        log.info("%s: the content has changed; extracting all of its parts again", shard.id)
         for index in range(shard.parts):
             part = Part(shard.id, index, shard.parts)
             self._folder.manifest(part).unlink(missing_ok=True)
         return fetched
 
-    def _understood(self, problem: Problem) -> Problem:
-        """``problem`` with what it means for the task as a whole."""
-        unheard = self._remote and not self._fetcher.answered
-        if unheard and problem.cause is Cause.NETWORK:
+    def _check_for_all(self, problem: Problem) -> Problem:
+        """Stop all downloads if ``problem`` affects all; returns it with a remedy."""
+        no_answer = self._remote and not self._fetcher.answered
+        if no_answer and problem.cause is Cause.NETWORK:
             problem = Problem(
                 Cause.NETWORK,
                 f"{problem.message}. No data arrived: this node seems to have no internet "
@@ -265,10 +264,9 @@ class _Downloads:
                 self._halted = problem
 
     def _damaged(self, shard: Shard, error: DamagedError) -> ItemResult:
-        """An archive that was found damaged while it was followed.
+        """The result of an archive that was found damaged while it was read.
 
-        Where no digest says that it is what was published, another attempt may bring other bytes:
-        for that the ones that are here go.
+        If no published digest matches, another download may help: the file is removed for that.
         """
         verified = all(file.digest is not None for file in shard.files)
         again = self._remote and not verified
@@ -289,7 +287,7 @@ class _Downloads:
 
 
 def _damaged_shards(folder: RunFolder, *, before: int) -> frozenset[str]:
-    """The shards in which attempts earlier than ``before`` found damage."""
+    """Shards in which attempts before the one with number ``before`` found damage."""
     return frozenset(
         item.item
         for result in folder.load_results()
@@ -300,12 +298,12 @@ def _damaged_shards(folder: RunFolder, *, before: int) -> frozenset[str]:
 
 
 def _bytes_of(fetched: Fetched) -> int:
-    """Of a folder its data, as its one file is its listing."""
+    """The shard's bytes; for a folder those of its data, not of its listing."""
     return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
 
 
 def _private(folder: RunFolder) -> Mapping[str, str]:
-    """Locators with secrets; none where the plan needs none."""
+    """Locators with secrets; empty if the plan needs none."""
     try:
         return atomic.read_json(folder.private, dict[str, str])
     except FileNotFoundError:

@@ -39,7 +39,7 @@ class Feed:
         with self._lock:
             self._send = None
 
-    def have(self, size: int) -> None:
+    def note_complete(self, size: int) -> None:
         """Note that the file is complete already, with ``size`` bytes."""
         with self._lock:
             self._put(Arrived(self._state.file, 1, prefix=size, complete=True))

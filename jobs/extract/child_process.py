@@ -114,10 +114,10 @@ class PartsProcess:
         """Carry out orders until there are no more."""
         cpu_limit = rlimits.watch_cpu_limit()
 
-        def processor_time(signum: int, frame: FrameType | None) -> None:
+        def cpu_limit_reached(signum: int, frame: FrameType | None) -> None:
             self._progress.stop(Cause.LIMIT, cpu_limit)
 
-        signal.signal(signal.SIGXCPU, processor_time)
+        signal.signal(signal.SIGXCPU, cpu_limit_reached)
         threading.Thread(target=self._listen, name="orders", daemon=True).start()
         while (order := self._queue.get()) is not None:
             if isinstance(order, Extract):

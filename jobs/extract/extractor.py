@@ -104,7 +104,7 @@ class Extractor:
         return results
 
     def stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
-        """Extract a shard in one pass; ``feeds`` report what arrives of its files, if anything does.
+        """Extract a shard in one pass; ``feeds`` report what arrives of files still downloading.
 
         Raises ``OrchestrateError`` with whatever ended the pass early.
         """

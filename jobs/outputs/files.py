@@ -1,4 +1,4 @@
-"""Putting members into files below the data folder, never through a link, and their metadata."""
+"""Writes members to files below the data folder, never through a link, and their metadata."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from jobs.storage.safe_paths import TWO_KINDS, quoted, text_of
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
-_BLOCK = 4096  # bytes; a shorter hole saves nothing
-_MOST = 4096  # files that wait
+_BLOCK = 4096  # bytes; shorter holes save no space
+_MOST = 4096  # files whose metadata waits, at most
 
 
 def mode_of(mode: int) -> int:
-    """The permission bits to create a file with; the umask takes its share away."""
+    """The permission bits to create a file with, before the umask is applied."""
     return 0o777 if mode & 0o100 else 0o666
 
 
 def open_place(place: bytes, mode: int) -> tuple[int, int]:
-    """A descriptor for writing to ``place`` from its start, and the bytes that are there already.
+    """A descriptor for writing to ``place`` from its start, and the file's size so far.
 
-    What an earlier attempt left is written over without truncation, so that an older process of
-    the same task, which writes the same bytes, is never harmed. Anything but a plain file of one
-    name (a link of either kind, a device) is unlinked and made anew. Raises ``OSError``.
+    A file of an earlier attempt is overwritten without truncation, so that an older process of the
+    same task, which writes the same bytes, is not disturbed. Anything but a regular file with one
+    name (a link of either kind, a device) is unlinked and created again. Raises ``OSError``.
     """
     try:
         return os.open(place, _NEW, mode), 0
     except FileExistsError:
         pass
     old = os.lstat(place)
-    # A copied dataset's read-only file, finished by an attempt that was killed later, is made anew.
+    # A read-only file of a copied folder, left by a killed attempt, is created again.
     if _is_plain(old) and old.st_mode & stat.S_IWUSR:
         fd = os.open(place, _OLD)
         status = os.fstat(fd)
@@ -55,12 +55,12 @@ def _is_plain(status: os.stat_result) -> bool:
 
 
 def _executable(old: int, mode: int) -> int:
-    """Execute bits wherever ``old`` lets read, as the umask would have left them."""
+    """Execute bits for all that may read, as the umask would have left them."""
     return (old & 0o444) >> 2 if mode & _EXECUTE else 0
 
 
 def _is_hole(chunk: memoryview | bytes) -> bool:
-    """Whether a chunk holds nothing but zeros, and enough of them for a block to be left out."""
+    """Whether a chunk contains only zeros, and is long enough for a hole."""
     length = len(chunk)
     return length >= _BLOCK and not chunk[0] and not chunk[-1] and bytes(chunk) == bytes(length)
 
@@ -73,10 +73,10 @@ def write_file(
     *,
     sparse: bool = False,
 ) -> int:
-    """Write ``chunks`` to ``place``, cut to their size; the number of bytes.
+    """Write ``chunks`` to ``place`` and truncate it to their size; returns the size in bytes.
 
-    ``mtime_ns`` (nanoseconds since the epoch) is set where one is given; ``sparse``: what is all
-    zeros becomes a hole. Raises ``OSError``.
+    ``mtime_ns``: modification time to set, in nanoseconds since the epoch. ``sparse``: chunks of
+    zeros become holes. Raises ``OSError``.
     """
     fd, old = open_place(place, mode)
     try:
@@ -84,7 +84,7 @@ def write_file(
         hole = False
         for chunk in chunks:
             length = len(chunk)
-            # Within what an earlier attempt left, zeros are written like all else.
+            # Over the content of an earlier attempt zeros have to be written.
             if sparse and size >= old and _is_hole(chunk):
                 size += length
                 hole = True
@@ -93,7 +93,7 @@ def write_file(
                 os.lseek(fd, size, os.SEEK_SET)
                 hole = False
             done = os.write(fd, chunk)
-            while done < length:  # the kernel takes 2 GiB at most, and less near a full disk
+            while done < length:  # the kernel writes 2 GiB at most, and less on an almost full disk
                 done += os.write(fd, chunk[done:])
             size += length
         if old > size or hole:
@@ -132,10 +132,10 @@ except ImportError:
 
 
 def write_files(files: Sequence[Small]) -> list[int]:
-    """Write each file as ``write_file`` does; for each 0 or an error number (errno).
+    """Write each file as ``write_file`` does; returns 0 or an error number (errno) for each.
 
-    The compiled form does without the interpreter lock, and reports ``EEXIST`` where something
-    unusual has the path: ``write_file`` deals with that.
+    The compiled form releases the interpreter lock, and reports ``EEXIST`` if the path is not a
+    regular file or does not exist: ``write_file`` handles that.
     """
     return _write_files(files)
 
@@ -143,12 +143,12 @@ def write_files(files: Sequence[Small]) -> list[int]:
 def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True) -> None:
     """Set the modification time of a path or a descriptor; raises ``OSError``.
 
-    The time of access is that of the copy, as sites remove files by that time too.
+    The access time is set to now, because sites remove files by that time too.
     """
     os.utime(place, ns=(time.time_ns(), mtime_ns), follow_symlinks=follow_symlinks)
 
 
-# These tell of the one path, not of the file system: the archive is at fault.
+# Errors of the path, not of the file system: a fault of the archive.
 _PATH_ERRNOS = {
     errno.EISDIR: TWO_KINDS,
     errno.ENOTDIR: TWO_KINDS,
@@ -158,34 +158,34 @@ _PATH_ERRNOS = {
 }
 
 _REMEDIES = {
-    Cause.DISK_FULL: "make room",
-    Cause.QUOTA: "make room",
+    Cause.DISK_FULL: "free some space",
+    Cause.QUOTA: "free some space",
     Cause.PERMISSION: "ask for permission to write there",
 }
 
 
 def member_write_error(error: OSError, path: bytes, *, archive: str, root: str) -> OrchestrateError:
-    """``error`` from writing the data file ``path``: the path's own fault, or the disk's."""
+    """``error`` from writing the data file ``path``, as a fault of the path or of the disk."""
     fact = _PATH_ERRNOS.get(error.errno or 0)
     if fact is not None:
         cause = Cause.COLLISION if fact == TWO_KINDS else Cause.UNSAFE_MEMBER
         return ArchiveError(
             f"{archive}: {quoted(path)} {fact}", cause=cause, member=text_of(path)[0]
         )
-    told = _with_space(error, quoted(os.fsencode(root) + b"/" + path), root)
-    return StorageError(told.message, cause=told.cause, member=text_of(path)[0])
+    ours = _with_space(error, quoted(os.fsencode(root) + b"/" + path), root)
+    return StorageError(ours.message, cause=ours.cause, member=text_of(path)[0])
 
 
 def own_write_error(error: OSError, path: Path) -> StorageError:
-    """``error`` from writing a file of ours beside the data: records or manifest."""
+    """``error`` from writing the records or the manifest."""
     return _with_space(error, quoted(str(path)), path.parent)
 
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
-    """``error``, with what is left where ``root`` lies (if anybody can tell) and what to do."""
+    """``error`` with the free space on the file system of ``root``, if known, and a remedy."""
     ours = from_os_error(error, doing=f"writing {path}")
     if ours.cause is Cause.LIMIT:
-        return ours  # it has its own remedy
+        return ours  # it includes a remedy
     space = ""
     with suppress(OSError):
         status = os.statvfs(root)
@@ -196,9 +196,9 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
 
 
 class MetadataRestorer:
-    """Files and how they are to be in the end; nothing of it where ``wanted`` is false.
+    """Sets the metadata of written files; does nothing if ``wanted`` is false.
 
-    ``times``: with their modification times.
+    ``times``: set modification times too.
     """
 
     def __init__(self, *, wanted: bool, times: bool = True) -> None:
@@ -208,31 +208,31 @@ class MetadataRestorer:
 
     @property
     def wanted(self) -> bool:
-        """Whether the data are a folder's copy, to be like it in all that a file system tells."""
+        """Whether the data are a copy of a folder, with the same metadata."""
         return self._wanted
 
     def add(self, place: bytes, mode: int, mtime_ns: int) -> bool:
-        """Remember a file's permission bits and time; whether ``put`` should be called soon."""
+        """Store a file's permission bits and time; returns whether to call ``put`` soon."""
         if self._wanted:
             self._files.append((place, mode, mtime_ns))
         return len(self._files) >= _MOST
 
     def put(self) -> None:
-        """Change the files, which must be written by now; raises ``OSError``."""
+        """Set the metadata of the stored files, which must be written; raises ``OSError``."""
         for place, mode, mtime_ns in self._files:
-            # The files are ours and plain: `open_place` made them so, hence no link is followed.
+            # `open_place` made these regular files, so no link is followed.
             if self._times:
                 set_mtime(place, mtime_ns)
             os.chmod(place, mode & 0o777)  # noqa: PTH101  # paths are bytes here
         self._files.clear()
 
     def folder(self, place: bytes, mode: int) -> None:
-        """Give a folder its permission bits, and its owner all, for those who still write there."""
+        """Set a folder's permission bits; its owner keeps all, to write more files."""
         if self._wanted:
             os.chmod(place, mode & 0o777 | 0o700)  # noqa: PTH101  # paths are bytes here
 
     def link(self, place: bytes, target: bytes, mtime_ns: int) -> None:
-        """Have a link at ``place``, whatever an earlier attempt left; raises ``OSError``."""
+        """Create a link at ``place``, or replace one of an earlier attempt; raises ``OSError``."""
         try:
             os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
         except FileExistsError:

@@ -1,4 +1,4 @@
-"""Writing files: small ones in batches beside the reader, others in threads if a disk is slow."""
+"""Writes files: small ones in batches in a thread, others in threads if the disk is slow."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import NamedTuple
 
 from jobs.outputs.files import COMPILED, Small, write_file, write_files
 
-LARGE = 4 << 20  # bytes; from here on a file streams, as its latency no longer counts
-QUEUE = 32 << 20  # bytes that wait for a writer
-_JOBS = 2048  # files that wait for a writer
-_BATCH = 64  # small files that are handed over together
-_BATCH_SIZE = 1 << 20  # bytes of them
-MOST = 64  # writers
+LARGE = 4 << 20  # bytes; larger files are streamed, because their latency is negligible
+QUEUE = 32 << 20  # bytes in the queue, at most
+_JOBS = 2048  # files in the queue, at most
+_BATCH = 64  # small files in a batch
+_BATCH_SIZE = 1 << 20  # bytes in a batch
+MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
-_RATE = 5000  # files a second that a task brings, about
-SLOW_S = 0.0005  # a file: local disks take a tenth of this, busy cluster file systems ten times
-_SAMPLE = 8  # files that are judged together
-_PAUSE = 24  # files from one sample to the next: the clocks cost 4 % of reading a plain tar
-_OF_SAMPLE = 2  # the so manieth fastest: a busy node delays most files, a slow disk every one
-_WINDOW_S = 0.05  # a number of writers is tried for so long
-_GAIN = 1.15  # by which twice as many writers must be faster to be worth their cost
-_CHANCES = 2  # windows without such a gain until the number stays
+_RATE = 5000  # files a second that a task extracts, about
+SLOW_S = 0.0005  # for each file; local disks take a tenth, busy cluster file systems ten times this
+_SAMPLE = 8  # files that are timed together
+_PAUSE = 24  # files between two samples: timing costs 4 % of reading a plain tar
+_OF_SAMPLE = 2  # use the second fastest: a busy node delays most files, a slow disk all
+_WINDOW_S = 0.05  # how long a number of writers is tried
+_GAIN = 1.15  # factor by which doubling the writers must be faster
+_CHANCES = 2  # windows without such a gain until the number of writers is final
 
 
 class _Written(NamedTuple):
@@ -63,7 +63,7 @@ class _One(NamedTuple):
 
 
 class _Batch:
-    """Small files."""
+    """Several small files."""
 
     def __init__(self) -> None:
         self._paths: list[bytes] = []  # for errors
@@ -101,14 +101,13 @@ _Job = _One | _Batch
 
 
 class WritePool:
-    """Writes whole files; call ``drain`` before anybody reads them.
+    """Writes complete files; call ``drain`` before they are read.
 
-    Small files are written in batches by another thread, where that can be done without the
-    interpreter lock; all others by the caller. When each of these is waited for longer than
-    ``slow_s``, threads take over: as many as a
-    task keeps busy, then twice as many, up to ``most``, as long as the queue is full and that
-    makes it move faster. ``on_error`` turns an ``OSError`` of a path into the error to
-    raise: from the same call, or from one of the next.
+    Small files are written in batches by another thread, if the C extension is there, which
+    releases the interpreter lock; all others by the caller. If writing these takes longer than
+    ``slow_s`` a file, threads take over: first as many as a task keeps busy, then twice as many, up
+    to ``most``, as long as the queue is full and doubling makes it faster. ``on_error`` converts an
+    ``OSError`` for a path into the error to raise, from the same call or a later one.
     """
 
     def __init__(
@@ -130,12 +129,12 @@ class WritePool:
 
     @property
     def threads(self) -> int:
-        """How many writers there are beside the caller."""
+        """The number of writer threads."""
         return sum(pool.threads for pool in self._pools)
 
     @property
     def waiting(self) -> int:
-        """Bytes that wait for a writer."""
+        """Bytes that are waiting to be written."""
         return self._batch.size + sum(pool.waiting for pool in self._pools)
 
     @property
@@ -170,7 +169,7 @@ class WritePool:
         *,
         sparse: bool = False,
     ) -> None:
-        """Write ``chunks``, ``size`` bytes as far as is known, to ``place``; see ``write_file``."""
+        """Write ``chunks``, probably ``size`` bytes, to ``place``; see ``write_file``."""
         pool = self._pool
         if pool is not None and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
@@ -194,7 +193,7 @@ class WritePool:
         if len(self._waited_s) == _SAMPLE:
             typical_s = sorted(self._waited_s)[_OF_SAMPLE - 1]
             slow = typical_s > self._slow_s
-            # One slow sample may be a local disk that is writing out; two in a row are not.
+            # One slow sample may be a local disk that is flushing; two in a row are a slow disk.
             if slow and self._was_slow:
                 first = min(1 + int(typical_s * _RATE), _FIRST, self._most)
                 pool = _Pool(self._on_error, first=first, most=self._most)
@@ -204,26 +203,26 @@ class WritePool:
             self._pause = 0 if slow else _PAUSE
 
     def drain(self) -> None:
-        """Wait until all that was given is written; raises what a writer met."""
+        """Wait until all files are written; raises the error of a writer."""
         if self._batch.files:
             self._hand_over()
         for pool in self._pools:
             pool.drain()
 
     def close(self) -> None:
-        """End the threads; what waits is dropped, unless ``drain`` was called."""
+        """End the threads; files that are still waiting are dropped."""
         for pool in self._pools:
             pool.close()
         self._pool = self._batches = None
 
 
 def _waited() -> float:
-    """A clock, in seconds, that stands while this thread works: threads save waiting alone."""
+    """A clock in seconds that does not count this thread's CPU time, which threads do not save."""
     return time.perf_counter() - time.thread_time()
 
 
 class _Timed:
-    """Passes chunks on and knows how long they were waited for, which is not the disk's doing."""
+    """Passes chunks on and measures the time spent waiting for them, which is not the disk's."""
 
     def __init__(self, chunks: Iterable[memoryview]) -> None:
         self._chunks = iter(chunks)
@@ -241,10 +240,10 @@ class _Timed:
 
 
 class _Pool:
-    """Threads between two queues: files to write, and what became of them.
+    """Threads between two queues: files to write, and their results.
 
-    Whoever puts files in does all the counting, so that no lock is needed: with one, and 30
-    threads that wait for it, a file costs twice the time.
+    The caller's thread does all the counting, so that no lock is needed: with a lock and 30 threads
+    waiting for it, a file takes twice the time.
     """
 
     def __init__(
@@ -253,15 +252,15 @@ class _Pool:
         self._on_error = on_error
         self._most = most
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # Bytes and files that were written, or what went wrong.
+        # Bytes and files that were written, or an error.
         self._written: SimpleQueue[_Written | _Failure] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._ended = False
         self._failed: _Failure | None = None
         self.waiting = 0  # bytes that are not written yet
         self._busy = 0  # files that are not written yet
-        self._done = 0  # files that are
-        self._best = 0.0  # files a second, with the writers there were
+        self._done = 0  # files that are written
+        self._best = 0.0  # files a second with the previous number of writers
         self._chances = _CHANCES
         self._window = (time.perf_counter(), 0)
         self._grow(first)
@@ -272,12 +271,12 @@ class _Pool:
 
     def put(self, job: _Job) -> None:
         while not self._written.empty():
-            self._hear()
+            self._take_result()
         if self.waiting < QUEUE // 2 and self._busy < _JOBS // 2:
-            # The writers keep up: no window to judge them by.
+            # The writers keep up, so this is no measure of their speed.
             self._window = (time.perf_counter(), self._done)
         while self._busy and (self.waiting + job.size > QUEUE or self._busy >= _JOBS):
-            self._hear()
+            self._take_result()
             self._tune()
         self.waiting += job.size
         self._busy += job.files
@@ -286,23 +285,23 @@ class _Pool:
         else:  # a limit on threads
             self._written.put(job.write())
 
-    def _hear(self) -> None:
-        """Wait for a file to be written; raises what went wrong, with this one or an earlier."""
+    def _take_result(self) -> None:
+        """Wait for the result of one job; raises its error, or that of an earlier one."""
         if self._failed is None:
-            news = self._written.get()
-            if isinstance(news, _Written):
-                self.waiting -= news.size
-                self._busy -= news.files
-                self._done += news.files
+            result = self._written.get()
+            if isinstance(result, _Written):
+                self.waiting -= result.size
+                self._busy -= result.files
+                self._done += result.files
                 return
-            self._failed = news
+            self._failed = result
         problem, path = self._failed
         if isinstance(problem, OSError):
             raise self._on_error(problem, path) from problem
         raise problem
 
     def _tune(self) -> None:
-        """Once a window, while the queue is full: more writers, if the last were worth it."""
+        """Once a window, if the queue is full: double the writers if the last doubling helped."""
         begun, before = self._window
         now = time.perf_counter()
         if now - begun < _WINDOW_S or not self._chances:
@@ -320,7 +319,7 @@ class _Pool:
             thread = threading.Thread(target=self._run, name="writer", daemon=True)
             try:
                 thread.start()
-            except RuntimeError:  # a limit on threads: these have to do
+            except RuntimeError:  # a limit on threads
                 self._chances = 0
                 return
             self._threads.append(thread)
@@ -328,11 +327,11 @@ class _Pool:
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._ended:
             self._written.put(job.write())
-            del job  # a writer that waits for the next one holds nothing
+            del job  # so that a waiting writer holds no data
 
     def drain(self) -> None:
         while self._busy:
-            self._hear()
+            self._take_result()
 
     def close(self) -> None:
         self._ended = True

@@ -1,6 +1,5 @@
-"""What a running task stands on.
+"""What a running task needs.
 
-``progress`` holds its counters, its stop flag and its heartbeat; ``process`` says which process
-this is and how many cores it may use; ``background`` calls functions in threads that an interrupt
-can leave behind.
+``progress`` has its counters, its stop flag and its heartbeat; ``process`` identifies processes and
+counts usable cores; ``background`` calls functions in threads that an interrupt can abandon.
 """

@@ -1,4 +1,4 @@
-"""Questions that are asked aside, in threads that nobody has to wait for."""
+"""Calls blocking functions in background threads, which an interrupt can abandon."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _TICK_S = 0.1
 
 
 def call_interruptible(
-    ask: Callable[[], R],
+    function: Callable[[], R],
     *,
     check: Callable[[], None] = lambda: None,
     drop: Callable[[R], object] = lambda _: None,
 ) -> R:
-    """What ``ask`` returns or raises; Ctrl-C is heard at once, whatever ``ask`` is waiting for.
+    """Call ``function`` in a thread and wait for its result; Ctrl-C ends the wait at once.
 
-    ``check`` is called meanwhile, and may raise to end the wait. Nobody waits for the thread then:
-    it ends by itself, and ``drop`` gets an answer that comes too late.
+    ``check`` is called while waiting, and may raise to end the wait. Then the thread is abandoned:
+    it ends by itself, and ``drop`` is called with a result that comes too late.
     """
     answer: Future[R] = Future()
 
     def work() -> None:
         try:
-            answer.set_result(ask())
-        except BaseException as error:  # noqa: BLE001  # raised again by who asked
+            answer.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # raised again by the caller
             answer.set_exception(error)
 
     def late(_: Future[R]) -> None:
@@ -39,7 +39,7 @@ def call_interruptible(
 
     threading.Thread(target=work, name="ask", daemon=True).start()
     try:
-        # A wait without an end has been seen to sleep through a signal that came as threads began.
+        # A wait without a timeout was seen to miss a signal that came while threads started.
         while not wait([answer], _TICK_S).done:
             check()
     except BaseException:
@@ -48,11 +48,11 @@ def call_interruptible(
     return answer.result()
 
 
-def map_interruptible(ask: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
-    """``ask`` of each item, in their order, ``most`` at a time; raises what one of them raised.
+def map_interruptible(function: Callable[[T], R], items: Sequence[T], most: int) -> list[R]:
+    """``function`` of each item, in order, ``most`` at a time; raises what one of the calls raised.
 
-    An executor's threads would be waited for when Ctrl-C came, and again when Python ends: a silent
-    server holds each of them for minutes, a silent name server the main thread itself.
+    An executor would wait for its threads at Ctrl-C and again at the end of Python: a server that
+    does not respond blocks each of them for minutes.
     """
     left = deque(enumerate(items))
     answers: queue.SimpleQueue[tuple[int, R | None, BaseException | None]] = queue.SimpleQueue()
@@ -64,8 +64,8 @@ def map_interruptible(ask: Callable[[T], R], items: Sequence[T], most: int) -> l
             except IndexError:
                 return
             try:
-                answers.put((index, ask(item), None))
-            except BaseException as error:  # noqa: BLE001  # raised again by who asked
+                answers.put((index, function(item), None))
+            except BaseException as error:  # noqa: BLE001  # raised again by the caller
                 answers.put((index, None, error))
 
     for _ in range(min(most, len(items))):
@@ -78,5 +78,5 @@ def map_interruptible(ask: Callable[[T], R], items: Sequence[T], most: int) -> l
                 raise error
             found[index] = answer  # type: ignore[assignment]
     finally:
-        left.clear()  # who still asks ends with the question in hand
+        left.clear()  # the threads end after their current call
     return [found[index] for index in range(len(items))]

@@ -1,4 +1,4 @@
-"""Which process this is, and how many cores it may use."""
+"""Identifies processes, and counts the cores that a task may use."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CORES = "WEBSIGHT_TASK_CORES"  # how many a task may count on, where several share a machine
+CORES = "WEBSIGHT_TASK_CORES"  # cores for each task, where several share a machine
 
 
 @dataclass(frozen=True)
 class ProcessId:
     """One process among all that ever ran on any host.
 
-    ``start`` is in clock ticks since boot (field 22 of /proc/PID/stat, proc_pid_stat(5)) and tells
-    the process from a later one that got the same number. It is empty where it is not known: there
-    was no such process, or the file that names it was written by a version that did not note it.
+    ``start`` is in clock ticks since boot (field 22 of /proc/PID/stat, proc_pid_stat(5)), and
+    differs for a later process with the same number. It is empty if unknown: there was no such
+    process, or the file that names it was written by a version that did not store it.
     """
 
     host: str
@@ -24,7 +24,7 @@ class ProcessId:
 
     @classmethod
     def here(cls, pid: int | None = None) -> ProcessId:
-        """The process of that number on this host; None: the calling one."""
+        """The process with that number on this host; None: the calling one."""
         pid = os.getpid() if pid is None else pid
         _, start = _state_and_start(pid)
         return cls(os.uname().nodename, pid, start)
@@ -36,9 +36,9 @@ class ProcessId:
 
     @property
     def alive(self) -> bool:
-        """Whether that very process runs on this host, and is no zombie.
+        """Whether this process is running on this host, and is not a zombie.
 
-        Of a process whose start is not known, any that has its number is taken for it.
+        If its start is unknown, any process with its number counts.
         """
         state, start = _state_and_start(self.pid)
         return self.is_here and state not in ("", "Z", "X") and self.start in ("", start)
@@ -48,17 +48,17 @@ class ProcessId:
 
 
 def _state_and_start(pid: int) -> tuple[str, str]:
-    """Fields 3 and 22 of /proc/PID/stat; both empty where there is no such process."""
+    """Fields 3 and 22 of /proc/PID/stat; both empty if there is no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return "", ""
-    # The command, in brackets, may hold anything; the fields after it do not.
+    # The command, in brackets, may contain any characters; the fields after it do not.
     fields = stat.rpartition(")")[2].split()
     return fields[0], fields[19]
 
 
 def cores() -> int:
-    """How many cores this task may count on, itself included."""
-    told = os.environ.get(CORES, "")
-    return int(told) if told.isdecimal() else len(os.sched_getaffinity(0))
+    """How many cores this task may use."""
+    value = os.environ.get(CORES, "")
+    return int(value) if value.isdecimal() else len(os.sched_getaffinity(0))

@@ -1,4 +1,4 @@
-"""How far a task is, and whether it should stop: counters, the heartbeat file, the deadline."""
+"""A task's counters, its stop flag with a deadline, and its heartbeat file."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ BEAT_S = 3.0
 
 
 class Progress:
-    """Counters that stages add to and a stop flag that they look at; safe between threads.
+    """Counters that stages add to, and a stop flag that they check; thread-safe.
 
-    ``deadline`` is on the monotonic clock, in seconds; None: no limit.
+    ``deadline``: seconds on the monotonic clock; None: no limit.
     """
 
     def __init__(self, *, bytes_total: int | None = None, deadline: float | None = None) -> None:
@@ -42,23 +42,23 @@ class Progress:
             self.items_done += items
 
     def stop(self, cause: Cause, message: str) -> None:
-        """Tell the task to stop soon; the first reason is kept."""
+        """Ask the task to stop soon; the first reason is stored."""
         if self._stop is None:
             self._stop = (cause, message)
 
     @property
     def cause(self) -> Cause | None:
-        """Why the task should stop; None while it should go on."""
+        """Why the task should stop; None while it should continue."""
         return self._stop[0] if self._stop else None
 
     def check(self) -> None:
-        """Raise ``Stopped`` if the task should stop; cheap enough for every chunk."""
+        """Raise ``Stopped`` if the task should stop; fast enough to call for every chunk."""
         if self._stop is not None:
             cause, message = self._stop
             raise Stopped(message, cause=cause)
 
     def time_left(self) -> float | None:
-        """Seconds to the time limit; None where there is none."""
+        """Seconds until the time limit; None if there is none."""
         return None if self._deadline is None else self._deadline - time.monotonic()
 
 
@@ -66,8 +66,8 @@ class Heart:
     """Writes a task's heartbeat while the task runs, and stops the task when it is superseded.
 
     Slurm can leave an older process of a task running beside a newer one. The newer one replaces
-    the heartbeat file, so a process that finds another owner's name in it is the older one.
-    ``is_superseded`` says whether a later submission took the task's items over.
+    the heartbeat file, so a process that reads another owner in it is the older one.
+    ``is_superseded``: whether a later submission has taken over items of the task.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Heart:
         try:
             seen = atomic.read_json(self._path, Heartbeat).owner
         except (OSError, msgspec.DecodeError):
-            seen = self._base.owner  # seen late on a network file system, or cleaned away
+            seen = self._base.owner  # not visible yet on a network file system, or removed
         if seen != self._base.owner:
             self._progress.stop(Cause.SUPERSEDED, "another process has taken this task over")
         elif self._is_superseded():
@@ -135,4 +135,4 @@ class Heart:
         try:
             atomic.write_json(self._path, value, durable=False)
         except OSError:
-            pass  # a full disk stops the task where it writes data; the heartbeat only tells
+            pass  # on a full disk the task stops where it writes data

@@ -1,7 +1,6 @@
-"""What is written to disk, and under which names.
+"""Names and formats of files on disk, and safe ways to write them.
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
-``folder_listing`` are the two lists of files; ``safe_paths`` says which names of an archive may be
-written. ``atomic`` replaces files whole, ``write_behind`` writes out while data comes, and
-``digest`` makes hashes.
+``folder_listing`` are the two lists of files; ``safe_paths`` checks names of members. ``atomic``
+replaces files atomically, ``write_behind`` flushes files in the background, ``digest`` hashes.
 """

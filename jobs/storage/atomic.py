@@ -1,4 +1,4 @@
-"""Replacing a file whole: sibling temporary file, fsync, rename; a reader never sees a half."""
+"""Atomic replacement of files: temporary sibling, fsync, rename; readers see old or new content."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def fsync_folder(folder: Path) -> None:
 
 
 class FileSystem:
-    """The file system that ``folder`` lies on, whose files one call makes durable, all of them.
+    """The file system of ``folder``; ``sync`` makes all files on it durable with one call.
 
-    An error of writing out is told once to each descriptor that was open when it came, so open
-    this before the first file is written and keep it: a later one may never hear of it
-    (https://lwn.net/Articles/724307/). Errors of other programs' files are told as well.
+    The kernel reports a write error once to each descriptor that was open when it occurred. So
+    open this before the first file is written and keep it open
+    (https://lwn.net/Articles/724307/). Errors of other programs' files are reported too.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -40,10 +40,10 @@ class FileSystem:
         self._fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
 
     def sync(self) -> None:
-        """Write out all that is in memory only.
+        """Write all cached data of the file system to disk.
 
-        Where the kernel or the file system knows no such call, nothing is done. Raises ``OSError``
-        where a file could not be written out. The interpreter is free meanwhile.
+        Does nothing if the kernel or the file system does not support the call. Raises ``OSError``
+        if a file could not be written. Releases the interpreter's lock.
         """
         import ctypes
 
@@ -60,13 +60,13 @@ class FileSystem:
 
 
 def sibling(path: Path) -> Path:
-    """A temporary name beside ``path`` that no other process, here or elsewhere, will use."""
+    """A temporary name beside ``path`` that no other process on any host uses."""
     return path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(4).hex()}.tmp")
 
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors name ``path`` where they name nothing: those of writing do not (ENOSPC)."""
+    """Add ``path`` to an ``OSError`` without a file name, such as ENOSPC from a write."""
     try:
         yield
     except OSError as error:
@@ -94,9 +94,9 @@ def _temporary(path: Path, data: bytes, *, mode: int) -> Path:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
-    """Replace ``path`` by ``data``; after a crash it holds the old bytes or the new ones.
+    """Replace ``path`` with ``data``; after a crash it has the old or the new content.
 
-    ``durable=False`` leaves out the folder's fsync, for heartbeats that nobody needs after a crash.
+    ``durable=False`` omits the folder's fsync, for heartbeats, which are not needed after a crash.
     """
     temporary = _temporary(path, data, mode=mode)
     try:
@@ -109,10 +109,10 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = T
 
 
 def create_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
-    """Write ``path`` whole, only if it is not there; raises ``FileExistsError`` if it is.
+    """Create ``path`` with all its content; raises ``FileExistsError`` if it exists.
 
-    A hard link is the one exclusive step that appears with its content in place and that NFS and
-    Lustre both do atomically.
+    A hard link is the one exclusive operation that creates a name with its content and that is
+    atomic on both NFS and Lustre.
     """
     temporary = _temporary(path, data, mode=mode)
     try:
@@ -123,32 +123,32 @@ def create_bytes(path: Path, data: bytes, *, mode: int = 0o600) -> None:
 
 
 def dumps(value: Any) -> bytes:
-    """``value`` (a dataclass, or plain JSON data) as indented JSON with a last newline."""
+    """``value`` (a dataclass, or plain JSON data) as indented JSON with a final newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n"
 
 
 def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
-    """Replace ``path`` by ``value`` as JSON."""
+    """Replace ``path`` with ``value`` as JSON."""
     write_bytes(path, dumps(value), durable=durable)
 
 
 def create_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON to ``path``, only if it is not there (``FileExistsError``)."""
+    """Create ``path`` with ``value`` as JSON; raises ``FileExistsError`` if it exists."""
     create_bytes(path, dumps(value))
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """The ``kind`` in ``path``; ``msgspec.DecodeError`` where the text is not one.
+    """Read a ``kind`` from ``path``; ``msgspec.DecodeError`` if the text is not one.
 
-    Fields that ``kind`` does not know are passed over, so that a newer writer can add some.
+    Unknown fields are ignored, so that a newer version can add some.
     """
     return msgspec.json.decode(path.read_bytes(), type=kind)
 
 
 class GrowingFile:
-    """A file that is written bit by bit under a temporary name; ``publish`` gives it its own.
+    """A file that is written step by step under a temporary name; ``publish`` renames it.
 
-    As a context manager it removes what was not published. Raises ``OSError`` as it comes.
+    As a context manager it removes a file that was not published. Raises ``OSError``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -161,12 +161,12 @@ class GrowingFile:
         self._file.write(data)
 
     def flushed(self) -> Path:
-        """Where what was written so far can be read."""
+        """Flush; returns the path under which the content so far can be read."""
         self._file.flush()
         return self._temporary
 
     def publish(self) -> None:
-        """Make the file durable under its name."""
+        """Make the file durable under its final name."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -186,5 +186,5 @@ class GrowingFile:
             try:
                 self._file.close()
             except OSError:
-                pass  # a full disk: what it could not flush is thrown away anyhow
+                pass  # a full disk; the file is removed anyway
         self._temporary.unlink(missing_ok=True)

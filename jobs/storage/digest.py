@@ -1,4 +1,4 @@
-"""Hashes by name: the ones sources publish and the ones manifests hold."""
+"""Hash functions by name: those that sources publish and those that manifests contain."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import Protocol
 
 
 class Hasher(Protocol):
-    """What every hash here can do; ``hashlib``'s objects are hashers as they are."""
+    """The interface of a hash; the objects of ``hashlib`` have it."""
 
     def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
 
 
 class Crc32:
-    """CRC-32 of zip and gzip (ISO 3309), by ISA-L: 2 % of an extraction's time."""
+    """CRC-32 of zip and gzip (ISO 3309), computed by ISA-L: 2 % of an extraction's time."""
 
     def __init__(self) -> None:
         from isal import isal_zlib
@@ -48,7 +48,7 @@ HEX_LENGTHS = {
 
 
 def new(algorithm: str, *, size: int | None = None) -> Hasher:
-    """A fresh hasher for ``algorithm``, one of ``HEX_LENGTHS``.
+    """A new hasher for ``algorithm``, one of ``HEX_LENGTHS``.
 
     ``git-sha1`` is git's blob id, which hashes the size (in bytes) first and so needs it:
     https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
@@ -58,7 +58,7 @@ def new(algorithm: str, *, size: int | None = None) -> Hasher:
         return Crc32()
     if algorithm == "blake3":
         return _blake3()
-    import hashlib  # with OpenSSL, which nothing above needs
+    import hashlib  # loads OpenSSL, which the hashes above do not need
 
     if algorithm == "git-sha1":
         if size is None:

@@ -1,4 +1,4 @@
-"""A dataset's folder as a list: what is in it, and where each part of it begins."""
+"""The listing of a local folder: its files, folders and links, and where each part begins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.storage import digest
 from jobs.storage.safe_paths import SampleEnds, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
-_OVERHEAD = 16_384  # bytes that a file costs beside its content, to share many small ones fairly
+_OVERHEAD = 16_384  # bytes added to each file's size, so that many small files are work too
 _Line = tuple[str, str, int, int, int, str]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Line).decode
@@ -25,17 +25,17 @@ _decode = msgspec.json.Decoder(_Line).decode
 
 @dataclass(frozen=True)
 class ListedEntry:
-    """One file, folder or link below the folder that was listed."""
+    """One file, folder or link below the listed folder."""
 
     kind: str
     path: bytes  # relative, '/'-separated
     size: int  # bytes; of a file
     mode: int  # permission bits
     mtime_ns: int
-    target: bytes = b""  # of a link, relative, staying inside
+    target: bytes = b""  # of a link; relative, and within the folder
 
     def line(self) -> bytes:
-        # Latin-1 gives every byte a character, so that names that are not UTF-8 survive JSON.
+        # Latin-1 maps every byte to a character, so JSON can store names that are not UTF-8.
         fields = (
             self.kind,
             self.path.decode("latin-1"),
@@ -54,7 +54,7 @@ class ListedEntry:
 
 @dataclass(frozen=True)
 class FolderListing:
-    """A listing that was written."""
+    """A written listing."""
 
     cuts: tuple[Cut, ...]  # parts + 1 of them; offsets are into the listing's file
     members: int
@@ -62,16 +62,16 @@ class FolderListing:
     sha256: Digest
 
 
-# Whether a relative path, and all below it, is left out; the second says whether it is a folder.
+# Whether a relative path, and everything below it, is excluded; the flag: whether it is a folder.
 Leave = Callable[[bytes, bool], bool]
 
 
 def walk(root: Path, leave: Leave) -> Iterator[ListedEntry]:
-    """What lies below ``root``, by name, each folder before what it holds.
+    """Everything below ``root``, sorted by name, each folder before its content.
 
-    A link to a file that stays inside by a relative way is told as a link; every other link is
-    told as what it points to. Raises ``SourceError`` for a link to nothing and for devices, pipes
-    and sockets, ``StorageError`` where the file system refuses.
+    A relative link to a file within ``root`` is yielded as a link; any other link as what it points
+    to. Raises ``SourceError`` for dangling links, devices, pipes and sockets, ``StorageError`` for
+    errors of the file system.
     """
     base = os.path.realpath(os.fsencode(root))
     yield from _walk(base, b"", leave, frozenset({base}))
@@ -113,17 +113,21 @@ def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:
     try:
         return entry.stat(follow_symlinks=follow)
     except FileNotFoundError as error:
-        fact = "points to nothing" if entry.is_symlink() else "disappeared while it was listed"
+        fact = (
+            "is a dangling link"
+            if entry.is_symlink()
+            else "disappeared while the folder was listed"
+        )
         raise SourceError(
-            f"{quoted(entry.path)} {fact}; mend it, or exclude it with --exclude",
+            f"{quoted(entry.path)} {fact}; fix it, or exclude it with --exclude",
             cause=Cause.NOT_FOUND,
         ) from error
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {quoted(entry.path)}") from error
+        raise from_os_error(error, doing=f"reading the status of {quoted(entry.path)}") from error
 
 
 def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
-    """The target of a link that means the same in a copy; None for every other one."""
+    """The target of a link that can be copied as a link; None for any other link."""
     full = base + b"/" + path
     try:
         target = os.readlink(full)  # noqa: PTH115
@@ -134,7 +138,7 @@ def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
     plain = os.path.normpath(os.path.join(os.path.dirname(path), target))  # noqa: PTH118, PTH120
     real = os.path.realpath(full)
     stays = real.startswith(base + b"/") and not plain.startswith(b"..")
-    # A copy has folders where the source has links to folders: both ways must meet.
+    # A copy has folders where the source has links to folders: both must lead to the same file.
     same = stays and os.path.realpath(base + b"/" + plain) == real
     if not (same and os.path.isfile(full)):  # noqa: PTH113
         return None
@@ -142,7 +146,7 @@ def _inner_link(base: bytes, path: bytes, leave: Leave) -> bytes | None:
 
 
 def _is_left(path: bytes, leave: Leave) -> bool:
-    """Whether a file, or a folder that holds it, is left out."""
+    """Whether a file, or a folder above it, is excluded."""
     parts = path.split(b"/")
     folders = (b"/".join(parts[:depth]) for depth in range(1, len(parts)))
     return leave(path, False) or any(leave(folder, True) for folder in folders)
@@ -151,9 +155,9 @@ def _is_left(path: bytes, leave: Leave) -> bool:
 def write(
     root: Path, out: Path, parts: int, leave: Leave, tick: Callable[[], None]
 ) -> FolderListing:
-    """List ``root`` into ``out`` (whole or not at all), cut into parts of about equal work.
+    """List ``root`` into ``out`` atomically, cut into ``parts`` of about equal work.
 
-    ``tick`` is called for each item, so that a task can stop. The first line is the root itself.
+    ``tick`` is called for each item and may raise. The first line is the root itself.
     """
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     hasher = digest.new("sha256")
@@ -196,7 +200,7 @@ def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
         for line in stream:
             item = ListedEntry.of(line)
             may_cut = ends.before(item.path)
-            # More parts than items leave some empty: several cuts in one place.
+            # With more parts than items some are empty: several cuts have the same position.
             while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * weight:
                 cuts.append(Cut(offset, ordinal))
             passed += item.size + _OVERHEAD
@@ -209,7 +213,7 @@ def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
 def read(
     listing: Path, cuts: Sequence[Cut], part: int
 ) -> tuple[bytes, Iterator[tuple[int, ListedEntry]]]:
-    """The folder that was listed, and the part's items with their ordinals."""
+    """The listed folder, and the part's items with their ordinals."""
     try:
         with listing.open("rb") as stream:
             root = ListedEntry.of(stream.readline()).path

@@ -1,4 +1,4 @@
-"""Manifests: one JSON line for each file that a part wrote, and a last one that ends it."""
+"""Manifests: one JSON line for each file that a part wrote, and a last line with a summary."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _TAIL = 1 << 16  # bytes read at a time while looking for the last line
 
 
 class ManifestWriter(atomic.GrowingFile):
-    """Writes the manifest of a part; it has its name once ``finish`` is called."""
+    """Writes the manifest of a part, which gets its name when ``finish`` is called."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self._encode = msgspec.json.Encoder().encode
         self.count = 0  # entries
-        self.bytes = 0  # of the files that they name
+        self.bytes = 0  # total size of their files
 
     def add(self, entry: Entry) -> None:
         """Append one file's line."""
@@ -33,22 +33,22 @@ class ManifestWriter(atomic.GrowingFile):
         self.bytes += entry.size
 
     def entries(self) -> Iterator[Entry]:
-        """What was added so far, in that order."""
+        """The entries added so far, in order."""
         decode = msgspec.json.Decoder(Entry).decode
         with _open(self.flushed()) as file:
             for line in file:
                 yield decode(line)
 
     def finish(self, summary: PartSummary) -> None:
-        """Append the last line and make the manifest durable: the part is done."""
+        """Append the last line and make the manifest durable: the part is finished."""
         self.write(self._encode(summary) + b"\n")
         self.publish()
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
-    """The entries of a finished manifest, one after the other, in the archive's order.
+    """The entries of a finished manifest in the archive's order.
 
-    Raises ``RunFolderError`` where a line is damaged or the last one is missing.
+    Raises ``RunFolderError`` if a line is damaged or the last one is missing.
     """
     decode = msgspec.json.Decoder(Entry).decode
     previous: bytes | None = None
@@ -66,9 +66,9 @@ def read_manifest(path: Path) -> Iterator[Entry]:
 
 
 def read_summary(path: Path) -> PartSummary:
-    """The last line of a finished manifest, read without the others.
+    """The last line of a finished manifest; reads only the end of the file.
 
-    Raises ``RunFolderError`` where it is missing or damaged.
+    Raises ``RunFolderError`` if it is missing or damaged.
     """
     with _open(path) as file:
         position = file.seek(0, os.SEEK_END)
@@ -86,13 +86,13 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     path: str  # relative to the dataset
     size: int  # bytes
     crc32: str
-    part: str | None = None  # that the file came in; the merged records have none
+    part: str | None = None  # that wrote the file; the merged records have none
     digest: str | None = None  # by the algorithm that the receipt names, if it is not crc32
     raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
 
     @property
     def name(self) -> str:
-        """The path as the file system takes it."""
+        """The path for calls of the file system."""
         return self.path if self.raw is None else os.fsdecode(bytes.fromhex(self.raw))
 
 

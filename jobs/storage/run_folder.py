@@ -1,4 +1,4 @@
-"""Every name in a run folder, what is read there, and whom it must belong to."""
+"""The names of all files in a run folder, how they are read, and who may own them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from jobs.storage import atomic
 
 T = TypeVar("T")
 
-_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # as planning makes them
+_RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class RunFolder:
 
     @property
     def receipt(self) -> Path:
-        """The published receipt again, for a repair of what was published."""
+        """A copy of the published receipt, for a repair."""
         return self.path / "receipt.json"
 
     @property
@@ -102,36 +102,36 @@ class RunFolder:
         return self.path / "report.html"
 
     def submitit(self, attempt: int, stage: Stage, batch: int = 0) -> Path:
-        """submitit's own folder; ``batch`` where a stage takes several arrays."""
+        """submitit's folder; ``batch``: number of the array, if a stage has several."""
         suffix = f"-{batch}" if batch else ""
         return self.path / "submitit" / f"{attempt:04d}-{stage.value}{suffix}"
 
     def create(self, plan: Plan) -> None:
-        """Make the folder (mode 0700) and write the plan; ``RunFolderError`` if it is there."""
+        """Create the folder (mode 0700) and write the plan; ``RunFolderError`` if it exists."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(mode=0o700)
         except FileExistsError as error:
             raise RunFolderError(f"{self.path} exists already; launch again") from error
-        self.path.chmod(0o700)  # whatever the umask took away
-        self.make_whole()
+        self.path.chmod(0o700)  # independent of the umask
+        self.make_subfolders()
         atomic.create_json(self.plan, plan)
 
-    def make_whole(self) -> None:
-        """Make the folders that are missing: what was removed of a run is done again."""
+    def make_subfolders(self) -> None:
+        """Create missing subfolders; what was removed of a run is done again."""
         folders = [self.submissions, self.shards, self.manifests, self.progress, self.results]
         for folder in (*folders, *(self.results / stage.value for stage in Stage)):
             folder.mkdir(mode=0o700, exist_ok=True)
 
     def check(self) -> None:
-        """Refuse a folder that somebody else owns or can write: its pickles could be anybody's."""
+        """Refuse a folder that others own or can write to: its pickles could run their code."""
         try:
             status = os.lstat(self.path)
         except FileNotFoundError as error:
             raise RunFolderError(
                 f"{self.path}: no such run; list runs with `websight-orchestrate runs`"
             ) from error
-        # What another user closed to us is told below.
+        # A folder that another user closed to us is reported below.
         closed = not os.access(self.path, os.R_OK | os.X_OK)
         if not stat.S_ISDIR(status.st_mode) or not (closed or self._has_begun()):
             raise self._no_run_folder()
@@ -155,7 +155,7 @@ class RunFolder:
         )
 
     def load_plan(self) -> Plan:
-        """The plan; ``RunFolderError`` where it is missing, damaged or newer than this tool."""
+        """The plan; ``RunFolderError`` if it is missing, damaged or newer than this tool."""
         if not self._has_begun():
             raise self._no_run_folder()
         plan = self._load(self.plan, Plan)
@@ -170,7 +170,7 @@ class RunFolder:
         return self._load(self.submission(number), Submission)
 
     def submission_numbers(self) -> list[int]:
-        """Numbers of the submissions there are, in order."""
+        """Numbers of the existing submissions, in order."""
         return sorted(
             int(entry.name[:-5])
             for entry in _scan(self.submissions)
@@ -178,18 +178,18 @@ class RunFolder:
         )
 
     def load_fetched(self, shard_id: str) -> Fetched | None:
-        """What is known of a shard that is here; None where it is not."""
+        """The ``Fetched`` of a downloaded shard; None if it is not downloaded."""
         path = self.fetched(shard_id)
         return self._load(path, Fetched) if path.exists() else None
 
     def fetched_ids(self) -> set[str]:
-        """Ids of the shards that are here."""
+        """Ids of the downloaded shards."""
         return {entry.name[:-5] for entry in _scan(self.shards) if entry.name.endswith(".json")}
 
     def finished_ids(self) -> set[str]:
-        """Ids of the parts that are done: with a manifest, and of a shard that is here.
+        """Ids of the finished parts: with a manifest, and of a downloaded shard.
 
-        A part may be written while its archive arrives; it counts once the archive is proven.
+        A part may be extracted while its archive arrives; it counts once the archive is verified.
         """
         here = self.fetched_ids()
         return {
@@ -201,7 +201,7 @@ class RunFolder:
         }
 
     def load_results(self) -> Iterator[TaskResult]:
-        """Every result there is, in no order."""
+        """All results, in no particular order."""
         for stage in Stage:
             for entry in _scan(self.results / stage.value):
                 if entry.name.endswith(".json") and not entry.name.startswith("."):
@@ -210,7 +210,7 @@ class RunFolder:
     def load_heartbeats(
         self, without: Container[tuple[Stage, int]] = frozenset()
     ) -> Iterator[Heartbeat]:
-        """Every heartbeat there is but those of the tasks in ``without``, in no order."""
+        """All heartbeats except those of the tasks in ``without``, in no particular order."""
         stages = {stage.value: stage for stage in Stage}
         for entry in _scan(self.progress):
             name = entry.name
@@ -227,7 +227,7 @@ class RunFolder:
 
     def _load(self, path: Path | str, kind: type[T]) -> T:
         try:
-            # A run has tens of thousands of these: no Path, no buffer, one decoder a type.
+            # A run has tens of thousands of these: no Path, no buffer, one decoder for each type.
             with open(path, "rb", buffering=0) as file:
                 return _decoder(kind).decode(file.read())
         except FileNotFoundError as error:
@@ -241,14 +241,14 @@ class RunFolder:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether a folder is a run's: by its name, and by what no run is without."""
+    """Whether a folder is a run folder: by its name, its plan and its results folder."""
     if not _RUN_ID.fullmatch(path.name):
         return False
     folder = RunFolder(path)
     return folder.plan.is_file() and folder.results.is_dir()
 
 
-# What to do where a file of a kind cannot be read; nothing of it loses anything.
+# What to do if a file cannot be read, by its type; no remedy loses data.
 _REMEDIES: dict[type[Any], str] = {
     Plan: (
         "the run cannot continue without its plan. Once none of its jobs is left, move {folder} "

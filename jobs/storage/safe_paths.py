@@ -1,4 +1,4 @@
-"""Member names: which are safe to write, how they are shown, and the folders that hold them."""
+"""Names of members: which are safe to write, how messages show them, and their folders."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import stat
 
 from jobs.errors import ArchiveError, Cause, UnsafeMemberError, from_os_error
 
-MAX_COMPONENT = 255  # bytes; NAME_MAX of every Linux file system that counts
-MAX_PATH = 3072  # bytes; PATH_MAX is 4096 and the data folder's own path comes before
+MAX_COMPONENT = 255  # bytes; NAME_MAX of all relevant Linux file systems
+MAX_PATH = 3072  # bytes; PATH_MAX is 4096 and includes the data folder's path
 MAX_DEPTH = 256  # components
 TWO_KINDS = (
     "is both a file and a folder of the dataset; if two archives differ in this, launch with "
@@ -19,10 +19,10 @@ HOSTILE = (
     "the archive is damaged or hostile; if you trust it, unpack it with its own program and launch "
     "with --local-path on the folder"
 )
-_SHOWN = 200  # characters of a name in a message
+_SHOWN = 200  # characters of a name in a message, at most
 
-# Most names: safe, in their shortest form, and no desktop's leftover. What it does not match is
-# looked at more closely.
+# Matches most names: safe, in their shortest form, and not junk. Other names are checked step by
+# step.
 _ORDINARY = re.compile(
     rb"(?!.*(?:__macosx|thumbs|desktop\.ini|zone\.identifier))(?:[a-z0-9_-]+[./])*[a-z0-9_-]+", re.I
 )
@@ -30,20 +30,20 @@ _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
 def quoted(name: bytes | str) -> str:
-    """``name`` for a message: quoted, on one line, nothing that a terminal would act on."""
+    """``name`` for a message: quoted, on one line, without control characters."""
     text = name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name
     if len(text) > _SHOWN:
         text = f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"
-    # ascii() would hide every foreign name; repr() escapes just what does not print.
+    # ascii() would escape all other scripts; repr() escapes only what is not printable.
     return repr(text)
 
 
 def safe_path(name: bytes, *, archive: str) -> bytes:
     """The relative path, '/'-separated and without ``.`` or empty components, that ``name`` means.
 
-    Backslashes and drive letters are plain characters here, as they are to Linux. Raises
-    ``UnsafeMemberError`` where the name is absolute, climbs by ``..``, means no file at all, holds
-    a control character, or is longer than a file system takes. ``archive`` is for the message.
+    Backslashes and drive letters are plain characters, as on Linux. Raises ``UnsafeMemberError`` if
+    the name is absolute, empty, too long for a file system, or contains ``..`` or a control
+    character. ``archive`` is for the message.
     """
     if len(name) <= MAX_COMPONENT and _ORDINARY.fullmatch(name):
         return name
@@ -57,7 +57,7 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     if not parts:
         raise _unsafe(archive, name, "has no name")
     if b".." in parts:
-        raise _unsafe(archive, name, "leaves its folder by '..'")
+        raise _unsafe(archive, name, "contains '..'")
     if len(name) > MAX_COMPONENT:
         _check_lengths(archive, name, parts)
     return b"/".join(parts)
@@ -80,19 +80,19 @@ def _unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
 
 
 def is_folder_itself(name: bytes) -> bool:
-    """Whether ``name`` means the data folder itself (``./``), which tar archives often hold."""
+    """Whether ``name`` means the data folder itself (``./``), as often in tar archives."""
     return name.startswith(b".") and not name.strip(b"./") and b".." not in name.split(b"/")
 
 
 def text_of(path: bytes) -> tuple[str, str | None]:
-    """``path`` as text, and its bytes in hex where they are not UTF-8 (``Entry``'s two fields)."""
+    """``path`` as text, and its bytes in hex if they are not UTF-8 (fields of ``Entry``)."""
     try:
         return path.decode("utf-8"), None
     except UnicodeDecodeError:
         return path.decode("utf-8", "backslashreplace"), path.hex()
 
 
-# What desktops, network storage and notebooks put into folders, in lower case; most of it is in
+# Files that desktops, network storage and notebooks create, in lower case; most are from
 # https://github.com/github/gitignore/tree/main/Global (macOS, Windows, JupyterNotebooks, Dropbox).
 _LEFTOVERS = {
     name.lower().encode(): name.strip()
@@ -104,8 +104,8 @@ _LEFTOVERS = {
         "@Recycle", ".ipynb_checkpoints", ".dropbox", ".dropbox.attr", ".dropbox.cache",
     )
 }  # fmt: skip
-# Windows' note of where a file came from, an alternate data stream: other systems keep it as a file
-# of its own. WSL writes the private character U+F03A for the colon, unpackers an underscore.
+# Windows' alternate data stream with a file's origin, which other systems store as a separate file.
+# WSL writes the private character U+F03A for the colon, unpackers an underscore.
 _STREAMS = tuple(
     mark + b"zone.identifier" + stream
     for mark in (b":", "\uf03a".encode(), b"_")
@@ -114,9 +114,9 @@ _STREAMS = tuple(
 
 
 def junk_kind(path: bytes) -> str | None:
-    """Which kind of a desktop's leftovers a member is; None for all that is data.
+    """The kind of junk that a member is, such as ``.DS_Store``; None for data.
 
-    ``path`` may be raw, as nothing is written of what is left out: ``Icon\\r`` is no safe name.
+    ``path`` need not be a safe path, because junk is not written: ``Icon\\r`` is not safe.
     """
     if _ORDINARY.fullmatch(path):
         return None
@@ -132,18 +132,18 @@ def junk_kind(path: bytes) -> str | None:
 
 
 def sample_key(path: bytes) -> bytes:
-    """``path`` up to the first dot of its last component, which files of one sample share.
+    """``path`` up to the first dot of its last component, which the files of a sample share.
 
-    ``path`` itself where there is none.
+    ``path`` itself if there is none.
     """
     dot = path.find(b".", path.rfind(b"/") + 2)
     return path if dot < 0 else path[:dot]
 
 
 class SampleEnds:
-    """Where a shard may be cut: not between files of one sample, which lie behind each other.
+    """Where a shard may be cut: not between the files of a sample, which follow each other.
 
-    More than ``MOST`` files with one key are no sample (``frame.0001.png``, ``frame.0002.png`` …).
+    More than ``MOST`` files with the same key are not a sample (``frame.0001.png``, …).
     """
 
     MOST = 64
@@ -153,7 +153,7 @@ class SampleEnds:
         self._run = 0
 
     def before(self, path: bytes) -> bool:
-        """Whether a cut may be before ``path``, which is the next one."""
+        """Whether a cut may be before ``path``, the path of the next file."""
         key = sample_key(path)
         self._run = self._run + 1 if key == self._key else 0
         self._key = key
@@ -161,14 +161,13 @@ class SampleEnds:
 
 
 class Folders:
-    """The folders below ``root``, made as members need them; no symbolic link is ever followed.
+    """Creates folders below ``root`` for members, and follows no symbolic link.
 
-    What lies on disk decides, whoever put it there: each component is looked at once, from the
-    root down, and remembered. ``root`` itself must be there and may be reached by links. Threads
-    may share one object.
+    Each component is checked on disk once, from the root down, and then cached. ``root`` itself
+    must exist, and its path may contain links. Threads may share one object.
     """
 
-    _REMEMBERED = 65_536  # folders; looking again is all that forgetting costs
+    _MOST_KNOWN = 65_536  # cached folders, at most; a miss costs one check
 
     def __init__(self, root: str | os.PathLike[str], *, archive: str) -> None:
         self._root = os.fsencode(root)
@@ -176,9 +175,9 @@ class Folders:
         self._known: set[bytes] = {b""}
 
     def place(self, path: bytes) -> bytes:
-        """Where the file of that safe path goes: its folders are real ones, made if need be.
+        """The full path for a file with that safe path; creates its folders.
 
-        Open it with ``O_NOFOLLOW``, so that a link of that name is not followed either.
+        Open it with ``O_NOFOLLOW``, so that a link with that name is not followed either.
         """
         folder = path[: max(path.rfind(b"/"), 0)]
         if folder not in self._known:
@@ -186,14 +185,14 @@ class Folders:
         return self._root + b"/" + path
 
     def make(self, folder: bytes) -> None:
-        """Have the folder of that safe path; raises ``ArchiveError`` where something else is."""
+        """Create the folder with that safe path; ``ArchiveError`` if it is something else."""
         if folder in self._known:
             return
         end = folder.rfind(b"/")
         if end > 0:
             self.make(folder[:end])
         self._have(folder)
-        if len(self._known) >= self._REMEMBERED:
+        if len(self._known) >= self._MOST_KNOWN:
             self._known = {b""}
         self._known.add(folder)
 
@@ -207,9 +206,9 @@ class Folders:
                     os.mkdir(full)  # noqa: PTH102 (bytes, which no Path takes)
                     return
                 except FileExistsError:
-                    mode = os.lstat(full).st_mode  # another task was faster
+                    mode = os.lstat(full).st_mode  # another task created it
         except OSError as error:
-            raise from_os_error(error, doing=f"making the folder {quoted(full)}") from error
+            raise from_os_error(error, doing=f"creating the folder {quoted(full)}") from error
         if stat.S_ISLNK(mode):
             raise UnsafeMemberError(
                 f"{self._archive}: folder {quoted(folder)} is a symbolic link on disk, and "

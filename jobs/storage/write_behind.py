@@ -1,4 +1,4 @@
-"""Writing data out to the disk while more of it comes, so that little is waited for at the end."""
+"""Flushes data to disk while more is written, so that little is left to flush at the end."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-# A disk is given so much at a time: enough to be busy with, little enough to be soon done with.
+# Flushed at a time: large enough to keep a disk busy, small enough to be done soon.
 STEP = 128 << 20  # bytes
-_FIRST = 4  # the first step is a quarter of it, then half, so that a small part begins early too
+_FIRST = 4  # the first step is a quarter, the second half, so that small parts begin early too
 
 
 class WriteBehind:
-    """Calls ``sync``, which makes data durable, in a thread of its own every ``step`` bytes or so.
+    """Calls ``sync``, which makes data durable, in a thread about every ``step`` bytes.
 
-    No second thread begins while one is still at it. One sync at the end took 0.5 to 0.9 s for
-    1 GB; of that, 0.03 to 0.13 s are left this way. What ``sync`` raises is raised by the next
-    step, or by ``finish``.
+    Only one such thread runs at a time. A single sync at the end took 0.5 to 0.9 s for 1 GB; with
+    this it takes 0.03 to 0.13 s. What ``sync`` raises is raised by the next step, or by
+    ``finish``.
     """
 
     def __init__(self, sync: Callable[[], None], *, step: int = STEP) -> None:
@@ -28,7 +28,7 @@ class WriteBehind:
         self._error: Exception | None = None
 
     def wrote(self, size: int) -> None:
-        """So many bytes more are written, or soon will be."""
+        """Note that ``size`` more bytes are written, or will be soon."""
         self._written += size
         if self._written < self._wanted or (self._thread is not None and self._thread.is_alive()):
             return
@@ -36,25 +36,25 @@ class WriteBehind:
         self._written = 0
         self._wanted = min(2 * self._wanted, self._step)
         thread = threading.Thread(target=self._run, name="write-out", daemon=True)
-        with suppress(RuntimeError):  # a limit on threads: all is written out at the end
+        with suppress(RuntimeError):  # a limit on threads: everything is flushed at the end
             thread.start()
             self._thread = thread
 
     def finish(self) -> None:
-        """Return once all that was written is durable."""
+        """Return once everything written is durable."""
         self.close()
         self._raise()
         self._sync()
 
     def close(self) -> None:
-        """See the thread out: nobody uses ``sync`` any more."""
+        """Wait for the thread; ``sync`` is not called afterwards."""
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
         try:
             self._sync()
-        except Exception as error:  # noqa: BLE001  # raised where it is waited for
+        except Exception as error:  # noqa: BLE001  # raised again by the caller's thread
             self._error = error
 
     def _raise(self) -> None:

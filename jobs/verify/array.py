@@ -1,4 +1,4 @@
-"""A verification as an array: each task checks its share and writes what it found."""
+"""A verification as an array: each task checks its share and writes a report."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jobs.verify.slices import SliceReport
 
 @dataclass(frozen=True)
 class ArrayRequest:
-    """What the tasks are to check."""
+    """What the tasks check."""
 
     path: str  # of the dataset, absolute
     count: int  # of tasks
@@ -22,44 +22,44 @@ class ArrayRequest:
     workers: int  # processes in each task
 
 
-def _ask(folder: Path) -> Path:
+def _request_path(folder: Path) -> Path:
     return folder / "verify.json"
 
 
-def _told(folder: Path, number: int) -> Path:
+def _report_path(folder: Path, number: int) -> Path:
     return folder / f"slice-{number}.json"
 
 
-def prepare(folder: Path, ask: ArrayRequest) -> None:
-    """Write what the tasks need into their folder."""
-    atomic.write_json(_ask(folder), ask)
+def prepare(folder: Path, request: ArrayRequest) -> None:
+    """Write the request into the tasks' folder."""
+    atomic.write_json(_request_path(folder), request)
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> int:
-    """Check one share, on a compute node; the number of damaged files comes back."""
+    """Check one share on a compute node; returns the number of damaged files."""
     folder = Path(run_dir)
-    ask = atomic.read_json(_ask(folder), ArrayRequest)
+    request = atomic.read_json(_request_path(folder), ArrayRequest)
     found = verify_slice(
-        Path(ask.path),
+        Path(request.path),
         number,
-        ask.count,
-        deep=ask.deep,
-        workers=ask.workers,
+        request.count,
+        deep=request.deep,
+        workers=request.workers,
         progress=Progress(),
     )
-    atomic.write_json(_told(folder, number), found)
+    atomic.write_json(_report_path(folder, number), found)
     return found.bad
 
 
-def collect(folder: Path, ask: ArrayRequest) -> VerifyReport:
-    """The report of all tasks; ``VerificationError`` where one of them left none."""
+def collect(folder: Path, request: ArrayRequest) -> VerifyReport:
+    """The report of all tasks; ``VerificationError`` if one of them wrote none."""
     shares = []
-    for number in range(ask.count):
+    for number in range(request.count):
         try:
-            shares.append(atomic.read_json(_told(folder, number), SliceReport))
+            shares.append(atomic.read_json(_report_path(folder, number), SliceReport))
         except FileNotFoundError as error:
             raise VerificationError(
                 f"task {number} of the verification ended without a report; see its log in "
-                f"{folder}/submitit, then verify again"
+                f"{folder}/submitit, then run `verify` again"
             ) from error
-    return conclude(Path(ask.path), shares, deep=ask.deep)
+    return conclude(Path(request.path), shares, deep=request.deep)

@@ -18,8 +18,8 @@ from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import processes
 from jobs.verify.slices import Damage, SliceReport
 
-_PER_WORKER = 8  # slices, so that nobody waits long for the last one
-_SHOWN = 10  # damaged files that the lines name
+_PER_WORKER = 8  # slices, so that all workers finish at about the same time
+_SHOWN = 10  # damaged files, at most, in the report's lines
 
 
 class _Manifest(msgspec.Struct):
@@ -38,44 +38,44 @@ class _Records(msgspec.Struct):
 
 
 class Receipt(msgspec.Struct):
-    """What a check needs of a receipt."""
+    """The fields of a receipt that a check needs."""
 
     run_id: str
     manifest: _Manifest
     counts: dict[str, int]
     entries: tuple[str, ...]
     layout: _Layout = msgspec.field(default_factory=_Layout)
-    verify: str = Verify.STRUCTURE.value  # how deeply it was checked before it was published
+    verify: str = Verify.STRUCTURE.value  # the check before it was published
     sums: str | None = None
     records: _Records | None = None
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What ``verify`` found."""
+    """The result of ``verify``."""
 
     path: str
     ok: bool
     deep: bool
-    lines: tuple[str, ...]  # the ✓ and ✗ lines, as people read them
+    lines: tuple[str, ...]  # the ✓ and ✗ lines for the user
     run_id: str | None = None  # that published the dataset
     records: int = 0
     images: int = 0
-    files: int = 0  # looked at
+    files: int = 0  # checked
     bytes: int = 0
-    bad: int = 0  # damaged files in all
+    bad: int = 0  # number of damaged files
     damaged: tuple[Damage, ...] = ()  # the first of them
-    parts: tuple[str, ...] = ()  # ids of all parts that hold damaged files
-    records_damaged: bool = False  # the records file, which no single part can mend
-    extra: int = 0  # files in the dataset's folders that the manifest does not know
+    parts: tuple[str, ...] = ()  # ids of all parts with damaged files
+    records_damaged: bool = False  # the records file, which consists of several parts
+    extra: int = 0  # files in the dataset's folders that are not in the manifest
     schema: int = SCHEMA
 
 
 def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) -> VerifyReport:
     """Check every file of the dataset in ``path``: name and size, with ``deep`` every byte.
 
-    ``workers`` processes share the work. A dataset that is not whole is a report, not an error.
-    Raises ``Stopped`` as ``progress`` says, ``VerificationError`` where the check itself broke.
+    ``workers`` processes share the work. A damaged dataset is a report, not an error. Raises
+    ``Stopped`` if ``progress`` is stopped, ``VerificationError`` if the check itself fails.
     """
     receipt = _read_receipt(path)
     if isinstance(receipt, str):
@@ -85,7 +85,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
         return _refused(path, f"{MANIFEST} is missing", deep=deep, run_id=receipt.run_id)
     algorithm = receipt.manifest.digest if deep else None
     children = processes.start(path, range(count), count, deep=algorithm, workers=workers)
-    # In the meantime, what one process does best.
+    # In the meantime, the checks that one process does.
     try:
         fault = _manifest_fault(path, receipt)
         on_disk = _count_files(path, receipt)
@@ -106,7 +106,7 @@ def verify_slice(
 ) -> SliceReport:
     """The ``index``-th of ``count`` shares of the work, for one task of an array.
 
-    ``conclude`` puts the shares together. Raises ``VerificationError`` where there is no manifest
+    ``conclude`` merges the shares. Raises ``VerificationError`` if there is no receipt
     to check against.
     """
     receipt = _read_receipt(path)
@@ -126,14 +126,14 @@ def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyRepo
     fault = _manifest_fault(path, receipt)
     if fault is not None:
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    whole = SliceReport()
+    merged = SliceReport()
     for share in shares:
-        whole.merge(share)
-    return _report(path, receipt, whole, _count_files(path, receipt), deep=deep)
+        merged.merge(share)
+    return _report(path, receipt, merged, _count_files(path, receipt), deep=deep)
 
 
 def _read_receipt(path: Path) -> Receipt | str:
-    """The receipt, or why there is none."""
+    """The receipt, or why it cannot be read."""
     try:
         return atomic.read_json(path / RECEIPT, Receipt)
     except FileNotFoundError:
@@ -148,7 +148,7 @@ def _read_receipt(path: Path) -> Receipt | str:
 
 
 def _why_missing(path: Path) -> str:
-    """Why a folder has no receipt, as far as it shows."""
+    """Why a folder has no receipt, as far as that can be seen."""
     for repair in sorted((path / INCOMING).glob(f"*/{REPAIR}")):
         run_id = repair.parent.name
         return (
@@ -159,7 +159,7 @@ def _why_missing(path: Path) -> str:
 
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
-    """What is wrong with the manifest itself, by its digest in the receipt."""
+    """What is wrong with the manifest, by its digest in the receipt; None if nothing is."""
     hasher = hashlib.sha256()
     try:
         with (path / MANIFEST).open("rb", buffering=0) as file:
@@ -175,7 +175,7 @@ def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
 
 
 def _count_files(path: Path, receipt: Receipt) -> int:
-    """Files below the dataset's own names; what else a user keeps there is not counted."""
+    """Files below the dataset's own names; other files of the user are not counted."""
     ours = {RECEIPT, MANIFEST, receipt.sums}
     waiting = []
     count = 0
@@ -205,15 +205,15 @@ def _report(
     path: Path, receipt: Receipt, found: SliceReport, on_disk: int, *, deep: bool
 ) -> VerifyReport:
     missing_lines = receipt.manifest.files - found.files
-    if missing_lines:  # cannot be where the manifest's digest is right, unless a share is missing
+    if missing_lines:  # a share is missing, because the manifest's digest is right
         return _refused(
             path,
             f"{missing_lines} of {receipt.manifest.files} files were not checked",
             deep=deep,
             run_id=receipt.run_id,
         )
-    gone = sum(damage.what == "missing" for damage in found.damaged)
-    extra = max(0, on_disk - found.files + gone) if found.bad == len(found.damaged) else 0
+    missing = sum(damage.what == "missing" for damage in found.damaged)
+    extra = max(0, on_disk - found.files + missing) if found.bad == len(found.damaged) else 0
     return VerifyReport(
         str(path),
         not found.bad,
@@ -236,7 +236,7 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
     lines = []
     if extra:
         lines.append(f"! {extra} files in its folders are not in the manifest")
-    how = "every byte read" if deep else "by name and size"
+    how = "all content read" if deep else "by name and size"
     if not found.bad:
         if receipt.layout.name != "files":
             records, images = (receipt.counts.get(name, 0) for name in ("records", "images"))

@@ -1,4 +1,4 @@
-"""The slices of a manifest checked by forked processes, as many as there are cores to use."""
+"""Checks the slices of a manifest in forked processes."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jobs.errors import VerificationError
 from jobs.runtime.progress import Progress
 from jobs.verify.slices import SliceReport, check_slice
 
-_TELL_FILES = 2000
-_TELL_BYTES = 64 << 20
+_REPORT_FILES = 2000
+_REPORT_BYTES = 64 << 20
 
 
 class _Progress(msgspec.Struct, omit_defaults=True):
-    """A line from a child: how far it came, and at its end what it found."""
+    """A line from a child: its progress and, at its end, its report or an error."""
 
     files: int = 0
     bytes: int = 0
@@ -31,12 +31,12 @@ class _Progress(msgspec.Struct, omit_defaults=True):
 
 
 class WorkerProcess:
-    """A forked process that checks some slices; a thread would wait for the interpreter's lock."""
+    """A forked process that checks some slices; threads would wait for the interpreter's lock."""
 
     def __init__(self, root: Path, slices: Sequence[int], count: int, deep: str | None) -> None:
         read, write = os.pipe()
         with warnings.catch_warnings():
-            # Python 3.12 warns of threads: the child makes plain calls and takes nobody's locks.
+            # Python 3.12 warns if there are threads; the child uses no locks of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
             self.pid = os.fork()
         if self.pid == 0:
@@ -46,14 +46,14 @@ class WorkerProcess:
         self.pipe = read
         self._rest = b""
 
-    def heard(self) -> list[bytes]:
-        """Lines that it has written since; empty lines where it has ended."""
+    def read_lines(self) -> list[bytes]:
+        """Lines written since the last call; one empty line if it has ended."""
         data = os.read(self.pipe, 1 << 20)
         *lines, self._rest = (self._rest + data).split(b"\n")
         return lines if data else [b""]
 
     def end(self) -> None:
-        """Have the process ended, whether it is done or not."""
+        """Kill the process if it is running, and reap it."""
         os.close(self.pipe)
         try:
             os.kill(self.pid, signal.SIGKILL)
@@ -63,7 +63,7 @@ class WorkerProcess:
 
 
 def _work(root: Path, slices: Sequence[int], count: int, deep: str | None, out: int) -> None:
-    """All that a child does; it never returns."""
+    """The child's main function; never returns."""
     code = 1
     try:
         with os.fdopen(out, "wb") as pipe:
@@ -78,42 +78,42 @@ def _check(
 ) -> None:
     files = total = 0
 
-    def say(told: _Progress) -> None:
-        pipe.write(msgspec.json.encode(told) + b"\n")
+    def send(message: _Progress) -> None:
+        pipe.write(msgspec.json.encode(message) + b"\n")
         pipe.flush()
 
-    def tell(new_files: int, new_bytes: int) -> None:
+    def on_checked(new_files: int, new_bytes: int) -> None:
         nonlocal files, total
         files += new_files
         total += new_bytes
-        if files >= _TELL_FILES or total >= _TELL_BYTES:
-            say(_Progress(files, total))
+        if files >= _REPORT_FILES or total >= _REPORT_BYTES:
+            send(_Progress(files, total))
             files = total = 0
 
     report = SliceReport()
     try:
         for index in slices:
-            report.merge(check_slice(root, index, count, deep=deep, tell=tell))
+            report.merge(check_slice(root, index, count, deep=deep, on_checked=on_checked))
     except (OSError, msgspec.DecodeError) as error:
-        say(_Progress(error=f"{type(error).__name__}: {error}"))
+        send(_Progress(error=f"{type(error).__name__}: {error}"))
         return
-    say(_Progress(files, total, report))
+    send(_Progress(files, total, report))
 
 
 def start(
     root: Path, slices: Sequence[int], count: int, *, deep: str | None, workers: int
 ) -> list[WorkerProcess]:
-    """Children that share the slices; the caller gathers them, or ends them."""
+    """Start children that share the slices; the caller gathers or ends them."""
     workers = max(1, min(workers, len(slices)))
     return [WorkerProcess(root, slices[place::workers], count, deep) for place in range(workers)]
 
 
 def gather(children: Sequence[WorkerProcess], progress: Progress) -> SliceReport:
-    """What all of them found, as soon as they are done; ends them when the task is to stop.
+    """Wait for all children and merge their reports; always ends them.
 
-    Raises ``VerificationError`` where one could not go on, ``Stopped`` as ``progress`` says.
+    Raises ``VerificationError`` if one failed, ``Stopped`` if ``progress`` is stopped.
     """
-    whole = SliceReport()
+    report = SliceReport()
     try:
         with selectors.DefaultSelector() as selector:
             for child in children:
@@ -121,23 +121,23 @@ def gather(children: Sequence[WorkerProcess], progress: Progress) -> SliceReport
             while selector.get_map():
                 progress.check()
                 for key, _ in selector.select(timeout=1.0):
-                    last = [_take(line, whole, progress) for line in key.data.heard()]
+                    last = [_take(line, report, progress) for line in key.data.read_lines()]
                     if True in last:
                         selector.unregister(key.fileobj)
     finally:
         for child in children:
             child.end()
-    return whole
+    return report
 
 
-def _take(line: bytes, whole: SliceReport, progress: Progress) -> bool:
-    """Take a child's line; whether it was its last."""
+def _take(line: bytes, report: SliceReport, progress: Progress) -> bool:
+    """Process a child's line; returns whether it was the last."""
     killed = _Progress(error=f"it was killed{rlimits.may_be_why()}")
-    told = msgspec.json.decode(line, type=_Progress) if line else killed
-    if told.error is not None:
-        raise VerificationError(f"a checking process failed: {told.error}")
-    progress.add(files=told.files, bytes=told.bytes)
-    if told.report is None:
+    message = msgspec.json.decode(line, type=_Progress) if line else killed
+    if message.error is not None:
+        raise VerificationError(f"a checking process failed: {message.error}")
+    progress.add(files=message.files, bytes=message.bytes)
+    if message.report is None:
         return False
-    whole.merge(told.report)
+    report.merge(message.report)
     return True

@@ -1,4 +1,4 @@
-"""The check of one slice of a published manifest: names and sizes, or every byte."""
+"""The check of one slice of a published manifest: names and sizes, or all content."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ LISTED = 1000  # damaged files that a slice lists; it counts all
 
 
 class Damage(msgspec.Struct, frozen=True):
-    """A file that is not as it was published."""
+    """A file that differs from the published one."""
 
     path: str
     what: str  # "missing", "has 3 bytes of 7", …
-    part: str | None  # that it came in; None: the merged records, or a file of finalize's own
+    part: str | None  # that wrote it; None: the merged records, or a file that finalize wrote
 
     @property
     def shard(self) -> str | None:
-        """The shard whose extraction makes the file anew."""
+        """The shard whose extraction restores the file; None if no single one does."""
         return None if self.part is None else self.part.rpartition(".p")[0]
 
 
 class SliceReport(msgspec.Struct):
-    """What one slice found; slices add up."""
+    """What the check of one slice found; reports can be merged."""
 
     files: int = 0
     bytes: int = 0
     bad: int = 0
     damaged: list[Damage] = []  # the first ones
-    parts: dict[str, int] = {}  # damaged files by part; "" for those of no part
+    parts: dict[str, int] = {}  # damaged files by part; "" for those without a part
 
     def add(self, damage: Damage) -> None:
         self.bad += 1
@@ -57,7 +57,7 @@ class SliceReport(msgspec.Struct):
 
 
 class _Line(msgspec.Struct):
-    """What the quick check needs of a line."""
+    """The fields of a line that the quick check needs."""
 
     path: str
     size: int
@@ -66,7 +66,7 @@ class _Line(msgspec.Struct):
 
 
 def blocks(manifest: Path, index: int, count: int) -> Iterator[bytes]:
-    """Whole lines of the ``index``-th of ``count`` slices, some megabytes at a time.
+    """Complete lines of the ``index``-th of ``count`` slices, some megabytes at a time.
 
     A line belongs to the slice in which it begins.
     """
@@ -77,13 +77,13 @@ def blocks(manifest: Path, index: int, count: int) -> Iterator[bytes]:
         stop = _line_start(file.fileno(), end, size)
         while position < stop:
             data = os.pread(file.fileno(), min(BLOCK, stop - position), position)
-            whole = data.rfind(b"\n") + 1 or len(data)
-            yield data[:whole]
-            position += whole
+            length = data.rfind(b"\n") + 1 or len(data)
+            yield data[:length]
+            position += length
 
 
 def _line_start(fd: int, offset: int, size: int) -> int:
-    """Where the first line begins that does not begin before ``offset``."""
+    """The offset of the first line that begins at or after ``offset``."""
     if offset in (0, size):
         return offset
     offset -= 1
@@ -102,29 +102,31 @@ def check_slice(
     count: int,
     *,
     deep: str | None,
-    tell: Callable[[int, int], object] = lambda files, bytes: None,
+    on_checked: Callable[[int, int], object] = lambda files, bytes: None,
 ) -> SliceReport:
     """Check the ``index``-th of ``count`` slices of the dataset in ``root``.
 
-    ``deep`` names the digest to read every byte for; None looks at names and sizes only. ``tell``
-    hears of files and bytes as they are done. Raises ``msgspec.DecodeError`` where the manifest is
-    damaged, ``OSError`` where it cannot be read.
+    ``deep``: the digest to compute of all content; None checks names and sizes only. ``on_checked``
+    is called with the numbers of files and bytes just checked. Raises ``msgspec.DecodeError`` if
+    the manifest is damaged, ``OSError`` if it cannot be read.
     """
     report = SliceReport()
     prefix = f"{root}/"
     for block in blocks(root / MANIFEST, index, count):
         if deep is None:
-            _check_sizes(prefix, msgspec.json.Decoder(_Line).decode_lines(block), report, tell)
+            _check_sizes(
+                prefix, msgspec.json.Decoder(_Line).decode_lines(block), report, on_checked
+            )
         else:
             lines = msgspec.json.Decoder(PublishedFile).decode_lines(block)
-            _check_bytes(prefix, lines, deep, report, tell)
+            _check_bytes(prefix, lines, deep, report, on_checked)
     return report
 
 
 def _check_sizes(
-    prefix: str, lines: list[_Line], report: SliceReport, tell: Callable[[int, int], object]
+    prefix: str, lines: list[_Line], report: SliceReport, on_checked: Callable[[int, int], object]
 ) -> None:
-    # The loop that 100,000 files are about: one system call a file, and little beside it.
+    # The hot loop for 100,000 files: one system call a file and little else.
     lstat = os.lstat
     total = 0
     for line in lines:
@@ -136,22 +138,22 @@ def _check_sizes(
             report.add(Damage(line.path, "missing", line.part))
             continue
         if stat.S_ISLNK(found.st_mode):
-            found = _behind(prefix, line) or found
+            found = _link_target(prefix, line) or found
         if found.st_size != size or not stat.S_ISREG(found.st_mode):
             report.add(Damage(line.path, _difference(found, size), line.part))
     report.files += len(lines)
     report.bytes += total
-    tell(len(lines), total)
+    on_checked(len(lines), total)
 
 
 def _lstat_raw(prefix: str, raw: str) -> os.stat_result:
     return os.lstat(os.fsencode(prefix) + bytes.fromhex(raw))
 
 
-def _behind(prefix: str, line: _Line | PublishedFile) -> os.stat_result | None:
-    """The file that a link of the dataset points to; None if it is not in the dataset.
+def _link_target(prefix: str, line: _Line | PublishedFile) -> os.stat_result | None:
+    """The status of the file that a link points to; None if it is not in the dataset.
 
-    A copied folder keeps its inner links, which the manifest tells as the files they mean.
+    A copied folder keeps its inner links, which the manifest lists as the files that they point to.
     """
     root = os.path.realpath(os.fsencode(prefix))
     name = line.path.encode() if line.raw is None else bytes.fromhex(line.raw)
@@ -175,23 +177,23 @@ def _check_bytes(
     lines: list[PublishedFile],
     algorithm: str,
     report: SliceReport,
-    tell: Callable[[int, int], object],
+    on_checked: Callable[[int, int], object],
 ) -> None:
     buffer = memoryview(bytearray(_CHUNK))
     for line in lines:
         name = prefix + line.name
-        if os.path.islink(name) and _behind(prefix, line) is not None:  # noqa: PTH114  # hot
+        if os.path.islink(name) and _link_target(prefix, line) is not None:  # noqa: PTH114  # hot
             name = os.path.realpath(name)
         what = _read(name, line, algorithm, buffer)
         if what is not None:
             report.add(Damage(line.path, what, line.part))
         report.files += 1
         report.bytes += line.size
-        tell(1, line.size)
+        on_checked(1, line.size)
 
 
 def _read(path: str, line: PublishedFile, algorithm: str, buffer: memoryview) -> str | None:
-    """What is wrong with a file once every byte was read; None if nothing is."""
+    """What is wrong with a file after reading all of it; None if nothing is."""
     hasher = digest.new(algorithm)
     size = 0
     try:

@@ -231,7 +231,7 @@ def task_status(
 _MISSING_WORDS = {
     Cause.OUT_OF_MEMORY: "ran out of memory; `resume` requests twice as much",
     Cause.TIME_LIMIT: "reached its time limit; `resume` requests 50 % more",
-    Cause.LIMIT: "was killed by a limit inherited from the shell that launched it (processor time, "
+    Cause.LIMIT: "was killed by a limit inherited from the shell that launched it (CPU time, "
     "ulimit -t, or file size, ulimit -f); raise it there and run `resume`, which on Slurm "
     "submits with --propagate=NONE",
     Cause.NODE_FAILURE: "was lost with its node; `resume` excludes that node",

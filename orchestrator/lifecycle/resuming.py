@@ -155,7 +155,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         return
     name = planned.engine
     reach_engine(name, planned.cluster)
-    folder.make_whole()
+    folder.make_subfolders()
     running.take_claim(folder, planned.state.plan)
     if evidence.is_data_removed(folder, Staging(planned.state.plan)):
         for part in planned.state.plan.parts():

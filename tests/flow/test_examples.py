@@ -29,7 +29,7 @@ def test_the_example_of_the_api_brings_a_dataset_in(tmp_path: Path, shards: Path
     done = shell.run(shards, tmp_path / "pages")
     first, tasks, status = done.out.splitlines()
     assert first == f"2 shards to {tmp_path / 'pages'}"
-    assert "s of processor time in " in tasks
+    assert "s of CPU time in " in tasks
     assert status == "done"
     refused = shell.run(tmp_path / "nothing", tmp_path / "other", rc=1)
     assert "Traceback" not in refused.err

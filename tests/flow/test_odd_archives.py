@@ -384,7 +384,7 @@ def test_volumes_of_a_tar_are_told_how_to_be_put_together(tmp_path: Path) -> Non
     put(tmp_path / "source" / "v1.tar", first)
     source = put(tmp_path / "source" / "v2.tar", second)
     brought = bring(tmp_path, source, "--layout", "files")
-    assert "the archive ends before (so does a volume of tar -M)" in brought.text
+    assert "the archive ends earlier (a volume of tar -M ends like this, too)" in brought.text
     assert "unpack them together (tar -xM -f FIRST -f SECOND …)" in brought.text
 
 

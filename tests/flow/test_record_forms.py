@@ -76,7 +76,7 @@ def told(run: StagedRun) -> str:
 def test_other_encodings_are_published_as_utf8(tmp_path: Path, data: bytes) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "came as JSON lines in UTF-" in told(run)
+    assert "contains JSON lines in UTF-" in told(run)
 
 
 def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal_names(
@@ -88,7 +88,7 @@ def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal
     assert "--records-encoding, such as cp1252 or gbk" in text
     run = run_of(tmp_path / "gbk", [shard(data)], Options(records_encoding="gbk"))
     assert [record["text"][:2] for record in lines_of(run)] == ["\u65e5\u672c"] * 4
-    assert "came as JSON lines in GBK, is published as JSON lines" in told(run)
+    assert "contains JSON lines in GBK, is published as JSON lines" in told(run)
     damaged = data.replace(b"\xc8", b"\xff")
     wrong = refused(tmp_path / "wrong", [shard(damaged)], Options(records_encoding="gbk"))
     assert "its records file is not GBK throughout" in wrong
@@ -119,7 +119,7 @@ def test_an_array_becomes_lines_under_a_name_that_promises_them(
 ) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "came as a JSON array" in told(run)
+    assert "contains a JSON array" in told(run)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_array_becomes_lines_under_a_name_that_promises_them(
 def test_objects_that_follow_each_other_become_lines(tmp_path: Path, data: bytes) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "came as JSON objects over several lines" in told(run)
+    assert "contains JSON objects over several lines" in told(run)
 
 
 def test_arrays_of_several_shards_are_merged_into_one(tmp_path: Path) -> None:

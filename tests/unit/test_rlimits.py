@@ -78,7 +78,7 @@ def test_too_many_open_files_are_always_a_limit() -> None:
 def test_limits_that_may_have_ended_a_process_are_listed(limit: Limit) -> None:
     assert rlimits.may_be_why() == ""
     limit(resource.RLIMIT_CPU, 7200)
-    assert rlimits.may_be_why().endswith("7,200 s of processor time here (ulimit -t)")
+    assert rlimits.may_be_why().endswith("7,200 s of CPU time here (ulimit -t)")
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,5 @@ def test_the_signal_comes_ahead_of_the_kill_and_the_users_own_number_is_told(
         "print(r.getrlimit(r.RLIMIT_CPU)[0], said)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith(f"{ahead} processes are limited to {told} of processor time")
-    assert "this shell may not raise it" in said.stdout
+    assert said.stdout.startswith(f"{ahead} processes are limited to {told} of CPU time")
+    assert "this shell cannot raise it" in said.stdout

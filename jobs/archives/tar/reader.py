@@ -193,7 +193,7 @@ class TarReader:
         # A claim beyond all limits is refused before a byte of it is read.
         self._limits.check_claim(self.total + size, self._name or b"")
         if self._length is not None and size > self._length - self._cursor.offset:
-            volume = "" if self._length % BLOCK else " (so does a volume of tar -M)"
+            volume = "" if self._length % BLOCK else " (a volume of tar -M ends like this, too)"
             self._fail(f"it claims {size} bytes, but the archive ends earlier{volume}")
         if self.headers_only:
             return iter(())

@@ -55,7 +55,7 @@ class Use:
 
     @property
     def cpu_share(self) -> float | None:
-        """Of the processor time that was asked for."""
+        """Of the CPU time that was asked for."""
         asked = self.wall_s * (self.cpus or 0)
         return self.cpu_s / asked if asked else None
 

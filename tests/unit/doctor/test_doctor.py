@@ -60,7 +60,7 @@ def test_a_limit_that_followed_to_the_node_is_said(tmp_path: Path, hub: HubServe
         found = _probe(_ask(tmp_path, hub), tmp_path)["limit"]
     finally:
         resource.setrlimit(resource.RLIMIT_CPU, before)
-    assert found.ok is None and "7,200 s of processor time" in found.fact and found.remedy
+    assert found.ok is None and "7,200 s of CPU time" in found.fact and found.remedy
 
 
 def test_no_internet_names_the_ways_around_it(tmp_path: Path) -> None:

@@ -272,7 +272,7 @@ def test_processor_time_that_runs_out_stops_the_task_and_names_the_limit(
         (result,) = run_all(run)
     outcome, cause, message = problem_of(result)
     assert (outcome, cause) == (Outcome.RETRYABLE, Cause.LIMIT)
-    assert "5,000 s of processor time here (ulimit -t)" in message
+    assert "5,000 s of CPU time here (ulimit -t)" in message
 
 
 @contextmanager

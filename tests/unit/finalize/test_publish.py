@@ -284,7 +284,7 @@ def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
     assert problem.cause is Cause.NOT_FETCHED
     assert "1 of 2 parts are not extracted and 1 of 2 shards are not downloaded" in problem.message
     assert summary.lines == (
-        "✗ shard-0001.tar: not fetched",
+        "✗ shard-0001.tar: not downloaded",
         "✗ 1 of 2 parts extracted: nothing was published",
     )
     assert tree(run.staging.dest) == before

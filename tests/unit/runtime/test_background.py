@@ -17,27 +17,27 @@ def test_answers_keep_the_order_of_the_questions_and_few_are_asked_at_once() -> 
     asking: list[int] = []
     most: list[int] = []
 
-    def ask(number: int) -> int:
+    def function(number: int) -> int:
         asking.append(number)
         most.append(len(asking))
         time.sleep(0.001 * (10 - number))
         asking.remove(number)
         return number * 2
 
-    assert background.map_interruptible(ask, range(10), 3) == [n * 2 for n in range(10)]
+    assert background.map_interruptible(function, range(10), 3) == [n * 2 for n in range(10)]
     assert max(most) <= 3
 
 
 def test_an_error_is_raised_here_and_ends_the_questions() -> None:
     asked: list[int] = []
 
-    def ask(number: int) -> None:
+    def function(number: int) -> None:
         asked.append(number)
         time.sleep(0.001)
         raise LookupError(number)
 
     with pytest.raises(LookupError):
-        background.map_interruptible(ask, range(1000), 1)
+        background.map_interruptible(function, range(1000), 1)
     assert len(asked) < 1000
 
 
@@ -67,7 +67,7 @@ def test_who_asks_may_leave_and_an_answer_that_comes_late_is_dropped() -> None:
     def check() -> None:
         raise LookupError
 
-    def ask() -> str:
+    def function() -> str:
         leave.wait(30)
         return "late"
 
@@ -76,7 +76,7 @@ def test_who_asks_may_leave_and_an_answer_that_comes_late_is_dropped() -> None:
         dropped.set()
 
     with pytest.raises(LookupError):
-        background.call_interruptible(ask, check=check, drop=drop)
+        background.call_interruptible(function, check=check, drop=drop)
     assert late == []
     leave.set()
     assert dropped.wait(30)

@@ -47,10 +47,10 @@ def test_a_safe_name_means_one_relative_path(name: bytes, path: bytes) -> None:
         (b"/etc/passwd", "absolute"),
         (b"//etc", "absolute"),
         (b"/", "absolute"),
-        (b"..", "leaves its folder"),
-        (b"a/../b", "leaves its folder"),
-        (b"a/..", "leaves its folder"),
-        (b"./../a", "leaves its folder"),
+        (b"..", "contains '..'"),
+        (b"a/../b", "contains '..'"),
+        (b"a/..", "contains '..'"),
+        (b"./../a", "contains '..'"),
         (b"", "no name"),
         (b".", "no name"),
         (b"./.", "no name"),
@@ -177,7 +177,7 @@ def test_many_threads_and_objects_make_one_tree(tmp_path: Path) -> None:
 
 
 def test_forgetting_folders_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Folders, "_REMEMBERED", 3)
+    monkeypatch.setattr(Folders, "_MOST_KNOWN", 3)
     folders = Folders(tmp_path, archive="a.tar")
     for _ in range(2):
         for number in range(9):

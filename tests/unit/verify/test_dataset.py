@@ -36,7 +36,7 @@ def test_a_whole_dataset_passes_in_the_same_words(
     tmp_path: Path, deep: bool, algorithm: str
 ) -> None:
     report = check(published(tmp_path, Options(digest=algorithm)), deep=deep)
-    how = "every byte read" if deep else "by name and size"
+    how = "all content read" if deep else "by name and size"
     assert report.ok
     assert report.lines == (
         "✓ Found 12 records in prompts.jsonl",
