@@ -231,7 +231,7 @@ def follow(argv: Sequence[str]) -> None:
         )
         stream.copy_rest()
         for index in range(shard.parts):
-            stream.pass_over(Part(shard.id, index, shard.parts))
+            stream.skip_content(Part(shard.id, index, shard.parts))
         assert stream.finish().plain and digest.result()
         stream.close()
 

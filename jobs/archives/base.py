@@ -1,4 +1,4 @@
-"""What a reader of archives promises, and how it words what it refuses."""
+"""The interface of archive readers, and the errors that they raise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.storage.safe_paths import HOSTILE, quoted, text_of
 
 
 class MemberKind(str, Enum):
-    """What a member is; everything else is refused by the reader."""
+    """The kind of a member; readers refuse all other kinds."""
 
     FILE = "file"
     FOLDER = "folder"
@@ -24,7 +24,7 @@ class MemberKind(str, Enum):
 
 
 class Member(Struct):
-    """A member as its archive tells of it; its content is to be read before the next member."""
+    """A member of an archive; read its content before the next member."""
 
     name: bytes  # raw, as stored: checked and decoded by jobs.storage.safe_paths
     kind: MemberKind
@@ -32,83 +32,83 @@ class Member(Struct):
     mode: int  # permission bits, without set-uid, set-gid and sticky
     mtime: float  # seconds since the epoch
     ordinal: int  # in its shard, over all its parts
-    # Of a link, raw, as stored. A FILE with one is a copied folder's own link, which stays inside
-    # by a relative way: its size and content are those of the file that it means.
+    # Of a link, raw, as stored. A FILE with a target is a relative link within a copied folder:
+    # its size and content are those of the file that it points to.
     target: bytes = b""
-    # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid for as long as it is
-    # held, but holding one holds its whole block of 1 MiB.
+    # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid while it is
+    # referenced, but a reference keeps its complete block of 1 MiB in memory.
     chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
-    data: memoryview | None = None  # the content in one piece, where it was at hand so
-    mtime_ns: int | None = None  # where the source knows it better than ``mtime`` tells
-    superseded: bool = False  # a later member of that name is known: count it, do not write it
-    stands_for: int = 1  # members of the archive: of records that are made, those they are made of
+    data: memoryview | None = None  # the content in one piece, if the reader has it like that
+    mtime_ns: int | None = None  # if the source has a higher resolution than ``mtime``
+    superseded: bool = False  # a later member has this name: count this one, but do not write it
+    stands_for: int = 1  # members of the archive that this one is made of
 
 
 class Archive(Protocol):
-    """A shard that is here, open for reading; one process may read one part after the other.
+    """A downloaded shard, open for reading; a process may read several parts in sequence.
 
-    Links are told, not followed: whoever writes decides. A link's target that is not on disk yet,
-    or belongs to another part, is got by ``find``.
+    Links are yielded as links; the caller decides what to do with them. ``find`` reads the target
+    of a link if it is not on disk yet or belongs to another part.
     """
 
     @property
     def top(self) -> str | None:
-        """The single common top folder that is to be stripped; None where nothing is.
+        """The single common top folder to strip; None if there is none.
 
-        Only for a layout with records and ``strip_components`` None, where all members (junk
-        aside) lie below one folder that holds the images folder or the records file. Of an archive
-        read as a stream it is what its head promises: see ``TopChanged``.
+        Only for a layout with records and ``strip_components`` None, if all members except junk are
+        below one folder that contains the images folder or the records file. Of an archive that is
+        read as a stream it is inferred from its head: see ``TopChanged``.
         """
         ...
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know of the whole archive, a sentence each; after ``members``."""
+        """Warnings about the archive, a sentence each; valid after ``members``."""
         ...
 
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
 
-        When the iterator ends, everything the part covers was read and proven (checksums, end
-        marks, nothing but padding behind). Raises ``ArchiveError`` with member and offset.
+        When the iterator ends, everything in the part was read and verified (checksums, end marks,
+        only padding after the end). Raises ``ArchiveError`` with member and offset.
         """
         ...
 
     def find(self, name: bytes) -> Member | None:
-        """The last regular member whose safe path is ``name``, content included.
+        """The last regular member whose safe path is ``name``, with its content.
 
-        Costs another pass over the archive, or over its headers, by a reader of its own: it may be
-        called while ``members`` is iterated.
+        Needs another pass over the archive or its headers, with a separate reader: may be called
+        while ``members`` is being iterated.
         """
         ...
 
 
 class TopChanged(ArchiveError):
-    """A stream's later member contradicts the top folder that its head promised.
+    """A later member of a stream contradicts the top folder inferred from its head.
 
-    ``Archive.top`` holds the right one from then on: remove what the part wrote, read it again.
-    At most two such corrections happen to an archive.
+    ``Archive.top`` is correct from then on: remove what the part wrote, and read it again. An
+    archive needs at most two such corrections.
     """
 
 
 class DamagedError(ArchiveError):
-    """The bytes are not what a writer of archives makes of whole files."""
+    """The archive's bytes are damaged or truncated."""
 
     def advised(self, *, verified: bool, in_place: bool, again: bool, others: bool) -> DamagedError:
-        """The same error with what to do about it.
+        """The same error with the next step.
 
-        ``verified``: the archive has the digest that was published; ``in_place``: it is read where
-        its owner keeps it; ``again``: the next attempt fetches it; ``others``: there are shards
-        that could do without it.
+        ``verified``: the archive has the published digest; ``in_place``: it is a local file of the
+        user; ``again``: the next attempt downloads it again; ``others``: there are other shards,
+        which can be published without it.
         """
         if verified:
             step = "its digest matches the published one, so contact its publisher"
         elif in_place:
-            step = "replace it by an intact copy and run `resume`"
+            step = "replace it with an intact copy and run `resume`"
         elif again:
-            step = "the next attempt (resume) fetches it again"
+            step = "the next attempt (`resume`) downloads it again"
         else:
-            step = "a second download gave the same bytes, so contact its publisher"
+            step = "a second download had the same content, so contact its publisher"
         if others and not again:
             step += ", or launch without it (--exclude)"
         return DamagedError(
@@ -119,7 +119,7 @@ class DamagedError(ArchiveError):
 def damaged(
     archive: str, fact: str, *, offset: int | None = None, member: bytes | None = None
 ) -> DamagedError:
-    """The archive is damaged: member and offset (bytes into the inflated archive) are named."""
+    """An error for a damaged archive; ``offset``: in bytes of the inflated archive."""
     where = "" if offset is None else f" at byte {offset}"
     what = "" if member is None else f" member {quoted(member)}"
     colon = ":" if where or what else ""
@@ -130,7 +130,7 @@ def damaged(
 
 
 def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
-    """The same error, found while ``member`` was read."""
+    """The same error, with ``member`` as its place."""
     return type(error)(
         f"{error.message} (in member {quoted(member)})",
         cause=error.cause,
@@ -140,7 +140,7 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
 
 
 def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
-    """A member that is never written, whatever it holds."""
+    """An error for a member that is never written, whatever its content is."""
     return UnsafeMemberError(
         f"{archive}: member {quoted(member)} {fact}; {HOSTILE}",
         member=text_of(member)[0],
@@ -148,7 +148,7 @@ def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
 
 
 def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:
-    """Something sound that this tool does not read."""
+    """An error for an intact archive that this tool does not support."""
     what = "" if member is None else f" member {quoted(member)}"
     return ArchiveError(
         f"{archive}:{what} {fact}",
@@ -158,10 +158,10 @@ def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> Arch
 
 
 def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -> None:
-    """Raise ``ArchiveError`` (``UNSUPPORTED``) where a file that is not opened is an archive.
+    """Raise ``ArchiveError`` (``UNSUPPORTED``) if a file that is not opened is an archive.
 
-    By its first bytes: at launch not every file is looked into whose name does not say what it is.
-    Images have their own check; where ``--nested`` is given, what is named an archive is opened.
+    Decided by its first bytes, because launch does not read every file with an unknown name. Images
+    have their own check; with ``--nested``, files named like archives are opened.
     """
     text, layout = text_of(name)[0], options.layout
     packing, named = magic.packing_of(head), magic.packing_named(text) is not None
@@ -180,7 +180,7 @@ def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -
 def too_large(
     archive: str, fact: str, option: str, *, member: bytes | None = None
 ) -> TooLargeError:
-    """Beyond a limit; ``option`` is the one that raises it."""
+    """An error for an exceeded limit; ``option`` is the one that raises the limit."""
     what = "" if member is None else f" member {quoted(member)}"
     return TooLargeError(
         f"{archive}:{what} {fact}; if you trust the archive, launch again with a higher {option}",

@@ -1,4 +1,4 @@
-"""Decompression of whole streams: gzip, zstd, xz, bzip2, lz4 and lzma, each read to its end."""
+"""Decompression of complete streams: gzip, zstd, xz, bzip2, lz4 and lzma, each read to its end."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from jobs.errors import ArchiveError
 from jobs.formats import magic
 from jobs.model import Format
 
-BLOCK = 1 << 20  # bytes, of what comes out
-_FEED = 1 << 20  # bytes, of what goes in; 128 KiB make a tar.gz 6 % slower
-_NO_MEMORY = ("not enough memory", "allocation_failed")  # the words of zstd and of lz4
+BLOCK = 1 << 20  # bytes of output
+_FEED = 1 << 20  # bytes of input; 128 KiB make a tar.gz 6 % slower
+_NO_MEMORY = ("not enough memory", "allocation_failed")  # messages of zstd and lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 
 
@@ -40,11 +40,11 @@ class Decompressor(Protocol):
 def inflated(
     format: Format, source: _Source, *, archive: str, memory: Memory = LITTLE
 ) -> Iterator[memoryview]:
-    """What ``source`` holds, inflated, in blocks of at most 1 MiB.
+    """The content of ``source``, inflated, in blocks of at most 1 MiB.
 
-    Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` where
-    a stream is damaged or cut short, where anything else follows, where there is none at all, or
-    where one asks for more than ``memory``. An lzma stream has no checksum of its own.
+    Several streams may follow each other, and zeros may follow them. Raises ``ArchiveError`` if a
+    stream is damaged or truncated, if anything else follows, if there is no stream, or if one
+    needs more than ``memory``. An lzma stream has no checksum.
     """
     compression = format.value.removeprefix("tar.")
     if format is Format.TAR_GZ:
@@ -92,7 +92,7 @@ class _Blocks:
 
 
 def _gzip_of_tar(source: _Source, archive: str) -> Iterator[memoryview]:
-    """A tar compressed by gzip, or by gzip twice, as a script or a server did that did not look."""
+    """A tar compressed by gzip, or twice by gzip, as some scripts and servers do by mistake."""
     blocks = _gzip(source, archive)
     head = memoryview(b"")
     for block in blocks:
@@ -106,11 +106,11 @@ def _gzip_of_tar(source: _Source, archive: str) -> Iterator[memoryview]:
 
 
 class _Into:
-    """A file for ISA-L, which calls ``readinto``, of a source that can only ``read``."""
+    """Adds ``readinto``, which ISA-L calls, to a source that can only ``read``."""
 
     def __init__(self, source: _Source) -> None:
         self._source = source
-        self.read = source.read  # its being there is what makes a file
+        self.read = source.read  # ISA-L requires the attribute
         self.read_bytes = 0
 
     def readinto(self, buffer: memoryview) -> int:
@@ -121,7 +121,7 @@ class _Into:
 
 
 def stream_errors() -> tuple[type[Exception], ...]:
-    """What decompressors raise for a damaged stream; an ``OSError`` with a number is none of it."""
+    """Exceptions of decompressors for a damaged stream; not an ``OSError`` with a number."""
     from isal import isal_zlib
 
     isal: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # its stub has an object
@@ -129,8 +129,8 @@ def stream_errors() -> tuple[type[Exception], ...]:
 
 
 def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
-    # ISA-L checks CRC and length of each gzip member, refuses what is neither a member nor zeros
-    # behind them, and gives the interpreter free while it works.
+    # ISA-L checks the CRC and length of each gzip member, refuses anything but members and zeros
+    # after it, and releases the interpreter lock.
     from isal import isal_zlib
 
     raw = _Into(source)
@@ -143,12 +143,12 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
         except stream_errors() as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise
-            # What came out before the damage still tells which member it is in.
+            # The output before the damage still shows which member it is in.
             head = block.rstrip(b"\0")
             if head:
                 yield memoryview(head)
             fact = f"the gzip stream is damaged ({error})"
-            if "Not a gzipped file" in str(error):  # behind a member that is whole
+            if "Not a gzipped file" in str(error):  # after a complete gzip member
                 fact += (
                     "; `gzip -d` ignores this; if its output is complete, unpack it and launch "
                     "with --local-path on the folder"
@@ -206,7 +206,7 @@ def _streams(
     archive: str,
     memory: Memory = LITTLE,
 ) -> Iterator[memoryview]:
-    """Streams one after the other, by a decompressor each, and zeros behind them."""
+    """Streams one after the other, each with its decompressor, and zeros after them."""
     errors = (*stream_errors(), zstd.library().ZstdError, RuntimeError)  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
@@ -256,7 +256,7 @@ def _expect_stream(
 
 
 def _after_zeros(source: _Source, data: bytes) -> bytes:
-    """What follows the zeros that tapes and xz pad streams with; empty at the end."""
+    """The bytes after zeros, with which tapes and xz pad streams; empty at the end."""
     while True:
         data = data.lstrip(b"\0")
         if data:

@@ -1,4 +1,4 @@
-"""Which format a file is, by its first bytes; a name only settles what bytes leave open."""
+"""Detects the format of a file from its first bytes; the name only decides what they leave open."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jobs.formats.magic import Packing
 from jobs.model import Format
 from jobs.storage.safe_paths import quoted
 
-HEAD = 64 << 10  # bytes that decide nearly every time
-# These give nothing before a block is whole: 900 kB of bzip2's content, 4 MiB of lz4's.
+HEAD = 64 << 10  # bytes that are almost always enough
+# These output nothing before a block is complete: 900 kB of bzip2's content, 4 MiB of lz4's.
 _WHOLE_BLOCK = {magic.BZIP2: 1 << 20, magic.LZ4: (4 << 20) + HEAD}  # bytes
 
-_COMPRESSED = {  # a tar that is compressed so, and any other file
+_COMPRESSED = {  # the formats of a compressed tar, and of any other compressed file
     magic.GZIP: (Format.TAR_GZ, Format.GZ),
     magic.ZSTD: (Format.TAR_ZST, Format.ZST),
     magic.XZ: (Format.TAR_XZ, Format.XZ),
@@ -33,13 +33,13 @@ _ELSEWHERE = (
     "if another program opens it (7z x, gzip -d), unpack it and launch with --local-path on the "
     "folder"
 )
-_NEEDED = 2 * tar_header.BLOCK  # inflated bytes that tell a tar
-# What is no archive, and not one of another kind that could be named a tar by mistake.
+_NEEDED = 2 * tar_header.BLOCK  # inflated bytes that identify a tar
+# Files that are not archives.
 _OTHERS = ((b"\x89HDF", "an HDF5 file"), (b"MZ", "a program (a self-extracting archive?)"))
 
 
 def read_head(first: Callable[[int], bytes]) -> bytes:
-    """As many first bytes as ``sniff`` needs; ``first(n)`` gives the first ``n``, or fewer."""
+    """The first bytes that ``sniff`` needs; ``first(n)`` returns the first ``n``, or fewer."""
     head = first(HEAD)
     packing = magic.packing_of(head)
     needed = _WHOLE_BLOCK.get(packing, HEAD) if packing else HEAD
@@ -47,11 +47,11 @@ def read_head(first: Callable[[int], bytes]) -> bytes:
 
 
 def sniff(head: bytes, name: str) -> Format:
-    """The format of the archive that begins with ``head``, which ``read_head`` gives.
+    """The format of the archive that begins with ``head``, as returned by ``read_head``.
 
-    Of bzip2 and lz4 fewer bytes leave open whether a tar is inside; then the name decides. Raises
-    ``ArchiveError``: cause UNSUPPORTED for what is sound but not read here, BAD_ARCHIVE for what is
-    no archive at all (empty, a web page, a Git LFS pointer, a damaged header).
+    With fewer bytes of bzip2 or lz4 it is open whether a tar is inside; then the name decides.
+    Raises ``ArchiveError``: cause UNSUPPORTED for an intact archive that this tool does not
+    support, BAD_ARCHIVE for anything else (empty, a web page, a Git LFS pointer, a damaged header).
     """
     label = quoted(name)[1:-1]
     if not head:
@@ -90,11 +90,11 @@ def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
         start = _gzip_head(_gzip_head(head, HEAD), _NEEDED)
     if _is_tar(start, name):
         return tar
-    if not magic.says_tar(name):
+    if not magic.is_tar_name(name):
         return single
     if packing is magic.GZIP or len(start) >= tar_header.BLOCK:
         raise _no_archive(label, "compressed, but its contents do not begin like a tar")
-    return tar  # its reader says what is wrong
+    return tar  # its reader reports what is wrong
 
 
 class _Head:
@@ -107,7 +107,7 @@ class _Head:
 
 
 def _inflated_head(head: bytes, format: Format) -> bytes:
-    """The first bytes that ``head`` inflates to; that it breaks off later does not matter here."""
+    """The first bytes that ``head`` inflates to; that it is truncated does not matter."""
     start = b""
     try:
         for block in inflated(format, _Head(head), archive=""):
@@ -138,8 +138,8 @@ def _is_tar(start: bytes, name: str) -> bool:
     header = start[: tar_header.BLOCK]
     if len(header) < tar_header.BLOCK:
         return False
-    if header == tar_header.END:  # an empty tar, if it is one: zeros alone could be anything
-        return magic.says_tar(name)
+    if header == tar_header.END:  # an empty tar, if the name says so: any file may contain zeros
+        return magic.is_tar_name(name)
     try:
         tar_header.check_sum(header)
     except tar_header.HeaderError:
@@ -151,14 +151,14 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
     for start, what in _OTHERS:
         if head.startswith(start):
             return unsupported(label, f"is {what}, which is not supported; {_ELSEWHERE}")
-    if what_stands_there := magic.stand_in(head):
-        return ArchiveError(f"{label} is {what_stands_there}; {_AT_ITS_SOURCE}")
+    if content := magic.other_content(head):
+        return ArchiveError(f"{label} is {content}; {_AT_ITS_SOURCE}")
     if head.startswith(tar_header.END):
         return _no_archive(label, "not an archive: it begins with zeros (an unfinished download?)")
-    if magic.says_tar(name) and len(head) >= tar_header.BLOCK:
+    if magic.is_tar_name(name) and len(head) >= tar_header.BLOCK:
         return _no_archive(label, "named like a tar, but its first header is damaged")
     begins = f"not an archive: it begins with {quoted(head[:16])}"
-    return _no_archive(label, f"{begins} (--join puts pieces of a split archive together)")
+    return _no_archive(label, f"{begins} (use --join for the pieces of a split archive)")
 
 
 def _no_archive(label: str, what: str) -> ArchiveError:

@@ -1,4 +1,4 @@
-"""A folder that is a dataset already, read as an archive by way of its listing."""
+"""A folder with a dataset, read as an archive through its listing."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
 _ZEROS = memoryview(bytes(_CHUNK))
-# https://man7.org/linux/man-pages/man2/lseek.2.html: what a file system without holes answers.
+# https://man7.org/linux/man-pages/man2/lseek.2.html: the errors of a file system without holes.
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
 
 
 class FolderArchive:
-    """Folders before what they hold, files with their modes and times.
+    """Yields folders before their content, files with their modes and times.
 
-    A link that stays inside is told as the file that it points to, with its target. Holes of sparse
-    files are given as zeros without being read. A file that is not what it was when it was listed,
+    A link within the folder is yielded as the file that it points to, with its target. Holes of
+    sparse files are yielded as zeros without reading them. A file that changed since it was listed,
     or that changes while it is read, raises ``SourceError``.
     """
 
@@ -56,7 +56,7 @@ class FolderArchive:
         full = root + b"/" + item.path
         target, mtime_ns = item.target, item.mtime_ns
         if item.kind == folder_listing.LINK:
-            item = self._behind(full, item)
+            item = self._link_target(full, item)
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
         return Member(
@@ -71,12 +71,12 @@ class FolderArchive:
             mtime_ns=mtime_ns,
         )
 
-    def _behind(self, full: bytes, item: ListedEntry) -> ListedEntry:
+    def _link_target(self, full: bytes, item: ListedEntry) -> ListedEntry:
         """The file within the folder that a link points to."""
         try:
             status = os.stat(full)  # noqa: PTH116
         except OSError as error:
-            raise self._changed(full, "points to nothing") from error
+            raise self._changed(full, "became a dangling link") from error
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
@@ -84,7 +84,7 @@ class FolderArchive:
         try:
             fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise self._changed(full, "is gone") from error
+            raise self._changed(full, "was removed") from error
         except OSError as error:
             raise from_os_error(error, doing=f"reading {quoted(full)}") from error
         try:
@@ -103,7 +103,7 @@ class FolderArchive:
     def _check(self, fd: int, full: bytes, item: ListedEntry) -> None:
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
-            raise self._changed(full, "was changed")
+            raise self._changed(full, "was modified")
 
     def _changed(self, full: bytes, fact: str) -> SourceError:
         return SourceError(
@@ -122,18 +122,18 @@ def _content(fd: int, size: int) -> Iterator[memoryview]:
         while position < end:
             block = os.pread(fd, min(_CHUNK, end - position), position)
             if not block:
-                return  # cut short meanwhile; the check that follows says so
+                return  # truncated in the meantime; the check that follows reports it
             yield memoryview(block)
             position += len(block)
 
 
 def _next_data(fd: int, position: int, size: int) -> tuple[int, int]:
-    """Where the next data begin and end; a file system that knows no holes is all data."""
+    """Where the next data begin and end; without support for holes everything is data."""
     try:
         begin = os.lseek(fd, position, os.SEEK_DATA)
         return begin, min(os.lseek(fd, begin, os.SEEK_HOLE), size)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+        if error.errno == errno.ENXIO:  # only a hole up to the end
             return size, size
         if error.errno in _NO_HOLES:
             return position, size

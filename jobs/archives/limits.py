@@ -1,4 +1,4 @@
-"""How much an archive may hold: members, and bytes for each byte of the archive."""
+"""Limits on the content of an archive: members, and data bytes for each byte of the archive."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from jobs.archives.base import too_large
 from jobs.model import Options
 
-# A small archive may hold so much whatever its ratio: it fits on any disk.
+# An archive may always contain this much, whatever its ratio: it fits on any disk.
 FLOOR = 100_000_000  # bytes
 
 
@@ -26,19 +26,19 @@ class Limits:
 
     @property
     def most_bytes(self) -> int:
-        """The most bytes that the whole archive may hold."""
+        """The most data bytes that the archive may contain."""
         return max(FLOOR, int(self.archive_bytes * self.max_expansion))
 
     def check_members(self, members: int) -> None:
         if members > self.max_members:
             raise too_large(
                 self.archive,
-                f"holds more than the {self.max_members} members allowed",
+                f"contains more than the {self.max_members} members allowed",
                 "--max-members",
             )
 
     def check_claim(self, total: int, member: bytes) -> None:
-        """``total``: the bytes of all members up to and with this one, as the archive says."""
+        """Check ``total``: the bytes of all members up to and including this one, from headers."""
         if total > self.most_bytes:
             raise too_large(
                 self.archive,
@@ -49,9 +49,9 @@ class Limits:
             )
 
     def check_inflated(self, inflated: int, consumed: int) -> None:
-        """``inflated`` bytes came out of the first ``consumed`` bytes of the archive.
+        """Check that ``inflated`` bytes may come from the first ``consumed`` bytes of the archive.
 
-        A bomb is known long before its end, as its ratio shows from the start.
+        This detects a bomb long before its end, because its ratio is high from the start.
         """
         if inflated > FLOOR and inflated > consumed * self.max_expansion:
             raise too_large(

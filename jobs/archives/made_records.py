@@ -1,4 +1,4 @@
-"""Records that a reader makes itself, while it gives the files that they name."""
+"""Records that a reader creates while it yields the files that they name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BLOCK = 1 << 20  # bytes
 
 @contextmanager
 def spool(folder: RunFolder) -> Iterator[IO[bytes]]:
-    """A nameless file beside the archives, for records while files pass."""
+    """A temporary file without a name beside the archives, for the records."""
     place = Path(folder.load_plan().temp)
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=place, buffering=_BLOCK) as file:
@@ -24,7 +24,7 @@ def spool(folder: RunFolder) -> Iterator[IO[bytes]]:
 
 
 def records_member(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> Member:
-    """All that was written to ``lines`` as the member that is the records file."""
+    """The content of ``lines`` as the member that is the records file."""
     size = lines.tell()
     lines.seek(0)
 

@@ -1,4 +1,4 @@
-"""Members' names within one archive: how they compare, which are replaced, what is on top."""
+"""Names of an archive's members: normalized, replaced by later ones, common top folder."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from jobs.archives.base import MemberKind
 from jobs.model import Options
 from jobs.storage.safe_paths import junk_kind
 
-_BUCKET = 250_000  # names compared at a time; keeps the memory flat
+_BUCKET = 250_000  # names compared at a time; bounds the memory
 
 
 def normalized(name: bytes) -> bytes:
-    """``name`` as a path is compared: without ``.``, empty components and a last slash."""
+    """``name`` without ``.``, empty components and a final slash, for comparisons."""
     if b"./" in name or b"//" in name or name[-1:] in (b"/", b"."):
         return b"/".join(part for part in name.split(b"/") if part not in (b"", b"."))
     return name
 
 
 class TopFolder:
-    """Finds the folder that all members lie below, where the layout's parts lie just below it."""
+    """Finds the common folder of all members that directly contains the layout's files."""
 
     def __init__(self, options: Options) -> None:
         layout = options.layout
@@ -32,7 +32,7 @@ class TopFolder:
 
     @property
     def settled(self) -> bool:
-        """Whether the answer is likely to stay: only a member elsewhere can change it."""
+        """Whether only a member outside of the folder can still change the answer."""
         return not self._wanted or self._found
 
     @property
@@ -42,10 +42,10 @@ class TopFolder:
         try:
             return self._prefix[:-1].decode("utf-8")
         except UnicodeDecodeError:
-            return None  # such a name cannot stand in JSON; its files keep it
+            return None  # JSON cannot contain such a name; its files keep the folder
 
     def see(self, name: bytes, kind: MemberKind) -> None:
-        """Take one member into account."""
+        """Add one member."""
         if not self._wanted:
             return
         if self._prefix is None or not name.startswith(self._prefix):
@@ -64,7 +64,7 @@ class TopFolder:
 
 
 class NameHashes:
-    """Remembers names in 24 bytes each, to tell which members a later one replaces."""
+    """Stores names in 24 bytes each, to find members that a later one replaces."""
 
     def __init__(self) -> None:
         self._hashes = (array("q"), array("q"))
@@ -77,7 +77,7 @@ class NameHashes:
         self._ordinals.append(ordinal)
 
     def superseded(self) -> tuple[int, ...]:
-        """Ordinals of the members of whose name there is a later one, in order."""
+        """Ordinals of the members that a later one with the same name replaces, in order."""
         buckets = min(16, 1 + len(self._ordinals) // _BUCKET)
         found: list[int] = []
         for bucket in range(buckets):

@@ -1,4 +1,4 @@
-"""How much memory inflating may take: by the archive's size, and by what is free here.
+"""How much memory decompression may use, by the archive's size and the free memory.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html#memory
 https://docs.kernel.org/admin-guide/cgroup-v1/memory.html
@@ -17,15 +17,15 @@ from jobs.archives.base import unsupported
 from jobs.errors import ArchiveError
 from jobs.runtime.process import cores
 
-# What inflating may always take, so that a task stays below 128 MiB: `xz -9` needs 65 MiB.
+# Decompression may always use this much; a task stays below 128 MiB. `xz -9` needs 65 MiB.
 _MEMORY = 72 << 20  # bytes
-# A larger archive may have so many times its size, as hardly one shrinks more than that, ...
+# A larger archive may use this many times its size, because few shrink by a larger factor, ...
 _SHRUNK = 32
-# ... up to what the largest windows take: 2 GiB of `zstd --long=31`, 1.5 GiB of xz.
+# ... up to what the largest windows need: 2 GiB of `zstd --long=31`, 1.5 GiB of xz.
 _MOST_MEMORY = (2 << 30) + (256 << 20)  # bytes
 
 _CGROUPS = Path("/sys/fs/cgroup")
-# Limit, use, and the cache within it that goes when memory is short; of version 2 and 1.
+# Files with the limit, the use, and the reclaimable cache in it; of cgroup versions 2 and 1.
 _FILES = (
     ("", "memory.max", "memory.current", "inactive_file"),
     ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -33,19 +33,19 @@ _FILES = (
 
 
 class Memory(NamedTuple):
-    """What inflating may take."""
+    """How much memory decompression may use."""
 
     most: int = _MEMORY  # bytes
-    scarce: bool = False  # the archive could have more if this task had
+    scarce: bool = False  # the archive could use more if more were free
 
 
-LITTLE = Memory()  # what every archive may have
+LITTLE = Memory()  # for every archive
 
 
 def memory_for(archive_bytes: int) -> Memory:
-    """What a stream of an archive of that size may take to be inflated.
+    """How much memory decompressing an archive of that size may use.
 
-    Of a large one at most a half of what is free here; tasks that share a machine share that too.
+    For a large one at most half of the free memory, divided by the tasks that share a machine.
     """
     most = min(_SHRUNK * archive_bytes, _MOST_MEMORY)
     if most <= _MEMORY:
@@ -56,7 +56,7 @@ def memory_for(archive_bytes: int) -> Memory:
 
 
 def too_hungry(archive: str, fact: str, memory: Memory, command: str) -> ArchiveError:
-    """The refusal of a stream; ``command`` inflates it elsewhere."""
+    """An error for a stream that needs more memory; ``command`` decompresses it elsewhere."""
     limit = (
         "are free on this machine" if memory.scarce else "are allowed for an archive of its size"
     )
@@ -69,7 +69,7 @@ def too_hungry(archive: str, fact: str, memory: Memory, command: str) -> Archive
 
 
 def free_memory(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
-    """Bytes; 0 where nothing tells."""
+    """Free memory in bytes; 0 if unknown."""
     rooms = []
     with suppress(OSError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text())
@@ -80,7 +80,7 @@ def free_memory(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
 
 
 def _rooms(lines: str, cgroups: Path) -> Iterator[int]:
-    """What is left of each limit on the way from the process's own group to the root."""
+    """What is left of each limit from the process's own group up to the root."""
     for line in lines.splitlines():
         _, controllers, path = line.split(":", 2)
         for folder, limit, use, cache in _FILES:
@@ -99,7 +99,7 @@ def _room(place: Path, limit: str, use: str, cache: str) -> int | None:
         used = int((place / use).read_text())
         found = re.search(rf"^{cache} (\d+)$", (place / "memory.stat").read_text(), re.MULTILINE)
     except (OSError, ValueError):
-        return None  # no such group, or no limit at this one
+        return None  # no such group, or no limit on it
     if not most.isdecimal():
         return None
     return int(most) - used + (int(found[1]) if found else 0)

@@ -1,4 +1,4 @@
-"""Archives inside an archive, one level deep: which members are some, and how they are opened."""
+"""Archives inside an archive, one level deep: which members are archives, and how to open them."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from msgspec import structs
 
 from jobs.archives import detect
 from jobs.archives.base import Archive
-from jobs.archives.registry import learnt, open_archive
+from jobs.archives.registry import member_index, open_archive
 from jobs.errors import ArchiveError, Cause
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 
-# A piece of a split archive: its whole, and a mark (see jobs.sources.families).
+# A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
     r"(.*\.(?:tar(?:\.[a-z0-9]{2,4})?|zip|t[a-z0-9]{2,3}))"
     r"[._ -]?(?:part[._-]?)?(?:[a-z]{1,3}|[0-9]{1,4})"
@@ -28,9 +28,9 @@ _ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
 
 
 def is_nested(path: bytes) -> bool:
-    """Whether a member's name says that it is a zip or a tar, compressed or not.
+    """Whether a member is named like a zip or a tar, compressed or not.
 
-    Names are believed here: documents, models and arrays are zips inside, and stay as they are.
+    Names decide here: documents, models and arrays are zips inside, and are not extracted.
     """
     if path[path.rfind(b".") :].lower() not in _ENDINGS:
         return False
@@ -38,11 +38,11 @@ def is_nested(path: bytes) -> bool:
     packing = magic.packing_named(name)
     if packing is None or not packing.is_read:
         return False
-    return packing is magic.ZIP or magic.says_tar(magic.ending(name))
+    return packing is magic.ZIP or magic.is_tar_name(magic.ending(name))
 
 
 def stays_packed(path: bytes) -> bool:
-    """Whether a member's name says that it is packed and not opened: a table, a piece, …"""
+    """Whether a member is named like an archive that is not opened: a table, a piece, …"""
     name = path.decode("utf-8", "surrogateescape").lower()
     packing = magic.packing_named(name)
     if packing is None:
@@ -51,11 +51,11 @@ def stays_packed(path: bytes) -> bool:
         return not is_data and piece is not None and is_nested(os.fsencode(piece[1]))
     if packing.is_read:
         return packing is magic.PARQUET
-    return not packing.compresses or magic.says_tar(magic.ending(name))
+    return not packing.compresses or magic.is_tar_name(magic.ending(name))
 
 
 def shard_of(shard: Shard, path: bytes) -> Shard:
-    """The nested archive that lies at ``path`` in ``shard``, as a shard of its own.
+    """The nested archive at ``path`` in ``shard``, as a shard.
 
     Its id is a path below the outer one's, so that with ``OnCollision.PER_SHARD`` it has a folder
     there; its messages name both archives.
@@ -66,9 +66,9 @@ def shard_of(shard: Shard, path: bytes) -> Shard:
 
 
 def options_of(options: Options) -> Options:
-    """The options as they hold within a nested archive: no further level, no fixed strip.
+    """The options for a nested archive: no further level, no fixed number of stripped components.
 
-    What looks like samples of WebDataset stays files there, as records may lie beside the archive.
+    Files like WebDataset samples stay files, because the records may be beside the archive.
     """
     strip = None if options.strip_components is None else 0
     layout = options.layout
@@ -81,9 +81,9 @@ def options_of(options: Options) -> Options:
 def opened(
     shard: Shard, chunks: Iterable[memoryview], options: Options, folder: RunFolder, temporary: Path
 ) -> Iterator[Archive]:
-    """The nested archive ``shard`` that ``chunks`` hold, by way of a file in ``temporary``.
+    """Open the nested archive ``shard`` with content ``chunks``, through a file in ``temporary``.
 
-    ``options``: the outer archive's. Raises ``ArchiveError`` where it is none.
+    ``options``: the outer archive's. Raises ``ArchiveError`` if it is not an archive.
     """
     path = temporary / f".nested.{shard.id.replace('/', '.')[:100]}.{os.getpid()}"
     try:
@@ -93,8 +93,8 @@ def opened(
         inner = options_of(options)
         fetched = _fetched(path, shard)
         if inner.layout.has_records and inner.strip_components is None:
-            # The file is here whole, so a look through its headers finds the top folder for sure.
-            fetched = learnt(fetched, shard, inner, folder)
+            # The file is complete, so its headers determine the top folder.
+            fetched = member_index(fetched, shard, inner, folder)
         yield open_archive(fetched, shard, inner, folder)
     except ArchiveError as error:
         raise _with_option(error, shard) from error
@@ -103,7 +103,7 @@ def opened(
 
 
 def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
-    """``error`` with what else can be done, where it is the nested archive that cannot be read."""
+    """``error`` with a remedy, if the nested archive cannot be read."""
     own = error.message.startswith(quoted(shard.name)[1:-1])
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
@@ -116,7 +116,7 @@ def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
 
 
 def whole_part(shard: Shard) -> Part:
-    """All of a nested archive."""
+    """The only part of a nested archive."""
     return Part(shard.id, 0, 1)
 
 

@@ -1,4 +1,4 @@
-"""The archives there are, and what tells one from another."""
+"""Maps formats to their archive readers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from jobs.storage.run_folder import RunFolder
 
 
 def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Archive:
-    """The reader for a shard that is here; each part may have one of its own, in any process.
+    """The reader for a downloaded shard; each part may have its own, in any process.
 
-    Raises ``ArchiveError`` where what can be seen at once is wrong already.
+    Raises ``ArchiveError`` for faults that are visible without reading the members.
     """
     archive = _reader(fetched, shard, options, folder)
     return with_samples(archive, fetched.format, shard, options, folder)
@@ -21,7 +21,7 @@ def open_archive(fetched: Fetched, shard: Shard, options: Options, folder: RunFo
 def with_samples(
     archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
 ) -> Archive:
-    """``archive``, its files with one key as an image and a record where it holds samples."""
+    """``archive``; if it contains samples, its files become images and records."""
     if _holds_samples(archive, format, shard, options, folder):
         return Samples(archive, shard, options, folder)
     return archive
@@ -30,7 +30,7 @@ def with_samples(
 def _holds_samples(
     archive: Archive, format: Format, shard: Shard, options: Options, folder: RunFolder
 ) -> bool:
-    """Whether files with one key are to become records; every part of a shard finds the same."""
+    """Whether files with the same key become records; all parts of a shard decide alike."""
     layout = options.layout
     if layout.name == "webdataset":
         return shard.kind is not ShardKind.FILE and format is not Format.PARQUET
@@ -65,7 +65,7 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
         from jobs.archives.parquet.archive import ParquetArchive
 
         table = ParquetArchive(fetched, shard, options, folder)
-        if table.is_taken_apart():
+        if table.is_extracted():
             return table
     if fetched.format is Format.TREE:
         from jobs.archives.folder import FolderArchive
@@ -76,12 +76,12 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
     return PlainFile(fetched, shard, options, folder)
 
 
-def learnt(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
-    """``fetched`` with what a look through a tar's headers teaches; of other formats as it is."""
+def member_index(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> Fetched:
+    """``fetched`` with the index of a tar's members; unchanged for other formats."""
     if fetched.format not in TARS:
         return fetched
     from jobs.archives.tar.archive import TarArchive
     from jobs.archives.tar.stream import Streamed
 
-    table = TarArchive(fetched, shard, options, folder).learn()
-    return Streamed(fetched.format, learnt=table).applied(fetched)
+    table = TarArchive(fetched, shard, options, folder).build_index()
+    return Streamed(fetched.format, member_index=table).applied(fetched)

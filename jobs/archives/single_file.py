@@ -1,4 +1,4 @@
-"""An archive of one member: a loose file of the dataset, or one that is compressed."""
+"""An archive with one member: a single file of the dataset, perhaps compressed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CHUNK = 1 << 20  # bytes
 
 
 class PlainFile:
-    """The file itself, under the name that it has at the source; its pieces one after the other."""
+    """The file itself, with its name at the source; pieces are concatenated."""
 
     top: str | None = None
     warnings: tuple[str, ...] = ()
@@ -30,11 +30,11 @@ class PlainFile:
         self._name = os.fsencode(shard.name)
         self._mtime_ns = fetched.mtimes_ns[0]
         self._in_place = fetched.in_place
-        self._is_table = fetched.format is Format.PARQUET  # that has nothing to take apart
+        self._is_table = fetched.format is Format.PARQUET  # one without images
         self._options = options
 
     def members(self, part: Part) -> Iterator[Member]:
-        """The one member, in the first part; a file cannot be cut, so the others are empty."""
+        """The one member, in the first part; the others are empty, because a file is not cut."""
         if part.index == 0:
             yield self._member()
 
@@ -47,7 +47,9 @@ class PlainFile:
             try:
                 mode = Path(self._files[0]).stat().st_mode & 0o777
             except OSError as error:
-                raise from_os_error(error, doing=f"looking at {quoted(self._files[0])}") from error
+                raise from_os_error(
+                    error, doing=f"reading the status of {quoted(self._files[0])}"
+                ) from error
         return Member(
             self._name,
             MemberKind.FILE,
@@ -78,9 +80,9 @@ class PlainFile:
 
 
 class CompressedFile:
-    """Its member has the shard's name without the ending that tells the compression.
+    """A compressed file; its member has the shard's name without the compression's ending.
 
-    The name that gzip keeps inside is not trusted.
+    The name stored by gzip is not trusted.
     """
 
     top: str | None = None
@@ -96,8 +98,8 @@ class CompressedFile:
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``; the first part has the one member."""
         if part.index == 0:
-            # Inflated twice: no format tells its size reliably, and a file that is proven before
-            # its first byte is written leaves no half.
+            # Inflated twice: no format states its size reliably, and a file that is verified before
+            # it is written is never written in part.
             size = 0
             for block in self._blocks():
                 if not size:
@@ -108,7 +110,7 @@ class CompressedFile:
             yield self._member(size)
 
     def find(self, name: bytes) -> Member | None:
-        """See ``Archive.find``; there is nothing that could link."""
+        """See ``Archive.find``; there are no links."""
         return None
 
     def _member(self, size: int) -> Member:

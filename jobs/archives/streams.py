@@ -1,4 +1,4 @@
-"""Bytes in order: split files as one, inflated by a thread of its own, in blocks of 1 MiB."""
+"""Byte streams: split files as one, inflated in a separate thread, in blocks of 1 MiB."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from jobs.storage.safe_paths import quoted
 
 T = TypeVar("T")
 
-_AHEAD = 4  # blocks that wait to be read
-_MOST = 256  # items handed over at once
+_AHEAD = 4  # blocks read ahead
+_MOST = 256  # items handed over at once, at most
 
 
 class Readable(Protocol):
-    """What a stream is read from."""
+    """The source of a stream."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class ConcatenatedFiles(io.RawIOBase):
-    """Split files read as one; also at any offset, by several threads, with ``pread``.
+    """Split files read as one; ``pread`` reads at any offset, also from several threads.
 
-    Raises ``ArchiveError`` where a file is gone or has another size than it had when it came.
+    Raises ``ArchiveError`` if a file is missing or its size has changed since it was downloaded.
     """
 
     def __init__(self, paths: Sequence[str], sizes: Sequence[int], *, archive: str) -> None:
@@ -68,14 +68,14 @@ class ConcatenatedFiles(io.RawIOBase):
         if now != size:
             os.close(fd)
             raise ArchiveError(
-                f"{self._archive}: {quoted(path)} has {now} bytes and had {size} when it was "
+                f"{self._archive}: {quoted(path)} has {now} bytes, but had {size} when it was "
                 "downloaded; `resume` downloads it again",
                 cause=Cause.CHANGED,
             )
         return fd
 
     def pread(self, size: int, offset: int) -> bytes:
-        """``size`` bytes from ``offset``; fewer only at the end of a file or of all."""
+        """``size`` bytes from ``offset``; fewer only at the end of a file."""
         if offset >= self.size:
             return b""
         index = len(self.starts) - 1
@@ -91,7 +91,7 @@ class ConcatenatedFiles(io.RawIOBase):
         return data
 
     def read_exactly(self, size: int, offset: int) -> bytes:
-        """``size`` bytes from ``offset``, over the borders of files; fewer only at the end."""
+        """``size`` bytes from ``offset``, across files; fewer only at the end of the last one."""
         data = self.pread(size, offset)
         while len(data) < size:
             more = self.pread(size - len(data), offset + len(data))
@@ -127,16 +127,18 @@ class ConcatenatedFiles(io.RawIOBase):
 
 
 class Prefetch(Generic[T]):
-    """What a thread takes from ``source`` ahead, at most ``_AHEAD`` of it; a context manager.
+    """Reads items of ``source`` ahead in a thread, at most ``_AHEAD``; a context manager.
 
-    The thread starts with the first one, so an object made before a fork does no harm. An error
-    of the thread is raised where its block would have come.
+    The thread starts with the first item, so an object may be created before a fork. An error in
+    the thread is raised in place of its item.
     """
 
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
         self._ready: deque[T] = deque()
-        self._end: BaseException | None = None  # behind what is ready; StopIteration: nothing more
+        self._end: BaseException | None = (
+            None  # raised after the ready items; StopIteration: the end
+        )
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
@@ -175,7 +177,7 @@ class Prefetch(Generic[T]):
                 self._changed.notify_all()
                 return block
         assert self._end is not None
-        raise self._end  # it stays: whoever asks again gets it again
+        raise self._end  # raised again by further calls
 
     def _run(self) -> None:
         last: BaseException = StopIteration()
@@ -183,7 +185,7 @@ class Prefetch(Generic[T]):
             for block in self._source:
                 if not self._put(block):
                     return
-        except BaseException as error:  # noqa: BLE001  # raised where the block was wanted
+        except BaseException as error:  # noqa: BLE001  # raised again by the reader's thread
             last = error
         with self._changed:
             self._end = last
@@ -199,9 +201,9 @@ class Prefetch(Generic[T]):
 
 
 def prefetched(items: Iterator[T], size: Callable[[T], int]) -> Generator[T, None, None]:
-    """The same items, taken ahead by a thread; ``size`` tells how many bytes one holds.
+    """The same items, read ahead by a thread; ``size`` returns the bytes of an item.
 
-    A megabyte or so is handed over at once: one hand-over costs as much as a small file.
+    About a megabyte is handed over at once, because a hand-over costs as much as a small file.
     """
     with Prefetch(_batches(items, size)) as batches:
         for batch in batches:
@@ -219,7 +221,7 @@ def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
                 yield batch
                 batch, total = [], 0
     except Exception:
-        yield batch  # what comes before the damage comes before its error
+        yield batch  # items before the damage are yielded before the error
         raise
     yield batch
 
@@ -231,11 +233,11 @@ def open_blocks(
     *,
     consumed: Callable[[], int] | None = None,
 ) -> Iterator[memoryview]:
-    """The bytes of ``source``, inflated as ``format`` asks, in blocks of at most 1 MiB.
+    """The bytes of ``source``, inflated according to ``format``, in blocks of at most 1 MiB.
 
-    ``consumed`` tells how many bytes ``source`` gave; without it the ratio is not watched. Raises
-    ``ArchiveError`` where the stream is damaged, cut short or followed by more than zeros, and
-    ``TooLargeError`` where it is a bomb.
+    ``consumed`` returns how many bytes were read from ``source``; without it the ratio is not
+    checked. Raises ``ArchiveError`` if the stream is damaged, truncated or followed by anything but
+    zeros, and ``TooLargeError`` if it is a bomb.
     """
     total = 0
     memory = memory_for(limits.archive_bytes)
@@ -254,7 +256,7 @@ def open_blocks(
 def chain_blocks(
     format: Format, chain: ConcatenatedFiles, limits: Limits, *, start: int = 0
 ) -> Iterator[memoryview]:
-    """As ``open_blocks``, over files that are here; ``start``: bytes to leave out at the start."""
+    """As ``open_blocks``, for complete files; ``start``: bytes to skip at the start."""
     chain.seek(start)
     watched = None if format is Format.TAR else lambda: chain.position
     return open_blocks(format, chain, limits, consumed=watched)

@@ -1,7 +1,7 @@
-"""WebDataset: files with one key are one sample, which becomes an image and a record.
+"""WebDataset: files with the same key are a sample, which becomes an image and a record.
 
 https://github.com/webdataset/webdataset: the key is a path up to the first dot of its last
-component, what follows is the extension, and the files of a sample lie behind each other.
+component, the rest is the extension, and the files of a sample follow each other.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ _JSON = frozenset({"json", "jsn"})
 _NUMBERS = frozenset({"cls", "cls2", "class", "count", "index", "inx", "id"})
 _TEXTS = frozenset({"txt", "text", "transcript", "caption", "html", "md", "url"})
 _DATA = _JSON | _NUMBERS | _TEXTS
-_MOST_TEXT = 16 << 20  # bytes; a larger one stays a file
-_RECORDS = 1 << 48  # ordinal of the first part's records, behind all members
-HEAD = 64  # members that tell whether an archive holds samples
+_MOST_TEXT = 16 << 20  # bytes; larger data stay a file
+_RECORDS = 1 << 48  # ordinal of the first part's records, after all members
+HEAD = 64  # members that decide whether an archive contains samples
 
 
 def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
-    """Whether an archive whose members begin with ``names`` holds samples and nothing else.
+    """Whether an archive whose first members are ``names`` contains samples.
 
-    It does if most keys have an image and its data, and neither a records file nor the images
-    folder is there. Files without an extension are no matter.
+    It does if most keys have an image and its data, and there is neither a records file nor the
+    images folder. Files without an extension do not matter.
     """
     keys: dict[bytes, set[str]] = {}
     own = tuple(name.encode() for name in layout.records_names)
@@ -46,11 +46,11 @@ def looks_like_samples(names: Iterable[bytes], layout: Layout) -> bool:
             return False
         if key != name:
             keys.setdefault(key, set()).add(_extension(name, key))
-    whole = sum(
+    complete = sum(
         any(_is_image(e) for e in found) and any(_kind(e) in _DATA for e in found)
         for found in keys.values()
     )
-    return whole > 0 and 2 * whole >= len(keys)
+    return complete > 0 and 2 * complete >= len(keys)
 
 
 def is_pair(one: bytes, other: bytes) -> bool:
@@ -67,7 +67,7 @@ def _extension(name: bytes, key: bytes) -> str:
 
 
 def _kind(extension: str) -> str:
-    """What an extension's last part says: of ``input.jpg`` it is ``jpg``."""
+    """The last part of an extension: ``jpg`` of ``input.jpg``."""
     return extension.rpartition(".")[2]
 
 
@@ -77,7 +77,7 @@ def _is_image(extension: str) -> bool:
 
 @dataclass
 class _Sample:
-    """The files of one key."""
+    """The files with one key."""
 
     key: bytes = b""
     files: dict[str, str] = field(default_factory=dict)  # paths by extension
@@ -88,14 +88,14 @@ class _Sample:
 
 
 class Samples:
-    """Gives the images of samples below the images folder, and their data as records.
+    """Yields the images of samples below the images folder, and their data as records.
 
     A record has the image's path, the key as ``__key__``, the members of a JSON object, and each
-    further file of the sample under its extension: texts and numbers as such, others as paths.
-    Files of a key that has no image stay files.
+    other file of the sample under its extension: texts and numbers as values, others as paths.
+    Files with a key without an image stay files.
     """
 
-    top = ""  # names are made here: nothing is stripped of them
+    top = ""  # the names are generated here, so nothing is stripped
 
     def __init__(self, archive: Archive, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._archive = archive
@@ -103,7 +103,7 @@ class Samples:
         self._layout = options.layout
         self._strip = options.strip_components or 0
         self._folder = folder
-        self._without = 0  # keys that have no image
+        self._without = 0  # keys without an image
         self._example = b""
 
     @property
@@ -120,7 +120,7 @@ class Samples:
         return self._archive.find(name)
 
     def members(self, part: Part) -> Iterator[Member]:
-        """See ``Archive.members``: the part's images as they come, and its records at the end."""
+        """See ``Archive.members``: the part's images, and its records at the end."""
         sample = _Sample()
         absorbed, mtime = 0, 0.0
         with spool(self._folder) as lines:
@@ -155,7 +155,7 @@ class Samples:
                 yield made
 
     def _name(self, member: Member) -> bytes | None:
-        """The name of a sample's file; None of every other member."""
+        """The name of a sample's file; None for any other member."""
         name = normalized(member.name)
         if member.kind is not MemberKind.FILE or member.superseded or junk_kind(name):
             return None
@@ -170,13 +170,13 @@ class Samples:
         return None if sample_key(name) == name else name
 
     def _placed(self, member: Member, name: bytes) -> str:
-        """Have a file below the images folder; its path as a record has it."""
+        """Rename a member to its path below the images folder; returns the path for the record."""
         images = f"{self._layout.images}/".encode()
         member.name = name if name.startswith(images) else images + name
         return member.name.decode("utf-8", "surrogateescape")
 
     def _ended(self, sample: _Sample, lines: IO[bytes]) -> Iterator[Member]:
-        """Write the record of a sample; without an image, give its data as files."""
+        """Write the record of a sample; if it has no image, yield its data as files."""
         images = [extension for extension in sample.files if _is_image(extension)]
         if images:
             lines.write(self._record(sample, images))
@@ -214,7 +214,7 @@ class Samples:
 
 
 def _members(extension: str, data: bytes) -> dict[str, bytes] | None:
-    """The members of the sample's JSON object, as they are written; None of other data."""
+    """The members of a JSON object as source text; None for other data."""
     if extension not in _JSON:
         return None
     try:
@@ -227,7 +227,7 @@ def _members(extension: str, data: bytes) -> dict[str, bytes] | None:
 
 
 def _value(extension: str, data: bytes) -> bytes:
-    """Data as a JSON value; what is none, as its extension has it, makes the record a bad one."""
+    """Data as a JSON value; invalid data make the record invalid."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:

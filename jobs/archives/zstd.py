@@ -1,4 +1,4 @@
-"""One frame of zstd, within a bounded memory."""
+"""Decompression of one zstd frame in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jobs.archives.memory import Memory, too_hungry
 from jobs.errors import ArchiveError
 from jobs.formats import magic
 
-_LARGEST_WINDOW = 31  # its logarithm, beyond which zstd reads none
+_LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
 
 
 def library() -> ModuleType:
-    """Python's own module, or what stands in for it before Python 3.14."""
+    """Python's own module, or its backport before Python 3.14."""
     if sys.version_info >= (3, 14):
         from compression import zstd
     else:
@@ -23,9 +23,9 @@ def library() -> ModuleType:
 
 
 class Frame:
-    """One frame. A window too large for ``memory`` is let pass as long as it stays unfilled.
+    """One frame. A window larger than ``memory`` is accepted as long as it is not filled.
 
-    The memory of a window is taken only as it fills: the system gives pages when they are written.
+    A window uses memory only as it fills: the system allocates pages when they are written.
     """
 
     def __init__(self, memory: Memory, archive: str) -> None:
@@ -52,7 +52,7 @@ class Frame:
         return data
 
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
-        """The next bytes; raises ``ArchiveError`` where a window or dictionary forbids it."""
+        """The next bytes; ``ArchiveError`` if the window is too large or a dictionary missing."""
         if self._window is None:
             if number := _dictionary_of(data):
                 raise unsupported(
@@ -61,7 +61,7 @@ class Frame:
                     "contain; unpack it with `zstd -d -D DICTIONARY` and launch with "
                     "--local-path on the folder",
                 )
-            self._window = _window_of(data)  # all of the header is there
+            self._window = _window_of(data)  # the header is complete
             if self._window > 1 << _LARGEST_WINDOW:
                 raise self._too_large()
         block: bytes = self._frame.decompress(data, max_length)
@@ -89,7 +89,7 @@ def _dictionary_of(header: bytes) -> int:
 
 
 def _window_of(header: bytes) -> int:
-    """Bytes of a zstd frame's window; 0 of a frame to be skipped (RFC 8878, 3.1.1.1)."""
+    """Bytes of a zstd frame's window; 0 for a skippable frame (RFC 8878, 3.1.1.1)."""
     if len(header) < 6 or magic.is_skippable_frame(header):
         return 0
     descriptor = header[4]

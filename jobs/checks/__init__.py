@@ -1,6 +1,6 @@
-"""Checks of a member's content while it passes: a plug point.
+"""Checks of a member's content during extraction: an extension point.
 
-``base`` says what a check promises and ``registry`` picks the one for a member: ``images`` (what
-the first bytes are), ``png``, ``jpeg``, ``boxes``, ``other_images`` (structure), ``decode`` (every
-pixel, by Pillow). ``records`` reads the lines of a records file.
+``base`` is the interface of a check and ``registry`` chooses the one for a member: ``images`` (the
+first bytes), ``png``, ``jpeg``, ``boxes``, ``other_images`` (structure), ``decode`` (all pixels,
+with Pillow). ``records`` parses the lines of a records file.
 """

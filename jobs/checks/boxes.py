@@ -1,4 +1,4 @@
-"""AVIF, HEIC, JPEG 2000 and JPEG XL: files made of boxes, each of which says how long it is."""
+"""AVIF, HEIC, JPEG 2000 and JPEG XL: files of boxes, each of which states its length."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from jobs.checks.base import WARNING
 
 _BOX = struct.Struct(">I4s")  # length with this header, type
 _LARGE = struct.Struct(">Q")
-_LONGEST = 16  # bytes of a header, where the length takes 64 bits
+_LONGEST = 16  # bytes of a header with a length of 64 bits
 _EOC = b"\xff\xd9"  # ends a JPEG 2000 codestream (ITU-T T.800, A.4.4)
 _TAIL = 16  # bytes: zeros may follow, as DICOM pads to an even length
 _CODESTREAMS = (b"\xff\x4f\xff\x51", b"\xff\x0a")  # JPEG 2000 and JPEG XL without boxes
 
 
 class Boxes:
-    """Walks the boxes (ISO/IEC 14496-12, 4.2), those in ``meta`` too, to see that none is cut.
+    """Walks the boxes (ISO/IEC 14496-12, 4.2), also those in ``meta``, to find truncated ones.
 
-    ``needs``: of each group of box types one must be there.
+    ``needs``: one box type of each group must exist.
     """
 
     def __init__(self, format: str, *needs: frozenset[bytes]) -> None:
@@ -25,15 +25,15 @@ class Boxes:
         self._needs = needs
         self._finding: str | None = None
         self._seen: set[bytes] = set()
-        self._size = 0  # of the file, as far as it was fed
+        self._size = 0  # of the file so far
         self._next = 0  # offset of the next box
-        self._end = 0  # offset up to which the boxes say that the file goes
-        self._meta_end: int | None = None  # while the boxes within meta are walked
+        self._end = 0  # end of the file according to the boxes
+        self._meta_end: int | None = None  # set while the boxes in ``meta`` are walked
         self._rest = b""  # of the last feed: part of a header
         self._tail = b""
-        self._walks = True  # until a box goes to the file's end, or something else follows
-        self._behind = False  # what follows the last box is no box
-        self._codestream = False  # the end mark of JPEG 2000 has to close the file
+        self._walks = True  # until a box extends to the file's end, or other data follow
+        self._trailing = False  # data that are not a box follow the last box
+        self._codestream = False  # the file has to end with the end mark of JPEG 2000
 
     def feed(self, data: memoryview) -> None:
         if not self._size and bytes(data[:4]).startswith(_CODESTREAMS):
@@ -47,7 +47,7 @@ class Boxes:
         self._walk(data, base, _LONGEST)
 
     def _walk(self, data: memoryview, base: int, needed: int) -> None:
-        """Go from box to box as long as ``needed`` bytes of the next one are there."""
+        """Walk the boxes as long as ``needed`` bytes of the next one are available."""
         while self._walks and self._finding is None:
             at = self._next - base
             if at + needed > len(data):
@@ -68,11 +68,11 @@ class Boxes:
             return None
         if length < shortest or not _is_type(kind):
             if self._meta_end is None and self._missing() is None:
-                self._walks, self._behind = False, True
+                self._walks, self._trailing = False, True
                 return None
             return f"{self._format}: damaged at byte {begin}"
         end = begin + length
-        # Of a JPEG XL codestream in pieces the last one is marked (ISO/IEC 18181-2, 9.9).
+        # The last piece of a JPEG XL codestream is marked (ISO/IEC 18181-2, 9.9).
         if kind != b"jxlp" or bytes(header[shortest : shortest + 1]) >= b"\x80":
             self._seen.add(kind)
         if kind == b"meta" and self._meta_end is None:
@@ -88,7 +88,7 @@ class Boxes:
         return None
 
     def _missing(self) -> str | None:
-        """What has to be there and was not seen, in words."""
+        """The required box types that are missing, for a message; None if none is."""
         for group in self._needs:
             if not group & self._seen:
                 return " or ".join(sorted(kind.decode() for kind in group))
@@ -106,7 +106,7 @@ class Boxes:
             return f"{self._format}: truncated: {self._size} of {self._end} bytes"
         if missing := self._missing():
             return f"{self._format}: truncated: no {missing} box"
-        if self._behind or (self._walks and self._size > self._end):
+        if self._trailing or (self._walks and self._size > self._end):
             return f"{WARNING}{self._format}: {self._size - self._end} bytes after the end"
         return None
 

@@ -1,4 +1,4 @@
-"""Every pixel decoded by Pillow: the deepest check, at twelve times the extraction's time."""
+"""Decodes all pixels with Pillow: the deepest check, at twelve times the extraction's time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jobs.checks.base import WARNING, is_warning
 from jobs.checks.images import ImageCheck
 from jobs.errors import UsageError
 
-MAX_BYTES = 64 << 20  # of a file that is decoded: a task's memory stays bounded
-MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # of all frames: Pillow's own limit for a bomb
-_NO_DECODER = re.compile(r"decoder \w+ not available")  # as Pillow words it
-# The plugin of Pillow's own that reads a format; the others have none.
+MAX_BYTES = 64 << 20  # of a decoded file, at most; bounds a task's memory
+MAX_PIXELS = 2 * (1 << 30) // 4 // 3  # of all frames; Pillow's limit for a bomb
+_NO_DECODER = re.compile(r"decoder \w+ not available")  # Pillow's message
+# Pillow's plugins by format; other formats have none.
 _PLUGINS = {
     "PNG": "PNG",
     "JPEG": "JPEG",
@@ -29,10 +29,10 @@ _PLUGINS = {
 
 
 class Decode:
-    """Runs the check of the structure first, and decodes what passed it.
+    """Checks the structure first, and then decodes the file.
 
-    What the plugin for its format claims and cannot open or decode has failed. Where this Pillow
-    has no such plugin, or was built without the decoder, the file gets a warning.
+    A file fails if the plugin for its format cannot open or decode it. If this Pillow has no such
+    plugin, or was built without the decoder, the file gets a warning.
     """
 
     def __init__(self, structure: ImageCheck) -> None:
@@ -40,7 +40,7 @@ class Decode:
             import PIL.Image
         except ImportError as error:
             raise UsageError(
-                "--verify decode needs Pillow, which is not installed; "
+                "--verify decode needs Pillow, which is not installed; run "
                 "`pip install 'websight-orchestrate[decode]'`, or use --verify structure"
             ) from error
         self._pil = PIL
@@ -81,23 +81,23 @@ class Decode:
                 return "decode: too many pixels (a decompression bomb)"
             except MemoryError as error:
                 if rlimits.reached(error):
-                    raise  # this process may have no more: nothing of the file's
+                    raise  # a limit of this process, not a fault of the file
                 return self._failed(error)
-            # Pillow's decoders raise anything on bytes they cannot take: a verdict on the file.
+            # Pillow's decoders raise all kinds of exceptions for damaged files.
             except Exception as error:  # noqa: BLE001
                 return self._failed(error)
         return None
 
     def _not_opened(self) -> str:
-        """Why no plugin has opened the file: damage, or a plugin that is not there."""
+        """Why no plugin has opened the file: damage, or a missing plugin."""
         content, pillow = self._structure.content, self._pil.__version__
         plugin, accept = self._pil.Image.OPEN.get(_PLUGINS.get(str(content), "")) or (None, None)
         claim = accept is not None and accept(bytes(self._data[:16]))
-        # A text in place of a yes says what this Pillow was built without.
+        # A plugin's check returns a text if this Pillow was built without a codec.
         if plugin is None or not claim or isinstance(claim, str):
             return f"{WARNING}not decoded: Pillow {pillow} cannot read {content} here"
         try:
-            plugin(io.BytesIO(self._data), "")  # once more, for the reason, which `open` keeps
+            plugin(io.BytesIO(self._data), "")  # again, for the reason, which `open` hides
         except Exception as error:  # noqa: BLE001
             return self._failed(error)
         return f"decode: Pillow cannot open this {content}"

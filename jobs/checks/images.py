@@ -1,4 +1,4 @@
-"""What a file's first bytes are, whether that is an image, and whether its name agrees."""
+"""Checks that a file is an image, by its first bytes, and that its name agrees."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _NOT_IMAGES = (
 _MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than ``ftyp``
 _PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
-# What no file holds that a record names as an image, whatever its ending.
+# Content that is never accepted in a file that a record names, whatever its ending.
 _NEVER = (_LFS, "an HTML page", "an XML text", "text", "zero bytes only")
 
 
 def foreign(head: bytes) -> str:
-    """What content that is no image is, in plain words."""
+    """A description of content that is not an image."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return _LFS
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
@@ -46,12 +46,11 @@ def foreign(head: bytes) -> str:
 
 
 class ImageCheck:
-    """Sniffs the head, then hands every byte to that format's own check.
+    """Detects the format from the first bytes, then runs that format's check.
 
-    A file whose ending is an image's has to be one. Every other file has to be one only where a
-    record names it, which is not known yet: its findings begin with ``IF_NAMED``. Where it has an
-    ending of its own (``.tga``, ``.mp4``), content of an unknown format is taken for what the
-    ending says.
+    A file with an image's ending has to be an image. Any other file has to be one only if a record
+    names it, which is not known yet: its findings begin with ``IF_NAMED``. If it has another ending
+    (``.tga``, ``.mp4``), content of an unknown format is accepted.
     """
 
     def __init__(self, name: str, formats: Mapping[str, Callable[[], Check]]) -> None:
@@ -60,13 +59,13 @@ class ImageCheck:
         self._formats = formats
         self._head = b""
         self._decided = False
-        self.content: str | None = None  # the format, once it is known
+        self.content: str | None = None  # the format, once it is detected
         self._check: Check | None = None
         self._finding: str | None = None
 
     @property
     def may_be_image(self) -> bool:
-        """Whether the bytes so far do not speak against it."""
+        """Whether the bytes so far may be an image's."""
         return self.content is not None or not self._decided
 
     def feed(self, data: memoryview) -> None:
@@ -95,7 +94,7 @@ class ImageCheck:
             return
         kind = foreign(head)
         if kind is _LFS:
-            self._required = True  # data are missing, whoever names them
+            self._required = True  # data are missing, whether or not a record names the file
         if self._required or not self._extension or kind in _NEVER:
             self._finding = NO_IMAGE + kind
 
@@ -112,5 +111,5 @@ class ImageCheck:
         return None if finding is None else self.qualified(finding)
 
     def qualified(self, finding: str) -> str:
-        """The finding, bound to the condition that a record names the file where that counts."""
+        """The finding, with the prefix ``IF_NAMED`` if the file need not be an image."""
         return finding if self._required else IF_NAMED + finding

@@ -10,29 +10,29 @@ SIGNATURE = b"\xff\xd8\xff"
 _EOI = b"\xff\xd9"
 _SEGMENT = struct.Struct(">BBH")  # 0xFF, marker, length with its own two bytes
 _SOS = 0xDA
-# SOF0–15 but for DHT (C4), JPG (C8), DAC (CC), which share their range.
+# SOF0–15 without DHT (C4), JPG (C8) and DAC (CC), which are in the same range.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ALONE = frozenset({0x01, *range(0xD0, 0xD8)})  # TEM, RSTn: markers without a length
 _PADDING = b"\0\xff\r\n\t "
-_TAIL = 4096  # bytes that are searched first: EOI is nearly always there
+_TAIL = 4096  # bytes that are searched first: EOI is almost always there
 
 
 class Jpeg:
-    """Sees a cut or zeroed tail and a damaged head; only a digest can see damaged pixels.
+    """Finds a truncated or zeroed tail and a damaged head; only a digest finds damaged pixels.
 
-    Within a scan 0xFF is always stuffed, so an EOI behind the first scan's start is a real one
-    (that of an embedded preview lies before it).
+    Within a scan 0xFF is always stuffed, so an EOI after the first scan's start is a real one
+    (that of an embedded preview comes before it).
     """
 
     def __init__(self) -> None:
         self._finding: str | None = None
         self._offset = 0  # of the next feed in the file
         self._next = 2  # offset of the next marker
-        self._rest = b""  # of the last feed, where a marker is cut
+        self._rest = b""  # of the last feed: a part of a marker
         self._frame = False
-        self._scan: int | None = None  # offset behind the first SOS segment's header
+        self._scan: int | None = None  # offset after the first SOS segment's header
         self._ended = False  # an EOI was seen
-        self._odd = False  # something that is no padding came behind it
+        self._odd = False  # data other than padding follow it
         self._last = b""  # last byte of the feed before
 
     def feed(self, data: memoryview) -> None:
@@ -58,7 +58,7 @@ class Jpeg:
             if mark != 0xFF or marker in (0x00, 0xD8, 0xD9):
                 return "JPEG: damaged header"
             if marker == 0xFF:
-                self._next += 1  # fill bytes may stand before a marker
+                self._next += 1  # fill bytes may precede a marker
             elif marker in _ALONE:
                 self._next += 2
             elif length < 2:
@@ -81,7 +81,7 @@ class Jpeg:
         return None
 
     def _tail(self, data: memoryview) -> None:
-        """Look for the last EOI; from the end, as nearly every file has it there."""
+        """Search for the last EOI from the end, where almost every file has it."""
         assert self._scan is not None
         begin = max(0, self._scan - self._offset)
         if begin >= len(data):
@@ -99,9 +99,9 @@ class Jpeg:
             self._odd = bool(bytes(data[begin:]).strip(_PADDING))
         self._last = bytes(data[-1:])
 
-    def _found(self, behind: bytes) -> None:
+    def _found(self, trailing: bytes) -> None:
         self._ended = True
-        self._odd = bool(behind.strip(_PADDING))
+        self._odd = bool(trailing.strip(_PADDING))
 
     def finish(self) -> str | None:
         if self._finding is not None:

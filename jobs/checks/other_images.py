@@ -9,7 +9,7 @@ from jobs.formats.pictures import HEAD
 
 
 class _HeadAndTail:
-    """Keeps a file's head, tail and size; the formats below judge by these."""
+    """Stores a file's head, tail and size for the formats below."""
 
     def __init__(self) -> None:
         self._head = b""
@@ -50,7 +50,7 @@ class Bmp(_HeadAndTail):
         if pixels > self._size:
             return f"BMP: truncated: pixels begin at {pixels}, the file has {self._size} bytes"
         if header < 40 or self._size < 54:
-            return None  # OS/2: no more is asked of it
+            return None  # OS/2: not checked further
         width, height, _planes, bits, method = struct.unpack_from("<iiHHI", self._head, 18)
         if width <= 0 or height == 0:
             return f"BMP: impossible size {width} × {height}"
@@ -82,7 +82,7 @@ class WebP:
 
     def __init__(self) -> None:
         self._size = 0
-        self._end = 0  # of the RIFF, as its header says
+        self._end = 0  # of the RIFF, according to its header
         self._next = 12  # offset of the next chunk
         self._rest = b""
         self._pixels = False

@@ -1,4 +1,4 @@
-"""PNG: signature, order of chunks, and the CRC of each to IEND (https://www.w3.org/TR/png-3/)."""
+"""PNG: signature, order of chunks, and the CRC of each chunk (https://www.w3.org/TR/png-3/)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 
 
 
 class Png:
-    """Walks the chunks; 2–4 % of an extraction, and sees every flipped bit and every hole."""
+    """Walks the chunks; takes 2–4 % of an extraction; finds every flipped bit and every hole."""
 
     def __init__(self) -> None:
         self._finding: str | None = None
         self._begun = False
         self._rest = b""  # of the last feed: part of a chunk's header or CRC
         self._last = b""  # type of the chunk before
-        self._kind = b""  # type of the chunk that a feed left open
-        self._left: int | None = None  # bytes of its data still to come; None: no chunk is open
-        self._crc = 0  # of what came of it
+        self._kind = b""  # type of the incomplete chunk
+        self._left: int | None = None  # missing bytes of its data; None: no chunk is incomplete
+        self._crc = 0  # of its data so far
         self._palettes = 0
         self._pixels = False  # an IDAT was seen
-        self._behind = 0  # bytes behind IEND
+        self._trailing = 0  # bytes after IEND
 
     def feed(self, data: memoryview) -> None:
         if self._finding is not None:
@@ -50,7 +50,7 @@ class Png:
         crc32 = isal_zlib.crc32
         while True:
             if self._left is not None:
-                position = self._go_on(data, position)
+                position = self._continue(data, position)
                 if self._left or end - position < 4:
                     break
                 if _CRC.unpack_from(data, position)[0] != self._crc:
@@ -58,7 +58,7 @@ class Png:
                 position += 4
                 self._left = None
             if self._last == b"IEND":
-                self._behind += end - position
+                self._trailing += end - position
                 return None
             if end - position < 8:
                 break
@@ -77,8 +77,8 @@ class Png:
         self._rest = bytes(data[position:])
         return None
 
-    def _go_on(self, data: memoryview, position: int) -> int:
-        """Take what came of the open chunk's data; the position behind it."""
+    def _continue(self, data: memoryview, position: int) -> int:
+        """Read data of the incomplete chunk; returns the position after it."""
         assert self._left is not None
         stop = min(position + self._left, len(data))
         self._crc = isal_zlib.crc32(data[position:stop], self._crc)
@@ -86,7 +86,7 @@ class Png:
         return stop
 
     def _begins(self, kind: bytes, length: int) -> str | None:
-        """What is wrong with a chunk of that type at this place (section 5.6)."""
+        """What is wrong with a chunk of that type at this position (section 5.6)."""
         last, self._last = self._last, kind
         if kind == b"IDAT":
             if self._pixels and last != b"IDAT":
@@ -112,8 +112,8 @@ class Png:
         if self._last != b"IEND" or self._left is not None:
             where = f"chunk {self._last.decode()}" if self._last else "the signature"
             return f"PNG: truncated in or after {where}"
-        if self._behind:
-            return f"{WARNING}PNG: {self._behind} bytes after the end"
+        if self._trailing:
+            return f"{WARNING}PNG: {self._trailing} bytes after the end"
         return None
 
 

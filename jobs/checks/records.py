@@ -1,4 +1,4 @@
-"""What a line of a records file is, and which images it names."""
+"""Parses the lines of a records file, and finds the images that they name."""
 
 from __future__ import annotations
 
@@ -15,47 +15,47 @@ from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
 from jobs.storage.safe_paths import MAX_PATH, quoted
 
 BOM = b"\xef\xbb\xbf"
-_ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # which often hold a path, but name none
+_ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # often path-like, but not paths
 MAX_LINE = 64 << 20  # bytes; a longer line is a file without line ends, not a record
-_SHOWN_FIELDS = 8  # in a message
+_SHOWN_FIELDS = 8  # in a message, at most
 
-# Where a value stands in a record: the keys of objects and indices of arrays that lead to it.
+# The position of a value in a record: the keys of objects and indices of arrays that lead to it.
 Where = tuple[str | int, ...]
 
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _value = msgspec.json.Decoder().decode
-# In a raw value: a string that ends as an image's name does.
+# In a raw value: a string that ends like an image's name.
 _ends_as_image = re.compile(rf'(?i)\.(?:{"|".join(BY_EXTENSION)})"'.encode()).search
 _ENDING = 2 + max(map(len, BY_EXTENSION))  # bytes, with dot and quote
-_LONGEST = 16 * MAX_PATH  # bytes of a raw list or object that is looked into for paths
+_LONGEST = 16 * MAX_PATH  # bytes of a raw list or object that is searched for paths, at most
 _QUOTE, _OPENING = ord('"'), b"[{"
 
 
 class BadLineError(ValueError):
-    """A line is no record; the text says why in a few words."""
+    """A line is not a valid record; the text says why in a few words."""
 
 
 class Image(NamedTuple):
     """One place where a record names an image."""
 
-    path: str  # as the record spells it, relative to the dataset or to its images folder
+    path: str  # as in the record, relative to the dataset or to its images folder
     where: Where
-    # False for a path in a further field that looks like an image's, beside the record's image.
+    # False for a path in another field that looks like an image's path.
     required: bool = True
 
 
 @dataclass(frozen=True)
 class Record:
-    """A line of a records file, as far as the audit needs it."""
+    """The parts of a record that the audit needs."""
 
     images: tuple[Image, ...]  # at least one of them required
-    id: str | None  # of the record, where it has one
+    id: str | None
 
 
 def lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a records file as they come, line ends included.
+    """The lines of a records file with their line ends.
 
-    One that is longer than ``MAX_LINE`` is cut there, so that memory stays bounded.
+    A line longer than ``MAX_LINE`` is cut there, so that memory is bounded.
     """
     while line := file.readline(MAX_LINE + 1):
         yield line
@@ -64,7 +64,7 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line holds nothing (white space, or a byte order mark at most)."""
+    """Whether a line contains only white space or a byte order mark."""
     return not line.removeprefix(BOM).strip()
 
 
@@ -73,12 +73,12 @@ def parse(line: bytes, field: str | None = None, made: str | None = None) -> Rec
 
     A line is JSON if Python's ``json.loads`` reads it: unpaired surrogate escapes, NaN and numbers
     of any size are accepted. ``field`` names the images: a key, or keys joined by dots that lead
-    into objects and through lists. None: the first of ``IMAGE_FIELDS`` that holds a path; in a
+    into objects and through lists. None: the first of ``IMAGE_FIELDS`` that contains a path; in a
     record with none of these fields, every field whose value looks like an image's path.
 
-    A field holds a path as a string, as an object with a ``path`` (as Hugging Face's datasets
-    write it), or as a list of either. A string anywhere in the record that begins with ``made`` is
-    a further path. Raises ``BadLineError``.
+    A field contains a path as a string, as an object with a ``path`` (the format of Hugging Face's
+    datasets), or as a list of either. A string anywhere in the record that begins with ``made`` is
+    a path too. Raises ``BadLineError``.
     """
     members = _parsed(line)
     if field is not None:
@@ -95,9 +95,9 @@ def parse(line: bytes, field: str | None = None, made: str | None = None) -> Rec
 
 
 def rewritten(line: bytes, changes: Mapping[Where, str]) -> bytes:
-    """``line`` with other paths at these places; every byte outside of them stays as it is.
+    """``line`` with new paths at these positions; all other bytes stay unchanged.
 
-    ``line`` is one that ``parse`` accepts, and each place is one that it found.
+    ``parse`` must accept ``line``, and must have found the positions.
     """
     text = line.decode("utf-8")
     start = json_text.skip(text, 1 if text.startswith("\ufeff") else 0)
@@ -126,7 +126,7 @@ def normal_path(path: str) -> str:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """The record's members: raw where msgspec reads the line, decoded where only Python does."""
+    """The record's members: raw if msgspec reads the line, decoded if only Python does."""
     if len(line) > MAX_LINE:
         raise BadLineError(f"longer than {MAX_LINE >> 20} MiB")
     body = line.removeprefix(BOM)
@@ -148,7 +148,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
         fact = error.msg.removesuffix(" at")
         raise BadLineError(f"not JSON: {fact} at character {error.pos + 1}") from error
     except RecursionError as error:
-        raise BadLineError("not readable JSON: nested too deeply") from error
+        raise BadLineError("not valid JSON: nested too deeply") from error
     if json_text.skip(text, end) < len(text):
         raise BadLineError(f"not JSON: more data at character {json_text.skip(text, end) + 1}")
     if not isinstance(found, dict):
@@ -157,7 +157,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _decoded(value: Any) -> Any:
-    """A member's value, by Python's decoder where msgspec refuses a number in it."""
+    """A member's value, by Python's decoder if msgspec refuses a number in it."""
     if not isinstance(value, msgspec.Raw):
         return value
     try:
@@ -177,7 +177,7 @@ def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
     if named is not None and not images:
         fields = ", ".join(IMAGE_FIELDS)
         raise BadLineError(
-            f"names no image: none of the fields {fields} holds a path{_fields(members)}"
+            f"names no image: none of the fields {fields} contains a path{_fields(members)}"
         )
     for name, value in members.items():
         if name == named or name in _ID_FIELDS or not _may_be_path(value):
@@ -199,7 +199,7 @@ def _has_folder(path: str) -> bool:
 
 
 def _fields(members: dict[str, Any]) -> str:
-    """What a person may want to know of a record that names no image: a field that would."""
+    """A hint for a record that names no image: a field that would, or its fields."""
     likely = _likely(members, "")
     if likely is not None:
         field, path = likely
@@ -210,7 +210,7 @@ def _fields(members: dict[str, Any]) -> str:
 
 
 def _likely(value: Any, field: str) -> tuple[str, str] | None:
-    """The dotted name of the first field below ``value`` that holds an image's path, and that."""
+    """The dotted name of the first field below ``value`` with an image's path, and the path."""
     value = _decoded(value)
     if isinstance(value, str):
         return (field, value) if _is_image_path(value) else None
@@ -223,7 +223,7 @@ def _likely(value: Any, field: str) -> tuple[str, str] | None:
 
 
 def _paths(value: Any, where: Where) -> Iterator[tuple[str, Where]]:
-    """The paths in a field's value: a string's, an object's, or those of a list of them."""
+    """The paths in a field's value: of a string, an object, or a list of either."""
     if isinstance(value, list):
         for index, item in enumerate(value):
             if not isinstance(item, list):
@@ -237,7 +237,7 @@ def _paths(value: Any, where: Where) -> Iterator[tuple[str, Where]]:
 
 
 def _below(value: Any, field: str, where: Where) -> Iterator[tuple[str, Where]]:
-    """The paths in the field of that dotted name, in every item of the lists on the way."""
+    """The paths in the field with that dotted name, in all items of lists on the way."""
     value = _decoded(value)
     if isinstance(value, list):
         for index, item in enumerate(value):
@@ -252,7 +252,7 @@ def _below(value: Any, field: str, where: Where) -> Iterator[tuple[str, Where]]:
 
 
 def _beginning(value: Any, made: str, where: Where) -> Iterator[tuple[str, Where]]:
-    """The strings in a value, however deep, that begin with ``made``."""
+    """The strings in a value, at any depth, that begin with ``made``."""
     if isinstance(value, msgspec.Raw):
         if msgspec.json.encode(made)[1:-1] not in bytes(value):
             return
@@ -266,7 +266,7 @@ def _beginning(value: Any, made: str, where: Where) -> Iterator[tuple[str, Where
 
 
 def _may_be_path(value: Any) -> bool:
-    """Whether it is worth decoding a value that is likely to be text, to look for a path."""
+    """Whether a raw value may contain a path, so that it is decoded."""
     if not isinstance(value, msgspec.Raw):
         return isinstance(value, (str, list, dict))
     view = memoryview(value)
@@ -292,11 +292,11 @@ def _id_in(value: Any) -> str | None:
 
 
 def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tuple[int, int, str]]:
-    """Where the values to be changed begin and end in ``text``, and their new paths."""
+    """Start and end in ``text`` of the values to change, and their new paths."""
     below: dict[str | int, dict[Where, str]] = {}
     for where, path in changes.items():
         below.setdefault(where[0], {})[where[1:]] = path
-    # Of a key that stands twice the last value counts.
+    # Of a duplicate key the last value is used.
     places = {
         key: (begin, end) for key, begin, end in json_text.children(text, start) if key in below
     }

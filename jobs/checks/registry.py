@@ -1,4 +1,4 @@
-"""The checks there are, and which of them a member gets."""
+"""Chooses the check for a member."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.checks.png import Png
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import Verify
 
-# The pixels of a HEIF image may lie in its ``meta`` box instead (ISO/IEC 23008-12; AVIF as well).
+# The pixels of HEIF and AVIF images may be in the ``meta`` box instead (ISO/IEC 23008-12).
 _HEIF = (frozenset({b"meta", b"moov"}), frozenset({b"mdat", b"idat"}))
 FORMATS: dict[str, Callable[[], Check]] = {
     "PNG": Png,
@@ -32,15 +32,15 @@ FORMATS: dict[str, Callable[[], Check]] = {
 
 
 def is_image_name(path: str, images: str = "images") -> bool:
-    """Whether a data path is an image's: by its extension, or by its folder if it has none."""
+    """Whether a path is an image's: by its extension, or by its folder if it has none."""
     suffix = extension(path)
     return suffix in BY_EXTENSION or (not suffix and path.startswith(f"{images}/"))
 
 
 def check_for(name: str, verify: Verify) -> Check | None:
-    """A fresh check for the member with that data path; None where nothing is to be checked.
+    """A new check for the member with that path; None if it is not checked.
 
-    Raises ``UsageError`` where decoding needs a missing package.
+    Raises ``UsageError`` if decoding needs a missing package.
     """
     if verify is Verify.NONE:
         return None

@@ -109,7 +109,7 @@ class ShardStream:
                 stream.copy_rest()
                 copies = True
             if copies:
-                stream.pass_over(part)
+                stream.skip_content(part)
             else:
                 self._extract(stream, archive, part)
 
@@ -146,7 +146,7 @@ class ShardStream:
             if stream.broken is not None:
                 raise
             log.info("%s is left to an extract task: %s", part.id, error.message)
-            stream.pass_over(part)
+            stream.skip_content(part)
         finally:
             self._on_part(None)
 

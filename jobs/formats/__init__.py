@@ -1,5 +1,5 @@
-"""What a file is, by the ending of its name and by its first bytes.
+"""Formats of files, from the endings of their names and their first bytes.
 
-``magic`` knows archives and compressions, ``pictures`` knows images, ``json_text`` knows where
-values of JSON begin and end, ``tar_header`` is the one header of a tar member.
+``magic`` detects archives and compressions, ``pictures`` images; ``json_text`` finds where JSON
+values begin and end, ``tar_header`` parses the header of a tar member.
 """

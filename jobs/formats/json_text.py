@@ -1,7 +1,7 @@
-"""JSON as it is written: where values begin and end, so that all other bytes can stay as they are.
+"""The source text of JSON: where values begin and end, so that all other bytes can stay unchanged.
 
-What ``json.loads`` accepts is JSON here: NaN, unpaired surrogate escapes, and numbers of any size,
-which are never converted.
+Everything that ``json.loads`` accepts is JSON here: NaN, unpaired surrogate escapes, and numbers of
+any size, which are not converted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 _space = re.compile(r"[ \t\r\n]*")
-# Strings hold no raw line breaks, so that one is white space, and so is what is around it.
+# Strings contain no raw line breaks, so a line break is white space between tokens.
 _line_breaks = re.compile(r"[ \t]*[\r\n][ \t\r\n]*")
 
 
 class Number:
-    """A number as it is written."""
+    """The source text of a number."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -38,15 +38,15 @@ def value_at(text: str, at: int) -> tuple[Any, int]:
 
 
 def skip(text: str, at: int) -> int:
-    """The next place that holds no white space."""
+    """The next position that is not white space."""
     match = _space.match(text, at)
     return match.end() if match else at
 
 
 def children(text: str, start: int) -> Iterator[tuple[str | int, int, int]]:
-    """Each value of the object or array at ``start``: its key or index, its begin and its end.
+    """Each value of the object or array at ``start``: its key or index, its start and its end.
 
-    ``text`` is known to be JSON.
+    ``text`` must be valid JSON.
     """
     closing = "}" if text[start] == "{" else "]"
     at = skip(text, start + 1)

@@ -1,8 +1,8 @@
-"""What a file is by its first bytes, and what the ending of its name claims.
+"""Archive formats and compressions, from the first bytes of a file and the ending of its name.
 
-Sources ask it which of their files are archives, readers which format an archive has. Magic
+Sources use it to find archives among their files, readers to find the format of an archive. Magic
 numbers: gzip RFC 1952; zstd RFC 8878; lz4's frame format; zip APPNOTE 4.3; tar's header checksum;
-the others as in the database of file(1).
+the others from the database of file(1).
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import posixpath
 import struct
 from dataclasses import dataclass
 
-HEAD = 1024  # bytes that tell an archive
+HEAD = 1024  # bytes that identify an archive
 
 _TAR_BLOCK = 512  # bytes of a tar's header
 _LZMA_HEADER = 14  # bytes: properties, dictionary size, content size, the coder's first byte
-_LZMA_MOST = 1 << 38  # bytes of content; liblzma itself takes a larger claim for another format
+_LZMA_MOST = 1 << 38  # bytes of content, at most, as in liblzma's detection
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A way to pack files into one, or to compress one."""
+    """An archive format, or a compression of one file."""
 
-    name: str  # for people
+    name: str  # for messages
     endings: tuple[str, ...]  # of names, in lower case
-    magics: tuple[bytes, ...] = ()  # that its files begin with
-    unpack: str = ""  # the command that does it; only where no reader here does
-    compresses: bool = False  # one file, which may be a tar
-    tar_endings: tuple[str, ...] = ()  # of a tar that is compressed so
+    magics: tuple[bytes, ...] = ()  # possible first bytes
+    unpack: str = ""  # a command that unpacks it, if no reader here does
+    compresses: bool = False  # whether it compresses one file, which may be a tar
+    tar_endings: tuple[str, ...] = ()  # of a tar with this compression
 
     @property
     def is_read(self) -> bool:
-        """Whether a reader here opens it."""
+        """Whether there is a reader for it."""
         return not self.unpack
 
     @property
     def remedy(self) -> str:
-        """Why it is refused, and what to do instead."""
+        """A message that it is not supported, and what to do instead."""
         return (
             f"{self.name} is not supported; unpack it with `{self.unpack}` and launch with "
             "--local-path on the folder, or ask for a tar or zip"
@@ -44,12 +44,12 @@ class Packing:
 
 
 def _compress_magics() -> tuple[bytes, ...]:
-    """The number of bits is 9 to 16; the highest bit says whether the table may be cleared."""
+    """The third byte has the number of bits, 9 to 16, and a flag in its highest bit."""
     return tuple(b"\x1f\x9d%c" % (bits | mode) for bits in range(9, 17) for mode in (0x80, 0))
 
 
 def _bzip2_magics() -> tuple[bytes, ...]:
-    """A level, then the mark of the first block, or of the end where there is none."""
+    """A level, then the mark of the first block, or of the end if there is no block."""
     marks = (b"1AY&SY", b"\x17rE8P\x90")
     return tuple(b"BZh%d%b" % (level, mark) for level in range(1, 10) for mark in marks)
 
@@ -105,13 +105,13 @@ _PACKINGS = (
 _BY_MAGIC = {magic: packing for packing in _PACKINGS for magic in packing.magics}
 _BY_ENDING = {
     ending: packing
-    for packing in reversed(_PACKINGS)  # of two that share an ending, the first one counts
+    for packing in reversed(_PACKINGS)  # of two with the same ending the first one is used
     for ending in (*packing.endings, *packing.tar_endings)
 }
-ENDINGS = frozenset(_BY_ENDING)  # of names, in lower case, that claim an archive or one packed file
+ENDINGS = frozenset(_BY_ENDING)  # of archives and compressed files, in lower case
 _TAR_ENDINGS = tuple(e for packing in _PACKINGS for e in (*packing.tar_endings, ".tar"))
 
-# Names that are believed: formats of data, some of which are zips or compressed streams inside.
+# Endings that decide the format: data, some of which are zips or compressed streams inside.
 _DATA = (
     "png jpg jpeg jfif webp gif bmp tif tiff avif heic heif jp2 jxl ico svg svgz ppm pgm "
     "pbm exr hdr psd dng nef cr2 arw txt md rst json jsonl ndjson geojson csv tsv html htm "
@@ -129,9 +129,9 @@ _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
 _DOCUMENTS = (b"[Content_Types].xml", b"_rels/.rels", b"mimetype", b"META-INF/")
 _PYTORCH = (b"/data.pkl", b"/.format_version")
 
-_BLANKS = b"\xef\xbb\xbf \t\r\n"  # and the mark of UTF-8
+_BLANKS = b"\xef\xbb\xbf \t\r\n"  # white space and the byte order mark of UTF-8
 LFS_POINTER = b"version https://git-lfs"
-_STAND_INS = (
+_OTHER_CONTENT = (
     (LFS_POINTER, "a Git LFS pointer, not the file itself"),
     (b"<!doctype html", "a web page (of a login or an error?)"),
     (b"<html", "a web page (of a login or an error?)"),
@@ -142,9 +142,9 @@ _STAND_INS = (
 
 
 def packing_of(head: bytes) -> Packing | None:
-    """How a file that begins with ``head`` is packed; None where it is no archive.
+    """The packing of a file that begins with ``head``; None if it is not packed.
 
-    ``HEAD`` bytes are enough. A document or model that is a zip inside is no archive.
+    ``HEAD`` bytes are enough. A document or model that is a zip inside does not count as packed.
     """
     content = _behind_skippable_frames(head)
     if content is not head and not content.startswith((*ZSTD.magics, *LZ4.magics)):
@@ -172,7 +172,7 @@ def _behind_skippable_frames(head: bytes) -> bytes:
 
 
 def _is_document(head: bytes) -> bool:
-    """Whether a zip's first member says that all of it is one document or model."""
+    """Whether a zip's first member shows that it is a document or model."""
     if len(head) < 30 or not head.startswith(b"PK\x03\x04"):
         return False
     name = head[30 : 30 + struct.unpack_from("<H", head, 26)[0]]
@@ -180,7 +180,7 @@ def _is_document(head: bytes) -> bool:
 
 
 def is_tar_header(block: bytes) -> bool:
-    """Whether 512 bytes are a tar's header by their checksum; a slice can hold "ustar" anywhere."""
+    """Whether 512 bytes are a tar header, by their checksum; "ustar" alone may be chance."""
     if len(block) < _TAR_BLOCK or not block[0]:
         return False
     try:
@@ -193,37 +193,37 @@ def is_tar_header(block: bytes) -> bool:
 def is_lzma(head: bytes) -> bool:
     """Whether ``head`` begins an .lzma file, which has no magic number.
 
-    The same tests as liblzma's own (``lzma_alone_decoder`` with ``picky``), and that the range
+    The same tests as in liblzma (``lzma_alone_decoder`` with ``picky``), and that the range
     coder's first byte is zero, as it always is.
     """
     if len(head) < _LZMA_HEADER or head[0] >= 9 * 5 * 5 or head[13]:
         return False
     dictionary, size = struct.unpack_from("<IQ", head, 1)
     lc, lp = head[0] % 9, head[0] // 9 % 5
-    bits = dictionary.bit_count()  # 2^n, 2^n + 2^(n-1), or all of them
+    bits = dictionary.bit_count()  # 2^n, 2^n + 2^(n-1), or all bits
     usual = bits == 1 or (bits == 2 and dictionary & dictionary >> 1) or bits == 32
     unknown = size == (1 << 64) - 1
     return lc + lp <= 4 and dictionary >= 4096 and bool(usual) and (unknown or size < _LZMA_MOST)
 
 
 def packing_named(name: str) -> Packing | None:
-    """How a file of that name is packed, if the ending of its name is true."""
+    """The packing of a file with that name, by its ending."""
     return _BY_ENDING.get(_last_ending(name).lower())
 
 
 def is_data_name(name: str) -> bool:
-    """Whether a name has the ending of a well-known format of data."""
+    """Whether a name has the ending of a well-known data format."""
     return _last_ending(name).lower() in _DATA_ENDINGS
 
 
-def says_tar(name: str) -> bool:
-    """Whether a name is a tar's, compressed or not, or that of a piece of one."""
+def is_tar_name(name: str) -> bool:
+    """Whether a name is that of a tar, compressed or not, or of a piece of one."""
     last = posixpath.basename(name).lower()
     return ".tar." in last or last.endswith(_TAR_ENDINGS)
 
 
 def ending(name: str) -> str:
-    """The ending that makes ``name`` an archive's (``.tar.gz``, ``.zip``); empty for others."""
+    """The archive ending of ``name`` (``.tar.gz``, ``.zip``); empty for others."""
     packing = packing_named(name)
     if packing is None:
         return ""
@@ -233,31 +233,31 @@ def ending(name: str) -> str:
 
 
 def _last_ending(name: str) -> str:
-    """As ``posixpath.splitext``, in a fifth of its time: there may be 100,000 names."""
+    """As ``posixpath.splitext``, but five times faster: there may be 100,000 names."""
     dot = name.rfind(".")
     return name[dot:] if dot > name.rfind("/") + 1 else ""
 
 
 def decompressed_name(name: str) -> str:
-    """``name`` without the ending that says how the one file is compressed."""
+    """``name`` without the ending of the compression."""
     packing = packing_named(name)
-    if packing is None or not packing.compresses or says_tar(name):
+    if packing is None or not packing.compresses or is_tar_name(name):
         return name
     return name[: -len(_last_ending(name))]
 
 
 def is_page(head: bytes, *, labelled: bool = False) -> bool:
-    """Whether a body begins as a web page; ``labelled``: its headers call it one."""
+    """Whether a body begins like a web page; ``labelled``: its headers say that it is one."""
     text = head.lstrip(_BLANKS).lower()
     return text.startswith((b"<!doctype html", b"<html")) or (labelled and text.startswith(b"<"))
 
 
 def is_page_name(name: str) -> bool:
-    """Whether a web page is what a file of that name holds."""
+    """Whether a file with that name is a web page."""
     return name.lower().endswith((".html", ".htm", ".xhtml", ".mhtml"))
 
 
-def stand_in(head: bytes) -> str | None:
-    """What stands in the place of a file, where its first bytes are those of something else."""
+def other_content(head: bytes) -> str | None:
+    """What was received instead of a file, by its first bytes; None if they may be the file's."""
     text = head[:_TAR_BLOCK].lstrip(_BLANKS).lower()
-    return next((what for start, what in _STAND_INS if text.startswith(start)), None)
+    return next((what for start, what in _OTHER_CONTENT if text.startswith(start)), None)

@@ -1,14 +1,14 @@
-"""What makes a file a picture: the ending of its name, and its first bytes."""
+"""Picture formats, from the ending of a file's name and its first bytes."""
 
 from __future__ import annotations
 
 import re
 
-HEAD = 64  # bytes that tell every format below
+HEAD = 64  # bytes that identify all formats below
 # Fields that name a record's images, in order of precedence.
 IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "images")
 
-# Content by extension; more than one name may be right.
+# Content by extension; several extensions may stand for one format.
 BY_EXTENSION = {
     "png": "PNG",
     "apng": "PNG",
@@ -66,7 +66,7 @@ _BY_HEAD = (
 )
 _PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
-# Registered brands of still pictures and picture sequences:
+# Registered brands of pictures and picture sequences:
 # https://mp4ra.org/registered-types/brands
 _AVIF = frozenset({b"avif", b"avis"})
 _HEIF = frozenset(
@@ -82,7 +82,7 @@ def extension(name: str) -> str:
 
 
 def content_of(head: bytes) -> str | None:
-    """The image format of a file by its first ``HEAD`` bytes; None if it is none that we know."""
+    """The image format of a file by its first ``HEAD`` bytes; None if it is unknown."""
     for signature, content in _BY_HEAD:
         if head.startswith(signature):
             return content
@@ -91,7 +91,7 @@ def content_of(head: bytes) -> str | None:
     if head[4:8] == b"ftyp":
         named = brands(head)
         return "AVIF" if named & _AVIF else "HEIC" if named & _HEIF else None
-    # "BM" alone opens many a text: the reserved bytes and the header's length tell.
+    # "BM" alone may begin a text: the reserved bytes and the header's length decide.
     if head[:2] == b"BM" and head[6:10] == b"\0\0\0\0" and head[14:18] in _BMP_HEADERS:
         return "BMP"
     # https://netpbm.sourceforge.net/doc/pnm.html
@@ -105,10 +105,10 @@ def brands(head: bytes) -> frozenset[bytes]:
 
 
 def ending_for(head: bytes) -> str:
-    """The ending, with its dot, for a picture that begins so; empty if it is none that we know."""
+    """The ending, with its dot, for a picture with these first bytes; empty if unknown."""
     return _ENDINGS.get(content_of(head) or "", "")
 
 
 def from_table(images: str, shard_id: str) -> str:
-    """What the path of every picture begins with that is taken out of a shard's table."""
+    """The prefix of the paths of all pictures that are extracted from a shard's table."""
     return f"{images or 'images'}/{shard_id}-"

@@ -1,4 +1,4 @@
-"""One tar header of 512 bytes: v7, ustar, GNU and pax, as pure functions over bytes.
+"""Parses a tar header of 512 bytes (v7, ustar, GNU and pax), as pure functions over bytes.
 
 https://www.gnu.org/software/tar/manual/html_node/Standard.html
 https://pubs.opengroup.org/onlinepubs/9699919799/utilities/pax.html
@@ -12,24 +12,24 @@ import zlib
 
 from msgspec import Struct
 
-BLOCK = 512  # bytes; of a header, and what content is padded to
+BLOCK = 512  # bytes of a header; content is padded to a multiple
 END = bytes(BLOCK)  # two of these end an archive
 
 FILES = frozenset((b"0", b"\0", b"7"))  # type flags of regular members
 
 _ADLER = 65521
-_SPACES = 8 * 0x20  # the checksum field counts as blanks
+_SPACES = 8 * 0x20  # the checksum field counts as spaces
 _RECORD_KEY = re.compile(rb"[^=\0\n]+")
 _DECIMAL = re.compile(rb"-?\d{1,18}(\.\d*)?")
-_MOST = 1 << 62  # bytes; no file system holds more
+_MOST = 1 << 62  # bytes; no file system supports more
 
 
 class HeaderError(ValueError):
-    """The header is damaged; the text says how."""
+    """A header is damaged; the text says how."""
 
 
 class Header(Struct):
-    """The fields that matter; ``kind`` is the type flag."""
+    """The fields of a header that are used; ``kind`` is the type flag."""
 
     name: bytes
     mode: int
@@ -52,7 +52,7 @@ def parse(raw: bytes) -> Header:
     return Header(
         name,
         number(raw[100:108], "mode", empty=0o644) & 0o777,
-        # Only where there is content does a blank size leave anything open.
+        # A blank size is only ambiguous for members with content.
         number(raw[124:136], "size", empty=None if kind in FILES else 0),
         number(raw[136:148], "time", empty=0),
         kind,
@@ -62,10 +62,10 @@ def parse(raw: bytes) -> Header:
 
 
 def check_sum(raw: bytes) -> None:
-    """Compare the checksum; old writers added the bytes up as signed ones."""
+    """Compare the checksum; old writers summed the bytes as signed numbers."""
     field = raw[148:156]
     expected = number(field, "checksum")
-    # Adler-32's low half is a sum of bytes, and 20 times as fast as sum().
+    # Adler-32's low half is a sum of bytes, and 20 times faster than sum().
     total = (zlib.adler32(raw) & 0xFFFF) - 1 - sum(field) + _SPACES
     if (expected - total) % _ADLER == 0 and expected < 2 * _ADLER:
         return
@@ -75,7 +75,7 @@ def check_sum(raw: bytes) -> None:
 
 
 def number(field: bytes, what: str, *, empty: int | None = None) -> int:
-    """A numeric field: octal, or base 256 where its first bit is set.
+    """A numeric field: octal, or base 256 if its first bit is set.
 
     https://www.gnu.org/software/tar/manual/html_node/Extensions.html
     """
@@ -89,7 +89,7 @@ def number(field: bytes, what: str, *, empty: int | None = None) -> int:
             if empty is None:
                 raise HeaderError(f"the header's {what} is blank")
             return empty
-        # int() alone would also take signs, prefixes and underscores.
+        # int() alone would also accept signs, prefixes and underscores.
         if digits.translate(None, b"01234567"):
             raise HeaderError(f"the header's {what} is not an octal number")
         value = int(digits, 8)
@@ -101,7 +101,7 @@ def number(field: bytes, what: str, *, empty: int | None = None) -> int:
 def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
     """The records of a pax extended header, in order; raises ``HeaderError``.
 
-    Each is ``LENGTH KEY=VALUE\\n``, its length in bytes, decimal, counting itself.
+    Each is ``LENGTH KEY=VALUE\\n``; the length is its decimal number of bytes, itself included.
     """
     records = []
     position = 0
@@ -124,7 +124,7 @@ def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def pax_number(value: bytes, what: str) -> float:
-    """A pax decimal; an integer where it has no fraction."""
+    """A pax decimal; an integer if it has no fraction."""
     if not _DECIMAL.fullmatch(value):
         raise HeaderError(f"a pax {what} is not a number")
     return float(value) if b"." in value else int(value)

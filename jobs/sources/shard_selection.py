@@ -139,7 +139,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
     for group in sorted(found.groups, key=lambda group: file_names.natural_key(group.names[0])):
         files = tuple(found.files[name] for name in group.names)
         name = group.name
-        if not (group.packing and magic.says_tar(name)):  # what comes of it has the shard's name
+        if not (group.packing and magic.is_tar_name(name)):  # what comes of it has the shard's name
             name = name.removeprefix(home)
         kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
         made.append((name, kind, files))
@@ -192,7 +192,7 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
 
 def _is_container(name: str, packing: Packing | None) -> bool:
     """Whether an archive holds files, be it compressed or not."""
-    return packing in (magic.TAR, magic.ZIP) or (packing is not None and magic.says_tar(name))
+    return packing in (magic.TAR, magic.ZIP) or (packing is not None and magic.is_tar_name(name))
 
 
 def _joined(

@@ -52,7 +52,7 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
     if any(magic.packing_of(head) for head in others):
         # A slice of a plain tar may begin at any of its headers.
         return packing is magic.TAR and family.is_marked and bool(fits)
-    if any(magic.stand_in(head) for head in others):
+    if any(magic.other_content(head) for head in others):
         return False
     if family.is_marked or (fits and not any(map(is_text, others))):
         return _checked(family, sizes)

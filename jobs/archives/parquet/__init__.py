@@ -1,5 +1,5 @@
-"""Parquet files with pictures in them.
+"""Parquet files that contain pictures.
 
-``archive`` is the reader that the registry opens; ``columns`` says which columns hold pictures and
-makes files and a record of a row.
+``archive`` is the reader that the registry opens; ``columns`` finds the columns with pictures and
+converts a row to files and a record.
 """

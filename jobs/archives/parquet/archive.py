@@ -1,4 +1,4 @@
-"""A parquet file with images in it: each row gives image files and a line of records."""
+"""A parquet file with images: each row becomes image files and a record."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
     from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]
 
-_BATCH = 4 << 20  # bytes of rows that are held at once
-_ROWS = 1024  # most of them
-_PICTURES = 64  # the same where there are pictures: many rows may share one that lies there once
+_BATCH = 4 << 20  # bytes of rows in memory
+_ROWS = 1024  # rows in memory, at most
+_PICTURES = 64  # rows with pictures in memory, at most: rows may share one stored picture
 _BLOCK = 1 << 20  # bytes
-_PER_ROW = 1 << 20  # ordinals that a row has for its images
-_LOOKED_AT = 16  # rows, for texts that name images
+_PER_ROW = 1 << 20  # ordinals reserved for the images of a row
+_EXAMINED = 16  # rows examined for texts that name images
 
 
 class ParquetArchive:
@@ -60,16 +60,16 @@ class ParquetArchive:
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self.warnings: tuple[str, ...] = ()
 
-    def is_taken_apart(self) -> bool:
-        """Whether the rows hold or name images; any other table is published as the file it is.
+    def is_extracted(self) -> bool:
+        """Whether the rows contain or name images; any other table is published as a file.
 
-        Raises ``ArchiveError`` where the file is damaged.
+        Raises ``ArchiveError`` if the file is damaged.
         """
         with self._opened() as file, self._damage():
-            return _Rows(self._shard.id, self._options, file, self._archive).concern_images()
+            return _Rows(self._shard.id, self._options, file, self._archive).has_images()
 
     def find(self, name: bytes) -> Member | None:
-        """See ``Archive.find``; there are no links here that would ask."""
+        """See ``Archive.find``; there are no links."""
         return None
 
     def members(self, part: Part) -> Iterator[Member]:
@@ -91,7 +91,7 @@ class ParquetArchive:
                 yield records_member(self._records_name(part), lines, mtime, ordinal)
 
     def _records_name(self, part: Part) -> str:
-        """The layout's records file, or one for each part where the layout has none."""
+        """The layout's records file, or one for each part if the layout has none."""
         if self._options.layout.has_records:
             return self._options.layout.records
         return f"{part.id if part.count > 1 else part.shard}.jsonl"
@@ -102,11 +102,11 @@ class ParquetArchive:
             from pyarrow.parquet import ParquetFile
         except ImportError as error:
             raise UsageError(
-                f"{self._archive} is a parquet file and pyarrow is not installed; "
-                "`pip install 'websight-orchestrate[parquet]'` on the nodes, then resume"
+                f"{self._archive} is a parquet file, but pyarrow is not installed; run "
+                "`pip install 'websight-orchestrate[parquet]'` on the nodes, then `resume`"
             ) from error
         with self._damage():
-            # Pages are read as they are needed: a row group as a whole would not fit.
+            # Pages are read as needed: a complete row group may not fit into memory.
             file = ParquetFile(
                 self._path,
                 pre_buffer=False,
@@ -118,7 +118,7 @@ class ParquetArchive:
 
     @contextmanager
     def _damage(self) -> Iterator[None]:
-        """What pyarrow says of a damaged file, in our words."""
+        """Convert pyarrow's exceptions."""
         import pyarrow as pa
 
         try:
@@ -133,7 +133,7 @@ class ParquetArchive:
             raise
         except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:
             raise damaged(self._archive, _one_line(error)) from error
-        except (ValueError, OverflowError) as error:  # of a sound value that Python has no type for
+        except (ValueError, OverflowError) as error:  # a valid value that Python cannot represent
             raise unsupported(
                 self._archive,
                 f"contains a value that cannot be written to a record: {_one_line(error)}",
@@ -174,31 +174,31 @@ def _groups_of(file: ParquetFile, part: Part) -> tuple[list[int], int, int]:
 
 
 class _Rows:
-    """Takes rows apart into picture files and records."""
+    """Converts rows to picture files and records."""
 
     def __init__(self, shard_id: str, options: Options, file: ParquetFile, archive: str) -> None:
         self._layout = options.layout
         self._prefix = from_table(options.layout.images, shard_id)
         self._file = file
         schema = file.schema_arrow
-        if twice := {name for name in schema.names if schema.names.count(name) > 1}:
-            raise unsupported(archive, f"has two columns named {quoted(min(twice))}")
+        if duplicates := {name for name in schema.names if schema.names.count(name) > 1}:
+            raise unsupported(archive, f"has two columns named {quoted(min(duplicates))}")
         self._columns = Columns(schema, options.layout.image_field)
-        self._look()
+        self._examine()
         self._columns.settle()
         self._encode = msgspec.json.Encoder(enc_hook=_as_json).encode
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What a person should know of the columns."""
+        """Warnings about the columns."""
         return tuple(
-            f"column {quoted(name)} holds bytes that are not images; they are in the records as "
+            f"column {quoted(name)} contains bytes that are not images; they are in the records as "
             "base64"
             for name in self._columns.left
         )
 
-    def concern_images(self) -> bool:
-        """Whether a column holds pictures or, where records are wanted, may name some."""
+    def has_images(self) -> bool:
+        """Whether a column contains pictures or, for a layout with records, may name some."""
         if self._columns.taken or not self._layout.has_records:
             return bool(self._columns.taken)
         names = self._file.schema_arrow.names
@@ -207,14 +207,14 @@ class _Rows:
         return not set(IMAGE_FIELDS).isdisjoint(names) or self._holds_paths()
 
     def _holds_paths(self) -> bool:
-        """Whether a text in the first rows ends as an image's name does."""
-        for batch in self._file.iter_batches(batch_size=_LOOKED_AT, use_threads=False):
+        """Whether a text in the first rows ends like an image's name."""
+        for batch in self._file.iter_batches(batch_size=_EXAMINED, use_threads=False):
             values = (value for column in batch.columns for value in column.to_pylist())
             return any(isinstance(v, str) and extension(v) in BY_EXTENSION for v in values)
         return False
 
-    def _look(self) -> None:
-        """Show the first values of each column with binaries, whatever rows are to be read."""
+    def _examine(self) -> None:
+        """Pass the first values of each binary column to its node, whichever rows are read."""
         for group in range(self._file.metadata.num_row_groups):
             columns = [name for name in self._columns.undecided() if self._has_values(group, name)]
             for batch in self._batches(group, columns) if columns else ():
@@ -226,7 +226,7 @@ class _Rows:
                     break
 
     def _has_values(self, group: int, name: str) -> bool:
-        """Whether a column may hold anything but nulls in that row group."""
+        """Whether a column may contain anything but nulls in that row group."""
         metadata = self._file.metadata.row_group(group)
         for index in range(metadata.num_columns):
             leaf = metadata.column(index)
@@ -294,7 +294,7 @@ class _Rows:
 
 
 def _python_values(column: pa.Array) -> list[Any]:
-    """The column's values; times in nanoseconds, which Python has not, as text where need be."""
+    """The column's values; times with nanoseconds, which Python cannot represent, as text."""
     import pyarrow as pa
 
     if not (pa.types.is_timestamp(column.type) and column.type.unit == "ns"):
@@ -315,7 +315,7 @@ def _with_nanoseconds(when: datetime, more: int) -> str:
 
 
 def _as_json(value: Any) -> Any:
-    """What pyarrow gives where numpy or pandas are installed, as values that JSON has."""
+    """Convert values that pyarrow returns if numpy or pandas is installed to JSON types."""
     if isinstance(value, (datetime, time)):
         return value.isoformat()
     if hasattr(value, "tolist"):

@@ -1,4 +1,4 @@
-"""Which columns of a table hold pictures, and how a row becomes picture files and a record."""
+"""Finds the columns with pictures, and converts a row to picture files and a record."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jobs.formats.pictures import HEAD, ending_for
 if TYPE_CHECKING:
     import pyarrow as pa  # type: ignore[import-untyped]
 
-# Puts a picture's bytes into a file: the end of the file's name, the bytes, and the ending for
-# bytes that tell none; returns the path for the record.
+# Writes a picture to a file. Arguments: the end of the file's name, the bytes, and the ending if
+# the bytes have an unknown format. Returns the path for the record.
 Put = Callable[[str, bytes, str], str]
 
 _USUAL = ("image", "img", "picture", "screenshot", "jpg", "png", "photo")  # in this order
-_DECIDING = 16  # values that decide whether a column holds pictures
-_SOURCE = "_source"  # ends the name of what the source has in place of a picture's path
-_TAG = 32  # bytes of a column's name in the names of files
+_DECIDING = 16  # values that decide whether a column contains pictures
+_SOURCE = "_source"  # suffix of the field with the source's own path of a picture
+_TAG = 32  # bytes of a column's name in names of files, at most
 _UNFIT = re.compile(r"\W+")
-# pyarrow 15 knows neither views of lists nor of binaries.
+# pyarrow 15 has neither list views nor binary views.
 _LISTS = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
 _BINARIES = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
 
 
 class Node(Protocol):
-    """A place in the type of a column, at or below which binary values are."""
+    """A node in the type of a column that is, or contains, a binary type."""
 
     @property
     def names_paths(self) -> bool:
@@ -36,26 +36,26 @@ class Node(Protocol):
     def leaves(self) -> Iterator[Bytes]: ...
 
     def look(self, value: Any) -> None:
-        """Count a value of that type, as Python has it, towards the decision of its leaves."""
+        """Use a Python value of that type to decide which leaves are pictures."""
         ...
 
     def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
-        """The value with paths in place of pictures, and what else the source says of these.
+        """The value with paths instead of pictures, and the source's own data about the pictures.
 
-        ``tag`` ends the names of the files that are made. The second value is None where there is
-        nothing to it; a list's has an item for each of the list's.
+        ``tag`` is the end of the names of the written files. The second value is None if there are
+        no such data; that of a list has an item for each item of the list.
         """
         ...
 
 
 class Bytes:
-    """A binary, or a struct with a binary ``bytes``, as the Hub writes images and audio."""
+    """A binary, or a struct with a binary ``bytes``, the Hub's format for images and audio."""
 
     def __init__(self, *, in_struct: bool) -> None:
         self.in_struct = in_struct
-        self._ending = ""  # of the first picture
-        self.values = 0  # that were looked at
-        self.pictures = 0  # of these
+        self._ending = ""  # file name's ending of the first picture
+        self.values = 0  # examined
+        self.pictures = 0  # among them
         self.taken = False
         self.names_paths = True
 
@@ -76,7 +76,7 @@ class Bytes:
 
     @property
     def holds_pictures(self) -> bool:
-        """By at least half of the values; where there is no value, by the type."""
+        """Whether at least half of the values are pictures; without values the type decides."""
         return 2 * self.pictures >= self.values if self.values else self.in_struct
 
     def take(self, value: Any, tag: str, put: Put) -> tuple[Any, Any]:
@@ -86,7 +86,7 @@ class Bytes:
             return put(tag, value, self._ending), None
         others = {name: one for name, one in value.items() if one is not None}
         data, path = others.pop("bytes", None), others.pop("path", None)
-        # A path without bytes is that of a file that lies elsewhere.
+        # A path without bytes is the path of a separate file.
         return path if data is None else put(tag, data, self._ending), others or None
 
 
@@ -113,7 +113,7 @@ class Items:
 
 
 class Fields:
-    """A struct, of which some fields have binaries in them."""
+    """A struct with binaries in some of its fields."""
 
     names_paths = False
 
@@ -141,10 +141,10 @@ class Fields:
 
 
 def node_of(kind: pa.DataType) -> Node | None:
-    """The node for values of that type; None where no binary is in them.
+    """The node for values of that type; None if it contains no binary.
 
-    Dictionaries, views and large types are what they stand for: pyarrow makes the same Python
-    values of them. Maps are not looked into.
+    Dictionaries, views and large types are treated like their plain types, because pyarrow converts
+    them to the same Python values. Maps are not examined.
     """
     import pyarrow as pa
 
@@ -173,7 +173,7 @@ def _is(kind: pa.DataType, predicates: Iterable[str]) -> bool:
 
 
 def tags_of(names: Iterable[str]) -> dict[str, str]:
-    """For each name one that is fit for a file's, another one for each."""
+    """For each name a unique name that is valid for files."""
     tags: dict[str, str] = {}
     for name in names:
         short = _UNFIT.sub("_", name).encode()[:_TAG].decode("utf-8", "ignore").strip("_")
@@ -182,7 +182,7 @@ def tags_of(names: Iterable[str]) -> dict[str, str]:
 
 
 def free_name(wanted: str, used: Iterable[str]) -> str:
-    """``wanted``, or else that with a number behind it that makes it another name."""
+    """``wanted``, with a number appended if that name is used."""
     known = set(used)
     number, name = 1, wanted
     while name in known:
@@ -192,9 +192,9 @@ def free_name(wanted: str, used: Iterable[str]) -> str:
 
 
 class Columns:
-    """The columns of one file: which are pictures, and how records name these.
+    """The columns of one file: which contain pictures, and how records name them.
 
-    Show the values of the ``undecided`` ones to their ``nodes``, from the file's first row on, so
+    Pass values of the ``undecided`` columns to their ``nodes``, from the file's first row on, so
     that all tasks that read the file decide alike; then call ``settle``.
     """
 
@@ -203,13 +203,13 @@ class Columns:
         self._wanted = image_field
         self.nodes = {field.name: node for field in schema if (node := node_of(field.type))}
         self._tags: dict[str, str] = {}
-        self._keys: dict[str, str] = {}  # of each column in a record
-        self._sources: dict[str, str] = {}  # key of what else the source says of its pictures
+        self._keys: dict[str, str] = {}  # a record's key for each column
+        self._sources: dict[str, str] = {}  # a record's key for the source's data on pictures
         self._first: str | None = None  # the column whose pictures come first
-        self._field: str | None = None  # that names its picture in a record, beside the columns
+        self._field: str | None = None  # a record's extra key for its picture
 
     def undecided(self) -> list[str]:
-        """Columns of which more values should be looked at."""
+        """Columns of which more values should be examined."""
         return [
             name
             for name, node in self.nodes.items()
@@ -217,12 +217,13 @@ class Columns:
         ]
 
     def settle(self) -> None:
-        """Decide which columns are taken as pictures, and how records name them."""
+        """Decide which columns contain pictures, and how records name them."""
         for name, node in self.nodes.items():
             for leaf in node.leaves():
                 leaf.taken = leaf.holds_pictures or name == self._wanted
         if not any(leaf.pictures for node in self.nodes.values() for leaf in node.leaves()):
-            # No bytes of any picture: an image by its name, all of whose bytes are damaged.
+            # None has bytes of a picture: take a column named like an image; its content is
+            # damaged.
             named = next((name for name in self._by_rank() if name in _USUAL), None)
             for leaf in self.nodes[named].leaves() if named else ():
                 leaf.taken = True
@@ -249,7 +250,7 @@ class Columns:
             used.add(self._sources[name])
 
     def _by_rank(self) -> list[str]:
-        """Columns with binaries: what the user names, the usual names, then as they come."""
+        """Columns with binaries: the user's choice, the usual names, then the others."""
         order = [name for name in (self._wanted, *_USUAL) if name in self.nodes]
         return list(dict.fromkeys((*order, *self.nodes)))
 
@@ -258,12 +259,12 @@ class Columns:
 
     @property
     def taken(self) -> frozenset[str]:
-        """Columns with pictures in them."""
+        """Columns with pictures."""
         return frozenset(self._tags)
 
     @property
     def left(self) -> list[str]:
-        """Columns with binaries that are no pictures."""
+        """Columns with binaries that are not pictures."""
         return [
             name
             for name, node in self.nodes.items()
@@ -271,7 +272,7 @@ class Columns:
         ]
 
     def record(self, values: Iterable[tuple[str, Any]], put: Put) -> dict[str, Any]:
-        """The record of a row, given as column and value; its pictures go to ``put``."""
+        """The record of a row given as (column, value) pairs; calls ``put`` for its pictures."""
         record: dict[str, Any] = {} if self._field is None else {self._field: None}
         firsts: dict[str, str] = {}  # the first picture of each column
         for name, value in values:
@@ -289,7 +290,7 @@ class Columns:
             if source is not None:
                 record[self._sources[name]] = source
         if self._field is not None:
-            path = record[self._keys[str(self._first)]]  # where its file lies elsewhere
+            path = record[self._keys[str(self._first)]]  # of a separate file
             others = next(iter(firsts.values()), path if isinstance(path, str) else None)
             record[self._field] = firsts.get(str(self._first), others)
         return record

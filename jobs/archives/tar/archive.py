@@ -1,4 +1,4 @@
-"""A tar shard, plain or compressed, whole or in parts."""
+"""A tar shard, plain or compressed, read completely or in parts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
-_HEAD = 8 << 20  # inflated bytes that are looked at for the top folder
+_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
 
 
 class TarArchive:
-    """Reads a part of a tar: from its plain form where there is one, else from the start on."""
+    """Reads a part of a tar: from its plain copy if there is one, else from the archive's start."""
 
     warnings: tuple[str, ...] = ()
 
@@ -36,20 +36,20 @@ class TarArchive:
         self._superseded = frozenset(fetched.superseded)
         self._final = bool(fetched.cuts)
         self._known: tuple[str | None] | None = (fetched.top,) if fetched.cuts else None
-        # Where a part ended in a stream, its reader, and what closes it.
+        # Where a part ended in a stream, its reader, and the stack that closes it.
         self._left: tuple[int, TarReader, Callable[[], object]] | None = None
 
     @property
     def top(self) -> str | None:
-        """See ``Archive.top``; of an archive without a member table its head is looked at."""
+        """See ``Archive.top``; without a member table the head of the archive decides."""
         if self._known is None:
-            self._known = (self._promised_top(),)
+            self._known = (self._top_of_head(),)
         return self._known[0]
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         if part.count == 1:
-            return self._whole()
+            return self._all_members()
         return self._part(part)
 
     def find(self, name: bytes) -> Member | None:
@@ -59,9 +59,9 @@ class TarArchive:
             for member in reader.members():
                 if member.kind is MemberKind.FILE and normalized(member.name) == name:
                     last = member.ordinal
-        return None if last is None else self._held(last)
+        return None if last is None else self._at_ordinal(last)
 
-    def _held(self, ordinal: int) -> Member:
+    def _at_ordinal(self, ordinal: int) -> Member:
         stack = ExitStack()
         reader = stack.enter_context(self._reader())
         member = next(member for member in reader.members() if member.ordinal == ordinal)
@@ -74,7 +74,7 @@ class TarArchive:
         member.chunks = chunks()
         return member
 
-    def _whole(self) -> Iterator[Member]:
+    def _all_members(self) -> Iterator[Member]:
         seen = TopFolder(self._options)
         with self._reader() as reader:
             for member in reader.members():
@@ -87,7 +87,7 @@ class TarArchive:
     def _check_top(self, seen: TopFolder, member: Member) -> None:
         if not seen.settled:
             return
-        # Once members lie in several folders none of the later ones can change it back.
+        # Once members are in several folders, no later one can change that.
         self._final = seen.top is None
         self._known = (seen.top,)
         raise TopChanged(
@@ -107,27 +107,27 @@ class TarArchive:
         if start.offset == end.offset and not last:
             return
         with ExitStack() as stack:
-            reader = self._goes_on(start, stack) or self._open(start, stack)
-            # The last part reads on to the archive's proven end.
+            reader = self._stored_reader(start, stack) or self._open(start, stack)
+            # The last part reads to the archive's end and verifies it.
             for member in reader.members(stop=None if last else end.offset):
                 member.superseded = member.ordinal in self._superseded
                 yield member
             inflates = self._fetched.format is not Format.TAR and not self._in_plain(start.offset)
             if not last and inflates:
-                self._leave(end, reader, stack.pop_all())
+                self._store_reader(end, reader, stack.pop_all())
 
     def _in_plain(self, offset: int) -> bool:
-        """Whether the plain copy holds the inflated tar from ``offset`` on."""
+        """Whether the plain copy contains the inflated tar from ``offset`` on."""
         return self._fetched.plain is not None and offset >= self._fetched.plain_start
 
-    def _leave(self, end: Cut, reader: TarReader, stack: ExitStack) -> None:
-        """Keep a reader where the next part begins; it is closed with this object at the latest."""
+    def _store_reader(self, end: Cut, reader: TarReader, stack: ExitStack) -> None:
+        """Store a reader at the start of the next part; closed with this object at the latest."""
         if self._left is not None:
             self._left[2]()
         self._left = (end.offset, reader, weakref.finalize(self, stack.close))
 
-    def _goes_on(self, start: Cut, stack: ExitStack) -> TarReader | None:
-        """The reader that was left where a part begins."""
+    def _stored_reader(self, start: Cut, stack: ExitStack) -> TarReader | None:
+        """The reader stored at the start of a part; None if there is none."""
         if self._left is None or self._left[0] != start.offset:
             return None
         _, reader, closing = self._left
@@ -137,14 +137,14 @@ class TarArchive:
 
     @contextmanager
     def _reader(self, *, headers_only: bool = False) -> Iterator[TarReader]:
-        """A reader that stands at the archive's start."""
+        """A reader at the archive's start."""
         with ExitStack() as stack:
             yield self._open(None, stack, headers_only=headers_only)
 
     def _open(
         self, start: Cut | None, stack: ExitStack, *, headers_only: bool = False
     ) -> TarReader:
-        """A reader that stands at ``start``; ``stack`` closes it, and must not hold this object."""
+        """A reader at ``start``; ``stack`` closes it, and must not refer to this object."""
         fetched = self._fetched
         format, offset = fetched.format, start.offset if start else 0
         paths, sizes, before = fetched.files, fetched.sizes, 0
@@ -173,7 +173,7 @@ class TarArchive:
             proven=fetched.format is not Format.TAR,
         )
 
-    def _promised_top(self) -> str | None:
+    def _top_of_head(self) -> str | None:
         seen = TopFolder(self._options)
         try:
             with self._reader(headers_only=True) as reader:
@@ -182,11 +182,11 @@ class TarArchive:
                     if seen.settled or reader.header_offset > _HEAD:
                         break
         except ArchiveError:
-            pass  # whoever reads the members is told
+            pass  # reading the members reports it
         return seen.top
 
     def first_names(self, most: int) -> list[bytes]:
-        """Names of its first files, as far as a look at its head tells."""
+        """Names of its first files, as far as they are in its head."""
         names: list[bytes] = []
         try:
             with self._reader(headers_only=True) as reader:
@@ -195,11 +195,11 @@ class TarArchive:
                     if len(names) == most or reader.header_offset > _HEAD:
                         break
         except ArchiveError:
-            pass  # whoever reads the members is told
+            pass  # reading the members reports it
         return names
 
-    def learn(self) -> MemberIndex:
-        """What the headers of the whole archive teach, as one part."""
+    def build_index(self) -> MemberIndex:
+        """The member index of the archive with one part."""
         table = MemberIndexBuilder(self._options)
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
@@ -214,7 +214,7 @@ def _size_of(fetched: Fetched) -> int:
         return Path(path).stat().st_size
     except FileNotFoundError as error:
         raise ArchiveError(
-            f"{quoted(path)} is gone; resume fetches the archive again", cause=Cause.NOT_FETCHED
+            f"{quoted(path)} is missing; `resume` downloads it again", cause=Cause.NOT_FETCHED
         ) from error
     except OSError as error:
         raise from_os_error(error, doing=f"reading {quoted(path)}") from error

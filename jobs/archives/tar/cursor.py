@@ -1,14 +1,14 @@
-"""A position in a stream of blocks: take, skip, and hand out content without copying it."""
+"""A position in a stream of blocks: reads, skips, and returns content without copying it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-ONE_PIECE = 1 << 20  # bytes; more than this is never held in one piece
+ONE_PIECE = 1 << 20  # bytes in one piece, at most
 
 
 class ShortError(EOFError):
-    """The stream ended; ``missing`` bytes of what was asked for are not there."""
+    """The stream ended ``missing`` bytes before the end of the requested range."""
 
     def __init__(self, missing: int) -> None:
         super().__init__(f"{missing} bytes are missing")
@@ -29,15 +29,15 @@ class Cursor:
 
     @property
     def offset(self) -> int:
-        """Of the next byte, in the whole stream."""
+        """The offset of the next byte in the stream."""
         return self._base + self._pos
 
     def _next(self) -> memoryview | None:
-        """The bytes behind those that are held; None at the end of the stream."""
+        """The next block; None at the end of the stream."""
         return next(self._blocks, None)
 
     def _more(self) -> bool:
-        """Have a byte at least; False at the end of the stream."""
+        """Make at least one byte available; False at the end of the stream."""
         while self._pos >= self._end:
             block = self._next()
             if block is None:
@@ -50,13 +50,13 @@ class Cursor:
         return self._pos >= self._end and not self._more()
 
     def held(self) -> tuple[memoryview, int]:
-        """The block in hand, and the next byte's place in it."""
+        """The current block, and the next byte's index in it."""
         return self._view[: self._end], self._pos
 
     def take(self, size: int) -> memoryview:
         """The next ``size`` bytes, at most 1 MiB, in one piece; raises ``ShortError``.
 
-        They are copied only where they lie in two blocks.
+        They are copied only if they are in two blocks.
         """
         pos = self._pos
         end = pos + size
@@ -73,7 +73,7 @@ class Cursor:
         return memoryview(joined)
 
     def chunks(self, size: int) -> Iterator[memoryview]:
-        """The next ``size`` bytes as they come; raises ``ShortError``."""
+        """The next ``size`` bytes in chunks; raises ``ShortError``."""
         while size > 0:
             if self._pos >= self._end and not self._more():
                 raise ShortError(size)
@@ -84,7 +84,7 @@ class Cursor:
             yield self._view[pos : pos + step]
 
     def skip_to(self, offset: int) -> None:
-        """Go on at ``offset``, which is not behind; raises ``ShortError``."""
+        """Skip to ``offset``, which must not be before the current one; raises ``ShortError``."""
         size = offset - self._base - self._pos
         if size > self._end - self._pos:
             for _ in self.chunks(size):
@@ -93,7 +93,7 @@ class Cursor:
             self._pos += size
 
     def peek(self, size: int) -> memoryview:
-        """The next ``size`` bytes, fewer at the end of the stream, which are still to be taken."""
+        """The next ``size`` bytes, fewer at the end of the stream, without advancing."""
         while self._end - self._pos < size:
             block = self._next()
             if block is None:
@@ -104,7 +104,7 @@ class Cursor:
         return self._view[self._pos : min(self._pos + size, self._end)]
 
     def skip_zeros(self, step: int) -> memoryview:
-        """Pass zeros, ``step`` bytes at a time; what follows, as ``peek`` gives it."""
+        """Skip zeros, ``step`` bytes at a time; returns what follows, without advancing."""
         while head := self.peek(step):
             if bytes(head).strip(b"\0"):
                 break
@@ -115,14 +115,14 @@ class Cursor:
 
 
 class SeekingCursor(Cursor):
-    """A cursor over a file that is here whole: what is skipped is not read.
+    """A cursor over a complete file: skipped bytes are not read.
 
-    ``pread(size, offset)`` gives bytes of it; ``length`` is all it has.
+    ``pread(size, offset)`` reads from it; ``length``: its size in bytes.
     """
 
     __slots__ = ("_length", "_pread", "_step")
 
-    _FIRST = 4096  # bytes; of a member's neighbourhood, all that a header scan wants
+    _FIRST = 4096  # bytes read after a jump; enough for a header
 
     def __init__(self, pread: Callable[[int, int], bytes], length: int, start: int = 0) -> None:
         super().__init__(iter(()), start)
@@ -135,7 +135,7 @@ class SeekingCursor(Cursor):
         if offset >= self._length:
             return None
         block = memoryview(self._pread(self._step, offset))
-        # Whoever reads on without a jump gets more at once.
+        # Sequential reads get larger blocks.
         self._step = min(self._step * 4, ONE_PIECE)
         return block
 

@@ -1,4 +1,4 @@
-"""What a pass over a tar's members teaches: where to cut it into parts, and how much it holds."""
+"""The index of a tar's members: where to cut it into parts, and how much it contains."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.model import Cut, Options
 
 
 class MemberIndex(Struct, frozen=True):
-    """What ``Fetched`` says of a shard with several parts."""
+    """The fields of ``Fetched`` for a shard with several parts."""
 
     cuts: tuple[Cut, ...]
     members: int
@@ -20,7 +20,7 @@ class MemberIndex(Struct, frozen=True):
 
 
 class MemberIndexBuilder:
-    """Collects what members teach, in their order, with flat memory."""
+    """Builds the index from members in their order, in bounded memory."""
 
     def __init__(self, options: Options) -> None:
         self._names = NameHashes()
@@ -29,7 +29,7 @@ class MemberIndexBuilder:
         self.members = 0
 
     def add(self, member: Member) -> None:
-        """The next member."""
+        """Add the next member."""
         if member.kind is not MemberKind.FOLDER:
             self._names.add(member.name, self.members)
         self.top_folder.see(member.name, member.kind)
@@ -37,7 +37,7 @@ class MemberIndexBuilder:
         self._data_bytes += member.size
 
     def finish(self, cuts: tuple[Cut, ...]) -> MemberIndex:
-        """What all members have taught; ``cuts`` is where the parts begin, and the end."""
+        """The index of all members; ``cuts``: where the parts begin, and the end."""
         return MemberIndex(
             cuts,
             self.members,

@@ -1,4 +1,4 @@
-"""The inflated form of a compressed tar, written while its bytes pass."""
+"""The plain copy of a compressed tar, written while it is decompressed."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jobs.errors import from_os_error
 from jobs.storage.safe_paths import quoted
 from jobs.storage.write_behind import WriteBehind
 
-# Left free for everything else that is being written; checked once for so many bytes.
+# Space left free for everything else; checked once every ``_CHECK_EACH`` bytes.
 _RESERVE = 256 << 20  # bytes
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_LOOK_EACH = 64 << 20  # bytes
+_CHECK_EACH = 64 << 20  # bytes
 
 
 class PlainCopy:
-    """A plain tar in the making; given up where room gets short.
+    """A plain tar that is being written; abandoned if space gets short.
 
-    ``path`` is its name once it is complete, ``archive_bytes`` the size of the archive, of which
-    ``taken()`` bytes were read: what is still to come needs room as well.
+    ``path``: its name once it is complete; ``archive_bytes``: the size of the archive, of which
+    ``taken()`` bytes were read: the rest of the archive needs space too.
     """
 
     def __init__(self, path: Path, archive_bytes: int, taken: Callable[[], int]) -> None:
@@ -41,14 +41,14 @@ class PlainCopy:
             self._give_up(error)
 
     def write(self, block: memoryview) -> None:
-        """Append ``block``, unless the copy was given up."""
+        """Append ``block``, unless the copy was abandoned."""
         if self._fd is None:
             return
         self._append(block)
         self._written += len(block)
-        if self._written - self._looked >= _LOOK_EACH or not self._looked:
+        if self._written - self._looked >= _CHECK_EACH or not self._looked:
             self._looked = self._written
-            self._look(self._archive_bytes - self._taken())
+            self._check_space(self._archive_bytes - self._taken())
 
     def _append(self, block: memoryview) -> None:
         try:
@@ -62,8 +62,8 @@ class PlainCopy:
         if self._fd is not None:
             os.fdatasync(self._fd)
 
-    def _look(self, to_come: int) -> None:
-        """Give up before the archive itself, which needs ``to_come`` more bytes, has no room."""
+    def _check_space(self, to_come: int) -> None:
+        """Abandon the copy before the archive, which needs ``to_come`` more bytes, has no space."""
         if self._fd is None:
             return
         space = os.fstatvfs(self._fd)
@@ -71,13 +71,13 @@ class PlainCopy:
             self.discard()
 
     def _give_up(self, error: OSError) -> None:
-        """Without room the tasks inflate for themselves; anything else is a broken disk."""
+        """Abandon the copy if the disk is full (tasks then inflate the archive); else raise."""
         self.discard()
         if error.errno not in _NO_ROOM:
             raise from_os_error(error, doing=f"writing {quoted(str(self._path))}") from error
 
     def finish(self) -> str | None:
-        """Make it durable under its name; None where it was given up."""
+        """Make the copy durable under its name; returns its path, or None if it was abandoned."""
         if self._fd is None or self._temporary is None:
             return None
         try:
@@ -97,7 +97,7 @@ class PlainCopy:
         fd, self._fd = self._fd, None
         temporary, self._temporary = self._temporary, None
         if fd is not None:
-            with suppress(OSError):  # what it could not write is thrown away anyhow
+            with suppress(OSError):  # the file is removed anyway
                 os.close(fd)
         if temporary is not None:
             with suppress(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The members of a tar stream, each header checked, every way of writing one understood."""
+"""Reads the members of a tar stream in all variants of the format, and checks each header."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError
 from jobs.model import Cut
 
-_META = 1 << 20  # bytes; most of a pax header or a long name
-_RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at a time, by default
-# What writers pad a tar to: that, or the block size of a tape or of dd.
+_META = 1 << 20  # bytes of a pax header or a long name, at most
+_RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default
+# The sizes that a tar is padded to: a record, or the block size of a tape or of dd.
 _PADDED_TO = (_RECORD, *(BLOCK << power for power in range(13)))
 _UNPACK = (
     "if `tar -tf` lists everything, unpack it with `tar -xf` and launch with --local-path on "
@@ -31,13 +31,13 @@ _KINDS = {
     b"5": MemberKind.FOLDER,
     b"D": MemberKind.FOLDER,
 }
-# A global header that renames, resizes or relinks every member is nothing a writer makes.
+# No writer makes a global header that renames, resizes or relinks every member.
 _NOT_GLOBAL = (b"path", b"linkpath", b"size")
 
 
 @dataclass
 class _Extra:
-    """What extension headers said of the next member."""
+    """Data of extension headers for the next member."""
 
     records: list[tuple[bytes, bytes]] = field(default_factory=list)  # pax, in order
     long_name: bytes | None = None  # GNU
@@ -45,11 +45,11 @@ class _Extra:
 
 
 class TarReader:
-    """Reads members from ``cursor``, which stands at a header; ``cut`` says what came before.
+    """Reads members from ``cursor``, which is at a header; ``cut``: the state at that position.
 
-    With each member that it yields ``header_offset`` is where its first header begins. ``length``:
-    bytes of the whole tar, where they are known; ``headers_only``: members come without content;
-    ``proven``: a checksum tells that the stream is as it was written.
+    For each yielded member, ``header_offset`` is the offset of its first header. ``length``: bytes
+    of the complete tar, if known; ``headers_only``: yield members without content; ``proven``: a
+    checksum verifies the stream.
     """
 
     def __init__(
@@ -73,10 +73,10 @@ class TarReader:
             key.encode("latin-1"): value.encode("latin-1")
             for key, value in (cut.globals if cut else {}).items()
         }
-        self._name: bytes | None = None  # of the member in hand, for messages
-        self._tar_start = cursor.offset  # where the tar in hand begins
-        self._knows_cuts = cut is not None  # then the whole archive was read before
-        self._found: list[Found] = []  # members in the block in hand, the last one first
+        self._name: bytes | None = None  # of the current member, for messages
+        self._tar_start = cursor.offset  # of the current one of concatenated tars
+        self._knows_cuts = cut is not None  # then the complete archive was read before
+        self._found: list[Found] = []  # members of the current block in reverse order
         self._block = memoryview(b"")
         self._block_start = 0  # offset of its first byte
         self.header_offset = cursor.offset
@@ -84,7 +84,7 @@ class TarReader:
 
     @property
     def globals(self) -> dict[str, str]:
-        """The pax global header in force, as ``Cut`` keeps it."""
+        """The valid pax global header, as in ``Cut``."""
         return {
             key.decode("latin-1"): value.decode("latin-1") for key, value in self._globals.items()
         }
@@ -92,10 +92,9 @@ class TarReader:
     def members(self, *, stop: int | None = None) -> Iterator[Member]:
         """The members up to the one whose header is at ``stop``; None: to the archive's end.
 
-        Content that was not read is skipped. Tars may follow each other, as ``cat`` puts them and
-        ``tar -i`` reads them: together they are one archive. Raises ``ArchiveError`` where a header
-        is damaged, the stream ends too soon, or the end mark is missing or followed by anything
-        but its padding and another tar.
+        Content that was not read is skipped. Concatenated tars, which ``tar -i`` reads, are one
+        archive. Raises ``ArchiveError`` if a header is damaged, the stream is truncated, or the end
+        mark is missing or followed by anything but padding and another tar.
         """
         cursor = self._cursor
         try:
@@ -125,7 +124,7 @@ class TarReader:
             raise
 
     def _ordinary(self) -> tuple[Member, int] | None:
-        """The next member and where its content ends, if it is one that ``scan_tar`` finds."""
+        """The next member and where its content ends, if ``scan_tar`` has found it."""
         if not self._found:
             if self._globals:
                 return None
@@ -190,7 +189,7 @@ class TarReader:
         )
 
     def _content(self, size: int) -> Iterator[memoryview]:
-        # A claim beyond all limits is refused before a byte of it is read.
+        # A claim beyond the limits is refused before its content is read.
         self._limits.check_claim(self.total + size, self._name or b"")
         if self._length is not None and size > self._length - self._cursor.offset:
             volume = "" if self._length % BLOCK else " (a volume of tar -M ends like this, too)"
@@ -202,7 +201,7 @@ class TarReader:
         return iter((self._cursor.take(size),)) if size else iter(())
 
     def _guarded(self, chunks: Iterator[memoryview]) -> Iterator[memoryview]:
-        """``chunks``, whose reader is told which member it was that broke off."""
+        """``chunks``; errors name the member."""
         try:
             yield from chunks
         except ShortError as error:
@@ -213,9 +212,9 @@ class TarReader:
     def _another_follows(self, end: int) -> bool:
         """Whether another tar follows the one that ends at ``end``; False: the stream ends.
 
-        Zeros between two members are an end mark only where they are as long as writers make it:
-        two blocks, or that and the padding to a record of 20 blocks. Else they may as well be a
-        hole, as a transfer that broke leaves it, with members lost in it.
+        Zeros between two members are an end mark only if they are as long as writers make it: two
+        blocks, or two and the padding to a record of 20 blocks. Otherwise they may be a hole of an
+        interrupted transfer, in which members are lost.
         """
         head = bytes(self._cursor.skip_zeros(BLOCK))
         if not head:
@@ -234,13 +233,13 @@ class TarReader:
                 "several tars were concatenated in an unusual way, which `tar -xi` unpacks"
             )
         self._tar_start = start
-        self._globals = {}  # they hold within their own tar
+        self._globals = {}  # they apply to their own tar only
         return True
 
     def _check_padding(self, end: int) -> None:
-        """Fail where more zeros than padding end the tar, as where a download was cut short.
+        """Fail if the tar ends in more zeros than padding, as after an interrupted download.
 
-        Programs that reserve the space of a file first leave zeros where its bytes never came.
+        Programs that allocate a file first leave zeros in place of the missing bytes.
         """
         if self._proven or self._length is None:
             return
@@ -254,13 +253,13 @@ class TarReader:
             )
 
     def _extension(self, header: Header, extra: _Extra | None) -> _Extra | None:
-        """Read what a header says of the next one, or of all."""
+        """Read an extension header, for the next member or for all."""
         kind = header.kind
         if kind == b"V":
             return extra  # a volume's label; it has no content
         if header.size > _META:
             self._fail(f"an extension header of {header.size} bytes is too large")
-        if kind in b"AI":  # Solaris ACLs and star's inode data: of no use here
+        if kind in b"AI":  # Solaris ACLs and star's inode data: ignored
             self._meta(header.size)
             return extra
         if kind == b"N":
@@ -288,14 +287,14 @@ class TarReader:
         for key, value in records:
             if key in _NOT_GLOBAL or key.startswith(b"GNU.sparse"):
                 self._fail(f"a global header sets the {key.decode('ascii')} of every member")
-            if key == b"mtime":  # the only one that matters here
+            if key == b"mtime":  # the only one that is used
                 if value:
                     self._globals[key] = value
                 else:
                     self._globals.pop(key, None)
 
     def _member(self, header: Header, extra: _Extra) -> tuple[Member, int]:
-        """A member that is no plain file, or that extension headers describe."""
+        """A member that is not a plain file, or that has extension headers."""
         pax = {**self._globals, **dict(extra.records)}
         name = pax.get(b"path") or extra.long_name or header.name
         self._name = name = pax.get(b"GNU.sparse.name") or name
@@ -307,8 +306,8 @@ class TarReader:
         stored = tar_header.pax_size(pax[b"size"]) if pax.get(b"size") else header.size
         member = Member(name, MemberKind.FILE, stored, header.mode, mtime, self._ordinal)
         if kind in _KINDS:
-            # Links and folders have no content, whatever size they tell; where a writer put some,
-            # it does not pass for the next header. Only GNU's dump folders list their files.
+            # Links and folders have no content, whatever size their headers state; content would
+            # fail as the next header. Only GNU's dump folders list their files.
             member.kind, member.size, member.target = _KINDS[kind], 0, target
             if member.kind is MemberKind.FOLDER:
                 member.target = b""
@@ -323,9 +322,9 @@ class TarReader:
             )
         if kind not in FILES and kind != b"S":
             raise unsupported(self._archive, f"is of the unknown type {kind!r}", member=name)
-        if name.endswith(b"/") and kind != b"S":  # as v7 writes folders
+        if name.endswith(b"/") and kind != b"S":  # a folder in the v7 format
             if stored:
-                self._fail(f"a folder has content of {stored} bytes")
+                self._fail(f"a folder has {stored} bytes of content")
             member.kind = MemberKind.FOLDER
             return member, self._cursor.offset
         if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):

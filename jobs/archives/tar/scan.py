@@ -1,6 +1,6 @@
-"""Ordinary files in a block of a tar, found all at once.
+"""Finds ordinary files in a block of a tar, all at once.
 
-Compiled where the extension was built; the Python form does the same, only slower.
+Compiled if the C extension was built; the Python version does the same, but slower.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _padded(size: int) -> int:
 
 
 def _pax_time(data: bytes) -> float | None:
-    """The time in a pax header that says nothing else of importance; None: it does, or is odd."""
+    """The time in a pax header with nothing else that matters; None for other headers."""
     mtime: float | None = None
     for key, value in tar_header.pax_records(data):
         if key == b"mtime" and mtime is None and value[:1].isdigit():
@@ -72,8 +72,8 @@ def scan_tar(block: Buffer, start: int) -> list[Found]:
     """Find ordinary files that lie completely in ``block``, from the header at ``start`` on.
 
     Stops before the first member that is not an ordinary file, whose header is unusual or damaged,
-    or whose content and padding do not lie completely in the block: ``jobs.archives.tar.reader``
-    takes that one. Of extended headers (pax) only those are read that give a time and nothing else
-    that matters, as Python's ``tarfile`` writes them for every member.
+    or whose content and padding are not completely in the block: ``jobs.archives.tar.reader`` reads
+    that one. Of extended headers (pax) only those with a time and nothing else that matters are
+    read, which Python's ``tarfile`` writes for every member.
     """
     return _scan(block, start)

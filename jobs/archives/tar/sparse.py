@@ -12,14 +12,14 @@ from jobs.formats.tar_header import BLOCK, HeaderError, number, pax_size
 Map = list[tuple[int, int]]  # (offset, length) of each piece of data, in bytes
 
 _ZEROS = memoryview(bytes(1 << 20))
-_MOST_PIECES = 1 << 17  # of one member's map; keeps the memory flat
+_MOST_PIECES = 1 << 17  # of one member's map; bounds the memory
 _MOST_DIGITS = 20
 
 Take = Callable[[int], memoryview]  # the next bytes of the archive
 
 
 def old_gnu(raw: bytes, take: Take) -> tuple[Map, int]:
-    """The map and the real size of a member of type S; ``take`` gives its extension blocks."""
+    """The map and the real size of a member of type S; ``take`` reads its extension blocks."""
     pieces = _old_entries(raw[386:482])
     more = raw[482]
     while more:
@@ -53,7 +53,7 @@ def pax_0(records: Sequence[tuple[bytes, bytes]]) -> Map:
 
 
 def pax_1(take: Take) -> tuple[Map, int]:
-    """The map at the start of the content (1.0), and how many bytes it took."""
+    """The map at the start of the content (1.0), and its length in bytes."""
     used = 0
     data = b""
 
@@ -80,7 +80,7 @@ def _pairs(numbers: list[int]) -> Map:
 
 
 def check(pieces: Map, size: int, stored: int) -> None:
-    """Pieces in order, apart, inside ``size``, and of ``stored`` bytes together, or raise."""
+    """Raise unless pieces are ordered, disjoint, within ``size``, and ``stored`` bytes in total."""
     end = total = 0
     for offset, length in pieces:
         if offset < end or offset + length > size:
@@ -94,7 +94,7 @@ def check(pieces: Map, size: int, stored: int) -> None:
 def expand(
     pieces: Map, size: int, chunks: Callable[[int], Iterator[memoryview]]
 ) -> Iterator[memoryview]:
-    """All ``size`` bytes, holes as zeros; ``chunks`` gives the next bytes of data."""
+    """All ``size`` bytes, holes as zeros; ``chunks`` returns the next bytes of data."""
     position = 0
     for offset, length in pieces:
         yield from _hole(offset - position)

@@ -1,8 +1,8 @@
-"""A tar read once from front to back, part by part, while its bytes still arrive or afterwards.
+"""Reads a tar once from start to end, part by part, during or after its download.
 
-Where one part ends and the next begins is decided while reading: at the first member behind the
-part's share of the archive's bytes. Each part therefore gets a ``Span``, which says exactly which
-members it holds, and by which later attempts recognize what is done.
+Where a part ends is decided while reading: at the first member after the part's share of the
+archive's bytes. Each part therefore gets a ``Span``, which says exactly which members it contains,
+and by which later attempts recognize finished parts.
 """
 
 from __future__ import annotations
@@ -31,59 +31,59 @@ from jobs.storage.safe_paths import SampleEnds, quoted
 
 _UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source does not state it
 _TOP_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
-_NAMES = 64  # files in the head that are enough to tell samples by
+_NAMES = 64  # files in the head that decide whether it contains samples
 _LEAST_STEP = 1 << 10  # bytes
 _RECENT = 12 << 20  # bytes: the head, and more than the headers before any content take
 
 
 class Arriving(Protocol):
-    """One file of a shard, read from its first byte on; ``read`` waits for what is to come."""
+    """One file of a shard, read from its start; ``read`` waits for bytes that have not arrived."""
 
     def read(self, size: int, /) -> bytes | None: ...
     def close(self) -> None: ...
 
 
 class Contradiction(Exception):
-    """The archive's bytes are not those that a finished part was made from."""
+    """The archive's bytes differ from those that a finished part was made from."""
 
 
 class Streamed(Struct, frozen=True):
-    """What one pass over a shard has taught."""
+    """The result of one pass over a shard."""
 
     format: Format
     plain: str | None = None  # the inflated tar from ``plain_start`` on
     plain_start: int = 0
-    learnt: MemberIndex | None = None  # None where it is no tar
+    member_index: MemberIndex | None = None  # None if it is not a tar
 
     def applied(self, fetched: Fetched) -> Fetched:
-        """``fetched`` with all that was learnt."""
+        """``fetched`` with the result."""
         fetched = structs.replace(fetched, format=self.format)
-        if self.learnt is None:
+        if self.member_index is None:
             return fetched
         return structs.replace(
             fetched,
             plain=self.plain,
             plain_start=self.plain_start,
-            cuts=self.learnt.cuts,
-            members=self.learnt.members,
-            data_bytes=self.learnt.data_bytes,
-            superseded=self.learnt.superseded,
-            top=self.learnt.top,
+            cuts=self.member_index.cuts,
+            members=self.member_index.members,
+            data_bytes=self.member_index.data_bytes,
+            superseded=self.member_index.superseded,
+            top=self.member_index.top,
         )
 
 
 class NeedsAnotherPass(ArchiveError):
-    """A member of a stream cannot be had without reading the archive once more."""
+    """A member of a stream can only be extracted by reading the archive again."""
 
 
 class TarStream:
     """Reads a shard of format tar, compressed or not, in one pass; see ``Archive``.
 
-    ``files`` opens each file of the shard, in reading order, at its first byte. ``top`` is the
-    common top folder, in a tuple, where an earlier pass has found it. ``plain``: where
-    ``copy_rest`` writes the inflated tar to; ``check`` is called for each block and may
-    raise. Parts are read in order, each by ``members``,
-    ``skip`` or ``pass_over``; then ``finish`` proves the rest. Memory stays flat.
+    ``files`` opens each file of the shard, in reading order, at its start. ``top``: the common top
+    folder, in a tuple, if an earlier pass has found it. ``plain``: the path to which ``copy_rest``
+    writes the inflated tar. ``check`` is called for each block and may raise. Parts are read in
+    order, each with ``members``, ``skip`` or ``skip_content``; then ``finish`` verifies the rest.
+    Memory is bounded.
     """
 
     warnings: tuple[str, ...] = ()
@@ -104,14 +104,14 @@ class TarStream:
         size = shard.size
         self._size = _UNKNOWN if size is None else max(size, 1)
         self._limits = Limits.of(self._archive, self._size, options)
-        # Small steps where parts are small: how far a part goes is seen from what was taken.
+        # Small steps for small parts: the end of a part depends on how much was read.
         self._source = _Source(files, step=max(_LEAST_STEP, self._size // (8 * shard.parts)))
         self._plain = plain
         self._known = top
-        # Once members were found in several folders, none of the later ones can change it back.
+        # Once members were found in several folders, no later one can change that.
         self._final = top is not None and top[0] is None
         self._cuts: list[Cut] = []
-        self._next_member: Member | None = None  # read, and not given out yet
+        self._next_member: Member | None = None  # read, and not yielded yet
         self._copy: PlainCopy | None = None
         self._plain_start = 0  # offset of the plain copy's first byte in the inflated tar
         self.broken: Exception | None = None  # why reading ended early
@@ -127,7 +127,7 @@ class TarStream:
         self._reader = TarReader(self._cursor, self._limits, length=length)
         self._table = MemberIndexBuilder(options)
         self._ends = SampleEnds()
-        self._may_cut = True  # before the member that was read last
+        self._may_cut = True  # whether a cut may be before the last member
         self._members = self._reader.members()
 
     @property
@@ -141,16 +141,16 @@ class TarStream:
         return self._source.taken
 
     def _inflated(self) -> Iterator[tuple[memoryview, int]]:
-        """Blocks of the inflated tar, each with how many bytes of the archive gave all up to it."""
+        """Blocks of the inflated tar, each with the number of archive bytes read up to it."""
         source = self._source
         for block in open_blocks(self.format, source, self._limits, consumed=lambda: source.taken):
             yield block, source.taken
 
     def _examine_head(self) -> list[memoryview]:
-        """Find the top folder in the first blocks, which are returned to be read again."""
+        """Find the top folder in the first blocks; returns the blocks, to be read again."""
         head: list[memoryview] = []
 
-        def kept() -> Iterator[memoryview]:
+        def stored() -> Iterator[memoryview]:
             while sum(map(len, head)) < _TOP_HEAD and (block := next(self._recent, None)):
                 head.append(block)
                 yield block
@@ -158,19 +158,19 @@ class TarStream:
         seen = TopFolder(self._options)
         wanted = _NAMES if self._options.layout.name == "auto" else 0
         try:
-            reader = TarReader(Cursor(kept()), self._limits, headers_only=True)
+            reader = TarReader(Cursor(stored()), self._limits, headers_only=True)
             for member in reader.members():
                 seen.see(member.name, member.kind)
                 self._first_names += [member.name] if member.kind is MemberKind.FILE else []
                 if seen.settled and len(self._first_names) >= wanted:
                     break
         except ArchiveError:
-            pass  # the head ends within a member; of damage, whoever reads the members learns
+            pass  # the head ends within a member; reading the members reports damage
         self._known = self._known or (seen.top,)
         return head
 
     def first_names(self, most: int) -> list[bytes]:
-        """Names of its first files, as far as its head has them."""
+        """Names of its first files, as far as they are in its head."""
         return self._first_names[:most]
 
     # Parts ---------------------------------------------------------------------------------
@@ -178,24 +178,24 @@ class TarStream:
     def members(self, part: Part) -> Iterator[Member]:
         """The members of the next part, which must be ``part``; see ``Archive.members``.
 
-        Raises ``TopChanged`` where the common top folder turns out to be another one; ``top`` is
-        then right, and all parts are to be read again.
+        Raises ``TopChanged`` if the common top folder turns out to be a different one; then ``top``
+        is correct, and all parts have to be read again.
         """
         self._begin(part)
         while (member := self._take()) is not None:
-            if self._is_behind(part):
+            if self._is_of_later_part(part):
                 self._next_member = member
                 break
             yield member
         self._end(part)
 
-    def pass_over(self, part: Part) -> None:
-        """Read the rest of a part, or all of it, without its content."""
+    def skip_content(self, part: Part) -> None:
+        """Read the rest of a part without its content."""
         for _ in self.members(part):
             pass
 
     def skip(self, part: Part, span: Span) -> None:
-        """Read past a finished part; ``Contradiction`` where it was made from other bytes."""
+        """Skip a finished part; ``Contradiction`` if it was made from different bytes."""
         self._begin(part)
         if self._cuts[-1] != span.start or span.crc32 is None:
             raise Contradiction
@@ -209,16 +209,16 @@ class TarStream:
             raise Contradiction
 
     def span(self, part: Part) -> Span:
-        """Which bytes and members ``part`` holds, once it was read."""
+        """The bytes and members of ``part``, after it was read."""
         start, end = self._cuts[part.index : part.index + 2]
         return Span(start, end, self._crc32)
 
     def find(self, name: bytes) -> Member | None:
         """See ``Archive.find``: not possible in one pass."""
-        raise self.needs_another_pass(f"{quoted(name)}, which a link means")
+        raise self.needs_another_pass(f"{quoted(name)}, the target of a link")
 
     def needs_another_pass(self, what: str) -> NeedsAnotherPass:
-        """The error that leaves a part, in which there is ``what``, to be read again later."""
+        """The error for a part with ``what``, which leaves the part to a later pass."""
         return NeedsAnotherPass(f"{self._archive}: one pass cannot extract {what}")
 
     def _begin(self, part: Part) -> None:
@@ -249,12 +249,12 @@ class TarStream:
             return
         self._known = (seen.top,)
         self.broken = TopChanged(
-            f"{self._archive}: member {quoted(member.name)} changes which folder is on top; "
-            "the archive is to be read again",
+            f"{self._archive}: member {quoted(member.name)} changes the top folder; "
+            "the archive must be read again",
         )
         raise self.broken
 
-    def _is_behind(self, part: Part) -> bool:
+    def _is_of_later_part(self, part: Part) -> bool:
         """Whether the member just read belongs to a later part than ``part``."""
         if part.index == part.count - 1:
             return False
@@ -264,7 +264,7 @@ class TarStream:
         return position * part.count >= (part.index + 1) * self._size
 
     def _end(self, part: Part) -> None:
-        """Note where a part ends: before the member that is held, or at the archive's end."""
+        """Store where a part ends: before the next member, or at the archive's end."""
         reader, member = self._reader, self._next_member
         ordinal = self._table.members if member is None else member.ordinal
         self._cuts.append(Cut(reader.header_offset, ordinal, reader.globals))
@@ -276,7 +276,7 @@ class TarStream:
     # The rest ------------------------------------------------------------------------------
 
     def copy_rest(self) -> None:
-        """From the next part on, write the inflated tar instead of giving out content."""
+        """From the next part on, write the inflated tar instead of yielding content."""
         self._reader.headers_only = True
         if self.format is Format.TAR or self._plain is None:
             return
@@ -285,7 +285,7 @@ class TarStream:
         self._recent.copy_to(self._copy, self._plain_start)
 
     def finish(self) -> Streamed:
-        """What the pass has taught, once its last part was read; a plain copy is durable then."""
+        """The result of the pass after its last part; makes a plain copy durable."""
         if self.format not in TARS:
             return Streamed(self.format)
         plain = None if self._copy is None else self._copy.finish()
@@ -293,7 +293,7 @@ class TarStream:
         return Streamed(self.format, plain, start, self._table.finish(tuple(self._cuts)))
 
     def close(self) -> None:
-        """Stop reading, and discard a plain copy that is not finished."""
+        """Stop reading, and discard an unfinished plain copy."""
         if self._copy is not None:
             self._copy.discard()
         self._source.close()  # first: the thread may be waiting for bytes
@@ -302,7 +302,7 @@ class TarStream:
 
 
 class _Source:
-    """The files of a shard as one stream; ``taken`` bytes of it were given out."""
+    """The files of a shard as one stream, of which ``taken`` bytes were read."""
 
     def __init__(self, files: Sequence[Callable[[], Arriving]], *, step: int) -> None:
         self._files = [opened() for opened in files]
@@ -312,7 +312,7 @@ class _Source:
         self.taken = 0
 
     def head(self, size: int) -> bytes:
-        """The first bytes, which will be given out all the same."""
+        """The first bytes, without advancing."""
         while len(self._head) < size:
             data = self._next(size - len(self._head))
             if not data:
@@ -343,9 +343,9 @@ class _Source:
 
 
 class _Recent:
-    """Passes blocks on, and knows of the latest ones where they lie and what came before them.
+    """Passes blocks on, and stores offset and checksum of the most recent ones.
 
-    Once ``copy_to`` was called, each block goes to a plain copy before it is passed on.
+    After a call of ``copy_to``, each block is written to a plain copy before it is passed on.
     """
 
     def __init__(self, blocks: Iterator[tuple[memoryview, int]], check: Callable[[], None]) -> None:
@@ -374,12 +374,12 @@ class _Recent:
         return data
 
     def crc32(self, offset: int) -> int:
-        """Of all bytes before ``offset``."""
+        """The CRC-32 of all bytes before ``offset``."""
         block = self._at(offset)
         return isal_zlib.crc32(block.data[: offset - block.start], block.crc32)
 
     def taken(self, offset: int) -> int:
-        """How many bytes of the archive gave the bytes before ``offset``, about."""
+        """About how many archive bytes were read for the bytes before ``offset``."""
         block = self._at(offset)
         share = (offset - block.start) / max(1, len(block.data))
         return block.before + int(share * (block.after - block.before))
@@ -388,10 +388,10 @@ class _Recent:
         for block in reversed(self._latest):
             if block.start <= offset:
                 return block
-        raise ValueError(f"byte {offset} is not among the latest ones")
+        raise ValueError(f"byte {offset} is not in the most recent blocks")
 
     def copy_to(self, copy: PlainCopy, offset: int) -> None:
-        """Write all bytes from ``offset`` on to ``copy``."""
+        """Write all bytes from ``offset`` onward to ``copy``."""
         self._copy = copy
         for block in self._latest:
             if block.start + len(block.data) > offset:
@@ -401,6 +401,6 @@ class _Recent:
 class _Block(NamedTuple):
     start: int  # offset in the inflated tar
     data: memoryview
-    crc32: int  # of all that came before
-    before: int  # bytes of the archive that gave what came before
-    after: int  # and all up to its end
+    crc32: int  # of everything before it
+    before: int  # archive bytes read for everything before it
+    after: int  # archive bytes read for everything up to its end

@@ -1,4 +1,4 @@
-"""A zip shard, read by its central directory and checked against every local header."""
+"""A zip shard, read by its central directory and checked against all local headers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported,
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import normalized
 from jobs.archives.streams import ConcatenatedFiles, prefetched
-from jobs.archives.zip.content import inflate_blocks, inflate_whole
+from jobs.archives.zip.content import inflate_at_once, inflate_blocks
 from jobs.archives.zip.directory import LOCAL_SIZE, Directory
 from jobs.archives.zip.entry import (
     DESCRIPTOR,
@@ -27,12 +27,12 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 _BLOCK = 1 << 20  # bytes
-_SMALL = 4 << 20  # bytes; a member up to this size comes in one piece
+_SMALL = 4 << 20  # bytes; a member up to this size is read in one piece
 _DESCRIPTOR = 24  # bytes, at most
 
 
 class ZipArchive:
-    """Reads entries in the order in which they lie, so that a disk reads forward."""
+    """Reads entries in their order in the file, so that the disk is read sequentially."""
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
         self._fetched = fetched
@@ -71,12 +71,12 @@ class ZipArchive:
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
         members = self._inflated(part)
-        # On a core of its own a second thread takes a quarter off the time; on a shared one it
-        # adds a tenth, as the two hand the interpreter to each other around each call.
+        # On its own core a second thread saves a quarter of the time; on a shared one it costs a
+        # tenth, because the two pass the interpreter lock to each other for each call.
         with closing(prefetched(members, _size) if cores() > 1 else members) as members:
             for member in members:
                 yield member
-                for _ in member.chunks:  # proven, whether anybody wanted it or not
+                for _ in member.chunks:  # verified even if the caller did not read it
                     pass
 
     def _inflated(self, part: Part) -> Generator[Member, None, None]:
@@ -119,13 +119,13 @@ class ZipArchive:
     def _content(
         self, entry: ZipEntry, limit: int
     ) -> tuple[Iterator[memoryview], memoryview | None]:
-        """The content, checked: at once and in one piece where it is small, else as it passes."""
+        """The content, checked: at once if it is small, otherwise while it is read."""
         if max(entry.stored, entry.size) > _SMALL:
             head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
             start = entry.offset + check_local(entry, head)
             self._check_end(entry, start + entry.stored, limit)
             return self._streamed(entry, start), None
-        # One read has all: the local extra field is seldom longer than the directory's.
+        # Mostly one read is enough: the local extra field is seldom longer than the directory's.
         guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
         want = guess + entry.stored + _DESCRIPTOR
         data = self._chain.read_exactly(min(want, limit - entry.offset), entry.offset)
@@ -135,9 +135,9 @@ class ZipArchive:
             data = self._chain.read_exactly(end + _DESCRIPTOR, entry.offset)
         check_local(entry, data[:start])
         self._check_end(entry, entry.offset + end, limit)
-        content = inflate_whole(entry, memoryview(data)[start:end])
+        content = inflate_at_once(entry, memoryview(data)[start:end])
         if len(content) != entry.size:
-            raise ZipEntryError(f"it claims {entry.size} bytes but has {len(content)}")
+            raise ZipEntryError(f"it claims {entry.size} bytes, but has {len(content)}")
         if _crc32()(content, 0) != entry.crc32:
             raise ZipEntryError("its checksum (CRC-32) is wrong")
         return iter((content,) if content else ()), content
@@ -154,11 +154,11 @@ class ZipArchive:
             for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
                 total += len(chunk)
                 if total > entry.size:
-                    raise ZipEntryError(f"it claims {entry.size} bytes but has more")
+                    raise ZipEntryError(f"it claims {entry.size} bytes, but has more")
                 crc = crc32(chunk, crc)
                 yield chunk
             if total != entry.size:
-                raise ZipEntryError(f"it claims {entry.size} bytes but has {total}")
+                raise ZipEntryError(f"it claims {entry.size} bytes, but has {total}")
             if crc != entry.crc32:
                 raise ZipEntryError("its checksum (CRC-32) is wrong")
         except ZipEntryError as error:

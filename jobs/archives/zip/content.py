@@ -24,18 +24,18 @@ from jobs.model import Format
 _BLOCK = 1 << 20  # bytes
 
 
-def inflate_whole(entry: ZipEntry, data: memoryview) -> memoryview:
-    """The content of a small entry in one piece, never more than a block beyond its claim.
+def inflate_at_once(entry: ZipEntry, data: memoryview) -> memoryview:
+    """The content of a small entry in one piece, at most a block longer than its claim.
 
-    Raises ``ZipEntryError`` where the stream is damaged, cut short, or longer than its claim.
+    Raises ``ZipEntryError`` if the stream is damaged, truncated, or longer than its claim.
     """
     if entry.method == STORED:
         return data
     if entry.method == DEFLATE:
-        # libdeflate needs the size and keeps to it; 20 % faster than ISA-L, 35 % than zlib-ng.
+        # libdeflate needs the size and enforces it; 20 % faster than ISA-L, 35 % than zlib-ng.
         import deflate
 
-        if not entry.size:  # it takes a size of 0 for an unknown one
+        if not entry.size:  # libdeflate treats 0 as unknown
             return memoryview(b"".join(inflate_blocks(entry, iter((bytes(data),)))))
         try:
             return memoryview(deflate.deflate_decompress(data, entry.size))
@@ -45,14 +45,14 @@ def inflate_whole(entry: ZipEntry, data: memoryview) -> memoryview:
     for block in inflate_blocks(entry, iter((bytes(data),))):
         content += block
         if len(content) > entry.size:
-            raise ZipEntryError(f"it claims {entry.size} bytes but has more")
+            raise ZipEntryError(f"it claims {entry.size} bytes, but has more")
     return memoryview(content)
 
 
 def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     """The content in blocks of at most 1 MiB; ``pieces``: the stored bytes.
 
-    Raises ``ZipEntryError`` where the stream is damaged or cut short.
+    Raises ``ZipEntryError`` if the stream is damaged or truncated.
     """
     if entry.method == STORED:
         for piece in pieces:
@@ -81,7 +81,7 @@ def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryv
 
 
 class _Pieces:
-    """Pieces as a source; one is never larger than what is asked for."""
+    """Pieces as a source; no piece may be larger than the requested size."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -121,7 +121,7 @@ def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
     head = next(pieces, b"")
     if len(head) < 9 or struct.unpack_from("<H", head, 2)[0] != 5 or head[4] >= 225:
         raise ZipEntryError("its LZMA header is damaged")
-    # A dictionary as large as the content is as good as any larger one.
+    # A dictionary larger than the content has no use.
     dictionary = max(4096, min(struct.unpack_from("<L", head, 5)[0], entry.size))
     most = memory_for(entry.stored).most
     if dictionary > most:
@@ -146,7 +146,7 @@ def _lzma(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryview]:
 
 
 def _blocks_of(stream: Decompressor, piece: bytes) -> Iterator[memoryview]:
-    """All that ``piece`` gives, as far as the stream goes."""
+    """The output for ``piece``, up to the end of the stream."""
     while not stream.eof:
         block = stream.decompress(piece, _BLOCK)
         piece = b""

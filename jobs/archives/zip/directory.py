@@ -1,4 +1,4 @@
-"""A zip's central directory: found, checked against itself, and kept in a few bytes an entry.
+"""A zip's central directory: finds it, checks it, and stores a few bytes for each entry.
 
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
@@ -26,32 +26,32 @@ _EOCD64 = struct.Struct("<4sQ2H2L4Q")
 _LOCATOR = struct.Struct("<4sLQL")
 _COMMENT = 0xFFFF  # bytes, at most
 _WINDOW = 1 << 20  # bytes of the directory in memory
-_COUNTS = 1 << 16  # a count without zip64 is told modulo this
-_WRAPS = 1 << 32  # and an offset modulo this
-_GAP = 1 << 17  # bytes; more than a local extra field and a descriptor can take together
+_COUNTS = 1 << 16  # without zip64 a count is stored modulo this
+_WRAPS = 1 << 32  # without zip64 an offset is stored modulo this
+_GAP = 1 << 17  # bytes; more than a local extra field and a descriptor together
 LOCAL_SIZE = 30  # bytes of a local header, without its name
 
 
 @dataclass(frozen=True)
 class _End:
-    """What the records at the end say."""
+    """The fields of the end records."""
 
     entries: int
     start: int  # offset of the directory
     size: int  # bytes
-    zip64: bool  # whether numbers are whole; else ``entries`` and offsets are modulo what they fit
-    wrapped: bool = False  # whether the directory lies beyond what an offset can tell
+    zip64: bool  # else ``entries`` and offsets may have overflowed
+    wrapped: bool = False  # whether the directory's offset has overflowed
 
 
 class Directory:
-    """The entries of a zip in the order in which they lie in the file.
+    """The entries of a zip in their order in the file.
 
-    Making one proves: the count, names that say what they are, no two entries that share bytes,
-    nothing encrypted, no claim that the bytes cannot hold, and the limits. Raises ``ArchiveError``.
+    Creating one checks the count, the names' encoding, that no entries overlap, that none is
+    encrypted, that sizes are possible, and the limits. Raises ``ArchiveError``.
 
     Without zip64 some tools (macOS's Finder) write counts and offsets that have overflowed. The
-    directory's own size says where it ends, so the count is proven modulo 65,536. Beyond 4 GiB
-    each entry has to begin just behind the one before, and the directory just behind the last.
+    directory's size says where it ends, so the count is checked modulo 65,536. Beyond 4 GiB each
+    entry has to begin directly after the previous one, and the directory directly after the last.
     """
 
     def __init__(self, chain: ConcatenatedFiles, limits: Limits, options: Options) -> None:
@@ -61,10 +61,10 @@ class Directory:
         self._end = _find_end(chain, limits.archive)
         self._window = b""
         self._window_at = 0
-        self._moving = threading.Lock()  # members are read ahead in one thread, found in another
+        self._moving = threading.Lock()  # one thread reads members ahead while another searches
         self._options = options
-        self._utf8 = True  # names that are valid UTF-8 and do not tell are read as that
-        self._told = Counter[NameEncoding]()
+        self._utf8 = True  # names without a declared encoding are read as UTF-8 if they are valid
+        self._name_encodings = Counter[NameEncoding]()
         self._replaced = self._scan()
         self._order = self._ordered()
 
@@ -74,21 +74,21 @@ class Directory:
 
     @property
     def decoded(self) -> int:
-        """How many names are read in the encoding that the options give."""
-        return self._told[NameEncoding.BY_OPTION]
+        """How many names are decoded in the encoding of the options."""
+        return self._name_encodings[NameEncoding.BY_OPTION]
 
     @property
     def start(self) -> int:
-        """Offset of the directory: entries lie before."""
+        """Offset of the directory, which follows the entries."""
         return self._end.start
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def part(self, index: int, count: int) -> range:
-        """Ordinals of the entries whose local header lies in that part of the file.
+        """Ordinals of the entries whose local header is in that part of the file.
 
-        Files of one sample stay together (``SampleEnds``).
+        The files of a sample stay together (``SampleEnds``).
         """
         return range(self._cut(index, count), self._cut(index + 1, count))
 
@@ -105,20 +105,20 @@ class Directory:
         return first
 
     def entry(self, ordinal: int) -> ZipEntry:
-        """The entry of that ordinal, in the file's order."""
+        """The entry with that ordinal in the file's order."""
         index = self._order[ordinal]
         entry, _ = self._entry_at(self._positions[index])
         entry.offset = self._offsets[index]
         return entry
 
     def limit(self, ordinal: int) -> int:
-        """The offset where whatever comes behind that entry begins."""
+        """The offset of whatever follows that entry."""
         if ordinal + 1 < len(self):
             return self._offsets[self._order[ordinal + 1]]
         return self.start
 
     def is_superseded(self, ordinal: int) -> bool:
-        """Whether the directory has a later entry of that one's name."""
+        """Whether a later entry of the directory has the same name."""
         return self._order[ordinal] in self._replaced
 
     def _first_from(self, offset: int) -> int:
@@ -132,17 +132,17 @@ class Directory:
         return low
 
     def _scan(self) -> frozenset[int]:
-        """Read the directory once; indexes of the entries that a later one replaces.
+        """Read the directory; returns indexes of the entries that a later one replaces.
 
-        In Chinese or Japanese encodings a few names are valid UTF-8 by chance. Where an encoding
-        was asked for and most names need it, all are read in it, by a second reading.
+        In Chinese or Japanese encodings a few names are valid UTF-8 by chance. If the user chose an
+        encoding and most names need it, a second reading decodes all names with it.
         """
         self._positions = array("Q")  # of each entry in the file
         self._offsets = array("Q")  # of each entry's local header
         self._ends = array("Q")  # the first byte that can be the next one's
         self.data_bytes = 0
         self._top = TopFolder(self._options)
-        self._told = Counter[NameEncoding]()
+        self._name_encodings = Counter[NameEncoding]()
         names = NameHashes()
         end = 0
         for index, entry in enumerate(self._entries()):
@@ -152,7 +152,7 @@ class Directory:
             end = offset + LOCAL_SIZE + len(entry.raw_name) + entry.stored
             self._offsets.append(offset)
             self._ends.append(end)
-            self._told[entry.told] += 1
+            self._name_encodings[entry.name_encoding] += 1
             self.data_bytes += entry.size
             self._limits.check_claim(self.data_bytes, entry.name)
             self._top.see(entry.name, entry.kind or MemberKind.FILE)
@@ -160,14 +160,19 @@ class Directory:
                 names.add(entry.name, index)
         if self._end.wrapped:
             self._following(end, self.start)
-        asked = self._options.zip_encoding != Options().zip_encoding
-        if asked and self._told[NameEncoding.BY_OPTION] > self._told[NameEncoding.BY_BYTES] > 0:
+        chosen = self._options.zip_encoding != Options().zip_encoding
+        if (
+            chosen
+            and self._name_encodings[NameEncoding.BY_OPTION]
+            > self._name_encodings[NameEncoding.BY_BYTES]
+            > 0
+        ):
             self._utf8 = False
             return self._scan()
         return frozenset(names.superseded())
 
     def _following(self, end: int, offset: int) -> int:
-        """``offset``, which must lie just behind ``end``."""
+        """``offset`` without overflow; it must be directly after ``end``."""
         if not end <= offset <= end + _GAP:
             raise unsupported(
                 self._archive,
@@ -182,22 +187,22 @@ class Directory:
         position, end = self._end.start, self._end.start + self._end.size
         while position < end:
             try:
-                entry, behind = self._entry_at(position)
+                entry, following = self._entry_at(position)
             except ArchiveError:
                 if self._bytes(position, 4) == b"PK\x05\x05":
                     break  # a digital signature may follow the entries; nothing else
                 raise
-            if behind > end:
+            if following > end:
                 raise damaged(self._archive, "its directory is truncated", offset=position)
             self._positions.append(position)
             self._limits.check_members(len(self._positions))
-            position = behind
+            position = following
             yield entry
-        found, told = len(self._positions), self._end.entries
-        if found != told and (self._end.zip64 or found % _COUNTS != told):
+        found, stated = len(self._positions), self._end.entries
+        if found != stated and (self._end.zip64 or found % _COUNTS != stated):
             raise damaged(
                 self._archive,
-                f"its end record counts {told} entries, but its directory has {found}",
+                f"its end record counts {stated} entries, but its directory has {found}",
                 offset=self._end.start,
             )
 
@@ -231,7 +236,7 @@ class Directory:
             return self._window[start : start + size]
 
     def _ordered(self) -> array[int]:
-        """Indexes in the order of local headers; raises where two entries share bytes."""
+        """Indexes in the order of local headers; raises if two entries overlap."""
         offsets, ends = self._offsets, self._ends
         order = array("Q", sorted(range(len(offsets)), key=offsets.__getitem__))
         free = 0
@@ -253,7 +258,7 @@ class Directory:
 
 
 def _find_end(chain: ConcatenatedFiles, archive: str) -> _End:
-    """The end record; raises where there is none, or where two could be it."""
+    """The end record; raises if there is none, or more than one candidate."""
     size = chain.size
     tail_at = max(0, size - _COMMENT - _EOCD.size)
     tail = chain.read_exactly(size - tail_at, tail_at)
@@ -264,10 +269,10 @@ def _find_end(chain: ConcatenatedFiles, archive: str) -> _End:
             end = position + _EOCD.size + int(struct.unpack_from("<H", tail, position + 20)[0])
             if end <= len(tail) and not tail[end:].strip(b"\0"):
                 found.append(position)
-        # The next one before; two cannot share a byte.
+        # The previous candidate; two cannot overlap.
         position = tail.rfind(b"PK\x05\x06", 0, position)
     if not found:
-        raise damaged(archive, "the zip's end record is missing, or something follows it")
+        raise damaged(archive, "the zip's end record is missing, or other data follow it")
     if len(found) > 1:
         raise damaged(archive, "the zip has two possible end records", offset=tail_at + found[0])
     at = tail_at + found[0]

@@ -15,8 +15,8 @@ from jobs.archives.base import MemberKind
 ENTRY_SIZE = 46  # bytes of a record in the directory, without name, extra field and comment
 STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ = 0, 8, 12, 14, 93, 95
 _METHODS = frozenset((STORED, DEFLATE, BZIP2, LZMA, ZSTD, XZ))
-_OF_7Z = {1: "shrink", 6: "implode", 9: "deflate64", 98: "PPMd"}  # which 7z reads
-# No deflate stream gives more than 1032 bytes for one (https://zlib.net/zlib_tech.html).
+_OF_7Z = {1: "shrink", 6: "implode", 9: "deflate64", 98: "PPMd"}  # methods that 7z supports
+# A deflate stream expands by a factor of 1032 at most (https://zlib.net/zlib_tech.html).
 _MOST_DEFLATE = 1032
 _LINK_BYTES = 4096  # PATH_MAX
 
@@ -27,12 +27,12 @@ _UTF8 = 0x0800
 DESCRIPTOR = 0x0008  # sizes and CRC follow the content
 _FULL = 0xFFFFFFFF
 _UNIX = (3, 19)  # host systems whose attributes are a mode (APPNOTE 4.4.2; 19: macOS)
-_DOS = (0, 10, 11, 14)  # host systems where no name can hold a backslash: FAT, NTFS, VFAT
+_DOS = (0, 10, 11, 14)  # host systems whose names cannot contain a backslash: FAT, NTFS, VFAT
 _DOS_FOLDER = 0x10  # FILE_ATTRIBUTE_DIRECTORY
 
 
 class ZipEntryError(ValueError):
-    """An entry is damaged, or of a kind that is not read; the text says how."""
+    """An entry is damaged or not supported; the text says how."""
 
     def __init__(
         self, message: str, name: bytes | None = None, *, unsupported: bool = False
@@ -43,35 +43,35 @@ class ZipEntryError(ValueError):
 
 
 class NameEncoding(Enum):
-    """How the encoding of a name is known."""
+    """How the encoding of a name was determined."""
 
-    SURELY = 0  # ASCII, or the archive says that it is UTF-8
-    BY_BYTES = 1  # they are valid UTF-8
-    BY_OPTION = 2  # it is read in the encoding that was given
+    SURELY = 0  # ASCII, or declared as UTF-8
+    BY_BYTES = 1  # valid UTF-8
+    BY_OPTION = 2  # decoded in the encoding of the options
 
 
 @dataclass
 class ZipEntry:
-    """What the directory says of an entry."""
+    """An entry, from the directory."""
 
     name: bytes  # in UTF-8, '/'-separated
-    raw_name: bytes  # as the local header must have it
+    raw_name: bytes  # the same as in the local header
     host: int  # the system that the entry was made on
-    told: NameEncoding  # how its encoding is known
+    name_encoding: NameEncoding
     kind: MemberKind | None  # None: a device, FIFO or socket
     flags: int
     method: int
     crc32: int
     stored: int  # bytes in the archive
     size: int  # bytes of the content
-    offset: int  # of the local header, in all files together
+    offset: int  # of the local header, in the concatenated files
     mode: int
     extra: bytes
     dos_time: tuple[int, int]  # date, time
 
     @property
     def mtime(self) -> float:
-        """Seconds since the epoch; DOS times are local ones, as every zip tool takes them."""
+        """Seconds since the epoch; DOS times are local times, as in all zip tools."""
         data = _field(self.extra, 0x5455)
         if data is not None and len(data) >= 5 and data[0] & 1:
             return float(struct.unpack_from("<l", data, 1)[0])
@@ -97,8 +97,8 @@ class ZipEntry:
 def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> ZipEntry:
     """The entry in a record of the directory; ``starts``: where each file of a split zip begins.
 
-    ``encoding``, ``utf8``: see ``entry_name``. Raises ``ZipEntryError`` for what contradicts itself
-    or cannot be read.
+    ``encoding``, ``utf8``: see ``entry_name``. Raises ``ZipEntryError`` if it is contradictory or
+    not supported.
     """
     if len(record) < ENTRY_SIZE or not record.startswith(b"PK\x01\x02"):
         raise ZipEntryError("its directory is damaged")
@@ -108,7 +108,7 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
     raw_name = record[ENTRY_SIZE : ENTRY_SIZE + name_size]
     extra = record[ENTRY_SIZE + name_size : ENTRY_SIZE + name_size + extra_size]
     host = made_by >> 8
-    name, told = entry_name(raw_name, flags, extra, encoding, utf8)
+    name, name_encoding = entry_name(raw_name, flags, extra, encoding, utf8)
     if b"\\" in name:
         name = _separated(name, host)
     size, stored, offset, disk = _wide(extra, size, stored, offset, disk, name)
@@ -122,7 +122,7 @@ def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool)
         name,
         raw_name,
         host,
-        told,
+        name_encoding,
         kind,
         flags,
         method,
@@ -144,12 +144,12 @@ def _check_readable(flags: int, method: int, name: bytes) -> None:
     if method not in _METHODS:
         what = _OF_7Z.get(method, f"method {method}")
         remedy = unpacked("7z x" if method in _OF_7Z else "the program that made it")
-        fact = f"is compressed by {what}, which is not read here"
+        fact = f"is compressed by {what}, which is not supported"
         raise ZipEntryError(f"{fact}; {remedy}", name, unsupported=True)
 
 
 def unpacked(program: str) -> str:
-    """What helps where another program reads an archive."""
+    """The remedy for an archive that ``program`` can unpack."""
     return f"unpack the archive ({program}) and launch with --local-path on the folder"
 
 
@@ -159,19 +159,21 @@ def _check_claim(name: bytes, kind: MemberKind | None, method: int, stored: int,
     if kind is MemberKind.LINK and size > _LINK_BYTES:
         raise ZipEntryError(f"a symbolic link has a target of {size} bytes", name)
     if method == STORED and stored != size:
-        raise ZipEntryError(f"it is stored in {stored} bytes but claims {size}", name)
+        raise ZipEntryError(f"it is stored in {stored} bytes, but claims {size}", name)
     if method == DEFLATE and size > stored * _MOST_DEFLATE:
-        raise ZipEntryError(f"{stored} bytes cannot hold the {size} bytes that it claims", name)
+        raise ZipEntryError(
+            f"{stored} bytes cannot expand to the {size} bytes that it claims", name
+        )
 
 
 def entry_name(
     raw: bytes, flags: int, extra: bytes, encoding: str, utf8: bool
 ) -> tuple[bytes, NameEncoding]:
-    """The name in UTF-8, and how its encoding is known.
+    """The name in UTF-8, and how its encoding was determined.
 
-    macOS, Java and many Windows tools write UTF-8 and do not say so: with ``utf8`` what is valid
-    UTF-8 is read as that. Other names are in ``encoding``. Raises ``ZipEntryError`` where that does
-    not have the bytes.
+    macOS, Java and many Windows tools write UTF-8 without declaring it: with ``utf8``, valid UTF-8
+    is read as such. Other names are in ``encoding``. Raises ``ZipEntryError`` if a name is invalid
+    in it.
     """
     if flags & _UTF8 and not raw.isascii():
         return raw, NameEncoding.SURELY
@@ -200,19 +202,19 @@ def entry_name(
 def _separated(name: bytes, host: int) -> bytes:
     """The name with ``/`` between its components.
 
-    Some Windows tools write ``\\``. As unzip and bsdtar have it, that is a separator where the name
-    has no ``/`` and comes of a file system where no name can hold one.
+    Some Windows tools write ``\\``. As in unzip and bsdtar, that is a separator if the name has no
+    ``/`` and comes from a file system whose names cannot contain one.
     """
     return name if b"/" in name or host not in _DOS else name.replace(b"\\", b"/")
 
 
 def _unicode_path(raw: bytes, extra: bytes) -> bytes | None:
-    """The Info-ZIP Unicode Path (0x7075), if it was made for this very name."""
+    """The Info-ZIP Unicode Path (0x7075), if it was made for this name."""
     data = _field(extra, 0x7075)
     if data is None or len(data) < 5 or data[0] != 1:
         return None
     if struct.unpack_from("<L", data, 1)[0] != zlib.crc32(raw):
-        return None  # a tool that does not know the field changed the name
+        return None  # a tool without support for the field changed the name
     return data[5:]
 
 
@@ -230,7 +232,7 @@ def _field(extra: bytes, wanted: int) -> bytes | None:
 def _wide(
     extra: bytes, size: int, stored: int, offset: int, disk: int, name: bytes
 ) -> tuple[int, int, int, int]:
-    """The numbers, those that are full taken from the zip64 field, in its order."""
+    """The numbers; those with the maximum value are read from the zip64 field, in its order."""
     if _FULL not in (size, stored, offset) and disk != 0xFFFF:
         return size, stored, offset, disk
     data = _field(extra, 0x0001)
@@ -270,9 +272,9 @@ def _kind(name: bytes, attributes: int, host: int, size: int) -> MemberKind | No
 
 
 def check_local(entry: ZipEntry, header: bytes) -> int:
-    """Compare the local header, which ``header`` starts with; how long it is, in bytes.
+    """Compare the local header, with which ``header`` begins; returns its length in bytes.
 
-    Raises ``ZipEntryError`` where it tells another story than the directory.
+    Raises ``ZipEntryError`` if it contradicts the directory.
     """
     if len(header) < _LOCAL.size or not header.startswith(b"PK\x03\x04"):
         raise ZipEntryError("its local header is missing", entry.name)
@@ -281,27 +283,27 @@ def check_local(entry: ZipEntry, header: bytes) -> int:
     raw_name = header[_LOCAL.size : _LOCAL.size + name_size]
     extra = header[_LOCAL.size + name_size : end]
     if raw_name != entry.raw_name:
-        raise ZipEntryError("its local header has another name", entry.name)
+        raise ZipEntryError("its local header has a different name", entry.name)
     if flags & _ENCRYPTED or method != entry.method:
-        raise ZipEntryError("its local header names another method", entry.name)
+        raise ZipEntryError("its local header has a different method", entry.name)
     path = _unicode_path(raw_name, extra)
     if path is not None and _separated(path, entry.host) != entry.name:
-        raise ZipEntryError("its local header has another Unicode name", entry.name)
+        raise ZipEntryError("its local header has a different Unicode name", entry.name)
     size, stored, _, _ = _wide(extra, size, stored, 0, 0, entry.name)
-    told = (crc, stored, size)
-    if told == (entry.crc32, entry.stored, entry.size):
+    found = (crc, stored, size)
+    if found == (entry.crc32, entry.stored, entry.size):
         return end
-    # With a descriptor behind the content a local header may leave each of them out.
+    # With a descriptor after the content a local header may omit each of them.
     if (flags | entry.flags) & DESCRIPTOR and all(
         value in (0, _FULL, real)
-        for value, real in zip(told, (entry.crc32, entry.stored, entry.size), strict=True)
+        for value, real in zip(found, (entry.crc32, entry.stored, entry.size), strict=True)
     ):
         return end
-    raise ZipEntryError("its local header has another size or checksum", entry.name)
+    raise ZipEntryError("its local header has a different size or checksum", entry.name)
 
 
 def check_descriptor(entry: ZipEntry, data: bytes) -> None:
-    """Compare the descriptor that ``data``, the bytes behind the content, begins with."""
+    """Compare the descriptor, with which ``data``, the bytes after the content, begin."""
     crc, stored, size = entry.crc32, entry.stored, entry.size
     forms = [struct.pack("<L2Q", crc, stored, size)]
     if max(stored, size) <= _FULL:

@@ -54,7 +54,7 @@ def read_through(
         if stream.format in TARS:
             stream.copy_rest()
             for index in range(shard.parts):
-                stream.pass_over(Part(shard.id, index, shard.parts))
+                stream.skip_content(Part(shard.id, index, shard.parts))
         return stream.finish()
     finally:
         stream.close()

@@ -134,7 +134,7 @@ def test_what_python_reads_as_json_is_a_record(value: str) -> None:
         (b'{"image": null, "thumbnail": "a.png"}', "names no image"),
         (b'{"image": {"bytes": "xx"}}', "names no image"),
         (b'{"url": "https://host/a.png"}', "names no image"),
-        (b'{"a": ' + b"[" * 100_000, "not readable JSON"),
+        (b'{"a": ' + b"[" * 100_000, "not valid JSON"),
     ],
 )
 def test_what_is_no_record_says_why(line: bytes, words: str) -> None:

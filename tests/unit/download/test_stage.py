@@ -299,7 +299,7 @@ def test_an_archive_that_came_damaged_and_has_no_digest_is_fetched_again_by_the_
     (result,) = run(folder, plan)
     assert result.problem is not None
     assert (result.outcome, result.problem.cause) == (Outcome.RETRYABLE, Cause.BAD_ARCHIVE)
-    assert "the next attempt (resume) fetches it again" in result.problem.message
+    assert "the next attempt (`resume`) downloads it again" in result.problem.message
     (result,) = run(folder, plan)
     assert result.outcome is Outcome.OK
     assert Staging(plan).archive(plan.shards[0].id, 0).read_bytes() == right

@@ -76,10 +76,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Extracting:
 def test_every_part_is_written_and_lies_where_the_evidence_says(run: Extracting) -> None:
     streamed = _stream(run)
     assert run.tree() == FILES
-    assert streamed.learnt is not None and streamed.learnt.members == COUNT
+    assert streamed.member_index is not None and streamed.member_index.members == COUNT
     spans = [run.summary(part).span for part in run.parts]
     cuts = [span.start for span in spans if span] + [spans[-1].end if spans[-1] else None]
-    assert tuple(cuts) == streamed.learnt.cuts
+    assert tuple(cuts) == streamed.member_index.cuts
     assert sum(run.summary(part).members for part in run.parts) == COUNT
 
 
@@ -199,7 +199,7 @@ def test_a_top_folder_that_changes_late_leaves_no_file_under_a_wrong_name(tmp_pa
     files = {f"top/{name}": data for name, data in FILES.items()} | {"other/x.txt": b"x"}
     run = _run(tmp_path, _tar(files), options=structs.replace(OPTIONS, strip_components=None))
     streamed = _stream(run)
-    assert streamed.learnt is not None and streamed.learnt.top is None
+    assert streamed.member_index is not None and streamed.member_index.top is None
     assert run.tree() == files
 
 
@@ -211,7 +211,7 @@ def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
     streamed = _stream(run)
     done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
     assert len(done) == PARTS - 1
-    assert streamed.learnt is not None and streamed.learnt.members == COUNT + 1
+    assert streamed.member_index is not None and streamed.member_index.members == COUNT + 1
     assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
 
 
@@ -240,7 +240,7 @@ def test_what_cannot_be_kept_up_with_goes_to_a_plain_copy_from_there_on(
     arrivals = _arriving(tmp_path / "a.tar.gz")
     arrivals.finish()
     streamed = _stream(run, [arrivals], spills=True)
-    assert streamed.plain is not None and streamed.learnt is not None
+    assert streamed.plain is not None and streamed.member_index is not None
     evidence = _fetched(run, streamed)
     reader = open_archive(evidence, run.plan.shards[0], OPTIONS, NO_FOLDER)
     found: dict[str, tuple[int, str]] = {}

@@ -103,4 +103,4 @@ def test_what_is_no_tar_has_nothing_to_cut(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b"{}\n" * 99))
     streamed = _read(path, lambda: _Bytes(path.read_bytes()))
-    assert (streamed.format, streamed.plain, streamed.learnt) == (Format.GZ, None, None)
+    assert (streamed.format, streamed.plain, streamed.member_index) == (Format.GZ, None, None)
