@@ -155,7 +155,7 @@ class Shard(Struct, frozen=True):
     kind: ShardKind
     files: tuple[SourceFile, ...]  # several: the pieces of a split archive, in reading order
     parts: int = 1
-    whole: str | None = None  # the joined archive's name, if it is not the file's
+    joined_name: str | None = field(default=None, name="whole")  # of joined pieces
     below: str = ""  # folder of the dataset, with a final slash, for the archive's members
 
     @property
@@ -166,7 +166,7 @@ class Shard(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        return self.whole or self.files[0].name
+        return self.joined_name or self.files[0].name
 
 
 class Part(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What a source of shards promises."""
+"""The interface of a source of shards."""
 
 from __future__ import annotations
 
@@ -18,61 +18,61 @@ if TYPE_CHECKING:  # the command line reads requests and moves no byte
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a user asks of a source."""
+    """A user's request to a source."""
 
     kind: SourceKind
-    locators: tuple[str, ...]  # one repository, DOI or path, or one URL or more
-    files: tuple[str, ...] = ()  # of a repository: just these
+    locators: tuple[str, ...]  # one repository, DOI or path, or one or more URLs
+    files: tuple[str, ...] = ()  # of a repository: only these
     include: tuple[str, ...] = ()  # globs on names
     exclude: tuple[str, ...] = ()
     revision: str | None = None
     repo_type: str = "dataset"
-    sha256: tuple[str, ...] = ()  # of the URLs, in their order
+    sha256: tuple[str, ...] = ()  # of the URLs, in the same order
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header -> environment variable of its value
     layout: Layout = field(default_factory=Layout)
-    folder_times: bool = True  # the files of a folder that is copied keep theirs
-    join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
-    nested: bool = False  # archives within the data are extracted where they lie
+    folder_times: bool = True  # of the files of a copied folder
+    join: tuple[str, ...] = ()  # globs on names, each for the pieces of one archive
+    nested: bool = False  # extract archives within the data in place
 
 
-Expect = Callable[[bytes], None]  # raises where the first bytes of a file are not what they must be
+Expect = Callable[[bytes], None]  # raises if the first bytes of a file are wrong
 
 
 def key_of(shard_id: str, index: int) -> str:
-    """The name of a shard's ``index``-th file in ``private``."""
+    """The key of a shard's ``index``-th file in ``private``."""
     return f"{shard_id}#{index}"
 
 
 class Source(Protocol):
     """A place where a dataset is published.
 
-    ``describe``, ``shards``, ``private`` and ``notes`` read metadata only and run on the login
-    node; ``path`` and ``fetch`` run on a compute node. Every method raises ``SourceError`` with
-    the next step in its message.
+    ``describe``, ``shards``, ``private`` and ``notes`` read only metadata and run on the login
+    node; ``path`` and ``fetch`` run on a compute node. All methods may raise ``SourceError``, whose
+    message has the next step.
     """
 
     def describe(self) -> SourceRef:
-        """The source with what was pinned (the commit) and learnt (the licence)."""
+        """The source, with its pinned version and its licence."""
         ...
 
     def shards(self) -> Sequence[Shard]:
-        """Every shard, in the dataset's order, each with one part; planning sets the parts."""
+        """All shards in the dataset's order, each with one part; planning sets the parts."""
         ...
 
     def private(self) -> dict[str, str]:
-        """Locators that hold secrets, by ``key_of``; never shown, never pickled."""
+        """Locators that contain secrets, by ``key_of``; never show or pickle them."""
         ...
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know of the shards chosen, a line each; after ``shards``."""
+        """Notes on the chosen shards, a line each; valid after ``shards``."""
         ...
 
     def path(self, file: SourceFile) -> Path | None:
-        """Where ``file`` lies already, to be read in place; None where it is to be fetched."""
+        """The path of ``file`` if it is read in place; None if it is downloaded."""
         ...
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """List a shard that is a folder into ``out``, for the tree's reader.
+        """List a shard that is a folder into ``out``, for the reader of folders.
 
         ``tick`` is called for each item. Only for shards of kind ``TREE``.
         """
@@ -88,8 +88,8 @@ class Source(Protocol):
         expect: Expect | None = None,
         arrivals: Listener | None = None,
     ) -> Received:
-        """Bring ``file`` to ``out``, whole; may be called again and goes on where it stopped.
+        """Download ``file`` to ``out``; if called again, continues where it stopped.
 
-        ``key`` is that of ``key_of``; ``expect`` and ``arrivals`` are those of ``Transfer.fetch``.
+        ``key``: from ``key_of``; ``expect`` and ``arrivals``: see ``Transfer.fetch``.
         """
         ...

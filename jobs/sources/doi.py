@@ -1,4 +1,4 @@
-"""A dataset behind a DOI: the record of a repository, one version of it, its files by address."""
+"""A dataset with a DOI: one version of a record in a repository, and its files' addresses."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from jobs.transfer.target import Received
     from jobs.transfer.transfer import Transfer
 
-_MOST_HEADS = 64  # files that are looked into at launch; repositories count requests
+_MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
 _AT_ONCE = 8
 
 
 class DoiSource:
     """The files of one version of a record at Zenodo, Figshare or a Dataverse.
 
-    The record is read once, at launch. The plan keeps the addresses of that version's files with
-    their sizes and digests; header values come from the environment each time, and go to the
-    repository alone.
+    The record is read once, at launch. The plan stores the addresses of that version's files with
+    their sizes and digests; header values are read from the environment each time, and are sent to
+    the repository only.
     """
 
     def __init__(self, request: SourceRequest, ref: SourceRef | None = None) -> None:
@@ -74,7 +74,7 @@ class DoiSource:
         return self._chosen().shards
 
     def private(self) -> dict[str, str]:
-        return {}  # the addresses in a record hold no secret
+        return {}  # the addresses in a record contain no secret
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
@@ -83,7 +83,7 @@ class DoiSource:
         return None
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Never: a record holds files."""
+        """Always raises: a record contains only files."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(
@@ -108,7 +108,7 @@ class DoiSource:
         )
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
-        """The user's headers where ``url`` is the repository's own, and none elsewhere."""
+        """The user's headers if ``url`` is the repository's own; otherwise none."""
         headers = http_probe.header_values(self._request.header_env)
         api = self.describe().endpoint
         return headers if api is not None and origin_of(api) == origin_of(url) else {}
@@ -134,8 +134,10 @@ class DoiSource:
     def _choose(self) -> ShardSelection:
         request, record = self._request, self._read()
         listed = _distinct(record.files)
-        kept = set(file_names.chosen((f.name for f in listed), request.include, request.exclude))
-        files = [file for file in listed if file.name in kept]
+        chosen_names = set(
+            file_names.chosen((f.name for f in listed), request.include, request.exclude)
+        )
+        files = [file for file in listed if file.name in chosen_names]
         self._check_open(record, files)
         addresses = {file.name: file.locator for file in files}
 
@@ -147,12 +149,12 @@ class DoiSource:
 
         found = sort_out(files, request, Look(read, _MOST_HEADS), where=record.page)
         choice = ShardSelection(shards_of(found), notes_of(found, record.page))
-        if choice.shards:  # find out now, not in the job, whether the files may be read
+        if choice.shards:  # check now, not in the job, whether the files can be read
             self._head(choice.shards[0].files[0].locator)
         return choice
 
     def _check_open(self, record: Record, files: Sequence[SourceFile]) -> None:
-        """Raise ``SourceError`` (``GATED``) for files that need a login, where none is given."""
+        """Raise ``SourceError`` (``GATED``) for files that need a login, if none is given."""
         closed = [file.name for file in files if file.name in record.closed]
         if closed and not self._request.header_env:
             raise SourceError(
@@ -167,9 +169,9 @@ class DoiSource:
 
 
 def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:
-    """``files``, each under a name of its own: Figshare allows one name for several files.
+    """``files`` with unique names: Figshare allows several files with the same name.
 
-    Of these each gets a folder, named by the last part of its address.
+    Such files get a folder each, named by the last part of their addresses.
     """
     counts = collections.Counter(file.name for file in files)
     return [

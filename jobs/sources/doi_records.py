@@ -1,6 +1,6 @@
-"""What a repository's JSON API says of a DOI: the files of one version, their sizes and digests.
+"""Reads the record of a DOI from a repository's JSON API: a version's files, sizes and digests.
 
-Read are InvenioRDM (Zenodo and others), Figshare and Dataverse:
+Supports InvenioRDM (Zenodo and others), Figshare and Dataverse:
 https://developers.zenodo.org and https://inveniordm.docs.cern.ch/reference/rest_api_drafts_records,
 https://docs.figshare.com, https://guides.dataverse.org/en/latest/api/native-api.html.
 """
@@ -23,14 +23,14 @@ from jobs.storage import digest
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
 
-Json = Any  # of a server: every access is guarded by `read_record`
+Json = Any  # from a server: `read_record` handles errors of every access
 FIGSHARE_API = "https://api.figshare.com"
 _RESOLVER = "https://doi.org"
-# https://www.doi.org/doi-handbook: a prefix, a slash, and nearly anything.
+# https://www.doi.org/doi-handbook: a prefix, a slash, and almost any characters.
 _DOI = re.compile(r"10\.\d{4,9}(?:\.\d+)*/\S+")
 _DOI_SITES = ("doi.org", "dx.doi.org", "www.doi.org")
 _FIGSHARE_VERSION = re.compile(r"\.v(\d+)$")
-_FIGSHARE_FILES = 1000  # on one page of its answer; without asking it is 10
+_FIGSHARE_FILES = 1000  # on one page of a response; the default is 10
 _ALGORITHMS = {"SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512", "MD5": "md5"}
 
 
@@ -38,19 +38,19 @@ _ALGORITHMS = {"SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512", "MD5":
 class Record:
     """One version of a published dataset."""
 
-    doi: str  # as it was asked for; may be that of all versions
-    version: str  # what pins it: the DOI of this version, or of Dataverse the version's number
-    page: str  # where a person sees it
-    api: str  # scheme, host and port of the API, which alone gets the user's headers
+    doi: str  # as requested; may be that of all versions
+    version: str  # pinned: the DOI of this version, or Dataverse's version number
+    page: str  # address of its web page
+    api: str  # scheme, host and port of the API; only it is sent the user's headers
     files: tuple[SourceFile, ...]
-    closed: frozenset[str] = frozenset()  # names of the files that not everybody may read
+    closed: frozenset[str] = frozenset()  # names of the restricted files
     license: str | None = None
 
 
 def parse_locator(text: str) -> tuple[str | None, str | None]:
-    """The DOI, or else the address of a record's page, that a user means; ``SourceError``.
+    """The DOI, or else the address of a record's page, in ``text``; ``SourceError`` for neither.
 
-    A DOI comes bare, behind ``doi:``, or as an address of doi.org or of Dataverse.
+    A DOI may be bare, after ``doi:``, or an address of doi.org or of a Dataverse.
     """
     text = text.strip()
     doi = text.partition(":")[2] if text.lower().startswith("doi:") else text
@@ -74,16 +74,18 @@ def parse_locator(text: str) -> tuple[str | None, str | None]:
 def read_record(
     doi: str | None, page: str | None, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
-    """Ask the repository that has ``doi``, or the one of ``page``, for one version of a record.
+    """Read one version of the record with ``doi``, or with the web page ``page``.
 
-    ``revision``: a version's number, at Figshare and Dataverse; None: the one that the DOI means,
-    which is the latest one where it is the DOI of all versions. ``headers`` go to the repository
-    alone. Raises ``SourceError``.
+    ``revision``: a version number of Figshare or Dataverse; None: the version of the DOI, or the
+    latest one if it is the DOI of all versions. ``headers`` are sent to the repository only. Raises
+    ``SourceError``.
     """
     page = page or _landing_page(doi or "")
     reader = _reader(page)
     if reader is None:
-        page = http_probe.final_address(page)  # such as /doi/10.5281/…, which sends to the record
+        page = http_probe.final_address(
+            page
+        )  # such as /doi/10.5281/…, which redirects to the record
         reader = _reader(page)
     if reader is None:
         raise SourceError(
@@ -96,7 +98,7 @@ def read_record(
         return reader(doi, page, revision, headers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(
-            f"{redact(page)}: the repository's answer does not have the expected form "
+            f"{redact(page)}: the repository's response does not have the expected form "
             f"({type(error).__name__}); give the addresses of its files with --url"
         ) from error
     except SourceError as error:
@@ -154,10 +156,10 @@ def _origin(url: str) -> str:
 def _invenio(
     doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
-    """A record's DOI is of one version; the one of all versions leads to the latest record."""
+    """Each version has its own DOI; the DOI of all versions redirects to the latest record."""
     if revision:
         raise SourceError(
-            f"--revision {quoted(revision)}: {_origin(page)} gives each version a DOI of its own; "
+            f"--revision {quoted(revision)}: at {_origin(page)} each version has its own DOI; "
             "give that one to --doi, without --revision",
             cause=Cause.USAGE,
         )
@@ -204,7 +206,7 @@ def _invenio_file(file: Json) -> SourceFile:
 def _figshare(
     doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
-    """The API is one for all portals; a version's DOI ends in ``.vN``."""
+    """All portals have one API; a version's DOI ends in ``.vN``."""
     match = FIGSHARE_PAGE.fullmatch(urllib.parse.urlsplit(page).path)
     assert match is not None  # `_reader` chose by it
     meant = _FIGSHARE_VERSION.search(doi or "")
@@ -219,14 +221,14 @@ def _figshare(
     number = meant[1] if meant else (revision or "").removeprefix("v")
     number = number or str(http_probe.fetch_json(article, headers)["version"])
     version = f"{article}/versions/{urllib.parse.quote(number, safe='')}"
-    told = http_probe.fetch_json(version, headers)
-    page = told.get("figshare_url") or told.get("url_public_html") or page
-    if told.get("download_disabled"):
+    reply = http_probe.fetch_json(version, headers)
+    page = reply.get("figshare_url") or reply.get("url_public_html") or page
+    if reply.get("download_disabled"):
         raise _no_files(page, True)
-    # The article itself lists ten files at most, and does not say that there are more.
+    # The article itself lists at most ten files, without saying that there are more.
     listed = list(_figshare_files(f"{version}/files", headers))
     if not listed:
-        raise _no_files(page, bool(told.get("is_embargoed") or told.get("is_confidential")))
+        raise _no_files(page, bool(reply.get("is_embargoed") or reply.get("is_confidential")))
     elsewhere = [file["name"] for file in listed if file.get("is_link_only")]
     if elsewhere:
         raise SourceError(
@@ -235,12 +237,12 @@ def _figshare(
             cause=Cause.UNSUPPORTED,
         )
     return Record(
-        doi=doi or told["doi"],
-        version=told["doi"],
+        doi=doi or reply["doi"],
+        version=reply["doi"],
         page=page,
         api=_origin(api),
         files=tuple(_figshare_file(file) for file in listed),
-        license=_license(told.get("license")),
+        license=_license(reply.get("license")),
     )
 
 
@@ -268,7 +270,7 @@ def _figshare_file(file: Json) -> SourceFile:
 def _dataverse(
     doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
-    """A dataset has one DOI; its versions have numbers."""
+    """A dataset has one DOI, and its versions have numbers."""
     doi = doi or persistent_id(page)
     assert doi is not None  # `_reader` chose by it
     api = _origin(page)
@@ -297,7 +299,7 @@ def _dataverse(
 
 
 def _dataverse_file(api: str, file: Json) -> SourceFile:
-    """A table that Dataverse has converted is taken as it was deposited: so is its checksum."""
+    """The original form of a table that Dataverse has converted; the checksum is of this form."""
     data = file["dataFile"]
     name, size = file.get("label") or data["filename"], data.get("filesize")
     url = f"{api}/api/access/datafile/{int(data['id'])}"
@@ -321,16 +323,16 @@ def _is_closed(file: Json) -> bool:
 
 
 def _digest(algorithm: str, value: str) -> Digest | None:
-    """A digest that the transfer can check; None where a repository gives none."""
+    """A digest that the transfer can check; None if the repository has none."""
     fits = len(value) == digest.HEX_LENGTHS.get(algorithm)
     return Digest(algorithm, value.lower()) if fits else None
 
 
-def _license(told: Json) -> str | None:
-    """The short name of a licence, which comes by itself or in an object."""
-    if isinstance(told, dict):
-        told = told.get("id") or told.get("name")
-    return str(told) if told else None
+def _license(reply: Json) -> str | None:
+    """The short name of a licence, from a string or an object."""
+    if isinstance(reply, dict):
+        reply = reply.get("id") or reply.get("name")
+    return str(reply) if reply else None
 
 
 def _no_files(page: str, closed: bool) -> SourceError:

@@ -1,4 +1,4 @@
-"""Files whose names differ in one mark alone, as those of pieces do; names are all that counts."""
+"""Families: files whose names differ in one mark only, like those of pieces; uses names only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import cached_property
 
 from jobs.formats import magic
 
-_OF = re.compile(r"^[._-]?of[._-]?(\d+)", re.IGNORECASE)  # behind a mark: how many there are
+_OF = re.compile(r"^[._-]?of[._-]?(\d+)", re.IGNORECASE)  # after a mark: the number of pieces
 _TOTAL = re.compile(r"\d[._-]?of[._-]?$", re.IGNORECASE)  # before that number
 _WORD = re.compile(
     r"(?:part|(?:^|[._ -])(?:chunk|piece|split|segment|seg|slice|vol|volume))$", re.IGNORECASE
@@ -21,14 +21,14 @@ _WORD = re.compile(
 _SEPARATORS = "._- "
 _NUMBER = re.compile(r"\d+")
 _SPANNED = re.compile(r"(?P<stem>.+)\.z(?P<mark>\d{2,3})", re.IGNORECASE)
-_MOST_MARK = 4  # letters that splitters use
-_FEWEST_HEX = 11  # pieces; with fewer hexadecimal marks are decimal ones
-# What splitters begin with; a chance ending (.tar.2023, .tar.idx) lies far behind.
+_MOST_MARK = 4  # letters in a mark, at most
+_FEWEST_HEX = 11  # pieces; with fewer, hexadecimal and decimal marks are the same
+# The first marks of splitters; other endings (.tar.2023, .tar.idx) are far from these.
 _FIRST_NUMBERS, _FIRST_LETTERS = 100, 26
 
 
 class Marks(Enum):
-    """The digits that marks are made of."""
+    """The digits of marks."""
 
     DIGITS = string.digits
     LETTERS = string.ascii_lowercase
@@ -42,7 +42,7 @@ class Marks(Enum):
 
 @dataclass(frozen=True)
 class Piece:
-    """A name taken apart."""
+    """A name, split into the mark and what is around it."""
 
     before: str
     mark: str
@@ -55,18 +55,18 @@ class Piece:
 
 @dataclass(frozen=True)
 class Family:
-    """Pieces in the order of their marks; what stands around the marks is the same in all."""
+    """Pieces in the order of their marks; the names are the same except for the marks."""
 
     pieces: tuple[Piece, ...]
     marks: Marks
-    places: tuple[int, ...]  # of the pieces, each mark as a number
-    last: str = ""  # of a spanned zip: its .zip, which comes behind all marks
+    places: tuple[int, ...]  # the pieces' marks as numbers
+    last: str = ""  # of a spanned zip: its .zip, which follows all marks
 
     @classmethod
     def of(cls, pieces: Iterable[Piece], marks: Marks, last: str = "") -> Family:
-        given = list(pieces)
-        places = _places([piece.mark for piece in given], marks)
-        order = sorted(zip(places, given, strict=True), key=lambda pair: pair[0])
+        as_list = list(pieces)
+        places = _places([piece.mark for piece in as_list], marks)
+        order = sorted(zip(places, as_list, strict=True), key=lambda pair: pair[0])
         return cls(tuple(p for _, p in order), marks, tuple(place for place, _ in order), last)
 
     @cached_property
@@ -74,8 +74,8 @@ class Family:
         return (*(piece.name for piece in self.pieces), *([self.last] if self.last else []))
 
     @cached_property
-    def whole(self) -> str:
-        """The name of what was split, as far as the pieces' names tell it."""
+    def joined_name(self) -> str:
+        """The name of the joined file, as far as the pieces' names show it."""
         first = self.pieces[0]
         stem = _stem(first.before)
         if self.last or not posixpath.basename(stem):
@@ -84,13 +84,13 @@ class Family:
 
     @property
     def total(self) -> int | None:
-        """How many pieces there are, where the names tell it (``-of-12``)."""
+        """The number of pieces, if the names state it (``-of-12``)."""
         match = _OF.match(self.pieces[0].after)
         return int(match[1]) if match else None
 
     @property
     def ends(self) -> bool:
-        """Whether the mark is the last of the name: few files that are no pieces have that."""
+        """Whether the mark is at the end of the name, as in few names of other files."""
         return not _OF.sub("", self.pieces[0].after)
 
     @property
@@ -101,7 +101,7 @@ class Family:
 
     @property
     def is_marked(self) -> bool:
-        """Whether the names say by themselves that these are pieces."""
+        """Whether the names state that these are pieces."""
         first = self.pieces[0]
         lettered = self.marks.are_letters and len(first.mark) > 1
         return self.ends and (lettered or _says_piece(first.before))
@@ -115,7 +115,7 @@ class Family:
         return glob.escape(first.before) + mark + glob.escape(first.after)
 
     def written(self, place: int) -> str:
-        """A place as a mark like the others."""
+        """A number as a mark like the others."""
         digits, mark = self.marks.value, ""
         width = min(len(piece.mark) for piece in self.pieces)
         while place or len(mark) < width:
@@ -125,10 +125,10 @@ class Family:
 
 
 def families(names: Sequence[str]) -> list[Family]:
-    """Every family among ``names``; no name is in two of them.
+    """All families among ``names``; no name is in two of them.
 
-    A single file is one where its name says that it is a piece. Files with the ending of a format
-    of data are in none, nor are parquet files, which are cut into files that are whole.
+    A single file is a family if its name states that it is a piece. Files with the ending of a data
+    format are in no family, nor are parquet files, which are split into complete files.
     """
     left = [name for name in names if not magic.is_data_name(name)]
     data = [name for name in names if magic.is_data_name(name)]
@@ -150,7 +150,7 @@ def families(names: Sequence[str]) -> list[Family]:
 
 
 def _spanned(names: Sequence[str]) -> Iterator[Family]:
-    """``x.z01``, ``x.z02``, … that have an ``x.zip`` beside them."""
+    """``x.z01``, ``x.z02``, … beside an ``x.zip``."""
     known = set(names)
     groups: dict[str, list[Piece]] = {}
     for name in names:
@@ -176,7 +176,7 @@ def _hexadecimal(names: Sequence[str]) -> Iterator[Family]:
 
 
 def _lettered(names: Sequence[str], data: Sequence[str], marks: Marks) -> Iterator[Family]:
-    """The largest families first; of one size, those of two letters, as ``split`` makes them.
+    """The largest families first; of the same size, those with two letters, which ``split`` uses.
 
     In a large one some marks look like endings of ``data`` (``d.tar.gz.db``).
     """
@@ -199,10 +199,10 @@ def _lettered(names: Sequence[str], data: Sequence[str], marks: Marks) -> Iterat
 def _by_width(
     names: Sequence[str], more: Sequence[str], marks: Marks
 ) -> dict[tuple[str, int, str], list[Piece]]:
-    """Names by what stands around their last characters, which are marks of some width.
+    """Names grouped by everything except their last characters, which are marks of some width.
 
-    Only groups in which one of ``names`` has a mark that splitters begin with (``aaa`` to
-    ``aaz``); those of ``more`` that fit are put into them.
+    Only groups in which one of ``names`` has one of the first marks of splitters (``aaa`` to
+    ``aaz``); matching names of ``more`` are added to them.
     """
     digits = marks.value
     cuts = [cut for name in names for cut in _cuts(name)]
@@ -225,19 +225,19 @@ def _by_width(
 
 
 def _cuts(name: str) -> Iterator[tuple[str, str]]:
-    """``name`` before and behind the place where its mark may end."""
+    """``name`` before and after the position where its mark may end."""
     after = magic.ending(name)
     yield name.removesuffix(after), after
     if not after:
         stem, suffix = posixpath.splitext(name)
-        if suffix:  # as of split --additional-suffix
+        if suffix:  # split --additional-suffix
             yield stem, suffix
-    elif len(after) <= 3:  # of d.tar.gz.aa, …, d.tar.gz.br it is a mark
+    elif len(after) <= 3:  # may be a mark: d.tar.gz.aa, …, d.tar.gz.br
         yield name, ""
 
 
 def _numbered(names: Sequence[str]) -> Iterator[Family]:
-    """Names that differ in one number alone; of several numbers that differ, the last one."""
+    """Names that differ in one number only; if several numbers differ, the last one."""
     groups: dict[str, list[list[Piece]]] = {}
     for name in names:
         if magic.packing_named(name) is not magic.PARQUET and (row := _numbers(name)):
@@ -257,7 +257,7 @@ def _numbered(names: Sequence[str]) -> Iterator[Family]:
 
 
 def _numbers(name: str) -> list[Piece]:
-    """Each number in the last name as a mark, but those of an ending, and of "-of-12"."""
+    """Each number in the last component as a mark, except those of an ending and of "-of-12"."""
     found: list[Piece] = []
     end = len(name) - len(magic.ending(name))
     for match in _NUMBER.finditer(name, len(posixpath.dirname(name)), end):
@@ -267,7 +267,7 @@ def _numbers(name: str) -> list[Piece]:
 
 
 def _unmixed(piece: Piece) -> Piece:
-    """``d.tar.bz2`` + ``00`` of ``d.tar.bz`` + ``200``."""
+    """Convert ``d.tar.bz`` + ``200`` to ``d.tar.bz2`` + ``00``."""
     for width in range(1, len(piece.mark)):
         before = piece.before + piece.mark[:width]
         if not piece.after and magic.packing_named(before):
@@ -276,7 +276,7 @@ def _unmixed(piece: Piece) -> Piece:
 
 
 def _stem(before: str) -> str:
-    """What stands before a mark, without separators and a word such as ``part``."""
+    """The name before a mark, without separators and a word such as ``part``."""
     stem = before.rstrip(_SEPARATORS)
     if stem.lower().endswith(".z"):
         return f"{stem}ip"
@@ -284,19 +284,19 @@ def _stem(before: str) -> str:
 
 
 def _says_piece(before: str) -> bool:
-    """Whether what stands before a mark is an archive's name, or ends in ``part`` or the like."""
+    """Whether the name before a mark is an archive's, or ends in ``part`` or similar."""
     stem = before.rstrip(_SEPARATORS)
     return magic.packing_named(_stem(before)) is not None or _WORD.search(stem) is not None
 
 
 def _places(marks: Sequence[str], kind: Marks) -> list[int]:
-    """Each mark's place in the order that ``split`` makes marks in.
+    """The position of each mark in the order in which ``split`` generates marks.
 
-    With one width it is a plain number. GNU split widens when it runs out (``yz`` is followed by
-    ``zaaa``, ``89`` by ``9000``): each leading last digit stands for one more.
+    Marks of one width are plain numbers. GNU split uses wider marks when it runs out (``yz`` is
+    followed by ``zaaa``, ``89`` by ``9000``): each leading last digit stands for one more.
     """
     digits = kind.value
-    # part1 … part12 are as wide as their numbers are, and plain too.
+    # part1 … part12 have different widths, and are plain numbers too.
     widened = {"00", "89", "9000"} <= set(marks) or kind.are_letters
     plain = len({len(mark) for mark in marks}) == 1 or not widened
     return [_number(mark, digits) if plain else _widened(mark, digits) for mark in marks]

@@ -1,4 +1,4 @@
-"""What publishers' names promise: archives and loose files, shard ids, lists of digests."""
+"""Interprets names of published files: which are data, shard ids, lists of digests."""
 
 from __future__ import annotations
 
@@ -17,39 +17,39 @@ from jobs.model import Digest, Layout, SourceFile
 from jobs.storage.safe_paths import junk_kind, quoted
 from jobs.storage.staging import MANIFEST, RECEIPT
 
-# Lists of digests and signatures, which are of the archives and not of what is in them.
+# Lists of digests and signatures of the archives.
 _LIST = re.compile(
     r".+\.(sha\d+|sha\d+sums?|md5|md5sums?)"
     r"|(sha\d+|md5|b3|check)sums?([._-]\w+)?(\.(txt|md5|sha\d+))?",
     re.IGNORECASE,
 )
-_SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # where the file itself lies beside it
-_OF_THE_HUB = ".cache/huggingface/"  # its client's own, in a folder that it downloaded into
+_SIGNATURES = (".asc", ".sig", ".minisig", ".sfv", ".b3")  # beside the file itself
+_OF_THE_HUB = ".cache/huggingface/"  # files of the Hub's client in a download folder
 _UNFINISHED = (".aria2", ".crdownload", ".opdownload", ".incomplete", ".!ut", ".!qb")
 _PERHAPS_UNFINISHED = (".part", ".partial", ".download", ".filepart", ".tmp")  # of an archive
 _GIT = re.compile(r"(^|/)\.git(/|$|attributes$|ignore$|modules$)")
 _DIGITS = re.compile(r"(\d+)")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
-_ID_NAME = 60  # characters of a name in an id; the id is a file name with endings of its own
-_NEAR = 3  # names in a message
-# What is left out of a source, and why.
+_ID_NAME = 60  # characters of a name in an id, at most; the id is used in file names
+_NEAR = 3  # names in a message, at most
+# Kinds of files that are left out of a source.
 GIT, NOTES = "git's own", "notes of an earlier download"
 LEFTOVERS = "desktop leftovers"
 DIGEST_LISTS = ("SHA256SUMS", "sha256sums.txt")  # names, beside the files that they list
-MOST_DIGEST_LIST = 16 << 20  # bytes; a longer one is no such list
-# coreutils' form, `HEX  name` or `HEX *name`, and BSD's, `SHA256 (name) = HEX`
+MOST_DIGEST_LIST = 16 << 20  # bytes, at most
+# The format of coreutils, `HEX  name` or `HEX *name`, and of BSD, `SHA256 (name) = HEX`.
 _DIGEST_LINE = re.compile(r"\\?([0-9a-fA-F]{64})(?:[ \t]+\*?(.+))?")
 _BSD_DIGEST_LINE = re.compile(r"SHA256 ?\((.+)\) ?= ?([0-9a-fA-F]{64})")
 
 
 def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """Sorts ``part2`` before ``part10``; a number before text."""
+    """A sort key with ``part2`` before ``part10``, and numbers before text."""
     pieces = _DIGITS.split(name)
     return tuple((0, int(p), p) if p.isdigit() else (1, 0, p) for p in pieces if p)
 
 
 def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
-    """The names that the globs let through; a glob is tried on the path and on the last name."""
+    """The names that the globs select; a glob is matched with the path and the last component."""
 
     def matches(name: str, globs: Sequence[str]) -> bool:
         last = posixpath.basename(name)
@@ -63,17 +63,17 @@ def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
 
 
 def is_git(name: str) -> bool:
-    """Whether a file is git's own (``.gitattributes``, ``.git/…``), which no dataset needs.
+    """Whether a file belongs to git (``.gitattributes``, ``.git/…``) and not to the dataset.
 
-    ``.gitkeep`` is not: somebody put it there to have its folder.
+    ``.gitkeep`` does not count: it is there to keep its folder.
     """
     return _GIT.search(name) is not None
 
 
 def extras(names: Collection[str]) -> dict[str, str]:
-    """What a repository carries beside its data, with what it is; none of it is published.
+    """The files of a repository that are not data, with their kinds; they are not published.
 
-    The card and the licence are, though.
+    The card and the licence count as data.
     """
     return {name: kind for name in names if (kind := _extra_kind(name, names))}
 
@@ -90,7 +90,7 @@ def _extra_kind(name: str, names: Collection[str]) -> str | None:
 
 
 def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
-    """A line that lists what is left out, as ``extras`` tells it."""
+    """A line that lists left-out files, from ``extras``."""
     kinds: dict[str, list[str]] = {}
     for name, kind in left.items():
         kinds.setdefault(kind, []).append(name)
@@ -99,7 +99,7 @@ def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
 
 
 def check_finished(names: Iterable[str], known: Collection[str]) -> None:
-    """Raise ``SourceError`` where a file is one of an unfinished download."""
+    """Raise ``SourceError`` if a file belongs to an unfinished download."""
     for name in names:
         stem, ending = posixpath.splitext(name)
         ending = ending.lower()
@@ -112,10 +112,10 @@ def check_finished(names: Iterable[str], known: Collection[str]) -> None:
 
 
 def common_folder(names: Sequence[str], layout: Layout) -> str:
-    """The folder, with a slash, that the dataset's loose files lie in; empty for the top.
+    """The folder of the dataset's single files, with a final slash; empty for the top folder.
 
-    Some keep everything below one folder of the source: the one that holds the records file,
-    which may be compressed.
+    Some sources have everything in one folder: the one with the records file, which may be
+    compressed.
     """
     if not layout.has_records:
         return ""
@@ -131,7 +131,7 @@ def common_folder(names: Sequence[str], layout: Layout) -> str:
 
 
 def exclude_glob(name: str, *, pieces: bool) -> str:
-    """A glob for an archive of that name and its like, or for all of its ``pieces``."""
+    """A glob for that archive and similar ones, or for all of its ``pieces``."""
     ending = magic.ending(name)
     if pieces or not ending:
         return glob.escape(posixpath.basename(name)) + "*" * pieces
@@ -139,9 +139,9 @@ def exclude_glob(name: str, *, pieces: bool) -> str:
 
 
 def shard_id(index: int, count: int, name: str) -> str:
-    """An id that is unique by its number, sorts in plan order and tells the name.
+    """An id that starts with a unique number, sorts in plan order and contains the name.
 
-    Its characters are those that every file system and shell takes as they are.
+    Its characters are valid on every file system and need no quoting in a shell.
     """
     last = posixpath.basename(name)
     stem = last.removesuffix(magic.ending(last))
@@ -151,7 +151,7 @@ def shard_id(index: int, count: int, name: str) -> str:
 
 
 def similar_names(wanted: str, names: Iterable[str]) -> str:
-    """``; did you mean 'a' or 'b'?`` for a message; empty where nothing is like ``wanted``."""
+    """``; did you mean 'a' or 'b'?`` for a message; empty if no name is similar."""
     import difflib
 
     known = list(names)
@@ -163,14 +163,14 @@ def similar_names(wanted: str, names: Iterable[str]) -> str:
 
 
 def first_names(names: Iterable[str]) -> str:
-    """The first names and how many more there are, for a message."""
+    """The first names and the number of the others, for a message."""
     known = sorted(names)
     more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""
     return ", ".join(map(quoted, known[:_NEAR])) + more
 
 
 def parse_digest_list(text: str) -> dict[str, Digest]:
-    """Digests by name (without a leading ``./``; empty where a line holds a digest alone)."""
+    """Digests by name (without a leading ``./``; empty for a line with only a digest)."""
     found = {}
     for line in text.splitlines():
         line = line.strip()
@@ -185,7 +185,7 @@ def parse_digest_list(text: str) -> dict[str, Digest]:
 
 
 def beside(folder: Path) -> dict[str, Digest]:
-    """The digests that a list in a local ``folder`` has, by name; empty where there is none."""
+    """The digests in a list in a local ``folder``, by name; empty if there is no list."""
     for name in DIGEST_LISTS:
         text = _text(folder / name)
         if text is not None:
@@ -194,7 +194,7 @@ def beside(folder: Path) -> dict[str, Digest]:
 
 
 def with_digest(file: SourceFile, listed: Mapping[str, Digest]) -> SourceFile:
-    """A local ``file`` with its digest: the listed one, or that of ``FILE.sha256`` beside it."""
+    """A local ``file`` with its digest, from the list or from ``FILE.sha256`` beside it."""
     digest = listed.get(file.name)
     if digest is None and (text := _text(Path(f"{file.locator}.sha256"))) is not None:
         digest = next(iter(parse_digest_list(text).values()), None)

@@ -1,4 +1,4 @@
-"""Small questions to web servers at launch: size, name and first bytes, with time-outs."""
+"""Small requests to web servers at launch, with timeouts: size, name and first bytes of a file."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ if TYPE_CHECKING:
 
 _STALL_S = 30.0
 _ATTEMPTS = 4
-_MOST_WAIT_S = 30.0  # at launch a person is waiting
-_MOST_JSON = 256 << 20  # bytes of an answer of an API; 100,000 files take 80 MB
+_MOST_WAIT_S = 30.0  # at launch a user is waiting
+_MOST_JSON = 256 << 20  # bytes of a response of an API, at most; 100,000 files take 80 MB
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a server tells of a file."""
+    """A server's response about a file."""
 
-    size: int | None  # bytes; None where it does not tell
-    name: str | None  # of Content-Disposition
+    size: int | None  # bytes; None if unknown
+    name: str | None  # from Content-Disposition
     head: bytes
-    labelled_page: bool = False  # its headers call it a web page
+    labelled_page: bool = False  # whether its headers say that it is a web page
 
 
 def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """HTTP headers with the values of the environment now; never to be shown or kept.
+    """HTTP headers with their current values from the environment; never show or store them.
 
-    ``header_env`` pairs names of headers with variables. Raises ``SourceError`` for one not set.
+    ``header_env``: pairs of header and environment variable. Raises ``SourceError`` for a variable
+    that is not set.
     """
     headers = {}
     for name, variable in header_env:
@@ -67,10 +68,10 @@ def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Probe:
-    """Ask for the first bytes of ``url``, which tells more than HEAD and is signed alike.
+    """Request the first bytes of ``url``: more reliable than HEAD, and valid for signed addresses.
 
-    Headers go to the origin of ``url`` alone. Waits and asks again where the server is busy or
-    away, or where a web page comes in place of the file. Raises ``SourceError`` with what to do.
+    Headers are sent to the origin of ``url`` only. Waits and tries again if the server is busy or
+    unreachable, or if it returns a web page instead of the file. Raises ``SourceError``.
     """
     return _probed(url, headers, most, lambda found: _refuse_page(url, found))
 
@@ -78,24 +79,25 @@ def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Pr
 def _probed(
     url: str, headers: Mapping[str, str], most: int, judge: Callable[[Probe], None]
 ) -> Probe:
-    def ask(wire: ConnectionPool) -> Probe:
-        found = _asked(wire, Target(url, headers), most)
+    def request(wire: ConnectionPool) -> Probe:
+        found = _request(wire, Target(url, headers), most)
         judge(found)
         return found
 
-    return _patiently(ask)
+    return _with_retries(request)
 
 
 def _refuse_page(url: str, found: Probe) -> None:
     name = found.name or url_lists.last_name(url)
     if magic.is_page(found.head, labelled=found.labelled_page) and not magic.is_page_name(name):
-        raise RetryLater(SourceError(url_lists.page_given(url)))
+        raise RetryLater(SourceError(url_lists.page_message(url)))
 
 
 def fetch_text(url: str, headers: Mapping[str, str], most: int) -> str | None:
-    """A small text; None where the server has none, or none for us: signed folders forbid the rest.
+    """A small text; None if the server has none, or refuses it: signatures are for single files.
 
-    One that is busy or gone says nothing of whether it has one: that raises, as in ``probe``.
+    Raises ``SourceError`` as ``probe`` does if the server is busy or unreachable, because then it
+    is unknown whether there is a text.
     """
     try:
         found = _probed(url, headers, most, lambda _: None)
@@ -107,13 +109,13 @@ def fetch_text(url: str, headers: Mapping[str, str], most: int) -> str | None:
 
 
 def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
-    """The JSON that an API answers ``url`` with; redirects are followed.
+    """The JSON that an API returns for ``url``; follows redirects.
 
-    Raises ``SourceError``, also where the answer is no JSON.
+    Raises ``SourceError``, also if the response is not JSON.
     """
 
-    def ask(wire: ConnectionPool) -> Any:
-        found = _asked(wire, Target(url, headers), _MOST_JSON)
+    def request(wire: ConnectionPool) -> Any:
+        found = _request(wire, Target(url, headers), _MOST_JSON)
         try:
             return json.loads(found.head)
         except ValueError:
@@ -127,28 +129,28 @@ def fetch_json(url: str, headers: Mapping[str, str]) -> Any:
                 )
             ) from None
 
-    return _patiently(ask)
+    return _with_retries(request)
 
 
 def final_address(url: str) -> str:
-    """Where the redirects of ``url`` end, whatever is there; raises ``SourceError``."""
+    """The address after all redirects of ``url``, whatever its status; raises ``SourceError``."""
 
-    def ask(wire: ConnectionPool) -> str:
+    def request(wire: ConnectionPool) -> str:
         reply = wire.get(Target(url), {"Range": "bytes=0-0"}, name=redact(url))
         reply.close()
         return reply.url
 
-    return _patiently(ask)
+    return _with_retries(request)
 
 
-def _patiently(ask: Callable[[ConnectionPool], T]) -> T:
-    from jobs.transfer.connection import ConnectionPool  # it loads requests
+def _with_retries(request: Callable[[ConnectionPool], T]) -> T:
+    from jobs.transfer.connection import ConnectionPool  # loads requests
 
     wire = ConnectionPool(1, _STALL_S)
     try:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
-                return ask(wire)
+                return request(wire)
             except RetryLater as again:
                 wait_s = again.wait_s
                 if wait_s is None:
@@ -161,18 +163,18 @@ def _patiently(ask: Callable[[ConnectionPool], T]) -> T:
         wire.close()
 
 
-def _asked(wire: ConnectionPool, target: Target, most: int) -> Probe:
+def _request(wire: ConnectionPool, target: Target, most: int) -> Probe:
     name = quoted_url(urllib.parse.urlsplit(target.url).path or "/")  # errors name the site
-    asked = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
-    reply = wire.get(target, asked, name=name)
+    range_headers = {"Range": f"bytes=0-{most - 1}", "Accept-Encoding": "identity"}
+    reply = wire.get(target, range_headers, name=name)
     try:
-        told = _disposition(reply.headers)
+        name_in_header = _disposition(reply.headers)
         if reply.status == 416:  # no first byte: the file is empty
-            return Probe(0, told, b"")
+            return Probe(0, name_in_header, b"")
         error = refused(reply.status, reply.headers, name=name, site=reply.site, elsewhere=False)
         if error:
             raise error
-        return Probe(_size(reply), told, _head(reply, name, most), is_page(reply.headers))
+        return Probe(_size(reply), name_in_header, _head(reply, name, most), is_page(reply.headers))
     finally:
         reply.close()
 
@@ -198,12 +200,12 @@ def _head(reply: HttpResponse, name: str, most: int) -> bytes:
 
 
 def _disposition(headers: Mapping[str, str]) -> str | None:
-    """The last name of a Content-Disposition (RFC 6266), never a path."""
+    """The file name of a Content-Disposition (RFC 6266), without folders."""
     value = headers.get("Content-Disposition")
     if not value:
         return None
     message = Message()
-    # requests reads headers as Latin-1; servers that send UTF-8 mean UTF-8.
+    # requests decodes headers as Latin-1; some servers send UTF-8.
     try:
         message["Content-Disposition"] = value.encode("latin-1").decode("utf-8")
     except UnicodeError:

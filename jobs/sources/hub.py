@@ -1,4 +1,4 @@
-"""A dataset on the Hugging Face Hub: its commit pinned, its tree listed once, its bytes by us."""
+"""A dataset on the Hugging Face Hub: pins its commit, and lists its tree once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from jobs.transfer.transfer import Transfer
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
-# hf://datasets/org/name@rev/path, as the Hub's file system writes it; refs/pr/1 has slashes.
+# hf://datasets/org/name@rev/path, the format of the Hub's file system; refs/pr/1 has slashes.
 _HF = re.compile(
     r"(?:(?P<kind>datasets|models|spaces)/)?(?P<id>[^/@]+/[^/@]+)"
     r"(?:@(?P<rev>refs/(?:pr|convert)/[^/]+|[^/]+))?(?:/(?P<path>.*))?"
@@ -37,13 +37,13 @@ _PAGE = re.compile(
     r"(?:(?P<kind>datasets|spaces)/)?(?P<id>[^/]+/[^/]+)"
     r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
 )
-_MOST_HEADS = 256  # files that are looked into at launch; requests are counted by the Hub
+_MOST_HEADS = 256  # files examined at launch, at most; the Hub limits requests
 _AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Locator:
-    """What a user's way of naming a repository says."""
+    """The parts of an address of a repository."""
 
     id: str
     repo_type: str | None = None
@@ -52,7 +52,7 @@ class Locator:
 
 
 def parse_locator(text: str) -> Locator:
-    """``org/name``, ``hf://datasets/org/name@rev/path``, or the address of the Hub's page."""
+    """Parse ``org/name``, ``hf://datasets/org/name@rev/path``, or the address of a page."""
     text = text.strip()
     pattern = _HF
     if text.startswith("hf://"):
@@ -64,7 +64,7 @@ def parse_locator(text: str) -> Locator:
         rest, default = text.strip("/"), ""
     match = pattern.fullmatch(rest)
     if match is None:
-        # Old repositories have no owner; the Hub says whether there is one.
+        # Old repositories have no owner; the Hub knows whether there is one.
         return Locator(rest or text)
     kind = match["kind"] or default
     revision = urllib.parse.unquote(match["rev"]) if match["rev"] else None
@@ -76,7 +76,7 @@ def parse_locator(text: str) -> Locator:
 class HubSource:
     """The shards of a repository at one commit.
 
-    The client lists, authenticates and builds addresses; bytes go through our transfer, which
+    The Hub's client lists, authenticates and builds addresses; our transfer downloads, because it
     resumes and verifies (the client does neither). The token is looked up for each request.
     """
 
@@ -85,7 +85,7 @@ class HubSource:
         self._request = request
         self._ref = ref
         self._choice: ShardSelection | None = None
-        self._was_let_in = False  # some file could be read
+        self._was_let_in = False  # whether a file could be read
 
     @classmethod
     def open(cls, request: SourceRequest) -> HubSource:
@@ -117,7 +117,7 @@ class HubSource:
         return self._chosen().shards
 
     def private(self) -> dict[str, str]:
-        return {}  # an address on the Hub has no secret; the token is never kept
+        return {}  # an address on the Hub has no secret; the token is never stored
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
@@ -126,7 +126,7 @@ class HubSource:
         return None
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Never: a repository's folders are its files."""
+        """Always raises: a repository's folders are lists of files."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(
@@ -159,13 +159,13 @@ class HubSource:
             repo_type=self._repo.repo_type,
             revision=self.describe().revision,
         )
-        # The client's own `endpoint=` knows only the endpoint of the moment it was imported.
+        # The client's `endpoint=` only knows the endpoint at the time of its import.
         return self._repo.endpoint + url.removeprefix(constants.ENDPOINT)
 
     # At launch ------------------------------------------------------------------------------
 
     def _pinned(self) -> SourceRef:
-        """The commit that the revision means now, and the licence on the card."""
+        """The current commit of the revision, and the licence on the card."""
         repo, revision = self._repo, self._request.revision
         client = hub_client.api(repo)
         try:
@@ -222,10 +222,12 @@ class HubSource:
         request, where = self._request, str(self._repo)
         listed = self._listed()
         meant = self._meant(listed) if request.files else None
-        kept = set(file_names.chosen((f.name for f in listed), request.include, request.exclude))
-        files = [file for file in listed if file.name in kept]
+        chosen_names = set(
+            file_names.chosen((f.name for f in listed), request.include, request.exclude)
+        )
+        files = [file for file in listed if file.name in chosen_names]
         if meant is not None:
-            meant &= kept
+            meant &= chosen_names
         look = Look(self._heads, _MOST_HEADS)
         found = sort_out(files, request, look, where=where, meant=meant)
         choice = ShardSelection(shards_of(found), notes_of(found, where))
@@ -233,7 +235,7 @@ class HubSource:
         return choice
 
     def _listed(self) -> list[SourceFile]:
-        """Every file at the commit with size and digest, in as few requests as pages."""
+        """All files at the commit with size and digest, in one request for each page."""
         from huggingface_hub.hf_api import RepoFile
 
         repo, revision = self._repo, self.describe().revision
@@ -249,7 +251,7 @@ class HubSource:
         return [_source_file(item) for item in items if isinstance(item, RepoFile)]
 
     def _meant(self, files: list[SourceFile]) -> set[str]:
-        """The names that the user gave one by one; one may be a folder's."""
+        """The names that the user listed; a name may be a folder's."""
         meant: set[str] = set()
         for wanted in self._request.files:
             path = wanted.strip("/")
@@ -264,7 +266,7 @@ class HubSource:
         return meant
 
     def _check_access(self, choice: ShardSelection) -> None:
-        """Find out now, not in the job, whether the files of a listed repository may be read."""
+        """Check now, not in the job, whether the files of a listed repository can be read."""
         if choice.shards and not self._was_let_in:
             self.read_head(choice.shards[0].files[0].locator)
 

@@ -1,4 +1,4 @@
-"""The Hub's own client with what it lacks: time-outs everywhere, patience, errors that help."""
+"""Wraps the Hub's client, and adds timeouts, retries, and errors with a next step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PUBLIC = "https://huggingface.co"
 TIMEOUT_S = 30.0
 _ATTEMPTS = 5
-_MOST_WAIT_S = 60.0  # at launch a person is waiting
+_MOST_WAIT_S = 60.0  # at launch a user is waiting
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _TRUE = ("1", "on", "yes", "true")
 _TYPES = ("dataset", "model", "space")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Repo:
-    """A repository at an endpoint; without its token, which every call looks up anew."""
+    """A repository at an endpoint; without a token, which each call looks up."""
 
     id: str
     repo_type: str
@@ -41,7 +41,7 @@ class Repo:
 
     @property
     def page(self) -> str:
-        """Where a person sees it."""
+        """The address of its web page."""
         folder = "" if self.repo_type == "model" else f"{self.repo_type}s/"
         return f"{self.endpoint}/{folder}{self.id}"
 
@@ -50,12 +50,12 @@ class Repo:
 
 
 def endpoint() -> str:
-    """The Hub in use: ``HF_ENDPOINT`` as it is now, else the public one."""
+    """The Hub's address: the current ``HF_ENDPOINT``, or the public one."""
     return (os.environ.get("HF_ENDPOINT") or PUBLIC).rstrip("/")
 
 
 def check_online() -> None:
-    """Raise ``SourceError`` where ``HF_HUB_OFFLINE`` forbids to ask the Hub."""
+    """Raise ``SourceError`` if ``HF_HUB_OFFLINE`` forbids requests to the Hub."""
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         if os.environ.get(name, "").lower() in _TRUE:
             raise SourceError(
@@ -66,7 +66,7 @@ def check_online() -> None:
 
 
 def token() -> str | None:
-    """The user's token as the client finds it, with ``HF_TOKEN_PATH`` as it is now."""
+    """The user's token, as the client finds it, with the current ``HF_TOKEN_PATH``."""
     import huggingface_hub
 
     path = os.environ.get("HF_TOKEN_PATH")
@@ -83,7 +83,7 @@ def token() -> str | None:
 
 
 def headers() -> dict[str, str]:
-    """What a request to the Hub carries, the token included: never to be shown or kept."""
+    """The headers of a request to the Hub, including the token: never show or store them."""
     from jobs import __version__
 
     known = token()
@@ -92,18 +92,18 @@ def headers() -> dict[str, str]:
 
 
 def api(repo: Repo) -> HfApi:
-    """A client for the repository's endpoint; every request of it has a time-out."""
+    """A client for the repository's endpoint; all its requests have a timeout."""
     import huggingface_hub
 
     _add_timeouts()
     for name in ("httpx", "httpx2", "httpcore", "httpcore2"):
-        # These log whole addresses, signatures included, for each request.
+        # These log the complete address of each request, including signatures.
         logging.getLogger(name).setLevel(logging.WARNING)
     return huggingface_hub.HfApi(endpoint=repo.endpoint, token=token() or False)
 
 
 def _add_timeouts() -> None:
-    """The client passes ``timeout=None`` in most calls: the hook puts one in, last of all."""
+    """Set a timeout by a hook, because the client passes ``timeout=None`` in most calls."""
     from huggingface_hub import get_session
 
     hooks = get_session().event_hooks
@@ -120,9 +120,9 @@ def _put_timeout(request: Any) -> None:
 
 
 def with_retries(repo: Repo, ask: Callable[[], T]) -> T:
-    """What ``ask`` returns; again, with growing pauses, where the Hub is busy or away.
+    """Call ``ask``; tries again with growing pauses if the Hub is busy or unreachable.
 
-    Raises ``SourceError``, without the client's own error: that one holds the token.
+    Raises ``SourceError`` without the client's error as its cause, which contains the token.
     """
     check_online()
     for attempt in range(1, _ATTEMPTS + 1):
@@ -137,7 +137,7 @@ def with_retries(repo: Repo, ask: Callable[[], T]) -> T:
 
 
 def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceError, float | None]:
-    """The answer, or the error with the seconds to wait where asking again may help."""
+    """The result, or the error and the seconds to wait if trying again may help."""
     from huggingface_hub.errors import HfHubHTTPError
 
     transport = _transport_error()
@@ -146,8 +146,8 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
         return ask(), None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else 0
-        told_s = retry_after_s(error.response.headers) if error.response is not None else None
-        wait_s = (pause_s if told_s is None else told_s) if status in _BUSY else None
+        requested_s = retry_after_s(error.response.headers) if error.response is not None else None
+        wait_s = (pause_s if requested_s is None else requested_s) if status in _BUSY else None
         return _explained(repo, error, status), wait_s
     except transport as error:
         return (
@@ -161,7 +161,7 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
     except json.JSONDecodeError:
         return (
             SourceError(
-                f"{repo.endpoint} does not answer like the Hub (is it the page of a proxy or a "
+                f"{repo.endpoint} does not respond like the Hub (is it the page of a proxy or a "
                 "login?); check the network and HF_ENDPOINT, then launch again",
                 cause=Cause.NETWORK,
             ),
@@ -172,7 +172,7 @@ def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceEr
 
 
 def _transport_error() -> type[Exception]:
-    """What the client raises where no answer came: it is on httpx, or since 2.0 on httpx2."""
+    """The client's error for a missing response: of httpx, or since 2.0 of httpx2."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return next(c for c in HfHubHTTPError.__mro__ if c.__name__ == "HTTPError")
@@ -188,7 +188,7 @@ def _bad_name(repo: Repo, error: Exception) -> SourceError:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The client warns of each retry with the address; a refusal is told once, by us."""
+    """Suppress the client's warnings on retries, which contain the address."""
     log = logging.getLogger("huggingface_hub")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -237,7 +237,7 @@ def _explained(repo: Repo, error: Exception, status: int) -> SourceError:
             f"{repo.endpoint} reports an error (status {status}); launch again later",
             cause=Cause.NETWORK,
         )
-    return SourceError(f"{repo}: the Hub answers with status {status}; launch again later")
+    return SourceError(f"{repo}: the Hub answered with status {status}; launch again later")
 
 
 def _who() -> str:
@@ -250,7 +250,7 @@ def _who() -> str:
 
 
 def gated(repo: Repo) -> SourceError:
-    """Its owner lets in those who accept the terms."""
+    """The error for a repository whose terms have to be accepted."""
     first = "" if token() else "log in with `hf auth login` or set HF_TOKEN, then "
     return SourceError(
         f"{repo} is gated: {first}accept its terms at {repo.page}, wait for approval if it is "
@@ -260,7 +260,7 @@ def gated(repo: Repo) -> SourceError:
 
 
 def near_repos(repo: Repo, client: HfApi) -> str:
-    """What else the name may have meant, for a message; empty where nothing is found."""
+    """Similar repositories, for a message; empty if none is found."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -276,4 +276,4 @@ def near_repos(repo: Repo, client: HfApi) -> str:
         known = [info.id for info in lists[repo.repo_type](author=owner, limit=500)]
         return file_names.similar_names(repo.id, known)
     except (HfHubHTTPError, OSError, ValueError):
-        return ""  # a hint is worth no error
+        return ""  # without a hint

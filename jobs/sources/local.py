@@ -1,4 +1,4 @@
-"""A dataset on a file system that this machine sees: archives in place, or a folder as it is."""
+"""A dataset on a local file system: archives that are read in place, or a folder."""
 
 from __future__ import annotations
 
@@ -37,22 +37,22 @@ if TYPE_CHECKING:
     from jobs.transfer.target import Received
     from jobs.transfer.transfer import Transfer
 
-# Of a destination of ours and of the Hub's client: no dataset's own.
+# Files of our destinations and of the Hub's client, which are not part of a dataset.
 _OF_THE_HUB = ".cache/huggingface"
 _NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB})
-# Sites that remove files by age keep them for longer than this.
+# Sites that remove old files keep them for longer than this.
 _OLD_S = 7 * 86400
-_MOST_HEADS = 4096  # files that are looked into at launch
+_MOST_HEADS = 4096  # files examined at launch, at most
 _AT_ONCE = 16
-# More loose files than this are one shard, as a folder: a shard of each takes 30 ms of work.
+# More single files than this are one shard, as a folder: a shard takes 30 ms of work.
 _MOST_LOOSE = 500
 
 
 class LocalSource:
     """An archive, a folder of archives, or a folder that already is a dataset.
 
-    Nothing is copied: archives are read where they lie, and the files of a dataset's folder are
-    written to their place by the extract stage, part by part.
+    Archives are read in place; the extract stage copies the files of a dataset's folder, part by
+    part.
     """
 
     def __init__(
@@ -60,11 +60,13 @@ class LocalSource:
     ) -> None:
         self._root = root
         self._request = request
-        self._not_copied = not_copied  # None: not known yet
-        self._left: dict[str, str] = {}  # what is left out of the folder, and what it is
+        self._not_copied = not_copied  # None: unknown
+        self._left: dict[str, str] = {}  # left-out files of the folder, with their kinds
         self._leave = left_out(root, request.include, request.exclude, self._left)
         self._choice: ShardSelection | None = None
-        self._oldest = time.time()  # modification of what was listed, in seconds since the epoch
+        self._oldest = (
+            time.time()
+        )  # modification time of the oldest file, in seconds since the epoch
 
     @classmethod
     def open(cls, request: SourceRequest) -> LocalSource:
@@ -73,7 +75,7 @@ class LocalSource:
                 "--local-path takes one archive or folder; put several archives into one folder",
                 cause=Cause.USAGE,
             )
-        # Not resolve(): the path that the user sees is the one that other nodes may have too.
+        # Not resolve(): the user's path is valid on other nodes, its target may not be.
         return cls(Path.cwd() / Path(request.locators[0]).expanduser(), request)
 
     @classmethod
@@ -132,8 +134,8 @@ class LocalSource:
         expect: Expect | None = None,
         arrivals: Listener | None = None,
     ) -> Received:
-        """Never: ``path`` tells where every file lies already."""
-        raise SourceError(f"{quoted(file.locator)} is read in place and never fetched")
+        """Always raises: all files are read in place."""
+        raise SourceError(f"{quoted(file.locator)} is read in place and not downloaded")
 
     # At launch ------------------------------------------------------------------------------
 
@@ -154,11 +156,11 @@ class LocalSource:
                     cause=Cause.NOT_FOUND,
                 )
         except OSError as error:
-            raise from_os_error(error, doing=f"looking at {quoted(str(self._root))}") from error
+            raise from_os_error(error, doing=f"reading {quoted(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
 
     def _one_file(self) -> ShardSelection:
-        """The file by itself, or the whole set that it is a piece of."""
+        """The file itself, or the complete set if it is a piece."""
         folder, name = self._root.parent, self._root.name
         if not self._root.is_file():
             raise SourceError(
@@ -167,7 +169,7 @@ class LocalSource:
                 cause=Cause.USAGE,
             )
         names = [each for each, is_file in _beside(self._root) if is_file]
-        # Of the others only those count that may be pieces of the same.
+        # Of the other files, only possible pieces of the same archive are used.
         kin = {name}.union(*(family.names for family in families(names) if name in family.names))
         if self._request.join:
             kin.update(file_names.chosen(names, self._request.join, ()))
@@ -200,7 +202,7 @@ class LocalSource:
         return self._finished(found, shards, self._root, *self._old_times())
 
     def _with_tree(self, found: Found) -> tuple[Shard, ...]:
-        """Archives, and a folder of many loose files, which is copied as a whole."""
+        """Archives, and a folder with many single files, which is one shard."""
         packed = [name for group in found.groups for name in group.names]
         self._not_copied = tuple(name for name in (*packed, *found.extras) if _is_utf8(name))
         copied = [file for file in found.loose if file.name.startswith(found.home)]
@@ -212,21 +214,21 @@ class LocalSource:
         return SourceFile(folder.name or "/", str(folder), sum(file.size or 0 for file in files))
 
     def _old_times(self) -> list[str]:
-        """A note where a copied folder's files are so old that a site may remove the copies."""
+        """A note if a copied folder's files are so old that a site may remove the copies."""
         if not self._request.folder_times or time.time() - self._oldest <= _OLD_S:
             return []
         day = time.strftime("%Y-%m-%d", time.gmtime(self._oldest))
-        told = (
+        notes = (
             f"the copies keep their modification times (the oldest is {day}); on a file system "
             "that removes old files, as many scratch file systems do, launch with "
             "--no-preserve-times"
         )
-        return [told]
+        return [notes]
 
     def _finished(
         self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str
     ) -> ShardSelection:
-        """``shards`` with the digests that lie beside their files in ``folder``, and all notes."""
+        """``shards`` with the digests listed in ``folder``, and all notes."""
         digests = file_names.beside(folder)
         made = tuple(
             shard
@@ -239,11 +241,11 @@ class LocalSource:
         _check_distinct(made)
         _check_utf8(made)
         all_left = replace(found, extras={**found.extras, **self._left})
-        told = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
-        return ShardSelection(made, told)
+        notes = (*notes, *notes_of(all_left, str(self._root)), *self._unfinished())
+        return ShardSelection(made, notes)
 
     def _unfinished(self) -> list[str]:
-        """A note where the Hub's client was interrupted while it downloaded into this folder."""
+        """A note if a download of the Hub's client into this folder was interrupted."""
         downloads = self._root / _OF_THE_HUB / "download"
         name = next((path.name for path in downloads.rglob("*.incomplete")), None)
         if name is None:
@@ -253,7 +255,7 @@ class LocalSource:
         ]
 
     def _listed(self) -> list[SourceFile]:
-        """Every file; names that are not UTF-8 keep their bytes as surrogates."""
+        """All files; names that are not UTF-8 have surrogate escapes."""
         files = []
         for item in folder_listing.walk(self._root, self._leave):
             if item.kind != folder_listing.FOLDER:
@@ -267,9 +269,9 @@ class LocalSource:
 def left_out(
     root: Path, include: Sequence[str], exclude: Sequence[str], left: dict[str, str]
 ) -> folder_listing.Leave:
-    """What of a folder is left out: git's files and what is ours, beside the user's globs.
+    """A filter of a folder's files: leaves out git's files, ours, and those of the user's globs.
 
-    ``left`` gets the names and what they are, but for what the user left out.
+    Adds left-out names and their kinds to ``left``, except those that the user excluded.
     """
 
     def leave(path: bytes, is_folder: bool) -> bool:
@@ -279,7 +281,7 @@ def left_out(
             kind = file_names.GIT
         elif name in _NOT_DATA:
             kind = file_names.NOTES
-        elif is_folder and is_run_folder(root / name):  # full of files of its own
+        elif is_folder and is_run_folder(root / name):
             kind = "folders of runs"
         if kind is not None:
             left[name] = kind
@@ -304,18 +306,18 @@ def _head(path: Path) -> bytes | None:
     except PermissionError as error:
         raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
     except OSError:
-        return None  # whoever reads all of it is told
+        return None  # reading the complete file reports it
 
 
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError as error:
-        raise from_os_error(error, doing=f"looking at {quoted(str(path))}") from error
+        raise from_os_error(error, doing=f"reading the size of {quoted(str(path))}") from error
 
 
 def _check_distinct(shards: Sequence[Shard]) -> None:
-    """Raise ``SourceError`` where one archive has two names: its records would come twice."""
+    """Raise ``SourceError`` if an archive has two names: its records would be duplicated."""
     seen: dict[str, str] = {}
     real_folder = functools.cache(os.path.realpath)
     for shard in shards:
@@ -333,7 +335,7 @@ def _check_distinct(shards: Sequence[Shard]) -> None:
 
 
 def _check_utf8(shards: Sequence[Shard]) -> None:
-    """Raise ``SourceError`` where a name is no UTF-8, which the plan is written in."""
+    """Raise ``SourceError`` if a name is not UTF-8, the encoding of the plan."""
     for file in (file for shard in shards for file in shard.files):
         if not _is_utf8(file.locator):
             raise SourceError(
@@ -348,7 +350,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _beside(path: Path) -> list[tuple[str, bool]]:
-    """What lies in the folder of ``path``, by name, and whether it is a file."""
+    """The names in the folder of ``path``, and whether each is a file."""
     try:
         with os.scandir(path.parent) as entries:
             return sorted((entry.name, entry.is_file()) for entry in entries)

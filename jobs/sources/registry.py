@@ -1,4 +1,4 @@
-"""The sources there are; each is imported when it is needed."""
+"""Opens sources; each is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.sources.base import Source, SourceRequest
 
 
 def open_source(request: SourceRequest) -> Source:
-    """The source that a user asks for, on the login node; raises ``SourceError``."""
+    """The source of a request, on the login node; raises ``SourceError``."""
     if request.kind is SourceKind.HUB:
         from jobs.sources.hub import HubSource
 
@@ -28,7 +28,7 @@ def open_source(request: SourceRequest) -> Source:
 
 
 def parse_url_list(text: str) -> tuple[str, ...]:
-    """The locators of a list of URLs, with their names where it gives some; ``SourceError``."""
+    """The locators of a list of URLs, with their names if it has any; ``SourceError``."""
     from jobs.sources import url_lists
 
     found = url_lists.parse_url_list(text)
@@ -36,7 +36,7 @@ def parse_url_list(text: str) -> tuple[str, ...]:
 
 
 def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
-    """The source of a plan, on a compute node; ``private`` holds the locators with secrets."""
+    """The source of a plan, on a compute node; ``private``: locators with secrets."""
     if ref.kind is SourceKind.HUB:
         from jobs.sources.hub import HubSource
 

@@ -1,4 +1,4 @@
-"""From a source's files to the dataset's shards; the same for every source."""
+"""Makes the dataset's shards of a source's files, in the same way for all sources."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.families import Family, families
 from jobs.storage.safe_paths import quoted
 
-JOIN_NOTHING = "none"  # with --join: no files are pieces
-_OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also of languages, keys, and other texts
+JOIN_NOTHING = "none"  # value of --join: no files are pieces
+_OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also endings of texts: languages, keys, …
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a source is asked for the first bytes (``magic.HEAD``) of its files."""
+    """How to read the first bytes (``magic.HEAD``) of a source's files."""
 
-    read: Callable[[Sequence[str]], Mapping[str, bytes]]  # by name; without those it cannot read
-    most: int  # names to ask for
-    free: bool = False  # whether to ask also where a name leaves no doubt
+    read: Callable[[Sequence[str]], Mapping[str, bytes]]  # by name, without unreadable files
+    most: int  # files, at most
+    free: bool = False  # whether to read also files whose names are unambiguous
 
 
 @dataclass(frozen=True)
 class Group:
-    """An archive, or a plain file in pieces."""
+    """An archive, or a file in pieces."""
 
-    name: str  # of the whole
+    name: str  # of the joined file
     names: tuple[str, ...]  # of its files, in reading order
-    packing: Packing | None = None  # None: a plain file
+    packing: Packing | None = None  # None: not packed
 
 
 @dataclass(frozen=True)
 class Found:
-    """A source's files, sorted: what is opened, what is taken as it is, what is left out."""
+    """A source's files: which are opened, which are copied, which are left out."""
 
     groups: tuple[Group, ...]
     loose: tuple[SourceFile, ...]
     files: Mapping[str, SourceFile]  # all of them, by name
-    extras: Mapping[str, str]  # what is left out, and what it is
-    home: str = ""  # the folder, with a slash, that the dataset lies in; empty for the top
-    images: str = ""  # the folder of images in the dataset, with a slash; empty where it has none
+    extras: Mapping[str, str]  # left-out files, with their kinds
+    home: str = ""  # the dataset's folder, with a final slash; empty for the top folder
+    images: str = ""  # the images folder, with a final slash; empty if there is none
 
 
 @dataclass(frozen=True)
 class ShardSelection:
-    """The shards of a dataset, and what a person should know of how they were chosen."""
+    """The shards of a dataset, and notes on how they were chosen."""
 
     shards: tuple[Shard, ...]
     notes: tuple[str, ...] = ()
@@ -66,11 +66,11 @@ def sort_out(
     where: str,
     meant: Set[str] | None = None,
 ) -> Found:
-    """Which of ``files`` are archives, by their bytes where ``look`` shows them; pieces together.
+    """Find the archives among ``files``, by their bytes if ``look`` reads them, and join pieces.
 
-    ``meant``: the names that the user gave one by one; of the others just the pieces that belong
-    to them are taken. ``where`` is for messages. Raises ``SourceError`` where an archive cannot be
-    read, where a piece is missing, and where it is not clear what the user means.
+    ``meant``: the names that the user listed; of other files only pieces that belong to them are
+    used. ``where`` is for messages. Raises ``SourceError`` if an archive is not supported, if a
+    piece is missing, and if the request is ambiguous.
     """
     by_name = {file.name: file for file in files}
     extras = {} if meant is not None else file_names.extras(by_name)
@@ -93,7 +93,9 @@ def sort_out(
     sizes = {name: file.size for name, file in by_name.items()}
     groups = [_joined_group(chosen, heads, sizes) for chosen in sets]
     groups += [
-        Group(family.whole, family.names, _packing(family.names[0], heads, family.whole))
+        Group(
+            family.joined_name, family.names, _packing(family.names[0], heads, family.joined_name)
+        )
         for family in candidates
         if split_archives.are_pieces(family, heads, sizes)
     ]
@@ -112,26 +114,24 @@ def sort_out(
 
 
 def notes_of(found: Found, where: str) -> tuple[str, ...]:
-    """What a person should know of how a source's files were sorted."""
+    """Notes on how a source's files were interpreted."""
     sets = [group for group in found.groups if len(group.names) > 1]
     notes = []
     if sets:
         count = sum(len(group.names) for group in sets)
-        whole = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
+        what = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
         notes.append(
-            f"{where}: {count} files are read as the pieces of {whole}, of which "
-            f"{file_names.first_names(group.names[0] for group in sets)} come first; --join none "
-            "takes "
-            "each "
-            "file by itself"
+            f"{where}: {count} files are read as the pieces of {what}; "
+            f"{file_names.first_names(group.names[0] for group in sets)} come first. Use --join "
+            "none to read each file separately"
         )
     return (*notes, *file_names.notes_of(found.extras, where))
 
 
 def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
-    """The archives in natural order, then the loose files likewise.
+    """The archives in natural order, then the single files in natural order.
 
-    ``tree``: a local folder that is copied as it is, which comes last.
+    ``tree``: a local folder that is copied as it is; it comes last.
     """
     home = found.home
     made: list[tuple[str, ShardKind, tuple[SourceFile, ...]]] = []
@@ -139,7 +139,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
     for group in sorted(found.groups, key=lambda group: file_names.natural_key(group.names[0])):
         files = tuple(found.files[name] for name in group.names)
         name = group.name
-        if not (group.packing and magic.is_tar_name(name)):  # what comes of it has the shard's name
+        if not (group.packing and magic.is_tar_name(name)):  # its member has the shard's name
             name = name.removeprefix(home)
         kind = ShardKind.ARCHIVE if group.packing else ShardKind.FILE
         made.append((name, kind, files))
@@ -154,7 +154,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
             file_names.shard_id(index, len(made), name),
             kind,
             files,
-            whole=None if len(files) == 1 and files[0].name == name else name,
+            joined_name=None if len(files) == 1 and files[0].name == name else name,
             below=below.get(files, ""),
         )
         for index, (name, kind, files) in enumerate(made)
@@ -162,7 +162,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
 
 
 def _below(found: Found, group: Group) -> str:
-    """The folder that an archive's files go to: the one that it lies in, within the images."""
+    """The folder for an archive's files: its own folder, if that is within the images."""
     name = group.name.removeprefix(found.home)
     if not (found.images and name.startswith(found.images) and _is_container(name, group.packing)):
         return ""
@@ -173,10 +173,10 @@ def _below(found: Found, group: Group) -> str:
 
 
 def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
-    """The folder of images, with a slash, whose files are data; empty where there is none.
+    """The images folder, with a final slash, whose files are data; empty if there is none.
 
-    Where neither records nor archives lie beside it, or nothing but archives in it, its archives
-    are the dataset's.
+    If there are neither records nor archives beside it, or only archives in it, its archives are
+    the dataset's.
     """
     layout = request.layout
     images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
@@ -191,16 +191,16 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
 
 
 def _is_container(name: str, packing: Packing | None) -> bool:
-    """Whether an archive holds files, be it compressed or not."""
+    """Whether it is an archive of files, compressed or not."""
     return packing in (magic.TAR, magic.ZIP) or (packing is not None and magic.is_tar_name(name))
 
 
 def _joined(
     names: Sequence[str], globs: Sequence[str]
 ) -> tuple[list[Family | tuple[str, ...]], list[str]]:
-    """What the user says is in pieces, and the other names.
+    """The sets of pieces that the user declared, and the other names.
 
-    Several sets may match one glob, as long as their names tell them apart.
+    Several sets may match one glob, if their names distinguish them.
     """
     sets: list[Family | tuple[str, ...]] = []
     left = list(names)
@@ -229,19 +229,19 @@ def _joined_group(
     chosen: Family | tuple[str, ...], heads: Mapping[str, bytes], sizes: split_archives.Sizes
 ) -> Group:
     names = _names(chosen)
-    whole = names[0]
+    joined_name = names[0]
     if isinstance(chosen, Family):
-        split_archives.check_whole(chosen, sizes)
-        whole = chosen.whole
-    packing = _packing(names[0], heads, whole)
-    if packing is None and not magic.is_data_name(whole):
+        split_archives.check_complete(chosen, sizes)
+        joined_name = chosen.joined_name
+    packing = _packing(names[0], heads, joined_name)
+    if packing is None and not magic.is_data_name(joined_name):
         raise SourceError(
-            f"{quoted(names[0])} is the first of the {len(names)} files that --join puts "
-            "together, and does not begin like an archive; check the glob, and that the first "
+            f"{quoted(names[0])} is the first of the {len(names)} files that --join "
+            "concatenates, but does not begin like an archive; check the glob, and that the first "
             "piece exists",
             cause=Cause.USAGE,
         )
-    return Group(whole, names, packing)
+    return Group(joined_name, names, packing)
 
 
 def _look(
@@ -250,11 +250,11 @@ def _look(
     candidates: Sequence[Family],
     single: Sequence[str],
 ) -> Mapping[str, bytes]:
-    """First bytes where they matter, the most telling ones first."""
+    """First bytes where they matter, the most significant ones first."""
     wanted = [_names(chosen)[0] for chosen in sets]
     for family in candidates:
         wanted += [family.names[0], *family.names[1:2], family.names[-1]]
-    of_a_kind = look.most if look.free else look.most // 4  # so that there is room for others
+    of_a_kind = look.most if look.free else look.most // 4  # leave some for other kinds
     seen: Counter[str] = Counter()
     for name in single:
         packing = magic.packing_named(name)
@@ -268,17 +268,17 @@ def _look(
     return look.read(list(dict.fromkeys(wanted))[: look.most])
 
 
-def _packing(name: str, heads: Mapping[str, bytes], whole: str = "") -> Packing | None:
-    """How a file is packed, by its bytes; by its name where they are not known or tell nothing."""
-    whole = whole or name
-    if magic.is_data_name(whole):
+def _packing(name: str, heads: Mapping[str, bytes], joined_name: str = "") -> Packing | None:
+    """A file's packing, by its bytes; by its name if they are unknown or ambiguous."""
+    joined_name = joined_name or name
+    if magic.is_data_name(joined_name):
         return None
     head = heads.get(name)
-    named = magic.packing_named(whole)
+    named = magic.packing_named(joined_name)
     if head is None:
         return named
     packing = magic.packing_of(head)
-    is_text = whole.lower().endswith(_OR_TEXTS) and split_archives.is_text(head)
+    is_text = joined_name.lower().endswith(_OR_TEXTS) and split_archives.is_text(head)
     return packing or (None if is_text else named)
 
 
@@ -306,7 +306,7 @@ def _check_readable(groups: Iterable[Group], where: str) -> None:
 def _check_images(
     inside: Sequence[str], heads: Mapping[str, bytes], request: SourceRequest, where: str
 ) -> None:
-    """Raise ``SourceError`` where archives lie among the images, which nothing would open."""
+    """Raise ``SourceError`` for archives among the images, which nothing would open."""
     found = [name for name in inside if _is_container(name, _packing(name, heads))]
     if found and not request.nested:
         raise SourceError(
@@ -317,14 +317,14 @@ def _check_images(
 
 
 def _check_tables(groups: Sequence[Group], where: str) -> None:
-    """Raise ``SourceError`` where archives and parquet files may be the same data twice."""
+    """Raise ``SourceError`` if archives and parquet files may be the same data."""
     tables = sum(group.packing is magic.PARQUET for group in groups)
     archives = sum(_is_container(group.name, group.packing) for group in groups)
     if tables and archives:
         raise SourceError(
             f"{where} contains archives ({archives}) and parquet files ({tables}), which may be "
-            "the same data twice; choose one kind with --exclude '*.parquet' or --include "
-            "'*.parquet', or, if they belong together, take both with --include '*'",
+            "the same data; choose one kind with --exclude '*.parquet' or --include "
+            "'*.parquet', or, if they belong together, use both with --include '*'",
             cause=Cause.USAGE,
         )
 

@@ -1,7 +1,7 @@
-"""Which files are pieces of one: candidates by their names, the verdict by bytes and sizes.
+"""Decides which files are pieces of one archive: candidates by names, then bytes and sizes.
 
-``split`` of coreutils makes ``NAME`` + ``aa``, ``ab``, … or digits (``-d``) or hexadecimal ones
-(``-x``); others write ``.part1``, ``.001``, ``_00``, ``-00-of-05``, or the offset of each piece.
+``split`` of coreutils appends ``aa``, ``ab``, … or decimal (``-d``) or hexadecimal (``-x``) digits;
+others append ``.part1``, ``.001``, ``_00``, ``-00-of-05``, or the offset of each piece.
 """
 
 from __future__ import annotations
@@ -16,30 +16,29 @@ from jobs.sources import file_names
 from jobs.sources.families import Family, Marks
 from jobs.storage.safe_paths import quoted
 
-Heads = Mapping[str, bytes]  # first bytes (magic.HEAD) by name, of files that were looked into
+Heads = Mapping[str, bytes]  # first bytes (magic.HEAD) of the examined files, by name
 Sizes = Mapping[str, int | None]  # bytes by name
 
-_SPANNED = b"PK\x07\x08"  # begins the first segment of a spanned zip (APPNOTE 8.5.3)
+_SPANNED = b"PK\x07\x08"  # first bytes of a spanned zip (APPNOTE 8.5.3)
 _SHOWN_GAPS = 5
-_MOST_GAPS = 1000  # in one place; more are not counted
+_MOST_GAPS = 1000  # in sequence, at most
 
 
 def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
-    """Whether a family is one archive in pieces; else each file is what it is by itself.
+    """Whether a family is one archive in pieces; otherwise its files are separate.
 
-    ``heads`` has the first file's, and those of another one or two. Raises ``SourceError`` where a
-    piece is missing, and where bytes and sizes leave the matter open: then the user decides it
-    with ``--join``.
+    ``heads`` has the first file's, and those of one or two others. Raises ``SourceError`` if a
+    piece is missing, and if bytes and sizes are ambiguous: then the user decides with ``--join``.
     """
     first, others = heads.get(family.names[0]), [heads[n] for n in family.names[1:] if n in heads]
-    if first is None:  # nobody looked
+    if first is None:  # not examined
         return family.is_marked and _checked(family, sizes)
     if family.last:
         return _is_spanned(family, first, heads.get(family.last), sizes)
     if first.startswith(_SPANNED) and family.pieces[0].before.lower().endswith(".z"):
         raise SourceError(
-            f"{quoted(family.whole)} is missing, the last segment of the spanned zip that "
-            f"{file_names.first_names(family.names)} begin; get the complete set, or exclude it "
+            f"{quoted(family.joined_name)} is missing, the last segment of the spanned zip with "
+            f"{file_names.first_names(family.names)}; get the complete set, or exclude it "
             "with "
             f"--exclude {quoted(family.glob)}"
         )
@@ -61,13 +60,13 @@ def are_pieces(family: Family, heads: Heads, sizes: Sizes) -> bool:
     return False
 
 
-def check_whole(family: Family, sizes: Sizes) -> None:
-    """Raise ``SourceError`` where a piece is missing, or there twice."""
+def check_complete(family: Family, sizes: Sizes) -> None:
+    """Raise ``SourceError`` if a piece is missing or duplicated."""
     places = family.places
     if len(set(places)) < len(places):
         raise SourceError(
-            f"{quoted(family.whole)}: two of its pieces have the same number; exclude the wrong "
-            "ones with --exclude"
+            f"{quoted(family.joined_name)}: two of its pieces have the same number; exclude the "
+            "wrong ones with --exclude"
         )
     gaps = _gaps(family, sizes)
     if not gaps:
@@ -75,7 +74,7 @@ def check_whole(family: Family, sizes: Sizes) -> None:
     listed = ", ".join(map(family.written, gaps[:_SHOWN_GAPS]))
     more = f" and {len(gaps) - _SHOWN_GAPS} more" if len(gaps) > _SHOWN_GAPS else ""
     raise SourceError(
-        f"{quoted(family.whole)} is split into pieces, and {listed}{more} of them "
+        f"{quoted(family.joined_name)} is split into pieces, and {listed}{more} of them "
         f"{'is' if len(gaps) == 1 else 'are'} missing beside {quoted(family.names[0])}; get the "
         f"complete set, or exclude it with --exclude {quoted(family.glob)} (if these are not "
         "pieces, launch with --join none)"
@@ -83,15 +82,15 @@ def check_whole(family: Family, sizes: Sizes) -> None:
 
 
 def _checked(family: Family, sizes: Sizes) -> bool:
-    check_whole(family, sizes)
+    check_complete(family, sizes)
     return True
 
 
 def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) -> bool:
     """Whether ``.z01`` … ``.zip`` are the segments of a spanned zip (APPNOTE 8).
 
-    Its first segment begins with a marker of its own (8.5.3); a zip that was cut into ``.z00``,
-    ``.z01``, … begins as every zip does, and a ``.zip`` beside it is another one, or the whole.
+    Its first segment begins with a marker (8.5.3); a zip that was split into ``.z00``, ``.z01``, …
+    begins like any zip, and a ``.zip`` beside it is another one, or the joined one.
     """
     if first.startswith(b"PK\x03\x04") and last is not None and magic.packing_of(last):
         pieces = f"{glob.escape(family.pieces[0].before)}[0-9]*"
@@ -106,31 +105,31 @@ def _is_spanned(family: Family, first: bytes, last: bytes | None, sizes: Sizes) 
 
 
 def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bool:
-    """The verdict where the first file begins as no archive: is the real first one missing?"""
-    packing = magic.packing_named(family.whole) if family.ends else None
+    """The decision if the first file does not begin like an archive: is the first one missing?"""
+    packing = magic.packing_named(family.joined_name) if family.ends else None
     if packing is not None:
-        if not packing.is_read:  # its first bytes need not tell
+        if not packing.is_read:  # its first bytes may be unknown
             return _checked(family, sizes)
         if not family.begins:
             return False
-        check_whole(family, sizes)
+        check_complete(family, sizes)
         raise SourceError(
             f"{quoted(family.names[0])} does not begin like an archive, though it is named like "
             "the first piece of one; is the first piece missing or damaged? Get the complete "
-            f"set, leave it out with --exclude {quoted(family.glob)}, or launch with --join none "
+            f"set, exclude it with --exclude {quoted(family.glob)}, or launch with --join none "
             "to take it as it is"
         )
     if len(family.places) < 2 or not family.ends or _gaps(family, sizes, from_start=False):
         return False
     lettered = family.marks is Marks.LETTERS and len(family.pieces[0].mark) > 1
-    is_data = magic.is_data_name(family.whole)
+    is_data = magic.is_data_name(family.joined_name)
     is_plain = is_data or any(map(is_text, heads))
-    # Files of one size to the last are records of one length; pieces end with a shorter one.
+    # Files that all have the same size are not pieces, whose last one is mostly shorter.
     fits = _fits(family, sizes) and len({sizes[name] for name in family.names}) > 1
     if is_data and family.total is not None and not fits:
-        return False  # x.tfrecord-00000-of-00003: TensorFlow's and Beam's, each whole
+        return False  # x.tfrecord-00000-of-00003 of TensorFlow and Beam: complete files
     starts = family.places[0] == 0
-    if starts and (lettered or is_data):  # only a splitter calls files so
+    if starts and (lettered or is_data):  # only splitters use such names
         raise _ambiguous(family) if is_plain else _headless(family)
     suspect = lettered or is_data or family.is_marked or not starts
     if suspect and family.begins and fits and not any(map(is_text, heads)):
@@ -139,7 +138,7 @@ def _without_archive(family: Family, heads: Sequence[bytes], sizes: Sizes) -> bo
 
 
 def _fits(family: Family, sizes: Sizes) -> bool | None:
-    """Whether all have one size but for the last, which has no more; None where nobody knows."""
+    """Whether all have the same size, except a shorter last one; None if unknown."""
     known = [sizes.get(name) for name in family.names]
     numbers = [size for size in known if size is not None]
     if len(numbers) < len(known):
@@ -148,21 +147,21 @@ def _fits(family: Family, sizes: Sizes) -> bool | None:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether first bytes are those of a text in UTF-8."""
+    """Whether first bytes are text in UTF-8."""
     try:
         head.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(head) - 3:  # else a character is cut
+        if error.start < len(head) - 3:  # otherwise a character is truncated
             return False
     return b"\0" not in head
 
 
 def _gaps(family: Family, sizes: Sizes, *, from_start: bool = True) -> list[int]:
-    """The places of pieces that are missing."""
+    """The numbers of missing pieces."""
     places = family.places
     known = [sizes.get(name) or 0 for name in family.names]
     if places == tuple(accumulate(known[:-1], initial=0))[: len(places)]:
-        return []  # each is called by its offset
+        return []  # the names are offsets
     first = 0 if places[0] == 0 or family.marks is not Marks.DIGITS else 1
     start = first if from_start and family.begins else places[0]
     end = max(places[-1] + 1, family.total + first if family.total else 0)

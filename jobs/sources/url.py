@@ -1,4 +1,4 @@
-"""A dataset behind plain http(s) addresses, one for each of its files."""
+"""A dataset at http(s) addresses, one for each file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from jobs.transfer.target import Received
     from jobs.transfer.transfer import Transfer
 
-_AT_ONCE = 8  # questions to servers at launch
+_PARALLEL = 8  # requests at a time at launch
 _SHOWN_ERRORS = 5
 _HEX = 64  # digits of a SHA-256
 
 
 class UrlSource:
-    """One or more URLs; each is asked once at launch for its size, its name and its first bytes.
+    """One or more URLs; launch requests the size, name and first bytes of each once.
 
-    The plan keeps addresses without query, user and password; what is left out of it is in
-    ``private``, and header values come from the environment each time.
+    The plan stores addresses without query, user and password; ``private`` has the complete ones.
+    Header values are read from the environment each time.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class UrlSource:
     def open(cls, request: SourceRequest) -> UrlSource:
         addresses: list[ListedUrl] = []
         for locator in request.locators:
-            # A line of a list may come whole, as a name and a URL.
+            # A locator may be a line of a list: a name and a URL.
             addresses += (
                 url_lists.parse_url_list(locator) if _has_name(locator) else _plain(locator)
             )
@@ -99,7 +99,7 @@ class UrlSource:
         return None
 
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Never: a URL is a file."""
+        """Always raises: a URL is a file."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(
@@ -138,28 +138,28 @@ class UrlSource:
         probes = self._probed(headers)
         digests = self._digests(headers)
         files: list[SourceFile] = []
-        whole: dict[str, str] = {}  # address by name
+        addresses: dict[str, str] = {}  # address by name
         heads: dict[str, bytes] = {}
         for address, probe, found in zip(self._addresses, probes, digests, strict=True):
             name = _name_of(address, probe)
-            for above in (url_lists.folder_name(address.url), f"{len(whole):04d}"):
-                if name in whole and above:  # files of one name from two folders are two
+            for above in (url_lists.folder_name(address.url), f"{len(addresses):04d}"):
+                if name in addresses and above:  # different folders have a file with this name
                     name = f"{above}/{name}"
-            whole[name] = address.url
+            addresses[name] = address.url
             heads[name] = probe.head
             files.append(SourceFile(name, redact(address.url), probe.size, found))
         request = self._request
-        kept = set(file_names.chosen(whole, request.include, request.exclude))
+        chosen_names = set(file_names.chosen(addresses, request.include, request.exclude))
         where = redact(self._addresses[0].url)
         look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
-        chosen = [file for file in files if file.name in kept]
-        sorted_out = sort_out(chosen, request, look, where=where, meant=kept)
+        chosen = [file for file in files if file.name in chosen_names]
+        sorted_out = sort_out(chosen, request, look, where=where, meant=chosen_names)
         choice = ShardSelection(shards_of(sorted_out), notes_of(sorted_out, where))
         self._secrets = {
-            key_of(shard.id, index): whole[file.name]
+            key_of(shard.id, index): addresses[file.name]
             for shard in choice.shards
             for index, file in enumerate(shard.files)
-            if url_lists.has_secret(whole.get(file.name, file.locator))
+            if url_lists.has_secret(addresses.get(file.name, file.locator))
         }
         return choice
 
@@ -173,7 +173,7 @@ class UrlSource:
                 return SourceError(f"{redact(address.url)} is an empty file; contact its publisher")
             return probe
 
-        answers = background.map_interruptible(ask, self._addresses, _AT_ONCE)
+        answers = background.map_interruptible(ask, self._addresses, _PARALLEL)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
         if errors:
             more = len(errors) - _SHOWN_ERRORS
@@ -185,7 +185,7 @@ class UrlSource:
         return [answer for answer in answers if isinstance(answer, Probe)]
 
     def _digests(self, headers: Mapping[str, str]) -> list[Digest | None]:
-        """Of each address: what the user gave, else what is published beside it."""
+        """The digest of each address: the user's, or one published beside it."""
         if self._request.sha256:
             return [Digest("sha256", value.lower()) for value in self._request.sha256]
         beside = _Beside(headers)
@@ -193,7 +193,7 @@ class UrlSource:
 
 
 class _Beside:
-    """Digests in files beside the addresses, asked for once a folder."""
+    """Digests in files beside the addresses, requested once for each folder."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
@@ -201,7 +201,7 @@ class _Beside:
         self._own: dict[str, bool] = {}  # whether a folder has NAME.sha256 files
 
     def of(self, url: str) -> Digest | None:
-        if urllib.parse.urlsplit(url).query:  # a signature is of one file
+        if urllib.parse.urlsplit(url).query:  # a signature is for one file only
             return None
         folder, _, _ = url.rpartition("/")
         name = url_lists.last_name(url)
@@ -227,9 +227,9 @@ class _Beside:
                 http_probe.fetch_text(url, self._headers, file_names.MOST_DIGEST_LIST) or ""
             )
         except SourceError as error:
-            # To go on without would switch the check of the bytes off, and nobody would know.
+            # Continuing without digests would silently disable the check.
             raise SourceError(
-                f"{error.message}, or give the digests that may be listed there with --sha256",
+                f"{error.message}, or give the digests with --sha256",
                 cause=error.cause,
             ) from None
 
@@ -243,7 +243,7 @@ def _has_name(locator: str) -> bool:
 
 
 def _name_of(address: ListedUrl, probe: Probe) -> str:
-    """What the file is called: as listed, as its address ends, or as the server says."""
+    """The file's name: from the list, the address, or the server."""
     own = url_lists.last_name(address.url)
     if address.name is not None:
         return address.name

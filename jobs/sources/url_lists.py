@@ -1,4 +1,4 @@
-"""Addresses as people write them: brace ranges, lists with names, and the names they end in."""
+"""Parses addresses: brace ranges, lists with names, and the names at their ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.errors import Cause, SourceError
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
 
-MOST = 100_000  # addresses; more is a slip of the pen
+MOST = 100_000  # addresses, at most; more are a mistake
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
 _DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
@@ -25,18 +25,18 @@ _LETTERS = re.compile(r"([a-z])\.\.([a-z])", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class ListedUrl:
-    """A URL and, where a list gave one, the name that its file is to have."""
+    """A URL and, if a list has one, the name of its file."""
 
     url: str
     name: str | None = None
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """The addresses that a pattern means: ``{00..99}``, ``{1..9..2}``, ``{a..d}``, ``{x,y}``.
+    """The addresses of a pattern: ``{00..99}``, ``{1..9..2}``, ``{a..d}``, ``{x,y}``.
 
-    As a shell does it: numbers keep the width that is written with leading zeros, several braces
-    give every combination, braces around neither a range nor a list stay. Raises ``SourceError``
-    (``USAGE``) for an endless list.
+    As in a shell: numbers keep their width with leading zeros, several braces give all
+    combinations, braces around anything else stay. Raises ``SourceError`` (``USAGE``) for more than
+    ``MOST`` addresses.
     """
     pieces: list[list[str]] = []
     end = 0
@@ -73,11 +73,10 @@ def _choices(inner: str, pattern: str) -> list[str] | None:
 
 
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
-    """The addresses of a list: one a line, alone or behind a name; ``#`` begins a comment.
+    """The addresses of a list: one on each line, perhaps after a name; ``#`` begins a comment.
 
-    A name is a path relative to the dataset, such as ``images/1.tar``. Braces work as in
-    ``expand_braces`` where no name is given. Raises ``SourceError`` (``USAGE``) with the line's
-    number.
+    A name is a path relative to the dataset, such as ``images/1.tar``. Without a name, braces work
+    as in ``expand_braces``. Raises ``SourceError`` (``USAGE``) with the line's number.
     """
     found: list[ListedUrl] = []
     for number, raw in enumerate(text.splitlines(), 1):
@@ -104,9 +103,9 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
 
 
 def check(url: str) -> None:
-    """Raise ``SourceError`` (``USAGE``) for what is no http(s) address."""
+    """Raise ``SourceError`` (``USAGE``) for anything but an http(s) address."""
     if not _is_url(url):
-        # Without a scheme a user and a password stand where nobody looks for them.
+        # Without a scheme, a user and a password are not recognized as such.
         raise _usage(
             f"{quoted(redact(url).rpartition('@')[2])} is not an http or https URL; check --url, "
             "or copy the files with a program for such addresses (rclone, aws s3, gsutil) and "
@@ -115,19 +114,19 @@ def check(url: str) -> None:
 
 
 def check_no_page(url: str) -> None:
-    """Raise ``SourceError`` (``USAGE``) for an address that is known to be a page's.
+    """Raise ``SourceError`` (``USAGE``) for an address that is a page's by its form.
 
-    By its form alone: nobody is asked.
+    Sends no request.
     """
     parts = urllib.parse.urlsplit(url)
     site = ".".join((parts.hostname or "").lower().split(".")[-2:])
-    # Of Google Drive's /uc small files come at once.
+    # Google Drive's /uc returns small files directly.
     if site in _PAGE_SITES and parts.path != "/uc" and (hint := page_hint(url)):
         raise _usage(f"{redact(url)} is the address of a page, not of a file; {hint}")
 
 
-def page_given(url: str) -> str:
-    """A message for an address that gives a page in place of a file."""
+def page_message(url: str) -> str:
+    """A message for an address that returns a page instead of a file."""
     hint = page_hint(url) or (
         "is it a login, an error, a page with a download button? Open it in a browser and take "
         "the address of the file itself"
@@ -136,52 +135,52 @@ def page_given(url: str) -> str:
 
 
 def page_hint(url: str) -> str | None:
-    """What to write in place of an address whose form is that of a page; None for others."""
+    """What to write instead of an address that is a page's by its form; None for others."""
     parts = urllib.parse.urlsplit(url)
     path, host = parts.path, (parts.hostname or "").lower()
     query = urllib.parse.parse_qs(parts.query)
     dropbox = host in ("dropbox.com", "www.dropbox.com") and not query.keys() & {"dl", "raw"}
     if dropbox or query.get("dl") == ["0"]:
-        return "end it in dl=1, in place of dl=0 (Dropbox)"
+        return "replace dl=0 at its end with dl=1 (Dropbox)"
     drive = _DRIVE_FILE.match(path)
     if drive or (host == "drive.google.com" and "id" in query):
         return (
             "write https://drive.usercontent.google.com/download?confirm=t&id="
-            f"{drive[1] if drive else 'ID'} in its place (Google Drive)"
+            f"{drive[1] if drive else 'ID'} instead (Google Drive)"
         )
     if host == "drive.google.com" and "/folders/" in path:
         return "copy that folder with rclone or gdown, and give the copy as --local-path"
     if is_record_page(url):
         return "if it is a record of Zenodo, Figshare or a Dataverse, give it, or its DOI, to --doi"
     if "/-/blob/" in path:
-        return "write /-/raw/ in place of /-/blob/ (GitLab)"
+        return "write /-/raw/ instead of /-/blob/ (GitLab)"
     if host.endswith("github.com") and "/blob/" in path:
-        return "write /raw/ in place of /blob/ (GitHub)"
+        return "write /raw/ instead of /blob/ (GitHub)"
     if host in ("huggingface.co", "hf.co") and _HUB_PAGE.fullmatch(path):
         return "give it to --hf-repo (Hugging Face Hub)"
     if "/blob/" in path:
-        return "write /resolve/ in place of /blob/, or give it to --hf-repo (Hugging Face Hub)"
+        return "write /resolve/ instead of /blob/, or give it to --hf-repo (Hugging Face Hub)"
     return None
 
 
 def is_record_page(url: str) -> bool:
-    """Whether an address has the form of a record's page at a repository with DOIs."""
+    """Whether an address is, by its form, a record's page at a repository with DOIs."""
     path = urllib.parse.urlsplit(url).path
     is_page = INVENIO_PAGE.fullmatch(path) or FIGSHARE_PAGE.fullmatch(path)
     return bool(is_page or persistent_id(url))
 
 
 def persistent_id(url: str) -> str | None:
-    """The DOI in the address of a page of a Dataverse."""
+    """The DOI in the address of a Dataverse page."""
     query = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)
     value = query.get("persistentId", [""])[0]
     return value.removeprefix("doi:") if value.startswith("doi:") else None
 
 
 def check_distinct(addresses: Sequence[ListedUrl]) -> None:
-    """Raise ``SourceError`` (``USAGE``) where one file is named twice: its records would be, too.
+    """Raise ``SourceError`` (``USAGE``) for a duplicate address: its records would be duplicated.
 
-    Which one of the two is a slip of the pen, nobody but the user knows.
+    Only the user knows which of the two is a mistake.
     """
     seen: dict[object, int] = {}
     for number, address in enumerate(addresses, 1):
@@ -196,12 +195,12 @@ def check_distinct(addresses: Sequence[ListedUrl]) -> None:
 
 
 def last_name(url: str) -> str:
-    """The last part of an address's path, decoded; empty where it ends in a slash."""
+    """The last part of an address's path, decoded; empty if it ends in a slash."""
     return _printable(_path(url).rpartition("/")[2])
 
 
 def folder_name(url: str) -> str:
-    """The part before the last one; empty where there is none."""
+    """The part before the last one; empty if there is none."""
     return _printable(_path(url).rpartition("/")[0].rpartition("/")[2])
 
 
@@ -214,14 +213,14 @@ def _printable(name: str) -> str:
 
 
 def has_secret(url: str) -> bool:
-    """Whether more than ``redact`` shows is needed to fetch it."""
+    """Whether a URL has parts that ``redact`` removes."""
     return redact(url) != url
 
 
 def _is_url(text: str) -> bool:
     try:
         return bool(origin_of(text))
-    except ValueError:  # of a port that is none, too
+    except ValueError:  # such as an invalid port
         return False
 
 

@@ -1,4 +1,4 @@
-"""One GET on the wire: redirects followed by hand, so that secrets stay with their origin."""
+"""Sends one GET; follows redirects itself, so that secrets are sent to their origin only."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ CONNECTION_ERRORS = (
     http.client.HTTPException,
     OSError,
 )
-# Of the address itself the scheme is known to be right by then.
+# The scheme of the address itself is checked before.
 _OF_THE_PROXY = (requests.exceptions.InvalidProxyURL, requests.exceptions.InvalidSchema)
 _UNFIT_PROXY = (
-    "the proxy that the environment names (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed or "
+    "the proxy in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY) is malformed or "
     "of an unsupported kind (such as socks); use an http proxy"
 )
 
 
 class HttpResponse:
-    """An answer whose body is still to be read."""
+    """A response whose body is not read yet."""
 
     def __init__(self, response: requests.Response, url: str, *, redirected: bool) -> None:
         self.status = response.status_code
         self.headers: Mapping[str, str] = response.headers
-        self.url = url  # holds secrets: never to be shown
+        self.url = url  # contains secrets: never show it
         self.redirected = redirected
         self._response = response
         raw: Any = response.raw
-        # read1 gives what one call of recv() brought: no bytes are lost to a break.
+        # read1 returns the data of one recv(): no bytes are lost if the connection breaks.
         self._read1 = getattr(raw, "read1", None)
         self._raw = raw
         self._ended = False
@@ -56,7 +56,7 @@ class HttpResponse:
         return urllib.parse.urlsplit(self.url).netloc.rpartition("@")[2]
 
     def read(self, count: int) -> bytes:
-        """Some bytes as they came (no decoding), at most ``count``; empty at the end."""
+        """Some bytes, at most ``count``, without decoding; empty at the end."""
         if self._read1 is not None:
             data: bytes = self._read1(count, decode_content=False)
         else:
@@ -65,30 +65,30 @@ class HttpResponse:
         return data
 
     def interrupt(self) -> None:
-        """Let a read in another thread end at once."""
+        """End a read in another thread at once."""
         with contextlib.suppress(OSError, AttributeError, ValueError, RuntimeError):
             if hasattr(self._raw, "shutdown"):
                 self._raw.shutdown()
             elif self._raw.connection.sock is not None:
                 socket.socket.shutdown(self._raw.connection.sock, socket.SHUT_RDWR)
 
-    def close(self, *, whole: bool = False) -> None:
-        """Give the connection back where the body was read ``whole``, else close it."""
+    def close(self, *, is_complete: bool = False) -> None:
+        """Return the connection to the pool if the body was read completely, otherwise close it."""
         with contextlib.suppress(*CONNECTION_ERRORS):
-            if whole and not self._ended:
+            if is_complete and not self._ended:
                 self._ended = not self.read(1)
-        if whole and self._ended:
+        if is_complete and self._ended:
             self._raw.release_conn()
         else:
             self._response.close()
 
 
 class _NoLogin(requests.auth.AuthBase):
-    """Stands where a login would, so that requests puts none from .netrc over our header."""
+    """An empty login, so that requests does not replace our header by one from .netrc."""
 
     @classmethod
-    def beside(cls, headers: Mapping[str, str]) -> _NoLogin | None:
-        """What to give requests as the login beside ``headers``; None: .netrc may have one."""
+    def for_headers(cls, headers: Mapping[str, str]) -> _NoLogin | None:
+        """The login to pass to requests with ``headers``; None: it may use .netrc."""
         return cls() if any(key.lower() == "authorization" for key in headers) else None
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -96,7 +96,7 @@ class _NoLogin(requests.auth.AuthBase):
 
 
 class ConnectionPool:
-    """A pool of connections; safe between threads."""
+    """A pool of connections; thread-safe."""
 
     def __init__(self, connections: int, stall_s: float) -> None:
         self._stall_s = stall_s
@@ -107,7 +107,7 @@ class ConnectionPool:
         self._session.mount("http://", adapter)
         self._session.mount("https://", adapter)
         self._settings: dict[tuple[str, str, int], Any] = {}
-        # At DEBUG it writes whole addresses, with the signatures in their queries.
+        # At DEBUG it logs complete addresses, with signatures in their queries.
         logger = logging.getLogger("urllib3")
         if logger.level == logging.NOTSET:
             logger.setLevel(logging.WARNING)
@@ -120,12 +120,12 @@ class ConnectionPool:
         name: str,
         check: Callable[[], None] = lambda: None,
     ) -> HttpResponse:
-        """Ask for ``target``.
+        """Send a GET for ``target``.
 
-        Raises ``RetryLater`` or ``SourceError``, neither with a secret in it.
-        ``check`` is called while an answer's head is waited for, and raises to end the wait. A
-        name that is looked up, a connection or a handshake cannot be broken off from outside: they
-        have a thread of their own, which is left to end by itself.
+        Raises ``RetryLater`` or ``SourceError``, without secrets in their messages. ``check`` is
+        called while waiting for the response's head, and may raise to end the wait. Name lookups,
+        connecting and handshakes cannot be interrupted: they run in a separate thread, which is
+        then abandoned.
         """
         return background.call_interruptible(
             lambda: self._get(target, headers, name=name), check=check, drop=HttpResponse.close
@@ -140,23 +140,25 @@ class ConnectionPool:
             location = response.headers.get("Location")
             if response.status_code not in _REDIRECTS or not location:
                 return HttpResponse(response, url, redirected=url != target.url)
-            # Nothing of a redirect's body is wanted; a short one leaves the connection usable.
+            # A redirect's body is not read; if it is empty, the connection can be reused.
             HttpResponse(response, url, redirected=True).close(
-                whole=response.headers.get("Content-Length") == "0"
+                is_complete=response.headers.get("Content-Length") == "0"
             )
-            url = _followed(url, location, name=name)
-            # Once away, never back: what another origin sends us to is its choice, not ours.
+            url = _redirect_target(url, location, name=name)
+            # After a redirect to another origin, headers are never sent again.
             left = left or origin_of(url) != origin_of(target.url)
         raise SourceError(
             f"{name}: {redact(target.url)} redirects more than {MOST_REDIRECTS} times, perhaps "
-            "in a circle; check the address, or whether a login is needed"
+            "in a loop; check the address, or whether a login is needed"
         )
 
     def _send(self, url: str, headers: Mapping[str, str], *, name: str) -> requests.Response:
         try:
             origin = origin_of(url)
             request = self._session.prepare_request(
-                requests.Request("GET", url, headers=dict(headers), auth=_NoLogin.beside(headers))
+                requests.Request(
+                    "GET", url, headers=dict(headers), auth=_NoLogin.for_headers(headers)
+                )
             )
             if origin not in self._settings:
                 self._settings[origin] = self._session.merge_environment_settings(
@@ -181,7 +183,7 @@ class ConnectionPool:
         self._session.close()
 
 
-def _followed(url: str, location: str, *, name: str) -> str:
+def _redirect_target(url: str, location: str, *, name: str) -> str:
     try:
         goal = urllib.parse.urljoin(url, location)
         origin_of(goal)
@@ -193,7 +195,7 @@ def _followed(url: str, location: str, *, name: str) -> str:
 
 
 def connection_error(error: BaseException, *, name: str, url: str, stall_s: float) -> Exception:
-    """What a failure of the connection means, in words without the address's secrets."""
+    """The error for a failed connection, without secrets of the address."""
     site = urllib.parse.urlsplit(url).netloc.rpartition("@")[2]
     chain = _chain(error)
     text = " ".join(str(one) for one in chain)
@@ -212,23 +214,23 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
     if any(isinstance(one, socket.gaierror) for one in chain) or "NameResolution" in text:
         return f"cannot reach {site}: its name cannot be resolved{hint}"
     if any(isinstance(one, requests.exceptions.ProxyError) for one in chain):
-        return f"cannot reach {site}: the proxy refuses or is not reachable{hint}"
+        return f"cannot reach {site}: the proxy refused the connection or is unreachable{hint}"
     if any(isinstance(one, requests.exceptions.ConnectTimeout) for one in chain):
         return f"cannot reach {site}: no connection within {_CONNECT_S:g} s{hint}"
     if any(isinstance(one, ConnectionRefusedError) for one in chain):
         return f"cannot reach {site}: connection refused{hint}"
     if any(isinstance(one, OSError) and one.errno in (101, 113) for one in chain):
-        return f"cannot reach {site}: no route to it{hint}"
+        return f"cannot reach {site}: no route to the host{hint}"
     if any(isinstance(one, requests.exceptions.SSLError) for one in chain):
-        return f"cannot reach {site}: no TLS connection; check whether it is https or http"
+        return f"cannot reach {site}: TLS failed; check whether the address is https or http"
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)
     if any(isinstance(one, timeouts) for one in chain):
-        return f"{site} sent no byte for {stall_s:g} s; try again later"
+        return f"{site} sent no data for {stall_s:g} s; try again later"
     return f"{site} closed the connection ({type(chain[-1]).__name__}); try again later"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
-    """The error and what it came from, however deep."""
+    """The error and all its causes."""
     found: list[BaseException] = []
     todo: list[object] = [error]
     while todo and len(found) < 20:

@@ -1,4 +1,4 @@
-"""A file in the making: what is known of it, what is there of it, its hash, the verdict."""
+"""The state of a download: what is known of the file, its partial file, its hash, its check."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jobs.transfer.responses import StartOver
 from jobs.transfer.session import TransferProgress
 from jobs.transfer.target import Received, Target, quoted_url
 
-SMALL = 8 << 20  # bytes: so much takes one request, is hashed in passing, and may be lost whole
-_HEAD = 1 << 16  # bytes that ``expect`` gets
-_AGAIN = 2  # how often a file that is wrong is fetched anew
+SMALL = 8 << 20  # bytes; up to this size a file takes one request and is not hashed in a thread
+_HEAD = 1 << 16  # bytes that are passed to ``expect``
+_AGAIN = 2  # how often a wrong file is downloaded again
 
 
 class DownloadState:
-    """What one fetch knows; ``take_up`` begins it. Parameters are those of ``Transfer.fetch``."""
+    """The state of one fetch; call ``load`` first. Parameters are those of ``Transfer.fetch``."""
 
     def __init__(
         self,
@@ -37,22 +37,22 @@ class DownloadState:
         self.name = quoted_url(name)
         self.published_size = size
         self.size = size
-        self.digest = digest  # the published one, or the server's own
-        self.fresh = False  # after a wrong file: no cache shall answer
+        self.digest = digest  # the published one, or the server's
+        self.fresh = False  # after a wrong file: bypass caches
         self.trusts_validators = True
-        self.ranged = True  # as far as its server has shown
+        self.ranged = True  # whether the server supports ranges, as far as known
         self.may_be_page = magic.is_page_name(name)
         self.partial = PartialFile(out)
         self._progress = progress
         self._published = digest
         self._expect = expect
         self._arrivals = arrivals
-        self._judged = False  # the first bytes, and well
+        self._judged = False  # whether the first bytes were accepted
         self._starts = 0
         self._frontier: RunningHash | None = None
 
-    def take_up(self) -> None:
-        """Go on from what is there, unless it is of another file."""
+    def load(self) -> None:
+        """Continue the partial file, unless it is of another version."""
         known = self.partial.identity
         if known is not None and self._published is not None and known.digest != self._published:
             known = None
@@ -71,15 +71,15 @@ class DownloadState:
             self._progress.add(bytes=self.partial.total)
         if self._arrivals is not None:
             self._arrivals.begin(self.partial.fd)
-        self._tell()
+        self._report()
 
-    def _judge_head(self, *, whole: bool = False) -> None:
-        """Let the caller judge the first bytes, once there are enough or the ``whole`` is there.
+    def _judge_head(self, *, is_complete: bool = False) -> None:
+        """Pass the first bytes to ``expect``, once there are enough or the file is complete.
 
-        ``StartOver`` with its error if they are wrong. The first bytes that arrive may be few.
+        Raises ``StartOver`` with its error if they are wrong.
         """
         enough = _HEAD if self.size is None else min(_HEAD, self.size)
-        if self._judged or not (whole or self.partial.prefix >= enough > 0):
+        if self._judged or not (is_complete or self.partial.prefix >= enough > 0):
             return
         head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
         self.partial.read_into(head, 0)
@@ -91,31 +91,31 @@ class DownloadState:
         self._judged = True
 
     def identify(self, identity: FileVersion) -> None:
-        """Say in the sidecar what file this is."""
+        """Store the file's version in the sidecar."""
         if self.partial.identity != identity:
             self.partial.identify(identity)
 
     # Bytes ------------------------------------------------------------------------------
 
-    def put(self, at: int, data: bytes, *, anew: bool) -> None:
-        """Write bytes and tell everybody; ``anew``: some of them may be there already."""
+    def put(self, at: int, data: bytes, *, overwrites: bool) -> None:
+        """Write bytes and report them; ``overwrites``: some of them may be on disk already."""
         pieces = [(at, at + len(data))]
-        if anew:
+        if overwrites:
             pieces = self.partial.missing(at, at + len(data))
         for start, stop in pieces:
-            whole = (start, stop) == (at, at + len(data))
-            piece = data if whole else data[start - at : stop - at]
+            is_complete = (start, stop) == (at, at + len(data))
+            piece = data if is_complete else data[start - at : stop - at]
             self._progress.add(bytes=self.partial.write(start, piece))
             self.hashing().feed(start, piece)
         self._judge_head()
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if self._arrivals is not None and self._judged:
             self._arrivals.advance(self.partial.prefix)
 
     def hashing(self) -> RunningHash:
-        """The hasher of these bytes, begun once what is known of the file is known."""
+        """The hash of the file, created once its size and digest are known."""
         if self._frontier is None:
             self._frontier = RunningHash(self.partial, self.digest, self.size)
             if self.size is None or self.size > SMALL:
@@ -125,10 +125,10 @@ class DownloadState:
     # The end ----------------------------------------------------------------------------
 
     def finish(self) -> Received:
-        """All bytes are there: verify them and give the file its name."""
+        """Verify the complete file and rename it."""
         size = self.partial.total if self.size is None else self.size
-        self._judge_head(whole=True)
-        self._tell()
+        self._judge_head(is_complete=True)
+        self._report()
         digests = self.hashing().finish()
         want = self.digest
         if want is not None and want.algorithm not in digests:
@@ -137,9 +137,9 @@ class DownloadState:
         if want is not None and digests[want.algorithm] != want:
             raise StartOver(
                 DigestError(
-                    f"{self.name}: the bytes that arrived have {digests[want.algorithm]}, the "
-                    f"published ones {want}; the published file is damaged, or something on the "
-                    "way changes it"
+                    f"{self.name}: the downloaded file has {digests[want.algorithm]}, but the "
+                    f"published digest is {want}; the published file is damaged, or a proxy "
+                    "modifies it"
                 )
             )
         self.partial.finish(size)
@@ -148,7 +148,7 @@ class DownloadState:
         return Received(size, digests["sha256"], verified=want is not None)
 
     def start_over(self, reason: StartOver) -> None:
-        """Let go of all bytes; raises the reason's error where that was done often enough."""
+        """Discard all bytes; raises the reason's error if that happened too often."""
         self._stop_hashing()
         self._starts += 1
         if self._starts > _AGAIN:
@@ -160,13 +160,13 @@ class DownloadState:
         self.fresh = True
         self.size, self.digest = self.published_size, self._published
         if reason.error.cause is Cause.CHANGED and self._published is not None:
-            # Mirrors of one file may each have an ETag of their own; the digest decides.
+            # Mirrors may have different ETags for one file; the digest decides.
             self.trusts_validators = self._starts < _AGAIN
         if self._arrivals is not None:
             self._arrivals.begin(self.partial.fd)
 
     def close(self) -> None:
-        """Let go; what is there on an error stays for another time."""
+        """Release resources; after an error the partial file stays for another attempt."""
         self._stop_hashing()
         if self._arrivals is not None:
             self._arrivals.fail()

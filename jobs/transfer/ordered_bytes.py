@@ -1,4 +1,4 @@
-"""The bytes of a file as they arrive, in order, for one who follows behind the transfer."""
+"""The bytes of a file in order, for readers during its transfer."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jobs.errors import Cause, SourceError
 
 
 class TransferRestarted(Exception):
-    """The file began anew (it had changed, or was corrupt): what was read of it is void."""
+    """The download restarted (the file changed, or was corrupt): what was read is invalid."""
 
 
 class Listener(Protocol):
-    """What a transfer reports the arrival of a file to."""
+    """Receives a transfer's reports on a file."""
 
     def begin(self, fd: int) -> None:
-        """The file has this descriptor from now on; bytes of an earlier one are void."""
+        """The file has this descriptor from now on; bytes of an earlier one are invalid."""
         ...
 
     def advance(self, prefix: int) -> None:
-        """So many bytes from the start are there now."""
+        """``prefix`` bytes from the start have arrived."""
         ...
 
     def finish(self) -> None:
@@ -31,68 +31,68 @@ class Listener(Protocol):
         ...
 
     def fail(self) -> None:
-        """The transfer gave up."""
+        """The transfer has failed."""
         ...
 
 
 class OrderedBytes:
-    """Hands the bytes of a file that is being fetched to readers, through the partial file.
+    """Lets readers read a file during its download, through the partial file.
 
-    A reader gets its end of file only once the whole file has been verified, so what was read up
-    to there is right. One object serves one file.
+    A reader reaches the end of file only after the complete file was verified, so everything read
+    until then is correct. One object serves one file.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._generation = 0
         self._fd: int | None = None
-        self._prefix = 0  # bytes from the start that are there
-        self._whole = False
+        self._prefix = 0  # bytes from the start that have arrived
+        self._complete = False
         self._failed = False
 
     def reader(self) -> OrderedBytesReader:
-        """A stream from the first byte; close it, and ask for another one after StartedOver."""
+        """A stream from the start; after ``TransferRestarted`` close it and get another one."""
         with self._changed:
             return OrderedBytesReader(self, self._generation)
 
     @property
     def prefix(self) -> int:
-        """How many bytes from the start are there."""
+        """How many bytes from the start have arrived."""
         return self._prefix
 
-    # What the transfer tells --------------------------------------------------------------
+    # Called by the transfer ---------------------------------------------------------------
 
     def begin(self, fd: int) -> None:
-        """The file has this descriptor (kept open until ``begin`` is called again)."""
+        """The file has this descriptor (a copy stays open until ``begin`` is called again)."""
         with self._changed:
             old, self._fd = self._fd, os.dup(fd)
             self._prefix = 0
-            self._whole = self._failed = False
+            self._complete = self._failed = False
             self._generation += old is not None
             self._changed.notify_all()
             if old is not None:
                 os.close(old)
 
     def advance(self, prefix: int) -> None:
-        """So many bytes from the start are there now."""
+        """``prefix`` bytes from the start have arrived."""
         with self._changed:
             if prefix > self._prefix:
                 self._prefix = prefix
                 self._changed.notify_all()
 
     def finish(self) -> None:
-        """The file is whole and verified."""
+        """The file is complete and verified."""
         with self._changed:
-            self._whole = True
+            self._complete = True
             self._changed.notify_all()
 
     def fail(self) -> None:
-        """The transfer gave up."""
+        """The transfer has failed."""
         with self._changed:
             self._failed = True
             self._changed.notify_all()
 
-    # What readers ask ---------------------------------------------------------------------
+    # Called by readers --------------------------------------------------------------------
 
     def read_at(
         self,
@@ -107,17 +107,17 @@ class OrderedBytes:
                 if self._generation != generation:
                     raise TransferRestarted
                 if self._prefix > offset and self._fd is not None:
-                    # Within the lock: the descriptor cannot be closed meanwhile.
+                    # Within the lock, so that the descriptor is not closed.
                     count = min(len(into), self._prefix - offset)
                     return os.preadv(self._fd, [into[:count]], offset)
-                if self._whole or closed():
+                if self._complete or closed():
                     return 0
                 if self._failed:
                     raise SourceError("the transfer ended early", cause=Cause.NETWORK)
                 self._changed.wait(1.0)
 
     def close(self) -> None:
-        """Let the file go; readers see a transfer that failed, if they had not ended."""
+        """Close the file; readers that have not reached the end get an error."""
         with self._changed:
             self._failed = True
             if self._fd is not None:
@@ -127,9 +127,9 @@ class OrderedBytes:
 
 
 class OrderedBytesReader(io.RawIOBase):
-    """A stream of bytes.
+    """A stream of bytes; ``read`` waits for them.
 
-    ``read`` waits for them and raises ``TransferRestarted`` or ``SourceError``.
+    Raises ``TransferRestarted`` or ``SourceError``.
     """
 
     def __init__(self, arrivals: OrderedBytes, generation: int) -> None:

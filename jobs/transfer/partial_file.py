@@ -1,4 +1,4 @@
-"""The partial file: which bytes of which version are there, and their hash as they arrive."""
+"""The partial file: which bytes of which version are on disk, and their hash."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Which version of which file the bytes are of."""
+    """Identifies the version of a file."""
 
     size: int | None
     validator: Validator
@@ -36,7 +36,7 @@ class FileVersion:
 
 
 def _boot() -> str:
-    """This boot of this host: while it lasts, what was written can be read."""
+    """An id of this boot of this host; written data are only at risk if it changes."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -44,9 +44,9 @@ def _boot() -> str:
 
 
 class PartialFile:
-    """``NAME.part`` and ``NAME.part.json`` beside ``out``; safe between threads.
+    """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
-    Raises ``StorageError`` for whatever the file system refuses.
+    Raises ``StorageError`` for errors of the file system.
     """
 
     def __init__(self, out: Path) -> None:
@@ -66,7 +66,7 @@ class PartialFile:
     # Bytes ------------------------------------------------------------------------------
 
     def write(self, offset: int, data: bytes | memoryview) -> int:
-        """Put bytes in place; how many of them are new. The sidecar follows a little later."""
+        """Write bytes; returns how many are new. The sidecar is updated a little later."""
         try:
             view = memoryview(data)
             at = offset
@@ -85,7 +85,7 @@ class PartialFile:
         return new
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
-        """Bytes of the file, as many as there are and fit."""
+        """Read bytes of the file into ``buffer``; returns how many."""
         try:
             return os.preadv(self.fd, [buffer], offset)
         except OSError as error:
@@ -93,34 +93,34 @@ class PartialFile:
 
     @property
     def prefix(self) -> int:
-        """How many bytes from the start on are there."""
+        """How many bytes from the start are on disk."""
         with self._lock:
             return self._ranges.prefix
 
     @property
     def total(self) -> int:
-        """How many bytes are there."""
+        """How many bytes are on disk."""
         with self._lock:
             return self._ranges.total
 
     def missing(self, start: int, stop: int) -> list[Range]:
-        """The parts of a range that are not there."""
+        """The parts of a range that are missing."""
         with self._lock:
             return self._ranges.outside(start, stop)
 
     # The sidecar ------------------------------------------------------------------------
 
     def identify(self, identity: FileVersion) -> None:
-        """From now on the sidecar tells of this version; what is there is of it."""
+        """Store the version in the sidecar; the bytes on disk are of this version."""
         with self._lock:
             self.identity = identity
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
             lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
             try:
-                # A sibling under its name at once: no torn first line is ever seen.
+                # Renamed when complete, so that the first line is never incomplete.
                 atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
                 if self._log >= 0:
-                    before, self._log = self._log, -1  # should the next step fail
+                    before, self._log = self._log, -1  # in case the next step fails
                     os.close(before)
                 self._log = os.open(self.sidecar, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
             except OSError as error:
@@ -151,7 +151,7 @@ class PartialFile:
             size = msgspec.convert(value["size"], int | None)
             here = os.fstat(self.fd).st_size
         except (OSError, KeyError, ValueError, msgspec.MsgspecError):
-            return  # none, or no usable one: the file begins anew
+            return  # missing or unusable: start from the beginning
         if value.get("schema") != SCHEMA or not (validator or digest):
             return
         self.identity = FileVersion(size, validator, digest)
@@ -161,7 +161,7 @@ class PartialFile:
     # The end ----------------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """Nothing is there; a new file, so that a straggler of before writes into the old one."""
+        """Create a new, empty file; an older process keeps writing to the old one."""
         self._drop_log()
         self._remove()
         fresh = self._open(os.O_CREAT | os.O_EXCL)
@@ -171,7 +171,7 @@ class PartialFile:
             self._ranges, self.identity = Ranges(), None
 
     def finish(self, size: int) -> None:
-        """Give the file its name, durably."""
+        """Rename the complete file, durably."""
         try:
             if os.fstat(self.fd).st_size != size:
                 os.ftruncate(self.fd, size)
@@ -181,7 +181,7 @@ class PartialFile:
                 there = self.path.stat()
                 ours = (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
             except FileNotFoundError:
-                done = self.out.stat()  # another process, with the same file, was faster
+                done = self.out.stat()  # another process finished the same file
                 if (here.st_dev, here.st_ino) == (done.st_dev, done.st_ino):
                     return
                 raise
@@ -194,7 +194,7 @@ class PartialFile:
             raise from_os_error(error, doing=f"finishing {self.out}") from error
 
     def close(self) -> None:
-        """Let go; what is there stays for another time, as far as the sidecar tells of it."""
+        """Close the files; bytes in the sidecar can be used by another attempt."""
         with self._lock:
             try:
                 if self._log >= 0 and self._unsaved_bytes:
@@ -227,7 +227,7 @@ class PartialFile:
 
 
 def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:
-    """The ranges of a journal, but not those that a crash may have taken; a torn end is left."""
+    """The ranges of a journal that no crash can have lost; ignores an incomplete last line."""
     found: list[Range] = []
     trusted = 0
     for line in lines:
@@ -243,17 +243,17 @@ def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:
 
 
 class RunningHash:
-    """SHA-256, and the published algorithm where it is another one, of a partial file's prefix.
+    """SHA-256, and the published algorithm if it is a different one, of a partial file.
 
-    Bytes that come in order are hashed as they pass; a big file's are read back from the page
-    cache by a thread of its own, so that many connections may write out of order.
+    Bytes that arrive in order are hashed directly; for a large file a thread reads them back from
+    the page cache, so that many connections may write out of order.
     """
 
     def __init__(self, partial: PartialFile, expected: Digest | None, size: int | None) -> None:
         self._partial = partial
         self._sha256 = digests.new("sha256")
         self._hashers: dict[str, Hasher] = {"sha256": self._sha256}
-        # A blob id needs the size first: where that comes late, the file is read once more.
+        # A blob id needs the size first; if that is known late, the file is read again.
         if expected is not None and not (expected.algorithm == "git-sha1" and size is None):
             new = digests.new(expected.algorithm, size=size)
             self._hashers.setdefault(expected.algorithm, new)
@@ -264,12 +264,12 @@ class RunningHash:
         self._error: StorageError | None = None
 
     def start(self) -> None:
-        """Hash in a thread from now on."""
+        """Start hashing in a thread."""
         self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
         self._thread.start()
 
     def feed(self, offset: int, data: bytes) -> None:
-        """These bytes are in the file now."""
+        """Note that these bytes were written to the file."""
         if self._thread is not None:
             if self._partial.prefix - self._at >= _CHUNK:
                 self._grown.set()
@@ -277,7 +277,7 @@ class RunningHash:
             self._update(data)
 
     def finish(self) -> dict[str, Digest]:
-        """The digests of the whole file, by algorithm."""
+        """The digests of the complete file, by algorithm."""
         self.stop()
         if self._error is not None:
             raise self._error
@@ -285,7 +285,7 @@ class RunningHash:
         return {name: Digest(name, one.hexdigest()) for name, one in self._hashers.items()}
 
     def stop(self) -> None:
-        """Let the thread end."""
+        """End the thread."""
         if self._thread is not None:
             self._ending.set()
             self._grown.set()
@@ -306,7 +306,7 @@ class RunningHash:
         while not stopped() and (left := self._partial.prefix - self._at) > 0:
             count = self._partial.read_into(buffer[: min(left, _CHUNK)], self._at)
             if not count:
-                return  # shorter than the sidecar says; the digest will tell
+                return  # shorter than the sidecar says; the digest will not match
             self._update(buffer[:count])
 
     def _update(self, data: bytes | memoryview) -> None:

@@ -1,4 +1,4 @@
-"""One request for one piece: what to ask, whether the answer fits, and its bytes."""
+"""One request for a range: sends it, checks the response, and reads its body."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from jobs.transfer.responses import (
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Target, redact
 
-_PAGE_HEAD = 64  # bytes of a body that tell a page
+_PAGE_HEAD = 64  # bytes of a body that identify a web page
 
 
 class RangeRequest:
-    """Fetches ``piece``, or the whole file over one connection where it is None.
+    """Fetches ``piece``, or the complete file over one connection if it is None.
 
-    ``learnt(size, ranged)`` is called once the answer is known to be right, before its bytes are
-    read: how many bytes the file has, if told, and whether other pieces may be asked for.
+    ``on_response(size, ranged)`` is called after the response was checked, before its body is read:
+    the file's size in bytes, if known, and whether other ranges can be requested.
     """
 
     def __init__(
@@ -45,47 +45,47 @@ class RangeRequest:
         piece: Range | None,
         landed: Target | None,
         *,
-        over: Callable[[], bool],
-        learnt: Callable[[int | None, bool], None],
+        is_done: Callable[[], bool],
+        on_response: Callable[[int | None, bool], None],
     ) -> None:
         self._shared = shared
         self._draft = draft
         self._piece = piece
         self._landed = landed
-        self._over = over
-        self._learnt = learnt
-        self._streaming = piece is None  # up to the end, whatever is there already
-        self._begun = b""  # of the body: read to be judged, and not written yet
+        self._is_done = is_done
+        self._on_response = on_response
+        self._streaming = piece is None  # the complete file
+        self._begun = b""  # of the body: checked, but not written yet
 
     def run(self) -> Target | None:
-        """Returns where the next piece may be asked for without resolving anew."""
+        """Fetch the range; returns the target for the next range, without resolving it again."""
         draft, shared = self._draft, self._shared
-        asked = self._landed or draft.resolve()
-        site = redact(asked.url).partition("://")[2].partition("/")[0]
+        target = self._landed or draft.resolve()
+        site = redact(target.url).partition("://")[2].partition("/")[0]
         if shared.pauses.left_s(site):
-            shared.pause(shared.pauses.left_s(site), self._over)
+            shared.pause(shared.pauses.left_s(site), self._is_done)
         reply = shared.wire.get(
-            asked, self._headers(), name=draft.name, check=lambda: shared.check(self._over)
+            target, self._headers(), name=draft.name, check=lambda: shared.check(self._is_done)
         )
         shared.answered = True
-        whole = False
+        is_complete = False
         try:
-            with shared.watched(reply, self._over):
-                shared.check(self._over)
-                self._heed(reply, asked, site)
+            with shared.watched(reply, self._is_done):
+                shared.check(self._is_done)
+                self._check_status(reply, target, site)
                 self._refuse_page(reply)
-                start, stop = self._fit(reply)
-                whole = self._receive(reply, start, stop)
+                start, stop = self._check(reply)
+                is_complete = self._receive(reply, start, stop)
         finally:
-            reply.close(whole=whole)
-        # Where it was redirected to, no header of ours went along; else all of them are needed.
-        return Target(reply.url) if reply.redirected else asked
+            reply.close(is_complete=is_complete)
+        # A redirected request has no headers of ours; any other needs them.
+        return Target(reply.url) if reply.redirected else target
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "Accept": "*/*"}
         if self._draft.fresh:
             headers["Cache-Control"] = "no-cache"
-        if self._piece is not None and not self._is_whole():
+        if self._piece is not None and not self._is_from_start():
             start, stop = self._piece
             headers["Range"] = f"bytes={start}-{stop - 1}"
             known = self._draft.partial.identity
@@ -93,16 +93,16 @@ class RangeRequest:
                 headers["If-Range"] = known.validator.if_range
         return headers
 
-    def _is_whole(self) -> bool:
+    def _is_from_start(self) -> bool:
         return self._piece == (0, self._draft.size)
 
     # Checks -----------------------------------------------------------------------------
 
-    def _heed(self, reply: HttpResponse, asked: Target, site: str) -> None:
-        """Raise what the status means; keep away from a site whose limit is spent."""
-        elsewhere = reply.redirected or asked is self._landed
+    def _check_status(self, reply: HttpResponse, target: Target, site: str) -> None:
+        """Raise the error of the status; pause requests to a site whose rate limit is spent."""
+        elsewhere = reply.redirected or target is self._landed
         if reply.status == 403 and not elsewhere:
-            elsewhere = self._draft.resolve().url != asked.url
+            elsewhere = self._draft.resolve().url != target.url
         if reply.status == 416:
             return
         error = refused(
@@ -116,17 +116,15 @@ class RangeRequest:
         wait_s = rate_limit_s(reply.headers) if wait_s is None else wait_s
         if wait_s is not None and wait_s <= LONGEST_WAIT_S:
             self._shared.pauses.hold(site, wait_s)
-        if asked is self._landed and isinstance(error, SourceError):
-            raise RetryLater(
-                error
-            )  # a signed address may end in any refusal: see where a fresh one is
+        if target is self._landed and isinstance(error, SourceError):
+            raise RetryLater(error)  # the signed address may have expired: get a new one
         if error is not None:
             raise error
 
     def _refuse_page(self, reply: HttpResponse) -> None:
-        """Raise ``RetryLater`` for a web page in the file's place: a login, a proxy's notice.
+        """Raise ``RetryLater`` for a web page instead of the file: a login, a proxy's notice.
 
-        Before anything is learnt from the answer, which would be the page's size and version.
+        Called before the size and version in the response, which are the page's, are used.
         """
         length = None if encoding(reply.headers) else content_length(reply.headers)
         is_it = length is not None and length == self._draft.published_size
@@ -147,77 +145,77 @@ class RangeRequest:
                 )
             )
 
-    def _fit(self, reply: HttpResponse) -> tuple[int, int | None]:
-        """Which bytes of the file this answer holds; raises where they are not to be used."""
+    def _check(self, reply: HttpResponse) -> tuple[int, int | None]:
+        """The bytes of the file in this response, as start and stop; raises if it is unusable."""
         if reply.status == 416:
-            return self._fit_nothing(reply)
+            return self._check_unsatisfiable(reply)
         if reply.status == 206:
-            return self._fit_range(reply)
+            return self._check_range(reply)
         length = None if encoding(reply.headers) else content_length(reply.headers)
-        self._fit_size(reply, length)
-        self._fit_version(reply)
-        if self._piece is not None and not self._is_whole() and self._draft.partial.total:
-            raise WrongRange(self._lie("ignored the requested range"))
-        if self._piece is not None and not self._is_whole():
+        self._check_size(reply, length)
+        self._check_version(reply)
+        if self._piece is not None and not self._is_from_start() and self._draft.partial.total:
+            raise WrongRange(self._server_error("ignored the requested range"))
+        if self._piece is not None and not self._is_from_start():
             self._streaming = True
         size = self._draft.size if encoding(reply.headers) else length
-        self._learn(reply, size)
+        self._store(reply, size)
         return 0, size
 
-    def _fit_nothing(self, reply: HttpResponse) -> tuple[int, int]:
-        """No such range: right of an empty file, and of one that is shorter than it was."""
-        told = content_range(reply.headers)
-        total = told.total if told else None
-        self._fit_size(reply, total)
+    def _check_unsatisfiable(self, reply: HttpResponse) -> tuple[int, int]:
+        """Check a 416: correct for an empty file, and for one that has become shorter."""
+        content = content_range(reply.headers)
+        total = content.total if content else None
+        self._check_size(reply, total)
         if total != 0 or self._draft.partial.total:
-            raise WrongRange(self._lie("refused the requested range"))
-        self._learnt(0, not self._streaming)
+            raise WrongRange(self._server_error("refused the requested range"))
+        self._on_response(0, not self._streaming)
         return 0, 0
 
-    def _fit_range(self, reply: HttpResponse) -> tuple[int, int | None]:
-        told = content_range(reply.headers)
-        if self._piece is None or self._is_whole():
-            raise WrongRange(self._lie("sent a range that was not requested"))
-        if told is None or told.start != self._piece[0] or encoding(reply.headers):
-            raise WrongRange(self._lie("sent another range than requested"))
-        self._fit_size(reply, told.total)
-        self._fit_version(reply)
-        if told.total is None and self._draft.size is None:
-            raise WrongRange(self._lie("does not report the length of the file"))
-        self._learn(reply, told.total)
-        # A body that is shorter than its own label is short, however long it says it is: a server
-        # that sends nothing would be asked for ever.
-        assert told.stop is not None
-        return self._piece[0], min(told.stop, self._piece[1])
+    def _check_range(self, reply: HttpResponse) -> tuple[int, int | None]:
+        content = content_range(reply.headers)
+        if self._piece is None or self._is_from_start():
+            raise WrongRange(self._server_error("sent a range that was not requested"))
+        if content is None or content.start != self._piece[0] or encoding(reply.headers):
+            raise WrongRange(self._server_error("sent a different range than requested"))
+        self._check_size(reply, content.total)
+        self._check_version(reply)
+        if content.total is None and self._draft.size is None:
+            raise WrongRange(self._server_error("does not report the length of the file"))
+        self._store(reply, content.total)
+        # The body has to be as long as its Content-Range says: otherwise a server that sends
+        # nothing would be asked forever.
+        assert content.stop is not None
+        return self._piece[0], min(content.stop, self._piece[1])
 
-    def _fit_size(self, reply: HttpResponse, told: int | None) -> None:
-        """Hold the size that the answer tells against the published one, or an earlier answer's."""
+    def _check_size(self, reply: HttpResponse, content: int | None) -> None:
+        """Compare the response's size with the published one, or with an earlier response's."""
         want, published = self._draft.size, self._draft.published_size
-        if told is None or want is None or told == want:
+        if content is None or want is None or content == want:
             return
         error = SourceError(
-            f"{self._draft.name}: {reply.site} announces {told} bytes, but {want} were "
+            f"{self._draft.name}: {reply.site} announces {content} bytes, but {want} were "
             f"{'published' if published is not None else 'announced before'}",
             cause=Cause.CHANGED,
         )
         if published is not None:
-            raise RetryLater(error)  # what is here is worth more than a passing lie
+            raise RetryLater(error)  # keep the bytes on disk; the response may be wrong
         raise StartOver(error)
 
-    def _fit_version(self, reply: HttpResponse) -> None:
+    def _check_version(self, reply: HttpResponse) -> None:
         known = self._draft.partial.identity
         if known is None or not self._draft.trusts_validators:
             return
         if known.validator.differs(Validator.of(reply.headers)):
             raise self._changed()
 
-    def _learn(self, reply: HttpResponse, size: int | None) -> None:
+    def _store(self, reply: HttpResponse, size: int | None) -> None:
         draft = self._draft
         if draft.digest is None:
-            draft.digest = published_digest(reply.headers, whole=reply.status == 200)
+            draft.digest = published_digest(reply.headers, is_complete=reply.status == 200)
         if draft.partial.identity is None and size is not None and not encoding(reply.headers):
             draft.identify(FileVersion(size, Validator.of(reply.headers), draft.digest))
-        self._learnt(size, not self._streaming)
+        self._on_response(size, not self._streaming)
 
     def _changed(self) -> StartOver:
         return StartOver(
@@ -228,17 +226,17 @@ class RangeRequest:
             )
         )
 
-    def _lie(self, fact: str) -> SourceError:
-        return SourceError(f"{self._draft.name}: the server {fact}; resume later")
+    def _server_error(self, fact: str) -> SourceError:
+        return SourceError(f"{self._draft.name}: the server {fact}; run `resume` later")
 
     # Bytes ------------------------------------------------------------------------------
 
     def _receive(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
-        """Write the body; whether all of it was read. ``stop`` None: up to its end."""
+        """Write the body; returns whether all of it was read. ``stop`` None: up to its end."""
         body = DecodedBody(reply.headers, name=self._draft.name, size=stop)
         rate, at = self._shared.rate, start
         while stop is None or at < stop or body.changes:
-            self._shared.check(self._over)
+            self._shared.check(self._is_done)
             most = rate.chunk
             if body.changes:
                 most = min(most, MOST_CODED)
@@ -247,13 +245,15 @@ class RangeRequest:
             data, self._begun = self._begun or self._read(reply, most), b""
             if not data:
                 break
-            rate.spend(len(data), lambda s: self._shared.pause(s, self._over))
+            rate.spend(len(data), lambda s: self._shared.pause(s, self._is_done))
             plain = body.file_bytes(data)
             if stop is not None and at + len(plain) > stop:
-                raise RetryLater(self._lie(f"sent more than the {stop} bytes that were announced"))
-            self._draft.put(at, plain, anew=self._streaming)
+                raise RetryLater(
+                    self._server_error(f"sent more than the {stop} bytes that were announced")
+                )
+            self._draft.put(at, plain, overwrites=self._streaming)
             at += len(plain)
-        self._shared.check(self._over)
+        self._shared.check(self._is_done)
         body.end()
         if stop is not None and at < stop:
             raise RetryLater(self._short(reply, stop - at))
@@ -265,7 +265,7 @@ class RangeRequest:
         try:
             return reply.read(most)
         except CONNECTION_ERRORS as error:
-            self._shared.check(self._over)
+            self._shared.check(self._is_done)
             raise self._broken(error, reply) from None
 
     def _broken(self, error: BaseException, reply: HttpResponse) -> Exception:

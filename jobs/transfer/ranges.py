@@ -1,19 +1,19 @@
-"""Sets of byte ranges: what of a file is there, what is missing, what to fetch next."""
+"""Sets of byte ranges: which bytes of a file exist, which are missing, which to fetch next."""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator
 
-Range = tuple[int, int]  # start, stop: bytes, the end excluded
+Range = tuple[int, int]  # start and stop in bytes, without the stop
 
 LEAST_PIECE = 1 << 20
-# Big enough that a request costs nothing, small enough that a follower is never far behind.
+# Large enough that requests cost little, small enough that a reader gets bytes soon.
 MOST_PIECE = 32 << 20
 
 
 class Ranges:
-    """A set of bytes as sorted ranges that do not touch. Not safe between threads."""
+    """A set of bytes as sorted ranges that do not touch. Not thread-safe."""
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         self._starts: list[int] = []
@@ -28,7 +28,7 @@ class Ranges:
         return len(self._starts)
 
     def add(self, start: int, stop: int) -> int:
-        """Put these bytes in; how many of them were not there before."""
+        """Add these bytes; returns how many are new."""
         if stop <= start:
             return 0
         first = bisect.bisect_left(self._stops, start)
@@ -46,48 +46,49 @@ class Ranges:
         return stop - start - known
 
     def remove(self, start: int, stop: int) -> None:
-        """Take these bytes out."""
-        kept = [
+        """Remove these bytes."""
+        rest = [
             piece
             for a, b in self
             for piece in ((a, min(b, start)), (max(a, stop), b))
             if piece[0] < piece[1]
         ]
-        self._starts = [a for a, _ in kept]
-        self._stops = [b for _, b in kept]
+        self._starts = [a for a, _ in rest]
+        self._stops = [b for _, b in rest]
 
     @property
     def total(self) -> int:
-        """How many bytes."""
+        """The number of bytes."""
         return sum(self._stops) - sum(self._starts)
 
     @property
     def prefix(self) -> int:
-        """How many bytes from the file's start on without a gap."""
+        """The number of bytes from the file's start without a gap."""
         return self._stops[0] if self._starts and self._starts[0] == 0 else 0
 
     def missing(self, size: int) -> list[Range]:
-        """What is not there of a file of ``size`` bytes."""
+        """The missing ranges of a file of ``size`` bytes."""
         edges = [0, *(edge for piece in self for edge in piece), size]
         pairs = zip(edges[::2], edges[1::2], strict=True)
         return [(start, stop) for start, stop in pairs if start < stop]
 
     def outside(self, start: int, stop: int) -> list[Range]:
-        """The parts of a range that are not there."""
+        """The missing parts of a range."""
         gaps = self.missing(max(stop, self._stops[-1] if self._stops else 0))
         cut = [(max(a, start), min(b, stop)) for a, b in gaps]
         return [(a, b) for a, b in cut if a < b]
 
 
 def next_piece(todo: Ranges, connections: int) -> Range | None:
-    """What a free connection should ask for: from the lowest gap, less as the end comes near.
+    """The range that a free connection should request: in the first gap, shorter near the end.
 
-    Guided self-scheduling: with half of an equal share each, all connections end about together.
+    Guided self-scheduling: with half of an equal share each, all connections end at about the same
+    time.
     """
     for start, stop in todo:
         share = -(-todo.total // (2 * connections)) if connections > 1 else MOST_PIECE
         length = max(LEAST_PIECE, min(MOST_PIECE, share))
         if stop - start < length + LEAST_PIECE // 2:
-            length = stop - start  # no crumb is left
+            length = stop - start  # leave no small rest
         return start, start + length
     return None

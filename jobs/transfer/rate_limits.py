@@ -1,4 +1,4 @@
-"""How fast and how soon: the rate limit, back-off, and what servers say of both."""
+"""Rate limits, back-off, and the pauses that servers request."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-LONGEST_WAIT_S = 3600.0  # a server that asks for more is not waited for
+LONGEST_WAIT_S = 3600.0  # a server that requests a longer pause counts as failed
 _MOST_BACKOFF_S = 60.0
-_BURST_S = 0.1  # of the rate, that may pass at once
+_BURST_S = 0.1  # seconds of the rate that may be sent at once
 
 
 def backoff_s(failures: int, base_s: float) -> float:
-    """How long to wait after so many failures in a row: exponential, with full jitter.
+    """Seconds to wait after consecutive failures: exponential, with full jitter.
 
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
-    # The exponent is bounded for its own sake: the product would overflow in the end.
+    # The exponent is bounded so that the product does not overflow.
     return random.uniform(0, min(_MOST_BACKOFF_S, base_s * 2 ** min(failures - 1, 20)))
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds that ``Retry-After`` (RFC 9110, 10.2.3) asks for, else a spent rate limit's rest."""
+    """Seconds in ``Retry-After`` (RFC 9110, 10.2.3), or until a spent rate limit is reset."""
     value = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"\d+(\.\d+)?", value):
         return float(value)
     if value:
         until = _date_s(value)
-        # The server's own clock, where it tells: ours may differ.
+        # Use the server's clock if it sends the date: ours may differ.
         now = _date_s(headers.get("Date", "")) or time.time()
         if until is not None:
             return max(0.0, until - now)
@@ -38,10 +38,10 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def rate_limit_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds until a rate limit that is spent is filled again; None where some is left.
+    """Seconds until a spent rate limit is reset; None if it is not spent.
 
-    The ``RateLimit`` field of the IETF draft (``"api";r=0;t=55``), as the Hub sends it, and the
-    older ``RateLimit-Remaining`` and ``-Reset``, with ``X-`` too; a reset may be a time of day.
+    Reads the ``RateLimit`` field of the IETF draft (``"api";r=0;t=55``), which the Hub sends, and
+    the older ``RateLimit-Remaining`` and ``-Reset``, also with ``X-``; a reset may be a time.
     """
     field = headers.get("RateLimit", "")
     waits = [
@@ -68,25 +68,25 @@ def _date_s(text: str) -> float | None:
 
 
 class SitePauses:
-    """Until when each site wants to be left alone; shared by all connections."""
+    """Until when requests to each site are paused; shared by all connections."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def hold(self, site: str, seconds: float) -> None:
-        """No request to ``site`` for so long."""
+        """Pause requests to ``site``."""
         with self._lock:
             until = time.monotonic() + seconds
             self._until[site] = max(until, self._until.get(site, 0.0))
 
     def left_s(self, site: str) -> float:
-        """How long ``site`` is still to be left alone."""
+        """Seconds until requests to ``site`` may continue."""
         return max(0.0, self._until.get(site, 0.0) - time.monotonic())
 
 
 class RateLimit:
-    """A token bucket for all connections together; no limit where ``bytes_per_s`` is None."""
+    """A token bucket for all connections together; no limit if ``bytes_per_s`` is None."""
 
     def __init__(self, bytes_per_s: int | None) -> None:
         self.bytes_per_s = bytes_per_s
@@ -95,13 +95,13 @@ class RateLimit:
 
     @property
     def chunk(self) -> int:
-        """How many bytes to read at once, so that a low rate is a steady one."""
+        """How many bytes to read at once, so that a low rate is steady."""
         if self.bytes_per_s is None:
             return 1 << 20
         return max(1024, min(1 << 20, self.bytes_per_s // 20))
 
     def spend(self, count: int, pause: Callable[[float], None]) -> None:
-        """Account for ``count`` bytes and wait, by ``pause(seconds)``, until they are due."""
+        """Account for ``count`` bytes, and call ``pause(seconds)`` until they are due."""
         if self.bytes_per_s is None:
             return
         with self._lock:

@@ -1,4 +1,4 @@
-"""What a response means: a refusal, another file, a range, a digest, a body in gzip."""
+"""Interprets responses: status, version, range, digest, and content coding."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
 from jobs.transfer.rate_limits import rate_limit_s, retry_after_s
 
-# 511 is a captive portal's (RFC 6585, 6): the network lets nobody through for the moment.
+# 511 comes from a captive portal (RFC 6585, 6).
 _TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
-_TRY_AGAIN_FROM = 520  # what proxies of content networks say in their own words
+_TRY_AGAIN_FROM = 520  # non-standard codes of content delivery networks
 _LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best first
-MOST_CODED = 1 << 16  # bytes to hand over at once: they may become a thousand times as many
+MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand times
 _GZIP = b"\x1f\x8b"
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
 
 
 class RetryLater(Exception):
-    """This attempt failed, another one may not; ``error`` is raised when none is left."""
+    """An attempt failed, but another one may succeed; ``error`` is raised if none is left."""
 
     def __init__(self, error: OrchestrateError, *, wait_s: float | None = None) -> None:
         super().__init__(error.message)
         self.error = error
-        self.wait_s = wait_s  # what the server asked for
+        self.wait_s = wait_s  # requested by the server
 
 
 class WrongRange(RetryLater):
-    """The answer to a Range was another than was asked for."""
+    """The response to a Range request has a different range."""
 
 
 class StartOver(Exception):
-    """What is there of the file is of no use; ``error`` is raised if this goes on."""
+    """The partial file is useless; ``error`` is raised if this happens again."""
 
     def __init__(self, error: OrchestrateError) -> None:
         super().__init__(error.message)
@@ -45,12 +45,12 @@ class StartOver(Exception):
 
 
 class NoRanges(Exception):
-    """The server does not do ranges, or not rightly: the whole file over one connection."""
+    """The server does not support ranges correctly: use one connection for the complete file."""
 
 
 @dataclass(frozen=True)
 class Validator:
-    """What tells one version of a file from another (RFC 9110, 8.8)."""
+    """Identifies a version of a file (RFC 9110, 8.8)."""
 
     etag: str = ""
     modified: str = ""
@@ -61,13 +61,13 @@ class Validator:
 
     @property
     def if_range(self) -> str:
-        """The value of ``If-Range``; empty where there is none that may stand there."""
+        """The value for ``If-Range``; empty if none is allowed there."""
         if self.etag and not self.etag.startswith("W/"):
             return self.etag
         return "" if self.etag else self.modified
 
     def differs(self, other: Validator) -> bool:
-        """Whether both tell, and tell of two files; a strong ETag alone decides."""
+        """Whether both are known and differ; if there are strong ETags, only they decide."""
         if self.etag and other.etag:
             return self.etag.removeprefix("W/") != other.etag.removeprefix("W/")
         return bool(self.modified and other.modified and self.modified != other.modified)
@@ -78,7 +78,7 @@ class Validator:
 
 @dataclass(frozen=True)
 class ContentRange:
-    """``Content-Range: bytes START-(STOP-1)/TOTAL``; None is not told."""
+    """``Content-Range: bytes START-(STOP-1)/TOTAL``; None for a missing number."""
 
     start: int | None
     stop: int | None
@@ -86,7 +86,7 @@ class ContentRange:
 
 
 def content_range(headers: Mapping[str, str]) -> ContentRange | None:
-    """The field as numbers; None where it is missing or makes no sense."""
+    """The parsed field; None if it is missing or invalid."""
     match = re.fullmatch(
         r"bytes\s+(?:(\d+)-(\d+)|\*)/(\d+|\*)", headers.get("Content-Range", "").strip()
     )
@@ -103,37 +103,37 @@ def content_range(headers: Mapping[str, str]) -> ContentRange | None:
 
 
 def content_length(headers: Mapping[str, str]) -> int | None:
-    """Bytes of the body as announced; None where that is not told."""
+    """The announced length of the body in bytes; None if there is none."""
     text = headers.get("Content-Length", "").strip()
     return int(text) if re.fullmatch(r"\d+", text) else None
 
 
 def encoding(headers: Mapping[str, str]) -> str:
-    """The content coding, though identity was asked for; empty for none."""
+    """The content coding, although identity was requested; empty for none."""
     text = headers.get("Content-Encoding", "").strip().lower()
     return "" if text == "identity" else text.removeprefix("x-")
 
 
 def is_page(headers: Mapping[str, str]) -> bool:
-    """Whether the answer calls itself a web page."""
+    """Whether the response declares itself a web page."""
     return headers.get("Content-Type", "").lower().startswith(("text/html", "application/xhtml"))
 
 
 def may_pass(status: int) -> bool:
-    """Whether a status tells of trouble that may be over when asked again."""
+    """Whether a status is an error that another request may not get."""
     return status in _TRY_AGAIN or status >= _TRY_AGAIN_FROM
 
 
 def refused(
     status: int, headers: Mapping[str, str], *, name: str, site: str, elsewhere: bool
 ) -> Exception | None:
-    """The error that a status means: ``RetryLater``, or one for good; None for 200 and 206.
+    """The error for a status: ``RetryLater``, or a permanent one; None for 200 and 206.
 
-    ``elsewhere``: another address can be had by asking anew, as of one that was signed for a time.
+    ``elsewhere``: a new address can be requested, because this one was signed for a limited time.
     """
     if status in (200, 206):
         return None
-    what = f"{name}: {site} answered {status}"
+    what = f"{name}: {site} answered with status {status}"
     code = headers.get("X-Error-Code", "")
     if status in (401, 403) and elsewhere:
         error = SourceError(
@@ -155,7 +155,7 @@ def refused(
 
 
 def refusal(status: int, code: str, what: str) -> SourceError:
-    """The error of a status that no other attempt can change."""
+    """The error for a permanent status."""
     if code == "GatedRepo":
         return SourceError(
             f"{what}: the repository is gated; accept its terms on its page, then log in",
@@ -180,19 +180,19 @@ def refusal(status: int, code: str, what: str) -> SourceError:
     )
 
 
-def published_digest(headers: Mapping[str, str], *, whole: bool) -> Digest | None:
-    """The best digest of the whole file that the headers hold; None where none can be trusted.
+def published_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest | None:
+    """The best digest of the complete file in the headers; None if there is no reliable one.
 
-    ``Repr-Digest`` (RFC 9530) and ``Digest`` (RFC 3230) are of the whole file even in a range;
-    ``Content-MD5`` and S3's checksums only where the answer is the ``whole`` file. An ETag is an
-    MD5 where S3 says so of itself: one upload (no dash), and not under a key of KMS or a customer.
+    ``Repr-Digest`` (RFC 9530) and ``Digest`` (RFC 3230) are of the complete file even in the
+    response to a range; ``Content-MD5`` and S3's checksums only if the response ``is_complete``.
+    An ETag of S3 is an MD5 for a single upload (no dash) without a key of KMS or the customer.
     """
     if encoding(headers):
         return None
     found = dict(_fields(headers.get("Digest", "")))
     found |= dict(_fields(headers.get("Repr-Digest", "")))
     found |= dict(_fields(headers.get("X-Goog-Hash", "")))
-    if whole:
+    if is_complete:
         found |= {"md5": headers["Content-MD5"]} if "Content-MD5" in headers else {}
         if headers.get("x-amz-checksum-type", "").upper() != "COMPOSITE":
             names = {name: headers.get(f"x-amz-checksum-{name}", "") for name in _LENGTHS}
@@ -226,14 +226,14 @@ def _s3_etag(headers: Mapping[str, str]) -> Digest | None:
 
 
 class DecodedBody:
-    """Turns what arrives into the bytes of the file; mostly it changes nothing."""
+    """Decodes a body to the bytes of the file; mostly there is nothing to decode."""
 
     def __init__(self, headers: Mapping[str, str], *, name: str, size: int | None) -> None:
         self._name = name
         self._coding = encoding(headers)
         self._inflater: Any = None
         self._decided = not self._coding
-        # Servers label a .tar.gz as "gzip" though its gzip is the file's own: the size tells.
+        # Servers label a .tar.gz as "gzip" although that is its own format: the size decides.
         if self._coding and size is not None and content_length(headers) == size:
             self._decided = True
         elif self._coding and self._coding not in _CODINGS:
@@ -245,7 +245,7 @@ class DecodedBody:
 
     @property
     def changes(self) -> bool:
-        """Whether the length of the file is not that of the body."""
+        """Whether the file's length may differ from the body's."""
         return self._inflater is not None or not self._decided
 
     def file_bytes(self, data: bytes) -> bytes:
@@ -257,8 +257,8 @@ class DecodedBody:
         plain = b""
         try:
             while data:
-                if self._inflater.eof:  # a coding may be of several members (RFC 1952, 2.2)
-                    data = data.lstrip(b"\0")  # behind a member, as gzip(1) lets them pass
+                if self._inflater.eof:  # gzip may have several members (RFC 1952, 2.2)
+                    data = data.lstrip(b"\0")  # gzip(1) ignores zeros after a member
                     if not data:
                         break
                     self._inflater = zlib.decompressobj(_CODINGS[self._coding])
@@ -269,9 +269,9 @@ class DecodedBody:
         return plain
 
     def end(self) -> None:
-        """The body has ended; raises ``RetryLater`` where it was cut."""
+        """Check the end of the body; raises ``RetryLater`` if it is truncated."""
         if self._inflater is not None and not self._inflater.eof:
-            raise RetryLater(self._broken("was cut short"))
+            raise RetryLater(self._broken("was truncated"))
 
     def _decide(self, data: bytes) -> None:
         self._decided = True
@@ -279,9 +279,9 @@ class DecodedBody:
         try:
             head = inflater.decompress(data, 4096)
         except zlib.error:
-            return  # not coded at all, whatever the header says
+            return  # not coded, whatever the header says
         is_gz = self._name.lower().endswith((".gz", ".tgz"))
-        # One layer of gzip on a name that ends so: it is the file's own, as browsers hold too.
+        # One layer of gzip and a name with that ending: the file's own format, as in browsers.
         if is_gz and self._asked_size is None and not head.startswith(_GZIP):
             return
         self._inflater = zlib.decompressobj(_CODINGS[self._coding])

@@ -1,4 +1,4 @@
-"""One round over a file: connections take pieces of what is missing until nothing is."""
+"""Distributes the missing ranges of a file to connections."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jobs.transfer.responses import NoRanges, RetryLater, WrongRange
 from jobs.transfer.session import FileFinished, TransferSession
 from jobs.transfer.target import Target
 
-_PROBE = 4 << 20  # bytes of the first request, where the size is not known
-_PROGRESS = 1 << 16  # bytes since the last failure that make it a new story
-_MOST_LIES = 2  # wrong answers to a Range before ranges are given up
+_PROBE = 4 << 20  # bytes of the first request, if the size is unknown
+_PROGRESS = 1 << 16  # bytes since the last failure that reset the count of failures
+_MOST_WRONG_RANGES = 2  # wrong responses to Range before ranges are not used any more
 
 
 class RangeScheduler:
-    """Fetches what is missing; the calling thread leads, others help where ranges work."""
+    """Fetches missing ranges; the calling thread leads, helpers join if ranges work."""
 
     def __init__(self, shared: TransferSession, draft: DownloadState, *, streaming: bool) -> None:
         self.shared = shared
@@ -30,13 +30,13 @@ class RangeScheduler:
         self._changed = threading.Condition()
         self._error: BaseException | None = None
         self._ended = False
-        self._known = False  # an answer has told what file this is
+        self._known = False  # whether a response has identified the file
         self._helpers: list[threading.Thread] = []
-        self._lies = 0
-        self._target: Target | None = None  # what the last attempt landed at, for the next piece
+        self._wrong_ranges = 0
+        self._target: Target | None = None  # after redirects, for the next range
 
     def run(self) -> None:
-        """Return once every byte is there; raises what ended the round."""
+        """Return once the file is complete; raises the error that ended the download."""
         size = self.draft.size
         try:
             if self._streaming:
@@ -54,17 +54,17 @@ class RangeScheduler:
         for helper in self._helpers:
             helper.join()
 
-    def over(self) -> bool:
-        """Whether there is no need to go on."""
+    def is_done(self) -> bool:
+        """Whether the file is complete or has failed."""
         return self._ended
 
     # Pieces -----------------------------------------------------------------------------
 
     def _take(self, *, leads: bool) -> Range | None:
-        """The next piece; None once all is there. Waits where others may still give back."""
+        """The next range; None once the file is complete. Waits while others may return ranges."""
         with self._changed:
             while True:
-                self.shared.check(self.over)
+                self.shared.check(self.is_done)
                 if self._error is not None:
                     raise self._error if leads else FileFinished
                 piece = next_piece(self._todo, self._share())
@@ -84,15 +84,15 @@ class RangeScheduler:
         with self._changed:
             self._working -= 1
             if piece is not None:
-                # The first piece was a guess: the file may end within it.
+                # The first range was a guess: the file may end within it.
                 size = self.draft.size
                 end = piece[1] if size is None else min(piece[1], size)
                 for start, stop in self.partial.missing(piece[0], end):
                     self._todo.add(start, stop)
             self._changed.notify_all()
 
-    def _learnt(self, size: int | None, ranged: bool) -> None:
-        """An answer was right: the size is known now, and helpers may start."""
+    def _on_response(self, size: int | None, ranged: bool) -> None:
+        """Handle a correct response: the size is known, and helpers may start."""
         with self._changed:
             if self._known:
                 return
@@ -104,9 +104,9 @@ class RangeScheduler:
                     self._todo.add(start, stop)
             self.draft.hashing()
             if ranged and len(self._todo):
-                self._hire()
+                self._start_helpers()
 
-    def _hire(self) -> None:
+    def _start_helpers(self) -> None:
         pieces = -(-self._todo.total // (4 << 20))
         for _ in range(min(self.shared.connections - 1, pieces)):
             helper = threading.Thread(target=self._help, name="fetch", daemon=True)
@@ -130,7 +130,7 @@ class RangeScheduler:
         while (piece := self._take(leads=leads)) is not None:
             failure: RetryLater | None = None
             try:
-                with self.shared.slot(self.over):
+                with self.shared.slot(self.is_done):
                     self._attempt(piece)
             except RetryLater as error:
                 failure = error
@@ -143,27 +143,32 @@ class RangeScheduler:
         landed = self._target
         try:
             self._target = RangeRequest(
-                self.shared, self.draft, piece, landed, over=self.over, learnt=self._learnt
+                self.shared,
+                self.draft,
+                piece,
+                landed,
+                is_done=self.is_done,
+                on_response=self._on_response,
             ).run()
         except RetryLater as error:
-            self._target = None  # ask for a fresh address
+            self._target = None  # request a new address
             if isinstance(error, WrongRange) and piece is not None:
-                self._lied(error)
+                self._retry_range(error)
             raise
 
-    def _lied(self, lie: WrongRange) -> None:
-        """A Range was answered wrongly: again, or without ranges from now on."""
+    def _retry_range(self, error: WrongRange) -> None:
+        """Handle a wrong response to Range: try again, or stop using ranges."""
         with self._changed:
-            self._lies += 1
-            if self._lies >= _MOST_LIES:
-                raise NoRanges from lie
+            self._wrong_ranges += 1
+            if self._wrong_ranges >= _MOST_WRONG_RANGES:
+                raise NoRanges from error
 
     def _stream(self) -> None:
-        """The whole file over one connection; what is there already is not written again."""
+        """Fetch the complete file over one connection; existing bytes are not written again."""
         patience = _RetryPolicy(self, leads=True)
         while True:
             try:
-                with self.shared.slot(self.over):
+                with self.shared.slot(self.is_done):
                     self._attempt(None)
                 return
             except RetryLater as error:
@@ -171,7 +176,7 @@ class RangeScheduler:
 
 
 class _RetryPolicy:
-    """How often a connection tries again, and how long it waits before."""
+    """Decides how often a connection tries again, and how long it waits."""
 
     def __init__(self, of: RangeScheduler, *, leads: bool) -> None:
         self._round = of
@@ -180,19 +185,19 @@ class _RetryPolicy:
         self._had = of.partial.total
 
     def after(self, failure: RetryLater) -> None:
-        """Wait for the next attempt; raises the failure's error where there is no next one."""
+        """Wait before the next attempt; raises the failure's error if there is none."""
         shared = self._round.shared
         have = self._round.partial.total
-        shared.check(self._round.over)
+        shared.check(self._round.is_done)
         if have - self._had >= _PROGRESS:
             self._failures = 0
         self._had = have
         self._failures += 1
-        told = failure.wait_s
-        if self._leads and (self._failures >= shared.tries or (told or 0) > LONGEST_WAIT_S):
+        wait_s = failure.wait_s
+        if self._leads and (self._failures >= shared.tries or (wait_s or 0) > LONGEST_WAIT_S):
             raise failure.error from failure
-        # A break amid good progress says nothing against going on at once.
+        # After progress a broken connection is tried again at once.
         wait = backoff_s(self._failures, shared.backoff_s) * (0.1 if self._failures == 1 else 1)
-        if told is not None:
-            wait += min(told, LONGEST_WAIT_S)
-        shared.pause(wait, self._round.over)
+        if wait_s is not None:
+            wait += min(wait_s, LONGEST_WAIT_S)
+        shared.pause(wait, self._round.is_done)

@@ -1,4 +1,4 @@
-"""What all fetches of one process share: connections, the rate, pauses and the stop flag."""
+"""What all transfers of a process share: connections, rate, pauses and the stop flag."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TICK_S = 0.1
 
 
 class TransferProgress(Protocol):
-    """What a transfer needs of ``jobs.runtime.progress.Progress``."""
+    """The methods of ``jobs.runtime.progress.Progress`` that a transfer calls."""
 
     def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None: ...
     def check(self) -> None: ...
@@ -27,13 +27,13 @@ class TransferProgress(Protocol):
 
 
 class FileFinished(Exception):
-    """Another connection has ended this file, well or badly."""
+    """Another connection has completed this file, or failed."""
 
 
 class TransferSession:
-    """At most ``connections`` in all, for several threads; the parameters are ``Transfer``'s.
+    """At most ``connections`` for all threads; the parameters are those of ``Transfer``.
 
-    ``over`` tells, wherever it is asked for, whether the file in question needs no more work.
+    ``is_done`` in its methods: whether the file in question needs no more work.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class TransferSession:
         self.progress = progress
         self.rate = RateLimit(max_rate)
         self.pauses = SitePauses()
-        self.answered = False  # a server said something, whatever it was
+        self.answered = False  # whether any server has responded
         self._slots = threading.BoundedSemaphore(self.connections)
         self._lock = threading.Lock()
         self._wire: ConnectionPool | None = None
@@ -62,7 +62,7 @@ class TransferSession:
 
     @property
     def wire(self) -> ConnectionPool:
-        """The pool of connections, made when first needed: requests takes a while to import."""
+        """The pool of connections, created on first use: requests takes a while to import."""
         from jobs.transfer.connection import ConnectionPool
 
         with self._lock:
@@ -71,20 +71,20 @@ class TransferSession:
             return self._wire
 
     @contextlib.contextmanager
-    def slot(self, over: Callable[[], bool]) -> Iterator[None]:
-        """One of the connections, once there is one."""
+    def slot(self, is_done: Callable[[], bool]) -> Iterator[None]:
+        """Wait for a free connection and hold it."""
         while not self._slots.acquire(timeout=_TICK_S):
-            self.check(over)
+            self.check(is_done)
         try:
             yield
         finally:
             self._slots.release()
 
     @contextlib.contextmanager
-    def watched(self, reply: HttpResponse, over: Callable[[], bool]) -> Iterator[None]:
-        """While this reply is read, a stop of the task, or of the file, ends it."""
+    def watched(self, reply: HttpResponse, is_done: Callable[[], bool]) -> Iterator[None]:
+        """While this response is read, interrupt it if the task stops or the file is done."""
         with self._lock:
-            self._open[reply] = over
+            self._open[reply] = is_done
             if self._watch is None:
                 self._watch = threading.Thread(target=self._watching, name="watch", daemon=True)
                 self._watch.start()
@@ -96,30 +96,30 @@ class TransferSession:
 
     def _watching(self) -> None:
         while True:
-            time.sleep(_TICK_S)  # the stop flag is no event
+            time.sleep(_TICK_S)  # the stop flag cannot be waited for
             with self._lock:
                 if not self._open:
                     self._watch = None
                     return
                 stop = self.progress.cause is not None
-                replies = [reply for reply, over in self._open.items() if stop or over()]
+                replies = [reply for reply, is_done in self._open.items() if stop or is_done()]
             for reply in replies:
                 reply.interrupt()
 
-    def check(self, over: Callable[[], bool]) -> None:
-        """Raise ``Stopped`` if told to stop, ``FileFinished`` where the file needs no more work."""
+    def check(self, is_done: Callable[[], bool]) -> None:
+        """Raise ``Stopped`` if the task should stop, ``FileFinished`` if the file is done."""
         self.progress.check()
-        if over():
+        if is_done():
             raise FileFinished
 
-    def pause(self, seconds: float, over: Callable[[], bool]) -> None:
-        """Wait, unless there is a reason to stop."""
+    def pause(self, seconds: float, is_done: Callable[[], bool]) -> None:
+        """Wait; raises as ``check``."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            self.check(over)
+            self.check(is_done)
             time.sleep(min(left, _TICK_S))
 
     def close(self) -> None:
-        """End all idle connections."""
+        """Close all idle connections."""
         if self._wire is not None:
             self._wire.close()

@@ -1,4 +1,4 @@
-"""An address with its headers, none of which is ever shown, and what a fetch returns."""
+"""An address with its headers, which are never shown, and the result of a transfer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from jobs.model import Digest
 
 _PORTS = {"http": 80, "https": 443}
-_SHOWN = 200  # characters of a name in a message
+_SHOWN = 200  # characters of a name in a message, at most
 
 
 @dataclass(frozen=True, repr=False)
 class Target:
-    """Where a file is now. ``headers`` are sent to the origin of ``url`` and to no other."""
+    """The address of a file. ``headers`` are sent to the origin of ``url`` only."""
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -25,7 +25,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Received:
-    """A file that is whole and in its place."""
+    """A complete file under its final name."""
 
     size: int  # bytes
     sha256: Digest
@@ -33,7 +33,7 @@ class Received:
 
 
 def redact(url: str) -> str:
-    """``url`` without its query, fragment, user and password, fit to be shown."""
+    """``url`` without query, fragment, user and password, for messages."""
     try:
         parts = urllib.parse.urlsplit(url)
         where = parts.netloc.rpartition("@")[2]
@@ -43,7 +43,7 @@ def redact(url: str) -> str:
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host and port; ``ValueError`` where ``url`` is no http(s) address."""
+    """Scheme, host and port; ``ValueError`` if ``url`` is not an http(s) address."""
     parts = urllib.parse.urlsplit(url)
     scheme, host = parts.scheme.lower(), parts.hostname
     if scheme not in _PORTS or not host:
@@ -52,6 +52,6 @@ def origin_of(url: str) -> tuple[str, str, int]:
 
 
 def quoted_url(name: str) -> str:
-    """``name`` for a message: on one line, nothing that a terminal would act on."""
+    """``name`` for a message: on one line, without control characters."""
     text = name if name.isprintable() else repr(name)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]}…{text[-_SHOWN // 2 :]}"

@@ -1,4 +1,4 @@
-"""The transfer itself: a file from its first request to its name, whole and verified."""
+"""Downloads files: from the first request to the complete, verified file."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from jobs.transfer.target import Received, Target
 
 
 class Transfer(TransferSession):
-    """Fetches files over at most ``connections`` in all; may be used from several threads.
+    """Fetches files over at most ``connections`` in total; thread-safe.
 
-    ``max_rate`` is in bytes a second, for all together; no byte for ``stall_s`` seconds is a
-    break; ``tries`` failures without progress in between are the end of a file; ``backoff_s`` is
-    the mean of the first wait, twice.
+    ``max_rate``: bytes a second in total. ``stall_s``: a connection is closed after this many
+    seconds without data. ``tries``: a file fails after this many failures without progress.
+    ``backoff_s``: twice the mean of the first wait.
     """
 
     def fetch(
@@ -33,15 +33,15 @@ class Transfer(TransferSession):
         expect: Callable[[bytes], None] | None = None,
         arrivals: Listener | None = None,
     ) -> Received:
-        """Bring a file to ``out``, whole and verified; goes on from a partial file beside it.
+        """Download a file to ``out`` and verify it; continues a partial file beside ``out``.
 
-        ``resolve`` is asked at every attempt. ``size`` (bytes) and ``digest`` are the published
-        ones, if any. ``expect`` gets the first bytes and raises ``SourceError`` if they are wrong.
-        Raises ``SourceError``, ``DigestError``, ``StorageError``; ``Stopped`` when told to stop.
+        ``resolve`` is called for every attempt. ``size`` (bytes) and ``digest`` are the published
+        ones, if any. ``expect`` is called with the first bytes and raises ``SourceError`` if they
+        are wrong. Raises ``SourceError``, ``DigestError``, ``StorageError``, ``Stopped``.
         """
         draft = DownloadState(self.progress, resolve, out, name, size, digest, expect, arrivals)
         with contextlib.closing(draft):
-            draft.take_up()
+            draft.load()
             while True:
                 try:
                     self._bring(draft)
@@ -50,7 +50,7 @@ class Transfer(TransferSession):
                     draft.start_over(reason)
 
     def _bring(self, draft: DownloadState) -> None:
-        """Have every byte there, in ranges if the server does them rightly."""
+        """Download all bytes, in ranges if the server supports them correctly."""
         from jobs.transfer.scheduler import RangeScheduler  # which loads requests
 
         if draft.ranged:

@@ -103,16 +103,18 @@ SETS = [
 ]
 
 
-@pytest.mark.parametrize(("names", "whole"), SETS)
-def test_pieces_are_one_archive_in_the_order_of_their_marks(names: list[str], whole: str) -> None:
+@pytest.mark.parametrize(("names", "joined_name"), SETS)
+def test_pieces_are_one_archive_in_the_order_of_their_marks(
+    names: list[str], joined_name: str
+) -> None:
     files = pieces(names, GZIP[:10] + random.Random(4).randbytes(5000))
     (shard,) = shards(files)
-    assert (shard.kind, shard.name) == (ShardKind.ARCHIVE, whole)
+    assert (shard.kind, shard.name) == (ShardKind.ARCHIVE, joined_name)
     assert [file.name for file in shard.files] == names
 
 
-@pytest.mark.parametrize(("names", "whole"), [s for s in SETS if len(s.values[0]) > 2])  # type: ignore[arg-type]
-def test_a_gap_is_found_at_launch(names: list[str], whole: str) -> None:
+@pytest.mark.parametrize(("names", "joined_name"), [s for s in SETS if len(s.values[0]) > 2])  # type: ignore[arg-type]
+def test_a_gap_is_found_at_launch(names: list[str], joined_name: str) -> None:
     files = pieces(names, GZIP[:10] + random.Random(4).randbytes(5000))
     del files[names[1]]
     with pytest.raises(SourceError, match=r"missing beside .* --exclude .* --join none"):

@@ -208,7 +208,7 @@ def test_digests_are_taken_from_headers_that_can_be_trusted(
 ) -> None:
     from requests.structures import CaseInsensitiveDict
 
-    found = published_digest(CaseInsensitiveDict(headers), whole=True)
+    found = published_digest(CaseInsensitiveDict(headers), is_complete=True)
     assert (found.algorithm if found else None) == algorithm
     web.put("/x", DATA, headers=headers)
     assert fetch(web.url("/x"), tmp_path / "out").verified == (algorithm is not None)
