@@ -394,7 +394,7 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     good = gzip.compress(tarred(PAGES))
     source = put(tmp_path / "source" / "d.tar.gz", good[:-8] + bytes(4) + good[-4:])
     brought = bring(tmp_path, source)
-    assert "replace it by an intact copy and run `resume`" in brought.text
+    assert "replace it with an intact copy and run `resume`" in brought.text
     assert "--exclude" not in brought.text  # nothing would be left
     put(tmp_path / "source" / "d.tar.gz", good)
     folder, plan = brought.folder, brought.plan

@@ -91,7 +91,7 @@ def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal
     assert "contains JSON lines in GBK, is published as JSON lines" in told(run)
     damaged = data.replace(b"\xc8", b"\xff")
     wrong = refused(tmp_path / "wrong", [shard(damaged)], Options(records_encoding="gbk"))
-    assert "its records file is not GBK throughout" in wrong
+    assert "its records file is not entirely GBK" in wrong
 
 
 ARRAYS = [

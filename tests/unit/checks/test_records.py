@@ -128,7 +128,7 @@ def test_what_python_reads_as_json_is_a_record(value: str) -> None:
         (b'{"text": "x"}', "names no image; its fields are 'text' .see --image-field"),
         (
             b'{"image": ""}',
-            "none of the fields image, image_path, file_name, path, images holds a path",
+            "none of the fields image, image_path, file_name, path, images contains a path",
         ),
         (b'{"image": []}', "names no image"),
         (b'{"image": null, "thumbnail": "a.png"}', "names no image"),
