@@ -1,4 +1,4 @@
-"""The plan, the jobs and the command line: what runs on the login node."""
+"""What runs on the login node: planning, submitting jobs, and the command line."""
 
 from jobs import __version__
 

@@ -1,7 +1,7 @@
-"""What the command line does, for programs: typed functions over one run folder.
+"""The functions of the command line for programs, typed, each for one run folder.
 
-The names in ``__all__`` are the stable surface, with ``status --json`` and its kin; everything else
-may change in any version. Errors are ``OrchestrateError``, with a ``cause`` and a message.
+The names in ``__all__`` and the outputs of ``--json`` are stable; everything else may change in any
+version. Errors are ``OrchestrateError``, with a ``cause`` and a message.
 
 >>> from orchestrator import api                                            # doctest: +SKIP
 >>> planned = api.plan(api.LaunchRequest(source, dest=Path("/data/pages")))  # doctest: +SKIP

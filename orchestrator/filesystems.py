@@ -1,4 +1,4 @@
-"""What a file system has left for this user: bytes and inodes, free ones and those of quotas."""
+"""Free bytes and inodes of a file system for this user, including quotas."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-_QUOTA_TIMEOUT_S = 10.0  # a file system that is slow to tell its quota is asked no longer
-_KB = 1024  # quota tools count in these
-# Of these every machine has its own: what is written there is not seen from another.
+_QUOTA_TIMEOUT_S = 10.0  # for a quota tool
+_KB = 1024  # the unit of quota tools, in bytes
+# Types of file systems that other machines do not see.
 _OWN_TO_A_MACHINE = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 
 
 @dataclass(frozen=True)
 class Room:
-    """What is left, and what says so; None where nothing limits it."""
+    """Free bytes and inodes (None: not limited), and what limits them."""
 
     bytes: int | None
     inodes: int | None
@@ -25,7 +25,7 @@ class Room:
 
 
 def existing(path: Path) -> Path:
-    """``path`` or the nearest folder above it that is there."""
+    """``path``, or the nearest folder above it that exists."""
     for each in (path, *path.parents):
         if os.path.lexists(each):
             return each
@@ -33,9 +33,9 @@ def existing(path: Path) -> Path:
 
 
 def rooms(path: Path) -> list[Room]:
-    """All that limits what can be written below an existing ``path``; ``OSError`` if it is gone."""
+    """All limits on writing below an existing ``path``; ``OSError`` if it is missing."""
     stat = os.statvfs(path)
-    # Some file systems have no fixed number of inodes and say 0.
+    # File systems without a fixed number of inodes report 0.
     free_inodes = stat.f_favail if stat.f_files else None
     found = [Room(stat.f_bavail * stat.f_frsize, free_inodes, "the file system")]
     return found + list(_lustre_quotas(path)) + list(_quotas(path))
@@ -46,10 +46,10 @@ def is_read_only(path: Path) -> bool:
 
 
 def mount_of(path: Path) -> tuple[str, str, str]:
-    """Mount point, type and device of the file system below which ``path`` lies.
+    """Mount point, type and device of the file system of ``path``.
 
-    From /proc/self/mountinfo (proc(5)); the longest mount point that is above the path counts, of
-    equal ones the last, which covers the others.
+    From /proc/self/mountinfo (proc(5)): the longest mount point above the path; of equal ones the
+    last, which hides the others.
     """
     real, best = str(path.resolve()), ("", "", "")
     try:
@@ -69,7 +69,7 @@ def mount_of(path: Path) -> tuple[str, str, str]:
 
 
 def own_to_a_machine(path: Path) -> str | None:
-    """The type of the file system, where other machines cannot see it for sure."""
+    """The type of the file system, if other machines probably do not see it; otherwise None."""
     kind = mount_of(existing(path))[1]
     return kind if kind in _OWN_TO_A_MACHINE else None
 
@@ -81,7 +81,7 @@ def _unescaped(text: str) -> str:
 
 
 def _ask(argv: Sequence[str]) -> list[str]:
-    """The lines that a quota tool prints; none where it is absent, slow or of no help."""
+    """The lines that a quota tool prints; none if it is missing, slow or fails."""
     if shutil.which(argv[0]) is None:
         return []
     try:
@@ -95,7 +95,7 @@ def _ask(argv: Sequence[str]) -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    # quota(1) ends with 1 where a quota is exceeded, which is what we want to hear of.
+    # quota(1) exits with 1 if a quota is exceeded, which is a valid answer.
     return done.stdout.decode("utf-8", "replace").splitlines()
 
 
@@ -119,7 +119,7 @@ def _quotas(path: Path) -> Iterator[Room]:
 
 
 def _room(words: Sequence[str], name: str) -> Iterator[Room]:
-    """From used, soft and hard limit, grace, of bytes and then of files; * marks an excess."""
+    """Parse used, soft and hard limit, grace, for bytes and then for files; * marks an excess."""
     left = []
     for place, unit in ((0, _KB), (4, 1)):
         try:

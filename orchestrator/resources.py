@@ -1,4 +1,4 @@
-"""Time, memory and size as people and Slurm write them, and what to ask for after a failure."""
+"""Parses times, amounts of memory and sizes, and computes resources after a failure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from msgspec import structs
 from jobs.errors import Cause, UsageError
 from jobs.model import Resources
 
-UNLIMITED = 0  # minutes; Slurm's own sign for no limit
-# Nobody means more; Slurm counts seconds in 32 bits and makes a minute of 71582789 minutes.
+UNLIMITED = 0  # minutes; Slurm's value for no limit
+# A larger number is a mistake; Slurm counts seconds in 32 bits, so 71582789 minutes become one.
 _MOST_MIN = 366 * 24 * 60
 
-# Where nothing was asked for, the site's default is not known: this is what twice of it means.
+# Used instead of twice the site's default, which is unknown.
 _FIRST_MEM_MB = 8192
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d+){0,2})", re.ASCII)
@@ -29,9 +29,9 @@ _POWERS = " KMGTP"
 
 
 def parse_time(text: str) -> int:
-    """Minutes, from any of Slurm's forms; seconds are rounded up, 0 (``UNLIMITED``) is no limit.
+    """Minutes, from any of Slurm's formats; seconds are rounded up, 0 (``UNLIMITED``) is no limit.
 
-    Forms: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED, INFINITE and -1
+    Formats: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S, UNLIMITED, INFINITE and -1
     (https://slurm.schedmd.com/sbatch.html#OPT_time). Raises ``UsageError``.
     """
     word = text.strip()
@@ -55,7 +55,7 @@ def parse_time(text: str) -> int:
 
 
 def parse_limit(text: str) -> int:
-    """As ``parse_time``, for what a user asks of a job: no more than a year."""
+    """As ``parse_time``, for a user's time limit: at most a year."""
     minutes = parse_time(text)
     if minutes > _MOST_MIN:
         raise UsageError(
@@ -66,7 +66,7 @@ def parse_limit(text: str) -> int:
 
 
 def format_time(minutes: int) -> str:
-    """Minutes as ``H:MM:SS`` or ``D-HH:MM:SS``, which ``parse_time`` and Slurm read."""
+    """Minutes as ``H:MM:SS`` or ``D-HH:MM:SS``, formats of ``parse_time`` and Slurm."""
     if minutes == UNLIMITED:
         return "UNLIMITED"
     days, rest = divmod(minutes, 24 * 60)
@@ -75,9 +75,9 @@ def format_time(minutes: int) -> str:
 
 
 def parse_mem(text: str) -> int:
-    """Megabytes (of 1024 squared bytes), as Slurm's --mem takes them: 8G, 8192, 8192M; rounded up.
+    """Mebibytes, from the formats of Slurm's --mem: 8G, 8192, 8192M; rounded up.
 
-    0 means all of a node's memory, as it does to Slurm. Raises ``UsageError``.
+    0 means all of a node's memory, as in Slurm. Raises ``UsageError``.
     """
     match = _MEM.fullmatch(text.strip())
     if match is None:
@@ -88,7 +88,7 @@ def parse_mem(text: str) -> int:
 
 
 def parse_size(text: str) -> int:
-    """Bytes: 512M and 1.5GiB count in 1024s, 20MB counts in 1000s. Raises ``UsageError``."""
+    """Bytes: 512M and 1.5GiB use powers of 1024, 20MB of 1000. Raises ``UsageError``."""
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{text!r} is not a size; write 512M, 1.5GiB, 20MB or a number of bytes")
@@ -107,11 +107,11 @@ def grown(
     bad_nodes: Iterable[str] = (),
     limit_min: int | None = None,
 ) -> Resources:
-    """What to ask for after tasks ended for ``causes``.
+    """The resources to request after tasks ended for ``causes``.
 
-    Twice the memory where it ran out, half as long again where time did, but no more than
-    ``limit_min`` (the partition's limit in minutes; None where it has none), without
-    ``bad_nodes``, and without the launching shell's limits (ulimit) where one was reached.
+    Twice the memory if it ran out; 1.5 times the time if that ran out, at most ``limit_min`` (the
+    partition's limit in minutes; None if it has none); without ``bad_nodes``; and without the
+    launching shell's limits (ulimit) if one was reached.
     """
     asked = before
     if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:

@@ -1,4 +1,4 @@
-"""Numbers as people read them: sizes, rates, durations, ages, clock times."""
+"""Formats numbers for the user: sizes, rates, durations, clock times."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def size(count: float) -> str:
 
 
 def count(number: int) -> str:
-    """A whole number with its thousands apart: ``79,413``."""
+    """An integer with separated thousands: ``79,413``."""
     return f"{number:,}"
 
 
 def rate(number: float) -> str:
-    """Things a second: a whole number from ten on, one digit behind the point below."""
+    """A rate a second: an integer from ten on, one decimal below."""
     return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
@@ -35,9 +35,9 @@ def plural(number: int, noun: str) -> str:
 
 
 def clock(seconds: float) -> str:
-    """A duration as a clock shows it: ``0:42``, ``1:02:03``, ``2d 04:05:06``."""
-    whole = max(0, round(seconds))
-    days, rest = divmod(whole, 86400)
+    """A duration in the format of a clock: ``0:42``, ``1:02:03``, ``2d 04:05:06``."""
+    rounded = max(0, round(seconds))
+    days, rest = divmod(rounded, 86400)
     hours, rest = divmod(rest, 3600)
     minutes, secs = divmod(rest, 60)
     if days:
@@ -46,11 +46,11 @@ def clock(seconds: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration in words, in its largest unit or two: ``40 s``, ``12 min``, ``3 h 5 min``."""
-    whole = max(0, round(seconds))
-    if whole < 90:
-        return f"{whole} s"
-    minutes = round(whole / 60)
+    """A duration in its largest one or two units: ``40 s``, ``12 min``, ``3 h 5 min``."""
+    rounded = max(0, round(seconds))
+    if rounded < 90:
+        return f"{rounded} s"
+    minutes = round(rounded / 60)
     if minutes < 90:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
@@ -61,7 +61,7 @@ def span(seconds: float) -> str:
 
 
 def moment(when: datetime, now: datetime) -> str:
-    """A point in time on the reader's own clock: ``14:20``, ``Tue 14:20``, ``2026-11-24 14:20``."""
+    """A time in the local time zone: ``14:20``, ``Tue 14:20``, ``2026-11-24 14:20``."""
     here = when.astimezone()
     away = abs((when - now).total_seconds())
     if away < 86400 and here.date() == now.astimezone().date():
@@ -70,7 +70,7 @@ def moment(when: datetime, now: datetime) -> str:
 
 
 def indices(numbers: list[int] | tuple[int, ...]) -> str:
-    """Task numbers as people like to read them: ``4,7-17``."""
+    """Task numbers as ranges: ``4,7-17``."""
     groups: list[list[int]] = []
     for number in sorted(numbers):
         if groups and number == groups[-1][1] + 1:

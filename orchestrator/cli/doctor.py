@@ -80,7 +80,7 @@ def command(
         if made.ok:
             wish = replace(wish, resources=structs.replace(wish.resources, python=python))
     if write_profile is not None:
-        wish = checks.with_what_slurm_wants(wish)
+        wish = checks.with_site_resources(wish)
     for finding in checks.examine(wish):
         tell(finding)
     if write_profile is not None:

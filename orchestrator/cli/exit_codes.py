@@ -37,8 +37,10 @@ def of_state(state: RunState) -> int:
     if state.status in (RunStatus.DONE, RunStatus.RUNNING):
         return DONE
     if state.status is RunStatus.PLANNED:  # not submitted yet, or refused
-        return max((of_cause(trouble.problem.cause) for trouble in state.troubles), default=DONE)
-    return _worst(trouble.problem.cause for trouble in state.troubles)
+        return max(
+            (of_cause(open_problem.problem.cause) for open_problem in state.problems), default=DONE
+        )
+    return _worst(open_problem.problem.cause for open_problem in state.problems)
 
 
 def _worst(causes: Iterable[Cause]) -> int:

@@ -47,7 +47,7 @@ class Parsed(_ParamType):
 def clean(text: str) -> str:
     """``text``, if it is fit for a batch script: a line break would start a line of its own."""
     if not text.isprintable():
-        raise UsageError(f"{text!r} holds a control character; write it on one line")
+        raise UsageError(f"{text!r} contains a control character; write it on one line")
     return text
 
 
@@ -106,7 +106,7 @@ class _Place(click.Path):
         except UnicodeEncodeError:
             self.fail(f"{text!r} is not UTF-8; rename it, or give a link to it", param, ctx)
         except RuntimeError:
-            self.fail(f"{text!r} names a user whose home folder is not known", param, ctx)
+            self.fail(f"{text!r} names a user whose home folder is unknown", param, ctx)
 
 
 class Number(click.FloatRange):

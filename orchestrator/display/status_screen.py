@@ -101,8 +101,8 @@ def line(state: RunState, now: datetime) -> str:
             told.append(f"{stage.value} {paces[stage].fraction:.0%}{speed}")
     if counts[Stage.EXTRACT].files:
         told.append(units.plural(counts[Stage.EXTRACT].files, "file"))
-    if state.troubles:
-        told.append(units.plural(len(state.troubles), "problem"))
+    if state.problems:
+        told.append(units.plural(len(state.problems), "problem"))
     return " · ".join(told)
 
 
@@ -295,27 +295,27 @@ def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
     groups = metrics.problem_groups(state)
     if not groups:
         return
-    yield look.paint(units.plural(len(state.troubles), "problem"), "bold", "red")
+    yield look.paint(units.plural(len(state.problems), "problem"), "bold", "red")
     causes = [group for group in groups if group.cause is not Cause.NOT_FETCHED] or groups
     for group in causes:
         yield from _failure(group, run, look)
-    follow = len(state.troubles) - sum(len(group.troubles) for group in causes)
+    follow = len(state.problems) - sum(len(group.problems) for group in causes)
     if follow:
         yield f"    {follow} more {'follows' if follow == 1 else 'follow'} from that"
 
 
 def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str]:
     cause = group.cause.value.replace("_", " ")
-    times = f" × {len(group.troubles)}" if len(group.troubles) > 1 else ""
+    times = f" × {len(group.problems)}" if len(group.problems) > 1 else ""
     noun = "task" if len(group.tasks) == 1 else "tasks"
     which = f" ({noun} {_short(units.indices(group.tasks), 40)})"
     head = f"{group.stage.value}: {cause}{times}{which if group.stage is Stage.EXTRACT else ''}"
     yield f"  {look.paint('✗', 'red')} {look.paint(head, 'bold')}"
     seen: dict[str, None] = {}
-    for trouble in group.troubles:
-        shard = shard_of(trouble)
-        prefix = f"{shard}: " if shard and shard not in trouble.problem.message else ""
-        seen.setdefault(prefix + trouble.problem.message)
+    for open_problem in group.problems:
+        shard = shard_of(open_problem)
+        prefix = f"{shard}: " if shard and shard not in open_problem.problem.message else ""
+        seen.setdefault(prefix + open_problem.problem.message)
     for message in list(seen)[:_MOST_FAILURES]:
         yield from _wrapped("     ", message.splitlines(), look)
     if len(seen) > _MOST_FAILURES:
@@ -357,5 +357,5 @@ def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -
         if watching:
             told = "Ctrl-C stops watching; the run continues"
         yield look.paint(told, "dim")
-    elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.troubles:
+    elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.problems:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

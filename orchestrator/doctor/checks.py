@@ -1,4 +1,4 @@
-"""Probes the machine or the cluster before a long run: what holds, what does not, what to do."""
+"""Checks the machine or the cluster before a long run, with a remedy for each problem."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ from orchestrator.inspection import pending_reasons, task_logs
 
 HUB = "https://huggingface.co"
 _LOOK_EVERY_S = 1.0
-_SKEW_S = 5.0  # of two clocks; results are told apart from stale ones by less than a minute
+_SKEW_S = 5.0  # allowed difference of two clocks
 
 
 @dataclass(frozen=True)
 class DoctorRequest:
-    """What a run would ask for."""
+    """The settings of a run to check."""
 
     dest: Path
     log_dir: Path
@@ -54,51 +54,57 @@ class DoctorRequest:
     wait_s: float = 120.0  # for the canary to start and end
 
     @property
-    def ask(self) -> ProbeRequest:
+    def probe(self) -> ProbeRequest:
         endpoint = os.environ.get("HF_ENDPOINT") or HUB
         return ProbeRequest(secrets.token_hex(8), str(self.dest.absolute()), endpoint, __version__)
 
 
-def examine(wish: DoctorRequest) -> Iterator[CheckResult]:
-    """Every finding as it is made; the canary on a compute node, where there is Slurm, is last."""
-    yield from _here(wish)
+def examine(request: DoctorRequest) -> Iterator[CheckResult]:
+    """Yield all results; with Slurm the last ones are from a canary job on a compute node."""
+    yield from _here(request)
     try:
-        choice = choose_engine(wish.engine)
+        choice = choose_engine(request.engine)
     except OrchestrateError as error:
         yield CheckResult("slurm", False, error.message, "log in to a login node of the cluster")
         return
     if choice.name == "local":
         yield CheckResult("engine", None, choice.why_local or "runs use this machine, as requested")
-        yield from node_probe.probe(wish.ask, wish.log_dir, on_node=False)
+        yield from node_probe.probe(request.probe, request.log_dir, on_node=False)
         return
-    yield from _slurm(wish)
+    yield from _slurm(request)
 
 
-def with_what_slurm_wants(wish: DoctorRequest) -> DoctorRequest:
-    """The wish with the partition, account, time and memory that jobs have to ask for here."""
-    if choose_engine(wish.engine).name == "local" or client.silence() is not None:
-        return wish
-    spec = _spec(wish, RunFolder(wish.log_dir.absolute() / "profile"))
-    return replace(wish, resources=site_profile.choose(spec))
+def with_site_resources(request: DoctorRequest) -> DoctorRequest:
+    """``request`` with the partition, account, time and memory that jobs need on this cluster."""
+    if choose_engine(request.engine).name == "local" or client.silence() is not None:
+        return request
+    spec = _spec(request, RunFolder(request.log_dir.absolute() / "profile"))
+    return replace(request, resources=site_profile.choose(spec))
 
 
-def write_profile(wish: DoctorRequest, findings: Sequence[CheckResult], path: Path) -> CheckResult:
-    """Keep what was found of a cluster as a settings file."""
+def write_profile(
+    request: DoctorRequest, findings: Sequence[CheckResult], path: Path
+) -> CheckResult:
+    """Write a settings file with what was found on a cluster."""
     if not any(finding.name == "job" and finding.ok for finding in findings):
-        fact = "not written, because Slurm does not accept jobs yet"
-        return CheckResult("profile", False, fact, "fix what is marked ✗ above, then write it")
-    return site_profile.write(path, site_profile.text(wish.resources, findings, wish.ask.endpoint))
+        fact = "not written, because Slurm does not accept jobs"
+        return CheckResult(
+            "profile", False, fact, "fix the problems marked ✗ above, then try again"
+        )
+    return site_profile.write(
+        path, site_profile.text(request.resources, findings, request.probe.endpoint)
+    )
 
 
-def _here(wish: DoctorRequest) -> Iterator[CheckResult]:
+def _here(request: DoctorRequest) -> Iterator[CheckResult]:
     yield CheckResult(
         "this machine",
         True,
         f"Python {sys.version.split()[0]}, websight-orchestrate {__version__}, "
         f"{units.plural(cores(), 'core')}",
     )
-    yield _log_dir(wish.log_dir.absolute())
-    yield from _room(wish.dest.absolute())
+    yield _log_dir(request.log_dir.absolute())
+    yield from _room(request.dest.absolute())
 
 
 def _log_dir(path: Path) -> CheckResult:
@@ -117,15 +123,15 @@ def _room(dest: Path) -> Iterator[CheckResult]:
         yield CheckResult("room", False, f"{dest}: {error.strerror}", "choose another --dest")
         return
     for room in rooms:
-        told = [units.size(room.bytes)] if room.bytes is not None else []
-        told += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
+        left = [units.size(room.bytes)] if room.bytes is not None else []
+        left += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
         full = room.bytes == 0 or room.inodes == 0
         remedy = "free some space, or choose another --dest" if full else ""
-        yield CheckResult("room", not full, f"{room.of} has {' and '.join(told)} left", remedy)
+        yield CheckResult("room", not full, f"{room.of} has {' and '.join(left)} left", remedy)
 
 
-def _slurm(wish: DoctorRequest) -> Iterator[CheckResult]:
-    """Whether Slurm answers and would take such a job, and what a job finds; else why not."""
+def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
+    """Check that Slurm responds and accepts such a job, and run one."""
     why = client.silence()
     if why is not None:
         yield CheckResult("slurm", False, why, "wait and try again, or ask the site's support")
@@ -134,19 +140,19 @@ def _slurm(wish: DoctorRequest) -> Iterator[CheckResult]:
     which = f" for cluster {cluster}" if cluster else ""
     yield CheckResult("slurm", True, f"{_version()} answers{which}")
     yield _accounting()
-    yield _shared(wish.log_dir.absolute(), "--log-dir")
-    yield _shared(wish.dest.absolute(), "--dest")
-    yield from _export(wish.resources.sbatch_args)
-    folder = RunFolder(wish.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
-    spec = _spec(wish, folder)
+    yield _shared(request.log_dir.absolute(), "--log-dir")
+    yield _shared(request.dest.absolute(), "--dest")
+    yield from _export(request.resources.sbatch_args)
+    folder = RunFolder(request.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
+    spec = _spec(request, folder)
     yield _trial(spec)
-    # Its own short time limit lets it start where a long job would wait.
+    # A short time limit lets it start earlier than a long job.
     asked = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
-    yield from _canary(wish, folder, replace(spec, resources=asked))
+    yield from _canary(request, folder, replace(spec, resources=asked))
 
 
 def _version() -> str:
-    """What sbatch calls itself; a site's wrapper of it may not know the question."""
+    """The version of sbatch; a site's wrapper may not support the option."""
     try:
         return client.ask("sbatch", "--version").stdout.strip() or "Slurm"
     except EngineError:
@@ -178,7 +184,7 @@ def _shared(path: Path, option: str) -> CheckResult:
 
 
 def _export(sbatch_args: Sequence[str]) -> Iterator[CheckResult]:
-    """What jobs do not get of this shell's environment, where ``--export`` restricts it."""
+    """Variables of this shell that jobs do not get because of ``--export``."""
     export = arguments.export_of(sbatch_args)
     missing = export.missing(arguments.DOWNLOAD_VARIABLES, os.environ)
     if missing:
@@ -189,49 +195,49 @@ def _export(sbatch_args: Sequence[str]) -> Iterator[CheckResult]:
             f"if a download needs them: --sbatch-arg={export.with_names(missing)}",
         )
     elif export.restricts:
-        fact = f"{export} withholds nothing that a download needs"
+        fact = f"{export} withholds no variable that a download needs"
         yield CheckResult("export", True, fact)
 
 
 _WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")
 
 
-def _spec(wish: DoctorRequest, folder: RunFolder) -> JobSpec:
-    """A job as a run would submit one; what it does there is to look around."""
+def _spec(request: DoctorRequest, folder: RunFolder) -> JobSpec:
+    """A job like those of a run, which runs the probe."""
     return JobSpec(
         name=f"websight-{folder.run_id}-0001-canary",
         stage=Stage.DOWNLOAD,
         attempt=1,
         run_dir=str(folder.path),
         tasks=(Task(Stage.DOWNLOAD, 0, ()),),
-        resources=wish.resources,
+        resources=request.resources,
         parallel=1,
         call="orchestrator.doctor.node_probe:run",
     )
 
 
 def _trial(spec: JobSpec) -> CheckResult:
-    """Partition, account, QOS and limits, as a launch and Slurm itself judge them."""
+    """Check partition, account, QOS and limits, like a launch and with Slurm."""
     from orchestrator.engines.slurm import script
 
     try:
         said = script.trial(spec)
     except EngineError as error:
-        mend = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
-        return CheckResult("job", False, error.message, mend)
+        remedy = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
+        return CheckResult("job", False, error.message, remedy)
     will = _WILL_START.search(said)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = resources.format_time(spec.resources.time_min)
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 
-def _canary(wish: DoctorRequest, folder: RunFolder, spec: JobSpec) -> Iterator[CheckResult]:
-    """A two-minute job on the partition; its folder goes, whatever comes of it."""
-    ask = wish.ask
+def _canary(request: DoctorRequest, folder: RunFolder, spec: JobSpec) -> Iterator[CheckResult]:
+    """Run a job of two minutes on the partition; always removes its folder."""
+    probe = request.probe
     try:
         folder.path.mkdir(mode=0o700, parents=True)
-        atomic.write_json(folder.path / REQUEST_FILE, ask)
-        yield from _send(wish, folder, ask, spec)
+        atomic.write_json(folder.path / REQUEST_FILE, probe)
+        yield from _send(request, folder, probe, spec)
     except OSError as error:
         yield CheckResult(
             "run folder", False, f"{folder.path}: {error.strerror}", "choose another --log-dir"
@@ -241,7 +247,7 @@ def _canary(wish: DoctorRequest, folder: RunFolder, spec: JobSpec) -> Iterator[C
 
 
 def _send(
-    wish: DoctorRequest, folder: RunFolder, ask: ProbeRequest, spec: JobSpec
+    request: DoctorRequest, folder: RunFolder, probe: ProbeRequest, spec: JobSpec
 ) -> Iterator[CheckResult]:
     engine = engine_named("slurm")
     submitted = utc_now()
@@ -251,15 +257,15 @@ def _send(
         yield CheckResult("canary job", False, error.message, "fix this, then run `doctor` again")
         return
     try:
-        yield from _await(wish, folder, ask, engine, handle.task_ids[0], submitted)
+        yield from _await(request, folder, probe, engine, handle.task_ids[0], submitted)
     finally:
         engine.cancel(folder, handle.job_ids)
 
 
 def _await(
-    wish: DoctorRequest,
+    request: DoctorRequest,
     folder: RunFolder,
-    ask: ProbeRequest,
+    probe: ProbeRequest,
     engine: Engine,
     job_id: str,
     submitted: datetime,
@@ -267,20 +273,20 @@ def _await(
     pause = threading.Event()  # never set: waiting on it can be interrupted
     while True:
         state = engine.poll(folder, [job_id])[job_id]
-        told = _told(folder, ask)
-        if told is not None:
-            yield CheckResult("canary job", True, f"job {job_id} ran on {told.host}")
-            yield _clock(told, submitted, utc_now())
-            yield from _setup(wish, folder, job_id)
-            yield from told.findings
+        report = _read_report(folder, probe)
+        if report is not None:
+            yield CheckResult("canary job", True, f"job {job_id} ran on {report.host}")
+            yield _clock(report, submitted, utc_now())
+            yield from _setup(request, folder, job_id)
+            yield from report.findings
             return
         waited = (utc_now() - submitted).total_seconds()
         if state.state is EngineState.ENDED:
-            # What a node wrote may be seen here late; a few looks more cost little.
-            if pause.wait(3 * _LOOK_EVERY_S) or (told := _told(folder, ask)) is None:
-                yield _dead(wish, folder, job_id, state.raw)
+            # A node's files may become visible late, so check a few more times.
+            if pause.wait(3 * _LOOK_EVERY_S) or (report := _read_report(folder, probe)) is None:
+                yield _dead(request, folder, job_id, state.raw)
                 return
-        elif waited > wish.wait_s:
+        elif waited > request.wait_s:
             why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
             yield CheckResult(
                 "canary job",
@@ -292,16 +298,16 @@ def _await(
         pause.wait(_LOOK_EVERY_S)
 
 
-def _told(folder: RunFolder, ask: ProbeRequest) -> ProbeReport | None:
+def _read_report(folder: RunFolder, probe: ProbeRequest) -> ProbeReport | None:
     try:
-        told = atomic.read_json(folder.path / REPORT_FILE, ProbeReport)
+        report = atomic.read_json(folder.path / REPORT_FILE, ProbeReport)
     except (OSError, msgspec.DecodeError):
         return None
-    return told if told.word == ask.word else None
+    return report if report.word == probe.word else None
 
 
-def _dead(wish: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> CheckResult:
-    """The probe ended without a report: the last lines of its log, or that it has none."""
+def _dead(request: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> CheckResult:
+    """The result for a probe without a report: the last lines of its log, or that it has none."""
     log = _log(folder, job_id)
     if log is None:
         return CheckResult(
@@ -313,19 +319,19 @@ def _dead(wish: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> Chec
     lines = task_logs.tail(log, 3)
     said = " | ".join(lines) or "without printing anything"
     if (python := node_environment.not_found(lines)) is not None:
-        return node_environment.unseen(python, wish.resources, wish.dest)
-    mend = "install the tool where compute nodes see it, or add --setup 'module load …'"
-    if wish.resources.setup:
-        mend = (
+        return node_environment.missing_python(python, request.resources, request.dest)
+    remedy = "install the tool where compute nodes see it, or add --setup 'module load …'"
+    if request.resources.setup:
+        remedy = (
             "fix --setup, whose lines run before the tool, or install what is missing on the nodes"
         )
-    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", mend)
+    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", remedy)
 
 
-def _setup(wish: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[CheckResult]:
-    """What the lines of --setup printed: the shell goes on where one of them fails."""
+def _setup(request: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[CheckResult]:
+    """The output of the lines of --setup; the shell continues after a line that fails."""
     log = _log(folder, job_id)
-    lines = task_logs.tail(log, 99) if log and wish.resources.setup else []
+    lines = task_logs.tail(log, 99) if log and request.resources.setup else []
     said = list(takewhile(lambda line: " submitit: " not in line, lines))
     if said:
         fact = f"its lines printed: {' | '.join(said[-3:])}"
@@ -333,23 +339,27 @@ def _setup(wish: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[Chec
 
 
 def _log(folder: RunFolder, job_id: str) -> Path | None:
-    """What the canary and the shell before it wrote to standard error."""
+    """The standard error of the canary job and its shell."""
     found = task_logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
     return found.err if found else None
 
 
-def _clock(told: ProbeReport, submitted: datetime, seen: datetime) -> CheckResult:
-    """Whether the node's clock lies between what was seen here before and after."""
-    early = (submitted - told.started).total_seconds()
-    late = (told.ended - seen).total_seconds()
+def _clock(report: ProbeReport, submitted: datetime, seen: datetime) -> CheckResult:
+    """Check that the node's clock is between our times before and after."""
+    early = (submitted - report.started).total_seconds()
+    late = (report.ended - seen).total_seconds()
     if max(early, late) > _SKEW_S:
-        fact = f"{told.host} is {'behind' if early > late else 'ahead'} by {max(early, late):.0f} s"
-        return CheckResult("clock", False, fact, "tell your site; times in reports will be wrong")
-    return CheckResult("clock", True, f"{told.host} agrees with this machine")
+        fact = (
+            f"{report.host} is {'behind' if early > late else 'ahead'} by {max(early, late):.0f} s"
+        )
+        return CheckResult(
+            "clock", False, fact, "tell the site's support; times in reports will be wrong"
+        )
+    return CheckResult("clock", True, f"{report.host} agrees with this machine")
 
 
 def line(finding: CheckResult, look: TerminalStyle) -> str:
-    """``✓ slurm: …``, and what to do about it on a line of its own."""
+    """``✓ slurm: …``, and the remedy on a separate line."""
     mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("–", "yellow")}[finding.ok]
     text = f"{look.paint(look.spell(mark), style)} {finding.name}: {finding.fact}"
     if finding.remedy:

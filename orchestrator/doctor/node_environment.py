@@ -1,7 +1,7 @@
-"""The Python environment of the tasks: whether compute nodes see it, and how to make one they see.
+"""The Python environment of the tasks: checks that compute nodes see it, or creates one.
 
-An environment in a local disk's folder, or one whose interpreter is installed on the login node
-alone, ends every job before our code begins.
+With an environment on a local disk, or one whose interpreter is only on the login node, all jobs
+fail before our code starts.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from orchestrator.doctor.node_probe import CheckResult
 
 NAME = "websight-orchestrate"
 _TIMEOUT_S = 1800.0  # for pip; a network file system is slow with ten thousand small files
-# What srun (execve), a shell, apptainer and env(1) say of a program that is not there.
+# Messages of srun (execve), shells, apptainer and env(1) for a missing program.
 _NOT_FOUND = re.compile(
     r"(/[^\s'\":]*python[\d.]*)['\"’]?:? (?:No such file or directory|not found|Permission denied)"
 )
 
 
 def not_found(lines: Sequence[str]) -> str | None:
-    """The Python that could not be started, if a job's log says so."""
+    """The Python that could not be started, according to a job's log; None if there is none."""
     return next((found[1] for line in lines if (found := _NOT_FOUND.search(line))), None)
 
 
-def unseen(python: str, asked: Resources, dest: Path) -> CheckResult:
-    """A node, or a container on it, does not have the Python that is to run the tasks."""
-    if asked.container_image or asked.launcher:
+def missing_python(python: str, resources: Resources, dest: Path) -> CheckResult:
+    """The result for a node or container without the Python that runs the tasks."""
+    if resources.container_image or resources.launcher:
         remedy = (
             "mount its folder into the container (--container-mounts, or a bind option in "
             "--launcher), or name one of the image that has this tool: --python PATH"
@@ -43,8 +43,8 @@ def unseen(python: str, asked: Resources, dest: Path) -> CheckResult:
         return CheckResult("environment", False, f"the container has no {python}", remedy)
     place = dest.absolute().parent / f"{NAME}-env"
     remedy = (
-        f"make an environment that all nodes see: websight-orchestrate doctor --install-env {place}"
-        f" (by hand: uv venv {place}; uv pip install --python {place} {source()})"
+        "create an environment that all nodes see: websight-orchestrate doctor --install-env "
+        f"{place} (by hand: uv venv {place}; uv pip install --python {place} {source()})"
     )
     return CheckResult("environment", False, f"the node has no {python}", remedy)
 
@@ -55,7 +55,7 @@ def python_of(path: Path) -> Path:
 
 
 def source() -> str:
-    """What pip installs this very tool from: a folder, an archive or repository, or the index.
+    """The requirement for pip to install this tool: a folder, archive, repository, or the index.
 
     https://packaging.python.org/en/latest/specifications/direct-url/
     """
@@ -70,16 +70,17 @@ def source() -> str:
 
 
 def install(path: Path) -> CheckResult:
-    """Make an environment with this version of the tool; one that is whole already is kept.
+    """Create an environment with this version of the tool, unless it exists already.
 
-    By uv where it is installed, else by venv and pip. What was begun is removed on a failure.
+    Uses uv if it is installed, otherwise venv and pip. Removes an incomplete environment after a
+    failure.
     """
     python = python_of(path)
     if python.exists() and _version(python) == __version__:
         return CheckResult("install", True, f"{path} has version {__version__} already")
     if path.exists() and any(path.iterdir()):
-        remedy = "name a folder that is not there yet"
-        return CheckResult("install", False, f"{path} holds something else", remedy)
+        remedy = "choose a folder that does not exist yet"
+        return CheckResult("install", False, f"{path} contains something else", remedy)
     uv = shutil.which("uv")
     make = [uv, "venv", "-q"] if uv else [sys.executable, "-m", "venv"]
     fill = [uv, "pip", "install", "-q", "--python", str(python)] if uv else []
@@ -89,14 +90,16 @@ def install(path: Path) -> CheckResult:
         why = _failure(words)
         if why:
             shutil.rmtree(path, ignore_errors=True)
-            fact = f"{path} could not be made: {why}"
-            return CheckResult("install", False, fact, "name another folder, or see the network")
-    fact = f"made {path}; from now on use {path / 'bin' / NAME}"
+            fact = f"{path} could not be created: {why}"
+            return CheckResult(
+                "install", False, fact, "choose another folder, or check the network"
+            )
+    fact = f"created {path}; from now on use {path / 'bin' / NAME}"
     return CheckResult("install", True, fact)
 
 
 def _failure(words: Sequence[str]) -> str:
-    """Why a command failed, in its own last words; empty where it did not."""
+    """The last lines of a command that failed; empty if it did not."""
     try:
         done = subprocess.run(
             words, stdin=subprocess.DEVNULL, capture_output=True, timeout=_TIMEOUT_S, check=False

@@ -1,4 +1,4 @@
-"""What ``doctor`` looks at from a compute node: its Python, the shared folders, the internet."""
+"""The checks of ``doctor`` on a compute node: Python, shared folders, the internet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator import filesystems
 REQUEST_FILE, REPORT_FILE = "ask.json", "told.json"  # in the canary's folder
 
 _NEEDED = ("msgspec", "requests", "huggingface_hub", "submitit", "isal")
-_SPEED_BYTES = 64 << 20  # written to tell the speed; more would be rude on a login node
+_SPEED_BYTES = 64 << 20  # written to measure the speed; more would disturb others on a login node
 _SPEED_FILES = 200
 _NET_TIMEOUT_S = 10.0
 _SLOW_BYTES_S, _SLOW_FILES_S = 50e6, 50.0
@@ -30,19 +30,19 @@ _SLOW_BYTES_S, _SLOW_FILES_S = 50e6, 50.0
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One line of the doctor's: what was looked at, how it is, and what to do about it."""
+    """The result of a check: what was checked, what was found, and a remedy."""
 
     name: str
-    ok: bool | None  # None: good to know, neither good nor bad
+    ok: bool | None  # None: information, neither good nor bad
     fact: str
     remedy: str = ""
 
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What the canary is to look at; no secret in it."""
+    """What the canary job checks; contains no secret."""
 
-    word: str  # told back: proves that this very folder is seen
+    word: str  # random; in the report it proves that the node sees this folder
     dest: str
     endpoint: str
     version: str
@@ -50,7 +50,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What the canary found."""
+    """The results of the canary job."""
 
     word: str
     host: str
@@ -60,38 +60,38 @@ class ProbeReport:
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
-    """The canary job: probe this node and write what was found into its folder."""
+    """The canary job: check this node and write the results to its folder."""
     folder = Path(run_dir)
-    ask = atomic.read_json(folder / REQUEST_FILE, ProbeRequest)
+    request = atomic.read_json(folder / REQUEST_FILE, ProbeRequest)
     started = utc_now()
-    findings = tuple(probe(ask, folder, on_node=True))
-    told = ProbeReport(ask.word, os.uname().nodename, started, utc_now(), findings)
-    atomic.write_json(folder / REPORT_FILE, told)
-    return told.host
+    findings = tuple(probe(request, folder, on_node=True))
+    report = ProbeReport(request.word, os.uname().nodename, started, utc_now(), findings)
+    atomic.write_json(folder / REPORT_FILE, report)
+    return report.host
 
 
 def probe(
-    ask: ProbeRequest, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
+    request: ProbeRequest, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
 ) -> Iterator[CheckResult]:
-    """Look at everything; nothing stays behind, nothing raises."""
+    """Yield all results; removes its test files and never raises."""
     env = os.environ if env is None else env
-    yield _python(ask, on_node)
+    yield _python(request, on_node)
     yield from _libraries(on_node)
     yield from _limits()
-    yield from _writing("destination", filesystems.existing(Path(ask.dest)), ask.dest)
-    yield internet(ask.endpoint, env)
-    yield _token(ask.endpoint)
+    yield from _writing("destination", filesystems.existing(Path(request.dest)), request.dest)
+    yield internet(request.endpoint, env)
+    yield _token(request.endpoint)
     if on_node:
         yield _submits()
 
 
-def _python(ask: ProbeRequest, on_node: bool) -> CheckResult:
+def _python(request: ProbeRequest, on_node: bool) -> CheckResult:
     where = f"Python {sys.version.split()[0]} at {sys.executable}, version {__version__}"
-    if ask.version != __version__:
+    if request.version != __version__:
         return CheckResult(
             "environment",
             False,
-            f"{where}, but {ask.version} was submitted",
+            f"{where}, but {request.version} was submitted",
             "install one version that both machines use",
         )
     return CheckResult("environment", True, where)
@@ -102,10 +102,10 @@ def _libraries(on_node: bool) -> Iterator[CheckResult]:
         try:
             importlib.import_module(name)
         except (ImportError, OSError) as error:
-            mend = "reinstall the tool on this machine"
+            remedy = "reinstall the tool on this machine"
             if on_node:
-                mend = "load what it needs with --setup 'module load …', or reinstall it"
-            yield CheckResult("environment", False, f"{name} cannot be imported: {error}", mend)
+                remedy = "load what it needs with --setup 'module load …', or reinstall it"
+            yield CheckResult("environment", False, f"{name} cannot be imported: {error}", remedy)
 
 
 def _limits() -> Iterator[CheckResult]:
@@ -116,7 +116,7 @@ def _limits() -> Iterator[CheckResult]:
 
 
 def _writing(name: str, place: Path, wanted: str) -> Iterator[CheckResult]:
-    """Whether and how fast ``place`` can be written to; what is written is removed."""
+    """Check whether and how fast ``place`` can be written to; removes the test files."""
     try:
         with tempfile.TemporaryDirectory(dir=place, prefix=".websight-doctor-") as scratch:
             bytes_s, files_s = _speed(Path(scratch))
@@ -133,8 +133,8 @@ def _writing(name: str, place: Path, wanted: str) -> Iterator[CheckResult]:
 
 
 def _speed(folder: Path) -> tuple[float, float]:
-    """Bytes and files a second, synced to disk."""
-    block = os.urandom(1 << 20)  # not zeros, which some file systems do not store
+    """Bytes and files a second, flushed to disk."""
+    block = os.urandom(1 << 20)  # some file systems do not store zeros
     began = time.monotonic()
     with (folder / "large").open("wb", buffering=0) as file:
         for _ in range(_SPEED_BYTES // len(block)):
@@ -150,7 +150,7 @@ def _speed(folder: Path) -> tuple[float, float]:
 def _get(url: str, headers: Mapping[str, str]) -> Any:
     import requests
 
-    # `auth` that does nothing keeps requests from taking a password out of .netrc.
+    # An `auth` that does nothing prevents requests from using a password of .netrc.
     return requests.get(
         url,
         headers=dict(headers),
@@ -161,7 +161,7 @@ def _get(url: str, headers: Mapping[str, str]) -> Any:
 
 
 def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
-    """Whether this machine reaches the Hub, or what stands in for it."""
+    """Check whether this machine reaches the Hub, or its replacement."""
     from urllib.parse import urlsplit
 
     proxy = next((n for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if env.get(n)), None)
@@ -169,7 +169,7 @@ def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
     host = urlsplit(endpoint).hostname or endpoint
     try:
         status = _get(endpoint, {}).status_code
-    except (OSError, ValueError) as error:  # requests' errors are the one or the other
+    except (OSError, ValueError) as error:  # the base classes of requests' errors
         return CheckResult(
             "internet",
             False,
@@ -179,13 +179,13 @@ def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
         )
     if status >= 500 or status == 407:
         return CheckResult(
-            "internet", False, f"{host} answers {status}{way}", "see the proxy settings"
+            "internet", False, f"{host} answers {status}{way}", "check the proxy settings"
         )
     return CheckResult("internet", True, f"{host} answers{way}")
 
 
 def _token(endpoint: str) -> CheckResult:
-    """Whether the user's token is valid; the token itself goes nowhere but to the endpoint."""
+    """Check whether the user's token is valid; it is only sent to the endpoint."""
     try:
         from huggingface_hub import get_token
 
@@ -214,7 +214,7 @@ def _token(endpoint: str) -> CheckResult:
 
 
 def _submits() -> CheckResult:
-    """Whether a finalize job can start the next attempt by itself."""
+    """Check whether a finalize job can start the next attempt."""
     if shutil.which("sbatch"):
         return CheckResult("retries", True, "this node can submit jobs")
     return CheckResult(

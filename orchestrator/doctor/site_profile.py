@@ -1,4 +1,4 @@
-"""A settings file for a cluster, made from what ``doctor`` found there."""
+"""Writes a settings file for a cluster from the results of ``doctor``."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm import limits as slurm_limits
 from orchestrator.engines.slurm.limits import Partition
 
-_MOST_TRIALS = 20  # of sbatch --test-only; each costs slurmctld a look at the whole queue
-_LEAST_MEM_MB = 2048  # what a task needs in any case; less may end it
+_MOST_TRIALS = 20  # of sbatch --test-only; each makes slurmctld scan the queue
+_LEAST_MEM_MB = 2048  # with less a task may be killed
 _SETTABLE = (
     *("partition", "account", "qos", "constraint", "reservation"),
     *("container_image", "launcher", "python"),
@@ -32,28 +32,28 @@ _SETTABLE = (
 
 
 def choose(spec: JobSpec) -> Resources:
-    """What jobs have to ask for here, as far as the user has not said it.
+    """The resources that jobs have to request here, in addition to the user's.
 
-    The default partition, or the first one that takes such a job; an account only where Slurm
-    wants one; no more time than the partition gives; memory where the site gives too little.
-    What ``spec`` asks for comes back unchanged where Slurm takes no combination.
+    The default partition, or the first one that accepts such a job; an account only if Slurm
+    requires one; no more time than the partition allows; memory if the site's default is too small.
+    Returns those of ``spec`` unchanged if Slurm accepts no combination.
     """
-    asked = spec.resources
+    wanted = spec.resources
     known = slurm_limits.partitions()
     usable = sorted((p for p in known if p.is_up), key=lambda p: not p.is_default)
     limits = {p.name: p.limit_min for p in known}
-    names = [asked.partition] if asked.partition else [p.name for p in usable]
-    owners = [asked.account] if asked.account else [None, *accounts()]
+    names = [wanted.partition] if wanted.partition else [p.name for p in usable]
+    owners = [wanted.account] if wanted.account else [None, *accounts()]
     for owner, name in islice(product(owners, names), _MOST_TRIALS):
         tried = structs.replace(
-            _with_memory(asked),
+            _with_memory(wanted),
             partition=name,
             account=owner,
-            time_min=_within(asked.time_min, limits.get(name or "", resources.UNLIMITED)),
+            time_min=_within(wanted.time_min, limits.get(name or "", resources.UNLIMITED)),
         )
         if _taken(replace(spec, resources=tried)):
             return tried
-    return asked
+    return wanted
 
 
 def _taken(spec: JobSpec) -> bool:
@@ -66,11 +66,11 @@ def _taken(spec: JobSpec) -> bool:
     return True
 
 
-def _with_memory(asked: Resources) -> Resources:
-    given = slurm_limits.default_mem_mb(asked.cpus) if asked.mem_mb is None else None
-    if given is None or given >= _LEAST_MEM_MB:
-        return asked
-    return structs.replace(asked, mem_mb=_LEAST_MEM_MB)
+def _with_memory(wanted: Resources) -> Resources:
+    default_mb = slurm_limits.default_mem_mb(wanted.cpus) if wanted.mem_mb is None else None
+    if default_mb is None or default_mb >= _LEAST_MEM_MB:
+        return wanted
+    return structs.replace(wanted, mem_mb=_LEAST_MEM_MB)
 
 
 def _within(time_min: int, limit_min: int) -> int:
@@ -80,7 +80,7 @@ def _within(time_min: int, limit_min: int) -> int:
 
 
 def accounts() -> list[str]:
-    """The accounts that this user may charge, the default one first; none without accounting."""
+    """The accounts of this user, the default one first; none without accounting."""
     words = ("-n", "-P", "show", "assoc", f"user={getpass.getuser()}", "format=Account,DefaultQOS")
     try:
         answer = client.ask("sacctmgr", *words, timeout_s=20)
@@ -91,63 +91,63 @@ def accounts() -> list[str]:
 
 
 def write(path: Path, text: str) -> CheckResult:
-    """Write the profile, unless something is there already."""
+    """Write the profile, unless the file exists."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.create_bytes(path, text.encode(), mode=0o644)
     except FileExistsError:
-        remedy = "name another file (--write-profile FILE), or move that one away"
+        remedy = "choose another file (--write-profile FILE), or move that one away"
         return CheckResult("profile", False, f"{path} already exists", remedy)
     except OSError as error:
-        remedy = "name another file: --write-profile FILE"
+        remedy = "choose another file: --write-profile FILE"
         return CheckResult("profile", False, f"{path}: {error.strerror}", remedy)
     return CheckResult(
-        "profile", True, f"written to {path}; `launch --show-config` shows what counts"
+        "profile", True, f"written to {path}; `launch --show-config` shows the effective settings"
     )
 
 
-def text(asked: Resources, findings: Sequence[CheckResult], endpoint: str) -> str:
-    """The settings file: options that runs need here, and what else was found, as comments."""
+def text(wanted: Resources, findings: Sequence[CheckResult], endpoint: str) -> str:
+    """The settings file: options that runs need here, and other results as comments."""
     known = slurm_limits.partitions()
     lines = [
         "# Settings of websight-orchestrate, written by `doctor --write-profile`.",
-        "# For everybody: /etc/xdg/websight-orchestrate/config.toml; for you alone:",
-        "# ~/.config/websight-orchestrate/config.toml. What a user gives later counts more.",
+        "# For all users: /etc/xdg/websight-orchestrate/config.toml; for you only:",
+        "# ~/.config/websight-orchestrate/config.toml. Options on the command line override it.",
         "",
         f"engine = {json.dumps('slurm')}",
-        *_jobs(asked, known),
+        *_jobs(wanted, known),
         *_internet(findings, endpoint),
         "",
         *_partitions(known),
-        *_accounts(asked),
+        *_accounts(wanted),
         *_folders(os.environ),
         *(f"# found: {f.name}: {f.fact}" for f in findings if f.ok is False),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _jobs(asked: Resources, known: Iterable[Partition]) -> Iterator[str]:
+def _jobs(wanted: Resources, known: Iterable[Partition]) -> Iterator[str]:
     for name in _SETTABLE:
-        value = getattr(asked, name)
+        value = getattr(wanted, name)
         if value is not None:
             yield f"{name.replace('_', '-')} = {json.dumps(value)}"
-    yield f"time = {json.dumps(resources.format_time(asked.time_min))}"
-    if asked.cpus != Resources().cpus:
-        yield f"cpus-per-task = {asked.cpus}"
-    if asked.mem_mb is not None:
-        yield f"mem = {json.dumps(f'{asked.mem_mb}M')}"
-    if asked.exclude is not None:
-        yield f"exclude-nodes = {json.dumps(asked.exclude)}"
-    for name, values in (("sbatch-arg", asked.sbatch_args), ("setup", asked.setup)):
+    yield f"time = {json.dumps(resources.format_time(wanted.time_min))}"
+    if wanted.cpus != Resources().cpus:
+        yield f"cpus-per-task = {wanted.cpus}"
+    if wanted.mem_mb is not None:
+        yield f"mem = {json.dumps(f'{wanted.mem_mb}M')}"
+    if wanted.exclude is not None:
+        yield f"exclude-nodes = {json.dumps(wanted.exclude)}"
+    for name, values in (("sbatch-arg", wanted.sbatch_args), ("setup", wanted.setup)):
         if values:
             yield f"{name} = {json.dumps(list(values))}"
 
 
 def _internet(findings: Iterable[CheckResult], endpoint: str) -> Iterator[str]:
-    """Downloads go through the login node where that alone has internet."""
+    """Download on the login node if only it has internet access."""
     there = [finding for finding in findings if finding.name == "internet"]
     if not there:
-        yield "# Whether compute nodes reach the internet is not known: no job ran there."
+        yield "# It is unknown whether compute nodes reach the internet: no job ran there."
     elif there[-1].ok:
         yield "# Compute nodes reach the internet."
     elif node_probe.internet(endpoint, os.environ).ok:
@@ -165,16 +165,16 @@ def _partitions(known: Iterable[Partition]) -> Iterator[str]:
         yield f"# partition {each.name}: {', '.join(words)}"
 
 
-def _accounts(asked: Resources) -> Iterator[str]:
+def _accounts(wanted: Resources) -> Iterator[str]:
     if found := accounts():
         yours = ", ".join(found)
         yield f"# accounts of {getpass.getuser()}: {yours}"
-        if asked.account is not None:
-            yield "# (an account is a user's own: leave `account` out of a file for everybody)"
+        if wanted.account is not None:
+            yield "# (accounts belong to users: omit `account` in a file for all users)"
 
 
 def _folders(env: Mapping[str, str]) -> Iterator[str]:
-    """Scratch folders, by the variables that sites set and the names that they commonly have."""
+    """Scratch folders, from variables that sites set and common names."""
     user = getpass.getuser()
     named = [env[name] for name in sorted(env) if name.endswith(("SCRATCH", "WORK"))]
     places = dict.fromkeys([*named, f"/scratch/{user}", f"/work/{user}", "/scratch"])

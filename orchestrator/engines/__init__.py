@@ -1,6 +1,6 @@
-"""What runs tasks: a plug point.
+"""Engines, which run tasks: an extension point.
 
-``base`` says what an engine promises and ``registry`` gives the right one: ``slurm`` or ``local``.
-``task_entry`` is what every engine calls on a node, and ``pickled`` reads what submitit keeps of a
-task.
+``base`` is the interface of an engine and ``registry`` chooses one: ``slurm`` or ``local``.
+``task_entry`` is the function that every engine calls on a node, and ``pickled`` reads submitit's
+files of a task.
 """

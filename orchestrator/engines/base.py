@@ -1,4 +1,4 @@
-"""What an engine promises: submit tasks, say what they do, cancel them."""
+"""The interface of an engine: submit tasks, poll their states, cancel them."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from jobs.storage.run_folder import RunFolder
 
 
 class TooManyJobs(EngineError):
-    """A limit on how many jobs may be submitted at a time refused a job."""
+    """A job was refused by a limit on the number of submitted jobs."""
 
 
 class OtherClusterError(EngineError):
-    """The scheduler that answers is not, as far as is known, the one that has the run's jobs."""
+    """The scheduler that responds is probably not the one that has the run's jobs."""
 
 
 class EngineState(str, Enum):
-    """What an engine knows of a task."""
+    """The state of a task according to its engine."""
 
     PENDING = "pending"
     RUNNING = "running"
-    ENDED = "ended"  # however it ended: its result tells
-    UNKNOWN = "unknown"  # the engine is silent, or has forgotten the task
+    ENDED = "ended"  # its result says how
+    UNKNOWN = "unknown"  # the engine does not respond, or has forgotten the task
 
     @property
     def live(self) -> bool:
@@ -37,12 +37,12 @@ class EngineState(str, Enum):
 
 @dataclass(frozen=True)
 class TaskState:
-    """One task as its engine sees it."""
+    """One task according to its engine."""
 
     state: EngineState
-    raw: str = ""  # the scheduler's own word, such as NODE_FAIL
-    reason: str = ""  # why it waits, in the scheduler's word
-    cause: Cause | None = None  # why it ended, where the scheduler tells
+    raw: str = ""  # the scheduler's state, such as NODE_FAIL
+    reason: str = ""  # the scheduler's reason for waiting
+    cause: Cause | None = None  # why it ended, if the scheduler reports it
     node: str | None = None
     restarts: int = 0
     submitted: datetime | None = None
@@ -50,12 +50,12 @@ class TaskState:
     ended: datetime | None = None
     estimated_start: datetime | None = None
     exit_code: str = ""
-    cpu_s: float | None = None  # used, where there is accounting
+    cpu_s: float | None = None  # CPU time used, if there is accounting
     peak_rss_bytes: int | None = None
 
     @property
     def fell(self) -> bool:
-        """Whether it ended with an exit code of its own other than 0."""
+        """Whether it ended with a non-zero exit code of its own."""
         return self.state is EngineState.ENDED and self.raw.startswith("FAILED")
 
 
@@ -63,20 +63,20 @@ class TaskState:
 class JobSpec:
     """One job or job array to submit: the tasks of one stage."""
 
-    name: str  # unique to run, submission and stage: an accepted job is found again by it
+    name: str  # unique for run, submission and stage; used to find an accepted job
     stage: Stage
     attempt: int
     run_dir: str
     tasks: Sequence[Task]
     resources: Resources
-    parallel: int  # most array tasks at once
+    parallel: int  # array tasks at a time, at most
     then: str | None = None  # module:function(run_dir, attempt) to call after finalize, on its node
     call: str = "jobs.worker:run_task"  # module:function(run_dir, stage, number, attempt)
 
 
 @dataclass(frozen=True)
 class Dependency:
-    """Which jobs must end first, and how."""
+    """The jobs that must end first, and how."""
 
     kind: str  # afterok or afterany
     job_ids: tuple[str, ...]
@@ -84,79 +84,81 @@ class Dependency:
 
 @dataclass(frozen=True)
 class JobHandle:
-    """Accepted jobs: the engine's id of each task, and ids to depend on or cancel."""
+    """Accepted jobs: the engine's id of each task, and ids for dependencies and cancelling."""
 
     stage: Stage
     task_ids: Mapping[int, str]  # task number -> the engine's id, such as 4242_3
-    job_ids: tuple[str, ...]  # such as 4242; several where an array had to be split
+    job_ids: tuple[str, ...]  # such as 4242; several if an array was split
 
 
 class Engine(Protocol):
-    """Runs tasks. Raises ``EngineError`` where it cannot be reached or refuses, with its reason,
-    and ``OtherClusterError`` where what can be reached is not the cluster it was made for.
+    """Runs tasks.
+
+    Raises ``EngineError`` with a reason if it cannot be reached or refuses, and
+    ``OtherClusterError`` if a different cluster than its own responds.
     """
 
     name: str
 
     @property
     def cluster(self) -> Cluster | None:
-        """What it hands jobs to; None: not known, or no cluster."""
+        """The cluster to which it submits; None: unknown, or not a cluster."""
         ...
 
     def check(self, folder: RunFolder) -> None:
-        """Raise ``OtherClusterError`` where what answers shows no job of the run, and may be
-        another cluster than the one that has them.
+        """Raise ``OtherClusterError`` if the cluster that responds has no job of the run and may be
+        a different one than the cluster with the run's jobs.
         """
         ...
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
-        """Hand the tasks over; ``EngineError`` leaves nothing behind that runs."""
+        """Submit the tasks; after an ``EngineError`` none of them runs."""
         ...
 
     def room(self, spec: JobSpec, most: int) -> int:
-        """How many jobs like those of ``spec`` may be submitted now, an array's task being one.
+        """How many jobs like those of ``spec`` can be submitted now; each array task counts.
 
-        ``most`` where there is room for as many or more.
+        Returns ``most`` if at least as many can.
         """
         ...
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
-        """What ``submit`` would hand over, as text to be read; touches nothing."""
+        """The script that ``submit`` would submit; changes nothing."""
         ...
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
-        """Submit a batch script of the user's, to start after ours; the id of its job."""
+        """Submit a batch script of the user that starts after our jobs; returns its job id."""
         ...
 
     def time_limit_min(self, partition: str | None) -> int | None:
-        """The longest time that a partition gives a job, in minutes; None: no limit, or unknown."""
+        """The time limit of a partition in minutes; None: no limit, or unknown."""
         ...
 
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
     ) -> Mapping[str, TaskState]:
-        """The state of every id of ``ids``: one query for all; UNKNOWN where nothing is known.
+        """The states of all ``ids``, from one query; UNKNOWN if nothing is known.
 
-        An id that now belongs to another job is not this run's, nor that of an attempt other than
-        ``attempts`` (none: any attempt). A job that the scheduler no longer knows has ended;
-        ``OtherClusterError`` where the scheduler that does not know it may be another one.
+        An id that the scheduler has reused for another run, or for an attempt not in ``attempts``
+        (empty: any), does not count. A job that the scheduler no longer knows has ended;
+        ``OtherClusterError`` if this scheduler may be a different one.
         """
         ...
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
-        """End jobs by id, and by name (``JobSpec.name``) where the reply with the id was lost.
+        """Cancel jobs by id, and by name (``JobSpec.name``) if the response with the id was lost.
 
-        Returns once all of them have ended, which some may have done already. Raises
-        ``EngineError`` where some go on, ``OtherClusterError`` where nobody can tell from here.
+        Returns once all of them have ended; some may have ended before. Raises ``EngineError`` if
+        some still run, ``OtherClusterError`` if that cannot be determined from here.
         """
         ...
 
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
     ) -> None:
-        """Return when all that was submitted through this object has ended.
+        """Return when all jobs submitted through this object have ended.
 
         ``on_tick`` is called every ``interval_s`` seconds. ``KeyboardInterrupt`` leaves Slurm's
-        jobs alone; the local engine, which runs its tasks in here, stops them first.
+        jobs running; the local engine, which runs its tasks here, stops them first.
         """
         ...

@@ -1,4 +1,4 @@
-"""What submitit keeps of a task: its folder, and the pickled result."""
+"""Reads submitit's files of a task: its folder, and the pickled result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# What unpickling a damaged file, or one of another version, raises (pickle's documentation).
+# Exceptions when unpickling a damaged file, or one of another version (pickle's documentation).
 _UNREADABLE = (
     OSError,
     pickle.UnpicklingError,
@@ -26,7 +26,7 @@ _UNREADABLE = (
 
 
 def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:
-    """submitit's folder of the array that a task belongs to (``RunFolder.submitit``)."""
+    """submitit's folder of a task's array (``RunFolder.submitit``)."""
     from submitit.core.utils import JobPaths
 
     first = folder.submitit(attempt, task.stage)
@@ -40,9 +40,9 @@ def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:
 
 
 def result_of(folder: RunFolder, attempt: int, task: Task) -> TaskResult | None:
-    """What a task returned, by its pickle; None where there is none, or it cannot be read.
+    """A task's result from its pickle; None if there is none, or it cannot be read.
 
-    Unpickling runs code: the caller has made sure that nobody else can write to the run folder
+    Unpickling runs code: the caller must ensure that nobody else can write to the run folder
     (``RunFolder.check``).
     """
     from submitit.core.utils import JobPaths
@@ -56,6 +56,6 @@ def result_of(folder: RunFolder, attempt: int, task: Task) -> TaskResult | None:
         log.warning("%s cannot be read: %s", path, error)
         return None
     if not isinstance(result, TaskResult):
-        return None  # the traceback of a task that raised
+        return None  # a traceback, because the task raised
     same = (result.attempt, result.stage, result.task) == (attempt, task.stage, task.number)
     return result if same else None

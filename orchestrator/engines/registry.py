@@ -1,4 +1,4 @@
-"""The engines there are, by name; each is loaded only when it is asked for."""
+"""Engines by name; each is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SLURM, LOCAL = NAMES = ("slurm", "local")
 
 
 def engine_named(name: str, cluster: Cluster | None = None) -> Engine:
-    """A new engine of that name, for that cluster; None: the one that the environment chooses."""
+    """A new engine with that name, for that cluster; None: the environment's cluster."""
     if name == SLURM:
         from orchestrator.engines.slurm.engine import SlurmEngine
 
@@ -31,18 +31,18 @@ def engine_named(name: str, cluster: Cluster | None = None) -> Engine:
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The name of an engine, and why it is this machine although nobody asked for that."""
+    """The name of an engine, and why it is this machine if that was not requested."""
 
     name: str
     why_local: str = ""
 
 
 def choose_engine(wanted: str) -> EngineChoice:
-    """The engine to use where ``wanted`` is asked for; ``auto``: Slurm where there is ``sbatch``.
+    """The engine for ``wanted``; ``auto``: Slurm if there is ``sbatch``.
 
-    A Slurm that does not answer is there all the same: ``reach_engine`` says so, and no work is
-    done on a login node that was meant for a cluster. Raises ``EngineError`` where Slurm is asked
-    for by name and there is none.
+    A Slurm that does not respond is used nevertheless (``reach_engine`` reports it), so that no
+    work for a cluster is done on a login node. Raises ``EngineError`` if Slurm is requested by name
+    but there is none.
     """
     if wanted not in (AUTO, *NAMES):
         raise UsageError(f"there is no engine {wanted!r}; choose from {AUTO}, {', '.join(NAMES)}")
@@ -51,19 +51,17 @@ def choose_engine(wanted: str) -> EngineChoice:
     if shutil.which("sbatch") is not None:
         return EngineChoice(SLURM)
     if wanted == AUTO:
-        return EngineChoice(
-            LOCAL, "there is no sbatch on PATH, so the work is done on this machine"
-        )
+        return EngineChoice(LOCAL, "sbatch is not on PATH, so this machine does the work")
     raise EngineError(
-        "there is no sbatch on PATH; run this on a login node of the cluster, or use "
+        "sbatch is not on PATH; run this on a login node of the cluster, or use "
         "--engine local to work on this machine"
     )
 
 
 def reach_engine(name: str, cluster: Cluster | None = None, otherwise: str = "") -> None:
-    """Return once such an engine (see ``engine_named``) answers; ``EngineError`` where it does not.
+    """Return once that engine (see ``engine_named``) responds; ``EngineError`` if it does not.
 
-    ``otherwise`` is what else the user can do, as the end of a sentence.
+    ``otherwise``: what else the user can do, as the end of a sentence.
     """
     if name == SLURM:
         from orchestrator.engines.slurm.engine import SlurmEngine
@@ -72,9 +70,9 @@ def reach_engine(name: str, cluster: Cluster | None = None, otherwise: str = "")
 
 
 def cluster_after(last: Cluster | None) -> Cluster | None:
-    """Where jobs go after jobs on ``last``, as in ``engine_named``.
+    """The cluster for jobs after jobs on ``last``, as in ``engine_named``.
 
-    There, unless the environment chooses another cluster, or ``last`` is out of reach: then None.
+    ``last``, unless the environment chooses another cluster or ``last`` is out of reach: then None.
     """
     from orchestrator.engines.slurm import cluster
 

@@ -1,4 +1,4 @@
-"""What submitit pickles: a task as four plain values, and how it begins and ends on its node."""
+"""The callable that submitit pickles: a task as plain values, and its start and end on a node."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Entry:
-    """One task, to be called on a compute node; its result comes back as the pickled future.
+    """One task, called on a compute node; submitit pickles its result.
 
-    Pickled by reference to this module and by value for its fields, so it stays below a kilobyte
-    and must not change its fields between submission and start (the worker checks the version).
+    Pickled as a reference to this module and the values of its fields, so it is smaller than a
+    kilobyte, and its fields must not change between submission and start (the worker checks the
+    version).
     """
 
     run_dir: str
@@ -53,13 +54,13 @@ class Entry:
         return result
 
     def _end_badly(self, why: str) -> NoReturn:
-        # No exception that submitit knows: it would bury the reason under its own traceback.
+        # Not an exception, because submitit would hide the reason in its traceback.
         log.error("%s exits with code 1: %s", self.stage, why)
         sys.exit(1)
 
 
 def _why_nothing_follows(result: Any, run_dir: str) -> str | None:
-    """Why jobs that depend on this one's success must not start; None where they may."""
+    """Why jobs that depend on this one's success must not start; None if they may."""
     if not isinstance(result, TaskResult) or result.outcome is Outcome.OK:
         return None
     problems = [result.problem, *(item.problem for item in result.items)]
@@ -67,14 +68,14 @@ def _why_nothing_follows(result: Any, run_dir: str) -> str | None:
     if result.stage is Stage.FINALIZE:
         return why
     if result.stage is Stage.DOWNLOAD and not RunFolder(Path(run_dir)).fetched_ids():
-        return f"no shard is usable, so nothing is extracted: {why}"
+        return f"no shard is usable, so there is nothing to extract: {why}"
     return None
 
 
 def _leave(result: TaskResult) -> None:
-    """Pickle the future as submitit does it for a task that ends well."""
+    """Pickle the result as submitit does for a successful task."""
     if "SUBMITIT_FOLDER" not in os.environ:
-        return  # called by hand
+        return  # called manually
     from submitit import JobEnvironment
     from submitit.core import utils
 
@@ -83,10 +84,10 @@ def _leave(result: TaskResult) -> None:
 
 
 def _own_signals() -> None:
-    """Take back the signals that submitit's handlers caught until here.
+    """Replace submitit's signal handlers.
 
-    Its USR2 handler would requeue the job behind our back, or raise inside an import; its TERM
-    handler only logs. Until the worker listens there is nothing to hand over: TERM ends us.
+    Its USR2 handler would requeue the job, or raise inside an import; its TERM handler only logs.
+    Until the worker sets its handlers there is nothing to save: TERM ends the process.
     """
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -94,9 +95,9 @@ def _own_signals() -> None:
 
 
 def _clear_leftovers() -> None:
-    """Remove what a task killed in mid-dump left: submitit refuses to write beside it."""
+    """Remove the incomplete file of a killed task: submitit refuses to write while it exists."""
     if "SUBMITIT_FOLDER" not in os.environ:
-        return  # called by hand
+        return  # called manually
     from submitit import JobEnvironment
 
     path = JobEnvironment().paths.result_pickle
@@ -110,8 +111,8 @@ def _named(dotted: str) -> Callable[..., Any]:
 
 
 def _follow_up(dotted: str, run_dir: str, attempt: int) -> None:
-    """Call ``dotted``; its failure must not undo the result, which is written by now."""
+    """Call ``dotted``; its failure must not change the result, which is written already."""
     try:
         _named(dotted)(run_dir, attempt)
-    except Exception:  # `resume` does by hand what this would have done
+    except Exception:  # a manual `resume` does the same
         log.exception("%s failed after the task had ended", dotted)

@@ -59,12 +59,12 @@ class ProblemGroup:
     stage: Stage
     cause: Cause
     outcome: Outcome
-    troubles: tuple[OpenProblem, ...]
+    problems: tuple[OpenProblem, ...]
     next_steps: tuple[str, ...] = field(default=())  # commands; {run} is the run
 
     @property
     def tasks(self) -> tuple[int, ...]:
-        return tuple(sorted({trouble.task for trouble in self.troubles}))
+        return tuple(sorted({open_problem.task for open_problem in self.problems}))
 
 
 def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
@@ -291,12 +291,12 @@ _NEXT: dict[Cause, tuple[str, ...]] = {
 def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
     """What stands between the run and its end, by stage and cause, with what to type next."""
     groups: dict[tuple[Stage, Cause], list[OpenProblem]] = defaultdict(list)
-    for trouble in state.troubles:
-        groups[(trouble.stage, trouble.problem.cause)].append(trouble)
+    for open_problem in state.problems:
+        groups[(open_problem.stage, open_problem.problem.cause)].append(open_problem)
     order = list(Stage)
     found = []
-    for (stage, cause), troubles in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
-        retryable = any(trouble.outcome is Outcome.RETRYABLE for trouble in troubles)
+    for (stage, cause), problems in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
+        retryable = any(open_problem.outcome is Outcome.RETRYABLE for open_problem in problems)
         words = _NEXT.get(cause, ("resume {run}",) if retryable else ("logs {run} --failed",))
         if cause is Cause.CHANGED and state.plan.source.kind is SourceKind.LOCAL:
             words = ()  # the plan holds for the files as they were: only a new launch helps
@@ -305,7 +305,7 @@ def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
                 stage,
                 cause,
                 Outcome.RETRYABLE if retryable else Outcome.FAILED,
-                tuple(troubles),
+                tuple(problems),
                 words,
             )
         )
@@ -373,9 +373,14 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     return (min(done, total) if total is not None else done), total
 
 
-def shard_of(trouble: OpenProblem) -> str | None:
+def shard_of(open_problem: OpenProblem) -> str | None:
     """The shard that a trouble is about, where it is about one."""
-    return trouble.problem.shard or trouble.item.rpartition(".p")[0] or trouble.item or None
+    return (
+        open_problem.problem.shard
+        or open_problem.item.rpartition(".p")[0]
+        or open_problem.item
+        or None
+    )
 
 
 def job_ids(state: RunState) -> list[str]:

@@ -136,7 +136,7 @@ class RunState:
     submissions: tuple[Submission, ...]
     shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
     parts_left: tuple[str, ...]
-    troubles: tuple[OpenProblem, ...]
+    problems: tuple[OpenProblem, ...]
     summary: Summary | None
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
@@ -292,18 +292,20 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
     return tuple(matter), tuple(earlier)
 
 
-def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
+def _open_problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
     """What stands between the run and its end; a later submission's word replaces an earlier's."""
     finished = evidence.fetched | evidence.finished
     refused = {each.number for each in evidence.submissions if each.refused is not None}
     found: dict[tuple[Stage | int, str], OpenProblem] = {}
 
     def add(view: TaskView, item: str, outcome: Outcome, problem: Problem) -> None:
-        trouble = OpenProblem(view.stage, view.attempt, view.task.number, item, outcome, problem)
+        open_problem = OpenProblem(
+            view.stage, view.attempt, view.task.number, item, outcome, problem
+        )
         if view.attempt in refused and problem.cause is Cause.ENGINE:
-            found.setdefault((view.attempt, ""), trouble)  # one refusal, however many tasks
+            found.setdefault((view.attempt, ""), open_problem)  # one refusal, however many tasks
         else:
-            found[(view.stage, item or f"task {view.task.number}")] = trouble
+            found[(view.stage, item or f"task {view.task.number}")] = open_problem
 
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
@@ -319,7 +321,7 @@ def _troubles(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProble
 
 
 def _run_status(
-    evidence: Evidence, views: tuple[TaskView, ...], troubles: Iterable[OpenProblem], maker: str
+    evidence: Evidence, views: tuple[TaskView, ...], problems: Iterable[OpenProblem], maker: str
 ) -> RunStatus:
     if evidence.published:
         return RunStatus.DONE
@@ -337,9 +339,9 @@ def _run_status(
         return RunStatus.PLANNED
     # What finalize says of shards that are not there follows from the shards' own troubles.
     outcomes = {
-        trouble.outcome
-        for trouble in troubles
-        if trouble.problem.cause not in (Cause.NOT_FETCHED, Cause.DEPENDENCY)
+        open_problem.outcome
+        for open_problem in problems
+        if open_problem.problem.cause not in (Cause.NOT_FETCHED, Cause.DEPENDENCY)
     }
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
 
@@ -353,7 +355,7 @@ _HALF_CANCELLED = (
 def judge(evidence: Evidence) -> RunState:
     """Where the run stands."""
     views, earlier = _views(evidence)
-    troubles = () if evidence.published else _troubles(views, evidence)
+    problems = () if evidence.published else _open_problems(views, evidence)
     parts_left = tuple(p for p in evidence.plan.parts() if p.id not in evidence.finished)
     needed = {part.shard for part in parts_left}
     counts = {stage: dict.fromkeys(TaskStatus, 0) for stage in Stage}
@@ -361,7 +363,7 @@ def judge(evidence: Evidence) -> RunState:
         counts[view.stage][view.status] += 1
     finals = [v.result for v in views if v.stage is Stage.FINALIZE and v.result]
     maker = submits(evidence, views)
-    status = _run_status(evidence, views, troubles, maker)
+    status = _run_status(evidence, views, problems, maker)
     doing = _HALF_CANCELLED if evidence.half_cancelled else maker
     return RunState(
         plan=evidence.plan,
@@ -374,7 +376,7 @@ def judge(evidence: Evidence) -> RunState:
             if shard.id in needed and shard.id not in evidence.fetched
         ),
         parts_left=tuple(part.id for part in parts_left),
-        troubles=troubles,
+        problems=problems,
         summary=finals[-1].summary if finals else None,
         engine_silent=evidence.engine_silent,
         counts=counts,

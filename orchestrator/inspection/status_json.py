@@ -114,26 +114,26 @@ def _node(node: metrics.Node) -> dict[str, Any]:
 
 
 def _errors(state: RunState, folder: RunFolder) -> list[dict[str, Any]]:
-    if not state.troubles:
+    if not state.problems:
         return []
     known = task_logs.find(folder)
     ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
-    return [_error(trouble, ids, known) for trouble in state.troubles]
+    return [_error(open_problem, ids, known) for open_problem in state.problems]
 
 
 def _error(
-    trouble: OpenProblem, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
+    open_problem: OpenProblem, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
 ) -> dict[str, Any]:
-    job_id = ids.get((trouble.attempt, trouble.stage, trouble.task)) or ""
-    log = known.get((trouble.attempt, trouble.stage, job_id))
+    job_id = ids.get((open_problem.attempt, open_problem.stage, open_problem.task)) or ""
+    log = known.get((open_problem.attempt, open_problem.stage, job_id))
     return {
-        "shard": shard_of(trouble),
-        "stage": trouble.stage.value,
-        "kind": trouble.problem.cause.value,
-        "message": trouble.problem.message,
-        "member": trouble.problem.member,
-        "retryable": trouble.outcome is Outcome.RETRYABLE,
-        "task": trouble.task,
-        "attempt": trouble.attempt,
+        "shard": shard_of(open_problem),
+        "stage": open_problem.stage.value,
+        "kind": open_problem.problem.cause.value,
+        "message": open_problem.problem.message,
+        "member": open_problem.problem.member,
+        "retryable": open_problem.outcome is Outcome.RETRYABLE,
+        "task": open_problem.task,
+        "attempt": open_problem.attempt,
         "log": str(log.path) if log else None,
     }

@@ -1,7 +1,7 @@
-"""What changes a run, from the request to the published dataset.
+"""Everything that changes a run, from the request to the published dataset.
 
-``request`` is what a user asks for, ``planning`` makes it a plan, ``preflight`` says what must hold
-before anything is submitted, ``claim`` holds the destination. ``launching``, ``resuming`` and
-``verifying`` are the commands; ``running`` carries a run on, ``recovery`` finds what is left to be
-done, ``submission`` hands a chain of jobs to an engine.
+``request`` is the user's request, ``planning`` makes a plan of it, ``preflight`` checks everything
+before anything is submitted, ``claim`` reserves the destination. ``launching``, ``resuming`` and
+``verifying`` are the commands; ``running`` continues a run, ``recovery`` finds unfinished work,
+``submission`` submits a chain of jobs to an engine.
 """

@@ -1,4 +1,4 @@
-"""Who holds a destination: one small file there, made and handed on so that only one run wins."""
+"""Claims: a small file in a destination, which only one run at a time can own."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 
 _TRIES = 100
-_HELP_AFTER = 20  # looks at a takeover that stands still, before it is finished for its maker
+_HELP_AFTER = 20  # checks of an unfinished takeover before another process completes it
 _LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What the file says."""
+    """The content of the file."""
 
     run_id: str
-    run_dir: str  # absolute path of the holder's run folder
+    run_dir: str  # absolute path of the owner's run folder
     host: str  # where it was made
     user: str
     pid: int
     since: datetime
-    token: str  # unlike that of any other claim ever made
+    token: str  # unique for each claim
     start: str = ""  # of the process ``pid``, in clock ticks since boot
     schema: int = SCHEMA
 
@@ -46,16 +46,16 @@ class Claim:
         return ProcessId(self.host, self.pid, self.start)
 
 
-# Why a holder still holds the destination and what to do about it; None where it may be taken over.
+# Why an owner still owns the destination, and what to do; None if it may be taken over.
 Judge = Callable[[Claim], str | None]
 
 
 def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
-    """Hold the destination for the plan's run; the claim that is in force then comes back.
+    """Claim the destination for the plan's run; returns the valid claim.
 
-    A run that holds it already goes on holding it. A holder that ``judge`` gives up is replaced;
-    of several processes that try, one wins. Raises ``ClaimedError`` naming run, host and time of
-    a holder that is not given up, ``StorageError`` where the destination cannot be written.
+    A run that owns it already keeps it. An owner for which ``judge`` returns None is replaced; of
+    several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
+    other owner, ``StorageError`` if the destination cannot be written to.
     """
     mine = _mine(staging, run_dir)
     pause = threading.Event()
@@ -68,7 +68,7 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
             except FileExistsError:
                 pass
             except FileNotFoundError:
-                continue  # a run that ended has just tidied the folder away
+                continue  # a run that ended has just removed the folder
             held = holder(staging)
             if held is None:
                 continue
@@ -87,7 +87,7 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
 
 
 def check(staging: Staging, judge: Judge) -> None:
-    """Raise what ``take`` would raise of another run; nothing is touched."""
+    """Raise what ``take`` would raise because of another run; changes nothing."""
     held = holder(staging)
     reason = judge(held) if held is not None else None
     if held is not None and reason is not None:
@@ -95,15 +95,15 @@ def check(staging: Staging, judge: Judge) -> None:
 
 
 def release(staging: Staging, run_id: str) -> None:
-    """Let go of the destination if that run holds it; nothing happens otherwise."""
+    """Release the destination if that run owns it; otherwise do nothing."""
     held = holder(staging)
     if held is None or held.run_id != run_id:
         return
     step = _step(staging, held)
     try:
-        _create(step, held)  # from here on nobody else takes this claim over
+        _create(step, held)  # from here on no other process takes this claim over
     except FileExistsError:
-        return  # somebody is doing so, and had a reason
+        return  # another process is taking it over
     except OSError as error:
         raise from_os_error(error, doing=f"releasing {quoted(str(staging.dest))}") from error
     try:
@@ -112,11 +112,11 @@ def release(staging: Staging, run_id: str) -> None:
     finally:
         step.unlink(missing_ok=True)
     with suppress(OSError):
-        staging.claim.parent.rmdir()  # only if nothing of any run is left in there
+        staging.claim.parent.rmdir()  # only succeeds if no run has files in it
 
 
 def holder(staging: Staging) -> Claim | None:
-    """The claim in force; ``ClaimedError`` where the file makes no sense."""
+    """The valid claim; ``ClaimedError`` if the file is invalid."""
     try:
         return atomic.read_json(staging.claim, Claim)
     except FileNotFoundError:
@@ -148,28 +148,29 @@ def _mine(staging: Staging, run_dir: Path) -> Claim:
 
 
 def _create(path: Path, claim: Claim) -> None:
-    """Write ``claim`` only if nothing is there; others may read who holds a shared folder."""
+    """Create the file; others may read who has claimed a shared folder."""
     atomic.create_bytes(path, atomic.dumps(claim), mode=0o644)
 
 
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a uid without a name, as in containers
+    except (KeyError, OSError):  # a uid without a name, for example in containers
         return str(os.geteuid())
 
 
 def _step(staging: Staging, held: Claim) -> Path:
-    """The file by which one process alone replaces ``held``, or removes it."""
+    """The file whose creator may replace or remove ``held``."""
     return staging.claim.with_name(f".claim-after-{held.token}.json")
 
 
 def _take_over(staging: Staging, held: Claim, mine: Claim, pause: threading.Event) -> bool:
-    """Replace ``held`` by ``mine``, unless somebody else does; whether that was done.
+    """Replace ``held`` with ``mine``, unless another process does; returns whether it was done.
 
-    Only who makes the step may replace ``held``; while the step is there ``held`` stays in force,
-    so that seeing both is leave to rename the one over the other. That holds for a bystander too:
-    a step whose maker died is finished by whoever finds it, and then judged like any claim.
+    Only the process that creates the step file may replace ``held``. While the step exists,
+    ``held`` stays valid, so a process that sees both may rename the step over the claim. If the
+    creator of a step died, another process completes the takeover, and then judges the new claim
+    like any other.
     """
     step = _step(staging, held)
     try:
@@ -188,7 +189,7 @@ def _take_over(staging: Staging, held: Claim, mine: Claim, pause: threading.Even
     try:
         step.rename(staging.claim)
     except FileNotFoundError:
-        pass  # a bystander was quicker
+        pass  # another process completed it
     return holder(staging) == mine
 
 

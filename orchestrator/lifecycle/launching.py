@@ -1,4 +1,4 @@
-"""From a request to a plan, and from a plan to its first submission."""
+"""Plans a request, and submits the plan for the first time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from orchestrator.lifecycle.running import Tick
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan that nothing on disk knows of yet."""
+    """A plan that is not written to disk yet."""
 
     plan: Plan
-    private: Mapping[str, str]  # locators that hold secrets; never shown
+    private: Mapping[str, str]  # locators with secrets; never show them
     engine: str
     request: LaunchRequest
-    notes: tuple[str, ...] = ()  # what a person should know before it starts
-    why_local: str = ""  # why this machine does the work, where nobody asked for that
+    notes: tuple[str, ...] = ()  # for the user, before it starts
+    why_local: str = ""  # why this machine does the work, if that was not requested
 
     @property
     def folder(self) -> Run:
@@ -37,23 +37,23 @@ class Planned:
 
     @property
     def parallel(self) -> int:
-        """Most tasks at once: one a core on this machine, all of them on Slurm."""
+        """How many tasks run at a time: one for each core on this machine, all on Slurm."""
         if self.request.parallel is not None:
             return self.request.parallel
         return cores() if self.engine == "local" else self.tasks
 
     @property
     def tasks(self) -> int:
-        """Most tasks that extract: on this machine no more than can run at a time.
+        """The maximum number of extract tasks; on this machine no more than run at a time.
 
-        Each starts an interpreter, which takes longer than extracting a small archive.
+        Starting a task takes longer than extracting a small archive.
         """
         if self.request.tasks is not None:
             return self.request.tasks
         return self.parallel if self.engine == "local" else planning.DEFAULT_TASKS
 
     def draft(self) -> Submission:
-        """The first submission, its jobs not yet known."""
+        """The first submission, without job ids."""
         return self._draft
 
     @cached_property
@@ -76,12 +76,12 @@ class Planned:
         )
 
     def scripts(self) -> dict[Stage, str]:
-        """What would be handed to the engine, by stage; nothing is touched."""
+        """The scripts that would be submitted, by stage; changes nothing."""
         engine = engine_named(self.engine)
         return submission.scripts(self.folder, self.draft(), engine)
 
     def problems(self) -> list[str]:
-        """What does not hold, though it must before anything is submitted; a line each."""
+        """Problems that prevent the launch, a line each."""
         found = preflight.problems(self.plan, self.folder.path)
         try:
             if not found:
@@ -92,16 +92,18 @@ class Planned:
 
 
 def plan(request: LaunchRequest) -> Planned:
-    """Ask the source what there is and plan it; touches nothing.
+    """List the source's files and make a plan; changes nothing.
 
-    Raises ``SourceError`` (with the next step), ``UsageError`` where there is nothing to do,
-    ``EngineError`` where the engine asked for is not there.
+    Raises ``SourceError``, ``UsageError`` if there is nothing to do, ``EngineError`` if the
+    requested engine is not available.
     """
     request.check()
     choice = choose_engine(request.engine)
     engine = choice.name
     if request.then is not None and engine != "slurm":
-        raise EngineError("--then submits a batch script and needs Slurm; there is none here")
+        raise EngineError(
+            "--then submits a batch script and needs Slurm, which is not available here"
+        )
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)
     now = utc_now()
@@ -130,11 +132,11 @@ def plan(request: LaunchRequest) -> Planned:
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
-    """Make the run folder, claim the destination, submit the chain.
+    """Create the run folder, claim the destination, submit the chain of jobs.
 
-    On Slurm it returns once the jobs are accepted. On this machine it returns when they ended,
-    and calls ``on_tick`` meanwhile. Raises ``PreflightError``, ``ClaimedError``, ``EngineError``;
-    where nothing was submitted, no run folder stays behind.
+    On Slurm it returns once the jobs are accepted. On this machine it returns after they have
+    ended, and calls ``on_tick`` while waiting. Raises ``PreflightError``, ``ClaimedError``,
+    ``EngineError``; if nothing was submitted, the run folder is removed.
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path)

@@ -1,4 +1,4 @@
-"""From a request to a plan, and from a plan's unfinished items to tasks; all of it pure."""
+"""Makes plans of requests, and tasks of a plan's unfinished items; pure functions."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task, part_
 from jobs.storage.staging import INCOMING
 from orchestrator import units
 
-# More tasks than this help nobody: a site's throttle (array_parallelism) is lower, and each task
-# leaves files in the run folder.
+# More tasks have no use: sites allow fewer at a time, and each task writes files to the run folder.
 DEFAULT_TASKS = 256
-# A number without its unit is smaller than this; no archive gains from smaller parts.
+# A smaller number is probably missing its unit; smaller parts have no use.
 LEAST_PART_SIZE = 1 << 10
-# Each part has a manifest of its own; so many files are all that a run folder bears.
+# Each part has a manifest; a run folder should not have more files.
 MOST_PARTS = 100_000
 
 
 @dataclass(frozen=True)
 class RunLocations:
-    """Where a run works, as absolute paths."""
+    """The folders of a run, as absolute paths."""
 
     dest: str
     temp: str | None = None  # None: within the destination's staging folder
 
 
 def new_run_id(now: datetime) -> str:
-    """An id that sorts by time and that no two launches share."""
+    """A unique id that sorts by time."""
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -48,7 +47,7 @@ def plan_run(
     now: datetime,
     engine: str = "auto",
 ) -> Plan:
-    """The plan for ``shards``; ``UsageError`` where there is nothing to do, or no end of it."""
+    """The plan for ``shards``; ``UsageError`` if there are none, or too many parts."""
     if not shards:
         raise UsageError(
             f"{source.locator} contains neither an archive nor a dataset; check the name, "
@@ -71,19 +70,19 @@ def plan_run(
 
 
 def temp_folder(place: RunLocations, run_id: str) -> str:
-    """Where a run keeps its archives: under ``--temp-dir``, else beside the data it makes."""
+    """The folder for a run's archives: in ``--temp-dir``, or beside its data."""
     if place.temp is not None:
         return f"{place.temp}/{run_id}"
     return f"{place.dest}/{INCOMING}/{run_id}/archives"
 
 
 def parts_of(shard: Shard, part_size: int) -> int:
-    """In how many parts a shard is extracted; one where its size is not known."""
+    """The number of parts of a shard; 1 if its size is unknown."""
     return max(1, -(-(shard.size or 0) // part_size))
 
 
 def check_parts(shards: Sequence[Shard], part_size: int) -> None:
-    """``UsageError`` where shards would be cut into more than ``MOST_PARTS``."""
+    """``UsageError`` if shards would be cut into more than ``MOST_PARTS``."""
     further = sum(parts_of(shard, part_size) - 1 for shard in shards)
     if further > MOST_PARTS:
         size = sum(shard.size or 0 for shard in shards)
@@ -96,10 +95,10 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
 
 
 def deal(parts: Sequence[Part], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
-    """Deal parts to at most ``tasks`` hands of about equal weight, the heaviest part first.
+    """Distribute parts to at most ``tasks`` groups of about equal weight, the heaviest first.
 
-    Longest processing time first: at most 4/3 of the best possible (Graham 1969). Each hand keeps
-    the plan's order, so that a task reads one archive from front to back.
+    Longest processing time first: at most 4/3 of the optimum (Graham 1969). Each group is in the
+    plan's order, so that a task reads an archive from start to end.
     """
     hands: list[list[int]] = [[] for _ in range(min(tasks, len(parts)))]
     loads = [(0, index) for index in range(len(hands))]
@@ -114,7 +113,7 @@ def deal(parts: Sequence[Part], weight: Mapping[str, int], tasks: int) -> list[t
 def tasks_for(
     plan: Plan, shard_ids: Iterable[str], part_ids: Iterable[str], *, most: int
 ) -> tuple[Task, ...]:
-    """The tasks over unfinished shards and parts; finalize always, the others where needed."""
+    """The tasks for unfinished shards and parts; always finalize, the other stages if needed."""
     shards = tuple(shard_ids)
     wanted = set(part_ids)
     parts = [part for part in plan.parts() if part.id in wanted]

@@ -1,4 +1,4 @@
-"""What must hold before anything is submitted: places that can be written, and room in them."""
+"""Checks before anything is submitted: folders are writable and have enough space."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from jobs.storage.staging import (
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 
-# Nobody knows the number of files before the archives are here. A file of a dataset is seldom
-# larger than this, so the data takes at least so many inodes.
+# The number of files is unknown before the download. Files of datasets are seldom larger than this,
+# which gives a lower bound of the inodes.
 _BYTES_A_FILE = 4 << 20
 _ADDRESS_SPACE = 2 << 30  # bytes; with less a task may fail
 
 
 class UnfinishedWork(Protocol):
-    """What is left of a run that was begun (``RunState``)."""
+    """The unfinished work of a run (``RunState``)."""
 
     @property
     def shards_left(self) -> Sequence[str]: ...
@@ -43,18 +43,18 @@ class UnfinishedWork(Protocol):
 
 
 def check(plan: Plan, run_dir: Path | None = None) -> None:
-    """Raise ``PreflightError`` with all ``problems``; each place is written to, for a moment."""
+    """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
     _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan, run_dir)))
 
 
 def check_space(plan: Plan, left: UnfinishedWork) -> None:
-    """Raise ``PreflightError`` where what is left of a run has no room, or no place."""
+    """Raise ``PreflightError`` if there is no space or folder for a run's unfinished work."""
     found = [*_unwritable(plan, None), *_unwritable_after_all(plan, None)]
     _refuse(found or list(_no_room(_needs_left(plan, left))))
 
 
 def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
-    """What does not hold for a run that is about to begin, a line each; nothing is touched."""
+    """Problems of a run that is about to start, a line each; changes nothing."""
     return [
         *_unwritable(plan, run_dir),
         *_badly_placed(plan, run_dir),
@@ -72,9 +72,9 @@ def notes(
     sbatch_args: Sequence[str] = (),
     download_here: bool = False,
 ) -> list[str]:
-    """What cannot be checked, or looks odd without being wrong, a line each.
+    """Notes on what cannot be checked or is unusual, a line each.
 
-    ``sbatch_args`` are those of the download job, which have all other jobs' among them;
+    ``sbatch_args``: those of the download job, which include those of all other jobs.
     ``download_here``: this process downloads.
     """
     found = []
@@ -124,7 +124,7 @@ def _limited(plan: Plan) -> Iterator[str]:
 
 
 def _not_exported(plan: Plan, sbatch_args: Sequence[str]) -> Iterator[str]:
-    """Variables of this shell that a download may need and that ``--export`` withholds."""
+    """Variables of this shell that a download may need, but that ``--export`` withholds."""
     export = arguments.export_of(sbatch_args)
     wanted = [variable for _, variable in plan.options.header_env]
     missing = export.missing([*wanted, *arguments.DOWNLOAD_VARIABLES], os.environ)
@@ -144,7 +144,7 @@ def _refuse(found: Sequence[str]) -> None:
 
 
 def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
-    """Folders that are written to, and what they are called; each once."""
+    """Folders that are written to, with their descriptions; each once."""
     places = {Path(plan.dest): "destination"}
     if Path(plan.dest) not in Path(plan.temp).parents:
         places.setdefault(Path(plan.temp), "folder for archives (--temp-dir)")
@@ -154,18 +154,18 @@ def _places(plan: Plan, run_dir: Path | None) -> dict[Path, str]:
 
 
 def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Places that are not there and cannot be made, or cannot be written to."""
+    """Folders that cannot be created or written to."""
     for path, name in _places(plan, run_dir).items():
         what = f"the {name} {quoted(str(path))}"
         there = filesystems.existing(path)
         try:
             if not there.is_dir():
-                kind = "a dangling link" if there.is_symlink() else "no folder"
+                kind = "a dangling link" if there.is_symlink() else "not a folder"
                 yield f"{what}: {quoted(str(there))} is {kind}; choose another one"
             elif filesystems.is_read_only(there):
                 yield f"{what} is on a read-only file system; choose another one"
             elif not os.access(there, os.W_OK | os.X_OK):
-                do = "written to" if there == path else f"made in {quoted(str(there))}"
+                do = "written to" if there == path else f"created in {quoted(str(there))}"
                 yield (
                     f"{what} cannot be {do}: permission denied; choose another one, or ask for "
                     "permission"
@@ -175,7 +175,7 @@ def _unwritable(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 
 
 def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Places that look writable and are not (quotas, squashed root); a file is made and removed."""
+    """Folders that only look writable (quotas, squashed root); creates and removes a file."""
     for path, name in _places(plan, run_dir).items():
         try:
             with tempfile.TemporaryFile(
@@ -184,14 +184,14 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
                 probe.write(b"\0" * 4096)
                 probe.flush()
         except OSError as error:
-            told = from_os_error(error, doing=f"writing to the {name} {quoted(str(path))}")
-            full = told.cause in (Cause.DISK_FULL, Cause.QUOTA)
-            mend = "; free some space, or choose another one" if full else "; choose another one"
-            yield told.message + ("" if told.cause is Cause.LIMIT else mend)
+            failure = from_os_error(error, doing=f"writing to the {name} {quoted(str(path))}")
+            full = failure.cause in (Cause.DISK_FULL, Cause.QUOTA)
+            remedy = "; free some space, or choose another one" if full else "; choose another one"
+            yield failure.message + ("" if failure.cause is Cause.LIMIT else remedy)
 
 
 def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """Places within one another, where one would be read or replaced as part of the other."""
+    """Folders within each other, where one would be read or replaced as part of the other."""
     dest, temp = (Path(place).resolve() for place in (plan.dest, plan.temp))
     staging = dest / INCOMING
     if temp == dest or (dest in temp.parents and staging not in temp.parents):
@@ -224,7 +224,7 @@ def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 
 
 def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """A run folder where the dataset itself will be; what archives hold, nobody knows yet."""
+    """A run folder where the dataset will be, as far as its names are known before the download."""
     if run_dir is None or (top := Staging(plan).top_of(run_dir)) is None:
         return
     layout = plan.options.layout
@@ -243,12 +243,12 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 
 
 def check_not_taken(plan: Plan) -> None:
-    """Raise ``PreflightError`` where another run published there since ``plan`` was made."""
+    """Raise ``PreflightError`` if another run published there after ``plan`` was made."""
     there = receipt_head(Path(plan.dest))
     if there is None or there.run_id == plan.run_id:
         return
     if plan.options.overwrite and (there.published is None or there.published < plan.created):
-        return  # what the plan is to replace
+        return  # the dataset that the plan replaces
     when = f" at {there.published:%Y-%m-%d %H:%M:%S} UTC" if there.published else ""
     raise PreflightError(
         f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "
@@ -258,14 +258,14 @@ def check_not_taken(plan: Plan) -> None:
 
 
 def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
-    """A destination with something in it that is not this run's and may not be replaced."""
+    """A destination with files that are not this run's and may not be replaced."""
     dest = Path(plan.dest)
     if plan.options.overwrite:
         return
     try:
         names = names_in(dest) - NO_DATA
     except OSError:
-        return  # not there yet, or told already
+        return  # does not exist, or was reported already
     if run_dir is not None:
         names.discard(Staging(plan).top_of(run_dir) or "")
     if not names:
@@ -276,7 +276,7 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
         yield (
             f"the destination {quoted(plan.dest)} is not empty (it contains {few}{more}); choose "
-            "another --dest, or use --overwrite to replace files of the same names"
+            "another --dest, or use --overwrite to replace files with the same names"
         )
     elif there.run_id != plan.run_id:
         yield (
@@ -290,7 +290,7 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Need:
-    """What is put somewhere, at the least."""
+    """A lower bound of what is written to a folder."""
 
     path: Path
     bytes: int
@@ -299,7 +299,7 @@ class Need:
 
 
 def _needs(plan: Plan) -> list[Need]:
-    """What a whole run writes: archives, and data at least as large as they are."""
+    """What a run writes: archives, and data of at least the same size."""
     archives = [shard for shard in plan.shards if _is_fetched(plan, shard)]
     data = sum(shard.size or 0 for shard in plan.shards)
     least = max(data // _BYTES_A_FILE, len(plan.shards), plan.options.expect_records or 0)
@@ -307,7 +307,7 @@ def _needs(plan: Plan) -> list[Need]:
 
 
 def _needs_left(plan: Plan, left: UnfinishedWork) -> list[Need]:
-    """What is still written: archives that are not here, parts that are not finished."""
+    """What a resume writes: archives that are not downloaded, parts that are not finished."""
     wanted = set(left.shards_left)
     archives = [s for s in plan.shards if s.id in wanted and _is_fetched(plan, s)]
     parts = set(left.parts_left)
@@ -326,19 +326,19 @@ def _both(plan: Plan, archives: Sequence[Shard], data: int, files: int) -> list[
 
 
 def _is_fetched(plan: Plan, shard: Shard) -> bool:
-    """Whether a copy of the shard is made: a local one is read where it lies."""
+    """Whether the shard is copied; a local one is read in place."""
     return shard.kind is not ShardKind.TREE and plan.source.kind is not SourceKind.LOCAL
 
 
 def _no_room(needs: Sequence[Need]) -> Iterator[str]:
-    """File systems and quotas that have not what all needs on them add up to."""
+    """File systems and quotas with less space than all needs on them."""
     by_device: dict[int, list[Need]] = {}
     for need in needs:
         if need.bytes or need.inodes:
             try:
                 device = filesystems.existing(need.path).stat().st_dev
             except OSError:
-                continue  # told already
+                continue  # reported already
             by_device.setdefault(device, []).append(need)
     for together in by_device.values():
         yield from _no_room_on_one(together)

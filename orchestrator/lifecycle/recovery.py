@@ -1,4 +1,4 @@
-"""From where a run stands to the submission that finishes it; pure."""
+"""Finds the work of the next submission from the state of a run; pure functions."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from orchestrator import resources
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
 
-# A shard whose archive is not what was published is fetched again; one whose members are refused
-# would be refused again.
+# A damaged archive is downloaded again; downloading does not help if members are refused.
 _REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
 
-# Worth a resume, but only once somebody made room or changed his mind.
+# Retryable, but only after a person has acted: for example by freeing space.
 _NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.LIMIT, Cause.CANCELLED})
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """What ``resume`` does; all of it empty where nothing is to be done."""
+    """What ``resume`` does; empty if there is nothing to do."""
 
     tasks: tuple[Task, ...] = ()
     resources: Mapping[str, Resources] | None = None  # by stage
-    refetch: tuple[str, ...] = ()  # shards whose archives are fetched anew
-    cancel: tuple[str, ...] = ()  # jobs to end first: they wait for what will never come
-    also_after: tuple[str, ...] = ()  # live jobs that the new finalize waits for
-    downloads: tuple[str, ...] = ()  # those of them that fetch what the new array extracts
-    notes: tuple[str, ...] = ()  # what is different this time, and why
+    refetch: tuple[str, ...] = ()  # shards whose archives are downloaded again
+    cancel: tuple[str, ...] = ()  # jobs to cancel first: their dependencies can never be met
+    also_after: tuple[str, ...] = ()  # running jobs that the new finalize job waits for
+    downloads: tuple[str, ...] = ()  # those of them that download what the new array extracts
+    notes: tuple[str, ...] = ()  # what is different from the last attempt, and why
 
     @property
     def parts(self) -> int:
@@ -41,23 +40,23 @@ class Recovery:
 
 
 def recover(state: RunState, *, most: int | None = None, limit_min: int | None = None) -> Recovery:
-    """The work that is left and that nobody does, with resources that suit why it was left.
+    """The unfinished work that no running job does, with resources adjusted to the failures.
 
-    ``most`` bounds the array tasks (None: as many as any submission had); ``limit_min`` is the
-    partition's longest time in minutes.
+    ``most``: array tasks, at most (None: as many as in any submission); ``limit_min``: the
+    partition's time limit in minutes.
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
-    # No good result comes of a task that fell, be it seen yet or not.
+    # A task with an exit code other than 0 has no good result, even if none is visible yet.
     live = [view for view in state.live if not view.engine.fell]
     working = [view for view in live if _works(view, state.status)]
     waiting = [view for view in live if view not in working]
     taken = {item for view in working for item in view.task.items}
     refetch = _refetched(state, taken)
-    # Where a task found an archive gone, the download stage looks, and fetches what is not there.
+    # If a task found an archive missing, the download stage checks it and downloads it again.
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
-    # Other bytes of a shard mean all of its parts anew; the download says which that are.
+    # If a shard's bytes have changed, the download removes the manifests of all its parts.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
     parts = [part.id for part in state.plan.parts() if part.id in left]
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
@@ -67,7 +66,7 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
         view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in live
     )
     if not shards and not parts and (finalize_waits or finalizes):
-        return Recovery()  # everything is in somebody's hands
+        return Recovery()  # running jobs do everything
     notes: list[str] = []
     return Recovery(
         tasks=planning.tasks_for(state.plan, shards, parts, most=most or _most(state)),
@@ -82,35 +81,35 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
 
 def _most(state: RunState) -> int:
     had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
-    return had or planning.DEFAULT_TASKS  # a download in somebody's shell alone has none
+    return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
 
 
 def may_retry(state: RunState, before: int | None) -> bool:
-    """Whether an attempt by itself is worth its while: something retryable is left, and the last
-    attempt brought something (``before``: parts that were left ahead of it)."""
+    """Whether to start an attempt automatically: something retryable is left, and the last attempt
+    made progress (``before``: unfinished parts before it)."""
     if state.status not in (RunStatus.INCOMPLETE, RunStatus.RUNNING):
         return False
     if before is not None and len(state.parts_left) >= before:
         return False
-    if any(trouble.problem.cause in _NEEDS_A_HUMAN for trouble in state.troubles):
+    if any(open_problem.problem.cause in _NEEDS_A_HUMAN for open_problem in state.problems):
         return False
-    return any(trouble.outcome is Outcome.RETRYABLE for trouble in state.troubles)
+    return any(open_problem.outcome is Outcome.RETRYABLE for open_problem in state.problems)
 
 
 def _works(view: TaskView, status: RunStatus) -> bool:
-    """Whether a task is at work, or will be without anybody's help."""
+    """Whether a task is running, or will run without intervention."""
     if view.stage is Stage.FINALIZE or view.engine.cause is Cause.DEPENDENCY:
         return False
     if view.status is TaskStatus.UNKNOWN:
-        # Cancelled and out of sight: should it live after all, it finds itself superseded.
+        # Cancelled and unknown to the engine: if it still runs, it notices that it is superseded.
         return status is not RunStatus.CANCELLED
     return view.status.live
 
 
 def _refetched(state: RunState, taken: set[str]) -> tuple[str, ...]:
-    # Fetching again what was verified gives the same bytes; a file of the user's may be mended.
-    mended = state.plan.source.kind is SourceKind.LOCAL
-    shards = _shards_of(state, _REFETCH, only=None if mended else Outcome.RETRYABLE)
+    # Downloading a verified archive again does not change it; a user's file may be replaced.
+    may_be_replaced = state.plan.source.kind is SourceKind.LOCAL
+    shards = _shards_of(state, _REFETCH, only=None if may_be_replaced else Outcome.RETRYABLE)
     return tuple(s.id for s in state.plan.shards if s.id in shards and s.id not in taken)
 
 
@@ -119,11 +118,11 @@ def _shards_of(
 ) -> set[str]:
     """Shards whose extraction ended for one of ``causes``."""
     return {
-        trouble.problem.shard or trouble.item.rpartition(".p")[0]
-        for trouble in state.troubles
-        if trouble.stage is Stage.EXTRACT
-        and trouble.problem.cause in causes
-        and only in (None, trouble.outcome)
+        open_problem.problem.shard or open_problem.item.rpartition(".p")[0]
+        for open_problem in state.problems
+        if open_problem.stage is Stage.EXTRACT
+        and open_problem.problem.cause in causes
+        and only in (None, open_problem.outcome)
     }
 
 
@@ -133,19 +132,19 @@ def _parts_of(state: RunState, shards: Iterable[str]) -> set[str]:
 
 
 def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
-    """Jobs as a whole (an array by its first number), each once."""
+    """Job ids (for an array its job id), each once."""
     ids = (view.task.job_id.partition("_")[0] for view in views if view.task.job_id)
     return tuple(dict.fromkeys(ids))
 
 
 def _then_jobs(state: RunState) -> tuple[str, ...]:
-    """The user's job that waits for a finalize which did not publish."""
+    """The user's job that waits for a finalize job that did not publish."""
     return tuple(each.then_job for each in state.submissions[-1:] if each.then_job)
 
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
     grown: dict[str, Resources] = {}
-    # A limit of the launching shell holds for every stage's jobs, and for Slurm's alone.
+    # A limit of the launching shell applies to the jobs of all stages, on Slurm only.
     limited = state.submissions[-1].engine == "slurm" and any(
         Cause.LIMIT in _causes(view) for view in state.tasks
     )

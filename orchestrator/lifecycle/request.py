@@ -1,4 +1,4 @@
-"""What a user asks of a launch, as one typed value."""
+"""The request of a launch as one typed value."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LEAST_RATE = 1 << 10  # bytes a second
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """A source, where it goes, and how the work is to be run."""
+    """A source, its destination, and how to do the work."""
 
     source: SourceRequest
     dest: Path = DEFAULT_DEST
@@ -30,17 +30,17 @@ class LaunchRequest:
     log_dir: Path = DEFAULT_LOG_DIR
     options: Options = field(default_factory=Options)
     engine: str = "auto"  # auto, slurm or local
-    tasks: int | None = None  # most array tasks; None: 256 on Slurm, one a core on this machine
-    parallel: int | None = None  # most at once; None: all on Slurm, one a core on this machine
+    tasks: int | None = None  # array tasks, at most; None: 256 on Slurm, one per core here
+    parallel: int | None = None  # tasks at a time; None: all on Slurm, else one for each core
     resources: Resources = field(default_factory=Resources)
     download_partition: str | None = None
     download_sbatch_args: tuple[str, ...] = ()
     download_on: str = "cluster"  # or login: download in this process, then submit the rest
-    retries: int = 1  # further attempts that the run may make by itself
-    then: Path | None = None  # the user's batch script to start once the dataset is published
+    retries: int = 1  # automatic further attempts, at most
+    then: Path | None = None  # the user's batch script to start after the dataset is published
 
     def check(self) -> None:
-        """Raise ``UsageError`` where the request makes no sense whatever the source says."""
+        """Raise ``UsageError`` for a request that is invalid for any source."""
         if self.tasks is not None and self.tasks < 1:
             raise UsageError("--tasks must be 1 or more")
         if self.parallel is not None and self.parallel < 1:
@@ -63,7 +63,7 @@ class LaunchRequest:
 
 
 def _check_layout(layout: Layout) -> None:
-    """``UsageError`` where records or images could not lie in a dataset under those names."""
+    """``UsageError`` if a dataset cannot contain records or images under these names."""
     for option, path in (("--records-file", layout.records), ("--images-dir", layout.images)):
         if layout.has_records and (fact := _unsafe(path)):
             raise UsageError(
@@ -71,13 +71,13 @@ def _check_layout(layout: Layout) -> None:
                 f"{'data/prompts.jsonl' if option == '--records-file' else 'data/images'}"
             )
     if layout.image_field is not None and not layout.image_field.isprintable():
-        raise UsageError(f"--image-field {quoted(layout.image_field)} holds a control character")
+        raise UsageError(f"--image-field {quoted(layout.image_field)} contains a control character")
 
 
 def _unsafe(path: str) -> str | None:
     parts = path.split("/")
     if not path.isprintable():
-        return "holds a control character"
+        return "contains a control character"
     if path.startswith("/"):
         return "is an absolute path"
     if any(part in ("", ".", "..") for part in parts):
@@ -90,7 +90,7 @@ def _unsafe(path: str) -> str | None:
 
 
 def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
-    """What each stage's jobs ask for."""
+    """The resources of each stage's jobs."""
     download = structs.replace(
         request.resources,
         partition=request.download_partition or request.resources.partition,
@@ -106,6 +106,6 @@ def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
 def override(
     resources: Mapping[str, Resources], changes: Mapping[str, object]
 ) -> dict[str, Resources]:
-    """``resources`` with the fields of ``changes`` that are not None put in, for every stage."""
-    given = {name: value for name, value in changes.items() if value not in (None, ())}
-    return {stage: structs.replace(value, **given) for stage, value in resources.items()}
+    """``resources`` with the fields of ``changes`` that are not None, for all stages."""
+    wanted = {name: value for name, value in changes.items() if value not in (None, ())}
+    return {stage: structs.replace(value, **wanted) for stage, value in resources.items()}

@@ -1,4 +1,4 @@
-"""Finds runs, tells where they stand, takes them up again and ends them."""
+"""Resumes and cancels runs."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Resumable:
-    """A run, where it stands, and what a resume would do."""
+    """A run, its state, and what a resume would do."""
 
     folder: RunFolder
     state: RunState
     step: Recovery
-    damage: VerifyReport | None = None  # what a published dataset has to be mended of
-    asked: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
-    why_local: str = ""  # why this machine does the work, where nobody asked for that
-    cluster: Cluster | None = None  # where its jobs go, as ``engines.by_name`` takes it
+    damage: VerifyReport | None = None  # damage to repair in a published dataset
+    requested: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
+    why_local: str = ""  # why this machine does the work, if that was not requested
+    cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
 
     @property
     def last(self) -> Submission:
@@ -55,7 +55,7 @@ class Resumable:
 
     @property
     def engine(self) -> str:
-        """What does the work."""
+        """The name of the engine that does the work."""
         return _engine_name(self.last)
 
 
@@ -67,13 +67,13 @@ def plan_resume(
     deep: bool = False,
     engine: str = AUTO,
 ) -> Resumable:
-    """What a resume would do, with the resources' fields of ``changes`` as the user wants them.
+    """What a resume would do, with the user's ``changes`` to the resources.
 
-    A published dataset is checked (``deep``: every byte) and repaired where it is damaged.
-    ``engine`` is for a run that was launched with ``--engine auto`` and never submitted. Raises
-    ``PreflightError`` where another run published at the destination meanwhile, ``EngineError``
-    where a silent scheduler hides which tasks still live, ``ClaimedError`` where another process
-    is submitting, or downloading for what it submits next.
+    A published dataset is checked (``deep``: all content), and damage will be repaired. ``engine``
+    applies to a run that was launched with ``--engine auto`` and never submitted. Raises
+    ``PreflightError`` if another run has published at the destination, ``EngineError`` if the
+    scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
+    process is submitting, or downloading before it submits.
     """
     state = state_of(folder)
     why_local = ""
@@ -81,7 +81,7 @@ def plan_resume(
         asked_for = state.plan.engine
         choice = choose_engine(engine if asked_for == AUTO else asked_for)
         why_local = choice.why_local
-        state = replace(state, submissions=(running.stand_in(folder, state.plan, choice.name),))
+        state = replace(state, submissions=(running.placeholder(folder, state.plan, choice.name),))
     if state.submits:
         raise ClaimedError(
             f"{state.submits}; check again in a minute with `status`, or stop it with `cancel`"
@@ -89,17 +89,19 @@ def plan_resume(
     if state.engine_silent:
         raise EngineError(
             f"{state.engine_silent}\nTasks may still be running, so nothing was submitted. Run "
-            f"`resume` again once the scheduler answers. {_abandon(folder)}"
+            f"`resume` again once the scheduler responds. {_abandon(folder)}"
         )
-    asked = (tasks, changes or {})
+    requested = (tasks, changes or {})
     if state.status is RunStatus.DONE:
         if evidence.is_gone(Staging(state.plan)):
-            return Resumable(folder, state, Recovery(), asked=asked)  # not ours to fetch again
+            return Resumable(
+                folder, state, Recovery(), requested=requested
+            )  # another run's dataset
         report = verify_dataset(
             Path(state.plan.dest), deep=deep, workers=cores(), progress=Progress()
         )
         if not report.ok:
-            return Resumable(folder, state, Recovery(), report, asked)
+            return Resumable(folder, state, Recovery(), report, requested)
     else:
         preflight.check_not_taken(state.plan)
     last = state.submissions[-1]
@@ -108,23 +110,23 @@ def plan_resume(
     limit = hand.time_limit_min(last.resources["extract"].partition)
     step = recovery.recover(state, most=tasks, limit_min=limit)
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
-        # Published, and killed before it had tidied up: finalize does that when it runs again.
+        # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and changes:
         step = replace(step, resources=override(_resources(step, state), changes))
     if step.tasks and hand.cluster and last.cluster and not hand.cluster.is_same(last.cluster):
         step = _moved(state, step, hand.cluster)
-    return Resumable(folder, state, step, asked=asked, why_local=why_local, cluster=cluster)
+    return Resumable(folder, state, step, requested=requested, why_local=why_local, cluster=cluster)
 
 
 def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
-    """``step`` on another cluster than the last submission; ``EngineError`` where it cannot be."""
+    """``step`` on a different cluster than the last submission; ``EngineError`` if impossible."""
     last = state.submissions[-1]
     if tied := [*step.also_after, *step.cancel]:
         raise EngineError(
             f"jobs {', '.join(tied)} of the run are in the queue of cluster {last.cluster}, but "
             f"this shell submits to cluster {cluster}, where no job can depend on them; run "
-            "`resume` where the first cluster answers, or run first: websight-orchestrate "
+            "`resume` where the first cluster responds, or run first: websight-orchestrate "
             f"cancel {state.plan.run_id}"
         )
     note = f"to cluster {cluster}; attempt {last.number} was on cluster {last.cluster}"
@@ -139,16 +141,16 @@ def _abandon(folder: RunFolder) -> str:
 
 
 def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | None = None) -> None:
-    """Do what ``plan_resume`` found; nothing where everything is done or at work.
+    """Do what ``plan_resume`` planned; nothing if everything is finished or running.
 
-    Raises ``PreflightError`` (no room for what is left), ``ClaimedError``, ``EngineError``,
-    ``VerificationError`` where a damaged dataset is another run's.
+    Raises ``PreflightError`` (not enough space), ``ClaimedError``, ``EngineError``,
+    ``VerificationError`` if a damaged dataset is another run's.
     """
     folder = planned.folder
     if planned.damage is not None:
         running.take_claim(folder, planned.state.plan)
         reset_damaged(folder, planned.state.plan, planned.damage)
-        most, changes = planned.asked
+        most, changes = planned.requested
         planned = plan_resume(folder, tasks=most, changes=changes)
     step, last = planned.step, planned.last
     if not step.tasks:
@@ -162,7 +164,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(planned.state.plan, planned.state)
     engine = engine_named(name, planned.cluster)
-    # A later attempt's are those of another resume, which is at it right now.
+    # A later attempt belongs to another resume, which is running now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
         engine.cancel(folder, step.cancel, lost)
@@ -170,7 +172,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
             journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
     journal.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
-        retries = planned.state.submissions[0].retries  # a resume by hand begins anew
+        retries = planned.state.submissions[0].retries  # a manual resume resets the count
     draft = running.next_draft(last, step, engine=name, retries=retries, cluster=planned.cluster)
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
@@ -181,10 +183,10 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
 
 
 def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
-    """End all jobs of a run, those that wait included; ``resume`` can take it up again.
+    """Cancel all jobs of a run, including waiting ones; ``resume`` can continue it later.
 
-    Returns once all of them are seen to have ended; ``abandon`` gives up those whose scheduler
-    cannot be asked. Raises ``EngineError`` where some go on, or nobody can tell from here.
+    Returns once all of them have ended; ``abandon`` ignores those whose scheduler cannot be
+    reached. Raises ``EngineError`` if some still run, or if that is unknown.
     """
     state = state_of(folder, ask=False)
     if state.status is RunStatus.DONE:
@@ -192,24 +194,24 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     if not abandon:
         _check_reached(folder)
     attempt = state.submissions[-1].number if state.submissions else 0
-    # Written first: who is submitting (another shell, a finalize job that starts the next attempt)
-    # reads it and stops.
+    # Written first: a process that is submitting (another shell, a finalize job that starts the
+    # next attempt) reads it and stops.
     try:
         journal.append(folder, Act.CANCELLING, attempt=attempt)
-    except OSError as error:  # a full disk must not keep jobs alive
+    except OSError as error:  # a full disk must not prevent cancelling jobs
         _end_jobs(folder, abandon=abandon)
-        told = from_os_error(error, doing=f"writing {error.filename}")
+        failure = from_os_error(error, doing=f"writing {error.filename}")
         raise StorageError(
-            f"{told.message}; the run's jobs were cancelled, but the cancellation could not be "
+            f"{failure.message}; the run's jobs were cancelled, but the cancellation could not be "
             f"recorded; free some space, then run websight-orchestrate cancel {folder.run_id}",
-            cause=told.cause,
+            cause=failure.cause,
         ) from error
     try:
         _end_jobs(folder, abandon=abandon)
     except EngineError as error:
         raise EngineError(
             f"{error.message}\nThe cancellation is recorded, so the run will not retry, but some "
-            "of its jobs may still be running. Once the scheduler answers, run: "
+            "of its jobs may still be running. Once the scheduler responds, run: "
             f"websight-orchestrate cancel {folder.run_id}. {_abandon(folder)}",
             cause=error.cause,
         ) from error
@@ -224,9 +226,10 @@ Where = tuple[str, "Cluster | None"]  # an engine's name and cluster
 
 
 def _check_reached(folder: RunFolder) -> None:
-    """Raise ``EngineError`` where the run has live jobs on a cluster that is not to be asked here.
+    """Raise ``EngineError`` if the run has running jobs on a cluster that is out of reach here.
 
-    A scheduler that is merely silent passes: the cancel is noted, and repeated once it answers.
+    A scheduler that does not respond is no error: the cancellation is recorded, and can be
+    repeated.
     """
     where = {n: _where(folder.load_submission(n)) for n in folder.submission_numbers()}
     elsewhere: dict[Where, OtherClusterError] = {}
@@ -248,10 +251,10 @@ def _check_reached(folder: RunFolder) -> None:
 
 
 def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
-    """End every job of every submission, those too whose acceptance was never heard of.
+    """Cancel the jobs of all submissions, including those whose ids are unknown.
 
-    A cluster that cannot be asked from here is passed over: ``_check_reached`` found that its jobs
-    have ended, or they are given up.
+    A cluster out of reach is skipped: ``_check_reached`` found that its jobs have ended, or they
+    are abandoned.
     """
     lost = [event.name for event in journal.open_intents(folder)]
     ids: dict[Where, dict[str, None]] = {}
@@ -278,7 +281,7 @@ def _where(submission: Submission) -> Where:
 
 
 def _is_untidy(staging: Staging) -> bool:
-    """Whether a kill after the receipt left anything of the run in the destination."""
+    """Whether the run was killed after publishing, before the cleanup of the destination."""
     if staging.root.exists():
         return True
     try:

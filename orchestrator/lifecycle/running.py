@@ -1,4 +1,4 @@
-"""Hands submissions to their engines, and carries a run on where its engine is this process."""
+"""Submits to engines, and continues a run if its engine is in this process."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ TICK_S = 0.5
 
 
 def take_claim(folder: RunFolder, plan: Plan) -> None:
-    """Hold the destination for the run; ``ClaimedError`` where another run holds it."""
+    """Claim the destination for the run; ``ClaimedError`` if another run has claimed it."""
     claim.take(Staging(plan), folder.path, _why_held)
 
 
 def check_claim(plan: Plan) -> None:
-    """Raise what ``take_claim`` would raise for a new run; nothing is touched."""
+    """Raise what ``take_claim`` would raise for a new run; changes nothing."""
     claim.check(Staging(plan), _why_held)
 
 
@@ -44,7 +44,7 @@ _HELD = {
 
 
 def _why_held(held: Claim) -> str | None:
-    """Why a holder still holds the destination; None where it may be taken over."""
+    """Why an owner still owns the destination; None if it may be taken over."""
     other = RunFolder(Path(held.run_dir))
     if not other.path.exists():
         if held.maker.is_here:
@@ -71,15 +71,15 @@ def submit(
     on_tick: Tick | None = None,
     most: int | None = None,
 ) -> None:
-    """Submit a chain; on this machine, carry it to its end and go on as far as it may by itself.
+    """Submit a chain of jobs; on this machine, run it to its end, including automatic retries.
 
-    ``most``: array tasks behind a download here, where ``draft`` itself has none of them.
+    ``most``: array tasks after a download here, if ``draft`` itself has none.
     """
     engine = engine_named(draft.engine, draft.cluster)
     submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
     if draft.engine == "local":
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
-        _go_on(folder, draft, on_tick, most)
+        _continue(folder, draft, on_tick, most)
 
 
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
@@ -93,10 +93,10 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
     submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
 
 
-def stand_in(folder: RunFolder, plan: Plan, engine: str) -> Submission:
-    """What stands for submissions that were never made, or are lost: an engine, defaults.
+def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
+    """A substitute for submissions that were never made, or are lost, with default resources.
 
-    Its number is that of the last one there was, whose results must not be taken for new ones.
+    It has the number of the last submission, whose results must not count as new ones.
     """
     parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
@@ -113,9 +113,9 @@ def next_draft(
     retries: int,
     cluster: Cluster | None = None,
 ) -> Submission:
-    """The submission after ``last``, over the work of ``step``; None: see ``engines.by_name``.
+    """The submission after ``last`` with the work of ``step``.
 
-    Who looked before another process made that submission collides with it (``submit_chain``).
+    ``submit_chain`` raises if another process has made this submission.
     """
     return structs.replace(
         submission.draft(
@@ -132,8 +132,8 @@ def next_draft(
     )
 
 
-def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
-    """After a submission on this machine: the stages behind a download here, or another attempt."""
+def _continue(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
+    """After a submission on this machine: submit the stages after a download here, or retry."""
     state = state_of(folder)
     if state.status is RunStatus.CANCELLED:
         return
@@ -156,7 +156,7 @@ def _go_on(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int 
 
 
 def retry(run_dir: str, attempt: int) -> None:
-    """The next attempt of a run, started by its own finalize job; nothing if it is not worth it."""
+    """Start the next attempt of a run from its finalize job, if that may help."""
     folder = RunFolder(Path(run_dir))
     last = folder.load_submission(attempt)
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
@@ -175,7 +175,7 @@ def retry(run_dir: str, attempt: int) -> None:
 
 
 def _before(state: RunState, last: Submission) -> int | None:
-    """Parts that were left ahead of ``last``; None for the first, which may be retried freely."""
+    """Unfinished parts before ``last``; None for the first submission."""
     if last.number == 1:
         return None
     return sum(len(task.items) for task in last.of_stage(Stage.EXTRACT)) or None

@@ -1,4 +1,4 @@
-"""Hands a chain of jobs to an engine, or takes it all back."""
+"""Submits a chain of jobs to an engine: all of them or none."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from orchestrator.inspection.journal import Act
 
 log = logging.getLogger(__name__)
 
-# Called after finalize on its own node, as a site may let compute nodes submit; module:function.
+# module:function, called after finalize on its node, because many sites let compute nodes submit.
 RETRY = "orchestrator.lifecycle.running:retry"
 
-# What a stage waits for: extract only if something was fetched, finalize in any case, so that a
-# report is always written.
+# What a stage waits for: extract only runs if something was downloaded, finalize always, so that a
+# report is written.
 _AFTER = {Stage.EXTRACT: "afterok", Stage.FINALIZE: "afterany"}
 
 
@@ -41,7 +41,7 @@ def draft(
     then: Path | None = None,
     cluster: Cluster | None = None,
 ) -> Submission:
-    """A submission by this process, its jobs not yet known."""
+    """A submission by this process, without job ids."""
     me = ProcessId.here()
     return Submission(
         number=number,
@@ -62,7 +62,7 @@ def draft(
 
 
 def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
-    """What to hand over, in the order of the chain; a stage without tasks is left out."""
+    """The jobs to submit, in the order of the chain; without stages that have no tasks."""
     return [
         JobSpec(
             name=f"websight-{folder.run_id}-{submission.number:04d}-{stage.value}",
@@ -80,7 +80,7 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
 
 
 def scripts(folder: RunFolder, submission: Submission, engine: Engine) -> dict[Stage, str]:
-    """What ``submit_chain`` would hand over, as text to be read; touches nothing."""
+    """The scripts that ``submit_chain`` would submit; changes nothing."""
     return {
         spec.stage: engine.script(spec, Dependency(_AFTER[spec.stage], ("JOBID",)) if i else None)
         for i, spec in enumerate(specs(folder, submission))
@@ -95,12 +95,12 @@ def submit_chain(
     also_after: Sequence[str] = (),
     downloads: Sequence[str] = (),
 ) -> Submission:
-    """Submit every stage after the one before it; the submission with its job ids comes back.
+    """Submit all stages, each after the one before it; returns the submission with its job ids.
 
-    ``also_after`` are live jobs of earlier submissions that finalize waits for, ``downloads`` those
-    of them that fetch what the new array is to extract. All or nothing: a refusal
-    (``EngineError``), a cancel from another shell (``Stopped``) or an interrupt takes back what
-    was accepted. Two processes cannot make the same submission: the second gets a
+    ``also_after``: running jobs of earlier submissions that finalize waits for; ``downloads``:
+    those of them that download what the new array extracts. All or nothing: after a refusal
+    (``EngineError``), a cancellation from another shell (``Stopped``) or an interrupt, accepted
+    jobs are cancelled. Two processes cannot make the same submission: the second gets a
     ``ClaimedError``.
     """
     path = folder.submission(submission.number)
@@ -121,7 +121,7 @@ def submit_chain(
             if spec.stage is Stage.FINALIZE:
                 before = (*before, *also_after)
             elif spec.stage is Stage.EXTRACT and downloads:
-                # One that fails must not take along what the other fetched.
+                # If one fails, the archives of the other are still extracted.
                 kind, before = "afterany", (*before, *downloads)
             after = Dependency(kind, tuple(before)) if before else None
             handles.append(_submit(folder, spec, after, engine))
@@ -138,7 +138,7 @@ def submit_chain(
 
 
 def _check_not_cancelled(folder: RunFolder) -> None:
-    """``cancel`` notes itself before it looks for jobs, so either it finds one or we find it."""
+    """``cancel`` is recorded before it searches for jobs, so it finds our job or we find it."""
     if journal.last_cancel(folder) is not None:
         raise Stopped(f"run {folder.run_id} was cancelled while it was being submitted")
 
@@ -165,7 +165,7 @@ def _submit(
 
 
 def _with_cluster(submission: Submission, engine: Engine) -> Submission:
-    """Where its jobs are, by which they are found again; the first of them may have decided it."""
+    """``submission`` with the cluster of its jobs, which the first job may have determined."""
     return structs.replace(submission, cluster=engine.cluster or submission.cluster)
 
 
@@ -185,7 +185,7 @@ def _with_ids(submission: Submission, handle: JobHandle) -> Submission:
 def _all_or_nothing(
     folder: RunFolder, submission: Submission, engine: Engine, handles: list[JobHandle]
 ) -> Iterator[None]:
-    """Take back what was accepted when the chain cannot be completed."""
+    """Cancel accepted jobs if the chain cannot be completed."""
     try:
         yield
     except (EngineError, Stopped) as error:
@@ -196,26 +196,26 @@ def _all_or_nothing(
             message += room
             if most:
                 fewer, then = f" --tasks {most}", "It fits with fewer array tasks"
-        _give_up(folder, submission.number, message)
+        _mark_abandoned(folder, submission.number, message)
         if isinstance(error, Stopped):
             act = Act.CANCELLING if left else Act.CANCELLED
             journal.append(folder, act, attempt=submission.number)
             then = "Continue it with"
-        told = f"{left}; run `cancel` once Slurm answers" if left else _NOTHING_LEFT
+        fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
         raise type(error)(
-            f"{message}\n{told}. {then}: websight-orchestrate resume {folder.run_id}{fewer}",
+            f"{message}\n{fact}. {then}: websight-orchestrate resume {folder.run_id}{fewer}",
             cause=error.cause,
         ) from error
     except BaseException:
         _take_back(folder, submission, engine, handles)
-        _give_up(folder, submission.number, "the submission was interrupted")
+        _mark_abandoned(folder, submission.number, "the submission was interrupted")
         raise
 
 
 def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[str, int]:
-    """How many jobs the chain is and how many may be submitted; most array tasks that fit, or 0.
+    """A text on the number of jobs needed and allowed, and the array tasks that would fit, or 0.
 
-    To be asked once the chain is taken back, as its own jobs count as well.
+    Call it after the chain was cancelled, because its jobs count too.
     """
     chain = specs(folder, submission)
     counts = {spec.stage.value: len(spec.tasks) for spec in chain}
@@ -223,17 +223,17 @@ def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[st
         counts["--then"] = 1
     needed = sum(counts.values())
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    told = f"\nThe run needs {needed} jobs at a time ({listed})"
+    fact = f"\nThe run needs {needed} jobs at a time ({listed})"
     spec = next((each for each in chain if each.stage is Stage.EXTRACT), chain[0])
     try:
         room = engine.room(spec, needed)
     except EngineError as error:
         log.warning("the limit on submitted jobs is not known: %s", error.message)
-        return told, 0
-    if room >= needed:  # some have ended meanwhile, or Slurm does not tell it ahead
-        return told, 0
+        return fact, 0
+    if room >= needed:  # some have ended in the meantime, or Slurm only reports it at submission
+        return fact, 0
     most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
-    return f"{told}, and only {room} can be submitted now", max(0, most)
+    return f"{fact}, and only {room} can be submitted now", max(0, most)
 
 
 _NOTHING_LEFT = "Nothing was left submitted"
@@ -242,22 +242,22 @@ _NOTHING_LEFT = "Nothing was left submitted"
 def _take_back(
     folder: RunFolder, submission: Submission, engine: Engine, handles: Sequence[JobHandle]
 ) -> str:
-    """End the jobs of a chain that is given up; says what could not be ended, if anything."""
+    """Cancel the jobs of an abandoned chain; returns a text on jobs that could not be cancelled."""
     ids = [job_id for handle in handles for job_id in handle.job_ids]
     names = [event.name for event in journal.open_intents(folder)]
     try:
         engine.cancel(folder, ids, names)
     except EngineError:
         left = f"could not cancel {', '.join(ids or names)}"
-        log.warning("%s; run `cancel` once Slurm answers", left)
+        log.warning("%s; run `cancel` once Slurm responds", left)
         return left
     for name in names:
         journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
     return ""
 
 
-def _give_up(folder: RunFolder, number: int, why: str) -> None:
-    """Note that nobody is at it any more; whoever asked may have nobody to read its words."""
-    with suppress(OSError, RunFolderError):  # a full disk must not hide what went wrong
-        given_up = structs.replace(folder.load_submission(number), refused=why)
-        atomic.write_json(folder.submission(number), given_up)
+def _mark_abandoned(folder: RunFolder, number: int, why: str) -> None:
+    """Record that the submission was abandoned, and why."""
+    with suppress(OSError, RunFolderError):  # a full disk must not hide the original error
+        abandoned = structs.replace(folder.load_submission(number), refused=why)
+        atomic.write_json(folder.submission(number), abandoned)

@@ -1,4 +1,4 @@
-"""Checks a published dataset, in processes of this machine or as an array on Slurm."""
+"""Checks a published dataset, in processes on this machine or as an array on Slurm."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def verify(
 ) -> VerifyReport:
     """Check the dataset in ``path`` against its receipt and manifest, on this machine.
 
-    ``deep`` re-reads every byte; ``workers`` processes share the work (None: one a core).
+    ``deep`` reads all content; ``workers`` processes share the work (None: one for each core).
     """
     return verify_dataset(
         path, deep=deep, workers=workers or cores(), progress=progress or Progress()
@@ -33,19 +33,19 @@ def verify(
 
 
 def dataset_of(path: Path, log_dir: Path = DEFAULT_LOG_DIR) -> Path:
-    """``path``, or the destination of the run that it names where it is no other folder."""
+    """``path``, or the destination of a run if ``path`` is its id or run folder."""
     try:
         if path.exists() and not (path / "plan.json").is_file():
             return path
         return Path(find_run(str(path), log_dir).load_plan().dest)
     except (OSError, RunFolderError, UsageError):
-        return path  # the check says what is wrong with it
+        return path  # the check reports what is wrong with it
 
 
 def how_to_repair(
     report: VerifyReport, log_dir: Path = DEFAULT_LOG_DIR, *, deep: bool = False
 ) -> str | None:
-    """What to type next where a dataset is damaged; None where nobody knows its run."""
+    """The command that repairs a damaged dataset; None if its run is unknown."""
     if report.ok or report.run_id is None:
         return None
     again = f"websight-orchestrate resume {report.run_id}{' --deep' if deep else ''}"
@@ -72,9 +72,9 @@ def verify_on_slurm(
     log_dir: Path = DEFAULT_LOG_DIR,
     on_tick: Callable[[], None] | None = None,
 ) -> VerifyReport:
-    """The same as an array of ``tasks``, waited for; an interrupt cancels it.
+    """Check the dataset in an array of ``tasks``, and wait for it; an interrupt cancels it.
 
-    Raises ``EngineError`` where Slurm refuses, ``VerificationError`` where a task left no report.
+    Raises ``EngineError`` if Slurm refuses, ``VerificationError`` if a task wrote no report.
     """
     engine = engine_named(choose_engine("slurm").name)
     name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -82,9 +82,9 @@ def verify_on_slurm(
     try:
         folder.path.mkdir(mode=0o700, parents=True)
     except OSError as error:
-        raise from_os_error(error, doing=f"making {folder.path}") from error
-    ask = array.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
-    array.prepare(folder.path, ask)
+        raise from_os_error(error, doing=f"creating {folder.path}") from error
+    request = array.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
+    array.prepare(folder.path, request)
     spec = JobSpec(
         name=f"websight-{name}-verify",
         stage=Stage.EXTRACT,
@@ -101,4 +101,4 @@ def verify_on_slurm(
     except KeyboardInterrupt:
         engine.cancel(folder, handle.job_ids)
         raise
-    return array.collect(folder.path, ask)
+    return array.collect(folder.path, request)

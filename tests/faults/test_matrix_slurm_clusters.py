@@ -62,7 +62,7 @@ def test_where_another_cluster_answers_both_are_named_and_nothing_is_done(
         elsewhere.cli.run("cancel", rc=4).err,
     ):
         assert f"on cluster {of(plain.slurm)}" in said
-        assert f"talks to cluster {of(elsewhere.slurm)}" in said
+        assert f"uses cluster {of(elsewhere.slurm)}" in said
         assert "login node" in said
     assert ids(elsewhere.slurm) == set() and ids(plain.slurm) == before
     assert plain.status()["state"] == "running" and plain.status()["remark"] is None

@@ -122,7 +122,7 @@ def test_a_controller_that_falls_silent_in_a_launch_is_given_up_and_resume_start
     silent = site.wrapping("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
     words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
     done = silent.cli.program("-c", HASTY).run(*words, rc=4)
-    assert "does not answer" in done.err
+    assert "does not respond" in done.err
     assert done.err.count("Traceback") == 0
     assert not any(site.run_folder().load_results())
     assert site.slurm.squeue() == []
@@ -167,7 +167,7 @@ def test_a_cancel_that_slurm_did_not_hear_is_not_called_one_and_asks_to_be_repea
     site.slurm.stop_slurmctld()
     try:
         said = site.cli.run("cancel", rc=4).err
-        assert "Once the scheduler answers, run: websight-orchestrate cancel" in said
+        assert "Once the scheduler responds, run: websight-orchestrate cancel" in said
         state = site.status()
         assert state["state"] == "running"
         assert "`cancel` again" in state["remark"]

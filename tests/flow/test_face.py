@@ -237,7 +237,7 @@ SECRET = "hf_secret"
         (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
         (["--url", f"user:{SECRET}@host/a.tar"], "not an http or https URL"),
         (["--dest", ""], "the path is empty"),
-        (["--dest", "~nobody-of-that-name/x"], "home folder is not known"),
+        (["--dest", "~nobody-of-that-name/x"], "home folder is unknown"),
         (["--dest", b"bad\xff"], "is not UTF-8"),
         (["--stall", "nan"], "no finite number"),
         (["--max-expansion", "inf"], "no finite number"),

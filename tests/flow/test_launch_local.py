@@ -438,7 +438,7 @@ def test_a_destination_with_somebody_elses_files_is_refused_before_anything_is_d
     assert cli.runs() == []
 
 
-WHY = "Engine    local: there is no sbatch on PATH, so the work is done on this machine"
+WHY = "Engine    local: sbatch is not on PATH, so this machine does the work"
 
 
 @pytest.mark.parametrize("form", [(), ("--json",), ("--dry-run", "--json")])
@@ -468,7 +468,7 @@ def test_without_sbatch_nobody_who_wants_a_job_gets_another_engine(
     shell = cli.having(PATH="/nowhere")
     source = ("--local-path", shards, "--dest", tmp_path / "data")
     done = shell.run("launch", *words, *source, rc=4)
-    assert "no sbatch on PATH" in done.err and "--engine local" in done.err
+    assert "sbatch is not on PATH" in done.err and "--engine local" in done.err
     assert done.out == ""
     assert not (tmp_path / "data").exists() and shell.runs() == []
 
@@ -502,7 +502,7 @@ def test_a_run_that_was_never_submitted_is_resumed_by_the_same_rule(
         elif path.name != "plan.json":
             path.unlink()
     if form == ("--parsable",):
-        assert "no sbatch on PATH" in shell.run("resume", *form, rc=4).err
+        assert "sbatch is not on PATH" in shell.run("resume", *form, rc=4).err
         assert not (tmp_path / "data").exists()
         return
     assert WHY in shell.run("resume", *form).err.splitlines()

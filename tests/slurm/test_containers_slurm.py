@@ -23,7 +23,7 @@ exec $REAL "${kept[@]}"
 
 
 # What uv and pip say where the network is missing.
-NO_INDEX = re.compile("could not be made: .*(dns|connect|network|timed out)", re.IGNORECASE)
+NO_INDEX = re.compile("could not be created: .*(dns|connect|network|timed out)", re.IGNORECASE)
 
 
 def fake_apptainer(folder: Path) -> Path:

@@ -92,7 +92,7 @@ def short(slurm_plain: PrivateSlurm) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param(("-p", "short"), "more than partition short gives a job", id="a time limit"),
+        pytest.param(("-p", "short"), "more than partition short allows", id="a time limit"),
         pytest.param(("--sbatch-arg=--comment=a b",), "Invalid directive", id="one word of two"),
     ],
 )

@@ -343,9 +343,9 @@ def test_more_time_than_the_partition_gives_is_refused_as_it_would_never_start(
 ) -> None:
     engine = client_of(narrow, monkeypatch)
     asked = Resources(time_min=minutes, partition="short")
-    with pytest.raises(EngineError, match=r"partition short gives a job \(0:10:00\)"):
+    with pytest.raises(EngineError, match=r"partition short allows \(0:10:00\)"):
         engine.submit(spec(folder, resources=asked), None)
-    with pytest.raises(EngineError, match="gives a job"):  # a dry run tells it too
+    with pytest.raises(EngineError, match="allows "):  # a dry run tells it too
         engine.script(spec(folder, resources=asked), None)
     assert names(narrow) == []
 
@@ -485,7 +485,7 @@ def test_a_slurm_that_stays_silent_is_given_up_with_nothing_submitted(
     engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], slurm: PrivateSlurm
 ) -> None:
     log = wrap("sbatch", 'echo "Unable to contact slurm controller" >&2; exit 1')
-    with pytest.raises(EngineError, match="does not answer"):
+    with pytest.raises(EngineError, match="does not respond"):
         engine.submit(spec(folder), None)
     assert len(log.read_text().splitlines()) == 4
     assert names(slurm) == []

@@ -191,7 +191,7 @@ def _failure(
     ids: Mapping[tuple[int, Stage, int], str | None],
     state: RunState,
 ) -> str:
-    first = group.troubles[0]
+    first = group.problems[0]
     job_id = ids.get((first.attempt, first.stage, first.task)) or ""
     log = known.get((first.attempt, first.stage, job_id))
     told = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
@@ -202,7 +202,7 @@ def _failure(
     cause = group.cause.value.replace("_", " ")
     noun = "Task" if len(group.tasks) == 1 else "Tasks"
     return (
-        f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.troubles)}</h3>\n'
+        f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.problems)}</h3>\n'
         f"<p>{noun} {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
         + (f"<pre>{escape(steps)}</pre>\n" if steps else "")
         + (f"<details><summary>{escape(str(log.path))}</summary>" if told and log else "")
@@ -212,10 +212,10 @@ def _failure(
 
 def _messages(group: ProblemGroup) -> Iterator[str]:
     seen: dict[str, None] = {}
-    for trouble in group.troubles:
-        shard = shard_of(trouble)
-        prefix = f"{shard}: " if shard and shard not in trouble.problem.message else ""
-        seen.setdefault(prefix + trouble.problem.message)
+    for open_problem in group.problems:
+        shard = shard_of(open_problem)
+        prefix = f"{shard}: " if shard and shard not in open_problem.problem.message else ""
+        seen.setdefault(prefix + open_problem.problem.message)
     yield from list(seen)[:_MOST_MESSAGES]
     if len(seen) > _MOST_MESSAGES:
         yield f"and {len(seen) - _MOST_MESSAGES} more"

@@ -1,5 +1,5 @@
 """The engine that runs tasks on this machine.
 
-``engine`` speaks submitit's protocol through ``pool``, a bounded pool of processes, each of which
-begins in ``child``; ``process_records`` is what any other process can read of them.
+``engine`` implements submitit's protocol with ``pool``, a bounded pool of processes, which start in
+``child``; ``process_records`` are files from which other processes read their states.
 """

@@ -1,4 +1,4 @@
-"""A task's process on the local engine: ends with its pool, then is submitit's own entry point."""
+"""A task's process on the local engine: ends with its pool, and runs submitit's entry point."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def end_with_parent(parent: int) -> None:
-    """Get TERM when the parent ends, even by SIGKILL; leave at once if it has ended already."""
+    """Get TERM when the parent ends, even by SIGKILL; exit at once if it has ended already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The engine that runs tasks on this machine: submitit's protocol, through a bounded pool."""
+"""The engine that runs tasks on this machine: submitit's protocol with a bounded pool."""
 
 from __future__ import annotations
 
@@ -18,18 +18,25 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.local import process_records
-from orchestrator.engines.local.pool import GRACE_S, LOOK_S, Job, Pool, PoolTask, signal_group
+from orchestrator.engines.local.pool import (
+    CANCEL_CHECK_S,
+    GRACE_S,
+    Job,
+    Pool,
+    PoolTask,
+    signal_group,
+)
 from orchestrator.engines.local.process_records import JobId, LocalFiles
 from orchestrator.engines.task_entry import Entry
 
-_numbers = itertools.count()  # of the jobs that this process ever made
+_numbers = itertools.count()  # of the jobs of this process
 
 
 class LocalEngine:
     """See ``base.Engine``. Tasks start in ``wait``, which runs the pool in the foreground.
 
-    ``Resources`` are Slurm's affair and are not looked at; ``JobSpec.then`` is not called, as the
-    launcher itself can go on after ``wait``.
+    ``Resources`` are for Slurm and ignored; ``JobSpec.then`` is not called, because the launcher
+    continues after ``wait``.
     """
 
     name = "local"
@@ -39,10 +46,10 @@ class LocalEngine:
         self._pool = Pool()
 
     def check(self, folder: RunFolder) -> None:
-        """See ``base.Engine``; there is one machine only."""
+        """See ``base.Engine``; there is only one machine."""
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
-        """See ``base.Engine``; the tasks wait for ``wait``."""
+        """See ``base.Engine``; the tasks start in ``wait``."""
         place = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage)
         job = Job(_new_id(), spec, after, LocalFiles(RunFolder(Path(spec.run_dir))))
         try:
@@ -60,11 +67,11 @@ class LocalEngine:
         return JobHandle(spec.stage, ids, (str(job.id),))
 
     def room(self, spec: JobSpec, most: int) -> int:
-        """See ``base.Engine``; nothing is limited here."""
+        """See ``base.Engine``; there is no limit."""
         return most
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
-        """See ``base.Engine``: the commands that do the same by hand."""
+        """See ``base.Engine``: commands that do the same manually."""
         lines = [f"# {spec.name}: {len(spec.tasks)} task(s), at most {spec.parallel} at once"]
         if after is not None:
             lines.append(f"# {after.kind}: {', '.join(after.job_ids)}")
@@ -74,17 +81,17 @@ class LocalEngine:
         return "\n".join(lines) + "\n"
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
-        """See ``base.Engine``; batch scripts are Slurm's."""
-        raise EngineError(f"{script} is a batch script, and there is no Slurm here to start it")
+        """See ``base.Engine``; batch scripts need Slurm."""
+        raise EngineError(f"{script} is a batch script, which needs Slurm, but there is none here")
 
     def time_limit_min(self, partition: str | None) -> int | None:
-        """See ``base.Engine``; nothing is limited here."""
+        """See ``base.Engine``; there is no limit."""
         return None
 
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
     ) -> Mapping[str, TaskState]:
-        """See ``base.Engine``; any process can ask, and on the pool's host gets the truth."""
+        """See ``base.Engine``; works in any process, and is exact on the pool's host."""
         files = LocalFiles(folder)
         return {each: files.look(each) for each in ids}
 
@@ -98,7 +105,7 @@ class LocalEngine:
         self._pool.run(on_tick, interval_s)
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
-        """See ``base.Engine``: asks the pool, and ends what a dead pool left running.
+        """See ``base.Engine``: requests it from the pool, and ends what a dead pool left running.
 
         Returns when the tasks of this host have ended.
         """
@@ -119,7 +126,7 @@ def _new_id() -> JobId:
 
 
 def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
-    """Pickle a task for submitit and record that it waits."""
+    """Pickle a task for submitit and record that it is waiting."""
     from submitit.core.utils import DelayedSubmission, JobPaths
 
     spec = job.spec
@@ -134,9 +141,9 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
 
 
 def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
-    """Wait for pools to end the tasks of ``jobs``; those whose pool is gone are ended here."""
+    """Wait until pools have ended the tasks of ``jobs``; ends those of dead pools."""
     pause = threading.Event()
-    deadline = time.monotonic() + GRACE_S + 2 * LOOK_S
+    deadline = time.monotonic() + GRACE_S + 2 * CANCEL_CHECK_S
     left = files.running(jobs)
     while left and time.monotonic() < deadline:
         for record in left:

@@ -1,4 +1,4 @@
-"""A bounded pool of processes on this machine: starts tasks in order of dependency, ends them."""
+"""A bounded pool of processes on this machine, which starts and ends tasks."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from orchestrator.engines.local.process_records import JobId, LocalFiles, Proces
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.5  # from TERM to KILL: Ctrl-C has ended everything within two seconds
-LOOK_S = 0.5  # how often the pool looks for a request to cancel
-_POLL_S = 0.02  # where the kernel has no pidfd (before Linux 5.3)
+CANCEL_CHECK_S = 0.5  # interval of checks for a request to cancel
+_POLL_S = 0.02  # if the kernel has no pidfd (before Linux 5.3)
 
 
 @dataclass
@@ -38,16 +38,16 @@ class PoolTask:
     record: ProcessRecord
     place: Path  # submitit's folder
     process: subprocess.Popen[bytes] | None = None
-    kill_at: float | None = None  # on the monotonic clock, once it was told to stop
+    kill_at: float | None = None  # on the monotonic clock, after a request to stop
 
     @property
-    def over(self) -> bool:
+    def ended(self) -> bool:
         return self.record.ended is not None
 
 
 @dataclass
 class Job:
-    """One submitted job: its tasks run once what it depends on has ended."""
+    """One submitted job: its tasks run once its dependencies have ended."""
 
     id: JobId
     spec: JobSpec
@@ -57,12 +57,12 @@ class Job:
     cancelled: bool = False
 
     @property
-    def over(self) -> bool:
-        return all(task.over for task in self.tasks)
+    def ended(self) -> bool:
+        return all(task.ended for task in self.tasks)
 
     @property
     def ok(self) -> bool:
-        return all(task.over and task.record.returncode == 0 for task in self.tasks)
+        return all(task.ended and task.record.returncode == 0 for task in self.tasks)
 
     @property
     def running(self) -> list[PoolTask]:
@@ -79,8 +79,8 @@ class Pool:
     def run(self, on_tick: Callable[[], None] | None, interval_s: float) -> None:
         """Run until every task has ended; see ``base.Engine.wait``.
 
-        Ctrl-C, TERM and HUP are heard between two steps, so that no process is started and
-        forgotten; then all tasks are stopped and ``KeyboardInterrupt`` is raised.
+        Ctrl-C, TERM and HUP are handled between two steps, so that no process is lost; then all
+        tasks are stopped and ``KeyboardInterrupt`` is raised.
         """
         with self._signals_noted() as wake:
             try:
@@ -95,7 +95,7 @@ class Pool:
         for task in job.tasks:
             if task.process is not None:
                 _stop(task)
-            elif not task.over:
+            elif not task.ended:
                 _end(task, returncode=None, cause=Cause.CANCELLED)
 
     def _loop(
@@ -109,17 +109,17 @@ class Pool:
             self._start_ready()
             now = time.monotonic()
             if now >= look_at:
-                look_at = now + LOOK_S
-                self._obey_requests()
+                look_at = now + CANCEL_CHECK_S
+                self._cancel_requested()
             if now >= life_at:
                 life_at = now + process_records.ALIVE_S
                 for job in self.jobs.values():
                     job.files.show_life(job.id.pool)
-            over = all(job.over for job in self.jobs.values())
-            if on_tick is not None and (over or now >= tick_at):
+            ended = all(job.ended for job in self.jobs.values())
+            if on_tick is not None and (ended or now >= tick_at):
                 on_tick()
                 tick_at = time.monotonic() + interval_s
-            if over:
+            if ended:
                 return
             self._sleep(min(look_at, tick_at if on_tick is not None else look_at), wake)
 
@@ -128,23 +128,23 @@ class Pool:
 
     def _start_ready(self) -> None:
         for job in self.jobs.values():
-            if job.over or job.cancelled or not self._may_start(job):
+            if job.ended or job.cancelled or not self._may_start(job):
                 continue
             free = job.spec.parallel - len(job.running)
             for task in job.tasks:
-                if free > 0 and task.process is None and not task.over:
+                if free > 0 and task.process is None and not task.ended:
                     _start(task)
                     free -= 1
 
     def _may_start(self, job: Job) -> bool:
-        """Whether what it depends on has ended; ends its tasks where that went wrong."""
+        """Whether its dependencies have ended; ends its tasks if they failed."""
         for job_id in job.after.job_ids if job.after else ():
             other = self.jobs.get(job_id)
-            if other is None:  # of an earlier launcher, whose tasks may be there still
+            if other is None:  # of an earlier launcher, whose tasks may still run
                 parsed = JobId.parse(job_id)
                 if parsed is not None and job.files.running([parsed]):
                     return False
-            elif not other.over:
+            elif not other.ended:
                 return False
             elif job.after and job.after.kind == "afterok" and not other.ok:
                 for task in job.tasks:
@@ -160,13 +160,13 @@ class Pool:
                 if task.kill_at is not None and time.monotonic() >= task.kill_at:
                     signal_group(task.process.pid, signal.SIGKILL)
                 continue
-            # What the task started goes with it: nothing may write behind the engine's back.
+            # Processes that the task started end with it, so that none writes later.
             signal_group(task.process.pid, signal.SIGKILL)
             _end(task, returncode=code, cause=_cause(task, code))
 
-    def _obey_requests(self) -> None:
+    def _cancel_requested(self) -> None:
         for job in self.jobs.values():
-            if not job.over and not job.cancelled and job.files.is_cancelled(job.id):
+            if not job.ended and not job.cancelled and job.files.is_cancelled(job.id):
                 self.cancel(job)
 
     def _stop_all(self) -> None:
@@ -177,7 +177,7 @@ class Pool:
             self._reap()
 
     def _sleep(self, until: float, wake: int | None) -> None:
-        """Sleep until that time on the monotonic clock, a task's end or a signal."""
+        """Sleep until a time on the monotonic clock, a task's end or a signal."""
         tasks = self._running()
         kills = [task.kill_at for task in tasks if task.kill_at is not None]
         seconds = max(0.0, min([until, *kills]) - time.monotonic())
@@ -200,9 +200,9 @@ class Pool:
 
     @contextmanager
     def _signals_noted(self) -> Iterator[int | None]:
-        """Note Ctrl-C, TERM and HUP, unless ignored (nohup) or the caller's own affair.
+        """Record Ctrl-C, TERM and HUP, unless they are ignored (nohup) or have other handlers.
 
-        Gives a descriptor that can be read once one has come.
+        Yields a descriptor that becomes readable when one comes.
         """
         if threading.current_thread() is not threading.main_thread():
             yield None
@@ -237,10 +237,10 @@ def _start(task: PoolTask) -> None:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
-            # First on sys.path there: never a folder in which a user keeps code.
+            # It is first on sys.path, so it must not be a folder with the user's code.
             cwd=task.job.spec.run_dir,
             env=_environment(task),
-            start_new_session=True,  # Ctrl-C is for the pool, which then tells its tasks
+            start_new_session=True,  # Ctrl-C goes to the pool, which then stops its tasks
         )
     task.process = process
     task.record = replace(
@@ -259,15 +259,15 @@ def _stop(task: PoolTask) -> None:
 
 
 def _cause(task: PoolTask, code: int) -> Cause | None:
-    """Why a task ended; None where it ended well, or its result alone can tell."""
+    """Why a task ended; None if it succeeded, or only its result has the reason."""
     if task.kill_at is not None:
         return Cause.CANCELLED
     if -code in (signal.SIGXCPU, signal.SIGXFSZ):
         return Cause.LIMIT
     if code < 0:
         return Cause.KILLED
-    # A download without one usable shard and a finalize that does not publish end with 1, for
-    # those that wait for them; an extract task that gets as far as our code ends with 0.
+    # A download without a usable shard and a finalize task that does not publish exit with 1,
+    # because of dependent jobs; an extract task that starts our code exits with 0.
     if code > 0 and task.job.spec.stage is Stage.EXTRACT:
         return Cause.LAUNCH_FAILED
     return None
@@ -299,6 +299,6 @@ def _environment(task: PoolTask) -> dict[str, str]:
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:
-    """Signal a task's process and all that it started; one that is gone is no error."""
+    """Signal a task's process and all that it started; it is no error if they have ended."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)

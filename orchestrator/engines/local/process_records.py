@@ -1,4 +1,4 @@
-"""What the local engine leaves on disk, so that any other process can tell what runs."""
+"""The local engine's files, from which other processes read what runs."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import EngineState, TaskState
 
-ALIVE_S = 10.0  # how often a pool says that it is there
-DEAD_S = 120.0  # a pool on another host that said nothing for so long is gone
+ALIVE_S = 10.0  # interval of a pool's sign of life
+DEAD_S = 120.0  # a pool on another host without a sign of life for this long is dead
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class JobId:
 
     @property
     def is_here(self) -> bool:
-        """Whether its pool belongs to this host."""
+        """Whether its pool is on this host."""
         return self.host == this_host()
 
     @property
@@ -50,12 +50,12 @@ class JobId:
         return str(self).rpartition("-")[0]
 
     def task(self, index: int) -> str:
-        """The id of a task, in the form of Slurm's."""
+        """The id of a task, in Slurm's format."""
         return f"{self}_{index}"
 
     @classmethod
     def parse(cls, text: str) -> JobId | None:
-        """Of a job's or a task's id; None where it is neither."""
+        """Parse the id of a job or task; None for any other text."""
         job, _, index = text.rpartition("_")
         text = job if index.isdigit() and job else text
         try:
@@ -66,7 +66,7 @@ class JobId:
 
 
 def this_host() -> str:
-    # An id is cut at its underscore, which tells a task from its job.
+    # The underscore in an id separates job and task.
     return os.uname().nodename.replace("_", "-")
 
 
@@ -86,11 +86,11 @@ class ProcessRecord:
 
     @property
     def alive(self) -> bool:
-        """Whether its process, which is one of this host, runs."""
+        """Whether its process, which is on this host, is running."""
         return ProcessId(os.uname().nodename, self.pid, self.start).alive
 
     def state(self, host: str) -> TaskState:
-        """The task as this record tells it."""
+        """The state of the task according to this record."""
         if self.ended is not None:
             state, raw = EngineState.ENDED, "ended"
         elif self.started is not None:
@@ -111,7 +111,7 @@ class ProcessRecord:
 
 
 class LocalFiles:
-    """The local engine's own folder within a run folder: ``submitit/local``."""
+    """The local engine's folder in a run folder: ``submitit/local``."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.path = folder.path / "submitit" / "local"
@@ -140,7 +140,7 @@ class LocalFiles:
                     found.append(record)
         return found
 
-    # A request to cancel is a file, as the pool may be on another host.
+    # A request to cancel is a file, because the pool may be on another host.
 
     def _cancel_mark(self, job: JobId) -> Path:
         return self.path / f"{job}.cancel"
@@ -152,17 +152,17 @@ class LocalFiles:
     def is_cancelled(self, job: JobId) -> bool:
         return self._cancel_mark(job).exists()
 
-    # A pool's sign of life, judged by the file server's clock alone.
+    # A pool's sign of life, measured with the file server's clock only.
 
     def show_life(self, pool: str) -> None:
         path = self.path / f"{pool}.alive"
         try:
             path.touch(mode=0o600)
         except OSError:
-            pass  # a full disk ends tasks where they write data
+            pass  # on a full disk tasks fail when they write data
 
     def is_silent(self, pool: str) -> bool:
-        """Whether a pool that another host runs has shown no life for ``DEAD_S``."""
+        """Whether a pool on another host gave no sign of life for ``DEAD_S``."""
         try:
             seen = (self.path / f"{pool}.alive").stat().st_mtime
             with tempfile.NamedTemporaryFile(dir=self.path, prefix=".now-") as probe:
@@ -174,7 +174,7 @@ class LocalFiles:
         return now - seen > DEAD_S
 
     def look(self, task_id: str) -> TaskState:
-        """A task as any process can tell: from its record and from the processes there are."""
+        """The state of a task, from its record and the running processes."""
         job = JobId.parse(task_id)
         if job is None:
             return TaskState(EngineState.UNKNOWN)
@@ -191,12 +191,12 @@ class LocalFiles:
                 return TaskState(EngineState.PENDING, raw="pending")
             return _lost(record, job.host)
         if record.alive or pool_alive:
-            return record.state(job.host)  # a live pool is about to say how its task ended
+            return record.state(job.host)  # a live pool will record how its task ended
         return _lost(self.read(task_id), job.host)
 
 
 def _lost(record: ProcessRecord | None, host: str) -> TaskState:
-    """A task whose pool is gone: it will not go on."""
+    """The state of a task whose pool is dead."""
     if record is None:
         return TaskState(EngineState.ENDED, raw="never started", cause=Cause.KILLED)
     if record.ended is not None:

@@ -1,7 +1,7 @@
-"""The engine that hands tasks to Slurm.
+"""The engine that submits tasks to Slurm.
 
-``engine`` submits through submitit, asks what became of tasks and cancels them; ``queue`` is this
-user's jobs on one ``cluster``. ``script`` makes a job into what sbatch needs and ``arguments`` says
-what a user may add to it; ``client`` calls Slurm's commands, ``parse`` reads their answers,
-``limits`` knows what this Slurm allows.
+``engine`` submits through submitit, polls tasks and cancels them; ``queue`` is this user's jobs on
+one ``cluster``. ``script`` makes the batch script of a job and ``arguments`` checks what a user
+adds to it; ``client`` calls Slurm's commands, ``parse`` parses their output, ``limits`` reads
+limits.
 """

@@ -1,4 +1,4 @@
-"""What sbatch may be told beyond our own options: all but what we say to it ourselves."""
+"""Checks the user's own sbatch arguments: all options except those that this tool sets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jobs.storage.safe_paths import quoted
 
 @dataclass(frozen=True)
 class _Option:
-    """An option of sbatch: its long name, its letter, and what to use in its place."""
+    """An option of sbatch: its long name, its letter, and what to use instead."""
 
     name: str
     letter: str
@@ -23,7 +23,7 @@ class _Option:
 _SHAPE = "each task is one process on one node, and --tasks and --parallel say how many there are"
 _LOGS = "--log-dir sets the folder of logs"
 
-# Changed, these would break the chain, run a task twice, or hide the results.
+# A different value would break the chain, run a task twice, or hide the results.
 _OURS = (
     _Option("--array", "a", _SHAPE),
     _Option("--nodes", "N", _SHAPE),
@@ -46,7 +46,7 @@ _OURS = (
     _Option("--wrap", "", "--setup adds lines before a task, --then a script after the run"),
     _Option("--clusters", "M", "SLURM_CLUSTERS in the environment chooses one"),
 )
-# What resume, status and the checks at launch need to know too.
+# Options that resume, status and the checks at launch need to know.
 _HERE = tuple(
     _Option(name, letter, f"use this tool's own {own or name}")
     for name, letter, own in (
@@ -66,22 +66,22 @@ _HERE = tuple(
     )
 )
 _SECRET = re.compile("(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)$", re.IGNORECASE)
-_BARE = "HIOQVhksuv"  # letters that take no value, so that another may follow at once (-HN2)
+_BARE = "HIOQVhksuv"  # letters without a value, which another may follow directly (-HN2)
 
 
 def parse(text: str) -> str:
-    """``text`` if it may go to all jobs; ``UsageError`` says which of our options does it."""
+    """``text`` if all jobs may use it; the ``UsageError`` names our option instead."""
     return _checked(text, (*_OURS, *_HERE))
 
 
 def parse_for_download(text: str) -> str:
-    """As ``parse``; the download job alone may differ from the others in what they ask for."""
+    """As ``parse``, for the download job only, whose resources may differ."""
     return _checked(text, _OURS)
 
 
 def _checked(text: str, refused: tuple[_Option, ...]) -> str:
     if not text.isprintable():
-        raise UsageError(f"{quoted(text)} holds a control character; write it on one line")
+        raise UsageError(f"{quoted(text)} contains a control character; write it on one line")
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -93,28 +93,28 @@ def _checked(text: str, refused: tuple[_Option, ...]) -> str:
     for item in export_of([text]).items:
         name, value, _ = item.partition("=")
         if value and _SECRET.search(name):
-            raise UsageError(  # what was typed is not shown: it holds the secret
-                f"--export: a value of {name} would be kept in the batch script; export {name} in "
-                f"this shell and name it alone (--export={name})"
+            raise UsageError(  # without the text, which contains the secret
+                f"--export: the value of {name} would be stored in the batch script; export "
+                f"{name} in this shell and use --export={name} without the value"
             )
     return text
 
 
 def _said(words: list[str], options: tuple[_Option, ...]) -> Iterator[_Option]:
-    """Those of ``options`` that are among ``words``, however sbatch lets them be written."""
+    """Those of ``options`` that are in ``words``, in any notation of sbatch."""
     for word in words:
         long = word.partition("=")[0]
         letter = word[1:].lstrip(_BARE)[:1]
         for option in options:
             if word.startswith("--"):
-                # sbatch takes an unambiguous beginning of an option for the whole.
+                # sbatch accepts an unambiguous prefix of an option.
                 if len(long) > 2 and option.name.startswith(long):
                     yield option
             elif word.startswith("-") and letter and letter == option.letter:
                 yield option
 
 
-# What a download reads from the environment: the Hub's login, proxies, certificates, passwords.
+# Variables that a download reads: the Hub's login, proxies, certificates, passwords.
 DOWNLOAD_VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -134,12 +134,12 @@ DOWNLOAD_VARIABLES = (
 
 @dataclass(frozen=True)
 class Export:
-    """What ``--export`` lets jobs inherit of this shell (https://slurm.schedmd.com/sbatch.html)."""
+    """The variables that jobs get by ``--export`` (https://slurm.schedmd.com/sbatch.html)."""
 
     value: str = "ALL"
 
     def __str__(self) -> str:
-        """The option without the values of variables, which may hold a password."""
+        """The option without the values of variables, which may be passwords."""
         return f"--export={','.join(map(_without_value, self.value.split(',')))}"
 
     @property
@@ -150,7 +150,7 @@ class Export:
 
     @property
     def restricts(self) -> bool:
-        """Whether jobs get less than the whole environment."""
+        """Whether jobs get only a part of the environment."""
         return "ALL" not in self.value.upper().split(",")
 
     def missing(self, wanted: Iterable[str], environ: Mapping[str, str]) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ class Export:
         return tuple(name for name in wanted if environ.get(name) and name not in names)
 
     def with_names(self, names: Iterable[str]) -> str:
-        """The option that lets jobs inherit ``names`` as well; without values, like ``str``."""
+        """The option with ``names`` added; without values, like ``str``."""
         return f"--export={','.join([*map(_without_value, self.items), *names])}"
 
 
@@ -171,7 +171,7 @@ def _without_value(item: str) -> str:
 
 
 def export_of(args: Sequence[str]) -> Export:
-    """What sbatch's arguments say with ``--export``; the last one counts, as for sbatch."""
+    """The ``--export`` of sbatch's arguments; the last one is used, as in sbatch."""
     found = Export()
     for text in args:
         words = iter(shlex.split(text))

@@ -1,4 +1,4 @@
-"""Slurm's commands: a clean environment, a time limit on every call, its own words on failure."""
+"""Calls Slurm's commands with a clean environment and timeouts, and returns their messages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from jobs.errors import EngineError
 
 log = logging.getLogger(__name__)
 
-QUERY_TIMEOUT_S = 45.0  # squeue gives up on a dead slurmctld by itself after 9 to 18 s
+QUERY_TIMEOUT_S = 45.0  # squeue itself fails after 9 to 18 s if slurmctld is dead
 SBATCH_TIMEOUT_S = 90.0
-CONTROL_TIMEOUT_S = 10.0  # scontrol ping answers at once, where all else waits for slurmctld
-REACH_S = (1.0, 2.0, 4.0)  # waits between questions: a restart of slurmctld is waited out
+CONTROL_TIMEOUT_S = 10.0  # scontrol ping responds at once; other commands wait for slurmctld
+REACH_S = (1.0, 2.0, 4.0)  # pauses between attempts, as long as a restart of slurmctld
 
-# What an outer job or a user's profile left: SBATCH_* beats the script's own lines, SLURM_* of an
-# interactive allocation leaks into the job, the others change what the clients print.
+# Variables of an outer job or a user's profile: SBATCH_* override the script's lines, SLURM_* of an
+# interactive allocation get into the job, the others change the clients' output.
 _FOREIGN = (
     "SBATCH_",
     "SLURM_",
@@ -32,7 +32,7 @@ _FOREIGN = (
     "SRUN_",
     "SUBMITIT_",
 )
-_KEPT = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
+_PRESERVED = frozenset({"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"})
 
 _SILENCE = (
     "unable to contact slurm controller",
@@ -55,7 +55,7 @@ _SILENCE = (
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command said."""
+    """The output of a command."""
 
     returncode: int
     stdout: str
@@ -63,13 +63,13 @@ class Answer:
 
     @property
     def silent(self) -> bool:
-        """Whether Slurm could not be reached for the moment, rather than saying no."""
+        """Whether Slurm could not be reached, in contrast to a refusal."""
         text = self.stderr.lower()
         return self.returncode != 0 and any(words in text for words in _SILENCE)
 
     @property
     def words(self) -> str:
-        """Slurm's own words on one line, without its prefixes."""
+        """Slurm's message on one line, without its prefixes."""
         lines = (self.stderr or self.stdout).splitlines()
         prefixes = (
             "sbatch: ",
@@ -90,15 +90,15 @@ class Answer:
 
 
 class TimedOut(EngineError):
-    """A command did not come back in time; it may still have been heard."""
+    """A command did not end in time; Slurm may still have received it."""
 
 
 def environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of Slurm's clients, and so of the jobs: the user's, less what is foreign."""
+    """The environment of Slurm's clients and jobs: the user's, without the variables above."""
     return {
         name: value
         for name, value in environ.items()
-        if name in _KEPT or not name.startswith(_FOREIGN)
+        if name in _PRESERVED or not name.startswith(_FOREIGN)
     }
 
 
@@ -111,7 +111,7 @@ def _addressed(argv: Sequence[str], at: str | None) -> tuple[list[str], dict[str
 
 
 def _query_environment(env: dict[str, str]) -> dict[str, str]:
-    # Times in UTC whatever the zone here; array indices of a pending array in full.
+    # Times in UTC; all indices of a pending array.
     return env | {
         "TZ": "UTC0",
         "LC_ALL": "C",
@@ -121,10 +121,10 @@ def _query_environment(env: dict[str, str]) -> dict[str, str]:
 
 
 def ask(*argv: str, at: str | None = None, timeout_s: float = QUERY_TIMEOUT_S) -> Answer:
-    """Run a query; ``EngineError`` where the command is absent or does not come back in time.
+    """Run a query; ``EngineError`` if the command is missing or does not end in time.
 
-    ``at`` names the cluster to ask; empty: this machine's own, whatever SLURM_CLUSTERS says; None:
-    the one that the user's environment chooses.
+    ``at``: the name of the cluster; empty: this machine's own, regardless of SLURM_CLUSTERS; None:
+    the one in the user's environment.
     """
     command, env = _addressed(argv, at)
     try:
@@ -139,18 +139,17 @@ def ask(*argv: str, at: str | None = None, timeout_s: float = QUERY_TIMEOUT_S) -
     except OSError as error:
         raise _not_run(argv[0], error) from error
     except subprocess.TimeoutExpired as error:
-        raise TimedOut(f"{argv[0]} did not answer within {timeout_s:.0f} s; try again") from error
+        raise TimedOut(f"{argv[0]} did not respond within {timeout_s:.0f} s; try again") from error
     return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
 
 
 def submit(
     argv: Sequence[str], *, at: str | None = None, timeout_s: float = SBATCH_TIMEOUT_S
 ) -> Answer:
-    """Run sbatch with the user's environment; ``TimedOut`` where it may or may not be accepted.
+    """Run sbatch with the user's environment; ``TimedOut`` if it is unknown whether it succeeded.
 
-    See ``ask`` for ``at``.
-    It has a session of its own, so that Ctrl-C does not cut it off between Slurm's accepting the
-    job and its telling us; an interrupt waits until it is through.
+    See ``ask`` for ``at``. It runs in its own session, so that Ctrl-C does not end it after Slurm
+    has accepted the job and before it prints the id; an interrupt waits until it has ended.
     """
     command, env = _addressed(argv, at)
     try:
@@ -170,7 +169,7 @@ def submit(
         except subprocess.TimeoutExpired as error:
             process.kill()
             process.communicate()
-            raise TimedOut(f"{argv[0]} did not answer within {timeout_s:.0f} s") from error
+            raise TimedOut(f"{argv[0]} did not respond within {timeout_s:.0f} s") from error
         except BaseException:
             try:
                 process.communicate(timeout=10)
@@ -190,20 +189,19 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "replace")
 
 
-# Those PATHs whose scontrol was too slow once: what it tells is good to know, but not worth
-# waiting for again and again.
+# PATHs whose scontrol was too slow once: its output is not essential, so it is not called again.
 _slow_control: set[str] = set()
 
 
 def control(*words: str, at: str | None = None) -> Answer:
-    """Ask ``scontrol``; ``EngineError`` where it is missing, forbidden or slow.
+    """Call ``scontrol``; ``EngineError`` if it is missing, forbidden or slow.
 
-    Nothing depends on its answer, so it gets ``CONTROL_TIMEOUT_S`` and, once it took longer, is not
-    asked again by this process.
+    Its output is not essential, so it has ``CONTROL_TIMEOUT_S``, and after a timeout this process
+    does not call it again.
     """
     path = os.environ.get("PATH", "")
     if path in _slow_control:
-        raise TimedOut("scontrol was too slow before")
+        raise TimedOut("scontrol was too slow in an earlier call")
     try:
         return ask("scontrol", *words, at=at, timeout_s=CONTROL_TIMEOUT_S)
     except TimedOut:
@@ -212,9 +210,9 @@ def control(*words: str, at: str | None = None) -> Answer:
 
 
 def control_text(*words: str, at: str | None = None) -> str:
-    """What ``scontrol`` prints; nothing where it, or a controller, does not answer.
+    """The output of ``scontrol``; empty if it, or a controller, does not respond.
 
-    It is preceded by a ping, which tells at once where a controller is down.
+    Pings first, which fails at once if a controller is down.
     """
     try:
         answer = control("ping", at=at)
@@ -227,10 +225,10 @@ def control_text(*words: str, at: str | None = None) -> str:
 
 
 def silence(at: str | None = None) -> str | None:
-    """Why Slurm does not answer; None where it does.
+    """Why Slurm does not respond; None if it does.
 
-    ``scontrol ping`` tells at once. Where a site has no scontrol for users, or a slow one, squeue
-    is asked, without which no run can be followed.
+    Uses ``scontrol ping``, which responds at once. If a site has no scontrol for users, or a slow
+    one, uses squeue, which is needed to follow a run anyway.
     """
     try:
         answer = control("ping", at=at)
@@ -249,25 +247,25 @@ def silence(at: str | None = None) -> str | None:
 
 
 def reach(at: str | None = None, otherwise: str = "") -> None:
-    """Return once Slurm answers; ``EngineError`` where it does not for some seconds.
+    """Return once Slurm responds; ``EngineError`` if it does not for some seconds.
 
-    ``otherwise`` is what else the user can do, as the end of a sentence.
-    To be called ahead of work: what is begun has more patience, as there is more to lose.
+    ``otherwise``: what else the user can do, as the end of a sentence. Call it before starting
+    work; later calls wait longer, because work would be lost.
     """
     for wait_s in (*REACH_S, None):
         why = silence(at)
         if why is None:
             return
         if wait_s is not None:
-            log.warning("Slurm does not answer: %s; trying again in %.0f s", why, wait_s)
+            log.warning("Slurm does not respond: %s; trying again in %.0f s", why, wait_s)
             threading.Event().wait(wait_s)
     raise EngineError(
-        f"Slurm does not answer: {why}. Nothing was submitted; try again later{otherwise}"
+        f"Slurm does not respond: {why}. Nothing was submitted; try again later{otherwise}"
     )
 
 
 def user() -> str:
-    """This user, as squeue and scancel take one."""
+    """This user, for squeue and scancel."""
     return str(os.geteuid())
 
 

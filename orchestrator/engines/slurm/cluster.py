@@ -1,4 +1,4 @@
-"""Which Slurm a shell talks to, and how to ask the one that has a run's jobs."""
+"""Identifies the cluster that a shell uses, and finds a way to the cluster of a run's jobs."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from jobs.model import Cluster
 from orchestrator.engines.slurm import client
 
-# Where the configuration lies if SLURM_CONF does not say (slurm.conf(5); Debian before Slurm 20; a
-# node that gets it from the controller).
+# Paths of the configuration without SLURM_CONF (slurm.conf(5); Debian before Slurm 20; a node that
+# gets it from the controller).
 _FILES = ("/etc/slurm/slurm.conf", "/etc/slurm-llnl/slurm.conf", "/run/slurm/conf/slurm.conf")
 _DEFAULT_PORT = "6817"
 
-# One syntax for slurm.conf and for what `scontrol show config` makes of it.
+# The syntax of slurm.conf and of `scontrol show config`.
 _SETTING = re.compile(
     r"^\s*(ClusterName|SlurmctldHost|SlurmctldPort)(?:\[\d+\])?\s*=\s*(\S+)", re.I
 )
@@ -25,20 +25,20 @@ _SETTING = re.compile(
 
 @dataclass(frozen=True)
 class Way:
-    """How the commands for one cluster are called."""
+    """How to call commands for one cluster."""
 
-    at: str | None  # see ``slurmclient.ask``
-    doubt: str = ""  # why what answers may be another cluster; empty: it is the right one
-    name: str = ""  # of the cluster, where there is doubt
+    at: str | None  # see ``client.ask``
+    doubt: str = ""  # why another cluster may respond; empty: it is the right one
+    name: str = ""  # of the cluster, if there is doubt
 
     @property
     def accounts_at(self) -> str | None:
-        """The same for accounting, which may know a cluster that does not answer itself."""
+        """The same for accounting, which may know a cluster that does not respond."""
         return self.name or self.at
 
 
 def read_config(text: str) -> Cluster | None:
-    """The cluster that a ``slurm.conf``, or ``scontrol show config``, describes."""
+    """The cluster in the text of a ``slurm.conf`` or ``scontrol show config``."""
     said: dict[str, list[str]] = {}
     for line in text.splitlines():
         if found := _SETTING.match(line):
@@ -54,10 +54,10 @@ _known: dict[tuple[str | None, ...], Cluster] = {}
 
 
 def identify(at: str | None) -> Cluster | None:
-    """The cluster that commands reach with ``at`` (see ``slurmclient.ask``); None: not known.
+    """The cluster that commands reach with ``at`` (see ``client.ask``); None: unknown.
 
-    The controller tells; where scontrol does not answer, the configuration file of this machine
-    tells of its own cluster. What is found counts for the rest of the process.
+    From the controller; if scontrol does not respond, from this machine's configuration file, for
+    its own cluster. Cached for the life of the process.
     """
     key = (at, *(os.environ.get(name) for name in ("PATH", "SLURM_CONF", "SLURM_CLUSTERS")))
     if key not in _known:
@@ -71,26 +71,26 @@ def identify(at: str | None) -> Cluster | None:
 
 
 def chosen() -> list[str]:
-    """The clusters that the user's environment names for all of Slurm's commands."""
+    """The clusters in the user's environment, which apply to all of Slurm's commands."""
     return [name for name in os.environ.get("SLURM_CLUSTERS", "").split(",") if name]
 
 
 def several() -> bool:
-    """Whether the environment leaves it to sbatch to choose among clusters."""
+    """Whether the environment names several clusters, from which sbatch chooses."""
     names = chosen()
     return len(names) > 1 or names == ["all"]
 
 
 def _of_this_machine() -> Cluster | None:
-    given = os.environ.get("SLURM_CONF")
-    for path in [given] if given else _FILES:
+    from_environment = os.environ.get("SLURM_CONF")
+    for path in [from_environment] if from_environment else _FILES:
         with suppress(OSError):
             return read_config(Path(path).read_text(encoding="utf-8", errors="replace"))
     return None
 
 
 def way_to(wanted: Cluster) -> Way:
-    """How to ask ``wanted``: as this shell does, past its SLURM_CLUSTERS, or with ``-M``."""
+    """How to reach ``wanted``: as this shell does, ignoring SLURM_CLUSTERS, or with ``-M``."""
     here = None
     for at in _ways(wanted):
         there = identify(at)
@@ -98,7 +98,7 @@ def way_to(wanted: Cluster) -> Way:
             return Way(at)
         if at != wanted.name:
             here = here or there
-    # One of that name is asked all the same: a job of the run in its answer settles the doubt.
+    # A cluster with that name is used nevertheless: a job of the run in its output proves it.
     own = here is None or here.name == wanted.name
     return Way(None if own else wanted.name, _doubt(wanted, here), wanted.name)
 
@@ -113,10 +113,10 @@ def _ways(wanted: Cluster) -> Iterator[str | None]:
 
 def _doubt(wanted: Cluster, here: Cluster | None) -> str:
     if here is None:
-        other = "which cluster this shell talks to is not known, as scontrol does not answer"
+        other = "it is unknown which cluster this shell uses, because scontrol does not respond"
     else:
-        other = f"this shell talks to cluster {here}"
+        other = f"this shell uses cluster {here}"
     return (
-        f"the run's jobs are on cluster {wanted}, but {other}; type this on a login node of "
-        f"{wanted.name}, or with SLURM_CONF and SLURM_CLUSTERS as they were at launch"
+        f"the run's jobs are on cluster {wanted}, but {other}; run this on a login node of "
+        f"{wanted.name}, or with the SLURM_CONF and SLURM_CLUSTERS of the launch"
     )

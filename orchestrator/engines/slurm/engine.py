@@ -1,4 +1,4 @@
-"""The engine that hands tasks to Slurm, through submitit, and asks Slurm what became of them."""
+"""The engine that submits tasks to Slurm through submitit, and polls and cancels them."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from orchestrator.engines.slurm.queue import Queue
 
 log = logging.getLogger(__name__)
 
-# Waits before asking a silent Slurm again: about a minute in all, then the user is told.
+# Pauses before trying again if Slurm does not respond: about a minute in total, then an error.
 BACK_OFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
-# Waits between looks whether a cancelled job has left the queue; half a minute in all.
+# Pauses between checks whether a cancelled job has left the queue; half a minute in total.
 END_S = (0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 
 
 class SlurmEngine:
-    """See ``base.Engine``: one cluster, which is ``cluster`` or what the environment chooses.
+    """See ``base.Engine``: one cluster, ``cluster`` or the environment's.
 
-    ``back_off_s``: waits between tries while Slurm is silent.
+    ``back_off_s``: pauses between attempts while Slurm does not respond.
     """
 
     name = "slurm"
@@ -55,7 +55,7 @@ class SlurmEngine:
 
     @property
     def cluster(self) -> Cluster | None:
-        """See ``base.Engine``; where the environment names several, sbatch's answer tells."""
+        """See ``base.Engine``; if the environment names several, sbatch's output decides."""
         if self._cluster is None and not slurm_cluster.several():
             self._cluster = slurm_cluster.identify(None)
         return self._cluster
@@ -70,7 +70,7 @@ class SlurmEngine:
         return Queue(self._way)
 
     def reach(self, otherwise: str = "") -> None:
-        """Return once the cluster answers; see ``slurmclient.reach``."""
+        """Return once the cluster responds; see ``client.reach``."""
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
         client.reach(self._way.at, otherwise)
@@ -83,7 +83,7 @@ class SlurmEngine:
     # Submitting ----------------------------------------------------------------------------
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
-        """See ``base.Engine``; arrays beyond ``MaxArraySize`` become several."""
+        """See ``base.Engine``; arrays larger than ``MaxArraySize`` are split."""
         from orchestrator.engines.slurm import script
 
         if self._way.doubt:
@@ -103,7 +103,7 @@ class SlurmEngine:
                     after,
                     place,
                     parallel=array.parallel,
-                    behind=None if array.behind is None else arrays[array.behind],
+                    after_array=None if array.after_array is None else arrays[array.after_array],
                     hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
                 )
                 jobs = executor.submit_array(script.entries(spec, tasks))
@@ -121,7 +121,7 @@ class SlurmEngine:
         return JobHandle(spec.stage, task_ids, tuple(job_ids))
 
     def room(self, spec: JobSpec, most: int) -> int:
-        """See ``base.Engine``; Slurm itself is asked, as nobody else knows all of its limits."""
+        """See ``base.Engine``; uses Slurm's own test, because it alone knows all its limits."""
         from orchestrator.engines.slurm import script
 
         fits, least_refused = 0, min(most, limits.array_size()) + 1
@@ -148,7 +148,7 @@ class SlurmEngine:
                     after,
                     Path(scratch).resolve(),
                     parallel=array.parallel,
-                    behind=None if array.behind is None else "JOBID",
+                    after_array=None if array.after_array is None else "JOBID",
                     hand_over=script.never,
                 )
                 text = executor.script(array.count)
@@ -162,9 +162,9 @@ class SlurmEngine:
         return limits.split(len(spec.tasks), self._array_size or 1, spec.parallel)
 
     def follow(self, script: Path, name: str, after: Dependency) -> str:
-        """Submit the user's own batch script, to start after ours in the folder it lies in.
+        """Submit the user's batch script, to start after our jobs in the script's folder.
 
-        It gets ``name``, so that it is found again; the id of its job comes back.
+        Its job gets ``name``, so that it can be found; returns its id.
         """
         waits = f"--dependency={after.kind}:{':'.join(after.job_ids)}"
         words = [waits, "--kill-on-invalid-dep=yes", f"--job-name={name}"]
@@ -176,15 +176,15 @@ class SlurmEngine:
         return limits.time_limit_min(partition, self._way.at)
 
     def _sbatch(self, words: Sequence[str], name: str, known: list[str]) -> str:
-        """Hand a script over; the new job's id, which is added to ``known`` too.
+        """Submit a script; returns the new job's id, and adds it to ``known``.
 
-        A call that Slurm did not answer may have been heard: the job is looked for by its name,
-        which no other job has but those of ``known``, before it is handed over again.
+        A call without a response may have succeeded: before another attempt the job is searched by
+        its name, which only the jobs in ``known`` have too.
         """
         silence = ""
         for wait_s in (0.0, *self._back_off_s):
             if wait_s:
-                log.warning("Slurm is silent (%s); trying again in %.0f s", silence, wait_s)
+                log.warning("Slurm does not respond (%s); trying again in %.0f s", silence, wait_s)
                 self._pause.wait(wait_s)
                 try:
                     found = self._queue.named(name) - set(known)
@@ -204,39 +204,39 @@ class SlurmEngine:
                 continue
             known.append(self._accepted_id(answer, name, known))
             return known[-1]
-        raise EngineError(f"Slurm does not answer, so {name} was not submitted: {silence}")
+        raise EngineError(f"Slurm does not respond, so {name} was not submitted: {silence}")
 
     def _accepted_id(self, answer: Answer, name: str, known: Collection[str]) -> str:
-        """The new job's id; ``EngineError`` with Slurm's reason where there is none.
+        """The new job's id; ``EngineError`` with Slurm's reason if there is none.
 
-        The queue decides where sbatch's answer and exit code leave it open: no id, several numbers,
-        or an id beside a failure (a site's wrapper of sbatch may do any of that).
+        The queue decides if sbatch's output and exit code are ambiguous: no id, several numbers, or
+        an id and a failure (all of which a site's wrapper of sbatch may produce).
         """
-        told = accepted(answer.stdout, answer.stderr)
-        said = [each.job_id for each in told]
-        if clusters := {each.cluster for each in told if each.cluster}:
+        submitted = accepted(answer.stdout, answer.stderr)
+        ids = [each.job_id for each in submitted]
+        if clusters := {each.cluster for each in submitted if each.cluster}:
             self._stay_at(clusters.pop())
-        if answer.returncode == 0 and len(said) == 1:
-            return said[0]
-        if answer.returncode and not said:
+        if answer.returncode == 0 and len(ids) == 1:
+            return ids[0]
+        if answer.returncode and not ids:
             raise limits.refusal("Slurm refused the job", answer.words)
         found = self._look_up(name) - set(known)
-        for job_id in (*said, *sorted(found)):
+        for job_id in (*ids, *sorted(found)):
             if job_id in found:
                 return job_id
         if answer.returncode:
             raise limits.refusal("Slurm refused the job", answer.words)
-        if said:
-            return said[0]
+        if ids:
+            return ids[0]
         raise EngineError(
-            f"sbatch ended well, but no job {name} is in the queue, so it may not have been "
-            f"submitted; sbatch said: {answer.words}"
+            f"sbatch succeeded, but no job {name} is in the queue, so it may not have been "
+            f"submitted; the output of sbatch is: {answer.words}"
         )
 
     def _stay_at(self, name: str) -> None:
-        """Go on with the cluster that sbatch chose: no job can wait for one of another cluster.
+        """Use the cluster that sbatch chose from now on: dependencies only work within a cluster.
 
-        A name that leads nowhere, such as a wrapper's, changes nothing.
+        A name that is not a cluster's, for example from a wrapper, changes nothing.
         """
         if self.cluster is not None and self.cluster.name == name:
             return
@@ -247,12 +247,14 @@ class SlurmEngine:
             self._cluster = there or Cluster(name)
 
     def _look_up(self, name: str) -> set[str]:
-        """See ``Queue.named``; a Slurm that is silent for a while is waited for."""
+        """See ``Queue.named``; waits if Slurm does not respond for a while."""
         for wait_s in self._back_off_s:
             try:
                 return self._queue.named(name)
             except EngineError as error:
-                log.warning("Slurm is silent (%s); trying again in %.0f s", error.message, wait_s)
+                log.warning(
+                    "Slurm does not respond (%s); trying again in %.0f s", error.message, wait_s
+                )
                 self._pause.wait(wait_s)
         return self._queue.named(name)
 
@@ -268,18 +270,18 @@ class SlurmEngine:
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
     ) -> Mapping[str, TaskState]:
-        """See ``base.Engine``: one squeue, and one sacct for what it has forgotten."""
+        """See ``base.Engine``: one squeue, and one sacct for jobs that it has forgotten."""
         return self._queue.states(folder.run_id, ids, attempts) if ids else {}
 
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
     ) -> None:
-        """See ``base.Engine``; a Slurm that is silent for a while is waited for."""
+        """See ``base.Engine``; waits if Slurm does not respond for a while."""
         while True:
             try:
                 states = self.poll(folder, self._submitted)
             except EngineError as error:
-                log.warning("Slurm is silent: %s", error.message)
+                log.warning("Slurm does not respond: %s", error.message)
             else:
                 if all(state.state is EngineState.ENDED for state in states.values()):
                     return
@@ -290,7 +292,7 @@ class SlurmEngine:
     # Cancelling ----------------------------------------------------------------------------
 
     def cancel(self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str] = ()) -> None:
-        """See ``base.Engine``; only jobs that are in the queue and are this run's."""
+        """See ``base.Engine``; cancels only jobs of this run that are in the queue."""
         if not job_ids and not names:
             return
         known = self._targets(folder, job_ids, names)
@@ -302,7 +304,7 @@ class SlurmEngine:
         self._queue.end(sorted(left))
         for wait_s in END_S:
             known = self._targets(folder, job_ids, names)
-            # What is completing now has stopped, and once cancelled is not requeued.
+            # A job that is completing has stopped, and after scancel it is not requeued.
             left = {
                 each
                 for each, task in known
@@ -312,15 +314,15 @@ class SlurmEngine:
                 return
             self._pause.wait(wait_s)
         raise EngineError(
-            f"Slurm was told to end {', '.join(sorted(left))}, but they are still in its queue"
+            f"Slurm was asked to cancel {', '.join(sorted(left))}, but they are still in its queue"
         )
 
     def _targets(
         self, folder: RunFolder, job_ids: Sequence[str], names: Sequence[str]
     ) -> list[tuple[str, TaskState]]:
-        """Of each of those jobs and array tasks that Slurm knows, the id that ends it."""
+        """The ids for cancelling those jobs and array tasks that Slurm knows."""
         submissions = map(folder.load_submission, folder.submission_numbers())
-        followers = {each.then for each in submissions}  # which keep a folder of their own
+        followers = {each.then for each in submissions}  # which have their own working folders
         found = []
         for row in self._queue.rows():
             if row.is_of(folder.run_id) or row.places.partition(SEPARATOR)[0] in followers:

@@ -1,4 +1,4 @@
-"""What this Slurm allows: array sizes, time limits; and its refusals, with the next step."""
+"""Limits of this Slurm: array sizes, time limits; and its refusals, with a next step."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from orchestrator import resources
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.engines.slurm import client
 
-DEFAULT_MAX_ARRAY = 1001  # Slurm's own: the highest index is one less
+DEFAULT_MAX_ARRAY = 1001  # Slurm's default: the highest index is one less
 
 _MAX_ARRAY = re.compile(r"^MaxArraySize\s*=\s*(\d+)", re.MULTILINE)
 _DEFAULT_MEM = re.compile(r"^DefMemPer(CPU|Node)\s*=\s*(\d+)", re.MULTILINE)
 
 
-# ``at`` names the cluster to ask, as in ``slurmclient.ask``.
+# ``at`` is the cluster, as in ``client.ask``.
 
 
 def array_size(at: str | None = None) -> int:
-    """Most tasks in one array, whose indices begin at 0; Slurm's default where it does not tell."""
+    """The maximum of tasks in an array, whose indices start at 0; Slurm's default if unknown."""
     found = _MAX_ARRAY.search(client.control_text("show", "config", at=at))
     return max(1, int(found[1]) if found else DEFAULT_MAX_ARRAY)
 
 
 @dataclass(frozen=True)
 class Array:
-    """One of the arrays that a stage's tasks are split into."""
+    """One of the arrays into which a stage's tasks are split."""
 
     start: int  # index of its first task
     count: int
-    parallel: int  # most of its tasks at once
-    behind: int | None = None  # the array, by its index, that must end before this one starts
+    parallel: int  # tasks at a time, at most
+    after_array: int | None = None  # index of the array that must end before this one starts
 
 
 def split(count: int, most: int, parallel: int) -> list[Array]:
-    """Split ``count`` tasks into arrays of at most ``most``, ``parallel`` tasks at once in all.
+    """Split ``count`` tasks into arrays of at most ``most``, with ``parallel`` tasks at a time.
 
-    Slurm throttles each array by itself. So the arrays have about the same size and share
-    ``parallel``, and where there are more arrays than that, some wait for another one to end.
+    Slurm throttles each array separately. So the arrays have about the same size and share
+    ``parallel``; if there are more arrays than that, some wait for the end of another one.
     """
     arrays = max(1, -(-count // most))
     lanes = min(arrays, parallel)
@@ -49,14 +49,14 @@ def split(count: int, most: int, parallel: int) -> list[Array]:
             start=sum(sizes[:index]),
             count=sizes[index],
             parallel=shares[index % lanes],
-            behind=index - lanes if index >= lanes else None,
+            after_array=index - lanes if index >= lanes else None,
         )
         for index in range(arrays)
     ]
 
 
 def _shares(total: int, among: int) -> list[int]:
-    """``total`` as so many numbers that differ by one at most, the larger ones first."""
+    """``total`` as ``among`` numbers that differ by at most one, in descending order."""
     share, more = divmod(total, among)
     return [share + (index < more) for index in range(among)]
 
@@ -68,11 +68,11 @@ class Partition:
     name: str
     is_default: bool
     is_up: bool
-    limit_min: int  # the longest time that it gives a job; ``resources.UNLIMITED``: any
+    limit_min: int  # its time limit; ``resources.UNLIMITED``: none
 
 
 def partitions(at: str | None = None) -> list[Partition]:
-    """All partitions that this user sees; none where ``scontrol`` does not answer."""
+    """All partitions that this user sees; none if ``scontrol`` does not respond."""
     lines = client.control_text("-o", "show", "partition", at=at).splitlines()
     found = []
     for line in lines:
@@ -90,7 +90,7 @@ def partitions(at: str | None = None) -> list[Partition]:
 
 
 def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
-    """Megabytes that a job with so many cores gets where it asks for none; None: not limited."""
+    """The default memory in MiB of a job with ``cpus`` cores; None: not limited."""
     said = _DEFAULT_MEM.search(client.control_text("show", "config", at=at))
     if said is None:
         return None
@@ -98,9 +98,9 @@ def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
 
 
 def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
-    """The longest time in minutes that a partition gives a job; None: no limit, or unknown.
+    """The time limit of a partition in minutes; None: no limit, or unknown.
 
-    Of several partitions (``a,b``) the longest counts; None is the default partition.
+    For several partitions (``a,b``) the longest one; None is the default partition.
     """
     names = partition.split(",") if partition else []
     limits = [
@@ -112,45 +112,45 @@ def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
 
 
 def check_time(spec: JobSpec, at: str | None = None) -> None:
-    """Refuse more time than the partition gives: sbatch would take the job, and never start it."""
+    """Refuse more time than the partition allows: the job would be accepted but never start."""
     asked = spec.resources
     if asked.qos is not None:
-        return  # a QOS may go beyond the partition's limit
+        return  # a QOS may override the partition's limit
     limit = time_limit_min(asked.partition, at)
     if limit is not None and (asked.time_min > limit or asked.time_min == resources.UNLIMITED):
         raise EngineError(
             f"--time {resources.format_time(asked.time_min)} is more than partition "
-            f"{asked.partition or '(the default one)'} gives a job "
-            f"({resources.format_time(limit)}); ask for less, or choose another --partition"
+            f"{asked.partition or '(the default one)'} allows "
+            f"({resources.format_time(limit)}); request less, or choose another --partition"
         )
 
 
-# Words of sbatch (slurm_errno.c) and what to do about them.
+# Messages of sbatch (slurm_errno.c), with remedies.
 _REMEDIES = (
     ("submitjob", "lower --tasks, or wait until some of your jobs have ended"),
-    ("maxwall", "ask for less with --time"),
-    ("job violates", "it is over a limit of your account or QOS: lower --tasks, --time or --mem"),
+    ("maxwall", "request less time with --time"),
+    ("job violates", "it exceeds a limit of your account or QOS: lower --tasks, --time or --mem"),
     ("invalid partition", "choose another --partition; `sinfo` lists them"),
     ("invalid account", "choose another --account; `sacctmgr show assoc user=$USER` lists yours"),
     ("invalid qos", "choose another --qos; `sacctmgr show assoc user=$USER` lists yours"),
-    ("time limit", "ask for less with --time; `sinfo -o '%P %l'` shows the limits"),
-    ("memory", "ask for less with --mem"),
+    ("time limit", "request less time with --time; `sinfo -o '%P %l'` shows the limits"),
+    ("memory", "request less memory with --mem"),
     ("node configuration", "no node has so many CPUs or so much memory: lower -c or --mem"),
-    ("cpu count", "ask for fewer CPUs with -c"),
+    ("cpu count", "request fewer CPUs with -c"),
     ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
     ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
     ("invalid job array", "lower --tasks"),
 )
 
 
-# The limit that a job violates, such as QOSMaxSubmitJobPerUserLimit (slurmctld/acct_policy.c).
+# The violated limit, such as QOSMaxSubmitJobPerUserLimit (slurmctld/acct_policy.c).
 _VIOLATED = re.compile(r"\b(Assoc|QOS)[A-Z]\w+")
 
 
 def refusal(said: str, words: str) -> EngineError:
-    """The error for sbatch's ``words``, which follow ``said``.
+    """The error for sbatch's message ``words``, after the text ``said``.
 
-    ``TooManyJobs`` also where an older Slurm does not tell which limit is violated: it may be one.
+    ``TooManyJobs`` also if an older Slurm does not name the violated limit, because it may be that.
     """
     limit = _VIOLATED.search(words)
     too_many = "SubmitJob" in limit[0] if limit else "Job violates" in words
@@ -158,7 +158,7 @@ def refusal(said: str, words: str) -> EngineError:
 
 
 def explained(words: str) -> str:
-    """sbatch's own words, with the next step where one is known."""
+    """sbatch's message, with the next step if one is known."""
     lower = words.lower()
     for sign, remedy in _REMEDIES:
         if sign in lower:

@@ -1,4 +1,4 @@
-"""Slurm's answers as values: rows of squeue and sacct, ids of array tasks, states, times."""
+"""Parses Slurm's output: rows of squeue and sacct, ids of array tasks, states, times."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState, TaskState
 
 SEPARATOR = "|"
-# Fields of ``squeue -O``, and how its header names them. The last three may hold a separator each,
-# the last one in fact never does: see ``_places_and_name``.
+# Fields of ``squeue -O``, with their names in its header. The last three may contain a separator,
+# but the last one never does: see ``_places_and_name``.
 QUEUE_HEADER = {
     "JobArrayID": "JOBID",
     "State": "STATE",
@@ -28,7 +28,7 @@ QUEUE_HEADER = {
     "Name": "NAME",
 }
 QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_HEADER)
-# Fields of ``sacct -P -o``, which are the words of its header.
+# Fields of ``sacct -P -o``, which are also the names in its header.
 ACCOUNT_FIELDS = (
     "JobID",
     "State",
@@ -47,8 +47,8 @@ ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 
-# https://slurm.schedmd.com/job_state_codes.html (26.05). A word that is in none of these sets and
-# tables is of a later Slurm: it is shown, and nothing is concluded from it.
+# https://slurm.schedmd.com/job_state_codes.html (26.05). A state that is not in these sets and
+# tables is of a later Slurm: it is shown, but has no effect.
 _PENDING = frozenset(
     {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 )
@@ -67,7 +67,7 @@ _RUNNING = frozenset(
         "UPDATE_DB",
     }
 )
-_ENDED = frozenset({"COMPLETED", "FAILED"})  # and those that have a cause
+_ENDED = frozenset({"COMPLETED", "FAILED"})  # besides those with a cause
 _CAUSES = {
     "OUT_OF_MEMORY": Cause.OUT_OF_MEMORY,
     "TIMEOUT": Cause.TIME_LIMIT,
@@ -80,28 +80,28 @@ _CAUSES = {
     "LAUNCH_FAILED": Cause.LAUNCH_FAILED,
     "RECONFIG_FAIL": Cause.LAUNCH_FAILED,
 }
-# slurmd's ESLURM code, 4000 and more, does not fit: what is left of it is 53 (a missing log or
-# working folder).
+# slurmd's ESLURM code, at least 4000, does not fit into an exit status: 53 is left of it (a missing
+# log or working folder).
 _LAUNCH_SIGNAL = 53
 _LAUNCH_REASONS = ("JobLaunchFailure", "LaunchFailed", "launch failed", "BadConstraints")
 _KILL = 9
-_LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), which a limit of the process sends
+_LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), from limits of the process
 
 
 @dataclass(frozen=True)
 class JobRow:
-    """One job or array task as Slurm knows it."""
+    """One job or array task in Slurm's output."""
 
     job_id: str  # 12 or 12_3
-    name: str  # as it was submitted, where Slurm shows that
+    name: str  # as submitted, if Slurm shows it
     task: TaskState
-    places: str = ""  # its batch script, where that is told, then SEPARATOR and its working folder
+    places: str = ""  # its batch script, if known, then SEPARATOR and its working folder
 
     def is_of(self, run_id: str, attempts: Collection[int] = ()) -> bool:
-        """Whether it belongs to that run, and to one of ``attempts`` as far as its name tells.
+        """Whether it belongs to that run, and to one of ``attempts`` if its name shows that.
 
-        Ids are used again after a while. The name holds the run's id; a site's plugin may have
-        changed it, but hardly the working folder, which is the run's.
+        Slurm reuses ids after a while. The name contains the run's id; a site's plugin may have
+        changed it, but probably not the working folder, which is the run's.
         """
         _, named, rest = self.name.partition(f"-{run_id}-")
         attempt = rest.partition("-")[0]
@@ -110,15 +110,15 @@ class JobRow:
         return bool(named) or self.places.endswith(f"/{run_id}")
 
 
-# The batch script of one of our jobs: in RUN/submitit/ATTEMPT-STAGE, or ATTEMPT-STAGE-N.
+# The batch script of our jobs: in RUN/submitit/ATTEMPT-STAGE, or ATTEMPT-STAGE-N.
 _SCRIPT = re.compile(r"/([^/]+)/submitit/(\d+-[a-z]+)(?:-\d+)?/[^/|]+\|")
 
 
 def _places_and_name(rest: str) -> tuple[str, str]:
-    """A row's last fields: the places, and the name under which the job was submitted.
+    """A row's last fields: the paths, and the name under which the job was submitted.
 
-    The names that we give hold no separator; the paths may. Where a site's plugin has changed the
-    name, the place of the batch script tells it.
+    Our names contain no separator, but paths may. If a site's plugin has changed the name, it is
+    inferred from the path of the batch script.
     """
     places, _, name = rest.removesuffix(SEPARATOR).rpartition(SEPARATOR)
     script = _SCRIPT.search(places)
@@ -127,7 +127,7 @@ def _places_and_name(rest: str) -> tuple[str, str]:
     return places, name
 
 
-# sbatch(1): what it prints by itself, and with --parsable.
+# sbatch(1): its default output, and that of --parsable.
 _SENTENCE = re.compile(
     r"\bsubmitted batch job (\d+)(?: on cluster ([\w-]+(?:\.[\w-]+)*))?", re.IGNORECASE
 )
@@ -137,18 +137,17 @@ _COLOURS = re.compile(r"\x1b\[[\d;]*m")
 
 @dataclass(frozen=True)
 class Accepted:
-    """A job that sbatch says it has submitted."""
+    """A job that sbatch has submitted."""
 
     job_id: str
-    cluster: str = ""  # named where sbatch chose one of several
+    cluster: str = ""  # set if sbatch chose one of several
 
 
 def accepted(out: str, err: str = "") -> list[Accepted]:
-    """What may be the new job in sbatch's answer, the likeliest first.
+    """Candidates for the new job in sbatch's output, the most likely first.
 
-    A site's wrapper or plugin may print banners around the id, or leave --parsable out. A sentence
-    that names the job is believed before a line with nothing but an id, and a later line of that
-    kind before an earlier one.
+    A site's wrapper or plugin may print banners around the id, or drop --parsable. A sentence with
+    the job precedes a line with only an id, and later lines precede earlier ones.
     """
     lines = [line.strip() for line in _COLOURS.sub("", out).splitlines()]
     sentences = [_SENTENCE.search(line) for line in (*lines, *_COLOURS.sub("", err).splitlines())]
@@ -161,12 +160,12 @@ def accepted(out: str, err: str = "") -> list[Accepted]:
 
 
 def base(job_id: str) -> str:
-    """The job or array that an id belongs to."""
+    """The job or array of an id."""
     return job_id.partition("_")[0]
 
 
 def expand(job_id: str) -> Iterator[str]:
-    """Every id that ``12_[3-5,9-20:5%4]`` stands for; a plain id stands for itself."""
+    """All ids that ``12_[3-5,9-20:5%4]`` stands for; a plain id stands for itself."""
     base, bracket, rest = job_id.partition("_[")
     if not bracket:
         yield job_id
@@ -175,13 +174,13 @@ def expand(job_id: str) -> Iterator[str]:
         span, _, step = piece.partition(":")
         first, _, last = span.partition("-")
         if not first.isdigit():
-            continue  # a list cut short: "..."
+            continue  # a shortened list: "..."
         for index in range(int(first), int(last or first) + 1, int(step or 1)):
             yield f"{base}_{index}"
 
 
 def parse_time(text: str) -> datetime | None:
-    """A time as Slurm prints it (the clients are asked for UTC); None for N/A and the like."""
+    """A time in Slurm's output (the clients print UTC); None for N/A and similar."""
     try:
         return datetime.fromisoformat(text).replace(tzinfo=timezone.utc)
     except ValueError:
@@ -189,12 +188,11 @@ def parse_time(text: str) -> datetime | None:
 
 
 def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterator[dict[str, str]]:
-    """The rows below a header that holds ``names``, as values by these names.
+    """The rows after a header with ``names``, as values by these names.
 
-    ``free``: the first of the names from which on values may hold the separator; all of them
-    together are the value of ``free``. Lines ahead of the header (banners of a site's wrapper,
-    ``CLUSTER: NAME``) are skipped. ``EngineError`` where there is no such header: nothing can be
-    told from such an answer, not even that a queue is empty.
+    ``free``: the first of the names whose values may contain the separator; it gets all remaining
+    values as one. Lines before the header (banners of a site's wrapper, ``CLUSTER: NAME``) are
+    skipped. ``EngineError`` if there is no header: then not even an empty queue is certain.
     """
     plain = names.index(free)
     headed = False
@@ -207,7 +205,7 @@ def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterat
             yield dict(zip(names, fields[:plain], strict=False)) | {free: rest}
     if not headed:
         said = (text.strip().splitlines() or ["nothing"])[0]
-        raise EngineError(f"{command} answers without the header of a table: {said[:80]}")
+        raise EngineError(f"{command} printed no table header: {said[:80]}")
 
 
 def queue_rows(text: str) -> Iterator[JobRow]:
@@ -227,7 +225,8 @@ def queue_rows(text: str) -> Iterator[JobRow]:
         )
         task = replace(task, restarts=_int(row["RESTART_COUNT"]))
         if task.raw == "COMPLETING" and task.restarts:
-            # A job that is requeued stays so until its nodes are free, with its last run's start.
+            # A requeued job has this state until its nodes are free, with the start of its last
+            # run.
             task = replace(task, started=None)
         for each in expand(row["JOBID"]):
             yield JobRow(each, name, task, places)
@@ -236,8 +235,8 @@ def queue_rows(text: str) -> Iterator[JobRow]:
 def account_rows(text: str) -> Iterator[JobRow]:
     """The rows of ``sacct -P -o ACCOUNT_FORMAT``, array tasks one by one.
 
-    Steps give their job its peak memory. A pending array's row may be stale: what comes later in
-    the text, and what squeue says, replaces it.
+    A job's peak memory is from its steps. A pending array's row may be stale: later rows, and those
+    of squeue, replace it.
     """
     rows: dict[str, JobRow] = {}
     for record in _records(text, "sacct", ACCOUNT_FIELDS, "WorkDir"):
@@ -282,7 +281,7 @@ def _int(text: str) -> int:
 
 
 def parse_cpu(text: str) -> float | None:
-    """Seconds of sacct's ``[D-][H:]M:S[.mmm]``; None where there is none."""
+    """Seconds of sacct's ``[D-][H:]M:S[.mmm]``; None if there is none."""
     days, _, clock = text.rpartition("-")
     seconds = 0.0
     try:
@@ -294,7 +293,7 @@ def parse_cpu(text: str) -> float | None:
 
 
 def parse_bytes(text: str) -> int | None:
-    """Bytes of sacct's ``1234K``; None where there is none."""
+    """Bytes of sacct's ``1234K``; None if there is none."""
     unit = "KMGTP".find(text[-1:]) + 1 if text else 0
     try:
         return int(float(text[:-1] if unit else text) * 1024**unit)
@@ -311,7 +310,7 @@ def _task(
     times: tuple[datetime | None, datetime | None, datetime | None],
     name: str,
 ) -> TaskState:
-    """A row as the engine's state; ``code`` is exit status and signal."""
+    """The engine's state of a row; ``code`` is exit status and signal."""
     word = raw.split(" ")[0].rstrip("+")
     submitted, started, ended = times
     reason = "" if reason in ("None", "(null)") else reason
@@ -336,14 +335,14 @@ def _task(
         return replace(base, state=EngineState.RUNNING, started=started, reason="", exit_code="")
     if word not in _ENDED and word not in _CAUSES:
         return replace(base, state=EngineState.UNKNOWN, exit_code="")
-    # What is cancelled while it waits is said to have started at its end, on no node.
+    # A job cancelled while waiting has its end as its start, and no node.
     ran = base.node is not None or started != ended
     started = started if ran else None
     return replace(base, started=started, ended=ended, cause=_cause(word, reason, code, name))
 
 
 def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | None:
-    """Why a job ended; None where it ended well, or its result alone can tell."""
+    """Why a job ended; None if it succeeded, or only its result has the reason."""
     if reason == NEVER_SATISFIED:
         return Cause.DEPENDENCY
     if word in _CAUSES:
@@ -351,7 +350,7 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
     if word == "COMPLETED":
         return None
     status, number = code
-    # A batch shell that was killed is told as JobLaunchFailure too (22.05), with the signal.
+    # A killed batch shell is reported as JobLaunchFailure too (22.05), with the signal.
     refused = number != _KILL and any(words in reason for words in _LAUNCH_REASONS)
     if number == _LAUNCH_SIGNAL or refused:
         return Cause.LAUNCH_FAILED
@@ -359,6 +358,6 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
         return Cause.LIMIT
     if number or status in (_KILL, 128 + _KILL, 128 + 15):
         return Cause.KILLED
-    # A download without one usable shard and a finalize that does not publish end with 1, for
-    # those that wait for them; an extract task that gets as far as our code ends with 0.
+    # A download without a usable shard and a finalize task that does not publish exit with 1,
+    # because of dependent jobs; an extract task that starts our code exits with 0.
     return Cause.LAUNCH_FAILED if name.endswith("-extract") else None

@@ -1,4 +1,4 @@
-"""This user's jobs on one cluster: what Slurm knows of them, and how they are ended."""
+"""This user's jobs on one cluster: queries and cancels them."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _IDS_AT_ONCE = 500  # ids on one command line
 
 
 class Queue:
-    """Asks and tells the cluster that ``way`` leads to."""
+    """The queue of the cluster that ``way`` reaches."""
 
     def __init__(self, way: Way) -> None:
         self._way = way
 
     def rows(self) -> list[JobRow]:
-        """All jobs that slurmctld knows, ended ones too; by user, so that slurmctld can filter.
+        """All jobs of this user that slurmctld knows, including ended ones.
 
-        ``EngineError`` where Slurm is silent; where it may be another one anyway, nothing is known.
+        ``EngineError`` if Slurm does not respond; empty if it may be a different cluster anyway.
         """
         words = ("squeue", "-u", client.user(), "-t", "all", "-O", QUEUE_FORMAT)
         try:
@@ -51,7 +51,7 @@ class Queue:
             return []
 
     def named(self, name: str) -> set[str]:
-        """Ids of the jobs that were submitted under ``name``."""
+        """Ids of the jobs that were submitted with ``name``."""
         return {base(row.job_id) for row in self.rows() if row.name == name}
 
     def states(
@@ -65,7 +65,7 @@ class Queue:
             return {row.job_id: row.task for row in known if row.is_of(run_id, attempts)}
 
         found = ours(self.rows())
-        # A job of the run in the answer shows that the answer is its cluster's.
+        # A job of the run in the output proves that this is its cluster.
         certain = bool(found) or not self._way.doubt
         left = wanted - found.keys()
         if left and (rows := self.accounts(left)) is not None:
@@ -75,11 +75,11 @@ class Queue:
         left -= found.keys()
         if left and not certain:
             raise OtherClusterError(self._way.doubt)
-        # slurmctld answered and does not know them, so they are not live.
+        # slurmctld responded and does not know them, so they are not running.
         return found | dict.fromkeys(left, TaskState(EngineState.ENDED))
 
     def accounts(self, ids: Iterable[str]) -> list[JobRow] | None:
-        """What accounting knows of ids; None where there is no accounting, or it is silent."""
+        """The accounting's rows of ids; None if there is no accounting, or it does not respond."""
         bases = ",".join(sorted({base(each) for each in ids}))
         words = ("sacct", "-P", "-j", bases, "-o", ACCOUNT_FORMAT)
         try:
@@ -92,39 +92,39 @@ class Queue:
             return None
 
     def end(self, ids: Sequence[str]) -> None:
-        """Tell Slurm to end jobs; ``EngineError`` where it does not take that."""
+        """Cancel jobs; ``EngineError`` if Slurm refuses."""
         for start in range(0, len(ids), _IDS_AT_ONCE):
             some = ids[start : start + _IDS_AT_ONCE]
             answer = client.ask("scancel", *some, at=self._way.at)
-            # A job may end between the question and this: then there is nothing left to cancel.
+            # A job may have ended since the query: then there is nothing to cancel.
             if answer.returncode and not _ENDED.search(answer.words):
                 raise EngineError(f"scancel failed: {answer.words}")
 
 
 def _query(words: Sequence[str], at: str | None) -> Answer:
-    """Ask; ``EngineError`` where Slurm stays silent.
+    """Run a query; ``EngineError`` if Slurm does not respond.
 
-    What fails at once may pass at once, so that is asked again. A controller that is down lets its
-    clients wait for 10 to 20 s, and nobody gains from waiting twice.
+    A query that fails at once is repeated. If the controller is down, clients wait for 10 to 20 s,
+    and a second attempt would not help.
     """
-    asked = time.monotonic()
+    started = time.monotonic()
     answer = client.ask(*words, at=at)
-    if answer.silent and time.monotonic() - asked < _AT_ONCE_S:
+    if answer.silent and time.monotonic() - started < _AT_ONCE_S:
         answer = client.ask(*words, at=at)
     if answer.returncode:
-        raise EngineError(f"{words[0]} does not answer: {answer.words}")
+        raise EngineError(f"{words[0]} does not respond: {answer.words}")
     return answer
 
 
 def _cancelled_alone(ids: Iterable[str], known: Mapping[str, TaskState]) -> dict[str, TaskState]:
-    """Array tasks that were cancelled while pending: accounting knows their neighbours only."""
+    """Array tasks that were cancelled while pending: accounting only knows the others."""
     bases = {base(each) for each in known}
-    gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
-    return {each: gone for each in ids if base(each) in bases and "_" in each}
+    cancelled = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
+    return {each: cancelled for each in ids if base(each) in bases and "_" in each}
 
 
 def _with_user_name(row: JobRow) -> JobRow:
-    """``CANCELLED by 1000`` with the user's name in place of the number."""
+    """``CANCELLED by 1000`` with the user's name instead of the number."""
     word, by, uid = row.task.raw.partition(" by ")
     if not by:
         return row

@@ -1,4 +1,4 @@
-"""From a job to what submitit and sbatch need; refuses what would break the chain."""
+"""Makes the parameters of submitit and the batch script of a job; refuses unsafe values."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.slurm import arguments, client, cluster, limits
 from orchestrator.engines.task_entry import Entry
 
-# Before its time limit a task gets USR2 and stops in order (jobs/worker.py).
+# Before its time limit a task gets USR2 and stops cleanly (jobs/worker.py).
 SIGNAL_S = 90
 
-# For srun within the job, which would ask the clusters that the shell of the launch chose.
+# For srun in the job, which would otherwise use the clusters of the launching shell.
 _OWN_CLUSTER = ("unset SLURM_CLUSTERS",)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Executor(SlurmExecutor):
-    """submitit's, with an sbatch of ours: clean environment, time limit, never twice.
+    """submitit's executor with our call of sbatch: clean environment, timeout, no duplicates.
 
-    ``hand_over`` gets the script's path and returns the id of the accepted job.
+    ``hand_over`` is called with the script's path and returns the id of the accepted job.
     """
 
     def __init__(self, folder: Path, hand_over: Callable[[Path], str], python: str) -> None:
@@ -43,8 +43,7 @@ class Executor(SlurmExecutor):
 
     @classmethod
     def affinity(cls) -> int:
-        """submitit asks for srun on PATH here; but it is sbatch that submits, and the compute nodes
-        that call srun."""
+        """submitit requires srun on PATH here, but only compute nodes call srun."""
         return 2
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
@@ -65,7 +64,7 @@ class Executor(SlurmExecutor):
     def _internal_process_submissions(
         self, delayed_submissions: list[utils.DelayedSubmission]
     ) -> list[core.Job[Any]]:
-        """submitit's own, but an array too is submitted by this object and not by a plain copy."""
+        """As in submitit, but arrays are submitted by this object too, not by a copy."""
         pickles = []
         for delayed in delayed_submissions:
             delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
@@ -83,7 +82,7 @@ class Executor(SlurmExecutor):
         return jobs
 
     def script(self, count: int) -> str:
-        """What ``submit`` would hand to sbatch for so many tasks."""
+        """The script for ``count`` tasks."""
         if count > 1:
             self.parameters["map_count"] = count
         return self._make_submission_file_text(self._submitit_command_str, "")
@@ -95,27 +94,27 @@ def executor(
     folder: Path,
     *,
     parallel: int,
-    behind: str | None = None,
+    after_array: str | None = None,
     hand_over: Callable[[Path], str],
 ) -> Executor:
-    """An executor for one array of ``spec``; a new one each time, as its parameters stick.
+    """A new executor for one array of ``spec``.
 
-    See ``parameters`` for ``parallel`` and ``behind``.
+    See ``parameters`` for ``parallel`` and ``after_array``.
     """
     _check_texts(spec)
     made = Executor(folder, hand_over, command(spec.resources))
-    made.update_parameters(**parameters(spec, after, parallel=parallel, behind=behind))
+    made.update_parameters(**parameters(spec, after, parallel=parallel, after_array=after_array))
     made.extra_lines = spec.resources.sbatch_args
     return made
 
 
 def command(asked: Resources) -> str:
-    """Python as a task starts it, as shell words: inside a container where one is asked for."""
+    """The command that starts Python for a task, perhaps in a container, as shell words."""
     return shlex.join([*shlex.split(asked.launcher or ""), asked.python or sys.executable])
 
 
 def _container(asked: Resources) -> list[str]:
-    """Options of srun that the pyxis plugin adds (https://github.com/NVIDIA/pyxis)."""
+    """Options of srun for the pyxis plugin (https://github.com/NVIDIA/pyxis)."""
     if asked.container_image is None:
         return []
     mounts = ",".join(asked.container_mounts)
@@ -124,16 +123,16 @@ def _container(asked: Resources) -> list[str]:
 
 
 def parameters(
-    spec: JobSpec, after: Dependency | None, *, parallel: int, behind: str | None = None
+    spec: JobSpec, after: Dependency | None, *, parallel: int, after_array: str | None = None
 ) -> dict[str, Any]:
-    """What submitit is told.
+    """The parameters for submitit.
 
-    ``parallel`` is the throttle of this one array, ``behind`` the id of an array of the same stage
+    ``parallel``: the throttle of this array; ``after_array``: the id of an array of the same stage
     that must end before this one starts.
     """
     asked = spec.resources
     additional: dict[str, Any] = {
-        # The working folder is first on sys.path there: never one in which a user keeps code.
+        # The working folder is first on sys.path, so it must not be a folder with the user's code.
         "chdir": spec.run_dir,
         "requeue": True,
         "signal": f"USR2@{SIGNAL_S}",
@@ -143,10 +142,10 @@ def parameters(
     if asked.reservation is not None:
         additional["reservation"] = asked.reservation
     waits = [":".join([after.kind, *after.job_ids])] if after is not None else []
-    waits += [f"afterany:{behind}"] if behind is not None else []
+    waits += [f"afterany:{after_array}"] if after_array is not None else []
     if waits:
         additional["dependency"] = ",".join(waits)
-        # An afterok that can no longer be met would otherwise wait for ever, and finalize with it.
+        # Otherwise jobs with an afterok that can never be met, and finalize, would wait forever.
         additional["kill-on-invalid-dep"] = "yes"
     return {
         "job_name": spec.name,
@@ -163,16 +162,16 @@ def parameters(
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_S,
         "wckey": None,
-        # srun does not take over the number of cores from sbatch (since 22.05). The step gets the
-        # batch shell's environment, submitit's variables included, also where --sbatch-arg=--export
-        # restricts what sbatch passes on: SLURM_EXPORT_ENV would restrict srun in the same way.
+        # srun does not inherit the number of cores from sbatch (since 22.05). The step gets the
+        # batch shell's environment, including submitit's variables, even if --sbatch-arg=--export
+        # restricts the job's: SLURM_EXPORT_ENV would restrict srun in the same way.
         "srun_args": ["--cpus-per-task", str(asked.cpus), "--export=ALL", *_container(asked)],
         "additional_parameters": additional,
     }
 
 
 def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
-    """What the array's tasks call, in order."""
+    """The callables of the array's tasks, in order."""
     return [
         Entry(
             spec.run_dir,
@@ -187,10 +186,10 @@ def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
 
 
 def trial(spec: JobSpec, count: int | None = None) -> str:
-    """What ``sbatch --test-only`` says to the very script that would be submitted.
+    """The output of ``sbatch --test-only`` for the script that would be submitted.
 
-    ``count``: with so many array tasks in place of those of ``spec``. Raises ``EngineError`` where
-    it would be refused, by us or by Slurm.
+    ``count``: the number of array tasks, instead of that of ``spec``. Raises ``EngineError`` if we
+    or Slurm would refuse it.
     """
     check(spec)
     with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
@@ -204,14 +203,14 @@ def trial(spec: JobSpec, count: int | None = None) -> str:
 
 
 def never(script: Path) -> str:
-    """For an executor whose script is only to be read."""
-    raise AssertionError(f"{script} is not to be submitted")
+    """The ``hand_over`` of an executor that only generates scripts."""
+    raise AssertionError(f"{script} must not be submitted")
 
 
 def check(spec: JobSpec, at: str | None = None) -> None:
-    """Refuse what would break the script, or wait for ever; ``EngineError`` says which.
+    """Refuse values that would break the script, or make it wait forever; raises ``EngineError``.
 
-    ``at`` names the cluster that it is for, as in ``slurmclient.ask``.
+    ``at``: the cluster, as in ``client.ask``.
     """
     _check_texts(spec)
     limits.check_time(spec, at)
@@ -245,7 +244,7 @@ def _check_texts(spec: JobSpec) -> None:
     pairs += [("the path of Python", sys.executable)]
     for name, text in pairs:
         if _CONTROL.search(text):
-            raise _usage(f"{name} {quoted(text)} holds a control character; leave it out")
+            raise _usage(f"{name} {quoted(text)} contains a control character; remove it")
     try:
         for text in asked.sbatch_args:
             arguments.parse_for_download(text)

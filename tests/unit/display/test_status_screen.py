@@ -105,9 +105,9 @@ def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
 
 
 def test_a_silent_scheduler_is_said() -> None:
-    state = runs.make_state(runs.make_plan(2), silent="squeue does not answer")
+    state = runs.make_state(runs.make_plan(2), silent="squeue does not respond")
     text = " ".join(_screen(state).split())
-    assert "squeue does not answer; the following comes from the run's own files" in text
+    assert "squeue does not respond; the following comes from the run's own files" in text
 
 
 def test_only_failures_on_request() -> None:

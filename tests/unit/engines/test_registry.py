@@ -28,12 +28,12 @@ def test_an_sbatch_that_does_not_work_is_slurm_all_the_same(sbatch: Path) -> Non
 def test_without_sbatch_auto_means_this_machine_and_says_why(sbatch: Path) -> None:
     choice = choose_engine("auto")
     assert choice.name == "local"
-    assert "no sbatch on PATH" in choice.why_local
+    assert "sbatch is not on PATH" in choice.why_local
     assert choose_engine("local").why_local == ""
 
 
 def test_without_sbatch_slurm_is_an_error_that_names_the_next_step(sbatch: Path) -> None:
-    with pytest.raises(EngineError, match=r"no sbatch on PATH.*login node.*--engine local"):
+    with pytest.raises(EngineError, match=r"sbatch is not on PATH.*login node.*--engine local"):
         choose_engine("slurm")
 
 

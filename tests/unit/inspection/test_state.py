@@ -97,7 +97,7 @@ CASES = [
         id="the download runs",
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], silent="slurmctld does not answer"),
+        cases.evidence([cases.submission(CHAIN)], silent="slurmctld does not respond"),
         RunStatus.RUNNING,
         id="a silent scheduler is no end",
     ),
@@ -120,12 +120,12 @@ CASES = [
         cases.evidence([cases.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelled=1, silent="it does not answer"),
+        cases.evidence([cases.submission(CHAIN)], cancelled=1, silent="it does not respond"),
         RunStatus.CANCELLED,
         id="cancelled, and the scheduler silent since",
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent="it does not answer"),
+        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent="it does not respond"),
         RunStatus.RUNNING,
         id="a cancel that a silent scheduler did not hear",
     ),
@@ -249,7 +249,7 @@ def test_a_run_that_is_submitting_or_about_to_is_at_work(evidence: Evidence, goe
     assert state.remark == state.submits
 
 
-@pytest.mark.parametrize("silent", [None, "it does not answer"])
+@pytest.mark.parametrize("silent", [None, "it does not respond"])
 def test_a_cancel_that_did_not_reach_the_jobs_says_to_cancel_again(silent: str | None) -> None:
     engine = {} if silent else {(1, Stage.EXTRACT, 0): RUNNING}
     state = judge(
@@ -269,10 +269,13 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
         result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
     ]
     state = judge(cases.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
-    told = {(trouble.stage, trouble.item, trouble.problem.cause) for trouble in state.troubles}
+    told = {
+        (open_problem.stage, open_problem.item, open_problem.problem.cause)
+        for open_problem in state.problems
+    }
     assert (Stage.DOWNLOAD, "b", Cause.NETWORK) in told
     assert (Stage.EXTRACT, "a.p0000", Cause.BAD_ARCHIVE) in told
-    assert not any(trouble.item == "a.p0001" for trouble in state.troubles)
+    assert not any(open_problem.item == "a.p0001" for open_problem in state.problems)
     assert state.shards_left == ("b",)
     assert state.parts_left == ("a.p0000", "b.p0000")
 
@@ -280,11 +283,11 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
 def test_a_missing_task_says_why_and_where() -> None:
     engine = {(1, Stage.EXTRACT, 1): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")}
     state = judge(cases.evidence([cases.submission(CHAIN)], engine=engine))
-    (trouble,) = [t for t in state.troubles if t.task == 1 and t.stage is Stage.EXTRACT]
-    assert trouble.problem.cause is Cause.OUT_OF_MEMORY
-    assert trouble.outcome is Outcome.RETRYABLE
-    assert "node7" in trouble.problem.message
-    assert "resume" in trouble.problem.message
+    (open_problem,) = [t for t in state.problems if t.task == 1 and t.stage is Stage.EXTRACT]
+    assert open_problem.problem.cause is Cause.OUT_OF_MEMORY
+    assert open_problem.outcome is Outcome.RETRYABLE
+    assert "node7" in open_problem.problem.message
+    assert "resume" in open_problem.problem.message
 
 
 def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
@@ -293,6 +296,6 @@ def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
         tried, tasks=tuple(structs.replace(task, job_id=None) for task in tried.tasks)
     )
     state = judge(cases.evidence([tried]))
-    (trouble,) = state.troubles
-    assert trouble.problem.cause is Cause.ENGINE
-    assert trouble.problem.message == "attempt 1: Slurm refused the job: not from here"
+    (open_problem,) = state.problems
+    assert open_problem.problem.cause is Cause.ENGINE
+    assert open_problem.problem.message == "attempt 1: Slurm refused the job: not from here"

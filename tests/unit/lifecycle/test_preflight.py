@@ -52,7 +52,7 @@ def test_all_problems_come_at_once_a_line_each(tmp_path: Path) -> None:
         preflight.check(plan(dest, temp=file / "temp", size=HUGE))
     lines = caught.value.message.split("\n")
     assert len(lines) == 4
-    assert "is no folder" in lines[0]
+    assert "is not a folder" in lines[0]
     assert "letter.txt" in lines[1]
     assert "need at least" in lines[2]
     assert "inodes left" in lines[3]

@@ -21,7 +21,7 @@ def check(layout: Layout) -> None:
     [
         (Layout(records="../../x"), "--records-file '../../x' is not a safe path"),
         (Layout(records="/etc/x"), "--records-file '/etc/x' is an absolute path"),
-        (Layout(records="a\nb"), "holds a control character"),
+        (Layout(records="a\nb"), "contains a control character"),
         (Layout(records="."), "is not a safe path"),
         (Layout(records="RECEIPT.json"), "uses a name that this tool reserves"),
         (Layout(images=".incoming/x"), "uses a name that this tool reserves"),

@@ -31,8 +31,11 @@ from orchestrator.engines.slurm.arguments import parse, parse_for_download
         ("nodes=2", "not an sbatch option"),
         ("--comment='x", "cannot be read"),
         ("--nice=1\n#SBATCH -N2", "control character"),
-        ("--export=A,HF_TOKEN=hf_abc", "export HF_TOKEN in this shell and name it alone"),
-        ("--export AWS_SECRET_KEY=abc", "would be kept in the batch script"),
+        (
+            "--export=A,HF_TOKEN=hf_abc",
+            "export HF_TOKEN in this shell and use --export=HF_TOKEN without the value",
+        ),
+        ("--export AWS_SECRET_KEY=abc", "would be stored in the batch script"),
     ],
 )
 @pytest.mark.parametrize("parser", [parse, parse_for_download])

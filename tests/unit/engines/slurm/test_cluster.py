@@ -95,7 +95,12 @@ def test_the_way_to_a_cluster(
         pytest.param({None: BETA}, "alpha", "alpha (controller head1:6817).*beta", id="another"),
         pytest.param({None: BETA, "alpha": TWIN}, "alpha", "cluster beta", id="a namesake"),
         pytest.param({None: TWIN, "alpha": TWIN}, None, "head1:6817.*head9:6817", id="a twin"),
-        pytest.param({}, None, "is not known, as scontrol does not answer", id="unknown"),
+        pytest.param(
+            {},
+            None,
+            "it is unknown which cluster this shell uses, because scontrol does not respond",
+            id="unknown",
+        ),
     ],
 )
 def test_a_way_that_may_lead_elsewhere_is_in_doubt_and_both_are_named(
@@ -212,7 +217,7 @@ def test_a_cancel_that_ends_nothing_is_no_success(
 ) -> None:
     monkeypatch.setattr("orchestrator.engines.slurm.engine.END_S", (0.01, 0.01))
     shell(scontrol=controller(ALPHA), squeue=f"echo '{row(RUN.run_id)}'", scancel="true")
-    with pytest.raises(EngineError, match="told to end 7, but they are still in its queue"):
+    with pytest.raises(EngineError, match="asked to cancel 7, but they are still in its queue"):
         SlurmEngine(ALPHA).cancel(RUN, ["7"])
 
 

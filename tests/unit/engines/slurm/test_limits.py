@@ -15,7 +15,7 @@ from orchestrator.engines.slurm.limits import Array, refusal, split
         pytest.param(4, 4, 2, [Array(0, 4, 2)], id="one array"),
         pytest.param(5, 4, 5, [Array(0, 3, 3), Array(3, 2, 2)], id="all at once"),
         pytest.param(5, 4, 3, [Array(0, 3, 2), Array(3, 2, 1)], id="uneven shares"),
-        pytest.param(5, 4, 1, [Array(0, 3, 1), Array(3, 2, 1, behind=0)], id="one at a time"),
+        pytest.param(5, 4, 1, [Array(0, 3, 1), Array(3, 2, 1, after_array=0)], id="one at a time"),
         pytest.param(
             9,
             2,
@@ -23,9 +23,9 @@ from orchestrator.engines.slurm.limits import Array, refusal, split
             [
                 Array(0, 2, 1),
                 Array(2, 2, 1),
-                Array(4, 2, 1, behind=0),
-                Array(6, 2, 1, behind=1),
-                Array(8, 1, 1, behind=2),
+                Array(4, 2, 1, after_array=0),
+                Array(6, 2, 1, after_array=1),
+                Array(8, 1, 1, after_array=2),
             ],
             id="more arrays than the throttle",
         ),
@@ -47,13 +47,13 @@ def test_every_task_is_in_one_array_and_the_throttle_is_never_exceeded(
     tasks = [n for array in arrays for n in range(array.start, array.start + array.count)]
     assert tasks == list(range(count))
     assert max(array.count for array in arrays) <= most
-    assert sum(array.parallel for array in arrays if array.behind is None) <= parallel
+    assert sum(array.parallel for array in arrays if array.after_array is None) <= parallel
     for index, array in enumerate(arrays):
         assert array.parallel >= 1
-        if array.behind is not None:
-            assert array.behind < index
-            assert array.parallel <= arrays[array.behind].parallel
-    followed = [array.behind for array in arrays if array.behind is not None]
+        if array.after_array is not None:
+            assert array.after_array < index
+            assert array.parallel <= arrays[array.after_array].parallel
+    followed = [array.after_array for array in arrays if array.after_array is not None]
     assert len(followed) == len(set(followed))
 
 

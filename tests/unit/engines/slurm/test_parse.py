@@ -195,7 +195,7 @@ def test_times_of_a_row_belong_to_its_state() -> None:
 
 @pytest.mark.parametrize("text", ["", "maintenance tonight\n", queue_line()])
 def test_an_answer_without_a_header_is_no_empty_queue(text: str) -> None:
-    with pytest.raises(EngineError, match="squeue answers without the header"):
+    with pytest.raises(EngineError, match="squeue printed no table header"):
         list(queue_rows(text))
 
 
