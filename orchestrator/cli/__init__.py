@@ -1,4 +1,4 @@
-"""The command line: commands that load when they are called, and one boundary for errors."""
+"""The command line: imports commands when they are called, and handles all errors."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ import click
 
 from jobs import __version__
 
-# name -> one line for the help page, which therefore loads none of them
+# Short help by name, so that the help page imports no command.
 COMMANDS = {
     "launch": "Download, extract, verify and publish a dataset.",
     "status": "Show the state of a run.",
-    "resume": "Do the remaining work of a run, and nothing else.",
+    "resume": "Do the remaining work of a run.",
     "cancel": "Cancel all jobs of a run; `resume` can continue it.",
     "logs": "Show the log of a task, of a shard, or of failed tasks.",
-    "runs": "List the runs under the log folder.",
+    "runs": "List the runs in the log folder.",
     "report": "Write a run's report as one HTML page.",
     "verify": "Check a published dataset against its receipt.",
-    "doctor": "Probe this machine or cluster before a long run.",
+    "doctor": "Check this machine or cluster before a long run.",
     "completion": "Print the completion script for a shell.",
 }
 
@@ -43,25 +43,25 @@ _FREE_SPACE = (
 
 
 def _nameless(error: OSError) -> str:
-    """What an error that names no file is most likely about: all our own files have names."""
+    """The probable operation of an error without a file name: all our files have names."""
     if isinstance(error, FileNotFoundError):
-        return "the current folder"  # it was removed
+        return "the current folder"  # which was removed
     return "writing to standard output" if error.errno == errno.ENOSPC else "reading or writing"
 
 
 @dataclass
 class Talk:
-    """How a command answers; Click hands it around as ``ctx.obj``."""
+    """How a command reports errors; Click passes it as ``ctx.obj``."""
 
     as_json: bool
 
     def failed(self, kind: str, message: str, code: int) -> int:
-        """The exit ``code``, after an error as one JSON object on a line where that was asked."""
+        """Return the exit ``code``, after printing the error as a JSON object if requested."""
         if self.as_json:
             error = {"kind": kind, "message": message, "exit_code": code}
             try:
                 click.echo(json.dumps({"schema": 1, "error": error}))
-            except OSError:  # nobody reads it, or nowhere to write it: the exit code tells
+            except OSError:  # standard output is closed or full: the exit code is enough
                 sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         return code
 
@@ -105,26 +105,26 @@ class LazyGroup(click.Group):
 @click.option("--profile", help="Use [profiles.NAME] of the settings.", metavar="NAME")
 @click.pass_context
 def cli(ctx: click.Context, profile: str | None) -> None:
-    """Bring a dataset published as archives to this cluster: downloaded, extracted in parallel,
-    verified, and published whole or not at all."""
+    """Bring a dataset published as archives to this cluster: download it, extract it in parallel,
+    verify it, and publish it completely or not at all."""
     from orchestrator.cli import settings
 
     ctx.default_map = settings.default_map(profile)
-    ctx.color = True  # what is painted is decided by ourselves: Click does not know FORCE_COLOR
+    ctx.color = True  # we decide about colours, because Click ignores FORCE_COLOR
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code comes back (see ``orchestrator.cli.exit_codes``).
+    """Run the command line; returns the exit code (see ``orchestrator.cli.exit_codes``).
 
-    What went wrong is said on standard error, with ``--json`` on standard output as well.
+    Errors are printed to standard error, with ``--json`` to standard output as well.
     """
     from jobs.errors import Cause, OrchestrateError
 
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by the shell (`>&-`): nobody speaks or listens
+        if getattr(sys, name) is None:  # closed by the shell (`>&-`)
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
     words = sys.argv[1:] if argv is None else list(argv)
-    # Words that no command understands are answered as they asked; settings speak for themselves.
+    # Usage errors are reported as the command line requests; settings can also request JSON.
     talk = Talk(as_json="--json" in words)
     try:
         result: Any = cli.main(
@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         error.show()
         return talk.failed("usage", error.format_message(), error.exit_code)
     except OrchestrateError as error:
-        from orchestrator.cli import exit_codes  # knows runs, which a help page needs not
+        from orchestrator.cli import exit_codes  # imports modules that a help page does not need
 
         click.echo(f"error: {error.message}", err=True)
         return talk.failed(error.cause.value, error.message, exit_codes.of_cause(error.cause))
@@ -146,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("interrupted", err=True)
         return talk.failed("interrupted", "interrupted", exit_codes.INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()  # the reader went away, as `| head` does; nothing is wrong
+        sys.stderr.close()  # the reader has ended, as in `| head`; this is no error
         return 0
     except (MemoryError, RuntimeError) as error:
         from jobs import rlimits
@@ -161,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from jobs.errors import from_os_error
         from orchestrator.cli import exit_codes
 
-        told = from_os_error(error, doing=str(error.filename or _nameless(error)))
-        message = told.message
-        if error.filename and told.cause in (Cause.DISK_FULL, Cause.QUOTA):
+        failure = from_os_error(error, doing=str(error.filename or _nameless(error)))
+        message = failure.message
+        if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
             message = f"writing {message}; {_FREE_SPACE}"
         click.echo(f"error: {message}", err=True)
-        return talk.failed(told.cause.value, message, exit_codes.FAILED)
+        return talk.failed(failure.cause.value, message, exit_codes.FAILED)
     return result if isinstance(result, int) else 0

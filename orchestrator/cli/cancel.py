@@ -1,4 +1,4 @@
-"""``cancel``: end all jobs of a run."""
+"""``cancel``: cancel all jobs of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from orchestrator.cli import options
     help="Abandon jobs whose cluster no longer exists or cannot be reached.",
 )
 def command(run: str | None, log_dir: Path, abandon: bool) -> int:
-    """End all jobs of RUN, those that wait included. What it has finished stays for a resume.
+    """Cancel all jobs of RUN, including waiting ones. Its finished work is kept for `resume`.
 
-    It succeeds once all jobs are seen to have ended. Where another cluster answers than the one
-    that has them it does nothing and says so.
+    The command succeeds once all jobs have ended. If a different cluster than the one with the jobs
+    responds, it does nothing and reports that.
     """
     from orchestrator import api
 

@@ -1,4 +1,4 @@
-"""``completion``: the shell's own completion."""
+"""``completion``: scripts for shell completion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HOW = """\b
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> int:
-    """Print the script that makes SHELL complete commands, options and run ids."""
+    """Print a script for SHELL that completes commands, options and run ids."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

@@ -1,4 +1,4 @@
-"""``doctor``: probe this machine or cluster."""
+"""``doctor``: check this machine or cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.cli import options
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
-@click.command(cls=options.Titled, short_help="Probe this machine or cluster before a long run.")
+@click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
 @click.option(
     "--dest", type=options.FOLDER, default=DEFAULT_DEST, show_default=True, help="Destination."
 )
@@ -31,11 +31,11 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
 )  # fmt: skip
 @click.option(
     "--write-profile", is_flag=False, flag_value="", metavar="[FILE]",
-    help="Write a settings file from the findings.  [FILE: your own, in ~/.config]",
+    help="Write a settings file from the results.  [FILE: your own, in ~/.config]",
 )  # fmt: skip
 @click.option(
     "--install-env", type=options.FOLDER, metavar="PATH",
-    help="First make an environment with this tool in PATH, which all nodes see, and use it.",
+    help="First create an environment with this tool in PATH, which all nodes see, and use it.",
 )  # fmt: skip
 @options.slurm
 @options.as_json
@@ -49,11 +49,10 @@ def command(
     as_json: bool,
     **values: Any,
 ) -> int:
-    """Look at everything that a run needs: Slurm and its limits, folders, internet, token, clocks.
+    """Check everything that a run needs: Slurm and its limits, folders, internet, token, clocks.
 
-    Where there is Slurm, a small job on the target partition looks from there too. Nothing stays
-    behind but what --write-profile and --install-env make. Exit code: 0 if nothing is wrong,
-    else 3.
+    With Slurm, a small job on the target partition checks the nodes too. Test files are removed;
+    only --write-profile and --install-env create files. Exit code: 0 if nothing is wrong, else 3.
     """
     from msgspec import structs
 
@@ -64,30 +63,30 @@ def command(
     from orchestrator.doctor import checks, node_environment
     from orchestrator.doctor.node_probe import CheckResult
 
-    asked: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
-    wish = checks.DoctorRequest(dest, log_dir, engine, Resources(**asked), wait_s)
+    requested: Any = options.with_mounts(options.slurm_changes(values), dest, log_dir)
+    request = checks.DoctorRequest(dest, log_dir, engine, Resources(**requested), wait_s)
     look, found = terminal.stdout_style(), []
 
-    def tell(finding: CheckResult) -> None:
+    def show(finding: CheckResult) -> None:
         found.append(finding)
         if not as_json:
             click.echo(checks.line(finding, look))
 
     if install_env is not None:
         made = node_environment.install(install_env.absolute())
-        tell(made)
+        show(made)
         python = str(node_environment.python_of(install_env))
         if made.ok:
-            wish = replace(wish, resources=structs.replace(wish.resources, python=python))
+            request = replace(request, resources=structs.replace(request.resources, python=python))
     if write_profile is not None:
-        wish = checks.with_site_resources(wish)
-    for finding in checks.examine(wish):
-        tell(finding)
+        request = checks.with_site_resources(request)
+    for finding in checks.examine(request):
+        show(finding)
     if write_profile is not None:
         path = Path(write_profile) if write_profile else settings.user_file(os.environ)
-        tell(checks.write_profile(wish, found, path.expanduser()))
+        show(checks.write_profile(request, found, path.expanduser()))
     bad = any(finding.ok is False for finding in found)
     if as_json:
-        told = {"schema": 1, "ok": not bad, "findings": found}
-        click.echo(atomic.dumps(told).decode(), nl=False)
+        result = {"schema": 1, "ok": not bad, "findings": found}
+        click.echo(atomic.dumps(result).decode(), nl=False)
     return exit_codes.PREFLIGHT if bad else exit_codes.DONE

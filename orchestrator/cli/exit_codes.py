@@ -1,4 +1,4 @@
-"""Exit codes: what a script learns without reading a word."""
+"""Exit codes of the command line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_cause(cause: Cause) -> int:
 
 
 def of_state(state: RunState) -> int:
-    """The exit code of a run: 0 as long as nothing ended badly."""
+    """The exit code of a run: 0 as long as nothing has failed."""
     if state.status in (RunStatus.DONE, RunStatus.RUNNING):
         return DONE
     if state.status is RunStatus.PLANNED:  # not submitted yet, or refused

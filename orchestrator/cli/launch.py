@@ -20,11 +20,11 @@ _source = options.stack(
         "hf_files",
         multiple=True,
         metavar="PATH",
-        help="Only this file or folder of it; may be repeated.",
+        help="Only this file or folder of the repository; may be repeated.",
     ),
     click.option(
         "--revision",
-        help="Branch, tag or commit; of a DOI, a version's number.  [default: the latest, pinned "
+        help="Branch, tag or commit; for a DOI, a version number.  [default: the latest, pinned "
         "at launch]",
     ),
     click.option(
@@ -110,7 +110,7 @@ _dataset = options.stack(
         help="Replace the dataset at the destination; other files there are kept.",
     ),
     click.option(
-        "--keep-archive", is_flag=True, help="Keep the archives once the dataset is published."
+        "--keep-archive", is_flag=True, help="Keep the archives after the dataset is published."
     ),
     click.option(
         "--overlap/--no-overlap",
@@ -122,21 +122,22 @@ _dataset = options.stack(
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
         show_default=True,
-        help="auto: detected; websight: the records file; webdataset: samples of files with one "
-        "key; files: no records.",
+        help="auto: detected; websight: the records file; webdataset: samples of files with "
+        "the same key; files: no records.",
     ),
     click.option(
-        "--records-file", help="Path of its records.  [default: prompts.jsonl, or detected]"
+        "--records-file", help="Path of the records file.  [default: prompts.jsonl, or detected]"
     ),
-    click.option("--images-dir", default="images", show_default=True, help="Path of its images."),
+    click.option(
+        "--images-dir", default="images", show_default=True, help="Path of the images folder."
+    ),
     click.option(
         "--image-field", help="Field of a record that names the image.  [default: detected]"
     ),
     click.option(
         "--records-encoding",
         type=options.ENCODING,
-        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if the bytes say "
-        "so]",
+        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if detected]",
     ),
     click.option(
         "--strip-components",
@@ -191,14 +192,14 @@ _verification = options.stack(
         type=click.Choice([v.value for v in OnCollision]),
         default=OnCollision.ERROR.value,
         show_default=True,
-        help="What to do if two archives contain different files under one path.",
+        help="What to do if two archives contain different files with the same path.",
     ),
     click.option(
         "--match",
         type=click.Choice([v.value for v in Match]),
         default=Match.AUTO.value,
         show_default=True,
-        help="Paths in records that match no file; auto: corrected if only one file can be meant.",
+        help="Paths in records that match no file; auto: correct them if only one file is similar.",
     ),
     click.option(
         "--links",
@@ -250,12 +251,12 @@ _running = options.stack(
         type=options.SIZE,
         default="512M",
         show_default=True,
-        help="Size of a part of an archive; a task extracts one part or more.",
+        help="Size of a part of an archive; a task extracts one or more parts.",
     ),
     click.option(
         "--parallel",
         type=click.IntRange(min=1),
-        help="Maximum number of tasks at once.  [default: all; on this machine, one per core]",
+        help="Maximum number of tasks at a time.  [default: all; on this machine, one per core]",
     ),
     click.option(
         "--retries",
@@ -278,7 +279,7 @@ _running = options.stack(
         default=60.0,
         show_default=True,
         metavar="SECONDS",
-        help="Seconds without data after which a connection counts as broken.",
+        help="Seconds without data after which a connection is closed.",
     ),
     click.option(
         "--download-partition",
@@ -302,7 +303,7 @@ _running = options.stack(
     click.option(
         "--then",
         type=options.FOLDER,
-        help="Your batch script, submitted to start once the dataset is published.",
+        help="Your batch script, submitted to start after the dataset is published.",
     ),
     title="Download and run",
 )
@@ -333,7 +334,7 @@ _habits = options.stack(
 @_habits
 @click.pass_context
 def command(ctx: click.Context, /, **values: Any) -> int:
-    """Plan a run over one source and start it.
+    """Plan a run for one source and start it.
 
     \b
     Examples:
@@ -356,11 +357,11 @@ def command(ctx: click.Context, /, **values: Any) -> int:
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if habits.parsable and values["engine"] == AUTO:
-        values["engine"] = SLURM  # a script that waits for a job's id gets one, or an error
+        values["engine"] = SLURM  # a script that expects a job id gets one, or an error
     planned = api.plan(request_from_options.request(values))
     planned = replace(planned, notes=planned.notes + options.without_effect(ctx, planned.engine))
     if habits.quiet and planned.why_local:
-        messages.say([messages.engine_line(planned)])
+        messages.print_lines([messages.engine_line(planned)])
     if habits.dry_run:
         return messages.dry_run(planned, as_json=habits.as_json)
     if not habits.quiet:

@@ -1,4 +1,4 @@
-"""``logs``: what a task said."""
+"""``logs``: show logs of tasks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def command(
 ) -> int:
     """Show the log of TASK in RUN: a stage, a task (extract-3, or 3), a job id, a shard, a part.
 
-    Without TASK the one that tells most: a failed one, else a running one, else the last.
-    --follow takes one that runs, else one that waits, and says on standard error how it ended.
+    Without TASK: a failed task, or else a running one, or else the last one. --follow chooses a
+    running task, or else a waiting one, and prints to standard error how it ended.
     """
     from jobs.errors import UsageError
     from orchestrator import api
@@ -51,9 +51,9 @@ def command(
         if view is None:
             raise UsageError(f"run {folder.run_id} has no task yet; see `status`")
         if view.status.live:
-            click.echo(log_output.followed(view), err=True)
+            click.echo(log_output.describe(view), err=True)
         view = log_output.follow(folder, view, lambda: api.status(folder), click.echo)
-        click.echo(log_output.followed(view), err=True)
+        click.echo(log_output.describe(view), err=True)
         return 0
     views = log_output.select(state, task, failed=failed)
     for line in log_output.show(folder, views, terminal.stdout_style(), lines=lines):

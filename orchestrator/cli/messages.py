@@ -1,4 +1,4 @@
-"""What launch, resume and cancel say: the plan before, the ids after, and what to type next."""
+"""The output of launch and resume: the plan, the job ids, and the next commands."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle.request import stage_resources
 
-_SHOWN_SHARDS = 12  # of a plan; more scroll the rest away
+_SHOWN_SHARDS = 12  # of a plan, at most
 
 
 def plan_lines(planned: Planned) -> list[str]:
@@ -39,7 +39,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Archives  {plan.temp}{' (kept)' if plan.options.keep_archive else ''}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
-    throttle = f", {planned.parallel} at once" if planned.parallel < tasks else ""
+    throttle = f", {planned.parallel} at a time" if planned.parallel < tasks else ""
     lines.append(
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"
     )
@@ -49,12 +49,12 @@ def plan_lines(planned: Planned) -> list[str]:
 
 
 def engine_line(planned: Planned | Resumable) -> str:
-    """What does the work, and why where that is not what a cluster's user expects."""
+    """The engine, and the reason if it may be unexpected."""
     return f"Engine    {planned.engine}{f': {planned.why_local}' if planned.why_local else ''}"
 
 
 def resource_line(asked: Resources) -> str:
-    """What a job asks for, in sbatch's words."""
+    """The resources of a job, as options of sbatch."""
     words = [f"--time={resources.format_time(asked.time_min)}", f"--cpus-per-task={asked.cpus}"]
     if asked.mem_mb:
         words.append(f"--mem={asked.mem_mb}M")
@@ -83,20 +83,20 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
     return lines
 
 
-def say(lines: Sequence[str]) -> None:
-    """Tell somebody, on standard error."""
+def print_lines(lines: Sequence[str]) -> None:
+    """Print lines to standard error."""
     click.echo(terminal.style_of(sys.stderr).spell("\n".join(lines)), err=True)
 
 
 def announce(planned: Planned, habits: OutputMode) -> None:
-    """Tell what will be done and, where somebody is there, ask whether to go on."""
-    say(plan_lines(planned))
+    """Print what will be done and, on a terminal, ask whether to continue."""
+    print_lines(plan_lines(planned))
     if habits.asks:
         click.confirm("Start?", default=True, abort=True, err=True)
 
 
 def dry_run(planned: Planned, *, as_json: bool) -> int:
-    """Show plan, sizes, array and batch scripts; exit code 3 where it could not start."""
+    """Show plan, sizes, array and batch scripts; exit code 3 if the run could not start."""
     problems = planned.problems()
     scripts = planned.scripts()
     if as_json:
@@ -107,7 +107,7 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
         for stage, script in scripts.items():
             lines += ["", f"--- {stage.value} ---", script.rstrip()]
         lines += ["", *(f"✗ {problem}" for problem in problems)]
-        lines.append("Dry run: nothing was submitted and nothing written.")
+        lines.append("Dry run: nothing was submitted or written.")
         click.echo(look.spell("\n".join(lines)))
     return exit_codes.PREFLIGHT if problems else exit_codes.DONE
 
@@ -145,23 +145,23 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
 
 
 def launched(folder: RunFolder, habits: OutputMode) -> int:
-    """The ids and what to type next; or, where the run has ended, how."""
+    """Print the job ids and the next commands, or how the run ended."""
     state = status_of(folder)
     waited = habits.wait and state.status is RunStatus.RUNNING
     if waited:
         state = _watched(state, folder, habits)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
-        say(_HINTS.format(run=status_screen.run_word(folder)).splitlines())
+        print_lines(_HINTS.format(run=status_screen.run_word(folder)).splitlines())
         code = exit_codes.INTERRUPTED
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
     elif habits.as_json:
         _print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
-        pass  # seen while it was watched
+        pass  # already shown
     elif state.status is RunStatus.RUNNING:
-        say(submitted_lines(state, folder))
+        print_lines(submitted_lines(state, folder))
     else:
         look = terminal.stdout_style()
         run = status_screen.run_word(folder)
@@ -170,10 +170,10 @@ def launched(folder: RunFolder, habits: OutputMode) -> int:
 
 
 def _watched(state: RunState, folder: RunFolder, habits: OutputMode) -> RunState:
-    """The run's last state, once it has ended or Ctrl-C ended the watching."""
+    """The run's last state, after it has ended or Ctrl-C has ended the display."""
     if habits.quiet:
         return live.watch(lambda: status_of(folder), folder, out=io.StringIO())
-    say(submitted_lines(state, folder))
+    print_lines(submitted_lines(state, folder))
     return live.watch(lambda: status_of(folder), folder, out=sys.stderr)
 
 
@@ -183,7 +183,7 @@ Cancel:   websight-orchestrate cancel {run}"""
 
 
 def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
-    """Which jobs there are now, and how to look at them."""
+    """The submitted jobs, and the next commands."""
     last = state.submissions[-1]
     jobs = []
     for stage in Stage:
@@ -209,17 +209,17 @@ def resume_lines(planned: Resumable) -> list[str]:
     """What a resume will do."""
     step = planned.step
     if planned.damage is not None:
-        told = "Resume repairs it by extracting the damaged parts again."
-        return [*planned.damage.lines, f"{told} The receipt is withdrawn until then."]
+        fact = "Resume repairs it by extracting the damaged parts again."
+        return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:
-            return [f"Nothing is left to do: {planned.state.remark}."]
+            return [f"There is nothing to do: {planned.state.remark}."]
         words = {
-            RunStatus.DONE: "The dataset is published and complete; nothing is left to do.",
+            RunStatus.DONE: "The dataset is published and complete; there is nothing to do.",
             RunStatus.RUNNING: "The run is still active; there is nothing to resume. See `status`.",
         }
-        return [words.get(planned.state.status, "Nothing is left to do.")]
-    work = [f"{units.plural(step.shards, 'shard')} to fetch"] if step.shards else []
+        return [words.get(planned.state.status, "There is nothing to do.")]
+    work = [f"{units.plural(step.shards, 'shard')} to download"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
     lines = [f"Resume {planned.folder.run_id}: {', '.join([*work, 'finalize'])}"]
     if step.refetch:
@@ -234,7 +234,7 @@ def resume_lines(planned: Resumable) -> list[str]:
 
 
 def resume_json(planned: Resumable) -> None:
-    """What a resume will do, as ``resume --dry-run --json`` prints it."""
+    """Print what a resume will do for ``resume --dry-run --json``."""
     step = planned.step
     items = {stage: [i for t in step.tasks if t.stage is stage for i in t.items] for stage in Stage}
     _print_json(

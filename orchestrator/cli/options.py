@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types that parse their texts once."""
+"""Options that several commands share, and types that parse their values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ else:
 
 
 class Parsed(_ParamType):
-    """A text that a function of ours turns into a value, or refuses with a ``UsageError``."""
+    """A value that a function parses, or refuses with a ``UsageError``."""
 
     def __init__(self, name: str, parse: Callable[[str], object]) -> None:
         self.name = name
@@ -45,14 +45,14 @@ class Parsed(_ParamType):
 
 
 def clean(text: str) -> str:
-    """``text``, if it is fit for a batch script: a line break would start a line of its own."""
+    """``text``, if it is safe in a batch script: a line break would start another line."""
     if not text.isprintable():
         raise UsageError(f"{text!r} contains a control character; write it on one line")
     return text
 
 
 def command(text: str) -> str:
-    """``text``, if it is words of a command as a shell splits them."""
+    """``text``, if a shell can split it into words."""
     try:
         words = shlex.split(clean(text))
     except ValueError as error:
@@ -63,7 +63,7 @@ def command(text: str) -> str:
 
 
 def encoding(text: str) -> str:
-    """The name of an encoding that Python knows and that has ASCII's characters where ASCII has."""
+    """The name of an encoding that Python supports and that is a superset of ASCII."""
     letters = string.ascii_letters + string.digits + "./_-"
     try:
         same = letters.encode().decode(text) == letters
@@ -89,7 +89,7 @@ SBATCH_DOWNLOAD = Parsed("line", arguments.parse_for_download)
 
 
 class _Place(click.Path):
-    """A path as a shell's users mean it: ``~`` is a home, and nothing is not the current folder."""
+    """A path with ``~`` for the home folder; an empty one is an error, not the current folder."""
 
     def convert(
         self,
@@ -110,12 +110,12 @@ class _Place(click.Path):
 
 
 class Number(click.FloatRange):
-    """A number that is one: neither infinite nor nan."""
+    """A finite number."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
-            self.fail(f"{value!r} is no finite number", param, ctx)
+            self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
 
 
@@ -187,7 +187,7 @@ wait = click.option(
 
 
 def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Runs that begin with what is typed, for a shell's completion."""
+    """Runs that begin with the typed text, for shell completion."""
     from orchestrator.inspection import run_list
 
     names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
@@ -206,7 +206,7 @@ slurm = stack(
         "time_min",
         type=TIME,
         metavar="TIME",
-        help="Time limit of each job, as sbatch takes it.  [launch: 4:00:00]",
+        help="Time limit of each job, in a format of sbatch.  [launch: 4:00:00]",
     ),
     click.option(
         "-c",
@@ -219,7 +219,7 @@ slurm = stack(
         "--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory per task, such as 8G."
     ),
     click.option("-C", "--constraint", type=WORD, help="Features required of a node."),
-    # sbatch says --exclude too; here that leaves out files of the source.
+    # sbatch's name is --exclude, which here excludes files of the source.
     click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to exclude."),
     click.option("--reservation", type=WORD, help="Reservation."),
     click.option(
@@ -231,13 +231,13 @@ slurm = stack(
         "sbatch_args",
         type=SBATCH,
         multiple=True,
-        help="Any other sbatch option, as sbatch spells it; may be repeated.",
+        help="Any other sbatch option, such as --nice=100; may be repeated.",
     ),
     click.option(
         "--setup",
         type=LINE,
         multiple=True,
-        help="Shell line before each task, such as module load …; may be repeated.",
+        help="Shell line to run before each task, such as module load …; may be repeated.",
     ),
     click.option(
         "--container-image",
@@ -250,7 +250,7 @@ slurm = stack(
         type=WORD,
         multiple=True,
         metavar="SOURCE:TARGET",
-        help="Further mounts of it; the folders of a run are mounted anyway. May be repeated.",
+        help="Further mounts of the image; a run's folders are always mounted. May be repeated.",
     ),
     click.option(
         "--launcher",
@@ -262,7 +262,7 @@ slurm = stack(
         "--python",
         type=WORD,
         metavar="PATH",
-        help="Python of the tasks, which has this tool.  [default: the one that submits]",
+        help="Python that runs the tasks and has this tool.  [default: the one that submits]",
     ),
     title="Slurm",
 )
@@ -289,7 +289,7 @@ SLURM_FIELDS = (
 
 
 def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
-    """Takes the Slurm options out of a command's ``values``; those that were given."""
+    """Remove the Slurm options from a command's ``values``; returns those that were given."""
     changes = {name: values.pop(name) for name in SLURM_FIELDS}
     return {name: value for name, value in changes.items() if value not in (None, ())}
 
@@ -297,7 +297,7 @@ def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:
 def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     """The Slurm options with the mounts that a container needs for these folders of a run.
 
-    The environment of this process and the code are mounted too, but never a system's ``/usr``.
+    The environment of this process and the code are mounted too, but never the system's ``/usr``.
     """
     if "container_image" not in changes:
         return changes
@@ -306,14 +306,14 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     folders += [Path(sys.prefix), Path(sys.base_prefix), code]
     wanted = [path for path in folders if path not in (Path("/"), Path("/usr"))]
     outer = [p for p in dict.fromkeys(wanted) if not any(o in p.parents for o in wanted)]
-    given = changes.get("container_mounts", ())
-    return changes | {"container_mounts": (*given, *(f"{path}:{path}" for path in outer))}
+    mounts = changes.get("container_mounts", ())
+    return changes | {"container_mounts": (*mounts, *(f"{path}:{path}" for path in outer))}
 
 
 def without_effect(ctx: click.Context, engine: str) -> tuple[str, ...]:
-    """A word on options that were typed for Slurm where another engine works; none else.
+    """A note on Slurm options on the command line if another engine does the work.
 
-    What settings say counts for every run, so that it may go unheard without printing anything.
+    Settings are for all runs, so they are ignored without a note.
     """
     names = {*SLURM_FIELDS, "download_partition", "download_sbatch_args"}
     typed = [

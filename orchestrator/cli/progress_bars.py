@@ -1,4 +1,4 @@
-"""Bars on a terminal, plain lines elsewhere, for a run that this process carries."""
+"""Progress of a run in this process: bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LINE_EVERY_S = 30.0  # off a terminal
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Tick]:
-    """What to call now and then with the run's folder; an interrupt is told how to go on."""
+    """A function to call regularly with the run's folder; an interrupt prints how to continue."""
     shown = None
     if not quiet:
         on_terminal = terminal.is_terminal(sys.stderr)
@@ -49,7 +49,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
 
 
 def amounts(folder: RunFolder) -> dict[Stage, tuple[int, int]]:
-    """Bytes done and in all, of the stages that the latest submission has begun."""
+    """Bytes done and total bytes of the stages that the latest submission has started."""
     number = folder.submission_numbers()[-1]
     submission = folder.load_submission(number)
     plan = folder.load_plan()
@@ -66,7 +66,7 @@ def amounts(folder: RunFolder) -> dict[Stage, tuple[int, int]]:
 
 
 class _Bars:
-    """One bar a stage, drawn by tqdm."""
+    """One bar for each stage, drawn by tqdm."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -116,7 +116,7 @@ class _Lines:
                 print(line(stage, done, total, rate), file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to close."""
 
 
 def line(stage: Stage, done: int, total: int, rate: float) -> str:
@@ -130,4 +130,4 @@ def _amounts(folder: RunFolder) -> dict[Stage, tuple[int, int]]:
     try:
         return amounts(folder)
     except (OrchestrateError, IndexError, OSError):
-        return {}  # a glance between two writes; the next one sees more
+        return {}  # read between two writes; the next tick sees more

@@ -1,4 +1,4 @@
-"""``report``: a run as one HTML page."""
+"""``report``: write a run's report as an HTML page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.cli import options
 def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     """Write RUN's report: summary, tasks by node, throughput, problems, efficiency, receipt.
 
-    One file that opens from disk, in any browser, without network and without scripts.
+    It is one file that any browser opens, without network access and scripts.
     """
     from jobs.errors import UsageError
     from jobs.model import utc_now
@@ -29,7 +29,7 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     folder = api.find_run(run, log_dir)
     state = api.status(folder)
     page = report_page.page(state, folder, utc_now(), report_page.receipt_of(state))
-    path = (output or folder.report).resolve()  # what a link means is replaced, not the link
+    path = (output or folder.report).resolve()  # replace a link's target, not the link
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file; give a file name with -o")
     if not path.parent.is_dir():

@@ -1,4 +1,4 @@
-"""From what was typed to a launch request."""
+"""Makes a launch request of the command line's options."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from orchestrator.cli import options
 
 @dataclass(frozen=True)
 class OutputMode:
-    """How a launch talks and whether it stays."""
+    """The output of a launch, and whether it waits for the run."""
 
     dry_run: bool
     wait: bool
@@ -42,7 +42,7 @@ class OutputMode:
 
     @classmethod
     def take(cls, values: dict[str, Any]) -> OutputMode:
-        """Takes these options out of a command's ``values``."""
+        """Remove these options from a command's ``values``."""
         return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
 
     @property
@@ -51,20 +51,20 @@ class OutputMode:
 
     @property
     def hands_out_id(self) -> bool:
-        """Whether a script gets the id of a job that lives, and waits for it to end well.
+        """Whether a script gets the id of a job, and waits for its success.
 
-        Another attempt of the run's own would end well under an id that nobody waits for.
+        An automatic retry would succeed with a different id.
         """
         return self.parsable and not self.wait
 
     @property
     def asks(self) -> bool:
-        """Whether somebody is there who can answer."""
+        """Whether to ask the user."""
         return not (self.yes or self.quiet) and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def request(values: dict[str, Any]) -> LaunchRequest:
-    """The request that the options of ``launch`` make; ``UsageError`` where they do not fit."""
+    """The request of the options of ``launch``; ``UsageError`` if they are inconsistent."""
     header_env = tuple(_header(text) for text in values["headers"])
     layout = _layout(values)
     resources = options.with_mounts(
@@ -93,7 +93,7 @@ def request(values: dict[str, Any]) -> LaunchRequest:
 
 
 def _layout(values: dict[str, Any]) -> Layout:
-    """Where records and images are; who names the records file means that one."""
+    """The layout of the options; with ``--records-file`` only that file is used."""
     name, records = values["layout"], values["records_file"]
     if name == "auto" and records:
         name = "websight"
@@ -108,7 +108,7 @@ def _layout(values: dict[str, Any]) -> Layout:
 def _header(text: str) -> tuple[str, str]:
     name, equals, variable = text.partition("=")
     if not (equals and name.strip() and variable.isidentifier()):
-        # Nothing of what was typed is shown: it may be the secret itself.
+        # Without the text, which may be the secret.
         raise UsageError(
             "--header takes NAME=VARIABLE, the name of an environment variable that holds the "
             "value; a value on the command line would be visible to everybody on this machine"
@@ -159,7 +159,7 @@ _SPELLED = {"hf_files": "hf-file", "headers": "header"}
 
 
 def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
-    """The one source that was named."""
+    """The source of the options."""
     urls = list(values["urls"])
     if values["url_list"]:
         from jobs.sources.registry import parse_url_list
@@ -171,21 +171,22 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
             raise UsageError(
                 f"--url-list {values['url_list']} cannot be read as UTF-8 text ({error})"
             ) from error
-    given: list[tuple[SourceKind, tuple[str, ...]]] = []
+    sources: list[tuple[SourceKind, tuple[str, ...]]] = []
     if values["hf_repo"]:
-        given.append((SourceKind.HUB, (values["hf_repo"],)))
+        sources.append((SourceKind.HUB, (values["hf_repo"],)))
     if urls:
-        given.append((SourceKind.URL, tuple(urls)))
+        sources.append((SourceKind.URL, tuple(urls)))
     if values["doi"]:
-        given.append((SourceKind.DOI, (values["doi"],)))
+        sources.append((SourceKind.DOI, (values["doi"],)))
     if values["local_path"]:
-        given.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
-    if len(given) != 1:
+        sources.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
+    if len(sources) != 1:
         raise UsageError(
             "launch needs exactly one source: --hf-repo REPO, --url URL (or --url-list FILE), "
-            f"--doi DOI, or --local-path PATH; {'none' if not given else 'more than one'} was given"
+            f"--doi DOI, or --local-path PATH; {'none' if not sources else 'more than one'} was "
+            "given"
         )
-    return given[0]
+    return sources[0]
 
 
 def _options(

@@ -1,4 +1,4 @@
-"""``resume``: redo what is missing."""
+"""``resume``: do the remaining work of a run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from orchestrator.cli import options
 from orchestrator.cli.request_from_options import OutputMode
 
 
-@click.command(cls=options.Titled, short_help="Do the remaining work of a run, and nothing else.")
+@click.command(cls=options.Titled, short_help="Do the remaining work of a run.")
 @options.run
 @options.log_dir
-@click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
+@click.option("--tasks", type=click.IntRange(min=1), help="Maximum number of array tasks.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
-@click.option("--deep", is_flag=True, help="Re-read every byte of a published dataset first.")
+@click.option("--deep", is_flag=True, help="First check all content of a published dataset.")
 @options.slurm
 @options.wait
 @options.as_json
@@ -31,11 +31,11 @@ def command(
     deep: bool,
     **values: Any,
 ) -> int:
-    """Take RUN up again: a run's id or folder, by default the newest one.
+    """Continue RUN: a run's id or folder, by default the newest one.
 
-    Finished parts are never done again, live tasks are left alone, and what ran out of memory or
-    time gets more of it. The Slurm options override that, for every stage. A published dataset is
-    checked, and just what is damaged in it is fetched and extracted again.
+    Finished parts are not repeated, running tasks continue, and tasks that ran out of memory or
+    time get more. The Slurm options override that for all stages. A published dataset is checked,
+    and only its damaged parts are downloaded and extracted again.
     """
     from orchestrator import api
     from orchestrator.cli import exit_codes, messages, progress_bars
@@ -52,9 +52,9 @@ def command(
         engine=SLURM if habits.parsable else AUTO,
     )
     if planned.why_local:
-        messages.say([messages.engine_line(planned)])
+        messages.print_lines([messages.engine_line(planned)])
     if not habits.quiet:
-        messages.say(
+        messages.print_lines(
             [*messages.resume_lines(planned), *options.without_effect(ctx, planned.engine)]
         )
     if habits.dry_run:

@@ -1,4 +1,4 @@
-"""``runs``: every run under the log folder."""
+"""``runs``: list all runs in the log folder."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 from orchestrator.cli import options
 
 
-@click.command(short_help="List the runs under the log folder.")
+@click.command(short_help="List the runs in the log folder.")
 @options.log_dir
 @click.option("-n", "--most", type=click.IntRange(min=1), help="Show only the N newest runs.")
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
-    """List the runs under the log folder, the newest first, with where each stands."""
+    """List the runs in the log folder, the newest first, with their states."""
     from jobs.model import utc_now
     from jobs.storage import atomic
     from orchestrator import api
@@ -27,5 +27,5 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     else:
         click.echo(run_table.render(found, utc_now(), terminal.stdout_style()), nl=False)
         if not found:
-            click.echo(f"there is no run under {log_dir.absolute()}", err=True)
+            click.echo(f"there is no run in {log_dir.absolute()}", err=True)
     return 0

@@ -1,7 +1,7 @@
-"""Defaults of a site and of a user: files, profiles for clusters, environment; and who said what.
+"""Defaults of a site and of a user: files, profiles, environment variables; with their origins.
 
-Later ones win: the site's file, its profile, the user's file, its profile, ``websight.toml`` here,
-its profile, ``WEBSIGHT_*`` variables, the command line.
+Later ones override earlier ones: the site's file, its profile, the user's file, its profile,
+``websight.toml`` in the current folder, its profile, ``WEBSIGHT_*`` variables, the command line.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ _NOT_SETTABLE = frozenset({"help", "version", "profile", "show-config"})
 
 @dataclass(frozen=True)
 class Setting:
-    """A value and who said it."""
+    """A value and its origin."""
 
     value: object
     origin: str
 
 
 def user_file(env: Mapping[str, str]) -> Path:
-    """Where the user's own settings are (XDG base directories)."""
+    """The path of the user's settings (XDG base directories)."""
     base = env.get("XDG_CONFIG_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".config")
     return Path(base) / "websight-orchestrate" / "config.toml"
 
 
 def site_files(env: Mapping[str, str]) -> list[Path]:
-    """Where an administrator's settings may be, those that count least first.
+    """Possible paths of an administrator's settings; later ones override earlier ones.
 
-    The folders of XDG_CONFIG_DIRS, of which earlier ones count more (XDG base directories).
+    The folders of XDG_CONFIG_DIRS in reverse order (XDG base directories).
     """
     folders = (env.get("XDG_CONFIG_DIRS") or "/etc/xdg").split(":")
     named = [Path(folder) for folder in reversed(folders) if folder.startswith("/")]
@@ -55,10 +55,10 @@ def load(
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Setting]:
-    """Every setting there is, by the option's name without dashes before it (``part-size``).
+    """All settings, by the option's name without leading dashes (``part-size``).
 
-    Raises ``UsageError`` for a file that is no TOML, that others can write, or that lacks the
-    profile asked for.
+    Raises ``UsageError`` for a file that is not TOML or that others can write to, and for an
+    unknown profile.
     """
     env = os.environ if env is None else env
     files = [*site_files(env), user_file(env), (cwd or Path()) / HERE]
@@ -71,20 +71,20 @@ def load(
         raise UsageError(f"no profile {chosen!r} in {places} or {files[-1]}; {near}")
     found: dict[str, Setting] = {}
     for path, table in read:
-        _lay(found, _layer(table, str(path)))
+        _add_layer(found, _layer(table, str(path)))
         if chosen:
             profiled = _profiles(table).get(chosen, {})
-            _lay(found, _layer(profiled, f"{path} [{PROFILES}.{chosen}]"))
+            _add_layer(found, _layer(profiled, f"{path} [{PROFILES}.{chosen}]"))
     for name, text in env.items():
         if name.startswith(PREFIX) and name != f"{PREFIX}PROFILE":
             option = name[len(PREFIX) :].lower().replace("_", "-")
-            _lay(found, {option: Setting(text, f"environment {name}")})
+            _add_layer(found, {option: Setting(text, f"environment {name}")})
     return found
 
 
-def _lay(found: dict[str, Setting], over: Mapping[str, Setting]) -> None:
-    """Put a layer over ``found``, its names last: of ``wait`` and ``no-wait`` the later counts."""
-    for name, setting in over.items():
+def _add_layer(found: dict[str, Setting], layer: Mapping[str, Setting]) -> None:
+    """Add a layer to ``found``, its names last: of ``wait`` and ``no-wait`` the later is used."""
+    for name, setting in layer.items():
         found.pop(name, None)
         found[name] = setting
 
@@ -107,7 +107,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    """Refuse what others wrote: ``setup`` lines run as the user."""
+    """Refuse a file that others may have written: its ``setup`` lines run as the user."""
     if status.st_uid not in (os.geteuid(), 0) or status.st_mode & stat.S_IWOTH:
         raise UsageError(
             f"{path} is not yours or is writable by others, and its settings could run commands "
@@ -141,24 +141,24 @@ def _layer(table: Mapping[str, Any], origin: str) -> dict[str, Setting]:
 
 
 def spellings(param: click.Parameter) -> list[str]:
-    """The names under which settings may give an option: its long forms."""
+    """The names of an option in settings: its long forms."""
     if not isinstance(param, click.Option):
         return []
     names = [text[2:] for text in (*param.opts, *param.secondary_opts) if text.startswith("--")]
     return [name for name in names if name not in _NOT_SETTABLE]
 
 
-def _given(settings: Mapping[str, Setting], param: click.Parameter) -> str | None:
-    """Under which of its names an option is set; the last one counts."""
+def _name_used(settings: Mapping[str, Setting], param: click.Parameter) -> str | None:
+    """The name with which an option is set; the last one is used."""
     names = spellings(param)
     return next((name for name in reversed(list(settings)) if name in names), None)
 
 
 def for_command(settings: Mapping[str, Setting], command: click.Command) -> dict[str, Any]:
-    """What Click calls a ``default_map`` of ``command``: parameter name to value."""
+    """Click's ``default_map`` for ``command``: values by parameter name."""
     found = {}
     for param in command.params:
-        name = _given(settings, param)
+        name = _name_used(settings, param)
         if name is not None:
             value = _value(settings[name].value, param)
             negated = f"--{name}" in param.secondary_opts
@@ -167,7 +167,7 @@ def for_command(settings: Mapping[str, Setting], command: click.Command) -> dict
 
 
 def _value(value: object, param: click.Parameter) -> object:
-    """``value`` as the option takes it: a list where it repeats, a text where it parses one."""
+    """``value`` for the option: a list if it can be repeated, a string if it parses one."""
     assert isinstance(param, click.Option)
     if param.is_flag:
         return click.BOOL.convert(value, param, None)
@@ -178,14 +178,14 @@ def _value(value: object, param: click.Parameter) -> object:
 
 
 class DefaultMap(dict[str, Any]):
-    """Gives each command its defaults when Click asks for them, and knows where they came from."""
+    """The defaults of all commands for Click, with their origins."""
 
     def __init__(self, settings: Mapping[str, Setting]) -> None:
         super().__init__()
         self.settings = settings
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The defaults of the command ``name``; ``UsageError`` for a setting of no command."""
+        """The defaults of the command ``name``; ``UsageError`` for an unknown setting."""
         ctx = click.get_current_context()
         group = ctx.command
         command = group.get_command(ctx, name) if isinstance(group, click.Group) else None
@@ -196,7 +196,7 @@ class DefaultMap(dict[str, Any]):
         return for_command(self.settings, command)
 
     def _check_names(self, ctx: click.Context, group: click.Group, command: click.Command) -> None:
-        """Refuse what no command knows; a file's typing error must not pass in silence."""
+        """Refuse settings that no command has, which are probably typing errors."""
         known = {name for param in command.params for name in spellings(param)}
         odd = {
             name: setting
@@ -216,12 +216,12 @@ class DefaultMap(dict[str, Any]):
 
 
 def default_map(profile: str | None = None) -> DefaultMap:
-    """The settings of this process's folder, user and environment, for ``ctx.default_map``."""
+    """The settings of the current folder, the user and the environment, for ``ctx.default_map``."""
     return DefaultMap(load(profile))
 
 
 def config(ctx: click.Context) -> dict[str, Setting]:
-    """Every option of a command by its name: its value as text, and who said it; no secrets."""
+    """All options of a command by name: value as text, and origin; without secrets."""
     from jobs.transfer.target import redact
 
     source = ctx.find_root().default_map
@@ -238,7 +238,7 @@ def config(ctx: click.Context) -> dict[str, Setting]:
 
 
 def show_config(found: Mapping[str, Setting]) -> str:
-    """``config``, a line each."""
+    """``config`` as text, a line for each option."""
     wide = max(map(len, found), default=0)
     long = min(36, max((len(str(each.value)) for each in found.values()), default=0))
     return "".join(
@@ -260,7 +260,7 @@ def _origin(ctx: click.Context, param: click.Parameter, settings: Mapping[str, S
         case click.core.ParameterSource.COMMANDLINE:
             return "command line"
         case click.core.ParameterSource.DEFAULT_MAP:
-            name = _given(settings, param)
+            name = _name_used(settings, param)
             return settings[name].origin if name is not None else "settings"
         case _:
             return "default"

@@ -1,4 +1,4 @@
-"""``status``: where a run stands."""
+"""``status``: show the state of a run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 )
 @click.option("--failed", is_flag=True, help="Show only what failed.")
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
-    """Show where RUN stands: a run's id or folder, by default the newest one.
+    """Show the state of RUN: a run's id or folder, by default the newest one.
 
-    With --watch, --json prints an object a line for each look, until the run has ended.
+    With --watch, --json prints an object on a line for each query, until the run has ended.
 
-    Exit code: 0 done or at work, 1 failed or incomplete, 5 verification failed.
+    Exit code: 0 done or running, 1 failed or incomplete, 5 verification failed.
     """
     import json
 
@@ -43,11 +43,11 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     def look_at() -> RunState:
         return api.status(folder)
 
-    def tell(state: RunState) -> None:
+    def show(state: RunState) -> None:
         click.echo(json.dumps(status_json.as_json(state, folder, utc_now())))
 
     if watch and as_json:
-        return exit_codes.of_state(watching.each(look_at, tell))
+        return exit_codes.of_state(watching.each(look_at, show))
     if watch:
         return exit_codes.of_state(watching.watch(look_at, folder, failed=failed))
     state = look_at()

@@ -1,4 +1,4 @@
-"""``verify``: check a published dataset at any time."""
+"""``verify``: check a published dataset."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.cli import options
 
 @click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
 @click.argument("path", type=options.FOLDER)
-@click.option("--deep", is_flag=True, help="Re-read every byte, not just names and sizes.")
+@click.option("--deep", is_flag=True, help="Check all content, not only names and sizes.")
 @click.option(
     "--engine",
     type=click.Choice(["local", "slurm"]),
@@ -33,7 +33,7 @@ from orchestrator.cli import options
 def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> int:
     """Check the dataset in PATH, or that of the run PATH, against its receipt and manifest.
 
-    Exit code: 0 when it is whole, 5 when it is not.
+    Exit code: 0 if it is complete and undamaged, else 5.
     """
     from jobs.model import Resources
     from jobs.storage import atomic

@@ -1,6 +1,6 @@
-"""What a person sees of a run.
+"""The display of runs.
 
-``status_screen`` is the screen of ``status`` and ``live`` draws it again and again; ``run_table``
-is the list of runs, ``log_output`` shows and follows logs, ``report`` is the HTML page.
-``terminal`` knows what the stream before us can show.
+``status_screen`` is the screen of ``status`` and ``live`` redraws it; ``run_table`` is the list of
+runs, ``log_output`` shows and follows logs, ``report`` is the HTML page. ``terminal`` detects what
+an output stream can show.
 """

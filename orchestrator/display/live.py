@@ -1,4 +1,4 @@
-"""Draws a run again and again: in place on a terminal, plain lines elsewhere; harms nothing."""
+"""Shows a run repeatedly: redrawn on a terminal, plain lines elsewhere; changes nothing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.display import status_screen
 from orchestrator.display.terminal import is_terminal, style_of
 from orchestrator.inspection.state import RunState, RunStatus
 
-INTERVAL_S = 3.0  # one scheduler query each; slurmctld is shared by the whole site
-# A look may fill a fifth of the time at most, so that a run of many tasks, or a controller that
-# answers slowly, is asked the less often.
+INTERVAL_S = 3.0  # each a query to slurmctld, which the site's users share
+# Queries may take a fifth of the time at most, so that they are less frequent for a large run or a
+# slow controller.
 _REST = 4.0
 LINE_EVERY_S = 30.0  # off a terminal
 
@@ -26,19 +26,19 @@ _CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
 
 
 def pause_s(took_s: float, interval_s: float = INTERVAL_S) -> float:
-    """Seconds to the next look after one that took ``took_s``."""
+    """Seconds until the next query after one that took ``took_s``."""
     return max(interval_s, _REST * took_s)
 
 
 class Screen:
-    """A block of lines that replaces itself on a terminal, however the terminal is resized."""
+    """A block of lines that is redrawn on a terminal, even if the terminal is resized."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._lines = 0
 
     def draw(self, text: str) -> None:
-        """Put ``text`` where the last one was, cut to what fits so that nothing scrolls."""
+        """Replace the last text with ``text``, cut so that nothing scrolls."""
         rows = shutil.get_terminal_size().lines - 1
         lines = text.rstrip("\n").split("\n")
         if len(lines) > rows:
@@ -59,11 +59,11 @@ def watch(
     interval_s: float | None = None,
     ended: threading.Event | None = None,
 ) -> RunState:
-    """Show a run until it stands still; its last state comes back.
+    """Show a run until it has ended; returns its last state.
 
-    On a terminal the screen is redrawn in place; elsewhere there is a plain line now and then
-    and the screen at the end. Ctrl-C ends the watching and nothing more; so does ``ended``, set by
-    another thread. ``failed`` shows the failures alone.
+    On a terminal the screen is redrawn; elsewhere there is a plain line now and then and the screen
+    at the end. Ctrl-C only ends the display, and so does setting ``ended`` in another thread.
+    ``failed``: show only failures.
     """
     out = out or sys.stdout
     ended = ended or threading.Event()
@@ -75,22 +75,22 @@ def watch(
         began = time.monotonic()
         state = look_at()
         pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
-        over = state.status is not RunStatus.RUNNING
+        has_ended = state.status is not RunStatus.RUNNING
         text = status_screen.render(
             state, utc_now(), look, failed_only=failed, run=run, watching=on_terminal
         )
         if on_terminal:
             screen.draw(text)
-        elif over:
+        elif has_ended:
             out.write(text)
         elif time.monotonic() - spoke >= LINE_EVERY_S:
-            told = look.spell(status_screen.line(state, utc_now()))
-            if told != last_line:
-                out.write(f"{told}\n")
-            last_line, spoke = told, time.monotonic()
+            text_line = look.spell(status_screen.line(state, utc_now()))
+            if text_line != last_line:
+                out.write(f"{text_line}\n")
+            last_line, spoke = text_line, time.monotonic()
         out.flush()
         try:
-            if over or ended.wait(pause):
+            if has_ended or ended.wait(pause):
                 return state
         except KeyboardInterrupt:
             out.write(f"stopped watching; run {folder.run_id} continues\n")
@@ -99,20 +99,20 @@ def watch(
 
 def each(
     look_at: Callable[[], RunState],
-    tell: Callable[[RunState], object],
+    on_state: Callable[[RunState], object],
     *,
     interval_s: float = INTERVAL_S,
 ) -> RunState:
-    """``tell`` a program every state that is seen, until the run stands still; the last comes back.
+    """Call ``on_state`` with the state repeatedly until the run has ended; returns the last state.
 
-    Ctrl-C ends it and nothing more.
+    Ctrl-C only ends this loop.
     """
-    pause = threading.Event()  # never set: waiting on it can be interrupted
+    pause = threading.Event()  # never set; waiting on it can be interrupted
     while True:
         began = time.monotonic()
         state = look_at()
         rest = pause_s(time.monotonic() - began, interval_s)
-        tell(state)
+        on_state(state)
         try:
             if state.status is not RunStatus.RUNNING or pause.wait(rest):
                 return state

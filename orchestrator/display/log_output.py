@@ -1,4 +1,4 @@
-"""Which tasks' logs are meant by what somebody types, and how they are shown."""
+"""Selects tasks by the user's words, and shows or follows their logs."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from orchestrator.inspection import pending_reasons, task_logs
 from orchestrator.inspection.metrics import node_of
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView
 
-LOOK_EVERY_S = 0.5  # for new lines
-ASK_EVERY_S = 3.0  # whether a task still lives: a scheduler query each, shared by the whole site
+READ_EVERY_S = 0.5  # for new lines
+POLL_EVERY_S = 3.0  # for a task's state: each a query to slurmctld, which the site's users share
 _TASK = re.compile(r"(?:(?P<stage>download|extract|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
 _BAD = (TaskStatus.FAILED, TaskStatus.MISSING)
-_LIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.UNKNOWN)  # what is followed first
+_LIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.UNKNOWN)  # in order of preference
 
 
 def is_task(text: str) -> bool:
-    """Whether ``text`` can only mean a task, and no run."""
+    """Whether ``text`` can only be a task, not a run."""
     return _TASK.fullmatch(text) is not None or text in {stage.value for stage in Stage}
 
 
 def select(state: RunState, what: str | None = None, *, failed: bool = False) -> list[TaskView]:
-    """The tasks meant by ``what``: a stage, ``extract-3``, ``3``, a job id, a shard, a part.
+    """The tasks for ``what``: a stage, ``extract-3``, ``3``, a job id, a shard, a part.
 
-    None means the one that tells most: a failed one, else a running one, else the last.
-    Raises ``UsageError`` where nothing fits.
+    None: a failed task, or else a running one, or else the last one. Raises ``UsageError`` if
+    nothing matches.
     """
     if failed:
         found = [view for view in state.tasks if view.status in _BAD]
         return found if what is None else [view for view in found if view in _named(state, what)]
-    return _named(state, what) if what is not None else _telling(state)
+    return _named(state, what) if what is not None else _default_tasks(state)
 
 
-def _telling(state: RunState) -> list[TaskView]:
+def _default_tasks(state: RunState) -> list[TaskView]:
     for statuses in (_BAD, (TaskStatus.RUNNING,), (TaskStatus.DONE,)):
         found = [view for view in state.tasks if view.status in statuses]
         if found:
@@ -81,9 +81,9 @@ def show(
         if view.problem is not None:
             yield look.paint(look.spell(f"✗ {view.problem.message}"), "red")
         log = _log(view, known)
-        told = task_logs.tail(log.path, lines) if log and log.path else []
-        yield from (look.spell(text) for text in told)
-        if not told:
+        words = task_logs.tail(log.path, lines) if log and log.path else []
+        yield from (look.spell(text) for text in words)
+        if not words:
             yield look.paint(_nothing(view), "dim")
 
 
@@ -93,12 +93,12 @@ def _log(view: TaskView, known: task_logs.Logs) -> task_logs.TaskLog | None:
 
 def _heading(view: TaskView, known: task_logs.Logs, look: TerminalStyle) -> Iterator[str]:
     log = _log(view, known)
-    told = [f"{view.stage.value} task {view.task.number}", view.status.value]
+    words = [f"{view.stage.value} task {view.task.number}", view.status.value]
     if node := node_of(view):
-        told.append(node)
+        words.append(node)
     if view.task.job_id:
-        told.append(f"job {view.task.job_id}")
-    yield look.paint(look.spell(" · ".join(told)), "bold")
+        words.append(f"job {view.task.job_id}")
+    yield look.paint(look.spell(" · ".join(words)), "bold")
     if log and log.path:
         yield look.paint(str(log.path), "dim")
 
@@ -120,46 +120,46 @@ def _nothing(view: TaskView) -> str:
 
 
 def to_follow(state: RunState, what: str | None = None) -> TaskView | None:
-    """Of the tasks meant by ``what`` the one to follow: it runs, else it waits, else it ended.
+    """The task for ``what`` to follow: a running one, or else a waiting one, or else an ended one.
 
-    None where the run has no task yet. Raises ``UsageError`` where nothing fits ``what``.
+    None if the run has no task yet. Raises ``UsageError`` if nothing matches ``what``.
     """
     among = state.tasks if what is None else _named(state, what)
     for status in _LIVE:
         for view in among:
             if view.status is status:
                 return view
-    return next(iter(_telling(state) if what is None else among), None)
+    return next(iter(_default_tasks(state) if what is None else among), None)
 
 
 def follow(
     folder: RunFolder,
     view: TaskView,
     look_at: Callable[[], RunState],
-    tell: Callable[[str], object],
+    show_line: Callable[[str], object],
     *,
-    ask_every_s: float = ASK_EVERY_S,
+    poll_every_s: float = POLL_EVERY_S,
 ) -> TaskView:
-    """``tell`` what a task's log has and gains, until the task has ended; how it ended comes back.
+    """Call ``show_line`` with each line of a task's log until the task has ended; returns its end.
 
-    A task that was cancelled or lost leaves no result, so ``look_at`` says whether it still lives.
+    A task that was cancelled or lost has no result, so ``look_at`` queries whether it still runs.
     """
     pause = threading.Event()  # never set: waiting on it can be interrupted
     followers: dict[str, task_logs.LogFollower] = {}
-    asked = time.monotonic()
+    polled = time.monotonic()
     while True:
-        if view.status.live and time.monotonic() - asked >= ask_every_s:
+        if view.status.live and time.monotonic() - polled >= poll_every_s:
             view = _now(view, look_at())
-            asked = time.monotonic()
+            polled = time.monotonic()
         log = _log(view, task_logs.find(folder))
         for path in (log.out, log.err) if log else ():
             if path is not None:
                 follower = followers.setdefault(str(path), task_logs.LogFollower(path))
                 for line in follower.read(last=not view.status.live):
-                    tell(line)
+                    show_line(line)
         if not view.status.live:
             return view
-        pause.wait(LOOK_EVERY_S)
+        pause.wait(READ_EVERY_S)
 
 
 def _now(view: TaskView, state: RunState) -> TaskView:
@@ -173,8 +173,8 @@ def _now(view: TaskView, state: RunState) -> TaskView:
     return view
 
 
-def followed(view: TaskView) -> str:
-    """What is followed, or how it ended: ``extract task 3 runs on n1 (job 101_3)``."""
+def describe(view: TaskView) -> str:
+    """A description of a task's state: ``extract task 3 runs on n1 (job 101_3)``."""
     name = f"{view.stage.value} task {view.task.number}"
     job = f" (job {view.task.job_id})" if view.task.job_id else ""
     if view.status is TaskStatus.PENDING:

@@ -1,4 +1,4 @@
-"""The list of runs as a person reads it, a line a run."""
+"""The list of runs as text, a line for each run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _STYLE = {
 
 
 def render(runs: Iterable[RunSummary], now: datetime, look: TerminalStyle) -> str:
-    """A line a run, with a last newline."""
+    """A line for each run, with a final newline."""
     lines = [_line(run, now, look) for run in runs]
     return look.spell("\n".join(lines)) + "\n" if lines else ""
 

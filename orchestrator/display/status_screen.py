@@ -1,4 +1,4 @@
-"""The screen that ``status`` prints: a run as a person reads it, 80 to 120 columns wide."""
+"""The screen that ``status`` prints, 80 to 120 columns wide."""
 
 from __future__ import annotations
 
@@ -45,18 +45,18 @@ _TASK_STYLE = {
 }
 _MEANING = {
     RunStatus.PLANNED: "nothing has been submitted yet",
-    RunStatus.INCOMPLETE: "it ended early; `resume` does the remaining work only",
+    RunStatus.INCOMPLETE: "it ended early; `resume` does only the remaining work",
     RunStatus.FAILED: "it cannot succeed until something changes",
     RunStatus.CANCELLED: "you cancelled it; `resume` continues it",
 }
-_MOST_FAILURES = 4  # lines of one cause
+_MOST_FAILURES = 4  # lines for one cause, at most
 _MOST_NODES = 8
 _BAR, _WIDEST_BAR = 6, 32
-_NUMBERS = 48  # columns that a stage's numbers commonly take
+_NUMBERS = 48  # usual columns of a stage's numbers
 
 
 def run_word(folder: RunFolder) -> str:
-    """How to name a run on a command line: by its id where the default log folder holds it."""
+    """A run's name on a command line: its id if it is in the default log folder, else its path."""
     default = folder.path.parent == Path("logs").absolute()
     return folder.run_id if default else shlex.quote(str(folder.path))
 
@@ -70,10 +70,10 @@ def render(
     run: str | None = None,
     watching: bool = False,
 ) -> str:
-    """The whole screen, with a last newline; ``failed_only`` leaves all but the failures out.
+    """The screen, with a final newline; ``failed_only``: only the failures.
 
-    ``watching`` is for a screen that is drawn again soon. ``run`` is how commands to type next
-    name the run (see ``run_word``); None: by its id.
+    ``watching``: the screen will be redrawn. ``run``: the run's name in commands (see
+    ``run_word``); None: its id.
     """
     run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]
@@ -90,20 +90,20 @@ def render(
 
 
 def line(state: RunState, now: datetime) -> str:
-    """The run in one plain line, for logs and for streams that are no terminal."""
+    """The run in one plain line, for logs and other streams that are not a terminal."""
     counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
-    told = [f"run {state.plan.run_id} {state.status.value}"]
+    texts = [f"run {state.plan.run_id} {state.status.value}"]
     for stage in (Stage.DOWNLOAD, Stage.EXTRACT):
         count = counts[stage]
         if count.tasks:
             rate = paces[stage].bytes_s
             speed = f" {units.size(rate)}/s" if rate and count[TaskStatus.RUNNING] else ""
-            told.append(f"{stage.value} {paces[stage].fraction:.0%}{speed}")
+            texts.append(f"{stage.value} {paces[stage].fraction:.0%}{speed}")
     if counts[Stage.EXTRACT].files:
-        told.append(units.plural(counts[Stage.EXTRACT].files, "file"))
+        texts.append(units.plural(counts[Stage.EXTRACT].files, "file"))
     if state.problems:
-        told.append(units.plural(len(state.problems), "problem"))
-    return " · ".join(told)
+        texts.append(units.plural(len(state.problems), "problem"))
+    return " · ".join(texts)
 
 
 def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
@@ -128,13 +128,13 @@ def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
 
 def _engine(state: RunState) -> str:
     last = state.submissions[-1]
-    told = [f"{last.engine} ({last.cluster.name})" if last.cluster else last.engine]
+    texts = [f"{last.engine} ({last.cluster.name})" if last.cluster else last.engine]
     if last.number > 1:
-        told.append(f"attempt {last.number}")
+        texts.append(f"attempt {last.number}")
     ids = dict.fromkeys(task.job_id.partition("_")[0] for task in last.tasks if task.job_id)
     if last.engine != "local" and ids:
-        told.append(_jobs(list(ids)))
-    return " · ".join(told)
+        texts.append(_jobs(list(ids)))
+    return " · ".join(texts)
 
 
 def _jobs(ids: list[str]) -> str:
@@ -157,28 +157,28 @@ def _field(name: str, text: str, look: TerminalStyle) -> str:
 
 def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
     counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
-    told = {
+    texts = {
         stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
         for stage in Stage
     }
-    room = max(_NUMBERS, *map(len, told.values()))  # a bar that keeps its width is calmer to watch
+    room = max(_NUMBERS, *map(len, texts.values()))  # a constant width of bars
     wide = max(_BAR, min(_WIDEST_BAR, look.width - 17 - room))
     for stage in Stage:
         fraction = paces[stage].fraction
         bar = _bar(fraction, counts[stage], wide, look)
         name = look.paint(f"{stage.value:<9}", "bold")
-        yield f"{name} {bar} {_percent(fraction):>4}  {told[stage]}".rstrip()
+        yield f"{name} {bar} {_percent(fraction):>4}  {texts[stage]}".rstrip()
 
 
 def _fitting(numbers: list[str], room: int) -> str:
-    """``numbers`` on one line; what stands between the first and the last goes where it must."""
+    """``numbers`` on one line, without some middle ones if it is too long."""
     while len(numbers) > 2 and len("  ".join(numbers)) > room:
         del numbers[1]
     return "  ".join(numbers)
 
 
 def _percent(fraction: float) -> str:
-    """Rounded down: 100% means all of it."""
+    """Percent, rounded down: 100% means complete."""
     return f"{int(fraction * 100 + 1e-9)}%"
 
 
@@ -206,8 +206,8 @@ def _numbers(state: RunState, count: StageCount, pace: StageRate) -> Iterator[st
         yield f"in {units.clock(count.elapsed_s)}"
     elif running and count.elapsed_s is not None:
         yield f"for {units.clock(count.elapsed_s)}"
-    if not running and (standing := _standing(state, count)):
-        yield standing
+    if not running and (state_text := _state_text(state, count)):
+        yield state_text
 
 
 _NOT_FAILED = {
@@ -217,8 +217,8 @@ _NOT_FAILED = {
 }
 
 
-def _standing(state: RunState, count: StageCount) -> str:
-    """What a stage without a running task is at."""
+def _state_text(state: RunState, count: StageCount) -> str:
+    """The state of a stage without running tasks."""
     bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     if not count.tasks:
         return "nothing to do"
@@ -232,7 +232,7 @@ def _standing(state: RunState, count: StageCount) -> str:
 
 
 def _tasks(state: RunState, look: TerminalStyle) -> Iterator[str]:
-    """The array summed up: state, count, indices."""
+    """A summary of the array: states, counts, indices."""
     numbers: dict[TaskStatus, list[int]] = {}
     for view in state.tasks:
         if view.stage is Stage.EXTRACT:
@@ -247,7 +247,7 @@ def _tasks(state: RunState, look: TerminalStyle) -> Iterator[str]:
 
 
 def _short(text: str, most: int) -> str:
-    """``text`` cut at a comma, if it is too long for its line."""
+    """``text``, cut at a comma if it is too long."""
     if len(text) <= most:
         return text
     return text[: most - 2].rpartition(",")[0] + ",…"
@@ -263,18 +263,18 @@ def _waiting(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[st
         if group.stage is Stage.EXTRACT:
             which += f" {_short(units.indices(group.numbers), 24)}"
         last = group.stage is Stage.FINALIZE
-        words = "for the tasks before it" if last else "for its turn"  # where no engine says more
+        words = "for the tasks before it" if last else "for its turn"  # without an engine's reason
         if group.reason:
             words = pending_reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
         yield from _wrapped(f"  {which}:", [words + _expected(group, now)], look)
 
 
 def _expected(group: Waiting, now: datetime) -> str:
-    """When tasks that wait will start, as far as Slurm says."""
+    """When waiting tasks will start, if Slurm estimates it."""
     start = group.estimated_start
-    if start is None or start <= now or pending_reasons.waits_in_vain(group.reason):
+    if start is None or start <= now or pending_reasons.will_never_start(group.reason):
         return ""
-    # Of a job that may not begin yet Slurm tells that time, whatever the queue is like then.
+    # For a job with a start time Slurm reports that time, whatever the queue will be.
     what = "not before" if group.reason == "BeginTime" else "Slurm expects a start at"
     ahead = units.span((start - now).total_seconds())
     return f"; {what} {units.moment(start, now)}, in {ahead}"
@@ -284,7 +284,7 @@ def _nodes(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]
     odd = [node for node in metrics.nodes(state, now) if node.remark]
     if not odd:
         return
-    yield look.paint("nodes to look at", "bold")
+    yield look.paint("nodes to check", "bold")
     for node in odd[:_MOST_NODES]:
         yield f"  {look.paint(node.name, 'yellow')}  {node.remark}"
     if len(odd) > _MOST_NODES:
@@ -325,7 +325,7 @@ def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str
 
 
 def _wrapped(prefix: str, texts: list[str], look: TerminalStyle) -> Iterator[str]:
-    """Texts behind ``prefix``, broken to the width; words longer than a line (paths) stay whole."""
+    """Texts after ``prefix``, wrapped to the width; longer words (paths) are not broken."""
     blank = " " * 6
     lead = f"{prefix} "
     for text in texts:
@@ -345,17 +345,17 @@ def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]
 
 
 def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -> Iterator[str]:
-    """What finalize found, and what to type next where nothing above says it."""
-    for told in state.summary.lines if state.summary else ():
-        style = "green" if told.startswith("✓") else "red" if told.startswith("✗") else ""
-        for piece in _broken(told, look.width, "", "  "):
+    """The findings of finalize, and the next command if it was not shown above."""
+    for found in state.summary.lines if state.summary else ():
+        style = "green" if found.startswith("✓") else "red" if found.startswith("✗") else ""
+        for piece in _broken(found, look.width, "", "  "):
             yield look.paint(piece, style) if style else piece
     if state.status is RunStatus.RUNNING:
-        again = f"{PROGRAM} status {run} --watch"  # to be copied, so on one line
+        again = f"{PROGRAM} status {run} --watch"  # on one line, for copying
         gap = " " if len(again) + 12 <= look.width else "\n  "
-        told = f"status:{gap}{again}"
+        hint = f"status:{gap}{again}"
         if watching:
-            told = "Ctrl-C stops watching; the run continues"
-        yield look.paint(told, "dim")
+            hint = "Ctrl-C stops watching; the run continues"
+        yield look.paint(hint, "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.problems:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

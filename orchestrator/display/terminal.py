@@ -1,4 +1,4 @@
-"""What the stream before us can show: colours, width, and letters beyond ASCII."""
+"""Detects what an output stream can show: colours, width, and characters beyond ASCII."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
-NARROW, COMMON, WIDE = 60, 80, 120  # columns: the least and most, and where nobody tells
+NARROW, COMMON, WIDE = 60, 80, 120  # columns: minimum, default, maximum
 
 _CODES = {
     "bold": "1",
@@ -20,7 +20,7 @@ _CODES = {
     "blue": "34",
     "cyan": "36",
 }
-# What stands for a letter where the encoding has none for it.
+# Replacements of characters that an encoding does not have.
 _PLAIN = str.maketrans(
     {"✓": "+", "✗": "x", "·": "-", "–": "-", "—": "-", "×": "x", "→": ">", "…": "~", "█": "#",
      "░": ".", "▶": ">", "│": "|", "●": "*"}
@@ -29,20 +29,20 @@ _PLAIN = str.maketrans(
 
 @dataclass(frozen=True)
 class TerminalStyle:
-    """How to write: with colours or not, with which letters, how wide."""
+    """How to write to a stream: colours, encoding, width."""
 
     colour: bool = False
     unicode: bool = True
     width: int = COMMON
 
     def paint(self, text: str, *styles: str) -> str:
-        """``text`` in colours, where there are any; basic ones, which dark and light both show."""
+        """``text`` in colours, if enabled; basic ones, visible on dark and light backgrounds."""
         if not self.colour or not text:
             return text
         return f"\x1b[{';'.join(_CODES[style] for style in styles)}m{text}\x1b[0m"
 
     def spell(self, text: str) -> str:
-        """``text`` in letters that the stream can show."""
+        """``text`` with characters that the stream can show."""
         if self.unicode:
             return text
         return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
@@ -51,10 +51,10 @@ class TerminalStyle:
 def style_of(stream: TextIO, env: Mapping[str, str] | None = None) -> TerminalStyle:
     """What ``stream`` can show.
 
-    ``NO_COLOR`` (https://no-color.org) beats ``FORCE_COLOR``, both beat what the terminal is.
+    ``NO_COLOR`` (https://no-color.org) overrides ``FORCE_COLOR``, and both override detection.
     """
     env = os.environ if env is None else env
-    # A stream within this process has no encoding and takes every letter.
+    # A stream within this process has no encoding and accepts all characters.
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
     columns = shutil.get_terminal_size((COMMON, 24)).columns
     return TerminalStyle(
@@ -65,7 +65,7 @@ def style_of(stream: TextIO, env: Mapping[str, str] | None = None) -> TerminalSt
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether a person looks at ``stream`` right now."""
+    """Whether ``stream`` is a terminal."""
     try:
         return stream.isatty()
     except ValueError:  # closed

@@ -1,8 +1,8 @@
-"""What only reads a run.
+"""Everything that only reads a run.
 
-``evidence`` gathers all that is known of a run, once; ``state`` judges it, purely. ``metrics`` are
-the figures of a state (counts, rates, what waits, which nodes fail), ``status_json`` is the object
-that programs read, ``pending_reasons`` says in words why Slurm lets a job wait. ``journal`` is the
-run's event log, ``run_list`` finds runs, ``task_logs`` finds and cleans tasks' logs. ``run`` is a
-run as programs hold it, with its ``futures``.
+``evidence`` reads all that is known of a run, once; ``state`` computes its state from that, as a
+pure function. ``metrics`` are numbers of a state (counts, rates, waiting tasks, failing nodes),
+``status_json`` is the object for programs, ``pending_reasons`` explains Slurm's reasons for
+waiting. ``journal`` is the run's event log, ``run_list`` finds runs, ``task_logs`` finds and
+cleans tasks' logs. ``run`` is a run for programs, with its ``futures``.
 """

@@ -1,4 +1,4 @@
-"""Reads a run's evidence once: the run folder, the destination, one question to each engine."""
+"""Reads a run's evidence once: the run folder, the destination, one query to each engine."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ EngineOf = Callable[[str, Cluster | None], Engine]
 
 
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
-    """Where a run stands; ``ask=False`` looks at its files only."""
+    """The state of a run; ``ask=False`` reads only its files."""
     return judge(gather(folder, engine_named if ask else None))
 
 
 @dataclass
-class _Asked:
-    """What the engines said."""
+class _Answers:
+    """The engines' responses."""
 
     known: dict[TaskKey, TaskState] = field(default_factory=dict)
-    silent: str | None = None  # why one of them did not answer
-    elsewhere: dict[TaskKey, str] = field(default_factory=dict)  # why nobody asked
+    silent: str | None = None  # why one of them did not respond
+    elsewhere: dict[TaskKey, str] = field(default_factory=dict)  # why it was not queried
 
 
 def gather(
     folder: RunFolder, engine_of: EngineOf | None, *, now: datetime | None = None
 ) -> Evidence:
-    """All that is known of a run.
+    """Read all that is known of a run.
 
-    ``engine_of`` gives the engine of a name and cluster (a run's submissions can have different
-    ones); None asks the files only. Raises ``RunFolderError`` where the folder cannot be trusted or
+    ``engine_of`` returns the engine for a name and cluster (a run's submissions can have different
+    ones); None: read only the files. Raises ``RunFolderError`` if the folder cannot be trusted or
     read.
     """
     folder.check()
@@ -57,16 +57,16 @@ def gather(
     submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
     cancel = journal.last_cancel(folder)
     cancelled = cancel.attempt if cancel and cancel.act is Act.CANCELLED else None
-    # The engines are asked before the results are read: a task that ends in between has a result.
-    asked = _ask(folder, submissions, engine_of) if engine_of else _Asked()
+    # Engines are queried before results are read: a task that ends in between has a result.
+    answers = _ask(folder, submissions, engine_of) if engine_of else _Answers()
     results = {
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
-    states, silent = _settled(asked, results, journal.ended_by_cancel(folder))
+    states, silent = _settled(answers, results, journal.ended_by_cancel(folder))
     results |= _pickled(folder, submissions, states, results)
     published, remark = _destination(folder, Staging(plan))
     if cancelled is not None and not published and remark is None:
-        remark = _left_lying(folder, Staging(plan))
+        remark = _leftovers(folder, Staging(plan))
     removed = is_data_removed(folder, Staging(plan))
     return Evidence(
         plan=plan,
@@ -74,7 +74,7 @@ def gather(
         results=results,
         heartbeats={
             (beat.stage, beat.task): beat
-            for beat in folder.load_heartbeats(without=_over(submissions, results))
+            for beat in folder.load_heartbeats(without=_succeeded(submissions, results))
         },
         fetched=frozenset(folder.fetched_ids()),
         finished=frozenset() if removed else frozenset(folder.finished_ids()),
@@ -95,7 +95,7 @@ def _pickled(
     states: Mapping[TaskKey, TaskState],
     results: Mapping[TaskKey, TaskResult],
 ) -> dict[TaskKey, TaskResult]:
-    """Results of tasks that ended and left none in the run folder, from submitit's pickles."""
+    """Results from submitit's pickles of ended tasks without one in the run folder."""
     found = {}
     for submission in submissions:
         for task in submission.tasks:
@@ -109,10 +109,10 @@ def _pickled(
     return found
 
 
-def _over(
+def _succeeded(
     submissions: Iterable[Submission], results: Mapping[TaskKey, TaskResult]
 ) -> set[tuple[Stage, int]]:
-    """Tasks whose last submission ended well: their heartbeats tell nothing more."""
+    """Tasks whose last submission succeeded, and whose heartbeats are not needed."""
     last = {
         (task.stage, task.number): submission.number
         for submission in submissions
@@ -126,17 +126,16 @@ def _over(
 
 
 def _may_live(submission: Submission) -> bool:
-    """Whether the process that made ``submission`` lives; one of another host may."""
+    """Whether the process that made ``submission`` may be running; on another host it may."""
     maker = ProcessId(submission.host, submission.pid, submission.start)
     return maker.alive and maker.pid != os.getpid() if maker.is_here else True
 
 
 def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]:
-    """Whether the run's dataset is published (its receipt is the last thing to appear), and what a
-    person should know of the place.
+    """Whether the run's dataset is published (its receipt is written last), and a note on it.
 
-    A dataset that a later run has replaced, or that was moved away, was published all the same:
-    nothing is left to do.
+    A dataset that a later run has replaced, or that was moved away, counts as published: there is
+    nothing left to do.
     """
     there = receipt_head(staging.dest)
     owner = there.run_id if there is not None else None
@@ -144,7 +143,7 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
         return owner == folder.run_id, None
     if owner is not None:
         return True, f"run {owner} has since replaced its dataset"
-    if is_gone(staging):
+    if is_missing(staging):
         return True, (
             f"the dataset was published, but {quoted(str(staging.dest))} no longer exists (moved, "
             "removed or not mounted); check it where it is with `verify PATH`"
@@ -156,13 +155,13 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
 
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:
-    """Whether somebody has removed all that was extracted, so that no part is done any more."""
+    """Whether all extracted data were removed, so that no part is finished any more."""
     return not staging.data.is_dir() and not folder.receipt.exists()
 
 
-def _left_lying(folder: RunFolder, staging: Staging) -> str | None:
-    """How much a cancelled run has left where, and what to do with it; None where it is nothing."""
-    if _holds_anything(staging.replaced):
+def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
+    """A note on data that a cancelled run has left; None if there are none."""
+    if _is_not_empty(staging.replaced):
         return (
             f"publishing had begun, and the previous contents of {quoted(str(staging.dest))} are "
             f"in {quoted(str(staging.replaced))}; `resume` continues from there"
@@ -174,11 +173,11 @@ def _left_lying(folder: RunFolder, staging: Staging) -> str | None:
         return None
     data = _bytes_extracted(folder, staging.plan) if staging.data.is_dir() else 0
     size = units.size(_bytes_in(staging.archives) + data)
-    return f"{size} of its work are kept for `resume`; to delete them: rm -r {there}"
+    return f"{size} of its work are kept for `resume`; to delete them, run: rm -r {there}"
 
 
 def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
-    """What the finished parts have written."""
+    """Bytes that the finished parts have written."""
     done, total = folder.finished_ids(), 0
     for part in plan.parts():
         if part.id in done:
@@ -188,7 +187,7 @@ def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
 
 
 def _bytes_in(folder: Path) -> int:
-    """What the files right in ``folder`` take; a partial download takes less than its length."""
+    """Bytes used by the files in ``folder``; a partial download uses less than its length."""
     try:
         with os.scandir(folder) as entries:
             return sum(512 * entry.stat().st_blocks for entry in entries if entry.is_file())
@@ -196,19 +195,19 @@ def _bytes_in(folder: Path) -> int:
         return 0
 
 
-def is_gone(staging: Staging) -> bool:
-    """Whether a dataset that was published is not in its place: moved, removed, or not mounted."""
+def is_missing(staging: Staging) -> bool:
+    """Whether a published dataset is missing: moved, removed, or not mounted."""
     if staging.repair.exists():
-        return False  # a mend fills it again
+        return False  # a repair restores it
     try:
         return not names_in(staging.dest) - NO_DATA
     except FileNotFoundError:
         return True
     except OSError:
-        return False  # a mount that is stale, a folder that is closed to us
+        return False  # a stale mount, or no permission
 
 
-def _holds_anything(folder: Path) -> bool:
+def _is_not_empty(folder: Path) -> bool:
     try:
         with os.scandir(folder) as entries:
             return any(entries)
@@ -216,39 +215,41 @@ def _holds_anything(folder: Path) -> bool:
         return False
 
 
-def _ask(folder: RunFolder, submissions: Iterable[Submission], engine_of: EngineOf) -> _Asked:
-    """What the engines know of every task, one question each."""
+def _ask(folder: RunFolder, submissions: Iterable[Submission], engine_of: EngineOf) -> _Answers:
+    """The engines' states of all tasks, from one query each."""
     by_engine: dict[tuple[str, Cluster | None], dict[str, TaskKey]] = defaultdict(dict)
     for submission in submissions:
         for task in submission.tasks:
             if task.job_id is not None:
                 key = (submission.number, task.stage, task.number)
                 by_engine[submission.engine, submission.cluster][task.job_id] = key
-    asked = _Asked()
+    answers = _Answers()
     for which, ids in by_engine.items():
         try:
             attempts = {attempt for attempt, _, _ in ids.values()}
             states = engine_of(*which).poll(folder, list(ids), attempts)
         except OtherClusterError as error:
-            asked.elsewhere |= dict.fromkeys(ids.values(), error.message)
+            answers.elsewhere |= dict.fromkeys(ids.values(), error.message)
         except EngineError as error:
-            asked.silent = error.message
+            answers.silent = error.message
         else:
-            asked.known |= {ids[job_id]: state for job_id, state in states.items() if job_id in ids}
-    return asked
+            answers.known |= {
+                ids[job_id]: state for job_id, state in states.items() if job_id in ids
+            }
+    return answers
 
 
 def _settled(
-    asked: _Asked, results: Iterable[TaskKey], cancelled: int
+    answers: _Answers, results: Iterable[TaskKey], cancelled: int
 ) -> tuple[dict[TaskKey, TaskState], str | None]:
-    """The tasks' states, and why those of some are not known.
+    """The tasks' states, and why those of some are unknown.
 
-    Tasks of a cluster that cannot be asked from here have ended all the same where a cancel up to
-    their attempt went through, or where a finalize job, which waits for all of them, has a result.
+    Tasks of a cluster out of reach have ended nevertheless if a cancellation up to their attempt
+    succeeded, or if a finalize job, which waits for all of them, has a result.
     """
     finalized = max((n for n, stage, _ in results if stage is Stage.FINALIZE), default=0)
-    states, silent = dict(asked.known), asked.silent
-    for key, why in asked.elsewhere.items():
+    states, silent = dict(answers.known), answers.silent
+    for key, why in answers.elsewhere.items():
         if key[0] <= cancelled:
             states[key] = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
         elif key[0] <= finalized:

@@ -14,33 +14,33 @@ from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import evidence
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView, judge
 
-LOOK_S = 2.0  # the engine is asked at most this often, whatever the number of futures
+POLL_S = 2.0  # least interval of queries to the engine, for all futures together
 
 
 class _Run:
-    """What all futures of one run share: its state, as of the last look."""
+    """What all futures of a run share: its state at the last query."""
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self._state: RunState | None = None
-        self._looked = 0.0  # on the monotonic clock
+        self._polled = 0.0  # on the monotonic clock
 
     def state(self, *, fresh: bool = False) -> RunState:
         now = time.monotonic()
-        if self._state is None or fresh or now - self._looked >= LOOK_S:
+        if self._state is None or fresh or now - self._polled >= POLL_S:
             self._state = judge(evidence.gather(self.folder, engine_named))
-            self._looked = now
+            self._polled = now
         return self._state
 
 
 class TaskFuture(core.Job[TaskResult]):
     """One task of one submission, as submitit's ``Job``.
 
-    ``result()`` waits for the task's end and returns what happened to it, which may be a failure:
-    ``TaskResult.outcome`` says so. It raises ``submitit.core.utils.UncompletedJobError`` where the
-    task ended without a result (killed, out of memory, cancelled); ``exception()`` returns that
-    error, or None. Results come from the run folder, or from submitit's pickle where the file in
-    the run folder is missing.
+    ``result()`` waits for the task's end and returns its result, which may be a failure (see
+    ``TaskResult.outcome``). It raises ``submitit.core.utils.UncompletedJobError`` if the task
+    ended without a result (killed, out of memory, cancelled); ``exception()`` returns that error,
+    or None. Results are read from the run folder, or from submitit's pickle if the file in the run
+    folder is missing.
     """
 
     def __init__(self, run: _Run, attempt: int, task: Task) -> None:
@@ -62,11 +62,11 @@ class TaskFuture(core.Job[TaskResult]):
 
     @property
     def state(self) -> str:
-        """The task's state in this tool's words, such as ``running`` or ``missing``."""
+        """The task's state, such as ``running`` or ``missing`` (see ``TaskStatus``)."""
         return self._view().status.value
 
     def done(self, force_check: bool = False) -> bool:
-        """Whether the task has ended; the engine is asked every two seconds at most."""
+        """Whether the task has ended; queries the engine at most every two seconds."""
         return self._view(fresh=force_check).status not in _NOT_OVER
 
     def results(self) -> list[TaskResult]:
@@ -79,7 +79,7 @@ class TaskFuture(core.Job[TaskResult]):
         raise utils.UncompletedJobError(f"{why} (log: {self.paths.stderr})")
 
     def exception(self) -> utils.UncompletedJobError | None:
-        """Wait for the task's end; why there is no result, or None where there is one."""
+        """Wait for the task's end; returns the error, or None if there is a result."""
         try:
             self.results()
         except utils.UncompletedJobError as error:
@@ -87,13 +87,13 @@ class TaskFuture(core.Job[TaskResult]):
         return None
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
-        """What the engine says of the task."""
+        """The engine's state of the task."""
         engine = self._view(fresh=mode == "force").engine
         facts = {"State": engine.raw, "Reason": engine.reason, "NodeList": engine.node or ""}
         return {name: fact for name, fact in facts.items() if fact}
 
     def cancel(self, check: bool = True) -> None:
-        """Refused with ``UsageError``: a run is cancelled as a whole, by ``api.cancel``."""
+        """Always raises ``UsageError``: ``api.cancel`` cancels the complete run."""
         run_id = self._run.folder.run_id
         raise UsageError(f"cancel the whole run: websight-orchestrate cancel {run_id}")
 
@@ -104,7 +104,7 @@ _NOT_OVER = (TaskStatus.PENDING, TaskStatus.RUNNING, TaskStatus.UNKNOWN)
 def futures_of(folder: RunFolder) -> list[TaskFuture]:
     """A future for each task that an engine accepted, in the order of submission.
 
-    Raises ``RunFolderError`` where the folder cannot be read or could be written by others.
+    Raises ``RunFolderError`` if the folder cannot be read, or if others can write to it.
     """
     folder.check()
     run = _Run(folder)

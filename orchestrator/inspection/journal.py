@@ -1,4 +1,4 @@
-"""The run's event log: what the launcher meant to do, and what came of it."""
+"""The run's event log: what the launcher intended, and what happened."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from jobs.storage.run_folder import RunFolder
 class Act(str, Enum):
     """What happened."""
 
-    INTENT = "intent"  # about to hand a job to the engine
-    ACCEPTED = "accepted"  # the engine took it
-    WITHDRAWN = "withdrawn"  # it was not handed over, or was taken back at once
-    CANCELLING = "cancelling"  # the user asked for the end of the run
-    CANCELLED = "cancelled"  # all its jobs have ended, or were given up
-    RESUMED = "resumed"  # the user took it up again
+    INTENT = "intent"  # about to submit a job
+    ACCEPTED = "accepted"  # the engine accepted it
+    WITHDRAWN = "withdrawn"  # it was not submitted, or was cancelled at once
+    CANCELLING = "cancelling"  # the user cancelled the run
+    CANCELLED = "cancelled"  # all its jobs have ended, or were abandoned
+    RESUMED = "resumed"  # the user resumed the run
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ def append(
     name: str = "",
     job_ids: Sequence[str] = (),
 ) -> None:
-    """Add a line and make it durable before anything else happens."""
+    """Append a line and make it durable."""
     event = Event(utc_now(), act, attempt, stage, name, tuple(job_ids))
     fd = os.open(folder.events, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         size = os.fstat(fd).st_size
-        # A line that a crash cut short must not take this one along.
+        # An incomplete line of a crash must not damage this one.
         cut_short = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
         line = b"\n" * cut_short + msgspec.json.encode(event) + b"\n"
         with atomic.naming(folder.events):
-            if os.write(fd, line) < len(line):  # as much as the last free block took
+            if os.write(fd, line) < len(line):  # the disk is full
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(fd)
     finally:
@@ -65,7 +65,7 @@ def append(
 
 
 def read(folder: RunFolder) -> Iterator[Event]:
-    """Every event in order; a last line cut short by a crash is passed over."""
+    """All events in order; ignores an incomplete last line."""
     try:
         lines = folder.events.read_bytes().split(b"\n")
     except FileNotFoundError:
@@ -78,7 +78,7 @@ def read(folder: RunFolder) -> Iterator[Event]:
 
 
 def open_intents(folder: RunFolder) -> list[Event]:
-    """Jobs that may have been accepted without our hearing of it."""
+    """Jobs that may have been accepted without a response."""
     intents: dict[str, Event] = {}
     for event in read(folder):
         if event.act is Act.INTENT:
@@ -89,17 +89,17 @@ def open_intents(folder: RunFolder) -> list[Event]:
 
 
 def last_attempt(folder: RunFolder) -> int:
-    """The number of the newest submission that was ever made, be its file gone or not."""
+    """The number of the newest submission, even if its file is missing."""
     return max((event.attempt for event in read(folder)), default=0)
 
 
 def ended_by_cancel(folder: RunFolder) -> int:
-    """The newest attempt up to which a cancel ended all jobs, be the run resumed since or not."""
+    """The newest attempt up to which a cancellation ended all jobs, even if resumed since."""
     return max((e.attempt for e in read(folder) if e.act is Act.CANCELLED), default=0)
 
 
 def last_cancel(folder: RunFolder) -> Event | None:
-    """How far the user's cancel got; None where there is none, or a resume since."""
+    """The last event of the user's cancellation; None if there is none, or a resume since."""
     last = None
     for event in read(folder):
         if event.act in (Act.CANCELLING, Act.CANCELLED):

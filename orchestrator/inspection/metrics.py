@@ -1,4 +1,4 @@
-"""The figures of a run: counts, how fast, how long yet, what waits for what, which nodes fail."""
+"""Numbers of a run: counts, rates, remaining time, waiting tasks, failing nodes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
 
-SILENT_S = 90.0  # without a heartbeat, which comes every few seconds, a task may hang
-_ENOUGH_S = 5.0  # of work before a rate means anything
+SILENT_S = 90.0  # a task without a heartbeat for this long may hang
+_ENOUGH_S = 5.0  # of work until a rate is meaningful
 _SLOW = 0.5  # of the others' rate
 
 
 @dataclass(frozen=True)
 class StageRate:
-    """How far a stage is and how fast it goes; what cannot be told is None."""
+    """Progress and rate of a stage; unknown values are None."""
 
-    fraction: float  # of the stage's whole work, 0 to 1
+    fraction: float  # of the stage's work, 0 to 1
     bytes_s: float | None = None
     files_s: float | None = None
     eta_s: float | None = None
@@ -34,7 +34,7 @@ class Waiting:
 
     stage: Stage
     numbers: tuple[int, ...]
-    reason: str  # the scheduler's word; empty on an engine that has none
+    reason: str  # the scheduler's; empty on an engine without reasons
     estimated_start: datetime | None
     job_ids: tuple[str, ...] = ()
     requeued: bool = False  # they have run before
@@ -42,19 +42,19 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Node:
-    """A node with what this run did there."""
+    """A node with the work of this run on it."""
 
     name: str
     running: int = 0
     done: int = 0
     failed: int = 0
     rate: float | None = None  # bytes a second of a task
-    remark: str = ""  # empty where there is nothing odd about it
+    remark: str = ""  # empty if there is nothing unusual
 
 
 @dataclass(frozen=True)
 class ProblemGroup:
-    """Troubles of one stage with one cause."""
+    """Problems of one stage with one cause."""
 
     stage: Stage
     cause: Cause
@@ -68,7 +68,7 @@ class ProblemGroup:
 
 
 def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
-    """How far each stage is and how fast the latest submission goes."""
+    """The progress of each stage, and the rate of the latest submission."""
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
@@ -76,19 +76,19 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     for view in state.tasks:
         by_stage[view.stage].append(view)
     parts = [part.id for part in state.plan.parts()]
-    whole = {
+    total = {
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
         Stage.EXTRACT: parts,
     }
     return {
-        stage: _pace(by_stage[stage], whole[stage], weights, left, now)
-        if stage in whole
+        stage: _stage_rate(by_stage[stage], total[stage], weights, left, now)
+        if stage in total
         else StageRate(1.0 if state.status is RunStatus.DONE else 0.0)
         for stage in Stage
     }
 
 
-def _pace(
+def _stage_rate(
     views: Sequence[TaskView],
     items: Sequence[str],
     weights: Mapping[str, int],
@@ -120,7 +120,7 @@ def _pace(
 
 
 def _under_way(view: TaskView, weights: Mapping[str, int], left: set[str]) -> float:
-    """Work that a running task did on items which are not done yet."""
+    """The work of a running task on unfinished items."""
     beat = view.heartbeat
     if view.status is not TaskStatus.RUNNING or beat is None or view.result is not None:
         return 0.0
@@ -142,7 +142,7 @@ def _seconds(views: Iterable[TaskView], now: datetime) -> float | None:
 
 
 def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
-    """What tasks did so far: results where there are, heartbeats where there are none yet."""
+    """Files and bytes of tasks so far, from results or else heartbeats."""
     files = bytes_ = 0
     for view in views:
         if view.result is not None:
@@ -156,7 +156,7 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
 
 
 def moved(state: RunState, stage: Stage) -> tuple[int, int]:
-    """Files and bytes of a stage over all submissions, an item that was done twice once."""
+    """Files and bytes of a stage over all submissions; a repeated item counts once."""
     done: dict[str, tuple[int, int]] = {}
     current = [view for view in state.tasks if view.stage is stage]
     for view in state.earlier:
@@ -173,9 +173,9 @@ def moved(state: RunState, stage: Stage) -> tuple[int, int]:
 
 
 def waiting(state: RunState) -> tuple[Waiting, ...]:
-    """The pending tasks, those that wait for the same thing together, in the chain's order.
+    """The pending tasks, grouped by what they wait for, in the chain's order.
 
-    Tasks in a state that only a later Slurm has are among them, with its word as the reason.
+    Includes tasks in a state of a later Slurm version, with the state as the reason.
     """
     groups: dict[tuple[Stage, str, bool], list[TaskView]] = defaultdict(list)
     for view in state.tasks:
@@ -203,7 +203,7 @@ def waiting(state: RunState) -> tuple[Waiting, ...]:
 
 
 def node_of(view: TaskView) -> str | None:
-    """Where a task runs or ran; the scheduler's name for it, else the host's own."""
+    """The node of a task: the scheduler's name, or else the host's."""
     if view.engine.node:
         return view.engine.node
     if view.result is not None:
@@ -212,7 +212,7 @@ def node_of(view: TaskView) -> str | None:
 
 
 def silent_for(view: TaskView, now: datetime) -> float | None:
-    """Seconds since a running task's heartbeat, where that is long; else None."""
+    """Seconds since a running task's heartbeat, if more than ``SILENT_S``; otherwise None."""
     if view.status is not TaskStatus.RUNNING or view.heartbeat is None:
         return None
     age = (now - view.heartbeat.updated).total_seconds()
@@ -220,7 +220,7 @@ def silent_for(view: TaskView, now: datetime) -> float | None:
 
 
 def nodes(state: RunState, now: datetime) -> tuple[Node, ...]:
-    """Every node that this run used, with a remark where it is slow, silent or fails."""
+    """All nodes of this run, with a remark if one is slow, silent or failing."""
     by_node: dict[str, list[TaskView]] = defaultdict(list)
     for view in state.tasks:
         name = node_of(view)
@@ -250,7 +250,7 @@ def _node(
 ) -> Node:
     failed = sum(
         v.status in (TaskStatus.FAILED, TaskStatus.MISSING)
-        and v.engine.cause not in (Cause.CANCELLED, Cause.PREEMPTED)  # nothing of the node's
+        and v.engine.cause not in (Cause.CANCELLED, Cause.PREEMPTED)  # not the node's fault
         for v in views
     )
     done = sum(v.status is TaskStatus.DONE for v in views)
@@ -275,7 +275,7 @@ def _node(
     )
 
 
-# What to type next, where it is more than `resume`; ``{run}`` stands for the run's name.
+# Commands to run next, by cause; ``{run}`` stands for the run's name.
 _NEXT: dict[Cause, tuple[str, ...]] = {
     Cause.OUT_OF_MEMORY: ("resume {run}",),
     Cause.TIME_LIMIT: ("resume {run}",),
@@ -289,7 +289,7 @@ _NEXT: dict[Cause, tuple[str, ...]] = {
 
 
 def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
-    """What stands between the run and its end, by stage and cause, with what to type next."""
+    """The problems of the run, grouped by stage and cause, with commands to run next."""
     groups: dict[tuple[Stage, Cause], list[OpenProblem]] = defaultdict(list)
     for open_problem in state.problems:
         groups[(open_problem.stage, open_problem.problem.cause)].append(open_problem)
@@ -299,7 +299,7 @@ def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
         retryable = any(open_problem.outcome is Outcome.RETRYABLE for open_problem in problems)
         words = _NEXT.get(cause, ("resume {run}",) if retryable else ("logs {run} --failed",))
         if cause is Cause.CHANGED and state.plan.source.kind is SourceKind.LOCAL:
-            words = ()  # the plan holds for the files as they were: only a new launch helps
+            words = ()  # the plan is for the unchanged files: only a new launch helps
         found.append(
             ProblemGroup(
                 stage,
@@ -314,7 +314,7 @@ def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
 
 @dataclass(frozen=True)
 class StageCount:
-    """One stage in numbers."""
+    """Numbers of one stage."""
 
     stage: Stage
     tasks: int
@@ -330,7 +330,7 @@ class StageCount:
 
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
-    """Every stage in numbers, from one walk over the tasks."""
+    """Numbers of all stages."""
     views: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
     for view in state.tasks:
         views[view.stage].append(view)
@@ -338,11 +338,13 @@ def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
 
 
 def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) -> StageCount:
-    """Tasks and time are of the latest submission, files and bytes of all; the elapsed time runs
-    from the first start to the last end (or now)."""
+    """Numbers of a stage: tasks and times of the latest submission, files and bytes of all.
+
+    The elapsed time is from the first start to the last end (or now).
+    """
     started = min((view.started for view in views if view.started), default=None)
-    over = bool(views) and not any(view.status.live for view in views)
-    ended = max((view.ended for view in views if view.ended), default=None) if over else None
+    has_ended = bool(views) and not any(view.status.live for view in views)
+    ended = max((view.ended for view in views if view.ended), default=None) if has_ended else None
     files, bytes_ = moved(state, stage)
     return StageCount(
         stage=stage,
@@ -357,7 +359,7 @@ def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) 
 
 
 def bytes_fetched(state: RunState) -> tuple[int, int | None]:
-    """Bytes of archives that are here, and of all of them (None where a source does not tell)."""
+    """Bytes of downloaded archives, and of all archives (None if the source reports no sizes)."""
     left = set(state.shards_left)
     sizes = {shard.id: shard.size for shard in state.plan.shards}
     done = sum(size or 0 for shard_id, size in sizes.items() if shard_id not in left)
@@ -374,7 +376,7 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
 
 
 def shard_of(open_problem: OpenProblem) -> str | None:
-    """The shard that a trouble is about, where it is about one."""
+    """The shard of a problem, if it has one."""
     return (
         open_problem.problem.shard
         or open_problem.item.rpartition(".p")[0]
@@ -384,7 +386,7 @@ def shard_of(open_problem: OpenProblem) -> str | None:
 
 
 def job_ids(state: RunState) -> list[str]:
-    """Ids to give to ``squeue -j``: of arrays as a whole, each once, in order."""
+    """Ids for ``squeue -j``: those of arrays, each once, in order."""
     ids: dict[str, None] = {}
     for submission in state.submissions:
         for task in submission.tasks:

@@ -1,4 +1,4 @@
-"""Slurm's reasons for a job's waiting, in plain words with what can be done about it."""
+"""Explains Slurm's reasons why a job waits, with what the user can do."""
 
 from __future__ import annotations
 
@@ -9,82 +9,83 @@ from collections.abc import Sequence
 from orchestrator.units import indices
 
 # https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. The first pattern that
-# is found at the beginning of a reason counts; the word itself is shown in brackets.
+# matches the beginning of a reason is used; the reason itself is shown in brackets.
 _EXACT: dict[str, str] = {
     "Priority": "other jobs come first; it starts when its turn comes",
-    "Resources": "for free nodes; asking for less (-c, --mem, --time) may start it sooner",
+    "Resources": "for free nodes; it may start sooner with less -c, --mem or --time",
     "Dependency": "for the job before it to end",
     "DependencyNeverSatisfied": "the job before it failed, so it will never start; "
-    "`resume` clears it away and goes on",
+    "`resume` cancels it and continues",
     "JobArrayTaskLimit": "for its turn: as many tasks as --parallel allows are running",
-    "BeginTime": "until the time it may begin at",
-    "JobHeldUser": "it is held by its owner; `scontrol release JOBID` lets it go",
+    "BeginTime": "until its start time (--begin)",
+    "JobHeldUser": "it is held by its owner; `scontrol release JOBID` releases it",
     "JobHeldAdmin": "it is held by an administrator; ask the site's support why",
-    "JobHoldMaxRequeue": "it was requeued too often and is held now; look at its log, "
+    "JobHoldMaxRequeue": "it was requeued too often and is held now; see its log, "
     "then `cancel` and `resume`",
     "JobLaunchFailure": "its node could not start it; see its log and the node, then "
     "`scontrol release JOBID`, or `cancel` and `resume`",
     "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved; it starts once they are "
-    "back, or leave them out with --exclude-nodes",
-    "NodeDown": "a node it needs is down; leave it out with --exclude-nodes",
+    "available, or exclude them with --exclude-nodes",
+    "NodeDown": "a node it needs is down; exclude it with --exclude-nodes",
     "Reservation": "for its reservation to begin, or to have free nodes "
-    "(`scontrol show reservation` tells when)",
-    "ReservationDeleted": "its reservation is gone; `cancel`, then `resume --reservation` another",
-    "InvalidAccount": "its account is not valid; `cancel`, then `resume --account` another",
-    "InvalidQOS": "its QOS is not valid; `cancel`, then `resume --qos` another",
+    "(`scontrol show reservation` shows when)",
+    "ReservationDeleted": "its reservation was deleted; `cancel`, then `resume` with another "
+    "--reservation",
+    "InvalidAccount": "its account is invalid; `cancel`, then `resume` with another --account",
+    "InvalidQOS": "its QOS is invalid; `cancel`, then `resume` with another --qos",
     "AccountNotAllowed": "its account may not use this partition; `cancel`, then `resume` with "
     "another --account or --partition",
     "QOSNotAllowed": "its QOS may not be used in this partition; `cancel`, then `resume` with "
     "another --qos or --partition",
     "PartitionDown": "the partition is down; it starts when the site brings it up, or `cancel` "
-    "and `resume --partition` another",
-    "PartitionInactive": "the partition takes no jobs now; wait, or `cancel` and "
-    "`resume --partition` another",
-    "PartitionTimeLimit": "it asks for more time than the partition allows, so it will never "
+    "and `resume` with another --partition",
+    "PartitionInactive": "the partition starts no jobs now; wait, or `cancel` and "
+    "`resume` with another --partition",
+    "PartitionTimeLimit": "it requests more time than the partition allows, so it will never "
     "start; `cancel`, then `resume --time` with less (`sinfo -o '%P %l'` shows the limits)",
-    "PartitionNodeLimit": "it asks for more nodes or memory than the partition has; `cancel`, "
+    "PartitionNodeLimit": "it requests more nodes or memory than the partition has; `cancel`, "
     "then `resume` with less --mem or -c, or another --partition",
-    "PartitionConfig": "it asks for what no node of the partition has; `cancel`, then `resume` "
+    "PartitionConfig": "no node of the partition has what it requests; `cancel`, then `resume` "
     "with less --mem or -c, or another --partition",
-    "BadConstraints": "no node has what it asks for; `cancel`, then `resume` with another "
+    "BadConstraints": "no node has what it requests; `cancel`, then `resume` with another "
     "--constraint, --mem or -c",
-    "NodeConfig": "no node has what it asks for; `cancel`, then `resume` with less",
+    "NodeConfig": "no node has what it requests; `cancel`, then `resume` with less",
     "Licenses": "for a licence to become free",
     "Prolog": "its node is being prepared",
-    "Cleaning": "its node is tidied up after an earlier attempt",
+    "Cleaning": "its node is being cleaned up after an earlier attempt",
     "NonZeroExitCode": "it ended with an error",
     "TimeLimit": "it reached its time limit",
     "InactiveLimit": "it was inactive for too long",
-    "SystemFailure": "Slurm itself failed; it is tried again",
+    "SystemFailure": "Slurm itself failed; it will try again",
     "FrontEndDown": "the machine that starts jobs is down; ask the site's support",
     "BurstBufferResources": "for the burst buffer",
     "BurstBufferStageIn": "for the burst buffer to be filled",
     "FedJobLock": "for the clusters of the federation to agree",
-    "MaxRequeueExceeded": "it was requeued too often; look at its log, then `cancel` and `resume`",
-    "RaisedSignal": "it ended by a signal",
-    "None": "for the scheduler to look at it",
+    "MaxRequeueExceeded": "it was requeued too often; see its log, then `cancel` and `resume`",
+    "RaisedSignal": "it was ended by a signal",
+    "None": "for the scheduler to consider it",
 }
 _EXACT["MaxSubmitJobsLimit"] = "your limit of submitted jobs is reached; it waits for some to end"
 
 _MAINTENANCE = (
-    "its time limit reaches into a maintenance of the nodes; it starts after that, or earlier with "
-    "less --time (`scontrol show reservation` tells when; `cancel`, then `resume --time`)"
+    "its time limit overlaps a maintenance of the nodes; it starts after that, or earlier with "
+    "less --time (`scontrol show reservation` shows when; `cancel`, then `resume --time`)"
 )
 
 _PATTERNS: tuple[tuple[str, str], ...] = (
     (r"ReqNodeNotAvail.*maintenance", _MAINTENANCE),
     (
         r"ReqNodeNotAvail.*reserved for other job",
-        "the nodes it needs are drained, or kept for jobs with a higher priority",
+        "the nodes it needs are drained, or reserved for jobs with a higher priority",
     ),
     (r"launch failed requeued held", _EXACT["JobLaunchFailure"]),
     (r"job requeued in held state", _EXACT["JobHeldUser"]),
     (
         r"user.env.retrieval",
         (
-            "its node could not load your login environment, as --export=NONE asks for; check what "
-            "your shell's profile does there, then `scontrol release JOBID`, or `cancel` and "
-            "`resume` without that option"
+            "its node could not load your login environment, which --export=NONE requires; check "
+            "what your shell's profile does there, then `scontrol release JOBID`, or `cancel` "
+            "and `resume` without that option"
         ),
     ),
     (r"ReqNodeNotAvail", _EXACT["ReqNodeNotAvail"]),
@@ -92,14 +93,14 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         r"(Assoc|QOS|Association)\w*(MaxWall|MaxTime)",
         (
-            "it asks for more time than your account or QOS allows, so it will never start; "
+            "it requests more time than your account or QOS allows, so it will never start; "
             "`cancel`, then `resume --time` with less"
         ),
     ),
     (
         r"(Assoc|QOS|Association)\w*(PerJob|PerNode)",
         (
-            "it asks for more than your account or QOS allows a job, so it will never start; "
+            "it requests more than your account or QOS allows a job, so it will never start; "
             "`cancel`, then `resume` with less --mem or -c"
         ),
     ),
@@ -113,7 +114,7 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     (
         r"(Assoc|QOS|Association)\w*Min",
         (
-            "it asks for less than the least that your account or QOS takes; `cancel`, then "
+            "it requests less than the minimum of your account or QOS; `cancel`, then "
             "`resume` with more"
         ),
     ),
@@ -123,11 +124,11 @@ _PATTERNS: tuple[tuple[str, str], ...] = (
     ),
     (
         r"(Assoc|QOS|Association)\w*(Jobs|Job)",
-        "your account or QOS runs as many jobs as it may; it waits for some to end",
+        "your account or QOS has reached its limit of running jobs; it waits for some to end",
     ),
     (
         r"(Assoc|QOS|Association)",
-        "your account or QOS uses as much as it may at once; it waits for other jobs to end",
+        "your account or QOS has reached its limit of resources in use; it waits for jobs to end",
     ),
     (r"Reservation|Resv", _EXACT["Reservation"]),
     (r"Partition", _EXACT["PartitionConfig"]),
@@ -143,18 +144,18 @@ _NEVER = re.compile(
 )
 
 
-# A requeued job waits until the credential of its last start has expired: 120 s unless the site
-# says otherwise (slurm.conf(5), AuthInfo, cred_expire).
+# A requeued job waits until the credential of its last start has expired: 120 s by default
+# (slurm.conf(5), AuthInfo, cred_expire).
 _REQUEUED = "it was requeued, and Slurm starts a requeued job about two minutes later"
 
 
 def explain(reason: str, job_ids: Sequence[str] = (), *, requeued: bool = False) -> str:
-    """Why jobs wait, in words that go on from "waiting", with Slurm's own word in brackets.
+    """Why jobs wait, as a text after "waiting", with Slurm's reason in brackets.
 
-    What they say to type is about ``job_ids``; ``requeued``: they have run before.
+    Commands in it have ``job_ids``; ``requeued``: the jobs have run before.
     """
     word = reason.strip().strip("()")
-    # Where tasks of an array wait for different things Slurm names them all: "JobHeldUser,None".
+    # If tasks of an array have different reasons, Slurm lists them all: "JobHeldUser,None".
     known = (words for pattern, words in _PATTERNS if re.match(pattern, word, re.IGNORECASE))
     words = _EXACT.get(word) or next(known, None) or _EXACT.get(word.partition(",")[0])
     if requeued and word == "BeginTime":
@@ -166,7 +167,7 @@ def explain(reason: str, job_ids: Sequence[str] = (), *, requeued: bool = False)
 
 
 def _list(job_ids: Sequence[str]) -> str:
-    """Ids as scontrol and scancel take them: ``7,12_[3-5]``."""
+    """Ids for scontrol and scancel: ``7,12_[3-5]``."""
     tasks: dict[str, list[int]] = {}
     for job_id in job_ids:
         base, _, index = job_id.partition("_")
@@ -174,6 +175,6 @@ def _list(job_ids: Sequence[str]) -> str:
     return ",".join(f"{base}_[{indices(of)}]" if of else base for base, of in tasks.items())
 
 
-def waits_in_vain(reason: str) -> bool:
-    """Whether a job with this reason will not start unless somebody does something."""
+def will_never_start(reason: str) -> bool:
+    """Whether a job with this reason will never start without intervention."""
     return _NEVER.match(reason.strip().strip("()")) is not None

@@ -1,4 +1,4 @@
-"""A run as programs hold it: its folder, and its tasks as futures."""
+"""A run for programs: its folder, and its tasks as futures."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run(RunFolder):
-    """A run, by its folder: what ``launch`` and ``find_run`` return."""
+    """A run, identified by its folder; returned by ``launch`` and ``find_run``."""
 
     def futures(self) -> list[TaskFuture]:
         """The run's tasks as submitit jobs, in the order of submission; from any process.
 
         ``result()`` of each waits for the task and returns its ``TaskResult``; ``done()``,
-        ``exception()``, ``stdout()`` and ``stderr()`` are submitit's. Raises ``RunFolderError``
-        where the folder cannot be read, or others can write to it.
+        ``exception()``, ``stdout()`` and ``stderr()`` are submitit's. Raises ``RunFolderError`` if
+        the folder cannot be read, or if others can write to it.
         """
         from orchestrator.inspection.futures import futures_of
 

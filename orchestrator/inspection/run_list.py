@@ -1,4 +1,4 @@
-"""The runs under a log folder: finding one, and all of them with where each stands."""
+"""Finds one run in a log folder, or lists all of them with their states."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
-    """The run of that id (a unique beginning will do) or folder; None: the newest.
+    """The run with that id (a unique prefix is enough) or folder; None: the newest.
 
-    Raises ``RunFolderError`` where there is none, ``UsageError`` where several begin like that.
+    Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous.
     """
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
         return Run(Path(run).absolute())
     base = log_dir.expanduser().absolute()
     if run and (base / run).is_dir():
-        return Run(base / run)  # if its plan is lost, whoever loads that says so
+        return Run(base / run)  # loading a missing plan reports it
     names = run_ids(base)
     if run:
         names = [name for name in names if name.startswith(run)]
         if len(names) > 1:
             raise UsageError(
-                f"several runs begin with {run}: {', '.join(names)}; type more characters"
+                f"several runs begin with {run}: {', '.join(names)}; give more characters"
             )
     if not names:
         which = f"run {run}" if run else "run"
@@ -55,7 +55,7 @@ class _Source(msgspec.Struct):
 
 
 class _PlanHead(msgspec.Struct):
-    """What the list shows of a plan; its shards are counted and not looked at."""
+    """The fields of a plan that the list shows; its shards are only counted."""
 
     run_id: str
     source: _Source
@@ -70,7 +70,7 @@ class _Created(msgspec.Struct):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line of the list; ``problem`` says why a folder cannot be read as a run."""
+    """One line of the list; ``problem``: why the folder cannot be read."""
 
     folder: RunFolder
     state: RunStatus | None = None
@@ -82,7 +82,7 @@ class RunSummary:
 
 
 def run_ids(log_dir: Path) -> list[str]:
-    """Ids of the runs there are, the newest first."""
+    """Ids of all runs, the newest first."""
     try:
         entries = [entry.name for entry in log_dir.iterdir()]
     except OSError:
@@ -91,14 +91,14 @@ def run_ids(log_dir: Path) -> list[str]:
     of_second = Counter(name[:_SECOND] for name in found)
 
     def age(name: str) -> tuple[str, float, str]:
-        alone = of_second[name[:_SECOND]] == 1  # a plan can be long: it is read only if it must be
+        alone = of_second[name[:_SECOND]] == 1  # long plans are only read if necessary
         return name[:_SECOND], 0.0 if alone else _created(log_dir / name), name
 
     return sorted(found, key=age, reverse=True)
 
 
 def _created(folder: Path) -> float:
-    """When a run was planned, to the microsecond; 0 where its plan cannot be read."""
+    """When a run was planned, to the microsecond; 0 if its plan cannot be read."""
     try:
         return atomic.read_json(RunFolder(folder).plan, _Created).created.timestamp()
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
@@ -108,16 +108,16 @@ def _created(folder: Path) -> float:
 def _is_run(folder: Path) -> bool:
     try:
         return (folder / "plan.json").is_file()
-    except OSError:  # somebody else's, in a log folder that several people share
+    except OSError:  # another user's, in a shared log folder
         return False
 
 
 def listing(
     log_dir: Path, look_at: Callable[[RunFolder], RunState], *, most: int | None = None
 ) -> list[RunSummary]:
-    """The runs under ``log_dir``, the newest first.
+    """The runs in ``log_dir``, the newest first.
 
-    One whose receipt lies at its destination is done; only the others are looked at closely, with
+    A run whose receipt is at its destination is done; only the states of others are read, with
     ``look_at``.
     """
     return [_run(RunFolder(log_dir.absolute() / name), look_at) for name in run_ids(log_dir)[:most]]

@@ -1,4 +1,4 @@
-"""What is known of a run and where it stands; pure, so that every case is a row of a table."""
+"""Computes the state of a run from its evidence; pure functions."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from jobs.model import (
 )
 from orchestrator.engines.base import EngineState, TaskState
 
-# A result written on a node can be seen late through a network file system (attribute caches hold
-# 60 s at most by default, nfs(5) acdirmax): so long a task that ended without one is not missing.
+# A result can become visible late through a network file system (attribute caches last at most 60 s
+# by default, nfs(5) acdirmax): until then a task that ended without a result is not missing.
 LATE_S = 60.0
-# So long a process that began a submission is given, on another host, to finish it.
+# How long a process on another host may take for a submission.
 SUBMITTING_S = 600.0
 
 
 class RunStatus(str, Enum):
-    """Where a run stands."""
+    """The state of a run."""
 
     PLANNED = "planned"
     RUNNING = "running"
@@ -40,14 +40,14 @@ class RunStatus(str, Enum):
 
 
 class TaskStatus(str, Enum):
-    """Where a task stands."""
+    """The state of a task."""
 
     PENDING = "pending"
     RUNNING = "running"
     DONE = "done"
     FAILED = "failed"  # ended with a result that is not ok
     MISSING = "missing"  # ended and left no result
-    UNKNOWN = "unknown"  # the scheduler is silent
+    UNKNOWN = "unknown"  # the scheduler does not respond
 
     @property
     def live(self) -> bool:
@@ -59,7 +59,7 @@ TaskKey = tuple[int, Stage, int]  # attempt, stage, number
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known of a run, read once."""
+    """Everything known of a run, read once."""
 
     plan: Plan
     submissions: tuple[Submission, ...]
@@ -68,13 +68,13 @@ class Evidence:
     fetched: frozenset[str]  # shard ids
     finished: frozenset[str]  # part ids
     engine: Mapping[TaskKey, TaskState]
-    engine_silent: str | None  # why the scheduler could not be asked
-    cancelled: int | None  # the attempt that the user cancelled, if he did not resume since
-    published: bool  # the dataset has come whole to the destination
+    engine_silent: str | None  # why the scheduler could not be queried
+    cancelled: int | None  # the attempt that the user cancelled, if not resumed since
+    published: bool  # the complete dataset is at the destination
     now: datetime
-    cancelling: int | None = None  # likewise, but its jobs were not told
-    maker_lives: bool = False  # the process that made the last submission, as far as is known
-    remark: str = ""  # what a person should know of the destination
+    cancelling: int | None = None  # likewise, but its jobs may still run
+    maker_lives: bool = False  # whether the process that made the last submission is running
+    remark: str = ""  # a note on the destination
 
     @property
     def last(self) -> int:
@@ -83,13 +83,13 @@ class Evidence:
 
     @property
     def half_cancelled(self) -> bool:
-        """Whether a cancel was asked for and did not get through."""
+        """Whether a cancellation was requested but not completed."""
         return self.cancelling is not None and self.cancelling >= self.last
 
 
 @dataclass(frozen=True)
 class TaskView:
-    """A task with all that is known of it."""
+    """A task with everything known of it."""
 
     attempt: int
     task: Task
@@ -116,33 +116,35 @@ class TaskView:
 
 @dataclass(frozen=True)
 class OpenProblem:
-    """A problem that still stands between the run and its end, and where it came up."""
+    """An unsolved problem of the run, and where it occurred."""
 
     stage: Stage
     attempt: int
     task: int
-    item: str  # shard or part; empty where it is the task's as a whole
+    item: str  # shard or part; empty for a problem of the task
     outcome: Outcome
     problem: Problem
 
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands."""
+    """The state of a run."""
 
     plan: Plan
     status: RunStatus
-    tasks: tuple[TaskView, ...]  # of each stage's latest submission, and live ones of earlier
+    tasks: tuple[
+        TaskView, ...
+    ]  # of each stage's latest submission, and running ones of earlier ones
     submissions: tuple[Submission, ...]
-    shards_left: tuple[str, ...]  # not fetched, though a part of them is still to be extracted
+    shards_left: tuple[str, ...]  # not downloaded, with unfinished parts
     parts_left: tuple[str, ...]
     problems: tuple[OpenProblem, ...]
     summary: Summary | None
     engine_silent: str | None
     counts: Mapping[Stage, Mapping[TaskStatus, int]] = field(default_factory=dict)
-    earlier: tuple[TaskView, ...] = ()  # tasks of submissions that later ones took over from
-    remark: str = ""  # what its status alone does not tell
-    submits: str = ""  # who submits right now, or is about to; empty: nobody
+    earlier: tuple[TaskView, ...] = ()  # tasks of earlier submissions
+    remark: str = ""  # a note besides its status
+    submits: str = ""  # the process that is submitting, or will; empty: none
 
     @property
     def live(self) -> tuple[TaskView, ...]:
@@ -150,7 +152,7 @@ class RunState:
 
 
 def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:
-    """Who submits right now, or is about to without being asked; empty where nobody is."""
+    """A text on the process that is submitting, or will automatically; empty if none is."""
     if not evidence.submissions:
         return ""
     last = evidence.submissions[-1]
@@ -159,7 +161,7 @@ def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:
         return f"{_maker(last)} is downloading and will submit the remaining stages"
     if _is_being_made(last, evidence):
         return f"{_maker(last)} is submitting attempt {last.number}"
-    if last.retries and any(_looks_ahead(view, evidence.now) for view in mine):
+    if last.retries and any(_may_retry(view, evidence.now) for view in mine):
         return "finalize did not publish and is deciding whether to retry"
     return ""
 
@@ -169,7 +171,7 @@ def _maker(submission: Submission) -> str:
 
 
 def _is_being_made(last: Submission, evidence: Evidence) -> bool:
-    """Whether somebody is still between making ``last`` and hearing of all its jobs."""
+    """Whether a process is still submitting the jobs of ``last``."""
     if last.refused is not None or all(task.job_id for task in last.tasks):
         return False
     if last.by_itself:
@@ -180,12 +182,12 @@ def _is_being_made(last: Submission, evidence: Evidence) -> bool:
     return evidence.maker_lives and age_s <= SUBMITTING_S
 
 
-def _looks_ahead(view: TaskView, now: datetime) -> bool:
-    """Whether a finalize job goes on after a bad result, as it does to make the next attempt."""
+def _may_retry(view: TaskView, now: datetime) -> bool:
+    """Whether a finalize job may still make the next attempt after a bad result."""
     failed = view.stage is Stage.FINALIZE and view.status is TaskStatus.FAILED
     if not failed or view.result is None:
         return False
-    if view.engine.state is EngineState.UNKNOWN:  # it cannot be told for the moment
+    if view.engine.state is EngineState.UNKNOWN:  # unknown for the moment
         return (now - view.result.ended).total_seconds() < LATE_S
     return view.engine.state.live
 
@@ -201,9 +203,9 @@ _BY_ENGINE = {
 def task_status(
     result: TaskResult | None, engine: TaskState, now: datetime, *, late_s: float = LATE_S
 ) -> TaskStatus:
-    """What is true of one task, where its result and its engine say different things.
+    """The status of a task from its result and its engine's state, which may differ.
 
-    ``late_s``: so many seconds after its end a result may still come into sight.
+    ``late_s``: for how many seconds after its end a result may become visible.
 
     A result outranks the scheduler, with one exception: a task that was stopped wrote why, and was
     then requeued under the same attempt.
@@ -224,7 +226,7 @@ def task_status(
         and engine.ended is not None
         and 0 <= (now - engine.ended).total_seconds() < late_s
     ):
-        return TaskStatus.RUNNING  # it ended well and just now: its result is on its way
+        return TaskStatus.RUNNING  # it has just succeeded: its result will become visible
     return status
 
 
@@ -245,7 +247,7 @@ _MISSING_WORDS = {
 
 
 def _missing_problem(view_name: str, engine: TaskState) -> Problem:
-    # Whatever stops our own code, it writes a result first; an exit code without one is not ours.
+    # Our code always writes a result before it exits; an exit code without one is not ours.
     cause = engine.cause or (Cause.LAUNCH_FAILED if engine.fell else Cause.KILLED)
     words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
     where = f" on {engine.node}" if engine.node else ""
@@ -257,13 +259,13 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     key = (submission.number, task.stage, task.number)
     result = evidence.results.get(key)
     silent = TaskState(EngineState.UNKNOWN)
-    # A task without an id was never accepted by the engine: nothing will come of it.
+    # A task without an id was never accepted by the engine.
     never = TaskState(EngineState.ENDED, cause=Cause.ENGINE)
     engine = evidence.engine.get(key, silent if task.job_id else never)
     beat = evidence.heartbeats.get((task.stage, task.number))
     if beat is not None and beat.attempt != submission.number:
         beat = None
-    late_s = 0.0 if submission.engine == "local" else LATE_S  # one machine sees its own files
+    late_s = 0.0 if submission.engine == "local" else LATE_S  # no delay on one machine
     status = task_status(result, engine, evidence.now, late_s=late_s)
     problem = None
     if status is TaskStatus.MISSING:
@@ -277,7 +279,7 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
 
 
 def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ...]]:
-    """Every task that still matters (of a stage's latest submission, or live), and the others."""
+    """The relevant tasks (of a stage's latest submission, or running), and the others."""
     latest: dict[Stage, int] = {}
     for submission in evidence.submissions:
         for task in submission.tasks:
@@ -293,7 +295,7 @@ def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ..
 
 
 def _open_problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenProblem, ...]:
-    """What stands between the run and its end; a later submission's word replaces an earlier's."""
+    """The unsolved problems; those of a later submission replace earlier ones."""
     finished = evidence.fetched | evidence.finished
     refused = {each.number for each in evidence.submissions if each.refused is not None}
     found: dict[tuple[Stage | int, str], OpenProblem] = {}
@@ -310,8 +312,10 @@ def _open_problems(views: Iterable[TaskView], evidence: Evidence) -> tuple[OpenP
     for view in views:
         if view.status not in (TaskStatus.FAILED, TaskStatus.MISSING):
             continue
-        told = [r for r in (view.result.items if view.result else ()) if r.item not in finished]
-        for item in told:
+        unfinished = [
+            r for r in (view.result.items if view.result else ()) if r.item not in finished
+        ]
+        for item in unfinished:
             if item.problem is not None and item.problem != view.problem:
                 add(view, item.item, item.outcome, item.problem)
         left = [item for item in view.task.items if item not in finished]
@@ -332,12 +336,12 @@ def _run_status(
     if any(view.status is TaskStatus.UNKNOWN for view in views):
         return RunStatus.RUNNING
     if evidence.half_cancelled:
-        return RunStatus.CANCELLED  # its jobs have ended all the same
+        return RunStatus.CANCELLED  # its jobs have ended nevertheless
     if maker:
         return RunStatus.RUNNING
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
-    # What finalize says of shards that are not there follows from the shards' own troubles.
+    # Finalize's problem with missing shards is a consequence of the shards' problems.
     outcomes = {
         open_problem.outcome
         for open_problem in problems
@@ -348,12 +352,12 @@ def _run_status(
 
 _HALF_CANCELLED = (
     "a cancellation was requested, but some jobs may still be running (the scheduler did not "
-    "answer, or the command was interrupted); run `cancel` again"
+    "respond, or the command was interrupted); run `cancel` again"
 )
 
 
 def judge(evidence: Evidence) -> RunState:
-    """Where the run stands."""
+    """Compute the state of the run."""
     views, earlier = _views(evidence)
     problems = () if evidence.published else _open_problems(views, evidence)
     parts_left = tuple(p for p in evidence.plan.parts() if p.id not in evidence.finished)

@@ -1,4 +1,4 @@
-"""A run's state as a program reads it: the one JSON object of ``status --json``."""
+"""A run's state for programs: the JSON object of ``status --json``."""
 
 from __future__ import annotations
 

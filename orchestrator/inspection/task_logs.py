@@ -1,4 +1,4 @@
-"""Which log belongs to which task, and its lines fit to be shown."""
+"""Finds the logs of tasks, and cleans their lines for display."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 
-_TAIL_BYTES = 256 << 10  # of a log's end are read for its last lines
+_TAIL_BYTES = 256 << 10  # read from a log's end for its last lines
 _NAME = re.compile(r"(?P<job>.+)_0_log\.(?P<kind>err|out)")  # submitit's %j_%t_log.out|err
 _FOLDER = re.compile(r"(?P<attempt>\d+)-(?P<stage>[a-z]+)(-\d+)?")
 
-# A log holds no secret of ours; what a site's prolog or a library printed is masked all the same.
+# Our logs contain no secrets; these mask those that a site's prolog or a library may print.
 _SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_[hidden]"),
     (re.compile(r"(?i)\b(authorization|proxy-authorization|cookie|x-api-key)(['\"]?\s*[:=]\s*).+"),
@@ -32,7 +32,7 @@ _SECRETS = (
 
 @dataclass(frozen=True)
 class TaskLog:
-    """The log files of one task: what it said, and what it printed."""
+    """The log files of one task: standard error and standard output."""
 
     stage: Stage
     attempt: int
@@ -42,7 +42,7 @@ class TaskLog:
 
     @property
     def path(self) -> Path | None:
-        """The one to look at first: where errors are, if it says anything."""
+        """The file to show: standard error, if it is not empty."""
         for path in (self.err, self.out):
             if path is not None and _size(path):
                 return path
@@ -53,7 +53,7 @@ Logs = Mapping[tuple[int, Stage, str], TaskLog]  # attempt, stage, job id
 
 
 def find(folder: RunFolder) -> Logs:
-    """Every task's log, from one look at each of submitit's folders."""
+    """The logs of all tasks; lists each of submitit's folders once."""
     found: dict[tuple[int, Stage, str], dict[str, Path]] = {}
     stages = {stage.value: stage for stage in Stage}
     for batch in _scan(folder.path / "submitit"):
@@ -87,15 +87,15 @@ def _size(path: Path) -> int:
 
 
 def clean(line: str) -> str:
-    """``line`` without secrets and without characters that would steer a terminal."""
-    line = line.rstrip("\r\n").rpartition("\r")[2]  # of a redrawn bar the last state
+    """``line`` without secrets and terminal control characters."""
+    line = line.rstrip("\r\n").rpartition("\r")[2]  # the last state of a progress bar
     for pattern, instead in _SECRETS:
         line = pattern.sub(instead, line)
     return "".join(c if c.isprintable() or c == "\t" else repr(c)[1:-1] for c in line)
 
 
 def tail(path: Path, lines: int) -> list[str]:
-    """The last ``lines`` lines of a log, clean; empty where it cannot be read."""
+    """The last ``lines`` lines of a log, cleaned; empty if it cannot be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -108,26 +108,26 @@ def tail(path: Path, lines: int) -> list[str]:
 
 @dataclass
 class LogFollower:
-    """Reads what a log gained since the last look; a log that is not there yet is an empty one."""
+    """Reads new lines of a log; a log that does not exist yet is empty."""
 
     path: Path
     offset: int = 0
     _rest: bytes = b""
 
     def read(self, *, last: bool = False) -> Iterator[str]:
-        """New whole lines, clean; ``last`` gives an unfinished one too."""
+        """New complete lines, cleaned; ``last``: also an incomplete one."""
         try:
             with self.path.open("rb") as file:
                 if file.seek(0, os.SEEK_END) < self.offset:
-                    self.offset, self._rest = 0, b""  # requeued: the log began anew
+                    self.offset, self._rest = 0, b""  # requeued: the log starts again
                 file.seek(self.offset)
                 data = file.read()
         except OSError:
             return
         self.offset += len(data)
-        *whole, self._rest = (self._rest + data).split(b"\n")
+        *complete, self._rest = (self._rest + data).split(b"\n")
         if last and self._rest:
-            whole.append(self._rest)
+            complete.append(self._rest)
             self._rest = b""
-        for line in whole:
+        for line in complete:
             yield clean(line.decode("utf-8", "backslashreplace"))

@@ -93,7 +93,7 @@ def plan_resume(
         )
     requested = (tasks, changes or {})
     if state.status is RunStatus.DONE:
-        if evidence.is_gone(Staging(state.plan)):
+        if evidence.is_missing(Staging(state.plan)):
             return Resumable(
                 folder, state, Recovery(), requested=requested
             )  # another run's dataset

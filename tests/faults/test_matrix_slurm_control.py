@@ -342,7 +342,7 @@ def test_a_job_that_a_maintenance_holds_up_says_so_and_when_it_will_start(
         shown = " ".join(site.cli.run("status").out.split())
     finally:
         site.slurm.run("scontrol", "delete", "reservation=m", check=True)
-    assert "reaches into a maintenance of the nodes" in shown
+    assert "overlaps a maintenance of the nodes" in shown
     assert "Slurm expects a start at" in shown
     assert site.over()["state"] == "done"
 

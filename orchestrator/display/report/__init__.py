@@ -1,4 +1,4 @@
-"""A run's report: one HTML page that asks nothing of the network and needs no script.
+"""A run's report: one HTML page without network access and scripts.
 
-``page`` puts it together of text, ``figures`` (numbers) and ``charts`` (SVG).
+``page`` assembles it from text, ``figures`` (numbers) and ``charts`` (SVG).
 """

@@ -1,4 +1,4 @@
-"""Charts as SVG text: tasks by node in time, tasks that wait, bytes a second."""
+"""Charts as SVG text: tasks by node over time, waiting tasks, bytes a second."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from orchestrator import units
 from orchestrator.display.report.figures import Bar, Lane
 from orchestrator.inspection.state import TaskStatus
 
-WIDTH = 900  # of the drawing's own units; the page scales it
+WIDTH = 900  # in units of the drawing; the page scales it
 _LEFT, _RIGHT = 110, 10
 _ROW, _BAR = 16, 11
-_MOST_ROWS = 60  # with a row of its own for each task; beyond, tasks of a node share rows
+_MOST_ROWS = 60  # with more tasks, those of a node share rows
 _NICE = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
 def gantt(bars: Sequence[Bar], lanes: Sequence[Lane], end: float) -> str:
-    """Tasks by node: a thin line while they waited, a bar while they ran."""
+    """Tasks by node: a thin line while waiting, a bar while running."""
     started = sorted(
         (bar for bar in bars if bar.started is not None),
         key=lambda bar: (bar.node, bar.started or 0.0),
@@ -47,18 +47,18 @@ def _task(bar: Bar, top: float, end: float, *, waited: bool) -> Iterator[str]:
     if waited and b - a >= 1:
         middle = top + _BAR / 2
         yield f'<path d="M{a:.1f} {middle}H{b:.1f}" class="wait"/>'
-    told = (
+    tooltip = (
         f"{bar.label} on {bar.node or '?'}: waited {units.clock(bar.started - bar.submitted)}, "
         f"ran {units.clock(bar.ended - bar.started)}, {bar.status.value}"
     )
     yield (
         f'<rect x="{b:.1f}" y="{top}" width="{max(1.0, c - b):.1f}" height="{_BAR}" '
-        f'class="{kind}"><title>{escape(told)}</title></rect>'
+        f'class="{kind}"><title>{escape(tooltip)}</title></rect>'
     )
 
 
 def waiting(steps: Sequence[tuple[float, int]], end: float) -> str:
-    """How many tasks waited, over time."""
+    """The number of waiting tasks over time."""
     most = max((level for _, level in steps), default=0)
     height = 90
     base, room = height - 20, height - 34
@@ -68,11 +68,11 @@ def waiting(steps: Sequence[tuple[float, int]], end: float) -> str:
     path.append(f"H{_x(end, end):.1f}V{base}Z")
     label = f'<text x="{_LEFT - 8}" y="20" class="name">{units.count(most)} tasks</text>'
     area = f'<path d="{"".join(path)}" class="waiting"/>'
-    return _svg(height, [*_axis(end, height), label, area], "Tasks that wait, over time")
+    return _svg(height, [*_axis(end, height), label, area], "Waiting tasks over time")
 
 
 def rates(series: Sequence[tuple[Stage, Sequence[float]]], end: float) -> str:
-    """Bytes a second of each stage, over time."""
+    """Bytes a second of each stage over time."""
     most = max((max(values, default=0.0) for _, values in series), default=0.0)
     height = 150
     base, room = height - 20, height - 34
@@ -86,7 +86,7 @@ def rates(series: Sequence[tuple[Stage, Sequence[float]]], end: float) -> str:
             path.append(f"V{top:.1f}H{right:.1f}")
         path.append(f"V{base}Z")
         body.append(f'<path d="{"".join(path)}" class="area {stage.value}"/>')
-    return _svg(height, body, "Bytes a second, over time")
+    return _svg(height, body, "Bytes a second over time")
 
 
 def _x(moment: float, end: float) -> float:
@@ -94,7 +94,7 @@ def _x(moment: float, end: float) -> float:
 
 
 def _axis(end: float, height: float) -> Iterator[str]:
-    """Lines at round times, and what time it is there."""
+    """Grid lines at round times, with labels."""
     step = next((nice for nice in _NICE if end / nice <= 8), None) or end / 6
     moment = 0.0
     while moment <= end:

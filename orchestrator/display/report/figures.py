@@ -1,4 +1,4 @@
-"""The numbers of a report: when each task waited and ran, bytes over time, resources used."""
+"""The numbers of a report: waiting and running times, bytes over time, resources."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 80  # of the throughput chart
 
 @dataclass(frozen=True)
 class Bar:
-    """One task in time; moments are seconds since the run was launched."""
+    """One task over time, in seconds since the launch."""
 
     stage: Stage
     attempt: int
@@ -24,7 +24,7 @@ class Bar:
     node: str
     submitted: float
     started: float | None
-    ended: float | None  # of a running task: now; of one that never ran: when it left the queue
+    ended: float | None  # of a running task: now; of a task that never ran: when it left the queue
 
     @property
     def label(self) -> str:
@@ -34,7 +34,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Lane:
-    """Tasks of one node that did not overlap, to be drawn on one line."""
+    """Tasks of one node that did not overlap, drawn on one line."""
 
     node: str
     bars: tuple[Bar, ...]
@@ -42,22 +42,22 @@ class Lane:
 
 @dataclass(frozen=True)
 class Use:
-    """What a stage's tasks asked for and what they used."""
+    """Requested and used resources of a stage's tasks."""
 
     stage: Stage
     tasks: int
-    wait_s: float | None  # the middle task's, from submission to start
-    wall_s: float  # of all tasks together
-    cpus: int | None  # asked for each task; None where the engine takes no such request
+    wait_s: float | None  # the median task's, from submission to start
+    wall_s: float  # total of all tasks
+    cpus: int | None  # requested for each task; None if the engine has no requests
     cpu_s: float
-    mem_mb: int | None  # asked for each task
+    mem_mb: int | None  # requested for each task
     peak_bytes: int  # the largest task's
 
     @property
     def cpu_share(self) -> float | None:
-        """Of the CPU time that was asked for."""
-        asked = self.wall_s * (self.cpus or 0)
-        return self.cpu_s / asked if asked else None
+        """The used share of the requested CPU time."""
+        requested = self.wall_s * (self.cpus or 0)
+        return self.cpu_s / requested if requested else None
 
     @property
     def mem_share(self) -> float | None:
@@ -65,7 +65,7 @@ class Use:
 
 
 def bars(state: RunState, now: datetime) -> tuple[Bar, ...]:
-    """Every task in time, in the order of their starts."""
+    """All tasks over time, in the order of their starts."""
     zero = state.plan.created
     made = {submission.number: submission.created for submission in state.submissions}
     found = [_bar(view, zero, made[view.attempt], now) for view in (*state.earlier, *state.tasks)]
@@ -82,13 +82,13 @@ def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
     started = since(view.started)
     ended = since(view.ended)
     if started is not None:
-        # Clocks of two machines may differ by a little: nothing starts before it was submitted.
+        # Clocks of machines may differ slightly, but no task starts before its submission.
         started = max(started, submitted)
         ended = max(started, ended if ended is not None else (since(now) or started))
     elif view.status.live:
         ended = None
     elif ended is None:
-        ended = submitted  # Slurm keeps no trace of a waiting array task that was cancelled alone
+        ended = submitted  # Slurm has no record of a single array task cancelled while waiting
     return Bar(
         view.stage,
         view.attempt,
@@ -102,7 +102,7 @@ def _bar(view: TaskView, zero: datetime, made: datetime, now: datetime) -> Bar:
 
 
 def lanes(all_bars: Iterable[Bar]) -> tuple[Lane, ...]:
-    """Started tasks by node, each node's packed on as few lines as they need."""
+    """Started tasks by node, on as few lines as possible."""
     by_node: dict[str, list[list[Bar]]] = {}
     for bar in all_bars:
         if bar.started is None:
@@ -118,7 +118,7 @@ def lanes(all_bars: Iterable[Bar]) -> tuple[Lane, ...]:
 
 
 def waiting_steps(all_bars: Iterable[Bar]) -> list[tuple[float, int]]:
-    """How many tasks waited at each moment that changed it."""
+    """The number of waiting tasks at each time when it changed."""
     changes: dict[float, int] = {}
     for bar in all_bars:
         changes[bar.submitted] = changes.get(bar.submitted, 0) + 1
@@ -135,7 +135,7 @@ def waiting_steps(all_bars: Iterable[Bar]) -> list[tuple[float, int]]:
 def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: float) -> list[float]:
     """Bytes a second of ``stage`` in ``BINS`` equal spans of time up to ``end`` seconds.
 
-    A task's bytes are spread evenly over its time, as nothing finer is kept.
+    A task's bytes are spread evenly over its time, because only totals are stored.
     """
     width = end / BINS
     found = [0.0] * BINS
@@ -159,7 +159,7 @@ def throughput(state: RunState, all_bars: Sequence[Bar], stage: Stage, end: floa
 
 
 def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
-    """Asked and used, by stage; the accounting's word where there is one, else the workers' own."""
+    """Requested and used resources by stage, from accounting if there is one, else from workers."""
     by_stage: Mapping[Stage, list[TaskView]] = {stage: [] for stage in Stage}
     for view in (*state.earlier, *state.tasks):
         by_stage[view.stage].append(view)
@@ -168,8 +168,8 @@ def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
 
 def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime) -> Use:
     last = state.submissions[-1]
-    # The local engine runs its tasks without looking at what was asked for.
-    asked = last.resources.get(stage.value) if last.engine == "slurm" else None
+    # The local engine ignores requests.
+    requested = last.resources.get(stage.value) if last.engine == "slurm" else None
     made = {submission.number: submission.created for submission in state.submissions}
     waits = sorted(
         max(0.0, (view.started - (view.engine.submitted or made[view.attempt])).total_seconds())
@@ -183,16 +183,16 @@ def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime
     )
     cpu = peak = 0.0
     for view in views:
-        told = view.result
-        cpu += view.engine.cpu_s or (told.cpu_s if told else 0.0)
-        peak = max(peak, view.engine.peak_rss_bytes or 0, told.peak_rss_bytes if told else 0)
+        result = view.result
+        cpu += view.engine.cpu_s or (result.cpu_s if result else 0.0)
+        peak = max(peak, view.engine.peak_rss_bytes or 0, result.peak_rss_bytes if result else 0)
     return Use(
         stage,
         len(views),
         waits[len(waits) // 2] if waits else None,
         wall,
-        asked.cpus if asked else None,
+        requested.cpus if requested else None,
         cpu,
-        asked.mem_mb if asked else None,
+        requested.mem_mb if requested else None,
         int(peak),
     )

@@ -1,4 +1,4 @@
-"""A run's report: one HTML page that asks nothing of the network and needs no script."""
+"""A run's report: one HTML page without network access and scripts."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from orchestrator.inspection.metrics import (
 )
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 
-_MOST_MESSAGES = 50  # of one cause
+_MOST_MESSAGES = 50  # of one cause, at most
 _LOG_LINES = 12
 
 
 def receipt_of(state: RunState) -> dict[str, Any] | None:
-    """The published receipt, where it is this run's."""
+    """The published receipt, if it is this run's."""
     try:
         receipt = msgspec.json.decode(Staging(state.plan).receipt.read_bytes())
     except (OSError, msgspec.DecodeError):
@@ -43,7 +43,7 @@ def receipt_of(state: RunState) -> dict[str, Any] | None:
 def page(
     state: RunState, folder: RunFolder, now: datetime, receipt: Mapping[str, Any] | None = None
 ) -> str:
-    """The whole page."""
+    """The complete page."""
     css = files("orchestrator.display.report").joinpath("page.css").read_text(encoding="utf-8")
     title = escape(f"{state.plan.run_id} · {state.status.value}")
     sections = [
@@ -78,7 +78,7 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A table whose columns after the first few hold numbers."""
+    """A table; the columns after ``text_columns`` are numbers."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
@@ -94,8 +94,8 @@ def _summary(state: RunState, now: datetime) -> str:
     plan, source = state.plan, state.plan.source
     done, total = bytes_fetched(state)
     ends = [view.ended for view in state.tasks if view.ended]
-    over = state.status is not RunStatus.RUNNING and bool(ends)
-    end = max(ends) if over else now
+    has_ended = state.status is not RunStatus.RUNNING and bool(ends)
+    end = max(ends) if has_ended else now
     facts = [
         ("Source", f"{source.kind.value} {source.locator}"),
         ("Revision", source.revision or ""),
@@ -103,7 +103,7 @@ def _summary(state: RunState, now: datetime) -> str:
         ("Destination", plan.dest),
         ("Shards", f"{units.count(len(plan.shards))}, {units.size(total or done)}"),
         ("Launched", _when(plan.created)),
-        ("Ended" if over else "So far", _when(end) if over else units.span(0)),
+        ("Ended" if has_ended else "So far", _when(end) if has_ended else units.span(0)),
         ("Took", units.span((end - plan.created).total_seconds())),
         ("Engine", state.submissions[-1].engine if state.submissions else ""),
         ("Attempts", str(len(state.submissions))),
@@ -168,7 +168,7 @@ def _charts(state: RunState, now: datetime) -> str:
         "<h2>Tasks by node</h2>\n"
         f'<p class="key">Time since the launch, all attempts.{key}</p>\n'
         f'<div class="scroll">{charts.gantt(bars, figures.lanes(bars), end)}</div>\n'
-        "<h2>Tasks that wait</h2>\n"
+        "<h2>Waiting tasks</h2>\n"
         f'<div class="scroll">{charts.waiting(figures.waiting_steps(bars), end)}</div>\n'
         "<h2>Throughput</h2>\n"
         '<p class="key">Each task\'s bytes, spread evenly over its time.</p>\n'
@@ -194,7 +194,7 @@ def _failure(
     first = group.problems[0]
     job_id = ids.get((first.attempt, first.stage, first.task)) or ""
     log = known.get((first.attempt, first.stage, job_id))
-    told = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
+    log_lines = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
     items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
     steps = "\n".join(
         f"websight-orchestrate {step.format(run=state.plan.run_id)}" for step in group.next_steps
@@ -205,8 +205,8 @@ def _failure(
         f'<h3 class="trouble">{group.stage.value}: {escape(cause)} × {len(group.problems)}</h3>\n'
         f"<p>{noun} {units.indices(group.tasks)}</p><ul>{items}</ul>\n"
         + (f"<pre>{escape(steps)}</pre>\n" if steps else "")
-        + (f"<details><summary>{escape(str(log.path))}</summary>" if told and log else "")
-        + (f"<pre>{escape(chr(10).join(told))}</pre></details>\n" if told else "")
+        + (f"<details><summary>{escape(str(log.path))}</summary>" if log_lines and log else "")
+        + (f"<pre>{escape(chr(10).join(log_lines))}</pre></details>\n" if log_lines else "")
     )
 
 
@@ -240,12 +240,12 @@ def _efficiency(state: RunState, now: datetime) -> str:
         ]
         for use in figures.uses(state, now)
     ]
-    head = ["Stage", "Tasks", "Waited", "Ran", "Cores", "CPU time", "of asked", "Memory", "Peak"]
+    head = ["Stage", "Tasks", "Waited", "Ran", "Cores", "CPU time", "of request", "Memory", "Peak"]
     return (
         "<h2>Efficiency</h2>\n"
-        '<p class="key">Waited: the middle task, from submission to start. Ran and CPU time: all '
-        "tasks together. Memory and cores: asked for each task.</p>\n"
-        f"{_table([*head, 'of asked'], rows)}"
+        '<p class="key">Waited: median, from submission to start. Ran and CPU time: total of '
+        "all tasks. Memory and cores: requested for each task.</p>\n"
+        f"{_table([*head, 'of request'], rows)}"
     )
 
 

@@ -127,14 +127,14 @@ def test_following_ends_with_the_task_however_it_ends(
         )
 
     told: list[str] = []
-    ended = log_output.follow(folder, view, look_at, told.append, ask_every_s=0)
+    ended = log_output.follow(folder, view, look_at, told.append, poll_every_s=0)
     assert told == ["begun", "and ended"]
-    assert ending in log_output.followed(ended)
+    assert ending in log_output.describe(ended)
 
 
 def test_what_is_followed_is_said_with_why_it_waits() -> None:
     (view,) = log_output.select(runs.under_way(), "finalize")
-    assert log_output.followed(view) == (
+    assert log_output.describe(view) == (
         "finalize task 0 (job 102) has not started; waiting: for the job before it to end "
         "(Dependency)"
     )

@@ -71,7 +71,7 @@ def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> No
     held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
     state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): held})
     text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
-    assert "`scontrol release '101_[0]'` lets it go (JobHeldUser)" in text
+    assert "`scontrol release '101_[0]'` releases it (JobHeldUser)" in text
     assert "expects a start" not in text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.inspection.pending_reasons import explain, waits_in_vain
+from orchestrator.inspection.pending_reasons import explain, will_never_start
 
 
 @pytest.mark.parametrize(
@@ -15,29 +15,29 @@ from orchestrator.inspection.pending_reasons import explain, waits_in_vain
         ("Dependency", "the job before it to end"),
         ("DependencyNeverSatisfied", "will never start"),
         ("JobArrayTaskLimit", "--parallel"),
-        ("AssocMaxJobsLimit", "as many jobs as it may"),
-        ("QOSMaxJobsPerUserLimit", "as many jobs as it may"),
-        ("AssocGrpJobsLimit", "as many jobs as it may"),
+        ("AssocMaxJobsLimit", "limit of running jobs"),
+        ("QOSMaxJobsPerUserLimit", "limit of running jobs"),
+        ("AssocGrpJobsLimit", "limit of running jobs"),
         ("QOSMaxSubmitJobPerUserLimit", "limit of submitted jobs"),
         ("AssocMaxSubmitJobLimit", "limit of submitted jobs"),
-        ("QOSMaxCpuPerUserLimit", "as much as it may at once"),
-        ("QOSGrpCpuLimit", "as much as it may at once"),
-        ("AssocGrpMemLimit", "as much as it may at once"),
+        ("QOSMaxCpuPerUserLimit", "limit of resources in use"),
+        ("QOSGrpCpuLimit", "limit of resources in use"),
+        ("AssocGrpMemLimit", "limit of resources in use"),
         ("AssocMaxCpuPerJobLimit", "allows a job"),
         ("QOSMaxMemoryPerNode", "allows a job"),
         ("QOSMaxWallDurationPerJobLimit", "--time"),
         ("AssocMaxWallDurationPerJobLimit", "--time"),
-        ("QOSMinCpuNotSatisfied", "least"),
+        ("QOSMinCpuNotSatisfied", "minimum"),
         ("AssocGrpCPUMinutesLimit", "used up its compute time"),
         ("QOSGrpCPUMinutesLimit", "used up its compute time"),
         ("AssocGrpCPURunMinutesLimit", "used up its compute time"),
         ("PartitionTimeLimit", "more time than the partition allows"),
         ("PartitionDown", "partition is down"),
         ("ReqNodeNotAvail, UnavailableNodes:n1,n2", "down, drained or reserved"),
-        ("(ReqNodeNotAvail, Reserved for maintenance)", "reaches into a maintenance"),
+        ("(ReqNodeNotAvail, Reserved for maintenance)", "overlaps a maintenance"),
         ("ReqNodeNotAvail, May be reserved for other job", "with a higher priority"),
         ("Reservation", "scontrol show reservation"),
-        ("BeginTime", "may begin"),
+        ("BeginTime", "start time (--begin)"),
         ("user_env_retrieval_failed_requeued_held", "--export=NONE"),
         ("JobHeldUser", "scontrol release"),
         ("JobHeldUser,None", "scontrol release"),
@@ -97,9 +97,9 @@ def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
     ],
 )
 def test_what_waits_in_vain_is_known(reason: str) -> None:
-    assert waits_in_vain(reason)
+    assert will_never_start(reason)
 
 
 @pytest.mark.parametrize("reason", ["Priority", "Resources", "Dependency", "AssocMaxJobsLimit", ""])
 def test_what_will_start_by_itself_is_left_in_peace(reason: str) -> None:
-    assert not waits_in_vain(reason)
+    assert not will_never_start(reason)

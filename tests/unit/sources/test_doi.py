@@ -146,7 +146,7 @@ def test_a_version_of_zenodo_is_chosen_by_its_doi(server: DoiServer) -> None:
     doi = server.publish_zenodo(7, FILES, concept=6)
     error = refused(doi, revision="1")
     assert error.cause is Cause.USAGE
-    assert "DOI of its own" in error.message
+    assert "has its own DOI" in error.message
 
 
 def test_bytes_that_do_not_have_the_md5_of_the_record_are_refused(
