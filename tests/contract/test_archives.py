@@ -211,7 +211,7 @@ def test_every_file_comes_byte_for_byte_where_the_extension_was_not_built(
     assert found == _expected(tree, archive, found)
 
 
-def test_parts_together_are_the_whole_and_share_nothing(archive: Path, tree: Path) -> None:
+def test_parts_together_are_complete_and_disjoint(archive: Path, tree: Path) -> None:
     whole = digests(archive)
     reader, evidence, _ = opened(archive, parts=5)
     parts = [part_digests(reader, Part("s0", index, 5)) for index in range(5)]
@@ -237,7 +237,7 @@ def test_the_common_top_folder_is_found_before_the_members_and_with_the_parts(
     assert opened(archive, options=files)[0].top is None
 
 
-def test_modes_and_times_are_told(archive: Path, tree: Path) -> None:
+def test_modes_and_times_are_read(archive: Path, tree: Path) -> None:
     reader, _, _ = opened(archive)
     for member in reader.members(Part("s0", 0, 1)):
         if member.name.endswith(b"prompts.jsonl"):

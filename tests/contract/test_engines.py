@@ -178,7 +178,7 @@ class EngineContract:
         ended = {task for kind, task, _ in payload.events(folder.path) if kind == "end"}
         assert ended == {"extract.0", "extract.2"}
 
-    def test_what_runs_and_what_waits_is_told_apart(
+    def test_running_and_pending_jobs_are_distinguished(
         self, engine: Engine, folder: RunFolder
     ) -> None:
         payload.write_script(folder.path, {"download.0": "hold"})

@@ -83,7 +83,7 @@ class SourceContract:
         assert received.sha256.hex == hashlib.sha256(data).hexdigest()
         return data
 
-    def test_the_archives_are_told_in_natural_order(self, source: Source) -> None:
+    def test_the_archives_are_listed_in_natural_order(self, source: Source) -> None:
         shards = source.shards()
         assert [shard.name for shard in shards] == ORDER
         assert {shard.kind for shard in shards} == {ShardKind.ARCHIVE}
@@ -95,7 +95,7 @@ class SourceContract:
         assert ids == sorted(set(ids))
         assert all(each == Path(each).name and each.isascii() for each in ids)
 
-    def test_what_is_told_once_is_told_again(self, offer: Offer, source: Source) -> None:
+    def test_the_listing_is_the_same_every_time(self, offer: Offer, source: Source) -> None:
         other = open_source(offer.request)
         assert other.shards() == source.shards() == source.shards()
         assert other.describe() == source.describe()
@@ -118,7 +118,7 @@ class SourceContract:
             for _ in range(2):  # doing it twice does no harm
                 assert self.fetch(there, shard, out) == FILES[shard.name]
 
-    def test_what_was_interrupted_goes_on(
+    def test_what_was_interrupted_continues(
         self, offer: Offer, source: Source, tmp_path: Path
     ) -> None:
         shard = source.shards()[0]

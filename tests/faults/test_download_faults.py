@@ -227,9 +227,7 @@ def test_bytes_that_stay_wrong_name_both_digests(stage: Stage) -> None:
     assert OTHER_HASH in problem.message
 
 
-def test_a_follower_behind_broken_connections_finds_every_part(
-    origins: Origins, tmp_path: Path
-) -> None:
+def test_a_follower_of_a_broken_download_finds_every_part(origins: Origins, tmp_path: Path) -> None:
     stage = Stage(origins, tmp_path, part_size=3 * MB)
     origins.fail(faults.reset_every(MB))
     origins.fail(faults.fine(4), faults.corrupt_byte(MB + 7))
@@ -240,7 +238,7 @@ def test_a_follower_behind_broken_connections_finds_every_part(
     assert (fetched.members, fetched.cuts[-1].ordinal) == (4, 4)
 
 
-def test_addresses_that_expire_midway_are_asked_for_anew(stage: Stage) -> None:
+def test_addresses_that_expire_midway_are_requested_again(stage: Stage) -> None:
     server = stage.origins.server
     stage.origins.fail(faults.cut_after(MB, None))
     note = server.note
@@ -279,7 +277,7 @@ def test_a_limit_of_file_size_ends_the_download_at_once_and_what_is_here_stays(
 # As a user sees it -----------------------------------------------------------------------------
 
 
-def test_a_killed_download_goes_on_where_it_was_and_shows_no_secret(
+def test_a_killed_download_continues_where_it_was_and_shows_no_secret(
     origins: Origins, cli: Cli, tmp_path: Path
 ) -> None:
     data = make_tar(3, size=32 * MB)

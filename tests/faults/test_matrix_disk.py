@@ -79,7 +79,7 @@ def _check(here: Scene) -> None:
 
 
 @pytest.mark.parametrize("kib", [104, 112, 120])
-def test_a_destination_that_fills_up_is_told_and_resume_goes_on_once_there_is_room(
+def test_a_destination_that_fills_up_is_reported_and_resume_continues_once_there_is_room(
     scene: Stage, mounting: Shop, kib: int
 ) -> None:
     here = scene(at=mounting)
@@ -115,7 +115,7 @@ def test_a_destination_without_inodes_is_refused_and_inodes_are_named(
     assert here.cli.runs() == []
 
 
-def test_inodes_that_run_out_are_named_and_resume_goes_on_once_there_are_more(
+def test_inodes_that_run_out_are_named_and_resume_continues_once_there_are_more(
     scene: Stage, mounting: Shop
 ) -> None:
     here = scene(at=mounting)
@@ -128,7 +128,7 @@ def test_inodes_that_run_out_are_named_and_resume_goes_on_once_there_are_more(
 
 
 @pytest.mark.parametrize("kib", [16, 32, 48, 64, 96])
-def test_a_full_disk_under_the_run_folder_leaves_state_whole(
+def test_a_full_disk_under_the_run_folder_leaves_state_intact(
     scene: Stage, mounting: Shop, kib: int
 ) -> None:
     here = scene(at=mounting)
@@ -214,7 +214,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
     assert put_back >= 3
 
 
-def test_a_mount_point_within_the_old_dataset_is_told_before_anything_is_renamed(
+def test_a_mount_point_within_the_old_dataset_is_reported_before_anything_is_renamed(
     scene: Stage, mounting: Shop, tmp_path: Path
 ) -> None:
     here = scene(at=mounting)

@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 
 @pytest.mark.parametrize("half", [0, 1])
-def test_of_two_launches_to_one_destination_one_wins_and_the_other_is_told_who(
+def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
     shop: Shop, tiny: tuple[Path, dict[str, str]], tmp_path: Path, half: int
 ) -> None:
     source, whole = tiny
@@ -67,7 +67,7 @@ def test_of_two_resumes_of_one_run_one_submits(
         assert len(list(here.run.glob("submissions/*.json"))) == 2, ended
 
 
-def test_a_launch_over_a_run_that_ended_early_is_told_how_to_go_on(scene: Stage) -> None:
+def test_a_launch_over_a_run_that_ended_early_says_how_to_continue(scene: Stage) -> None:
     here = scene()
     assert here.launch("--no-overlap", fault=Fault("extract", 3)).fired
     told = here.launch(rc=3)

@@ -71,7 +71,7 @@ def test_where_another_cluster_answers_both_are_named_and_nothing_is_done(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_run_that_was_cancelled_where_it_ran_goes_on_at_another_cluster(
+def test_a_run_that_was_cancelled_where_it_ran_continues_on_another_cluster(
     plain: Site, elsewhere: Site, pages: Pages, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
@@ -93,7 +93,7 @@ def test_a_run_that_was_cancelled_where_it_ran_goes_on_at_another_cluster(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_jobs_of_a_cluster_that_is_gone_for_good_can_be_given_up(
+def test_jobs_of_a_cluster_that_is_gone_can_be_abandoned(
     cli: Cli, elsewhere: Site, pages: Pages, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
@@ -252,7 +252,7 @@ def test_jobs_that_the_site_renames_are_followed_and_cancelled_and_no_other(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_renamed_jobs_whose_acceptance_was_not_heard_of_are_found(
+def test_renamed_jobs_are_found_when_the_reply_of_sbatch_was_lost(
     renaming: Site, pages: Pages, tmp_path: Path
 ) -> None:
     lost = '$REAL "$@" > /dev/null\necho "Socket timed out on send/recv operation" >&2\nexit 1'

@@ -66,7 +66,7 @@ def killed_at_work(site: Site, dest: Path, pages: Pages, *words: str | Path) -> 
 # Dependencies ----------------------------------------------------------------------------------
 
 
-def test_a_dependency_that_is_never_satisfied_is_shown_and_cleaned_away_by_resume(
+def test_a_dependency_that_is_never_satisfied_is_shown_and_resume_cancels_its_jobs(
     site: Site, pages: Pages, tmp_path: Path, web: FaultyServer
 ) -> None:
     site = site.wrapping("sbatch", 'sed -i /kill-on-invalid-dep/d ${@: -1}\n$REAL "$@"')
@@ -101,7 +101,7 @@ HASTY = (
 )
 
 
-def test_a_controller_that_is_down_at_launch_is_told_soon_and_nothing_is_begun(
+def test_a_controller_that_is_down_at_launch_is_reported_soon_and_nothing_is_started(
     nervous: Site, pages: Pages, tmp_path: Path
 ) -> None:
     words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
@@ -116,7 +116,7 @@ def test_a_controller_that_is_down_at_launch_is_told_soon_and_nothing_is_begun(
     assert nervous.over()["state"] == "done"
 
 
-def test_a_controller_that_falls_silent_in_a_launch_is_given_up_and_resume_starts_the_run(
+def test_a_launch_gives_up_when_the_controller_stops_responding_and_resume_starts_the_run(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     silent = site.wrapping("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
@@ -132,7 +132,7 @@ def test_a_controller_that_falls_silent_in_a_launch_is_given_up_and_resume_start
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_controller_that_is_down_midway_is_silent_and_nothing_has_failed(
+def test_a_controller_that_is_down_midway_is_reported_and_nothing_has_failed(
     nervous: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
     site = nervous
@@ -158,7 +158,7 @@ def test_a_controller_that_is_down_midway_is_silent_and_nothing_has_failed(
     assert published(tmp_path / "data") == slow_pages.tree
 
 
-def test_a_cancel_that_slurm_did_not_hear_is_not_called_one_and_asks_to_be_repeated(
+def test_a_cancel_that_slurm_did_not_receive_is_not_reported_as_done_and_asks_to_be_repeated(
     nervous: Site, pages: Pages, tmp_path: Path
 ) -> None:
     site = nervous
@@ -187,7 +187,7 @@ def test_a_cancel_that_slurm_did_not_hear_is_not_called_one_and_asks_to_be_repea
 
 
 @pytest.mark.parametrize("how", ["no sacct", "slurmdbd down"])
-def test_without_an_answer_of_accounting_files_and_queue_are_enough(
+def test_without_accounting_files_and_queue_are_enough(
     accounted: Site, slow_pages: Pages, tmp_path: Path, how: str
 ) -> None:
     site = accounted
@@ -217,7 +217,7 @@ REPLY_LOST = (
 )
 
 
-def test_jobs_whose_acceptance_was_not_heard_of_are_not_submitted_twice(
+def test_jobs_are_not_submitted_twice_when_the_reply_of_sbatch_was_lost(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     site = site.wrapping("sbatch", REPLY_LOST)
@@ -231,7 +231,7 @@ def test_jobs_whose_acceptance_was_not_heard_of_are_not_submitted_twice(
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_launcher_killed_before_it_hears_of_a_job_leaves_no_orphan_behind_a_resume(
+def test_a_launcher_killed_before_it_has_a_job_id_leaves_no_orphan_after_resume(
     site: Site, pages: Pages, tmp_path: Path, call: int
 ) -> None:
     dies = f'[ $(wc -l < $LOG) -ne {call} ] || {{ $REAL "$@"; kill -9 $PPID; exit 1; }}'
@@ -253,7 +253,7 @@ def test_a_launcher_killed_before_it_hears_of_a_job_leaves_no_orphan_behind_a_re
 # Ids are used again ----------------------------------------------------------------------------
 
 
-def test_an_id_that_is_now_somebody_elses_job_is_left_alone(
+def test_a_job_id_that_was_reused_for_another_users_job_is_left_alone(
     plain: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
     before = killed_at_work(plain, tmp_path / "data", slow_pages)
@@ -288,7 +288,7 @@ def test_an_array_beyond_the_clusters_limit_becomes_several_and_finalize_waits_f
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_second_array_that_is_refused_takes_the_first_back_and_resume_submits_all(
+def test_when_a_second_array_is_refused_the_first_is_cancelled_and_resume_submits_all(
     narrow: Site, pages: Pages, tmp_path: Path
 ) -> None:
     refused = '[ $(wc -l < $LOG) -ne 3 ] || { echo "sbatch: error: QOSMaxSubmit" >&2; exit 1; }'
@@ -329,7 +329,7 @@ def test_a_job_that_does_not_start_says_why_and_what_to_do(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_job_that_a_maintenance_holds_up_says_so_and_when_it_will_start(
+def test_a_job_delayed_by_a_maintenance_says_so_and_when_it_will_start(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     maintenance = ("flags=maint", "starttime=now+5minutes", "duration=30", "nodes=ALL")

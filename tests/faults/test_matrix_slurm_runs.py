@@ -44,7 +44,7 @@ def then_script(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("number", [Signals.SIGHUP, Signals.SIGKILL])
-def test_a_launcher_that_dies_after_it_submitted_leaves_a_run_to_be_seen_from_anywhere(
+def test_a_run_whose_launcher_died_after_submitting_is_visible_from_anywhere(
     plain: Site, pages: Pages, tmp_path: Path, number: Signals
 ) -> None:
     site = plain
@@ -141,7 +141,7 @@ def test_of_two_resumes_at_once_one_submits(
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_a_cancel_while_another_shell_submits_leaves_no_job_behind(
+def test_a_cancel_while_another_shell_submits_leaves_no_job(
     plain: Site, pages: Pages, tmp_path: Path, call: int
 ) -> None:
     slow = tmp_path / "slow"
@@ -179,7 +179,7 @@ def downloading(
     return site.cli.start(*LAUNCH, "--dest", dest, *source, "--download-on", "login")
 
 
-def test_a_resume_beside_a_download_in_another_shell_is_refused_and_harms_nothing(
+def test_a_resume_during_a_download_in_another_shell_is_refused_and_harms_nothing(
     plain: Site, pages: Pages, tmp_path: Path, web: FaultyServer
 ) -> None:
     site = plain
@@ -225,7 +225,7 @@ def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
 # By itself -------------------------------------------------------------------------------------
 
 
-def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_once(
+def test_a_failed_part_is_retried_automatically_and_the_following_job_starts_once(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     once = failing("[ ! -e fell ] && [ $SLURM_ARRAY_TASK_ID = 1 ] && touch fell")
@@ -245,7 +245,7 @@ def test_a_failed_part_is_done_again_without_anybody_and_what_follows_starts_onc
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_while_its_finalize_job_makes_the_next_attempt_a_run_is_at_work(
+def test_a_run_is_running_while_its_finalize_job_submits_the_next_attempt(
     plain: Site, pages: Pages, tmp_path: Path, killed: bool
 ) -> None:
     slow = tmp_path / "slow"
@@ -279,7 +279,7 @@ def test_while_its_finalize_job_makes_the_next_attempt_a_run_is_at_work(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_attempts_that_bring_nothing_stop_and_resume_ends_the_run(
+def test_attempts_without_progress_stop_and_resume_finishes_the_run(
     plain: Site, pages: Pages, tmp_path: Path
 ) -> None:
     site = plain
@@ -305,7 +305,7 @@ def test_attempts_that_bring_nothing_stop_and_resume_ends_the_run(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
+def test_where_compute_nodes_may_not_submit_status_says_so_and_resume_continues(
     plain: Site, pages: Pages, tmp_path: Path
 ) -> None:
     refused = "sbatch: error: Submission from compute nodes is not allowed"
@@ -335,7 +335,7 @@ def test_where_compute_nodes_may_not_submit_that_is_said_and_resume_goes_on(
 # Where and how it is launched ------------------------------------------------------------------
 
 
-def test_a_launch_inside_an_allocation_is_not_bound_by_it(
+def test_a_launch_inside_an_allocation_is_not_affected_by_it(
     plain: Site, pages: Pages, tmp_path: Path
 ) -> None:
     inside = replace(plain.cli, under=("salloc", "-n1", "--mem=100", "-t", "5", "-J", "mine"))

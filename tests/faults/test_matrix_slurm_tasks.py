@@ -27,7 +27,7 @@ ALONE = ("--retries", "0")  # the run does nothing by itself
 # A node is lost --------------------------------------------------------------------------------
 
 
-def test_a_lost_node_is_named_and_left_out_by_resume(
+def test_a_lost_node_is_named_and_excluded_by_resume(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
@@ -55,7 +55,7 @@ def test_a_lost_node_is_named_and_left_out_by_resume(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_task_of_a_lost_node_that_slurm_starts_elsewhere_goes_on_under_its_attempt(
+def test_a_task_of_a_lost_node_that_slurm_starts_elsewhere_continues_in_its_attempt(
     accounted: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
     site = accounted
@@ -138,7 +138,7 @@ def _wait_for_another(site: Site, number: int, pid: int) -> None:
 
 
 @pytest.mark.parametrize("how", ["requeue", "preempt"])
-def test_a_task_that_is_requeued_or_preempted_goes_on_under_the_same_attempt(
+def test_a_task_that_is_requeued_or_preempted_continues_in_the_same_attempt(
     site: Site, slow_pages: Pages, tmp_path: Path, how: str
 ) -> None:
     site.launch(tmp_path / "data", *slow_pages.options, *ALONE)
@@ -165,7 +165,7 @@ def test_a_task_that_is_requeued_or_preempted_goes_on_under_the_same_attempt(
 # Time and memory --------------------------------------------------------------------------------
 
 
-def test_a_time_limit_is_named_and_resume_asks_for_half_as_long_again(
+def test_a_time_limit_is_named_and_resume_requests_half_as_much_again(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
@@ -187,7 +187,7 @@ def test_a_time_limit_is_named_and_resume_asks_for_half_as_long_again(
     assert published(tmp_path / "data") == pages.tree
 
 
-def test_a_task_hears_that_its_time_is_nearly_up_and_hands_over_what_is_left(
+def test_a_task_is_warned_of_its_time_limit_and_stops_with_a_retryable_result(
     plain: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
     site = plain
@@ -224,7 +224,7 @@ def limited() -> Iterator[PrivateSlurm]:
         yield running
 
 
-def test_a_task_out_of_memory_is_named_and_resume_asks_for_twice_as_much(
+def test_a_task_out_of_memory_is_named_and_resume_requests_twice_as_much(
     limited: PrivateSlurm, cli: Cli, pages: Pages, tmp_path: Path
 ) -> None:
     site = Site(limited, cli.having(**limited.env))
@@ -250,7 +250,7 @@ def test_a_task_out_of_memory_is_named_and_resume_asks_for_twice_as_much(
 # Somebody cancels -------------------------------------------------------------------------------
 
 
-def test_one_task_that_is_cancelled_is_told_from_a_cancelled_run(
+def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
     site: Site, pages: Pages, tmp_path: Path
 ) -> None:
     held = tmp_path / "held"
@@ -316,7 +316,7 @@ def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(
     assert published(tmp_path / "data") == slow_pages.tree
 
 
-def test_a_limit_of_the_launching_shell_is_named_and_resume_leaves_it_behind(
+def test_a_limit_of_the_launching_shell_is_named_and_resume_does_not_pass_it_on(
     plain: Site, tmp_path: Path
 ) -> None:
     (tmp_path / "pages").mkdir()

@@ -28,7 +28,7 @@ def copied(archives: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["flip", "cut"])
-def test_a_corrupt_local_archive_is_named_and_the_others_go_on(
+def test_a_corrupt_local_archive_is_named_and_the_others_continue(
     scene: Stage, copied: Path, how: str
 ) -> None:
     here = scene("scene", ("--local-path", copied))
@@ -43,7 +43,7 @@ def test_a_corrupt_local_archive_is_named_and_the_others_go_on(
     here.finish()
 
 
-def test_a_local_archive_that_changes_under_a_run_is_told_and_taken_up_as_it_is_now(
+def test_a_local_archive_that_changes_under_a_run_is_reported_and_used_as_it_is_now(
     scene: Stage, copied: Path
 ) -> None:
     here = scene("scene", ("--local-path", copied))

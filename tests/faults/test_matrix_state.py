@@ -216,7 +216,7 @@ def test_a_plan_that_lacks_what_later_versions_added_is_read(stopped: Scene) -> 
     stopped.finish()
 
 
-def test_files_that_nfs_leaves_of_removed_ones_are_passed_over(stopped: Scene) -> None:
+def test_files_that_nfs_leaves_of_removed_ones_are_ignored(stopped: Scene) -> None:
     for folder in [stopped.run, *(path for path in stopped.run.rglob("*") if path.is_dir())]:
         (folder / ".nfs000000000012ab3400000001").write_bytes(b"removed while open")
     (stopped.dest / ".nfs000000000012ab3400000002").write_bytes(b"removed while open")
@@ -250,7 +250,7 @@ def test_a_result_whose_times_are_off_is_still_the_newest_of_its_attempt(stopped
     stopped.finish()
 
 
-def test_a_flipped_bit_is_found_by_a_deep_verify_and_mended(scene: Stage) -> None:
+def test_a_flipped_bit_is_found_by_a_deep_verify_and_repaired(scene: Stage) -> None:
     here = scene()
     here.launch(rc=0)
     picture = min((here.dest / "images").iterdir())

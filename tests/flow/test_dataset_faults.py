@@ -603,7 +603,7 @@ ODD = [
 @pytest.mark.parametrize(
     ("make", "more", "words"), [pytest.param(*row[1:], id=row[0]) for row in ODD]
 )
-def test_what_is_odd_or_let_pass_is_published_and_told(
+def test_odd_and_tolerated_input_is_published_and_reported(
     tmp_path: Path, make: Make, more: dict[str, object], words: str
 ) -> None:
     run = stage(tmp_path, make(), structs.replace(Options(), **more))

@@ -191,7 +191,7 @@ def test_commands_options_and_run_ids_are_completed(done: Cli) -> None:
     assert sorted(_completed(done, "resume 2")) == sorted(_ids(done))
 
 
-def test_settings_of_the_folder_are_used_and_told(done: Cli, tmp_path: Path) -> None:
+def test_settings_of_the_folder_are_used_and_shown(done: Cli, tmp_path: Path) -> None:
     (tmp_path / "websight.toml").write_text('dest = "kept"\n[profiles.big]\ntasks = 7\n')
     shell = Cli(tmp_path, {"WEBSIGHT_PART_SIZE": "64M"})
     out = shell.run("--profile", "big", "launch", "--show-config", "--engine", "local").out
@@ -290,7 +290,7 @@ def test_closed_streams_are_no_error(done: Cli) -> None:
         assert "Traceback" not in ended.stderr
 
 
-def test_options_for_slurm_that_nobody_hears_are_named_if_they_were_typed(done: Cli) -> None:
+def test_slurm_options_without_effect_are_named_if_they_were_typed(done: Cli) -> None:
     words = ("--local-path", "shards", "--dest", "new", "--dry-run")
     local = ("launch", "--engine", "local", *words)
     said = done.run(*local, "-p", "gpu", "--setup", "module load x").out
@@ -328,7 +328,7 @@ def test_an_error_that_nobody_can_read_ends_with_its_code_all_the_same(
         ("mkdir d && cd d && rmdir ../d && {} status", "the current folder: No such file"),
     ],
 )
-def test_an_error_that_names_no_file_is_told_in_plain_words(
+def test_an_error_that_names_no_file_is_reported_in_plain_words(
     tmp_path: Path, line: str, told: str
 ) -> None:
     done = subprocess.run(

@@ -77,13 +77,13 @@ def cut(data: bytes, *names: str) -> dict[str, bytes]:
         ),
     ],
 )
-def test_bytes_tell_what_is_opened(tmp_path: Path, files: Mapping[str, bytes]) -> None:
+def test_bytes_decide_what_is_opened(tmp_path: Path, files: Mapping[str, bytes]) -> None:
     brought = bring(tmp_path, source(tmp_path, files))
     assert brought.problems == []
     assert brought.files == ALL
 
 
-def test_every_file_comes_whatever_lies_beside_it(tmp_path: Path) -> None:
+def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
@@ -177,7 +177,7 @@ def test_an_archive_within_a_compressed_file_is_not_published_unopened(tmp_path:
     assert bring(tmp_path / "nested", place, *FILES, "--nested").files == ALL
 
 
-def test_a_piece_stands_for_its_whole_set(tmp_path: Path) -> None:
+def test_one_piece_selects_its_complete_set(tmp_path: Path) -> None:
     names = ("chunk_aa", "chunk_ab", "chunk_ac")
     place = source(tmp_path, {**cut(ZIP, *names), "other.tar": b"x"})
     for index, name in enumerate(names):

@@ -101,7 +101,7 @@ def test_one_archive_in_many_parts_becomes_the_original(
     assert cli.status()["parts"]["total"] > 3
 
 
-def test_bytes_tell_the_format_and_names_do_not(cli: Cli, dataset: Path, tmp_path: Path) -> None:
+def test_bytes_decide_the_format_and_names_do_not(cli: Cli, dataset: Path, tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     for index, fmt in enumerate(("zip", "tar", "tar.gz")):
         part = samples.pack_shards(dataset, tmp_path / fmt, 3, fmt)[index]
@@ -212,7 +212,7 @@ def test_a_private_repository_comes_from_the_hub_and_its_token_stays_secret(
     assert [path for path in written if hub.token.encode() in path.read_bytes()] == []
 
 
-def test_a_dataset_behind_a_doi_comes_as_its_record_says(
+def test_a_dataset_with_a_doi_is_published_as_its_record_says(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path
 ) -> None:
     with DoiServer() as server:
@@ -363,7 +363,7 @@ def test_a_damaged_shard_stops_nobody_and_resume_does_only_what_is_missing(
     assert cli.status()["state"] == "done"
 
 
-def test_an_archive_that_was_cut_short_may_be_replaced_by_the_whole_one(
+def test_a_truncated_archive_may_be_replaced_by_the_complete_one(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path
 ) -> None:
     bad = _copy(shards, tmp_path / "source")[2]
@@ -473,7 +473,7 @@ def test_without_sbatch_nobody_who_wants_a_job_gets_another_engine(
     assert not (tmp_path / "data").exists() and shell.runs() == []
 
 
-def test_an_sbatch_that_has_no_slurm_behind_it_is_told_and_nothing_is_begun(
+def test_an_sbatch_without_slurm_is_reported_and_nothing_is_started(
     cli: Cli, shards: Path, tmp_path: Path
 ) -> None:
     tools = tmp_path / "tools"
@@ -542,7 +542,7 @@ def test_ctrl_c_ends_planning_though_servers_stay_silent(cli: Cli, tmp_path: Pat
 
 
 @pytest.mark.parametrize("outside", [False, True])
-def test_a_cancelled_run_says_how_much_lies_where_and_how_to_give_it_up(
+def test_a_cancelled_run_says_how_much_is_left_where_and_how_to_abandon_it(
     cli: Cli, shards: Path, tmp_path: Path, web: FaultyServer, outside: bool
 ) -> None:
     words: list[str | Path] = ["--dest", tmp_path / "my data"]

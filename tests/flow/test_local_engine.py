@@ -131,7 +131,7 @@ def test_an_interrupt_ends_all_tasks_and_then_the_launcher(
     assert len(pids(folder)) == 2
 
 
-def test_a_launcher_started_with_nohup_in_the_background_goes_on(
+def test_a_launcher_started_with_nohup_in_the_background_continues(
     folder: RunFolder, launch: Launch
 ) -> None:
     ignored = """trap '' INT HUP; exec "$@" """  # what `nohup COMMAND &` does
@@ -162,7 +162,7 @@ def test_what_a_task_started_ends_with_it(folder: RunFolder, launch: Launch) -> 
     until(lambda: gone(grandchild))
 
 
-def test_tasks_end_with_a_launcher_that_is_killed_and_everybody_can_tell(
+def test_tasks_end_with_a_killed_launcher_and_status_shows_it(
     folder: RunFolder, launch: Launch
 ) -> None:
     launcher = launch("hold")
@@ -198,7 +198,7 @@ def test_another_process_cancels_and_the_launcher_goes_home(
     assert {state.cause for state in states(folder).values()} == {Cause.CANCELLED}
 
 
-def test_a_task_that_is_killed_is_told_while_its_neighbours_go_on(
+def test_a_killed_task_is_reported_while_the_others_continue(
     folder: RunFolder, launch: Launch
 ) -> None:
     launcher = launch("hold")
@@ -213,7 +213,7 @@ def test_a_task_that_is_killed_is_told_while_its_neighbours_go_on(
     )
 
 
-def test_a_task_that_a_limit_of_processor_time_ends_is_told_as_such(
+def test_a_task_killed_by_a_limit_of_cpu_time_is_reported_as_such(
     folder: RunFolder, launch: Launch
 ) -> None:
     launcher = launch("hold")

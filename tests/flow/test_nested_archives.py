@@ -200,7 +200,7 @@ def test_the_members_of_a_shard_in_parts_are_counted_without_those_within(tmp_pa
     assert len(brought.files) == 11
 
 
-def test_an_inner_archives_files_come_to_where_it_lies(tmp_path: Path) -> None:
+def test_an_inner_archives_files_are_written_next_to_it(tmp_path: Path) -> None:
     one = zipped({"v0/1.png": ONE, "v0/2.png": TWO})
     files = {"zips/v0.zip": one, "zips/v1.zip": zipped({"v1/1.png": TWO})}
     brought = bring(tmp_path, nested(tmp_path, files), *FILES)
@@ -294,7 +294,7 @@ def test_without_the_option_a_hint_names_it(tmp_path: Path) -> None:
     assert "--nested extracts them" in brought.text
 
 
-def test_an_inner_archive_that_is_not_read_stays_and_is_told(tmp_path: Path) -> None:
+def test_an_inner_archive_that_is_not_read_stays_and_is_reported(tmp_path: Path) -> None:
     inner = bz2.compress(tarred({"1.png": ONE}))
     files = {"a.rar": b"Rar!", "b.tar.gz.aa": b"x", "c.gz": b"x", "d.tbz": inner}
     files |= {"e.tar.gz_00": b"x", "f.zip.part01": b"x", "g.parquet": b"x", "h.tar.txt": b"x"}

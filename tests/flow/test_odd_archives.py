@@ -119,7 +119,7 @@ HOLE = 30_720 + 512  # behind the first member and its header
     ],
 )
 @pytest.mark.parametrize("size", ["512M", "20K"])
-def test_a_file_whose_space_was_reserved_and_never_filled_is_not_taken_for_whole(
+def test_a_file_whose_space_was_reserved_and_never_filled_is_not_complete(
     tmp_path: Path, name: str, data: bytes, size: str
 ) -> None:
     put(tmp_path / "source" / "a.tar", tarred(PAGES))
@@ -181,7 +181,7 @@ def test_a_name_of_windows_that_leaves_the_dataset_is_refused(tmp_path: Path, na
     assert brought.files == {}
 
 
-def test_a_folder_that_only_its_attributes_tell_is_one(tmp_path: Path) -> None:
+def test_a_folder_known_only_by_its_attributes_is_a_folder(tmp_path: Path) -> None:
     entries = [Raw(b"images", made_by=20, attributes=0x10)]
     entries += [Raw(name.encode(), data, made_by=20) for name, data in PAGES.items()]
     brought = bring(tmp_path, put(tmp_path / "source" / "d.zip", zip_of(entries)))
@@ -328,7 +328,7 @@ def test_a_size_that_has_overflowed_is_refused_with_a_way_out(
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("size", ["512M", "2K"])
-def test_tars_one_behind_the_other_are_one_archive(tmp_path: Path, size: str, packed: bool) -> None:
+def test_concatenated_tars_are_one_archive(tmp_path: Path, size: str, packed: bool) -> None:
     items = list(PAGES.items())
     data = b"".join(tarred(dict(items[first : first + 2])) for first in (0, 2, 4, 6))
     name = "d.tar"
@@ -367,7 +367,7 @@ def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
 # What cannot be read, and what is told of it -----------------------------------------------------
 
 
-def test_what_another_program_reads_is_told_with_its_name(tmp_path: Path) -> None:
+def test_a_format_that_another_program_reads_is_reported_with_its_name(tmp_path: Path) -> None:
     for method, what, program in ((9, "deflate64", "7z x"), (97, "method 97", "the program that")):
         words = f"{what}, which is not supported; unpack the archive ({program}"
         data = zip_of([Raw(b"a", b"x", method)])
@@ -378,7 +378,7 @@ def test_what_another_program_reads_is_told_with_its_name(tmp_path: Path) -> Non
         assert "fetch" not in brought.text
 
 
-def test_volumes_of_a_tar_are_told_how_to_be_put_together(tmp_path: Path) -> None:
+def test_for_volumes_of_a_tar_the_message_says_how_to_join_them(tmp_path: Path) -> None:
     first = header(b"big.bin", 3000) + bytes(1024)
     second = header(b"big.bin", 1976, kind=b"M") + bytes(2048) + END
     put(tmp_path / "source" / "v1.tar", first)
@@ -402,7 +402,7 @@ def test_a_damaged_archive_that_is_read_in_place_is_put_there_again_and_resumed(
     assert finished(folder, plan, list(plan.parts())).files == PAGES
 
 
-def test_a_damaged_archive_of_the_published_digest_is_its_publishers_to_mend(
+def test_a_damaged_archive_with_the_published_digest_is_reported_as_the_publishers_fault(
     tmp_path: Path,
 ) -> None:
     broken = gzip.compress(tarred(PAGES))[:-8] + bytes(8)

@@ -120,7 +120,7 @@ def test_a_path_without_bytes_names_a_file_of_another_shard(tmp_path: Path) -> N
     assert [record["image"] for record in published(run)] == [first, first]
 
 
-def test_a_row_without_any_picture_is_told(tmp_path: Path) -> None:
+def test_a_row_without_any_picture_is_reported(tmp_path: Path) -> None:
     _, _, problem = run_over(tmp_path, {"image": [png(1), None], "text": ["a", "b"]})
     assert problem is not None and problem.cause is Cause.BAD_RECORD
     assert "line 2: names no image" in problem.message

@@ -213,7 +213,7 @@ def test_the_benchmark_runs_on_a_slurm_of_four_nodes(bench: Bench) -> None:
     all_right(websight.measure(bench, "shards.tar.gz", ["slurm"], rounds=1))
 
 
-def test_the_benchmark_tells_what_is_wrong_and_exits_with_1(
+def test_the_benchmark_reports_what_is_wrong_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["--records", "60", "--only", "tar", "--engine", "local", "--dir", str(tmp_path)]

@@ -79,7 +79,7 @@ def test_other_encodings_are_published_as_utf8(tmp_path: Path, data: bytes) -> N
     assert "contains JSON lines in UTF-" in told(run)
 
 
-def test_an_encoding_that_bytes_do_not_tell_is_told_by_the_option_that_a_refusal_names(
+def test_an_encoding_that_bytes_do_not_show_is_set_by_the_option_that_the_refusal_names(
     tmp_path: Path,
 ) -> None:
     data = LINES.replace("é", "\u65e5\u672c").encode("gbk")
@@ -181,7 +181,9 @@ def test_a_damaged_array_is_refused_with_its_place(tmp_path: Path, data: str, wo
     )
 
 
-def test_a_bad_record_of_an_array_is_told_by_its_number_and_dropped_alone(tmp_path: Path) -> None:
+def test_a_bad_record_of_an_array_is_reported_by_its_number_and_dropped_alone(
+    tmp_path: Path,
+) -> None:
     data = json.dumps([RECORDS[0], [], *RECORDS[2:]], indent=1).encode()
     text = refused(tmp_path / "error", [shard(data)], CHAT)
     assert "shard-0000.tar, record 2: not a JSON object" in text
@@ -192,7 +194,7 @@ def test_a_bad_record_of_an_array_is_told_by_its_number_and_dropped_alone(tmp_pa
 
 
 @pytest.mark.parametrize("first", [b'{"id": 0, "image": "images/0', b'{"id": 0,', b"[1, 2]", b"["])
-def test_a_damaged_first_line_is_told_as_one(tmp_path: Path, first: bytes) -> None:
+def test_a_damaged_first_line_is_reported_as_one(tmp_path: Path, first: bytes) -> None:
     data = first + b"\n" + LINES.encode().partition(b"\n")[2]
     if first == b"[":
         assert "is damaged after record 1" in refused(tmp_path, [shard(data)])
@@ -419,7 +421,7 @@ def test_the_websight_layout_takes_no_other_list(tmp_path: Path) -> None:
         ("labels.csv", b"file_name\n" + "\n".join(NAMES).encode()),
     ],
 )
-def test_the_only_file_that_can_hold_records_is_taken_and_told(
+def test_the_only_file_that_can_hold_records_is_used_and_reported(
     tmp_path: Path, name: str, data: bytes
 ) -> None:
     run = run_of(tmp_path, [shard(None, files={name: data, "README.md": b"x"})])
@@ -445,7 +447,9 @@ def test_a_file_that_may_hold_records_or_not_is_named_with_the_option(
 
 
 @pytest.mark.parametrize("damaged", ["metadata.jsonl", "test/0.png", "labels.json"])
-def test_records_among_the_data_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
+def test_records_among_the_data_are_repaired_to_the_same_bytes(
+    tmp_path: Path, damaged: str
+) -> None:
     first = StagedShard(dict(SPLITS))
     if damaged == "labels.json":
         first = shard(None, files={damaged: json.dumps(RECORDS).encode()})

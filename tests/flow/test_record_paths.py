@@ -170,7 +170,7 @@ READ = [
 
 
 @pytest.mark.parametrize(("files", "paths", "expected", "words"), READ)
-def test_a_path_that_can_mean_one_file_is_corrected_and_told(
+def test_a_path_that_can_mean_one_file_is_corrected_and_reported(
     tmp_path: Path, files: list[str], paths: list[str], expected: list[str], words: str
 ) -> None:
     run = stage(tmp_path, [shard(files, paths)])
@@ -391,7 +391,7 @@ def test_every_image_of_a_record_has_to_be_there(tmp_path: Path) -> None:
     assert "1 record's image is missing" in problem.message
 
 
-def test_a_further_image_of_a_record_is_named_and_told_of_where_it_is_missing(
+def test_a_further_image_of_a_record_is_named_and_reported_where_it_is_missing(
     tmp_path: Path,
 ) -> None:
     made = shard(images(2), [])
@@ -416,7 +416,7 @@ def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> No
     assert "none of the 1 records is valid" in problem.message
 
 
-def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) -> None:
+def test_what_was_published_without_bad_records_can_be_repaired(tmp_path: Path) -> None:
     made = shard(["images/no-ending", "images/a.png", "images/b.png"], [])
     made.files["images/no-ending"] = b"text"
     made.files["images/b.png"] = b""
@@ -432,7 +432,7 @@ def test_what_was_published_without_bad_records_can_be_mended(tmp_path: Path) ->
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
 
 
-def test_rewritten_records_are_mended_to_the_same_bytes(tmp_path: Path) -> None:
+def test_rewritten_records_are_repaired_to_the_same_bytes(tmp_path: Path) -> None:
     run = stage(tmp_path, [shard([NFD, *images(2)], [f"/d/{n}" for n in (NFC, *images(2))])])
     assert run_finalize(run.folder, run.plan, Progress())[1] is None
     dest = run.staging.dest

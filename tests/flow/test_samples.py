@@ -185,7 +185,7 @@ def test_each_file_of_a_sample_has_its_place(
     assert found == expected
 
 
-def test_data_without_an_image_stays_a_file_and_is_told(tmp_path: Path) -> None:
+def test_data_without_an_image_stays_a_file_and_is_reported(tmp_path: Path) -> None:
     files = {**samples(range(3)), "x.json": b"{}", "x.txt": b"y", "README": b"z"}
     run, summary, problem = run_over(tmp_path, files)
     assert problem is None
@@ -282,7 +282,7 @@ def test_unverified_samples_are_read_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damaged", ["prompts.jsonl", "images/00007.png"])
-def test_samples_are_mended_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
+def test_samples_are_repaired_to_the_same_bytes(tmp_path: Path, damaged: str) -> None:
     run, _, problem = run_over(tmp_path, samples(range(9)), parts=3)
     assert problem is None
     file = run.staging.dest / damaged

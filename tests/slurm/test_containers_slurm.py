@@ -63,7 +63,7 @@ def test_an_image_goes_to_srun_with_the_folders_of_the_run(
             assert any(path.is_relative_to(target) for target in targets), path
 
 
-def test_a_node_that_does_not_see_the_environment_is_found_and_told_what_to_do(
+def test_a_node_without_the_environment_is_found_and_the_message_says_what_to_do(
     plain: Site, tmp_path: Path
 ) -> None:
     gone = "/nowhere/env/bin/python3"

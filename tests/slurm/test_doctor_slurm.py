@@ -126,7 +126,7 @@ def test_a_setup_line_that_fails_is_named(
     assert told in shell.run("doctor", "--dest", "data", "--setup", line, rc=None).out
 
 
-def test_a_controller_that_is_down_is_told_at_once_and_no_job_is_tried(tmp_path: Path) -> None:
+def test_a_controller_that_is_down_is_reported_at_once_and_no_job_is_tried(tmp_path: Path) -> None:
     if reason := available(accounting=False):
         pytest.skip(reason)
     with PrivateSlurm.start(accounting=False, nodes=1) as slurm:

@@ -138,7 +138,7 @@ def test_a_local_folder_of_tars_is_published_and_others_can_wait_for_it(
 # The chain -------------------------------------------------------------------------------------
 
 
-def test_the_array_waits_for_the_download_and_status_tells_the_truth_meanwhile(
+def test_the_array_waits_for_the_download_and_status_is_right_meanwhile(
     site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:
     archive = samples.pack_one(dataset, tmp_path, "tar.gz")

@@ -358,7 +358,7 @@ def test_more_time_than_the_partition_gives_is_refused_as_it_would_never_start(
         (Resources(reservation="nope"), "reservation"),
     ],
 )
-def test_a_refusal_is_told_in_sbatchs_own_words_with_a_remedy(
+def test_a_refusal_is_reported_in_sbatchs_own_words_with_a_remedy(
     engine: SlurmEngine, folder: RunFolder, resources: Resources, words: str, slurm: PrivateSlurm
 ) -> None:
     with pytest.raises(EngineError, match=f"(?i){words}") as caught:
@@ -415,7 +415,7 @@ def strict() -> Iterator[PrivateSlurm]:
         (Resources(account="lab", qos="tiny", time_min=9), "MaxSubmit.*--tasks"),
     ],
 )
-def test_limits_of_accounts_are_told_and_nothing_is_left(
+def test_limits_of_accounts_are_reported_and_nothing_is_left(
     strict: PrivateSlurm,
     folder: RunFolder,
     monkeypatch: pytest.MonkeyPatch,
@@ -429,7 +429,7 @@ def test_limits_of_accounts_are_told_and_nothing_is_left(
 
 
 @pytest.mark.parametrize("who", [("-A", "hall"), ("-A", "lab", "-q", "few")])
-def test_a_limit_of_submitted_jobs_is_told_with_the_launch_that_fits(
+def test_a_limit_of_submitted_jobs_is_reported_with_the_launch_that_fits(
     strict: PrivateSlurm, cli: Cli, tmp_path: Path, who: tuple[str, ...]
 ) -> None:
     shell = cli.having(**strict.env)
@@ -465,7 +465,7 @@ def test_a_momentary_failure_is_tried_again(
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_job_whose_acceptance_was_not_heard_of_is_found_and_not_submitted_again(
+def test_a_job_is_found_and_not_submitted_again_when_the_reply_of_sbatch_was_lost(
     engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], count: int
 ) -> None:
     log = wrap(
@@ -582,7 +582,7 @@ def test_the_id_is_found_whatever_a_wrapper_of_sbatch_makes_of_the_answer(
     }
 
 
-def test_a_success_of_sbatch_that_submits_nothing_is_told(
+def test_a_success_of_sbatch_that_submits_nothing_is_reported(
     engine: SlurmEngine, folder: RunFolder, wrap: Callable[[str, str], Path], slurm: PrivateSlurm
 ) -> None:
     log = wrap("sbatch", "echo Maintenance today, come back tomorrow.")
@@ -640,7 +640,7 @@ def test_a_pending_task_cancelled_alone_is_cancelled(
     assert one(engine, folder, handle.task_ids[1]).cause is None
 
 
-def test_a_requeued_task_goes_on_under_its_id_whatever_it_left(
+def test_a_requeued_task_continues_under_its_id_whatever_it_left(
     engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
 ) -> None:
     payload.write_script(folder.path, {"extract.0": "hold"})
@@ -692,7 +692,7 @@ def test_a_lost_node_is_named(
         narrow.run("scontrol", "update", f"nodename={node}", "state=resume")
 
 
-def test_who_cancelled_is_told_where_there_is_accounting(
+def test_who_cancelled_is_reported_where_there_is_accounting(
     engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm, wrap: Callable[[str, str], Path]
 ) -> None:
     payload.write_script(folder.path, {"extract.0": "hold"})
@@ -707,7 +707,9 @@ def test_who_cancelled_is_told_where_there_is_accounting(
     assert not state.raw.endswith(str(os.geteuid()))
 
 
-def test_a_time_limit_is_told(engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm) -> None:
+def test_a_time_limit_is_reported(
+    engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
+) -> None:
     payload.write_script(folder.path, {"extract.0": "hold"})
     handle = engine.submit(spec(folder), None)
     slurm.wait_for(lambda: payload.events(folder.path))

@@ -73,7 +73,7 @@ def _may_name(importer: str, named: str) -> bool:
     return below or importer.split(".")[:2] == named.split(".")[:2]
 
 
-def test_no_string_links_a_module_to_one_that_stands_above_it() -> None:
+def test_no_string_links_a_module_to_one_above_it() -> None:
     wrong = [
         f"{module.name} -> {named}"
         for module in MODULES

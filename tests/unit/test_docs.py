@@ -85,7 +85,7 @@ def _typed(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_the_documents_tell_to_type_is_understood(document: Path) -> None:
+def test_every_command_in_the_documents_is_understood(document: Path) -> None:
     """Every option and argument is parsed by its command, and nothing is carried out."""
     for words in _typed(document.read_text(encoding="utf-8")):
         while words[0].startswith("-"):

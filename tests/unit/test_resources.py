@@ -154,7 +154,7 @@ def test_bad_nodes_are_added_to_those_left_out_once() -> None:
     assert grown(Resources(), set()).exclude is None
 
 
-def test_a_limit_of_the_shell_is_left_behind_unless_the_user_said_what_follows() -> None:
+def test_a_limit_of_the_shell_is_not_passed_on_unless_the_user_asked_for_it() -> None:
     assert grown(Resources(), {Cause.LIMIT}).sbatch_args == ("--propagate=NONE",)
     said = Resources(sbatch_args=("--nice=1 --propagate=CPU",))
     assert grown(said, {Cause.LIMIT}) == said

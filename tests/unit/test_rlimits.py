@@ -85,7 +85,7 @@ def test_limits_that_may_have_ended_a_process_are_listed(limit: Limit) -> None:
     ("hard", "ahead", "told"),
     [(1, 1, "1 s"), (2, 1, "2 s"), (8, 6, "8 s"), (3600, 3595, "3,600 s")],
 )
-def test_the_signal_comes_ahead_of_the_kill_and_the_users_own_number_is_told(
+def test_the_signal_comes_before_the_kill_and_the_users_own_number_is_reported(
     hard: int, ahead: int, told: str
 ) -> None:
     code = (

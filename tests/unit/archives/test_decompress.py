@@ -76,7 +76,7 @@ def test_a_large_window_is_filled_only_where_the_archive_is_large() -> None:
     assert content(Format.TAR_ZST, zst_with_window(data, 26)) == data
 
 
-def test_a_window_that_is_too_large_is_told_with_the_command_that_inflates_it() -> None:
+def test_a_window_that_is_too_large_is_reported_with_the_command_that_inflates_it() -> None:
     error = refusal(Format.TAR_ZST, zst_with_window(b"x" * (70 << 20), 31))
     assert error.cause is Cause.UNSUPPORTED
     assert "needs a window of 2048 MiB for decompression, and 64 MiB are allowed" in error.message
@@ -115,7 +115,7 @@ def test_a_larger_archive_gets_more_memory_of_what_is_free(monkeypatch: pytest.M
     assert memory_for(1 << 30).most > 2 << 30  # the largest window of zstd
 
 
-def test_what_is_free_is_told_by_the_machine_and_by_each_control_group(tmp_path: Path) -> None:
+def test_free_memory_is_that_of_the_machine_and_of_each_control_group(tmp_path: Path) -> None:
     proc, groups = tmp_path / "proc", tmp_path / "cgroup"
     assert free_memory(proc, groups) == 0
     files = {

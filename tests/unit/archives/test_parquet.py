@@ -95,7 +95,7 @@ def test_rows_become_images_and_a_records_file(
     assert all(entry.problem is None for entry in run.entries(run.parts[0]))
 
 
-def test_parts_are_ranges_of_row_groups_and_together_the_whole(
+def test_parts_are_ranges_of_row_groups_and_together_complete(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
 ) -> None:
     path = written({"image": images(pages), "text": list("abcdefghi")}, rows=2)
@@ -167,7 +167,7 @@ def test_a_file_without_images_that_names_some_gives_records_alone(
     assert run.tree() == {}
 
 
-def test_bytes_that_are_no_image_are_told_by_the_check(
+def test_bytes_that_are_no_image_are_found_by_the_check(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:
     path = written({"image": images([b"<html>no</html>"]), "text": ["a"]})
@@ -295,7 +295,7 @@ def test_our_path_takes_the_image_field_and_the_old_value_stays(
     assert lines[1]["image"] is None
 
 
-def test_bytes_that_are_no_pictures_stay_in_the_record_and_are_told(
+def test_bytes_that_are_no_pictures_stay_in_the_record_and_are_reported(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
 ) -> None:
     embedding = [b"\xff\xfe" * 8, b"BM" + bytes(30), b"\xff\xd8\xff" + bytes(9)]
@@ -309,7 +309,7 @@ def test_bytes_that_are_no_pictures_stay_in_the_record_and_are_told(
     assert "'embedding'" in warning and "base64" in warning
 
 
-def test_a_warning_of_the_whole_file_comes_from_one_part(
+def test_a_warning_about_the_file_comes_from_one_part(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
 ) -> None:
     path = written({"image": images(pages), "audio": pa.array([b"RIFF"] * 9)}, rows=2)
@@ -402,7 +402,7 @@ def test_times_keep_their_nanoseconds(tmp_path: Path, written: Callable[..., Pat
     ]
 
 
-def test_a_value_that_no_record_can_hold_is_told(
+def test_a_value_that_no_record_can_hold_is_reported(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:
     run = extracting(tmp_path, [written({"long": pa.array([1], pa.duration("ns"))})])
@@ -424,7 +424,7 @@ def test_without_a_records_file_each_part_has_one_of_its_own(
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped footer", "zeroed pages"])
-def test_damage_is_told_on_one_line(
+def test_damage_is_reported_on_one_line(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path], damage: str
 ) -> None:
     path = written({"image": images(pages), "text": list("abcdefghi")})

@@ -191,7 +191,7 @@ def test_decoding_sees_what_the_structure_hides() -> None:
         ("images/.png", True),
     ],
 )
-def test_names_tell_what_is_to_be_an_image(path: str, expected: bool) -> None:
+def test_names_decide_what_must_be_an_image(path: str, expected: bool) -> None:
     assert is_image_name(path) is expected
 
 
@@ -262,7 +262,7 @@ META = box(b"meta", bytes(4) + box(b"hdlr", b"x" * 24) + box(b"iloc", b"y" * 5))
         (HEIC + META + box(b"mdat", b"p" * 50) + b"\n", "warning: HEIC: 1 bytes after"),
     ],
 )
-def test_the_boxes_of_a_picture_tell_how_long_it_is(data: bytes, finding: str | None) -> None:
+def test_the_boxes_of_a_picture_give_its_length(data: bytes, finding: str | None) -> None:
     told = found("images/a.heic", data)
     assert told == finding or (finding is not None and told is not None and finding in told)
 
@@ -282,7 +282,9 @@ LAST = box(b"jxlp", struct.pack(">I", 1 << 31 | 1) + b"x" * 9)
         (JXL + PIECE + LAST[:-1], "JPEG XL: truncated: 73 of 74 bytes"),
     ],
 )
-def test_a_picture_in_pieces_is_whole_with_its_last_one(data: bytes, finding: str | None) -> None:
+def test_a_picture_in_pieces_is_complete_with_its_last_one(
+    data: bytes, finding: str | None
+) -> None:
     told = found("images/a.jxl", data)
     assert (told or "").startswith(finding or "")
     assert (told is None) is (finding is None)
@@ -300,7 +302,7 @@ def test_a_picture_in_pieces_is_whole_with_its_last_one(data: bytes, finding: st
         (b"crx ____isom", None),
     ],
 )
-def test_brands_tell_pictures_from_videos(brands: bytes, content: str | None) -> None:
+def test_brands_distinguish_pictures_from_videos(brands: bytes, content: str | None) -> None:
     assert content_of(box(b"ftyp", brands) + META) == content
 
 
@@ -320,7 +322,7 @@ def test_what_a_plugin_claims_and_cannot_open_has_failed(data: bytes, finding: s
 
 
 @pytest.mark.parametrize("plugin", [None, "a text: not built"])
-def test_a_decoder_that_is_not_there_is_told_and_is_no_verdict(
+def test_a_missing_decoder_is_reported_and_is_no_verdict(
     monkeypatch: pytest.MonkeyPatch, plugin: str | None
 ) -> None:
     data = picture("AVIF")
@@ -336,7 +338,7 @@ def test_a_decoder_that_is_not_there_is_told_and_is_no_verdict(
     assert told.startswith("warning: not decoded: Pillow") and "AVIF" in told
 
 
-def test_a_codec_that_pillow_was_built_without_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_codec_that_pillow_was_built_without_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_: object, **__: object) -> None:
         raise OSError("decoder jpeg not available")
 

@@ -142,7 +142,7 @@ def test_what_is_no_record_says_why(line: bytes, words: str) -> None:
         parse(line)
 
 
-def test_a_field_that_is_told_is_the_only_one() -> None:
+def test_a_given_field_is_the_only_one() -> None:
     assert parse(b'{"image": "a", "shot": "b"}', "shot").images == (named("b", "shot"),)
     with pytest.raises(BadLineError, match="no path in its field 'shot'; its fields are 'image'"):
         parse(b'{"image": "a"}', "shot")
@@ -246,7 +246,7 @@ def test_several_paths_of_a_record_are_rewritten_at_once() -> None:
         ("images/..", "outside the dataset"),
     ],
 )
-def test_paths_outside_are_told(path: str, fact: str | None) -> None:
+def test_paths_outside_are_reported(path: str, fact: str | None) -> None:
     found = records.problem_of_path(path)
     assert (found is None) if fact is None else (found is not None and fact in found)
 

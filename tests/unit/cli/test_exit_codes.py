@@ -36,7 +36,7 @@ def test_a_run_that_is_not_over_is_no_failure() -> None:
     )
 
 
-def test_a_dataset_that_is_not_whole_is_told_from_a_run_that_ended_early() -> None:
+def test_an_incomplete_dataset_is_distinguished_from_a_run_that_ended_early() -> None:
     done = [
         result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
         *(result(Stage.EXTRACT, n, [item(items[0])]) for _, n, items in CHAIN[1:4]),

@@ -93,7 +93,7 @@ def test_what_runs_is_followed_before_what_waits_and_what_ended(
     assert view is not None and _names([view]) == [task]
 
 
-def test_of_an_ended_run_the_one_that_tells_most_is_followed() -> None:
+def test_of_an_ended_run_the_most_informative_log_is_followed() -> None:
     view = log_output.to_follow(runs.published())
     assert view is not None and _names([view]) == ["finalize 0"]
 

@@ -68,7 +68,7 @@ def _hostile() -> RunState:
         pytest.param(runs.make_state(runs.make_plan(2), submissions=()), id="never submitted"),
     ],
 )
-def test_the_page_is_whole_and_asks_nothing_of_anybody(state: RunState) -> None:
+def test_the_page_is_complete_and_loads_nothing(state: RunState) -> None:
     html = _page(state)
     balance = _Balance()
     balance.feed(html)

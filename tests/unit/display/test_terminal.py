@@ -47,7 +47,7 @@ def test_letters_follow_the_encoding(encoding: str, unicode: bool) -> None:
     assert style_of(_Stream(tty=True, encoding=encoding), {}).unicode is unicode
 
 
-def test_ascii_stands_in_where_letters_are_missing() -> None:
+def test_ascii_is_used_where_letters_are_missing() -> None:
     look = TerminalStyle(unicode=False)
     assert look.spell("✓ a · b → c ✗ ä") == "+ a - b > c x \\xe4"
     assert TerminalStyle(unicode=True).spell("✓ ä") == "✓ ä"

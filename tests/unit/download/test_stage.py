@@ -63,7 +63,7 @@ def run(
 
 
 @pytest.mark.parametrize("fmt", ["tar", "tar.gz", "zip"])
-def test_an_archive_is_read_where_it_lies(dataset: Path, tmp_path: Path, fmt: str) -> None:
+def test_an_archive_is_read_in_place(dataset: Path, tmp_path: Path, fmt: str) -> None:
     archive = samples.pack_one(dataset, tmp_path / "in", fmt)
     folder, plan = planned(tmp_path, archive, part_size=100_000)
     assert [item.outcome for item in run(folder, plan)] == [Outcome.OK]
@@ -168,7 +168,7 @@ def test_a_folder_is_listed_in_parts_that_hold_all_of_it_once(
     assert found == wanted
 
 
-def test_an_archive_that_its_owner_mended_may_have_another_size(
+def test_an_archive_that_its_owner_repaired_may_have_another_size(
     dataset: Path, tmp_path: Path
 ) -> None:
     archive = samples.pack_one(dataset, tmp_path / "in", "tar.gz")
@@ -193,7 +193,7 @@ def test_an_archive_that_its_owner_mended_may_have_another_size(
     assert fetched.sizes == (archive.stat().st_size,) != (len(whole),)
 
 
-def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_anew(
+def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_again(
     dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:
     archive = samples.pack_one(dataset, tmp_path / "in", "tar")
@@ -240,7 +240,7 @@ def test_other_bytes_under_the_archives_name_are_never_cut_into_parts(
 
 
 @pytest.mark.parametrize("stopped", [False, True])
-def test_a_second_reading_for_another_digest_hears_a_stop_and_counts_once(
+def test_a_second_reading_for_another_digest_can_be_stopped_and_counts_once(
     tmp_path: Path, web: FaultyServer, stopped: bool
 ) -> None:
     data = tar_of(1024)
@@ -268,7 +268,7 @@ def test_a_second_reading_for_another_digest_hears_a_stop_and_counts_once(
 
 
 @pytest.mark.parametrize("resumed", [False, True], ids=["launched", "resumed"])
-def test_a_node_without_internet_is_told_of_and_of_no_other_trouble(
+def test_a_node_without_internet_is_the_only_problem_reported(
     dataset: Path, tmp_path: Path, resumed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard, "_TRIES", 1)

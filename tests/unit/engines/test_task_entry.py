@@ -106,7 +106,7 @@ def test_what_a_kill_in_mid_dump_left_is_removed(
     assert not left.exists()
 
 
-def test_a_task_is_plain_values_and_calls_the_worker_unless_told_otherwise() -> None:
+def test_a_task_is_plain_values_and_calls_the_worker_by_default() -> None:
     entry = Entry("/logs/run", "extract", 3, 1)
     assert entry.call == "jobs.worker:run_task"
     assert len(pickle.dumps(entry)) < 500

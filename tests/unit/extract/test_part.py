@@ -135,7 +135,7 @@ def test_what_a_check_finds_is_in_the_manifest(new_run: Callable[..., Run]) -> N
     assert "HTML" in str(run.entries(ONLY)[0].problem)
 
 
-def test_the_records_file_lies_apart_and_is_in_the_manifest(new_run: Callable[..., Run]) -> None:
+def test_the_records_file_is_separate_and_in_the_manifest(new_run: Callable[..., Run]) -> None:
     run = new_run()
     summary = run.extract([file("prompts.jsonl", b"{}\n"), file("images/notes.txt", b"x")])
     assert run.records("s0") == b"{}\n"
@@ -144,7 +144,7 @@ def test_the_records_file_lies_apart_and_is_in_the_manifest(new_run: Callable[..
     assert {entry.path for entry in run.entries(ONLY)} == {"prompts.jsonl", "images/notes.txt"}
 
 
-def test_of_two_records_files_the_last_counts_and_that_is_told(
+def test_of_two_records_files_the_last_counts_and_that_is_reported(
     new_run: Callable[..., Run],
 ) -> None:
     run = new_run()
@@ -186,7 +186,7 @@ def test_the_top_folder_that_the_reader_found_goes(new_run: Callable[..., Run]) 
     assert run.records("s0") == b"{}\n"
 
 
-def test_strip_components_takes_so_many_and_counts_what_lies_above(
+def test_strip_components_removes_so_many_and_counts_what_is_above(
     new_run: Callable[..., Run],
 ) -> None:
     run = new_run(layout=FILES, strip_components=2)
@@ -202,7 +202,7 @@ def test_each_shard_can_have_a_folder_of_its_own(new_run: Callable[..., Run]) ->
     assert paths == {"images/s0/a", "s0/b\\xff"}
 
 
-def test_of_two_members_with_one_path_the_last_counts_and_that_is_told(run: Run) -> None:
+def test_of_two_members_with_one_path_the_last_counts_and_that_is_reported(run: Run) -> None:
     summary = run.extract([file("a", b"longer"), file("b", b"2"), file("./a", b"new")])
     assert run.tree() == {"a": b"new", "b": b"2"}
     assert sorted((entry.path, entry.size) for entry in run.entries(ONLY)) == [("a", 3), ("b", 1)]
@@ -220,7 +220,7 @@ def test_a_member_that_a_later_part_replaces_is_not_written(run: Run) -> None:
     assert "replaced" in summary.warnings[0]
 
 
-def test_paths_that_differ_in_case_only_are_told(run: Run) -> None:
+def test_paths_that_differ_in_case_only_are_reported(run: Run) -> None:
     summary = run.extract([file("Ähre", b"1"), file("ähre", b"2"), file("C", b""), file("c", b"")])
     assert len(run.tree()) == 4
     assert summary.warnings[0].startswith("2 paths differ from another in case only")
@@ -240,9 +240,7 @@ def test_a_path_that_is_both_file_and_folder_refuses_the_part(run: Run) -> None:
         assert caught.value.cause is Cause.COLLISION
 
 
-def test_nothing_is_written_through_a_link_that_lies_there_already(
-    run: Run, tmp_path: Path
-) -> None:
+def test_nothing_is_written_through_an_existing_link(run: Run, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
     (run.staging.data / "soft").symlink_to(outside)
@@ -408,7 +406,7 @@ def test_a_member_shorter_than_it_says_refuses_the_part(run: Run) -> None:
         run.extract([member])
 
 
-def test_a_stop_is_heard_inside_a_member(run: Run) -> None:
+def test_a_stop_takes_effect_inside_a_member(run: Run) -> None:
     progress = Progress()
 
     class Slow(FakeArchive):

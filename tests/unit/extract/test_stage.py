@@ -105,7 +105,7 @@ def test_every_part_has_its_result_in_order_and_all_is_counted(
     assert progress.bytes_done == sum(path.stat().st_size for path in shards)
 
 
-def test_parts_of_one_archive_are_together_the_whole(tmp_path: Path) -> None:
+def test_parts_of_one_archive_are_together_complete(tmp_path: Path) -> None:
     pages = make_dataset(tmp_path / "pages", records=30)
     whole = {f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()}
     for number, fmt in enumerate(("tar", "tar.gz", "zip")):
@@ -145,7 +145,7 @@ def test_an_archive_that_is_gone_is_to_be_fetched_again(tmp_path: Path, shards: 
     assert second.outcome is Outcome.OK
 
 
-def test_a_local_archive_that_changed_is_told(tmp_path: Path, shards: list[Path]) -> None:
+def test_a_local_archive_that_changed_is_reported(tmp_path: Path, shards: list[Path]) -> None:
     copy = tmp_path / "changed.tar.gz"
     copy.write_bytes(shards[0].read_bytes())
     run = extracting(tmp_path, [copy])
@@ -189,7 +189,7 @@ def test_a_damaged_archive_is_fetched_again_once(
         (signal.SIGKILL, Cause.OUT_OF_MEMORY),
     ],
 )
-def test_a_crash_costs_its_part_and_the_next_ones_go_on(
+def test_a_crash_costs_its_part_and_the_next_ones_continue(
     tmp_path: Path, long: Path, shards: list[Path], number: signal.Signals, cause: Cause
 ) -> None:
     run = extracting(tmp_path, [long, shards[0]], options=PLAIN)
@@ -220,7 +220,7 @@ def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
     assert run.folder.finished_ids() == set()
 
 
-def test_signals_to_the_whole_group_are_the_parents_matter(tmp_path: Path, long: Path) -> None:
+def test_signals_to_the_process_group_are_handled_by_the_parent(tmp_path: Path, long: Path) -> None:
     run = extracting(tmp_path, [long], options=PLAIN)
 
     def signals(pid: int) -> None:

@@ -73,7 +73,7 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Extracting:
     return _run(tmp_path, gzip.compress(data) if request.param.endswith("gz") else data)
 
 
-def test_every_part_is_written_and_lies_where_the_evidence_says(run: Extracting) -> None:
+def test_every_part_is_written_and_is_where_the_evidence_says(run: Extracting) -> None:
     streamed = _stream(run)
     assert run.tree() == FILES
     assert streamed.member_index is not None and streamed.member_index.members == COUNT
@@ -232,7 +232,7 @@ def test_damage_ends_the_pass_and_parts_before_it_stay(tmp_path: Path) -> None:
     assert done == [f"{part.id}.jsonl" for part in run.parts[: len(done)]] and done
 
 
-def test_what_cannot_be_kept_up_with_goes_to_a_plain_copy_from_there_on(
+def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TarStream, "taken", property(lambda stream: 0))  # nothing was read yet

@@ -43,7 +43,7 @@ def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
     finish(run)
 
 
-def test_a_log_folder_under_a_name_that_an_archive_brings_is_told_before_anything_moves(
+def test_a_log_folder_with_the_name_of_a_member_is_reported_before_anything_moves(
     tmp_path: Path,
 ) -> None:
     shard = pages(0, 2)
@@ -98,7 +98,7 @@ def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     return dest, kept
 
 
-def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_told(tmp_path: Path) -> None:
+def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_reported(tmp_path: Path) -> None:
     old = pages(0, 3)
     old.files["images/deep/a.txt"] = b"old"
     old.files[b"images/\xff.txt"] = b"old too"
@@ -114,7 +114,7 @@ def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_told(tmp_path
     assert not (kept / "images" / "empty").exists()
 
 
-def test_an_old_folder_that_no_manifest_tells_of_is_kept_whole(tmp_path: Path) -> None:
+def test_an_old_folder_that_no_manifest_lists_is_kept_completely(tmp_path: Path) -> None:
     images = tmp_path / "dest" / "images"
     images.mkdir(parents=True)
     (images / "000010.png").write_bytes(b"mine")
@@ -125,7 +125,7 @@ def test_an_old_folder_that_no_manifest_tells_of_is_kept_whole(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["images", "images/deep"])
-def test_nothing_is_removed_behind_a_link_that_a_user_put_there(tmp_path: Path, name: str) -> None:
+def test_nothing_is_removed_through_a_link_that_a_user_put_there(tmp_path: Path, name: str) -> None:
     old = pages(0, 2)
     old.files["images/deep/a.txt"] = b"old"
     finish(stage(tmp_path, [old], run_id="2025-old"))
@@ -150,7 +150,7 @@ def test_a_manifest_removes_nothing_outside_the_old_dataset(tmp_path: Path) -> N
     assert not kept.exists()
 
 
-def test_an_old_dataset_that_cannot_be_removed_stays_and_is_told(tmp_path: Path) -> None:
+def test_an_old_dataset_that_cannot_be_removed_stays_and_is_reported(tmp_path: Path) -> None:
     finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
     (tmp_path / "dest" / "images" / "mine").write_bytes(b"mine")
     run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
@@ -274,7 +274,7 @@ def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
     assert mine.exists()
 
 
-def test_unfinished_parts_are_told_and_nothing_is_lost(tmp_path: Path) -> None:
+def test_unfinished_parts_are_reported_and_nothing_is_lost(tmp_path: Path) -> None:
     run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
     run.folder.manifest(run.plan.parts()[1]).unlink()
     run.folder.fetched(run.plan.shards[1].id).unlink()
@@ -371,7 +371,7 @@ def test_bad_records_and_images_are_dropped_together(tmp_path: Path) -> None:
     assert (counts["records"], counts["records_dropped"], counts["images"]) == (3, 2, 3)
 
 
-def test_the_receipt_tells_where_everything_came_from(tmp_path: Path) -> None:
+def test_the_receipt_says_where_everything_came_from(tmp_path: Path) -> None:
     run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
     receipt = finish(run)
     source = receipt["source"]

@@ -50,7 +50,7 @@ def tar() -> bytes:
         (b"age-encryption.org/v1\n", "a file encrypted with age"),
     ],
 )
-def test_first_bytes_tell_how_a_file_is_packed(head: bytes, name: str) -> None:
+def test_first_bytes_decide_how_a_file_is_packed(head: bytes, name: str) -> None:
     found = magic.packing_of(head)
     assert found is not None and found.name == name
 
@@ -99,7 +99,7 @@ def test_random_bytes_are_no_archive() -> None:
         ("a.tar.d/b", None, "", "a.tar.d/b"),
     ],
 )
-def test_names_tell_what_they_claim(
+def test_names_show_what_they_claim(
     name: str, packing: str | None, ending: str, one_file: str
 ) -> None:
     found = magic.packing_named(name)

@@ -37,7 +37,7 @@ def test_only_a_time_may_be_negative_and_only_some_fields_blank() -> None:
     assert number(bytes(12), "time", empty=7) == 7
 
 
-def test_a_header_tells_name_size_mode_time_kind_and_target() -> None:
+def test_a_header_gives_name_size_mode_time_kind_and_target() -> None:
     found = parse(header(b"a/b", 77, mode=0o4755, mtime=9, kind=b"2", target=b"c"))
     assert (found.name, found.size, found.mode, found.mtime) == (b"a/b", 77, 0o755, 9)
     assert (found.kind, found.target) == (b"2", b"c")

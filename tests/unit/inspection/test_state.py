@@ -290,7 +290,7 @@ def test_a_missing_task_says_why_and_where() -> None:
     assert "resume" in open_problem.problem.message
 
 
-def test_an_attempt_that_the_engine_refused_is_told_once_in_its_words() -> None:
+def test_an_attempt_that_the_engine_refused_is_reported_once_in_its_words() -> None:
     tried = structs.replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
     tried = structs.replace(
         tried, tasks=tuple(structs.replace(task, job_id=None) for task in tried.tasks)

@@ -48,7 +48,7 @@ def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None
     assert error["retryable"] and error["log"] == str(place / "101_3_0_log.err")
 
 
-def test_what_finalize_found_is_told(tmp_path: Path) -> None:
+def test_what_finalize_found_is_reported(tmp_path: Path) -> None:
     state = runs.published()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
     told = status_json.as_json(state, folder, runs.NOW)
@@ -56,7 +56,7 @@ def test_what_finalize_found_is_told(tmp_path: Path) -> None:
     assert told["checks"][-1] == "✓ Dataset verification passed!"
 
 
-def test_a_heartbeat_is_read_only_where_no_result_tells_more(tmp_path: Path) -> None:
+def test_a_heartbeat_is_read_only_where_no_result_says_more(tmp_path: Path) -> None:
     plan = runs.make_plan(3)
     submission = runs.make_submission(plan)
     tasks = submission.of_stage(Stage.EXTRACT)

@@ -77,7 +77,7 @@ def test_the_last_lines_of_a_long_log(tmp_path: Path) -> None:
     assert task_logs.tail(tmp_path / "none", 5) == []
 
 
-def test_a_follower_gives_whole_lines_as_they_come(tmp_path: Path) -> None:
+def test_a_follower_returns_complete_lines_as_they_are_written(tmp_path: Path) -> None:
     path = tmp_path / "log"
     follower = task_logs.LogFollower(path)
     assert list(follower.read()) == []

@@ -40,7 +40,7 @@ def test_a_free_destination_is_taken_and_the_claim_says_by_whom(tmp_path: Path) 
     assert names(tmp_path / "data") == ["claim.json"]
 
 
-def test_the_second_run_is_told_run_host_time_and_what_to_do(tmp_path: Path) -> None:
+def test_the_second_run_gets_run_host_time_and_what_to_do(tmp_path: Path) -> None:
     first = take(tmp_path / "data", "run-a")
     with pytest.raises(ClaimedError) as caught:
         take(tmp_path / "data", "run-b", "it is running; wait, or cancel it")
@@ -50,7 +50,7 @@ def test_the_second_run_is_told_run_host_time_and_what_to_do(tmp_path: Path) -> 
     assert "\n" not in message
 
 
-def test_a_run_that_holds_its_destination_goes_on_holding_it(tmp_path: Path) -> None:
+def test_a_run_that_holds_its_destination_keeps_holding_it(tmp_path: Path) -> None:
     first = take(tmp_path / "data", "run-a")
     assert take(tmp_path / "data", "run-a") == first
 

@@ -179,7 +179,7 @@ def test_a_quota_of_the_mount_counts_and_another_mounts_does_not(
 
 
 @pytest.mark.parametrize("line", ["", "none", "/s a b c - d e f -", "/s 1 0 0 - 1 0 0 -"])
-def test_a_quota_tool_that_tells_nothing_stops_nothing(
+def test_a_quota_tool_without_output_stops_nothing(
     tmp_path: Path, quota_tool: Callable[[str, str], None], line: str
 ) -> None:
     quota_tool("lfs", line)
@@ -254,7 +254,7 @@ def test_a_dangling_link_is_named(tmp_path: Path) -> None:
     assert "dangling link" in line
 
 
-def test_sizes_that_nobody_tells_are_said_and_stop_nothing(tmp_path: Path) -> None:
+def test_unknown_sizes_are_reported_and_stop_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path / "d", size=None)
     assert preflight.problems(made) == []
     assert "2 shards" in preflight.notes(made, engine="local")[0]

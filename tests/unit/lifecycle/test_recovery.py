@@ -130,7 +130,7 @@ def test_a_finalize_that_fell_just_now_is_made_again() -> None:
     assert [task.stage for task in recover(judge(evidence)).tasks] == [Stage.FINALIZE]
 
 
-def test_a_chain_that_can_never_start_is_cancelled_and_submitted_anew() -> None:
+def test_a_chain_that_can_never_start_is_cancelled_and_submitted_again() -> None:
     engine: dict[TaskKey, TaskState] = {
         (1, stage, n): NEVER for stage, n, _ in CHAIN if stage is not Stage.DOWNLOAD
     }
@@ -160,7 +160,7 @@ def test_out_of_memory_asks_for_twice_as_much_and_says_so() -> None:
 
 
 @pytest.mark.parametrize("engine", ["slurm", "local"])
-def test_a_limit_of_the_launching_shell_is_left_behind_by_every_job_on_slurm(engine: str) -> None:
+def test_no_slurm_job_inherits_a_limit_of_the_launching_shell(engine: str) -> None:
     asked = Resources(sbatch_args=("--nice=1",))
     submission = structs.replace(cases.submission(CHAIN, resources=asked), engine=engine)
     done = [

@@ -73,7 +73,7 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
         pytest.param(0, "only 0 can be submitted now", "", id="none at all"),
     ],
 )
-def test_a_limit_of_submitted_jobs_is_told_with_what_the_chain_needs_and_what_fits(
+def test_a_limit_of_submitted_jobs_is_reported_with_what_the_chain_needs_and_what_fits(
     folder: RunFolder, limit: int, told: str, remedy: str
 ) -> None:
     engine = FakeEngine(limit=limit)

@@ -41,7 +41,7 @@ def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> Non
     assert path.stat() == before
 
 
-def test_a_read_only_file_of_a_killed_attempt_is_made_anew(tmp_path: Path) -> None:
+def test_a_read_only_file_of_a_killed_attempt_is_written_again(tmp_path: Path) -> None:
     path = tmp_path / "page.png"
     path.write_bytes(b"of the killed attempt")
     path.chmod(0o444)

@@ -50,7 +50,7 @@ def default_sigint() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("default_sigint")
-def test_ctrl_c_is_heard_while_an_answer_is_waited_for() -> None:
+def test_ctrl_c_takes_effect_while_a_response_is_awaited() -> None:
     never = threading.Event()
     threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
     begun = time.monotonic()

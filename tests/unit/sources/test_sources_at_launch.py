@@ -51,7 +51,7 @@ def ready(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hu
 # Hub ------------------------------------------------------------------------------------------
 
 
-def test_the_hub_tells_commit_licence_sizes_and_digests(ready: HubServer) -> None:
+def test_the_hub_gives_commit_licence_sizes_and_digests(ready: HubServer) -> None:
     sha = ready.update("org/d", {"LICENSE": b"x"})
     source = opened(SourceKind.HUB, "org/d")
     ref = source.describe()
@@ -159,7 +159,7 @@ def test_offline_is_obeyed(ready: HubServer, monkeypatch: pytest.MonkeyPatch) ->
 # URLs -----------------------------------------------------------------------------------------
 
 
-def test_urls_tell_size_name_and_digest(web: FaultyServer) -> None:
+def test_urls_give_size_name_and_digest(web: FaultyServer) -> None:
     for n in (8, 9, 10):
         web.put(f"/s/a-{n:02}.tar.gz", GZ + b"%d" % n)
     lines = [f"{hashlib.sha256(GZ + b'8').hexdigest()}  ./a-08.tar.gz"]
@@ -200,7 +200,7 @@ def test_a_moment_s_trouble_switches_no_digest_off(
     assert refused.value.cause is cause
 
 
-def test_https_where_http_is_spoken_is_told(
+def test_https_to_an_http_server_is_reported(
     web: FaultyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_probe, "_ATTEMPTS", 1)
@@ -507,7 +507,7 @@ def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> Non
     assert source.list_tree(tree, tmp_path / "listing", lambda: None).members == 3
 
 
-def test_what_the_hub_s_client_left_unfinished_is_told(tmp_path: Path) -> None:
+def test_unfinished_downloads_of_the_hubs_client_are_reported(tmp_path: Path) -> None:
     files = {"a.tar": GZ, ".cache/huggingface/download/x/a.abc.incomplete": b"x"}
     source = opened(SourceKind.LOCAL, make(tmp_path / "d", files))
     assert names(source) == ["a.tar"]

@@ -75,7 +75,9 @@ def test_an_unsafe_name_is_refused_with_its_reason_on_one_line(name: bytes, fact
     ("name", "itself"),
     [(b".", True), (b"./", True), (b".//.", True), (b"..", False), (b"./a", False), (b"", False)],
 )
-def test_the_data_folder_itself_is_told_from_what_is_in_it(name: bytes, itself: bool) -> None:
+def test_the_data_folder_itself_is_distinguished_from_what_is_in_it(
+    name: bytes, itself: bool
+) -> None:
     assert is_folder_itself(name) is itself
 
 
@@ -106,7 +108,7 @@ def test_the_data_folder_itself_is_told_from_what_is_in_it(name: bytes, itself: 
         (b"_.png", None),
     ],
 )
-def test_a_desktops_leftovers_are_told_from_data(path: bytes, kind: str | None) -> None:
+def test_a_desktops_leftovers_are_distinguished_from_data(path: bytes, kind: str | None) -> None:
     assert junk_kind(path) == kind
 
 
@@ -138,7 +140,7 @@ def test_the_data_folder_may_be_reached_by_a_link(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", [b"a/x", b"a/b/x", b"a/b/c/x"])
 @pytest.mark.parametrize("target", ["..", "/", "nowhere", "../data/real"])
-def test_no_link_on_disk_is_followed_wherever_it_stands_and_leads(
+def test_no_link_on_disk_is_followed_wherever_it_is_and_points(
     tmp_path: Path, path: bytes, target: str
 ) -> None:
     data = tmp_path / "data"

@@ -89,7 +89,7 @@ def test_a_range_past_the_end_is_416(server: FaultyServer) -> None:
     assert response.headers["Content-Range"] == "bytes */1048576"
 
 
-def test_if_range_of_another_content_gets_the_whole(server: FaultyServer) -> None:
+def test_if_range_of_another_content_gets_the_complete_file(server: FaultyServer) -> None:
     old = server.etag("/data.tar")
     assert get(server, Range="bytes=5-", If_Range=old)[0].status == 206
     server.put("/data.tar", OTHER)

@@ -122,7 +122,7 @@ def test_a_proxy_of_the_environment_is_used(
 
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:9", "http://", "127.0.0.1"])
-def test_a_proxy_of_a_kind_that_is_not_spoken_is_told_as_such(
+def test_a_proxy_of_an_unsupported_kind_is_reported_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     for name in ("NO_PROXY", "no_proxy"):
@@ -148,7 +148,7 @@ def test_an_empty_file_is_empty_and_not_an_error(
 
 
 @pytest.mark.parametrize("size", [1, 1000, 4 << 20, (4 << 20) + 1])
-def test_a_file_of_any_size_comes_though_nobody_told_its_size(
+def test_a_file_of_unknown_size_is_downloaded_whatever_its_size(
     web: FaultyServer, tmp_path: Path, size: int
 ) -> None:
     data = (DATA * 5)[:size]
@@ -158,7 +158,7 @@ def test_a_file_of_any_size_comes_though_nobody_told_its_size(
     assert web.bytes_sent("/x") == size
 
 
-def test_an_empty_archive_is_told_at_launch(web: FaultyServer) -> None:
+def test_an_empty_archive_is_reported_at_launch(web: FaultyServer) -> None:
     web.put("/x.tar.gz", b"")
     with pytest.raises(SourceError, match="empty file"):
         opened(SourceKind.URL, web.url("/x.tar.gz"))
@@ -263,7 +263,7 @@ def refusal(**words: object) -> SourceError:
     return refused.value
 
 
-def test_a_gated_repository_and_an_expired_token_are_told_apart(
+def test_a_gated_repository_and_an_expired_token_are_distinguished(
     ready: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready.add_repo("org/gated", {"a.tar.gz": DATA}, gated=True)
@@ -293,7 +293,7 @@ def test_a_token_file_that_is_not_there_is_named(
     assert "/nowhere/token" in error.message
 
 
-def test_kinds_and_revisions_are_told_by_address_or_option(ready: HubServer) -> None:
+def test_kinds_and_revisions_come_from_address_or_option(ready: HubServer) -> None:
     ready.add_repo("org/m", {"m.tar.gz": DATA}, repo_type="model")
     ready.tag("org/d", "v1.0")
     ready.update("org/d", {"b.tar.gz": DATA})

@@ -122,7 +122,7 @@ def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
         assert web.bytes_sent(PATH) < len(DATA) + 4 * MB
 
 
-def test_a_server_that_refuses_all_ranges_is_asked_for_the_whole(tmp_path: Path) -> None:
+def test_a_server_that_refuses_all_ranges_is_asked_for_the_complete_file(tmp_path: Path) -> None:
     def refuses(request: Request, number: int) -> Answer | None:
         return Answer(416) if asked_range(request) else None
 
@@ -147,7 +147,7 @@ def test_a_file_that_has_shrunk_starts_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 404, 410])
-def test_a_signed_address_that_ends_in_any_refusal_is_asked_for_anew(
+def test_a_signed_address_that_ends_in_any_refusal_is_requested_again(
     tmp_path: Path, status: int
 ) -> None:
     with FaultyServer({"/signed": DATA}) as web:
@@ -213,7 +213,7 @@ def test_a_coding_in_several_members_is_undone_to_its_end(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("zeros", [1, 3 * MB])
-def test_zeros_behind_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
+def test_zeros_after_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
     # Behind the first member too, as where blocks of a tape were joined.
     members = [gzip.compress(data, 1) for data in (DATA[: 9 * MB], DATA[9 * MB :])]
     coded = b"".join(member + bytes(zeros) for member in members)

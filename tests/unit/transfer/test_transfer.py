@@ -157,7 +157,7 @@ def test_the_token_goes_to_its_own_origin_alone(web: FaultyServer, tmp_path: Pat
     assert len(web.asked(PATH)) < len(away)  # the landing place is remembered
 
 
-def test_an_expired_signed_address_is_asked_for_anew(web: FaultyServer, tmp_path: Path) -> None:
+def test_an_expired_signed_address_is_requested_again(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA, signed=True)
     urls = [web.signed_url(PATH, lifetime_s=-1)]
 
@@ -238,7 +238,7 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize("waits", ["connection", "handshake", "answer"])
-def test_a_stop_is_heard_whatever_a_server_keeps_waiting(tmp_path: Path, waits: str) -> None:
+def test_a_stop_takes_effect_however_long_a_server_waits(tmp_path: Path, waits: str) -> None:
     with contextlib.ExitStack() as held:
         # The kernel accepts as many as the backlog has room for, and nobody answers.
         silent = held.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))

@@ -32,7 +32,7 @@ def check(run: StagedRun, *, deep: bool = False) -> VerifyReport:
 
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
-def test_a_whole_dataset_passes_in_the_same_words(
+def test_an_undamaged_dataset_passes_in_the_same_words(
     tmp_path: Path, deep: bool, algorithm: str
 ) -> None:
     report = check(published(tmp_path, Options(digest=algorithm)), deep=deep)
@@ -111,7 +111,7 @@ def test_a_flipped_bit_needs_a_deep_check(tmp_path: Path) -> None:
     assert check(run).ok
 
 
-def test_files_that_nobody_knows_are_told_of(tmp_path: Path) -> None:
+def test_unknown_files_are_reported(tmp_path: Path) -> None:
     run = published(tmp_path)
     (run.staging.dest / "images" / "more.png").write_bytes(png())
     (run.staging.dest / "notes.txt").write_text("beside the dataset, so nobody's business")
@@ -149,7 +149,7 @@ def test_no_such_folder_is_a_verdict_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
-def test_slices_are_the_whole_however_many(tmp_path: Path, count: int) -> None:
+def test_slices_are_complete_however_many(tmp_path: Path, count: int) -> None:
     run = published(tmp_path)
     dest = Path(run.plan.dest)
     whole = b"".join(
@@ -166,7 +166,7 @@ def test_slices_are_the_whole_however_many(tmp_path: Path, count: int) -> None:
     assert conclude(dest, shares[1:], deep=True).ok is False
 
 
-def test_a_check_stops_when_it_is_told_to(tmp_path: Path) -> None:
+def test_a_check_stops_on_request(tmp_path: Path) -> None:
     run = published(tmp_path)
     progress = Progress()
     progress.stop(Cause.CANCELLED, "enough")
@@ -262,7 +262,7 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
     assert {path: after[path] for path in damaged if path in after} == damaged
 
 
-def test_a_dataset_of_another_run_is_not_mended(tmp_path: Path) -> None:
+def test_a_dataset_of_another_run_is_not_repaired(tmp_path: Path) -> None:
     first = published(tmp_path)
     second = stage(tmp_path, [pages(50, 2)], Options(overwrite=True), run_id="2027-other")
     assert run_finalize(second.folder, second.plan, Progress())[1] is None

@@ -63,7 +63,7 @@ def test_without_room_the_cuts_are_learnt_and_no_plain_tar_is_left(
     assert sum(map(len, found)) == 50
 
 
-def test_damage_is_told_and_no_half_is_left(tmp_path: Path) -> None:
+def test_damage_is_reported_and_no_incomplete_file_is_left(tmp_path: Path) -> None:
     path = _archive(tmp_path)
     data = path.read_bytes()
     with pytest.raises(ArchiveError) as refusal:
@@ -72,7 +72,7 @@ def test_damage_is_told_and_no_half_is_left(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
 
 
-def test_being_told_to_stop_leaves_no_half(tmp_path: Path) -> None:
+def test_a_stop_leaves_no_incomplete_file(tmp_path: Path) -> None:
     path = _archive(tmp_path)
     progress = Progress()
     progress.stop(Cause.CANCELLED, "told to stop")

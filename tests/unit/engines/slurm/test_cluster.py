@@ -64,7 +64,7 @@ def test_name_and_controllers_are_read(text: str, found: Cluster | None) -> None
         (Cluster("alpha"), Cluster("beta"), False),
     ],
 )
-def test_clusters_are_told_apart_by_name_and_controllers(
+def test_clusters_are_distinguished_by_name_and_controllers(
     one: Cluster, other: Cluster, same: bool
 ) -> None:
     assert one.is_same(other) is other.is_same(one) is same

@@ -40,7 +40,7 @@ FOLDER = f"/scratch/a|b/logs/{RUN}"
         pytest.param("12_[1,3,...]", ["12_1", "12_3"], id="cut short"),
     ],
 )
-def test_a_compact_row_stands_for_its_tasks(text: str, ids: list[str]) -> None:
+def test_a_compact_row_covers_its_tasks(text: str, ids: list[str]) -> None:
     assert list(expand(text)) == ids
 
 
@@ -171,7 +171,7 @@ def queue_line(
         ),
     ],
 )
-def test_a_row_of_squeue_says_where_a_task_stands_and_why_it_ended(
+def test_a_row_of_squeue_gives_a_tasks_state_and_why_it_ended(
     line: str, state: EngineState, cause: Cause | None
 ) -> None:
     (row,) = in_queue(line)
@@ -199,7 +199,7 @@ def test_an_answer_without_a_header_is_no_empty_queue(text: str) -> None:
         list(queue_rows(text))
 
 
-def test_what_stands_ahead_of_the_header_is_passed_over() -> None:
+def test_lines_before_the_header_are_ignored() -> None:
     (row,) = queue_rows(f"Welcome | to | us\nCLUSTER: alpha\n{QUEUE_HEAD}\n{queue_line()}")
     assert row.job_id == "7"
 
@@ -262,7 +262,7 @@ def test_a_runs_jobs_are_known_by_name_script_or_folder(
     assert (row.name, row.is_of(RUN)) == (name, ours)
 
 
-def test_a_job_of_another_attempt_is_told_from_one_that_has_its_id() -> None:
+def test_a_job_of_another_attempt_is_distinguished_from_one_that_has_its_id() -> None:
     (row,) = in_queue(queue_line())
     assert row.is_of(RUN, {1, 3}) and not row.is_of(RUN, {2})
     (piped,) = in_queue(queue_line(command="(null)", name="lab_job"))
@@ -297,7 +297,7 @@ def account_line(job_id: str, state: str, code: str = "0:0", **more: str) -> str
     return "|".join([job_id, state, *(fields[key] for key in order)]) + "\n"
 
 
-def test_accounting_tells_who_cancelled_what_ended_and_what_it_used() -> None:
+def test_accounting_says_who_cancelled_what_ended_and_what_it_used() -> None:
     text = (
         account_line("9", "CANCELLED by 1000", node="None assigned", start="None")
         + account_line("10_3", "OUT_OF_MEMORY", "0:125", cpu="01:02.500")
@@ -350,7 +350,7 @@ def test_peak_memory_is_read(text: str, size: int | None) -> None:
     assert parse_bytes(text) == size
 
 
-def test_slurms_words_are_told_without_its_prefixes() -> None:
+def test_slurms_messages_are_quoted_without_their_prefixes() -> None:
     said = (
         "sbatch: error: invalid partition specified: nope\n"
         "sbatch: error: Batch job submission failed: Invalid partition name specified\n"
@@ -374,7 +374,9 @@ def test_slurms_words_are_told_without_its_prefixes() -> None:
         ("sbatch: error: QOSMaxSubmitJobPerUserLimit", False),
     ],
 )
-def test_a_silent_slurm_is_told_from_one_that_says_no(stderr: str, silent: bool) -> None:
+def test_a_slurm_that_does_not_respond_is_distinguished_from_one_that_refuses(
+    stderr: str, silent: bool
+) -> None:
     assert Answer(1, "", stderr).silent is silent
 
 

@@ -34,14 +34,14 @@ def _parts_redone(cli: Cli) -> int:
     )
 
 
-def test_a_whole_dataset_passes(cli: Cli, published: Path) -> None:
+def test_an_undamaged_dataset_passes(cli: Cli, published: Path) -> None:
     for words in ((), ("--deep",)):
         assert "✓ Dataset verification passed!" in cli.run("verify", published, *words).out
     report = cli.run("verify", published, "--json").json()
     assert (report["schema"], report["ok"], report["records"]) == (1, True, 60)
 
 
-def test_a_missing_image_is_named_and_mended(cli: Cli, published: Path, dataset: Path) -> None:
+def test_a_missing_image_is_named_and_repaired(cli: Cli, published: Path, dataset: Path) -> None:
     image = sorted((published / "images").iterdir())[7]
     image.unlink()
     said = cli.run("verify", published, rc=5)
@@ -67,7 +67,7 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
 
 
-def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy_is(
+def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_is(
     cli: Cli, published: Path, shards: Path, dataset: Path
 ) -> None:
     run = cli.runs()[-1]
@@ -89,14 +89,14 @@ def test_a_mend_that_fails_says_that_the_receipt_is_withdrawn_and_where_its_copy
     assert cli.status()["remark"] is None
 
 
-def test_damaged_records_are_mended(cli: Cli, published: Path, dataset: Path) -> None:
+def test_damaged_records_are_repaired(cli: Cli, published: Path, dataset: Path) -> None:
     _flip(published / "prompts.jsonl")
     assert "prompts.jsonl" in cli.run("verify", published, "--deep", rc=5).out
     cli.run("resume", "--deep")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
 
 
-def test_a_folder_without_a_receipt_is_not_whole(cli: Cli, tmp_path: Path) -> None:
+def test_a_folder_without_a_receipt_is_not_complete(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     assert "RECEIPT.json is missing" in cli.run("verify", tmp_path / "other", rc=5).out
     assert "does not exist" in cli.run("verify", tmp_path / "nowhere", rc=5).out
