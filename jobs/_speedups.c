@@ -1,10 +1,10 @@
-/* The two inner loops of extraction that cost most in Python: finding ordinary members in a block
+/* The two slowest inner loops of extraction in Python: finding ordinary members in a block
  * of a tar, and writing small files. Both are optional: jobs/archives/tar/scan.py and
  * jobs/outputs/files.py have the same functions in Python, and the tests compare them.
  *
- * Neither function decides anything. scan_tar() stops before whatever is not an ordinary file with
- * an ordinary header, and write_files() reports EEXIST for whatever is neither a new file nor one
- * to be written over; the Python code deals with both.
+ * Neither function makes a decision. scan_tar() stops before anything that is not an ordinary file
+ * with an ordinary header, and write_files() reports EEXIST for anything that is neither a new file
+ * nor one that may be overwritten; the Python code handles both.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -56,8 +56,8 @@ field_length(const unsigned char *field, int length)
     return end ? (int)(end - field) : length;
 }
 
-/* The name in the header, with the ustar prefix before it; its length, or 0 where Python is to
- * look at it. */
+/* The name in the header, with the ustar prefix before it; returns its length, or 0 if Python has
+ * to handle it. */
 static int
 name_of(const unsigned char *header, unsigned char *name)
 {
@@ -76,7 +76,7 @@ name_of(const unsigned char *header, unsigned char *name)
     return name[length - 1] == '/' ? 0 : length;
 }
 
-/* Whether a pax key changes nothing of how a member is written. */
+/* Whether a pax key has no effect on how a member is written. */
 static int
 is_neutral(const char *key, Py_ssize_t length)
 {
@@ -87,8 +87,8 @@ is_neutral(const char *key, Py_ssize_t length)
     return 0;
 }
 
-/* The time in a pax extended header whose records are a time and neutral ones; NULL without an
- * exception: Python is to look at it. */
+/* The time in a pax extended header that has only a time and records without effect; NULL without
+ * an exception: Python has to handle it. */
 static PyObject *
 pax_time(const char *data, Py_ssize_t size)
 {
@@ -111,8 +111,8 @@ pax_time(const char *data, Py_ssize_t size)
         if (equals - key == 5 && memcmp(key, "mtime", 5) == 0) {
             char text[40];
             const char *dot = memchr(value, '.', end - value);
-            Py_ssize_t whole = (dot ? dot : end) - value;
-            if (mtime != NULL || whole < 1 || whole > 18 ||
+            Py_ssize_t digits = (dot ? dot : end) - value;
+            if (mtime != NULL || digits < 1 || digits > 18 ||
                 end - value >= (Py_ssize_t)sizeof text)
                 goto unusual;
             for (const char *each = value; each < end; each++)
@@ -142,8 +142,8 @@ padded(int64_t size)
     return (Py_ssize_t)((size + BLOCK - 1) & ~(int64_t)(BLOCK - 1));
 }
 
-/* The ordinary file whose first header is at *at, which then is where the next one begins; NULL
- * without an exception: there is none that lies completely in the block. */
+/* The ordinary file whose first header is at *at; sets *at to the next header. NULL without an
+ * exception: no ordinary file is completely in the block. */
 static PyObject *
 ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
 {
@@ -186,7 +186,7 @@ ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
 
 PyDoc_STRVAR(scan_tar_doc,
 "scan_tar(block, start)\n--\n\n"
-"Ordinary files that lie completely in ``block``; see ``jobs.archives.tar.scan``.");
+"Ordinary files that are completely in ``block``; see ``jobs.archives.tar.scan``.");
 
 static PyObject *
 scan_tar(PyObject *module, PyObject *args)
@@ -219,8 +219,8 @@ struct file {
     int error;
 };
 
-/* A descriptor for writing over what an earlier attempt left, and its size; -1 with EEXIST where
- * that is not an ordinary file as this one is to be. */
+/* A descriptor for overwriting a file of an earlier attempt, and its size; -1 with EEXIST if that
+ * is not an ordinary file with the right properties. */
 static int
 open_old(const struct file *file, off_t *size)
 {

@@ -113,14 +113,18 @@ def grown(
     partition's limit in minutes; None if it has none); without ``bad_nodes``; and without the
     launching shell's limits (ulimit) if one was reached.
     """
-    asked = before
+    requested = before
     if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
-        asked = structs.replace(asked, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB)
+        requested = structs.replace(
+            requested, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB
+        )
     if Cause.TIME_LIMIT in causes and before.time_min != UNLIMITED:
         longer = -(-before.time_min * 3 // 2)
         most = longer if limit_min is None else max(limit_min, before.time_min)
-        asked = structs.replace(asked, time_min=min(longer, most))
+        requested = structs.replace(requested, time_min=min(longer, most))
     if Cause.LIMIT in causes and not any("--propagate" in arg for arg in before.sbatch_args):
-        asked = structs.replace(asked, sbatch_args=(*before.sbatch_args, "--propagate=NONE"))
+        requested = structs.replace(
+            requested, sbatch_args=(*before.sbatch_args, "--propagate=NONE")
+        )
     left_out = [node for node in (before.exclude, *bad_nodes) if node]
-    return structs.replace(asked, exclude=",".join(dict.fromkeys(left_out)) or None)
+    return structs.replace(requested, exclude=",".join(dict.fromkeys(left_out)) or None)

@@ -134,7 +134,7 @@ def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
     from isal import isal_zlib
 
     raw = _Into(source)
-    reader = isal_zlib._GzipReader(raw, _FEED)  # type: ignore[arg-type]  # these two are all it asks
+    reader = isal_zlib._GzipReader(raw, _FEED)  # type: ignore[arg-type]  # it needs no more
     total = 0
     while True:
         block = bytearray(BLOCK)

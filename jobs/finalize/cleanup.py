@@ -95,7 +95,7 @@ def _unlink(path: bytes) -> None:
     try:
         os.unlink(path)  # noqa: PTH108  # in bytes, which no Path takes
     except (FileNotFoundError, IsADirectoryError):
-        pass  # removed before, or replaced by a folder of somebody else
+        pass  # removed before, or replaced by somebody else's folder
 
 
 def _remove_empty(root: Path) -> None:

@@ -55,7 +55,7 @@ class Found(NamedTuple):
 
 
 def form_of(name: str) -> Form | None:
-    """The form that the ending of a records file's name stands for; None for other endings."""
+    """The form that the ending of a records file's name means; None for other endings."""
     lower = name.lower()
     if lower.endswith((".csv", ".tsv")):
         return Form.TABLE
@@ -118,7 +118,7 @@ def published_form(found: Sequence[Found], name: str) -> Found:
     """The form in which these records are published together; its path is unused.
 
     They keep a form that all of them have; different forms, and JSON objects over several lines,
-    become lines. An array becomes lines where the name's ending stands for lines.
+    become lines. An array becomes lines where the name's ending means lines.
     """
     forms = {each.form for each in found}
     if forms == {Form.TABLE}:

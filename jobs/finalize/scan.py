@@ -52,7 +52,7 @@ class JoinRow(IntEnum):
 class How(IntEnum):
     """How a path was read from a record."""
 
-    LITERAL = 0  # as it stands
+    LITERAL = 0  # unchanged
     SPELLED = 1  # in a spelling that no path of the dataset can have
     MOVED = 2  # relative to a folder other than the dataset's
 

@@ -53,15 +53,18 @@ def engine_line(planned: Planned | Resumable) -> str:
     return f"Engine    {planned.engine}{f': {planned.why_local}' if planned.why_local else ''}"
 
 
-def resource_line(asked: Resources) -> str:
+def resource_line(requested: Resources) -> str:
     """The resources of a job, as options of sbatch."""
-    words = [f"--time={resources.format_time(asked.time_min)}", f"--cpus-per-task={asked.cpus}"]
-    if asked.mem_mb:
-        words.append(f"--mem={asked.mem_mb}M")
+    words = [
+        f"--time={resources.format_time(requested.time_min)}",
+        f"--cpus-per-task={requested.cpus}",
+    ]
+    if requested.mem_mb:
+        words.append(f"--mem={requested.mem_mb}M")
     for name in ("partition", "account", "qos", "constraint", "exclude", "reservation"):
-        if value := getattr(asked, name):
+        if value := getattr(requested, name):
             words.append(f"--{name}={value}")
-    return " ".join([*words, *asked.sbatch_args])
+    return " ".join([*words, *requested.sbatch_args])
 
 
 def _total(plan: Plan) -> str:

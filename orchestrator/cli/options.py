@@ -159,7 +159,7 @@ log_dir = click.option(
 
 
 def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-    """Errors are told as JSON as well, whoever asked for it: the command line, or settings."""
+    """Also print errors as JSON, if the command line or the settings ask for JSON."""
     if ctx.obj is not None:
         ctx.obj.as_json = ctx.obj.as_json or value
     return value

@@ -42,9 +42,11 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     from orchestrator.display import terminal
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
-    asked = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))
+    requested = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))
     if engine == "slurm":
-        report = api.verify_on_slurm(path, deep=deep, tasks=tasks, resources=asked, log_dir=log_dir)
+        report = api.verify_on_slurm(
+            path, deep=deep, tasks=tasks, resources=requested, log_dir=log_dir
+        )
     else:
         report = api.verify(path, deep=deep)
     if values["as_json"]:

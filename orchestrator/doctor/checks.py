@@ -147,8 +147,8 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     spec = _spec(request, folder)
     yield _trial(spec)
     # A short time limit lets it start earlier than a long job.
-    asked = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
-    yield from _canary(request, folder, replace(spec, resources=asked))
+    requested = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
+    yield from _canary(request, folder, replace(spec, resources=requested))
 
 
 def _version() -> str:

@@ -100,9 +100,9 @@ def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
     """
     parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
-    asked = {stage.value: Resources() for stage in Stage}
+    requested = {stage.value: Resources() for stage in Stage}
     number = journal.last_attempt(folder)
-    return submission.draft(number, engine, tasks, asked, parallel=parallel)
+    return submission.draft(number, engine, tasks, requested, parallel=parallel)
 
 
 def next_draft(

@@ -69,7 +69,7 @@ except ImportError:
 
 
 def scan_tar(block: Buffer, start: int) -> list[Found]:
-    """Find ordinary files that lie completely in ``block``, from the header at ``start`` on.
+    """Find ordinary files that are completely in ``block``, from the header at ``start`` on.
 
     Stops before the first member that is not an ordinary file, whose header is unusual or damaged,
     or whose content and padding are not completely in the block: ``jobs.archives.tar.reader`` reads

@@ -29,7 +29,7 @@ from jobs.errors import ArchiveError
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import SampleEnds, quoted
 
-_UNKNOWN = 1 << 50  # bytes; stands for the size of an archive whose source does not state it
+_UNKNOWN = 1 << 50  # bytes; used as the size of an archive whose source does not state it
 _TOP_HEAD = 8 << 20  # inflated bytes that are examined for the top folder
 _NAMES = 64  # files in the head that decide whether it contains samples
 _LEAST_STEP = 1 << 10  # bytes

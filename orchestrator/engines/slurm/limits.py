@@ -113,14 +113,16 @@ def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
 
 def check_time(spec: JobSpec, at: str | None = None) -> None:
     """Refuse more time than the partition allows: the job would be accepted but never start."""
-    asked = spec.resources
-    if asked.qos is not None:
+    requested = spec.resources
+    if requested.qos is not None:
         return  # a QOS may override the partition's limit
-    limit = time_limit_min(asked.partition, at)
-    if limit is not None and (asked.time_min > limit or asked.time_min == resources.UNLIMITED):
+    limit = time_limit_min(requested.partition, at)
+    if limit is not None and (
+        requested.time_min > limit or requested.time_min == resources.UNLIMITED
+    ):
         raise EngineError(
-            f"--time {resources.format_time(asked.time_min)} is more than partition "
-            f"{asked.partition or '(the default one)'} allows "
+            f"--time {resources.format_time(requested.time_min)} is more than partition "
+            f"{requested.partition or '(the default one)'} allows "
             f"({resources.format_time(limit)}); request less, or choose another --partition"
         )
 

@@ -165,7 +165,7 @@ def base(job_id: str) -> str:
 
 
 def expand(job_id: str) -> Iterator[str]:
-    """All ids that ``12_[3-5,9-20:5%4]`` stands for; a plain id stands for itself."""
+    """All ids in ``12_[3-5,9-20:5%4]``; a plain id gives itself."""
     base, bracket, rest = job_id.partition("_[")
     if not bracket:
         yield job_id

@@ -108,17 +108,17 @@ def executor(
     return made
 
 
-def command(asked: Resources) -> str:
+def command(requested: Resources) -> str:
     """The command that starts Python for a task, perhaps in a container, as shell words."""
-    return shlex.join([*shlex.split(asked.launcher or ""), asked.python or sys.executable])
+    return shlex.join([*shlex.split(requested.launcher or ""), requested.python or sys.executable])
 
 
-def _container(asked: Resources) -> list[str]:
+def _container(requested: Resources) -> list[str]:
     """Options of srun for the pyxis plugin (https://github.com/NVIDIA/pyxis)."""
-    if asked.container_image is None:
+    if requested.container_image is None:
         return []
-    mounts = ",".join(asked.container_mounts)
-    words = [f"--container-image={asked.container_image}", f"--container-mounts={mounts}"]
+    mounts = ",".join(requested.container_mounts)
+    words = [f"--container-image={requested.container_image}", f"--container-mounts={mounts}"]
     return [word for word in words if not word.endswith("=")]
 
 
@@ -130,17 +130,17 @@ def parameters(
     ``parallel``: the throttle of this array; ``after_array``: the id of an array of the same stage
     that must end before this one starts.
     """
-    asked = spec.resources
+    requested = spec.resources
     additional: dict[str, Any] = {
         # The working folder is first on sys.path, so it must not be a folder with the user's code.
         "chdir": spec.run_dir,
         "requeue": True,
         "signal": f"USR2@{SIGNAL_S}",
     }
-    if asked.mem_mb is not None:
-        additional["mem"] = f"{asked.mem_mb}M"
-    if asked.reservation is not None:
-        additional["reservation"] = asked.reservation
+    if requested.mem_mb is not None:
+        additional["mem"] = f"{requested.mem_mb}M"
+    if requested.reservation is not None:
+        additional["reservation"] = requested.reservation
     waits = [":".join([after.kind, *after.job_ids])] if after is not None else []
     waits += [f"afterany:{after_array}"] if after_array is not None else []
     if waits:
@@ -149,23 +149,28 @@ def parameters(
         additional["kill-on-invalid-dep"] = "yes"
     return {
         "job_name": spec.name,
-        "time": asked.time_min,
-        "cpus_per_task": asked.cpus,
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
-        "exclude": asked.exclude,
-        "mail_type": asked.mail_type,
-        "mail_user": asked.mail_user,
-        "setup": [*(_OWN_CLUSTER if cluster.chosen() else ()), *asked.setup] or None,
+        "time": requested.time_min,
+        "cpus_per_task": requested.cpus,
+        "partition": requested.partition,
+        "account": requested.account,
+        "qos": requested.qos,
+        "constraint": requested.constraint,
+        "exclude": requested.exclude,
+        "mail_type": requested.mail_type,
+        "mail_user": requested.mail_user,
+        "setup": [*(_OWN_CLUSTER if cluster.chosen() else ()), *requested.setup] or None,
         "array_parallelism": parallel,
         "signal_delay_s": SIGNAL_S,
         "wckey": None,
         # srun does not inherit the number of cores from sbatch (since 22.05). The step gets the
         # batch shell's environment, including submitit's variables, even if --sbatch-arg=--export
         # restricts the job's: SLURM_EXPORT_ENV would restrict srun in the same way.
-        "srun_args": ["--cpus-per-task", str(asked.cpus), "--export=ALL", *_container(asked)],
+        "srun_args": [
+            "--cpus-per-task",
+            str(requested.cpus),
+            "--export=ALL",
+            *_container(requested),
+        ],
         "additional_parameters": additional,
     }
 
@@ -217,7 +222,7 @@ def check(spec: JobSpec, at: str | None = None) -> None:
 
 
 def _check_texts(spec: JobSpec) -> None:
-    asked = spec.resources
+    requested = spec.resources
     if "%" in spec.run_dir or "\\" in spec.run_dir:
         raise _usage(
             f"the run folder {quoted(spec.run_dir)} has a % or a backslash in its path, which "
@@ -226,27 +231,27 @@ def _check_texts(spec: JobSpec) -> None:
     texts = {
         "--log-dir": spec.run_dir,
         "the job name": spec.name,
-        "--partition": asked.partition,
-        "--account": asked.account,
-        "--qos": asked.qos,
-        "--constraint": asked.constraint,
-        "--exclude": asked.exclude,
-        "--reservation": asked.reservation,
-        "--mail-type": asked.mail_type,
-        "--mail-user": asked.mail_user,
-        "--launcher": asked.launcher,
-        "--python": asked.python,
-        "--container-image": asked.container_image,
+        "--partition": requested.partition,
+        "--account": requested.account,
+        "--qos": requested.qos,
+        "--constraint": requested.constraint,
+        "--exclude": requested.exclude,
+        "--reservation": requested.reservation,
+        "--mail-type": requested.mail_type,
+        "--mail-user": requested.mail_user,
+        "--launcher": requested.launcher,
+        "--python": requested.python,
+        "--container-image": requested.container_image,
     }
     pairs = [(name, text) for name, text in texts.items() if text is not None]
-    pairs += [("--setup", text) for text in asked.setup]
-    pairs += [("--container-mounts", text) for text in asked.container_mounts]
+    pairs += [("--setup", text) for text in requested.setup]
+    pairs += [("--container-mounts", text) for text in requested.container_mounts]
     pairs += [("the path of Python", sys.executable)]
     for name, text in pairs:
         if _CONTROL.search(text):
             raise _usage(f"{name} {quoted(text)} contains a control character; remove it")
     try:
-        for text in asked.sbatch_args:
+        for text in requested.sbatch_args:
             arguments.parse_for_download(text)
     except UsageError as error:
         raise _usage(f"--sbatch-arg {error.message}") from error
