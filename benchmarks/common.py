@@ -1,4 +1,4 @@
-"""Comparing ways to do one thing: interleaved rounds, medians, a table of ratios."""
+"""Compare ways to do one thing: interleaved rounds, medians, a table of ratios."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ _BLOCK = 1 << 20  # bytes
 
 @contextmanager
 def steady_memory(folder: Path) -> Iterator[None]:
-    """Fill the page cache from a hole in a file, so that turns use pages that are in use.
+    """Fill the page cache from a sparse file, so that no measurement uses fresh pages.
 
-    The host of a virtual machine may take back what is free there, and the first use of such a
-    page then costs six times as much: 4 GiB took 0.4 s a GiB, and 2.6 s. A cache that is full,
-    as on most nodes, leaves nothing free.
+    The host of a virtual machine may reclaim its free pages; the first use of such a page then
+    takes six times as long: 2.6 s per GiB instead of 0.4 s. A full cache, as on most nodes,
+    leaves no free pages.
     """
     room = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     hole = folder / "hole"
     try:
         hole.touch()
         os.truncate(hole, room)
-        for _ in range(2):  # once more, for what the first pass pushed out
+        for _ in range(2):  # once more, for pages that the first pass evicted
             with hole.open("rb", buffering=0) as stream:
                 while stream.read(_BLOCK):
                     pass
@@ -41,8 +41,8 @@ def compare(
 ) -> dict[str, float]:
     """Median (or what ``pick`` makes of all) of each contender, which returns its seconds.
 
-    They take turns, so that whatever else the machine does hits all of them alike; dirty pages are
-    written out before each turn. A round before the first does not count.
+    They run alternately, so that other work on the machine affects all of them alike; dirty pages
+    are written to the disk before each. A warm-up round is not counted.
     """
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(rounds + 1):
@@ -55,7 +55,7 @@ def compare(
 
 
 def table(rows: list[tuple[str, ...]]) -> str:
-    """Rows as a Markdown table; the first is its head."""
+    """Rows as a Markdown table; the first row is the header."""
     head, *body = rows
     lines = [head, tuple("---" for _ in head), *body]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,7 +1,7 @@
 """Extraction against tar, igzip, unzip and bsdtar: `python -m benchmarks.extract --mb 1000`.
 
-Checks and digests are on. The least of the rounds counts, as the machine beside us only ever adds.
-The folder for data (`--dir`) should lie on the disk to be measured.
+Checks and digests are on. The minimum of the rounds counts, because other work on the machine can
+only add time. The folder for data (`--dir`) should be on the disk to be measured.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ WRAP(open64)
 """
 
 _OURS = ("one task", "two tasks")
-_ARE_CUT = ("zip", "stored.zip", "tar")  # formats whose parts need no inflated form
-# What people use for each format, and what ours may take of their time at most.
+_ARE_CUT = ("zip", "stored.zip", "tar")  # formats whose parts need no decompressed copy
+# What people use for each format, and the goal: at most this fraction of its time.
 _RIVALS = {
     "tar.gz": {
         "tar xzf": ("tar xzf {path} -C {{out}}", 0.60),
@@ -72,10 +72,10 @@ def ours(bench: Bench, suffix: str, parts: int) -> Callable[[], float]:
 
 
 def against(suffix: str, bench: Bench) -> list[tuple[str, ...]]:
-    """A format against the tools for it, as people call them and with their data written out.
+    """A format against the tools for it, as people call them and with their data synced.
 
-    Ours writes its data out before it says that it is there. What needs no inflated form is
-    measured in one task and in two, which is how `launch` cuts an archive of this size.
+    Ours syncs its data before it reports success. Formats that need no decompressed copy are
+    measured in one task and in two, which is how `launch` divides an archive of this size.
     """
     path = bench.archive(suffix)
     contenders = {"one task": ours(bench, suffix, 1)}
@@ -124,10 +124,10 @@ def latency(bench: Bench, micros: int = 5000) -> list[tuple[str, ...]]:
 
 
 def in_parts(bench: Bench, count: int = 8) -> list[tuple[str, ...]]:
-    """A tar.gz that the download inflated, cut into parts; the best of the rounds counts.
+    """A tar.gz that the download decompressed, divided into parts; the best round counts.
 
-    Each task has one core, as a job has that asks for no more. Seconds of ``extract.run`` in a
-    task that is up, the start of its child included.
+    Each task has one core, like a job that requests no more. Seconds of ``extract.run`` in a
+    running task, including the start of its child process.
     """
     plain = bench.archive("tar")
     turns: dict[str, Callable[[], list[Taken]]] = {
@@ -165,7 +165,7 @@ def in_parts(bench: Bench, count: int = 8) -> list[tuple[str, ...]]:
 
 
 def shares(bench: Bench) -> list[tuple[str, ...]]:
-    """What checks and digests cost: CPU seconds with and without them."""
+    """The cost of checks and digests: CPU seconds with and without them."""
     ways = {
         "neither": Options(verify=Verify.NONE),
         "checks, crc32 (the default)": Options(),
@@ -186,7 +186,7 @@ def shares(bench: Bench) -> list[tuple[str, ...]]:
 
 
 def follower(bench: Bench) -> list[tuple[str, ...]]:
-    """Hash, inflate, plain tar and table, against inflating alone, which takes one core."""
+    """Hash, decompression, plain tar and table, against decompression alone on one core."""
     if not shutil.which("igzip"):
         return [("follower",), ("igzip (package isal) is not installed",)]
     path = bench.archive("tar.gz")
@@ -213,8 +213,8 @@ def follower(bench: Bench) -> list[tuple[str, ...]]:
 
 
 def follow(argv: Sequence[str]) -> None:
-    """In that process: hash a file, and read it into a plain tar, as a download does that shares
-    its work with an array."""
+    """In that process: hash a file and decompress it to a plain tar, as a download does for the
+    extract array."""
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.archives.tar.stream import TarStream
@@ -281,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         make_pages(bench.root, chosen.mb)
         for name, measure in TABLES.items():
-            # Ten times the pages need ten times the room: only where that is asked for.
+            # Ten times the pages need ten times the space: only on request.
             if chosen.only == name or (chosen.only is None and name != "memory"):
                 with steady_memory(bench.root):
                     print(table(measure(bench)), end="\n\n", flush=True)

@@ -1,8 +1,8 @@
-"""Finalize over many small files: its time for each and its peak memory.
+"""Finalize many small files: time per file and peak memory.
 
     python -m benchmarks.finalize [--files 160000] [--folder DIR]
 
-The goal: below 1 GiB for ten million files. Memory is bounded by the bucket, not by the dataset.
+The goal: below 1 GiB for ten million files. Memory depends on the bucket, not on the dataset.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pages to extract, archives of them, and a task of ours in a process of its own."""
+"""Pages to extract, archives of them, and one of our tasks in its own process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Bench:
         return self.root / "runs"
 
     def archive(self, suffix: str) -> Path:
-        """The pages in that format, made where they are not here yet."""
+        """The pages in that format; made if they do not exist yet."""
         path = self.root / f"pages.{suffix}"
         if not path.exists():
             command = _MAKE[suffix].format(path=path, pages=self.pages)
@@ -54,17 +54,17 @@ class Bench:
         return path
 
     def out(self) -> Path:
-        """A new empty folder; what earlier turns wrote stays until ``clear``."""
+        """A new empty folder; the output of earlier runs stays until ``clear``."""
         self.used += 1
         out = self.runs / str(self.used)
         out.mkdir(parents=True)
         return out
 
     def clear(self) -> None:
-        """Free the room of what the turns wrote, and leave the empty files.
+        """Free the space of earlier output, and leave the empty files.
 
-        ext4 without a journal shuns deleted inodes for five minutes, and looks at each of them
-        whenever it makes a file: who extracts soon after a large deletion pays for it.
+        ext4 without a journal does not reuse deleted inodes for five minutes, and examines each
+        of them whenever it creates a file: extraction soon after a large deletion is slow.
         """
         for path in self.runs.rglob("*"):
             if path.is_file() and not path.is_symlink():
@@ -117,7 +117,7 @@ class Taken:
     """What one task of ours took."""
 
     seconds: float
-    cpu_s: float  # of all processes, in and out of the kernel
+    cpu_s: float  # of all processes, user and system
     peak_mib: float
     ok: bool
 
@@ -129,9 +129,9 @@ def task(
     *,
     core: int | None = None,
 ) -> Taken:
-    """Our own extraction of some parts, as a task does it: in a process of its own.
+    """Our own extraction of some parts, as a task does it: in its own process.
 
-    ``core``: the one processor that it may use, as a job gets one unless it asks for more.
+    ``core``: the one CPU that it may use, as a job gets one unless it requests more.
     """
     held = [] if core is None else ["taskset", "-c", str(core)]
     done = subprocess.run(
@@ -145,7 +145,7 @@ def task(
 
 
 def one(argv: Sequence[str]) -> None:
-    """In that process: extract, and tell what it took (the child's start included)."""
+    """In that process: extract, and print the time it took (with the start of the child)."""
     import resource
 
     from jobs.extract.stage import run_extract
@@ -171,7 +171,7 @@ def one(argv: Sequence[str]) -> None:
 
 
 def at_once(run: Extracting, parts: int, *, held: bool = False) -> list[Taken]:
-    """A task for each part, at the same time; ``held``: each to a core of its own."""
+    """A task for each part, at the same time; ``held``: each on its own core."""
     with ThreadPoolExecutor(parts) as pool:
         tasks = [
             pool.submit(task, run, [part], core=part if held else None) for part in range(parts)

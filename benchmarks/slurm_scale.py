@@ -1,8 +1,9 @@
-"""Ten thousand array tasks on a private Slurm, and what its controller is asked meanwhile.
+"""Ten thousand array tasks on a private Slurm, and the calls to its controller meanwhile.
 
-`python -m benchmarks.slurm_scale [TASKS] [SHARDS]`: seconds and peak memory of each command over a
-run of TASKS tasks (10,000), all of them held, as starting them would measure Slurm alone (about ten
-a second here); calls to slurmctld a minute, told by `sdiag`; and a plan of SHARDS shards (100,000).
+`python -m benchmarks.slurm_scale [TASKS] [SHARDS]`: seconds and peak memory of each command for a
+run of TASKS tasks (10,000), all of them held, because starting them would measure Slurm alone
+(about ten per second here); calls to slurmctld per minute, as counted by `sdiag`; and a plan of
+SHARDS shards (100,000).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Taken:
 
 
 def run(slurm: PrivateSlurm | None, cwd: Path, *words: str | Path, limit_s: float = 900) -> Taken:
-    """Run a command of ours to its end, or for ``limit_s``; it must end well, or be cut off."""
+    """Run one of our commands to its end, or for ``limit_s``; it must succeed or time out."""
     argv = [sys.executable, "-m", "orchestrator.cli", *map(str, words)]
     env = clean_environment() | (slurm.env if slurm else {}) | {"HOME": str(cwd)}
     began = time.monotonic()
@@ -78,7 +79,7 @@ def counted(slurm: PrivateSlurm, cwd: Path, *words: str) -> tuple[Taken, dict[st
 
 
 def shards(folder: Path, count: int) -> Path:
-    """A folder of so many archives with a small file each."""
+    """A folder of ``count`` archives with a small file each."""
     folder.mkdir(parents=True)
     for number in range(count):
         members = [(f"{number:06d}.txt", b"x")]

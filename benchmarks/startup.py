@@ -1,4 +1,4 @@
-"""How soon the commands answer: `--help` against a bare Click, `status` of 10,000 tasks."""
+"""Start-up time of commands: `--help` against bare Click, `status` of 10,000 tasks."""
 
 from __future__ import annotations
 

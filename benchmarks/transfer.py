@@ -27,7 +27,7 @@ _ONE = 1 << 30  # bytes of the one file, unthrottled
 _SLOW = 512 << 20  # of the throttled one
 _MANY, _EACH = 200, 5_000_000
 
-# In a process of its own, like the others: starting Python counts, and its memory is told.
+# In a process of its own, like the others: starting Python counts, and its memory is measured.
 _OURS = """
 import resource, sys
 from concurrent.futures import ThreadPoolExecutor

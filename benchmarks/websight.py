@@ -311,7 +311,7 @@ def installed(program: str) -> str | None:
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    """The first error that ``launch --json`` told, or else its last words."""
+    """The first error in the output of ``launch --json``, or else its last line."""
     try:
         state = json.loads(done.stdout)
     except ValueError:

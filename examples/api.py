@@ -1,9 +1,9 @@
-"""The whole path from Python: plan, launch, wait, look at the result.
+"""A complete run from Python: plan, launch, wait, read the result.
 
     python examples/api.py SHARDS DEST
 
 SHARDS is an archive or a folder of archives, DEST a folder that does not exist yet. The work is
-done on this machine; without ``engine="local"`` it goes to Slurm where there is one.
+done on this machine; without ``engine="local"`` the jobs go to Slurm if it is installed.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def bring_in(shards: Path, dest: Path) -> api.RunStatus:
     for note in planned.notes:
         print(f"note: {note}")
     print(f"{len(planned.plan.shards)} shards to {planned.plan.dest}")
-    run = api.launch(planned)  # on Slurm: returns once the jobs are accepted
+    run = api.launch(planned)  # on Slurm: returns when the jobs are accepted
     state = api.status(run)
     if state.status is not api.RunStatus.DONE:
-        # Resume does what is missing and no more, however the first attempt ended.
+        # resume does only what is missing, however the first attempt ended.
         api.resume(api.plan_resume(run))
         state = api.status(run)
     seconds = sum(future.result().cpu_s for future in run.futures() if not future.exception())
@@ -33,7 +33,7 @@ def bring_in(shards: Path, dest: Path) -> api.RunStatus:
 
 
 def main() -> int:
-    """Run the example; its errors are messages for people, as those of the command line are."""
+    """Run the example; errors are printed as by the command line."""
     try:
         status = bring_in(Path(sys.argv[1]), Path(sys.argv[2]))
     except api.OrchestrateError as error:

@@ -33,8 +33,8 @@ else:
 
 RECORDS = "prompts.jsonl"
 IMAGES = "images"
-MTIME = 1_700_000_000  # seconds; one for all, so that archives are the same every time
-SUFFIX = {"zip": ".zip"}  # others: a dot and their name
+MTIME = 1_700_000_000  # seconds; the same for all files, so that archives are identical every time
+SUFFIX = {"zip": ".zip"}  # of the others: a dot and the format's name
 FORMATS = ("tar", "tar.gz", "tar.bz2", "tar.xz", "tar.zst", "zip")
 # The smallest image: one white pixel as PNG (signature and IHDR, IDAT, IEND).
 PIXEL = bytes.fromhex(
@@ -55,8 +55,8 @@ def make_dataset(
 ) -> Path:
     """Write `prompts.jsonl` and `images/` into `folder`, the same for the same seed.
 
-    Every third page is a JPEG, the others are PNG. `image_bytes` is the size that each image
-    has about (a few kB if not told).
+    Every third page is a JPEG, the others are PNG. `image_bytes` is the approximate size of
+    each image (default: a few kB).
     """
     (folder / IMAGES).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -81,7 +81,7 @@ def _record(rng: random.Random, number: int, image: str) -> dict[str, str]:
 
 
 def _page(rng: random.Random, number: int) -> Image.Image:
-    """A page as a browser draws one: a bar, a heading, a picture, lines of text."""
+    """A page like a browser's: a bar, a heading, a picture, lines of text."""
     page = Image.new("RGB", (320, 240), "white")
     draw = ImageDraw.Draw(page)
     draw.rectangle((0, 0, 320, 28), fill=_colour(rng, 60, 180))
@@ -101,7 +101,7 @@ def _encoded(page: Image.Image, rng: random.Random, kind: str, wanted: int | Non
     plain = _saved(page, kind)
     if wanted is None or len(plain) >= wanted:
         return plain
-    # Noise is what no codec makes smaller: measure what a row of it costs, then add rows.
+    # No codec can compress noise: measure the size of a row of it, then add rows.
     sample = _saved(_with_noise(page, rng, 16), kind)
     rows = 16 * (wanted - len(plain)) // max(len(sample) - len(plain), 1)
     return _saved(_with_noise(page, rng, max(rows, 1)), kind)
@@ -127,7 +127,7 @@ def _saved(page: Image.Image, kind: str) -> bytes:
 def marked(image: bytes, text: str) -> bytes:
     """The same picture in other bytes: `text` (Latin-1) becomes a comment in a PNG or JPEG.
 
-    JPEG: a COM segment behind APP0, which JFIF wants first (ITU-T T.81, B.2.4.5).
+    JPEG: a COM segment after APP0, which has to be first in JFIF (ITU-T T.81, B.2.4.5).
     """
     comment = text.encode("latin-1")
     if image.startswith(b"\x89PNG"):
@@ -137,7 +137,7 @@ def marked(image: bytes, text: str) -> bytes:
 
 
 def with_chunk(png: bytes, kind: bytes, data: bytes) -> bytes:
-    """A PNG with one more chunk behind IHDR (https://www.w3.org/TR/png/#5Chunk-layout)."""
+    """A PNG with one more chunk after IHDR (https://www.w3.org/TR/png/#5Chunk-layout)."""
     at = 8 + 25  # the signature and IHDR
     crc = struct.pack(">I", zlib.crc32(kind + data))
     return png[:at] + struct.pack(">I", len(data)) + kind + data + crc + png[at:]
@@ -151,8 +151,8 @@ def pack_shards(
 ) -> list[Path]:
     """Spread a dataset over `count` archives `shard-0000.…` in `out`.
 
-    Each holds a slice of the records with its images; the slices in order are the original
-    records file. `top` is a folder that all members of each archive lie in.
+    Each has a slice of the records and their images; the slices in order are the original
+    records file. `top` is a folder that contains all members of each archive.
     """
     lines = (dataset / RECORDS).read_bytes().splitlines(keepends=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -168,22 +168,22 @@ def pack_shards(
 
 
 def pack_one(dataset: Path, out: Path, fmt: str = "tar.gz", *, top: str = "") -> Path:
-    """The whole dataset as one archive `websight.…` in the folder `out`."""
+    """The complete dataset as one archive `websight.…` in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     names = sorted(str(p.relative_to(dataset)) for p in dataset.rglob("*") if p.is_file())
     path = out / f"websight{suffix(fmt)}"
-    # The records file last, as archivers that sort by name would have it.
+    # The records file last, as in archives whose members are sorted by name.
     write_archive(path, _below(top, list(_read(dataset, names))), fmt)
     return path
 
 
 def suffix(fmt: str) -> str:
-    """What names of archives of that format end with."""
+    """The file name suffix of archives of that format."""
     return SUFFIX.get(fmt, f".{fmt}")
 
 
 def write_archive(path: Path, members: Sequence[tuple[str, bytes]], fmt: str) -> None:
-    """Write these files, in this order, with the folders that they lie in."""
+    """Write these files, in this order, with their parent folders."""
     if fmt == "zip":
         _write_zip(path, members)
         return
@@ -254,9 +254,9 @@ def _folders(members: Sequence[tuple[str, bytes]]) -> list[str]:
 
 
 def tree_digest(folder: Path) -> dict[str, str]:
-    """The sha256 of each file by its path: equal for an original and what is published of it.
+    """The SHA-256 of each file by its path: equal for the original and the published dataset.
 
-    Receipt, manifest and what is not published yet do not count.
+    Leaves out the receipt, the manifest and unpublished files.
     """
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -266,12 +266,12 @@ def tree_digest(folder: Path) -> dict[str, str]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make a dataset, and archives of it where asked for."""
+    """Make a dataset, and archives of it if requested."""
     parser = argparse.ArgumentParser(prog="python -m examples.samples", description=__doc__)
     parser.add_argument("out", type=Path, help="folder for the dataset")
     parser.add_argument("--records", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--bytes", type=int, help="size that each image has about")
+    parser.add_argument("--bytes", type=int, help="approximate size of each image")
     parser.add_argument("--shards", type=Path, help="folder for the dataset as several archives")
     parser.add_argument("--count", type=int, default=8, help="how many archives")
     parser.add_argument("--one", type=Path, help="folder for the dataset as one archive")
