@@ -44,7 +44,7 @@ def test_an_error_of_the_disk_ends_what_it_met_and_resume_finishes_it(
             assert ended.rc == 0, ended
             continue
         if ended.rc == 0:
-            here.check_whole()
+            here.check_complete()
         else:
             said = (ended.out + ended.err).lower()
             assert any(words in said for words in (*SAID[what], *MUTE)), ended.out
@@ -210,7 +210,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
         assert (here.dest / "RECEIPT.json").exists()
         put_back += "the old dataset is unchanged in" in ended.out
         here.resume(here.cli.runs()[-1].name)
-        here.check_whole()
+        here.check_complete()
     assert put_back >= 3
 
 

@@ -42,7 +42,7 @@ def test_a_task_killed_at_any_call_that_changes_a_file_is_made_good_by_resume(
         ended = here.launch(fault=Fault(where, at))
         assert ended.orphans == 0
         if not ended.fired:
-            here.check_whole()
+            here.check_complete()
             break
         kills += 1
         twice += here.finish()
@@ -69,7 +69,7 @@ def test_a_launcher_that_ends_at_any_call_leaves_a_run_to_resume_or_nothing_and_
         assert ended.orphans == 0
         if what == "SIGINT" and ended.rc != 130:
             assert ended.rc == 0, ended  # all had ended by then
-            here.check_whole()
+            here.check_complete()
         ends += 1
         twice += here.finish()
         at += step

@@ -44,7 +44,7 @@ def test_of_two_launches_to_one_destination_one_wins_and_the_other_names_it(
         words = (*LAUNCH, "--dest", here.dest, *here.source)
         ended = shop.together(here.cli, [words, words])
         assert sorted(each.rc for each in ended) == [0, 3], ended
-        here.check_whole()
+        here.check_complete()
         (loser,) = (each for each in ended if each.rc == 3)
         (winner,) = here.cli.runs()
         # Held as long as the other works; published where it was through before this one looked.
@@ -63,7 +63,7 @@ def test_of_two_resumes_of_one_run_one_submits(
         codes = sorted(each.rc for each in ended)
         # 0 for both: the later one found the run at work or done, and nothing left to do.
         assert codes in ([0, 0], [0, 3]), ended
-        here.check_whole()
+        here.check_complete()
         assert len(list(here.run.glob("submissions/*.json"))) == 2, ended
 
 
@@ -87,7 +87,7 @@ def test_a_run_whose_destination_is_another_runs_by_now_is_not_resumed(scene: St
         told = here.resume(*words, rc=3)
         assert f"run {second.name} published" in told.err
     assert len(list(first.glob("submissions/*.json"))) == 1
-    here.check_whole()
+    here.check_complete()
 
 
 def test_a_reader_that_goes_away_harms_no_run(scene: Stage) -> None:
@@ -128,4 +128,4 @@ def test_a_destination_that_was_removed_under_a_run_is_filled_again(scene: Stage
     shutil.rmtree(here.dest)
     here.resume(rc=None)
     here.resume()
-    here.check_whole()
+    here.check_complete()

@@ -154,7 +154,7 @@ def test_a_controller_that_is_down_midway_is_reported_and_nothing_has_failed(
         worker.send(Signals.SIGCONT)
         site.slurm.start_slurmctld()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -205,7 +205,7 @@ def test_without_accounting_files_and_queue_are_enough(
     finally:
         if how != "no sacct":
             site.slurm.start_slurmdbd()
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -269,7 +269,7 @@ def test_a_job_id_that_was_reused_for_another_users_job_is_left_alone(
         site.resume()
         assert site.over()["state"] == "done"
         assert {row.job_id for row in later.squeue()} == set(others)
-    assert plain.done_twice(before) == 0
+    assert plain.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -402,5 +402,5 @@ def test_an_environment_that_is_missing_on_a_node_is_one_error_that_names_the_no
     before = site.finished()
     site.resume()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree

@@ -136,7 +136,7 @@ def test_of_two_resumes_at_once_one_submits(
     assert len(site.jobs()) == 1 + 4 + 1
     held.unlink()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -238,7 +238,7 @@ def test_a_failed_part_is_retried_automatically_and_the_following_job_starts_onc
     assert state["attempts"] == 2
     assert len(items(site.run_folder(), 2, Stage.EXTRACT)) == 1
     assert items(site.run_folder(), 2, Stage.DOWNLOAD) == []
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     site.wait((tmp_path / "seen").exists)
     assert (tmp_path / "seen").read_text().split().count("RECEIPT.json") == 1
     assert published(tmp_path / "data") == pages.tree
@@ -299,7 +299,7 @@ def test_attempts_without_progress_stop_and_resume_finishes_the_run(
     broken.unlink()
     site.resume()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     site.wait((tmp_path / "seen").exists)
     assert "RECEIPT.json" in (tmp_path / "seen").read_text()
     assert published(tmp_path / "data") == pages.tree
@@ -328,7 +328,7 @@ def test_where_compute_nodes_may_not_submit_status_says_so_and_resume_continues(
     broken.unlink()
     site.resume()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -359,7 +359,7 @@ def test_downloaded_in_the_shell_the_rest_goes_to_slurm(
     assert len(site.run_folder().load_submission(2).of_stage(Stage.EXTRACT)) == 4
     held.unlink()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 

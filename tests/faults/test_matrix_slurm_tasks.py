@@ -51,7 +51,7 @@ def test_a_lost_node_is_named_and_excluded_by_resume(
     finally:
         site.slurm.run("scontrol", "update", f"nodename={node}", "state=resume")
     assert site.asked(2).exclude == node
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -73,7 +73,7 @@ def test_a_task_of_a_lost_node_that_slurm_starts_elsewhere_continues_in_its_atte
     finally:
         site.slurm.run("scontrol", "update", f"nodename={row.node}", "state=resume")
     assert site.run_folder().submission_numbers() == [1]
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -113,7 +113,7 @@ def test_a_straggler_of_an_older_attempt_harms_nothing(
     assert tree == slow_pages.tree
     assert published(tmp_path / "data") == tree
     assert site.status()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
 
 
 def _lose_without_killing(site: Site, job_id: str, node: str) -> None:
@@ -158,7 +158,7 @@ def test_a_task_that_is_requeued_or_preempted_continues_in_the_same_attempt(
     assert state["stages"]["extract"]["failed"] == state["stages"]["extract"]["missing"] == 0
     assert site.over()["state"] == "done"
     assert site.run_folder().submission_numbers() == [1]
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -183,7 +183,7 @@ def test_a_time_limit_is_named_and_resume_requests_half_as_much_again(
     site.resume()
     assert site.over()["state"] == "done"
     assert (site.asked(1).time_min, site.asked(2).time_min) == (10, 15)
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -210,7 +210,7 @@ def test_a_task_is_warned_of_its_time_limit_and_stops_with_a_retryable_result(
     site.resume()
     assert site.over()["state"] == "done"
     assert site.asked(2).time_min == 15
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -243,7 +243,7 @@ def test_a_task_out_of_memory_is_named_and_resume_requests_twice_as_much(
     site.resume()
     assert site.over()["state"] == "done"
     assert (site.asked(1).mem_mb, site.asked(2).mem_mb) == (200, 400)
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -268,7 +268,7 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
     site.resume()
     assert site.over()["state"] == "done"
     assert len(items(site.run_folder(), 2, Stage.EXTRACT)) == 1
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -286,7 +286,7 @@ def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
     held.unlink()
     site.resume()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
 
@@ -311,7 +311,7 @@ def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(
     assert not (tmp_path / "then").exists()
     site.resume()
     assert site.over()["state"] == "done"
-    assert site.done_twice(before) == 0
+    assert site.repeated(before) == 0
     site.wait((tmp_path / "then").exists)
     assert published(tmp_path / "data") == slow_pages.tree
 

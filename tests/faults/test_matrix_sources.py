@@ -56,7 +56,7 @@ def test_a_local_archive_that_changes_under_a_run_is_reported_and_used_as_it_is_
     if told.rc:
         assert "changed" in told.out
         here.resume()
-    here.check_whole()
+    here.check_complete()
 
 
 def test_a_dataset_folder_with_links_holes_and_odd_names_arrives_byte_for_byte(
@@ -119,7 +119,7 @@ def test_an_odd_umask_and_a_set_gid_destination_keep_the_groups_policy(
     finally:
         os.umask(before)
     assert done.rc == 0
-    here.check_whole()
+    here.check_complete()
     assert here.dest.stat().st_mode & 0o7777 == 0o2775
     assert here.run.stat().st_mode & 0o777 == 0o700
 
@@ -144,5 +144,5 @@ def test_no_code_of_the_working_folder_is_run_by_a_task(scene: Stage, tmp_path: 
     shell = here.cli.program("-c", script)
     done = shell.run("launch", "--engine", "local", "--yes", "--dest", here.dest, *here.source)
     assert done.rc == 0
-    here.check_whole()
+    here.check_complete()
     assert not mark.exists()

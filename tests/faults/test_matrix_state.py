@@ -96,7 +96,7 @@ def test_a_damaged_state_file_is_gone_round_as_the_message_says(
             assert "rename it" in told
             path.rename(path.with_name(f"{path.name}.damaged"))
         stopped.resume()
-    stopped.check_whole()
+    stopped.check_complete()
 
 
 def _pieces(run: Path) -> list[str]:
@@ -115,7 +115,7 @@ def test_a_run_folder_half_removed_is_made_good_by_resume(stopped: Scene, piece:
         path.unlink()
     ask(stopped)
     stopped.resume()
-    stopped.check_whole()
+    stopped.check_complete()
 
 
 def _check_published(here: Scene) -> None:
@@ -162,7 +162,7 @@ def test_results_of_a_lost_submission_are_not_taken_for_those_of_the_next(stoppe
     path.rename(path.with_name("lost"))
     stopped.resume()
     assert [each.name for each in path.parent.glob("*.json")] == ["0002.json"]
-    stopped.check_whole()
+    stopped.check_complete()
 
 
 def test_a_run_folder_that_was_moved_is_looked_at_and_resumed_by_its_path(
@@ -173,7 +173,7 @@ def test_a_run_folder_that_was_moved_is_looked_at_and_resumed_by_its_path(
     stopped.run.rename(moved)
     assert "incomplete" in ask(stopped, moved).out
     stopped.resume(moved)
-    stopped.check_whole()
+    stopped.check_complete()
     assert "done" in ask(stopped, moved).out
 
 
@@ -223,7 +223,7 @@ def test_files_that_nfs_leaves_of_removed_ones_are_ignored(stopped: Scene) -> No
     ask(stopped)
     stopped.resume()
     (stopped.dest / ".nfs000000000012ab3400000002").unlink()
-    stopped.check_whole()
+    stopped.check_complete()
 
 
 @pytest.mark.skipif(not shutil.which("faketime"), reason="faketime is not installed")
@@ -263,5 +263,5 @@ def test_a_flipped_bit_is_found_by_a_deep_verify_and_repaired(scene: Stage) -> N
     told = here.shop.run(here.cli, "verify", here.dest, "--deep", rc=5)
     assert picture.name in told.out
     here.resume("--deep")
-    here.check_whole()
+    here.check_complete()
     here.shop.run(here.cli, "verify", here.dest, "--deep", rc=0)

@@ -1,4 +1,4 @@
-"""A whole run in this process, from the command line's words to what is published, within 0.1 s."""
+"""A complete run in this process, from command line options to the published dataset, in 0.1 s."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.cli.launch import command
 
 @dataclass
 class Brought:
-    """What a run came to."""
+    """The outcome of a run."""
 
     folder: RunFolder
     plan: Plan
@@ -29,12 +29,12 @@ class Brought:
 
     @property
     def text(self) -> str:
-        """All that a person is told."""
+        """All messages to the user."""
         return "\n".join((*self.problems, *self.lines))
 
     @property
     def files(self) -> dict[str, bytes]:
-        """What is published, by path; without receipt and manifest."""
+        """The published files by path, without receipt and manifest."""
         dest = Path(self.plan.dest)
         ours = {RECEIPT, MANIFEST}
         return {
@@ -46,7 +46,7 @@ class Brought:
 
 
 def bring(root: Path, source: Path | Sequence[str], *words: str) -> Brought:
-    """Launch over a local ``source``, or what its words name; ``root`` gets run and dataset."""
+    """Launch with a local ``source`` (or options that name one); run and dataset in ``root``."""
     folder, plan = planned(root, source, *words)
     downloaded = run_download(
         folder, plan, [shard.id for shard in plan.shards], Progress(), refetch=frozenset()
@@ -56,7 +56,7 @@ def bring(root: Path, source: Path | Sequence[str], *words: str) -> Brought:
 
 
 def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunFolder, Plan]:
-    """The run folder and the plan of such a launch; nothing is done yet."""
+    """The run folder and the plan of such a launch; no stage has run yet."""
     places = ["--dest", str(root / "data"), "--log-dir", str(root / "logs")]
     named = ("--local-path", str(source)) if isinstance(source, Path) else source
     argv = [*named, *places, "--engine", "local", *words]
@@ -71,7 +71,7 @@ def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunF
 def finished(
     folder: RunFolder, plan: Plan, parts: list[Part], problems: list[str] | None = None
 ) -> Brought:
-    """Extract ``parts`` of the shards that are here, in that order, and finalize."""
+    """Extract ``parts`` of the fetched shards, in that order, and finalize."""
     problems = list(problems or ())
     attempts = PartExtractor(folder, plan, Progress())
     here = folder.fetched_ids()

@@ -1,6 +1,6 @@
-"""The guide's options reference, made from the commands themselves.
+"""The guide's options reference, generated from the commands.
 
-`python -m tests.support.options_table` writes it into the guide anew.
+`python -m tests.support.options_table` writes it into the guide again.
 """
 
 from __future__ import annotations

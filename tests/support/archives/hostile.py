@@ -32,14 +32,15 @@ UNSAFE, BAD, LARGE, OTHER = (
 
 @dataclass(frozen=True)
 class Case:
-    """One archive and what is right to do with it."""
+    """One archive and how it must be handled."""
 
     id: str
-    file: str  # name, with the extension that tells the format
+    file: str  # name, with the suffix of the format
     data: bytes
     cause: Cause | None = None  # of the refusal; None: it is sound
-    files: tuple[str, ...] = ()  # what a sound one gives, at least
-    # Whether the reader refuses; else its names or links are for whoever writes to refuse.
+    files: tuple[str, ...] = ()  # files that a sound one must contain, at least
+    # Whether the reader refuses it; otherwise its names or links are refused when files are
+    # written.
     by_reader: bool = True
 
     def write(self, folder: Path) -> Path:

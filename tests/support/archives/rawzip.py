@@ -12,7 +12,7 @@ STORED, DEFLATE = 0, 8
 
 @dataclass
 class Raw:
-    """An entry; None: what is right."""
+    """An entry; None: the correct value."""
 
     name: bytes
     data: bytes = b""

@@ -22,7 +22,7 @@ NO_FOLDER = cast(RunFolder, None)  # readers of archives need none
 
 
 def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetched, Shard]:
-    """The evidence of a shard that lies in ``paths``, its format told by its bytes."""
+    """The evidence of a shard in ``paths``; its bytes decide the format."""
     with paths[0].open("rb") as file:
         format = sniff(file.read(65536), name or paths[0].name)
     sizes = tuple(path.stat().st_size for path in paths)
@@ -46,7 +46,7 @@ def read_through(
     plain: Path | None = None,
     progress: Progress | None = None,
 ) -> Streamed:
-    """What one pass over a shard teaches that extracts nothing; ``files``: other than its own."""
+    """The findings of one pass over a shard without extraction; ``files``: other than its own."""
     own = [partial(_bytes_of, Path(file.locator)) for file in shard.files]
     check = (progress or Progress()).check
     stream = TarStream(files or own, shard, options, plain=plain, check=check)
@@ -75,7 +75,7 @@ def digests(
 ) -> dict[str, tuple[int, str]]:
     """Size and MD5 of each file by its safe path; the parts one after the other.
 
-    A hard link gives its target's. Raises what the reader raises, and ``UnsafeMemberError`` for
+    A hard link has its target's. Raises what the reader raises, and ``UnsafeMemberError`` for
     names and links that nobody writes.
     """
     archive, _, _ = opened(*paths, parts=parts, options=options)
@@ -104,6 +104,6 @@ def part_digests(archive: Archive, part: Part) -> dict[str, tuple[int, str]]:
             for chunk in member.chunks:
                 digest.update(chunk)
                 size += len(chunk)
-            assert size == member.size, f"{path}: {size} bytes came and {member.size} were told"
+            assert size == member.size, f"{path}: {size} bytes instead of {member.size}"
             out[path] = (size, digest.hexdigest())
     return out

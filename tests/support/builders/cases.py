@@ -1,4 +1,4 @@
-"""Plans, submissions and results by the handful, for tests of what decides over them."""
+"""Small plans, submissions and results, for tests of the code that evaluates them."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def result(
 
 
 def ended(raw: str = "COMPLETED", cause: Cause | None = None, node: str = "node1") -> TaskState:
-    """A task that the scheduler says is over."""
+    """A task that the scheduler reports as ended."""
     return TaskState(
         EngineState.ENDED, raw=raw, cause=cause, node=node, ended=NOW - timedelta(hours=1)
     )

@@ -1,4 +1,4 @@
-"""A run that has come as far as its extract stage, with archives that lie where they were made."""
+"""A run before its extract stage, with archives in the folder where they were made."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from tests.support.archives.reading import read_through
 
 @dataclass
 class Extracting:
-    """A run folder, its plan, and what extraction leaves."""
+    """A run folder, its plan, and the output of extraction."""
 
     folder: RunFolder
     plan: Plan
@@ -113,7 +113,7 @@ def extracting(
 def fetched_of(
     shard: Shard, path: Path, *, verified: bool = False, in_place: bool = True
 ) -> Fetched:
-    """The evidence of an archive that lies at ``path``."""
+    """The evidence of the archive at ``path``."""
     with path.open("rb") as file:
         head = file.read(4096)
     status = path.stat()

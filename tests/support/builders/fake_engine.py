@@ -1,4 +1,4 @@
-"""An engine that accepts, refuses and remembers, for tests of what stands before engines."""
+"""An engine that accepts, refuses and records jobs, for tests of the code that uses engines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class FakeEngine:
     def wait(
         self, folder: RunFolder, on_tick: Callable[[], None] | None, interval_s: float
     ) -> None:
-        """Nothing runs here."""
+        """No job runs here."""
 
     def poll(
         self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()

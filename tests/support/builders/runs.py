@@ -1,4 +1,4 @@
-"""Runs made by hand, as values and as folders, for all that only reads them."""
+"""Runs made by hand, as values and as folders, for code that only reads them."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def make_result(
     files: int = 100,
     summary: Summary | None = None,
 ) -> TaskResult:
-    """A result that did ``files`` files and 250 kB each for every item, or failed."""
+    """A result with ``files`` files of 250 kB each for every item, or a failure."""
     problem = Problem(cause, message) if cause else None
     if problem:
         outcome = problem.outcome
@@ -199,7 +199,7 @@ def make_state(
 
 
 def under_way(plan: Plan | None = None) -> RunState:
-    """A run in full swing: downloaded; tasks done, running, waiting and failed."""
+    """A running run: downloaded; tasks done, running, waiting and failed."""
     plan = plan or make_plan(8)
     submission = make_submission(plan)
     extract = submission.of_stage(Stage.EXTRACT)

@@ -46,7 +46,7 @@ WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
 def png(seed: int = 0, *, width: int = 4) -> bytes:
-    """A whole PNG of a few dozen bytes, another one for another seed."""
+    """A complete PNG of a few dozen bytes, a different one for each seed."""
     rows = b"".join(b"\0" + struct.pack(">I", seed + y)[1:] * width for y in range(4))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
@@ -99,7 +99,7 @@ class StagedRun:
     shards: tuple[StagedShard, ...]
 
     def redo(self) -> list[str]:
-        """Do what a submission over all that is unfinished does; ids of the parts it extracted."""
+        """Do what a submission of all unfinished parts does; the ids of the parts it extracted."""
         for shard, content in zip(self.plan.shards, self.shards, strict=True):
             if self.folder.load_fetched(shard.id) is None:
                 _fetch(self, shard, content)

@@ -1,4 +1,4 @@
-"""Keep one daemon and all its descendants on a leash: what the guard's owner ends, ends wholly.
+"""Guard one daemon and all its descendants: when the owner stops it, every process ends.
 
 A guard is a process of its own and a subreaper (prctl(2)): whatever its daemon starts, however
 often it forks away, stays its descendant. When the owner writes to the guard's standard input,
@@ -63,7 +63,7 @@ class Guard:
         """The process ids of the daemon and of all that came from it."""
         return descendants_of(self._process.pid)
 
-    def let_go(self) -> None:
+    def request_kill(self) -> None:
         """Ask the guard to kill everything; `wait` then returns soon."""
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -80,7 +80,7 @@ class Guard:
 
     def end(self) -> None:
         """Kill the daemon and everything that came from it, and wait for it."""
-        self.let_go()
+        self.request_kill()
         self.wait()
 
 

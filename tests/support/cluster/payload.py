@@ -1,4 +1,4 @@
-"""What tasks do in the tests of engines: a script in the run folder tells each its part."""
+"""What tasks do in the tests of engines, as a script in the run folder says."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Played:
 
 
 def write_script(run_dir: Path, parts: dict[str, str]) -> None:
-    """``{"extract.3": "fail"}``; a task that is not named does well."""
+    """``{"extract.3": "fail"}``; a task that is not named succeeds."""
     (run_dir / "script.json").write_bytes(msgspec.json.encode(parts))
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
-    """Play a part: ok, fail, kill, hold (until the file ``go`` appears), stubborn, fork, term."""
+    """Do as scripted: ok, fail, kill, hold (until ``go`` exists), stubborn, fork, term."""
     folder = Path(run_dir)
     me = f"{stage}.{number}"
     with (folder / "events").open("a") as events:
@@ -54,7 +54,7 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> Played:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
         (folder / "grandchild").write_text(str(child.pid))
     if part == "term":
-        # Ends in order when it is told to, as the worker does.
+        # Exits cleanly on SIGTERM, as the worker does.
         signal.signal(signal.SIGTERM, lambda number, frame: (folder / "go").touch())
     if part in ("hold", "stubborn", "fork", "term"):
         deadline = time.monotonic() + 100

@@ -1,4 +1,4 @@
-"""Hand out TCP ports that no other test process will take, for daemons that want to be told."""
+"""Hand out TCP ports that no other test process will take, for daemons that need a fixed port."""
 
 from __future__ import annotations
 

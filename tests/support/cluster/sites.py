@@ -52,7 +52,7 @@ class Site:
         return RunFolder(self.cli.runs()[-1])
 
     def asked(self, number: int, stage: Stage = Stage.EXTRACT) -> Resources:
-        """What the jobs of a submission asked for."""
+        """The resources that the jobs of a submission requested."""
         return self.run_folder().load_submission(number).resources[stage.value]
 
     def jobs(self, stage: Stage | None = None) -> list[QueueRow]:
@@ -67,8 +67,8 @@ class Site:
         paths = [*folder.manifests.glob("*.jsonl"), *folder.path.glob("shards/*.json")]
         return {path.name: path.stat().st_mtime_ns for path in paths}
 
-    def done_twice(self, before: dict[str, int]) -> int:
-        """How many of those were finished once more since."""
+    def repeated(self, before: dict[str, int]) -> int:
+        """How many of those were processed again since."""
         now = self.finished()
         return sum(now.get(name, at) != at for name, at in before.items())
 
@@ -78,7 +78,7 @@ class Site:
         self.slurm.wait_for(predicate, timeout)
 
     def wait_running(self, stage: Stage, count: int = 1) -> list[QueueRow]:
-        """The rows of a stage's tasks, once so many of them run."""
+        """The rows of a stage's tasks, once that many of them run."""
         found: list[QueueRow] = []
 
         def running() -> bool:
@@ -89,7 +89,7 @@ class Site:
         return found
 
     def over(self) -> Any:
-        """What `status --json` of a later shell says once none of the run's jobs is queued."""
+        """The output of `status --json` in another shell, once no job of the run is queued."""
         self.wait(lambda: not self.jobs(), 90)
         self.wait(lambda: self.status()["state"] in OVER, 90)
         return self.status()
@@ -121,7 +121,7 @@ class Site:
         return path.read_text().splitlines() if path.exists() else []
 
     def at_work(self, number: int, *, stage: Stage = Stage.EXTRACT, attempt: int = 1) -> Worker:
-        """A task's process, stopped as soon as it has begun to work."""
+        """A task's process, stopped as soon as it has started to work."""
         folder = self.run_folder()
         path = folder.heartbeat(stage, number)
         deadline = time.monotonic() + 60
@@ -140,7 +140,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Pages:
-    """Archives of small files, and what is to be published of them."""
+    """Archives of small files, and the expected dataset."""
 
     archives: Path
     tree: dict[str, str]  # sha256 by path
@@ -162,14 +162,14 @@ class Pages:
 
 
 def published(dest: Path) -> dict[str, str]:
-    """What is published at `dest`, which must hold nothing half done."""
+    """The dataset published at `dest`, which must contain nothing incomplete."""
     assert not (dest / ".incoming").exists()
     return samples.tree_digest(dest)
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A task's process on its node, with the children that work for it."""
+    """A task's process on its node, with its child processes."""
 
     pid: int
 
@@ -180,7 +180,7 @@ class Worker:
                 os.kill(pid, number)
 
     def stop(self) -> None:
-        """Stop it, then its children: while it stands still it begins no other."""
+        """Stop it, then its children: while it is stopped it starts no other."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, Signals.SIGSTOP)
         while self.alive and _state(self.pid) != "T":  # not before a child it begins is loaded
@@ -188,7 +188,7 @@ class Worker:
         self.send(Signals.SIGSTOP)
 
     def pending(self, number: Signals) -> bool:
-        """Whether a signal waits for it to go on (proc(5): SigPnd, ShdPnd)."""
+        """Whether a signal is pending until it continues (proc(5): SigPnd, ShdPnd)."""
         try:
             text = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
@@ -216,17 +216,17 @@ def task_with(folder: RunFolder, name: str, attempt: int = 1) -> int:
 
 
 def items(folder: RunFolder, attempt: int, stage: Stage) -> list[str]:
-    """What a submission was to do in a stage."""
+    """The tasks of a submission in a stage."""
     return [i for task in folder.load_submission(attempt).of_stage(stage) for i in task.items]
 
 
 def kinds(state: Any) -> set[str]:
-    """The causes that `status --json` names; what finalize says follows from the others."""
+    """The causes in `status --json`, without finalize's, which follow from the others."""
     return {error["kind"] for error in state["errors"] if error["stage"] != "finalize"}
 
 
 def gate(path: Path, only: Iterable[Stage] = ()) -> tuple[str, str]:
-    """Options that hold tasks on their nodes, before our code begins, while ``path`` is there."""
+    """Options that hold tasks on their nodes, before our code starts, while ``path`` exists."""
     path.touch()
     names = "|".join(f"*-{stage.value}" for stage in only) or "*"
     loop = f"while [ -e {path} ]; do sleep 0.1; done"

@@ -1,6 +1,6 @@
-"""A real, private Slurm: started in a temporary folder in seconds, as any user, gone without trace.
+"""A real, private Slurm: started in a temporary folder in seconds, by any user, without traces.
 
-Several may run side by side; nothing global is touched. Clients find it by `PrivateSlurm.env`.
+Several may run at the same time; nothing global is changed. Clients find it by `PrivateSlurm.env`.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class PrivateSlurm:
     def stop(self) -> None:
         """End every process, descendants and jobs too, and remove the folder."""
         for guard in self._guards.values():
-            guard.let_go()
+            guard.request_kill()
         while self._guards:
             self._guards.popitem()[1].wait()
         self._ports.release()
@@ -244,7 +244,7 @@ class PrivateSlurm:
         self._end_daemon("slurmctld", abruptly=abruptly)
 
     def start_slurmctld(self) -> None:
-        """Start the controller on the state that it left; returns when it answers."""
+        """Start the controller on the state that it left; returns when it responds."""
         self._spawn("slurmctld", "-D")
         self._wait_port(self.layout.controller_port, "slurmctld")
         self._wait("slurmctld", lambda: " is UP" in self.run("scontrol", "ping").stdout)
@@ -254,7 +254,7 @@ class PrivateSlurm:
         self._end_daemon("slurmdbd")
 
     def start_slurmdbd(self) -> None:
-        """Start the accounting daemon; returns when it answers."""
+        """Start the accounting daemon; returns when it responds."""
         assert self.layout.database_port is not None, "this Slurm has no accounting"
         self._spawn("slurmdbd", "-D")
         self._wait_port(self.layout.database_port, "slurmdbd")

@@ -70,7 +70,7 @@ class Scene:
         if (self.dest / "RECEIPT.json").exists():
             assert tree_digest(self.dest) == self.whole
 
-    def check_whole(self) -> None:
+    def check_complete(self) -> None:
         """The same bytes as an undisturbed run, and nothing of the work left."""
         assert not (self.dest / ".incoming").exists()
         assert (self.dest / "RECEIPT.json").is_file()
@@ -88,7 +88,7 @@ class Scene:
             assert "there is no run" in resumed.err or "never submitted" in resumed.err, resumed
             self.launch(rc=0)
         assert resumed.orphans == 0
-        self.check_whole()
+        self.check_complete()
         after = self.manifests()
         assert {path: after.get(path) for path in finished} == finished
         return self.submitted_twice()

@@ -20,8 +20,8 @@ class Disk:
         self.at_once = 0
         self.most_at_once = 0
         self.fails_at: int | None = None
-        self.let_go = threading.Event()
-        self.let_go.set()
+        self.request_kill = threading.Event()
+        self.request_kill.set()
         self._lock = threading.Lock()
 
     def sync(self) -> None:
@@ -30,7 +30,7 @@ class Disk:
             number = self.begun
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-        assert self.let_go.wait(60)
+        assert self.request_kill.wait(60)
         with self._lock:
             self.at_once -= 1
         if number == self.fails_at:
@@ -68,10 +68,10 @@ def test_every_step_is_written_out_while_more_comes(disk: Disk, write_out: Write
 
 
 def test_a_slow_disk_is_asked_one_thing_at_a_time(disk: Disk, write_out: WriteBehind) -> None:
-    disk.let_go.clear()
+    disk.request_kill.clear()
     for _ in range(50):
         write_out.wrote(100)
-    disk.let_go.set()
+    disk.request_kill.set()
     write_out.finish()
     assert disk.most_at_once == 1
     assert disk.begun == 2
