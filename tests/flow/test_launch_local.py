@@ -562,7 +562,7 @@ def test_a_cancelled_run_says_how_much_is_left_where_and_how_to_abandon_it(
     told = cli.status()["remark"]
     remedy = f"rm -r {shlex.join(map(str, places))}"
     assert "kB of its work are kept for `resume`" in told
-    assert told.endswith(f"to delete them: {remedy}")
+    assert told.endswith(f"to delete them, run: {remedy}")
     assert remedy in said
     assert "to delete them" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()
