@@ -1,4 +1,4 @@
-# What a developer needs; `make help` lists it. Everything happens in an environment of its own.
+# Commands for developers; `make help` lists them. They all use a virtual environment of their own.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -17,13 +17,13 @@ help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
 		while IFS='|' read -r name words; do printf '  make %-19s %s\n' "$$name" "$$words"; done
 
-demo: $(VENV)/.installed-decode ## Make a sample dataset, bring it in on this machine, show the result (.demo/)
+demo: $(VENV)/.installed-decode ## Make a sample dataset, run it on this machine, show the result (.demo/)
 	@BIN="$(BIN)" .ci/demo
 
-test: packages lint types unit ## Lint, types and all tests; installs Slurm for them where it may
+test: packages lint types unit ## Lint, types and all tests; installs Slurm for them if it has the permission
 
-# Every version is tried, whatever an earlier one gave; one that cannot be had here says why.
-test-slurm-versions: $(VENV)/.installed-test packages ## The tests with a Slurm, on each Slurm that is known (half an hour)
+# Every version is tested, whatever the result of the others; a version that is not available says why.
+test-slurm-versions: $(VENV)/.installed-test packages ## The Slurm tests on each supported version of Slurm (half an hour)
 	@failed=; for version in $(SLURM_VERSIONS); do \
 		echo "== Slurm $$version"; \
 		VENV="$(VENV)" .ci/slurm-version $$version $(BIN)/python -m pytest -n $(WORKERS) \
@@ -31,7 +31,7 @@ test-slurm-versions: $(VENV)/.installed-test packages ## The tests with a Slurm,
 		case $$rc in 0|77) ;; *) failed="$$failed $$version" ;; esac; \
 	done; [ -z "$$failed" ] || { echo "failed on Slurm$$failed" >&2; exit 1; }
 
-# The order matters even with `make -j`: the cheap verdicts first.
+# The order matters even with `make -j`: the fast checks first.
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-test
 types: lint
 	$(BIN)/mypy $(PYTHON_CODE)
 
-# More workers than processors: many tests wait for a Slurm or a server, not for a processor.
+# More workers than cores: many tests wait for a Slurm or a server, not for a core.
 unit: types packages
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20 $(TESTS)
 	@.ci/packages --absent
@@ -48,7 +48,7 @@ unit: types packages
 packages:
 	@.ci/packages
 
-bench: $(VENV)/.installed-test ## Measure, and compare with the tools people use (minutes)
+bench: $(VENV)/.installed-test ## Measure, and compare with common tools (minutes)
 	@for each in $$(grep -l '^if __name__' benchmarks/*.py); do \
 		name=$$(basename "$$each" .py); echo "== $$name"; \
 		$(BIN)/python -m "benchmarks.$$name" || exit 1; \
@@ -60,15 +60,15 @@ constraints: ## Pin the newest versions of everything for CI (needs uv)
 	uv pip compile --universal --python-version 3.10 setup.cfg --all-extras --quiet \
 		--no-header --no-annotate; } >.ci/constraints.txt
 
-format: $(VENV)/.installed-test ## Format the code and mend what the linter can mend
+format: $(VENV)/.installed-test ## Format the code and apply the linter's fixes
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove the demo and what tools have cached
+clean: ## Remove the demo and the caches of tools
 	rm -rf .demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
-# Installed anew only when the metadata has changed. An environment whose Python is gone is made
-# again; one that the Python at hand cannot make says how to get it.
+# Installed again only when the metadata has changed. An environment whose Python is gone is created
+# again; if the available Python cannot create it, the message says how to get it.
 $(VENV)/.installed-%: setup.cfg setup.py pyproject.toml jobs/_speedups.c
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, install python3-venv" >&2; \

@@ -111,10 +111,10 @@ def watch_cpu_limit() -> str:
     SIGKILL (setrlimit(2)). It also raises the soft limit with each SIGXCPU, so the user's value has
     to be read now.
     """
-    said = CPU_TIME.reached()
+    message = CPU_TIME.reached()
     soft, hard = resource.getrlimit(resource.RLIMIT_CPU)
     if hard != resource.RLIM_INFINITY:
         ahead = max(1, hard - min(_CPU_MARGIN_S, max(1, hard // 4)))
         if soft == resource.RLIM_INFINITY or soft > ahead:
             resource.setrlimit(resource.RLIMIT_CPU, (ahead, hard))
-    return said or "this process received SIGXCPU: its CPU time is used up"
+    return message or "this process received SIGXCPU: its CPU time is used up"

@@ -297,23 +297,23 @@ def scan_records(audit: Audit) -> int:
 
 def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
     """Scan one piece; returns the number after that of its last line."""
-    odd: Counter[FindingKind] = Counter()
+    counts: Counter[FindingKind] = Counter()
     parses = audit.context.plan.options.verify is not Verify.NONE
     number, line = start - 1, b"\n"
     with piece.path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(records.lines(file), start):
             if number % CHECK_EVERY == 0:
                 audit.progress.check()
-            odd[FindingKind.BOM] += line.startswith(records.BOM)
-            odd[FindingKind.CRLF] += line.endswith(b"\r\n")
+            counts[FindingKind.BOM] += line.startswith(records.BOM)
+            counts[FindingKind.CRLF] += line.endswith(b"\r\n")
             if records.is_blank(line):
-                odd[FindingKind.BLANK] += 1
+                counts[FindingKind.BLANK] += 1
                 continue
             audit.totals.records += 1
             if parses:
                 _scan_line(audit, piece, line, number, start)
-    odd[FindingKind.NO_NEWLINE] += not line.endswith(b"\n")
-    for kind, count in odd.items():
+    counts[FindingKind.NO_NEWLINE] += not line.endswith(b"\n")
+    for kind, count in counts.items():
         if count:
             audit.findings.add(Finding(kind, f"{count} lines {_ODD[kind]}", piece.shard.id))
     return number + 1

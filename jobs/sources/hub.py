@@ -91,17 +91,17 @@ class HubSource:
     def open(cls, request: SourceRequest) -> HubSource:
         if len(request.locators) != 1:
             raise SourceError("--hf-repo takes one repository", cause=Cause.USAGE)
-        said = parse_locator(request.locators[0])
-        if said.revision and request.revision and said.revision != request.revision:
+        locator = parse_locator(request.locators[0])
+        if locator.revision and request.revision and locator.revision != request.revision:
             raise SourceError(
                 f"--revision {quoted(request.revision)} and the revision of the address, "
-                f"{quoted(said.revision)}, differ; give only one of them",
+                f"{quoted(locator.revision)}, differ; give only one of them",
                 cause=Cause.USAGE,
             )
-        files = (*request.files, *([said.path] if said.path else []))
-        request = replace(request, files=files, revision=request.revision or said.revision)
-        kind = said.repo_type or request.repo_type
-        return cls(Repo(said.id, kind, hub_client.endpoint()), request)
+        files = (*request.files, *([locator.path] if locator.path else []))
+        request = replace(request, files=files, revision=request.revision or locator.revision)
+        kind = locator.repo_type or request.repo_type
+        return cls(Repo(locator.id, kind, hub_client.endpoint()), request)
 
     @classmethod
     def reopen(cls, ref: SourceRef) -> HubSource:

@@ -198,17 +198,17 @@ class DefaultMap(dict[str, Any]):
     def _check_names(self, ctx: click.Context, group: click.Group, command: click.Command) -> None:
         """Refuse settings that no command has, which are probably typing errors."""
         known = {name for param in command.params for name in spellings(param)}
-        odd = {
+        unknown = {
             name: setting
             for name, setting in self.settings.items()
             if name not in known and not setting.origin.startswith("environment")
         }
-        if not odd:
+        if not unknown:
             return
         for other in group.list_commands(ctx):
             found = group.get_command(ctx, other)
             known |= {name for p in (found.params if found else ()) for name in spellings(p)}
-        for name, setting in odd.items():
+        for name, setting in unknown.items():
             if name not in known:
                 near = get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]}?" if near else ""

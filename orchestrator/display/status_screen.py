@@ -281,14 +281,14 @@ def _expected(group: Waiting, now: datetime) -> str:
 
 
 def _nodes(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str]:
-    odd = [node for node in metrics.nodes(state, now) if node.remark]
-    if not odd:
+    remarkable = [node for node in metrics.nodes(state, now) if node.remark]
+    if not remarkable:
         return
     yield look.paint("nodes to check", "bold")
-    for node in odd[:_MOST_NODES]:
+    for node in remarkable[:_MOST_NODES]:
         yield f"  {look.paint(node.name, 'yellow')}  {node.remark}"
-    if len(odd) > _MOST_NODES:
-        yield f"  and {len(odd) - _MOST_NODES} more"
+    if len(remarkable) > _MOST_NODES:
+        yield f"  and {len(remarkable) - _MOST_NODES} more"
 
 
 def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:

@@ -221,11 +221,11 @@ def _trial(spec: JobSpec) -> CheckResult:
     from orchestrator.engines.slurm import script
 
     try:
-        said = script.trial(spec)
+        output = script.trial(spec)
     except EngineError as error:
         remedy = "see --partition, --account, --qos, --time, --mem and --cpus-per-task"
         return CheckResult("job", False, error.message, remedy)
-    will = _WILL_START.search(said)
+    will = _WILL_START.search(output)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = resources.format_time(spec.resources.time_min)
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
@@ -317,7 +317,7 @@ def _dead(request: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> C
             "compute nodes do not see this folder; choose a --log-dir on a shared file system",
         )
     lines = task_logs.tail(log, 3)
-    said = " | ".join(lines) or "without printing anything"
+    output = " | ".join(lines) or "without printing anything"
     if (python := node_environment.not_found(lines)) is not None:
         return node_environment.missing_python(python, request.resources, request.dest)
     remedy = "install the tool where compute nodes see it, or add --setup 'module load …'"
@@ -325,16 +325,16 @@ def _dead(request: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> C
         remedy = (
             "fix --setup, whose lines run before the tool, or install what is missing on the nodes"
         )
-    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {said}", remedy)
+    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {output}", remedy)
 
 
 def _setup(request: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[CheckResult]:
     """The output of the lines of --setup; the shell continues after a line that fails."""
     log = _log(folder, job_id)
     lines = task_logs.tail(log, 99) if log and request.resources.setup else []
-    said = list(takewhile(lambda line: " submitit: " not in line, lines))
-    if said:
-        fact = f"its lines printed: {' | '.join(said[-3:])}"
+    output = list(takewhile(lambda line: " submitit: " not in line, lines))
+    if output:
+        fact = f"its lines printed: {' | '.join(output[-3:])}"
         yield CheckResult("setup", None, fact, "fix --setup if this is an error")
 
 

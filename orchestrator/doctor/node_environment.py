@@ -59,10 +59,10 @@ def source() -> str:
 
     https://packaging.python.org/en/latest/specifications/direct-url/
     """
-    said = metadata.distribution(NAME).read_text("direct_url.json")
-    if said is None:
+    source_json = metadata.distribution(NAME).read_text("direct_url.json")
+    if source_json is None:
         return f"{NAME}=={__version__}"
-    about = json.loads(said)
+    about = json.loads(source_json)
     url = str(about["url"])
     if "vcs_info" in about:
         return f"{about['vcs_info']['vcs']}+{url}@{about['vcs_info']['commit_id']}"

@@ -121,14 +121,14 @@ def plan(request: LaunchRequest) -> Planned:
         engine=request.engine,
     )
     made = Planned(planned, source.private(), engine, request, why_local=choice.why_local)
-    odd = preflight.notes(
+    notes = preflight.notes(
         planned,
         made.folder.path,
         engine=engine,
         sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
         download_here=request.download_on == "login",
     )
-    return replace(made, notes=(*source.notes(), *odd))
+    return replace(made, notes=(*source.notes(), *notes))
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:

@@ -79,14 +79,14 @@ class Answer:
             "scontrol: ",
             "slurm_load_jobs ",
         )
-        said: list[str] = []
+        messages: list[str] = []
         for line in lines:
             text = line.strip()
             for prefix in (*prefixes, "error: ", "fatal: "):
                 text = text.removeprefix(prefix)
-            if text and text not in said:
-                said.append(text)
-        return "; ".join(said) or f"exit status {self.returncode}"
+            if text and text not in messages:
+                messages.append(text)
+        return "; ".join(messages) or f"exit status {self.returncode}"
 
 
 class TimedOut(EngineError):

@@ -39,15 +39,15 @@ class Way:
 
 def read_config(text: str) -> Cluster | None:
     """The cluster in the text of a ``slurm.conf`` or ``scontrol show config``."""
-    said: dict[str, list[str]] = {}
+    settings: dict[str, list[str]] = {}
     for line in text.splitlines():
         if found := _SETTING.match(line):
-            said.setdefault(found[1].lower(), []).append(found[2].lower())
-    if "clustername" not in said:
+            settings.setdefault(found[1].lower(), []).append(found[2].lower())
+    if "clustername" not in settings:
         return None
-    port = said.get("slurmctldport", [_DEFAULT_PORT])[0]
-    hosts = said.get("slurmctldhost", [])
-    return Cluster(said["clustername"][0], tuple(f"{host}:{port}" for host in hosts))
+    port = settings.get("slurmctldport", [_DEFAULT_PORT])[0]
+    hosts = settings.get("slurmctldhost", [])
+    return Cluster(settings["clustername"][0], tuple(f"{host}:{port}" for host in hosts))
 
 
 _known: dict[tuple[str | None, ...], Cluster] = {}

@@ -76,14 +76,14 @@ def partitions(at: str | None = None) -> list[Partition]:
     lines = client.control_text("-o", "show", "partition", at=at).splitlines()
     found = []
     for line in lines:
-        said = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in said:
+        fields = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if "PartitionName" in fields:
             found.append(
                 Partition(
-                    said["PartitionName"],
-                    said.get("Default") == "YES",
-                    said.get("State", "UP") == "UP",
-                    resources.parse_time(said.get("MaxTime", "UNLIMITED")),
+                    fields["PartitionName"],
+                    fields.get("Default") == "YES",
+                    fields.get("State", "UP") == "UP",
+                    resources.parse_time(fields.get("MaxTime", "UNLIMITED")),
                 )
             )
     return found
@@ -91,10 +91,10 @@ def partitions(at: str | None = None) -> list[Partition]:
 
 def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
     """The default memory in MiB of a job with ``cpus`` cores; None: not limited."""
-    said = _DEFAULT_MEM.search(client.control_text("show", "config", at=at))
-    if said is None:
+    found = _DEFAULT_MEM.search(client.control_text("show", "config", at=at))
+    if found is None:
         return None
-    return int(said[2]) * (cpus if said[1] == "CPU" else 1)
+    return int(found[2]) * (cpus if found[1] == "CPU" else 1)
 
 
 def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
@@ -149,14 +149,14 @@ _REMEDIES = (
 _VIOLATED = re.compile(r"\b(Assoc|QOS)[A-Z]\w+")
 
 
-def refusal(said: str, words: str) -> EngineError:
-    """The error for sbatch's message ``words``, after the text ``said``.
+def refusal(text: str, words: str) -> EngineError:
+    """The error for sbatch's message ``words``, which starts with ``text``.
 
     ``TooManyJobs`` also if an older Slurm does not name the violated limit, because it may be that.
     """
     limit = _VIOLATED.search(words)
     too_many = "SubmitJob" in limit[0] if limit else "Job violates" in words
-    return (TooManyJobs if too_many else EngineError)(f"{said}: {explained(words)}")
+    return (TooManyJobs if too_many else EngineError)(f"{text}: {explained(words)}")
 
 
 def explained(words: str) -> str:

@@ -204,8 +204,8 @@ def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterat
             rest = SEPARATOR.join(fields[plain:])
             yield dict(zip(names, fields[:plain], strict=False)) | {free: rest}
     if not headed:
-        said = (text.strip().splitlines() or ["nothing"])[0]
-        raise EngineError(f"{command} printed no table header: {said[:80]}")
+        first_line = (text.strip().splitlines() or ["nothing"])[0]
+        raise EngineError(f"{command} printed no table header: {first_line[:80]}")
 
 
 def queue_rows(text: str) -> Iterator[JobRow]:
