@@ -138,9 +138,9 @@ class SourceContract:
         self, offer: Offer, source: Source, tmp_path: Path
     ) -> None:
         shards: Sequence[Shard] = source.shards()
-        told = pickle.dumps((source.describe(), tuple(shards), source.notes()))
-        told += atomic.dumps(source.describe()) + atomic.dumps(tuple(shards))
-        assert [each for each in offer.secrets if each.encode() in told] == []
+        reported = pickle.dumps((source.describe(), tuple(shards), source.notes()))
+        reported += atomic.dumps(source.describe()) + atomic.dumps(tuple(shards))
+        assert [each for each in offer.secrets if each.encode() in reported] == []
         keys = {key_of(shard.id, 0) for shard in shards}
         assert set(source.private()) <= keys
         if offer.origins is not None:
@@ -161,7 +161,7 @@ class SourceContract:
         self.check_hint(refused.value.message)
 
     def check_hint(self, message: str) -> None:
-        """A name near the one that is missing is told where the source can know it."""
+        """A name similar to the missing one is suggested if the source can know it."""
         assert "did you mean" in message
 
 

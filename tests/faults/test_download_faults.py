@@ -306,7 +306,7 @@ def test_a_killed_download_continues_where_it_was_and_shows_no_secret(
     first = origins.sent()
     done = shell.run("resume")
     assert (dest / "notes" / "3.bin").stat().st_size == 8 * MB
-    # A kill loses what the sidecar did not tell of yet (4 MB), and what was under way.
+    # A kill loses what the sidecar did not list yet (4 MB), and what was in transfer.
     assert origins.sent() < len(data) + 8 * MB
     assert origins.sent() - first < len(data) - 8 * MB
     hidden = [shell.cwd / "logs", dest]

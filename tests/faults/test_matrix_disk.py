@@ -138,10 +138,10 @@ def test_a_full_disk_under_the_run_folder_leaves_state_intact(
     mounting.do("mount", "-o", "remount,size=50m", logs)
     if ended.rc:
         assert "space" in ended.out + ended.err
-        _, _, told = ended.err.partition("error: ")
-        if told:
-            assert told.startswith("writing ") and f"{logs}/" in told
-            assert "free some space" in told or "Once that is fixed, run" in told
+        _, _, reported = ended.err.partition("error: ")
+        if reported:
+            assert reported.startswith("writing ") and f"{logs}/" in reported
+            assert "free some space" in reported or "Once that is fixed, run" in reported
         resumed = here.resume(rc=None)
         if resumed.rc:
             assert "there is no run" in resumed.err

@@ -70,9 +70,9 @@ def test_of_two_resumes_of_one_run_one_submits(
 def test_a_launch_over_a_run_that_ended_early_says_how_to_continue(scene: Stage) -> None:
     here = scene()
     assert here.launch("--no-overlap", fault=Fault("extract", 3)).fired
-    told = here.launch(rc=3)
-    assert here.run.name in told.err
-    assert "resume" in told.err
+    reported = here.launch(rc=3)
+    assert here.run.name in reported.err
+    assert "resume" in reported.err
     here.finish()
 
 
@@ -84,8 +84,8 @@ def test_a_run_whose_destination_is_another_runs_by_now_is_not_resumed(scene: St
     here.launch(rc=0)
     second = here.cli.runs()[-1]
     for words in ([first], [first, "--dry-run"]):
-        told = here.resume(*words, rc=3)
-        assert f"run {second.name} published" in told.err
+        reported = here.resume(*words, rc=3)
+        assert f"run {second.name} published" in reported.err
     assert len(list(first.glob("submissions/*.json"))) == 1
     here.check_complete()
 

@@ -108,9 +108,9 @@ def test_ctrl_c_while_a_program_waits_gives_it_one_json_document(
     finally:
         process.kill()
     assert process.returncode == 130
-    told = json.loads(out)
-    early = told.get("error", {}).get("kind") == "interrupted"  # before it began to wait
-    assert early or told["state"] == "running"
+    reported = json.loads(out)
+    early = reported.get("error", {}).get("kind") == "interrupted"  # before it began to wait
+    assert early or reported["state"] == "running"
     held.unlink()
     assert plain.over()["state"] == "done"
 

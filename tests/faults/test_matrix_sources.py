@@ -52,9 +52,9 @@ def test_a_local_archive_that_changes_under_a_run_is_reported_and_used_as_it_is_
     data = changed.read_bytes()
     changed.write_bytes(data)
     os.utime(changed, (1_600_000_000, 1_600_000_000))
-    told = here.resume(rc=None)
-    if told.rc:
-        assert "changed" in told.out
+    reported = here.resume(rc=None)
+    if reported.rc:
+        assert "changed" in reported.out
         here.resume()
     here.check_complete()
 

@@ -70,9 +70,9 @@ def test_a_state_file_cut_anywhere_or_garbage_is_named_and_never_taken_for_the_t
     cuts = [good[:size] for size in range(0, len(good), max(1, len(good) // 12))]
     for bad in (*cuts, good[:-1], good[:-2], bytes(64), b"[]\n", b'{"a": 1}\n', b"\x80\x04\x95K."):
         path.write_bytes(bad)
-        told = ask(stopped)
-        if told.err and "damaged" in told.err:
-            assert path.name in told.err
+        reported = ask(stopped)
+        if reported.err and "damaged" in reported.err:
+            assert path.name in reported.err
         ended = stopped.resume("--dry-run", rc=None)
         assert ended.rc in (0, 1), ended
         assert path.read_bytes() == bad, "looking changes nothing"
@@ -90,10 +90,10 @@ def test_a_damaged_state_file_is_gone_round_as_the_message_says(
     path.write_bytes(b"\x80garbage" if how == "garbage" else path.read_bytes()[:-20])
     ended = stopped.resume(rc=None)
     if ended.rc:
-        told = " ".join((ended.err + ended.out).split())
-        assert path.name in told, ended
+        reported = " ".join((ended.err + ended.out).split())
+        assert path.name in reported, ended
         if path.exists():  # finalize takes a damaged manifest away itself
-            assert "rename it" in told
+            assert "rename it" in reported
             path.rename(path.with_name(f"{path.name}.damaged"))
         stopped.resume()
     stopped.check_complete()
@@ -143,9 +143,9 @@ def test_without_its_plan_a_run_says_what_to_do_and_that_loses_nothing(
     (run / "plan.json").unlink()
     if damage is not None:
         (run / "plan.json").write_bytes(damage)
-    told = stopped.resume(run.name, rc=1).err
-    assert f"move {run} away and launch again" in told
-    assert f".incoming/{run.name}" in told
+    reported = stopped.resume(run.name, rc=1).err
+    assert f"move {run} away and launch again" in reported
+    assert f".incoming/{run.name}" in reported
     run.rename(tmp_path / "away")
     stopped.launch(rc=0)
     _check_published(stopped)
@@ -153,8 +153,8 @@ def test_without_its_plan_a_run_says_what_to_do_and_that_loses_nothing(
 
 
 def test_the_log_folder_is_not_called_a_run_without_a_plan(stopped: Scene) -> None:
-    told = stopped.resume(stopped.run.parent, rc=1).err
-    assert "is not a run folder" in told
+    reported = stopped.resume(stopped.run.parent, rc=1).err
+    assert "is not a run folder" in reported
 
 
 def test_results_of_a_lost_submission_are_not_taken_for_those_of_the_next(stopped: Scene) -> None:
@@ -260,8 +260,8 @@ def test_a_flipped_bit_is_found_by_a_deep_verify_and_repaired(scene: Stage) -> N
     picture.write_bytes(data)
     os.utime(picture, ns=(times.st_atime_ns, times.st_mtime_ns))
     here.shop.run(here.cli, "verify", here.dest, rc=0)
-    told = here.shop.run(here.cli, "verify", here.dest, "--deep", rc=5)
-    assert picture.name in told.out
+    reported = here.shop.run(here.cli, "verify", here.dest, "--deep", rc=5)
+    assert picture.name in reported.out
     here.resume("--deep")
     here.check_complete()
     here.shop.run(here.cli, "verify", here.dest, "--deep", rc=0)

@@ -59,7 +59,7 @@ def comparable(dest: Path) -> dict[str, bytes]:
 
 
 def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str, bytes]) -> None:
-    """Where there is a receipt, all that it tells of is there; the user's own files always are."""
+    """If there is a receipt, everything that it lists exists; the user's own files always do."""
     seen = tree(dest)
     assert list(seen.values()).count(b"mine") == list(old.values()).count(b"mine")
     try:

@@ -66,7 +66,7 @@ def test_after_kills_at_any_moment_only_what_was_missing_is_fetched(
     )
     assert received.verified
     assert out.read_bytes() == DATA
-    # A kill loses what the sidecar did not tell of yet (4 MB), and what was under way.
+    # A kill loses what the sidecar did not list yet (4 MB), and what was in transfer.
     assert web.bytes_sent("/x") < len(DATA) + 3 * 9 * MB
 
 

@@ -532,7 +532,7 @@ ODD = [
         "✓ Dataset verification passed!",
     ),
     (
-        "a field told",
+        "a given field",
         records_with(line("images/000006.png", shot="images/000006.png")),
         {"layout": Layout(image_field="image")},
         "✓ Dataset verification passed!",

@@ -28,8 +28,10 @@ folder = RunFolder(Path(sys.argv[1]))
 plan = folder.load_plan()
 results = run_extract(folder, plan, plan.parts(), Progress())
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-told = [(r.item, r.outcome, r.problem and (r.problem.cause, r.problem.message)) for r in results]
-print(json.dumps({"peak": peak, "told": told}))
+reported = [
+    (r.item, r.outcome, r.problem and (r.problem.cause, r.problem.message)) for r in results
+]
+print(json.dumps({"peak": peak, "reported": reported}))
 """
 CANARY = b"must stay as it is"
 
@@ -78,7 +80,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Extracted:
         folder = root / "archives" / f"{index:04d}"
         folder.mkdir(parents=True)
         files.append(case.write(folder))
-    # Each in a folder of its own, so that it can be told what came of which.
+    # Each in a folder of its own, so that the files of each can be distinguished.
     options = Options(on_collision=OnCollision.PER_SHARD)
     run = extracting(root / "work", files, options=options)
     done = subprocess.run(
@@ -90,7 +92,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     )
     answer = json.loads(done.stdout)
     verdicts = {}
-    for case, (part, outcome, problem) in zip(CASES, answer["told"], strict=True):
+    for case, (part, outcome, problem) in zip(CASES, answer["reported"], strict=True):
         cause, message = problem or (None, "")
         verdicts[case.id] = Verdict(part, Outcome(outcome), cause, message)
     return Extracted(run, root, verdicts, answer["peak"], done.stderr)

@@ -41,10 +41,10 @@ def _ids(shell: Cli) -> tuple[str, str]:
 
 
 def test_runs_lists_both_the_newest_first(done: Cli) -> None:
-    told = done.run("runs", "--json").json()["runs"]
+    reported = done.run("runs", "--json").json()["runs"]
     good, bad = _ids(done)
-    assert [run["run_id"] for run in told] == sorted((bad, good), reverse=True)
-    states = {run["run_id"]: run["state"] for run in told}
+    assert [run["run_id"] for run in reported] == sorted((bad, good), reverse=True)
+    states = {run["run_id"]: run["state"] for run in reported}
     assert states[good] == "done" and states[bad] in ("incomplete", "failed")
     assert done.run("runs", "-n", "1").out.startswith(max(bad, good))
 
@@ -68,8 +68,8 @@ def test_a_folder_that_is_no_runs_is_called_that_and_left_as_it_is(
 ) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other").chmod(mode)
-    told = Cli(tmp_path).run("status", "./other", rc=1).err
-    assert "is not a run folder" in told and "chmod" not in told
+    reported = Cli(tmp_path).run("status", "./other", rc=1).err
+    assert "is not a run folder" in reported and "chmod" not in reported
 
 
 def test_logs_show_the_failed_task_and_by_name(done: Cli) -> None:
@@ -132,10 +132,10 @@ def test_a_watched_status_is_json_lines_for_a_program(done: Cli) -> None:
 def test_an_error_is_json_where_json_was_asked_for(
     done: Cli, words: tuple[str, ...], rc: int, kind: str
 ) -> None:
-    told = done.run(*words, "--json", rc=rc)
-    error = told.json()["error"]
+    reported = done.run(*words, "--json", rc=rc)
+    error = reported.json()["error"]
     assert (error["kind"], error["exit_code"]) == (kind, rc)
-    assert error["message"] in told.err and "Traceback" not in told.err
+    assert error["message"] in reported.err and "Traceback" not in reported.err
     assert done.run(*words, rc=rc).out == ""
 
 
@@ -145,15 +145,15 @@ def test_settings_that_ask_for_json_get_errors_as_json(done: Cli) -> None:
 
 def test_a_dry_resume_says_as_json_what_it_would_do(done: Cli) -> None:
     good, bad = _ids(done)
-    told = done.run("resume", good, "--dry-run", "--json").json()
-    assert told["nothing_to_do"] is True and told["parts"] == []
-    told = done.run("resume", bad, "--dry-run", "--json").json()
-    assert told["nothing_to_do"] is False and told["parts"] == ["0000-shard-0000.p0000"]
+    reported = done.run("resume", good, "--dry-run", "--json").json()
+    assert reported["nothing_to_do"] is True and reported["parts"] == []
+    reported = done.run("resume", bad, "--dry-run", "--json").json()
+    assert reported["nothing_to_do"] is False and reported["parts"] == ["0000-shard-0000.p0000"]
 
 
 def test_the_configuration_is_json_where_json_was_asked_for(done: Cli) -> None:
-    told = done.run("launch", "--tasks", "7", "--show-config", "--json").json()
-    assert told["options"]["tasks"] == {"value": "7", "origin": "command line"}
+    reported = done.run("launch", "--tasks", "7", "--show-config", "--json").json()
+    assert reported["options"]["tasks"] == {"value": "7", "origin": "command line"}
 
 
 def test_colours_and_letters_follow_the_environment(done: Cli) -> None:
@@ -206,8 +206,8 @@ def test_settings_of_the_folder_are_used_and_shown(done: Cli, tmp_path: Path) ->
 
 def test_status_json_is_one_object(done: Cli) -> None:
     good, _ = _ids(done)
-    told = json.loads(done.run("status", good, "--json").out)
-    assert told["state"] == "done" and told["records"] == 60
+    reported = json.loads(done.run("status", good, "--json").out)
+    assert reported["state"] == "done" and reported["records"] == 60
 
 
 def test_a_run_that_may_not_be_looked_into_hides_no_other(
@@ -231,7 +231,7 @@ SECRET = "hf_secret"
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         (["--header", f"Authorization: Bearer {SECRET}"], "takes NAME=VARIABLE"),
         (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
@@ -249,7 +249,7 @@ SECRET = "hf_secret"
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
 )
 def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
-    tmp_path: Path, words: list[str | bytes], told: str
+    tmp_path: Path, words: list[str | bytes], reported: str
 ) -> None:
     (tmp_path / "utf16").write_text("http://host/a.tar\n", encoding="utf-16")
     os.mkfifo(tmp_path / "pipe")
@@ -259,7 +259,7 @@ def test_what_makes_no_sense_is_refused_with_the_reason_and_no_secret(
         source = []
     done = Cli(tmp_path).run("launch", "--dry-run", *source, *texts, rc=None)
     assert done.rc == 2, done
-    assert told in " ".join(done.err.split())
+    assert reported in " ".join(done.err.split())
     assert "Traceback" not in done.err
     assert SECRET not in done.out + done.err
 
@@ -322,14 +322,14 @@ def test_an_error_that_nobody_can_read_ends_with_its_code_all_the_same(
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         ("{} launch -h >/dev/full", "writing to standard output: no space left"),
         ("mkdir d && cd d && rmdir ../d && {} status", "the current folder: No such file"),
     ],
 )
 def test_an_error_that_names_no_file_is_reported_in_plain_words(
-    tmp_path: Path, line: str, told: str
+    tmp_path: Path, line: str, reported: str
 ) -> None:
     done = subprocess.run(
         line.format(f"{sys.executable} -m orchestrator.cli"),
@@ -340,7 +340,7 @@ def test_an_error_that_names_no_file_is_reported_in_plain_words(
         text=True,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {told}"), done.stderr
+    assert done.stderr.startswith(f"error: {reported}"), done.stderr
     assert "resume" not in done.stderr
 
 

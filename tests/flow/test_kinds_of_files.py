@@ -1,4 +1,4 @@
-"""Bytes tell what a source's files are; all of them come, and what is packed is opened."""
+"""Bytes decide what a source's files are; all are published, and archives are opened."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cut(data: bytes, *names: str) -> dict[str, bytes]:
         pytest.param({"d.tb2": COMPRESSIONS["bz2"](TAR)}, id="tb2"),
         pytest.param({"d.taz": gzip.compress(TAR)}, id="taz"),
         pytest.param({"dataset": gzip.compress(TAR)}, id="no ending"),
-        pytest.param({"d.bin": ZIP}, id="an ending that tells nothing"),
+        pytest.param({"d.bin": ZIP}, id="a suffix without meaning"),
         pytest.param(
             {"i.tar": PICTURES, "prompts.jsonl.zst": COMPRESSIONS["zst"](RECORDS)}, id="jsonl.zst"
         ),

@@ -48,8 +48,8 @@ def test_a_copied_dataset_has_new_times_where_that_is_asked_for(cli: Cli, tmp_pa
     os.utime(source / "a.txt", (1, 1_500_000_000))
     os.utime(source / "b.txt", (1, 1_500_000_000), follow_symlinks=False)
     words = ("--local-path", source, "--layout", "files", "--no-preserve-times")
-    told = launch(cli, copy, *words).err
-    assert "modification times" not in told
+    reported = launch(cli, copy, *words).err
+    assert "modification times" not in reported
     for name in ("a.txt", "b.txt"):
         assert (copy / name).lstat().st_mtime > 1_600_000_000
     assert (copy / "a.txt").stat().st_mode & 0o777 == 0o750  # permissions are kept all the same
@@ -71,8 +71,10 @@ def test_a_limit_of_the_shell_on_file_size_is_named_and_resume_works_once_it_is_
         samples.write_archive(tmp_path / "pages.tar", [("page.bin", content)], "tar")
         web.put("/pages.tar", tmp_path / "pages.tar")
         words = ("--url", web.url("/pages.tar"))
-    told = launch(under_limit(cli, "-f 16"), tmp_path / "data", *words, "--layout", "files", rc=1)
-    assert "(ulimit -f)" in told.err  # at launch already
+    reported = launch(
+        under_limit(cli, "-f 16"), tmp_path / "data", *words, "--layout", "files", rc=1
+    )
+    assert "(ulimit -f)" in reported.err  # at launch already
     (error,) = [e for e in cli.status()["errors"] if e["kind"] == "limit"]
     assert "raise it in this shell (`ulimit -Sf unlimited`)" in error["message"]
     cli.run("resume")
@@ -161,8 +163,8 @@ def test_a_copied_dataset_keeps_its_links_folders_and_holes(
         stream.seek(40 << 20)
         stream.write(b"end")
     os.utime(source / "holes.bin", ns=(1, 1_500_000_000_123_456_789))
-    told = launch(cli, copy, "--local-path", source, "--part-size", "1M").err
-    assert "the oldest is 2017-07-14" in told and "--no-preserve-times" in told
+    reported = launch(cli, copy, "--local-path", source, "--part-size", "1M").err
+    assert "the oldest is 2017-07-14" in reported and "--no-preserve-times" in reported
     assert published(copy) == tree_digest(source)
     assert (copy / "images" / "inner.png").readlink() == Path(images[0])
     up = copy / "notes" / "up.png"
@@ -559,10 +561,10 @@ def test_a_cancelled_run_says_how_much_is_left_where_and_how_to_abandon_it(
     process.communicate(timeout=30)
     places = [tmp_path / "my data/.incoming" / run.name]
     places += [tmp_path / "my temp" / run.name] if outside else []
-    told = cli.status()["remark"]
+    reported = cli.status()["remark"]
     remedy = f"rm -r {shlex.join(map(str, places))}"
-    assert "kB of its work are kept for `resume`" in told
-    assert told.endswith(f"to delete them, run: {remedy}")
+    assert "kB of its work are kept for `resume`" in reported
+    assert reported.endswith(f"to delete them, run: {remedy}")
     assert remedy in said
     assert "to delete them" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()

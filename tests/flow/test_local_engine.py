@@ -1,4 +1,4 @@
-"""The local engine's promises about processes: what ends when something ends, and who can tell."""
+"""The local engine's promises about processes: what ends together, and what others can see."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def gone(pid: int) -> bool:
 
 
 def states(folder: RunFolder) -> dict[str, TaskState]:
-    """What another process is told of a running task, a waiting one and the last."""
+    """What another process sees of a running task, a waiting one and the last."""
     ids = msgspec.json.decode((folder.path / "ids.json").read_bytes(), type=dict[str, str])
     found = LocalEngine().poll(folder, list(ids.values()))
     return {name: found[job_id] for name, job_id in ids.items()}

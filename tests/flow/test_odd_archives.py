@@ -289,12 +289,12 @@ def _beyond_4_gib(path: Path, sizes: list[int], names: list[str]) -> Path:
     records = b""
     with path.open("wb") as out:
         for name, size, content in files:
-            told = (zlib.crc32(content), size & 0xFFFFFFFF, size & 0xFFFFFFFF, len(name))
+            reported = (zlib.crc32(content), size & 0xFFFFFFFF, size & 0xFFFFFFFF, len(name))
             at, raw = out.tell() & 0xFFFFFFFF, name.encode()
-            local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *told, 0)
+            local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, *reported, 0)
             out.write(local + raw + content)
             out.seek(size - len(content), os.SEEK_CUR)
-            entry = (b"PK\1\2", 0x315, 20, 0, 0, 0, 33, *told, 0, 0, 0, 0, 0o100644 << 16, at)
+            entry = (b"PK\1\2", 0x315, 20, 0, 0, 0, 33, *reported, 0, 0, 0, 0, 0o100644 << 16, at)
             records += struct.pack("<4s6H3L5H2L", *entry) + raw
         end = (0, 0, len(files), len(files), len(records), out.tell() & 0xFFFFFFFF, 0)
         out.write(records + struct.pack("<4s4H2LH", b"PK\5\6", *end))
@@ -364,7 +364,7 @@ def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
     assert "member 'a.txt'" in brought.text and "truncated" in brought.text
 
 
-# What cannot be read, and what is told of it -----------------------------------------------------
+# What cannot be read, and its messages -----------------------------------------------------------
 
 
 def test_a_format_that_another_program_reads_is_reported_with_its_name(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def lines_of(run: StagedRun, name: str = "prompts.jsonl") -> list[Any]:
     return [json.loads(row) for row in text.splitlines()]
 
 
-def told(run: StagedRun) -> str:
+def reported(run: StagedRun) -> str:
     return "\n".join(json.loads(run.staging.receipt.read_bytes())["lines"])
 
 
@@ -76,7 +76,7 @@ def told(run: StagedRun) -> str:
 def test_other_encodings_are_published_as_utf8(tmp_path: Path, data: bytes) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "contains JSON lines in UTF-" in told(run)
+    assert "contains JSON lines in UTF-" in reported(run)
 
 
 def test_an_encoding_that_bytes_do_not_show_is_set_by_the_option_that_the_refusal_names(
@@ -88,7 +88,7 @@ def test_an_encoding_that_bytes_do_not_show_is_set_by_the_option_that_the_refusa
     assert "--records-encoding, such as cp1252 or gbk" in text
     run = run_of(tmp_path / "gbk", [shard(data)], Options(records_encoding="gbk"))
     assert [record["text"][:2] for record in lines_of(run)] == ["\u65e5\u672c"] * 4
-    assert "contains JSON lines in GBK, is published as JSON lines" in told(run)
+    assert "contains JSON lines in GBK, is published as JSON lines" in reported(run)
     damaged = data.replace(b"\xc8", b"\xff")
     wrong = refused(tmp_path / "wrong", [shard(damaged)], Options(records_encoding="gbk"))
     assert "its records file is not entirely GBK" in wrong
@@ -110,7 +110,7 @@ def test_an_array_stays_one_under_a_name_that_promises_no_lines(
 ) -> None:
     run = run_of(tmp_path, [shard(data)], CHAT)
     assert json.loads((run.staging.dest / "chat.json").read_bytes()) == RECORDS
-    assert "Found 4 records in chat.json" in told(run)
+    assert "Found 4 records in chat.json" in reported(run)
 
 
 @pytest.mark.parametrize("data", ARRAYS)
@@ -119,7 +119,7 @@ def test_an_array_becomes_lines_under_a_name_that_promises_them(
 ) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "contains a JSON array" in told(run)
+    assert "contains a JSON array" in reported(run)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_an_array_becomes_lines_under_a_name_that_promises_them(
 def test_objects_that_follow_each_other_become_lines(tmp_path: Path, data: bytes) -> None:
     run = run_of(tmp_path, [shard(data)])
     assert lines_of(run) == RECORDS
-    assert "contains JSON objects over several lines" in told(run)
+    assert "contains JSON objects over several lines" in reported(run)
 
 
 def test_arrays_of_several_shards_are_merged_into_one(tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_the_records_of_an_imagefolder_are_merged_with_paths_from_the_top(tmp_pa
     assert all((run.staging.dest / name).is_file() for name in named)
     left = [str(p.relative_to(run.staging.dest)) for p in run.staging.dest.rglob("meta*")]
     assert left == ["metadata.jsonl"]
-    assert "Found 3 records in metadata.jsonl" in told(run)
-    assert "Found 3 images" in told(run)
+    assert "Found 3 records in metadata.jsonl" in reported(run)
+    assert "Found 3 images" in reported(run)
 
 
 @pytest.mark.parametrize(
@@ -425,8 +425,8 @@ def test_the_only_file_that_can_hold_records_is_used_and_reported(
     tmp_path: Path, name: str, data: bytes
 ) -> None:
     run = run_of(tmp_path, [shard(None, files={name: data, "README.md": b"x"})])
-    assert f"Found 4 records in {name}" in told(run)
-    assert f"its records are taken from '{name}', the only file of that kind" in told(run)
+    assert f"Found 4 records in {name}" in reported(run)
+    assert f"its records are taken from '{name}', the only file of that kind" in reported(run)
 
 
 @pytest.mark.parametrize(

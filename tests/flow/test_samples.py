@@ -101,7 +101,7 @@ def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> Non
 
 
 def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None:
-    for name, options in (("auto", None), ("told", WEBDATASET)):
+    for name, options in (("auto", None), ("given", WEBDATASET)):
         (tmp_path / name).mkdir()
         path = tmp_path / name / "pairs.zip"
         files = samples(range(40))
@@ -250,8 +250,8 @@ def test_a_records_file_among_samples_is_refused_with_the_option_that_takes_it(
     [result] = run_extract(run.folder, run.plan, run.parts, Progress())
     assert result.problem is not None
     assert "launch with --layout websight to use that file as the records" in result.problem.message
-    (tmp_path / "told").mkdir()
-    run, _, problem = run_over(tmp_path / "told", files, options=WEBSIGHT)
+    (tmp_path / "given").mkdir()
+    run, _, problem = run_over(tmp_path / "given", files, options=WEBSIGHT)
     assert problem is None
     assert len(records(run)) == 30
     assert "00000.txt" in published(run)
@@ -265,9 +265,9 @@ def test_records_of_one_shard_and_samples_of_another_are_refused(tmp_path: Path)
     assert "`--layout websight` uses that file as the records and the samples as files" in (
         problem.message
     )
-    (tmp_path / "told").mkdir()
+    (tmp_path / "given").mkdir()
     run, _, problem = run_over(
-        tmp_path / "told", samples(range(3)), {"prompts.jsonl": rows}, options=WEBSIGHT
+        tmp_path / "given", samples(range(3)), {"prompts.jsonl": rows}, options=WEBSIGHT
     )
     assert problem is None
     assert len(records(run)) == 3

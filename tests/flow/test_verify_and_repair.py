@@ -60,8 +60,8 @@ def test_a_flipped_bit_is_found_by_a_deep_look_only(
     _flip(image)
     cli.run("verify", published)
     assert image.name in cli.run("verify", published, "--deep", rc=5).out
-    told = cli.run("resume", "--deep", "--dry-run")
-    assert image.name in told.err
+    reported = cli.run("resume", "--deep", "--dry-run")
+    assert image.name in reported.err
     assert (published / "RECEIPT.json").exists()  # a dry run touches nothing
     cli.run("resume", "--deep")
     assert samples.tree_digest(published) == samples.tree_digest(dataset)
@@ -78,9 +78,11 @@ def test_a_failed_repair_says_that_the_receipt_is_withdrawn_and_where_its_copy_i
     assert "its RECEIPT.json was withdrawn for a repair" in said
     assert f"'{run / 'receipt.json'}'" in said
     assert "parts extracted: nothing was repaired" in said
-    told = next(each for each in cli.status()["errors"] if each["stage"] == "finalize")["message"]
-    assert "nothing was repaired and nothing is lost" in told
-    assert str(run / "receipt.json") in told
+    reported = next(each for each in cli.status()["errors"] if each["stage"] == "finalize")[
+        "message"
+    ]
+    assert "nothing was repaired and nothing is lost" in reported
+    assert str(run / "receipt.json") in reported
     asked = cli.run("verify", published, rc=5).out
     assert f"is withdrawn: damage was found, and run {run.name} has not repaired it yet" in asked
     gone.rename(shards)

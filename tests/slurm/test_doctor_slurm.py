@@ -21,8 +21,8 @@ def test_a_sound_cluster_is_found_sound_and_nothing_stays(
 ) -> None:
     with HubServer() as hub:
         shell = Cli(tmp_path, {**slurm.env, **hub.env})
-        told = shell.run("doctor", "--dest", "data", "--json", rc=0).json()
-    found = {finding["name"]: finding for finding in told["findings"]}
+        reported = shell.run("doctor", "--dest", "data", "--json", rc=0).json()
+    found = {finding["name"]: finding for finding in reported["findings"]}
     for name in ("slurm", "accounting", "job", "canary job", "clock", "environment", "internet"):
         assert found[name]["ok"] is True, found[name]
     assert list((tmp_path / "logs").iterdir()) == []
@@ -67,8 +67,8 @@ def test_with_the_profile_it_writes_a_launch_needs_source_and_destination_alone(
         )
         bare = shell.run("launch", "--local-path", shards, "--dest", tmp_path / "data", rc=None)
         assert bare.rc != 0, "this cluster should want more than that"
-        told = shell.run("doctor", "--dest", "data", "--write-profile", site)
-    assert f"✓ profile: written to {site}" in told.out
+        reported = shell.run("doctor", "--dest", "data", "--write-profile", site)
+    assert f"✓ profile: written to {site}" in reported.out
     for line in ('engine = "slurm"', 'partition = "main"', 'time = "0:30:00"', 'mem = "2048M"'):
         assert line in site.read_text().splitlines()
     assert "# Compute nodes reach the internet." in site.read_text()
@@ -90,28 +90,28 @@ def short(slurm_plain: PrivateSlurm) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "reported"),
     [
         pytest.param(("-p", "short"), "more than partition short allows", id="a time limit"),
         pytest.param(("--sbatch-arg=--comment=a b",), "Invalid directive", id="one word of two"),
     ],
 )
 def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
-    slurm_plain: PrivateSlurm, short: str, tmp_path: Path, words: tuple[str, ...], told: str
+    slurm_plain: PrivateSlurm, short: str, tmp_path: Path, words: tuple[str, ...], reported: str
 ) -> None:
     shell = Cli(tmp_path, slurm_plain.env)
     found = shell.run("doctor", "--dest", "data", "--json", *words, rc=3).json()["findings"]
-    assert any(f["name"] == "job" and f["ok"] is False and told in f["fact"] for f in found)
+    assert any(f["name"] == "job" and f["ok"] is False and reported in f["fact"] for f in found)
     (tmp_path / "pages").mkdir()
     (tmp_path / "pages" / "a.txt").write_text("a")
     source = ("--local-path", "pages", "--layout", "files", "--dest", "data", "--yes")
-    assert told in shell.run("launch", *source, *words, rc=None).err
-    if told.startswith("more than"):  # by us, and not by Slurm, which a dry run does not ask
-        assert told in shell.run("launch", *source, *words, "--dry-run", rc=4).err
+    assert reported in shell.run("launch", *source, *words, rc=None).err
+    if reported.startswith("more than"):  # by us, and not by Slurm, which a dry run does not ask
+        assert reported in shell.run("launch", *source, *words, "--dry-run", rc=4).err
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         pytest.param(
             "exit 3", "FAILED: without printing anything\n    → fix --setup", id="ends the job"
@@ -120,10 +120,10 @@ def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
     ],
 )
 def test_a_setup_line_that_fails_is_named(
-    slurm_plain: PrivateSlurm, tmp_path: Path, line: str, told: str
+    slurm_plain: PrivateSlurm, tmp_path: Path, line: str, reported: str
 ) -> None:
     shell = Cli(tmp_path, slurm_plain.env)
-    assert told in shell.run("doctor", "--dest", "data", "--setup", line, rc=None).out
+    assert reported in shell.run("doctor", "--dest", "data", "--setup", line, rc=None).out
 
 
 def test_a_controller_that_is_down_is_reported_at_once_and_no_job_is_tried(tmp_path: Path) -> None:

@@ -314,7 +314,7 @@ def test_arrays_that_outnumber_the_throttle_wait_for_each_other_and_all_tasks_ru
     engine.wait(folder, None, 0.1)
     events = payload.events(folder.path)
     assert sorted(task for kind, task, _ in events if kind == "start")[1:] == sorted(parts)
-    # The one that fails tells no end.
+    # The one that fails records no end.
     assert most_at_once([event for event in events if event[1] != "extract.4"]) <= parallel
 
 
@@ -345,7 +345,7 @@ def test_more_time_than_the_partition_gives_is_refused_as_it_would_never_start(
     asked = Resources(time_min=minutes, partition="short")
     with pytest.raises(EngineError, match=r"partition short allows \(0:10:00\)"):
         engine.submit(spec(folder, resources=asked), None)
-    with pytest.raises(EngineError, match="allows "):  # a dry run tells it too
+    with pytest.raises(EngineError, match="allows "):  # a dry run reports it too
         engine.script(spec(folder, resources=asked), None)
     assert names(narrow) == []
 

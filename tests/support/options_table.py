@@ -50,8 +50,8 @@ def _rows(command: click.Command) -> Iterator[str]:
                 yield f"| **{title or 'Other'}** | |"
             last = title
             names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
-            told = (param.help or "").replace("|", "/")
-            yield f"| {names}{_value(param)} | {told}{_default(param)} |"
+            reported = (param.help or "").replace("|", "/")
+            yield f"| {names}{_value(param)} | {reported}{_default(param)} |"
 
 
 def _value(param: click.Option) -> str:

@@ -71,7 +71,7 @@ def test_the_readme_lists_every_exit_code() -> None:
 
 
 def _typed(text: str) -> list[list[str]]:
-    """What the documents tell to type, each command as its words."""
+    """The commands in the documents, each as its words."""
     found = []
     for kind, block in _BLOCK.findall(text):
         if kind:

@@ -71,8 +71,8 @@ def test_errors_become_ours_with_the_limit_as_their_cause(limit: Limit) -> None:
 
 
 def test_too_many_open_files_are_always_a_limit() -> None:
-    told = from_os_error(OSError(errno.EMFILE, "Too many open files"), doing="opening x")
-    assert told.cause is Cause.LIMIT and "(ulimit -n)" in told.message
+    reported = from_os_error(OSError(errno.EMFILE, "Too many open files"), doing="opening x")
+    assert reported.cause is Cause.LIMIT and "(ulimit -n)" in reported.message
 
 
 def test_limits_that_may_have_ended_a_process_are_listed(limit: Limit) -> None:
@@ -82,11 +82,11 @@ def test_limits_that_may_have_ended_a_process_are_listed(limit: Limit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hard", "ahead", "told"),
+    ("hard", "ahead", "reported"),
     [(1, 1, "1 s"), (2, 1, "2 s"), (8, 6, "8 s"), (3600, 3595, "3,600 s")],
 )
 def test_the_signal_comes_before_the_kill_and_the_users_own_number_is_reported(
-    hard: int, ahead: int, told: str
+    hard: int, ahead: int, reported: str
 ) -> None:
     code = (
         "import resource as r; from jobs import rlimits; "
@@ -95,5 +95,5 @@ def test_the_signal_comes_before_the_kill_and_the_users_own_number_is_reported(
         "print(r.getrlimit(r.RLIMIT_CPU)[0], said)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert said.stdout.startswith(f"{ahead} processes are limited to {told} of CPU time")
+    assert said.stdout.startswith(f"{ahead} processes are limited to {reported} of CPU time")
     assert "this shell cannot raise it" in said.stdout

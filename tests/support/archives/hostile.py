@@ -269,7 +269,7 @@ def _streams() -> Iterator[Case]:
         yield Case(f"{ending} with no tar in it", f"n.tar.{ending}", pack(b"no tar" * 999), BAD)
     short = bz2.compress(tar)
     yield Case("bz2 with a tar's short ending", "s.tb2", short, None, ("images/a.png",))
-    yield Case("bz2 with no ending that tells", "s.dat", short, None, ("images/a.png",))
+    yield Case("bz2 without a known suffix", "s.dat", short, None, ("images/a.png",))
     yield Case("gz of one file, cut", "x.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-5], BAD)
 
 

@@ -73,7 +73,7 @@ def main(arguments: Iterable[str]) -> None:
             try:
                 _child(run_dir, int(last))
                 code = 0
-            except Exception:  # noqa: BLE001  # told to the parent, whose code this is a copy of
+            except Exception:  # noqa: BLE001  # sent to the parent, whose code this is a copy of
                 sys.excepthook(*sys.exc_info())
                 code = 1
             os._exit(code)

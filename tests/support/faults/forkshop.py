@@ -213,7 +213,7 @@ def _end(function: Any, *arguments: Any) -> None:
         code = function(*arguments) or 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001  # an interpreter tells it and ends with 1
+    except BaseException:  # noqa: BLE001  # an interpreter prints it and exits with 1
         sys.excepthook(*sys.exc_info())
     try:
         sys.stdout.flush()

@@ -137,7 +137,7 @@ class DoiServer(WebServer):
                         "computed_md5": _hex("md5", data),
                     }
                 )
-            told = {
+            reported = {
                 "id": article,
                 "version": number,
                 "doi": f"{doi}.v{number}",
@@ -146,8 +146,8 @@ class DoiServer(WebServer):
                 "files": listed[:10],
                 **more,
             }
-            self._answers["figshare", f"/v2/articles/{article}"] = told
-            self._answers["figshare", f"/v2/articles/{article}/versions/{number}"] = told
+            self._answers["figshare", f"/v2/articles/{article}"] = reported
+            self._answers["figshare", f"/v2/articles/{article}/versions/{number}"] = reported
             self._pages["figshare", f"/v2/articles/{article}/versions/{number}/files"] = listed
             self.register(f"{doi}.v{number}", f"{page}/{number}")
         return doi

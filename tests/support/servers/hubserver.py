@@ -298,7 +298,7 @@ class HubServer(WebServer):
         token = self._token_of(request)
         repo = self._repos.get((kind.removesuffix("s"), repo_id))
         if repo is None or (repo.private and token != self.token):
-            # The Hub does not tell who may not know whether it exists.
+            # The Hub does not reveal whether a repository exists to users without access.
             raise HubError(404 if token else 401, "RepoNotFound", "Repository not found")
         return repo
 

@@ -78,8 +78,8 @@ class Origins:
         assert [each for each in wanted if each in text.encode()] == []
         for request in self.server.asked():
             if request.origin != self.first:
-                told = str(request.headers) + request.target
-                assert [each for each in self.secrets if each in told] == []
+                reported = str(request.headers) + request.target
+                assert [each for each in self.secrets if each in reported] == []
 
 
 class HubOrigins(Origins):

@@ -57,7 +57,7 @@ class WebServer:
     # What tests use ----------------------------------------------------------------------
 
     def url(self, path: str = "", origin: str | None = None) -> str:
-        """The address of a path at an origin (the first one, if not told)."""
+        """The address of a path at an origin (default: the first one)."""
         server = self._servers[origin] if origin else next(iter(self._servers.values()))
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self._scheme}://{host}:{server.server_port}{urllib.parse.quote(path)}"

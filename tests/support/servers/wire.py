@@ -41,7 +41,7 @@ class Request:
     status: int = 0
     sent: int = 0  # bytes of the body that went out
     target: str = ""  # path and query as they came
-    client_port: int = 0  # tells connections apart
+    client_port: int = 0  # distinguishes connections
     finished: bool = False
 
 

@@ -137,8 +137,10 @@ PALETTE = chunk(b"PLTE", b"\0\1\2" * 8)
     ],
 )
 def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) -> None:
-    told = found("images/a.png", data)
-    assert told == finding or (finding is not None and told is not None and finding in told)
+    reported = found("images/a.png", data)
+    assert reported == finding or (
+        finding is not None and reported is not None and finding in reported
+    )
 
 
 @pytest.mark.parametrize(
@@ -168,16 +170,18 @@ def test_png_chunks_are_held_to_their_order(data: bytes, finding: str | None) ->
     ],
 )
 def test_what_a_name_promises_is_held(name: str, data: bytes, finding: str | None) -> None:
-    told = found(name, data)
-    assert told == finding or (finding is not None and told is not None and finding in told)
+    reported = found(name, data)
+    assert reported == finding or (
+        finding is not None and reported is not None and finding in reported
+    )
 
 
 def test_decoding_sees_what_the_structure_hides() -> None:
     hollow = SIGNATURE + IHDR + chunk(b"IDAT", b"no deflate stream") + IEND
     assert found("images/a.png", hollow) is None
-    told = found("images/a.png", hollow, Verify.DECODE)
-    assert told is not None
-    assert told.startswith("decode: ")
+    reported = found("images/a.png", hollow, Verify.DECODE)
+    assert reported is not None
+    assert reported.startswith("decode: ")
 
 
 @pytest.mark.parametrize(
@@ -224,9 +228,9 @@ def test_a_file_without_a_pictures_ending_has_to_be_one_only_where_a_record_name
 ) -> None:
     finding = found(name, data)
     for expected, is_named in ((named, True), (unnamed, False)):
-        told = settled(finding, named=is_named)
-        assert (told or "").startswith(expected or "")
-        assert (told is None) is (expected is None)
+        reported = settled(finding, named=is_named)
+        assert (reported or "").startswith(expected or "")
+        assert (reported is None) is (expected is None)
 
 
 def test_only_what_may_hold_anything_and_is_no_image_counts_as_none() -> None:
@@ -263,8 +267,10 @@ META = box(b"meta", bytes(4) + box(b"hdlr", b"x" * 24) + box(b"iloc", b"y" * 5))
     ],
 )
 def test_the_boxes_of_a_picture_give_its_length(data: bytes, finding: str | None) -> None:
-    told = found("images/a.heic", data)
-    assert told == finding or (finding is not None and told is not None and finding in told)
+    reported = found("images/a.heic", data)
+    assert reported == finding or (
+        finding is not None and reported is not None and finding in reported
+    )
 
 
 JXL = b"\0\0\0\x0cJXL \r\n\x87\n" + box(b"ftyp", b"jxl " + bytes(4) + b"jxl ")
@@ -285,9 +291,9 @@ LAST = box(b"jxlp", struct.pack(">I", 1 << 31 | 1) + b"x" * 9)
 def test_a_picture_in_pieces_is_complete_with_its_last_one(
     data: bytes, finding: str | None
 ) -> None:
-    told = found("images/a.jxl", data)
-    assert (told or "").startswith(finding or "")
-    assert (told is None) is (finding is None)
+    reported = found("images/a.jxl", data)
+    assert (reported or "").startswith(finding or "")
+    assert (reported is None) is (finding is None)
 
 
 @pytest.mark.parametrize(
@@ -316,9 +322,9 @@ def test_brands_distinguish_pictures_from_videos(brands: bytes, content: str | N
     ],
 )
 def test_what_a_plugin_claims_and_cannot_open_has_failed(data: bytes, finding: str) -> None:
-    told = found("images/a", data, Verify.DECODE)
-    assert told is not None
-    assert told.removeprefix("if named: ").startswith(finding)
+    reported = found("images/a", data, Verify.DECODE)
+    assert reported is not None
+    assert reported.removeprefix("if named: ").startswith(finding)
 
 
 @pytest.mark.parametrize("plugin", [None, "a text: not built"])
@@ -333,9 +339,9 @@ def test_a_missing_decoder_is_reported_and_is_no_verdict(
         monkeypatch.setattr(Image, "ID", [name for name in Image.ID if name != "AVIF"])
     else:
         monkeypatch.setitem(Image.OPEN, "AVIF", (factory, lambda prefix: plugin))
-    told = found("images/a.avif", data, Verify.DECODE)
-    assert told is not None
-    assert told.startswith("warning: not decoded: Pillow") and "AVIF" in told
+    reported = found("images/a.avif", data, Verify.DECODE)
+    assert reported is not None
+    assert reported.startswith("warning: not decoded: Pillow") and "AVIF" in reported
 
 
 def test_a_codec_that_pillow_was_built_without_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,8 +349,10 @@ def test_a_codec_that_pillow_was_built_without_is_reported(monkeypatch: pytest.M
         raise OSError("decoder jpeg not available")
 
     monkeypatch.setattr(Image, "_getdecoder", missing)
-    told = found("images/a.jpg", picture("JPEG"), Verify.DECODE)
-    assert told == "warning: not decoded: Pillow was built without it: decoder jpeg not available"
+    reported = found("images/a.jpg", picture("JPEG"), Verify.DECODE)
+    assert (
+        reported == "warning: not decoded: Pillow was built without it: decoder jpeg not available"
+    )
 
 
 def test_nothing_is_looked_at_where_nothing_is_asked() -> None:

@@ -1,4 +1,4 @@
-"""Exit codes tell scripts what happened."""
+"""Exit codes show scripts what happened."""
 
 from __future__ import annotations
 

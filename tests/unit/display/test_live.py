@@ -55,10 +55,10 @@ def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
 
 
 def test_a_program_gets_every_state_that_is_seen() -> None:
-    told: list[RunStatus] = []
+    reported: list[RunStatus] = []
     states = _states(runs.under_way(), runs.under_way(), runs.published())
-    last = each(states, lambda state: told.append(state.status), interval_s=0.001)
-    assert told == [RunStatus.RUNNING, RunStatus.RUNNING, RunStatus.DONE]
+    last = each(states, lambda state: reported.append(state.status), interval_s=0.001)
+    assert reported == [RunStatus.RUNNING, RunStatus.RUNNING, RunStatus.DONE]
     assert last.status is RunStatus.DONE
 
 

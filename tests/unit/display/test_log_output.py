@@ -28,7 +28,7 @@ def _names(views: list[TaskView]) -> list[str]:
         pytest.param("0002-pages.p0000", ["extract 2"], id="a part"),
         pytest.param("0002-pages", ["download 0"], id="a shard in its download"),
         pytest.param("pages-0002.tar.gz", ["download 0", "extract 2"], id="an archive"),
-        pytest.param(None, ["extract 3"], id="the failed one tells most"),
+        pytest.param(None, ["extract 3"], id="the failed one says most"),
     ],
 )
 def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list[str]) -> None:
@@ -61,11 +61,13 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("a\nb\nc\n")
     views = log_output.select(state, "3") + log_output.select(state, "6")
-    told = list(log_output.show(folder, views, TerminalStyle(), lines=2))
-    assert told[0] == "extract task 3 · failed · n1 · job 101_3"
-    assert told[1] == str(place / "101_3_0_log.err")
-    assert told[2:4] == ["b", "c"]
-    assert told[-1].startswith("it has not started, so there is no log yet; waiting: other jobs")
+    reported = list(log_output.show(folder, views, TerminalStyle(), lines=2))
+    assert reported[0] == "extract task 3 · failed · n1 · job 101_3"
+    assert reported[1] == str(place / "101_3_0_log.err")
+    assert reported[2:4] == ["b", "c"]
+    assert reported[-1].startswith(
+        "it has not started, so there is no log yet; waiting: other jobs"
+    )
 
 
 def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_path: Path) -> None:
@@ -73,8 +75,8 @@ def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_pa
     gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
     state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
     folder = runs.make_folder(tmp_path, plan, state.submissions[0])
-    told = list(log_output.show(folder, log_output.select(state, "extract"), TerminalStyle()))
-    assert told[-1] == "it never started, so there is no log"
+    reported = list(log_output.show(folder, log_output.select(state, "extract"), TerminalStyle()))
+    assert reported[-1] == "it never started, so there is no log"
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,9 @@ def test_following_ends_with_the_task_however_it_ends(
             engine={(1, Stage.EXTRACT, number): TaskState(EngineState.ENDED, cause=cause)},
         )
 
-    told: list[str] = []
-    ended = log_output.follow(folder, view, look_at, told.append, poll_every_s=0)
-    assert told == ["begun", "and ended"]
+    reported: list[str] = []
+    ended = log_output.follow(folder, view, look_at, reported.append, poll_every_s=0)
+    assert reported == ["begun", "and ended"]
     assert ending in log_output.describe(ended)
 
 

@@ -159,9 +159,9 @@ def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
 
 
 def test_one_line_for_those_who_read_logs() -> None:
-    told = status_screen.line(runs.under_way(), runs.NOW)
-    assert told.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
-    assert told.endswith("500 files · 1 problem")
+    reported = status_screen.line(runs.under_way(), runs.NOW)
+    assert reported.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
+    assert reported.endswith("500 files · 1 problem")
 
 
 def test_what_follows_from_a_shard_that_is_not_here_takes_one_line() -> None:

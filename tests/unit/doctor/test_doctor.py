@@ -94,8 +94,8 @@ def test_a_token_is_tried_and_never_shown(
 def test_the_canary_writes_its_answers_into_its_own_folder(tmp_path: Path, hub: HubServer) -> None:
     atomic.write_json(tmp_path / node_probe.REQUEST_FILE, _ask(tmp_path, hub))
     node_probe.run(str(tmp_path), "download", 0, 1)
-    told = atomic.read_json(tmp_path / node_probe.REPORT_FILE, ProbeReport)
-    assert told.word == "w" and told.started <= told.ended and told.findings
+    reported = atomic.read_json(tmp_path / node_probe.REPORT_FILE, ProbeReport)
+    assert reported.word == "w" and reported.started <= reported.ended and reported.findings
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_the_canary_writes_its_answers_into_its_own_folder(tmp_path: Path, hub: 
 def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
     now = utc_now()
     there = now + timedelta(seconds=offset_s)
-    told = ProbeReport("w", "n1", there, there, ())
-    finding = checks._clock(told, now - timedelta(seconds=3), now + timedelta(seconds=3))
+    reported = ProbeReport("w", "n1", there, there, ())
+    finding = checks._clock(reported, now - timedelta(seconds=3), now + timedelta(seconds=3))
     assert finding.ok is ok
 
 
@@ -122,11 +122,11 @@ def test_without_slurm_this_machine_is_looked_at(tmp_path: Path, hub: HubServer)
     shell = Cli(tmp_path, hub.env)
     done = shell.run("doctor", "--engine", "local", "--dest", "data", rc=0)
     assert "✓ internet" in done.out and "runs use this machine" in done.out
-    told = json.loads(
+    reported = json.loads(
         shell.run("doctor", "--engine", "local", "--dest", "/proc/x", "--json", rc=3).out
     )
-    assert told["ok"] is False
-    assert any(f["ok"] is False and f["remedy"] for f in told["findings"])
+    assert reported["ok"] is False
+    assert any(f["ok"] is False and f["remedy"] for f in reported["findings"])
 
 
 def test_slurm_where_there_is_none_is_said(tmp_path: Path) -> None:

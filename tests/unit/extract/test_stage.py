@@ -1,4 +1,4 @@
-"""The stage as a whole: its child process, what may happen to it, and what is told."""
+"""The extract stage: its child process, what may happen to it, and what is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing: all or nothing, nobody else's files, and a receipt that tells everything."""
+"""Publishing: all or nothing, nobody else's files, and a complete receipt."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
     dest, kept = run.staging.dest, run.staging.kept
-    assert any(str(kept) in told for told in summary.lines) is kept.exists()
+    assert any(str(kept) in reported for reported in summary.lines) is kept.exists()
     assert not (dest / ".incoming").exists()
     new = {path for path in tree(dest) if path.startswith(("images/", "prompts"))}
     assert new == {"images/000010.png", "images/000011.png", "prompts.jsonl"}
@@ -158,7 +158,7 @@ def test_an_old_dataset_that_cannot_be_removed_stays_and_is_reported(tmp_path: P
     (run.staging.kept / "in the way").touch()
     summary, problem = run_finalize(run.folder, run.plan, Progress())
     assert problem is None
-    assert any(str(run.staging.replaced) in told for told in summary.lines)
+    assert any(str(run.staging.replaced) in reported for reported in summary.lines)
     assert tree(run.staging.replaced) == {"images/mine": b"mine"}
     (run.staging.kept / "in the way").unlink()
     run_finalize(run.folder, run.plan, Progress())

@@ -1,4 +1,4 @@
-"""First bytes tell an archive; the ending of a name tells what it claims to be."""
+"""First bytes identify an archive; the suffix of a name shows what it claims to be."""
 
 from __future__ import annotations
 

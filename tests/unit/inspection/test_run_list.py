@@ -81,8 +81,8 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
     )
-    (told,) = listed.as_json(found)["runs"]
-    assert told["state"] == "running" and told["created"] == "2026-03-01T10:15:00Z"
+    (reported,) = listed.as_json(found)["runs"]
+    assert reported["state"] == "running" and reported["created"] == "2026-03-01T10:15:00Z"
 
 
 def test_no_folder_no_runs(tmp_path: Path) -> None:

@@ -269,12 +269,12 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
         result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
     ]
     state = judge(cases.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
-    told = {
+    reported = {
         (open_problem.stage, open_problem.item, open_problem.problem.cause)
         for open_problem in state.problems
     }
-    assert (Stage.DOWNLOAD, "b", Cause.NETWORK) in told
-    assert (Stage.EXTRACT, "a.p0000", Cause.BAD_ARCHIVE) in told
+    assert (Stage.DOWNLOAD, "b", Cause.NETWORK) in reported
+    assert (Stage.EXTRACT, "a.p0000", Cause.BAD_ARCHIVE) in reported
     assert not any(open_problem.item == "a.p0001" for open_problem in state.problems)
     assert state.shards_left == ("b",)
     assert state.parts_left == ("a.p0000", "b.p0000")

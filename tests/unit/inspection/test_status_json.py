@@ -18,19 +18,23 @@ from tests.support.builders import runs
 def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:
     state = runs.under_way()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
-    told = json.loads(atomic.dumps(status_json.as_json(state, folder, runs.NOW)))
-    assert told["schema"] == 1
-    assert (told["run_id"], told["state"], told["engine"]) == (runs.RUN_ID, "running", "slurm")
-    assert told["source"]["locator"] == "org/pages" and told["dest"] == "/scratch/pages"
-    extract = told["stages"]["extract"]
+    reported = json.loads(atomic.dumps(status_json.as_json(state, folder, runs.NOW)))
+    assert reported["schema"] == 1
+    assert (reported["run_id"], reported["state"], reported["engine"]) == (
+        runs.RUN_ID,
+        "running",
+        "slurm",
+    )
+    assert reported["source"]["locator"] == "org/pages" and reported["dest"] == "/scratch/pages"
+    extract = reported["stages"]["extract"]
     counts = {name: extract[name] for name in ("tasks", "pending", "running", "done", "failed")}
     assert counts == {"tasks": 8, "pending": 2, "running": 2, "done": 3, "failed": 1}
     assert extract["missing"] == 0 and extract["elapsed_s"] == 600.0
     assert extract["started"] == "2026-03-01T10:17:00Z" and extract["ended"] is None
-    assert told["bytes"] == {"done": 3_200_000_000, "total": 3_200_000_000}
-    assert told["files_extracted"] == 500
-    assert told["jobs"] == ["100", "101", "102"]
-    assert told["waiting"][0]["tasks"] == "6-7"
+    assert reported["bytes"] == {"done": 3_200_000_000, "total": 3_200_000_000}
+    assert reported["files_extracted"] == 500
+    assert reported["jobs"] == ["100", "101", "102"]
+    assert reported["waiting"][0]["tasks"] == "6-7"
 
 
 def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None:
@@ -51,9 +55,9 @@ def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None
 def test_what_finalize_found_is_reported(tmp_path: Path) -> None:
     state = runs.published()
     folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
-    told = status_json.as_json(state, folder, runs.NOW)
-    assert (told["state"], told["records"], told["images"]) == ("done", 300, 300)
-    assert told["checks"][-1] == "✓ Dataset verification passed!"
+    reported = status_json.as_json(state, folder, runs.NOW)
+    assert (reported["state"], reported["records"], reported["images"]) == ("done", 300, 300)
+    assert reported["checks"][-1] == "✓ Dataset verification passed!"
 
 
 def test_a_heartbeat_is_read_only_where_no_result_says_more(tmp_path: Path) -> None:
@@ -91,7 +95,7 @@ def test_files_and_bytes_are_those_of_all_submissions(tmp_path: Path) -> None:
         runs.make_result(again.tasks[0], attempt=2),
     ]
     state = runs.make_state(plan, submissions=(first, again), results=results)
-    told = status_json.as_json(state, RunFolder(tmp_path), runs.NOW)
-    assert told["stages"]["extract"]["tasks"] == 1
-    assert told["files_extracted"] == 300
+    reported = status_json.as_json(state, RunFolder(tmp_path), runs.NOW)
+    assert reported["stages"]["extract"]["tasks"] == 1
+    assert reported["files_extracted"] == 300
     assert len(figures.bars(state, runs.NOW)) == 1 + 3 + 1 + 1  # finalize of the first, too

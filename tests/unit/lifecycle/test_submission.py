@@ -66,7 +66,7 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
 
 
 @pytest.mark.parametrize(
-    ("limit", "told", "remedy"),
+    ("limit", "reported", "remedy"),
     [
         pytest.param(4, "only 4 can be submitted now", "--tasks 2", id="fewer array tasks fit"),
         pytest.param(2, "only 2 can be submitted now", "", id="one job too few"),
@@ -74,15 +74,15 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
     ],
 )
 def test_a_limit_of_submitted_jobs_is_reported_with_what_the_chain_needs_and_what_fits(
-    folder: RunFolder, limit: int, told: str, remedy: str
+    folder: RunFolder, limit: int, reported: str, remedy: str
 ) -> None:
     engine = FakeEngine(limit=limit)
     with pytest.raises(TooManyJobs) as caught:
         submission.submit_chain(folder, draft(folder), engine)
     assert "needs 5 jobs at a time (download 1, extract 3, finalize 1)" in caught.value.message
-    assert told in caught.value.message
+    assert reported in caught.value.message
     assert caught.value.message.endswith(f"resume {folder.run_id} {remedy}".strip())
-    assert told in (folder.load_submission(1).refused or "")
+    assert reported in (folder.load_submission(1).refused or "")
 
 
 def test_room_that_slurm_sees_after_its_refusal_is_not_offered(folder: RunFolder) -> None:
@@ -173,9 +173,9 @@ def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
     assert [spec.stage for spec, _ in engine.submitted][-1] is stage
     assert engine.followed == []
     assert engine.cancelled == [str(100 + n) for n in range(len(engine.submitted))]
-    told = journal.last_cancel(folder)
-    assert told is not None
-    assert (told.act, told.attempt) == (Act.CANCELLED, 1)
+    reported = journal.last_cancel(folder)
+    assert reported is not None
+    assert (reported.act, reported.attempt) == (Act.CANCELLED, 1)
 
 
 def test_what_cannot_be_taken_back_is_not_said_to_be_gone(folder: RunFolder) -> None:

@@ -39,7 +39,7 @@ def writers(tmp_path: Path) -> Iterator[WritePool]:
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """A disk that takes 5 ms to open a file; tells how many were open at once."""
+    """A disk that takes 5 ms to open a file; counts how many were open at the same time."""
     real, lock = os.open, threading.Lock()
     counts = {"now": 0, "most": 0}
 

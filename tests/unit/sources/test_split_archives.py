@@ -94,11 +94,11 @@ SETS = [
     pytest.param(["G.z00", "G.z01"], "G.zip", id="z00"),
     pytest.param(["s-00.tar.gz", "s-01.tar.gz"], "s.tar.gz", id="slices named as archives"),
     pytest.param(["xaa.tar.gz", "xab.tar.gz"], "x.tar.gz", id="split's additional suffix"),
-    pytest.param(["x_aa.bin", "x_ab.bin"], "x.bin", id="a suffix that tells nothing"),
+    pytest.param(["x_aa.bin", "x_ab.bin"], "x.bin", id="a suffix without meaning"),
     pytest.param(["d.tar.gz.AA", "d.tar.gz.AB"], "d.tar.gz", id="capitals"),
     pytest.param(["part_A", "part_B"], "part_A", id="one capital"),
     pytest.param(["s-0-of-2.tar.gz", "s-1-of-2.tar.gz"], "s.tar.gz", id="slices of"),
-    pytest.param(["d.part1.bin", "d.part2.bin"], "d.bin", id="an ending that tells nothing"),
+    pytest.param(["d.part1.bin", "d.part2.bin"], "d.bin", id="a part's suffix without meaning"),
     pytest.param(["a/d_00", "a/d_01"], "a/d", id="in a folder"),
 ]
 

@@ -118,9 +118,9 @@ def test_bytes_that_are_no_text_are_kept_in_hex() -> None:
 
 
 def test_a_long_name_is_shown_by_both_its_ends() -> None:
-    told = quoted(b"a" * 5000 + b"\n.png")
-    assert len(told) < 220
-    assert told.startswith("'aaa") and "…" in told and told.endswith("\\n.png'")
+    reported = quoted(b"a" * 5000 + b"\n.png")
+    assert len(reported) < 220
+    assert reported.startswith("'aaa") and "…" in reported and reported.endswith("\\n.png'")
 
 
 def test_folders_are_made_as_they_are_needed(tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ Check = Callable[[http.client.HTTPResponse, bytes, BaseException | None], bool]
         pytest.param(
             faults.no_length("close") & faults.cut_after(5000),
             lambda r, b, e: b == DATA[:5000] and e is None and "Content-Length" not in r.headers,
-            id="cut where nobody can tell",
+            id="cut without a sign",
         ),
         pytest.param(
             faults.without("ETag", "last-modified"),

@@ -107,13 +107,13 @@ def test_a_range_that_nobody_asked_for_is_one_clear_error(tmp_path: Path, known:
     assert "shard.bin" in caught.value.message
 
 
-@pytest.mark.parametrize("told", ["bytes */%d", "bytes */*", ""])
+@pytest.mark.parametrize("reported", ["bytes */%d", "bytes */*", ""])
 @pytest.mark.parametrize("digest", [SHA, None])
 def test_a_range_that_is_refused_costs_nothing_of_what_is_here(
-    tmp_path: Path, told: str, digest: Digest | None
+    tmp_path: Path, reported: str, digest: Digest | None
 ) -> None:
     def refuses(request: Request, number: int) -> Answer | None:
-        label = told.replace("%d", str(len(DATA)))
+        label = reported.replace("%d", str(len(DATA)))
         return Answer(416, b"", {"Content-Range": label} if label else {}) if number == 3 else None
 
     with Scripted(refuses) as web:

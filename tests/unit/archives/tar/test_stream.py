@@ -1,4 +1,4 @@
-"""One pass over a tar: disks without room, damage, being told to stop, parts done before."""
+"""One pass over a tar: full disks, damage, stop requests, parts done before."""
 
 from __future__ import annotations
 

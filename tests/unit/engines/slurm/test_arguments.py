@@ -1,4 +1,4 @@
-"""What sbatch may be told, in every spelling that it takes."""
+"""The options that sbatch may get, in every accepted spelling."""
 
 from __future__ import annotations
 

@@ -225,8 +225,8 @@ def test_what_is_completing_after_a_cancel_has_ended(shell: Shell, tmp_path: Pat
     running, completing = row(RUN.run_id), row(RUN.run_id, state="COMPLETING")
     shell(
         scontrol=controller(ALPHA),
-        scancel=f"touch {tmp_path}/told",
-        squeue=f"[ -e {tmp_path}/told ] && echo '{completing}' || echo '{running}'",
+        scancel=f"touch {tmp_path}/cancelled",
+        squeue=f"[ -e {tmp_path}/cancelled ] && echo '{completing}' || echo '{running}'",
     )
     SlurmEngine(ALPHA).cancel(RUN, ["7"])
     assert calls(tmp_path, "scancel") == ["scancel 7"]

@@ -266,7 +266,7 @@ def test_a_job_of_another_attempt_is_distinguished_from_one_that_has_its_id() ->
     (row,) = in_queue(queue_line())
     assert row.is_of(RUN, {1, 3}) and not row.is_of(RUN, {2})
     (piped,) = in_queue(queue_line(command="(null)", name="lab_job"))
-    assert piped.is_of(RUN, {2})  # nothing tells
+    assert piped.is_of(RUN, {2})  # no information
 
 
 def test_accounting_knows_a_renamed_job_by_its_folder() -> None:
