@@ -54,7 +54,7 @@ def narrow(narrow_slurm: PrivateSlurm, cli: Cli) -> Site:
 
 
 def killed_at_work(site: Site, dest: Path, pages: Pages, *words: str | Path) -> dict[str, int]:
-    """A run whose long task was killed, over; what it had finished."""
+    """A run that ended after its long task was killed, and what it had finished."""
     site.launch(dest, *pages.options, *ALONE, *words)
     worker = site.at_work(task_with(site.run_folder(), "shard-1"))
     site.wait(lambda: len(site.jobs(Stage.EXTRACT)) == 1)

@@ -1,4 +1,4 @@
-"""Faults of launchers and shells, and runs that go on by themselves, on a real Slurm.
+"""Faults of launchers and shells, and automatic retries, on a real Slurm.
 
 Rows 37 and 39 of the fault matrix (docs/faults.md), retries, what follows a run, waiting.
 """

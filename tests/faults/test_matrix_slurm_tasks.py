@@ -117,7 +117,7 @@ def test_a_straggler_of_an_older_attempt_harms_nothing(
 
 
 def _lose_without_killing(site: Site, job_id: str, node: str) -> None:
-    """As when a node falls silent: Slurm gives the job up, and its processes go on."""
+    """Like a node that stops responding: Slurm gives the job up, its processes continue."""
     real = site.slurm.job(job_id)["JobId"]
     for pid in site.slurm.pids():
         try:

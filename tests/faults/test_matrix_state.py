@@ -119,7 +119,7 @@ def test_a_run_folder_half_removed_is_made_good_by_resume(stopped: Scene, piece:
 
 
 def _check_published(here: Scene) -> None:
-    """Whole; what a run staged that nobody knows of any more is left to its owner."""
+    """Complete; what an unknown run staged is left to its owner."""
     assert (here.dest / "RECEIPT.json").is_file()
     assert tree_digest(here.dest) == here.whole
 

@@ -1,4 +1,4 @@
-"""A transfer that is killed outright goes on from there, in another process."""
+"""A transfer that is killed continues from there, in another process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands in `examples/` runs as it is."""
+"""The files in `examples/` run as they are."""
 
 from __future__ import annotations
 

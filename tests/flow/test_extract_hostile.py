@@ -1,4 +1,4 @@
-"""The whole hostile set through the extract stage: every verdict right, nothing anywhere else."""
+"""The hostile set through the extract stage: every verdict right, no file anywhere else."""
 
 from __future__ import annotations
 

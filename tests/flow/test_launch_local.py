@@ -1,4 +1,4 @@
-"""The whole path on this machine: launch, look, damage, resume; real archives and servers."""
+"""Complete runs on this machine: launch, status, damage, resume; real archives and servers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def launch(cli: Cli, dest: Path, *words: str | Path, rc: int | None = 0) -> Done
 
 
 def published(dest: Path) -> dict[str, str]:
-    """What is published at `dest`, which must hold nothing half done."""
+    """The dataset published at `dest`, which must contain nothing incomplete."""
     assert not (dest / ".incoming").exists()
     assert (dest / "RECEIPT.json").is_file()
     return tree_digest(dest)

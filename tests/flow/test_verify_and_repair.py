@@ -1,4 +1,4 @@
-"""``verify`` finds damage in a published dataset, and ``resume`` mends just that."""
+"""``verify`` finds damage in a published dataset, and ``resume`` repairs only that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole path on a real Slurm, with accounting and without: chain, array, kill, resume."""
+"""Complete runs on a real Slurm, with accounting and without: chain, array, kill, resume."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_several_tasks_run_at_once_on_several_nodes_and_come_back_as_pickled_fut
     samples.pack_shards(dataset, tmp_path / "shards", 4, "tar.gz")
     gate = tmp_path / "gate"
     gate.touch()
-    # A whole node for each task; each waits until all of them have started.
+    # A node for each task; each waits until all of them have started.
     site.launch(
         *(tmp_path / "data", "--local-path", tmp_path / "shards", "--cpus-per-task", "8"),
         *("--part-size", "1K", "--tasks", "4"),

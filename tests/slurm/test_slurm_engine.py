@@ -1,4 +1,4 @@
-"""The Slurm engine where Slurm is slow, refuses, forgets or lies, on real Slurms."""
+"""The Slurm engine when Slurm is slow, refuses, forgets or is wrong, on real Slurms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The documents name what there is, link to what is there, and their examples run."""
+"""The documents name existing things, link to existing pages, and their examples run."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ def test_a_tar_gz_cut_at_any_border_is_refused(tmp_path: Path) -> None:
     for cut in _around([0, 3, 10, len(pressed) // 2, len(pressed) - 8, len(pressed) - 4], 1 << 20):
         if cut < len(pressed):
             _refused(path, pressed[:cut])
-    # A stream that is whole, and ends a tar that is not.
+    # A complete stream that ends an incomplete tar.
     for cut in _around(_tar_borders(), len(whole)):
         _refused(path, gzip.compress(whole[:cut], 1, mtime=0))
     # Two streams, cut where the first one ends.

@@ -445,7 +445,7 @@ def test_damage_is_reported_on_one_line(
 
 
 def test_memory_stays_flat(tmp_path: Path) -> None:
-    """Many rows share a picture of 1 MB, which lies in the file once."""
+    """Many rows share a picture of 1 MB, which is in the file once."""
     picture = png(1) + bytes(1_000_000)
     path = tmp_path / "x.parquet"
     pq.write_table(pa.table({"image": [picture] * 150}), path, store_schema=False)

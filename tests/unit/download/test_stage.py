@@ -53,7 +53,7 @@ def planned(
 def run(
     folder: RunFolder, plan: Plan, progress: Progress | None = None, *, again: int = 0
 ) -> list[ItemResult]:
-    """The stage over all shards; ``again``: all are to be fetched anew in that attempt."""
+    """The stage for all shards; ``again``: all are fetched again in that attempt."""
     ids = [shard.id for shard in plan.shards]
     refetch = frozenset(ids if again else ())
     found = run_download(

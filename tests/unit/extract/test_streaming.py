@@ -63,7 +63,7 @@ def _fetched(run: Extracting, streamed: Streamed) -> Fetched:
 
 
 def _manifests(run: Extracting) -> dict[str, int]:
-    """When each manifest was written: what is written again gets another time."""
+    """When each manifest was written; a manifest written again has another time."""
     return {path.name: path.stat().st_mtime_ns for path in run.folder.manifests.glob("*.jsonl")}
 
 

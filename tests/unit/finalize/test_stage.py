@@ -1,4 +1,4 @@
-"""Finalize: audited, merged in plan order, published whole, or not at all."""
+"""Finalize: audited, merged in plan order, published completely or not at all."""
 
 from __future__ import annotations
 

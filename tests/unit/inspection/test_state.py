@@ -1,4 +1,4 @@
-"""Where a run stands, case by case."""
+"""The state of a run, case by case."""
 
 from __future__ import annotations
 

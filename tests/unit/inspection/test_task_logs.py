@@ -87,5 +87,5 @@ def test_a_follower_returns_complete_lines_as_they_are_written(tmp_path: Path) -
         file.write(b"o\nthree")
     assert list(follower.read()) == ["two"]
     assert list(follower.read(last=True)) == ["three"]
-    path.write_bytes(b"new\n")  # requeued: Slurm begins the file anew
+    path.write_bytes(b"new\n")  # requeued: Slurm truncates the file
     assert list(follower.read()) == ["new"]

@@ -56,7 +56,7 @@ def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
     assert planning.temp_folder(RunLocations("/d", "/scratch"), "r") == "/scratch/r"
 
 
-# A busy machine is no fault of what is tested.
+# A busy machine is no fault of the tested code.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     sizes=st.lists(st.integers(0, 10_000), min_size=1, max_size=30),

@@ -1,4 +1,4 @@
-"""A chain of jobs is submitted whole or not at all."""
+"""A chain of jobs is submitted completely or not at all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions asked aside: in order, few at a time, and left at once."""
+"""Background calls: in order, few at a time, and abandoned at once."""
 
 from __future__ import annotations
 

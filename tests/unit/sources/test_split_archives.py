@@ -45,7 +45,7 @@ def shards(
     sizes: bool = True,
     seen: bool = True,
 ) -> tuple[Shard, ...]:
-    """What is chosen of ``files``; not ``sizes``: nobody knows them; not ``seen``: nor bytes."""
+    """The selection from ``files``; without ``sizes`` or ``seen``: sizes or bytes are unknown."""
     given = [SourceFile(n, n, len(d) if sizes else None) for n, d in sorted(files.items())]
     request = SourceRequest(SourceKind.LOCAL, ("x",), layout=layout, join=join)
     most = 10_000 if seen else 0

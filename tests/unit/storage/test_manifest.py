@@ -1,4 +1,4 @@
-"""Manifests: whole or not there, streamed, and refused when damaged."""
+"""Manifests: complete or absent, streamed, and refused when damaged."""
 
 from __future__ import annotations
 

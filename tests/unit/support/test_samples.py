@@ -1,4 +1,4 @@
-"""The sample datasets are real, the same every time, and whole in every archive."""
+"""The sample datasets are real, the same every time, and complete in every archive."""
 
 from __future__ import annotations
 

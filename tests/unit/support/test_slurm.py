@@ -78,7 +78,7 @@ def test_the_controller_comes_back_with_its_jobs(abruptly: bool) -> None:
     with PrivateSlurm.start(nodes=1, accounting=False) as slurm:
         job_id = slurm.sbatch("sleep 300")
         slurm.wait_for(lambda: slurm.job(job_id).get("JobState") == "RUNNING")
-        # What slurmctld has not saved yet is lost with it: a change makes it save anew.
+        # What slurmctld has not saved yet is lost with it: a change makes it save again.
         saved = slurm.layout.folder / "state/job_state"
         before = time.time()
         slurm.run("scontrol", "update", f"JobId={job_id}", "Comment=saved", check=True)

@@ -1,4 +1,4 @@
-"""Answers that fit no request: what is taken, what is asked for again, what ends the file."""
+"""Unexpected responses: which are accepted, which are retried, which end the download."""
 
 from __future__ import annotations
 

@@ -258,7 +258,7 @@ def test_a_stop_takes_effect_however_long_a_server_waits(tmp_path: Path, waits: 
 
         stopper = threading.Thread(target=stop)
         by = transfer(progress, stall_s=60)
-        assert by.wire  # what is imported late is not waited for
+        assert by.wire  # late imports are not waited for
         stopper.start()
         scheme = "https" if waits == "handshake" else "http"
         target = Target(f"{scheme}://127.0.0.1:{address[1]}/x")

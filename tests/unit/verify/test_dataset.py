@@ -1,4 +1,4 @@
-"""Verify: a published dataset against its manifest, and just the damaged parts mended."""
+"""Verify: a published dataset against its manifest, and only damaged parts are repaired."""
 
 from __future__ import annotations
 

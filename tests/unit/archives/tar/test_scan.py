@@ -26,7 +26,7 @@ def scan(request: pytest.FixtureRequest) -> Scan:
 
 
 def made(format: int, *, members: int = 30, seed: int = 1) -> tuple[bytes, list[tarfile.TarInfo]]:
-    """A tar of ordinary files, and what it holds."""
+    """A tar of ordinary files, and its content."""
     rng = random.Random(seed)
     out = io.BytesIO()
     infos = []

@@ -115,7 +115,7 @@ def test_a_way_that_may_lead_elsewhere_is_in_doubt_and_both_are_named(
     assert "login node of alpha" in way.doubt
 
 
-# A shell's commands, each by what it does -------------------------------------------------------
+# A shell's commands, by what they do      -------------------------------------------------------
 
 Shell = Callable[..., None]
 
