@@ -13,7 +13,8 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
-from jobs.errors import Cause, RunFolderError, SourceError
+from jobs.download.temporary_space import TemporarySpace
+from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
     Fetched,
@@ -53,13 +54,15 @@ def run_download(
     extracts: bool = True,
     shares: bool = False,
     workers: int | None = None,
+    temp_limit: int | None = None,
 ) -> tuple[ItemResult, ...]:
     """Bring the shards here, several at once, and write ``folder.fetched`` for each.
 
     ``extracts``: processes of this task may extract beside the download, at most ``workers`` (None:
     one for each core): a large tar while it arrives, other shards once they are complete.
     ``shares``: other tasks will do what these have not begun by the end of the download; else they
-    do all of it.
+    do all of it. ``temp_limit``: so many bytes of archives may be stored at a time, so this task
+    extracts all of them, and deletes each one once it is extracted.
 
     A shard that is here already stays as it is, unless it is in ``refetch`` and an earlier
     attempt than this one brought it: a task may be requeued. One bad shard is its
@@ -69,15 +72,20 @@ def run_download(
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
-    extracts = extracts and plan.options.overlap
+    if temp_limit is not None:
+        extracts, shares = True, False
+    elif not plan.options.overlap:
+        extracts = False
     workers = min(cores(), workers or cores())
-    pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
+    pool = ExtractionPool(
+        folder, progress, workers=workers, spills=shares, copies=temp_limit is None
+    )
     try:
-        crew = _Downloads(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        crew = _Downloads(
+            folder, plan, progress, refetch, attempt, pool, extracts=extracts, temp_limit=temp_limit
+        )
         crew.streams_all = len(shards) <= workers
-        fetchers = min(len(shards), plan.options.connections)
-        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
-            return tuple(threads.map(crew.result_of, shards))
+        return crew.results_of(shards)
     finally:
         pool.close(drains=not shares)
 
@@ -95,6 +103,7 @@ class _Downloads:
         pool: ExtractionPool,
         *,
         extracts: bool,
+        temp_limit: int | None,
     ) -> None:
         self._folder = folder
         self._plan = plan
@@ -114,9 +123,29 @@ class _Downloads:
         self.streams_all = False  # not only tars of several parts
         self._lock = threading.Lock()
         self._halted: Problem | None = None
+        self._space = TemporarySpace(folder, plan, temp_limit, check=self._check, close=pool.forget)
 
-    def result_of(self, shard: Shard) -> ItemResult:
+    def results_of(self, shards: Sequence[Shard]) -> tuple[ItemResult, ...]:
+        """What becomes of each shard, in their order."""
+        order = self._space.take_stock(shards, self._refetch)
+        fetchers = min(len(shards), self._plan.options.connections)
+        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
+            found = {item.item: item for item in threads.map(self._result_of, order)}
+        return tuple(found[shard.id] for shard in shards)
+
+    def _check(self) -> None:
+        self._progress.check()
+        if self._halted is not None:
+            raise OrchestrateError(self._halted.message, cause=self._halted.cause)
+
+    def _result_of(self, shard: Shard) -> ItemResult:
         """What becomes of one shard; never raises for what can go wrong outside this program."""
+        result = self._attempted(shard)
+        if result.outcome is not Outcome.OK:
+            self._space.release(shard)
+        return result
+
+    def _attempted(self, shard: Shard) -> ItemResult:
         if self._halted is not None:
             return self._failed(shard, self._halted)
         self._progress.current = shard.id
@@ -139,16 +168,20 @@ class _Downloads:
         again = shard.id in self._refetch
         if again and before is not None and not 0 < self._attempt <= before.attempt:
             self._forget(shard)
-        elif before is not None and (known := self._known(before)) is not None:
+        elif before is not None and (known := self._known(shard, before)) is not None:
             self._progress.add(bytes=known)
+            if self._space.limited:
+                self._extract(shard)
             return known
         before = before or self._replaced_evidence(shard)
+        most = self._space.reserve(shard)
         # Parts of a shard that was here before are kept where the bytes are the same.
         fetched = self._fetcher.fetch(
             shard,
             streams=self._streams(shard),
             extracts=self._extracts and before is None,
             repaired=before is not None or shard.id in self._damaged_before,
+            most=most,
         )
         if before is not None:
             fetched = self._compared(shard, fetched, before)
@@ -159,9 +192,14 @@ class _Downloads:
         how = "verified" if fetched.verified else "no digest is published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         if self._extracts:
-            parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
-            self._pool.offer([p for p in parts if not self._folder.manifest(p).exists()])
+            self._extract(shard)
         return size
+
+    def _extract(self, shard: Shard) -> None:
+        """Have the parts extracted that are not yet."""
+        parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+        left = [part for part in parts if not self._folder.manifest(part).exists()]
+        self._space.extract(shard, self._pool.offer(left))
 
     def _streams(self, shard: Shard) -> bool:
         """Whether the shard is read while it arrives.
@@ -181,8 +219,13 @@ class _Downloads:
             log.warning("%s; fetching it again", error.message)
             return None
 
-    def _known(self, fetched: Fetched) -> int | None:
-        """The size of a shard that is here as its evidence says; None where it is not."""
+    def _known(self, shard: Shard, fetched: Fetched) -> int | None:
+        """The size of a shard that is here as its evidence says; None where it is not.
+
+        Once all of it is extracted, its archive may have been deleted to make room.
+        """
+        if not fetched.in_place and self._space.is_extracted(shard):
+            return _bytes_of(fetched)
         # The archive of a compressed tar may be gone once its plain form is there.
         files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
         sizes: tuple[int | None, ...] = (*fetched.sizes, None)

@@ -22,6 +22,12 @@ class Extract(Struct, frozen=True, tag=True):
     parts: tuple[Part, ...]
 
 
+class Forget(Struct, frozen=True, tag=True):
+    """To the child: close this shard's archive, which is about to be deleted."""
+
+    shard: str
+
+
 class Stream(Struct, frozen=True, tag=True):
     """To the child: extract a shard in one pass while its files arrive; ``Done`` answers."""
 
@@ -30,6 +36,7 @@ class Stream(Struct, frozen=True, tag=True):
     arriving: bool  # ``Arrived`` says what is there of each; else all are complete
     extracts: bool = True  # else only the plain copy and the member table are made
     spills: bool = False  # where writing is slower than arriving, the rest goes to a plain copy
+    copies: bool = True  # a plain copy may be written at all
 
 
 class Arrived(Struct, frozen=True, tag=True):
@@ -53,7 +60,7 @@ class End(Struct, frozen=True, tag=True):
     """To the child: there are no further orders."""
 
 
-Order = Begin | Extract | Stream | Arrived | Stop | End
+Order = Begin | Extract | Forget | Stream | Arrived | Stop | End
 
 
 class News(Struct, frozen=True, tag=True):

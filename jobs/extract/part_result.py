@@ -67,6 +67,11 @@ class PartExtractor:
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             return PartResult(unfinished(part, problem))
 
+    def close(self, shard: str) -> None:
+        """Let go of that shard's archive, if it is open."""
+        if self._open is not None and self._open[0] == shard:
+            self._open = None
+
     def _forget(self, error: BaseException) -> None:
         """Let go of an archive that failed, with its buffers, which the error's frames hold."""
         self._open = None

@@ -87,9 +87,11 @@ class Source(Protocol):
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Bring ``file`` to ``out``, whole; may be called again and goes on where it stopped.
 
-        ``key`` is that of ``key_of``; ``expect`` and ``arrivals`` are those of ``Transfer.fetch``.
+        ``key`` is that of ``key_of``; ``expect``, ``arrivals`` and ``most`` are those of
+        ``Transfer.fetch``.
         """
         ...

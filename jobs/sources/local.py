@@ -131,6 +131,7 @@ class LocalSource:
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Never: ``path`` tells where every file lies already."""
         raise SourceError(f"{quoted(file.locator)} is read in place and never fetched")

@@ -32,14 +32,18 @@ class Transfer(TransferSession):
         digest: Digest | None,
         expect: Callable[[bytes], None] | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Bring a file to ``out``, whole and verified; goes on from a partial file beside it.
 
         ``resolve`` is asked at every attempt. ``size`` (bytes) and ``digest`` are the published
         ones, if any. ``expect`` gets the first bytes and raises ``SourceError`` if they are wrong.
+        A file of more than ``most`` bytes is not stored (``SourceError``, ``TOO_LARGE``).
         Raises ``SourceError``, ``DigestError``, ``StorageError``; ``Stopped`` when told to stop.
         """
-        draft = DownloadState(self.progress, resolve, out, name, size, digest, expect, arrivals)
+        draft = DownloadState(
+            self.progress, resolve, out, name, size, digest, expect, arrivals, most
+        )
         with contextlib.closing(draft):
             draft.take_up()
             while True:

@@ -30,6 +30,7 @@ class Recovery:
     also_after: tuple[str, ...] = ()  # live jobs that the new finalize waits for
     downloads: tuple[str, ...] = ()  # those of them that fetch what the new array extracts
     notes: tuple[str, ...] = ()  # what is different this time, and why
+    temp_limit: int | None = None  # bytes of archives that may be stored at a time
 
     @property
     def parts(self) -> int:
@@ -40,11 +41,18 @@ class Recovery:
         return sum(len(task.items) for task in self.tasks if task.stage is Stage.DOWNLOAD)
 
 
-def recover(state: RunState, *, most: int | None = None, limit_min: int | None = None) -> Recovery:
+def recover(
+    state: RunState,
+    *,
+    most: int | None = None,
+    limit_min: int | None = None,
+    temp_limit: int | None = None,
+) -> Recovery:
     """The work that is left and that nobody does, with resources that suit why it was left.
 
     ``most`` bounds the array tasks (None: as many as any submission had); ``limit_min`` is the
-    partition's longest time in minutes.
+    partition's longest time in minutes; ``temp_limit`` the bytes of archives that may be stored at
+    a time (None: as the last submission had it).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
@@ -56,6 +64,10 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     refetch = _refetched(state, taken)
     # Where a task found an archive gone, the download stage looks, and fetches what is not there.
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
+    temp_limit = temp_limit or state.submissions[-1].temp_limit
+    if temp_limit is not None:
+        # The download task extracts all of them, and knows by that what may be deleted.
+        wanted |= {part_id.rpartition(".p")[0] for part_id in state.parts_left}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     # Other bytes of a shard mean all of its parts anew; the download says which that are.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
@@ -77,6 +89,7 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
         also_after=_job_ids(working),
         downloads=_job_ids(view for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
+        temp_limit=temp_limit,
     )
 
 
