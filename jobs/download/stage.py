@@ -173,6 +173,8 @@ class _Downloads:
             if self._space.limited:
                 self._extract(shard)
             return known
+        elif before is not None and not before.in_place:
+            self._put_away(shard)  # until it is here again: so it is seen to be missing
         before = before or self._replaced_evidence(shard)
         most = self._space.reserve(shard)
         # Parts of a shard that was here before are kept where the bytes are the same.
@@ -249,6 +251,10 @@ class _Downloads:
         Where there is no evidence, whatever is there of the shard is newer than this.
         """
         self._remove(shard)
+        self._put_away(shard)
+
+    def _put_away(self, shard: Shard) -> None:
+        """Keep the evidence of an archive that is not here, to compare the next one with."""
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
         except FileNotFoundError:
@@ -267,7 +273,7 @@ class _Downloads:
         return self._folder.shards / f"{shard.id}.before"
 
     def _replaced_evidence(self, shard: Shard) -> Fetched | None:
-        """The evidence that ``_forget`` has put away."""
+        """The evidence that was put away."""
         try:
             return atomic.read_json(self._before(shard), Fetched)
         except (OSError, msgspec.DecodeError):

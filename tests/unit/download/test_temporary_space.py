@@ -207,6 +207,18 @@ def test_parts_that_are_to_be_extracted_again_have_their_archive_fetched_again(r
     assert run.sent == before + (size or 0)
 
 
+def test_an_archive_that_cannot_be_fetched_again_is_seen_to_be_missing(run: Run) -> None:
+    run.download(2 * SIZE)
+    shard, lost = run.plan.shards[2], run.plan.parts()[2]
+    run.folder.manifest(lost).unlink()
+    run.web.fail(f"/{shard.name}", faults.status(404, None))
+    assert run.download(2 * SIZE, attempt=2)[2].outcome is Outcome.FAILED
+    assert shard.id not in run.folder.fetched_ids()
+    run.web.faults.clear()
+    run.download(2 * SIZE, attempt=3)
+    run.assert_extracted()
+
+
 def test_a_shard_that_is_fetched_anew_goes_too_once_it_is_extracted(run: Run) -> None:
     run.download(2 * SIZE)
     shard = run.plan.shards[1]
