@@ -239,6 +239,8 @@ def resume_lines(planned: Resumable) -> list[str]:
         )
     if step.also_after:
         lines.append(f"  left running: {', '.join(step.also_after)}")
+    if step.temp_limit is not None and step.shards:
+        lines.append(f"  archives: at most {units.size(step.temp_limit)} stored at a time")
     return [*lines, *(f"  {note}" for note in step.notes)]
 
 
