@@ -56,7 +56,7 @@ class Streaming:
         self.cli, self.web, self.dest = cli, web, dest
         web.put("/a.tar.gz", ARCHIVE)
         web.put("/SHA256SUMS", f"{hashlib.sha256(ARCHIVE).hexdigest()}  a.tar.gz\n".encode())
-        self.words = (
+        self.words: tuple[str | Path, ...] = (
             *LAUNCH,
             *("--dest", dest, "--url", web.url("/a.tar.gz")),
             *("--part-size", str(len(ARCHIVE) // PARTS + 1)),

@@ -20,7 +20,12 @@ from tests.support.builders.runs import make_plan
 KB = 1000
 
 
-def plan(tmp_path: Path, *sizes: int | None, temp: Path | None = None, **options: object) -> Plan:
+def plan(
+    tmp_path: Path,
+    *sizes: int | None,
+    temp: Path | None = None,
+    options: Options = Options(),  # noqa: B008
+) -> Plan:
     made = make_plan(len(sizes), dest=str(tmp_path / "data"))
     shards = tuple(
         structs.replace(shard, files=(SourceFile(f"{number}.tar", f"{number}.tar", size),))
@@ -30,7 +35,7 @@ def plan(tmp_path: Path, *sizes: int | None, temp: Path | None = None, **options
         made,
         shards=shards,
         temp=str(temp or tmp_path / "data" / "archives"),
-        options=structs.replace(made.options, **options),
+        options=options,
     )
 
 
@@ -90,17 +95,17 @@ def test_with_the_chosen_limit_a_run_fits_and_with_too_little_room_it_is_refused
 
 
 @pytest.mark.parametrize(
-    ("option", "changed"),
+    ("option", "options"),
     [
-        ("--keep-archive", {"keep_archive": True}),
-        ("--on-collision keep-first", {"on_collision": OnCollision.KEEP_FIRST}),
-        ("--no-overlap", {"overlap": False}),
+        ("--keep-archive", Options(keep_archive=True)),
+        ("--on-collision keep-first", Options(on_collision=OnCollision.KEEP_FIRST)),
+        ("--no-overlap", Options(overlap=False)),
     ],
 )
 def test_no_limit_is_chosen_where_archives_are_needed_afterwards_and_the_option_is_named(
-    tmp_path: Path, room: dict[str, int | None], option: str, changed: dict[str, object]
+    tmp_path: Path, room: dict[str, int | None], option: str, options: Options
 ) -> None:
-    made = plan(tmp_path, *[100 * KB] * 4, **changed)
+    made = plan(tmp_path, *[100 * KB] * 4, options=options)
     room["bytes"] = 600 * KB
     limit = space.choose_limit(made, None)
     assert limit is None
@@ -108,7 +113,7 @@ def test_no_limit_is_chosen_where_archives_are_needed_afterwards_and_the_option_
     assert f"without {option}, archives are deleted as they are extracted" in line
     request = LaunchRequest(
         SourceRequest(SourceKind.HUB, ("org/pages",)),
-        options=structs.replace(Options(), **changed),
+        options=options,
         temp_limit=1 << 30,
     )
     with pytest.raises(UsageError, match=f"--temp-limit .* cannot be combined with {option}"):
