@@ -155,6 +155,7 @@ class PartsProcess:
     def _stream(self, order: Stream) -> None:
         from jobs.extract.streaming import ShardStream
 
+        self._attempts.close()  # it may be deleted meanwhile
         files = [Path(path) for path in order.files]
         stream = ShardStream(
             self._folder,

@@ -67,9 +67,9 @@ class PartExtractor:
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             return PartResult(unfinished(part, problem))
 
-    def close(self, shard: str) -> None:
-        """Let go of that shard's archive, if it is open."""
-        if self._open is not None and self._open[0] == shard:
+    def close(self, shard: str | None = None) -> None:
+        """Let go of the archive that is open, if it is that shard's (None: whichever it is)."""
+        if self._open is not None and shard in (None, self._open[0]):
             self._open = None
 
     def _forget(self, error: BaseException) -> None:
