@@ -68,9 +68,13 @@ class PartExtractor:
             return PartResult(unfinished(part, problem))
 
     def close(self, shard: str | None = None) -> None:
-        """Let go of the archive that is open, if it is that shard's (None: whichever it is)."""
+        """Close the archive that is open, if it is that shard's (None: whichever it is).
+
+        Also those that were open before: a pass refers to itself, and with it to its archive.
+        """
         if self._open is not None and shard in (None, self._open[0]):
             self._open = None
+        gc.collect()
 
     def _forget(self, error: BaseException) -> None:
         """Let go of an archive that failed, with its buffers, which the error's frames hold."""
