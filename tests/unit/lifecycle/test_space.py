@@ -88,10 +88,10 @@ def test_with_the_chosen_limit_a_run_fits_and_with_too_little_room_it_is_refused
     room["bytes"] = 510 * KB
     assert space.problems(made, space.choose_limit(made, None)) == []
     (line,) = space.problems(made, None)
-    assert "archives and data need at least 800 kB" in line
+    assert "archives and data need at least 800.0 kB" in line
     room["bytes"] = 420 * KB
     (line,) = space.problems(made, space.choose_limit(made, None))
-    assert "archives (at most 100 kB at a time) and data need at least 500 kB" in line
+    assert "archives (at most 100.0 kB at a time) and data need at least 500.0 kB" in line
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_an_archive_that_is_larger_than_the_limit_is_named_with_what_it_needs(
     made = plan(tmp_path, 10 * KB, 300 * KB, 200 * KB)
     (line,) = space.problems(made, 100 * KB)
     assert "'1.tar' (and 1 more)" in line
-    assert "--temp-limit 300000 (300 kB) or more" in line
+    assert "--temp-limit 300000 (300.0 kB) or more" in line
     assert space.problems(made, 300 * KB) == []
 
 
