@@ -520,6 +520,7 @@ class Submission(Struct, frozen=True):
     refused: str | None = None  # why it was abandoned before all of it was submitted
     start: str = ""  # of the process ``pid``, in clock ticks since boot
     cluster: Cluster | None = None  # of its jobs; None: unknown, or not Slurm
+    temp_limit: int | None = None  # bytes of archives that may be stored at a time; None: any
     schema: int = SCHEMA
 
     def task(self, stage: Stage, number: int) -> Task:

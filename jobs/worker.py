@@ -123,6 +123,7 @@ def _download(
         extracts=submission.onward is None,
         shares=submission.engine != "local" or submission.onward is not None,
         workers=submission.parallel if submission.engine == "local" else None,
+        temp_limit=submission.temp_limit,
     )
     return items, None, None
 

@@ -41,6 +41,15 @@ def rooms(path: Path) -> list[Room]:
     return found + list(_lustre_quotas(path)) + list(_quotas(path))
 
 
+def bytes_in(folder: Path) -> int:
+    """What the files right in ``folder`` take; a partial download takes less than its length."""
+    try:
+        with os.scandir(folder) as entries:
+            return sum(512 * entry.stat().st_blocks for entry in entries if entry.is_file())
+    except OSError:
+        return 0
+
+
 def is_read_only(path: Path) -> bool:
     return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 

@@ -56,13 +56,19 @@ class ShardDownloader:
         return self._transfer is not None and self._transfer.answered
 
     def fetch(
-        self, shard: Shard, *, streams: bool, extracts: bool, repaired: bool = False
+        self,
+        shard: Shard,
+        *,
+        streams: bool,
+        extracts: bool,
+        repaired: bool = False,
+        most: int | None = None,
     ) -> Fetched:
         """Download ``shard``, or read it where it is; safe to call again.
 
         ``streams``: read a tar in the same pass; ``extracts``: and extract its parts. ``repaired``:
         the size of a local file may differ from that at launch, because its owner may have replaced
-        a damaged one.
+        a damaged one. ``most``: bytes that a download may store.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
@@ -72,7 +78,7 @@ class ShardDownloader:
             return self._in_place(
                 shard, paths, streams=streams, extracts=extracts, repaired=repaired
             )
-        return self._fetched(shard, streams=streams, extracts=extracts)
+        return self._fetched(shard, streams=streams, extracts=extracts, most=most)
 
     # Folders with a dataset ----------------------------------------------------------------
 
@@ -138,7 +144,7 @@ class ShardDownloader:
 
     # Remote files --------------------------------------------------------------------------
 
-    def _fetched(self, shard: Shard, *, streams: bool, extracts: bool) -> Fetched:
+    def _fetched(self, shard: Shard, *, streams: bool, extracts: bool, most: int | None) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
@@ -151,10 +157,15 @@ class ShardDownloader:
                     feed.note_complete(received.size)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
         files: list[Received] = []
+        left = None if most is None else most - sum(one.size for one in there if one is not None)
         try:
             for index, out in enumerate(outs):
                 arrivals = feeds[index] if streams else None
-                files.append(there[index] or self._one_file(shard, index, out, arrivals))
+                received = there[index]
+                if received is None:
+                    received = self._one_file(shard, index, out, arrivals, left)
+                    left = None if left is None else left - received.size
+                files.append(received)
         except BaseException:
             for feed in feeds:
                 feed.fail()
@@ -183,12 +194,20 @@ class ShardDownloader:
         except DamagedError:
             return self._pool.stream(shard, outs, (), extracts=extracts).result()
 
-    def _one_file(self, shard: Shard, index: int, out: Path, arrivals: Feed | None) -> Received:
+    def _one_file(
+        self, shard: Shard, index: int, out: Path, arrivals: Feed | None, most: int | None
+    ) -> Received:
         file = shard.files[index]
         expect = _expected(shard, file) if index == 0 else None
         assert self._transfer is not None  # only a local source has none
         return self._source.fetch(
-            file, key_of(shard.id, index), out, self._transfer, expect=expect, arrivals=arrivals
+            file,
+            key_of(shard.id, index),
+            out,
+            self._transfer,
+            expect=expect,
+            arrivals=arrivals,
+            most=most,
         )
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:

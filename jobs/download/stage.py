@@ -13,7 +13,8 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
-from jobs.errors import Cause, RunFolderError, SourceError
+from jobs.download.temporary_space import TemporarySpace
+from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
     Fetched,
@@ -53,13 +54,15 @@ def run_download(
     extracts: bool = True,
     shares: bool = False,
     workers: int | None = None,
+    temp_limit: int | None = None,
 ) -> tuple[ItemResult, ...]:
     """Download the shards, several at once, and write ``folder.fetched`` for each.
 
     ``extracts``: at most ``workers`` processes of this task (None: one for each core) extract
     during the download: a large tar while it arrives, other shards once they are complete.
     ``shares``: other tasks extract what these processes have not begun by the end of the download;
-    otherwise they extract everything.
+    otherwise they extract everything. ``temp_limit``: bytes of archives that may be stored at a
+    time; with it, this task extracts all of them, and deletes each archive once it is extracted.
 
     A shard that is downloaded already is left alone, unless it is in ``refetch`` and an earlier
     attempt downloaded it: a task may be requeued. A failed shard does not stop the others; a full
@@ -68,15 +71,20 @@ def run_download(
     shards = [plan.shard(shard_id) for shard_id in shard_ids]
     if not shards:
         return ()
-    extracts = extracts and plan.options.overlap
+    if temp_limit is not None:
+        extracts, shares = True, False
+    elif not plan.options.overlap:
+        extracts = False
     workers = min(cores(), workers or cores())
-    pool = ExtractionPool(folder, progress, workers=workers, spills=shares)
+    pool = ExtractionPool(
+        folder, progress, workers=workers, spills=shares, copies=temp_limit is None
+    )
     try:
-        downloads = _Downloads(folder, plan, progress, refetch, attempt, pool, extracts=extracts)
+        downloads = _Downloads(
+            folder, plan, progress, refetch, attempt, pool, extracts=extracts, temp_limit=temp_limit
+        )
         downloads.streams_all = len(shards) <= workers
-        fetchers = min(len(shards), plan.options.connections)
-        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
-            return tuple(threads.map(downloads.result_of, shards))
+        return downloads.results_of(shards)
     finally:
         pool.close(drains=not shares)
 
@@ -94,6 +102,7 @@ class _Downloads:
         pool: ExtractionPool,
         *,
         extracts: bool,
+        temp_limit: int | None,
     ) -> None:
         self._folder = folder
         self._plan = plan
@@ -113,9 +122,29 @@ class _Downloads:
         self.streams_all = False  # True: also tars with one part
         self._lock = threading.Lock()
         self._halted: Problem | None = None
+        self._space = TemporarySpace(folder, plan, temp_limit, check=self._check, close=pool.forget)
 
-    def result_of(self, shard: Shard) -> ItemResult:
+    def results_of(self, shards: Sequence[Shard]) -> tuple[ItemResult, ...]:
+        """The result of each shard, in their order."""
+        order = self._space.take_stock(shards, self._refetch)
+        fetchers = min(len(shards), self._plan.options.connections)
+        with ThreadPoolExecutor(fetchers, thread_name_prefix="fetch") as threads:
+            found = {item.item: item for item in threads.map(self._result_of, order)}
+        return tuple(found[shard.id] for shard in shards)
+
+    def _check(self) -> None:
+        self._progress.check()
+        if self._halted is not None:
+            raise OrchestrateError(self._halted.message, cause=self._halted.cause)
+
+    def _result_of(self, shard: Shard) -> ItemResult:
         """Download one shard; faults become results, not exceptions."""
+        result = self._attempted(shard)
+        if result.outcome is not Outcome.OK:
+            self._space.release(shard)
+        return result
+
+    def _attempted(self, shard: Shard) -> ItemResult:
         if self._halted is not None:
             return self._failed(shard, self._halted)
         self._progress.current = shard.id
@@ -138,16 +167,22 @@ class _Downloads:
         again = shard.id in self._refetch
         if again and before is not None and not 0 < self._attempt <= before.attempt:
             self._forget(shard)
-        elif before is not None and (size := self._complete_size(before)) is not None:
+        elif before is not None and (size := self._complete_size(shard, before)) is not None:
             self._progress.add(bytes=size)
+            if self._space.limited:
+                self._extract(shard)
             return size
+        elif before is not None and not before.in_place:
+            self._put_away(shard)  # a missing archive must not look downloaded meanwhile
         before = before or self._replaced_evidence(shard)
+        most = self._space.reserve(shard)
         # If the bytes are the same as before, finished parts of the shard are kept.
         fetched = self._fetcher.fetch(
             shard,
             streams=self._streams(shard),
             extracts=self._extracts and before is None,
             repaired=before is not None or shard.id in self._damaged_before,
+            most=most,
         )
         if before is not None:
             fetched = self._compared(shard, fetched, before)
@@ -158,9 +193,14 @@ class _Downloads:
         how = "verified" if fetched.verified else "no digest published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         if self._extracts:
-            parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
-            self._pool.offer([p for p in parts if not self._folder.manifest(p).exists()])
+            self._extract(shard)
         return size
+
+    def _extract(self, shard: Shard) -> None:
+        """Have the parts extracted that are not yet."""
+        parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+        left = [part for part in parts if not self._folder.manifest(part).exists()]
+        self._space.extract(shard, self._pool.offer(left))
 
     def _streams(self, shard: Shard) -> bool:
         """Whether the shard is read while it arrives.
@@ -180,8 +220,13 @@ class _Downloads:
             log.warning("%s; downloading it again", error.message)
             return None
 
-    def _complete_size(self, fetched: Fetched) -> int | None:
-        """The size of a shard whose files match its ``Fetched``; None if they do not."""
+    def _complete_size(self, shard: Shard, fetched: Fetched) -> int | None:
+        """The size of a shard whose files match its ``Fetched``; None if they do not.
+
+        The archive of a completely extracted shard may have been deleted to free space.
+        """
+        if not fetched.in_place and self._space.is_extracted(shard):
+            return _bytes_of(fetched)
         # The archive of a compressed tar may be removed once its plain copy exists.
         files = fetched.files if fetched.plain is None else (*fetched.files, fetched.plain)
         sizes: tuple[int | None, ...] = (*fetched.sizes, None)
@@ -205,6 +250,10 @@ class _Downloads:
         Without a ``Fetched`` the files on disk are newer than this attempt.
         """
         self._remove(shard)
+        self._put_away(shard)
+
+    def _put_away(self, shard: Shard) -> None:
+        """Keep the evidence of an archive that is not here, to compare the next one with."""
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
         except FileNotFoundError:
@@ -223,7 +272,7 @@ class _Downloads:
         return self._folder.shards / f"{shard.id}.before"
 
     def _replaced_evidence(self, shard: Shard) -> Fetched | None:
-        """The ``Fetched`` that ``_forget`` has moved away."""
+        """The ``Fetched`` that ``_put_away`` has moved."""
         try:
             return atomic.read_json(self._before(shard), Fetched)
         except (OSError, msgspec.DecodeError):

@@ -79,10 +79,23 @@ class ArrivingFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._generation = 0
+        self._closed = False
+        self._lock = threading.Lock()
         self.arrivals = OrderedBytes()
+
+    def close(self) -> None:
+        """Let the file go: whatever is reported of it from now on is of no interest."""
+        with self._lock:
+            self._closed = True
+            self.arrivals.close()
 
     def update(self, news: Arrived) -> None:
         """Apply a message of the sender."""
+        with self._lock:
+            if not self._closed:
+                self._update(news)
+
+    def _update(self, news: Arrived) -> None:
         if news.generation != self._generation:
             try:
                 fd = self._open()

@@ -26,6 +26,7 @@ from jobs.extract.messages import (
     Done,
     End,
     Extract,
+    Forget,
     Item,
     News,
     Order,
@@ -103,7 +104,7 @@ class PartsProcess:
         self._progress = Progress(deadline=begin.deadline)
         self._budget = TimeBudget(self._progress)
         self._current: str | None = None
-        self._queue: SimpleQueue[Extract | Stream | None] = SimpleQueue()
+        self._queue: SimpleQueue[Extract | Forget | Stream | None] = SimpleQueue()
         self._files: list[ArrivingFile] = []  # of the shard that is streamed
         self._stops: Problem | None = None  # set if no further part is tried
         self._folder = RunFolder(Path(begin.run_dir))
@@ -122,8 +123,10 @@ class PartsProcess:
         while (order := self._queue.get()) is not None:
             if isinstance(order, Extract):
                 self._extract(order.parts)
-            else:
+            elif isinstance(order, Stream):
                 self._stream(order)
+            else:
+                self._extractor.close(order.shard)
         with self._lock:  # the other thread may be writing a line
             os.close(self._news_fd)
             self._news_fd = -1
@@ -152,6 +155,7 @@ class PartsProcess:
     def _stream(self, order: Stream) -> None:
         from jobs.extract.streaming import ShardStream
 
+        self._extractor.close()  # it may be deleted meanwhile
         files = [Path(path) for path in order.files]
         stream = ShardStream(
             self._folder,
@@ -162,6 +166,7 @@ class PartsProcess:
             self._progress,
             extracts=order.extracts,
             spills=order.spills,
+            copies=order.copies,
             on_part=self._begins,
         )
         try:
@@ -170,6 +175,8 @@ class PartsProcess:
             doing = f"reading {order.shard}"
             problem = as_problem(error, doing=doing, shard=order.shard)
             done = Done(problem=problem, damaged=isinstance(error, DamagedError))
+        for file in self._files:
+            file.close()
         self._report(self._news())
         self._report(done)
 
@@ -217,7 +224,7 @@ class PartsProcess:
             self._queue.put(order)
         elif isinstance(order, Arrived):
             self._files[order.file].update(order)
-        elif isinstance(order, Extract):
+        elif isinstance(order, Extract | Forget):
             self._queue.put(order)
         elif isinstance(order, End):
             self._queue.put(None)

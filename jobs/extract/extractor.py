@@ -23,7 +23,19 @@ from jobs.archives.base import DamagedError
 from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed
-from jobs.extract.messages import Begin, Done, End, Extract, Item, News, Order, Report, Stop, Stream
+from jobs.extract.messages import (
+    Begin,
+    Done,
+    End,
+    Extract,
+    Forget,
+    Item,
+    News,
+    Order,
+    Report,
+    Stop,
+    Stream,
+)
 from jobs.extract.part_result import unfinished
 from jobs.model import ItemResult, Part, Problem, Shard
 from jobs.runtime.progress import Progress
@@ -122,6 +134,10 @@ class Extractor:
             for feed in feeds:
                 feed.detach()
         raise _error_of(self._end_problem(order.shard, order.shard))
+
+    def forget(self, shard: str) -> None:
+        """Have the child close that shard's archive; any thread may ask for it."""
+        self._send(Forget(shard))
 
     def close(self) -> None:
         """End the child; an idle one ends at once."""
@@ -298,14 +314,22 @@ class ExtractionPool:
     """At most ``workers`` processes that extract, each with one order at a time.
 
     ``spills``: if a stream is slower than its download, the rest is left to other tasks.
+    ``copies``: the decompressed copy of a compressed tar may be stored.
     """
 
     def __init__(
-        self, folder: RunFolder, progress: Progress, *, workers: int, spills: bool
+        self,
+        folder: RunFolder,
+        progress: Progress,
+        *,
+        workers: int,
+        spills: bool,
+        copies: bool = True,
     ) -> None:
         self._folder = folder
         self._progress = progress
         self._spills = spills
+        self._copies = copies
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
         self._own = threading.local()
         self._extractors: list[Extractor] = []
@@ -324,16 +348,23 @@ class ExtractionPool:
             arriving=bool(feeds),
             extracts=extracts,
             spills=self._spills,
+            copies=self._copies,
         )
         return self._threads.submit(lambda: self._extractor().stream(order, feeds))
 
-    def offer(self, parts: Sequence[Part]) -> None:
+    def offer(self, parts: Sequence[Part]) -> list[Future[None]]:
         """Queue parts of a downloaded shard for extraction.
 
         Failures are left to the extract stage, which tries again and reports them.
         """
-        for part in parts:
-            self._queued.append(self._threads.submit(self._extract, part))
+        futures = [self._threads.submit(self._extract, part) for part in parts]
+        self._queued += futures
+        return futures
+
+    def forget(self, shard: str) -> None:
+        """Have no process keep that shard's archive open."""
+        for extractor in tuple(self._extractors):
+            extractor.forget(shard)
 
     def _extract(self, part: Part) -> None:
         self._extractor().extract((part,))

@@ -22,6 +22,12 @@ class Extract(Struct, frozen=True, tag=True):
     parts: tuple[Part, ...]
 
 
+class Forget(Struct, frozen=True, tag=True):
+    """To the child: close this shard's archive, which is about to be deleted."""
+
+    shard: str
+
+
 class Stream(Struct, frozen=True, tag=True):
     """To the child: extract a shard in one pass, perhaps while it arrives; answered by ``Done``."""
 
@@ -30,6 +36,7 @@ class Stream(Struct, frozen=True, tag=True):
     arriving: bool  # ``Arrived`` messages report each file; otherwise all are complete
     extracts: bool = True  # False: only write the plain copy and the member table
     spills: bool = False  # if writing is slower than the download, copy the rest to a plain tar
+    copies: bool = True  # whether a plain copy may be written
 
 
 class Arrived(Struct, frozen=True, tag=True):
@@ -53,7 +60,7 @@ class End(Struct, frozen=True, tag=True):
     """To the child: there are no further orders."""
 
 
-Order = Begin | Extract | Stream | Arrived | Stop | End
+Order = Begin | Extract | Forget | Stream | Arrived | Stop | End
 
 
 class News(Struct, frozen=True, tag=True):

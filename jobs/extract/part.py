@@ -347,9 +347,8 @@ class _Pass:
         )
         with (
             closing(records),
-            nested.opened(
-                shard, chunks, self._options, work.folder, self._staging.archives
-            ) as archive,
+            # Beside the data: the temporary folder may have no room but for the archives.
+            nested.opened(shard, chunks, self._options, work.folder, self._staging.root) as archive,
         ):
             plan = structs.replace(self._plan, options=nested.options_of(self._options))
             names = MemberPaths(plan, shard, top=archive.top)

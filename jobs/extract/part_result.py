@@ -67,6 +67,15 @@ class PartExtractor:
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             return PartResult(unfinished(part, problem))
 
+    def close(self, shard: str | None = None) -> None:
+        """Close the archive that is open, if it is that shard's (None: whichever it is).
+
+        Also those that were open before: a pass refers to itself, and with it to its archive.
+        """
+        if self._open is not None and shard in (None, self._open[0]):
+            self._open = None
+        gc.collect()
+
     def _forget(self, error: BaseException) -> None:
         """Release an archive that failed, and its buffers, which the error's frames refer to."""
         self._open = None

@@ -31,6 +31,7 @@ class ShardStream:
     earlier attempt finished is skipped, and stays if it was made from the same bytes.
     ``extracts=False`` only builds the table and writes the plain copy. ``spills``: once reading is
     more than a part behind the download, the rest goes to the plain copy too, for other tasks.
+    ``copies=False``: no plain copy is written; whoever extracts the rest decompresses it again.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class ShardStream:
         *,
         extracts: bool = True,
         spills: bool = False,
+        copies: bool = True,
         on_part: Callable[[Part | None], None] = lambda part: None,
     ) -> None:
         self._folder = folder
@@ -54,6 +56,7 @@ class ShardStream:
         self._progress = progress
         self._extracts = extracts
         self._spills = spills
+        self._copies = copies
         self._on_part = on_part
         self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
         self._top: tuple[str | None] | None = None
@@ -84,7 +87,7 @@ class ShardStream:
             self._shard,
             self._plan.options,
             top=self._top,
-            plain=Staging(self._plan).plain(self._shard.id),
+            plain=Staging(self._plan).plain(self._shard.id) if self._copies else None,
             check=self._progress.check,
         )
         try:

@@ -87,9 +87,10 @@ class Source(Protocol):
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Download ``file`` to ``out``; if called again, continues where it stopped.
 
-        ``key``: from ``key_of``; ``expect`` and ``arrivals``: see ``Transfer.fetch``.
+        ``key``: from ``key_of``; ``expect``, ``arrivals`` and ``most``: see ``Transfer.fetch``.
         """
         ...

@@ -95,6 +95,7 @@ class DoiSource:
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         target = Target(file.locator, self._headers_for(file.locator))
         return transfer.fetch(
@@ -105,6 +106,7 @@ class DoiSource:
             digest=file.digest,
             expect=expect,
             arrivals=arrivals,
+            most=most,
         )
 
     def _headers_for(self, url: str) -> Mapping[str, str]:

@@ -138,6 +138,7 @@ class HubSource:
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         hub_client.check_online()
         return transfer.fetch(
@@ -148,6 +149,7 @@ class HubSource:
             digest=file.digest,
             expect=expect,
             arrivals=arrivals,
+            most=most,
         )
 
     def _url(self, path: str) -> str:

@@ -133,6 +133,7 @@ class LocalSource:
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Always raises: all files are read in place."""
         raise SourceError(f"{quoted(file.locator)} is read in place and not downloaded")

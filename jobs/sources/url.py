@@ -111,6 +111,7 @@ class UrlSource:
         *,
         expect: Expect | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         target = Target(self._secrets.get(key, file.locator), self._headers())
         return transfer.fetch(
@@ -121,6 +122,7 @@ class UrlSource:
             digest=file.digest,
             expect=expect,
             arrivals=arrivals,
+            most=most,
         )
 
     # At launch ------------------------------------------------------------------------------

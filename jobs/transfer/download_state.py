@@ -32,6 +32,7 @@ class DownloadState:
         digest: Digest | None,
         expect: Callable[[bytes], None] | None,
         arrivals: Listener | None,
+        most: int | None = None,
     ) -> None:
         self.resolve = resolve
         self.name = quoted_url(name)
@@ -47,6 +48,7 @@ class DownloadState:
         self._published = digest
         self._expect = expect
         self._arrivals = arrivals
+        self._most = most
         self._judged = False  # whether the first bytes were accepted
         self._starts = 0
         self._frontier: RunningHash | None = None
@@ -99,6 +101,7 @@ class DownloadState:
 
     def put(self, at: int, data: bytes, *, overwrites: bool) -> None:
         """Write bytes and report them; ``overwrites``: some of them may be on disk already."""
+        self._check_size(at + len(data))
         pieces = [(at, at + len(data))]
         if overwrites:
             pieces = self.partial.missing(at, at + len(data))
@@ -109,6 +112,15 @@ class DownloadState:
             self.hashing().feed(start, piece)
         self._judge_head()
         self._report()
+
+    def _check_size(self, end: int) -> None:
+        size = max(end, self.size or 0)
+        if self._most is not None and size > self._most:
+            raise SourceError(
+                f"{self.name} has {'at least ' if self.size is None else ''}{size} bytes, and "
+                f"--temp-limit leaves {self._most} for it; run `resume` with a larger --temp-limit",
+                cause=Cause.TOO_LARGE,
+            )
 
     def _report(self) -> None:
         if self._arrivals is not None and self._judged:

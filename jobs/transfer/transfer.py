@@ -32,14 +32,18 @@ class Transfer(TransferSession):
         digest: Digest | None,
         expect: Callable[[bytes], None] | None = None,
         arrivals: Listener | None = None,
+        most: int | None = None,
     ) -> Received:
         """Download a file to ``out`` and verify it; continues a partial file beside ``out``.
 
         ``resolve`` is called for every attempt. ``size`` (bytes) and ``digest`` are the published
         ones, if any. ``expect`` is called with the first bytes and raises ``SourceError`` if they
-        are wrong. Raises ``SourceError``, ``DigestError``, ``StorageError``, ``Stopped``.
+        are wrong. A file of more than ``most`` bytes is not stored (``SourceError`` with the cause
+        ``TOO_LARGE``). Raises ``SourceError``, ``DigestError``, ``StorageError``, ``Stopped``.
         """
-        draft = DownloadState(self.progress, resolve, out, name, size, digest, expect, arrivals)
+        draft = DownloadState(
+            self.progress, resolve, out, name, size, digest, expect, arrivals, most
+        )
         with contextlib.closing(draft):
             draft.load()
             while True:

@@ -36,7 +36,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Source    {plan.source.kind.value} {plan.source.pinned_name}",
         f"Shards    {len(plan.shards):,} ({archives:,} archives), {_total(plan)}",
         f"To        {plan.dest}",
-        f"Archives  {plan.temp}{' (kept)' if plan.options.keep_archive else ''}",
+        f"Archives  {plan.temp}{_kept(planned)}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
     throttle = f", {planned.parallel} at a time" if planned.parallel < tasks else ""
@@ -46,6 +46,14 @@ def plan_lines(planned: Planned) -> list[str]:
     if planned.engine == "slurm":
         lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
     return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
+
+
+def _kept(planned: Planned) -> str:
+    """How long archives are there, where that is not until the dataset is published."""
+    if planned.plan.options.keep_archive:
+        return " (kept)"
+    limit = planned.temp_limit
+    return "" if limit is None else f" (at most {units.size(limit)} at a time)"
 
 
 def engine_line(planned: Planned | Resumable) -> str:
@@ -140,6 +148,7 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
         ],
         "bytes": sum(shard.size or 0 for shard in plan.shards),
         "parts": len(plan.parts()),
+        "temp_limit": planned.temp_limit,
         "array_size": len(draft.of_stage(Stage.EXTRACT)),
         "scripts": {stage.value: script for stage, script in scripts.items()},
         "notes": planned.notes,
@@ -233,6 +242,8 @@ def resume_lines(planned: Resumable) -> list[str]:
         )
     if step.also_after:
         lines.append(f"  left running: {', '.join(step.also_after)}")
+    if step.temp_limit is not None and step.shards:
+        lines.append(f"  archives: at most {units.size(step.temp_limit)} stored at a time")
     return [*lines, *(f"  {note}" for note in step.notes)]
 
 
@@ -255,6 +266,7 @@ def resume_json(planned: Resumable) -> None:
             "cancel": step.cancel,
             "left_alone": step.also_after,
             "resources": step.resources,
+            "temp_limit": step.temp_limit,
             "damage": planned.damage,
             "notes": step.notes,
         }

@@ -186,6 +186,17 @@ wait = click.option(
 )
 
 
+def temp_limit(default: str) -> Callable[[F], F]:
+    """The option of that name, whose default is told in words."""
+    return click.option(
+        "--temp-limit",
+        type=SIZE,
+        metavar="SIZE",
+        help="Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
+        f"[default: {default}]",
+    )
+
+
 def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     """Runs that begin with the typed text, for shell completion."""
     from orchestrator.inspection import run_list

@@ -86,6 +86,7 @@ def request(values: dict[str, Any]) -> LaunchRequest:
         resources=Resources(**resources),
         download_partition=values["download_partition"],
         download_sbatch_args=values["download_sbatch_args"],
+        temp_limit=values["temp_limit"],
         download_on=values["download_on"],
         retries=values["retries"],
         then=values["then"],

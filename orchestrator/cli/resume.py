@@ -17,6 +17,7 @@ from orchestrator.cli.request_from_options import OutputMode
 @click.option("--tasks", type=click.IntRange(min=1), help="Maximum number of array tasks.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
 @click.option("--deep", is_flag=True, help="First check all content of a published dataset.")
+@options.temp_limit("as before")
 @options.slurm
 @options.wait
 @options.as_json
@@ -28,6 +29,7 @@ def command(
     run: str | None,
     log_dir: Path,
     tasks: int | None,
+    temp_limit: int | None,
     deep: bool,
     **values: Any,
 ) -> int:
@@ -50,6 +52,7 @@ def command(
         changes=changes,
         deep=deep,
         engine=SLURM if habits.parsable else AUTO,
+        temp_limit=temp_limit,
     )
     if planned.why_local:
         messages.print_lines([messages.engine_line(planned)])

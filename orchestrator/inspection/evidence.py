@@ -18,7 +18,7 @@ from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
-from orchestrator import units
+from orchestrator import filesystems, units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.engines.registry import engine_named
@@ -172,7 +172,7 @@ def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
     if not there:
         return None
     data = _bytes_extracted(folder, staging.plan) if staging.data.is_dir() else 0
-    size = units.size(_bytes_in(staging.archives) + data)
+    size = units.size(filesystems.bytes_in(staging.archives) + data)
     return f"{size} of its work are kept for `resume`; to delete them, run: rm -r {there}"
 
 
@@ -184,15 +184,6 @@ def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:
             with suppress(RunFolderError):  # damaged: the part is extracted again
                 total += read_summary(folder.manifest(part)).bytes
     return total
-
-
-def _bytes_in(folder: Path) -> int:
-    """Bytes used by the files in ``folder``; a partial download uses less than its length."""
-    try:
-        with os.scandir(folder) as entries:
-            return sum(512 * entry.stat().st_blocks for entry in entries if entry.is_file())
-    except OSError:
-        return 0
 
 
 def is_missing(staging: Staging) -> bool:

@@ -15,7 +15,7 @@ from jobs.sources.registry import open_source
 from jobs.storage import atomic
 from orchestrator.engines.registry import choose_engine, engine_named, reach_engine
 from orchestrator.inspection.run import Run
-from orchestrator.lifecycle import planning, preflight, running, submission
+from orchestrator.lifecycle import planning, preflight, running, space, submission
 from orchestrator.lifecycle.request import LaunchRequest, stage_resources
 from orchestrator.lifecycle.running import Tick
 
@@ -30,6 +30,7 @@ class Planned:
     request: LaunchRequest
     notes: tuple[str, ...] = ()  # for the user, before it starts
     why_local: str = ""  # why this machine does the work, if that was not requested
+    temp_limit: int | None = None  # bytes of archives that may be stored at a time
 
     @property
     def folder(self) -> Run:
@@ -73,6 +74,7 @@ class Planned:
             parallel=self.parallel,
             retries=self.request.retries,
             then=self.request.then,
+            temp_limit=self.temp_limit,
         )
 
     def scripts(self) -> dict[Stage, str]:
@@ -82,7 +84,7 @@ class Planned:
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
-        found = preflight.problems(self.plan, self.folder.path)
+        found = preflight.problems(self.plan, self.folder.path, self.temp_limit)
         try:
             if not found:
                 running.check_claim(self.plan)
@@ -120,15 +122,25 @@ def plan(request: LaunchRequest) -> Planned:
         now=now,
         engine=request.engine,
     )
-    made = Planned(planned, source.private(), engine, request, why_local=choice.why_local)
+    here = request.download_on == "login"  # nobody expects extraction there
+    limit = space.choose_limit(planned, request.temp_limit, automatic=not here)
+    made = Planned(
+        planned,
+        source.private(),
+        engine,
+        request,
+        why_local=choice.why_local,
+        temp_limit=limit,
+    )
+    chosen = space.limit_note(planned, limit, request.temp_limit)
     notes = preflight.notes(
         planned,
         made.folder.path,
         engine=engine,
         sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
-        download_here=request.download_on == "login",
+        download_here=here,
     )
-    return replace(made, notes=(*source.notes(), *notes))
+    return replace(made, notes=(*source.notes(), *notes, *filter(None, [chosen])))
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
@@ -139,7 +151,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     ``EngineError``; if nothing was submitted, the run folder is removed.
     """
     folder = planned.folder
-    preflight.check(planned.plan, folder.path)
+    preflight.check(planned.plan, folder.path, planned.temp_limit)
     reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
-from jobs.model import Plan, Shard, ShardKind, SourceKind
+from jobs.model import Plan, ShardKind, SourceKind
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import (
     INCOMING,
@@ -25,42 +23,34 @@ from jobs.storage.staging import (
 )
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
+from orchestrator.lifecycle import space
+from orchestrator.lifecycle.space import UnfinishedWork
 
-# The number of files is unknown before the download. Files of datasets are seldom larger than this,
-# which gives a lower bound of the inodes.
-_BYTES_A_FILE = 4 << 20
 _ADDRESS_SPACE = 2 << 30  # bytes; with less a task may fail
 
 
-class UnfinishedWork(Protocol):
-    """The unfinished work of a run (``RunState``)."""
-
-    @property
-    def shards_left(self) -> Sequence[str]: ...
-
-    @property
-    def parts_left(self) -> Sequence[str]: ...
-
-
-def check(plan: Plan, run_dir: Path | None = None) -> None:
+def check(plan: Plan, run_dir: Path | None = None, temp_limit: int | None = None) -> None:
     """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
-    _refuse(problems(plan, run_dir) or list(_unwritable_after_all(plan, run_dir)))
+    _refuse(problems(plan, run_dir, temp_limit) or list(_unwritable_after_all(plan, run_dir)))
 
 
-def check_space(plan: Plan, left: UnfinishedWork) -> None:
+def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> None:
     """Raise ``PreflightError`` if there is no space or folder for a run's unfinished work."""
     found = [*_unwritable(plan, None), *_unwritable_after_all(plan, None)]
-    _refuse(found or list(_no_room(_needs_left(plan, left))))
+    _refuse(found or space.problems(plan, temp_limit, left))
 
 
-def problems(plan: Plan, run_dir: Path | None = None) -> list[str]:
-    """Problems of a run that is about to start, a line each; changes nothing."""
+def problems(plan: Plan, run_dir: Path | None = None, temp_limit: int | None = None) -> list[str]:
+    """Problems of a run that is about to start, a line each; changes nothing.
+
+    ``temp_limit``: bytes of archives that may be stored at a time.
+    """
     return [
         *_unwritable(plan, run_dir),
         *_badly_placed(plan, run_dir),
         *_in_the_way(plan, run_dir),
         *_occupied(plan, run_dir),
-        *_no_room(_needs(plan)),
+        *space.problems(plan, temp_limit),
     ]
 
 
@@ -283,85 +273,3 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
             f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "
             "published; choose another --dest, or use --overwrite to replace it"
         )
-
-
-# Room -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Need:
-    """A lower bound of what is written to a folder."""
-
-    path: Path
-    bytes: int
-    inodes: int
-    what: str
-
-
-def _needs(plan: Plan) -> list[Need]:
-    """What a run writes: archives, and data of at least the same size."""
-    archives = [shard for shard in plan.shards if _is_fetched(plan, shard)]
-    data = sum(shard.size or 0 for shard in plan.shards)
-    least = max(data // _BYTES_A_FILE, len(plan.shards), plan.options.expect_records or 0)
-    return _both(plan, archives, data, least)
-
-
-def _needs_left(plan: Plan, left: UnfinishedWork) -> list[Need]:
-    """What a resume writes: archives that are not downloaded, parts that are not finished."""
-    wanted = set(left.shards_left)
-    archives = [s for s in plan.shards if s.id in wanted and _is_fetched(plan, s)]
-    parts = set(left.parts_left)
-    sizes = {shard.id: shard.size or 0 for shard in plan.shards}
-    data = sum(sizes[part.shard] // part.count for part in plan.parts() if part.id in parts)
-    return _both(plan, archives, data, max(data // _BYTES_A_FILE, len(parts)))
-
-
-def _both(plan: Plan, archives: Sequence[Shard], data: int, files: int) -> list[Need]:
-    size = sum(shard.size or 0 for shard in archives)
-    number = sum(len(shard.files) for shard in archives)
-    return [
-        Need(Path(plan.temp), size, number, "archives"),
-        Need(Path(plan.dest), data, files, "data"),
-    ]
-
-
-def _is_fetched(plan: Plan, shard: Shard) -> bool:
-    """Whether the shard is copied; a local one is read in place."""
-    return shard.kind is not ShardKind.TREE and plan.source.kind is not SourceKind.LOCAL
-
-
-def _no_room(needs: Sequence[Need]) -> Iterator[str]:
-    """File systems and quotas with less space than all needs on them."""
-    by_device: dict[int, list[Need]] = {}
-    for need in needs:
-        if need.bytes or need.inodes:
-            try:
-                device = filesystems.existing(need.path).stat().st_dev
-            except OSError:
-                continue  # reported already
-            by_device.setdefault(device, []).append(need)
-    for together in by_device.values():
-        yield from _no_room_on_one(together)
-
-
-def _no_room_on_one(needs: Sequence[Need]) -> Iterator[str]:
-    size, number = sum(need.bytes for need in needs), sum(need.inodes for need in needs)
-    what = " and ".join(need.what for need in needs if need.bytes)
-    where = quoted(str(needs[-1].path))
-    try:
-        found = filesystems.rooms(filesystems.existing(needs[-1].path))
-    except OSError:
-        return
-    for room in found:
-        if room.bytes is not None and room.bytes < size:
-            yield (
-                f"{where}: {what} need at least {units.size(size)}, but {room.of} has "
-                f"{units.size(room.bytes)} left; free some space, or choose another --dest or "
-                "--temp-dir"
-            )
-        if room.inodes is not None and room.inodes < number:
-            yield (
-                f"{where}: at least {units.count(number)} files will be created, but {room.of} "
-                f"has {units.count(room.inodes)} inodes left; remove files or choose another "
-                "--dest"
-            )

@@ -29,6 +29,7 @@ class Recovery:
     also_after: tuple[str, ...] = ()  # running jobs that the new finalize job waits for
     downloads: tuple[str, ...] = ()  # those of them that download what the new array extracts
     notes: tuple[str, ...] = ()  # what is different from the last attempt, and why
+    temp_limit: int | None = None  # bytes of archives that may be stored at a time
 
     @property
     def parts(self) -> int:
@@ -39,11 +40,18 @@ class Recovery:
         return sum(len(task.items) for task in self.tasks if task.stage is Stage.DOWNLOAD)
 
 
-def recover(state: RunState, *, most: int | None = None, limit_min: int | None = None) -> Recovery:
+def recover(
+    state: RunState,
+    *,
+    most: int | None = None,
+    limit_min: int | None = None,
+    temp_limit: int | None = None,
+) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
     ``most``: array tasks, at most (None: as many as in any submission); ``limit_min``: the
-    partition's time limit in minutes.
+    partition's time limit in minutes; ``temp_limit``: bytes of archives that may be stored at a
+    time (None: as in the last submission).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
@@ -55,6 +63,10 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
     refetch = _refetched(state, taken)
     # If a task found an archive missing, the download stage checks it and downloads it again.
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
+    temp_limit = temp_limit or state.submissions[-1].temp_limit
+    if temp_limit is not None:
+        # The download task extracts all of them, and knows by that what may be deleted.
+        wanted |= {part_id.rpartition(".p")[0] for part_id in state.parts_left}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     # If a shard's bytes have changed, the download removes the manifests of all its parts.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
@@ -76,6 +88,7 @@ def recover(state: RunState, *, most: int | None = None, limit_min: int | None =
         also_after=_job_ids(working),
         downloads=_job_ids(view for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
+        temp_limit=temp_limit,
     )
 
 

@@ -14,10 +14,12 @@ from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator.inspection.run_list import DEFAULT_LOG_DIR
+from orchestrator.lifecycle import space
 from orchestrator.lifecycle.planning import LEAST_PART_SIZE
 
 DEFAULT_DEST = Path("/hai/scratch/websight-v2/data")
 _LEAST_RATE = 1 << 10  # bytes a second
+_LEAST_LIMIT = 1 << 10  # bytes
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class LaunchRequest:
     download_on: str = "cluster"  # or login: download in this process, then submit the rest
     retries: int = 1  # automatic further attempts, at most
     then: Path | None = None  # the user's batch script to start after the dataset is published
+    temp_limit: int | None = None  # bytes of archives stored at a time; None: all, or what fits
 
     def check(self) -> None:
         """Raise ``UsageError`` for a request that is invalid for any source."""
@@ -55,11 +58,28 @@ class LaunchRequest:
                 f"--max-rate {rate} is a rate in bytes per second, which is too slow to finish; "
                 f"did you mean {rate}M?"
             )
+        if self.temp_limit is not None:
+            check_temp_limit(self.temp_limit, self.options)
+            if not self.options.overlap:
+                raise UsageError(
+                    "--temp-limit has the download job extract, so it cannot be combined with "
+                    "--no-overlap; omit one of them"
+                )
         _check_layout(self.options.layout)
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():
             raise UsageError(f"--then {self.then}: this batch script does not exist")
+
+
+def check_temp_limit(limit: int, options: Options) -> None:
+    """``UsageError`` where a limit is a mistake, or archives have to be kept until the end."""
+    if limit < _LEAST_LIMIT:
+        raise UsageError(
+            f"--temp-limit {limit} is {limit} bytes, which no archive fits into; did you mean "
+            f"{limit}G?"
+        )
+    space.check_limit(options)
 
 
 def _check_layout(layout: Layout) -> None:

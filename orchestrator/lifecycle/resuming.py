@@ -29,9 +29,9 @@ from orchestrator.inspection import evidence, journal
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.lifecycle import claim, planning, preflight, recovery, running
+from orchestrator.lifecycle import claim, planning, preflight, recovery, running, space
 from orchestrator.lifecycle.recovery import Recovery
-from orchestrator.lifecycle.request import override
+from orchestrator.lifecycle.request import check_temp_limit, override
 from orchestrator.lifecycle.running import Tick
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Resumable:
     requested: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
+    temp_limit: int | None = None  # bytes of archives at a time, as requested
 
     @property
     def last(self) -> Submission:
@@ -66,14 +67,16 @@ def plan_resume(
     changes: Mapping[str, object] | None = None,
     deep: bool = False,
     engine: str = AUTO,
+    temp_limit: int | None = None,
 ) -> Resumable:
     """What a resume would do, with the user's ``changes`` to the resources.
 
     A published dataset is checked (``deep``: all content), and damage will be repaired. ``engine``
-    applies to a run that was launched with ``--engine auto`` and never submitted. Raises
-    ``PreflightError`` if another run has published at the destination, ``EngineError`` if the
-    scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
-    process is submitting, or downloading before it submits.
+    applies to a run that was launched with ``--engine auto`` and never submitted; ``temp_limit``:
+    bytes of archives that may be stored at a time (None: as before). Raises ``UsageError`` if such
+    a limit is impossible, ``PreflightError`` if another run has published at the destination,
+    ``EngineError`` if the scheduler does not respond, so that running tasks are unknown,
+    ``ClaimedError`` if another process is submitting, or downloading before it submits.
     """
     state = state_of(folder)
     why_local = ""
@@ -92,6 +95,8 @@ def plan_resume(
             f"`resume` again once the scheduler responds. {_abandon(folder)}"
         )
     requested = (tasks, changes or {})
+    if temp_limit is not None:
+        check_temp_limit(temp_limit, state.plan.options)
     if state.status is RunStatus.DONE:
         if evidence.is_missing(Staging(state.plan)):
             return Resumable(
@@ -101,14 +106,18 @@ def plan_resume(
             Path(state.plan.dest), deep=deep, workers=cores(), progress=Progress()
         )
         if not report.ok:
-            return Resumable(folder, state, Recovery(), report, requested)
+            return Resumable(folder, state, Recovery(), report, requested, temp_limit=temp_limit)
     else:
         preflight.check_not_taken(state.plan)
     last = state.submissions[-1]
     cluster = cluster_after(last.cluster)
     hand = engine_named(_engine_name(last), cluster)
     limit = hand.time_limit_min(last.resources["extract"].partition)
-    step = recovery.recover(state, most=tasks, limit_min=limit)
+    wanted = temp_limit or last.temp_limit
+    room = space.choose_limit(state.plan, wanted, state, automatic=last.onward is None)
+    step = recovery.recover(state, most=tasks, limit_min=limit, temp_limit=room)
+    if step.tasks and (note := space.limit_note(state.plan, room, wanted)):
+        step = replace(step, notes=(*step.notes, note))
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
@@ -116,7 +125,15 @@ def plan_resume(
         step = replace(step, resources=override(_resources(step, state), changes))
     if step.tasks and hand.cluster and last.cluster and not hand.cluster.is_same(last.cluster):
         step = _moved(state, step, hand.cluster)
-    return Resumable(folder, state, step, requested=requested, why_local=why_local, cluster=cluster)
+    return Resumable(
+        folder,
+        state,
+        step,
+        requested=requested,
+        temp_limit=temp_limit,
+        why_local=why_local,
+        cluster=cluster,
+    )
 
 
 def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
@@ -151,7 +168,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         running.take_claim(folder, planned.state.plan)
         reset_damaged(folder, planned.state.plan, planned.damage)
         most, changes = planned.requested
-        planned = plan_resume(folder, tasks=most, changes=changes)
+        planned = plan_resume(folder, tasks=most, changes=changes, temp_limit=planned.temp_limit)
     step, last = planned.step, planned.last
     if not step.tasks:
         return
@@ -162,7 +179,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if evidence.is_data_removed(folder, Staging(planned.state.plan)):
         for part in planned.state.plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
-    preflight.check_space(planned.state.plan, planned.state)
+    preflight.check_space(planned.state.plan, planned.state, step.temp_limit)
     engine = engine_named(name, planned.cluster)
     # A later attempt belongs to another resume, which is running now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]

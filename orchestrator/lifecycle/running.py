@@ -127,6 +127,7 @@ def next_draft(
             retries=retries,
             refetch=step.refetch,
             cluster=cluster,
+            temp_limit=step.temp_limit,
         ),
         then=last.then,
     )

@@ -40,6 +40,7 @@ def draft(
     refetch: Sequence[str] = (),
     then: Path | None = None,
     cluster: Cluster | None = None,
+    temp_limit: int | None = None,
 ) -> Submission:
     """A submission by this process, without job ids."""
     me = ProcessId.here()
@@ -58,6 +59,7 @@ def draft(
         refetch=tuple(refetch),
         then=str(then.absolute()) if then else None,
         cluster=cluster,
+        temp_limit=temp_limit,
     )
 
 

@@ -121,6 +121,24 @@ def test_zip_shards_from_urls_are_published_byte_for_byte(
     assert published(tmp_path / "data") == tree_digest(dataset)
 
 
+def test_under_a_limit_on_stored_archives_the_download_job_extracts_and_the_tasks_find_it_done(
+    plain_site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    archives = samples.pack_shards(dataset, tmp_path / "tars", 3, "tar.gz")
+    for path in archives:
+        web.put(f"/{path.name}", path)
+    largest = max(path.stat().st_size for path in archives)
+    words = ("--url", web.url() + "/shard-{0000..0002}.tar.gz", "--part-size", str(largest // 3))
+    plain_site.launch(tmp_path / "data", *words, "--temp-limit", str(largest))
+    assert plain_site.ended()["state"] == "done"
+    assert published(tmp_path / "data") == tree_digest(dataset)
+    folder = plain_site.run_folder()
+    downloaded = folder.result(Stage.DOWNLOAD, 0, 1).stat().st_mtime_ns
+    assert all(path.stat().st_mtime_ns <= downloaded for path in folder.manifests.iterdir())
+    fetched = [folder.load_fetched(shard) for shard in folder.fetched_ids()]
+    assert [each.plain for each in fetched if each] == [None] * 3
+
+
 def test_a_local_folder_of_tars_is_published_and_others_can_wait_for_it(
     site: Site, dataset: Path, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
 from jobs.errors import Cause
+from jobs.extract.part_result import PartExtractor
 from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,
@@ -321,3 +322,19 @@ def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
     outcome, cause, message = problem_of(result)
     assert (outcome, cause) == (Outcome.FAILED, Cause.BAD_ARCHIVE)
     assert "outer.tar" in message and "inner.tar.gz" in message
+
+
+def test_an_archive_that_is_about_to_be_deleted_is_let_go(tmp_path: Path) -> None:
+    archive = pack_one(make_dataset(tmp_path / "pages", records=3), tmp_path / "in", "zip")
+    run = extracting(tmp_path, [archive], options=PLAIN)
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    assert extractor.extract(run.parts[0]).result.outcome is Outcome.OK
+
+    def is_open() -> bool:
+        return any(os.path.realpath(fd) == str(archive) for fd in Path("/proc/self/fd").iterdir())
+
+    assert is_open()  # for the shard's next part
+    extractor.close("another")
+    assert is_open()
+    extractor.close(run.plan.shards[0].id)
+    assert not is_open()

@@ -16,7 +16,7 @@ from jobs.errors import PreflightError
 from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.storage import atomic
 from orchestrator import filesystems
-from orchestrator.lifecycle import preflight
+from orchestrator.lifecycle import preflight, space
 from tests.support.builders.runs import make_plan
 
 HUGE = 1 << 60  # more than any disk of a test machine has
@@ -263,7 +263,7 @@ def test_unknown_sizes_are_reported_and_stop_nothing(tmp_path: Path) -> None:
 def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
     tree = Shard("0000-tree", ShardKind.TREE, (SourceFile("d", "/d", 5),))
     made = local(structs.replace(plan(tmp_path / "d"), shards=(tree,)), tmp_path / "d2")
-    assert [need.bytes for need in preflight._needs(made)] == [0, 5]
+    assert [need.bytes for need in space.needs(made, None)] == [0, 5]
 
 
 def test_a_mount_is_found_by_its_longest_name() -> None:

@@ -60,6 +60,17 @@ def test_a_damaged_archive_is_fetched_again_before_all_of_its_parts() -> None:
     assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000", "a.p0001"]
 
 
+def test_under_a_limit_the_download_takes_up_every_shard_that_is_not_extracted() -> None:
+    evidence = _failed_part(Cause.KILLED)
+    limited = structs.replace(evidence.submissions[0], temp_limit=5000)
+    state = judge(replace(evidence, submissions=(limited,)))
+    step = recover(state)
+    assert _items(step.tasks, Stage.DOWNLOAD) == ["a"]
+    assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000"]
+    assert step.temp_limit == 5000
+    assert recover(state, temp_limit=7000).temp_limit == 7000
+
+
 def test_a_published_run_leaves_nothing_to_do() -> None:
     evidence = cases.evidence([cases.submission(CHAIN)], published=True)
     assert recover(judge(evidence)).tasks == ()

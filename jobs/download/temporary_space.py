@@ -1,0 +1,242 @@
+"""The temporary folder of a run under a limit: room is reserved, archives go once extracted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.errors import Cause, OrchestrateError
+from jobs.model import Part, Plan, Shard, SourceKind
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import quoted
+from jobs.storage.staging import Staging
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3  # shards that a message names
+_LOOK_S = 0.1  # how often a thread that waits for room looks whether it is to stop
+
+
+@dataclass
+class _Held:
+    """What one shard takes, or may take."""
+
+    bytes: int
+    active: bool  # somebody is at work on it and will release it
+    disposable: bool = False  # files that only spare a later attempt some of its download
+
+
+class TemporarySpace:
+    """Reserves the temporary folder's bytes for shards; threads may share it.
+
+    ``limit`` is in bytes of archives and partial files; None: no limit, and nothing is deleted. A
+    shard's bytes are reserved before it is fetched, and released once its archive was deleted,
+    which is as soon as it has its evidence and all of its parts have manifests. ``check`` is called
+    while a thread waits, and may raise; ``close`` is called with a shard's id before its archive is
+    deleted, so that no process keeps it open.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        plan: Plan,
+        limit: int | None,
+        *,
+        check: Callable[[], None],
+        close: Callable[[str], None],
+    ) -> None:
+        self._folder = folder
+        self._plan = plan
+        self._staging = Staging(plan)
+        # Nothing is stored of archives that are read where they are.
+        self._limit = None if plan.source.kind is SourceKind.LOCAL else limit
+        self._check = check
+        self._close = close
+        self._changed = threading.Condition()
+        self._held: dict[str, _Held] = {}
+        self._waiting: deque[str] = deque()  # shards, first come, first served
+
+    @property
+    def limited(self) -> bool:
+        return self._limit is not None
+
+    # Before the first shard -----------------------------------------------------------------
+
+    def take_stock(self, shards: Sequence[Shard], refetch: frozenset[str]) -> list[Shard]:
+        """Count what earlier attempts have left; ``shards``, those that are here before others.
+
+        What is extracted already goes, unless it is to be fetched anew.
+        """
+        if self._limit is None:
+            return list(shards)
+        mine = {shard.id for shard in shards}
+        names = self._names_here()
+        whole: list[Shard] = []
+        for shard in self._plan.shards:
+            if not any(path.name in names for path in self._files(shard)):
+                continue
+            if shard.id not in refetch and self.is_extracted(shard):
+                self._delete(shard)
+                continue
+            here = shard.id in mine and all(path.name in names for path in self._archives(shard))
+            whole += [shard] if here else []
+            spare = shard.id in mine and not here
+            self._held[shard.id] = _Held(self._size_here(shard), active=here, disposable=spare)
+        first = {shard.id for shard in whole}
+        return [*whole, *(shard for shard in shards if shard.id not in first)]
+
+    # One shard --------------------------------------------------------------------------------
+
+    def reserve(self, shard: Shard) -> int | None:
+        """Wait for room for ``shard``; how many bytes it may take (None: any number).
+
+        A shard of unknown size gets all the room, alone. Raises ``OrchestrateError`` where it will
+        never have room, or none is left that anybody will release.
+        """
+        if self._limit is None:
+            return None
+        needed = self._limit if shard.size is None else shard.size
+        if needed > self._limit:
+            raise _too_large(shard, needed, self._limit)
+        with self._changed:
+            held = self._held.get(shard.id)
+            if held is None or held.bytes < needed:
+                self._wait(shard, needed)
+            here = held.bytes if held is not None else 0
+            self._held[shard.id] = _Held(max(needed, here), active=True)
+        return needed
+
+    def _wait(self, shard: Shard, needed: int) -> None:
+        assert self._limit is not None
+        self._waiting.append(shard.id)
+        try:
+            while self._waiting[0] != shard.id or self._taken(shard.id) + needed > self._limit:
+                self._check()
+                if self._waiting[0] == shard.id and not self._will_be_released():
+                    self._dispose(shard)
+                else:
+                    self._changed.wait(_LOOK_S)
+        finally:
+            self._waiting.remove(shard.id)
+            self._changed.notify_all()
+
+    def _taken(self, without: str) -> int:
+        return sum(held.bytes for shard_id, held in self._held.items() if shard_id != without)
+
+    def _will_be_released(self) -> bool:
+        return any(
+            held.active for shard_id, held in self._held.items() if shard_id not in self._waiting
+        )
+
+    def _dispose(self, shard: Shard) -> None:
+        """Delete a partial download for the sake of ``shard``; raises where there is none."""
+        for shard_id, held in self._held.items():
+            if held.disposable and shard_id != shard.id:
+                log.info("%s: its partial download is deleted to make room", shard_id)
+                self._delete(self._plan.shard(shard_id))
+                del self._held[shard_id]
+                return
+        names = [quoted(self._plan.shard(i).name) for i in self._held if i != shard.id]
+        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        raise OrchestrateError(
+            f"{quoted(shard.name)} was not downloaded, because no archive can be deleted: those of "
+            f"{', '.join(names[:_SHOWN])}{more} fill the temporary space ({self._limit} bytes) and "
+            "could not be extracted; see what is reported of them, then run `resume`, with a "
+            "larger --temp-limit if needed",
+            cause=Cause.NOT_FETCHED,
+            shard=shard.id,
+        )
+
+    def extract(self, shard: Shard, parts: Sequence[Future[None]]) -> None:
+        """The shard is here and ``parts`` are being extracted; once they ended, it is released."""
+        if self._limit is None:
+            return
+        size = self._size_here(shard)
+        with self._changed:
+            self._held[shard.id] = _Held(size, active=True)
+            self._changed.notify_all()
+        left = len(parts)
+
+        def ended(_: object) -> None:
+            nonlocal left
+            with self._changed:
+                left -= 1
+                last = left == 0
+            if last:
+                self.release(shard)
+
+        if not parts:
+            self.release(shard)
+        for part in parts:
+            part.add_done_callback(ended)
+
+    def release(self, shard: Shard) -> None:
+        """Nobody is at work on the shard any more: what it leaves behind stays counted."""
+        if self._limit is None:
+            return
+        if self.is_extracted(shard):
+            self._delete(shard)
+        size = self._size_here(shard)
+        spare = not self._folder.fetched(shard.id).exists()
+        with self._changed:
+            self._held.pop(shard.id, None)
+            if size:
+                self._held[shard.id] = _Held(size, active=False, disposable=spare)
+            self._changed.notify_all()
+
+    def is_extracted(self, shard: Shard) -> bool:
+        """Whether the shard has its evidence, and each part of it a manifest."""
+        parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+        return self._folder.fetched(shard.id).exists() and all(
+            self._folder.manifest(part).exists() for part in parts
+        )
+
+    # Files ------------------------------------------------------------------------------------
+
+    def _archives(self, shard: Shard) -> list[Path]:
+        return [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
+
+    def _files(self, shard: Shard) -> list[Path]:
+        """Every file that may be there of the shard."""
+        plain = self._staging.plain(shard.id)
+        found = [plain, plain.with_name(f"{plain.name}.part")]
+        for path in self._archives(shard):
+            found += [path, *(path.with_name(path.name + end) for end in (".part", ".part.json"))]
+        return found
+
+    def _names_here(self) -> set[str]:
+        try:
+            return {path.name for path in self._staging.archives.iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def _size_here(self, shard: Shard) -> int:
+        total = 0
+        for path in self._files(shard):
+            try:
+                total += path.stat().st_size
+            except OSError:
+                pass  # not there
+        return total
+
+    def _delete(self, shard: Shard) -> None:
+        self._close(shard.id)
+        for path in self._files(shard):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s stays, as it cannot be deleted: %s", path, error.strerror)
+
+
+def _too_large(shard: Shard, needed: int, limit: int) -> OrchestrateError:
+    return OrchestrateError(
+        f"{quoted(shard.name)} has {needed} bytes, more than --temp-limit allows in the temporary "
+        f"folder ({limit}); run `resume --temp-limit {needed}` or more",
+        cause=Cause.TOO_LARGE,
+        shard=shard.id,
+    )

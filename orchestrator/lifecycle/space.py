@@ -1,0 +1,203 @@
+"""Room for archives and data: what a run needs, what there is, and the limit that makes it fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from jobs.errors import UsageError
+from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
+from jobs.storage.safe_paths import quoted
+from orchestrator import filesystems, units
+
+# Nobody knows the number of files before the archives are here. A file of a dataset is seldom
+# larger than this, so the data takes at least so many inodes.
+_BYTES_A_FILE = 4 << 20
+
+
+class UnfinishedWork(Protocol):
+    """What is left of a run that was begun (``RunState``)."""
+
+    @property
+    def shards_left(self) -> Sequence[str]: ...
+
+    @property
+    def parts_left(self) -> Sequence[str]: ...
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is put somewhere, at the least."""
+
+    path: Path
+    bytes: int
+    inodes: int
+    what: str
+
+
+# The limit of archives --------------------------------------------------------------------------
+
+
+def keeps_archives(options: Options) -> str | None:
+    """The option for which archives must not be deleted before the end; None where they may."""
+    if options.keep_archive:
+        return "--keep-archive"
+    if options.on_collision is OnCollision.KEEP_FIRST:
+        return "--on-collision keep-first"  # finalize may have to read one of them again
+    return None
+
+
+def check_limit(options: Options) -> None:
+    """Raise ``UsageError`` where archives have to be kept until the end."""
+    if option := keeps_archives(options):
+        raise UsageError(
+            "--temp-limit deletes each archive once it is extracted, so it cannot be combined "
+            f"with {option}, which needs the archives afterwards; omit one of them"
+        )
+
+
+def choose_limit(
+    plan: Plan, asked: int | None, left: UnfinishedWork | None = None, *, automatic: bool = True
+) -> int | None:
+    """How many bytes of archives may be stored at a time; None: all of them.
+
+    ``asked`` is what the user allows. ``automatic``: where all archives do not fit beside the data,
+    it is half of what does (as data may well be larger than its archives), and at least the largest
+    archive.
+    """
+    if asked is None and not (automatic and plan.options.overlap):
+        return None
+    if keeps_archives(plan.options) is not None:
+        return None
+    archives, data = needs(plan, None, left)
+    room = _room_for_archives(archives, data)
+    if room is None or room >= min(archives.bytes, asked or archives.bytes):
+        return asked
+    largest = max(shard.size or 0 for shard in _fetched(plan, left))
+    chosen = max(largest, room // 2)
+    return chosen if asked is None else min(asked, chosen)
+
+
+def limit_note(plan: Plan, limit: int | None, asked: int | None) -> str | None:
+    """What a person should know of a limit that was not asked for as it is."""
+    if limit is None or limit == asked:
+        return None
+    return (
+        f"there is no room for all archives beside the data, so at most {units.size(limit)} of "
+        "archives are stored at a time: the download job extracts them and deletes each one then; "
+        "--temp-limit sets another limit"
+    )
+
+
+def _room_for_archives(archives: Need, data: Need) -> int | None:
+    """Bytes that archives may take beside the data; None where nobody can tell."""
+    try:
+        here, there = (filesystems.existing(need.path) for need in (archives, data))
+        free = [room.bytes for room in filesystems.rooms(here) if room.bytes is not None]
+        shared = here.stat().st_dev == there.stat().st_dev
+    except OSError:
+        return None
+    if not free:
+        return None
+    # What earlier attempts have left there is part of what may be there.
+    return max(0, min(free) + filesystems.bytes_in(archives.path) - (data.bytes if shared else 0))
+
+
+# What is needed ---------------------------------------------------------------------------------
+
+
+def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> list[str]:
+    """What a run (``left``: the rest of one) has no room for, a line each."""
+    option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
+    remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
+    return [*_larger_than(plan, limit, left), *_no_room(needs(plan, limit, left), remedy)]
+
+
+def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> tuple[Need, Need]:
+    """What is written: archives, ``limit`` bytes at a time, and data at least as large as all."""
+    archives = _fetched(plan, left)
+    if left is None:
+        data = sum(shard.size or 0 for shard in plan.shards)
+        least = max(len(plan.shards), plan.options.expect_records or 0)
+    else:
+        parts = set(left.parts_left)
+        sizes = {shard.id: shard.size or 0 for shard in plan.shards}
+        data = sum(sizes[part.shard] // part.count for part in plan.parts() if part.id in parts)
+        least = len(parts)
+    size = sum(shard.size or 0 for shard in archives)
+    number = sum(len(shard.files) for shard in archives)
+    what = "archives"
+    if limit is not None and limit < size:
+        what = f"archives (at most {units.size(limit)} at a time)"
+        # At least those of one shard; what lies there already is not needed again.
+        size, number = max(0, limit - filesystems.bytes_in(Path(plan.temp))), min(number, 1)
+    return (
+        Need(Path(plan.temp), size, number, what),
+        Need(Path(plan.dest), data, max(data // _BYTES_A_FILE, least), "data"),
+    )
+
+
+def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
+    """The shards of which a copy is (still) to be made: local ones are read where they are."""
+    if plan.source.kind is SourceKind.LOCAL:
+        return []
+    wanted = None if left is None else set(left.shards_left)
+    return [
+        shard
+        for shard in plan.shards
+        if shard.kind is not ShardKind.TREE and (wanted is None or shard.id in wanted)
+    ]
+
+
+def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> Iterator[str]:
+    """Shards that the limit leaves no room for, even alone."""
+    large = [s for s in _fetched(plan, left) if limit is not None and (s.size or 0) > limit]
+    if not large or limit is None:
+        return
+    largest = max(large, key=lambda shard: shard.size or 0)
+    size = largest.size or 0
+    more = f" (and {len(large) - 1} more)" if len(large) > 1 else ""
+    yield (
+        f"--temp-limit {limit} ({units.size(limit)}) is less than the archive "
+        f"{quoted(largest.name)}{more} needs, which is stored whole until it is extracted; use "
+        f"--temp-limit {size} ({units.size(size)}) or more"
+    )
+
+
+def _no_room(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+    """File systems and quotas that have not what all needs on them add up to."""
+    by_device: dict[int, list[Need]] = {}
+    for need in wanted:
+        if need.bytes or need.inodes:
+            try:
+                device = filesystems.existing(need.path).stat().st_dev
+            except OSError:
+                continue  # told already
+            by_device.setdefault(device, []).append(need)
+    for together in by_device.values():
+        yield from _no_room_on_one(together, remedy)
+
+
+def _no_room_on_one(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+    size, number = sum(need.bytes for need in wanted), sum(need.inodes for need in wanted)
+    what = " and ".join(need.what for need in wanted if need.bytes)
+    where = quoted(str(wanted[-1].path))
+    try:
+        found = filesystems.rooms(filesystems.existing(wanted[-1].path))
+    except OSError:
+        return
+    for room in found:
+        if room.bytes is not None and room.bytes < size:
+            yield (
+                f"{where}: {what} need at least {units.size(size)}, but {room.of} has "
+                f"{units.size(room.bytes)} left; free some space, or choose another --dest or "
+                f"--temp-dir{remedy}"
+            )
+        if room.inodes is not None and room.inodes < number:
+            yield (
+                f"{where}: at least {units.count(number)} files will be created, but {room.of} "
+                f"has {units.count(room.inodes)} inodes left; remove files or choose another "
+                "--dest"
+            )

@@ -1,0 +1,230 @@
+"""A download task that extracts: killed, cut, cancelled, corrupt at the last byte, a full disk.
+
+The same with a limit on stored archives (``--temp-limit``), at every call that changes a file: what
+was extracted and deleted is not fetched again.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import random
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.storage.run_folder import RunFolder
+from tests.support.cli import Cli
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.matrix import Scene
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
+
+pytestmark = pytest.mark.faults
+
+Stage = Callable[..., Scene]
+Record = Callable[[str, object], None]
+
+COUNT, PARTS = 40, 8
+FILES = {
+    f"notes/{number:02d}.bin": random.Random(number).randbytes(50_000) for number in range(COUNT)
+}
+LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--layout", "files")
+
+
+def _archive() -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in FILES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return gzip.compress(out.getvalue(), 1)
+
+
+ARCHIVE = _archive()
+
+
+class Streaming:
+    """A run over one compressed tar of several parts, with a published digest."""
+
+    def __init__(self, cli: Cli, web: FaultyServer, dest: Path) -> None:
+        self.cli, self.web, self.dest = cli, web, dest
+        web.put("/a.tar.gz", ARCHIVE)
+        web.put("/SHA256SUMS", f"{hashlib.sha256(ARCHIVE).hexdigest()}  a.tar.gz\n".encode())
+        self.words: tuple[str | Path, ...] = (
+            *LAUNCH,
+            *("--dest", dest, "--url", web.url("/a.tar.gz")),
+            *("--part-size", str(len(ARCHIVE) // PARTS + 1)),
+        )
+
+    def begin(self, parts: int) -> None:
+        """Launch over a slow link, and cancel once so many parts are extracted."""
+        self.web.fail("/a.tar.gz", faults.fine(1))  # the look at launch
+        self.web.fail("/a.tar.gz", faults.throttle(400_000))
+        process = self.cli.start(*self.words, "--connections", "1")
+        deadline = time.monotonic() + 60
+        while len(self.manifests()) < parts:
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.02)
+        self.cli.run("cancel")
+        process.communicate(timeout=60)
+        self.web.faults.clear()
+
+    def manifests(self) -> dict[str, int]:
+        found = self.cli.cwd.glob("logs/*/manifests/*.jsonl")
+        return {
+            path.name: path.stat().st_mtime_ns for path in found if not path.name.startswith(".")
+        }
+
+    def folder(self) -> RunFolder:
+        (run,) = self.cli.runs()
+        return RunFolder(run)
+
+    def check_complete(self) -> None:
+        assert self.cli.status()["state"] == "done"
+        assert {name: (self.dest / name).read_bytes() for name in FILES} == FILES
+
+
+@pytest.fixture
+def stream(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
+    return Streaming(cli, web, tmp_path / "data")
+
+
+@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+def test_a_run_cancelled_in_the_middle_of_a_stream_goes_on_with_the_parts_that_are_left(
+    stream: Streaming, limit: tuple[str, ...]
+) -> None:
+    stream.words += limit
+    stream.begin(parts=2)
+    before = stream.manifests()
+    assert 2 <= len(before) < PARTS
+    assert stream.folder().finished_ids() == set()  # nothing has proven the archive yet
+    assert stream.cli.status()["state"] == "cancelled"
+    sent = stream.web.bytes_sent("/a.tar.gz")
+    stream.cli.run("resume")
+    stream.check_complete()
+    after = stream.manifests()
+    assert {name: after[name] for name in before} == before
+    assert stream.web.bytes_sent("/a.tar.gz") - sent < len(ARCHIVE)
+
+
+def test_a_connection_that_is_cut_again_and_again_costs_no_part_a_second_writing(
+    stream: Streaming,
+) -> None:
+    stream.web.fail("/a.tar.gz", faults.fine(1))
+    stream.web.fail("/a.tar.gz", faults.reset_every(len(ARCHIVE) // 5))
+    stream.cli.run(*stream.words)
+    stream.check_complete()
+    log = "".join(path.read_text() for path in stream.cli.cwd.glob("logs/*/submitit/*/*.err"))
+    assert "are others than before" not in log
+
+
+@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+def test_a_wrong_byte_at_the_end_takes_back_all_that_was_extracted_and_the_right_bytes_win(
+    stream: Streaming, limit: tuple[str, ...]
+) -> None:
+    """Within the last member, after parts of it were extracted: only the digest tells."""
+    wrong = bytearray(gzip.decompress(ARCHIVE))
+    wrong[wrong.rindex(FILES[f"notes/{COUNT - 1:02d}.bin"])] ^= 1
+    content = gzip.compress(bytes(wrong), 1)
+    assert len(content) == len(ARCHIVE)
+    stream.web.fail("/a.tar.gz", faults.fine(1), faults.changed(content, 1))
+    stream.cli.run(*stream.words, *limit, "--connections", "1")
+    stream.check_complete()
+
+
+@pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
+def test_a_digest_that_stays_wrong_publishes_nothing_and_leaves_no_part_that_counts(
+    stream: Streaming, limit: tuple[str, ...]
+) -> None:
+    stream.web.fail("/a.tar.gz", faults.fine(1), faults.corrupt_byte(len(ARCHIVE) - 9, None))
+    stream.cli.run(*stream.words, *limit, rc=1)
+    (error,) = (e for e in stream.cli.status()["errors"] if e["stage"] == "download")
+    assert error["kind"] == "bad_digest"
+    assert hashlib.sha256(ARCHIVE).hexdigest() in error["message"]
+    assert stream.folder().finished_ids() == set()
+    assert not (stream.dest / "notes").exists()
+    stream.web.faults.clear()
+    stream.cli.run("resume")
+    stream.check_complete()
+
+
+# Under a limit, at every call ------------------------------------------------------------------
+
+
+@pytest.fixture
+def limited(served: tuple[str, ...], archives: Path) -> tuple[str | Path, ...]:
+    """The options for the archives on a web server, one of which may be stored at a time."""
+    largest = max(path.stat().st_size for path in archives.iterdir())
+    return (*served, "--temp-limit", str(largest))
+
+
+def _extracted(here: Scene) -> set[str]:
+    """Names of the archives of which each part is done."""
+    names = set()
+    for run in here.cli.runs():
+        folder = RunFolder(run)
+        finished, plan = folder.finished_ids(), folder.load_plan()
+        for shard in plan.shards:
+            if all(part.id in finished for part in plan.parts() if part.shard == shard.id):
+                names.add(shard.name)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("where", "first", "least"), [("download", 1, 15), ("download", 2, 15), ("extraction", 1, 8)]
+)
+def test_a_kill_under_a_limit_is_made_good_and_nothing_extracted_is_fetched_again(
+    scene: Stage,
+    limited: tuple[str, ...],
+    web: FaultyServer,
+    record_property: Record,
+    where: str,
+    first: int,
+    least: int,
+) -> None:
+    kills, spared, at = 0, 0, first
+    while True:
+        here = scene(str(at), limited)
+        ended = here.launch(fault=Fault(where, at))
+        assert ended.orphans == 0
+        if not ended.fired:
+            here.check_complete()
+            break
+        kills += 1
+        done = _extracted(here) if here.cli.runs() else set()
+        web.requests.clear()
+        here.finish()
+        asked = {request.path.rpartition("/")[2] for request in web.asked(method="GET")}
+        assert not asked & done
+        spared += len(done)
+        at += 3
+    record_property("kills", kills)
+    record_property("archives not fetched again", spared)
+    assert kills >= least
+    assert spared
+
+
+@pytest.mark.parametrize("where", ["download", "extraction"])
+def test_a_disk_that_fills_up_under_a_limit_is_told_and_resume_finishes(
+    scene: Stage, limited: tuple[str, ...], where: str
+) -> None:
+    met = 0
+    for at in (2, 9, 17):
+        here = scene(str(at), limited)
+        ended = here.launch(fault=Fault(where, at, "ENOSPC", lasting=True))
+        if not ended.fired:
+            assert ended.rc == 0, ended
+            continue
+        met += 1
+        if ended.rc:
+            said = (ended.out + ended.err).lower()
+            assert any(words in said for words in ("disk is full", "no space", "result")), ended
+            here.finish()
+        here.check_complete()
+    assert met >= 2

@@ -1,0 +1,390 @@
+"""Archives under --temp-limit: how many bytes are there at any time, and what a resume does."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import tarfile
+import threading
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs.download.stage import run_download
+from jobs.download.temporary_space import TemporarySpace
+from jobs.errors import Cause, OrchestrateError, Stopped
+from jobs.extract.extractor import ExtractionPool
+from jobs.model import ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.runtime.progress import Progress
+from jobs.sources.base import SourceRequest
+from jobs.sources.registry import open_source
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
+from jobs.transfer.partial_file import PartialFile
+from orchestrator.lifecycle import planning
+from tests.support.servers import faults
+from tests.support.servers.webserver import FaultyServer
+
+SIZE = 100_000  # bytes of an archive, about
+SHARDS = 5
+
+
+def _tar(number: int, *, name: str = "notes", gzipped: bool = False) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for place in range(4):
+            data = hashlib.shake_128(bytes([number, place])).digest(SIZE // 4 - 3000)
+            member = tarfile.TarInfo(f"{name}/{number}-{place}.bin")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return gzip.compress(out.getvalue()) if gzipped else out.getvalue()
+
+
+def _zip(number: int) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for place in range(4):
+            data = hashlib.shake_128(bytes([number, place])).digest(SIZE // 4 - 300)
+            archive.writestr(f"notes/{number}-{place}.bin", data)
+    return out.getvalue()
+
+
+class Run:
+    """A run over archives of a web server."""
+
+    def __init__(
+        self, tmp_path: Path, web: FaultyServer, archives: dict[str, bytes], **options: object
+    ) -> None:
+        self.web = web
+        for name, data in archives.items():
+            web.put(f"/{name}", data)
+        urls = tuple(web.url(f"/{name}") for name in archives)
+        source = open_source(SourceRequest(SourceKind.URL, urls))
+        self.plan: Plan = planning.plan_run(
+            source.describe(),
+            source.shards(),
+            planning.RunLocations(str(tmp_path / "dest")),
+            structs.replace(Options(), **options),
+            run_id="run",
+            now=utc_now(),
+        )
+        self.folder = RunFolder(tmp_path / "logs" / "run")
+        self.folder.create(self.plan)
+        self.temp = Path(self.plan.temp)
+        web.requests.clear()
+
+    def download(
+        self, limit: int, *, attempt: int = 1, refetch: frozenset[str] = frozenset()
+    ) -> list[ItemResult]:
+        ids = [shard.id for shard in self.plan.shards]
+        found = run_download(
+            self.folder,
+            self.plan,
+            ids,
+            Progress(),
+            refetch=refetch,
+            attempt=attempt,
+            shares=True,
+            temp_limit=limit,
+        )
+        return list(found)
+
+    def here(self) -> int:
+        """Bytes of archives, and of what is made of them."""
+        if not self.temp.is_dir():
+            return 0
+        ours = (path for path in self.temp.iterdir() if not path.name.endswith(".part.json"))
+        return sum(path.stat().st_size for path in ours)
+
+    @property
+    def sent(self) -> int:
+        return sum(request.sent for request in self.web.requests)
+
+    def assert_extracted(self) -> None:
+        assert self.folder.finished_ids() == {part.id for part in self.plan.parts()}
+        assert self.here() == 0
+
+
+@pytest.fixture
+def run(tmp_path: Path, web: FaultyServer) -> Run:
+    return Run(tmp_path, web, {f"{n}.tar": _tar(n) for n in range(SHARDS)})
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run, int], list[int]]:
+    """Has a run count its bytes at every write, and extract nothing until ``shards`` archives are
+    here and either another one waits for room or none is left."""
+
+    def watch(run: Run, shards: int) -> list[int]:
+        seen: list[int] = []
+        full, settled = threading.Event(), threading.Event()
+        if run.here() >= shards * SIZE * 0.9:
+            full.set()
+        reserved: list[str] = []
+        write, wait = PartialFile.write, TemporarySpace._wait
+        reserve, extract = TemporarySpace.reserve, ExtractionPool._extract
+
+        def counting(partial: PartialFile, offset: int, data: bytes) -> int:
+            new = write(partial, offset, data)
+            seen.append(run.here())
+            if seen[-1] >= shards * SIZE * 0.9:
+                full.set()
+            return new
+
+        def waiting(space: TemporarySpace, shard: object, needed: int) -> None:
+            settled.set()
+            wait(space, shard, needed)  # type: ignore[arg-type]
+
+        def reserving(space: TemporarySpace, shard: object) -> int | None:
+            found = reserve(space, shard)  # type: ignore[arg-type]
+            reserved.append("")
+            if len(reserved) == len(run.plan.shards):
+                settled.set()
+            return found
+
+        def extracting(pool: ExtractionPool, part: Part) -> None:
+            assert full.wait(30) and settled.wait(30)
+            extract(pool, part)
+
+        monkeypatch.setattr(PartialFile, "write", counting)
+        monkeypatch.setattr(TemporarySpace, "_wait", waiting)
+        monkeypatch.setattr(TemporarySpace, "reserve", reserving)
+        monkeypatch.setattr(ExtractionPool, "_extract", extracting)
+        return seen
+
+    return watch
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_never_more_bytes_are_there_than_the_limit_and_never_fewer_archives_than_fit(
+    run: Run, counted: Callable[[Run, int], list[int]], shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.download.stage._Downloads._streams", lambda *_: False)
+    largest = max(shard.size or 0 for shard in run.plan.shards)
+    limit = shards * largest + largest // 2
+    seen = counted(run, shards)
+    assert {item.outcome for item in run.download(limit)} == {Outcome.OK}
+    run.assert_extracted()
+    assert shards * SIZE * 0.9 < max(seen) <= limit
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_a_large_archive_of_several_parts_goes_once_all_of_them_are_extracted(
+    tmp_path: Path, web: FaultyServer, kind: str
+) -> None:
+    data = {
+        f"{n}.{kind}": _zip(n) if kind == "zip" else _tar(n, gzipped=kind == "tar.gz")
+        for n in range(3)
+    }
+    run = Run(tmp_path, web, data, part_size=SIZE // 3)
+    assert len(run.plan.parts()) > 3
+    limit = max(map(len, data.values()))
+    assert {item.outcome for item in run.download(limit)} == {Outcome.OK}
+    run.assert_extracted()
+    fetched = [run.folder.load_fetched(shard.id) for shard in run.plan.shards]
+    assert [each.plain for each in fetched if each] == [None] * 3
+
+
+def test_what_is_extracted_and_deleted_is_not_fetched_again(run: Run) -> None:
+    run.download(2 * SIZE)
+    run.assert_extracted()
+    before = run.sent
+    assert {item.outcome for item in run.download(2 * SIZE, attempt=2)} == {Outcome.OK}
+    assert run.sent == before
+
+
+def test_parts_that_are_to_be_extracted_again_have_their_archive_fetched_again(run: Run) -> None:
+    run.download(2 * SIZE)
+    lost = run.plan.parts()[2]
+    run.folder.manifest(lost).unlink()
+    before, size = run.sent, run.plan.shards[2].size
+    assert {item.outcome for item in run.download(2 * SIZE, attempt=2)} == {Outcome.OK}
+    run.assert_extracted()
+    assert run.sent == before + (size or 0)
+
+
+def test_an_archive_that_cannot_be_fetched_again_is_seen_to_be_missing(run: Run) -> None:
+    run.download(2 * SIZE)
+    shard, lost = run.plan.shards[2], run.plan.parts()[2]
+    run.folder.manifest(lost).unlink()
+    run.web.fail(f"/{shard.name}", faults.status(404, None))
+    assert run.download(2 * SIZE, attempt=2)[2].outcome is Outcome.FAILED
+    assert shard.id not in run.folder.fetched_ids()
+    run.web.faults.clear()
+    run.download(2 * SIZE, attempt=3)
+    run.assert_extracted()
+
+
+def test_a_shard_that_is_fetched_anew_goes_too_once_it_is_extracted(run: Run) -> None:
+    run.download(2 * SIZE)
+    shard = run.plan.shards[1]
+    before = run.sent
+    assert run.download(2 * SIZE, attempt=2, refetch=frozenset({shard.id}))[1].outcome is Outcome.OK
+    run.assert_extracted()
+    assert run.sent == before + (shard.size or 0)
+
+
+def test_an_archive_that_an_earlier_attempt_left_is_extracted_first_and_then_goes(
+    run: Run, counted: Callable[[Run, int], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after the evidence of the last shard, before its parts and the deletion."""
+    ids = [shard.id for shard in run.plan.shards]
+    run_download(run.folder, run.plan, ids[-2:], Progress(), refetch=frozenset(), extracts=False)
+    assert run.here() > SIZE
+    before = run.sent
+    limit = 2 * SIZE + SIZE // 2
+    monkeypatch.setattr("jobs.download.stage._Downloads._streams", lambda *_: False)
+    seen = counted(run, 1)
+    assert {item.outcome for item in run.download(limit)} == {Outcome.OK}
+    run.assert_extracted()
+    assert max(seen) <= limit
+    assert run.sent - before == sum(shard.size or 0 for shard in run.plan.shards[:-2])
+
+
+def test_an_archive_whose_parts_are_done_goes_before_anything_is_fetched(run: Run) -> None:
+    """Killed between the last manifest and the deletion."""
+    run.download(2 * SIZE)
+    staging = Staging(run.plan)
+    for shard in run.plan.shards:
+        staging.archive(shard.id, 0).write_bytes(bytes(SIZE))
+    run.download(SIZE, attempt=2)
+    run.assert_extracted()
+
+
+def test_partial_downloads_of_an_earlier_attempt_make_room_where_they_have_to(run: Run) -> None:
+    for shard in run.plan.shards:
+        run.web.fail(f"/{shard.name}", faults.cut_after(SIZE // 2), faults.status(404, None))
+    run.download(SHARDS * 2 * SIZE)
+    run.web.faults.clear()
+    assert run.here() > 2 * SIZE
+    assert {item.outcome for item in run.download(SIZE + SIZE // 2, attempt=2)} == {Outcome.OK}
+    run.assert_extracted()
+
+
+def test_shards_that_fail_keep_no_room_from_others(run: Run) -> None:
+    bad = run.plan.shards[0]
+    run.web.fail(f"/{bad.name}", faults.cut_after(SIZE // 2), faults.status(404, None))
+    items = run.download(SIZE + SIZE // 2)
+    assert [item.outcome for item in items] == [Outcome.FAILED, *[Outcome.OK] * (SHARDS - 1)]
+    assert len(run.folder.finished_ids()) == SHARDS - 1
+
+
+def test_archives_that_cannot_be_extracted_leave_a_clear_error_where_they_fill_the_room(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    archives = {"0.tar": _tar(0, name=".."), **{f"{n}.tar": _tar(n) for n in (1, 2)}}
+    run = Run(tmp_path, web, archives, connections=1)  # one after the other
+    bad, *others = run.download(SIZE + SIZE // 2)
+    assert bad.outcome is Outcome.OK  # it is here, and what is wrong with it an extract task tells
+    assert {item.outcome for item in others} == {Outcome.RETRYABLE}
+    problem = others[0].problem
+    assert problem is not None and problem.cause is Cause.NOT_FETCHED
+    assert "those of '0.tar' fill the temporary space" in problem.message
+    # With more room the others go through.
+    done = run.download(3 * SIZE, attempt=2)
+    assert {item.outcome for item in done} == {Outcome.OK}
+    assert len(run.folder.finished_ids()) == 2
+
+
+def test_a_shard_of_unknown_size_is_alone_and_stops_at_the_limit(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    run = Run(tmp_path, web, {f"{n}.tar": _tar(n) for n in range(3)})
+    unknown = tuple(
+        structs.replace(shard, files=(structs.replace(shard.files[0], size=None),))
+        for shard in run.plan.shards
+    )
+    run.plan = structs.replace(run.plan, shards=unknown)
+    for shard in run.plan.shards:
+        web.fail(f"/{shard.name}", faults.no_length("chunked", None))
+    items = run.download(SIZE // 2)
+    assert {item.problem.cause for item in items if item.problem} == {Cause.TOO_LARGE}
+    assert all("--temp-limit" in item.problem.message for item in items if item.problem)
+    assert run.here() <= SIZE // 2
+    assert {item.outcome for item in run.download(2 * SIZE, attempt=2)} == {Outcome.OK}
+    run.assert_extracted()
+
+
+def test_the_pieces_of_a_split_archive_count_together(tmp_path: Path, web: FaultyServer) -> None:
+    whole = _tar(0)
+    half = len(whole) // 2
+    run = Run(tmp_path, web, {"a.tar.aa": whole[:half], "a.tar.ab": whole[half:], "b.tar": _tar(1)})
+    assert len(run.plan.shards) == 2
+    assert run.download(half)[0].problem is not None
+    assert {item.outcome for item in run.download(len(whole), attempt=2)} == {Outcome.OK}
+    run.assert_extracted()
+
+
+def test_archives_within_archives_take_no_room_of_the_temporary_folder(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        inner = _tar(0)
+        member = tarfile.TarInfo("data/inner.tar")
+        member.size = len(inner)
+        archive.addfile(member, io.BytesIO(inner))
+    run = Run(tmp_path, web, {"a.tar": out.getvalue()}, nested=True)
+    assert run.download(len(out.getvalue()))[0].outcome is Outcome.OK
+    run.assert_extracted()
+    assert not list(Staging(run.plan).root.glob(".nested*"))
+
+
+# Room alone ------------------------------------------------------------------------------------
+
+
+def _space(run: Run, limit: int, check: Callable[[], None] = lambda: None) -> TemporarySpace:
+    return TemporarySpace(run.folder, run.plan, limit, check=check, close=lambda shard: None)
+
+
+def test_room_is_given_in_the_order_in_which_it_was_asked_for(run: Run) -> None:
+    sizes = [100, 900, 100, 100]
+    shards = [
+        structs.replace(shard, files=(structs.replace(shard.files[0], size=size),))
+        for shard, size in zip(run.plan.shards, sizes, strict=False)
+    ]
+    space = _space(run, 1000)
+    space.reserve(shards[0])
+    space.reserve(shards[2])
+    given: list[str] = []
+
+    def reserve(place: int) -> None:
+        space.reserve(shards[place])
+        given.append(shards[place].id)
+
+    with ThreadPoolExecutor() as threads:
+        large = threads.submit(reserve, 1)
+        while not space._waiting:
+            pass
+        small = threads.submit(reserve, 3)  # which would fit, and would keep the large one waiting
+        while len(space._waiting) < 2:
+            pass
+        space.release(shards[0])
+        assert not given
+        space.release(shards[2])
+        large.result(10), small.result(10)
+    assert given[0] == shards[1].id
+
+
+def test_who_waits_for_room_hears_a_stop(run: Run) -> None:
+    progress = Progress()
+    space = _space(run, SIZE + SIZE // 2, progress.check)
+    space.reserve(run.plan.shards[0])
+    with ThreadPoolExecutor() as threads:
+        waits: Future[int | None] = threads.submit(space.reserve, run.plan.shards[1])
+        while not space._waiting:
+            pass
+        progress.stop(Cause.CANCELLED, "enough")
+        with pytest.raises(Stopped):
+            waits.result(10)
+
+
+def test_a_shard_that_is_larger_than_the_limit_is_refused_at_once(run: Run) -> None:
+    with pytest.raises(OrchestrateError, match="resume --temp-limit") as caught:
+        _space(run, SIZE // 2).reserve(run.plan.shards[0])
+    assert caught.value.cause is Cause.TOO_LARGE
