@@ -42,7 +42,7 @@ def rooms(path: Path) -> list[Room]:
 
 
 def bytes_in(folder: Path) -> int:
-    """What the files right in ``folder`` take; a partial download takes less than its length."""
+    """Bytes used by the files in ``folder``; a partial download uses less than its length."""
     try:
         with os.scandir(folder) as entries:
             return sum(512 * entry.stat().st_blocks for entry in entries if entry.is_file())

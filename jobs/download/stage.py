@@ -197,7 +197,7 @@ class _Downloads:
         return size
 
     def _extract(self, shard: Shard) -> None:
-        """Have the parts extracted that are not yet."""
+        """Queue the parts that are not extracted yet."""
         parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
         left = [part for part in parts if not self._folder.manifest(part).exists()]
         self._space.extract(shard, self._pool.offer(left))
@@ -253,7 +253,7 @@ class _Downloads:
         self._put_away(shard)
 
     def _put_away(self, shard: Shard) -> None:
-        """Keep the evidence of an archive that is not here, to compare the next one with."""
+        """Move the ``Fetched`` of a missing archive away, to compare the next download with it."""
         try:
             self._folder.fetched(shard.id).replace(self._before(shard))
         except FileNotFoundError:

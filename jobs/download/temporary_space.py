@@ -1,4 +1,4 @@
-"""The temporary folder of a run under a limit: room is reserved, archives go once extracted."""
+"""The limit on stored archives: space is reserved, and extracted archives are deleted."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from jobs.storage.staging import Staging
 log = logging.getLogger(__name__)
 
 _SHOWN = 3  # shards that a message names
-_LOOK_S = 0.1  # how often a thread that waits for room looks whether it is to stop
+_LOOK_S = 0.1  # seconds between two checks whether a waiting thread has to stop
 
 
 @dataclass
 class _Held:
-    """What one shard takes, or may take."""
+    """Bytes that one shard uses, or has reserved."""
 
     bytes: int
-    active: bool  # somebody is at work on it and will release it
-    disposable: bool = False  # files that only spare a later attempt some of its download
+    active: bool  # it is being processed, and will be released
+    disposable: bool = False  # a partial download that nobody needs now
 
 
 class TemporarySpace:
     """Reserves the temporary folder's bytes for shards; threads may share it.
 
     ``limit`` is in bytes of archives and partial files; None: no limit, and nothing is deleted. A
-    shard's bytes are reserved before it is fetched, and released once its archive was deleted,
-    which is as soon as it has its evidence and all of its parts have manifests. ``check`` is called
+    shard's bytes are reserved before the download, and released once its archive is deleted,
+    which is when it has its evidence and all of its parts have manifests. ``check`` is called
     while a thread waits, and may raise; ``close`` is called with a shard's id before its archive is
     deleted, so that no process keeps it open.
     """
@@ -53,7 +53,7 @@ class TemporarySpace:
         self._folder = folder
         self._plan = plan
         self._staging = Staging(plan)
-        # Nothing is stored of archives that are read where they are.
+        # Archives that are read in place need no space.
         self._limit = None if plan.source.kind is SourceKind.LOCAL else limit
         self._check = check
         self._close = close
@@ -68,9 +68,9 @@ class TemporarySpace:
     # Before the first shard -----------------------------------------------------------------
 
     def take_stock(self, shards: Sequence[Shard], refetch: frozenset[str]) -> list[Shard]:
-        """Count what earlier attempts have left; ``shards``, those that are here before others.
+        """Count the files of earlier attempts; returns ``shards``, downloaded ones first.
 
-        What is extracted already goes, unless it is to be fetched anew.
+        Deletes extracted archives, except those that will be downloaded again.
         """
         if self._limit is None:
             return list(shards)
@@ -93,10 +93,10 @@ class TemporarySpace:
     # One shard --------------------------------------------------------------------------------
 
     def reserve(self, shard: Shard) -> int | None:
-        """Wait for room for ``shard``; how many bytes it may take (None: any number).
+        """Wait for space for ``shard``; returns the bytes it may use (None: any number).
 
-        A shard of unknown size gets all the room, alone. Raises ``OrchestrateError`` where it will
-        never have room, or none is left that anybody will release.
+        A shard of unknown size gets all the space, alone. Raises ``OrchestrateError`` if the shard
+        is too large, or no further space will be released.
         """
         if self._limit is None:
             return None
@@ -134,26 +134,26 @@ class TemporarySpace:
         )
 
     def _dispose(self, shard: Shard) -> None:
-        """Delete a partial download for the sake of ``shard``; raises where there is none."""
+        """Delete a partial download to free space for ``shard``; raises if there is none."""
         for shard_id, held in self._held.items():
             if held.disposable and shard_id != shard.id:
-                log.info("%s: its partial download is deleted to make room", shard_id)
+                log.info("%s: deleting its partial download to free space", shard_id)
                 self._delete(self._plan.shard(shard_id))
                 del self._held[shard_id]
                 return
         names = [quoted(self._plan.shard(i).name) for i in self._held if i != shard.id]
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
         raise OrchestrateError(
-            f"{quoted(shard.name)} was not downloaded, because no archive can be deleted: those of "
-            f"{', '.join(names[:_SHOWN])}{more} fill the temporary space ({self._limit} bytes) and "
-            "could not be extracted; see what is reported of them, then run `resume`, with a "
-            "larger --temp-limit if needed",
+            f"{quoted(shard.name)} was not downloaded, because no archive can be deleted: those "
+            f"of {', '.join(names[:_SHOWN])}{more} fill the temporary space ({self._limit} bytes) "
+            "and could not be extracted; fix the problems reported about them, then run "
+            "`resume`, with a larger --temp-limit if needed",
             cause=Cause.NOT_FETCHED,
             shard=shard.id,
         )
 
     def extract(self, shard: Shard, parts: Sequence[Future[None]]) -> None:
-        """The shard is here and ``parts`` are being extracted; once they ended, it is released."""
+        """Release the downloaded shard once the extraction of its ``parts`` has ended."""
         if self._limit is None:
             return
         size = self._size_here(shard)
@@ -176,7 +176,7 @@ class TemporarySpace:
             part.add_done_callback(ended)
 
     def release(self, shard: Shard) -> None:
-        """Nobody is at work on the shard any more: what it leaves behind stays counted."""
+        """End the work on the shard; its remaining files stay counted."""
         if self._limit is None:
             return
         if self.is_extracted(shard):
@@ -202,7 +202,7 @@ class TemporarySpace:
         return [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
 
     def _files(self, shard: Shard) -> list[Path]:
-        """Every file that may be there of the shard."""
+        """All paths that files of the shard can have."""
         plain = self._staging.plain(shard.id)
         found = [plain, plain.with_name(f"{plain.name}.part")]
         for path in self._archives(shard):
@@ -221,7 +221,7 @@ class TemporarySpace:
             try:
                 total += path.stat().st_size
             except OSError:
-                pass  # not there
+                pass  # missing
         return total
 
     def _delete(self, shard: Shard) -> None:
@@ -230,7 +230,7 @@ class TemporarySpace:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                log.warning("%s stays, as it cannot be deleted: %s", path, error.strerror)
+                log.warning("%s cannot be deleted: %s", path, error.strerror)
 
 
 def _too_large(shard: Shard, needed: int, limit: int) -> OrchestrateError:

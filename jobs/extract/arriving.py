@@ -84,7 +84,7 @@ class ArrivingFile:
         self.arrivals = OrderedBytes()
 
     def close(self) -> None:
-        """Let the file go: whatever is reported of it from now on is of no interest."""
+        """Close the file; later messages about it are ignored."""
         with self._lock:
             self._closed = True
             self.arrivals.close()

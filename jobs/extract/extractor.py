@@ -136,7 +136,7 @@ class Extractor:
         raise _error_of(self._end_problem(order.shard, order.shard))
 
     def forget(self, shard: str) -> None:
-        """Have the child close that shard's archive; any thread may ask for it."""
+        """Make the child close that shard's archive; thread-safe."""
         self._send(Forget(shard))
 
     def close(self) -> None:
@@ -362,7 +362,7 @@ class ExtractionPool:
         return futures
 
     def forget(self, shard: str) -> None:
-        """Have no process keep that shard's archive open."""
+        """Make all processes close that shard's archive."""
         for extractor in tuple(self._extractors):
             extractor.forget(shard)
 

@@ -187,7 +187,7 @@ wait = click.option(
 
 
 def temp_limit(default: str) -> Callable[[F], F]:
-    """The option of that name, whose default is told in words."""
+    """The ``--temp-limit`` option; ``default`` describes the default."""
     return click.option(
         "--temp-limit",
         type=SIZE,

@@ -62,7 +62,7 @@ class LaunchRequest:
             check_temp_limit(self.temp_limit, self.options)
             if not self.options.overlap:
                 raise UsageError(
-                    "--temp-limit has the download job extract, so it cannot be combined with "
+                    "--temp-limit makes the download job extract, so it cannot be combined with "
                     "--no-overlap; omit one of them"
                 )
         _check_layout(self.options.layout)
@@ -73,7 +73,7 @@ class LaunchRequest:
 
 
 def check_temp_limit(limit: int, options: Options) -> None:
-    """``UsageError`` where a limit is a mistake, or archives have to be kept until the end."""
+    """Raise ``UsageError`` for an absurd limit, or if archives are needed until the end."""
     if limit < _LEAST_LIMIT:
         raise UsageError(
             f"--temp-limit {limit} is {limit} bytes, which no archive fits into; did you mean "

@@ -1,4 +1,4 @@
-"""Room for archives and data: what a run needs, what there is, and the limit that makes it fit."""
+"""Space for archives and data: what a run needs, what is free, and the limit on archives."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
 from jobs.storage.safe_paths import quoted
 from orchestrator import filesystems, units
 
-# Nobody knows the number of files before the archives are here. A file of a dataset is seldom
-# larger than this, so the data takes at least so many inodes.
+# The number of files is unknown before the download. Files of datasets are seldom larger than this,
+# which gives a lower bound of the inodes.
 _BYTES_A_FILE = 4 << 20
 
 
 class UnfinishedWork(Protocol):
-    """What is left of a run that was begun (``RunState``)."""
+    """The unfinished work of a run (``RunState``)."""
 
     @property
     def shards_left(self) -> Sequence[str]: ...
@@ -29,7 +29,7 @@ class UnfinishedWork(Protocol):
 
 @dataclass(frozen=True)
 class Need:
-    """What is put somewhere, at the least."""
+    """A lower bound of what is written to a folder."""
 
     path: Path
     bytes: int
@@ -41,16 +41,16 @@ class Need:
 
 
 def keeps_archives(options: Options) -> str | None:
-    """The option for which archives must not be deleted before the end; None where they may."""
+    """The option that needs the archives until the end; None if they may be deleted."""
     if options.keep_archive:
         return "--keep-archive"
     if options.on_collision is OnCollision.KEEP_FIRST:
-        return "--on-collision keep-first"  # finalize may have to read one of them again
+        return "--on-collision keep-first"  # finalize may have to read an archive again
     return None
 
 
 def check_limit(options: Options) -> None:
-    """Raise ``UsageError`` where archives have to be kept until the end."""
+    """Raise ``UsageError`` if the archives are needed until the end."""
     if option := keeps_archives(options):
         raise UsageError(
             "--temp-limit deletes each archive once it is extracted, so it cannot be combined "
@@ -61,11 +61,11 @@ def check_limit(options: Options) -> None:
 def choose_limit(
     plan: Plan, asked: int | None, left: UnfinishedWork | None = None, *, automatic: bool = True
 ) -> int | None:
-    """How many bytes of archives may be stored at a time; None: all of them.
+    """The bytes of archives that may be stored at a time; None: all of them.
 
-    ``asked`` is what the user allows. ``automatic``: where all archives do not fit beside the data,
-    it is half of what does (as data may well be larger than its archives), and at least the largest
-    archive.
+    ``asked``: the user's limit. ``automatic``: if all archives do not fit in addition to the data,
+    use half of the free space (data may be larger than its archives), and at least the size of the
+    largest archive.
     """
     if asked is None and not (automatic and plan.options.overlap):
         return None
@@ -81,18 +81,18 @@ def choose_limit(
 
 
 def limit_note(plan: Plan, limit: int | None, asked: int | None) -> str | None:
-    """What a person should know of a limit that was not asked for as it is."""
+    """A note for the user if the limit is not the requested one."""
     if limit is None or limit == asked:
         return None
     return (
-        f"there is no room for all archives beside the data, so at most {units.size(limit)} of "
-        "archives are stored at a time: the download job extracts them and deletes each one then; "
+        f"there is no space for all archives and the data, so at most {units.size(limit)} of "
+        "archives are stored at a time: the download job extracts and then deletes each one; "
         "--temp-limit sets another limit"
     )
 
 
 def _room_for_archives(archives: Need, data: Need) -> int | None:
-    """Bytes that archives may take beside the data; None where nobody can tell."""
+    """Bytes that archives may use in addition to the data; None: unknown."""
     try:
         here, there = (filesystems.existing(need.path) for need in (archives, data))
         free = [room.bytes for room in filesystems.rooms(here) if room.bytes is not None]
@@ -101,7 +101,7 @@ def _room_for_archives(archives: Need, data: Need) -> int | None:
         return None
     if not free:
         return None
-    # What earlier attempts have left there is part of what may be there.
+    # Files of earlier attempts count too.
     return max(0, min(free) + filesystems.bytes_in(archives.path) - (data.bytes if shared else 0))
 
 
@@ -109,14 +109,14 @@ def _room_for_archives(archives: Need, data: Need) -> int | None:
 
 
 def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> list[str]:
-    """What a run (``left``: the rest of one) has no room for, a line each."""
+    """Missing space of a run (``left``: of its unfinished work), a line each."""
     option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
     remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
     return [*_larger_than(plan, limit, left), *_no_room(needs(plan, limit, left), remedy)]
 
 
 def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> tuple[Need, Need]:
-    """What is written: archives, ``limit`` bytes at a time, and data at least as large as all."""
+    """What is written: archives, ``limit`` bytes at a time, and data of at least their size."""
     archives = _fetched(plan, left)
     if left is None:
         data = sum(shard.size or 0 for shard in plan.shards)
@@ -131,7 +131,7 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
     what = "archives"
     if limit is not None and limit < size:
         what = f"archives (at most {units.size(limit)} at a time)"
-        # At least those of one shard; what lies there already is not needed again.
+        # At least one shard; files that exist already need no more space.
         size, number = max(0, limit - filesystems.bytes_in(Path(plan.temp))), min(number, 1)
     return (
         Need(Path(plan.temp), size, number, what),
@@ -140,7 +140,7 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
 
 
 def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
-    """The shards of which a copy is (still) to be made: local ones are read where they are."""
+    """The shards that are (still) to be copied; local ones are read in place."""
     if plan.source.kind is SourceKind.LOCAL:
         return []
     wanted = None if left is None else set(left.shards_left)
@@ -152,7 +152,7 @@ def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
 
 
 def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> Iterator[str]:
-    """Shards that the limit leaves no room for, even alone."""
+    """Shards that are larger than the limit."""
     large = [s for s in _fetched(plan, left) if limit is not None and (s.size or 0) > limit]
     if not large or limit is None:
         return
@@ -161,20 +161,20 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     more = f" (and {len(large) - 1} more)" if len(large) > 1 else ""
     yield (
         f"--temp-limit {limit} ({units.size(limit)}) is less than the archive "
-        f"{quoted(largest.name)}{more} needs, which is stored whole until it is extracted; use "
-        f"--temp-limit {size} ({units.size(size)}) or more"
+        f"{quoted(largest.name)}{more} needs, which is stored completely until it is extracted; "
+        f"use --temp-limit {size} ({units.size(size)}) or more"
     )
 
 
 def _no_room(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
-    """File systems and quotas that have not what all needs on them add up to."""
+    """File systems and quotas with less space than all needs on them."""
     by_device: dict[int, list[Need]] = {}
     for need in wanted:
         if need.bytes or need.inodes:
             try:
                 device = filesystems.existing(need.path).stat().st_dev
             except OSError:
-                continue  # told already
+                continue  # reported already
             by_device.setdefault(device, []).append(need)
     for together in by_device.values():
         yield from _no_room_on_one(together, remedy)

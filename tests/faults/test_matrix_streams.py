@@ -121,7 +121,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_part_a_second_writing
     stream.cli.run(*stream.words)
     stream.check_complete()
     log = "".join(path.read_text() for path in stream.cli.cwd.glob("logs/*/submitit/*/*.err"))
-    assert "are others than before" not in log
+    assert "differs from that read before" not in log
 
 
 @pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
