@@ -25,12 +25,6 @@ class PartResult:
     stops: Problem | None = None  # why no other part needs to be tried
 
 
-def archive_bytes(plan: Plan, part: Part) -> int | None:
-    """A part's share of its shard, in bytes; None where the source did not tell."""
-    size = plan.shard(part.shard).size
-    return None if size is None else size // part.count
-
-
 def unfinished(part: Part, problem: Problem) -> ItemResult:
     """The result of a part that was not tried, or not to its end, for ``problem``'s sake."""
     return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)
