@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 from enum import Enum
+from functools import cached_property
 
 from msgspec import Struct, field
 
@@ -258,7 +259,7 @@ class SourceRef(Struct, frozen=True):
         return f"{self.locator} @ {revision}"
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, dict=True):
     """The immutable list of everything that a run does."""
 
     run_id: str
@@ -274,10 +275,16 @@ class Plan(Struct, frozen=True):
 
     def shard(self, shard_id: str) -> Shard:
         """The shard with that id (``KeyError`` if there is none)."""
-        for shard in self.shards:
-            if shard.id == shard_id:
-                return shard
-        raise KeyError(shard_id)
+        return self._shards_by_id[shard_id]
+
+    @cached_property
+    def _shards_by_id(self) -> dict[str, Shard]:
+        return {shard.id: shard for shard in self.shards}
+
+    def part_bytes(self, part: Part) -> int | None:
+        """A part's share of its shard in bytes; None if the source did not report the size."""
+        size = self.shard(part.shard).size
+        return None if size is None else size // part.count
 
     def parts(self) -> tuple[Part, ...]:
         """Every part of every shard, in order."""

@@ -14,10 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from jobs import __version__, rlimits
-from jobs.download.stage import run_download
 from jobs.errors import Cause, OrchestrateError
-from jobs.extract.stage import run_extract
-from jobs.finalize.stage import run_finalize
 from jobs.model import (
     ItemResult,
     Outcome,
@@ -41,6 +38,8 @@ log = logging.getLogger(__name__)
 # The time before the limit that a task reserves for writing its result and its successor's start.
 HANDOVER_S = 60.0
 
+# Each stage imports its code when it runs: an import takes longer than a task that finds its parts
+# extracted already.
 Ended = tuple[tuple[ItemResult, ...], Summary | None, Problem | None]
 
 
@@ -112,6 +111,8 @@ def _attempt(
 def _download(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
+    from jobs.download.stage import run_download
+
     items = run_download(
         folder,
         plan,
@@ -131,12 +132,16 @@ def _download(
 def _extract(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
+    from jobs.extract.stage import run_extract
+
     return run_extract(folder, plan, _parts(plan, task.items), progress), None, None
 
 
 def _finalize(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
+    from jobs.finalize.stage import run_finalize
+
     summary, problem = run_finalize(folder, plan, progress)
     return (), summary, problem
 

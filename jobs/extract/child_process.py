@@ -34,7 +34,7 @@ from jobs.extract.messages import (
     Stop,
     Stream,
 )
-from jobs.extract.part_result import PartExtractor, archive_bytes, unfinished
+from jobs.extract.part_result import PartExtractor, unfinished
 from jobs.model import Part, Problem
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress
@@ -133,7 +133,7 @@ class PartsProcess:
 
     def _extract(self, parts: Sequence[Part]) -> None:
         for index, part in enumerate(parts):
-            size = archive_bytes(self._plan, part)
+            size = self._plan.part_bytes(part)
             if self._stops is None and not self._budget.has_time_for(size):
                 self._stops = _no_time(part)
             if self._stops is not None:

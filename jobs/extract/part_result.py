@@ -25,12 +25,6 @@ class PartResult:
     stops: Problem | None = None  # set if no other part needs to be tried
 
 
-def archive_bytes(plan: Plan, part: Part) -> int | None:
-    """A part's share of its shard in bytes; None if the source did not report the size."""
-    size = plan.shard(part.shard).size
-    return None if size is None else size // part.count
-
-
 def unfinished(part: Part, problem: Problem) -> ItemResult:
     """The result of a part that was not started or not completed because of ``problem``."""
     return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.errors import Cause, RunFolderError
-from jobs.extract.part_result import archive_bytes
 from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
@@ -21,8 +20,6 @@ def run_extract(
     failed part does not stop the others. Only a fault of a disk and ``progress`` end the task
     early, and then the remaining parts are retryable.
     """
-    from jobs.extract.extractor import Extractor  # not needed by its child, which imports us
-
     results: dict[str, ItemResult] = {}
     left: list[Part] = []
     here = folder.fetched_ids()
@@ -31,12 +28,16 @@ def run_extract(
         summary = _summary(folder, part) if part.id in finished else None
         if summary is not None:
             results[part.id] = ItemResult(part.id, Outcome.OK, summary.files, summary.bytes)
-            progress.add(bytes=archive_bytes(plan, part) or 0, files=summary.files, items=1)
+            progress.add(bytes=plan.part_bytes(part) or 0, files=summary.files, items=1)
         elif part.shard not in here:
             results[part.id] = ItemResult(part.id, Outcome.RETRYABLE, problem=_not_fetched(part))
             progress.add(items=1)
         else:
             left.append(part)
+    if not left:
+        return tuple(results[part.id] for part in parts)
+    from jobs.extract.extractor import Extractor  # takes longer to import than all of the above
+
     left.sort(key=lambda part: (part.shard, part.index))  # each archive is opened once
     with Extractor(folder, progress) as extractor:
         results.update(extractor.extract(left))
