@@ -190,7 +190,7 @@ class _Downloads:
         atomic.write_json(self._folder.fetched(shard.id), evidence)
         self._before(shard).unlink(missing_ok=True)
         size = _bytes_of(fetched)
-        how = "verified" if fetched.verified else "no digest published"
+        how = "verified" if fetched.verified else "no digest is published"
         log.info("%s: %d bytes, %s", shard.id, size, how)
         if self._extracts:
             self._extract(shard)

@@ -242,7 +242,7 @@ slurm = stack(
         "sbatch_args",
         type=SBATCH,
         multiple=True,
-        help="Any other sbatch option, such as --nice=100; may be repeated.",
+        help="Any other sbatch option, in sbatch's own spelling; may be repeated.",
     ),
     click.option(
         "--setup",
