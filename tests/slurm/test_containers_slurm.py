@@ -82,7 +82,7 @@ def test_an_environment_that_is_installed_runs_the_tasks(
     done = plain.cli.run("doctor", "--dest", tmp_path / "data", "--install-env", env, rc=None)
     if NO_INDEX.search(done.out):
         pytest.skip(f"no package index can be reached here: {done.out}")
-    assert f"✓ install: made {env}" in done.out
+    assert f"✓ install: created {env}" in done.out
     assert f"✓ environment: Python {sys.version.split()[0]} at {env}/bin/python" in done.out
     again = plain.cli.run("doctor", "--dest", tmp_path / "data", "--install-env", env, rc=None)
     assert "already" in again.out
