@@ -104,7 +104,7 @@ _dataset = options.stack(
         type=options.FOLDER,
         help="Folder for downloaded archives.  [default: inside DEST]",
     ),
-    options.temp_limit("all, or what fits beside the data"),
+    options.temp_limit("all, or what fits in addition to the data"),
     click.option(
         "--overwrite",
         is_flag=True,

@@ -73,7 +73,7 @@ class LaunchRequest:
 
 
 def check_temp_limit(limit: int, options: Options) -> None:
-    """Raise ``UsageError`` for an absurd limit, or if archives are needed until the end."""
+    """Raise ``UsageError`` for a mistaken limit, or if archives are needed until the end."""
     if limit < _LEAST_LIMIT:
         raise UsageError(
             f"--temp-limit {limit} is {limit} bytes, which no archive fits into; did you mean "
