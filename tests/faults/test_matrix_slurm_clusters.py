@@ -248,7 +248,7 @@ def test_jobs_that_the_site_renames_are_followed_and_cancelled_and_no_other(
     renaming.resume()
     renaming.wait(lambda: renaming.status()["state"] == "done")
     renaming.wait((tmp_path / "followed").exists)
-    assert ids(renaming.slurm) == {mine}
+    renaming.wait(lambda: ids(renaming.slurm) == {mine})
     assert published(tmp_path / "data") == pages.tree
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -230,7 +231,8 @@ def test_a_task_out_of_memory_is_named_and_resume_requests_twice_as_much(
     site = Site(limited, cli.having(**limited.env))
     hungry = (
         "case $SLURM_JOB_NAME in *-extract) [ $SLURM_MEM_PER_NODE -ge 250 ] || "
-        "[ $SLURM_ARRAY_TASK_ID != 1 ] || python3 -c 'b\"x\" * (600 << 20)' || exit 1;; esac"
+        f"[ $SLURM_ARRAY_TASK_ID != 1 ] || {sys.executable} -c 'b\"x\" * (600 << 20)' || "
+        "exit 1;; esac"
     )
     words = (*pages.options, *ALONE, "--mem", "200M", "--setup", hungry)
     site.launch(tmp_path / "data", *words)
