@@ -16,7 +16,7 @@ _OWN_TO_A_MACHINE = frozenset({"tmpfs", "ramfs", "overlay", "squashfs"})
 
 
 @dataclass(frozen=True)
-class Room:
+class FreeSpace:
     """Free bytes and inodes (None: not limited), and what limits them."""
 
     bytes: int | None
@@ -32,12 +32,12 @@ def existing(path: Path) -> Path:
     return Path("/")
 
 
-def rooms(path: Path) -> list[Room]:
+def free_space(path: Path) -> list[FreeSpace]:
     """All limits on writing below an existing ``path``; ``OSError`` if it is missing."""
     stat = os.statvfs(path)
     # File systems without a fixed number of inodes report 0.
     free_inodes = stat.f_favail if stat.f_files else None
-    found = [Room(stat.f_bavail * stat.f_frsize, free_inodes, "the file system")]
+    found = [FreeSpace(stat.f_bavail * stat.f_frsize, free_inodes, "the file system")]
     return found + list(_lustre_quotas(path)) + list(_quotas(path))
 
 
@@ -108,26 +108,26 @@ def _ask(argv: Sequence[str]) -> list[str]:
     return done.stdout.decode("utf-8", "replace").splitlines()
 
 
-def _lustre_quotas(path: Path) -> Iterator[Room]:
+def _lustre_quotas(path: Path) -> Iterator[FreeSpace]:
     """``lfs quota -q``: mount, kbytes, quota, limit, grace, files, quota, limit, grace (lfs(1))."""
     whose = (("-u", os.geteuid(), "your quota"), ("-g", os.getegid(), "your group's quota"))
     for option, number, name in whose:
         words = " ".join(_ask(["lfs", "quota", "-q", option, str(number), str(path)])).split()
         if len(words) >= 9:
-            yield from _room(words[1:9], name)
+            yield from _quota_left(words[1:9], name)
 
 
-def _quotas(path: Path) -> Iterator[Room]:
+def _quotas(path: Path) -> Iterator[FreeSpace]:
     """``quota -w -p``: device, blocks, their quota, limit, grace, and so for files (quota(1))."""
     device = mount_of(path)[2]
     for option, name in (("-u", "your quota"), ("-g", "your group's quota")):
         for line in _ask(["quota", "-w", "-p", "-v", option]):
             words = line.split()
             if len(words) == 9 and words[0] == device:
-                yield from _room(words[1:], name)
+                yield from _quota_left(words[1:], name)
 
 
-def _room(words: Sequence[str], name: str) -> Iterator[Room]:
+def _quota_left(words: Sequence[str], name: str) -> Iterator[FreeSpace]:
     """Parse used, soft and hard limit, grace, for bytes and then for files; * marks an excess."""
     left = []
     for place, unit in ((0, _KB), (4, 1)):
@@ -138,4 +138,4 @@ def _room(words: Sequence[str], name: str) -> Iterator[Room]:
         most = hard or soft
         left.append(max(0, most - used) * unit if most else None)
     if left != [None, None]:
-        yield Room(left[0], left[1], name)
+        yield FreeSpace(left[0], left[1], name)

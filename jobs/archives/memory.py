@@ -70,17 +70,17 @@ def too_hungry(archive: str, fact: str, memory: Memory, command: str) -> Archive
 
 def free_memory(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
     """Free memory in bytes; 0 if unknown."""
-    rooms = []
+    amounts = []
     with suppress(OSError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", (proc / "meminfo").read_text())
-        rooms += [int(available[1]) << 10] if available else []
+        amounts += [int(available[1]) << 10] if available else []
     with suppress(OSError):
-        rooms += _rooms((proc / "self/cgroup").read_text(), cgroups)
-    return max(0, min(rooms, default=0))
+        amounts += _free_in_groups((proc / "self/cgroup").read_text(), cgroups)
+    return max(0, min(amounts, default=0))
 
 
-def _rooms(lines: str, cgroups: Path) -> Iterator[int]:
-    """What is left of each limit from the process's own group up to the root."""
+def _free_in_groups(lines: str, cgroups: Path) -> Iterator[int]:
+    """Free bytes below each limit, from the process's own group up to the root."""
     for line in lines.splitlines():
         _, controllers, path = line.split(":", 2)
         for folder, limit, use, cache in _FILES:
@@ -88,12 +88,12 @@ def _rooms(lines: str, cgroups: Path) -> Iterator[int]:
                 continue
             group = Path(path)
             for place in (group, *group.parents):
-                room = _room(cgroups / folder / str(place).lstrip("/"), limit, use, cache)
-                if room is not None:
-                    yield room
+                free = _free_in_group(cgroups / folder / str(place).lstrip("/"), limit, use, cache)
+                if free is not None:
+                    yield free
 
 
-def _room(place: Path, limit: str, use: str, cache: str) -> int | None:
+def _free_in_group(place: Path, limit: str, use: str, cache: str) -> int | None:
     try:
         most = (place / limit).read_text().strip()
         used = int((place / use).read_text())

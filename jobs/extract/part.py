@@ -347,7 +347,7 @@ class _Pass:
         )
         with (
             closing(records),
-            # Beside the data: the temporary folder may have no room but for the archives.
+            # Next to the data: the temporary folder may have space for the archives only.
             nested.opened(shard, chunks, self._options, work.folder, self._staging.root) as archive,
         ):
             plan = structs.replace(self._plan, options=nested.options_of(self._options))

@@ -118,7 +118,7 @@ def _log_dir(path: Path) -> CheckResult:
 
 def _room(dest: Path) -> Iterator[CheckResult]:
     try:
-        rooms = filesystems.rooms(filesystems.existing(dest))
+        rooms = filesystems.free_space(filesystems.existing(dest))
     except OSError as error:
         yield CheckResult("room", False, f"{dest}: {error.strerror}", "choose another --dest")
         return

@@ -184,7 +184,7 @@ def _folders(env: Mapping[str, str]) -> Iterator[str]:
             continue
         rooms = [
             f"{room.of} has {units.size(room.bytes)} left"
-            for room in filesystems.rooms(path)
+            for room in filesystems.free_space(path)
             if room.bytes is not None
         ]
         kind = filesystems.mount_of(path)[1]

@@ -72,7 +72,7 @@ def choose_limit(
     if keeps_archives(plan.options) is not None:
         return None
     archives, data = needs(plan, None, left)
-    room = _room_for_archives(archives, data)
+    room = _space_for_archives(archives, data)
     if room is None or room >= min(archives.bytes, asked or archives.bytes):
         return asked
     largest = max(shard.size or 0 for shard in _fetched(plan, left))
@@ -91,11 +91,11 @@ def limit_note(plan: Plan, limit: int | None, asked: int | None) -> str | None:
     )
 
 
-def _room_for_archives(archives: Need, data: Need) -> int | None:
+def _space_for_archives(archives: Need, data: Need) -> int | None:
     """Bytes that archives may use in addition to the data; None: unknown."""
     try:
         here, there = (filesystems.existing(need.path) for need in (archives, data))
-        free = [room.bytes for room in filesystems.rooms(here) if room.bytes is not None]
+        free = [room.bytes for room in filesystems.free_space(here) if room.bytes is not None]
         shared = here.stat().st_dev == there.stat().st_dev
     except OSError:
         return None
@@ -112,7 +112,7 @@ def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) 
     """Missing space of a run (``left``: of its unfinished work), a line each."""
     option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
     remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
-    return [*_larger_than(plan, limit, left), *_no_room(needs(plan, limit, left), remedy)]
+    return [*_larger_than(plan, limit, left), *_missing_space(needs(plan, limit, left), remedy)]
 
 
 def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> tuple[Need, Need]:
@@ -166,7 +166,7 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     )
 
 
-def _no_room(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+def _missing_space(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
     """File systems and quotas with less space than all needs on them."""
     by_device: dict[int, list[Need]] = {}
     for need in wanted:
@@ -177,15 +177,15 @@ def _no_room(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
                 continue  # reported already
             by_device.setdefault(device, []).append(need)
     for together in by_device.values():
-        yield from _no_room_on_one(together, remedy)
+        yield from _missing_space_on_one(together, remedy)
 
 
-def _no_room_on_one(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+def _missing_space_on_one(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
     size, number = sum(need.bytes for need in wanted), sum(need.inodes for need in wanted)
     what = " and ".join(need.what for need in wanted if need.bytes)
     where = quoted(str(wanted[-1].path))
     try:
-        found = filesystems.rooms(filesystems.existing(wanted[-1].path))
+        found = filesystems.free_space(filesystems.existing(wanted[-1].path))
     except OSError:
         return
     for room in found:

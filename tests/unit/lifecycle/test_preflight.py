@@ -113,7 +113,7 @@ def test_a_run_that_published_is_in_nobodys_way(tmp_path: Path) -> None:
 
 
 def test_bytes_of_archives_and_data_on_one_file_system_add_up(tmp_path: Path) -> None:
-    free = filesystems.rooms(tmp_path)[0].bytes
+    free = filesystems.free_space(tmp_path)[0].bytes
     assert free is not None
     two_thirds = free * 2 // 3
     assert preflight.problems(plan(tmp_path / "d", size=free // 3, shards=1)) == []

@@ -1,4 +1,4 @@
-"""Room for archives and data: when archives are stored a few at a time, and what is refused."""
+"""Space for archives and data: when archives are stored a few at a time, and what is refused."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, SourceFile, SourceKind, SourceRef
 from jobs.sources.base import SourceRequest
 from orchestrator import filesystems
-from orchestrator.filesystems import Room
+from orchestrator.filesystems import FreeSpace
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.request import LaunchRequest
 from tests.support.builders.runs import make_plan
@@ -44,7 +44,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
     """Bytes that the file system has left."""
     left: dict[str, int | None] = {"bytes": None}
     monkeypatch.setattr(
-        filesystems, "rooms", lambda path: [Room(left["bytes"], None, "the file system")]
+        filesystems, "free_space", lambda path: [FreeSpace(left["bytes"], None, "the file system")]
     )
     return left
 
