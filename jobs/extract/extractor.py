@@ -149,7 +149,7 @@ class Extractor:
 
     def _order(self, order: Order) -> None:
         if self._child is None:
-            self._child = subprocess.Popen(
+            child = subprocess.Popen(
                 [sys.executable, *_options(), "-c", _BOOT, *_import_path()],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -160,13 +160,17 @@ class Extractor:
             self._lines.clear()
             left_s = self._progress.time_left()
             deadline = None if left_s is None else time.monotonic() + left_s
-            self._send(Begin(str(self._folder.path), deadline))
+            self._write(child, Begin(str(self._folder.path), deadline))
+            self._child = child  # not before: other threads may have something to say as well
         self._send(order)
 
     def _send(self, order: Order) -> None:
         child = self._child
-        if child is None or child.stdin is None:
-            return
+        if child is not None:
+            self._write(child, order)
+
+    def _write(self, child: subprocess.Popen[bytes], order: Order) -> None:
+        assert child.stdin is not None
         with self._writing:
             try:
                 line = _encode(order) + b"\n"

@@ -70,6 +70,10 @@ def recover(
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     # If a shard's bytes have changed, the download removes the manifests of all its parts.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
+    if temp_limit is not None and any(view.stage is Stage.DOWNLOAD for view in working):
+        # One process alone can know what is stored: these wait for the resume after it.
+        left -= _parts_of(state, shards)
+        shards, refetch = [], ()
     parts = [part.id for part in state.plan.parts() if part.id in left]
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
         view.engine.cause is Cause.DEPENDENCY for view in waiting

@@ -71,6 +71,33 @@ def test_under_a_limit_the_download_takes_up_every_shard_that_is_not_extracted()
     assert recover(state, temp_limit=7000).temp_limit == 7000
 
 
+def test_under_a_limit_no_second_download_is_started_beside_one_that_runs() -> None:
+    first = structs.replace(cases.submission(CHAIN), temp_limit=5000)
+    second = structs.replace(
+        cases.submission(
+            [
+                (Stage.DOWNLOAD, 0, ("b",)),
+                (Stage.EXTRACT, 0, ("b.p0000",)),
+                (Stage.FINALIZE, 0, ()),
+            ],
+            number=2,
+            first_job=200,
+        ),
+        temp_limit=5000,
+    )
+    engine: dict[TaskKey, TaskState] = {(1, stage, number): ended() for stage, number, _ in CHAIN}
+    engine |= {
+        (2, Stage.DOWNLOAD, 0): RUNNING,
+        (2, Stage.EXTRACT, 0): PENDING,
+        (2, Stage.FINALIZE, 0): PENDING,
+    }
+    evidence = cases.evidence([first, second], engine=engine)
+    assert recover(judge(evidence)).tasks == ()
+    unlimited = tuple(structs.replace(each, temp_limit=None) for each in (first, second))
+    step = recover(judge(replace(evidence, submissions=unlimited)))
+    assert _items(step.tasks, Stage.DOWNLOAD) == ["a"]
+
+
 def test_a_published_run_leaves_nothing_to_do() -> None:
     evidence = cases.evidence([cases.submission(CHAIN)], published=True)
     assert recover(judge(evidence)).tasks == ()
