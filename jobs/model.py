@@ -147,6 +147,7 @@ class SourceFile(Struct, frozen=True):
     locator: str  # where the source finds it, without secrets
     size: int | None = None  # bytes; None where the source does not tell
     digest: Digest | None = None
+    version: str | None = None  # what else tells two states apart: an ETag, or a time
 
 
 class Shard(Struct, frozen=True):
@@ -249,6 +250,9 @@ class SourceRef(Struct, frozen=True):
     include: tuple[str, ...] = ()  # globs that chose its files
     exclude: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()  # files of a local folder that are no part of its tree
+    files: tuple[str, ...] = ()  # of a repository: just these were asked for
+    join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
+    asked_revision: str | None = None  # as it was asked for; None: the newest state
 
     @property
     def pinned_name(self) -> str:
@@ -257,6 +261,14 @@ class SourceRef(Struct, frozen=True):
             return self.locator
         revision = self.revision[:12] if self.kind is SourceKind.HUB else self.revision
         return f"{self.locator} @ {revision}"
+
+
+class Published(Struct, frozen=True):
+    """A state of a dataset that was published."""
+
+    run_id: str
+    published: datetime
+    revision: str | None = None  # of its source
 
 
 class Plan(Struct, frozen=True, dict=True):
@@ -271,6 +283,7 @@ class Plan(Struct, frozen=True, dict=True):
     version: str  # of the tool that planned
     created: datetime
     engine: str = "auto"  # what launch was asked for
+    history: tuple[Published, ...] = ()  # states that this one updates, the oldest first
     schema: int = SCHEMA
 
     def shard(self, shard_id: str) -> Shard:
@@ -325,6 +338,23 @@ class Span(Struct, frozen=True):
     crc32: str | None = None  # of the inflated tar's bytes before ``end``, where it was streamed
 
 
+class RecordsRange(Struct, frozen=True):
+    """The records of one shard in the records file of a published dataset."""
+
+    path: str  # of that file, relative to the dataset
+    start: int  # bytes from its beginning
+    stop: int
+    crc32: str  # of these bytes
+    part: int  # index of the first part of the shard that brought records
+
+
+class Carried(Struct, frozen=True):
+    """An unchanged shard, whose files are taken from the dataset that was published before."""
+
+    dataset: str  # absolute path
+    records: RecordsRange | None = None  # None: the shard brought none
+
+
 class Fetched(Struct, frozen=True):
     """The evidence that a shard is here, whole, and what was learnt while it arrived."""
 
@@ -344,6 +374,7 @@ class Fetched(Struct, frozen=True):
     superseded: tuple[int, ...] = ()  # ordinals of members that a later one of that path replaces
     top: str | None = None  # the single common top folder that is stripped, where one was found
     attempt: int = 0  # that brought it
+    carried: Carried | None = None  # not fetched, as its extracted files are taken over
     schema: int = SCHEMA
 
 

@@ -36,6 +36,7 @@ def build(
         "version": __version__,
         "planned_by": plan.version,
         "run_id": plan.run_id,
+        "run_dir": str(ground.folder.path),
         "launched": plan.created,
         "published": utc_now(),
         "host": os.uname().nodename,
@@ -58,6 +59,7 @@ def build(
         "shards": [_shard(ground, shard, merged) for shard in plan.shards],
         "stages": _stages(ground.folder),
         "attempts": list(_attempts(ground.folder)),
+        "history": msgspec.to_builtins(plan.history),
     }
 
 
@@ -81,6 +83,7 @@ def _shard(ground: FinalizeContext, shard: Shard, merged: Merged | None) -> Json
         ],
         "format": fetched.format.value if fetched else None,
         "digest_verified": bool(fetched and fetched.verified),
+        "carried": bool(fetched and fetched.carried),
         "parts": shard.parts,
         "files": sum(summary.files for summary in summaries),
         "bytes": sum(summary.bytes for summary in summaries),

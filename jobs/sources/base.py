@@ -35,6 +35,20 @@ class SourceRequest:
     nested: bool = False  # archives within the data are extracted where they lie
 
 
+def pinned(request: SourceRequest, locator: str) -> SourceRef:
+    """A reference to the source that keeps what was asked for, so that it can be asked again."""
+    return SourceRef(
+        request.kind,
+        locator,
+        repo_type=request.repo_type,
+        include=request.include,
+        exclude=request.exclude,
+        files=request.files,
+        join=request.join,
+        asked_revision=request.revision,
+    )
+
+
 Expect = Callable[[bytes], None]  # raises where the first bytes of a file are not what they must be
 
 
