@@ -147,6 +147,7 @@ class SourceFile(Struct, frozen=True):
     locator: str  # its address at the source, without secrets
     size: int | None = None  # bytes; None if the source does not report it
     digest: Digest | None = None
+    version: str | None = None  # what else tells two states apart: an ETag, or a time
 
 
 class Shard(Struct, frozen=True):
@@ -249,6 +250,9 @@ class SourceRef(Struct, frozen=True):
     include: tuple[str, ...] = ()  # globs of the chosen files
     exclude: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()  # files of a local folder that are not part of its tree
+    files: tuple[str, ...] = ()  # of a repository, as requested
+    join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
+    asked_revision: str | None = None  # as requested; None: the newest state
 
     @property
     def pinned_name(self) -> str:
@@ -257,6 +261,14 @@ class SourceRef(Struct, frozen=True):
             return self.locator
         revision = self.revision[:12] if self.kind is SourceKind.HUB else self.revision
         return f"{self.locator} @ {revision}"
+
+
+class Published(Struct, frozen=True):
+    """A state of a dataset that was published."""
+
+    run_id: str
+    published: datetime
+    revision: str | None = None  # of its source
 
 
 class Plan(Struct, frozen=True, dict=True):
@@ -271,6 +283,7 @@ class Plan(Struct, frozen=True, dict=True):
     version: str  # of the tool that made the plan
     created: datetime
     engine: str = "auto"  # as requested at launch
+    history: tuple[Published, ...] = ()  # states that this one updates, the oldest first
     schema: int = SCHEMA
 
     def shard(self, shard_id: str) -> Shard:
@@ -325,6 +338,23 @@ class Span(Struct, frozen=True):
     crc32: str | None = None  # of the inflated tar's bytes before ``end``, if it was streamed
 
 
+class RecordsRange(Struct, frozen=True):
+    """The records of one shard in the records file of a published dataset."""
+
+    path: str  # of that file, relative to the dataset
+    start: int  # bytes from its beginning
+    stop: int
+    crc32: str  # of these bytes
+    part: int  # index of the first part of the shard that brought records
+
+
+class Carried(Struct, frozen=True):
+    """An unchanged shard, whose files are taken from the dataset that was published before."""
+
+    dataset: str  # absolute path
+    records: RecordsRange | None = None  # None: the shard brought none
+
+
 class Fetched(Struct, frozen=True):
     """The evidence that a shard is downloaded completely, and what was found while reading it."""
 
@@ -344,6 +374,7 @@ class Fetched(Struct, frozen=True):
     superseded: tuple[int, ...] = ()  # ordinals of members that a later one with that path replaces
     top: str | None = None  # the single common top folder that is stripped, if there is one
     attempt: int = 0  # that downloaded it
+    carried: Carried | None = None  # not downloaded, because its extracted files are taken over
     schema: int = SCHEMA
 
 

@@ -20,12 +20,14 @@ from orchestrator.inspection.state import RunStatus
 from orchestrator.lifecycle.launching import Planned, launch, plan
 from orchestrator.lifecycle.request import LaunchRequest
 from orchestrator.lifecycle.resuming import Resumable, cancel, plan_resume, resume
+from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
 from orchestrator.lifecycle.verifying import dataset_of, how_to_repair, verify, verify_on_slurm
 
 __all__ = [
     "LaunchRequest",
     "OrchestrateError",
     "Planned",
+    "PlannedUpdate",
     "Resumable",
     "Run",
     "RunStatus",
@@ -38,6 +40,7 @@ __all__ = [
     "launch",
     "plan",
     "plan_resume",
+    "plan_update",
     "resume",
     "status",
     "verify",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from jobs.archives.base import Archive, DamagedError
 from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
+from jobs.extract.carried import carry_part
 from jobs.extract.part import PartJob, extract_part
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
@@ -44,7 +45,10 @@ class PartExtractor:
         work: PartJob | None = None
         try:
             work = self._work(part)
-            summary = extract_part(work, self._archive(work), self._progress)
+            if work.fetched.carried is not None:
+                summary = carry_part(work, work.fetched.carried, self._progress)
+            else:
+                summary = extract_part(work, self._archive(work), self._progress)
             return PartResult(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))
         except (Stopped, StorageError) as error:
             problem = Problem.of(error, shard=part.shard)

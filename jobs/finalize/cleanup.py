@@ -186,6 +186,8 @@ def _keep_archives(context: FinalizeContext) -> None:
         fetched = context.folder.load_fetched(shard.id)
         if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
             continue
+        if fetched.carried is not None:
+            continue  # an earlier run's, which keeps them
         kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
         for file, target in zip(fetched.files, kept, strict=True):
             if is_there(Path(file)):

@@ -36,6 +36,7 @@ def build(
         "version": __version__,
         "planned_by": plan.version,
         "run_id": plan.run_id,
+        "run_dir": str(context.folder.path),
         "launched": plan.created,
         "published": utc_now(),
         "host": os.uname().nodename,
@@ -58,6 +59,7 @@ def build(
         "shards": [_shard(context, shard, merged) for shard in plan.shards],
         "stages": _stages(context.folder),
         "attempts": list(_attempts(context.folder)),
+        "history": msgspec.to_builtins(plan.history),
     }
 
 
@@ -81,6 +83,7 @@ def _shard(context: FinalizeContext, shard: Shard, merged: Merged | None) -> Jso
         ],
         "format": fetched.format.value if fetched else None,
         "digest_verified": bool(fetched and fetched.verified),
+        "carried": bool(fetched and fetched.carried),
         "parts": shard.parts,
         "files": sum(summary.files for summary in summaries),
         "bytes": sum(summary.bytes for summary in summaries),

@@ -62,6 +62,16 @@ def form_of(name: str) -> Form | None:
     return Form.LINES if lower.endswith((".jsonl", ".ndjson")) else None
 
 
+def is_plain_lines(path: Path, name: str) -> bool:
+    """Whether a records file holds JSON lines in UTF-8, which ``as_lines`` takes as they are."""
+    encoding = _encoding_of(path)
+    return (
+        form_of(name) is not Form.TABLE
+        and encoding in _UTF_8
+        and _json_form(path, encoding) is Form.LINES
+    )
+
+
 def as_lines(
     path: Path,
     name: str,

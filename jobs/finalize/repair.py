@@ -47,7 +47,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     missing = []
     for shard_id in dict.fromkeys(part.shard for part in parts):
         fetched = folder.load_fetched(shard_id)
-        if fetched is None or not _is_here(fetched):
+        if fetched is None or fetched.carried is not None or not _is_here(fetched):
             folder.fetched(shard_id).unlink(missing_ok=True)
             missing.append(shard_id)
     staging.receipt.unlink(missing_ok=True)

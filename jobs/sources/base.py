@@ -35,6 +35,20 @@ class SourceRequest:
     nested: bool = False  # extract archives within the data in place
 
 
+def pinned(request: SourceRequest, locator: str) -> SourceRef:
+    """A reference to the source with the request, so that it can be opened again."""
+    return SourceRef(
+        request.kind,
+        locator,
+        repo_type=request.repo_type,
+        include=request.include,
+        exclude=request.exclude,
+        files=request.files,
+        join=request.join,
+        asked_revision=request.revision,
+    )
+
+
 Expect = Callable[[bytes], None]  # raises if the first bytes of a file are wrong
 
 

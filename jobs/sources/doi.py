@@ -13,7 +13,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import doi_records, file_names, http_probe
-from jobs.sources.base import Expect, SourceRequest
+from jobs.sources.base import Expect, SourceRequest, pinned
 from jobs.sources.doi_records import Record
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -59,14 +59,11 @@ class DoiSource:
     def describe(self) -> SourceRef:
         if self._ref is None:
             record = self._read()
-            self._ref = SourceRef(
-                SourceKind.DOI,
-                record.doi,
+            self._ref = structs.replace(
+                pinned(self._request, record.doi),
                 revision=record.version,
                 endpoint=record.api,
                 license=record.license,
-                include=self._request.include,
-                exclude=self._request.exclude,
             )
         return self._ref
 

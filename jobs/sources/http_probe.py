@@ -19,6 +19,7 @@ from jobs.transfer.responses import (
     MOST_CODED,
     DecodedBody,
     RetryLater,
+    Validator,
     content_length,
     content_range,
     encoding,
@@ -46,6 +47,7 @@ class Probe:
     name: str | None  # from Content-Disposition
     head: bytes
     labelled_page: bool = False  # whether its headers say that it is a web page
+    version: str | None = None  # its strong ETag, or otherwise its time
 
 
 def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
@@ -174,7 +176,9 @@ def _request(wire: ConnectionPool, target: Target, most: int) -> Probe:
         error = refused(reply.status, reply.headers, name=name, site=reply.site, elsewhere=False)
         if error:
             raise error
-        return Probe(_size(reply), name_in_header, _head(reply, name, most), is_page(reply.headers))
+        version = Validator.of(reply.headers).if_range or None
+        head = _head(reply, name, most)
+        return Probe(_size(reply), name_in_header, head, is_page(reply.headers), version)
     finally:
         reply.close()
 

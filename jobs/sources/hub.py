@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from msgspec import structs
+
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, hub_client
-from jobs.sources.base import Expect, SourceRequest
+from jobs.sources.base import Expect, SourceRequest, pinned
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -181,15 +183,12 @@ class HubSource:
             raise self._with_hint(error) from None
         card = getattr(info, "card_data", None)
         licence = card.get("license") if card is not None else None
-        return SourceRef(
-            SourceKind.HUB,
-            info.id or repo.id,
+        return structs.replace(
+            pinned(self._request, info.id or repo.id),
             revision=info.sha,
             repo_type=repo.repo_type,
             endpoint=repo.endpoint if repo.endpoint != hub_client.PUBLIC else None,
             license=", ".join(licence) if isinstance(licence, list) else licence,
-            include=self._request.include,
-            exclude=self._request.exclude,
         )
 
     def _with_hint(self, error: SourceError) -> SourceError:

@@ -24,7 +24,7 @@ from jobs.model import (
 )
 from jobs.runtime import background
 from jobs.sources import file_names
-from jobs.sources.base import Expect, SourceRequest
+from jobs.sources.base import Expect, SourceRequest, pinned
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Found, Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
@@ -92,12 +92,8 @@ class LocalSource:
     def describe(self) -> SourceRef:
         if self._not_copied is None:
             self._chosen()
-        return SourceRef(
-            SourceKind.LOCAL,
-            str(self._root),
-            include=self._request.include,
-            exclude=self._request.exclude,
-            not_copied=self._not_copied or (),
+        return structs.replace(
+            pinned(self._request, str(self._root)), not_copied=self._not_copied or ()
         )
 
     def shards(self) -> Sequence[Shard]:
@@ -174,7 +170,7 @@ class LocalSource:
         kin = {name}.union(*(family.names for family in families(names) if name in family.names))
         if self._request.join:
             kin.update(file_names.chosen(names, self._request.join, ()))
-        files = [SourceFile(each, str(folder / each), _size(folder / each)) for each in sorted(kin)]
+        files = [_file(each, folder / each) for each in sorted(kin)]
         found = sort_out(files, self._request, _look(folder), where=str(folder), meant={name})
         return self._finished(found, shards_of(found), folder)
 
@@ -261,9 +257,12 @@ class LocalSource:
         for item in folder_listing.walk(self._root, self._leave):
             if item.kind != folder_listing.FOLDER:
                 name = os.fsdecode(item.path)
-                size = item.size if item.kind == folder_listing.FILE else _size(self._root / name)
                 self._oldest = min(self._oldest, item.mtime_ns / 1e9)
-                files.append(SourceFile(name, f"{self._root}/{name}", size))
+                if item.kind == folder_listing.FILE:
+                    place, time_ns = f"{self._root}/{name}", str(item.mtime_ns)
+                    files.append(SourceFile(name, place, item.size, version=time_ns))
+                else:
+                    files.append(_file(name, self._root / name))
         return files
 
 
@@ -310,11 +309,13 @@ def _head(path: Path) -> bytes | None:
         return None  # reading the complete file reports it
 
 
-def _size(path: Path) -> int:
+def _file(name: str, path: Path) -> SourceFile:
+    """The file in ``path``, or the one that a link of that name leads to."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise from_os_error(error, doing=f"reading the size of {quoted(str(path))}") from error
+    return SourceFile(name, str(path), status.st_size, version=str(status.st_mtime_ns))
 
 
 def _check_distinct(shards: Sequence[Shard]) -> None:

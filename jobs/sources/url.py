@@ -12,7 +12,7 @@ from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Expect, SourceRequest, key_of
+from jobs.sources.base import Expect, SourceRequest, key_of, pinned
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.sources.url_lists import ListedUrl
@@ -83,7 +83,7 @@ class UrlSource:
         return cls((), request, private)
 
     def describe(self) -> SourceRef:
-        return SourceRef(SourceKind.URL, redact(self._addresses[0].url))
+        return pinned(self._request, redact(self._addresses[0].url))
 
     def shards(self) -> Sequence[Shard]:
         return self._chosen().shards
@@ -149,7 +149,7 @@ class UrlSource:
                     name = f"{above}/{name}"
             addresses[name] = address.url
             heads[name] = probe.head
-            files.append(SourceFile(name, redact(address.url), probe.size, found))
+            files.append(SourceFile(name, redact(address.url), probe.size, found, probe.version))
         request = self._request
         chosen_names = set(file_names.chosen(addresses, request.include, request.exclude))
         where = redact(self._addresses[0].url)

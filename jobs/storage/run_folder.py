@@ -81,6 +81,10 @@ class RunFolder:
     def manifest(self, part: Part) -> Path:
         return self.manifests / f"{part.id}.jsonl"
 
+    def carried(self, part: Part) -> Path:
+        """The manifest of a part that is taken from the dataset published before."""
+        return self.path / "carried" / f"{part.id}.jsonl"
+
     @property
     def progress(self) -> Path:
         return self.path / "progress"

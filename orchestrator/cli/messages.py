@@ -12,8 +12,9 @@ import click
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.safe_paths import quoted
 from orchestrator import resources, units
-from orchestrator.api import Planned, Resumable
+from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes
 from orchestrator.cli.request_from_options import OutputMode
@@ -22,6 +23,8 @@ from orchestrator.inspection import status_json
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle.request import stage_resources
 
+DRY_RUN = "Dry run: nothing was submitted or written."
+_FEW = 5  # names on a line
 _SHOWN_SHARDS = 12  # of a plan, at most
 
 
@@ -99,6 +102,11 @@ def print_lines(lines: Sequence[str]) -> None:
     click.echo(terminal.style_of(sys.stderr).spell("\n".join(lines)), err=True)
 
 
+def show(lines: Sequence[str]) -> None:
+    """Print a result, on standard output."""
+    click.echo(terminal.stdout_style().spell("\n".join(lines)))
+
+
 def announce(planned: Planned, habits: OutputMode) -> None:
     """Print what will be done and, on a terminal, ask whether to continue."""
     print_lines(plan_lines(planned))
@@ -113,13 +121,11 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
     if as_json:
         _print_json(_dry_json(planned, problems, scripts))
     else:
-        look = terminal.stdout_style()
         lines = [*plan_lines(planned), *_shard_lines(planned.plan.shards)]
         for stage, script in scripts.items():
             lines += ["", f"--- {stage.value} ---", script.rstrip()]
         lines += ["", *(f"✗ {problem}" for problem in problems)]
-        lines.append("Dry run: nothing was submitted or written.")
-        click.echo(look.spell("\n".join(lines)))
+        show([*lines, DRY_RUN])
     return exit_codes.PREFLIGHT if problems else exit_codes.DONE
 
 
@@ -215,6 +221,58 @@ def _finalize_id(state: RunState) -> str | None:
         for task in submission.of_stage(Stage.FINALIZE):
             return task.job_id
     return None
+
+
+def update_lines(update: PlannedUpdate) -> list[str]:
+    """What changed at the source, and what an update will do."""
+    before, now = update.before.source, update.planned.plan.source
+    states = now.pinned_name
+    if before.revision != now.revision:
+        states = f"{before.pinned_name} → {now.revision}"
+    lines = [f"Dataset   {update.planned.plan.dest}", f"Source    {now.kind.value} {states}"]
+    if update.nothing_to_do:
+        return [*lines, "Nothing changed: the dataset is what its source has now."]
+    lines.append(f"Taken     {_amount(update.kept)} of the published dataset")
+    lines.append(f"To fetch  {_amount((*update.new, *update.again))}{_names(update.new)}")
+    if update.again:
+        fact = "unchanged, but what was published does not tell apart what they brought"
+        lines.append(f"          of these {_amount(update.again)}: {fact}")
+    if update.gone:
+        lines.append(f"To drop   {_amount(update.gone)}{_names(update.gone)}")
+    return lines
+
+
+def _amount(shards: Sequence[Shard]) -> str:
+    size = sum(shard.size or 0 for shard in shards)
+    return f"{units.plural(len(shards), 'shard')}, {units.size(size)}"
+
+
+def _names(shards: Sequence[Shard]) -> str:
+    shown = ", ".join(quoted(shard.name) for shard in shards[:_FEW])
+    more = f" and {len(shards) - _FEW} more" if len(shards) > _FEW else ""
+    return f": {shown}{more}" if shards else ""
+
+
+def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
+    """What an update will do, as ``update --dry-run --json`` prints it."""
+    planned = update.planned
+    _print_json(
+        {
+            "schema": status_json.JSON_SCHEMA,
+            "dry_run": True,
+            "dest": planned.plan.dest,
+            "run_id": update.before.run_id,
+            "revision": update.before.source.revision,
+            "new_revision": planned.plan.source.revision,
+            "nothing_to_do": update.nothing_to_do,
+            "kept": [shard.name for shard in update.kept],
+            "new": [shard.name for shard in update.new],
+            "again": [shard.name for shard in update.again],
+            "gone": [shard.name for shard in update.gone],
+            "notes": planned.notes,
+            "problems": problems,
+        }
+    )
 
 
 def resume_lines(planned: Resumable) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from jobs.errors import ClaimedError, EngineError
+from jobs.finalize.carrying import CarryPlan
 from jobs.model import Plan, Stage, Submission, utc_now
 from jobs.runtime import background
 from jobs.runtime.process import cores
@@ -31,6 +32,24 @@ class Planned:
     notes: tuple[str, ...] = ()  # for the user, before it starts
     why_local: str = ""  # why this machine does the work, if that was not requested
     temp_limit: int | None = None  # bytes of archives that may be stored at a time
+    carry: CarryPlan | None = None  # what an update takes from the published dataset
+
+    @property
+    def left(self) -> Planned | None:
+        """What has to be fetched and written, where that is not all of the plan."""
+        return self if self.carry else None
+
+    @property
+    def shards_left(self) -> tuple[str, ...]:
+        """Ids of the shards to fetch."""
+        kept = self.carry.evidence if self.carry else {}
+        return tuple(shard.id for shard in self.plan.shards if shard.id not in kept)
+
+    @property
+    def parts_left(self) -> tuple[str, ...]:
+        """Ids of the parts to extract from archives."""
+        left = set(self.shards_left)
+        return tuple(part.id for part in self.plan.parts() if part.shard in left)
 
     @property
     def folder(self) -> Run:
@@ -62,7 +81,7 @@ class Planned:
         plan = self.plan
         tasks = planning.tasks_for(
             plan,
-            (shard.id for shard in plan.shards),
+            self.shards_left,
             (part.id for part in plan.parts()),
             most=self.tasks,
         )
@@ -84,7 +103,7 @@ class Planned:
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
-        found = preflight.problems(self.plan, self.folder.path, self.temp_limit)
+        found = preflight.problems(self.plan, self.folder.path, self.temp_limit, self.left)
         try:
             if not found:
                 running.check_claim(self.plan)
@@ -151,12 +170,14 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     ``EngineError``; if nothing was submitted, the run folder is removed.
     """
     folder = planned.folder
-    preflight.check(planned.plan, folder.path, planned.temp_limit)
+    preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
     reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:
         if planned.private:
             atomic.write_json(folder.private, planned.private)
+        if planned.carry:
+            planned.carry.write(folder)
         running.take_claim(folder, planned.plan)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)

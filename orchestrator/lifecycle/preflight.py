@@ -29,9 +29,15 @@ from orchestrator.lifecycle.space import UnfinishedWork
 _ADDRESS_SPACE = 2 << 30  # bytes; with less a task may fail
 
 
-def check(plan: Plan, run_dir: Path | None = None, temp_limit: int | None = None) -> None:
+def check(
+    plan: Plan,
+    run_dir: Path | None = None,
+    temp_limit: int | None = None,
+    left: UnfinishedWork | None = None,
+) -> None:
     """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
-    _refuse(problems(plan, run_dir, temp_limit) or list(_unwritable_after_all(plan, run_dir)))
+    found = problems(plan, run_dir, temp_limit, left)
+    _refuse(found or list(_unwritable_after_all(plan, run_dir)))
 
 
 def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None) -> None:
@@ -40,17 +46,23 @@ def check_space(plan: Plan, left: UnfinishedWork, temp_limit: int | None = None)
     _refuse(found or space.problems(plan, temp_limit, left))
 
 
-def problems(plan: Plan, run_dir: Path | None = None, temp_limit: int | None = None) -> list[str]:
+def problems(
+    plan: Plan,
+    run_dir: Path | None = None,
+    temp_limit: int | None = None,
+    left: UnfinishedWork | None = None,
+) -> list[str]:
     """Problems of a run that is about to start, a line each; changes nothing.
 
-    ``temp_limit``: bytes of archives that may be stored at a time.
+    ``temp_limit``: bytes of archives that may be stored at a time; ``left``: what of the plan has
+    to be fetched and written (None: all of it).
     """
     return [
         *_unwritable(plan, run_dir),
         *_badly_placed(plan, run_dir),
         *_in_the_way(plan, run_dir),
         *_occupied(plan, run_dir),
-        *space.problems(plan, temp_limit),
+        *space.problems(plan, temp_limit, left),
     ]
 
 

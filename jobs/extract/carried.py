@@ -1,0 +1,201 @@
+"""A part of an unchanged shard: its files taken from the dataset that was published before.
+
+Each file is read once and compared with the part's manifest of then, and gets a second name (a hard
+link) in the data folder, so that no byte is written; where the file system has no such links it is
+copied. Nothing here changes the published dataset: extraction never writes into a file that has
+two names (``jobs.outputs.files.open_place``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+from msgspec import structs
+
+from jobs.errors import ArchiveError, Cause, from_os_error
+from jobs.extract.content import RecordsFile
+from jobs.extract.part import PartJob
+from jobs.extract.paths import path_of
+from jobs.model import Carried, Entry, PartSummary, RecordsRange
+from jobs.outputs.files import mode_of, own_write_error, write_file
+from jobs.runtime.progress import Progress
+from jobs.storage import atomic, digest
+from jobs.storage.manifest import ManifestWriter, read_manifest, read_summary
+from jobs.storage.safe_paths import Folders, quoted
+from jobs.storage.staging import MANIFEST, RECEIPT, SUMS, Staging
+
+_CHUNK = 1 << 20  # bytes
+# No link between these two places, or none at all; protected_hardlinks forbids those to files of
+# others. https://man7.org/linux/man-pages/man2/link.2.html
+_NO_LINK = frozenset(
+    {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
+)
+
+
+def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSummary:
+    """Take a part over and give it its manifest.
+
+    Raises ``ArchiveError`` (``CHANGED``) where a published file is not what it was: then the shard
+    has to be fetched. Raises ``StorageError`` and ``Stopped`` as extraction does.
+    """
+    path = work.folder.manifest(work.part)
+    try:
+        with (
+            closing(atomic.FileSystem(Staging(work.plan).data)) as file_system,
+            ManifestWriter(path) as manifest,
+        ):
+            return _Carrier(work, carried, progress, manifest).run(file_system)
+    except OSError as error:
+        raise own_write_error(error, path) from error
+
+
+class _Carrier:
+    def __init__(
+        self, work: PartJob, carried: Carried, progress: Progress, manifest: ManifestWriter
+    ) -> None:
+        self._work = work
+        self._carried = carried
+        self._progress = progress
+        self._manifest = manifest
+        self._options = work.plan.options
+        self._staging = Staging(work.plan)
+        self._folders = Folders(self._staging.data, archive=work.shard.name)
+        # Entries of these are in the manifest, but the files of these names are made by finalize.
+        self._made_anew = {RECEIPT, MANIFEST, SUMS.get(self._options.digest)}
+        if self._options.layout.has_records:
+            self._made_anew.add(self._options.layout.records)
+
+    def run(self, file_system: atomic.FileSystem) -> PartSummary:
+        before = self._work.folder.carried(self._work.part)
+        summary = structs.replace(read_summary(before), part=self._work.part.id)
+        for entry in read_manifest(before):
+            if entry.path not in self._made_anew:
+                self._take(entry)
+            self._manifest.add(entry)
+            self._progress.add(files=1)
+        self._take_records(summary)
+        file_system.sync()  # the manifest is to outlive a crash of the node
+        self._manifest.finish(summary)
+        return summary
+
+    # Files ----------------------------------------------------------------------------------
+
+    def _take(self, entry: Entry) -> None:
+        path = path_of(entry)
+        source = os.fsencode(self._carried.dataset) + b"/" + path
+        try:
+            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._differs(entry, error.strerror or type(error).__name__) from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._differs(entry, "it is no plain file any more")
+            self._compare(entry, fd)
+            try:
+                self._put(source, fd, status, self._folders.place(path))
+            except OSError as error:
+                raise own_write_error(error, self._staging.data / os.fsdecode(path)) from error
+        finally:
+            os.close(fd)
+
+    def _compare(self, entry: Entry, fd: int) -> None:
+        names = dict.fromkeys(["crc32", self._options.digest])
+        hashers = [digest.new(name) for name in names]
+        size = 0
+        try:
+            for chunk in _chunks(fd):
+                self._progress.check()
+                self._progress.add(bytes=len(chunk))
+                size += len(chunk)
+                for hasher in hashers:
+                    hasher.update(chunk)
+        except OSError as error:
+            raise self._differs(entry, error.strerror or type(error).__name__) from error
+        if size != entry.size:
+            raise self._differs(entry, f"{size} bytes, not {entry.size}")
+        wanted = [entry.crc32, entry.digest][: len(hashers)]
+        if [hasher.hexdigest() for hasher in hashers] != wanted:
+            raise self._differs(entry, "other bytes")
+
+    def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
+        """Have the file under ``place``, whatever an earlier attempt left there."""
+        try:
+            try:
+                os.link(source, place, follow_symlinks=False)
+            except FileExistsError:
+                there = os.lstat(place)
+                if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+                    return
+                os.unlink(place)  # noqa: PTH108  # paths are bytes here
+                os.link(source, place, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            os.lseek(fd, 0, os.SEEK_SET)
+            times = self._options.preserve_times
+            write_file(
+                place,
+                mode_of(status.st_mode),
+                _chunks(fd),
+                status.st_mtime_ns if times else None,
+            )
+
+    def _differs(self, entry: Entry, why: str) -> ArchiveError:
+        return ArchiveError(
+            f"{self._work.shard.name}: {quoted(path_of(entry))} of the published dataset is not "
+            f"what its manifest says ({why}), so the shard is fetched again",
+            cause=Cause.CHANGED,
+            member=entry.path,
+        )
+
+    # Records --------------------------------------------------------------------------------
+
+    def _take_records(self, summary: PartSummary) -> None:
+        """Have the records where extraction would have put them: all of the shard's in the first
+        place that had some, none in the others."""
+        part, staging = self._work.part, self._staging
+        places = [staging.part_records(part)] if summary.records else []
+        places += [staging.inner_records(part, number) for number in sorted(summary.inner_records)]
+        ranged = self._carried.records
+        for number, place in enumerate(places):
+            is_first = ranged is not None and ranged.part == part.index and number == 0
+            records = RecordsFile(place, self._options, self._progress)
+            with closing(records):
+                records.write(self._records(ranged) if is_first else (), ordinal=0)
+                records.commit()
+
+    def _records(self, ranged: RecordsRange | None) -> Iterator[memoryview]:
+        assert ranged is not None  # else there is no first place
+        path = Path(self._carried.dataset, ranged.path)
+        hasher = digest.new("crc32")
+        try:
+            with path.open("rb", buffering=0) as file:
+                file.seek(ranged.start)
+                for chunk in _chunks(file.fileno(), ranged.stop - ranged.start):
+                    hasher.update(chunk)
+                    yield chunk
+        except OSError as error:
+            raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
+        if hasher.hexdigest() != ranged.crc32:
+            raise ArchiveError(
+                f"{self._work.shard.name}: {quoted(str(path))} was changed since the update "
+                "began, so the shard is fetched again",
+                cause=Cause.CHANGED,
+            )
+
+
+def _chunks(fd: int, size: int | None = None) -> Iterator[memoryview]:
+    """The bytes from the descriptor's place on, ``size`` of them or up to the end."""
+    buffer = memoryview(bytearray(_CHUNK))
+    while size is None or size > 0:
+        count = os.readv(fd, [buffer if size is None else buffer[: min(size, _CHUNK)]])
+        if not count:
+            return
+        yield buffer[:count]
+        size = None if size is None else size - count

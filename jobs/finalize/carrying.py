@@ -1,0 +1,309 @@
+"""What the next state of a published dataset takes over from it: shards that did not change.
+
+Decided before a run begins, from both plans and what the run that published left: its receipt, its
+manifests and its evidence. The files themselves are compared and linked by the extract tasks
+(``jobs.extract.carried``).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import msgspec
+from msgspec import structs
+
+from jobs.checks import records
+from jobs.errors import RunFolderError, VerificationError
+from jobs.finalize import record_forms
+from jobs.finalize.findings import FindingKind
+from jobs.model import (
+    Carried,
+    Fetched,
+    Format,
+    OnBadRecord,
+    OnCollision,
+    Part,
+    PartSummary,
+    Plan,
+    Published,
+    RecordsRange,
+    Shard,
+    ShardKind,
+    SourceFile,
+)
+from jobs.storage import atomic, digest
+from jobs.storage.manifest import PublishedFile, read_summary
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import RECEIPT
+
+
+class PublishedShard(msgspec.Struct, frozen=True):
+    """What a receipt says of a shard."""
+
+    id: str
+    records: int = 0
+
+
+class PublishedReceipt(msgspec.Struct, frozen=True):
+    """What an update needs of a receipt."""
+
+    run_id: str
+    published: datetime
+    counts: dict[str, int]
+    shards: tuple[PublishedShard, ...]
+    run_dir: str = ""  # empty: written before receipts told
+    findings: dict[str, int] = {}
+    records: PublishedFile | None = None
+    records_among_data: tuple[str, ...] = ()  # parts that brought records in files among their data
+    history: tuple[Published, ...] = ()
+
+
+@dataclass(frozen=True)
+class CarryPlan:
+    """The shards of a new plan that are taken over, by their ids there."""
+
+    evidence: Mapping[str, Fetched] = field(default_factory=dict)
+    manifests: Mapping[Part, Path] = field(default_factory=dict)  # of the earlier run, by new part
+
+    def write(self, folder: RunFolder) -> None:
+        """Put it into the run folder, evidence last; raises ``OSError``."""
+        for part, manifest in self.manifests.items():
+            target = folder.carried(part)
+            target.parent.mkdir(mode=0o700, exist_ok=True)
+            shutil.copyfile(manifest, target)
+        for shard_id, evidence in self.evidence.items():
+            atomic.write_json(folder.fetched(shard_id), evidence)
+
+
+def read_receipt(dest: Path) -> PublishedReceipt:
+    """The receipt of the dataset in ``dest``; raises ``VerificationError`` where none is usable."""
+    try:
+        return atomic.read_json(dest / RECEIPT, PublishedReceipt)
+    except FileNotFoundError:
+        raise VerificationError(
+            f"{dest} has no {RECEIPT}: no dataset was published there (or its repair is not "
+            "finished, which `resume` does); use launch"
+        ) from None
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise VerificationError(
+            f"{dest / RECEIPT} cannot be read ({error}); launch again with --overwrite"
+        ) from error
+
+
+def same_shards(old: Plan, new: Plan) -> dict[str, Shard]:
+    """The unchanged shards: the old ones by their new ids.
+
+    A shard is the same where its files have the same names, sizes and published digests (without
+    digests: ETags or times), and where it is cut into as many parts.
+    """
+    known = {_name(shard): shard for shard in old.shards}
+    return {
+        shard.id: before
+        for shard in new.shards
+        if (before := known.get(_name(shard))) is not None and _is_same(before, shard)
+    }
+
+
+def _name(shard: Shard) -> tuple[object, ...]:
+    names = tuple(file.name for file in shard.files)
+    return shard.kind, shard.joined_name, shard.below, shard.parts, names
+
+
+def _is_same(old: Shard, new: Shard) -> bool:
+    return new.kind is not ShardKind.TREE and all(
+        _is_same_file(*pair) for pair in zip(old.files, new.files, strict=True)
+    )
+
+
+def _is_same_file(old: SourceFile, new: SourceFile) -> bool:
+    """Whether two states of a file are known to be one; without a digest or a version none is."""
+    if old.size != new.size:
+        return False
+    if old.digest and new.digest and old.digest.algorithm == new.digest.algorithm:
+        return old.digest == new.digest
+    return old.version is not None and old.version == new.version
+
+
+def plan_carry(
+    folder: RunFolder, old: Plan, receipt: PublishedReceipt, same: Mapping[str, Shard]
+) -> CarryPlan:
+    """What of the ``same`` shards (see ``same_shards``) can be taken over.
+
+    The others are fetched though they did not change, as it is not known any more what they
+    brought: where files were dropped, or records lie in a form that cannot be told apart.
+    ``folder`` and ``old`` are of the run that published. Raises ``VerificationError`` where the
+    records file is damaged.
+    """
+    shards = {new_id: shard for new_id, shard in same.items() if _is_known(folder, shard)}
+    if _was_changed_by_audit(old, receipt):
+        return CarryPlan()
+    shards = {
+        new_id: shard
+        for new_id, shard in shards.items()
+        # Its id is in the paths of the files that are made of its tables.
+        if new_id == shard.id or _evidence(folder, shard).format is not Format.PARQUET
+    }
+    ranges = _record_ranges(folder, old, receipt)
+    evidence, manifests = {}, {}
+    for new_id, shard in shards.items():
+        if shard.id not in ranges:
+            continue
+        carried = Carried(old.dest, ranges[shard.id])
+        evidence[new_id] = structs.replace(
+            _evidence(folder, shard),
+            shard=new_id,
+            plain=None,
+            plain_start=0,
+            attempt=0,
+            carried=carried,
+        )
+        for part in _parts(shard):
+            manifests[Part(new_id, part.index, part.count)] = folder.manifest(part)
+    return CarryPlan(evidence, manifests)
+
+
+def _parts(shard: Shard) -> Iterator[Part]:
+    return (Part(shard.id, index, shard.parts) for index in range(shard.parts))
+
+
+def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
+    found = folder.load_fetched(shard.id)
+    assert found is not None  # `_is_known`
+    return found
+
+
+def _is_known(folder: RunFolder, shard: Shard) -> bool:
+    """Whether the run folder still has the evidence of a shard and of each of its parts."""
+    try:
+        for part in _parts(shard):
+            _summary(folder, part)
+        return folder.load_fetched(shard.id) is not None
+    except RunFolderError:
+        return False
+
+
+def _was_changed_by_audit(old: Plan, receipt: PublishedReceipt) -> bool:
+    """Whether other files or records were published than the shards brought.
+
+    What was dropped, or gave way to a file of another shard, may count in the next state; and in
+    folders that are named by shards' ids nothing keeps its path.
+    """
+    drops = old.options.on_bad_record is OnBadRecord.DROP and (
+        receipt.counts.get("records_dropped") or receipt.findings.get(FindingKind.BAD_IMAGE.value)
+    )
+    return bool(
+        drops
+        or receipt.findings.get(FindingKind.KEPT_FIRST.value)
+        or old.options.on_collision is OnCollision.PER_SHARD
+    )
+
+
+# Records -----------------------------------------------------------------------------------------
+
+
+def _record_ranges(
+    folder: RunFolder, old: Plan, receipt: PublishedReceipt
+) -> dict[str, RecordsRange | None]:
+    """Where the records of each shard are; None for one that brought none.
+
+    Shards are left out whose records cannot be told from others.
+    """
+    first: dict[str, int | None] = {}
+    unknown = 0
+    for shard in old.shards:
+        try:
+            first[shard.id] = _first_with_records(folder, shard)
+        except RunFolderError:
+            unknown += 1  # it is not taken over: `_is_known`
+    without: dict[str, RecordsRange | None] = {
+        shard_id: None for shard_id, part in first.items() if part is None
+    }
+    if receipt.records_among_data:  # a records file is one of the shard's data files
+        for part_id in receipt.records_among_data:
+            without.pop(part_id.rpartition(".p")[0], None)
+        return without
+    counts = {shard.id: shard.records for shard in receipt.shards}
+    bringing = [shard_id for shard_id, part in first.items() if part is not None]
+    if not bringing or unknown or receipt.records is None:
+        return without
+    path = Path(old.dest, receipt.records.path)
+    _check_records(path, receipt.records)
+    # Of copies of one list just the first one counts.
+    if not all(counts.get(shard_id) for shard_id in bringing):
+        return without
+    of_one = len(bringing) == 1
+    own_encoding = old.options.records_encoding is not None
+    if own_encoding or not (of_one or record_forms.is_plain_lines(path, receipt.records.path)):
+        return without
+    if of_one:
+        cuts = [0, path.stat().st_size]
+    else:
+        cuts = _cuts(path, [counts[shard_id] for shard_id in bringing])
+    ranges = dict(without)
+    for place, shard_id in enumerate(bringing):
+        start, stop = cuts[place : place + 2]
+        part = first[shard_id]
+        assert part is not None  # of `bringing`
+        crc32 = _crc32(path, start, stop)
+        ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
+    return ranges
+
+
+def _first_with_records(folder: RunFolder, shard: Shard) -> int | None:
+    """Index of the first part that brought records kept apart from its data; None for none.
+
+    Raises ``RunFolderError`` where a manifest is gone or damaged.
+    """
+    found = [part.index for part in _parts(shard) if _summary(folder, part).has_records]
+    return found[0] if found else None
+
+
+def _summary(folder: RunFolder, part: Part) -> PartSummary:
+    return read_summary(folder.manifest(part))
+
+
+def _check_records(path: Path, published: PublishedFile) -> None:
+    try:
+        found = (path.stat().st_size, _crc32(path, 0, path.stat().st_size))
+    except OSError as error:
+        found = (0, error.strerror or "")
+    if found != (published.size, published.crc32):
+        raise VerificationError(
+            f"{path} is not what the manifest says, so nothing can be taken from it; repair the "
+            "dataset first with `resume --deep`, or launch again with --overwrite"
+        )
+
+
+def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
+    """Offsets between the records of one shard and those of the next; the file's ends included."""
+    cuts = [0]
+    at = seen = 0
+    wanted = counts[0]
+    with path.open("rb", buffering=1 << 20) as file:
+        for line in records.lines(file):
+            if not records.is_blank(line):
+                if seen == wanted and len(cuts) < len(counts):
+                    cuts.append(at)
+                    wanted += counts[len(cuts) - 1]
+                seen += 1
+            at += len(line)
+    if seen != sum(counts):
+        raise VerificationError(
+            f"{path} holds {seen} records, but {RECEIPT} has {sum(counts)} of its shards; launch "
+            "again with --overwrite"
+        )
+    return [*cuts, at]
+
+
+def _crc32(path: Path, start: int, stop: int) -> str:
+    hasher = digest.new("crc32")
+    with path.open("rb") as file:
+        file.seek(start)
+        while start < stop and (data := file.read(min(1 << 20, stop - start))):
+            hasher.update(data)
+            start += len(data)
+    return hasher.hexdigest()

@@ -1,0 +1,73 @@
+"""``update``: a published dataset brought to the newest state of its source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from orchestrator.cli import options
+from orchestrator.cli.request_from_options import OutputMode
+from orchestrator.lifecycle.request import DEFAULT_DEST
+
+
+@click.command(cls=options.Titled, short_help="Bring a dataset to the newest state of its source.")
+@click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
+@click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")
+@click.option("--dry-run", is_flag=True, help="Show what changed; change nothing.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "slurm", "local"]),
+    help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
+)
+@click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
+@options.log_dir
+@options.slurm
+@options.wait
+@options.yes
+@options.as_json
+@options.parsable
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    dest: Path,
+    revision: str | None,
+    engine: str | None,
+    tasks: int | None,
+    log_dir: Path,
+    **values: Any,
+) -> int:
+    """Ask the source of the dataset in DEST what changed, and bring DEST to that state.
+
+    Only shards that changed are fetched and extracted; the files of the others are checked and
+    taken from the published dataset. The old state stays in place until the new one is whole.
+    """
+    from orchestrator import api
+    from orchestrator.cli import exit_codes, messages, progress_bars
+    from orchestrator.engines.registry import SLURM
+
+    changes = options.slurm_changes(values)
+    habits = OutputMode(**values)
+    if habits.parsable and engine is None:
+        engine = SLURM  # a script that waits for a job's id gets one, or an error
+    update = api.plan_update(
+        dest, log_dir=log_dir, revision=revision, engine=engine, tasks=tasks, changes=changes
+    )
+    planned = update.planned
+    lines = messages.update_lines(update)
+    if habits.dry_run or update.nothing_to_do:
+        problems = [] if update.nothing_to_do else planned.problems()
+        if habits.as_json:
+            messages.update_json(update, problems)
+        elif not habits.parsable:
+            told = [*lines, *(f"✗ {problem}" for problem in problems)]
+            messages.show([*told, messages.DRY_RUN] if habits.dry_run else told)
+        return exit_codes.PREFLIGHT if problems else exit_codes.DONE
+    if not habits.quiet:
+        messages.print_lines([*lines, *options.without_effect(ctx, planned.engine)])
+        messages.announce(planned, habits)
+    with progress_bars.progress(quiet=habits.quiet) as on_tick:
+        folder = api.launch(planned, on_tick=on_tick)
+    return messages.launched(folder, habits)

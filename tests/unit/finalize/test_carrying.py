@@ -1,0 +1,214 @@
+"""What an update takes from a published dataset, and how its files come into the next one."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from jobs.errors import Cause, VerificationError
+from jobs.extract.part_result import PartExtractor
+from jobs.extract.stage import run_extract
+from jobs.finalize import carrying
+from jobs.finalize.stage import run_finalize
+from jobs.model import (
+    Digest,
+    ItemResult,
+    Options,
+    Outcome,
+    Plan,
+    Shard,
+    ShardKind,
+    SourceFile,
+    SourceKind,
+    SourceRef,
+    utc_now,
+)
+from jobs.runtime.progress import Progress
+from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import Staging
+from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.staged import png
+
+ONE, TWO = Digest("sha256", "1" * 64), Digest("sha256", "2" * 64)
+
+
+# Which shards are the same ----------------------------------------------------------------------
+
+
+def plan_of(*files: SourceFile, kind: ShardKind = ShardKind.ARCHIVE, parts: int = 1) -> Plan:
+    shards = tuple(
+        Shard(f"{index:04d}", kind, (file,), parts=parts) for index, file in enumerate(files)
+    )
+    source = SourceRef(SourceKind.LOCAL, "/s")
+    return Plan("run", source, "/d", "/t", shards, Options(), "0", utc_now())
+
+
+def a_file(**changes: Any) -> SourceFile:
+    return structs.replace(SourceFile("a.tar", "/s/a.tar", 10, ONE, "then"), **changes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        pytest.param({}, {}, True, id="all of it"),
+        pytest.param({}, {"version": "now"}, True, id="the digest outweighs a time"),
+        pytest.param({}, {"digest": TWO}, False, id="other bytes at the same time"),
+        pytest.param({}, {"size": 11}, False, id="another size"),
+        pytest.param({}, {"name": "b.tar"}, False, id="another name"),
+        pytest.param({}, {"locator": "/mirror/a.tar"}, True, id="another place"),
+        pytest.param({}, {"digest": None}, True, id="a digest that is not published any more"),
+        pytest.param({}, {"digest": Digest("md5", "0" * 32)}, True, id="another kind of digest"),
+        pytest.param(
+            {"digest": None}, {"digest": None, "version": "now"}, False, id="another time"
+        ),
+        pytest.param(
+            {"digest": None, "version": None},
+            {"digest": None, "version": None},
+            False,
+            id="nothing tells",
+        ),
+    ],
+)
+def test_a_shard_is_the_same_where_its_source_says_so(
+    old: dict[str, Any], new: dict[str, Any], same: bool
+) -> None:
+    found = carrying.same_shards(plan_of(a_file(**old)), plan_of(a_file(**new)))
+    assert bool(found) is same
+
+
+def test_a_shard_in_other_parts_or_of_another_kind_is_another() -> None:
+    one = plan_of(a_file())
+    assert carrying.same_shards(one, plan_of(a_file(), parts=2)) == {}
+    tree = plan_of(a_file(), kind=ShardKind.TREE)
+    assert carrying.same_shards(tree, tree) == {}
+
+
+def test_a_shard_is_found_again_under_another_id() -> None:
+    found = carrying.same_shards(plan_of(a_file()), plan_of(a_file(name="0.tar"), a_file()))
+    assert {new: old.id for new, old in found.items()} == {"0001": "0000"}
+
+
+# Carrying -----------------------------------------------------------------------------------------
+
+
+def tar(path: Path, numbers: range) -> Path:
+    lines = (json.dumps({"image": f"images/{n}.png", "text": "é"}) + "\n" for n in numbers)
+    files = {f"images/{n}.png": png(n) for n in numbers}
+    files["prompts.jsonl"] = "".join(lines).encode()
+    with tarfile.open(path, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Extracting:
+    run = extracting(
+        tmp_path, [tar(tmp_path / "a.tar", range(3)), tar(tmp_path / "b.tar", range(3, 6))]
+    )
+    results = run_extract(run.folder, run.plan, run.parts, Progress())
+    assert {result.outcome for result in results} == {Outcome.OK}
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    return run
+
+
+def next_run(run: Extracting) -> Extracting:
+    """The run of an update that takes everything over."""
+    plan = structs.replace(
+        run.plan,
+        run_id="next",
+        options=structs.replace(run.plan.options, overwrite=True),
+        temp=f"{run.plan.dest}/.incoming/next/archives",
+    )
+    folder = RunFolder(run.folder.path.parent / "next")
+    folder.create(plan)
+    receipt = carrying.read_receipt(Path(plan.dest))
+    same = {shard.id: shard for shard in run.plan.shards}
+    carrying.plan_carry(run.folder, run.plan, receipt, same).write(folder)
+    Staging(plan).make_folders()
+    return Extracting(folder, plan)
+
+
+def carried(run: Extracting) -> list[ItemResult]:
+    """What becomes of each part, in this process."""
+    extractor = PartExtractor(run.folder, run.plan, Progress())
+    return [extractor.extract(part).result for part in run.parts]
+
+
+def published_tree(run: Extracting) -> dict[str, bytes]:
+    dest = run.staging.dest
+    return {
+        str(path.relative_to(dest)): path.read_bytes()
+        for path in sorted(dest.rglob("*"))
+        if path.is_file() and path.name != "RECEIPT.json" and ".incoming" not in path.parts
+    }
+
+
+@pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EMLINK])
+def test_what_is_carried_over_is_what_was_published(
+    published: Extracting, monkeypatch: pytest.MonkeyPatch, links: int | None
+) -> None:
+    before = published_tree(published)
+    run = next_run(published)
+    if links is not None:
+
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(links, os.strerror(links))
+
+        monkeypatch.setattr(os, "link", refuse)
+    for _ in range(2):  # a task may be requeued
+        for part in run.parts:
+            run.folder.manifest(part).unlink(missing_ok=True)
+        assert {result.outcome for result in carried(run)} == {Outcome.OK}
+    image = run.staging.data / "images/0.png"
+    assert image.stat().st_nlink == (2 if links is None else 1)
+    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert published_tree(run) == before
+    assert (run.staging.dest / "images/0.png").stat().st_nlink == 1
+
+
+def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
+    published: Extracting,
+) -> None:
+    run = next_run(published)
+    victim = run.staging.dest / "images/4.png"
+    victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+    one, two = carried(run)
+    assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
+    assert two.problem is not None
+    assert two.problem.cause is Cause.CHANGED
+    assert "'images/4.png'" in two.problem.message
+    assert not run.folder.manifest(run.parts[1]).exists()
+
+
+def test_a_records_file_that_changes_meanwhile_fails_its_parts(published: Extracting) -> None:
+    run = next_run(published)
+    path = run.staging.dest / "prompts.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"text", b"test", 1))
+    one, two = carried(run)
+    assert (one.outcome, two.outcome) == (Outcome.RETRYABLE, Outcome.OK)
+    with pytest.raises(VerificationError, match="resume --deep"):
+        carrying.plan_carry(
+            published.folder,
+            published.plan,
+            carrying.read_receipt(run.staging.dest),
+            {shard.id: shard for shard in published.plan.shards},
+        )
+
+
+def test_what_the_run_folder_does_not_know_any_more_is_fetched(published: Extracting) -> None:
+    published.folder.manifest(published.parts[0]).unlink()
+    receipt = carrying.read_receipt(published.staging.dest)
+    same = {shard.id: shard for shard in published.plan.shards}
+    found = carrying.plan_carry(published.folder, published.plan, receipt, same)
+    assert found.evidence == {}  # nor is it known which of the records were its own
