@@ -36,7 +36,7 @@ class PlannedUpdate:
     planned: Planned
     before: Plan  # of the run that published
     new: tuple[Shard, ...]  # changed, or not there before
-    gone: tuple[Shard, ...]  # not there any more, or changed under the same name
+    gone: tuple[Shard, ...]  # not there any more
     again: tuple[Shard, ...]  # unchanged, but not to be taken from the published dataset
 
     @property
@@ -85,12 +85,12 @@ def plan_update(
     same = carrying.same_shards(old, plan)
     # Where the dataset was moved by now, its files are where the receipt is.
     carry = carrying.plan_carry(folder, structs.replace(old, dest=str(dest)), receipt, same)
-    kept = {shard.id for shard in same.values()}
+    names = {shard.name for shard in plan.shards}
     return PlannedUpdate(
         replace(planned, plan=plan, carry=carry),
         old,
         new=tuple(shard for shard in plan.shards if shard.id not in same),
-        gone=tuple(shard for shard in old.shards if shard.id not in kept),
+        gone=tuple(shard for shard in old.shards if shard.name not in names),
         again=tuple(s for s in plan.shards if s.id in same and s.id not in carry.evidence),
     )
 
