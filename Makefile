@@ -11,7 +11,7 @@ SLURM_TESTS := tests/slurm $(wildcard tests/faults/test_matrix_slurm_*.py)
 PYTHON_CODE := jobs orchestrator tests examples $(wildcard benchmarks)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm-versions lint types unit packages bench constraints format clean
+.PHONY: help demo test quick test-slurm-versions lint types unit packages bench constraints format clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | \
@@ -21,6 +21,9 @@ demo: $(VENV)/.installed-decode ## Make a sample dataset, run it on this machine
 	@BIN="$(BIN)" .ci/demo
 
 test: packages lint types unit ## Lint, types and all tests; installs Slurm for them if it has the permission
+
+quick: lint ## Lint and the unit tests: what to run after each small change (a minute)
+	$(BIN)/python -m pytest -n $(WORKERS) -q tests/unit
 
 # Every version is tested, whatever the result of the others; a version that is not available says why.
 test-slurm-versions: $(VENV)/.installed-test packages ## The Slurm tests on each supported version of Slurm (half an hour)

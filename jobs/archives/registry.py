@@ -71,6 +71,7 @@ def _reader(fetched: Fetched, shard: Shard, options: Options, folder: RunFolder)
         from jobs.archives.folder import FolderArchive
 
         return FolderArchive(fetched, shard, options, folder)
+    assert fetched.format in (Format.FILE, Format.PARQUET)
     from jobs.archives.single_file import PlainFile
 
     return PlainFile(fetched, shard, options, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from jobs.errors import Cause, RunFolderError
@@ -9,6 +10,8 @@ from jobs.model import ItemResult, Outcome, Part, PartSummary, Plan, Problem
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
+
+log = logging.getLogger(__package__)
 
 
 def run_extract(
@@ -47,8 +50,9 @@ def run_extract(
 def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
     try:
         return read_summary(folder.manifest(part))
-    except RunFolderError:
-        return None  # damaged on disk: the part is extracted again
+    except RunFolderError as error:
+        log.warning("%s is extracted again: %s", part.id, error.message)
+        return None
 
 
 def _not_fetched(part: Part) -> Problem:

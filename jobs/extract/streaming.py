@@ -126,7 +126,8 @@ class ShardStream:
         except RunFolderError:
             return None
         if summary.span is None or summary.span.crc32 is None:
-            path.unlink(missing_ok=True)  # unknown which bytes it was made from
+            log.info("%s is extracted again: it is not known from which bytes", part.id)
+            path.unlink(missing_ok=True)
             return None
         return summary.span
 

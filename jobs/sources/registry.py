@@ -22,6 +22,7 @@ def open_source(request: SourceRequest) -> Source:
         from jobs.sources.doi import DoiSource
 
         return DoiSource.open(request)
+    assert request.kind is SourceKind.LOCAL
     from jobs.sources.local import LocalSource
 
     return LocalSource.open(request)
@@ -49,6 +50,7 @@ def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Sour
         from jobs.sources.doi import DoiSource
 
         return DoiSource.reopen(ref, options)
+    assert ref.kind is SourceKind.LOCAL
     from jobs.sources.local import LocalSource
 
     return LocalSource.reopen(ref, options.layout)

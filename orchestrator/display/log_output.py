@@ -105,7 +105,9 @@ def _heading(view: TaskView, known: task_logs.Logs, look: TerminalStyle) -> Iter
 
 def _reason(view: TaskView) -> str:
     return pending_reasons.explain(
-        view.engine.reason, [view.task.job_id] if view.task.job_id else []
+        view.engine.reason,
+        [view.task.job_id] if view.task.job_id else [],
+        requeued=view.engine.restarts > 0,
     )
 
 

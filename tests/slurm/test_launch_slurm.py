@@ -297,7 +297,7 @@ def test_a_task_killed_with_sigkill_and_resumed_runs_only_its_parts_again(
         members = [(f"{index}/{n:06d}.txt", b"%d" % n) for n in range(count)]
         samples.write_archive(source / f"shard-{index}.tar", members, "tar")
     dest = tmp_path / "data"
-    site.launch(dest, "--local-path", source, "--layout", "files", "--retries", "0")
+    site.launch(dest, "--local-path", source, "--layout", "files", "--retries", "0", "--no-overlap")
     folder = site.run_folder()
     number = _task_of(folder, "shard-1")
     _kill_at_work(folder, number)
