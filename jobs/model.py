@@ -155,7 +155,7 @@ class SourceFile(Struct, frozen=True):
     locator: str  # its address at the source, without secrets
     size: int | None = None  # bytes; None if the source does not report it
     digest: Digest | None = None
-    version: str | None = None  # what else tells two states apart: an ETag, or a time
+    version: str | None = None  # its ETag or modification time
 
 
 class Shard(Struct, frozen=True):
@@ -299,7 +299,7 @@ class Plan(Struct, frozen=True, dict=True):
     version: str  # of the tool that made the plan
     created: datetime
     engine: str = "auto"  # as requested at launch
-    history: tuple[Published, ...] = ()  # states that this one updates, the oldest first
+    history: tuple[Published, ...] = ()  # earlier states of the dataset, the oldest first
     schema: int = SCHEMA
 
     def shard(self, shard_id: str) -> Shard:
@@ -361,14 +361,14 @@ class RecordsRange(Struct, frozen=True):
     start: int  # bytes from its beginning
     stop: int
     crc32: str  # of these bytes
-    part: int  # index of the first part of the shard that brought records
+    part: int  # index of the first part of the shard with records
 
 
 class Carried(Struct, frozen=True):
-    """An unchanged shard, whose files are taken from the dataset that was published before."""
+    """An unchanged shard whose files come from the published dataset."""
 
     dataset: str  # absolute path
-    records: RecordsRange | None = None  # None: the shard brought none
+    records: RecordsRange | None = None  # None: the shard has none
 
 
 class Fetched(Struct, frozen=True):
@@ -390,7 +390,7 @@ class Fetched(Struct, frozen=True):
     superseded: tuple[int, ...] = ()  # ordinals of members that a later one with that path replaces
     top: str | None = None  # the single common top folder that is stripped, if there is one
     attempt: int = 0  # that downloaded it
-    carried: Carried | None = None  # not downloaded, because its extracted files are taken over
+    carried: Carried | None = None  # its files come from the published dataset
     schema: int = SCHEMA
 
 

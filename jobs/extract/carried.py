@@ -1,9 +1,9 @@
-"""A part of an unchanged shard: its files taken from the dataset that was published before.
+"""Carries a part of an unchanged shard over from the published dataset.
 
-Each file is read once and compared with the part's manifest of then, and gets a second name (a hard
-link) in the data folder, so that no byte is written; where the file system has no such links it is
-copied. Nothing here changes the published dataset: extraction never writes into a file that has
-two names (``jobs.outputs.files.open_place``).
+Each file is read once and compared with the part's manifest of the earlier run, and then linked
+into the data folder (a hard link, which writes no data), or copied if the file system has no hard
+links. The published dataset is not changed: extraction never writes into a file with two links
+(``jobs.outputs.files.open_place``).
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from jobs.storage.safe_paths import Folders, quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS, Staging
 
 _CHUNK = 1 << 20  # bytes
-# No link between these two places, or none at all; protected_hardlinks forbids those to files of
-# others. https://man7.org/linux/man-pages/man2/link.2.html
+# No hard links here; protected_hardlinks forbids those to files of other users.
+# https://man7.org/linux/man-pages/man2/link.2.html
 _NO_LINK = frozenset(
     {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS}
 )
 
 
 def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSummary:
-    """Take a part over and give it its manifest.
+    """Link or copy the files of a part, and write its manifest.
 
-    Raises ``ArchiveError`` (``CHANGED``) where a published file is not what it was: then the shard
-    has to be fetched. Raises ``StorageError`` and ``Stopped`` as extraction does.
+    Raises ``ArchiveError`` (``CHANGED``) if a published file does not match its manifest; then the
+    shard has to be downloaded. Raises ``StorageError`` and ``Stopped`` as extraction does.
     """
     path = work.folder.manifest(work.part)
     try:
@@ -65,21 +65,21 @@ class _Carrier:
         self._options = work.plan.options
         self._staging = Staging(work.plan)
         self._folders = Folders(self._staging.data, archive=work.shard.name)
-        # Entries of these are in the manifest, but the files of these names are made by finalize.
-        self._made_anew = {RECEIPT, MANIFEST, SUMS.get(self._options.digest)}
+        # The archives had files at these paths, where finalize writes its own.
+        self._replaced = {RECEIPT, MANIFEST, SUMS.get(self._options.digest)}
         if self._options.layout.has_records:
-            self._made_anew.add(self._options.layout.records)
+            self._replaced.add(self._options.layout.records)
 
     def run(self, file_system: atomic.FileSystem) -> PartSummary:
         before = self._work.folder.carried(self._work.part)
         summary = structs.replace(read_summary(before), part=self._work.part.id)
         for entry in read_manifest(before):
-            if entry.path not in self._made_anew:
+            if entry.path not in self._replaced:
                 self._take(entry)
             self._manifest.add(entry)
             self._progress.add(files=1)
         self._take_records(summary)
-        file_system.sync()  # the manifest is to outlive a crash of the node
+        file_system.sync()  # the manifest must survive a crash of the node
         self._manifest.finish(summary)
         return summary
 
@@ -95,7 +95,7 @@ class _Carrier:
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise self._differs(entry, "it is no plain file any more")
+                raise self._differs(entry, "it is not a regular file")
             self._compare(entry, fd)
             try:
                 self._put(source, fd, status, self._folders.place(path))
@@ -121,10 +121,10 @@ class _Carrier:
             raise self._differs(entry, f"{size} bytes, not {entry.size}")
         wanted = [entry.crc32, entry.digest][: len(hashers)]
         if [hasher.hexdigest() for hasher in hashers] != wanted:
-            raise self._differs(entry, "other bytes")
+            raise self._differs(entry, "different content")
 
     def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
-        """Have the file under ``place``, whatever an earlier attempt left there."""
+        """Link or copy the file to ``place``, replacing a file of an earlier attempt."""
         try:
             try:
                 os.link(source, place, follow_symlinks=False)
@@ -148,8 +148,8 @@ class _Carrier:
 
     def _differs(self, entry: Entry, why: str) -> ArchiveError:
         return ArchiveError(
-            f"{self._work.shard.name}: {quoted(path_of(entry))} of the published dataset is not "
-            f"what its manifest says ({why}), so the shard is fetched again",
+            f"{self._work.shard.name}: {quoted(path_of(entry))} in the published dataset does not "
+            f"match its manifest ({why}), so the shard is downloaded again",
             cause=Cause.CHANGED,
             member=entry.path,
         )
@@ -157,8 +157,10 @@ class _Carrier:
     # Records --------------------------------------------------------------------------------
 
     def _take_records(self, summary: PartSummary) -> None:
-        """Have the records where extraction would have put them: all of the shard's in the first
-        place that had some, none in the others."""
+        """Write the records files that extraction would have written.
+
+        The first one gets all records of the shard, the others stay empty.
+        """
         part, staging = self._work.part, self._staging
         places = [staging.part_records(part)] if summary.records else []
         places += [staging.inner_records(part, number) for number in sorted(summary.inner_records)]
@@ -171,7 +173,7 @@ class _Carrier:
                 records.commit()
 
     def _records(self, ranged: RecordsRange | None) -> Iterator[memoryview]:
-        assert ranged is not None  # else there is no first place
+        assert ranged is not None  # else there is no first file
         path = Path(self._carried.dataset, ranged.path)
         hasher = digest.new("crc32")
         try:
@@ -184,14 +186,14 @@ class _Carrier:
             raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
         if hasher.hexdigest() != ranged.crc32:
             raise ArchiveError(
-                f"{self._work.shard.name}: {quoted(str(path))} was changed since the update "
-                "began, so the shard is fetched again",
+                f"{self._work.shard.name}: {quoted(str(path))} changed after the update "
+                "started, so the shard is downloaded again",
                 cause=Cause.CHANGED,
             )
 
 
 def _chunks(fd: int, size: int | None = None) -> Iterator[memoryview]:
-    """The bytes from the descriptor's place on, ``size`` of them or up to the end."""
+    """Chunks from the descriptor's position on: ``size`` bytes, or up to the end."""
     buffer = memoryview(bytearray(_CHUNK))
     while size is None or size > 0:
         count = os.readv(fd, [buffer if size is None else buffer[: min(size, _CHUNK)]])

@@ -1,8 +1,8 @@
-"""What the next state of a published dataset takes over from it: shards that did not change.
+"""Chooses the shards that an update reuses: unchanged ones whose files and records are known.
 
-Decided before a run begins, from both plans and what the run that published left: its receipt, its
-manifests and its evidence. The files themselves are compared and linked by the extract tasks
-(``jobs.extract.carried``).
+The choice is made before the run starts, from the old and the new plan and from the receipt,
+manifests and evidence of the run that published the dataset. Extract tasks then compare and link
+the files (``jobs.extract.carried``).
 """
 
 from __future__ import annotations
@@ -49,28 +49,30 @@ class PublishedShard(msgspec.Struct, frozen=True):
 
 
 class PublishedReceipt(msgspec.Struct, frozen=True):
-    """What an update needs of a receipt."""
+    """The fields of a receipt that an update needs."""
 
     run_id: str
     published: datetime
     counts: dict[str, int]
     shards: tuple[PublishedShard, ...]
-    run_dir: str = ""  # empty: written before receipts told
+    run_dir: str = ""  # empty: by a version that did not write it
     findings: dict[str, int] = {}
     records: PublishedFile | None = None
-    records_among_data: tuple[str, ...] = ()  # parts that brought records in files among their data
+    records_among_data: tuple[str, ...] = ()  # parts with records in files among their data
     history: tuple[Published, ...] = ()
 
 
 @dataclass(frozen=True)
 class CarryPlan:
-    """The shards of a new plan that are taken over, by their ids there."""
+    """The shards of a new plan that are reused, by their ids in that plan."""
 
     evidence: Mapping[str, Fetched] = field(default_factory=dict)
-    manifests: Mapping[Part, Path] = field(default_factory=dict)  # of the earlier run, by new part
+    manifests: Mapping[Part, Path] = field(
+        default_factory=dict
+    )  # of the earlier run, by part of the new plan
 
     def write(self, folder: RunFolder) -> None:
-        """Put it into the run folder, evidence last; raises ``OSError``."""
+        """Write it to the run folder, evidence last; raises ``OSError``."""
         for part, manifest in self.manifests.items():
             target = folder.carried(part)
             target.parent.mkdir(mode=0o700, exist_ok=True)
@@ -80,13 +82,13 @@ class CarryPlan:
 
 
 def read_receipt(dest: Path) -> PublishedReceipt:
-    """The receipt of the dataset in ``dest``; raises ``VerificationError`` where none is usable."""
+    """The receipt of the dataset in ``dest``; raises ``VerificationError`` without a valid one."""
     try:
         return atomic.read_json(dest / RECEIPT, PublishedReceipt)
     except FileNotFoundError:
         raise VerificationError(
-            f"{dest} has no {RECEIPT}: no dataset was published there (or its repair is not "
-            "finished, which `resume` does); use launch"
+            f"{dest} has no {RECEIPT}: no dataset was published there, or its repair is not "
+            "finished; use launch, or resume to finish a repair"
         ) from None
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise VerificationError(
@@ -95,10 +97,10 @@ def read_receipt(dest: Path) -> PublishedReceipt:
 
 
 def same_shards(old: Plan, new: Plan) -> dict[str, Shard]:
-    """The unchanged shards: the old ones by their new ids.
+    """The unchanged shards: those of ``old`` by their ids in ``new``.
 
-    A shard is the same where its files have the same names, sizes and published digests (without
-    digests: ETags or times), and where it is cut into as many parts.
+    A shard is unchanged if it has as many parts, and its files have the same names, sizes and
+    published digests (without digests: ETags or modification times).
     """
     known = {_name(shard): shard for shard in old.shards}
     return {
@@ -120,7 +122,7 @@ def _is_same(old: Shard, new: Shard) -> bool:
 
 
 def _is_same_file(old: SourceFile, new: SourceFile) -> bool:
-    """Whether two states of a file are known to be one; without a digest or a version none is."""
+    """Whether a file is known to be unchanged, which needs a digest or a version."""
     if old.size != new.size:
         return False
     if old.digest and new.digest and old.digest.algorithm == new.digest.algorithm:
@@ -131,12 +133,12 @@ def _is_same_file(old: SourceFile, new: SourceFile) -> bool:
 def plan_carry(
     folder: RunFolder, old: Plan, receipt: PublishedReceipt, same: Mapping[str, Shard]
 ) -> CarryPlan:
-    """What of the ``same`` shards (see ``same_shards``) can be taken over.
+    """Which of the ``same`` shards (see ``same_shards``) can be reused.
 
-    The others are fetched though they did not change, as it is not known any more what they
-    brought: where files were dropped, or records lie in a form that cannot be told apart.
-    ``folder`` and ``old`` are of the run that published. Raises ``VerificationError`` where the
-    records file is damaged.
+    The others are downloaded although they did not change, because their files or records are not
+    known: files were dropped, or the records of one shard cannot be separated from the others.
+    ``folder`` and ``old`` belong to the run that published the dataset. Raises
+    ``VerificationError`` if the records file is damaged.
     """
     shards = {new_id: shard for new_id, shard in same.items() if _is_known(folder, shard)}
     if _was_changed_by_audit(old, receipt):
@@ -144,7 +146,7 @@ def plan_carry(
     shards = {
         new_id: shard
         for new_id, shard in shards.items()
-        # Its id is in the paths of the files that are made of its tables.
+        # Files that are made from a table have the shard's id in their paths.
         if new_id == shard.id or _evidence(folder, shard).format is not Format.PARQUET
     }
     ranges = _record_ranges(folder, old, receipt)
@@ -177,7 +179,7 @@ def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
 
 
 def _is_known(folder: RunFolder, shard: Shard) -> bool:
-    """Whether the run folder still has the evidence of a shard and of each of its parts."""
+    """Whether the run folder has the evidence of a shard and the manifests of its parts."""
     try:
         for part in _parts(shard):
             _summary(folder, part)
@@ -187,10 +189,10 @@ def _is_known(folder: RunFolder, shard: Shard) -> bool:
 
 
 def _was_changed_by_audit(old: Plan, receipt: PublishedReceipt) -> bool:
-    """Whether other files or records were published than the shards brought.
+    """Whether the published files or records differ from those of the shards.
 
-    What was dropped, or gave way to a file of another shard, may count in the next state; and in
-    folders that are named by shards' ids nothing keeps its path.
+    A file that was dropped, or replaced by that of another shard, may belong to the new state; and
+    paths that contain shard ids may change.
     """
     drops = old.options.on_bad_record is OnBadRecord.DROP and (
         receipt.counts.get("records_dropped") or receipt.findings.get(FindingKind.BAD_IMAGE.value)
@@ -208,9 +210,9 @@ def _was_changed_by_audit(old: Plan, receipt: PublishedReceipt) -> bool:
 def _record_ranges(
     folder: RunFolder, old: Plan, receipt: PublishedReceipt
 ) -> dict[str, RecordsRange | None]:
-    """Where the records of each shard are; None for one that brought none.
+    """The range of each shard's records; None for a shard without records.
 
-    Shards are left out whose records cannot be told from others.
+    Shards are omitted if their records cannot be separated from those of others.
     """
     first: dict[str, int | None] = {}
     unknown = 0
@@ -218,7 +220,7 @@ def _record_ranges(
         try:
             first[shard.id] = _first_with_records(folder, shard)
         except RunFolderError:
-            unknown += 1  # it is not taken over: `_is_known`
+            unknown += 1  # it is not reused: `_is_known`
     without: dict[str, RecordsRange | None] = {
         shard_id: None for shard_id, part in first.items() if part is None
     }
@@ -227,36 +229,36 @@ def _record_ranges(
             without.pop(part_id.rpartition(".p")[0], None)
         return without
     counts = {shard.id: shard.records for shard in receipt.shards}
-    bringing = [shard_id for shard_id, part in first.items() if part is not None]
-    if not bringing or unknown or receipt.records is None:
+    having = [shard_id for shard_id, part in first.items() if part is not None]
+    if not having or unknown or receipt.records is None:
         return without
     path = Path(old.dest, receipt.records.path)
     _check_records(path, receipt.records)
-    # Of copies of one list just the first one counts.
-    if not all(counts.get(shard_id) for shard_id in bringing):
+    # Of several copies of one list, only the first counts.
+    if not all(counts.get(shard_id) for shard_id in having):
         return without
-    of_one = len(bringing) == 1
-    own_encoding = old.options.records_encoding is not None
-    if own_encoding or not (of_one or record_forms.is_plain_lines(path, receipt.records.path)):
+    is_only = len(having) == 1
+    recoded = old.options.records_encoding is not None
+    if recoded or not (is_only or record_forms.is_plain_lines(path, receipt.records.path)):
         return without
-    if of_one:
+    if is_only:
         cuts = [0, path.stat().st_size]
     else:
-        cuts = _cuts(path, [counts[shard_id] for shard_id in bringing])
+        cuts = _cuts(path, [counts[shard_id] for shard_id in having])
     ranges = dict(without)
-    for place, shard_id in enumerate(bringing):
+    for place, shard_id in enumerate(having):
         start, stop = cuts[place : place + 2]
         part = first[shard_id]
-        assert part is not None  # of `bringing`
+        assert part is not None  # of `having`
         crc32 = _crc32(path, start, stop)
         ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
     return ranges
 
 
 def _first_with_records(folder: RunFolder, shard: Shard) -> int | None:
-    """Index of the first part that brought records kept apart from its data; None for none.
+    """Index of the first part with records outside its data files; None if there is none.
 
-    Raises ``RunFolderError`` where a manifest is gone or damaged.
+    Raises ``RunFolderError`` if a manifest is missing or damaged.
     """
     found = [part.index for part in _parts(shard) if _summary(folder, part).has_records]
     return found[0] if found else None
@@ -273,13 +275,13 @@ def _check_records(path: Path, published: PublishedFile) -> None:
         found = (0, error.strerror or "")
     if found != (published.size, published.crc32):
         raise VerificationError(
-            f"{path} is not what the manifest says, so nothing can be taken from it; repair the "
+            f"{path} does not match the manifest, so its records cannot be reused; repair the "
             "dataset first with `resume --deep`, or launch again with --overwrite"
         )
 
 
 def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
-    """Offsets between the records of one shard and those of the next; the file's ends included."""
+    """Byte offsets at which the records of each shard begin, and the size of the file."""
     cuts = [0]
     at = seen = 0
     wanted = counts[0]
@@ -293,7 +295,7 @@ def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
             at += len(line)
     if seen != sum(counts):
         raise VerificationError(
-            f"{path} holds {seen} records, but {RECEIPT} has {sum(counts)} of its shards; launch "
+            f"{path} has {seen} records, but {RECEIPT} counts {sum(counts)} for its shards; launch "
             "again with --overwrite"
         )
     return [*cuts, at]

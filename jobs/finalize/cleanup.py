@@ -189,7 +189,7 @@ def _keep_archives(context: FinalizeContext) -> None:
         if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
             continue
         if fetched.carried is not None:
-            continue  # an earlier run's, which keeps them
+            continue  # its archives belong to an earlier run
         kept = [folder / _kept_name(shard, place, often) for place in range(len(fetched.files))]
         for file, target in zip(fetched.files, kept, strict=True):
             if is_there(Path(file)):

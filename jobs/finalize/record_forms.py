@@ -63,7 +63,7 @@ def form_of(name: str) -> Form | None:
 
 
 def is_plain_lines(path: Path, name: str) -> bool:
-    """Whether a records file holds JSON lines in UTF-8, which ``as_lines`` takes as they are."""
+    """Whether a records file holds JSON lines in UTF-8, which ``as_lines`` does not convert."""
     encoding = _encoding_of(path)
     return (
         form_of(name) is not Form.TABLE

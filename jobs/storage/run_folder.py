@@ -82,7 +82,7 @@ class RunFolder:
         return self.manifests / f"{part.id}.jsonl"
 
     def carried(self, part: Part) -> Path:
-        """The manifest of a part that is taken from the dataset published before."""
+        """The manifest of a part whose files come from the published dataset."""
         return self.path / "carried" / f"{part.id}.jsonl"
 
     @property

@@ -107,7 +107,7 @@ def print_lines(lines: Sequence[str]) -> None:
 
 
 def show(lines: Sequence[str]) -> None:
-    """Print a result, on standard output."""
+    """Print ``lines`` on standard output."""
     click.echo(terminal.stdout_style().spell("\n".join(lines)))
 
 
@@ -235,14 +235,15 @@ def update_lines(update: PlannedUpdate) -> list[str]:
         states = f"{before.pinned_name} → {now.revision}"
     lines = [f"Dataset   {update.planned.plan.dest}", f"Source    {now.kind.value} {states}"]
     if update.nothing_to_do:
-        return [*lines, "Nothing changed: the dataset is what its source has now."]
-    lines.append(f"Taken     {_amount(update.kept)} of the published dataset")
-    lines.append(f"To fetch  {_amount((*update.new, *update.again))}{_names(update.new)}")
-    if update.again:
-        fact = "unchanged, but what was published does not tell apart what they brought"
-        lines.append(f"          of these {_amount(update.again)}: {fact}")
-    if update.gone:
-        lines.append(f"To drop   {_amount(update.gone)}{_names(update.gone)}")
+        return [*lines, "Nothing changed: the dataset is up to date with its source."]
+    fetched = (*update.changed, *update.refetched)
+    lines.append(f"Reused    {_amount(update.reused)} of the published dataset")
+    lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
+    if update.refetched:
+        fact = "unchanged, but their records or files cannot be separated from the others"
+        lines.append(f"          including {_amount(update.refetched)}: {fact}")
+    if update.removed:
+        lines.append(f"Removed   {_amount(update.removed)}{_names(update.removed)}")
     return lines
 
 
@@ -269,10 +270,10 @@ def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
             "revision": update.before.source.revision,
             "new_revision": planned.plan.source.revision,
             "nothing_to_do": update.nothing_to_do,
-            "kept": [shard.name for shard in update.kept],
-            "new": [shard.name for shard in update.new],
-            "again": [shard.name for shard in update.again],
-            "gone": [shard.name for shard in update.gone],
+            "reused": [shard.name for shard in update.reused],
+            "changed": [shard.name for shard in update.changed],
+            "refetched": [shard.name for shard in update.refetched],
+            "removed": [shard.name for shard in update.removed],
             "notes": planned.notes,
             "problems": problems,
         }

@@ -1,4 +1,4 @@
-"""``update``: a published dataset brought to the newest state of its source."""
+"""``update``: brings a published dataset to the newest state of its source."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
     help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
 )
 @click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
+@options.temp_limit("as at launch")
 @options.log_dir
 @options.slurm
 @options.wait
@@ -36,13 +37,14 @@ def command(
     revision: str | None,
     engine: str | None,
     tasks: int | None,
+    temp_limit: int | None,
     log_dir: Path,
     **values: Any,
 ) -> int:
     """Ask the source of the dataset in DEST what changed, and bring DEST to that state.
 
-    Only shards that changed are fetched and extracted; the files of the others are checked and
-    taken from the published dataset. The old state stays in place until the new one is whole.
+    Only changed shards are downloaded and extracted; the files of the others are verified and
+    reused. The old state stays in place until the new state is complete and verified.
     """
     from orchestrator import api
     from orchestrator.cli import exit_codes, messages, progress_bars
@@ -53,7 +55,13 @@ def command(
     if habits.parsable and engine is None:
         engine = SLURM  # a script that waits for a job's id gets one, or an error
     update = api.plan_update(
-        dest, log_dir=log_dir, revision=revision, engine=engine, tasks=tasks, changes=changes
+        dest,
+        log_dir=log_dir,
+        revision=revision,
+        engine=engine,
+        tasks=tasks,
+        temp_limit=temp_limit,
+        changes=changes,
     )
     planned = update.planned
     lines = messages.update_lines(update)
@@ -62,8 +70,8 @@ def command(
         if habits.as_json:
             messages.update_json(update, problems)
         elif not habits.parsable:
-            told = [*lines, *(f"✗ {problem}" for problem in problems)]
-            messages.show([*told, messages.DRY_RUN] if habits.dry_run else told)
+            lines += [f"✗ {problem}" for problem in problems]
+            messages.show([*lines, messages.DRY_RUN] if habits.dry_run else lines)
         return exit_codes.PREFLIGHT if problems else exit_codes.DONE
     if not habits.quiet:
         messages.print_lines([*lines, *options.without_effect(ctx, planned.engine)])

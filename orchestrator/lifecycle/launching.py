@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,18 +32,18 @@ class Planned:
     notes: tuple[str, ...] = ()  # for the user, before it starts
     why_local: str = ""  # why this machine does the work, if that was not requested
     temp_limit: int | None = None  # bytes of archives that may be stored at a time
-    carry: CarryPlan | None = None  # what an update takes from the published dataset
+    carry: CarryPlan | None = None  # what an update reuses of the published dataset
 
     @property
     def left(self) -> Planned | None:
-        """What has to be fetched and written, where that is not all of the plan."""
+        """The work of an update, if it is less than the whole plan; otherwise None."""
         return self if self.carry else None
 
     @property
     def shards_left(self) -> tuple[str, ...]:
         """Ids of the shards to fetch."""
-        kept = self.carry.evidence if self.carry else {}
-        return tuple(shard.id for shard in self.plan.shards if shard.id not in kept)
+        reused = self.carry.evidence if self.carry else {}
+        return tuple(shard.id for shard in self.plan.shards if shard.id not in reused)
 
     @property
     def parts_left(self) -> tuple[str, ...]:
@@ -79,12 +79,8 @@ class Planned:
     @cached_property
     def _draft(self) -> Submission:
         plan = self.plan
-        tasks = planning.tasks_for(
-            plan,
-            self.shards_left,
-            (part.id for part in plan.parts()),
-            most=self.tasks,
-        )
+        parts = (part.id for part in plan.parts())
+        tasks = planning.tasks_for(plan, self.shards_left, parts, most=self.tasks)
         return submission.draft(
             1,
             self.engine,
@@ -112,10 +108,10 @@ class Planned:
         return found
 
 
-def plan(request: LaunchRequest) -> Planned:
+def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = None) -> Planned:
     """List the source's files and make a plan; changes nothing.
 
-    Raises ``SourceError``, ``UsageError`` if there is nothing to do, ``EngineError`` if the
+    ``carry`` says what an update reuses. Raises ``SourceError``, ``UsageError`` if there is nothing to do, ``EngineError`` if the
     requested engine is not available.
     """
     request.check()
@@ -141,16 +137,16 @@ def plan(request: LaunchRequest) -> Planned:
         now=now,
         engine=request.engine,
     )
-    here = request.download_on == "login"  # nobody expects extraction there
-    limit = space.choose_limit(planned, request.temp_limit, automatic=not here)
     made = Planned(
         planned,
         source.private(),
         engine,
         request,
         why_local=choice.why_local,
-        temp_limit=limit,
+        carry=carry(planned) if carry else None,
     )
+    here = request.download_on == "login"  # nobody expects extraction there
+    limit = space.choose_limit(planned, request.temp_limit, made.left, automatic=not here)
     chosen = space.limit_note(planned, limit, request.temp_limit)
     notes = preflight.notes(
         planned,
@@ -159,7 +155,8 @@ def plan(request: LaunchRequest) -> Planned:
         sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
         download_here=here,
     )
-    return replace(made, notes=(*source.notes(), *notes, *filter(None, [chosen])))
+    notes = [*source.notes(), *notes, *filter(None, [chosen])]
+    return replace(made, temp_limit=limit, notes=tuple(notes))
 
 
 def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
@@ -183,7 +180,8 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
     first = planned.draft()
-    if planned.request.download_on == "login" and planned.engine != "local":
+    downloads = bool(first.of_stage(Stage.DOWNLOAD))  # an update may only remove files
+    if downloads and planned.request.download_on == "login" and planned.engine != "local":
         running.download_here(folder, first, on_tick=on_tick)
     else:
         running.submit(folder, first, on_tick=on_tick)

@@ -54,8 +54,8 @@ def problems(
 ) -> list[str]:
     """Problems of a run that is about to start, a line each; changes nothing.
 
-    ``temp_limit``: bytes of archives that may be stored at a time; ``left``: what of the plan has
-    to be fetched and written (None: all of it).
+    ``temp_limit``: bytes of archives that may be stored at a time; ``left``: the part of the
+    plan that is to be fetched and written (None: all of it).
     """
     return [
         *_unwritable(plan, run_dir),

@@ -1,7 +1,7 @@
-"""From a published dataset to its next state: what changed at the source, and a run for just that.
+"""Updates of a published dataset: what changed at its source, and a run that fetches only that.
 
-The run is one like any other that replaces a dataset, except that unchanged shards are not fetched:
-its extract tasks take their files from the published dataset (``jobs.finalize.carrying``).
+The run replaces the dataset like any other run, but does not fetch unchanged shards: its extract
+tasks take their files from the published dataset (``jobs.finalize.carrying``).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from msgspec import structs
 
 from jobs.errors import RunFolderError, UsageError
 from jobs.finalize import carrying
-from jobs.finalize.carrying import PublishedReceipt
-from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
+from jobs.finalize.carrying import CarryPlan, PublishedReceipt
+from jobs.model import Output, Plan, Published, Shard, SourceKind, SourceRef, Stage
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
@@ -31,21 +31,21 @@ _HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class PlannedUpdate:
-    """What changed at the source of a published dataset, and the run that would follow."""
+    """What changed at the source of a published dataset, and a run that applies the changes."""
 
     planned: Planned
-    before: Plan  # of the run that published
-    new: tuple[Shard, ...]  # changed, or not there before
-    gone: tuple[Shard, ...]  # not there any more
-    again: tuple[Shard, ...]  # unchanged, but not to be taken from the published dataset
+    before: Plan  # of the run that published the dataset
+    changed: tuple[Shard, ...]  # changed or new at the source
+    removed: tuple[Shard, ...]  # no longer at the source
+    refetched: tuple[Shard, ...]  # unchanged, but their files cannot be reused
 
     @property
     def nothing_to_do(self) -> bool:
-        return not (self.new or self.gone)
+        return not (self.changed or self.removed)
 
     @property
-    def kept(self) -> tuple[Shard, ...]:
-        """The shards that are taken from the published dataset."""
+    def reused(self) -> tuple[Shard, ...]:
+        """The shards whose files are taken from the published dataset."""
         left = set(self.planned.shards_left)
         return tuple(shard for shard in self.planned.plan.shards if shard.id not in left)
 
@@ -57,55 +57,81 @@ def plan_update(
     revision: str | None = None,
     engine: str | None = None,
     tasks: int | None = None,
+    temp_limit: int | None = None,
     changes: Mapping[str, object] | None = None,
 ) -> PlannedUpdate:
-    """Ask the source of the dataset in ``dest`` what changed; touches nothing.
+    """Ask the source of the dataset in ``dest`` what changed; changes nothing.
 
-    Options are those of the launch; ``revision`` (of a repository or a DOI), ``engine`` and
-    ``tasks`` replace its own, ``changes`` the fields of its resources. The run folder that the
-    receipt names is looked for in ``log_dir`` first. Raises ``VerificationError`` where there is no
-    receipt, ``RunFolderError`` where the run folder is gone, ``SourceError`` as a launch does.
+    The options are those of the launch, except for ``revision`` (of a repository or a DOI),
+    ``engine``, ``tasks``, ``temp_limit`` (bytes of archives stored at a time) and the fields of
+    its resources in ``changes``. The run folder is searched in ``log_dir``, then at the path in the
+    receipt. Raises ``VerificationError`` without a valid receipt, ``RunFolderError`` without the
+    run folder, ``UsageError`` if the dataset cannot be updated with these options, ``SourceError``
+    as a launch does.
     """
     dest = dest.expanduser().absolute()
     receipt = carrying.read_receipt(dest)
     folder = _run_folder(receipt, log_dir)
     old = folder.load_plan()
+    _check_output(old)
     private = _private(folder)
     request = _request(folder, old, private, dest, log_dir, revision)
     if engine is not None:
         request = replace(request, engine=engine)
     if tasks is not None:
         request = replace(request, tasks=tasks)
+    if temp_limit is not None:
+        request = replace(request, temp_limit=temp_limit)
     if changes:
         resources = override({"all": request.resources}, changes)["all"]
         request = replace(request, resources=resources)
-    planned = launching.plan(request)
+
+    def carry(new: Plan) -> CarryPlan:
+        # A dataset that was moved has its files beside its receipt.
+        moved = structs.replace(old, dest=str(dest))
+        return carrying.plan_carry(folder, moved, receipt, carrying.same_shards(old, new))
+
+    planned = launching.plan(request, carry)
     state = Published(old.run_id, receipt.published, old.source.revision)
     plan = structs.replace(planned.plan, history=(*receipt.history, state))
-    same = carrying.same_shards(old, plan)
-    # Where the dataset was moved by now, its files are where the receipt is.
-    carry = carrying.plan_carry(folder, structs.replace(old, dest=str(dest)), receipt, same)
-    names = {shard.name for shard in plan.shards}
+    return _compared(old, replace(planned, plan=plan))
+
+
+def _compared(old: Plan, planned: Planned) -> PlannedUpdate:
+    shards = planned.plan.shards
+    same = carrying.same_shards(old, planned.plan)
+    left, names = set(planned.shards_left), {shard.name for shard in shards}
     return PlannedUpdate(
-        replace(planned, plan=plan, carry=carry),
+        planned,
         old,
-        new=tuple(shard for shard in plan.shards if shard.id not in same),
-        gone=tuple(shard for shard in old.shards if shard.name not in names),
-        again=tuple(s for s in plan.shards if s.id in same and s.id not in carry.evidence),
+        changed=tuple(shard for shard in shards if shard.id not in same),
+        removed=tuple(shard for shard in old.shards if shard.name not in names),
+        refetched=tuple(shard for shard in shards if shard.id in same and shard.id in left),
     )
 
 
+def _check_output(old: Plan) -> None:
+    """``UsageError`` for a packed dataset: no file in it belongs to one shard of the source."""
+    output = old.options.output
+    if output is not Output.FILES:
+        raise UsageError(
+            f"{old.dest} was published with --output {output.value}, and update supports only "
+            "--output files, because a published tar holds files of several source archives; "
+            f"launch again with --output {output.value} --overwrite, which downloads everything"
+        )
+
+
 def _run_folder(receipt: PublishedReceipt, log_dir: Path) -> RunFolder:
-    """The run folder of the run that published, which must be the user's own."""
+    """The folder of the run that published the dataset, which must be the user's own."""
     places = [log_dir.expanduser().absolute() / receipt.run_id]
     if receipt.run_dir:
         places.append(Path(receipt.run_dir))
     folder = next((RunFolder(p) for p in places if p.is_dir()), None)
     if folder is None:
         raise RunFolderError(
-            f"the folder of run {receipt.run_id}, which published the dataset, is not in "
-            f"{' nor at '.join(map(str, places))}; give its place with --log-dir. If it is gone, "
-            "launch again with --overwrite, which fetches everything"
+            f"the folder of run {receipt.run_id}, which published the dataset, does not exist at "
+            f"{' or '.join(map(str, places))}; if it was moved, give its parent folder with "
+            "--log-dir; otherwise launch again with --overwrite, which downloads everything"
         )
     folder.check()
     return folder
@@ -130,15 +156,15 @@ def _request(
     log_dir: Path,
     revision: str | None,
 ) -> LaunchRequest:
-    """The launch of ``old`` again, into the same place."""
+    """The request that launched ``old``, for the same destination."""
     numbers = folder.submission_numbers()
     if not numbers:
         raise RunFolderError(
-            f"{folder.submissions} is empty, so the options of run {old.run_id} are not known; "
+            f"{folder.submissions} is empty, so the options of run {old.run_id} are unknown; "
             "launch again with --overwrite"
         )
     first, last = folder.load_submission(numbers[0]), folder.load_submission(numbers[-1])
-    asked = last.resources[Stage.EXTRACT.value]
+    extract = last.resources[Stage.EXTRACT.value]
     download = last.resources[Stage.DOWNLOAD.value]
     local = (last.onward or last.engine) == "local"
     return LaunchRequest(
@@ -148,26 +174,26 @@ def _request(
         log_dir=log_dir,
         options=structs.replace(old.options, overwrite=True, expect_records=None),
         engine=old.engine,
-        # On this machine as many as it has cores, which may be another machine by now.
+        # Local runs use one task per core, and this may be a different machine.
         parallel=None if local else last.parallel,
-        resources=asked,
-        download_partition=download.partition if download.partition != asked.partition else None,
-        download_sbatch_args=download.sbatch_args[len(asked.sbatch_args) :],
+        resources=extract,
+        download_partition=download.partition if download.partition != extract.partition else None,
+        download_sbatch_args=download.sbatch_args[len(extract.sbatch_args) :],
         download_on="login" if first.onward else "cluster",
         retries=first.retries,
-        temp_limit=first.temp_limit,
+        temp_limit=last.temp_limit,
         then=Path(first.then) if first.then else None,
     )
 
 
 def _temp_dir(old: Plan) -> Path | None:
-    """The launch's ``--temp-dir``; None where archives lay in the staging folder."""
+    """The launch's ``--temp-dir``; None if archives were stored in the staging folder."""
     temp = Path(old.temp)
     return None if Staging(old).root in temp.parents else temp.parent
 
 
 def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> SourceRequest:
-    """What the launch of ``old`` asked its source for; URLs with their secrets again."""
+    """The source request of the launch of ``old``; URLs include their secrets."""
     ref, options = old.source, old.options
     if revision is not None and ref.kind not in (SourceKind.HUB, SourceKind.DOI):
         raise UsageError(
@@ -198,12 +224,12 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
 
 
 def _named_url(name: str, url: str) -> str:
-    """A line of a list of URLs, with the name that the file has; one with spaces goes without."""
+    """A line of a URL list with the file's name; a name that contains spaces is omitted."""
     return url if len(name.split()) > 1 else f"{name}\t{url}"
 
 
 def _check_endpoint(ref: SourceRef) -> None:
-    """A repository is asked for where it came from."""
+    """``UsageError`` if HF_ENDPOINT is not the endpoint that the repository came from."""
     if ref.kind is not SourceKind.HUB:
         return
     now = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
