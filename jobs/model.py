@@ -10,6 +10,7 @@ from msgspec import Struct, field
 
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
+SHARD_SIZE = 1_000_000_000  # bytes of a published tar, unless asked for otherwise
 SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
 
 
@@ -103,6 +104,13 @@ class Match(str, Enum):
     EXACT = "exact"
     AUTO = "auto"  # another spelling or top folder is accepted if only one file matches
     ANY_FOLDER = "any-folder"  # as auto, and any other folder
+
+
+class Output(str, Enum):
+    """What a dataset is published as."""
+
+    FILES = "files"
+    WEBDATASET = "webdataset"  # tars with the files of a record behind each other
 
 
 class Links(str, Enum):
@@ -230,11 +238,19 @@ class Options(Struct, frozen=True):
     folder_times: bool = True  # of the files of a copied folder
     expect_records: int | None = None
     part_size: int = 512 << 20  # bytes
+    output: Output = Output.FILES
+    shard_size: int = SHARD_SIZE  # bytes of a published tar, at most if it has several records
+    shard_records: int | None = None  # records in a published tar, at most
     overlap: bool = True  # the download task also extracts
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second
     stall_s: float = 60.0  # seconds without data before a connection is closed
     header_env: tuple[tuple[str, str], ...] = ()  # HTTP header, environment variable with its value
+
+    @property
+    def packs(self) -> bool:
+        """Whether files are packed: each part then writes its members into one container."""
+        return self.output is not Output.FILES
 
 
 class SourceRef(Struct, frozen=True):
@@ -365,6 +381,7 @@ class Entry(Struct, frozen=True, omit_defaults=True):
     raw: str | None = None  # the path's bytes in hex, if they are not UTF-8
     ordinal: int = 0  # of the member in its shard; for a nested file, of the nested archive
     inner: Inner | None = None  # for a file from a nested archive
+    offset: int | None = None  # bytes into the part's container, if members are packed
 
     @property
     def origin(self) -> int | None:
@@ -391,6 +408,7 @@ class PartSummary(Struct, frozen=True):
     inner_records: dict[int, str] = field(default_factory=dict)
     samples: bool = False  # its records were made of files with the same key
     span: Span | None = None  # of a tar
+    container: int | None = None  # bytes of the part's container, where members are packed
     end: bool = True  # marks the line
 
     @property

@@ -5,5 +5,6 @@
 is a file that is read while it is downloaded. ``streaming`` extracts a complete shard in one pass.
 ``part_result`` turns everything that can happen to a part into a result; ``part`` is the pass over
 one part: ``source`` is what it reads, ``paths`` maps members to paths, ``content`` checks and
-hashes them, ``links`` writes the content of links.
+hashes them, ``targets`` writes them to files or to one container, ``links`` writes the content of
+links.
 """

@@ -64,7 +64,9 @@ class CheckedContent:
         self._progress.add(bytes=self.size)
         return data
 
-    def entry(self, ordinal: int, inner: Inner | None = None) -> Entry:
+    def entry(
+        self, ordinal: int, inner: Inner | None = None, *, offset: int | None = None
+    ) -> Entry:
         """The manifest's line, after all content has passed."""
         return Entry(
             path=self._text,
@@ -75,6 +77,7 @@ class CheckedContent:
             raw=self._raw,
             ordinal=ordinal,
             inner=inner,
+            offset=offset,
         )
 
 

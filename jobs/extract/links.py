@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +16,6 @@ from jobs.storage.safe_paths import quoted, safe_path, text_of
 MOST_PENDING = 20_000  # links in memory until their targets are looked up
 _FEW = 4  # up to this many targets are searched one by one; else in one pass over all members
 _MOST_HOPS = 40  # the length of a chain of links that Linux allows
-_BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -74,25 +72,26 @@ class Resolver:
     """Writes the content of links: from files that the part wrote, or else from the archive.
 
     ``locate`` maps a safe path of the archive to its path below the data folder, None if it has
-    none; ``write`` is called with the link and the member with its content. ``shares``: another
-    archive may have overwritten a target's file without failing the dataset.
+    none; ``read`` returns the bytes of a written file; ``write`` is called with the link
+    and the member with its content, and returns what it wrote. ``shares``: another archive may have
+    overwritten a target's file without failing the dataset.
     """
 
     def __init__(
         self,
         archive: Archive,
         part: Part,
-        root: bytes,
         *,
         label: str,
         shares: bool,
         locate: Callable[[bytes], bytes | None],
-        write: Callable[[Pending, Member], None],
+        read: Callable[[Entry], Iterator[memoryview]],
+        write: Callable[[Pending, Member], Entry | None],
     ) -> None:
         self._archive = archive
         self._part = part
         self._locate = locate
-        self._root = root
+        self._read = read
         self._label = label
         self._shares = shares
         self._write = write
@@ -151,7 +150,7 @@ class Resolver:
         if not self._shares:
             return True
         size, crc = 0, 0
-        for block in _read(self._root + b"/" + path_of(entry)):
+        for block in self._read(entry):
             size += len(block)
             crc = isal_zlib.crc32(block, crc)
         return (size, f"{crc:08x}") == (entry.size, entry.crc32)
@@ -159,7 +158,7 @@ class Resolver:
     def _copy_of(self, link: Pending, entry: Entry) -> Member:
         return Member(
             link.raw, MemberKind.FILE, entry.size, link.mode, link.mtime, link.ordinal,
-            chunks=_read(self._root + b"/" + path_of(entry)),
+            chunks=self._read(entry),
         )  # fmt: skip
 
     def _from_archive(self, rest: dict[bytes, list[Pending]]) -> None:
@@ -184,15 +183,13 @@ class Resolver:
 
     def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
         """Write several links to one target: the first gets ``member``, the others its copy."""
-        copy = None  # path of a copy in the data folder; records and nested archives leave none
+        copy = None  # of the content; records and nested archives leave none
         for number, link in enumerate(links):
             if copy is not None:
-                member.chunks = _read(copy)
+                member.chunks = self._read(copy)
             elif number:
                 member = self._archive.find(target) or member
-            self._write(link, member)
-            if copy is None and os.path.isfile(self._root + b"/" + link.data):  # noqa: PTH113
-                copy = self._root + b"/" + link.data
+            copy = self._write(link, member) or copy
 
     def _missing(self, link: Pending) -> Exception:
         what = "hard link" if link.hard else "symbolic link"
@@ -201,13 +198,3 @@ class Resolver:
             f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive",
             member=link.raw,
         )
-
-
-def _read(place: bytes) -> Iterator[memoryview]:
-    """The bytes of a data file that this part wrote."""
-    fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        while block := os.read(fd, _BLOCK):
-            yield memoryview(block)
-    finally:
-        os.close(fd)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ from jobs.archives.webdataset import Samples
 from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
-from jobs.extract.paths import DuplicatePaths, MemberPaths, PathFilter, path_of
+from jobs.extract.paths import DuplicatePaths, MemberPaths, PathFilter
 from jobs.extract.source import MemberCounts, Replaced, Source
+from jobs.extract.targets import target_for
 from jobs.model import (
     Entry,
     Fetched,
@@ -33,13 +33,12 @@ from jobs.model import (
     ShardKind,
     Span,
 )
-from jobs.outputs.files import MetadataRestorer, member_write_error, mode_of, own_write_error
-from jobs.outputs.write_pool import WritePool
+from jobs.outputs.files import own_write_error
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.storage.manifest import ManifestWriter, read_manifest
+from jobs.storage.manifest import ManifestWriter
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import Folders, quoted, text_of
+from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 from jobs.storage.write_behind import WriteBehind
 
@@ -133,14 +132,9 @@ class _Pass:
         self._options = work.plan.options
         self._staging = staging = Staging(work.plan)
         self._data = staging.data
-        self._root = os.fsencode(staging.data)
         self._names = MemberPaths(work.plan, work.shard, top=archive.top)
-        self._folders = Folders(staging.data, archive=self._label)
         self._seen = PathFilter()
-        self._writers = WritePool(self._disk_error)
-        self._metadata = MetadataRestorer(
-            wanted=work.shard.kind is ShardKind.TREE, times=self._options.folder_times
-        )
+        self._is_tree = work.shard.kind is ShardKind.TREE
         self._counts = MemberCounts()
         self._warnings: list[str] = []
         self._samples = isinstance(archive, Samples)
@@ -154,12 +148,9 @@ class _Pass:
         self._source = Source(archive, work.part, self._names, records, self._label, below)
         # A folder's files are not expanded: its reader holds each to its listed size, and
         # only archives within it (--nested) have a ratio, to the total of the listing.
-        size = work.fetched.data_bytes if self._metadata.wanted else None
+        size = work.fetched.data_bytes if self._is_tree else None
         self._archive_bytes = work.archive_bytes if size is None else size
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
-
-    def _disk_error(self, error: OSError, path: bytes) -> Exception:
-        return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
 
     def run(self) -> PartSummary:
         """Run the pass; removes its temporary files, but not data files."""
@@ -177,16 +168,15 @@ class _Pass:
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
             stack.callback(self._source.records.close)
-            stack.callback(self._writers.close)
+            self._target = target_for(self._plan, self._work.shard, self._work.part)
+            stack.callback(self._target.close)
             try:
                 self._read(self._source)
                 self._check_replaced()
             except (TopChanged, Replaced):
-                self._writers.drain()
                 self._undo()
                 raise
-            self._writers.drain()
-            self._metadata.put()
+            self._container = self._target.finish()
             self._work.check_unchanged()
             self._write_out.finish()  # the data must be durable before the manifest is
             return self._finish()
@@ -212,7 +202,7 @@ class _Pass:
     def _read(self, source: Source) -> None:
         """Extract every member of the source's part."""
         names, below, check = source.names, source.below, self._progress.check
-        counts, root = self._counts, self._root
+        counts = self._counts
         pending: list[Pending] = []
         resolver = self._resolver(source)
         for member in source.archive.members(source.part):
@@ -228,8 +218,7 @@ class _Pass:
             if member.kind is MemberKind.FILE:
                 self._file(source, path, member)
             elif member.kind is MemberKind.FOLDER:
-                self._folders.make(names.placed(path))
-                self._metadata.folder(root + b"/" + names.placed(path), member.mode)
+                self._target.folder(names.placed(path), member.mode)
             else:
                 place = names.placed(path)
                 pending.append(pending_of(member, path, place, self._options, archive=source.label))
@@ -245,85 +234,59 @@ class _Pass:
                 return None
             return source.names.placed(source.names.below(source.below, found))
 
-        def write(link: Pending, member: Member) -> None:
+        def write(link: Pending, member: Member) -> Entry | None:
             member.name, member.ordinal = link.raw, link.ordinal
             member.mode, member.mtime = link.mode or member.mode, link.mtime
-            self._file(source, link.path, member)
-            self._writers.drain()
+            entry = self._file(source, link.path, member)
+            self._target.drain()
+            return entry
 
         return Resolver(
             source.archive,
             source.part,
-            self._root,
             label=source.label,
             shares=self._options.on_collision is OnCollision.KEEP_FIRST,
             locate=locate,
+            read=self._target.read,
             write=write,
         )
 
     def _resolve(self, source: Source, resolver: Resolver, pending: list[Pending]) -> None:
         if pending:
-            self._writers.drain()
+            self._target.drain()
             own = (entry for entry in self._manifest.entries() if entry.origin == source.nested)
             resolver.resolve(pending, own)
 
-    def _file(self, source: Source, path: bytes, member: Member) -> None:
+    def _file(self, source: Source, path: bytes, member: Member) -> Entry | None:
+        """Write a member; its line of the manifest, None where it became no file."""
         names, own = source.names, source.nested is None
-        if not (own and self._metadata.wanted):
+        if not (own and self._is_tree):
             self._claim(member)
         if names.is_records(path):
             source.records.write(member.chunks, ordinal=member.ordinal)
             self._progress.add(files=1)
-            return
+            return None
         if own and self._options.nested:
             if nested.is_nested(path):
                 self._nested(path, member)
-                return
+                return None
             self._counts.see(path)
         path = names.placed(path)
         if self._seen.add(path):
-            self._writers.drain()  # two writers must never write to one file
+            self._target.drain()  # two writers must never write to one file
         content = CheckedContent(path, self._options, self._progress)
-        place = self._folders.place(path)
-        mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
-        mtime = mtime_ns if self._options.preserve_times else None
-        # Only for a copied folder: link targets in an archive are not trusted.
-        links = self._metadata.wanted and member.target != b"" and names.keeps_relative_paths
-        if links:
-            for _ in content.through(member.chunks):
-                pass  # counted, hashed and checked like every file, but not written
-            self._writers.drain()
-            self._make_link(path, place, member.target, mtime_ns)
-        elif member.data is not None and not self._metadata.wanted:
-            self._writers.write_small(
-                path, place, mode_of(member.mode), content.take(member.data), mtime
-            )
-        else:
-            self._writers.write(
-                path,
-                place,
-                mode_of(member.mode),
-                content.through(member.chunks),
-                member.size,
-                mtime,
-                sparse=self._metadata.wanted,
-            )
+        offset = self._target.put(
+            path, member, content, keeps_relative_paths=names.keeps_relative_paths
+        )
         if content.size != member.size:
             raise damaged(
                 source.label, f"has {content.size} of {member.size} bytes", member=member.name
             )
         self._write_out.wrote(content.size)
-        self._manifest.add(source.entry(content, member.ordinal))
+        entry = source.entry(content, member.ordinal, offset)
+        self._manifest.add(entry)
         self._progress.add(files=1)
-        if not links and self._metadata.add(place, member.mode, mtime_ns):
-            self._writers.drain()
-            self._metadata.put()
-
-    def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
-        try:
-            self._metadata.link(place, target, mtime_ns)
-        except OSError as error:
-            raise self._disk_error(error, path) from error
+        return entry
 
     def _claim(self, member: Member) -> None:
         self._counts.claimed += member.size
@@ -372,7 +335,7 @@ class _Pass:
 
     def _undo(self) -> None:
         """Remove what was written with a wrong top folder."""
-        _remove(self._root, self._manifest.entries())
+        self._target.undo(self._manifest.entries())
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def _finish(self) -> PartSummary:
@@ -413,17 +376,5 @@ class _Pass:
             warnings=(*self._warnings, *self._counts.warnings(), *duplicates.warnings()),
             inner_records=self._inner_records,
             span=self._work.span(),
+            container=self._container,
         )
-
-
-def remove_files(data: Path, manifest: Path) -> None:
-    """Remove the files that a finished part has written below ``data``."""
-    _remove(os.fsencode(data), read_manifest(manifest))
-
-
-def _remove(root: bytes, entries: Iterable[Entry]) -> None:
-    for entry in entries:
-        try:
-            os.unlink(root + b"/" + path_of(entry))  # noqa: PTH108
-        except FileNotFoundError:
-            pass  # two entries with one path, or the records, which are stored elsewhere

@@ -61,8 +61,8 @@ class Source:
     nested: int | None = None  # the ordinal of a nested archive
     path: str = ""  # of a nested archive, in the shard
 
-    def entry(self, content: CheckedContent, ordinal: int) -> Entry:
-        """The manifest's line for its member with that ordinal."""
+    def entry(self, content: CheckedContent, ordinal: int, offset: int | None = None) -> Entry:
+        """The manifest's line for its member with that ordinal, at ``offset`` of a container."""
         if self.nested is None:
-            return content.entry(ordinal)
-        return content.entry(self.nested, Inner(self.path, ordinal))
+            return content.entry(ordinal, offset=offset)
+        return content.entry(self.nested, Inner(self.path, ordinal), offset=offset)

@@ -12,10 +12,11 @@ from jobs.archives.detect import TARS
 from jobs.archives.registry import with_samples
 from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
-from jobs.extract.part import PartJob, extract_part, remove_files
+from jobs.extract.part import PartJob, extract_part
+from jobs.extract.targets import remove_files
 from jobs.model import Fetched, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
-from jobs.storage.manifest import read_summary
+from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -164,8 +165,8 @@ class ShardStream:
             except FileNotFoundError:
                 continue
             try:
-                if files:
-                    remove_files(Staging(self._plan).data, taken)
+                if files and not self._plan.options.packs:
+                    remove_files(Staging(self._plan).data, read_manifest(taken))
             finally:
                 taken.unlink(missing_ok=True)
 

@@ -68,11 +68,13 @@ def _named(root: Path) -> Iterator[bytes]:
     with (root / MANIFEST).open("rb", buffering=1 << 20) as file:
         for line in file:
             try:
-                path = os.fsencode(decode(line).name)
+                published = decode(line)
+                path = os.fsencode(published.name)
             except (msgspec.DecodeError, ValueError):
                 continue  # damaged, or not ours: the file that it names is kept
             found = True
-            yield path
+            if published.shard is None:
+                yield path
     if found:
         proofs = names_in_receipt(root) & {RECEIPT, *SUMS.values()}
         yield from (name.encode() for name in (*sorted(proofs), MANIFEST))

@@ -118,6 +118,17 @@ class FinalizeContext:
         return self.staging.root / "ready"
 
     @property
+    def packs(self) -> bool:
+        """Whether files are packed: what the parts wrote lies in containers, not in files."""
+        return self.plan.options.packs
+
+    @property
+    def without_records(self) -> str:
+        """What to do where there are no records."""
+        more = " --output files" if self.packs else ""
+        return f"to publish files without records, launch with --layout files{more}"
+
+    @property
     def reads_records(self) -> bool:
         """Whether records are parsed and merged; a repair does so only if they are damaged."""
         layout = self.plan.options.layout

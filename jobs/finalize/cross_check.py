@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from jobs.checks.base import WARNING, is_no_image, is_warning, settled
 from jobs.checks.registry import is_image_name
 from jobs.finalize.context import FinalizeContext, shown_key
-from jobs.finalize.disk_partitions import Rewrites, folded
+from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
 from jobs.finalize.findings import Finding, FindingKind
 from jobs.finalize.record_paths import differences, transcribed, unified
 from jobs.finalize.scan import Audit, How, JoinRow, Reference, join_key, matches_spellings
@@ -108,6 +108,7 @@ class _File:
     crc32: str
     problem: str | None
     origin: tuple[int, str] | None = None  # ordinal and path of the nested archive it came in
+    offset: int | None = None  # in its part's container
     on_disk: bool = False
     named_by: int | None = None  # number of the first line that names it
 
@@ -116,12 +117,21 @@ class Join:
     """Checks bucket after bucket; ``remove`` is called with the key of each file not to be
     published.
 
+    ``placements`` gets the files of each record, if files are packed.
+
     After each bucket, memory holds one number for every file or line with a finding.
     """
 
-    def __init__(self, audit: Audit, rewrites: Rewrites, remove: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        audit: Audit,
+        rewrites: Rewrites,
+        placements: Placements | None,
+        remove: Callable[[str], object],
+    ) -> None:
         self._audit = audit
         self._rewrites = rewrites
+        self._placements = placements
         self._context = audit.context
         self._options = audit.context.plan.options
         self._remove = remove
@@ -169,6 +179,7 @@ class Join:
 
     def _file(self, key: str, *values: Any) -> None:
         new = _File(*values)
+        new.on_disk = self._context.packs
         old = self._files.get(key)
         if old is None:
             self._files[key] = new
@@ -258,6 +269,12 @@ class Join:
     def _named(self, key: str, file: _File, reference: Reference) -> None:
         """Note that a record names that file."""
         line = reference.line
+        if self._placements is not None and file.offset is not None:
+            self._placements.add(
+                line,
+                reference.place,
+                Placement(file.number, key, file.offset, file.size, file.crc32, file.digest),
+            )
         if not reference.required and extension(key) not in ("", *BY_EXTENSION):
             return  # for example an array or a text, which need not be an image
         if _fails(settled(file.problem, named=True)):

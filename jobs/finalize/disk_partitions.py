@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -97,26 +97,71 @@ def _rows(path: Path) -> Iterator[list[Any]]:
             yield decode(line)
 
 
-class Rewrites(Partitions):
-    """New paths of records by line number; one partition at a time is in memory."""
+class ByLine(Partitions):
+    """Values by line number and place in the line; one partition at a time is in memory.
 
-    def __init__(self, folder: Path, *, lines: int) -> None:
-        self._lines = max(_LINES, 1 + lines // MOST)
-        super().__init__(folder, "rewrites", 1 + lines // self._lines)
+    ``lines``: how many lines there are; ``share``: of so many, at least, the values are in memory.
+    """
+
+    def __init__(self, folder: Path, name: str, *, lines: int, share: int) -> None:
+        self._lines = max(share, 1 + lines // MOST)
+        super().__init__(folder, name, 1 + lines // self._lines)
         self._loaded = -1
-        self._paths_of: dict[int, dict[int, str]] = {}
+        self._values: dict[int, dict[int, Any]] = {}
 
-    def add(self, line: int, place: int, path: str) -> None:
-        """Store ``path`` as the new path of the line's image at that index."""
-        self.put(line // self._lines, (line, place, path))
+    def store(self, line: int, place: int, value: Any) -> None:
+        """Store a value."""
+        self.put(line // self._lines, (line, place, value))
 
-    def of(self, line: int) -> dict[int, str]:
-        """New paths of a line by index; call in ascending order of lines, after all were added."""
+    def values(self, line: int) -> dict[int, Any]:
+        """The values of a line by place; call in ascending order of lines, after all were added."""
         share = line // self._lines
         if share != self._loaded:
             self._loaded = share
-            paths: defaultdict[int, dict[int, str]] = defaultdict(dict)
-            for number, place, path in self.rows(share):
-                paths[number][place] = path
-            self._paths_of = dict(paths)
-        return self._paths_of.get(line, {})
+            values: defaultdict[int, dict[int, Any]] = defaultdict(dict)
+            for number, place, value in self.rows(share):
+                values[number][place] = value
+            self._values = dict(values)
+        return self._values.get(line, {})
+
+
+class Rewrites(ByLine):
+    """New paths of records' images by the number of their line."""
+
+    def __init__(self, folder: Path, *, lines: int) -> None:
+        super().__init__(folder, "rewrites", lines=lines, share=_LINES)
+
+    def add(self, line: int, place: int, path: str) -> None:
+        """The line's image in that place of ``records.Record.images`` is to be named ``path``."""
+        self.store(line, place, path)
+
+    def of(self, line: int) -> dict[int, str]:
+        """See ``ByLine.values``."""
+        return self.values(line)
+
+
+class Placement(NamedTuple):
+    """A file that a record names, and where its bytes are."""
+
+    number: int  # of the file
+    key: str  # its path
+    offset: int  # bytes into its part's container
+    size: int  # bytes
+    crc32: str
+    digest: str  # by the plan's algorithm
+
+
+class Placements(ByLine):
+    """The files that records name by the number of their line."""
+
+    def __init__(self, folder: Path, *, lines: int) -> None:
+        super().__init__(folder, "placements", lines=lines, share=_LINES // 4)
+
+    def add(self, line: int, place: int, file: Placement) -> None:
+        """The line's image in that place of ``records.Record.images`` is ``file``."""
+        self.store(line, place, file)
+
+    def of(self, line: int) -> list[Placement]:
+        """The line's files in the order of their places, each once; see ``ByLine.values``."""
+        found = (Placement(*value) for _, value in sorted(self.values(line).items()))
+        return list({file.number: file for file in found}.values())

@@ -265,12 +265,11 @@ def problem_of(context: FinalizeContext, findings: Findings, *, records: int) ->
     first = findings.examples[bad[0]][0]
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
-    is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
-    remedy = _remedy(bad, cause, is_per_shard=is_per_shard)
+    remedy = _remedy(context, bad, cause)
     if findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(
         kind in BAD for kind in bad
     ):
-        remedy = "; to publish files without records, launch with --layout files"
+        remedy = f"; {context.without_records}"
     elif FindingKind.MISSING_IMAGE in bad:
         advice = _advice(context, findings)
         remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
@@ -291,16 +290,15 @@ def _advice(context: FinalizeContext, findings: Findings) -> str | None:
     return next(texts, None)
 
 
-def _remedy(bad: list[FindingKind], cause: Cause, *, is_per_shard: bool) -> str:
+def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> str:
     if cause is Cause.NOT_FETCHED:
         return "; `resume` extracts these parts again"
     if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
+        is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
         own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
         return f"; to publish nevertheless, launch with --on-collision {keep}{own}"
     if all(kind in BAD for kind in bad):
-        return (
-            "; launch with --on-bad-record drop to publish without these, or keep to publish "
-            "them too"
-        )
+        keep = "" if context.packs else ", or keep to publish them too"
+        return f"; launch with --on-bad-record drop to publish without these{keep}"
     return ""

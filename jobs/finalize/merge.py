@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece, bytes_of
 from jobs.finalize.disk_partitions import Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings
-from jobs.model import OnCollision, placed_path
+from jobs.model import Entry, OnCollision, Part, placed_path
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import PublishedFile, read_manifest
@@ -44,6 +44,7 @@ class WrittenManifest:
     files: int  # that it lists
     bytes: int  # of these files
     sums: str | None  # name of the file for sha256sum or b3sum
+    members: int = 0  # of published tars that it lists as well
 
 
 class _Numbers:
@@ -144,6 +145,10 @@ class _PublishedLines:
 
     def lines(self) -> Iterator[bytes]:
         """The lines; can be iterated once."""
+        return (line for _, line in self.numbered())
+
+    def numbered(self) -> Iterator[tuple[int, bytes]]:
+        """The lines with their numbers among all lines of all pieces; can be iterated once."""
         for number, piece, line in _lines(self._context):
             if number % 1000 == 0:
                 self._progress.check()
@@ -155,7 +160,16 @@ class _PublishedLines:
                 placed = _placed(self._context, piece, line, self._rewrites.of(number))
                 self.changed += placed != line
                 line = placed
-            yield line
+            yield number, line
+
+
+def published_records(
+    context: FinalizeContext, dropped: array[int], rewrites: Rewrites, progress: Progress
+) -> Iterator[tuple[int, bytes]]:
+    """Each record that is published, as JSON text, with the number of the line it came in."""
+    for number, line in _PublishedLines(context, dropped, rewrites, progress).numbered():
+        if not records.is_blank(line):
+            yield number, line.strip().removeprefix(records.BOM).strip()
 
 
 def _hashers(context: FinalizeContext) -> list[digest.Hasher]:
@@ -208,7 +222,7 @@ def _placed(
 
 
 def write_manifest(
-    context: FinalizeContext, skipped: array[int], merged: Merged | None, progress: Progress
+    context: FinalizeContext, published: Iterable[PublishedFile], progress: Progress
 ) -> WrittenManifest:
     """Write the manifest into ``ready``, and the sums where a standard tool checks the digest."""
     context.ready.mkdir(exist_ok=True)
@@ -216,17 +230,20 @@ def write_manifest(
     sums_name = SUMS.get(algorithm)
     encode = msgspec.json.Encoder().encode
     hasher_of_all = hashlib.sha256()
-    files = size = total = 0
+    files = size = total = members = 0
     with ExitStack() as stack:
         out = stack.enter_context(_create(context.ready / MANIFEST))
         sums = stack.enter_context(_create(context.ready / sums_name)) if sums_name else None
-        for line in _manifest_lines(context, skipped, merged):
-            if files % 10_000 == 0:
+        for number, line in enumerate(published):
+            if number % 10_000 == 0:
                 progress.check()
             data = encode(line) + b"\n"
             out.write(data)
             hasher_of_all.update(data)
             size += len(data)
+            if line.shard is not None:
+                members += 1
+                continue
             total += line.size
             files += 1
             if sums is not None:
@@ -235,7 +252,7 @@ def write_manifest(
             sums.write(
                 _sum_line(PublishedFile(MANIFEST, size, "", digest=hasher_of_all.hexdigest()))
             )
-    return WrittenManifest(hasher_of_all.hexdigest(), size, files, total, sums_name)
+    return WrittenManifest(hasher_of_all.hexdigest(), size, files, total, sums_name, members)
 
 
 def _create(path: Path) -> BinaryIO:
@@ -243,20 +260,27 @@ def _create(path: Path) -> BinaryIO:
     return path.open("wb", buffering=1 << 20)
 
 
-def _manifest_lines(
-    context: FinalizeContext, skipped: array[int], merged: Merged | None
-) -> Iterator[PublishedFile]:
-    if merged is not None:
-        yield merged.line
+def extracted_files(
+    context: FinalizeContext, skipped: array[int]
+) -> Iterator[tuple[int, Part, Entry]]:
+    """Every file that is published, with its number and part, in plan order."""
     left_out = _Numbers(skipped)
     number = -1
     for part in context.parts:
         for entry in read_manifest(context.folder.manifest(part)):
             number += 1
             if not left_out.holds(number):
-                yield PublishedFile(
-                    entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw
-                )
+                yield number, part, entry
+
+
+def published_files(
+    context: FinalizeContext, skipped: array[int], merged: Merged | None
+) -> Iterator[PublishedFile]:
+    """A line of the manifest for each file that is published as it is."""
+    if merged is not None:
+        yield merged.line
+    for _, part, entry in extracted_files(context, skipped):
+        yield PublishedFile(entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw)
 
 
 def _sum_line(line: PublishedFile) -> bytes:

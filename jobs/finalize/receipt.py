@@ -52,6 +52,7 @@ def build(
             "size": proof.size,
             "sha256": proof.sha256,
             "files": proof.files,
+            "members": proof.members,
             "digest": plan.options.digest,
         },
         "sums": proof.sums,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,6 +20,7 @@ from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
+from jobs.outputs.container import read_range
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
@@ -48,6 +50,7 @@ class _DataFile:
     name: str  # of the records file; ``path`` ends with it
     size: int
     digest: str
+    entry: Entry
 
     @property
     def folder(self) -> str:
@@ -92,7 +95,7 @@ class _Clues:
                 "inside an archive, which you have to unpack first (then launch with "
                 "--local-path on the folder)"
             )
-        return f"{fact}; to publish files without records, launch with --layout files"
+        return fact
 
 
 def find_pieces(
@@ -240,9 +243,11 @@ def _among_data(
         if not context.reads_records or file.path in taken:
             continue
         taken.add(file.path)
-        moved, place = _taken_to(context, index), context.staging.data / file.path
-        if place.exists():
-            moved.parent.mkdir(exist_ok=True)
+        moved = _taken_to(context, index)
+        moved.parent.mkdir(exist_ok=True)
+        if context.packs:
+            _copy(context, file, moved)
+        elif (place := context.staging.data / file.path).exists():
             place.replace(moved)
         if moved.exists():
             yield _Source(context.shards[file.part.shard], moved, file.folder)
@@ -252,6 +257,17 @@ def _among_data(
 
 def _taken_to(context: FinalizeContext, index: int) -> Path:
     return context.staging.records / f"among-data-{index:05d}"
+
+
+def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
+    """Copy a file out of its part's container."""
+    fd = os.open(context.staging.container(file.part), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with target.open("wb") as out:
+            for block in read_range(fd, file.entry.offset or 0, file.size):
+                out.write(block)
+    finally:
+        os.close(fd)
 
 
 def _choose(
@@ -279,7 +295,7 @@ def _choose(
                 fact = f"its records are taken from {quoted(only.path)}, the only file of that kind"
                 findings.add(Finding(FindingKind.WARNING, fact, only.part.shard))
                 return [only]
-        problem = clues.message(names)
+        problem = f"{clues.message(names)}; {context.without_records}"
     elif len(files) > _MOST:
         problem = f"there are {len(files)} files named {files[0].name}, too many to merge"
     elif (twice := _written_twice(files)) is not None:
@@ -302,6 +318,9 @@ def _names_images(context: FinalizeContext, file: _DataFile, check: Callable[[],
     """Whether the first record of a file names an image."""
     place = context.staging.data / file.path
     options = context.plan.options
+    if context.packs:
+        place = context.scratch / "candidate"
+        _copy(context, file, place)
     try:
         found = record_forms.as_lines(
             place if place.exists() else _taken_to(context, 0),
@@ -329,10 +348,10 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
                 continue
             for name in names:
                 if path == name or (deep and path.endswith(f"/{name}")):
-                    yield _DataFile(number, part, path, name, entry.size, digest)
+                    yield _DataFile(number, part, path, name, entry.size, digest, entry)
                     break
             else:
-                clues.see(_DataFile(number, part, path, path, entry.size, digest))
+                clues.see(_DataFile(number, part, path, path, entry.size, digest, entry))
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:

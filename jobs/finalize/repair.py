@@ -33,13 +33,18 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     and last the receipt, of which the run folder keeps a copy. From then on the run is unfinished
     like any other: a submission downloads and extracts just these parts into staging. Finalize
     finds the receipt's copy, checks that the manifest is the same as before, renames each file over
-    the damaged one, and restores the receipt. Safe to call again after a crash. Raises
+    the damaged one, and restores the receipt. If files are packed, a tar has members of many parts,
+    so all parts are extracted again. Safe to call again after a crash. Raises
     ``VerificationError`` where the destination contains another run's dataset.
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
     among_data = _records_among_data(folder)
-    parts = tuple(part for part in plan.parts() if _is_damaged(folder, part, report, among_data))
+    parts = tuple(
+        part
+        for part in plan.parts()
+        if plan.options.packs or _is_damaged(folder, part, report, among_data)
+    )
     staging.root.mkdir(parents=True, exist_ok=True)
     atomic.write_json(staging.repair, Repair(records=report.records_damaged))
     for part in parts:
@@ -134,6 +139,8 @@ def _records_needed(context: FinalizeContext, receipt: Json) -> bool:
     published = receipt["records"]
     if published is None:
         return False
+    if context.packs:
+        return True
     try:
         if atomic.read_json(context.staging.repair, Repair).records:
             return True

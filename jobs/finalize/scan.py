@@ -43,7 +43,7 @@ _ODD = {
 class JoinRow(IntEnum):
     """The kind of a row in a bucket, and its values."""
 
-    FILE = 0  # key, number, size, digest, crc32, problem, origin
+    FILE = 0  # key, number, size, digest, crc32, problem, origin, offset in its part's container
     DISK = 1  # key, whether it is in staging
     REFERENCE = 2  # see ``Reference``
     ID = 3  # line number, id
@@ -133,6 +133,9 @@ def read_summaries(
         except RunFolderError as error:
             forget_manifest(context, part, error.message, findings)
             continue
+        if context.packs and not _is_complete(context, part, summary):
+            forget_manifest(context, part, "its members are gone from disk", findings)
+            continue
         summaries.append(summary)
         start += summary.files
         totals.left_out.update(summary.left_out)
@@ -143,6 +146,14 @@ def read_summaries(
     if len(summaries) == len(context.parts):
         _check_completeness(context, summaries, findings)
     return summaries
+
+
+def _is_complete(context: FinalizeContext, part: Part, summary: PartSummary) -> bool:
+    """Whether the container of a part still has the size that its summary has."""
+    try:
+        return context.staging.container(part).stat().st_size == summary.container
+    except FileNotFoundError:
+        return False
 
 
 def _check_completeness(
@@ -227,6 +238,7 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
                 entry.crc32,
                 entry.problem,
                 origin,
+                entry.offset,
             )
             if nested.is_nested(entry.path.encode()):
                 audit.totals.archives += 1
@@ -241,9 +253,12 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
 def scan_disk(audit: Audit) -> None:
     """Add a row for each file in the staged dataset to the buckets; no file is stat'ed.
 
-    In a repair the published files count too, but are never removed.
+    In a repair the published files count too, but are never removed. If files are packed, nothing
+    is read: a part's members are in its container, whose size is checked.
     """
     context = audit.context
+    if context.packs:
+        return
     _scan_tree(audit, walk(os.fsencode(context.staging.data), [b""]), ours=True)
     if context.repair_state is not None:
         names = walk(os.fsencode(context.staging.dest), context.repair_state.names)

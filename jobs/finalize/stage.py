@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import msgspec
 from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError
-from jobs.finalize import cleanup, collisions, merge, publish, receipt, repair, scan
+from jobs.finalize import cleanup, collisions, merge, pack, publish, receipt, repair, scan
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Join
-from jobs.finalize.disk_partitions import Buckets, Rewrites
+from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
 from jobs.finalize.record_files import find_pieces
 from jobs.model import OnBadRecord, Plan, Problem, Summary
@@ -158,12 +159,18 @@ def _audit(
     shutil.rmtree(context.scratch, ignore_errors=True)
     context.scratch.mkdir(parents=True)
     context.staging.data.mkdir(exist_ok=True)
+    if context.packs:
+        _empty(context.staging.data)  # remove what an earlier finalize has packed
     with Findings(context.folder.audit) as findings, ExitStack() as stack:
-        totals, rewrites = _scan(context, findings, progress, stack)
+        totals, lines = _scan(context, findings, progress, stack)
         problem = problem_of(context, findings, records=totals.records)
         journal = None
         if problem is None:
-            journal, totals = _prepare(context, totals, rewrites, findings, progress)
+            try:
+                journal, totals = _prepare(context, totals, lines, findings, progress)
+            except pack.ChangedError as error:
+                scan.forget_manifest(context, error.part, error.message, findings)
+                problem = problem_of(context, findings, records=totals.records)
         findings.publish()
     verdict = Summary(
         records=totals.records,
@@ -175,18 +182,34 @@ def _audit(
     return verdict, problem, journal
 
 
+def _empty(folder: Path) -> None:
+    """Empty ``folder`` but keep it: without it nothing counts as extracted."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class _Lines(NamedTuple):
+    """What the join found for each line of the records."""
+
+    rewrites: Rewrites
+    placements: Placements | None  # if files are packed
+
+
 def _scan(
     context: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
-) -> tuple[scan.Totals, Rewrites]:
+) -> tuple[scan.Totals, _Lines]:
     """Run all passes and the join, and correct files that collisions left with the wrong content.
 
-    Returns the totals and the new paths of records; ``stack`` closes the latter.
+    ``stack`` closes what is returned.
     """
     options = context.plan.options
     totals = scan.Totals()
     summaries = scan.read_summaries(context, totals, findings)
     if len(summaries) < len(context.parts):
-        return totals, stack.enter_context(Rewrites(context.scratch, lines=0))
+        return totals, _Lines(stack.enter_context(Rewrites(context.scratch, lines=0)), None)
     if options.layout.has_records:
         find_pieces(context, summaries, findings, progress)
     if context.repair_state is not None and not context.reads_records:
@@ -202,15 +225,20 @@ def _scan(
         scan.scan_disk(audit)
         count = scan.scan_records(audit)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
+        placements = None
+        if context.packs:
+            placements = stack.enter_context(Placements(context.scratch, lines=count))
         join = Join(
             audit,
             rewrites,
+            placements,
             lambda key: remove.write(msgspec.json.encode(key).decode() + "\n"),
         )
         join.run()
     for place in sorted(join.absent):
         context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
-    collisions.resolve(context, join.conflicts, findings, progress)
+    if not context.packs:  # otherwise each archive's bytes are in a container of its own
+        collisions.resolve(context, join.conflicts, findings, progress)
     if context.reads_records:
         _judge_counts(context, totals, findings)
     if not (totals.files or context.pieces or options.layout.has_records):
@@ -224,7 +252,7 @@ def _scan(
         findings.add(Finding(FindingKind.HINT, _archives_hint(totals, nested=options.nested)))
     if options.on_bad_record is not OnBadRecord.DROP:
         del totals.bad_lines[:]
-    return totals, rewrites
+    return totals, _Lines(rewrites, placements)
 
 
 def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
@@ -279,7 +307,7 @@ def _strip_hint(context: FinalizeContext, above: str) -> str:
 def _prepare(
     context: FinalizeContext,
     totals: scan.Totals,
-    rewrites: Rewrites,
+    lines: _Lines,
     findings: Findings,
     progress: Progress,
 ) -> tuple[publish.Journal, scan.Totals]:
@@ -288,10 +316,18 @@ def _prepare(
     dropped = merge.sorted_numbers(totals.bad_lines)
     merged = None
     if context.reads_records:
-        merged = merge.merge_records(context, dropped, rewrites, findings, progress)
+        merged = merge.merge_records(context, dropped, lines.rewrites, findings, progress)
     elif context.repair_state is not None:
         merged = repair.records_as_published(context.repair_state)
-    proof = merge.write_manifest(context, merge.sorted_numbers(totals.skipped), merged, progress)
+    skipped = merge.sorted_numbers(totals.skipped)
+    packed = None
+    if lines.placements is not None:
+        packed, published = pack.pack(
+            context, merged, dropped, skipped, lines.rewrites, lines.placements, progress
+        )
+    else:
+        published = merge.published_files(context, skipped, merged)
+    proof = merge.write_manifest(context, published, progress)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if context.repair_state is not None:
         content = repair.repaired_receipt(context, context.repair_state, proof)
@@ -300,7 +336,7 @@ def _prepare(
         totals.files, totals.bytes = proof.files, proof.bytes
         totals.records = merged.records if merged else 0
         names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(context.staging.data))
-        content = _receipt_of(context, totals, findings, merged, proof)
+        content = _receipt_of(context, totals, findings, merged, proof, packed)
         content["entries"] = [*names, *ready]
         old = publish.old_names(context, content["entries"])
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
@@ -315,6 +351,7 @@ def _receipt_of(
     findings: Findings,
     merged: merge.Merged | None,
     proof: merge.WrittenManifest,
+    packed: pack.Packed | None,
 ) -> dict[str, Any]:
     counts = {
         "records": totals.records,
@@ -327,12 +364,14 @@ def _receipt_of(
         "left_out": sum(totals.left_out.values()),
     }
     lines = lines_of(context, findings, records=totals.records, images=totals.images)
+    lines += pack.lines_of(packed) if packed is not None else ()
     content = receipt.build(context, findings, merged, proof, counts, lines)
     kept = cleanup.kept_archives(context)
     return {
         **content,
         "left_out": dict(totals.left_out),
         "archives": None if kept is None else str(kept),
+        "packed": packed,
         "records_among_data": sorted(set(context.records_among_data.values())),
     }
 

@@ -1,5 +1,7 @@
-"""Writing of a dataset: an extension point, with one form so far.
+"""How a dataset is written: as files, or packed.
 
 ``files`` writes members below the data folder, never through a link, with permissions and times;
 ``write_pool`` writes them inline while the disk is fast and in threads while it is slow.
+``container`` is the one file that a part's members go to where they are packed, ``tar_writer``
+writes the tars that are published.
 """

@@ -70,13 +70,25 @@ class Staging:
 
     def make_folders(self) -> None:
         """Create the folders that extraction writes into."""
-        for place in (self.data, self.records, self.archives):
+        places = [self.data, self.records, self.archives]
+        if self.plan.options.packs:
+            places.append(self.containers)
+        for place in places:
             place.mkdir(parents=True, exist_ok=True)
 
     @property
     def data(self) -> Path:
         """The dataset before it is published, on the destination's file system."""
         return self.root / "data"
+
+    @property
+    def containers(self) -> Path:
+        """The members of each part in one file, where they are packed."""
+        return self.root / "members"
+
+    def container(self, part: Part) -> Path:
+        """The members of a part, behind each other; its manifest has their offsets."""
+        return self.containers / part.id
 
     @property
     def records(self) -> Path:

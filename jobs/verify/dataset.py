@@ -16,7 +16,7 @@ from jobs.storage import atomic
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import processes
-from jobs.verify.slices import Damage, SliceReport
+from jobs.verify.slices import Damage, SliceReport, damaged_members
 
 _PER_WORKER = 8  # slices, so that all workers finish at about the same time
 _SHOWN = 10  # damaged files, at most, in the report's lines
@@ -27,6 +27,7 @@ class _Manifest(msgspec.Struct):
     sha256: str
     files: int
     digest: str = "crc32"
+    members: int = 0  # of tars
 
 
 class _Layout(msgspec.Struct):
@@ -205,6 +206,7 @@ def _report(
     path: Path, receipt: Receipt, found: SliceReport, on_disk: int, *, deep: bool
 ) -> VerifyReport:
     missing_lines = receipt.manifest.files - found.files
+    missing_lines += receipt.manifest.members - found.members
     if missing_lines:  # a share is missing, because the manifest's digest is right
         return _refused(
             path,
@@ -218,7 +220,7 @@ def _report(
         str(path),
         not found.bad,
         deep,
-        _lines(receipt, found, extra, deep=deep),
+        _lines(path, receipt, found, extra, deep=deep),
         receipt.run_id,
         receipt.counts.get("records", 0),
         receipt.counts.get("images", 0),
@@ -232,7 +234,21 @@ def _report(
     )
 
 
-def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> tuple[str, ...]:
+def _member_lines(path: Path, tar: str) -> list[str]:
+    """Which members of a damaged tar are not what they were; none where that cannot be read."""
+    try:
+        names = [quoted(name) for name in damaged_members(path, tar)]
+    except OSError:
+        return []
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return [f"✗   its members {', '.join(names[:_SHOWN])}{more}"]
+
+
+def _lines(
+    path: Path, receipt: Receipt, found: SliceReport, extra: int, *, deep: bool
+) -> tuple[str, ...]:
     lines = []
     if extra:
         lines.append(f"! {extra} files in its folders are not in the manifest")
@@ -251,6 +267,8 @@ def _lines(receipt: Receipt, found: SliceReport, extra: int, *, deep: bool) -> t
     for damage in found.damaged[:_SHOWN]:
         shard = f" (shard {damage.shard})" if damage.shard else ""
         lines.append(f"✗ {quoted(damage.path)}{shard}: {damage.what}")
+        if deep and receipt.manifest.members:
+            lines += _member_lines(path, damage.path)
     if found.bad > _SHOWN:
         lines.append(f"✗ … and {found.bad - _SHOWN} more")
     lines.append(f"✗ Dataset verification failed: {found.bad} of {found.files} files ({how})")

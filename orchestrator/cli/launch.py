@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Verify
+from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Output, Verify
 from orchestrator.cli import options
 from orchestrator.lifecycle.planning import DEFAULT_TASKS
 from orchestrator.lifecycle.request import DEFAULT_DEST
@@ -117,6 +117,23 @@ _dataset = options.stack(
         "--overlap/--no-overlap",
         default=True,
         help="Extract in the download job while it downloads (default), or only in extract tasks.",
+    ),
+    click.option(
+        "--output",
+        type=click.Choice([v.value for v in Output]),
+        default=Output.FILES.value,
+        show_default=True,
+        help="files: as in the archives; webdataset: tars of samples, few files for many images.",
+    ),
+    click.option(
+        "--shard-size",
+        type=options.SIZE,
+        help="Maximum size of a tar of --output webdataset.  [default: 1GB]",
+    ),
+    click.option(
+        "--shard-records",
+        type=click.IntRange(min=1),
+        help="Maximum number of records in a tar of --output webdataset.",
     ),
     click.option(
         "--layout",

@@ -39,6 +39,10 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Archives  {plan.temp}{_kept(planned)}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
+    if plan.options.packs:
+        most = f", {plan.options.shard_records:,} records" if plan.options.shard_records else ""
+        size = units.size(plan.options.shard_size)
+        lines.append(f"Output    {plan.options.output.value}, tars of at most {size}{most}")
     throttle = f", {planned.parallel} at a time" if planned.parallel < tasks else ""
     lines.append(
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"

@@ -11,12 +11,14 @@ import click
 
 from jobs.errors import UsageError
 from jobs.model import (
+    SHARD_SIZE,
     Layout,
     Links,
     Match,
     OnBadRecord,
     OnCollision,
     Options,
+    Output,
     Resources,
     SourceKind,
     Verify,
@@ -193,8 +195,18 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
 def _options(
     values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
 ) -> Options:
+    output = Output(values["output"])
+    for option in ("shard_size", "shard_records"):
+        if values[option] is not None and output is Output.FILES:
+            raise UsageError(
+                f"--{option.replace('_', '-')} is for --output webdataset; with --output files "
+                "there are no shards"
+            )
     return Options(
         layout=layout,
+        output=output,
+        shard_size=values["shard_size"] or SHARD_SIZE,
+        shard_records=values["shard_records"],
         verify=Verify.NONE if values["skip_verify"] else Verify(values["verify"]),
         digest=values["digest"],
         on_bad_record=OnBadRecord(values["on_bad_record"]),

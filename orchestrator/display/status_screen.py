@@ -347,6 +347,9 @@ def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]
 def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -> Iterator[str]:
     """The findings of finalize, and the next command if it was not shown above."""
     for found in state.summary.lines if state.summary else ():
+        if found.startswith("→ "):  # code to copy, so on one line
+            yield f"→ {look.paint(found[2:], 'cyan')}"
+            continue
         style = "green" if found.startswith("✓") else "red" if found.startswith("✗") else ""
         for piece in _broken(found, look.width, "", "  "):
             yield look.paint(piece, style) if style else piece

@@ -9,7 +9,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import UsageError
-from jobs.model import Layout, Options, Resources, Stage
+from jobs.model import Layout, OnBadRecord, Options, Resources, Stage, Verify
 from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
@@ -66,6 +66,8 @@ class LaunchRequest:
                     "--no-overlap; omit one of them"
                 )
         _check_layout(self.options.layout)
+        if self.options.packs:
+            _check_packing(self.options)
         if self.download_on not in ("cluster", "login"):
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():
@@ -92,6 +94,31 @@ def _check_layout(layout: Layout) -> None:
             )
     if layout.image_field is not None and not layout.image_field.isprintable():
         raise UsageError(f"--image-field {quoted(layout.image_field)} contains a control character")
+
+
+def _check_packing(options: Options) -> None:
+    """``UsageError`` where a dataset cannot be packed into samples of whole records."""
+    output = f"--output {options.output.value}"
+    if not options.layout.has_records:
+        raise UsageError(
+            f"{output} makes a sample of each record, and --layout files has no records; launch "
+            "with --output files, or with the --layout and --records-file of its records"
+        )
+    if options.verify is Verify.NONE:
+        raise UsageError(
+            f"{output} puts each record beside its images, which --skip-verify does not look for; "
+            "launch without it, or with --output files"
+        )
+    if options.on_bad_record is OnBadRecord.KEEP:
+        raise UsageError(
+            f"{output} cannot keep a record without its image, which would stop a training loop; "
+            "launch with --on-bad-record drop, or with --output files"
+        )
+    if options.preserve_times:
+        raise UsageError(
+            f"{output} keeps no modification times; launch without --preserve-times, or with "
+            "--output files"
+        )
 
 
 def _unsafe(path: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Protocol
 from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
 from jobs.storage.safe_paths import quoted
+from jobs.storage.staging import Staging
 from orchestrator import filesystems, units
 
 # The number of files is unknown before the download. Files of datasets are seldom larger than this,
@@ -44,7 +45,7 @@ def keeps_archives(options: Options) -> str | None:
     """The option that needs the archives until the end; None if they may be deleted."""
     if options.keep_archive:
         return "--keep-archive"
-    if options.on_collision is OnCollision.KEEP_FIRST:
+    if options.on_collision is OnCollision.KEEP_FIRST and not options.packs:
         return "--on-collision keep-first"  # finalize may have to read an archive again
     return None
 
@@ -112,7 +113,12 @@ def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) 
     """Missing space of a run (``left``: of its unfinished work), a line each."""
     option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
     remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
-    return [*_larger_than(plan, limit, left), *_missing_space(needs(plan, limit, left), remedy)]
+    packs = plan.options.packs or not plan.options.layout.has_records
+    few = "" if packs else ", or pack the dataset into a few tars with --output webdataset"
+    return [
+        *_larger_than(plan, limit, left),
+        *_missing_space(needs(plan, limit, left), remedy, few),
+    ]
 
 
 def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> tuple[Need, Need]:
@@ -135,8 +141,20 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
         size, number = max(0, limit - filesystems.bytes_in(Path(plan.temp))), min(number, 1)
     return (
         Need(Path(plan.temp), size, number, what),
-        Need(Path(plan.dest), data, max(data // _BYTES_A_FILE, least), "data"),
+        _packed(plan, data)
+        if plan.options.packs
+        else Need(Path(plan.dest), data, max(data // _BYTES_A_FILE, least), "data"),
     )
+
+
+def _packed(plan: Plan, data: int) -> Need:
+    """``data`` bytes that are still extracted, and the tars that are made of all members then."""
+    whole = sum(shard.size or 0 for shard in plan.shards)
+    # The room of tars that are there by now is given back before they are made anew.
+    made = sum(path.stat().st_size for path in Staging(plan).data.glob("*.tar"))
+    files = len(plan.parts()) + whole // plan.options.shard_size + 1
+    what = "data (stored twice while it is packed)"
+    return Need(Path(plan.dest), data + max(0, whole - made), files, what)
 
 
 def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
@@ -166,7 +184,7 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     )
 
 
-def _missing_space(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+def _missing_space(wanted: Sequence[Need], remedy: str, few: str) -> Iterator[str]:
     """File systems and quotas with less space than all needs on them."""
     by_device: dict[int, list[Need]] = {}
     for need in wanted:
@@ -177,10 +195,10 @@ def _missing_space(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
                 continue  # reported already
             by_device.setdefault(device, []).append(need)
     for together in by_device.values():
-        yield from _missing_space_on_one(together, remedy)
+        yield from _missing_space_on_one(together, remedy, few)
 
 
-def _missing_space_on_one(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
+def _missing_space_on_one(wanted: Sequence[Need], remedy: str, few: str) -> Iterator[str]:
     size, number = sum(need.bytes for need in wanted), sum(need.inodes for need in wanted)
     what = " and ".join(need.what for need in wanted if need.bytes)
     where = quoted(str(wanted[-1].path))
@@ -199,5 +217,5 @@ def _missing_space_on_one(wanted: Sequence[Need], remedy: str) -> Iterator[str]:
             yield (
                 f"{where}: at least {units.count(number)} files will be created, but {room.of} "
                 f"has {units.count(room.inodes)} inodes left; remove files or choose another "
-                "--dest"
+                f"--dest{few}"
             )

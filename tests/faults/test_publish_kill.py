@@ -10,7 +10,7 @@ import pytest
 from msgspec import structs
 
 from jobs.finalize.stage import run_finalize
-from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.model import OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
 from tests.support.builders.staged import StagedRun, pages, png, stage, tree
 from tests.support.faults.dying import ENDED, KILLED, finalize_and_die
@@ -48,7 +48,13 @@ def with_drops_and_collisions(base: Path) -> StagedRun:
     return stage(base, [first, second], options)
 
 
-SETTINGS = [fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
+def packed(base: Path) -> StagedRun:
+    shards = [pages(0, 3), pages(3, 3)]
+    shards[0].files["README.md"] = b"# Pages"
+    return stage(base, shards, Options(output=Output.WEBDATASET, shard_records=2))
+
+
+SETTINGS = [packed, fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
 
 
 def comparable(dest: Path) -> dict[str, bytes]:

@@ -348,3 +348,21 @@ def _wait(holds: Callable[[], bool], timeout_s: float = 60) -> None:
     while not holds():
         assert time.monotonic() < deadline, "not so in time"
         time.sleep(0.005)
+
+
+def test_tars_of_samples_are_the_same_as_of_this_machine(
+    plain_site: Site, dataset: Path, tmp_path: Path
+) -> None:
+    archive = samples.pack_one(dataset, tmp_path, "tar.gz")
+    words = ("--local-path", archive, "--output", "webdataset", "--shard-records", "25")
+    alone = ("launch", "--engine", "local", "--yes", "--dest", tmp_path / "alone" / "data")
+    plain_site.cli.run(*alone, *words, "--tasks", "1")
+    dest = tmp_path / "data"
+    plain_site.launch(dest, *words, "--part-size", "200K", "--no-overlap")
+    state = plain_site.ended()
+    assert state["state"] == "done", state
+    assert state["parts"]["total"] > 2
+    assert (
+        "✓ Packed 60 samples into 3 shards, data-000000.tar to data-000002.tar" in state["checks"]
+    )
+    assert published(dest) == tree_digest(tmp_path / "alone" / "data")

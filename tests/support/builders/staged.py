@@ -204,9 +204,10 @@ def _extract(run: StagedRun, part: Part, content: StagedShard) -> None:
     low, high = (len(files) * i // part.count for i in (part.index, part.index + 1))
     total = 0
     has_records = content.records is not None and part.index == 0
+    container = bytearray() if plan.options.packs else None
     with ManifestWriter(run.folder.manifest(part)) as manifest:
         for ordinal, (path, data) in enumerate(files[low:high], low):
-            entry = _write(run, shard, _name(path), data, ordinal)
+            entry = _write(run, shard, _name(path), data, ordinal, container)
             manifest.add(entry)
             total += entry.size
         if has_records:
@@ -216,21 +217,45 @@ def _extract(run: StagedRun, part: Part, content: StagedShard) -> None:
             crc = f"{zlib.crc32(content.records):08x}"
             manifest.add(Entry(layout.records, len(content.records), crc, ordinal=len(files)))
             total += len(content.records)
+        size = None
+        if container is not None:
+            run.staging.containers.mkdir(parents=True, exist_ok=True)
+            size = run.staging.container(part).write_bytes(container)
         count = high - low + has_records
         manifest.finish(
-            PartSummary(part.id, count, total, count, has_records, dict(content.left_out))
+            PartSummary(
+                part.id,
+                count,
+                total,
+                count,
+                has_records,
+                dict(content.left_out),
+                container=size,
+            )
         )
 
 
-def _write(run: StagedRun, shard: Shard, path: bytes, data: bytes, ordinal: int) -> Entry:
+def _write(
+    run: StagedRun,
+    shard: Shard,
+    path: bytes,
+    data: bytes,
+    ordinal: int,
+    container: bytearray | None,
+) -> Entry:
     options = run.plan.options
     text, raw = text_of(path)
     if raw is None:
         text = placed_path(run.plan, shard, text)
         path = text.encode()
-    target = run.staging.data / path.decode("utf-8", "surrogateescape")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(data)
+    offset = None
+    if container is not None:
+        offset = len(container)
+        container += data
+    else:
+        target = run.staging.data / path.decode("utf-8", "surrogateescape")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
     check = check_for(text, options.verify)
     problem = None
     if check is not None:
@@ -242,7 +267,7 @@ def _write(run: StagedRun, shard: Shard, path: bytes, data: bytes, ordinal: int)
         hasher.update(data)
         other = hasher.hexdigest()
     crc = f"{zlib.crc32(data):08x}"
-    return Entry(text, len(data), crc, other, problem, raw, ordinal)
+    return Entry(text, len(data), crc, other, problem, raw, ordinal, offset=offset)
 
 
 def _results(run: StagedRun) -> None:

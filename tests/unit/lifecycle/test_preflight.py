@@ -13,7 +13,7 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import PreflightError
-from jobs.model import Options, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
+from jobs.model import Options, Output, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.storage import atomic
 from orchestrator import filesystems
 from orchestrator.lifecycle import preflight, space
@@ -143,6 +143,23 @@ def test_inodes_are_counted_where_the_file_system_has_a_number(
     (line, _) = preflight.problems(made)
     assert "79,415 files" in line
     assert "your quota has 10 inodes left" in line
+    assert line.endswith("or pack the dataset into a few tars with --output webdataset")
+
+
+def test_a_dataset_that_is_packed_needs_room_for_its_bytes_twice_and_few_inodes(
+    tmp_path: Path, quota_tool: Callable[[str, str], None]
+) -> None:
+    quota_tool("lfs", "/scratch 100 0 0 - 999990 0 1000000 -")
+    options = Options(output=Output.WEBDATASET, expect_records=79413)
+    made = structs.replace(plan(tmp_path / "d"), options=options)
+    assert preflight.problems(made) == []
+    free = filesystems.free_space(tmp_path)[0].bytes
+    assert free is not None
+    large = plan(tmp_path / "d", size=free * 2 // 3, shards=1)
+    options = structs.replace(options, shard_size=HUGE)
+    made = structs.replace(local(large, tmp_path / "elsewhere"), options=options)
+    (line,) = preflight.problems(made)
+    assert "data (stored twice while it is packed) need at least" in line
 
 
 @pytest.fixture

@@ -1,0 +1,209 @@
+"""Where a part's members are written: files in the staged dataset, or one container."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+from jobs.archives.base import Member
+from jobs.extract.content import CheckedContent
+from jobs.extract.paths import path_of
+from jobs.model import Entry, Part, Plan, Shard, ShardKind
+from jobs.outputs.container import Container
+from jobs.outputs.files import MetadataRestorer, member_write_error, mode_of, own_write_error
+from jobs.outputs.write_pool import WritePool
+from jobs.storage.safe_paths import Folders
+from jobs.storage.staging import Staging
+
+_BLOCK = 1 << 20  # bytes
+
+
+class Target(Protocol):
+    """Takes the members of one part. Methods raise ``StorageError`` where a disk refuses, and
+    ``ArchiveError`` where a path of the archive cannot be written."""
+
+    def put(
+        self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
+    ) -> int | None:
+        """Write a member through ``content``; its offset in a container, None for a file.
+
+        ``path`` is relative to the data folder; ``keeps_relative_paths``: paths of files relative
+        to each other are those in the shard.
+        """
+        ...
+
+    def folder(self, path: bytes, mode: int) -> None:
+        """Have a folder of the archive, with its permission bits where these are kept."""
+        ...
+
+    def drain(self) -> None:
+        """Return once all that was put can be read."""
+        ...
+
+    def read(self, entry: Entry) -> Iterator[memoryview]:
+        """The bytes of a member that was put, after ``drain``."""
+        ...
+
+    def undo(self, entries: Iterable[Entry]) -> None:
+        """Take back what was put."""
+        ...
+
+    def finish(self) -> int | None:
+        """End writing, after the last member; the size of the container, None for files."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; what was not finished may be lost."""
+        ...
+
+
+class FileTree:
+    """Every member becomes a file below the data folder."""
+
+    def __init__(self, plan: Plan, shard: Shard) -> None:
+        self._options = plan.options
+        self._label = shard.name
+        data = Staging(plan).data
+        self._root = os.fsencode(data)
+        self._folders = Folders(data, archive=self._label)
+        self._writers = WritePool(self._disk_error)
+        self._kept = MetadataRestorer(
+            wanted=shard.kind is ShardKind.TREE, times=self._options.folder_times
+        )
+
+    def _disk_error(self, error: OSError, path: bytes) -> Exception:
+        return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
+
+    def put(
+        self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
+    ) -> int | None:
+        """See ``Target.put``."""
+        place = self._folders.place(path)
+        mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
+        mtime = mtime_ns if self._options.preserve_times else None
+        # Only of a folder that is copied: what an archive says of targets is not to be trusted.
+        if self._kept.wanted and member.target != b"" and keeps_relative_paths:
+            for _ in content.through(member.chunks):
+                pass  # counted, hashed and checked like every file, but written once
+            self._writers.drain()
+            self._make_link(path, place, member.target, mtime_ns)
+            return None
+        mode = mode_of(member.mode)
+        if member.data is not None and not self._kept.wanted:
+            self._writers.write_small(path, place, mode, content.take(member.data), mtime)
+        else:
+            chunks = content.through(member.chunks)
+            sparse = self._kept.wanted
+            self._writers.write(path, place, mode, chunks, member.size, mtime, sparse=sparse)
+        if self._kept.add(place, member.mode, mtime_ns):
+            self._writers.drain()
+            self._kept.put()
+        return None
+
+    def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
+        try:
+            self._kept.link(place, target, mtime_ns)
+        except OSError as error:
+            raise self._disk_error(error, path) from error
+
+    def folder(self, path: bytes, mode: int) -> None:
+        """See ``Target.folder``."""
+        self._folders.make(path)
+        self._kept.folder(self._root + b"/" + path, mode)
+
+    def drain(self) -> None:
+        """See ``Target.drain``."""
+        self._writers.drain()
+
+    def read(self, entry: Entry) -> Iterator[memoryview]:
+        """See ``Target.read``."""
+        place = self._root + b"/" + path_of(entry)
+        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            while block := os.read(fd, _BLOCK):
+                yield memoryview(block)
+        finally:
+            os.close(fd)
+
+    def undo(self, entries: Iterable[Entry]) -> None:
+        """See ``Target.undo``."""
+        self._writers.drain()
+        remove_files(Path(os.fsdecode(self._root)), entries)
+
+    def finish(self) -> int | None:
+        """See ``Target.finish``."""
+        self._writers.drain()
+        self._kept.put()
+        return None
+
+    def close(self) -> None:
+        """See ``Target.close``."""
+        self._writers.close()
+
+
+class PackedPart:
+    """Every member is appended to the part's container; folders, modes and times are not kept."""
+
+    def __init__(self, plan: Plan, part: Part) -> None:
+        self._path = Staging(plan).container(part)
+        try:
+            self._container = Container(self._path)
+        except OSError as error:
+            raise own_write_error(error, self._path) from error
+
+    def put(
+        self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
+    ) -> int | None:
+        """See ``Target.put``."""
+        try:
+            if member.data is not None:
+                return self._container.append((content.take(member.data),))
+            return self._container.append(content.through(member.chunks))
+        except OSError as error:
+            raise own_write_error(error, self._path) from error
+
+    def folder(self, path: bytes, mode: int) -> None:
+        """See ``Target.folder``."""
+
+    def drain(self) -> None:
+        """See ``Target.drain``."""
+        try:
+            self._container.flush()
+        except OSError as error:
+            raise own_write_error(error, self._path) from error
+
+    def read(self, entry: Entry) -> Iterator[memoryview]:
+        """See ``Target.read``."""
+        assert entry.offset is not None
+        return self._container.read(entry.offset, entry.size)
+
+    def undo(self, entries: Iterable[Entry]) -> None:
+        """See ``Target.undo``: the next container of the part begins at the start of the file."""
+
+    def finish(self) -> int | None:
+        """See ``Target.finish``."""
+        try:
+            return self._container.finish()
+        except OSError as error:
+            raise own_write_error(error, self._path) from error
+
+    def close(self) -> None:
+        """See ``Target.close``."""
+        self._container.close()
+
+
+def target_for(plan: Plan, shard: Shard, part: Part) -> Target:
+    """Where the members of ``part`` go; raises ``StorageError``."""
+    return PackedPart(plan, part) if plan.options.packs else FileTree(plan, shard)
+
+
+def remove_files(data: Path, entries: Iterable[Entry]) -> None:
+    """Remove the files below ``data`` that a part has written."""
+    root = os.fsencode(data)
+    for entry in entries:
+        try:
+            os.unlink(root + b"/" + path_of(entry))  # noqa: PTH108
+        except FileNotFoundError:
+            pass  # two entries of one path, or the records, which are kept elsewhere

@@ -1,0 +1,73 @@
+"""One file that holds the members of a part behind each other, where a dataset is packed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+_BUFFER = 1 << 20  # bytes that are written at once
+_OLD = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Container:
+    """Appends members from the start of ``path``; ``finish`` cuts it to what was written.
+
+    What an earlier attempt left is written over without truncation, as with files: an older process
+    of the same task writes the same bytes. All methods raise ``OSError``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, _OLD, 0o600)
+        self._buffer = bytearray()
+        self._flushed = 0  # bytes
+
+    def append(self, chunks: Iterable[memoryview]) -> int:
+        """Write a member; the offset of its first byte."""
+        offset = self._flushed + len(self._buffer)
+        for chunk in chunks:
+            if len(self._buffer) + len(chunk) > _BUFFER:
+                self.flush()
+            if len(chunk) > _BUFFER:
+                self._write(chunk)
+            else:
+                self._buffer += chunk
+        return offset
+
+    def flush(self) -> None:
+        """Write out what is buffered, so that ``read`` finds it."""
+        buffer, self._buffer = self._buffer, bytearray()
+        self._write(memoryview(buffer))
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            done = os.pwrite(self._fd, data, self._flushed)
+            self._flushed += done
+            data = data[done:]
+
+    def read(self, offset: int, size: int) -> Iterator[memoryview]:
+        """The ``size`` bytes from ``offset`` on, which were flushed; fewer if the file is cut."""
+        return read_range(self._fd, offset, size)
+
+    def finish(self) -> int:
+        """Have everything in the file, and nothing behind it; its size in bytes."""
+        self.flush()
+        os.ftruncate(self._fd, self._flushed)
+        return self._flushed
+
+    def close(self) -> None:
+        """Let go of the file; what is buffered is dropped."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+def read_range(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+    """``size`` bytes of a file from ``offset`` on, in blocks; fewer where the file ends before."""
+    while size > 0:
+        block = os.pread(fd, min(size, _BUFFER), offset)
+        if not block:
+            return
+        yield memoryview(block)
+        offset += len(block)
+        size -= len(block)

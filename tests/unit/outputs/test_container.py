@@ -1,0 +1,42 @@
+"""Containers: what is appended can be read, and what an earlier attempt left is written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.outputs.container import Container
+
+
+def _chunks(*data: bytes) -> list[memoryview]:
+    return [memoryview(each) for each in data]
+
+
+def test_members_are_behind_each_other_whatever_their_sizes(tmp_path: Path) -> None:
+    members = [b"", b"one", b"x" * (3 << 20), b"two", b"y" * (1 << 20)]
+    container = Container(tmp_path / "c")
+    offsets = [container.append(_chunks(data[:5], data[5:])) for data in members]
+    container.flush()
+    for offset, data in zip(offsets, members, strict=True):
+        assert b"".join(container.read(offset, len(data))) == data
+    assert container.finish() == sum(map(len, members))
+    container.close()
+    assert (tmp_path / "c").read_bytes() == b"".join(members)
+
+
+def test_a_member_can_be_copied_within_a_container(tmp_path: Path) -> None:
+    container = Container(tmp_path / "c")
+    offset = container.append(_chunks(b"target"))
+    container.flush()
+    container.append(container.read(offset, 6))
+    container.finish()
+    container.close()
+    assert (tmp_path / "c").read_bytes() == b"targettarget"
+
+
+def test_a_longer_container_of_an_earlier_attempt_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "c").write_bytes(b"z" * 1000)
+    container = Container(tmp_path / "c")
+    container.append(_chunks(b"abc"))
+    container.finish()
+    container.close()
+    assert (tmp_path / "c").read_bytes() == b"abc"
