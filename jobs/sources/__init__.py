@@ -4,6 +4,9 @@
 ``doi`` or ``local``. They share these modules: ``shard_selection`` makes shards of files,
 ``file_names`` interprets names, ``families`` and ``split_archives`` find the pieces of an archive,
 ``http_probe`` sends small requests, ``hub_client`` wraps the Hub's client, ``url_lists`` parses
-lists of addresses, ``doi_records`` reads the record of a DOI. A new source is one module here, one
-line in ``registry`` and one subclass in ``tests/contract/test_sources.py``.
+lists of addresses, ``doi_records`` reads the record of a DOI.
+
+A new source is one module here, a member of ``jobs.model.SourceKind``, a branch in ``open_source``
+and in ``reopen`` of ``registry``, its option on the command line, and one subclass in
+``tests/contract/test_sources.py``; ``docs/architecture.md`` lists the files.
 """

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from orchestrator.units import indices
 
-# https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. The first pattern that
-# matches the beginning of a reason is used; the reason itself is shown in brackets.
+# https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. An exact reason first,
+# else the first of _PATTERNS that matches its beginning; the reason itself is shown in brackets.
+# JOBID becomes the jobs' ids. A reason that never ends by itself also belongs in _NEVER.
 _EXACT: dict[str, str] = {
     "Priority": "other jobs come first; it starts when its turn comes",
     "Resources": "for free nodes; it may start sooner with less -c, --mem or --time",

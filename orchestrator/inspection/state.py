@@ -1,4 +1,7 @@
-"""Computes the state of a run from its evidence; pure functions."""
+"""Computes the state of a run from its evidence; pure functions.
+
+``Evidence`` is its input; ``evidence.py`` gathers it.
+"""
 
 from __future__ import annotations
 
