@@ -67,9 +67,7 @@ class CarryPlan:
     """The shards of a new plan that are reused, by their ids in that plan."""
 
     evidence: Mapping[str, Fetched] = field(default_factory=dict)
-    manifests: Mapping[Part, Path] = field(
-        default_factory=dict
-    )  # of the earlier run, by part of the new plan
+    manifests: Mapping[Part, Path] = field(default_factory=dict)  # of the earlier run, by new part
 
     def write(self, folder: RunFolder) -> None:
         """Write it to the run folder, evidence last; raises ``OSError``."""

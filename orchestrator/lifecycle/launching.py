@@ -111,8 +111,8 @@ class Planned:
 def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = None) -> Planned:
     """List the source's files and make a plan; changes nothing.
 
-    ``carry`` says what an update reuses. Raises ``SourceError``, ``UsageError`` if there is nothing to do, ``EngineError`` if the
-    requested engine is not available.
+    ``carry`` chooses what an update reuses. Raises ``SourceError``, ``UsageError`` if there is
+    nothing to do, ``EngineError`` if the requested engine is not available.
     """
     request.check()
     choice = choose_engine(request.engine)

@@ -1,0 +1,272 @@
+"""Which shards an update reuses, and that it publishes what a new launch would publish."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from examples.samples import tree_digest
+from jobs.download.stage import run_download
+from jobs.errors import RunFolderError, UsageError, VerificationError
+from jobs.extract.part_result import PartExtractor
+from jobs.finalize.stage import run_finalize
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Outcome, Output, SourceKind
+from jobs.problems import Problem
+from jobs.runtime.progress import Progress
+from jobs.sources.base import SourceRequest
+from jobs.storage import atomic
+from jobs.storage.staging import Staging
+from orchestrator.lifecycle import launching
+from orchestrator.lifecycle.launching import Planned
+from orchestrator.lifecycle.request import LaunchRequest
+from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
+from tests.support.builders.pages import images, pages, records, tar
+from tests.support.builders.staged import png
+
+
+class Dataset:
+    """A folder of archives, and the dataset that is published from it, in this process."""
+
+    def __init__(self, tmp: Path, options: Options | None = None, ending: str = "tar") -> None:
+        self._tmp = tmp
+        self._options = options or Options()
+        self._ending = ending
+        self.source, self.dest, self.logs = tmp / "source", tmp / "data", tmp / "logs"
+        self.source.mkdir()
+
+    def path(self, name: str) -> Path:
+        return self.source / f"{name}.{self._ending}"
+
+    def launch(self, dest: Path | None = None) -> None:
+        options = self._options
+        source = SourceRequest(
+            SourceKind.LOCAL,
+            (str(self.source),),
+            layout=options.layout,
+            folder_times=options.folder_times,
+            nested=options.nested,
+        )
+        request = LaunchRequest(
+            source, dest or self.dest, log_dir=self.logs, options=options, engine="local"
+        )
+        assert work(launching.plan(request)) is None
+
+    def plan(self, **changes: Any) -> PlannedUpdate:
+        return plan_update(self.dest, **{"log_dir": self.logs, **changes})
+
+    def update(self) -> PlannedUpdate:
+        update = self.plan()
+        assert work(update.planned) is None
+        return update
+
+    def equals_a_new_launch(self) -> bool:
+        fresh = self._tmp / "fresh"
+        self.launch(fresh)
+        return published(self.dest) == published(fresh)
+
+
+def work(planned: Planned) -> Problem | None:
+    """Do the whole run, without an engine; returns the problem of finalize."""
+    folder, plan = planned.folder, planned.plan
+    folder.create(plan)
+    assert planned.carry is None or not planned.carry.write(folder)
+    atomic.create_json(folder.submission(1), planned.draft())
+    Staging(plan).make_folders()
+    shards = planned.shards_left
+    run_download(folder, plan, shards, Progress(), refetch=frozenset(), extracts=False)
+    extractor = PartExtractor(folder, plan, Progress())
+    for part in plan.parts():
+        assert extractor.extract(part).result.outcome is Outcome.OK
+    return run_finalize(folder, plan, Progress())[1]
+
+
+def published(dest: Path) -> tuple[dict[str, str], bytes]:
+    """All published files except the receipt, which describes the run."""
+    return tree_digest(dest), (dest / "MANIFEST.jsonl").read_bytes()
+
+
+def names(shards: Sequence[Any]) -> list[str]:
+    return [shard.name for shard in shards]
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    """Three published shards."""
+    made = Dataset(tmp_path)
+    for index in range(3):
+        made.path(f"s-{index}").write_bytes(pages(range(10 * index, 10 * index + 2)))
+    made.launch()
+    return made
+
+
+def test_shards_are_added_removed_and_renumbered_and_the_history_grows(dataset: Dataset) -> None:
+    dataset.path("a").write_bytes(pages(range(90, 92)))  # the ids of all others change
+    dataset.path("s-1").unlink()
+    update = dataset.update()
+    assert names(update.changed) == ["a.tar"]
+    assert names(update.removed) == ["s-1.tar"]
+    assert names(update.reused) == ["s-0.tar", "s-2.tar"]
+    dataset.path("s-0").unlink()
+    assert not dataset.update().planned.shards_left
+    assert dataset.equals_a_new_launch()
+    receipt = json.loads((dataset.dest / "RECEIPT.json").read_bytes())
+    runs = sorted(path.name for path in dataset.logs.iterdir())
+    assert [state["run_id"] for state in receipt["history"]] == runs[:2]
+    assert all(state["published"] for state in receipt["history"])
+
+
+def test_an_unchanged_source_leaves_nothing_to_do(dataset: Dataset) -> None:
+    assert dataset.plan().nothing_to_do
+    dataset.path("s-1").touch()  # another time, and no digest
+    assert names(dataset.plan().changed) == ["s-1.tar"]
+
+
+def test_a_changed_shard_never_writes_into_files_of_the_old_state(dataset: Dataset) -> None:
+    old = tree_digest(dataset.dest)
+    other = {**images([0], colour=9), **images([10]), "prompts.jsonl": records([10])}
+    dataset.path("s-1").write_bytes(tar(other))  # other content at a path of the first shard
+    problem = work(dataset.plan().planned)
+    assert problem is not None
+    assert "'images/0000.png' has different co" in problem.message
+    assert tree_digest(dataset.dest) == old
+
+
+def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset: Dataset) -> None:
+    planned = dataset.plan(tasks=7, temp_limit=1 << 20, changes={"partition": "long"}).planned
+    assert planned.request.tasks == 7
+    assert planned.request.resources.partition == "long"
+    assert planned.draft().temp_limit == 1 << 20
+    with pytest.raises(UsageError, match="has no revisions"):
+        dataset.plan(revision="v2")
+
+
+def test_a_moved_run_folder_is_named_and_found_with_log_dir(dataset: Dataset) -> None:
+    moved = dataset.logs.rename(dataset.logs.with_name("moved"))
+    with pytest.raises(RunFolderError, match=r"--log-dir.*launch again with --overwrite"):
+        dataset.plan()
+    assert dataset.plan(log_dir=moved).nothing_to_do
+
+
+def test_a_folder_without_a_dataset_cannot_be_updated(dataset: Dataset, tmp_path: Path) -> None:
+    with pytest.raises(VerificationError, match=r"no dataset was published there.*use launch"):
+        plan_update(tmp_path, log_dir=dataset.logs)
+
+
+def test_a_dataset_published_as_tars_cannot_be_updated(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET))
+    dataset.path("s-0").write_bytes(pages(range(2)))
+    dataset.launch()
+    with pytest.raises(UsageError) as refused:
+        dataset.plan()
+    for piece in (str(dataset.dest), "only --output files", "--output webdataset --overwrite"):
+        assert piece in refused.value.message
+
+
+# Kinds of datasets -------------------------------------------------------------------------------
+
+
+def imagefolder(numbers: range, note: str) -> bytes:
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(["file_name", "text"])
+    writer.writerows([f"{n:04d}.png", f"{note}{n}"] for n in numbers)
+    folder = f"part-{numbers[0]:04d}"
+    files = {f"{folder}/{n:04d}.png": png(n) for n in numbers}
+    return tar({**files, f"{folder}/metadata.csv": table.getvalue().encode()})
+
+
+def webdataset(numbers: range, note: str) -> bytes:
+    files: dict[str, bytes] = {}
+    for n in numbers:
+        files[f"{n:04d}.png"] = png(n)
+        files[f"{n:04d}.json"] = json.dumps({"caption": f"{note}{n}"}).encode()
+    return tar(files)
+
+
+def nested(numbers: range, note: str) -> bytes:
+    return tar({f"in-{n}.tar": pages([n], note) for n in numbers})
+
+
+def other_spelling(numbers: range, note: str) -> bytes:
+    lines = records(numbers, note).replace(b'"images/', b'"./images//')
+    return tar({**images(numbers), "prompts.jsonl": lines})
+
+
+def array(numbers: range, note: str) -> bytes:
+    values = [json.loads(line) for line in records(numbers, note).splitlines()]
+    return tar({**images(numbers), "prompts.json": json.dumps(values, indent=1).encode()})
+
+
+def zipped(numbers: range, note: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in images(numbers).items():
+            archive.writestr(name, data)
+        archive.writestr("prompts.jsonl", records(numbers, note))
+    return out.getvalue()
+
+
+def copied_list(numbers: range, note: str) -> bytes:
+    """Every shard has the list of all pages."""
+    everything = [*range(4), *range(10, 14), *range(20, 24)]
+    return tar({**images(numbers), "prompts.jsonl": records(everything)})
+
+
+def damaged_image(numbers: range, note: str) -> bytes:
+    files = images(numbers)
+    first = min(files)
+    return tar({**files, first: files[first][:-5], "prompts.jsonl": records(numbers, note)})
+
+
+Make = Callable[[range, str], bytes]
+
+
+@pytest.mark.parametrize(
+    ("make", "ending", "options", "reused"),
+    [
+        pytest.param(pages, "tar", Options(), True, id="tars"),
+        pytest.param(
+            zipped, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
+        ),
+        pytest.param(imagefolder, "tar", Options(), False, id="records among the data"),
+        pytest.param(
+            webdataset, "tar", Options(layout=Layout(name="webdataset")), True, id="samples"
+        ),
+        pytest.param(nested, "tar", Options(nested=True), True, id="nested"),
+        pytest.param(other_spelling, "tar", Options(), True, id="other spellings of paths"),
+        pytest.param(
+            array,
+            "tar",
+            Options(layout=Layout(name="websight", records="prompts.json")),
+            False,
+            id="JSON arrays",
+        ),
+        pytest.param(copied_list, "tar", Options(), False, id="one list in every shard"),
+        pytest.param(
+            damaged_image, "tar", Options(on_bad_record=OnBadRecord.DROP), False, id="dropped"
+        ),
+        pytest.param(
+            pages, "tar", Options(on_collision=OnCollision.PER_SHARD), False, id="a folder for each"
+        ),
+    ],
+)
+def test_an_update_publishes_what_a_new_launch_publishes(
+    tmp_path: Path, make: Make, ending: str, options: Options, reused: bool
+) -> None:
+    dataset = Dataset(tmp_path, options, ending)
+    for index in range(3):
+        dataset.path(f"s-{index}").write_bytes(make(range(10 * index, 10 * index + 4), "old "))
+    dataset.launch()
+    dataset.path("s-1").write_bytes(make(range(10, 14), "new "))
+    dataset.path("s-2").rename(dataset.path("t-2"))
+    update = dataset.update()
+    assert names(update.reused or update.refetched) == [f"s-0.{ending}"]
+    assert bool(update.reused) is reused
+    assert dataset.equals_a_new_launch()
