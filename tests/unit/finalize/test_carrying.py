@@ -1,4 +1,4 @@
-"""What an update takes from a published dataset, and how its files come into the next one."""
+"""Which shards an update reuses, and how their files get into the new dataset."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def a_file(**changes: Any) -> SourceFile:
         pytest.param({}, {"size": 11}, False, id="another size"),
         pytest.param({}, {"name": "b.tar"}, False, id="another name"),
         pytest.param({}, {"locator": "/mirror/a.tar"}, True, id="another place"),
-        pytest.param({}, {"digest": None}, True, id="a digest that is not published any more"),
+        pytest.param({}, {"digest": None}, True, id="a digest that is no longer published"),
         pytest.param({}, {"digest": Digest("md5", "0" * 32)}, True, id="another kind of digest"),
         pytest.param(
             {"digest": None}, {"digest": None, "version": "now"}, False, id="another time"
@@ -73,11 +73,11 @@ def a_file(**changes: Any) -> SourceFile:
             {"digest": None, "version": None},
             {"digest": None, "version": None},
             False,
-            id="nothing tells",
+            id="neither digest nor time",
         ),
     ],
 )
-def test_a_shard_is_the_same_where_its_source_says_so(
+def test_a_shard_is_unchanged_if_its_source_says_so(
     old: dict[str, Any], new: dict[str, Any], same: bool
 ) -> None:
     found = carrying.same_shards(plan_of(a_file(**old)), plan_of(a_file(**new)))
@@ -123,7 +123,7 @@ def published(tmp_path: Path) -> Extracting:
 
 
 def next_run(run: Extracting) -> Extracting:
-    """The run of an update that takes everything over."""
+    """The run of an update that reuses everything."""
     plan = structs.replace(
         run.plan,
         run_id="next",
@@ -140,7 +140,7 @@ def next_run(run: Extracting) -> Extracting:
 
 
 def carried(run: Extracting) -> list[ItemResult]:
-    """What becomes of each part, in this process."""
+    """The result of each part, extracted in this process."""
     extractor = PartExtractor(run.folder, run.plan, Progress())
     return [extractor.extract(part).result for part in run.parts]
 
@@ -177,12 +177,18 @@ def test_what_is_carried_over_is_what_was_published(
     assert (run.staging.dest / "images/0.png").stat().st_nlink == 1
 
 
+@pytest.mark.parametrize("how", ["other bytes", "a symbolic link", "missing"])
 def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
-    published: Extracting,
+    published: Extracting, how: str
 ) -> None:
     run = next_run(published)
     victim = run.staging.dest / "images/4.png"
-    victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+    if how == "other bytes":
+        victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+    else:
+        moved = victim.rename(victim.with_name("moved.png"))
+        if how == "a symbolic link":
+            victim.symlink_to(moved)
     one, two = carried(run)
     assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
     assert two.problem is not None
@@ -191,7 +197,7 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
     assert not run.folder.manifest(run.parts[1]).exists()
 
 
-def test_a_records_file_that_changes_meanwhile_fails_its_parts(published: Extracting) -> None:
+def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: Extracting) -> None:
     run = next_run(published)
     path = run.staging.dest / "prompts.jsonl"
     path.write_bytes(path.read_bytes().replace(b"text", b"test", 1))
@@ -206,9 +212,9 @@ def test_a_records_file_that_changes_meanwhile_fails_its_parts(published: Extrac
         )
 
 
-def test_what_the_run_folder_does_not_know_any_more_is_fetched(published: Extracting) -> None:
+def test_shards_without_a_manifest_are_downloaded_again(published: Extracting) -> None:
     published.folder.manifest(published.parts[0]).unlink()
     receipt = carrying.read_receipt(published.staging.dest)
     same = {shard.id: shard for shard in published.plan.shards}
     found = carrying.plan_carry(published.folder, published.plan, receipt, same)
-    assert found.evidence == {}  # nor is it known which of the records were its own
+    assert found.evidence == {}  # nor is it known which records belong to the other shard

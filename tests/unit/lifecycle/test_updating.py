@@ -17,8 +17,16 @@ from jobs.download.stage import run_download
 from jobs.errors import RunFolderError, UsageError, VerificationError
 from jobs.extract.part_result import PartExtractor
 from jobs.finalize.stage import run_finalize
-from jobs.model import Layout, OnBadRecord, OnCollision, Options, Outcome, Output, SourceKind
-from jobs.problems import Problem
+from jobs.model import (
+    Layout,
+    OnBadRecord,
+    OnCollision,
+    Options,
+    Outcome,
+    Output,
+    Problem,
+    SourceKind,
+)
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.storage import atomic
@@ -76,7 +84,8 @@ def work(planned: Planned) -> Problem | None:
     """Do the whole run, without an engine; returns the problem of finalize."""
     folder, plan = planned.folder, planned.plan
     folder.create(plan)
-    assert planned.carry is None or not planned.carry.write(folder)
+    if planned.carry is not None:
+        planned.carry.write(folder)
     atomic.create_json(folder.submission(1), planned.draft())
     Staging(plan).make_folders()
     shards = planned.shards_left
