@@ -113,7 +113,7 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     assert state(dest) == new
     (dest / "images/0020.png").write_bytes(b"damaged")  # of a shard that was carried over
     (dest / "prompts.jsonl").unlink()
-    cli.run("resume", cli.runs()[1].name, "--deep")
+    cli.run("resume", receipt(dest)["run_id"], "--deep")
     assert state(dest) == new
 
 
