@@ -129,7 +129,7 @@ def submit_chain(
             handles.append(_submit(folder, spec, after, engine))
             submission = _with_cluster(_with_ids(submission, handles[-1]), engine)
             atomic.write_json(path, submission)
-        if submission.then is not None:
+        if submission.then is not None and submission.onward is None:
             _check_not_cancelled(folder)
             after = Dependency("afterok", handles[-1].job_ids)
             job = engine.follow(Path(submission.then), then_name(folder, submission), after)

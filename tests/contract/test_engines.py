@@ -199,9 +199,13 @@ class EngineContract:
     def test_no_more_tasks_run_at_once_than_asked_for(
         self, engine: Engine, folder: RunFolder
     ) -> None:
-        payload.write_script(folder.path, {f"extract.{n}": "brief" for n in range(5)})
-        engine.submit(spec(folder, count=5, parallel=2), None)
-        engine.wait(folder, None, 0.1)
+        held = {"extract.0": "hold", "extract.1": "hold"}
+        payload.write_script(folder.path, held | {f"extract.{n}": "brief" for n in (2, 3, 4)})
+        handle = engine.submit(spec(folder, count=5, parallel=2), None)
+        with self.background(engine, folder):
+            until(lambda: len(payload.events(folder.path)) == 2)
+            (folder.path / "go").touch()
+            until(lambda: self.all_in(engine, folder, handle, EngineState.ENDED))
         now = most = 0
         for kind, _, _ in payload.events(folder.path):
             now += 1 if kind == "start" else -1

@@ -352,13 +352,14 @@ def test_downloaded_in_the_shell_the_rest_goes_to_slurm(
     site = plain
     held = tmp_path / "held"
     words = (*pages.options, "--download-on", "login", *gate(held))
-    site.launch(tmp_path / "data", *words)
+    site.launch(tmp_path / "data", *words, "--then", then_script(tmp_path))
     before = site.finished()
     assert len(before) == 4
-    assert {row.name.rpartition("-")[2] for row in site.jobs()} == {"extract", "finalize"}
+    assert {row.name.rpartition("-")[2] for row in site.jobs()} == {"extract", "finalize", "then"}
     assert len(site.run_folder().load_submission(2).of_stage(Stage.EXTRACT)) == 4
     held.unlink()
     assert site.over()["state"] == "done"
+    site.wait((tmp_path / "seen").exists)
     assert site.repeated(before) == 0
     assert published(tmp_path / "data") == pages.tree
 
