@@ -6,5 +6,5 @@ is a file that is read while it is downloaded. ``streaming`` extracts a complete
 ``part_result`` turns everything that can happen to a part into a result; ``part`` is the pass over
 one part: ``source`` is what it reads, ``paths`` maps members to paths, ``content`` checks and
 hashes them, ``targets`` writes them to files or to one container, ``links`` writes the content of
-links.
+links. ``carried`` takes a part's files from the dataset that an update replaces.
 """

@@ -7,5 +7,6 @@ rows of one path; ``findings`` collects what is wrong; ``collisions`` restores t
 path that several archives wrote. ``merge`` writes records, manifest and sums, ``pack`` tars of
 samples instead of files, ``receipt`` the receipt; ``publish`` renames everything into place,
 ``cleanup`` removes what is no longer needed.
-``repair`` extracts damaged parts of a published dataset again.
+``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what an update
+can take from it.
 """
