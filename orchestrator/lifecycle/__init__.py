@@ -2,6 +2,6 @@
 
 ``request`` is the user's request, ``planning`` makes a plan of it, ``preflight`` checks everything
 before anything is submitted, ``space`` checks the disk space, ``claim`` reserves the destination.
-``launching``, ``resuming``, ``updating`` and ``verifying`` are the commands; ``running`` continues a
-run, ``recovery`` finds unfinished work, ``submission`` submits a chain of jobs to an engine.
+``launching``, ``resuming``, ``updating`` and ``verifying`` are the commands; ``running`` continues
+a run, ``recovery`` finds unfinished work, ``submission`` submits a chain of jobs to an engine.
 """
