@@ -10,7 +10,7 @@ from msgspec import Struct, field
 
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
-SHARD_SIZE = 1_000_000_000  # bytes of a published tar, unless asked for otherwise
+SHARD_SIZE = 1_000_000_000  # bytes of a published shard, unless asked for otherwise
 SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
 
 
@@ -111,6 +111,7 @@ class Output(str, Enum):
 
     FILES = "files"
     WEBDATASET = "webdataset"  # tars with the files of a record behind each other
+    ZIP = "zip"  # zips with all files, uncompressed
 
 
 class Links(str, Enum):
@@ -240,8 +241,8 @@ class Options(Struct, frozen=True):
     expect_records: int | None = None
     part_size: int = 512 << 20  # bytes
     output: Output = Output.FILES
-    shard_size: int = SHARD_SIZE  # bytes of a published tar, at most if it has several records
-    shard_records: int | None = None  # records in a published tar, at most
+    shard_size: int = SHARD_SIZE  # bytes of a published shard, at most if it has several members
+    shard_records: int | None = None  # records in a published shard, at most
     overlap: bool = True  # the download task also extracts
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second

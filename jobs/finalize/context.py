@@ -10,6 +10,7 @@ from typing import Any
 
 from jobs.finalize.record_forms import Found
 from jobs.model import Entry, Part, Plan, Shard
+from jobs.outputs import registry
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
@@ -119,13 +120,18 @@ class FinalizeContext:
 
     @property
     def packs(self) -> bool:
-        """Whether files are packed: what the parts wrote lies in containers, not in files."""
+        """Whether files are packed: what the parts wrote is in containers, not in files."""
         return self.plan.options.packs
+
+    @property
+    def packs_records(self) -> bool:
+        """Whether files are packed together with the records that name them."""
+        return self.packs and registry.packed(self.plan.options.output).of_records
 
     @property
     def without_records(self) -> str:
         """What to do where there are no records."""
-        more = " --output files" if self.packs else ""
+        more = " --output files or zip" if self.packs_records else ""
         return f"to publish files without records, launch with --layout files{more}"
 
     @property

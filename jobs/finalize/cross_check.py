@@ -117,7 +117,7 @@ class Join:
     """Checks bucket after bucket; ``remove`` is called with the key of each file not to be
     published.
 
-    ``placements`` gets the files of each record, if files are packed.
+    ``placements`` gets the files of each record, if files are packed by record.
 
     After each bucket, memory holds one number for every file or line with a finding.
     """

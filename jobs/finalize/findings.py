@@ -299,6 +299,6 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> s
         own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
         return f"; to publish nevertheless, launch with --on-collision {keep}{own}"
     if all(kind in BAD for kind in bad):
-        keep = "" if context.packs else ", or keep to publish them too"
+        keep = "" if context.packs_records else ", or keep to publish them too"
         return f"; launch with --on-bad-record drop to publish without these{keep}"
     return ""

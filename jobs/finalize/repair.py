@@ -33,8 +33,8 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     and last the receipt, of which the run folder keeps a copy. From then on the run is unfinished
     like any other: a submission downloads and extracts just these parts into staging. Finalize
     finds the receipt's copy, checks that the manifest is the same as before, renames each file over
-    the damaged one, and restores the receipt. If files are packed, a tar has members of many parts,
-    so all parts are extracted again. Safe to call again after a crash. Raises
+    the damaged one, and restores the receipt. If files are packed, a shard has members of many
+    parts, so all parts are extracted again. Safe to call again after a crash. Raises
     ``VerificationError`` where the destination contains another run's dataset.
     """
     staging = Staging(plan)

@@ -195,7 +195,7 @@ class _Lines(NamedTuple):
     """What the join found for each line of the records."""
 
     rewrites: Rewrites
-    placements: Placements | None  # if files are packed
+    placements: Placements | None  # if files are packed by record
 
 
 def _scan(
@@ -226,7 +226,7 @@ def _scan(
         count = scan.scan_records(audit)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
         placements = None
-        if context.packs:
+        if context.packs_records:
             placements = stack.enter_context(Placements(context.scratch, lines=count))
         join = Join(
             audit,
@@ -321,7 +321,7 @@ def _prepare(
         merged = repair.records_as_published(context.repair_state)
     skipped = merge.sorted_numbers(totals.skipped)
     packed = None
-    if lines.placements is not None:
+    if context.packs:
         packed, published = pack.pack(
             context, merged, dropped, skipped, lines.rewrites, lines.placements, progress
         )

@@ -2,6 +2,7 @@
 
 ``files`` writes members below the data folder, never through a link, with permissions and times;
 ``write_pool`` writes them inline while the disk is fast and in threads while it is slow.
-``container`` is the one file that a part's members go to where they are packed, ``tar_writer``
-writes the tars that are published.
+``container`` is the one file that a part's members go to where they are packed. ``base`` is what
+an output provides that packs them into shards, ``registry`` finds it by its name: ``webdataset``,
+with ``tar_writer``, and ``zip``.
 """

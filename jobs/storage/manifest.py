@@ -81,9 +81,9 @@ def read_summary(path: Path) -> PartSummary:
 
 
 class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
-    """A line of a published dataset's manifest: one of its files, or a member of a published tar.
+    """A line of a published dataset's manifest: one of its files, or a member of a shard.
 
-    The lines of a tar's members follow that of the tar.
+    The lines of a shard's members follow that of the shard.
     """
 
     path: str  # relative to the dataset
@@ -92,8 +92,8 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     part: str | None = None  # that wrote the file; the merged records have none
     digest: str | None = None  # by the algorithm that the receipt names, if it is not crc32
     raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
-    shard: str | None = None  # the tar that it is a member of; None: a file of its own
-    offset: int | None = None  # of its first byte in that tar
+    shard: str | None = None  # the tar or zip that it is a member of; None: a file of its own
+    offset: int | None = None  # of its first byte in that shard
     member: str | None = None  # its name there, where that is not its path
 
     @property

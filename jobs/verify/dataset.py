@@ -27,7 +27,7 @@ class _Manifest(msgspec.Struct):
     sha256: str
     files: int
     digest: str = "crc32"
-    members: int = 0  # of tars
+    members: int = 0  # of shards
 
 
 class _Layout(msgspec.Struct):
@@ -234,10 +234,10 @@ def _report(
     )
 
 
-def _member_lines(path: Path, tar: str) -> list[str]:
-    """Which members of a damaged tar are not what they were; none where that cannot be read."""
+def _member_lines(path: Path, shard: str) -> list[str]:
+    """Which members of a damaged shard are not what they were; none where that cannot be read."""
     try:
-        names = [quoted(name) for name in damaged_members(path, tar)]
+        names = [quoted(name) for name in damaged_members(path, shard)]
     except OSError:
         return []
     if not names:

@@ -36,7 +36,7 @@ class SliceReport(msgspec.Struct):
     """What the check of one slice found; reports can be merged."""
 
     files: int = 0
-    members: int = 0  # of tars; the check of a tar is theirs
+    members: int = 0  # of shards; the check of a shard is theirs
     bytes: int = 0
     bad: int = 0
     damaged: list[Damage] = []  # the first ones
@@ -203,17 +203,17 @@ def _check_bytes(
         on_checked(1, line.size)
 
 
-def damaged_members(root: Path, tar: str) -> list[str]:
-    """The members of a published tar that are not what the manifest says, by their CRC-32.
+def damaged_members(root: Path, shard: str) -> list[str]:
+    """The members of a shard that are not what the manifest says, by their CRC-32.
 
-    Raises ``OSError`` where the tar or the manifest cannot be read.
+    Raises ``OSError`` where the shard or the manifest cannot be read.
     """
     found = []
-    fd = os.open(root / tar, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = os.open(root / shard, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for block in blocks(root / MANIFEST, 0, 1):
             for line in msgspec.json.Decoder(PublishedFile).decode_lines(block):
-                if line.shard == tar:
+                if line.shard == shard:
                     hasher = digest.new("crc32")
                     for data in read_range(fd, line.offset or 0, line.size):
                         hasher.update(data)

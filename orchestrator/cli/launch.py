@@ -123,12 +123,13 @@ _dataset = options.stack(
         type=click.Choice([v.value for v in Output]),
         default=Output.FILES.value,
         show_default=True,
-        help="files: as in the archives; webdataset: tars of samples, few files for many images.",
+        help="files: as in the archives; webdataset: tars of samples (records with their images); "
+        "zip: uncompressed zips of all files.",
     ),
     click.option(
         "--shard-size",
         type=options.SIZE,
-        help="Maximum size of a tar of --output webdataset.  [default: 1GB]",
+        help="Maximum size of a tar or zip of --output webdataset or zip.  [default: 1GB]",
     ),
     click.option(
         "--shard-records",

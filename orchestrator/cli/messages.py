@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
+from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
@@ -45,7 +46,8 @@ def plan_lines(planned: Planned) -> list[str]:
     if plan.options.packs:
         most = f", {plan.options.shard_records:,} records" if plan.options.shard_records else ""
         size = units.size(plan.options.shard_size)
-        lines.append(f"Output    {plan.options.output.value}, tars of at most {size}{most}")
+        unit = registry.packed(plan.options.output).unit
+        lines.append(f"Output    {plan.options.output.value}, {unit}s of at most {size}{most}")
     throttle = f", {planned.parallel} at a time" if planned.parallel < tasks else ""
     lines.append(
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"

@@ -23,6 +23,7 @@ from jobs.model import (
     SourceKind,
     Verify,
 )
+from jobs.outputs import registry
 from jobs.sources.base import SourceRequest
 from orchestrator.api import LaunchRequest
 from orchestrator.cli import options
@@ -197,10 +198,12 @@ def _options(
 ) -> Options:
     output = Output(values["output"])
     for option in ("shard_size", "shard_records"):
-        if values[option] is not None and output is Output.FILES:
+        users = registry.outputs_with(option)
+        if values[option] is not None and output not in users:
             raise UsageError(
-                f"--{option.replace('_', '-')} is for --output webdataset; with --output files "
-                "there are no shards"
+                f"--{option.replace('_', '-')} is for --output "
+                f"{' and '.join(user.value for user in users)}; omit it with --output "
+                f"{output.value}"
             )
     return Options(
         layout=layout,

@@ -9,7 +9,8 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import UsageError
-from jobs.model import Layout, OnBadRecord, Options, Resources, Stage, Verify
+from jobs.model import Layout, Options, Resources, Stage
+from jobs.outputs import registry
 from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import MAX_COMPONENT, MAX_PATH, quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
@@ -97,27 +98,12 @@ def _check_layout(layout: Layout) -> None:
 
 
 def _check_packing(options: Options) -> None:
-    """``UsageError`` where a dataset cannot be packed into samples of whole records."""
-    output = f"--output {options.output.value}"
-    if not options.layout.has_records:
-        raise UsageError(
-            f"{output} makes a sample of each record, and --layout files has no records; launch "
-            "with --output files, or with the --layout and --records-file of its records"
-        )
-    if options.verify is Verify.NONE:
-        raise UsageError(
-            f"{output} puts each record beside its images, which --skip-verify does not look for; "
-            "launch without it, or with --output files"
-        )
-    if options.on_bad_record is OnBadRecord.KEEP:
-        raise UsageError(
-            f"{output} cannot keep a record without its image, which would stop a training loop; "
-            "launch with --on-bad-record drop, or with --output files"
-        )
+    """``UsageError`` for options that a packed output cannot be combined with."""
+    registry.packed(options.output).check(options)
     if options.preserve_times:
         raise UsageError(
-            f"{output} keeps no modification times; launch without --preserve-times, or with "
-            "--output files"
+            f"--output {options.output.value} keeps no modification times; launch without "
+            "--preserve-times, or with --output files"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
+from jobs.outputs import registry
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from orchestrator import filesystems, units
@@ -113,8 +114,10 @@ def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) 
     """Missing space of a run (``left``: of its unfinished work), a line each."""
     option = keeps_archives(plan.options) or ("" if plan.options.overlap else "--no-overlap")
     remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
-    packs = plan.options.packs or not plan.options.layout.has_records
-    few = "" if packs else ", or pack the dataset into a few tars with --output webdataset"
+    few = ""
+    if not plan.options.packs:
+        packed = "webdataset or zip" if plan.options.layout.has_records else "zip"
+        few = f", or pack the dataset into few files with --output {packed}"
     return [
         *_larger_than(plan, limit, left),
         *_missing_space(needs(plan, limit, left), remedy, few),
@@ -148,10 +151,11 @@ def needs(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) -> 
 
 
 def _packed(plan: Plan, data: int) -> Need:
-    """``data`` bytes that are still extracted, and the tars that are made of all members then."""
+    """``data`` bytes that are still extracted, and the shards that are made of all members then."""
     whole = sum(shard.size or 0 for shard in plan.shards)
-    # The room of tars that are there by now is given back before they are made anew.
-    made = sum(path.stat().st_size for path in Staging(plan).data.glob("*.tar"))
+    # Shards of an earlier attempt are removed before they are made again.
+    ending = registry.packed(plan.options.output).ending
+    made = sum(path.stat().st_size for path in Staging(plan).data.glob(f"*{ending}"))
     files = len(plan.parts()) + whole // plan.options.shard_size + 1
     what = "data (stored twice while it is packed)"
     return Need(Path(plan.dest), data + max(0, whole - made), files, what)

@@ -116,7 +116,7 @@ def _check_output(old: Plan) -> None:
     if output is not Output.FILES:
         raise UsageError(
             f"{old.dest} was published with --output {output.value}, and update supports only "
-            "--output files, because a published tar holds files of several source archives; "
+            "--output files, because a published shard holds files of several source archives; "
             f"launch again with --output {output.value} --overwrite, which downloads everything"
         )
 

@@ -1,6 +1,6 @@
-"""Kills of a run that packs: after `resume`, the tars of an undisturbed run, to the byte.
+"""Kills of a run that packs: after `resume`, the shards of an undisturbed run, to the byte.
 
-Row 1 of docs/faults.md for `--output webdataset`.
+Row 1 of docs/faults.md for packed outputs.
 """
 
 from __future__ import annotations
@@ -19,47 +19,61 @@ from tests.support.faults.matrix import LAUNCH, Scene
 pytestmark = pytest.mark.faults
 
 Record = Callable[[str, object], None]
-PACKED = ("--output", "webdataset", "--shard-records", "3")
+Packed = dict[str, tuple[tuple[str, ...], Scene]]  # by output: its options, and its scene
+OUTPUTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
+    "webdataset": (
+        ("--output", "webdataset", "--shard-records", "3"),
+        ["data-000000.tar", "data-000001.tar", "data-000002.tar", "data.json"],
+    ),
+    "zip": (
+        ("--output", "zip", "--shard-size", "40K"),
+        ["data-000000.zip", "data-000001.zip", "data-000002.zip"],
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def packed(shop: Shop, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+def packed(shop: Shop, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
     """What an undisturbed run, with one task, publishes of the archives."""
-    base = tmp_path_factory.mktemp("packed")
-    scene = Scene(shop, base, ("--local-path", archives, *PACKED), {})
-    shop.run(scene.cli, *LAUNCH, "--dest", scene.dest, *scene.source, "--tasks", "1", rc=0)
-    whole = tree_digest(scene.dest)
-    assert sorted(whole) == [
-        "data-000000.tar", "data-000001.tar", "data-000002.tar", "data.json", "prompts.jsonl",
-    ]  # fmt: skip
-    return replace(scene, whole=whole)
+    found: Packed = {}
+    for output, (options, names) in OUTPUTS.items():
+        base = tmp_path_factory.mktemp(output)
+        scene = Scene(shop, base, ("--local-path", archives, *options), {})
+        shop.run(scene.cli, *LAUNCH, "--dest", scene.dest, *scene.source, "--tasks", "1", rc=0)
+        whole = tree_digest(scene.dest)
+        assert sorted(whole) == [*names, "prompts.jsonl"]
+        found[output] = (options, replace(scene, whole=whole))
+    return found
 
 
 @pytest.mark.parametrize(
-    ("where", "first", "step", "least"),
+    ("output", "where", "first", "step", "least"),
     [
-        pytest.param("download", 1, 6, 4, id="download"),
-        pytest.param("extract", 1, 4, 2, id="extract"),
-        pytest.param("extraction", 1, 2, 5, id="extraction"),
-        pytest.param("finalize", 1, 5, 12, id="finalize"),
-        pytest.param("finalize", 3, 5, 12, id="finalize-3"),
+        pytest.param("webdataset", "download", 1, 6, 4, id="download"),
+        pytest.param("webdataset", "extract", 1, 4, 2, id="extract"),
+        pytest.param("webdataset", "extraction", 1, 2, 5, id="extraction"),
+        pytest.param("webdataset", "finalize", 1, 5, 12, id="finalize"),
+        pytest.param("webdataset", "finalize", 3, 5, 12, id="finalize-3"),
+        pytest.param("zip", "finalize", 2, 9, 6, id="finalize-zip"),
     ],
 )
-def test_a_task_killed_at_any_call_that_changes_a_file_ends_in_the_same_tars(
+def test_a_task_killed_at_any_call_that_changes_a_file_ends_in_the_same_shards(
     shop: Shop,
-    packed: Scene,
+    packed: Packed,
     served: tuple[str, ...],
     tmp_path: Path,
     record_property: Record,
+    output: str,
     where: str,
     first: int,
     step: int,
     least: int,
 ) -> None:
+    options, undisturbed = packed[output]
     kills = 0
     at = first
     while True:
-        here = Scene(shop, tmp_path / str(at), (*served, *PACKED), packed.whole)
+        here = Scene(shop, tmp_path / str(at), (*served, *options), undisturbed.whole)
         ended = here.launch(fault=Fault(where, at))
         assert ended.orphans == 0
         if not ended.fired:

@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from jobs.checks.registry import check_for
+from jobs.finalize.stage import run_finalize
 from jobs.model import (
     Digest,
     Entry,
@@ -36,11 +38,13 @@ from jobs.model import (
     TaskResult,
     placed_path,
 )
+from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.manifest import ManifestWriter
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import text_of
 from jobs.storage.staging import Staging
+from jobs.verify.dataset import VerifyReport, verify_dataset
 
 WHEN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -289,6 +293,21 @@ def _results(run: StagedRun) -> None:
             run.folder.result(which, 0, 1),
             TaskResult(which, 0, 1, Outcome.OK, done, "node1", 7, WHEN, WHEN, "0.1.0"),
         )
+
+
+def finish(run: StagedRun) -> dict[str, Any]:
+    """Publish what the parts wrote, without a problem; the receipt."""
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    assert problem is None, problem
+    assert summary.published
+    assert not (run.staging.dest / ".incoming").exists()
+    receipt: dict[str, Any] = json.loads(run.staging.receipt.read_bytes())
+    return receipt
+
+
+def verified(dest: Path, *, deep: bool = True) -> VerifyReport:
+    """What a check of the dataset finds."""
+    return verify_dataset(dest, deep=deep, workers=2, progress=Progress())
 
 
 def tree(folder: Path) -> dict[str, bytes]:

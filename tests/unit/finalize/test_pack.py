@@ -18,23 +18,23 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
-from jobs.verify.dataset import VerifyReport, verify_dataset
-from tests.support.builders.staged import StagedRun, StagedShard, line, pages, png, stage, tree
+from tests.support.builders.staged import (
+    StagedRun,
+    StagedShard,
+    finish,
+    line,
+    pages,
+    png,
+    stage,
+    tree,
+    verified,
+)
 
 PACKED = Options(output=Output.WEBDATASET)
 
 
 def options(**changes: Any) -> Options:
     return msgspec.structs.replace(PACKED, **changes)
-
-
-def finish(run: StagedRun) -> dict[str, Any]:
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
-    assert problem is None, problem
-    assert summary.published
-    assert not (run.staging.dest / ".incoming").exists()
-    receipt: dict[str, Any] = json.loads(run.staging.receipt.read_bytes())
-    return receipt
 
 
 def samples_of(dest: Path) -> list[dict[str, bytes]]:
@@ -54,10 +54,6 @@ def contents(path: Path) -> dict[str, bytes]:
     """The members of a tar in their order."""
     with tarfile.open(path) as archive:
         return {m.name: archive.extractfile(m).read() for m in archive}  # type: ignore[union-attr]
-
-
-def verified(dest: Path, *, deep: bool = True) -> VerifyReport:
-    return verify_dataset(dest, deep=deep, workers=2, progress=Progress())
 
 
 def test_a_sample_is_the_image_and_its_record_in_the_order_of_the_records(tmp_path: Path) -> None:
@@ -376,9 +372,9 @@ def test_overwrite_removes_the_tars_of_an_old_dataset_and_nothing_of_the_users(
     assert (dest / "images" / "000001.png").read_bytes() == b"mine"
 
 
-@pytest.mark.parametrize("before", [Output.FILES, Output.WEBDATASET])
+@pytest.mark.parametrize("before", [Output.FILES, Output.WEBDATASET, Output.ZIP])
 def test_one_output_replaces_the_other(tmp_path: Path, before: Output) -> None:
-    (after,) = {Output.FILES, Output.WEBDATASET} - {before}
+    after = Output.WEBDATASET if before is Output.FILES else Output.FILES
     finish(stage(tmp_path, [pages(0, 4)], Options(output=before), run_id="2025-old"))
     finish(stage(tmp_path, [pages(0, 4)], Options(output=after, overwrite=True)))
     finish(stage(tmp_path / "fresh", [pages(0, 4)], Options(output=after)))

@@ -143,7 +143,7 @@ def test_inodes_are_counted_where_the_file_system_has_a_number(
     (line, _) = preflight.problems(made)
     assert "79,415 files" in line
     assert "your quota has 10 inodes left" in line
-    assert line.endswith("or pack the dataset into a few tars with --output webdataset")
+    assert line.endswith("or pack the dataset into few files with --output webdataset or zip")
 
 
 def test_a_dataset_that_is_packed_needs_room_for_its_bytes_twice_and_few_inodes(

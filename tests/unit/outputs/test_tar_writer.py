@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.outputs import tar_writer
+from jobs.outputs.base import create
 from jobs.outputs.tar_writer import TarWriter
 
 
@@ -29,9 +30,10 @@ def test_a_short_header_is_the_one_that_tarfile_makes(name: bytes, size: int) ->
     "name", [b"n" * 101, b"d/" * 200 + b"x", b"\xff\xfe.bin", b"\xff" * 120], ids=len
 )
 def test_every_name_comes_back(tmp_path: Path, name: bytes) -> None:
-    with TarWriter(tmp_path / "t.tar", ["crc32"]) as out:
-        out.put(tar_writer.header(name, 3) + b"abc")
-        out.put(bytes(tar_writer.padding(3)))
+    with TarWriter(create(tmp_path / "t.tar"), ["crc32"]) as out:
+        out.begin(name, 3, "")
+        out.put(b"abc")
+        out.end()
         out.finish()
     with tarfile.open(tmp_path / "t.tar", errors="surrogateescape") as archive:
         assert [os.fsencode(member.name) for member in archive] == [name]
@@ -47,18 +49,17 @@ def test_content_is_copied_from_a_file_and_digests_are_of_the_whole_tar(tmp_path
     (tmp_path / "container").write_bytes(b"before" + data + b"behind")
     seen = []
     fd = os.open(tmp_path / "container", os.O_RDONLY)
-    with TarWriter(tmp_path / "t.tar", ["crc32", "sha256"]) as out:
-        out.put(tar_writer.header(b"a.bin", len(data)))
+    with TarWriter(create(tmp_path / "t.tar"), ["crc32", "sha256"]) as out:
+        assert out.begin(b"a.bin", len(data), "") == 512
         copied = out.copy(fd, 6, len(data), lambda block: seen.append(bytes(block)))
-        out.put(bytes(tar_writer.padding(len(data))))
-        digests = out.finish()
-        position = out.position
+        out.end()
+        size, digests = out.finish()
         assert out.copy(fd, 6 + len(data), 100, len) == 6  # the file ends
     os.close(fd)
     assert copied == len(data)
     assert b"".join(seen) == data
     made = (tmp_path / "t.tar").read_bytes()
-    assert position == len(made)
+    assert size == len(made)
     assert digests == {
         "crc32": f"{zlib.crc32(made):08x}",
         "sha256": hashlib.sha256(made).hexdigest(),

@@ -1,0 +1,161 @@
+"""What an output that packs files has to provide: a writer of its shards, and facts about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from jobs.model import Options
+from jobs.storage import digest
+
+_BUFFER = 4 << 20  # bytes that are written at once
+
+Self = TypeVar("Self", bound="ShardWriter")
+
+
+class FinishedShard(NamedTuple):
+    """A shard that is complete."""
+
+    size: int  # bytes
+    digests: dict[str, str]  # of all of its bytes, in hex, by algorithm
+
+
+class ShardWriter:
+    """Writes one shard from start to end, and computes its digests in the same pass.
+
+    A member is ``begin``, then its content by ``put`` or ``copy``, then ``end``. Every method
+    raises ``OSError``. ``fd`` is closed at the end; ``algorithms``: names of digests (see
+    ``jobs.storage.digest``).
+    """
+
+    def __init__(self, fd: int, algorithms: Sequence[str]) -> None:
+        self._fd = fd
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._filled = 0  # bytes of the buffer
+        self._written = 0  # bytes of the file
+        self._hashers = {name: digest.new(name) for name in algorithms}
+
+    @property
+    def position(self) -> int:
+        """Bytes so far."""
+        return self._written + self._filled
+
+    def begin(self, name: bytes, size: int, crc32: str) -> int | None:
+        """Start a member of ``size`` bytes; the offset of its content in the shard.
+
+        None where the shard does not contain the content as it is.
+        """
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """End the member that was begun last."""
+
+    def finish(self) -> FinishedShard:
+        """Write what a shard ends with; nothing can be added any more."""
+        self._flush()
+        return FinishedShard(
+            self._written, {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
+        )
+
+    def put(self, data: bytes) -> None:
+        """Append ``data``."""
+        view = memoryview(data)
+        while view:
+            if self._filled == _BUFFER:
+                self._flush()
+            step = min(len(view), _BUFFER - self._filled)
+            self._buffer[self._filled : self._filled + step] = view[:step]
+            self._filled += step
+            view = view[step:]
+
+    def copy(self, fd: int, offset: int, size: int, see: Callable[[memoryview], object]) -> int:
+        """Append ``size`` bytes of an open file from ``offset`` on, showing them to ``see``.
+
+        The number of bytes: less than ``size`` where the file ends before.
+        """
+        done = 0
+        while done < size:
+            if self._filled == _BUFFER:
+                self._flush()
+            room = self._buffer[self._filled : self._filled + size - done]
+            read = os.preadv(fd, [room], offset + done)
+            if not read:
+                break
+            see(room[:read])
+            self._filled += read
+            done += read
+        return done
+
+    def _flush(self) -> None:
+        data = self._buffer[: self._filled]
+        for hasher in self._hashers.values():
+            hasher.update(data)
+        self._written += self._filled
+        self._filled = 0
+        while data:
+            data = data[os.write(self._fd, data) :]
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+
+def create(path: Path) -> int:
+    """A new file for a ``ShardWriter``, with the user's umask."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.open(path, flags, 0o666)
+
+
+class IndexedShard(NamedTuple):
+    """A shard in an index."""
+
+    name: str  # relative to the dataset
+    samples: int
+    size: int  # bytes
+    digest: str  # with the name of its algorithm, such as sha256:…
+
+
+class PackedOutput:
+    """An output that publishes few shards in place of all files; one subclass for each."""
+
+    ending: str  # of a shard's name
+    unit: str  # what one shard is called
+    # Members are the files of each record and the record, under the record's number; otherwise all
+    # files, under their paths.
+    of_records = False
+    options: frozenset[str]  # fields of ``Options`` that not all outputs use
+    empty_size: int  # bytes of a shard without members, at most
+
+    def check(self, options: Options) -> None:
+        """Raise ``UsageError`` for options that this output cannot be combined with."""
+
+    def member_size(self, name: bytes, size: int) -> int:
+        """Bytes of a shard, at most, for a member with a content of ``size`` bytes."""
+        raise NotImplementedError
+
+    def writer(self, path: Path, algorithms: Sequence[str]) -> ShardWriter:
+        """The writer of a new shard at ``path``; raises ``OSError``."""
+        raise NotImplementedError
+
+    def index(self, name: str, shards: Sequence[IndexedShard]) -> bytes | None:
+        """The content of the index ``NAME.json`` beside the shards; None for no index."""
+        return None
+
+    def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
+        """Two lines that read the dataset ``name``, as a person would type them."""
+        raise NotImplementedError
+
+
+def shard_name(name: str, number: int, ending: str) -> str:
+    """The name of a shard of the dataset ``name``."""
+    return f"{name}-{number:06d}{ending}"

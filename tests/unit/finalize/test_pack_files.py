@@ -1,0 +1,142 @@
+"""Packing of files under their paths: everything is in the shards, with or without records."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.finalize.repair import reset_damaged
+from jobs.model import Layout, OnBadRecord, Options, Output, Verify
+from jobs.storage.manifest import PublishedFile
+from tests.support.builders.staged import (
+    StagedShard,
+    finish,
+    line,
+    pages,
+    png,
+    stage,
+    tree,
+    verified,
+)
+
+ZIPPED = Options(output=Output.ZIP)
+
+
+def options(**changes: Any) -> Options:
+    return msgspec.structs.replace(ZIPPED, **changes)
+
+
+def contents(dest: Path) -> dict[bytes, bytes]:
+    """The files in all zips, by their paths."""
+    found: dict[bytes, bytes] = {}
+    for path in sorted(dest.glob("*.zip")):
+        with zipfile.ZipFile(path) as file:
+            for info in file.infolist():
+                name = info.filename.encode("utf-8" if info.flag_bits & 1 << 11 else "cp437")
+                assert name not in found
+                found[name] = file.read(info)
+    return found
+
+
+@pytest.mark.parametrize("digest", ["crc32", "sha256"])
+def test_all_files_are_under_their_paths_and_the_manifest_tells_where(
+    tmp_path: Path, digest: str
+) -> None:
+    shard = pages(0, 4)
+    shard.files |= {"README.md": b"# Pages", b"notes/\xff.txt": b"not UTF-8", "\u00e4.txt": b"x"}
+    run = stage(tmp_path, [shard, pages(4, 2)], options(digest=digest, shard_size=600))
+    receipt = finish(run)
+    dest = run.staging.dest
+    wanted = {**shard.files, **pages(4, 2).files}
+    assert contents(dest) == {
+        path if isinstance(path, bytes) else path.encode(): data for path, data in wanted.items()
+    }
+    assert receipt["packed"] | {"read": None} == {
+        "kind": "zip", "index": None, "shards": ["dest-000000.zip", "dest-000003.zip"],
+        "count": 4, "samples": None, "others": [], "files_in_others": 0, "read": None, "files": 9,
+    }  # fmt: skip
+    assert "✓ Packed 9 files into 4 shards, dest-000000.zip to dest-000003.zip" in receipt["lines"]
+    decode = msgspec.json.Decoder(PublishedFile).decode
+    rows = [decode(row) for row in (dest / "MANIFEST.jsonl").read_bytes().splitlines()]
+    for row in rows:
+        place = dest / (row.shard or row.path)
+        assert place.stat().st_size <= 600 or row.path == "prompts.jsonl"
+        data = place.read_bytes()[row.offset or 0 :][: row.size]
+        assert len(data) == row.size
+        if row.shard is not None:
+            raw = bytes.fromhex(row.raw) if row.raw else row.path.encode()
+            assert data == contents(dest)[raw]
+    assert sum(row.shard is not None for row in rows) == 9
+    assert verified(dest).ok
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_zips_are_the_same_whatever_the_number_of_parts(tmp_path: Path, parts: int) -> None:
+    trees = []
+    for count in (1, parts):
+        shards = [pages(0, 6), pages(6, 4)]
+        for shard in shards:
+            shard.parts = count
+        finish(stage(tmp_path / str(count), shards, options(shard_size=1000)))
+        made = tree(tmp_path / str(count) / "dest")
+        del made["MANIFEST.jsonl"]  # names the parts
+        trees.append(made)
+    assert trees[0] == trees[1]
+
+
+@pytest.mark.parametrize(
+    ("how", "names"),
+    [
+        ({"layout": Layout(name="files")}, [b"a.png", b"notes.txt"]),
+        ({"verify": Verify.NONE}, [b"a.png", b"notes.txt"]),
+        ({"on_bad_record": OnBadRecord.KEEP}, [b"a.png", b"notes.txt"]),
+        ({"on_bad_record": OnBadRecord.DROP}, [b"notes.txt"]),
+    ],
+    ids=["without records", "unverified", "bad records kept", "dropped"],
+)
+def test_records_are_not_needed_and_are_judged_as_with_files(
+    tmp_path: Path, how: dict[str, Any], names: list[bytes]
+) -> None:
+    has_records = "layout" not in how
+    image = png(1)[:-9] if has_records else png(1)
+    files: dict[bytes | str, bytes] = {"a.png": image, "notes.txt": b"a note"}
+    records = None if not has_records else line("a.png") + line("none.png") + line("notes.txt")
+    if how.get("on_bad_record") is OnBadRecord.DROP:
+        assert records is not None
+        files["b.png"] = png(2)
+        records += line("b.png")
+        names = sorted([*names, b"b.png"])
+    run = stage(tmp_path, [StagedShard(files, records)], options(**how))
+    finish(run)
+    assert sorted(contents(run.staging.dest)) == names
+    assert verified(run.staging.dest).ok
+
+
+def test_where_only_records_are_published_a_zip_is_empty(tmp_path: Path) -> None:
+    how = options(layout=Layout(name="websight"), verify=Verify.NONE)
+    run = stage(tmp_path, [StagedShard({}, line("images/a.png"))], how)
+    finish(run)
+    assert contents(run.staging.dest) == {}
+    assert verified(run.staging.dest).ok
+
+
+def test_a_damaged_zip_is_found_with_its_members_and_made_again(tmp_path: Path) -> None:
+    run = stage(tmp_path, [pages(0, 3), pages(3, 3)], options(shard_size=600))
+    finish(run)
+    dest = run.staging.dest
+    whole = tree(dest)
+    data = bytearray(whole["dest-000000.zip"])
+    data[data.index(png(1)) + 20] ^= 1
+    (dest / "dest-000000.zip").write_bytes(data)
+    (dest / "dest-000001.zip").unlink()
+    report = verified(dest)
+    assert [damage.path for damage in report.damaged] == ["dest-000000.zip", "dest-000001.zip"]
+    assert "✗   its members 'images/000001.png'" in report.lines
+    reset_damaged(run.folder, run.plan, report)
+    run.redo()
+    finish(run)
+    assert tree(dest) == whole
