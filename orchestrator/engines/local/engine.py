@@ -61,7 +61,7 @@ class LocalEngine:
         except OSError as error:
             why = from_os_error(error, doing=f"writing to {quoted(str(place))}")
             raise EngineError(why.message, cause=why.cause) from error
-        self._pool.jobs[str(job.id)] = job
+        self._pool.add(job)
         pairs = zip(spec.tasks, job.tasks, strict=True)
         ids = {task.number: each.record.task_id for task, each in pairs}
         return JobHandle(spec.stage, ids, (str(job.id),))

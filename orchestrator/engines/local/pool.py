@@ -6,8 +6,6 @@ import logging
 import os
 import select
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,19 +13,24 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from jobs.errors import Cause
 from jobs.model import Stage, utc_now
-from jobs.runtime.process import CORES, ProcessId, cores
+from jobs.runtime.process import CORES, cores
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
+from orchestrator.engines.local.task_processes import TaskProcess, TaskStarter
+
+if TYPE_CHECKING:
+    from submitit.core.utils import JobPaths
 
 log = logging.getLogger(__name__)
 
 GRACE_S = 1.5  # from TERM to KILL: Ctrl-C has ended everything within two seconds
 CANCEL_CHECK_S = 0.5  # interval of checks for a request to cancel
-_POLL_S = 0.02  # if the kernel has no pidfd (before Linux 5.3)
+_POLL_S = 0.02  # while tasks end whose starter has ended
 
 
 @dataclass
@@ -37,12 +40,19 @@ class PoolTask:
     job: Job
     record: ProcessRecord
     place: Path  # submitit's folder
-    process: subprocess.Popen[bytes] | None = None
+    process: TaskProcess | None = None
     kill_at: float | None = None  # on the monotonic clock, after a request to stop
 
     @property
     def ended(self) -> bool:
         return self.record.ended is not None
+
+    @property
+    def paths(self) -> JobPaths:
+        """Paths of submitit's files of the task."""
+        from submitit.core.utils import JobPaths
+
+        return JobPaths(self.place, self.record.task_id)
 
 
 @dataclass
@@ -74,7 +84,21 @@ class Pool:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
+        self._starter: TaskStarter | None = None
         self._interrupted = False
+
+    def add(self, job: Job) -> None:
+        """Add a job, whose tasks start in ``run``; prepares to start them."""
+        self.jobs[str(job.id)] = job
+        self._ready_starter(job.tasks[0])
+
+    def _ready_starter(self, task: PoolTask) -> TaskStarter:
+        """A process that can start tasks; if it cannot, ``task`` gets its messages."""
+        if self._starter is None or self._starter.ended:
+            if self._starter is not None:
+                self._starter.close()
+            self._starter = TaskStarter(Path(task.job.spec.run_dir), task.paths.stderr)
+        return self._starter
 
     def run(self, on_tick: Callable[[], None] | None, interval_s: float) -> None:
         """Run until every task has ended; see ``base.Engine.wait``.
@@ -88,6 +112,10 @@ class Pool:
             except BaseException:
                 self._stop_all()
                 raise
+            finally:
+                if self._starter is not None:
+                    self._starter.close()
+                    self._starter = None
 
     def cancel(self, job: Job) -> None:
         """Stop a job's tasks and start no more of them."""
@@ -133,8 +161,24 @@ class Pool:
             free = job.spec.parallel - len(job.running)
             for task in job.tasks:
                 if free > 0 and task.process is None and not task.ended:
-                    _start(task)
+                    self._start(task)
                     free -= 1
+
+    def _start(self, task: PoolTask) -> None:
+        for path in (task.paths.stdout, task.paths.stderr):
+            path.touch()  # a full disk is reported here
+        task.process = self._ready_starter(task).start(
+            folder=task.place,
+            # It is first on sys.path, so it must not be a folder with the user's code.
+            cwd=Path(task.job.spec.run_dir),
+            stdout=task.paths.stdout,
+            stderr=task.paths.stderr,
+            environment=_environment(task),
+        )
+        task.record = replace(
+            task.record, started=utc_now(), pid=task.process.id.pid, start=task.process.id.start
+        )
+        task.job.files.write(task.record)
 
     def _may_start(self, job: Job) -> bool:
         """Whether its dependencies have ended; ends its tasks if they failed."""
@@ -158,10 +202,10 @@ class Pool:
             code = task.process.poll()
             if code is None:
                 if task.kill_at is not None and time.monotonic() >= task.kill_at:
-                    signal_group(task.process.pid, signal.SIGKILL)
+                    signal_group(task.process.id.pid, signal.SIGKILL)
                 continue
             # Processes that the task started end with it, so that none writes later.
-            signal_group(task.process.pid, signal.SIGKILL)
+            signal_group(task.process.id.pid, signal.SIGKILL)
             _end(task, returncode=code, cause=_cause(task, code))
 
     def _cancel_requested(self) -> None:
@@ -184,19 +228,11 @@ class Pool:
         poller = select.poll()
         if wake is not None:
             poller.register(wake, select.POLLIN)
-        fds: list[int] = []
-        try:
-            try:
-                for task in tasks:
-                    assert task.process is not None
-                    fds.append(os.pidfd_open(task.process.pid))
-                    poller.register(fds[-1], select.POLLIN)
-            except OSError:
-                seconds = min(seconds, _POLL_S)
-            poller.poll(seconds * 1000)
-        finally:
-            for fd in fds:
-                os.close(fd)
+        if self._starter is not None and not self._starter.ended:
+            poller.register(self._starter, select.POLLIN)
+        elif tasks:
+            seconds = min(seconds, _POLL_S)
+        poller.poll(seconds * 1000)
 
     @contextmanager
     def _signals_noted(self) -> Iterator[int | None]:
@@ -226,36 +262,10 @@ class Pool:
             os.close(write)
 
 
-def _start(task: PoolTask) -> None:
-    from submitit.core.utils import JobPaths
-
-    paths = JobPaths(task.place, task.record.task_id)
-    command = [sys.executable, "-u", "-m", "orchestrator.engines.local.child", str(os.getpid())]
-    with paths.stdout.open("ab") as out, paths.stderr.open("ab") as err:
-        process = subprocess.Popen(
-            [*command, str(task.place)],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            # It is first on sys.path, so it must not be a folder with the user's code.
-            cwd=task.job.spec.run_dir,
-            env=_environment(task),
-            start_new_session=True,  # Ctrl-C goes to the pool, which then stops its tasks
-        )
-    task.process = process
-    task.record = replace(
-        task.record,
-        started=utc_now(),
-        pid=process.pid,
-        start=ProcessId.here(process.pid).start,
-    )
-    task.job.files.write(task.record)
-
-
 def _stop(task: PoolTask) -> None:
     if task.process is not None and task.kill_at is None:
         task.kill_at = time.monotonic() + GRACE_S
-        signal_group(task.process.pid, signal.SIGTERM)
+        signal_group(task.process.id.pid, signal.SIGTERM)
 
 
 def _cause(task: PoolTask, code: int) -> Cause | None:
@@ -283,10 +293,10 @@ def _end(task: PoolTask, *, returncode: int | None, cause: Cause | None) -> None
         log.warning("%s cannot be recorded in %s: %s", task.record.task_id, path, error.strerror)
 
 
-def _environment(task: PoolTask) -> dict[str, str]:
+def _environment(task: PoolTask) -> dict[bytes, bytes]:
     """submitit's protocol for a local task (submitit/local/local.py), and its share of cores."""
     at_once = min(task.job.spec.parallel, len(task.job.tasks))
-    return os.environ | {
+    own = {
         CORES: str(max(1, cores() // at_once)),
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_JOB_ID": task.record.task_id,
@@ -296,6 +306,7 @@ def _environment(task: PoolTask) -> dict[str, str]:
         "SUBMITIT_LOCAL_GLOBALID": "0",
         "SUBMITIT_LOCAL_LOCALID": "0",
     }
+    return os.environb | {os.fsencode(name): os.fsencode(value) for name, value in own.items()}
 
 
 def signal_group(pid: int, number: signal.Signals) -> None:

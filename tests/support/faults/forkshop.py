@@ -251,20 +251,26 @@ _Popen = subprocess.Popen
 def _popen(command: Any, **options: Any) -> Any:
     """Fork for the product's own children; start what else there is."""
     if list(command[:1]) == [sys.executable]:
-        if "orchestrator.engines.local.child" in command:
-            return _Forked(_task, command, **options)
+        if "orchestrator.engines.local.task_starter" in command:
+            return _Forked(_starter, command, **options)
         if "-c" in command and "jobs.extract.child_process" in command[command.index("-c") + 1]:
             return _Forked(_extraction, command, **options)
     return _Popen(command, **options)
 
 
-def _task(command: Sequence[str]) -> None:
-    from orchestrator.engines.local import child
+def _starter(command: Sequence[str]) -> None:
+    from orchestrator.engines.local import task_starter
 
-    number, _, stage = Path(command[-1]).name.partition("-")
-    forkfaults.enter(stage, int(number))
-    sys.argv = ["child", *command[-2:]]
-    child.main()
+    run = task_starter.run_task
+
+    def run_task(start: task_starter.Start) -> None:
+        number, _, stage = Path(start.folder).name.partition("-")
+        forkfaults.enter(stage, int(number))
+        run(start)
+
+    task_starter.run_task = run_task
+    sys.argv = ["task_starter", command[-1]]
+    task_starter.main()
 
 
 def _extraction(command: Sequence[str]) -> None:

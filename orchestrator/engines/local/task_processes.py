@@ -1,0 +1,128 @@
+"""The launcher's side of ``task_starter``: starts tasks through it and learns how they ended."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from jobs.errors import Cause, EngineError
+from jobs.runtime.process import ProcessId
+from orchestrator.engines.local.task_starter import Answer, Ended, NotStarted, Start, Started
+
+_KILLED = -9  # what ended a task that nobody has waited for
+_READ = 1 << 16  # bytes
+_END_S = 2.0  # it ends at once, unless it was stopped
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(Answer).decode
+
+
+class TaskStarter:
+    """A running ``task_starter``; close it when all tasks have ended.
+
+    ``stderr``: the file that its messages are appended to.
+    """
+
+    def __init__(self, cwd: Path, stderr: Path) -> None:
+        command = [sys.executable, "-u", "-m", "orchestrator.engines.local.task_starter"]
+        with stderr.open("ab") as messages:
+            self._process = subprocess.Popen(
+                [*command, str(os.getpid())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=messages,
+                cwd=cwd,
+                start_new_session=True,
+                bufsize=0,
+            )
+        self._stderr = stderr
+        self._rest = b""  # the start of the next line
+        self._returncodes: dict[int, int] = {}
+        self.ended = False  # whether it can start no more tasks
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when a task ends."""
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def start(
+        self,
+        *,
+        folder: Path,
+        cwd: Path,
+        stdout: Path,
+        stderr: Path,
+        environment: Mapping[bytes, bytes],
+    ) -> TaskProcess:
+        """Start a task; see ``task_starter.Start``.
+
+        Raises ``OSError`` if the system refuses another process, else ``EngineError``.
+        """
+        assert self._process.stdin is not None
+        variables = tuple(name + b"=" + value for name, value in environment.items())
+        start = Start(str(folder), str(cwd), str(stdout), str(stderr), variables)
+        line = _encode(start) + b"\n"
+        try:
+            while line:
+                line = line[self._process.stdin.write(line) or 0 :]
+        except BrokenPipeError:
+            self.ended = True
+        while not self.ended:
+            for answer in self._answers():
+                if isinstance(answer, Started):
+                    host = os.uname().nodename
+                    return TaskProcess(self, ProcessId(host, answer.pid, answer.start))
+                if isinstance(answer, NotStarted):
+                    raise OSError(answer.errno, os.strerror(answer.errno))
+        raise EngineError(
+            f"the process that starts tasks on this machine has ended; {self._stderr} may say why; "
+            "run `resume` to continue",
+            cause=Cause.LAUNCH_FAILED,
+        )
+
+    def returncode(self, task: ProcessId) -> int | None:
+        """How a task ended, as ``subprocess.Popen.returncode``; None while it is running."""
+        while not self.ended and select.select([self], [], [], 0)[0]:
+            self._answers()
+        if self.ended and not task.alive:
+            return self._returncodes.pop(task.pid, _KILLED)
+        return self._returncodes.pop(task.pid, None)
+
+    def _answers(self) -> list[Answer]:
+        """Wait for answers; stores how tasks ended."""
+        data = os.read(self.fileno(), _READ)
+        self.ended = not data
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        answers = [_decode(line) for line in lines]
+        self._returncodes |= {
+            each.pid: each.returncode for each in answers if isinstance(each, Ended)
+        }
+        return answers
+
+    def close(self) -> None:
+        """End it, and the tasks that are still running."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+
+class TaskProcess:
+    """The process of a started task."""
+
+    def __init__(self, starter: TaskStarter, process: ProcessId) -> None:
+        self._starter = starter
+        self.id = process
+
+    def poll(self) -> int | None:
+        """See ``TaskStarter.returncode``."""
+        return self._starter.returncode(self.id)

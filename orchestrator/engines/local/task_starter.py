@@ -1,0 +1,188 @@
+"""The process that starts the local engine's tasks: it imports their code once and forks.
+
+A new interpreter for each task would spend a third of a second on imports. The process is separate
+from the launcher because a fork of a program with threads can deadlock, and the API is called by
+any program.
+
+The launcher writes a ``Start`` for each task to standard input, one JSON object a line, and reads
+``Answer``s from standard output in the same form.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import gc
+import importlib
+import os
+import select
+import signal
+import sys
+from contextlib import suppress
+
+import msgspec
+
+from jobs.runtime.process import ProcessId
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_PARENT_CHECK_S = 1.0  # interval of checks that the launcher is alive
+_READ = 1 << 16  # bytes
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Request to start a task."""
+
+    folder: str  # submitit's folder
+    cwd: str
+    stdout: str  # files that output is appended to
+    stderr: str
+    environment: tuple[bytes, ...]  # NAME=value
+
+
+class Started(msgspec.Struct, tag=True, frozen=True):
+    """The answer to ``Start``: the task's process (``ProcessId``)."""
+
+    pid: int
+    start: str
+
+
+class NotStarted(msgspec.Struct, tag=True, frozen=True):
+    """The answer to ``Start`` if the system refuses another process."""
+
+    errno: int
+
+
+class Ended(msgspec.Struct, tag=True, frozen=True):
+    """A task's process has ended; ``returncode`` as in ``subprocess.Popen``."""
+
+    pid: int
+    returncode: int
+
+
+Answer = Started | NotStarted | Ended
+_MODULES = (  # that tasks import
+    "submitit.core.submission",
+    "orchestrator.engines.task_entry",
+    "jobs.worker",
+    "jobs.download.stage",
+    "jobs.extract.stage",
+    "jobs.finalize.stage",
+)
+_encode = msgspec.json.Encoder().encode
+
+
+def main() -> None:
+    """``python -u -m orchestrator.engines.local.task_starter LAUNCHER_PID``."""
+    launcher = int(sys.argv[1])
+    _import_tasks()
+    start = _serve(launcher)
+    if start is not None:  # in a fork, the process of a task
+        run_task(start)
+
+
+def run_task(start: Start) -> None:
+    """Run a task with submitit's entry point."""
+    from submitit.core.submission import submitit_main
+
+    sys.argv = ["submitit", start.folder]
+    submitit_main()
+
+
+def _import_tasks() -> None:
+    # submitit imports NumPy where it is installed, which no task needs: a fifth of a second, and
+    # threads that a fork would lose.
+    hidden = "numpy" not in sys.modules
+    if hidden:
+        sys.modules["numpy"] = None  # type: ignore[assignment]
+    gc.disable()  # collecting during imports takes time and finds nothing
+    for module in _MODULES:
+        importlib.import_module(module)
+    gc.freeze()  # so that forks share the memory of all this
+    gc.enable()
+    if hidden:
+        del sys.modules["numpy"]
+
+
+def _serve(launcher: int) -> Start | None:
+    """Start tasks until the launcher ends, then return None; returns a ``Start`` in its process.
+
+    When the launcher ends, even by SIGKILL, so do the tasks.
+    """
+    read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    requests = b""
+    while os.getppid() == launcher:
+        ready, _, _ = select.select([0, read], [], [], _PARENT_CHECK_S)
+        if read in ready:
+            os.read(read, _READ)
+            _report_ended()
+        if 0 in ready:
+            data = os.read(0, _READ)
+            if not data:
+                break
+            *lines, requests = (requests + data).split(b"\n")
+            for line in lines:
+                start = msgspec.json.decode(line, type=Start)
+                try:
+                    pid = os.fork()
+                except OSError as error:
+                    _answer(NotStarted(error.errno or errno.EAGAIN))
+                    continue
+                if pid == 0:
+                    os.close(read)
+                    os.close(write)
+                    _become(start)
+                    return start
+                _own_group(pid)
+                _answer(Started(pid, ProcessId.here(pid).start))
+    return None  # each task gets TERM, because this process ends
+
+
+def _report_ended() -> None:
+    with suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return
+            _answer(Ended(pid, os.waitstatus_to_exitcode(status)))
+
+
+def _answer(answer: Answer) -> None:
+    with suppress(BrokenPipeError):  # the launcher has ended
+        os.write(1, _encode(answer) + b"\n")
+
+
+def _become(start: Start) -> None:
+    """Turn this fork into the process of a task."""
+    parent = os.getppid()
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _own_group(0)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGTERM)
+    append = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+    files = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)]
+    files += [os.open(path, append, 0o666) for path in (start.stdout, start.stderr)]
+    for number, fd in enumerate(files):
+        os.dup2(fd, number)
+        os.close(fd)
+    os.chdir(start.cwd)
+    os.environ.clear()
+    for each in start.environment:
+        name, _, value = each.partition(b"=")
+        os.environb[name] = value
+
+
+def _own_group(pid: int) -> None:
+    """Give the process a group, which is signalled as a whole.
+
+    Parent and child both do it, so that it is done when either continues.
+    """
+    with suppress(OSError):
+        os.setpgid(pid, pid)
+
+
+if __name__ == "__main__":
+    main()
