@@ -10,6 +10,9 @@ BIN := $(VENV)/bin
 SLURM_TESTS := tests/slurm $(wildcard tests/faults/test_matrix_slurm_*.py)
 PYTHON_CODE := jobs orchestrator tests examples $(wildcard benchmarks)
 
+# Every test starts interpreters, and without cached bytecode each of them compiles what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick test-slurm-versions lint types unit packages bench constraints format clean
 

@@ -213,6 +213,20 @@ def test_a_killed_task_is_reported_while_the_others_continue(
     )
 
 
+def test_the_process_that_starts_tasks_is_replaced_when_it_is_killed(
+    folder: RunFolder, launch: Launch
+) -> None:
+    launcher = launch("hold")
+    starter = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert len(starter) == 1
+    os.kill(int(starter[0]), signal.SIGKILL)
+    (folder.path / "go").touch()
+    assert launcher.wait(30) == 0
+    first, waiting, last = states(folder).values()
+    assert first.cause is Cause.KILLED  # the tasks of a dead starter end with it
+    assert (waiting.cause, last.cause) == (None, None)
+
+
 def test_a_task_killed_by_a_limit_of_cpu_time_is_reported_as_such(
     folder: RunFolder, launch: Launch
 ) -> None:
