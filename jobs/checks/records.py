@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
@@ -44,8 +43,7 @@ class Image(NamedTuple):
     required: bool = True
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """The parts of a record that the audit needs."""
 
     images: tuple[Image, ...]  # at least one of them required
@@ -65,7 +63,7 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
 
 def is_blank(line: bytes) -> bool:
     """Whether a line contains only white space or a byte order mark."""
-    return not line.removeprefix(BOM).strip()
+    return line[:1] != b"{" and not line.removeprefix(BOM).strip()
 
 
 def parse(line: bytes, field: str | None = None, made: str | None = None) -> Record:

@@ -100,7 +100,7 @@ class Conflict(NamedTuple):
     crc32: str
 
 
-@dataclass
+@dataclass(slots=True)
 class _File:
     number: int
     size: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,7 +163,7 @@ def _audit(
     context.staging.data.mkdir(exist_ok=True)
     if context.packs:
         _empty(context.staging.data)  # remove what an earlier finalize has packed
-    with Findings(context.folder.audit) as findings, ExitStack() as stack:
+    with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
         totals, lines = _scan(context, findings, progress, stack)
         problem = problem_of(context, findings, records=totals.records)
         journal = None
@@ -180,6 +182,16 @@ def _audit(
         lines=lines_of(context, findings, records=totals.records, images=totals.images),
     )
     return verdict, problem, journal
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Do not collect garbage: rows contain no cycles, and visiting a million takes 8 % of a run."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _empty(folder: Path) -> None:
