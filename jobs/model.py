@@ -340,19 +340,21 @@ def placed_path(plan: Plan, shard: Shard, path: str) -> str:
 
 
 class Cut(Struct, frozen=True):
-    """Where a part begins in a tar stream."""
+    """Where a part begins in a tar stream, or in a zip."""
 
-    offset: int  # in bytes of the inflated stream, at a header
+    offset: int  # in bytes of the inflated stream, or of the zip, at a header
     ordinal: int  # number of members before it
     globals: dict[str, str] = field(default_factory=dict)  # the pax global header valid there
 
 
 class Span(Struct, frozen=True):
-    """The members of a tar that a part contains, and a checksum of the tar's bytes."""
+    """The members of an archive that a part contains, and a checksum that proves its bytes."""
 
     start: Cut
-    end: Cut  # where the next part begins; for the last part the archive's end mark
-    crc32: str | None = None  # of the inflated tar's bytes before ``end``, if it was streamed
+    end: Cut  # where the next part begins; for the last part the end mark, or a zip's directory
+    # If it was extracted while it arrived: of the inflated tar's bytes before ``end``, or of the
+    # zip's directory.
+    crc32: str | None = None
 
 
 class RecordsRange(Struct, frozen=True):
@@ -439,7 +441,7 @@ class PartSummary(Struct, frozen=True):
     # Paths of nested archives that contained a records file, by their ordinals in the shard.
     inner_records: dict[int, str] = field(default_factory=dict)
     samples: bool = False  # its records were made of files with the same key
-    span: Span | None = None  # of a tar
+    span: Span | None = None  # of a tar, or of a zip that was extracted while it arrived
     container: int | None = None  # bytes of the part's container, where members are packed
     end: bool = True  # marks the line
 

@@ -30,6 +30,17 @@ class Readable(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
 
+class RandomAccess(Protocol):
+    """An archive's bytes at any offset; the methods are those of ``ConcatenatedFiles``."""
+
+    @property
+    def starts(self) -> Sequence[int]: ...
+    @property
+    def size(self) -> int: ...
+    def pread(self, size: int, offset: int, /) -> bytes: ...
+    def read_exactly(self, size: int, offset: int, /) -> bytes: ...
+
+
 class ConcatenatedFiles(io.RawIOBase):
     """Split files read as one; ``pread`` reads at any offset, also from several threads.
 

@@ -13,7 +13,7 @@ from jobs.archives.detect import read_head, sniff
 from jobs.archives.tar.stream import Streamed
 from jobs.download.hashing import check_digest, check_unchanged, hash_file, size_and_mtime
 from jobs.errors import ArchiveError, Cause, SourceError
-from jobs.extract.arriving import Feed
+from jobs.extract.arriving import Feed, is_one_zip
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
@@ -130,11 +130,11 @@ class ShardDownloader:
             tuple(mtime_ns for _, mtime_ns in marks),
             in_place=True,
         )
-        streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else None
+        streaming = self._pool.stream(shard, paths, (), extracts=extracts) if streams else []
         digests = tuple(hash_file(path, "sha256", self._progress) for path in paths)
         fetched = structs.replace(fetched, digests=digests)
-        if streaming is not None:
-            fetched = streaming.result().applied(fetched)
+        for one in streaming:
+            fetched = one.result().applied(fetched)
         for file, found in zip(shard.files, fetched.digests, strict=True):
             check_digest(file, found)
         check_unchanged(fetched)
@@ -149,9 +149,11 @@ class ShardDownloader:
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
-        feeds = [Feed(index) for index in range(len(outs))] if streams else []
-        streaming = None
+        feeds: list[Feed] = []
+        streaming: list[Future[Streamed]] = []
         if streams:
+            tail_first = extracts and is_one_zip(shard)
+            feeds = [Feed(index, tail_first=tail_first) for index in range(len(outs))]
             for feed, received in zip(feeds, there, strict=True):
                 if received is not None:
                     feed.note_complete(received.size)
@@ -169,8 +171,8 @@ class ShardDownloader:
         except BaseException:
             for feed in feeds:
                 feed.fail()
-            if streaming is not None:
-                streaming.exception()
+            for one in streaming:
+                one.exception()
             raise
         fetched = Fetched(
             shard.id,
@@ -181,18 +183,24 @@ class ShardDownloader:
             tuple(size_and_mtime(out)[1] for out in outs),
             verified=all(one.verified for one in files),
         )
-        if streaming is None:
+        if not streaming:
             return fetched
         return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
 
     def _streamed(
-        self, streaming: Future[Streamed], shard: Shard, outs: Sequence[Path], *, extracts: bool
+        self,
+        streaming: Sequence[Future[Streamed]],
+        shard: Shard,
+        outs: Sequence[Path],
+        *,
+        extracts: bool,
     ) -> Streamed:
         """The result of the pass; after damage, that of another pass over the complete files."""
         try:
-            return streaming.result()
+            first, *_ = [one.result() for one in streaming]
+            return first
         except DamagedError:
-            return self._pool.stream(shard, outs, (), extracts=extracts).result()
+            return self._pool.stream(shard, outs, (), extracts=extracts)[0].result()
 
     def _one_file(
         self, shard: Shard, index: int, out: Path, arrivals: Feed | None, most: int | None

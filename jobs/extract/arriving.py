@@ -4,56 +4,79 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from msgspec import structs
 
 from jobs.extract.messages import Arrived
+from jobs.formats import magic
+from jobs.model import Shard
 from jobs.transfer.ordered_bytes import OrderedBytes
+from jobs.transfer.ranges import Range
 
 _STEP = 1 << 20  # bytes that a message reports, at least
+_TAIL_SHARE = 128  # of the file: an entry of a zip's directory is shorter than its member
+
+
+def is_one_zip(shard: Shard) -> bool:
+    """Whether the shard is one file that is named as a zip."""
+    return len(shard.files) == 1 and magic.packing_named(shard.name) is magic.ZIP
 
 
 class Feed:
-    """Collects a transfer's progress on one file, and sends it once a receiver is attached.
+    """Collects a transfer's progress on one file, and sends it to the receivers attached.
 
-    Has the methods of ``OrderedBytes`` that a transfer calls.
+    Has the methods of ``OrderedBytes`` that a transfer calls. ``tail_first``: the file's end is
+    fetched first, because a zip's directory is there.
     """
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, *, tail_first: bool = False) -> None:
         self._lock = threading.Lock()
+        self._tail_first = tail_first
+        self._wanted: tuple[Range, ...] = ()
         self._state = Arrived(file, 0)
         self._sent = Arrived(file, 0)
-        self._send: Callable[[Arrived], None] | None = None
+        self._receivers: list[Callable[[Arrived], None]] = []
 
     def attach(self, send: Callable[[Arrived], None]) -> None:
         """Send what is known so far, and everything from now on."""
         with self._lock:
-            self._send = send
+            self._receivers.append(send)
             if self._state.generation or self._state.failed:
-                self._put(self._state)
+                send(self._state)
 
-    def detach(self) -> None:
-        """Stop sending."""
+    def detach(self, send: Callable[[Arrived], None]) -> None:
+        """Stop sending to that receiver."""
         with self._lock:
-            self._send = None
+            self._receivers.remove(send)
 
     def note_complete(self, size: int) -> None:
         """Note that the file is complete already, with ``size`` bytes."""
         with self._lock:
-            self._put(Arrived(self._state.file, 1, prefix=size, complete=True))
+            self._put(Arrived(self._state.file, 1, ((0, size),), size, complete=True))
+
+    def want(self, start: int, stop: int) -> None:
+        """Have these bytes fetched before all others: a receiver waits for them."""
+        with self._lock:
+            self._wanted = (*self._wanted, (start, stop))
+
+    def wanted(self, size: int) -> tuple[Range, ...]:
+        """See ``OrderedBytes.wanted``."""
+        tail = (size - max(_STEP, size // _TAIL_SHARE), size)
+        return (tail, *self._wanted) if self._tail_first else self._wanted
 
     def begin(self, fd: int) -> None:
         """See ``OrderedBytes.begin``; the reader opens the file by its name."""
         with self._lock:
+            self._wanted = ()
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
-    def advance(self, prefix: int) -> None:
+    def advance(self, arrived: Sequence[Range], size: int | None) -> None:
         """See ``OrderedBytes.advance``."""
         with self._lock:
-            self._state = structs.replace(self._state, prefix=prefix)
-            if prefix >= self._sent.prefix + _STEP:
+            self._state = structs.replace(self._state, arrived=tuple(arrived), size=size)
+            if _total(arrived) >= _total(self._sent.arrived) + _STEP:
                 self._put(self._state)
 
     def finish(self) -> None:
@@ -69,19 +92,26 @@ class Feed:
 
     def _put(self, state: Arrived) -> None:
         self._state = self._sent = state
-        if self._send is not None:
-            self._send(state)
+        for send in self._receivers:
+            send(state)
+
+
+def _total(ranges: Sequence[Range]) -> int:
+    return sum(stop - start for start, stop in ranges)
 
 
 class ArrivingFile:
-    """The receiver's end: ``arrivals`` gives readers for what the sender reports."""
+    """The receiver's end: ``arrivals`` gives readers for what the sender reports.
 
-    def __init__(self, path: Path) -> None:
+    ``want`` is called with bytes that a reader waits for.
+    """
+
+    def __init__(self, path: Path, want: Callable[[int, int], None]) -> None:
         self._path = path
         self._generation = 0
         self._closed = False
         self._lock = threading.Lock()
-        self.arrivals = OrderedBytes()
+        self.arrivals = OrderedBytes(want)
 
     def close(self) -> None:
         """Close the file; later messages about it are ignored."""
@@ -105,7 +135,7 @@ class ArrivingFile:
             self._generation = news.generation
             self.arrivals.begin(fd)
             os.close(fd)
-        self.arrivals.advance(news.prefix)
+        self.arrivals.advance(news.arrived, news.size)
         if news.complete:
             self.arrivals.finish()
         if news.failed:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -33,6 +34,7 @@ from jobs.extract.messages import (
     Report,
     Stop,
     Stream,
+    Wanted,
 )
 from jobs.extract.part_result import PartExtractor, unfinished
 from jobs.model import Part, Problem
@@ -167,6 +169,8 @@ class PartsProcess:
             extracts=order.extracts,
             spills=order.spills,
             copies=order.copies,
+            turn=order.turn,
+            turns=order.turns,
             on_part=self._begins,
         )
         try:
@@ -179,6 +183,9 @@ class PartsProcess:
             file.close()
         self._report(self._news())
         self._report(done)
+
+    def _want(self, file: int, start: int, stop: int) -> None:
+        self._report(Wanted(file, start, stop))
 
     @property
     def _arrivals(self) -> list[OrderedBytes]:
@@ -220,7 +227,10 @@ class PartsProcess:
         elif isinstance(order, Stream):
             from jobs.extract.arriving import ArrivingFile
 
-            self._files = [ArrivingFile(Path(path)) for path in order.files]
+            self._files = [
+                ArrivingFile(Path(path), partial(self._want, index))
+                for index, path in enumerate(order.files)
+            ]
             self._queue.put(order)
         elif isinstance(order, Arrived):
             self._files[order.file].update(order)

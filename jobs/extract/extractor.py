@@ -16,13 +16,14 @@ from pathlib import Path
 from types import TracebackType
 
 import msgspec
+from msgspec import structs
 
 import jobs
 from jobs import rlimits
 from jobs.archives.base import DamagedError
 from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause, OrchestrateError, Stopped
-from jobs.extract.arriving import Feed
+from jobs.extract.arriving import Feed, is_one_zip
 from jobs.extract.messages import (
     Begin,
     Done,
@@ -35,6 +36,7 @@ from jobs.extract.messages import (
     Report,
     Stop,
     Stream,
+    Wanted,
 )
 from jobs.extract.part_result import unfinished
 from jobs.model import ItemResult, Part, Problem, Shard
@@ -125,14 +127,16 @@ class Extractor:
             feed.attach(self._send)
         try:
             for report in self._reports():
-                if isinstance(report, Done):
+                if isinstance(report, Wanted):
+                    feeds[report.file].want(report.start, report.stop)
+                elif isinstance(report, Done):
                     if report.streamed is not None:
                         return report.streamed
                     assert report.problem is not None
                     raise _error_of(report.problem, damaged=report.damaged)
         finally:
             for feed in feeds:
-                feed.detach()
+                feed.detach(self._send)
         raise _error_of(self._end_problem(order.shard, order.shard))
 
     def forget(self, shard: str) -> None:
@@ -334,6 +338,7 @@ class ExtractionPool:
         self._progress = progress
         self._spills = spills
         self._copies = copies
+        self._workers = workers
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="extract")
         self._own = threading.local()
         self._extractors: list[Extractor] = []
@@ -341,11 +346,14 @@ class ExtractionPool:
 
     def stream(
         self, shard: Shard, files: Sequence[Path], feeds: Sequence[Feed], *, extracts: bool = True
-    ) -> Future[Streamed]:
-        """Extract a shard in one pass; the future has its ``Streamed`` or an ``OrchestrateError``.
+    ) -> list[Future[Streamed]]:
+        """Extract a shard in one pass; the first future has its ``Streamed``.
 
-        ``feeds``, one for each file, report what arrives; without feeds all ``files`` are complete.
+        All may have an ``OrchestrateError``. ``feeds``, one for each file, report what arrives;
+        without feeds all ``files`` are complete. An arriving zip is shared by several processes.
         """
+        shared = extracts and bool(feeds) and is_one_zip(shard)
+        turns = min(self._workers, shard.parts) if shared else 1
         order = Stream(
             shard.id,
             tuple(map(str, files)),
@@ -353,8 +361,10 @@ class ExtractionPool:
             extracts=extracts,
             spills=self._spills,
             copies=self._copies,
+            turns=turns,
         )
-        return self._threads.submit(lambda: self._extractor().stream(order, feeds))
+        orders = [structs.replace(order, turn=turn) for turn in range(turns)]
+        return [self._threads.submit(self._stream, one, feeds) for one in orders]
 
     def offer(self, parts: Sequence[Part]) -> list[Future[None]]:
         """Queue parts of a downloaded shard for extraction.
@@ -369,6 +379,9 @@ class ExtractionPool:
         """Make all processes close that shard's archive."""
         for extractor in tuple(self._extractors):
             extractor.forget(shard)
+
+    def _stream(self, order: Stream, feeds: Sequence[Feed]) -> Streamed:
+        return self._extractor().stream(order, feeds)
 
     def _extract(self, part: Part) -> None:
         self._extractor().extract((part,))

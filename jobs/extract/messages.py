@@ -7,6 +7,7 @@ from msgspec import Struct
 from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause
 from jobs.model import ItemResult, Part, Problem
+from jobs.transfer.ranges import Range
 
 
 class Begin(Struct, frozen=True, tag=True):
@@ -37,6 +38,9 @@ class Stream(Struct, frozen=True, tag=True):
     extracts: bool = True  # False: only write the plain copy and the member table
     spills: bool = False  # if writing is slower than the download, copy the rest to a plain tar
     copies: bool = True  # whether a plain copy may be written
+    # Of a zip, each ``turns``-th part, from ``turn`` on; other processes extract the others.
+    turn: int = 0
+    turns: int = 1
 
 
 class Arrived(Struct, frozen=True, tag=True):
@@ -44,7 +48,8 @@ class Arrived(Struct, frozen=True, tag=True):
 
     file: int  # index in ``Stream.files``
     generation: int  # a new number: the download restarted, and what was read is invalid
-    prefix: int = 0  # bytes from the start
+    arrived: tuple[Range, ...] = ()  # in order
+    size: int | None = None  # bytes, once known
     complete: bool = False  # and verified
     failed: bool = False  # the transfer gave up
 
@@ -77,6 +82,14 @@ class Item(Struct, frozen=True, tag=True):
     result: ItemResult
 
 
+class Wanted(Struct, frozen=True, tag=True):
+    """From the child: it waits for these bytes of a streamed file, which should arrive first."""
+
+    file: int  # index in ``Stream.files``
+    start: int
+    stop: int
+
+
 class Done(Struct, frozen=True, tag=True):
     """From the child: the result of a stream, or why it ended early."""
 
@@ -85,4 +98,4 @@ class Done(Struct, frozen=True, tag=True):
     damaged: bool = False  # whether the problem was a ``DamagedError``
 
 
-Report = News | Item | Done
+Report = News | Item | Wanted | Done

@@ -15,6 +15,7 @@ from jobs.archives.detect import TARS
 from jobs.archives.limits import FLOOR
 from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
+from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
@@ -56,7 +57,8 @@ class PartJob:
     shard: Shard
     fetched: Fetched
     part: Part
-    stream: TarStream | None = None  # the part's source while ``fetched`` is not final
+    # The part's source while ``fetched`` is not final.
+    stream: TarStream | ZipStream | None = None
 
     @property
     def archive_bytes(self) -> int:
@@ -64,7 +66,7 @@ class PartJob:
         return sum(self.fetched.sizes) or self.shard.size or 0
 
     def span(self) -> Span | None:
-        """Where the part begins and ends in its tar, once it was read; None for other formats."""
+        """Where the part begins and ends, once it was read; None if the format alone decides."""
         if self.stream is not None:
             return self.stream.span(self.part)
         cuts = self.fetched.cuts if self.fetched.format in TARS else ()
@@ -107,7 +109,7 @@ def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSum
             if work.stream is not None:
                 raise  # the stream has to be read again from its start
         except Replaced as found:
-            if work.stream is not None:
+            if isinstance(work.stream, TarStream):
                 raise work.stream.needs_another_pass(
                     "nested archives with the same name"
                 ) from found

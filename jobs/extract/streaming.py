@@ -5,34 +5,41 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from jobs.archives.base import Archive, TopChanged
-from jobs.archives.detect import TARS
+from jobs.archives.detect import HEAD, TARS, sniff
 from jobs.archives.registry import with_samples
 from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
-from jobs.errors import ArchiveError, Cause, RunFolderError, StorageError, from_os_error
+from jobs.archives.zip.stream import ZipStream
+from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.part import PartJob, extract_part
 from jobs.extract.targets import remove_files
-from jobs.model import Fetched, Part, Plan, Shard, Span
+from jobs.formats import magic
+from jobs.model import Fetched, Format, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
-from jobs.transfer.ordered_bytes import OrderedBytes, TransferRestarted
+from jobs.transfer.ordered_bytes import ArrivingBytes, OrderedBytes, TransferRestarted
 
 log = logging.getLogger(__name__)
 
 
 class ShardStream:
-    """Extracts the parts of one tar in order and builds its member table.
+    """Extracts the parts of one archive in order, and builds the member table of a tar.
 
     ``arrivals``: what has arrived of each of ``files``; None if all are complete. A part that an
     earlier attempt finished is skipped, and stays if it was made from the same bytes.
     ``extracts=False`` only builds the table and writes the plain copy. ``spills``: once reading is
     more than a part behind the download, the rest goes to the plain copy too, for other tasks.
     ``copies=False``: no plain copy is written; whoever extracts the rest decompresses it again.
+
+    A zip is only extracted while it arrives: its directory is fetched first, and what is not
+    extracted when it is complete is left. ``turn``, ``turns``: of a zip, this stream extracts each
+    ``turns``-th part from ``turn`` on; if ``turn`` is not 0, nothing of a tar.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class ShardStream:
         extracts: bool = True,
         spills: bool = False,
         copies: bool = True,
+        turn: int = 0,
+        turns: int = 1,
         on_part: Callable[[Part | None], None] = lambda part: None,
     ) -> None:
         self._folder = folder
@@ -58,6 +67,8 @@ class ShardStream:
         self._extracts = extracts
         self._spills = spills
         self._copies = copies
+        self._turn = turn
+        self._turns = turns
         self._on_part = on_part
         self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
         self._top: tuple[str | None] | None = None
@@ -83,6 +94,10 @@ class ShardStream:
                 self._take_back(files=False)
 
     def _read(self) -> Streamed:
+        if self._is_arriving_zip():
+            return self._read_zip()
+        if self._turn:
+            return Streamed(Format.TAR)
         stream = TarStream(
             self._openers(),
             self._shard,
@@ -93,7 +108,7 @@ class ShardStream:
         )
         try:
             if stream.format in TARS:
-                self._read_parts(stream)
+                self._read_tar(stream)
             return stream.finish()
         except TopChanged:
             self._top = (stream.top,)
@@ -101,7 +116,51 @@ class ShardStream:
         finally:
             stream.close()
 
-    def _read_parts(self, stream: TarStream) -> None:
+    def _is_arriving_zip(self) -> bool:
+        if self._arrivals is None or len(self._arrivals) > 1:
+            return False
+        with closing(self._arrivals[0].reader()) as reader:
+            head = b""
+            while len(head) < HEAD and (data := reader.read(HEAD - len(head))):
+                head += data
+        return head.startswith(magic.ZIP.magics) and sniff(head, self._shard.name) is Format.ZIP
+
+    def _read_zip(self) -> Streamed:
+        """Extract parts as their bytes arrive, and wait for the verified end."""
+        assert self._arrivals is not None
+        if not self._extracts:
+            return Streamed(Format.ZIP)
+        self._parts = [part for part in self._parts if part.index % self._turns == self._turn]
+        (arrivals,) = self._arrivals
+        with closing(arrivals.at_any_offset()) as arriving:
+            stream = ZipStream(arriving, self._shard, self._plan.options, self._folder)
+            try:
+                for part in self._parts:
+                    self._zip_part(stream, arriving, part)
+            except ArchiveError as error:
+                log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
+                self._take_back(files=False)
+            arriving.wait_until_complete()
+        return Streamed(Format.ZIP)
+
+    def _zip_part(self, stream: ZipStream, arriving: ArrivingBytes, part: Part) -> None:
+        """Extract a part, unless an earlier attempt extracted it from the same bytes."""
+        finished = self._finished(part)
+        if finished is None and arriving.is_complete:
+            return
+        span = stream.span(part)
+        if finished == span:
+            return
+        self._folder.manifest(part).unlink(missing_ok=True)
+        if arriving.is_complete:
+            return
+        archive = with_samples(stream, Format.ZIP, self._shard, self._plan.options, self._folder)
+        try:
+            self._extract(stream, archive, part)
+        except ArchiveError as error:
+            log.info("%s is left to an extract task: %s", part.id, error.message)
+
+    def _read_tar(self, stream: TarStream) -> None:
         archive = with_samples(stream, stream.format, self._shard, self._plan.options, self._folder)
         copies = False
         for part in self._parts:
@@ -114,8 +173,14 @@ class ShardStream:
                 copies = True
             if copies:
                 stream.skip_content(part)
-            else:
+                continue
+            try:
                 self._extract(stream, archive, part)
+            except ArchiveError as error:
+                if stream.broken is not None:
+                    raise
+                log.info("%s is left to an extract task: %s", part.id, error.message)
+                stream.skip_content(part)
 
     def _finished(self, part: Part) -> Span | None:
         """The span of a part that an earlier attempt finished; None if it is not finished."""
@@ -138,20 +203,13 @@ class ShardStream:
         arrived = sum(each.prefix for each in self._arrivals)
         return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)
 
-    def _extract(self, stream: TarStream, archive: Archive, part: Part) -> None:
-        """Extract a part; one with a faulty member is left to an extract task."""
+    def _extract(self, stream: TarStream | ZipStream, archive: Archive, part: Part) -> None:
+        """Extract a part; ``ArchiveError`` for one that is left to an extract task."""
         fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
         work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)
         self._on_part(part)
         try:
             extract_part(work, archive, self._progress)
-        except StorageError:
-            raise
-        except ArchiveError as error:
-            if stream.broken is not None:
-                raise
-            log.info("%s is left to an extract task: %s", part.id, error.message)
-            stream.skip_content(part)
         finally:
             self._on_part(None)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.errors import Cause, DigestError, SourceError
@@ -10,6 +10,7 @@ from jobs.formats import magic
 from jobs.model import Digest
 from jobs.transfer.ordered_bytes import Listener
 from jobs.transfer.partial_file import FileVersion, PartialFile, RunningHash
+from jobs.transfer.ranges import Range
 from jobs.transfer.responses import StartOver
 from jobs.transfer.session import TransferProgress
 from jobs.transfer.target import Received, Target, quoted_url
@@ -124,7 +125,14 @@ class DownloadState:
 
     def _report(self) -> None:
         if self._arrivals is not None and self._judged:
-            self._arrivals.advance(self.partial.prefix)
+            self._arrivals.advance(self.partial.ranges, self.size)
+
+    @property
+    def wanted(self) -> Sequence[Range]:
+        """The bytes that a reader needs before all others."""
+        if self._arrivals is None or self.size is None:
+            return ()
+        return self._arrivals.wanted(self.size)
 
     def hashing(self) -> RunningHash:
         """The hash of the file, created once its size and digest are known."""

@@ -1,18 +1,28 @@
-"""The bytes of a file in order, for readers during its transfer."""
+"""The bytes of a file during its transfer, for readers: in order, or at any offset."""
 
 from __future__ import annotations
 
 import io
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jobs.errors import Cause, SourceError
+from jobs.transfer.ranges import Range
 
 
 class TransferRestarted(Exception):
     """The download restarted (the file changed, or was corrupt): what was read is invalid."""
+
+
+def prefix_of(ranges: Sequence[Range]) -> int:
+    """How many bytes from the start are in ``ranges``, which are in order."""
+    return ranges[0][1] if ranges and ranges[0][0] == 0 else 0
+
+
+def _ended_early() -> SourceError:
+    return SourceError("the transfer ended early", cause=Cause.NETWORK)
 
 
 class Listener(Protocol):
@@ -22,8 +32,12 @@ class Listener(Protocol):
         """The file has this descriptor from now on; bytes of an earlier one are invalid."""
         ...
 
-    def advance(self, prefix: int) -> None:
-        """``prefix`` bytes from the start have arrived."""
+    def advance(self, arrived: Sequence[Range], size: int | None) -> None:
+        """These ranges, in order, have arrived of a file of ``size`` bytes, if that is known."""
+        ...
+
+    def wanted(self, size: int) -> Sequence[Range]:
+        """Ranges of the file, which has ``size`` bytes, to fetch before all others."""
         ...
 
     def finish(self) -> None:
@@ -42,11 +56,13 @@ class OrderedBytes:
     until then is correct. One object serves one file.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, want: Callable[[int, int], None] = lambda start, stop: None) -> None:
         self._changed = threading.Condition()
+        self._want = want
         self._generation = 0
         self._fd: int | None = None
-        self._prefix = 0  # bytes from the start that have arrived
+        self._arrived: Sequence[Range] = ()
+        self._size: int | None = None
         self._complete = False
         self._failed = False
 
@@ -55,10 +71,20 @@ class OrderedBytes:
         with self._changed:
             return OrderedBytesReader(self, self._generation)
 
+    def at_any_offset(self) -> ArrivingBytes:
+        """The bytes by their offset; after ``TransferRestarted`` close it and get another one."""
+        with self._changed:
+            return ArrivingBytes(self, self._generation)
+
     @property
     def prefix(self) -> int:
         """How many bytes from the start have arrived."""
-        return self._prefix
+        return prefix_of(self._arrived)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file is complete and verified."""
+        return self._complete
 
     # Called by the transfer ---------------------------------------------------------------
 
@@ -66,19 +92,22 @@ class OrderedBytes:
         """The file has this descriptor (a copy stays open until ``begin`` is called again)."""
         with self._changed:
             old, self._fd = self._fd, os.dup(fd)
-            self._prefix = 0
+            self._arrived, self._size = (), None
             self._complete = self._failed = False
             self._generation += old is not None
             self._changed.notify_all()
             if old is not None:
                 os.close(old)
 
-    def advance(self, prefix: int) -> None:
-        """``prefix`` bytes from the start have arrived."""
+    def advance(self, arrived: Sequence[Range], size: int | None) -> None:
+        """See ``Listener.advance``."""
         with self._changed:
-            if prefix > self._prefix:
-                self._prefix = prefix
-                self._changed.notify_all()
+            self._arrived, self._size = arrived, size
+            self._changed.notify_all()
+
+    def wanted(self, size: int) -> Sequence[Range]:
+        """See ``Listener.wanted``: ``want`` is called with what a reader waits for."""
+        return ()
 
     def finish(self) -> None:
         """The file is complete and verified."""
@@ -106,15 +135,67 @@ class OrderedBytes:
             while True:
                 if self._generation != generation:
                     raise TransferRestarted
-                if self._prefix > offset and self._fd is not None:
+                if self.prefix > offset and self._fd is not None:
                     # Within the lock, so that the descriptor is not closed.
-                    count = min(len(into), self._prefix - offset)
+                    count = min(len(into), self.prefix - offset)
                     return os.preadv(self._fd, [into[:count]], offset)
                 if self._complete or closed():
                     return 0
                 if self._failed:
-                    raise SourceError("the transfer ended early", cause=Cause.NETWORK)
+                    raise _ended_early()
                 self._changed.wait(1.0)
+
+    def read_range(
+        self, generation: int, offset: int, size: int, closed: Callable[[], bool], *, wants: bool
+    ) -> bytes:
+        """``size`` bytes at ``offset``, fewer at the file's end, once all of them have arrived.
+
+        ``wants``: everything from ``offset`` on is fetched before all other bytes.
+        """
+        asked = False
+
+        def is_there() -> bool:
+            nonlocal asked
+            if self._size is None or self._fd is None:
+                return False
+            stop = min(offset + size, self._size)
+            if any(a <= offset and stop <= b for a, b in self._arrived) or stop <= offset:
+                return True
+            if wants and not asked:
+                asked = True
+                self._want(offset, self._size)
+            return False
+
+        with self._changed:
+            self._wait(generation, is_there, closed)
+            assert self._fd is not None
+            return os.pread(self._fd, size, offset)
+
+    def size_of(self, generation: int, closed: Callable[[], bool]) -> int:
+        """The file's size in bytes; waits until it is known."""
+        with self._changed:
+            self._wait(generation, lambda: self._size is not None, closed)
+            assert self._size is not None
+            return self._size
+
+    def wait_until_complete(self, generation: int, closed: Callable[[], bool]) -> None:
+        """Wait until the file is complete and verified."""
+        with self._changed:
+            self._wait(generation, lambda: self._complete, closed)
+
+    def _wait(
+        self, generation: int, is_there: Callable[[], bool], closed: Callable[[], bool]
+    ) -> None:
+        while True:
+            if self._generation != generation:
+                raise TransferRestarted
+            if closed():
+                raise _ended_early()
+            if is_there():
+                return
+            if self._failed:
+                raise _ended_early()
+            self._changed.wait(1.0)
 
     def close(self) -> None:
         """Close the file; readers that have not reached the end get an error."""
@@ -150,3 +231,48 @@ class OrderedBytesReader(io.RawIOBase):
         )
         self._offset += count
         return count
+
+
+class ArrivingBytes:
+    """The bytes of one file by their offset, as ``ConcatenatedFiles``; reads wait for them.
+
+    All methods may raise ``TransferRestarted`` or ``SourceError``. ``wants``: what a read waits for
+    is fetched before all other bytes.
+    """
+
+    starts = (0,)
+
+    def __init__(self, arrivals: OrderedBytes, generation: int) -> None:
+        self._arrivals = arrivals
+        self._generation = generation
+        self._closed = False
+        self.wants = False
+
+    @property
+    def size(self) -> int:
+        """The file's size in bytes."""
+        return self._arrivals.size_of(self._generation, self._is_closed)
+
+    def pread(self, size: int, offset: int) -> bytes:
+        """``size`` bytes at ``offset``; fewer only at the end of the file."""
+        return self._arrivals.read_range(
+            self._generation, offset, size, self._is_closed, wants=self.wants
+        )
+
+    read_exactly = pread
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file is complete and verified."""
+        return self._arrivals.is_complete
+
+    def wait_until_complete(self) -> None:
+        """Wait until the file is complete and verified."""
+        self._arrivals.wait_until_complete(self._generation, self._is_closed)
+
+    def close(self) -> None:
+        """End all waiting reads with an error."""
+        self._closed = True
+
+    def _is_closed(self) -> bool:
+        return self._closed

@@ -98,6 +98,12 @@ class PartialFile:
             return self._ranges.prefix
 
     @property
+    def ranges(self) -> tuple[Range, ...]:
+        """The bytes that are on disk, in order."""
+        with self._lock:
+            return tuple(self._ranges)
+
+    @property
     def total(self) -> int:
         """How many bytes are on disk."""
         with self._lock:

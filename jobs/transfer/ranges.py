@@ -79,16 +79,18 @@ class Ranges:
         return [(a, b) for a, b in cut if a < b]
 
 
-def next_piece(todo: Ranges, connections: int) -> Range | None:
+def next_piece(todo: Ranges, connections: int, wanted: Iterable[Range] = ()) -> Range | None:
     """The range that a free connection should request: in the first gap, shorter near the end.
 
     Guided self-scheduling: with half of an equal share each, all connections end at about the same
-    time.
+    time. Bytes of ``wanted`` come before all others.
     """
-    for start, stop in todo:
-        share = -(-todo.total // (2 * connections)) if connections > 1 else MOST_PIECE
-        length = max(LEAST_PIECE, min(MOST_PIECE, share))
-        if stop - start < length + LEAST_PIECE // 2:
-            length = stop - start  # leave no small rest
-        return start, start + length
+    first = Ranges((max(a, start), min(b, stop)) for a, b in todo for start, stop in wanted)
+    for gaps in (first, todo):
+        for start, stop in gaps:
+            share = -(-gaps.total // (2 * connections)) if connections > 1 else MOST_PIECE
+            length = max(LEAST_PIECE, min(MOST_PIECE, share))
+            if stop - start < length + LEAST_PIECE // 2:
+                length = stop - start  # leave no small rest
+            return start, start + length
     return None

@@ -67,7 +67,9 @@ class RangeScheduler:
                 self.shared.check(self.is_done)
                 if self._error is not None:
                     raise self._error if leads else FileFinished
-                piece = next_piece(self._todo, self._share())
+                # Nothing is known of the file before the first response.
+                wanted = self.draft.wanted if self._known else ()
+                piece = next_piece(self._todo, self._share(), wanted)
                 if piece is not None:
                     self._todo.remove(*piece)
                     self._working += 1

@@ -12,6 +12,7 @@ import io
 import random
 import tarfile
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,32 +47,49 @@ def _archive() -> bytes:
     return gzip.compress(out.getvalue(), 1)
 
 
+def _zip() -> bytes:
+    """Large enough to be fetched in ranges."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in FILES.items():
+            archive.writestr(zipfile.ZipInfo(name), data * 5)
+    return out.getvalue()
+
+
 ARCHIVE = _archive()
+ZIP = _zip()
 
 
 class Streaming:
-    """A run over one compressed tar of several parts, with a published digest."""
+    """A run over one archive of several parts, with a published digest."""
 
-    def __init__(self, cli: Cli, web: FaultyServer, dest: Path) -> None:
+    def __init__(
+        self, cli: Cli, web: FaultyServer, dest: Path, name: str, archive: bytes, times: int
+    ) -> None:
         self.cli, self.web, self.dest = cli, web, dest
-        web.put("/a.tar.gz", ARCHIVE)
-        web.put("/SHA256SUMS", f"{hashlib.sha256(ARCHIVE).hexdigest()}  a.tar.gz\n".encode())
+        self.path = f"/{name}"
+        self.files = {file: data * times for file, data in FILES.items()}
+        web.put(self.path, archive)
+        web.put("/SHA256SUMS", f"{hashlib.sha256(archive).hexdigest()}  {name}\n".encode())
         self.words: tuple[str | Path, ...] = (
             *LAUNCH,
-            *("--dest", dest, "--url", web.url("/a.tar.gz")),
-            *("--part-size", str(len(ARCHIVE) // PARTS + 1)),
+            *("--dest", dest, "--url", web.url(self.path)),
+            *("--part-size", str(len(archive) // PARTS + 1)),
         )
 
-    def begin(self, parts: int) -> None:
-        """Launch over a slow link, and cancel once so many parts are extracted."""
-        self.web.fail("/a.tar.gz", faults.fine(1))  # the look at launch
-        self.web.fail("/a.tar.gz", faults.throttle(400_000))
-        process = self.cli.start(*self.words, "--connections", "1")
+    def begin(self, parts: int, *, rate: int = 400_000, kills: bool = False) -> None:
+        """Launch over a slow link, and cancel or kill once so many parts are extracted."""
+        self.web.fail(self.path, faults.fine(1))  # the look at launch
+        self.web.fail(self.path, faults.throttle(rate))
+        process = self.cli.start(*self.words)
         deadline = time.monotonic() + 60
         while len(self.manifests()) < parts:
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.02)
-        self.cli.run("cancel")
+        if kills:
+            process.kill()
+        else:
+            self.cli.run("cancel")
         process.communicate(timeout=60)
         self.web.faults.clear()
 
@@ -87,19 +105,29 @@ class Streaming:
 
     def check_complete(self) -> None:
         assert self.cli.status()["state"] == "done"
-        assert {name: (self.dest / name).read_bytes() for name in FILES} == FILES
+        assert {name: (self.dest / name).read_bytes() for name in FILES} == self.files
+
+    def log(self) -> str:
+        return "".join(path.read_text() for path in self.cli.cwd.glob("logs/*/submitit/*/*.err"))
 
 
 @pytest.fixture
 def stream(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
-    return Streaming(cli, web, tmp_path / "data")
+    return Streaming(cli, web, tmp_path / "data", "a.tar.gz", ARCHIVE, 1)
+
+
+@pytest.fixture
+def zipped(cli: Cli, web: FaultyServer, tmp_path: Path) -> Streaming:
+    streaming = Streaming(cli, web, tmp_path / "data", "a.zip", ZIP, 5)
+    streaming.words += ("--connections", "2")
+    return streaming
 
 
 @pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
 def test_a_run_cancelled_in_the_middle_of_a_stream_goes_on_with_the_parts_that_are_left(
     stream: Streaming, limit: tuple[str, ...]
 ) -> None:
-    stream.words += limit
+    stream.words += (*limit, "--connections", "1")
     stream.begin(parts=2)
     before = stream.manifests()
     assert 2 <= len(before) < PARTS
@@ -120,8 +148,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_part_a_second_writing
     stream.web.fail("/a.tar.gz", faults.reset_every(len(ARCHIVE) // 5))
     stream.cli.run(*stream.words)
     stream.check_complete()
-    log = "".join(path.read_text() for path in stream.cli.cwd.glob("logs/*/submitit/*/*.err"))
-    assert "differs from that read before" not in log
+    assert "differs from that read before" not in stream.log()
 
 
 @pytest.mark.parametrize("limit", [(), ("--temp-limit", "8M")], ids=["no limit", "limit"])
@@ -152,6 +179,39 @@ def test_a_digest_that_stays_wrong_publishes_nothing_and_leaves_no_part_that_cou
     stream.web.faults.clear()
     stream.cli.run("resume")
     stream.check_complete()
+
+
+def test_a_run_killed_while_a_zip_arrives_goes_on_with_the_parts_that_are_left(
+    zipped: Streaming,
+) -> None:
+    zipped.begin(parts=2, rate=1_000_000, kills=True)
+    before = zipped.manifests()
+    assert 2 <= len(before) < PARTS
+    assert zipped.folder().finished_ids() == set()
+    sent = zipped.web.bytes_sent("/a.zip")
+    zipped.cli.run("resume")
+    zipped.check_complete()
+    after = zipped.manifests()
+    assert {name: after[name] for name in before} == before
+    assert zipped.web.bytes_sent("/a.zip") - sent < len(ZIP)
+
+
+def test_a_wrong_byte_of_a_zip_takes_back_all_that_was_extracted_and_the_right_bytes_win(
+    zipped: Streaming,
+) -> None:
+    """The time in a member's local header, which nothing compares: only the digest tells."""
+    zipped.web.fail("/a.zip", faults.fine(1), faults.corrupt_byte(10, 1))
+    zipped.cli.run(*zipped.words)
+    zipped.check_complete()
+    assert "differs from that read before" in zipped.log()
+
+
+def test_a_zip_from_a_server_without_ranges_is_extracted_once_it_is_complete(
+    zipped: Streaming,
+) -> None:
+    zipped.web.fail("/a.zip", faults.ignore_range(None))
+    zipped.cli.run(*zipped.words)
+    zipped.check_complete()
 
 
 # Under a limit, at every call ------------------------------------------------------------------

@@ -10,7 +10,7 @@ from functools import cached_property
 from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import normalized
-from jobs.archives.streams import ConcatenatedFiles, prefetched
+from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
 from jobs.archives.zip.content import inflate_at_once, inflate_blocks
 from jobs.archives.zip.directory import LOCAL_SIZE, Directory
 from jobs.archives.zip.entry import (
@@ -38,15 +38,15 @@ class ZipArchive:
         self._fetched = fetched
         self._options = options
         self._archive = quoted(shard.name)[1:-1]
-        self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
 
     @cached_property
-    def _chain(self) -> ConcatenatedFiles:
+    def _chain(self) -> RandomAccess:
         return ConcatenatedFiles.of(self._fetched, archive=self._archive)
 
     @cached_property
     def _directory(self) -> Directory:
-        return Directory(self._chain, self._limits, self._options)
+        limits = Limits.of(self._archive, self._chain.size, self._options)
+        return Directory(self._chain, limits, self._options)
 
     @property
     def top(self) -> str | None:

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import struct
 import threading
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from jobs.archives.base import MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import NameHashes, TopFolder
-from jobs.archives.streams import ConcatenatedFiles
+from jobs.archives.streams import RandomAccess
 from jobs.archives.zip.entry import ENTRY_SIZE, NameEncoding, ZipEntry, ZipEntryError, parse_entry
 from jobs.errors import ArchiveError
-from jobs.model import Options
+from jobs.model import Cut, Options, Span
 from jobs.storage.safe_paths import SampleEnds
 
 _EOCD = struct.Struct("<4s4H2LH")
@@ -54,7 +56,7 @@ class Directory:
     entry has to begin directly after the previous one, and the directory directly after the last.
     """
 
-    def __init__(self, chain: ConcatenatedFiles, limits: Limits, options: Options) -> None:
+    def __init__(self, chain: RandomAccess, limits: Limits, options: Options) -> None:
         self._chain = chain
         self._limits = limits
         self._archive = limits.archive
@@ -91,6 +93,28 @@ class Directory:
         The files of a sample stay together (``SampleEnds``).
         """
         return range(self._cut(index, count), self._cut(index + 1, count))
+
+    def span(self, index: int, count: int) -> Span:
+        """Where that part begins and ends, with the checksum of the directory.
+
+        The directory determines everything of a part: its members, their names and attributes, and
+        their content by its CRC-32.
+        """
+        part = self.part(index, count)
+        start, end = (
+            Cut(self._offsets[self._order[at]] if at < len(self) else self.start, at)
+            for at in (part.start, part.stop)
+        )
+        return Span(start, end, f"{self._crc32:08x}")
+
+    @cached_property
+    def _crc32(self) -> int:
+        position, end, crc = self._end.start, self._end.start + self._end.size, 0
+        while position < end:
+            block = self._chain.read_exactly(min(_WINDOW, end - position), position)
+            crc = zlib.crc32(block, crc)
+            position += len(block)
+        return crc
 
     def _cut(self, index: int, count: int) -> int:
         if index == count:
@@ -257,7 +281,7 @@ class Directory:
         return order
 
 
-def _find_end(chain: ConcatenatedFiles, archive: str) -> _End:
+def _find_end(chain: RandomAccess, archive: str) -> _End:
     """The end record; raises if there is none, or more than one candidate."""
     size = chain.size
     tail_at = max(0, size - _COMMENT - _EOCD.size)
@@ -280,7 +304,7 @@ def _find_end(chain: ConcatenatedFiles, archive: str) -> _End:
     return _checked_end(chain, archive, at, fields[1:])
 
 
-def _checked_end(chain: ConcatenatedFiles, archive: str, at: int, fields: tuple[int, ...]) -> _End:
+def _checked_end(chain: RandomAccess, archive: str, at: int, fields: tuple[int, ...]) -> _End:
     disk, start_disk, here, entries, size, start, _ = fields
     directory_end = at
     zip64 = False
@@ -312,7 +336,7 @@ def _checked_end(chain: ConcatenatedFiles, archive: str, at: int, fields: tuple[
     return _End(entries, start + beyond, size, zip64, wrapped=beyond > 0)
 
 
-def _absolute(chain: ConcatenatedFiles, archive: str, disk: int, offset: int, at: int) -> int:
+def _absolute(chain: RandomAccess, archive: str, disk: int, offset: int, at: int) -> int:
     if disk >= len(chain.starts):
         raise damaged(
             archive, f"it is file {disk + 1} of a split zip and the others are missing", offset=at

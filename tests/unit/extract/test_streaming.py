@@ -139,7 +139,7 @@ def _arriving(path: Path) -> OrderedBytes:
     fd = os.open(path, os.O_RDONLY)
     arrivals.begin(fd)
     os.close(fd)
-    arrivals.advance(path.stat().st_size)
+    arrivals.advance([(0, path.stat().st_size)], path.stat().st_size)
     return arrivals
 
 
@@ -162,7 +162,7 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(
         fd = os.open(path, os.O_RDONLY)
         arrivals.begin(fd)
         os.close(fd)
-        arrivals.advance(len(good))
+        arrivals.advance([(0, len(good))], len(good))
         arrivals.finish()
 
     thread = threading.Thread(target=start_over)

@@ -194,6 +194,31 @@ def test_a_follower_reads_the_bytes_in_order(web: FaultyServer, tmp_path: Path) 
     assert found == [DATA]
 
 
+def test_what_a_reader_wants_is_fetched_before_the_rest(web: FaultyServer, tmp_path: Path) -> None:
+    """The first range identifies the file; the file's end comes next."""
+    web.put(PATH, DATA)
+
+    class Wanting(OrderedBytes):
+        def wanted(self, size: int) -> list[tuple[int, int]]:
+            return [(size - 2 * MB, size)]
+
+    arrivals = Wanting()
+    Transfer(2, progress=Progress()).fetch(
+        lambda: Target(web.url(PATH)),
+        tmp_path / "out",
+        name="x",
+        size=None,
+        digest=SHA,
+        arrivals=arrivals,
+    )
+    arrivals.close()
+    starts = [
+        int(request.headers["range"].partition("=")[2].partition("-")[0])
+        for request in web.asked(PATH, method="GET")
+    ]
+    assert starts[:2] == [0, len(DATA) - 2 * MB]
+
+
 def test_what_an_interruption_left_is_not_fetched_again(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA)
     web.fail(PATH, Fault(6, cut_after=2 * MB), faults.status(404, None))

@@ -1,0 +1,43 @@
+"""Reads a zip while it arrives: the directory first, each member once its bytes are there."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Protocol
+
+from jobs.archives.streams import RandomAccess
+from jobs.archives.zip.archive import ZipArchive
+from jobs.model import Fetched, Format, Options, Part, Shard, Span
+from jobs.storage.run_folder import RunFolder
+
+
+class Arriving(RandomAccess, Protocol):
+    """A file that is being downloaded; reads wait for bytes that have not arrived.
+
+    ``wants``: what a read waits for is fetched before all other bytes.
+    """
+
+    wants: bool
+
+
+class ZipStream(ZipArchive):
+    """Reads a zip that is being downloaded; see ``Archive``. Parts may be read in any order."""
+
+    format = Format.ZIP
+
+    def __init__(
+        self, arriving: Arriving, shard: Shard, options: Options, folder: RunFolder
+    ) -> None:
+        super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options, folder)
+        self._arriving = arriving
+
+    @cached_property
+    def _chain(self) -> RandomAccess:
+        return self._arriving
+
+    def span(self, part: Part) -> Span:
+        """The bytes and members of ``part``, by which later attempts recognize it."""
+        self._arriving.wants = True
+        span = self._directory.span(part.index, part.count)
+        self._arriving.wants = False  # the rest arrives in order
+        return span

@@ -1,0 +1,257 @@
+"""A zip extracted while it arrives: which bytes it needs, what is left, what is taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import random
+import threading
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs.errors import Cause, StorageError
+from jobs.extract.arriving import Feed
+from jobs.extract.streaming import ShardStream
+from jobs.model import Layout, Options, Verify
+from jobs.runtime.progress import Progress
+from jobs.storage import atomic
+from jobs.transfer.ordered_bytes import OrderedBytes
+from jobs.transfer.ranges import Range
+from tests.support.builders.extracting import Extracting, extracting
+
+PARTS = 4
+FILES = {
+    f"images/{number:02d}.png": random.Random(number).randbytes(20_000) for number in range(40)
+}
+OTHERS = {name: data[::-1] for name, data in FILES.items()}
+OPTIONS = Options(layout=Layout(name="files"), verify=Verify.NONE)
+
+
+def _zip(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
+
+
+class _Download:
+    """A run over one zip of several parts, and the download of it."""
+
+    def __init__(self, tmp: Path, data: bytes = b"") -> None:
+        self.data = data or _zip(FILES)
+        self.path = tmp / "a.zip"
+        self.path.write_bytes(self.data)
+        run = extracting(tmp, [self.path], options=OPTIONS)
+        shard = structs.replace(run.plan.shards[0], parts=PARTS)
+        plan = structs.replace(run.plan, shards=(shard,))
+        atomic.write_json(run.folder.plan, plan)
+        run.folder.fetched(shard.id).unlink()
+        self.run = Extracting(run.folder, plan)
+        self.arrivals = OrderedBytes(self._want)
+        self.wanted: list[Range] = []
+        self._asked = threading.Event()
+        self.begin()
+
+    def _want(self, start: int, stop: int) -> None:
+        self.wanted.append((start, stop))
+        self._asked.set()
+
+    def begin(self) -> None:
+        """The download begins, or begins again."""
+        fd = os.open(self.path, os.O_RDONLY)
+        self.arrivals.begin(fd)
+        os.close(fd)
+
+    def arrive(self, *ranges: Range) -> None:
+        """These bytes are there."""
+        self.arrivals.advance(ranges, len(self.data))
+
+    def finish(self) -> None:
+        """All bytes are there, and verified."""
+        self.arrive((0, len(self.data)))
+        self.arrivals.finish()
+
+    def stream(
+        self, during: Callable[[], None] = lambda: None, *, turn: int = 0, turns: int = 1
+    ) -> None:
+        """Extract, while ``during`` runs in a thread."""
+        thread = threading.Thread(target=during)
+        thread.start()
+        run = self.run
+        try:
+            ShardStream(
+                run.folder,
+                run.plan,
+                run.plan.shards[0],
+                [self.path],
+                [self.arrivals],
+                Progress(),
+                turn=turn,
+                turns=turns,
+            ).run()
+        finally:
+            thread.join()
+
+    def manifests(self) -> dict[str, int]:
+        """When the manifest of each part was written."""
+        found: dict[str, int] = {}
+        for path in self.run.folder.manifests.glob("*.jsonl"):
+            with contextlib.suppress(FileNotFoundError):  # taken back meanwhile
+                found[path.name] = path.stat().st_mtime_ns
+        return found
+
+    def wait_for(self, part: int, *, before: dict[str, int] | None = None) -> None:
+        """Wait for the manifest of a part, other than that of ``before``."""
+        name = self.run.folder.manifest(self.run.parts[part]).name
+        for _ in range(6000):
+            if self.manifests().get(name) not in (None, (before or {}).get(name)):
+                return
+            threading.Event().wait(0.01)
+
+    def wait_for_want(self) -> None:
+        """Wait until the stream asks for bytes."""
+        assert self._asked.wait(60)
+
+
+@pytest.fixture
+def download(tmp_path: Path) -> _Download:
+    return _Download(tmp_path)
+
+
+def test_the_directory_is_wanted_first_and_a_part_is_written_once_its_bytes_are_there(
+    download: _Download,
+) -> None:
+    size = len(download.data)
+    tail = size - (1 << 17)
+    end = size // PARTS + 25_000  # the first part's last member included
+
+    def during() -> None:
+        download.arrive((0, 70_000))
+        download.wait_for_want()
+        download.arrive((0, end), (tail, size))
+        download.wait_for(0)
+        assert len(download.manifests()) == 1
+        download.finish()
+
+    download.stream(during)
+    assert download.wanted
+    assert all(stop == size and start >= size - (1 << 16) - 22 for start, stop in download.wanted)
+    done = [part for part in download.run.parts if download.run.folder.manifest(part).exists()]
+    tree = download.run.tree()
+    assert done and tree.items() <= FILES.items()
+    assert sum(download.run.summary(part).members for part in done) == len(tree)
+
+
+def test_processes_share_the_parts(download: _Download) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        for part in range(PARTS):
+            download.wait_for(part)
+        download.arrivals.finish()
+
+    other = threading.Thread(target=download.stream, kwargs={"turn": 0, "turns": 2})
+    other.start()
+    download.stream(during, turn=1, turns=2)
+    other.join()
+    assert len(download.manifests()) == PARTS and download.run.tree() == FILES
+
+
+def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
+    download: _Download, tmp_path: Path
+) -> None:
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)
+        download.arrivals.finish()
+
+    download.stream(during)
+    before = download.manifests()
+    assert len(before) == PARTS and download.run.tree() == FILES
+    download.stream()  # complete from the start
+    assert download.manifests() == before
+    download.path.write_bytes(_zip(OTHERS))
+    download.begin()
+    download.finish()
+    download.stream()
+    assert download.manifests() == {}  # and an extract task does what is left
+
+
+def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
+    download = _Download(tmp_path, _zip(OTHERS))
+    seen: list[dict[str, int]] = []
+
+    def during() -> None:
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1)  # only the digest is missing
+        seen.append(download.manifests())
+        download.path.unlink()
+        download.path.write_bytes(_zip(FILES))
+        download.begin()
+        download.arrive((0, len(download.data)))
+        download.wait_for(PARTS - 1, before=seen[0])
+        download.arrivals.finish()
+
+    download.stream(during)
+    assert len(seen[0]) == PARTS
+    assert not set(seen[0].values()) & set(download.manifests().values())
+    assert download.run.tree() == FILES
+
+
+def test_a_damaged_directory_leaves_all_parts_to_those_who_report_it(tmp_path: Path) -> None:
+    data = bytearray(_zip(FILES))
+    data[data.index(b"PK\x01\x02") + 2] ^= 1
+    download = _Download(tmp_path, bytes(data))
+
+    def during() -> None:
+        download.arrive((0, len(data)))
+        threading.Event().wait(0.1)
+        download.arrivals.finish()
+
+    download.stream(during)
+    assert download.manifests() == {}
+
+
+def test_a_transfer_that_fails_ends_the_stream_and_leaves_finished_parts(
+    download: _Download,
+) -> None:
+    size = len(download.data)
+
+    def during() -> None:
+        download.arrive((0, size // 2), (size - (1 << 17), size))
+        download.wait_for(0)
+        download.arrivals.fail()
+
+    with pytest.raises(Exception, match="transfer") as caught:
+        download.stream(during)
+    assert getattr(caught.value, "cause", None) is Cause.NETWORK
+    assert download.run.parts[0].id in {name[:-6] for name in download.manifests()}
+
+
+def test_a_full_disk_ends_the_stream(download: _Download, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("jobs.outputs.files.os.open", full)
+    with pytest.raises(StorageError) as caught:
+        download.stream(lambda: download.arrive((0, len(download.data))))
+    assert caught.value.cause is Cause.DISK_FULL
+    assert not download.manifests()
+
+
+def test_a_feed_wants_the_end_of_a_zip_and_what_its_receivers_wait_for() -> None:
+    feed = Feed(0, tail_first=True)
+    size = 1 << 30
+    feed.begin(0)
+    assert feed.wanted(size) == ((size - (8 << 20), size),)
+    feed.want(5, 9)
+    assert feed.wanted(size)[1:] == ((5, 9),)
+    feed.begin(0)
+    assert len(feed.wanted(size)) == 1
+    assert Feed(0).wanted(size) == ()
