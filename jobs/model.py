@@ -41,6 +41,7 @@ class SourceKind(str, Enum):
     HUB = "hub"
     URL = "url"
     DOI = "doi"
+    STORE = "store"  # an object store
     LOCAL = "local"
 
 
@@ -262,12 +263,13 @@ class SourceRef(Struct, frozen=True):
     locator: str  # repository, first URL without secrets, DOI, or path
     revision: str | None = None  # pinned: a commit, the DOI of a version, or its number
     repo_type: str = "dataset"
-    endpoint: str | None = None  # of the Hub (None: the public one), or of a DOI's repository
+    # Of the Hub or an object store (None: the public one), or of a DOI's repository.
+    endpoint: str | None = None
     license: str | None = None
     include: tuple[str, ...] = ()  # globs of the chosen files
     exclude: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()  # files of a local folder that are not part of its tree
-    files: tuple[str, ...] = ()  # of a repository, as requested
+    files: tuple[str, ...] = ()  # of a repository, or URLs of an object store, as requested
     join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
     asked_revision: str | None = None  # as requested; None: the newest state
 

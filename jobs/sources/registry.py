@@ -22,6 +22,10 @@ def open_source(request: SourceRequest) -> Source:
         from jobs.sources.doi import DoiSource
 
         return DoiSource.open(request)
+    if request.kind is SourceKind.STORE:
+        from jobs.sources.object_store import ObjectStoreSource
+
+        return ObjectStoreSource.open(request)
     assert request.kind is SourceKind.LOCAL
     from jobs.sources.local import LocalSource
 
@@ -50,6 +54,10 @@ def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Sour
         from jobs.sources.doi import DoiSource
 
         return DoiSource.reopen(ref, options)
+    if ref.kind is SourceKind.STORE:
+        from jobs.sources.object_store import ObjectStoreSource
+
+        return ObjectStoreSource.reopen(ref)
     assert ref.kind is SourceKind.LOCAL
     from jobs.sources.local import LocalSource
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs.errors import Cause, SourceError
+from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _PARALLEL = 8  # requests at a time at launch
 _SHOWN_ERRORS = 5
-_HEX = 64  # digits of a SHA-256
 
 
 class UrlSource:
@@ -50,29 +49,12 @@ class UrlSource:
 
     @classmethod
     def open(cls, request: SourceRequest) -> UrlSource:
-        addresses: list[ListedUrl] = []
-        for locator in request.locators:
-            # A locator may be a line of a list: a name and a URL.
-            addresses += (
-                url_lists.parse_url_list(locator) if _has_name(locator) else _plain(locator)
-            )
+        addresses = url_lists.addresses(request.locators)
         for address in addresses:
             url_lists.check(address.url)
             url_lists.check_no_page(address.url)
         url_lists.check_distinct(addresses)
-        if request.sha256 and len(request.sha256) != len(addresses):
-            raise SourceError(
-                f"{len(request.sha256)} --sha256 were given for {len(addresses)} URLs; give one "
-                "for each URL, in the same order",
-                cause=Cause.USAGE,
-            )
-        for value in request.sha256:
-            if len(value) != _HEX or any(c not in "0123456789abcdefABCDEF" for c in value):
-                raise SourceError(
-                    f"--sha256 {quoted(value)} is not a SHA-256; it must have {_HEX} "
-                    "hexadecimal digits",
-                    cause=Cause.USAGE,
-                )
+        url_lists.check_sha256(request.sha256, len(addresses))
         return cls(addresses, request, {})
 
     @classmethod
@@ -234,14 +216,6 @@ class _Beside:
                 f"{error.message}, or give the digests with --sha256",
                 cause=error.cause,
             ) from None
-
-
-def _plain(locator: str) -> list[ListedUrl]:
-    return [ListedUrl(url) for url in url_lists.expand_braces(locator.strip())]
-
-
-def _has_name(locator: str) -> bool:
-    return len(locator.split()) > 1
 
 
 def _name_of(address: ListedUrl, probe: Probe) -> str:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause, SourceError
+from jobs.sources.object_urls import is_object_url
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import origin_of, redact
 
 MOST = 100_000  # addresses, at most; more are a mistake
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _NUMBERS = re.compile(r"(\d+)\.\.(\d+)(?:\.\.(\d+))?")
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _DRIVE_FILE = re.compile(r"^/file(?:/u/\d+)?/d/([\w-]+)")
 _HUB_PAGE = re.compile(r"/(?:datasets/|spaces/)?[^/]+/[^/]+(?:/(?:tree|viewer)(?:/.*)?)?/?")
 # Pages of a record: https://zenodo.org/records/ID (InvenioRDM), https://figshare.com/articles/…/ID.
@@ -72,6 +74,20 @@ def _choices(inner: str, pattern: str) -> list[str] | None:
     return inner.split(",") if "," in inner else None
 
 
+def addresses(locators: Sequence[str]) -> list[ListedUrl]:
+    """The addresses of a request; a locator may be a line of a list: a name and a URL.
+
+    Raises ``SourceError`` as ``expand_braces`` and ``parse_url_list`` do.
+    """
+    found: list[ListedUrl] = []
+    for locator in locators:
+        if len(locator.split()) > 1 and not is_object_url(locator):  # keys may contain spaces
+            found += parse_url_list(locator)
+        else:
+            found += [ListedUrl(url) for url in expand_braces(locator.strip())]
+    return found
+
+
 def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
     """The addresses of a list: one on each line, perhaps after a name; ``#`` begins a comment.
 
@@ -104,13 +120,27 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
 
 def check(url: str) -> None:
     """Raise ``SourceError`` (``USAGE``) for anything but an http(s) address."""
-    if not _is_url(url):
+    if not _is_http(url):
         # Without a scheme, a user and a password are not recognized as such.
         raise _usage(
-            f"{quoted(redact(url).rpartition('@')[2])} is not an http or https URL; check --url, "
-            "or copy the files with a program for such addresses (rclone, aws s3, gsutil) and "
-            "launch with --local-path"
+            f"{quoted(redact(url).rpartition('@')[2])} is not an http or https URL, nor one of "
+            "an object store (s3://, gs://, az://); check --url, or copy the files with a program "
+            "for such addresses (such as rclone) and launch with --local-path"
         )
+
+
+def check_sha256(values: Sequence[str], urls: int) -> None:
+    """Raise ``SourceError`` (``USAGE``) if the values of ``--sha256`` do not fit ``urls`` URLs."""
+    if values and len(values) != urls:
+        raise _usage(
+            f"{len(values)} --sha256 were given for {urls} URLs; give one for each URL, in the "
+            "same order"
+        )
+    for value in values:
+        if not _SHA256.fullmatch(value):
+            raise _usage(
+                f"--sha256 {quoted(value)} is not a SHA-256; it must have 64 hexadecimal digits"
+            )
 
 
 def check_no_page(url: str) -> None:
@@ -218,6 +248,10 @@ def has_secret(url: str) -> bool:
 
 
 def _is_url(text: str) -> bool:
+    return is_object_url(text) or _is_http(text)
+
+
+def _is_http(text: str) -> bool:
     try:
         return bool(origin_of(text))
     except ValueError:  # such as an invalid port

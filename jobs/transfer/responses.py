@@ -163,6 +163,10 @@ def refusal(status: int, code: str, what: str) -> SourceError:
         )
     if status in (404, 410) or code.endswith("NotFound"):
         return SourceError(f"{what}: no such file; check the address", cause=Cause.NOT_FOUND)
+    if status == 412:
+        return SourceError(
+            f"{what}: the file has changed since the launch; launch again", cause=Cause.CHANGED
+        )
     if status in (401, 407):
         return SourceError(
             f"{what}: a login is required; give a token with --header Authorization=VARIABLE, or "

@@ -38,7 +38,8 @@ _source = options.stack(
         "urls",
         multiple=True,
         metavar="URL",
-        help="URL of an archive; may be repeated, or contain a range: {000..099}.",
+        help="URL of an archive: http(s), or s3, gs, az (there also a prefix ending in a slash); "
+        "may be repeated, or contain a range: {000..099}.",
     ),
     click.option(
         "--url-list",
@@ -359,6 +360,7 @@ def command(ctx: click.Context, /, **values: Any) -> int:
     Examples:
       websight-orchestrate launch --hf-repo org/WebSight-v2 --dest /scratch/websight
       websight-orchestrate launch --url 'https://host/shard-{000..099}.tar.gz' --dry-run
+      websight-orchestrate launch --url s3://bucket/shards/ --dest /scratch/data
       websight-orchestrate launch --doi 10.5281/zenodo.1234567 --dest /scratch/data
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """

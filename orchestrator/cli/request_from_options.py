@@ -25,6 +25,7 @@ from jobs.model import (
 )
 from jobs.outputs import registry
 from jobs.sources.base import SourceRequest
+from jobs.sources.object_urls import is_object_url
 from orchestrator.api import LaunchRequest
 from orchestrator.cli import options
 
@@ -150,13 +151,14 @@ def _source(
 _FLAG = {
     SourceKind.HUB: "hf-repo",
     SourceKind.URL: "url",
+    SourceKind.STORE: "url of an object store",
     SourceKind.DOI: "doi",
     SourceKind.LOCAL: "local-path",
 }
 _BELONGS = {
     "hf_files": (SourceKind.HUB,),
     "revision": (SourceKind.HUB, SourceKind.DOI),
-    "sha256": (SourceKind.URL,),
+    "sha256": (SourceKind.URL, SourceKind.STORE),
     "headers": (SourceKind.URL, SourceKind.DOI),
 }
 _SPELLED = {"hf_files": "hf-file", "headers": "header"}
@@ -179,7 +181,9 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     if values["hf_repo"]:
         sources.append((SourceKind.HUB, (values["hf_repo"],)))
     if urls:
-        sources.append((SourceKind.URL, tuple(urls)))
+        # A line of a list may begin with a name.
+        stored = any(is_object_url(url.split("\t")[-1]) for url in urls)
+        sources.append((SourceKind.STORE if stored else SourceKind.URL, tuple(urls)))
     if values["doi"]:
         sources.append((SourceKind.DOI, (values["doi"],)))
     if values["local_path"]:

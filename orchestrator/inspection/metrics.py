@@ -288,6 +288,9 @@ _NEXT: dict[Cause, tuple[str, ...]] = {
 }
 
 
+_AT_A_VERSION = (SourceKind.LOCAL, SourceKind.STORE)
+
+
 def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
     """The problems of the run, grouped by stage and cause, with commands to run next."""
     groups: dict[tuple[Stage, Cause], list[OpenProblem]] = defaultdict(list)
@@ -298,7 +301,7 @@ def problem_groups(state: RunState) -> tuple[ProblemGroup, ...]:
     for (stage, cause), problems in sorted(groups.items(), key=lambda g: order.index(g[0][0])):
         retryable = any(open_problem.outcome is Outcome.RETRYABLE for open_problem in problems)
         words = _NEXT.get(cause, ("resume {run}",) if retryable else ("logs {run} --failed",))
-        if cause is Cause.CHANGED and state.plan.source.kind is SourceKind.LOCAL:
+        if cause is Cause.CHANGED and state.plan.source.kind in _AT_A_VERSION:
             words = ()  # the plan is for the unchanged files: only a new launch helps
         found.append(
             ProblemGroup(

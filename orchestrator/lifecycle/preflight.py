@@ -129,7 +129,10 @@ def _not_exported(plan: Plan, sbatch_args: Sequence[str]) -> Iterator[str]:
     """Variables of this shell that a download may need, but that ``--export`` withholds."""
     export = arguments.export_of(sbatch_args)
     wanted = [variable for _, variable in plan.options.header_env]
-    missing = export.missing([*wanted, *arguments.DOWNLOAD_VARIABLES], os.environ)
+    wanted += arguments.DOWNLOAD_VARIABLES
+    if plan.source.kind is SourceKind.STORE:
+        wanted += arguments.STORE_VARIABLES
+    missing = export.missing(wanted, os.environ)
     if missing:
         yield (
             f"{export} withholds {', '.join(missing)}, set in this shell, from the "

@@ -92,6 +92,7 @@ def plan_update(
         return carrying.plan_carry(folder, moved, receipt, carrying.same_shards(old, new))
 
     planned = launching.plan(request, carry)
+    _check_store(old.source, planned.plan.source)
     state = Published(old.run_id, receipt.published, old.source.revision)
     plan = structs.replace(planned.plan, history=(*receipt.history, state))
     return _compared(old, replace(planned, plan=plan))
@@ -201,6 +202,9 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
         )
     _check_endpoint(ref)
     locators: tuple[str, ...] = (ref.locator,)
+    files = ref.files
+    if ref.kind is SourceKind.STORE:
+        locators, files = ref.files, ()
     if ref.kind is SourceKind.URL:
         locators = tuple(
             _named_url(file.name, private.get(key_of(shard.id, index), file.locator))
@@ -210,7 +214,7 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
     return SourceRequest(
         kind=ref.kind,
         locators=locators,
-        files=ref.files,
+        files=files,
         include=ref.include,
         exclude=ref.exclude,
         revision=revision or ref.asked_revision,
@@ -226,6 +230,15 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
 def _named_url(name: str, url: str) -> str:
     """A line of a URL list with the file's name; a name that contains spaces is omitted."""
     return url if len(name.split()) > 1 else f"{name}\t{url}"
+
+
+def _check_store(old: SourceRef, new: SourceRef) -> None:
+    """``UsageError`` if the environment names another object store than that of the dataset."""
+    if old.kind is SourceKind.STORE and old.endpoint != new.endpoint:
+        raise UsageError(
+            f"the dataset came from {old.endpoint or 'the provider itself'}, but the environment "
+            f"names {new.endpoint or 'no other store'}; set the variables of the launch"
+        )
 
 
 def _check_endpoint(ref: SourceRef) -> None:

@@ -20,7 +20,9 @@ from jobs.storage import atomic
 from jobs.storage import digest as digests
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
+from tests.support.servers.azureserver import AzureServer
 from tests.support.servers.doiserver import DoiServer
+from tests.support.servers.gcsserver import GcsServer
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.origins import (
     REPO,
@@ -28,8 +30,10 @@ from tests.support.servers.origins import (
     HubOrigins,
     Mirror,
     Origins,
+    StoreOrigins,
     UrlOrigins,
 )
+from tests.support.servers.s3server import S3Server
 
 # Beginnings that are archives' own, and bodies that are long enough to be cut.
 FILES = {
@@ -200,6 +204,42 @@ class TestUrl(SourceContract):
     def check_hint(self, message: str) -> None:
         assert "pages-3.tar.gz" in message
         assert "check the address" in message
+
+
+class StoreContract(SourceContract):
+    """Of each kind of object store; ``serve`` publishes ``FILES`` below ``data/``."""
+
+    def serve(self, folder: Path) -> StoreOrigins:
+        raise AssertionError("every store has its own server")
+
+    @pytest.fixture
+    def offer(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    ) -> Iterator[Offer]:
+        origins = self.serve(tmp_path_factory.mktemp("store"))
+        with origins.server:
+            for name, value in origins.env.items():
+                monkeypatch.setenv(name, value)
+            for name, data in FILES.items():
+                origins.put(f"data/{name}", data)
+            request = SourceRequest(SourceKind.STORE, (origins.url("data/"),))
+            missing = replace(request, locators=(origins.url("data/pages-3.tar.gz"),))
+            yield Offer(request, missing, origins=origins)
+
+
+class TestS3(StoreContract):
+    def serve(self, folder: Path) -> StoreOrigins:
+        return StoreOrigins(S3Server(), "s3", "/pages/data/*")
+
+
+class TestGcs(StoreContract):
+    def serve(self, folder: Path) -> StoreOrigins:
+        return StoreOrigins(GcsServer(folder), "gs", "/storage/v1/b/pages/o/*")
+
+
+class TestAzure(StoreContract):
+    def serve(self, folder: Path) -> StoreOrigins:
+        return StoreOrigins(AzureServer(), "az", f"/{AzureServer.account}/pages/data/*")
 
 
 class DoiContract(SourceContract):

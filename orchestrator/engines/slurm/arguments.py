@@ -114,7 +114,7 @@ def _said(words: list[str], options: tuple[_Option, ...]) -> Iterator[_Option]:
                 yield option
 
 
-# Variables that a download reads: the Hub's login, proxies, certificates, passwords.
+# Variables that a download reads: logins, proxies, certificates, passwords.
 DOWNLOAD_VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -129,6 +129,28 @@ DOWNLOAD_VARIABLES = (
     "CURL_CA_BUNDLE",
     "SSL_CERT_FILE",
     "NETRC",
+)
+# Those that only a download from an object store reads.
+STORE_VARIABLES = (
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_CONFIG_FILE",
+    "AWS_SHARED_CREDENTIALS_FILE",
+    "AWS_CA_BUNDLE",
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "CLOUDSDK_CONFIG",
+    "AZURE_STORAGE_ACCOUNT_KEY",
+    "AZURE_STORAGE_KEY",
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_TENANT_ID",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_CONFIG_DIR",
 )
 
 

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from jobs.model import SourceKind
 from jobs.sources.base import SourceRequest
+from tests.support.servers.azureserver import AzureServer
 from tests.support.servers.doiserver import DoiServer
 from tests.support.servers.faults import Fault
+from tests.support.servers.gcsserver import GcsServer
 from tests.support.servers.hubserver import HubServer
+from tests.support.servers.s3server import S3Server
 from tests.support.servers.webserver import FaultyServer, WebServer
 from tests.support.servers.wire import Answer, Request
 
@@ -66,7 +69,8 @@ class Origins:
 
     def assert_quiet(self, *folders: Path, text: str = "") -> None:
         """No secret and no signature is in the folders' files or in ``text``, nor was sent on."""
-        signed = {r.query["Signature"] for r in self.server.asked() if "Signature" in r.query}
+        names = ("Signature", "X-Amz-Signature", "sig")
+        signed = {r.query[name] for r in self.server.asked() for name in names if name in r.query}
         wanted = [secret.encode() for secret in (*self.secrets, *signed)]
         for folder in folders:
             for path in folder.rglob("*"):
@@ -111,6 +115,28 @@ class DoiOrigins(Origins):
         token = {"REPOSITORY_TOKEN": server.invenio_token, "REPOSITORY_KEY": server.key}
         self.env = {**server.env, **token}
         self.secrets = (server.key,)
+
+
+class StoreOrigins(Origins):
+    """A bucket in an object store; ``pattern`` is of the paths that its bytes come from."""
+
+    kind = SourceKind.STORE
+
+    def __init__(
+        self, server: S3Server | GcsServer | AzureServer, scheme: str, pattern: str
+    ) -> None:
+        self.server = self.store = server
+        self.scheme, self.pattern = scheme, pattern
+        self.first = {"s3": "s3", "gs": "gcs", "az": "azure"}[scheme]
+        self.env = server.env
+        self.secrets = (server.secret,)
+
+    def url(self, key: str) -> str:
+        return f"{self.scheme}://{self.store.bucket}/{key}"
+
+    def put(self, name: str, data: bytes) -> SourceRequest:
+        self.store.put(name, data)
+        return SourceRequest(self.kind, (self.url(name),))
 
 
 class UrlOrigins(Origins):

@@ -1,0 +1,225 @@
+"""Objects (blobs) in Azure Blob Storage, through Azure's own client."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import urllib.parse
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Digest, SourceFile
+from jobs.sources.object_urls import (
+    SIGNED_S,
+    NoSuchObject,
+    ObjectUrl,
+    denied,
+    missing_package,
+    no_such_bucket,
+)
+from jobs.transfer.target import Target, redact
+
+_SCOPE = "https://storage.azure.com/.default"
+_VERSION = "2021-12-02"  # of the protocol; access tokens need one
+_RETRIES, _RETRY_S = 3, 2
+_CONNECT_S, _READ_S = 20, 30
+# Variables, of this client and of Azure's command line.
+_ACCOUNT = ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT")
+_KEY = ("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY")
+_SAS = ("AZURE_STORAGE_SAS_TOKEN",)
+_LOGIN = ("AZURE_CLIENT_ID", "AZURE_FEDERATED_TOKEN_FILE")
+
+
+class AzureClient:
+    """Containers of one storage account.
+
+    Requests for bytes carry what the user has: a signature by the account's key, the user's own
+    signature (SAS), or an access token.
+    """
+
+    login = "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN in the environment, or `az login`"
+    lists_digests = True
+
+    def __init__(self, endpoint: str | None = None, *, pinned: bool = False) -> None:
+        """``endpoint``: that of the plan if ``pinned``; otherwise the user's own."""
+        try:
+            import azure.identity
+            import azure.storage.blob
+        except ModuleNotFoundError as error:
+            raise missing_package("azure-storage-blob", "az") from error
+        # They log each way of logging in that did not work.
+        logging.getLogger("azure").setLevel(logging.ERROR)
+        if not pinned:
+            endpoint = _endpoint()
+        assert endpoint is not None  # it contains the account
+        self.endpoint = endpoint
+        self._sas = (_first(_SAS) or "").lstrip("?")
+        self._key = _first(_KEY)
+        self._lock = threading.Lock()
+        self._containers: dict[str, Any] = {}
+        self._identity: Any = None
+        if not (self._sas or self._key):
+            found = azure.identity.DefaultAzureCredential()
+            if _first(_LOGIN) is not None or _has_login(found):
+                self._identity = found
+
+    def has_credentials(self) -> bool:
+        return bool(self._sas or self._key or self._identity)
+
+    def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
+        found: list[SourceFile] = []
+        with _Errors(self, prefix):
+            for item in self._container(prefix).list_blobs(name_starts_with=prefix.key):
+                found.append(_file(prefix.with_key(item.name), item))
+                if most is not None and len(found) >= most:
+                    break
+        return found
+
+    def describe(self, url: ObjectUrl) -> SourceFile:
+        with _Errors(self, url):
+            return _file(url, self._container(url).get_blob_client(url.key).get_blob_properties())
+
+    def target(self, url: ObjectUrl, version: str | None) -> Target:
+        headers = {"x-ms-version": _VERSION, **({"If-Match": version} if version else {})}
+        query = self._sas
+        if self._key and not query:
+            query = self._signature(url)
+        elif self._identity is not None:
+            headers["Authorization"] = f"Bearer {self._token(url)}"
+        address = f"{self.endpoint}/{url.bucket}/{urllib.parse.quote(url.key)}"
+        return Target(f"{address}?{query}" if query else address, headers)
+
+    def _signature(self, url: ObjectUrl) -> str:
+        from azure.storage.blob import BlobSasPermissions, generate_blob_sas
+
+        with _Errors(self, url):
+            signature: str = generate_blob_sas(
+                _account(self.endpoint),
+                url.bucket,
+                url.key,
+                account_key=self._key,
+                permission=BlobSasPermissions(read=True),
+                expiry=datetime.now(timezone.utc) + timedelta(seconds=SIGNED_S),
+            )
+        return signature
+
+    def _token(self, url: ObjectUrl) -> str:
+        with _Errors(self, url):
+            token: str = self._identity.get_token(_SCOPE).token
+        return token
+
+    def _container(self, url: ObjectUrl) -> Any:
+        from azure.storage.blob import ContainerClient, LinearRetry
+
+        with self._lock:
+            if url.bucket not in self._containers:
+                account = _account(self.endpoint)
+                key = {"account_name": account, "account_key": self._key} if self._key else None
+                self._containers[url.bucket] = ContainerClient(
+                    self.endpoint,
+                    url.bucket,
+                    credential=self._sas or key or self._identity,
+                    retry_policy=LinearRetry(backoff=_RETRY_S, retry_total=_RETRIES),
+                    connection_timeout=_CONNECT_S,
+                    read_timeout=_READ_S,
+                )
+            return self._containers[url.bucket]
+
+
+class _Errors:
+    """Converts Azure's errors to ``SourceError``, without their texts, which may have secrets."""
+
+    def __init__(self, client: AzureClient, url: ObjectUrl) -> None:
+        self._client = client
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from azure.core import exceptions as known
+
+        client = self._client
+        if isinstance(error, known.HttpResponseError) and error.status_code is not None:
+            raise self._refusal(error) from None
+        if isinstance(error, (known.ServiceRequestError, known.ServiceResponseError)):
+            raise SourceError(
+                f"{client.endpoint} cannot be reached ({type(error).__name__}); check the network, "
+                "the name of the account and the proxy variables (HTTPS_PROXY)",
+                cause=Cause.NETWORK,
+            ) from None
+        if isinstance(error, (known.AzureError, ValueError)):  # such as a key that is not base64
+            raise _unusable(error) from None
+
+    def _refusal(self, error: Any) -> SourceError:
+        """The error for an answer of the store."""
+        client, url = self._client, self._url
+        code, status = str(getattr(error, "error_code", "")), error.status_code
+        if code == "ContainerNotFound":
+            return no_such_bucket(url, client.endpoint)
+        if code == "BlobNotFound":
+            return NoSuchObject(url)
+        # For those without a login, a private container does not exist.
+        is_hidden = status in (404, 409) and not client.has_credentials()
+        if status in (401, 403) or is_hidden:
+            return denied(url, client)
+        if status == 404:
+            return no_such_bucket(url, client.endpoint) if url.is_prefix else NoSuchObject(url)
+        return SourceError(
+            f"{url}: {client.endpoint} reports an error (status {status}, {code or 'unknown'}); "
+            "check the URL, or try again later",
+            cause=Cause.NETWORK,
+        )
+
+
+def _has_login(identity: Any) -> bool:
+    """Whether the user has any login, which may be one of the machine."""
+    from azure.core.exceptions import AzureError
+
+    try:
+        identity.get_token(_SCOPE)
+    except AzureError:
+        return False
+    return True
+
+
+def _unusable(error: BaseException) -> SourceError:
+    return SourceError(
+        f"the Azure credentials of this machine cannot be used ({type(error).__name__}); correct "
+        f"them: {AzureClient.login}",
+        cause=Cause.AUTHENTICATION,
+    )
+
+
+def _first(names: tuple[str, ...]) -> str | None:
+    """The value of the first of these variables that is set."""
+    return next((os.environ[name] for name in names if os.environ.get(name)), None)
+
+
+def _endpoint() -> str:
+    """The address of the user's storage account, from the environment."""
+    own, account = os.environ.get("AZURE_STORAGE_ENDPOINT"), _first(_ACCOUNT)
+    if own:
+        return redact(own).rstrip("/")
+    if account:
+        return f"https://{account}.blob.core.windows.net"
+    raise SourceError(
+        "az:// URLs name a container, not its storage account; set AZURE_STORAGE_ACCOUNT_NAME",
+        cause=Cause.USAGE,
+    )
+
+
+def _account(endpoint: str) -> str:
+    """The account's name: the first part of the host, or at an emulator the path."""
+    parts = urllib.parse.urlsplit(endpoint)
+    return parts.path.strip("/") or (parts.hostname or "").partition(".")[0]
+
+
+def _file(url: ObjectUrl, item: Any) -> SourceFile:
+    """The file of a blob's properties; only clients that upload it give it an MD5."""
+    md5 = item.content_settings.content_md5
+    digest = Digest("md5", bytes(md5).hex()) if md5 else None
+    etag = '"{}"'.format(item.etag.strip('"'))  # lists have it without quotes
+    return SourceFile(url.key, str(url), item.size, digest, etag)

@@ -1,0 +1,283 @@
+"""A dataset in an object store: single objects, or all archives below a prefix."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from msgspec import structs
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
+from jobs.runtime import background
+from jobs.sources import file_names, http_probe, url_lists
+from jobs.sources.base import Expect, SourceRequest, pinned
+from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
+from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.storage.safe_paths import quoted
+from jobs.transfer.target import Target
+
+if TYPE_CHECKING:
+    from jobs.storage.folder_listing import FolderListing
+    from jobs.transfer.ordered_bytes import Listener
+    from jobs.transfer.target import Received
+    from jobs.transfer.transfer import Transfer
+
+_MOST_HEADS = 256  # files examined at launch, at most
+_AT_ONCE = 16
+_MOST_NEAR = 1000  # objects among which a similar name is searched, at most
+_FRESH_S = 60.0  # a refusal of a URL that was signed less than this ago is not due to its age
+
+
+class ObjectStoreSource:
+    """Objects of one store, each at the version that it had at launch.
+
+    The store's client lists and signs; our transfer downloads from the signed URLs, which exist
+    only in memory. Credentials are looked up on the machine that lists or downloads.
+    """
+
+    def __init__(
+        self, client: StoreClient, request: SourceRequest, ref: SourceRef | None = None
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._ref = ref
+        self._choice: ShardSelection | None = None
+
+    @classmethod
+    def open(cls, request: SourceRequest) -> ObjectStoreSource:
+        addresses = url_lists.addresses(request.locators)
+        urls = [ObjectUrl.parse(address.url) for address in addresses]
+        if len({url.scheme for url in urls}) > 1:
+            raise SourceError(
+                "the URLs are of different object stores; launch once for each of them",
+                cause=Cause.USAGE,
+            )
+        url_lists.check_sha256(request.sha256, len(urls))
+        if request.sha256 and any(url.is_prefix for url in urls):
+            raise SourceError(
+                "--sha256 is for URLs of single objects, and one of these ends in a slash",
+                cause=Cause.USAGE,
+            )
+        return cls(_client(urls[0].scheme, None, is_pinned=False), request)
+
+    @classmethod
+    def reopen(cls, ref: SourceRef) -> ObjectStoreSource:
+        scheme = ObjectUrl.parse(ref.locator).scheme
+        request = SourceRequest(SourceKind.STORE, ref.files)
+        return cls(_client(scheme, ref.endpoint, is_pinned=True), request, ref)
+
+    def describe(self) -> SourceRef:
+        if self._ref is None:
+            first = url_lists.addresses(self._request.locators[:1])[0]
+            self._ref = structs.replace(
+                pinned(self._request, str(ObjectUrl.parse(first.url))),
+                files=self._request.locators,
+                endpoint=self._client.endpoint,
+            )
+        return self._ref
+
+    def shards(self) -> Sequence[Shard]:
+        return self._chosen().shards
+
+    def private(self) -> dict[str, str]:
+        return {}  # the address of an object contains no secret; signed URLs are never stored
+
+    def notes(self) -> tuple[str, ...]:
+        return self._chosen().notes
+
+    def path(self, file: SourceFile) -> Path | None:
+        return None
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
+        """Always raises: an object store contains only files."""
+        raise SourceError(f"{quoted(shard.name)} is not a folder")
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        out: Path,
+        transfer: Transfer,
+        *,
+        expect: Expect | None = None,
+        arrivals: Listener | None = None,
+        most: int | None = None,
+    ) -> Received:
+        url = ObjectUrl.parse(file.locator)
+        try:
+            return transfer.fetch(
+                _Signed(lambda: self._client.target(url, file.version)),
+                out,
+                name=file.name,
+                size=file.size,
+                digest=file.digest,
+                expect=expect,
+                arrivals=arrivals,
+                most=most,
+            )
+        except SourceError as error:
+            raise self._explained(error, url) from None
+
+    def _explained(self, error: SourceError, url: ObjectUrl) -> SourceError:
+        """``error`` of the transfer in terms of the object store."""
+        if error.cause is Cause.AUTHENTICATION:
+            return denied(url, self._client)
+        if error.cause is Cause.NOT_FOUND:
+            return SourceError(
+                f"{url} was removed or replaced after the launch; launch again, which lists the "
+                "objects as they are now",
+                cause=Cause.NOT_FOUND,
+            )
+        return error
+
+    # At launch ------------------------------------------------------------------------------
+
+    def _chosen(self) -> ShardSelection:
+        if self._choice is None:
+            self._choice = self._choose()
+        return self._choice
+
+    def _choose(self) -> ShardSelection:
+        request, where = self._request, self.describe().locator
+        listed, meant = self._listed()
+        names = set(file_names.chosen(listed, request.include, request.exclude))
+        files = [file for name, file in listed.items() if name in names]
+        found = sort_out(
+            self._described(files),
+            request,
+            Look(lambda names: self._heads([listed[name] for name in names]), _MOST_HEADS),
+            where=where,
+            meant=None if meant is None else meant & names,
+        )
+        choice = ShardSelection(shards_of(found), notes_of(found, where))
+        if choice.shards:  # check now, not in the job, whether the objects can be read
+            self._head(choice.shards[0].files[0])
+        return choice
+
+    def _listed(self) -> tuple[dict[str, SourceFile], set[str] | None]:
+        """The files by name, and the names of those that were given as single objects.
+
+        The second is None if there are prefixes: then it depends on the files what is an archive.
+        """
+        found: dict[str, SourceFile] = {}
+        addresses = url_lists.addresses(self._request.locators)
+        digests = [Digest("sha256", value.lower()) for value in self._request.sha256]
+        for index, address in enumerate(addresses):
+            url = ObjectUrl.parse(address.url)
+            if url.is_prefix:
+                files = self._below(url)
+            else:
+                name = address.name or url.key.rpartition("/")[2]
+                files = [SourceFile(name, str(url), digest=digests[index] if digests else None)]
+            for file in files:
+                name = file.name
+                if name in found and not url.is_prefix:
+                    name = f"{url_lists.folder_name(str(url)) or index}/{name}"
+                if name in found or any(file.locator == each.locator for each in found.values()):
+                    raise SourceError(
+                        f"{file.locator} and another URL have the same name {quoted(name)}; give "
+                        "each object once, or names in --url-list",
+                        cause=Cause.USAGE,
+                    )
+                found[name] = structs.replace(file, name=name)
+        prefixes = any(ObjectUrl.parse(address.url).is_prefix for address in addresses)
+        return found, None if prefixes else set(found)
+
+    def _below(self, prefix: ObjectUrl) -> list[SourceFile]:
+        """The objects below a prefix, with names relative to it, without markers of folders."""
+        files = [
+            structs.replace(file, name=file.name.removeprefix(prefix.key))
+            for file in self._client.listed(prefix)
+            if not file.name.endswith("/")
+        ]
+        if not files:
+            raise SourceError(
+                f"there are no objects below {prefix}; check the URL", cause=Cause.NOT_FOUND
+            )
+        return files
+
+    def _described(self, files: Sequence[SourceFile]) -> list[SourceFile]:
+        """``files`` with size, version and digest."""
+
+        def describe(file: SourceFile) -> SourceFile | SourceError:
+            if file.version is not None and self._client.lists_digests:
+                return file
+            url = ObjectUrl.parse(file.locator)
+            try:
+                found = self._client.describe(url)
+            except NoSuchObject:
+                return NoSuchObject(url, self._hint(url))
+            except SourceError as error:
+                return error
+            digest = file.digest or found.digest
+            return structs.replace(found, name=file.name, digest=digest)
+
+        answers = background.map_interruptible(describe, files, _AT_ONCE)
+        for answer in answers:
+            if isinstance(answer, SourceError):
+                raise answer
+        return [answer for answer in answers if isinstance(answer, SourceFile)]
+
+    def _hint(self, url: ObjectUrl) -> str:
+        """What may have been meant by the URL of an object that does not exist."""
+        folder, slash, name = url.key.rpartition("/")
+        try:
+            keys = [f.name for f in self._client.listed(url.with_key(folder + slash), _MOST_NEAR)]
+        except SourceError:
+            return "; check the URL"
+        if any(key.startswith(f"{url.key}/") for key in keys):
+            return f"; for all archives of this folder write {url}/"
+        near = file_names.similar_names(name, (key.removeprefix(folder + slash) for key in keys))
+        return near or "; check the URL"
+
+    def _heads(self, files: Sequence[SourceFile]) -> dict[str, bytes]:
+        heads = background.map_interruptible(self._head, files, _AT_ONCE)
+        return {file.name: head for file, head in zip(files, heads, strict=True)}
+
+    def _head(self, file: SourceFile) -> bytes:
+        """The first bytes of a file; raises ``SourceError``."""
+        url = ObjectUrl.parse(file.locator)
+        target = self._client.target(url, file.version)
+        try:
+            return http_probe.probe(target.url, target.headers).head
+        except SourceError as error:
+            raise self._explained(error, url) from None
+
+
+class _Signed:
+    """Signs a URL again only if the last one is not fresh, for the transfer compares the two.
+
+    So a refusal of a fresh one is final, and one of an old one is not. Thread-safe.
+    """
+
+    def __init__(self, sign: Callable[[], Target]) -> None:
+        self._sign = sign
+        self._lock = threading.Lock()
+        self._target: Target | None = None
+        self._at_s = 0.0
+
+    def __call__(self) -> Target:
+        with self._lock:
+            if self._target is None or time.monotonic() - self._at_s > _FRESH_S:
+                self._target, self._at_s = self._sign(), time.monotonic()
+            return self._target
+
+
+def _client(scheme: str, endpoint: str | None, *, is_pinned: bool) -> StoreClient:
+    """The client of a store; ``endpoint``: that of the plan if it ``is_pinned``."""
+    if scheme == "s3":
+        from jobs.sources.s3 import S3Client
+
+        return S3Client(endpoint, pinned=is_pinned)
+    if scheme == "gs":
+        from jobs.sources.gcs import GcsClient
+
+        return GcsClient(endpoint, pinned=is_pinned)
+    assert scheme == "az"
+    from jobs.sources.azure_blobs import AzureClient
+
+    return AzureClient(endpoint, pinned=is_pinned)

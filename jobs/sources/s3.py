@@ -1,0 +1,244 @@
+"""Objects in S3 and stores with its protocol, through botocore, which finds the credentials."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import urllib.parse
+from typing import Any
+
+from jobs.errors import Cause, SourceError
+from jobs.model import SourceFile
+from jobs.sources.object_urls import (
+    SIGNED_S,
+    NoSuchObject,
+    ObjectUrl,
+    denied,
+    missing_package,
+    no_such_bucket,
+)
+from jobs.storage.safe_paths import quoted
+from jobs.transfer.responses import published_digest
+from jobs.transfer.target import Target, redact
+
+_AWS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws")  # ends of its hosts
+_CONNECT_S, _READ_S = 20, 30
+_ATTEMPTS = 5
+_CONNECTIONS = 16
+_WRONG_KEYS = {
+    "InvalidAccessKeyId": "it does not know this access key",
+    "SignatureDoesNotMatch": "the secret access key is wrong",
+    "AuthorizationHeaderMalformed": "the region or the access key is wrong",
+    "InvalidToken": "the session token is wrong",
+    "ExpiredToken": "the session token has expired",
+    "RequestExpired": "the clock of this machine is wrong",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+}
+_ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
+
+
+class S3Client:
+    """Buckets at one endpoint. botocore lists and signs; bytes come over plain HTTPS."""
+
+    login = (
+        "AWS_PROFILE or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment, or "
+        "`aws configure`"
+    )
+
+    lists_digests = False  # checksums, and whether an ETag is an MD5, are known from HEAD only
+
+    def __init__(self, endpoint: str | None = None, *, pinned: bool = False) -> None:
+        """``endpoint``: if ``pinned`` that of the plan (None: AWS); otherwise the user's own."""
+        try:
+            import botocore.session
+        except ModuleNotFoundError as error:
+            raise missing_package("botocore", "s3") from error
+        for name in ("botocore", "urllib3"):
+            # At DEBUG they log complete addresses, with signatures in their queries.
+            if logging.getLogger(name).level == logging.NOTSET:
+                logging.getLogger(name).setLevel(logging.WARNING)
+        self._pinned = pinned
+        self._endpoint = endpoint
+        self.where = redact(endpoint) if endpoint else "Amazon S3"
+        with _Errors(self, None):
+            self._session = botocore.session.Session()
+            self._credentials = self._session.get_credentials()
+        self._lock = threading.Lock()
+        self._clients: dict[str | None, Any] = {}  # by region
+        self._regions: dict[str, str | None] = {}  # by bucket
+        url = self._made(None).meta.endpoint_url
+        self._is_aws = (urllib.parse.urlsplit(url).hostname or "").endswith(_AWS)
+        self.endpoint = None if self._is_aws else redact(url)
+        self.where = self.endpoint or self.where
+
+    def has_credentials(self) -> bool:
+        return self._credentials is not None
+
+    def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
+        with _Errors(self, prefix):
+            pages = (
+                self._client(prefix)
+                .get_paginator("list_objects_v2")
+                .paginate(
+                    Bucket=prefix.bucket, Prefix=prefix.key, PaginationConfig={"MaxItems": most}
+                )
+            )
+            return [
+                SourceFile(
+                    item["Key"], str(prefix.with_key(item["Key"])), item["Size"], None, item["ETag"]
+                )
+                for page in pages
+                for item in page.get("Contents", ())
+            ]
+
+    def describe(self, url: ObjectUrl) -> SourceFile:
+        from botocore.exceptions import ClientError
+        from requests.structures import CaseInsensitiveDict
+
+        client, names = self._client(url), {"Bucket": url.bucket, "Key": url.key}
+        with _Errors(self, url):
+            try:
+                found = client.head_object(**names, ChecksumMode="ENABLED")
+            except ClientError:
+                client.get_object(**names, Range="bytes=0-0")  # its refusal gives the reason
+                raise
+        if found.get("StorageClass") in _ARCHIVED and 'request="false"' not in found.get(
+            "Restore", ""
+        ):
+            raise SourceError(
+                f"{url} is in the storage class {found['StorageClass']}, which cannot be read "
+                "directly; restore it (`aws s3api restore-object`), then launch again"
+            )
+        headers = CaseInsensitiveDict(found["ResponseMetadata"]["HTTPHeaders"])
+        digest = published_digest(headers, is_complete=True)
+        return SourceFile(url.key, str(url), found["ContentLength"], digest, found["ETag"])
+
+    def target(self, url: ObjectUrl, version: str | None) -> Target:
+        with _Errors(self, url):
+            signed = self._client(url).generate_presigned_url(
+                "get_object", Params={"Bucket": url.bucket, "Key": url.key}, ExpiresIn=SIGNED_S
+            )
+        return Target(signed, {"If-Match": version} if version else {})
+
+    # Clients ------------------------------------------------------------------------------------
+
+    def _client(self, url: ObjectUrl) -> Any:
+        """The client for the region of the bucket: a signature is valid in one region only."""
+        with self._lock:
+            if url.bucket not in self._regions:
+                self._regions[url.bucket] = self._region(url) if self._is_aws else None
+            return self._made(self._regions[url.bucket])
+
+    def _region(self, url: ObjectUrl) -> str | None:
+        from botocore.exceptions import ClientError
+
+        try:
+            found = self._made(None).head_bucket(Bucket=url.bucket)
+        except ClientError as error:  # a refusal has the region too
+            found = error.response
+        region: str | None = found["ResponseMetadata"]["HTTPHeaders"].get("x-amz-bucket-region")
+        return region
+
+    def _made(self, region: str | None) -> Any:
+        from botocore import UNSIGNED
+        from botocore.config import Config
+
+        if region not in self._clients:
+            config = Config(
+                signature_version="s3v4" if self.has_credentials() else UNSIGNED,
+                connect_timeout=_CONNECT_S,
+                read_timeout=_READ_S,
+                max_pool_connections=_CONNECTIONS,
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                ignore_configured_endpoint_urls=self._pinned or None,
+            )
+            with _Errors(self, None):
+                self._clients[region] = self._session.create_client(
+                    "s3",
+                    # Stores other than AWS mostly ignore the region, but a signature needs one.
+                    region_name=region
+                    or self._session.get_config_variable("region")
+                    or "us-east-1",
+                    endpoint_url=self._endpoint,
+                    config=config,
+                )
+        return self._clients[region]
+
+
+class _Errors:
+    """Converts botocore's errors to ``SourceError``, without their texts, which may have a key."""
+
+    def __init__(self, client: S3Client, url: ObjectUrl | None) -> None:
+        self._client = client
+        self._url = url
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        if isinstance(error, ClientError) and self._url is not None:
+            raise self._refusal(error, self._url) from None
+        if isinstance(error, (BotoCoreError, ClientError, ValueError)):
+            raise self._failure(error) from None
+
+    def _refusal(self, error: Any, url: ObjectUrl) -> SourceError:
+        """The error for an answer of the store."""
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+        where = self._client.where
+        if code == "NoSuchBucket":
+            return no_such_bucket(url, where)
+        if status == 404:
+            return NoSuchObject(url)
+        if code in _WRONG_KEYS:
+            return SourceError(
+                f"{where} does not accept your credentials: {_WRONG_KEYS[code]}; correct them "
+                f"({self._client.login}), or remove them to read public objects",
+                cause=Cause.AUTHENTICATION,
+            )
+        if status in (401, 403):
+            return denied(url, self._client)
+        return SourceError(
+            f"{url}: {where} reports an error (status {status}, {code or 'unknown'}); try again "
+            "later",
+            cause=Cause.NETWORK,
+        )
+
+    def _failure(self, error: BaseException) -> SourceError:
+        """The error for a request that was not answered, or credentials that cannot be read."""
+        from botocore import exceptions as known
+
+        if isinstance(error, known.ProfileNotFound):
+            profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+            return SourceError(
+                f"AWS_PROFILE names the profile {profile}, which does not exist in ~/.aws; create "
+                f"it with `aws configure --profile {profile}`, or correct AWS_PROFILE",
+                cause=Cause.AUTHENTICATION,
+            )
+        if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
+            return SourceError(
+                f"{self._client.where} cannot be reached ({type(error).__name__}); check the "
+                "network, AWS_ENDPOINT_URL_S3 and the proxy variables (HTTPS_PROXY)",
+                cause=Cause.NETWORK,
+            )
+        if isinstance(error, known.ParamValidationError):
+            return SourceError(
+                f"{quoted(self._url.bucket if self._url else '')} cannot be the name of a bucket; "
+                "check --url",
+                cause=Cause.USAGE,
+            )
+        if isinstance(error, ValueError):
+            return SourceError(
+                "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config is not an "
+                "http or https URL; correct it",
+                cause=Cause.USAGE,
+            )
+        return SourceError(
+            f"the settings and credentials in the environment and ~/.aws cannot be used "
+            f"({type(error).__name__}); `aws sts get-caller-identity` tests them, and "
+            "`aws sso login` renews an expired login",
+            cause=Cause.AUTHENTICATION,
+        )

@@ -1,0 +1,372 @@
+"""Object stores: their addresses, credentials, refusals, and objects that change."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, SourceError
+from jobs.model import Digest, SourceKind
+from jobs.runtime.progress import Progress
+from jobs.sources import object_store
+from jobs.sources.base import Source, SourceRequest
+from jobs.sources.registry import open_source, reopen
+from jobs.transfer.transfer import Transfer
+from tests.support.servers import faults
+from tests.support.servers.azureserver import AzureServer
+from tests.support.servers.gcsserver import GcsServer
+from tests.support.servers.s3server import S3Server
+
+GZ = b"\x1f\x8b\x08\x00" + bytes(2000)
+MB = 1 << 20
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    """A server whose key is in the environment."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with S3Server() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+def opened(*urls: str, **more: object) -> Source:
+    return open_source(SourceRequest(SourceKind.STORE, urls, **more))  # type: ignore[arg-type]
+
+
+def names(source: Source) -> list[str]:
+    return [shard.name for shard in source.shards()]
+
+
+def refused(*urls: str, **more: object) -> SourceError:
+    with pytest.raises(SourceError) as error:
+        opened(*urls, **more).shards()
+    assert "\n" not in error.value.message
+    assert S3Server.secret not in error.value.message
+    return error.value
+
+
+def fetch(source: Source, out: Path) -> bytes:
+    """The bytes of the only shard, as a compute node gets them."""
+    transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
+    there = reopen(source.describe(), None, {})  # type: ignore[arg-type]
+    there.fetch(source.shards()[0].files[0], "", out, transfer)
+    return out.read_bytes()
+
+
+# Addresses --------------------------------------------------------------------------------------
+
+
+def test_objects_prefixes_ranges_and_lists_name_their_files(s3: S3Server) -> None:
+    for key in ("a b/ü-1.tar.gz", "a b/ü-2.tar.gz", "a b/SHA256SUMS", "a b/sub/", "one.tar.gz"):
+        s3.put(key, GZ if key.endswith("gz") else b"")
+    assert names(opened("s3://pages/a b/")) == ["ü-1.tar.gz", "ü-2.tar.gz"]
+    assert names(opened("s3://pages/a b/ü-{1..2}.tar.gz")) == ["ü-1.tar.gz", "ü-2.tar.gz"]
+    assert names(opened("s3://pages")) == ["a b/ü-1.tar.gz", "a b/ü-2.tar.gz", "one.tar.gz"]
+    assert names(opened("first.tar.gz\ts3://pages/one.tar.gz")) == ["first.tar.gz"]
+    s3.put("a b/one.tar.gz", GZ + b"2")
+    both = opened("s3://pages/one.tar.gz", "s3://pages/a b/one.tar.gz")
+    assert names(both) == ["a b/one.tar.gz", "one.tar.gz"]
+
+
+@pytest.mark.parametrize(
+    ("urls", "words"),
+    [
+        (("s3://pages/one.tar.gz", "https://host/two.tar.gz"), "to separate launches"),
+        (("s3://pages/one.tar.gz", "gs://pages/two.tar.gz"), "different object stores"),
+        (("s3://pages/one.tar.gz", "s3://pages/one.tar.gz"), "give each object once"),
+        (("s3:///one.tar.gz",), "s3://BUCKET/KEY"),
+        ((f"s3://key:{S3Server.secret}@pages/one.tar.gz",), "s3://BUCKET/KEY"),
+        (("s3://no bucket/one.tar.gz",), "cannot be the name of a bucket"),
+    ],
+)
+def test_addresses_that_make_no_sense_are_refused(
+    s3: S3Server, urls: tuple[str, ...], words: str
+) -> None:
+    s3.put("one.tar.gz", GZ)
+    error = refused(*urls)
+    assert error.cause is Cause.USAGE
+    assert words in error.message
+
+
+def test_a_sha256_of_the_user_is_for_single_objects(s3: S3Server) -> None:
+    s3.put("one.tar.gz", GZ)
+    value = "ab" * 32
+    (shard,) = opened("s3://pages/one.tar.gz", sha256=(value,)).shards()
+    assert shard.files[0].digest == Digest("sha256", value)
+    assert "single objects" in refused("s3://pages/", sha256=(value,)).message
+
+
+def test_a_missing_library_is_named_with_its_installation(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    monkeypatch.setitem(sys.modules, "botocore", None)
+    message = refused("s3://pages/one.tar.gz").message
+    assert "botocore" in message
+    assert "pip install 'websight-orchestrate[cloud]'" in message
+
+
+# Digests ----------------------------------------------------------------------------------------
+
+
+def test_only_what_is_a_digest_is_used_as_one(s3: S3Server) -> None:
+    s3.put("sha256.tar.gz", GZ)
+    s3.put("md5.tar.gz", GZ, sha256=False)
+    s3.put_in_parts("parts.tar.gz", [b"\x1f\x8b\x08\x00" + bytes(5 * MB), GZ])
+    s3.put("kms.tar.gz", GZ, sha256=False)
+    s3.fail("/pages/kms.tar.gz", faults.Fault(None, None, headers=KMS))
+    digests = {shard.name: shard.files[0].digest for shard in opened("s3://pages/").shards()}
+    kinds = {name: digest and digest.algorithm for name, digest in digests.items()}
+    assert kinds == {
+        "sha256.tar.gz": "sha256",
+        "md5.tar.gz": "md5",
+        "parts.tar.gz": None,
+        "kms.tar.gz": None,
+    }
+
+
+KMS = {"x-amz-server-side-encryption": "aws:kms"}
+
+
+# Credentials ------------------------------------------------------------------------------------
+
+
+def test_public_objects_need_no_credentials(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    s3.add_bucket("open", public=True)
+    s3.put("one.tar.gz", GZ, "open")
+    source = opened("s3://open/")
+    assert fetch(source, tmp_path / "out") == GZ
+    assert not [request for request in s3.asked() if "X-Amz-Signature" in request.query]
+    s3.put("one.tar.gz", GZ)
+    error = refused("s3://pages/one.tar.gz")
+    assert error.cause is Cause.AUTHENTICATION
+    assert "no credentials were found" in error.message
+    assert "AWS_PROFILE" in error.message
+
+
+def test_a_profile_with_its_own_endpoint_is_used(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in s3.env:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(f"[profile lab]\nendpoint_url = {s3.url()}\n")
+    keys = f"aws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret}\n"
+    (tmp_path / "credentials").write_text(f"[lab]\n{keys}")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    monkeypatch.setenv("AWS_PROFILE", "lab")
+    s3.put("one.tar.gz", GZ)
+    assert opened("s3://pages/").describe().endpoint == s3.url()
+    assert fetch(opened("s3://pages/"), tmp_path / "out") == GZ
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    assert "the profile other, which does not exist" in refused("s3://pages/").message
+
+
+@pytest.mark.parametrize("url", ["s3://pages/", "s3://pages/one.tar.gz"])
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("AWS_ACCESS_KEY_ID", "AKIAOTHER", "does not know this access key"),
+        ("AWS_SECRET_ACCESS_KEY", "wrong", "the secret access key is wrong"),
+        ("AWS_SECRET_ACCESS_KEY", "", "PartialCredentialsError"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "cannot be reached"),
+        ("AWS_ENDPOINT_URL_S3", "nonsense", "is not an http or https URL"),
+    ],
+)
+def test_wrong_settings_are_named(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, url: str, variable: str, value: str, words: str
+) -> None:
+    s3.put("one.tar.gz", GZ)
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    assert words in refused(url).message
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3://elsewhere/", "has no bucket 'elsewhere'"),
+        ("s3://elsewhere/one.tar.gz", "has no bucket 'elsewhere'"),
+        ("s3://pages/none/", "there are no objects below s3://pages/none/"),
+        ("s3://pages/data", "for all archives of this folder write s3://pages/data/"),
+        ("s3://pages/data/on.tar.gz", "did you mean 'one.tar.gz'"),
+    ],
+)
+def test_what_does_not_exist_is_named(s3: S3Server, url: str, words: str) -> None:
+    s3.put("data/one.tar.gz", GZ)
+    error = refused(url)
+    assert error.cause is Cause.NOT_FOUND
+    assert words in error.message
+
+
+def test_an_object_that_may_not_be_read_is_found_at_launch(s3: S3Server) -> None:
+    s3.put("one.tar.gz", GZ)
+    s3.deny("one.tar.gz")
+    error = refused("s3://pages/")
+    assert error.cause is Cause.AUTHENTICATION
+    assert "s3://pages/one.tar.gz: access is denied" in error.message
+
+
+# Downloads --------------------------------------------------------------------------------------
+
+
+def test_the_download_uses_the_endpoint_of_the_plan(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    s3.put("one.tar.gz", GZ)
+    source = opened("s3://pages/one.tar.gz")
+    source.shards()
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    assert fetch(source, tmp_path / "out") == GZ
+
+
+@pytest.mark.parametrize("midway", [False, True], ids=["before", "midway"])
+def test_an_object_that_changed_after_the_launch_is_an_error(
+    s3: S3Server, tmp_path: Path, midway: bool
+) -> None:
+    s3.put("one.tar", archive(12 * MB))
+    source = opened("s3://pages/one.tar")
+    source.shards()
+    if midway:
+        s3.fail("/pages/one.tar", faults.cut_after(MB), faults.status(404, None))
+        with pytest.raises(SourceError, match="was removed or replaced after the launch"):
+            fetch(source, tmp_path / "out")
+        s3.faults.clear()
+        assert s3.bytes_sent("/pages/one.tar") > MB
+    s3.put("one.tar", archive(12 * MB, b"2"))
+    with pytest.raises(SourceError, match="has changed since the launch") as error:
+        fetch(source, tmp_path / "out")
+    assert error.value.cause is Cause.CHANGED
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_url_that_expires_midway_is_signed_again(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = archive(12 * MB)
+    s3.put("one.tar", data)
+    source = opened("s3://pages/one.tar")
+    source.shards()
+    clock = Clock(monkeypatch)
+    note = s3.note
+    s3.requests.clear()
+
+    def later(request: object) -> None:
+        note(request)  # type: ignore[arg-type]
+        if len(s3.requests) == 3:
+            clock.passed = s3.later = timedelta(hours=2)
+
+    monkeypatch.setattr(s3, "note", later)
+    assert fetch(source, tmp_path / "out") == data
+    assert {request.status for request in s3.requests} == {206, 403}
+    assert len({request.query["X-Amz-Signature"] for request in s3.requests}) == 2
+
+
+class Clock:
+    """The clock of the code that signs URLs."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passed = timedelta()
+        monkeypatch.setattr("botocore.auth.get_current_datetime", self.now)
+        monkeypatch.setattr(object_store, "time", self)
+
+    def now(self, remove_tzinfo: bool = True) -> datetime:
+        time = datetime.now(timezone.utc) + self.passed
+        return time.replace(tzinfo=None) if remove_tzinfo else time
+
+    def monotonic(self) -> float:
+        return self.passed.total_seconds()
+
+
+def archive(size: int, fill: bytes = b"1") -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        member = tarfile.TarInfo("notes.bin")
+        member.size = size
+        tar.addfile(member, io.BytesIO(fill * size))
+    return out.getvalue()
+
+
+# Google Cloud Storage and Azure -----------------------------------------------------------------
+
+
+def set_env(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> None:
+    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_"))]:
+        monkeypatch.delenv(name)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_public_objects_at_google_need_no_credentials(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with GcsServer(tmp_path) as gcs:
+        set_env(monkeypatch, gcs.anonymous_env)
+        gcs.put("one.tar.gz", GZ)
+        assert "no credentials were found" in refused("gs://pages/one.tar.gz").message
+        gcs.is_public = True
+        assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
+        assert "has no bucket 'elsewhere'" in refused("gs://elsewhere/").message
+        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+        error = refused("gs://pages/")
+        assert error.cause is Cause.AUTHENTICATION
+        assert "/nowhere/key.json" in error.message
+
+
+def test_an_object_at_google_that_was_replaced_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with GcsServer(tmp_path) as gcs:
+        set_env(monkeypatch, gcs.env)
+        gcs.put("one.tar.gz", GZ)
+        source = opened("gs://pages/one.tar.gz")
+        source.shards()
+        gcs.put("one.tar.gz", GZ + b"2")
+        with pytest.raises(SourceError, match="was removed or replaced after the launch"):
+            fetch(source, tmp_path / "out")
+
+
+def test_blobs_come_with_a_key_a_signature_of_the_user_or_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with AzureServer() as azure:
+        set_env(monkeypatch, azure.env)
+        azure.put("a b/ü.tar.gz", GZ)
+        assert fetch(opened("az://pages/a b/"), tmp_path / "key") == GZ
+        source = opened("az://pages/a b/ü.tar.gz")
+        source.shards()
+        signed = azure.asked("/testaccount/pages/a b/ü.tar.gz", "GET")[-1].target.partition("?")[2]
+        set_env(monkeypatch, {**azure.anonymous_env, "AZURE_STORAGE_SAS_TOKEN": f"?{signed}"})
+        assert fetch(opened("az://pages/a b/ü.tar.gz"), tmp_path / "sas") == GZ
+        azure.put("a b/ü.tar.gz", GZ + b"2")
+        with pytest.raises(SourceError, match="has changed since the launch"):
+            fetch(source, tmp_path / "changed")
+        set_env(monkeypatch, azure.anonymous_env)
+        monkeypatch.setenv("PATH", str(tmp_path))  # without the `az` of a login
+        assert "no credentials were found" in refused("az://pages/").message
+        azure.is_public = True
+        assert names(opened("az://pages/")) == ["a b/ü.tar.gz"]
+        assert "has no container 'elsewhere'" in refused("az://elsewhere/").message
+        set_env(monkeypatch, {**azure.env, "AZURE_STORAGE_ACCOUNT_KEY": "not base64"})
+        assert refused("az://pages/").cause is Cause.AUTHENTICATION
+
+
+def test_the_account_of_a_container_is_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_env(monkeypatch, {})
+    assert "AZURE_STORAGE_ACCOUNT_NAME" in refused("az://pages/").message
+    set_env(monkeypatch, {"AZURE_STORAGE_ACCOUNT": "lab", "AZURE_STORAGE_KEY": AzureServer.secret})
+    assert opened("az://pages/").describe().endpoint == "https://lab.blob.core.windows.net"
