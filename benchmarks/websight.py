@@ -9,7 +9,7 @@ What is done by hand takes its turn after each of ours; it checks nothing and le
 Exits with 1 where a dataset of ours is not the one that was made.
 
 No file is deleted before the end: ext4 without a journal is slow for minutes after many deletions.
-What was compared is cut to no length instead, which frees its room.
+Where space gets short, results that were compared are truncated instead.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ CARD = b"# WebSight-v2\n"  # beside the archives in the repository
 ENGINES = ("local", "slurm")
 STAGES = ("download", "extract", "finalize")
 TOOL = "this tool"
+_FREE = 5  # of a dataset's size, to be free before the next turn
 OWN = frozenset({"RECEIPT.json", "MANIFEST.jsonl", ".incoming"})  # what the tool adds
 
 # Shards by hand: a tar a core; their records, which have one name, put together at the end. Of two
@@ -177,6 +178,7 @@ class Bench:
         self._runs = runs
         self._stack = stack
         self._turns = 0
+        self._compared_folders: list[Path] = []
 
     def ours(self, row: Row, engine: str) -> Outcome:
         """Launch and wait: download, extract, verify, publish."""
@@ -224,7 +226,7 @@ class Bench:
         return done, Outcome(seconds, time.perf_counter() - begun)
 
     def _compared(self, row: Row, out: Path) -> str:
-        """How a result differs from what the source was made of; then its files are emptied."""
+        """How a result differs from what the source was made of."""
         found = tree_digests(out, leave=OWN)
         expected = self.dataset.expected(row.packing)
         if row.served == "hub":
@@ -232,11 +234,16 @@ class Bench:
         if row.by_record:
             found = by_record(out, found)
             expected = by_record(self.dataset.folder, expected)
-        for folder in (out, out.with_name(f"{out.name}.raw")):
-            for path in folder.rglob("*"):
+        self._compared_folders += (out, out.with_name(f"{out.name}.raw"))
+        if shutil.disk_usage(self._runs).free < _FREE * self.dataset.bytes:
+            self._truncate_compared()
+        return difference(found, expected)
+
+    def _truncate_compared(self) -> None:
+        while self._compared_folders:
+            for path in self._compared_folders.pop().rglob("*"):
                 if path.is_file() and not path.is_symlink():
                     os.truncate(path, 0)
-        return difference(found, expected)
 
     def _new_folder(self) -> Path:
         self._turns += 1
@@ -389,15 +396,15 @@ def left_out(names: Sequence[str], engines: Sequence[str]) -> Iterator[str]:
         yield str(available(accounting=False))
 
 
-def _check_room(dataset: Dataset, names: Sequence[str]) -> None:
-    """Exit where the disk has no room for the packings, and for two copies with their archive."""
+def _check_space(dataset: Dataset, names: Sequence[str]) -> None:
+    """Exit if the disk has no space for the packings, and for the copies of two turns."""
     packings = {ROWS[name].packing for name in names}
     missing = [name for name in packings if not (dataset.root / name).exists()]
-    needed = dataset.bytes * (len(missing) + 3 + (not dataset.folder.exists()))
+    needed = dataset.bytes * (len(missing) + 2 * _FREE + (not dataset.folder.exists()))
     free = shutil.disk_usage(dataset.root).free
     print(f"{dataset.root}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed")
     if needed > free:
-        sys.exit("not enough room: choose another --dir, fewer rows (--only) or --records")
+        sys.exit("not enough space: choose another --dir, fewer rows (--only) or --records")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -426,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     runs = Path(tempfile.mkdtemp(prefix="runs-", dir=root))
     found: list[tuple[str, ...]] = []
     try:
-        _check_room(dataset, names)
+        _check_space(dataset, names)
         dataset.make()
         with ExitStack() as stack:
             bench = Bench(runs, dataset, stack)
