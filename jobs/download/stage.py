@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
 from jobs.download.temporary_space import TemporarySpace
-from jobs.errors import Cause, OrchestrateError, RunFolderError, SourceError
+from jobs.errors import Cause, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
     Fetched,
@@ -112,7 +112,7 @@ class _Downloads:
         self._attempt = attempt
         self._remote = plan.source.kind is not SourceKind.LOCAL
         self._fetcher = ShardDownloader(
-            folder, plan, reopen(plan.source, plan.options, _private(folder)), progress, pool
+            folder, plan, reopen(plan.source, plan.options, folder.load_private()), progress, pool
         )
         self._pool = pool
         self._extracts = extracts
@@ -351,15 +351,3 @@ def _damaged_shards(folder: RunFolder, *, before: int) -> frozenset[str]:
 def _bytes_of(fetched: Fetched) -> int:
     """The shard's bytes; for a folder those of its data, not of its listing."""
     return fetched.data_bytes or 0 if fetched.format is Format.TREE else sum(fetched.sizes)
-
-
-def _private(folder: RunFolder) -> Mapping[str, str]:
-    """Locators with secrets; empty if the plan needs none."""
-    try:
-        return atomic.read_json(folder.private, dict[str, str])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError) as error:
-        raise SourceError(
-            f"{folder.private} cannot be read ({type(error).__name__}); launch again"
-        ) from None

@@ -170,6 +170,13 @@ class RunFolder:
             )
         return plan
 
+    def load_private(self) -> dict[str, str]:
+        """Locators with secrets, see ``private``; empty if the plan needs none."""
+        if not self.private.exists():
+            return {}
+        locators: dict[str, str] = self._load(self.private, dict[str, str])
+        return locators
+
     def load_submission(self, number: int) -> Submission:
         return self._load(self.submission(number), Submission)
 
@@ -264,6 +271,7 @@ _REMEDIES: dict[type[Any], str] = {
         "contain {run}), rename it if it exists, and run `resume` with the Slurm options of the "
         "launch; finished work is kept"
     ),
+    dict[str, str]: "it has the source's full URLs, which are stored nowhere else; launch again",
 }
 _OTHERWISE = "if it exists, rename it, then run `resume`; its contents are rebuilt"
 

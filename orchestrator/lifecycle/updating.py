@@ -6,27 +6,23 @@ tasks take their files from the published dataset (``jobs.finalize.carrying``).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 from jobs.errors import RunFolderError, UsageError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan, PublishedReceipt
 from jobs.model import Output, Plan, Published, Shard, SourceKind, SourceRef, Stage
+from jobs.sources import hub_client
 from jobs.sources.base import SourceRequest, key_of
-from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest, override
-
-_HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ def plan_update(
     folder = _run_folder(receipt, log_dir)
     old = folder.load_plan()
     _check_output(old)
-    private = _private(folder)
+    private = folder.load_private()
     request = _request(folder, old, private, dest, log_dir, revision)
     if engine is not None:
         request = replace(request, engine=engine)
@@ -136,17 +132,6 @@ def _run_folder(receipt: PublishedReceipt, log_dir: Path) -> RunFolder:
         )
     folder.check()
     return folder
-
-
-def _private(folder: RunFolder) -> Mapping[str, str]:
-    try:
-        return atomic.read_json(folder.private, dict[str, str])
-    except FileNotFoundError:
-        return {}
-    except (OSError, msgspec.DecodeError) as error:
-        raise RunFolderError(
-            f"{folder.private} cannot be read ({type(error).__name__}); launch again"
-        ) from None
 
 
 def _request(
@@ -245,9 +230,8 @@ def _check_endpoint(ref: SourceRef) -> None:
     """``UsageError`` if HF_ENDPOINT is not the endpoint that the repository came from."""
     if ref.kind is not SourceKind.HUB:
         return
-    now = (os.environ.get("HF_ENDPOINT") or _HUB).rstrip("/")
-    if now != (ref.endpoint or _HUB):
+    then, now = ref.endpoint or hub_client.PUBLIC, hub_client.endpoint()
+    if now != then:
         raise UsageError(
-            f"the dataset came from {ref.endpoint or _HUB}, but HF_ENDPOINT names {now}; set "
-            f"HF_ENDPOINT={ref.endpoint or _HUB}"
+            f"the dataset came from {then}, but HF_ENDPOINT names {now}; set HF_ENDPOINT={then}"
         )
