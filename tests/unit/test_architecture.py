@@ -68,7 +68,7 @@ def _named_in_strings(tree: ast.Module) -> Iterator[str]:
 
 
 def _may_name(importer: str, named: str) -> bool:
-    """A string links what import-linter cannot see: within one room, or to what lies below it."""
+    """A string links what import-linter cannot see: within one package, or to one below it."""
     below = importer.startswith("orchestrator") and named.split(".")[0] == "jobs"
     return below or importer.split(".")[:2] == named.split(".")[:2]
 
@@ -125,8 +125,8 @@ def test_the_guide_of_a_room_names_every_module_in_it() -> None:
     silent = [
         module.name
         for module in MODULES
-        for room, _, name in [module.name.rpartition(".")]
-        if room in guides and f"``{name}``" not in guides[room]
+        for package, _, name in [module.name.rpartition(".")]
+        if package in guides and f"``{name}``" not in guides[package]
     ]
     assert silent == []
 
