@@ -18,7 +18,7 @@ from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
 from jobs.runtime.progress import Progress
-from jobs.sources.base import Expect, Source, key_of
+from jobs.sources.base import Download, Expect, Source, key_of
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -208,15 +208,8 @@ class ShardDownloader:
         file = shard.files[index]
         expect = _expected(shard, file) if index == 0 else None
         assert self._transfer is not None  # only a local source has none
-        return self._source.fetch(
-            file,
-            key_of(shard.id, index),
-            out,
-            self._transfer,
-            expect=expect,
-            arrivals=arrivals,
-            most=most,
-        )
+        download = Download(self._transfer, out, expect, arrivals, most)
+        return self._source.fetch(file, key_of(shard.id, index), download)
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:
         """A complete file of an earlier attempt that wrote no ``Fetched``; None if damaged."""

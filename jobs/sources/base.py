@@ -12,7 +12,7 @@ from jobs.storage.folder_listing import FolderListing
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer.ordered_bytes import Listener
-    from jobs.transfer.target import Received
+    from jobs.transfer.target import Received, Target
     from jobs.transfer.transfer import Transfer
 
 
@@ -57,6 +57,30 @@ def key_of(shard_id: str, index: int) -> str:
     return f"{shard_id}#{index}"
 
 
+@dataclass(frozen=True)
+class Download:
+    """Where a file is downloaded to, and how; see ``Transfer.fetch``."""
+
+    transfer: Transfer
+    out: Path
+    expect: Expect | None = None
+    arrivals: Listener | None = None
+    most: int | None = None  # bytes
+
+    def of(self, file: SourceFile, resolve: Callable[[], Target]) -> Received:
+        """Download ``file`` from what ``resolve`` returns, which is called for each attempt."""
+        return self.transfer.fetch(
+            resolve,
+            self.out,
+            name=file.name,
+            size=file.size,
+            digest=file.digest,
+            expect=self.expect,
+            arrivals=self.arrivals,
+            most=self.most,
+        )
+
+
 class Source(Protocol):
     """A place where a dataset is published.
 
@@ -92,19 +116,9 @@ class Source(Protocol):
         """
         ...
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
-        """Download ``file`` to ``out``; if called again, continues where it stopped.
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
+        """Download ``file``; if called again, continues where it stopped.
 
-        ``key``: from ``key_of``; ``expect``, ``arrivals`` and ``most``: see ``Transfer.fetch``.
+        ``key``: from ``key_of``.
         """
         ...

@@ -13,7 +13,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import doi_records, file_names, http_probe
-from jobs.sources.base import Expect, SourceRequest, pinned
+from jobs.sources.base import Download, SourceRequest, pinned
 from jobs.sources.doi_records import Record
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -21,9 +21,7 @@ from jobs.transfer.target import Target, origin_of
 
 if TYPE_CHECKING:
     from jobs.storage.folder_listing import FolderListing
-    from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
-    from jobs.transfer.transfer import Transfer
 
 _MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
 _AT_ONCE = 8
@@ -83,28 +81,9 @@ class DoiSource:
         """Always raises: a record contains only files."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(file.locator, self._headers_for(file.locator))
-        return transfer.fetch(
-            lambda: target,
-            out,
-            name=file.name,
-            size=file.size,
-            digest=file.digest,
-            expect=expect,
-            arrivals=arrivals,
-            most=most,
-        )
+        return download.of(file, lambda: target)
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
         """The user's headers if ``url`` is the repository's own; otherwise none."""

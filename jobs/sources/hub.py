@@ -15,7 +15,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, hub_client
-from jobs.sources.base import Expect, SourceRequest, pinned
+from jobs.sources.base import Download, SourceRequest, pinned
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
     from jobs.storage.folder_listing import FolderListing
-    from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
-    from jobs.transfer.transfer import Transfer
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 # hf://datasets/org/name@rev/path, the format of the Hub's file system; refs/pr/1 has slashes.
@@ -131,28 +129,9 @@ class HubSource:
         """Always raises: a repository's folders are lists of files."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         hub_client.check_online()
-        return transfer.fetch(
-            lambda: Target(self._url(file.locator), hub_client.headers()),
-            out,
-            name=file.name,
-            size=file.size,
-            digest=file.digest,
-            expect=expect,
-            arrivals=arrivals,
-            most=most,
-        )
+        return download.of(file, lambda: Target(self._url(file.locator), hub_client.headers()))
 
     def _url(self, path: str) -> str:
         from huggingface_hub import constants, hf_hub_url

@@ -24,7 +24,7 @@ from jobs.model import (
 )
 from jobs.runtime import background
 from jobs.sources import file_names
-from jobs.sources.base import Expect, SourceRequest, pinned
+from jobs.sources.base import Download, SourceRequest, pinned
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Found, Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
@@ -33,9 +33,7 @@ from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
 
 if TYPE_CHECKING:
-    from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
-    from jobs.transfer.transfer import Transfer
 
 # Files of our destinations and of the Hub's client, which are not part of a dataset.
 _OF_THE_HUB = ".cache/huggingface"
@@ -120,17 +118,7 @@ class LocalSource:
 
         return folder_listing.write(base, out, shard.parts, leave, tick)
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         """Always raises: all files are read in place."""
         raise SourceError(f"{quoted(file.locator)} is read in place and not downloaded")
 

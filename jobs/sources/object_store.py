@@ -14,7 +14,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Expect, SourceRequest, pinned
+from jobs.sources.base import Download, SourceRequest, pinned
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -22,9 +22,7 @@ from jobs.transfer.target import Target
 
 if TYPE_CHECKING:
     from jobs.storage.folder_listing import FolderListing
-    from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
-    from jobs.transfer.transfer import Transfer
 
 _MOST_HEADS = 256  # files examined at launch, at most
 _AT_ONCE = 16
@@ -96,29 +94,10 @@ class ObjectStoreSource:
         """Always raises: an object store contains only files."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         url = ObjectUrl.parse(file.locator)
         try:
-            return transfer.fetch(
-                _Signed(lambda: self._client.target(url, file.version)),
-                out,
-                name=file.name,
-                size=file.size,
-                digest=file.digest,
-                expect=expect,
-                arrivals=arrivals,
-                most=most,
-            )
+            return download.of(file, _Signed(lambda: self._client.target(url, file.version)))
         except SourceError as error:
             raise self._explained(error, url) from None
 

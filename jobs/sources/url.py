@@ -12,7 +12,7 @@ from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Expect, SourceRequest, key_of, pinned
+from jobs.sources.base import Download, SourceRequest, key_of, pinned
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.sources.url_lists import ListedUrl
@@ -21,9 +21,7 @@ from jobs.transfer.target import Target, redact
 
 if TYPE_CHECKING:
     from jobs.storage.folder_listing import FolderListing
-    from jobs.transfer.ordered_bytes import Listener
     from jobs.transfer.target import Received
-    from jobs.transfer.transfer import Transfer
 
 _PARALLEL = 8  # requests at a time at launch
 _SHOWN_ERRORS = 5
@@ -84,28 +82,9 @@ class UrlSource:
         """Always raises: a URL is a file."""
         raise SourceError(f"{quoted(shard.name)} is not a folder")
 
-    def fetch(
-        self,
-        file: SourceFile,
-        key: str,
-        out: Path,
-        transfer: Transfer,
-        *,
-        expect: Expect | None = None,
-        arrivals: Listener | None = None,
-        most: int | None = None,
-    ) -> Received:
+    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(self._secrets.get(key, file.locator), self._headers())
-        return transfer.fetch(
-            lambda: target,
-            out,
-            name=file.name,
-            size=file.size,
-            digest=file.digest,
-            expect=expect,
-            arrivals=arrivals,
-            most=most,
-        )
+        return download.of(file, lambda: target)
 
     # At launch ------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import pytest
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
 from jobs.runtime.progress import Progress
-from jobs.sources.base import Source, SourceRequest, key_of
+from jobs.sources.base import Download, Source, SourceRequest, key_of
 from jobs.sources.registry import open_source, reopen
 from jobs.storage import atomic
 from jobs.storage import digest as digests
@@ -81,7 +81,7 @@ class SourceContract:
         if here is not None:
             return here.read_bytes()
         transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
-        received = source.fetch(file, key_of(shard.id, 0), out, transfer)
+        received = source.fetch(file, key_of(shard.id, 0), Download(transfer, out))
         data = out.read_bytes()
         assert received.size == len(data)
         assert received.sha256.hex == hashlib.sha256(data).hexdigest()

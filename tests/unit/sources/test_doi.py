@@ -12,7 +12,7 @@ from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import doi_records, http_probe, url_lists
-from jobs.sources.base import Source, SourceRequest, key_of
+from jobs.sources.base import Download, Source, SourceRequest, key_of
 from jobs.sources.registry import open_source
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -157,7 +157,7 @@ def test_bytes_that_do_not_have_the_md5_of_the_record_are_refused(
     server.fail("/api/records/*/content", faults.changed(GZ[:-1] + b"!"))
     transfer = Transfer(1, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
     with pytest.raises(DigestError, match="md5"):
-        source.fetch(shard.files[0], key_of(shard.id, 0), tmp_path / "out", transfer)
+        source.fetch(shard.files[0], key_of(shard.id, 0), Download(transfer, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
@@ -219,7 +219,9 @@ def test_each_checksum_that_a_dataverse_may_use_is_known(
     source = opened(doi)
     shard = source.shards()[0]
     transfer = Transfer(1, stall_s=5, progress=Progress())
-    received = source.fetch(shard.files[0], key_of(shard.id, 0), tmp_path / "out", transfer)
+    received = source.fetch(
+        shard.files[0], key_of(shard.id, 0), Download(transfer, tmp_path / "out")
+    )
     assert received.verified
 
 

@@ -16,7 +16,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import object_store
-from jobs.sources.base import Source, SourceRequest
+from jobs.sources.base import Download, Source, SourceRequest
 from jobs.sources.registry import open_source, reopen
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -59,7 +59,7 @@ def fetch(source: Source, out: Path) -> bytes:
     """The bytes of the only shard, as a compute node gets them."""
     transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
     there = reopen(source.describe(), None, {})  # type: ignore[arg-type]
-    there.fetch(source.shards()[0].files[0], "", out, transfer)
+    there.fetch(source.shards()[0].files[0], "", Download(transfer, out))
     return out.read_bytes()
 
 
