@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +18,32 @@ from tests.support.cluster.slurm import PrivateSlurm, available, version
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 6 << 30  # the tests of four workers use less at a time
 
-def pytest_report_header() -> str:
-    """Which Slurm the tests start: that of `.ci/slurm-version`, or this machine's."""
-    return f"private Slurm: {version() or 'none'}"
+
+def pytest_configure() -> None:
+    """Temporary folders are in memory where there is enough of it, unless TMPDIR is set.
+
+    The tests write and remove hundreds of thousands of files; a disk takes minutes for that.
+    """
+    if "TMPDIR" not in os.environ and _has_memory():
+        os.environ["TMPDIR"] = str(MEMORY)
+        tempfile.tempdir = None  # read again from the environment
+
+
+def _has_memory() -> bool:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        (kib,) = (int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return min(kib << 10, shutil.disk_usage(MEMORY).free) >= MEMORY_BYTES
+    except (OSError, ValueError):
+        return False
+
+
+def pytest_report_header() -> list[str]:
+    """Which Slurm the tests start (that of `.ci/slurm-version`, or this machine's), and where."""
+    return [f"private Slurm: {version() or 'none'}", f"temporary folder: {tempfile.gettempdir()}"]
 
 
 @pytest.fixture(scope="session", autouse=True)

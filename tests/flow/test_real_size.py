@@ -191,7 +191,7 @@ def test_a_table_beyond_every_batch_is_read(cli: Cli, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     folder = tmp_path_factory.mktemp("websight")
-    dataset = Dataset(folder / "source", records=2_000, shards=2, image_bytes=(SMALLEST,))
+    dataset = Dataset(folder / "source", records=200, shards=2, image_bytes=(SMALLEST,))
     dataset.make()
     with ExitStack() as stack:
         yield Bench(folder / "runs", dataset, stack)

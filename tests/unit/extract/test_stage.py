@@ -35,6 +35,7 @@ from jobs.storage import atomic
 from tests.support.builders.extracting import Extracting, extracting
 
 PLAIN = Options(verify=Verify.NONE)
+MEMBERS = 8_000  # a process takes seconds for so many files
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An archive of so many members that anything can happen meanwhile."""
     path = tmp_path_factory.mktemp("long") / "long.tar"
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for number in range(60_000):
+        for number in range(MEMBERS):
             archive.addfile(tarfile.TarInfo(f"images/{number // 1000}/{number}.txt"))
     return path
 
@@ -246,7 +247,7 @@ def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path
     with meanwhile(run, lambda pid: os.kill(pid, signal.SIGKILL)):
         run_all(run)
     assert {result.outcome for result in run_all(run)} == {Outcome.OK}
-    assert len(run.tree()) == 60_000
+    assert len(run.tree()) == MEMBERS
 
 
 def test_a_file_beyond_the_size_limit_stops_the_task_and_names_limit_and_remedy(
