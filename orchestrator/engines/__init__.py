@@ -1,6 +1,6 @@
 """Engines, which run tasks: an extension point.
 
 ``base`` is the interface of an engine and ``registry`` chooses one: ``slurm`` or ``local``.
-``task_entry`` is the function that every engine calls on a node, and ``pickled`` reads submitit's
-files of a task.
+``task_process`` is the process of a task on Slurm, ``task_entry`` the function that every engine
+calls on a node, and ``pickled`` reads submitit's files of a task.
 """

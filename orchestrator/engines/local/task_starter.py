@@ -23,6 +23,7 @@ from contextlib import suppress
 import msgspec
 
 from jobs.runtime.process import ProcessId
+from orchestrator.engines.task_process import without_numpy
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _PARENT_CHECK_S = 1.0  # interval of checks that the launcher is alive
@@ -89,18 +90,12 @@ def run_task(start: Start) -> None:
 
 
 def _import_tasks() -> None:
-    # submitit imports NumPy where it is installed, which no task needs: a fifth of a second, and
-    # threads that a fork would lose.
-    hidden = "numpy" not in sys.modules
-    if hidden:
-        sys.modules["numpy"] = None  # type: ignore[assignment]
     gc.disable()  # collecting during imports takes time and finds nothing
-    for module in _MODULES:
-        importlib.import_module(module)
+    with without_numpy():
+        for module in _MODULES:
+            importlib.import_module(module)
     gc.freeze()  # so that forks share the memory of all this
     gc.enable()
-    if hidden:
-        del sys.modules["numpy"]
 
 
 def _serve(launcher: int) -> Start | None:

@@ -17,6 +17,7 @@ from submitit.slurm.slurm import SlurmExecutor, SlurmJob
 from jobs.errors import Cause, EngineError, UsageError
 from jobs.model import Resources, Stage, Task
 from jobs.storage.safe_paths import quoted
+from orchestrator.engines import task_process
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.slurm import arguments, client, cluster, limits
 from orchestrator.engines.task_entry import Entry
@@ -45,6 +46,10 @@ class Executor(SlurmExecutor):
     def affinity(cls) -> int:
         """submitit requires srun on PATH here, but only compute nodes call srun."""
         return 2
+
+    @property
+    def _submitit_command_str(self) -> str:
+        return f"{self.python} -u -m {task_process.__name__} {shlex.quote(str(self.folder))}"
 
     def _make_submission_file_text(self, command: str, uid: str) -> str:
         lines = super()._make_submission_file_text(command, uid).split("\n")

@@ -1,0 +1,34 @@
+"""The process of a task on Slurm: submitit's entry point, which is imported without numpy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def without_numpy() -> Iterator[None]:
+    """Let imports of numpy fail meanwhile, unless it is imported already.
+
+    submitit imports it where it is installed, for callables that contain arrays. No task needs it:
+    it would cost 0.2 s of CPU time, hundreds of files of a network file system, and threads that a
+    fork would lose.
+    """
+    hidden = "numpy" not in sys.modules
+    if hidden:
+        sys.modules["numpy"] = None  # type: ignore[assignment]
+    yield
+    if hidden:
+        del sys.modules["numpy"]
+
+
+def main() -> None:
+    """``python -m orchestrator.engines.task_process FOLDER``: run submitit's task of ``FOLDER``."""
+    with without_numpy():
+        from submitit.core.submission import submitit_main
+    submitit_main()
+
+
+if __name__ == "__main__":
+    main()
