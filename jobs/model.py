@@ -263,8 +263,7 @@ class SourceRef(Struct, frozen=True):
     locator: str  # repository, first URL without secrets, DOI, or path
     revision: str | None = None  # pinned: a commit, the DOI of a version, or its number
     repo_type: str = "dataset"
-    # Of the Hub or an object store (None: the public one), or of a DOI's repository.
-    endpoint: str | None = None
+    endpoint: str | None = None  # of the Hub, a store (None: the public one), a DOI's repository
     license: str | None = None
     include: tuple[str, ...] = ()  # globs of the chosen files
     exclude: tuple[str, ...] = ()

@@ -143,6 +143,7 @@ class ObjectStoreSource:
         The second is None if there are prefixes: then it depends on the files what is an archive.
         """
         found: dict[str, SourceFile] = {}
+        locators: set[str] = set()
         addresses = url_lists.addresses(self._request.locators)
         digests = [Digest("sha256", value.lower()) for value in self._request.sha256]
         for index, address in enumerate(addresses):
@@ -155,13 +156,14 @@ class ObjectStoreSource:
             for file in files:
                 name = file.name
                 if name in found and not url.is_prefix:
-                    name = f"{url_lists.folder_name(str(url)) or index}/{name}"
-                if name in found or any(file.locator == each.locator for each in found.values()):
+                    name = f"{url.key.rpartition('/')[0].rpartition('/')[2] or index}/{name}"
+                if name in found or file.locator in locators:
                     raise SourceError(
                         f"{file.locator} and another URL have the same name {quoted(name)}; give "
                         "each object once, or names in --url-list",
                         cause=Cause.USAGE,
                     )
+                locators.add(file.locator)
                 found[name] = structs.replace(file, name=name)
         prefixes = any(ObjectUrl.parse(address.url).is_prefix for address in addresses)
         return found, None if prefixes else set(found)

@@ -96,8 +96,9 @@ class S3Client:
         from botocore.exceptions import ClientError
         from requests.structures import CaseInsensitiveDict
 
-        client, names = self._client(url), {"Bucket": url.bucket, "Key": url.key}
+        names = {"Bucket": url.bucket, "Key": url.key}
         with _Errors(self, url):
+            client = self._client(url)
             try:
                 found = client.head_object(**names, ChecksumMode="ENABLED")
             except ClientError:
@@ -150,6 +151,8 @@ class S3Client:
                 connect_timeout=_CONNECT_S,
                 read_timeout=_READ_S,
                 max_pool_connections=_CONNECTIONS,
+                # Otherwise URLs for AWS are signed for its global host, which redirects.
+                s3={"addressing_style": "virtual"} if region else None,
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                 ignore_configured_endpoint_urls=self._pinned or None,
             )

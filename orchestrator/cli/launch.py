@@ -89,7 +89,7 @@ _source = options.stack(
         metavar="GLOB",
         help="Files that match are the pieces of one archive; none: no file is a piece.",
     ),
-    title="Source (the Hub, URLs, a DOI, or a local path)",
+    title="Source (the Hub, URLs, an object store, a DOI, or a local path)",
 )
 
 _dataset = options.stack(

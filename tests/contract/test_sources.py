@@ -1,4 +1,4 @@
-"""What every source promises, held against the Hub, URLs, DOIs and folders."""
+"""What every source promises, held against the Hub, URLs, DOIs, object stores and folders."""
 
 from __future__ import annotations
 

@@ -11,13 +11,16 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
+from botocore.stub import Stubber
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import object_store
 from jobs.sources.base import Download, Source, SourceRequest
+from jobs.sources.object_urls import ObjectUrl
 from jobs.sources.registry import open_source, reopen
+from jobs.sources.s3 import S3Client
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
 from tests.support.servers.azureserver import AzureServer
@@ -219,6 +222,22 @@ def test_an_object_that_may_not_be_read_is_found_at_launch(s3: S3Server) -> None
     error = refused("s3://pages/")
     assert error.cause is Cause.AUTHENTICATION
     assert "s3://pages/one.tar.gz: access is denied" in error.message
+
+
+def test_the_region_of_a_bucket_at_aws_is_looked_up(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3")
+    client = S3Client()
+    assert client.endpoint is None
+    stub = Stubber(client._made(None))
+    region = {"HTTPHeaders": {"x-amz-bucket-region": "eu-west-1"}}
+    stub.add_client_error("head_bucket", "403", http_status_code=403, response_meta=region)
+    with stub:
+        target = client.target(ObjectUrl.parse("s3://pages/one.tar"), '"etag"')
+    assert target.url.startswith("https://pages.s3.eu-west-1.amazonaws.com/one.tar?")
+    assert "%2Feu-west-1%2Fs3%2F" in target.url
+    assert target.headers == {"If-Match": '"etag"'}
 
 
 # Downloads --------------------------------------------------------------------------------------
