@@ -159,3 +159,20 @@ def test_a_doi_of_all_versions_is_updated_to_the_latest(cli: Cli, tmp_path: Path
         server.publish_zenodo(9, {**files, "s-01.tar": pages([10, 11], "new ")}, concept=6)
         dry = update(shell, dest, "--dry-run", "--json").json()
     assert (dry["changed"], dry["new_revision"]) == (["s-01.tar"], "10.5281/zenodo.9")
+
+
+@pytest.mark.slurm
+def test_an_update_on_slurm_downloads_only_what_changed(
+    slurm_plain_cli: Cli, hub: HubServer, tmp_path: Path
+) -> None:
+    shell, dest = slurm_plain_cli.having(**hub.env), tmp_path / "data"
+    hub.add_repo(REPO, shards(3))
+    slurm = ("--engine", "slurm", "--wait", "--time", "5", "--yes")
+    shell.run("launch", *slurm, "--dest", dest, "--hf-repo", REPO)
+    hub.update(REPO, {"s-01.tar": pages([10, 11], "new ")})
+    hub.requests.clear()
+    shell.run("update", dest, "--wait")
+    assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-01.tar"}
+    assert [shard["carried"] for shard in receipt(dest)["shards"]] == [True, False, True]
+    launch(shell, tmp_path / "fresh", "--hf-repo", REPO)
+    assert state(dest) == state(tmp_path / "fresh")
