@@ -16,6 +16,7 @@ from jobs.sources.object_urls import (
     NoSuchObject,
     ObjectUrl,
     denied,
+    is_anonymous,
     missing_package,
     no_such_bucket,
 )
@@ -55,12 +56,13 @@ class AzureClient:
             endpoint = _endpoint()
         assert endpoint is not None  # it contains the account
         self.endpoint = endpoint
-        self._sas = (_first(_SAS) or "").lstrip("?")
-        self._key = _first(_KEY)
+        anonymous = is_anonymous("az")
+        self._sas = "" if anonymous else (_first(_SAS) or "").lstrip("?")
+        self._key = None if anonymous else _first(_KEY)
         self._lock = threading.Lock()
         self._containers: dict[str, Any] = {}
         self._identity: Any = None
-        if not (self._sas or self._key):
+        if not (anonymous or self._sas or self._key):
             found = azure.identity.DefaultAzureCredential()
             if _first(_LOGIN) is not None or _has_login(found):
                 self._identity = found

@@ -19,6 +19,7 @@ from jobs.sources.object_urls import (
     NoSuchObject,
     ObjectUrl,
     denied,
+    is_anonymous,
     missing_package,
     no_such_bucket,
 )
@@ -50,7 +51,7 @@ class GcsClient:
         self._lock = threading.Lock()
         # As in Google's clients, another server gets an access token only if a key file is named.
         is_asked = endpoint is None or bool(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"))
-        self._credentials = _credentials() if is_asked else None
+        self._credentials = _credentials() if is_asked and not is_anonymous("gs") else None
 
     def has_credentials(self) -> bool:
         return self._credentials is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,12 @@ from jobs.transfer.target import Target
 
 SCHEMES = ("s3", "gs", "az")
 SIGNED_S = 3600  # lifetime of a signed URL
+# Variables by which credentials are ignored, to read public objects; as in GDAL.
+ANONYMOUS = {
+    "s3": "AWS_NO_SIGN_REQUEST",
+    "gs": "GS_NO_SIGN_REQUEST",
+    "az": "AZURE_NO_SIGN_REQUEST",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,11 @@ class ObjectUrl:
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.bucket}/{self.key}"
+
+
+def is_anonymous(scheme: str) -> bool:
+    """Whether the user wants requests without credentials."""
+    return os.environ.get(ANONYMOUS[scheme], "").lower() in ("yes", "true", "on", "1")
 
 
 def is_object_url(text: str) -> bool:
@@ -126,8 +138,11 @@ def no_such_bucket(url: ObjectUrl, where: str) -> SourceError:
 def denied(url: ObjectUrl, client: StoreClient) -> SourceError:
     """The error for an object that may not be read."""
     if client.has_credentials():
-        fact = "your credentials do not allow to read it, or it does not exist; ask its owner"
-        remedy = f"{fact}, or use other credentials ({client.login})"
+        remedy = (
+            "your credentials do not allow to read it, or it does not exist; ask its owner, use "
+            f"other credentials ({client.login}), or if it is public, none "
+            f"({ANONYMOUS[url.scheme]}=YES)"
+        )
     else:
         remedy = f"it is not public, and no credentials were found; give them by {client.login}"
     return SourceError(f"{url}: access is denied: {remedy}", cause=Cause.AUTHENTICATION)

@@ -15,6 +15,7 @@ from jobs.sources.object_urls import (
     NoSuchObject,
     ObjectUrl,
     denied,
+    is_anonymous,
     missing_package,
     no_such_bucket,
 )
@@ -63,7 +64,7 @@ class S3Client:
         self.where = redact(endpoint) if endpoint else "Amazon S3"
         with _Errors(self, None):
             self._session = botocore.session.Session()
-            self._credentials = self._session.get_credentials()
+            self._credentials = None if is_anonymous("s3") else self._session.get_credentials()
         self._lock = threading.Lock()
         self._clients: dict[str | None, Any] = {}  # by region
         self._regions: dict[str, str | None] = {}  # by bucket

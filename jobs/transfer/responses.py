@@ -111,7 +111,8 @@ def content_length(headers: Mapping[str, str]) -> int | None:
 def encoding(headers: Mapping[str, str]) -> str:
     """The content coding, although identity was requested; empty for none."""
     text = headers.get("Content-Encoding", "").strip().lower()
-    return "" if text == "identity" else text.removeprefix("x-")
+    # Some object stores keep aws-chunked, the coding of an upload, as a property of the object.
+    return "" if text in ("identity", "aws-chunked") else text.removeprefix("x-")
 
 
 def is_page(headers: Mapping[str, str]) -> bool:

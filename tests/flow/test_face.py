@@ -236,6 +236,8 @@ SECRET = "hf_secret"
         (["--header", f"Authorization: Bearer {SECRET}"], "takes NAME=VARIABLE"),
         (["--header", f"Authorization: Bearer {SECRET}=="], "takes NAME=VARIABLE"),
         (["--url", f"user:{SECRET}@host/a.tar"], "not an http or https URL"),
+        (["--url", f"s3://key:{SECRET}@bucket/a.tar"], "s3://BUCKET/KEY"),
+        (["--url", "s3://b/a.tar", "--header", "X=Y"], "with --url of an object store"),
         (["--dest", ""], "the path is empty"),
         (["--dest", "~nobody-of-that-name/x"], "home folder is unknown"),
         (["--dest", b"bad\xff"], "is not UTF-8"),

@@ -37,6 +37,8 @@ def test_a_private_prefix_is_published_and_updated_and_no_secret_is_written(
     assert all(shard["digest_verified"] for shard in proof["shards"])
     same = shell.run("update", dest, "--engine", "local", "--yes")
     assert "Nothing changed" in same.out + same.err
+    elsewhere = shell.having(AWS_ENDPOINT_URL_S3=s3.url(origin="other"))
+    assert "set the variables of the launch" in elsewhere.run("update", dest, rc=2).err
     s3.put("data/s-1.tar", pages([2, 3], "new "))
     s3.put("data/s-3.tar", pages([6, 7]))
     s3.requests.clear()

@@ -82,7 +82,7 @@ class S3Server(WebServer):
         self._set(f"{path}?uploadId={upload}", "POST", data=body)
 
     def deny(self, key: str, bucket: str = bucket) -> None:
-        """Let nobody read an object."""
+        """Let nobody with credentials read an object."""
         self._denied.add(f"/{bucket}/{key}")
 
     def _set(

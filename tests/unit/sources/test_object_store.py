@@ -161,6 +161,17 @@ def test_public_objects_need_no_credentials(
     assert "AWS_PROFILE" in error.message
 
 
+def test_credentials_that_do_not_fit_can_be_ignored(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.add_bucket("open", public=True)
+    s3.put("one.tar.gz", GZ, "open")
+    s3.deny("one.tar.gz", "open")  # to those with credentials
+    assert "AWS_NO_SIGN_REQUEST=YES" in refused("s3://open/").message
+    monkeypatch.setenv("AWS_NO_SIGN_REQUEST", "YES")
+    assert names(opened("s3://open/")) == ["one.tar.gz"]
+
+
 def test_a_profile_with_its_own_endpoint_is_used(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -251,6 +262,13 @@ def test_the_download_uses_the_endpoint_of_the_plan(
     source.shards()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert fetch(source, tmp_path / "out") == GZ
+
+
+def test_the_coding_of_an_upload_is_not_one_of_the_object(s3: S3Server, tmp_path: Path) -> None:
+    s3.put("one.tar.gz", GZ)
+    coded = {"Content-Encoding": "aws-chunked"}
+    s3.fail("/pages/one.tar.gz", faults.Fault(None, None, headers=coded))
+    assert fetch(opened("s3://pages/one.tar.gz"), tmp_path / "out") == GZ
 
 
 @pytest.mark.parametrize("midway", [False, True], ids=["before", "midway"])
