@@ -27,7 +27,7 @@ from jobs.transfer.target import Target, redact
 
 _PUBLIC = "https://storage.googleapis.com"
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_only"
-_FIELDS = "name,size,md5Hash,generation"
+_FIELDS = "name,size,md5Hash,generation,contentEncoding"
 
 
 class GcsClient:
@@ -144,12 +144,15 @@ def _unusable(error: Exception) -> SourceError:
 
 
 def _file(url: ObjectUrl, item: Mapping[str, str]) -> SourceFile:
-    """The file of an object's resource; composite objects have no MD5."""
+    """The file of an object's resource; composite objects have no MD5.
+
+    Objects that are stored with the coding gzip are decompressed on the way, so their size and MD5
+    are not those of the file (https://cloud.google.com/storage/docs/transcoding).
+    """
+    name, generation = item["name"], item["generation"]
+    locator = str(url.with_key(name))
+    if item.get("contentEncoding") == "gzip":
+        return SourceFile(name, locator, version=generation)
     md5 = item.get("md5Hash")
-    return SourceFile(
-        item["name"],
-        str(url.with_key(item["name"])),
-        int(item["size"]),
-        Digest("md5", base64.b64decode(md5).hex()) if md5 else None,
-        item["generation"],
-    )
+    digest = Digest("md5", base64.b64decode(md5).hex()) if md5 else None
+    return SourceFile(name, locator, int(item["size"]), digest, generation)

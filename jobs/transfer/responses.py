@@ -196,7 +196,9 @@ def published_digest(headers: Mapping[str, str], *, is_complete: bool) -> Digest
         return None
     found = dict(_fields(headers.get("Digest", "")))
     found |= dict(_fields(headers.get("Repr-Digest", "")))
-    found |= dict(_fields(headers.get("X-Goog-Hash", "")))
+    # Google decompresses objects that are stored with a coding; the hash is of the stored bytes.
+    if headers.get("X-Goog-Stored-Content-Encoding", "identity") == "identity":
+        found |= dict(_fields(headers.get("X-Goog-Hash", "")))
     if is_complete:
         found |= {"md5": headers["Content-MD5"]} if "Content-MD5" in headers else {}
         if headers.get("x-amz-checksum-type", "").upper() != "COMPOSITE":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import threading
 import zlib
@@ -182,6 +183,13 @@ def _b64(data: bytes) -> str:
         ({"x-amz-checksum-crc32": _b64(zlib.crc32(DATA).to_bytes(4, "big"))}, "crc32"),
         ({"Content-MD5": _b64(hashlib.md5(DATA).digest())}, "md5"),
         ({"x-goog-hash": f"crc32c=AAAAAA==,md5={_b64(hashlib.md5(DATA).digest())}"}, "md5"),
+        (
+            {
+                "x-goog-hash": f"md5={_b64(hashlib.md5(gzip.compress(DATA)).digest())}",
+                "x-goog-stored-content-encoding": "gzip",
+            },
+            None,
+        ),
         ({"Repr-Digest": f"sha-256=:{_b64(hashlib.sha256(DATA).digest())}:"}, "sha256"),
         (
             {
