@@ -102,7 +102,15 @@ class ObjectStoreSource:
             raise self._explained(error, url) from None
 
     def _explained(self, error: SourceError, url: ObjectUrl) -> SourceError:
-        """``error`` of the transfer in terms of the object store."""
+        """``error`` of a download in terms of the store, which is asked for the reason."""
+        if error.cause not in (Cause.AUTHENTICATION, Cause.NOT_FOUND, Cause.BAD_SOURCE):
+            return error
+        try:
+            self._client.describe(url)
+        except NoSuchObject:
+            pass
+        except SourceError as reason:
+            return reason
         if error.cause is Cause.AUTHENTICATION:
             return denied(url, self._client)
         if error.cause is Cause.NOT_FOUND:

@@ -206,7 +206,6 @@ def test_wrong_settings_are_named(
 ) -> None:
     s3.put("one.tar.gz", GZ)
     monkeypatch.setenv(variable, value)
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     assert words in refused(url).message
 
 
@@ -254,7 +253,7 @@ def test_the_region_of_a_bucket_at_aws_is_looked_up(
 # Downloads --------------------------------------------------------------------------------------
 
 
-def test_the_download_uses_the_endpoint_of_the_plan(
+def test_the_download_uses_the_endpoint_of_the_plan_and_the_credentials_of_its_node(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     s3.put("one.tar.gz", GZ)
@@ -262,6 +261,10 @@ def test_the_download_uses_the_endpoint_of_the_plan(
     source.shards()
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
     assert fetch(source, tmp_path / "out") == GZ
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(SourceError, match="the secret access key is wrong") as error:
+        fetch(source, tmp_path / "again")
+    assert error.value.cause is Cause.AUTHENTICATION
 
 
 def test_the_coding_of_an_upload_is_not_one_of_the_object(s3: S3Server, tmp_path: Path) -> None:
