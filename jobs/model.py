@@ -11,6 +11,8 @@ from msgspec import Struct, field
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
 SHARD_SIZE = 1_000_000_000  # bytes of a published shard, unless asked for otherwise
+SQUASHFS_COMPRESSION = "zstd:3"
+SQUASHFS_BLOCK = 128 << 10  # bytes
 SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
 
 
@@ -113,6 +115,7 @@ class Output(str, Enum):
     FILES = "files"
     WEBDATASET = "webdataset"  # tars with the files of a record behind each other
     ZIP = "zip"  # zips with all files, uncompressed
+    SQUASHFS = "squashfs"  # one image with all files and the records, to be mounted
 
 
 class Links(str, Enum):
@@ -244,6 +247,8 @@ class Options(Struct, frozen=True):
     output: Output = Output.FILES
     shard_size: int = SHARD_SIZE  # bytes of a published shard, at most if it has several members
     shard_records: int | None = None  # records in a published shard, at most
+    squashfs_compression: str = SQUASHFS_COMPRESSION  # with its level after a colon
+    squashfs_block: int = SQUASHFS_BLOCK  # bytes that are compressed together
     overlap: bool = True  # the download task also extracts
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second

@@ -18,13 +18,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
 import msgspec
 
-from jobs.errors import OrchestrateError
+from jobs.errors import OrchestrateError, StorageError
 from jobs.finalize import shard_members
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placements, Rewrites
@@ -56,8 +57,8 @@ class _Shard(NamedTuple):
     """A shard before it is written."""
 
     name: str  # relative to the dataset
-    units: int  # samples, or files
-    members: list[Member]
+    units: int | None  # samples, or files; None: as many as members
+    members: Iterable[Member]
 
 
 class _Written(NamedTuple):
@@ -81,6 +82,7 @@ class Packed(msgspec.Struct, frozen=True):
     files_in_others: int
     read: tuple[str, ...]  # lines of code that read it
     files: int | None = None  # in the shards, where they hold files under their paths
+    made_by: str | None = None  # the program that made them, where it decides their bytes
 
 
 @dataclass
@@ -89,24 +91,26 @@ class _Names:
 
     base: str
     others: str
-    ending: str
+    output: PackedOutput
 
     @classmethod
     def of(cls, context: FinalizeContext, output: PackedOutput) -> _Names:
         """Names after the destination, none of which is the records file's or one of ours."""
         taken = {(context.records_path or "").partition("/")[0], RECEIPT, MANIFEST, *SUMS.values()}
         base = _unfit.sub("-", context.staging.dest.name).lstrip(".-") or "dataset"
-        return cls(_free(base, taken, suffix=".json"), _free("other", taken), output.ending)
+        return cls(_free(base, taken, suffix=".json"), _free("other", taken), output)
 
     @property
     def index(self) -> str:
         return f"{self.base}.json"
 
     def shard(self, number: int) -> str:
-        return shard_name(self.base, number, self.ending)
+        if self.output.single:
+            return f"{self.base}{self.output.ending}"
+        return shard_name(self.base, number, self.output.ending)
 
     def other(self, number: int) -> str:
-        return f"{self.others}/{number:06d}{self.ending}"
+        return f"{self.others}/{number:06d}{self.output.ending}"
 
 
 def _free(name: str, taken: Collection[str], *, suffix: str = "") -> str:
@@ -116,21 +120,26 @@ def _free(name: str, taken: Collection[str], *, suffix: str = "") -> str:
 
 
 class _Containers:
-    """Containers of parts, opened as they are needed; a writer has its own."""
+    """Containers of parts, and the records file, opened as needed; a writer has its own."""
 
     def __init__(self, context: FinalizeContext) -> None:
         self._context = context
         self._open: OrderedDict[str, int] = OrderedDict()
 
-    def descriptor(self, part: Part) -> int:
-        """The container of ``part``, open for reading."""
-        fd = self._open.pop(part.id, None)
+    def descriptor(self, part: Part | None) -> int:
+        """The container of ``part``, open for reading; None: the merged records."""
+        name = part.id if part is not None else ""
+        fd = self._open.pop(name, None)
         if fd is None:
             if len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            path = self._context.staging.container(part)
+            staging = self._context.staging
+            if part is not None:
+                path = staging.container(part)
+            else:
+                path = staging.data / (self._context.records_path or "")
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._open[part.id] = fd
+        self._open[name] = fd
         return fd
 
     def __enter__(self) -> _Containers:
@@ -176,7 +185,10 @@ def pack(
     names = _Names.of(context, output)
     packing = _Packing(context, output, progress)
     if placements is None:
-        shards = packing.write_all(shard_members.files(context, skipped), names.shard, "shards")
+        files = shard_members.files(context, skipped)
+        if output.with_records and merged is not None:
+            files = chain([[shard_members.records_file(merged.line)]], files)
+        shards = packing.write_all(files, names.shard, "shards")
         others = None
     else:
         in_samples = bytearray(context.part_starts[-1])
@@ -201,6 +213,7 @@ def pack(
         files_in_others=others.members if others else 0,
         read=output.how_to_read(context.staging.dest, names.base, len(shards.shards)),
         files=None if output.of_records else units,
+        made_by=output.made_by(),
     )
     return packed, _lines(merged, index, shards, others)
 
@@ -279,6 +292,9 @@ class _Packing:
         even_empty: bool,
     ) -> Iterator[_Shard]:
         """Units in shards of the plan's size and of ``most`` units, but one at the least."""
+        if self.output.single:
+            yield _Shard(name(0), None, chain.from_iterable(units))
+            return
         largest = self.context.plan.options.shard_size
         number = count = 0
         members: list[Member] = []
@@ -296,18 +312,21 @@ class _Packing:
 
     def _write(self, shard: _Shard) -> _Written:
         """Write one shard under a temporary name, and give it its own in the staged dataset."""
-        wanted = self.context.plan.options.digest
+        options = self.context.plan.options
+        wanted = options.digest
         target = self.context.staging.data / shard.name
         temporary = self.context.scratch / shard.name.replace("/", "-")
         lines = temporary.with_name(f"{temporary.name}.lines")
         encode = msgspec.json.Encoder().encode
         with (
-            self.output.writer(temporary, tuple(dict.fromkeys(["crc32", wanted]))) as out,
+            self.output.writer(temporary, options, tuple(dict.fromkeys(["crc32", wanted]))) as out,
             _Containers(self.context) as containers,
             lines.open("wb", buffering=1 << 20) as lines_out,
         ):
+            count = 0
             for member in shard.members:
                 self.progress.check()
+                count += 1
                 line = _put(out, shard.name, member, containers, wanted)
                 lines_out.write(encode(line) + b"\n")
             size, digests = out.finish()
@@ -319,7 +338,7 @@ class _Packing:
             digests["crc32"],
             digest=digests[wanted] if wanted != "crc32" else None,
         )
-        return _Written(shard.units, line, len(shard.members), lines)
+        return _Written(count if shard.units is None else shard.units, line, count, lines)
 
 
 def _put(
@@ -335,15 +354,14 @@ def _put(
         out.put(member.data)
         line = PublishedFile(name, member.size, crc, digest=other, shard=shard, offset=offset)
     else:
-        assert member.part is not None
         offset = out.begin(member.name, member.size, member.crc32)
-        _copy(out, member, member.part, containers)
+        _copy(out, member, containers)
         path, _, raw = member.key.partition("\0")
         line = PublishedFile(
             path,
             member.size,
             member.crc32,
-            member.part.id,
+            member.part.id if member.part is not None else None,
             member.digest if wanted != "crc32" else None,
             raw or None,
             shard,
@@ -354,11 +372,14 @@ def _put(
     return line
 
 
-def _copy(out: ShardWriter, member: Member, part: Part, containers: _Containers) -> None:
+def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:
     hasher = digest.new("crc32")
-    copied = out.copy(containers.descriptor(part), member.offset, member.size, hasher.update)
+    fd = containers.descriptor(member.part)
+    copied = out.copy(fd, member.offset, member.size, hasher.update)
     if copied != member.size or hasher.hexdigest() != member.crc32:
-        raise ChangedError(part, "what was extracted of it has changed on disk since")
+        if member.part is None:
+            raise StorageError("the merged records have changed on disk; run `resume`")
+        raise ChangedError(member.part, "what was extracted of it has changed on disk since")
 
 
 def _digest(algorithm: str, data: bytes) -> str:
@@ -397,8 +418,10 @@ def lines_of(packed: Packed) -> tuple[str, ...]:
         if packed.samples is None
         else _counted(packed.samples, "sample")
     )
-    shards = _counted(packed.count, "shard")
-    lines = [f"✓ Packed {what} into {shards}, {' to '.join(packed.shards)}"]
+    shards = f"{_counted(packed.count, 'shard')}, {' to '.join(packed.shards)}"
+    if registry.made(packed.shards[0]).single:
+        shards = packed.shards[0]
+    lines = [f"✓ Packed {what} into {shards}"]
     if packed.others:
         where = packed.others[0] if len(packed.others) == 1 else f"{len(packed.others)} tars"
         verb = "is" if packed.files_in_others == 1 else "are"

@@ -161,18 +161,26 @@ def records_as_published(repair_state: RepairState) -> Merged | None:
 
 
 def repaired_receipt(
-    context: FinalizeContext, repair_state: RepairState, proof: WrittenManifest
+    context: FinalizeContext,
+    repair_state: RepairState,
+    proof: WrittenManifest,
+    made_by: str | None = None,
 ) -> Json:
     """The published receipt with a note of the repair.
+
+    ``made_by``: the program that made the shards of a packed dataset again.
 
     Raises ``VerificationError`` where the repaired parts differ from the published ones: the
     manifest of all parts must have the same bytes as the published one.
     """
     if proof.sha256 != repair_state.receipt["manifest"]["sha256"]:
+        then = (repair_state.receipt.get("packed") or {}).get("made_by")
+        why = "the source or the run folder has changed"
+        if made_by != then:
+            why = f"the shards were made by {then}, and this node has {made_by}"
         raise VerificationError(
-            f"the repair gives files that differ from {MANIFEST}: the source or the run folder "
-            "has changed. Nothing was replaced; launch again with --overwrite (a copy of "
-            f"{RECEIPT} is in {context.folder.receipt})"
+            f"the repair gives files that differ from {MANIFEST}: {why}. Nothing was replaced; "
+            f"launch again with --overwrite (a copy of {RECEIPT} is in {context.folder.receipt})"
         )
     repairs = [*repair_state.receipt.get("repairs", ()), {"ended": utc_now()}]
     return {**repair_state.receipt, "repairs": repairs}

@@ -18,6 +18,7 @@ from jobs.finalize.disk_partitions import Placement, Placements
 from jobs.finalize.merge import extracted_files
 from jobs.formats import pictures
 from jobs.model import Part
+from jobs.storage.manifest import PublishedFile
 
 _WIDTH = 9  # digits of a key
 _extension_is_plain = re.compile(r"[a-z0-9_-]{1,16}").fullmatch
@@ -29,7 +30,7 @@ class Member(NamedTuple):
     name: bytes
     size: int  # bytes
     data: bytes | None = None  # its content; None: it is in a container
-    part: Part | None = None  # that wrote it
+    part: Part | None = None  # that wrote it; None: it is the records file, if there is no data
     offset: int = 0  # in the part's container
     crc32: str = ""  # of what is in a container, here and below
     digest: str = ""
@@ -75,6 +76,14 @@ def files(
                 number, key, entry.offset, entry.size, entry.crc32, entry.digest or entry.crc32
             )
             yield [_extracted(bytes_of(key), part, file)]
+
+
+def records_file(line: PublishedFile) -> Member:
+    """The merged records, which are published as ``line``."""
+    return Member(
+        line.name.encode(), line.size, crc32=line.crc32, digest=line.digest or line.crc32,
+        key=line.path,
+    )  # fmt: skip
 
 
 def _extracted(name: bytes, part: Part, file: Placement) -> Member:

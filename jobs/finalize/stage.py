@@ -342,7 +342,9 @@ def _prepare(
     proof = merge.write_manifest(context, published, progress)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if context.repair_state is not None:
-        content = repair.repaired_receipt(context, context.repair_state, proof)
+        content = repair.repaired_receipt(
+            context, context.repair_state, proof, packed.made_by if packed else None
+        )
         journal = publish.Journal(context.plan.run_id, (), (), ready, repairs=True)
     else:
         totals.files, totals.bytes = proof.files, proof.bytes

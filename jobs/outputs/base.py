@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -133,18 +133,35 @@ class PackedOutput:
     # Members are the files of each record and the record, under the record's number; otherwise all
     # files, under their paths.
     of_records = False
+    single = False  # there is one shard, of any size
+    with_records = False  # the records file is in the shards too
     options: frozenset[str]  # fields of ``Options`` that not all outputs use
-    empty_size: int  # bytes of a shard without members, at most
+    empty_size = 0  # bytes of a shard without members, at most; not needed for a single one
 
     def check(self, options: Options) -> None:
         """Raise ``UsageError`` for options that this output cannot be combined with."""
 
     def member_size(self, name: bytes, size: int) -> int:
         """Bytes of a shard, at most, for a member with a content of ``size`` bytes."""
+        return 0
+
+    def missing_program(self) -> str | None:
+        """Which program this machine lacks, and what to do; None if none."""
+        return None
+
+    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> ShardWriter:
+        """The writer of a new shard at ``path``; raises ``OSError`` and ``OrchestrateError``."""
         raise NotImplementedError
 
-    def writer(self, path: Path, algorithms: Sequence[str]) -> ShardWriter:
-        """The writer of a new shard at ``path``; raises ``OSError``."""
+    def made_by(self) -> str | None:
+        """The program that decides the bytes of shards, with its version; None: this one."""
+        return None
+
+    def contents(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
+        """Name, size and CRC-32 of each member, of shards that do not contain them as they are.
+
+        Raises ``OSError`` and ``OrchestrateError``.
+        """
         raise NotImplementedError
 
     def index(self, name: str, shards: Sequence[IndexedShard]) -> bytes | None:
@@ -152,10 +169,10 @@ class PackedOutput:
         return None
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
-        """Two lines that read the dataset ``name``, as a person would type them."""
+        """Two lines that read the dataset ``name``: code, or commands of a shell."""
         raise NotImplementedError
 
 
 def shard_name(name: str, number: int, ending: str) -> str:
-    """The name of a shard of the dataset ``name``."""
+    """The name of a shard of the dataset ``name``, where there may be several."""
     return f"{name}-{number:06d}{ending}"

@@ -14,7 +14,7 @@ from jobs.outputs.base import FinishedShard, ShardWriter
 BLOCK = 512  # bytes; a header is one, and content is padded to whole ones
 END = bytes(2 * BLOCK)  # the end mark
 MOST_NAME = 100  # bytes of a name that fits into one header
-_TIME = 315_532_800  # 1980-01-01, seconds since the epoch: tar warns of an earlier one
+TIME = 315_532_800  # 1980-01-01, seconds since the epoch: tar warns of an earlier one
 _NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _MOST_OCTAL = 8**11  # bytes; larger sizes are written in another way
 
@@ -33,7 +33,7 @@ def header(name: bytes, size: int) -> bytes:
 
 def _header(name: bytes, size: int) -> bytes:
     info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
-    info.size, info.mtime = size, _TIME
+    info.size, info.mtime = size, TIME
     return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
 
 

@@ -51,7 +51,7 @@ class WebDataset(PackedOutput):
         head = tar_writer.BLOCK if short else len(tar_writer.header(name, size))
         return head + size + tar_writer.padding(size)
 
-    def writer(self, path: Path, algorithms: Sequence[str]) -> TarWriter:
+    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> TarWriter:
         """See ``PackedOutput.writer``."""
         return TarWriter(create(path), algorithms)
 

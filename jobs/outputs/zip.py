@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
+from jobs.model import Options
 from jobs.outputs.base import FinishedShard, PackedOutput, ShardWriter, create
 
 MOST = 0xFFFFFFFF  # in four bytes: sizes and offsets from here on are in ZIP64's fields (4.5.3)
@@ -121,7 +122,7 @@ class Zip(PackedOutput):
         most_extra = len(_extra([0, 0])) + len(_extra([0, 0, 0]))
         return _LOCAL.size + _CENTRAL.size + 2 * len(name) + most_extra + size
 
-    def writer(self, path: Path, algorithms: Sequence[str]) -> ZipWriter:
+    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> ZipWriter:
         """See ``PackedOutput.writer``."""
         return ZipWriter(create(path), algorithms)
 

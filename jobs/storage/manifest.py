@@ -92,8 +92,10 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     part: str | None = None  # that wrote the file; the merged records have none
     digest: str | None = None  # by the algorithm that the receipt names, if it is not crc32
     raw: str | None = None  # the path's bytes in hex, where they are not UTF-8
-    shard: str | None = None  # the tar or zip that it is a member of; None: a file of its own
-    offset: int | None = None  # of its first byte in that shard
+    shard: str | None = (
+        None  # the tar, zip or image that it is a member of; None: a file of its own
+    )
+    offset: int | None = None  # of its first byte in that shard; None in an image
     member: str | None = None  # its name there, where that is not its path
 
     @property

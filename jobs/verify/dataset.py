@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import VerificationError
+from jobs.errors import OrchestrateError, VerificationError
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
@@ -238,7 +238,7 @@ def _member_lines(path: Path, shard: str) -> list[str]:
     """Which members of a damaged shard are not what they were; none where that cannot be read."""
     try:
         names = [quoted(name) for name in damaged_members(path, shard)]
-    except OSError:
+    except (OSError, OrchestrateError):
         return []
     if not names:
         return []

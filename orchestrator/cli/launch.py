@@ -125,7 +125,7 @@ _dataset = options.stack(
         default=Output.FILES.value,
         show_default=True,
         help="files: as in the archives; webdataset: tars of samples (records with their images); "
-        "zip: uncompressed zips of all files.",
+        "zip: uncompressed zips of all files; squashfs: one image of all files, to be mounted.",
     ),
     click.option(
         "--shard-size",
@@ -136,6 +136,16 @@ _dataset = options.stack(
         "--shard-records",
         type=click.IntRange(min=1),
         help="Maximum number of records in a tar of --output webdataset.",
+    ),
+    click.option(
+        "--squashfs-compression",
+        metavar="NAME[:LEVEL]",
+        help="Compression of --output squashfs: zstd, gzip, lz4 or xz.  [default: zstd:3]",
+    ),
+    click.option(
+        "--squashfs-block",
+        type=options.SIZE,
+        help="Bytes that --output squashfs compresses together, 4K to 1M.  [default: 128K]",
     ),
     click.option(
         "--layout",

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from jobs.model import Plan, Resources, Shard, ShardKind, Stage, utc_now
+from jobs.model import Options, Plan, Resources, Shard, ShardKind, Stage, utc_now
 from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
@@ -44,10 +44,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
     ]
     if plan.options.packs:
-        most = f", {plan.options.shard_records:,} records" if plan.options.shard_records else ""
-        size = units.size(plan.options.shard_size)
-        unit = registry.packed(plan.options.output).unit
-        lines.append(f"Output    {plan.options.output.value}, {unit}s of at most {size}{most}")
+        lines.append(f"Output    {_packed(plan.options)}")
     throttle = f", {planned.parallel} at a time" if planned.parallel < tasks else ""
     lines.append(
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"
@@ -55,6 +52,15 @@ def plan_lines(planned: Planned) -> list[str]:
     if planned.engine == "slurm":
         lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
     return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
+
+
+def _packed(wanted: Options) -> str:
+    """A packed output and the limits of its shards."""
+    output = registry.packed(wanted.output)
+    if output.single:
+        return f"{wanted.output.value}, one {output.unit}"
+    most = f", {wanted.shard_records:,} records" if wanted.shard_records else ""
+    return f"{wanted.output.value}, {output.unit}s of at most {units.size(wanted.shard_size)}{most}"
 
 
 def _kept(planned: Planned) -> str:

@@ -12,6 +12,8 @@ import click
 from jobs.errors import UsageError
 from jobs.model import (
     SHARD_SIZE,
+    SQUASHFS_BLOCK,
+    SQUASHFS_COMPRESSION,
     Layout,
     Links,
     Match,
@@ -201,7 +203,7 @@ def _options(
     values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
 ) -> Options:
     output = Output(values["output"])
-    for option in ("shard_size", "shard_records"):
+    for option in ("shard_size", "shard_records", "squashfs_compression", "squashfs_block"):
         users = registry.outputs_with(option)
         if values[option] is not None and output not in users:
             raise UsageError(
@@ -214,6 +216,8 @@ def _options(
         output=output,
         shard_size=values["shard_size"] or SHARD_SIZE,
         shard_records=values["shard_records"],
+        squashfs_compression=values["squashfs_compression"] or SQUASHFS_COMPRESSION,
+        squashfs_block=values["squashfs_block"] or SQUASHFS_BLOCK,
         verify=Verify.NONE if values["skip_verify"] else Verify(values["verify"]),
         digest=values["digest"],
         on_bad_record=OnBadRecord(values["on_bad_record"]),

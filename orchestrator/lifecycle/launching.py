@@ -63,6 +63,13 @@ class Planned:
         return cores() if self.engine == "local" else self.tasks
 
     @property
+    def shares_programs(self) -> bool:
+        """Whether tasks find the programs that this shell finds."""
+        wanted = self.request.resources
+        own = wanted.setup or wanted.launcher or wanted.container_image
+        return self.engine == "local" or not own
+
+    @property
     def tasks(self) -> int:
         """The maximum number of extract tasks; on this machine no more than run at a time.
 
@@ -99,7 +106,13 @@ class Planned:
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
-        found = preflight.problems(self.plan, self.folder.path, self.temp_limit, self.left)
+        found = preflight.problems(
+            self.plan,
+            self.folder.path,
+            self.temp_limit,
+            self.left,
+            programs=self.shares_programs,
+        )
         try:
             if not found:
                 running.check_claim(self.plan)
@@ -167,7 +180,13 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     ``EngineError``; if nothing was submitted, the run folder is removed.
     """
     folder = planned.folder
-    preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
+    preflight.check(
+        planned.plan,
+        folder.path,
+        planned.temp_limit,
+        planned.left,
+        programs=planned.shares_programs,
+    )
     reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:

@@ -116,8 +116,8 @@ def problems(plan: Plan, limit: int | None, left: UnfinishedWork | None = None) 
     remedy = f" (without {option}, archives are deleted as they are extracted)" if option else ""
     few = ""
     if not plan.options.packs:
-        packed = "webdataset or zip" if plan.options.layout.has_records else "zip"
-        few = f", or pack the dataset into few files with --output {packed}"
+        packed = "webdataset" if plan.options.layout.has_records else "zip"
+        few = f", or pack the dataset into few files with --output {packed} or squashfs"
     return [
         *_larger_than(plan, limit, left),
         *_missing_space(needs(plan, limit, left), remedy, few),

@@ -5,8 +5,10 @@ Row 1 of docs/faults.md for packed outputs.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tests.support.faults.matrix import LAUNCH, Scene
 pytestmark = pytest.mark.faults
 
 Record = Callable[[str, object], None]
-Packed = dict[str, tuple[tuple[str, ...], Scene]]  # by output: its options, and its scene
+# By output: its options, and the names that are published besides the records.
 OUTPUTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
     "webdataset": (
         ("--output", "webdataset", "--shard-records", "3"),
@@ -29,21 +31,30 @@ OUTPUTS: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ("--output", "zip", "--shard-size", "40K"),
         ["data-000000.zip", "data-000001.zip", "data-000002.zip"],
     ),
+    "squashfs": (("--output", "squashfs"), ["data.squashfs"]),
 }
+with_program = pytest.mark.skipif(
+    not shutil.which("tar2sqfs"), reason="tar2sqfs is not installed (squashfs-tools-ng)"
+)
 
 
 @pytest.fixture(scope="module")
-def packed(shop: Shop, archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Packed:
-    """What an undisturbed run, with one task, publishes of the archives."""
-    found: Packed = {}
-    for output, (options, names) in OUTPUTS.items():
+def undisturbed(
+    shop: Shop, archives: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Scene]:
+    """What an undisturbed run, with one task, publishes of the archives with an output."""
+
+    @cache
+    def run(output: str) -> Scene:
+        options, names = OUTPUTS[output]
         base = tmp_path_factory.mktemp(output)
         scene = Scene(shop, base, ("--local-path", archives, *options), {})
         shop.run(scene.cli, *LAUNCH, "--dest", scene.dest, *scene.source, "--tasks", "1", rc=0)
         whole = tree_digest(scene.dest)
         assert sorted(whole) == [*names, "prompts.jsonl"]
-        found[output] = (options, replace(scene, whole=whole))
-    return found
+        return replace(scene, whole=whole)
+
+    return run
 
 
 @pytest.mark.parametrize(
@@ -55,11 +66,12 @@ def packed(shop: Shop, archives: Path, tmp_path_factory: pytest.TempPathFactory)
         pytest.param("webdataset", "finalize", 1, 5, 12, id="finalize"),
         pytest.param("webdataset", "finalize", 3, 5, 12, id="finalize-3"),
         pytest.param("zip", "finalize", 2, 9, 6, id="finalize-zip"),
+        pytest.param("squashfs", "finalize", 2, 13, 4, id="finalize-squashfs", marks=with_program),
     ],
 )
 def test_a_task_killed_at_any_call_that_changes_a_file_ends_in_the_same_shards(
     shop: Shop,
-    packed: Packed,
+    undisturbed: Callable[[str], Scene],
     served: tuple[str, ...],
     tmp_path: Path,
     record_property: Record,
@@ -69,11 +81,11 @@ def test_a_task_killed_at_any_call_that_changes_a_file_ends_in_the_same_shards(
     step: int,
     least: int,
 ) -> None:
-    options, undisturbed = packed[output]
+    options, whole = OUTPUTS[output][0], undisturbed(output).whole
     kills = 0
     at = first
     while True:
-        here = Scene(shop, tmp_path / str(at), (*served, *options), undisturbed.whole)
+        here = Scene(shop, tmp_path / str(at), (*served, *options), whole)
         ended = here.launch(fault=Fault(where, at))
         assert ended.orphans == 0
         if not ended.fired:

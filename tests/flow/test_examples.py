@@ -35,7 +35,9 @@ def test_the_example_of_the_api_brings_a_dataset_in(tmp_path: Path, shards: Path
     assert "Traceback" not in refused.err
 
 
-def test_the_batch_script_reads_a_published_dataset(tmp_path: Path, shards: Path) -> None:
+def test_the_batch_script_and_the_training_loop_read_a_published_dataset(
+    tmp_path: Path, shards: Path
+) -> None:
     Cli(tmp_path).run(
         "launch", "--local-path", shards, "--dest", "pages", "--engine", "local", "--yes"
     )
@@ -54,6 +56,11 @@ def test_the_batch_script_reads_a_published_dataset(tmp_path: Path, shards: Path
     )
     assert done.returncode == 0, done.stderr
     assert "first record: " in done.stdout
+    trained = Cli(tmp_path).program(str(EXAMPLES / "train.py")).run("pages")
+    size = sum(path.stat().st_size for path in (tmp_path / "original" / "images").iterdir())
+    assert trained.out.splitlines() == [
+        f"epoch {epoch}: 20 pages, {size} bytes of images" for epoch in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +102,7 @@ def test_a_run_packs_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_by
         'shardshuffle=False).decode("pil")'
     )
     check_is(dest, dataset)
+    check_trains(cli, dest, dataset)
     plain = read_by_library(dest, decoded=False)
     assert [sample["__key__"] for sample in plain] == [f"{number:09d}" for number in range(60)]
     own = [{name: data for name, data in sample.items() if name[0] != "_"} for sample in plain]
@@ -139,6 +144,13 @@ def code_of(dest: Path) -> str:
     return "\n".join(json.loads((dest / "RECEIPT.json").read_bytes())["packed"]["read"])
 
 
+def check_trains(cli: Cli, root: Path, dataset: Path) -> None:
+    """The training loop of the examples reads every page."""
+    size = sum(path.stat().st_size for path in (dataset / "images").iterdir())
+    done = cli.program(str(Path(__file__).parents[2] / "examples" / "train.py")).run(root)
+    assert done.out.splitlines()[-1] == f"epoch 2: 60 pages, {size} bytes of images"
+
+
 def zipped(dest: Path) -> dict[str, bytes]:
     """What the code in the receipt reads of a dataset of zips."""
     assert not (dest / ".incoming").exists()
@@ -170,6 +182,7 @@ def test_a_run_zips_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_byt
     said = cli.having(COLUMNS="50").run("status").out
     assert "".join(f"→ {line}\n" for line in code_of(dest).splitlines()) in said
     check_is_zipped(dest, dataset)
+    check_trains(cli, dest, dataset)
     zips = sorted(dest.glob("data-*.zip"))
     assert len(zips) > 2
     if shutil.which("unzip"):
@@ -179,6 +192,46 @@ def test_a_run_zips_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_byt
     _flip(zips[1])
     found = cli.run("verify", dest, "--deep", rc=5)
     assert "'data-000001.zip': has changed" in found.out
+    cli.run("resume", "--deep")
+    assert tree_digest(dest) == whole
+
+
+@contextmanager
+def mounted(commands: list[str], folder: Path) -> Iterator[None]:
+    """The image that the receipt's first command mounts, in ``folder``."""
+    folder.mkdir()
+    command = [*shlex.split(commands[0])[:-1], "-f", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as server:
+        try:
+            while not folder.is_mount():
+                if server.poll() is not None:
+                    assert server.stderr is not None
+                    pytest.skip(f"squashfuse cannot mount here: {server.stderr.read()!r}")
+                time.sleep(0.01)
+            yield
+        finally:
+            server.terminate()
+
+
+@pytest.mark.skipif(not shutil.which("tar2sqfs"), reason="tar2sqfs is not installed")
+@pytest.mark.skipif(not shutil.which("squashfuse"), reason="squashfuse is not installed")
+def test_a_run_makes_an_image_that_is_mounted_as_it_tells_and_repaired_to_the_same_bytes(
+    cli: Cli, dataset: Path, shards: Path, tmp_path: Path
+) -> None:
+    dest = tmp_path / "my data"
+    words = ("--engine", "local", "--yes", "--output", "squashfs", "--squashfs-block", "64K")
+    cli.run("launch", *words, "--dest", dest, "--local-path", shards)
+    read = code_of(dest).splitlines()
+    assert read[1].startswith(f"apptainer exec -B '{dest}/my-data.squashfs':/data:image-src=/ ")
+    said = cli.having(COLUMNS="50").run("status").out
+    assert "✓ Packed 61 files into my-data.squashfs\n" in said
+    assert "".join(f"→ {line}\n" for line in read) in said
+    whole = tree_digest(dest)
+    with mounted(read, tmp_path / "mount"):
+        assert tree_digest(tmp_path / "mount") == tree_digest(dataset)
+        check_trains(cli, tmp_path / "mount", dataset)
+    _flip(dest / "my-data.squashfs")
+    assert "has changed" in cli.run("verify", dest, "--deep", rc=5).out
     cli.run("resume", "--deep")
     assert tree_digest(dest) == whole
 
@@ -336,6 +389,7 @@ def test_a_damaged_image_is_told_and_can_be_dropped_with_its_record(
             ("--output", "zip", "--shard-records", "9"),
             "--shard-records is for --output webdataset;",
         ),
+        (("--output", "squashfs", "--shard-size", "1G"), "--shard-size is for --output webdataset"),
     ],
 )
 def test_what_cannot_be_packed_is_refused_at_launch_with_the_option_that_works(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,8 +12,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from jobs.errors import Cause, OrchestrateError, VerificationError
 from jobs.finalize.repair import reset_damaged
+from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, Options, Output, Verify
+from jobs.outputs import squashfs
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.staged import (
     StagedShard,
@@ -58,6 +65,7 @@ def test_all_files_are_under_their_paths_and_the_manifest_tells_where(
     assert receipt["packed"] | {"read": None} == {
         "kind": "zip", "index": None, "shards": ["dest-000000.zip", "dest-000003.zip"],
         "count": 4, "samples": None, "others": [], "files_in_others": 0, "read": None, "files": 9,
+        "made_by": None,
     }  # fmt: skip
     assert "✓ Packed 9 files into 4 shards, dest-000000.zip to dest-000003.zip" in receipt["lines"]
     decode = msgspec.json.Decoder(PublishedFile).decode
@@ -140,3 +148,86 @@ def test_a_damaged_zip_is_found_with_its_members_and_made_again(tmp_path: Path) 
     run.redo()
     finish(run)
     assert tree(dest) == whole
+
+
+# One image ----------------------------------------------------------------------------------------
+
+with_program = pytest.mark.skipif(
+    not shutil.which("tar2sqfs"), reason="tar2sqfs is not installed (squashfs-tools-ng)"
+)
+IMAGE = Options(output=Output.SQUASHFS)
+
+
+@with_program
+def test_an_image_holds_all_files_and_the_records_and_the_manifest_lists_them(
+    tmp_path: Path,
+) -> None:
+    shard = pages(0, 3)
+    shard.files[b"notes/\xff.txt"] = b"not UTF-8"
+    shard.parts = 3
+    run = stage(tmp_path, [shard], IMAGE)
+    receipt = finish(run)
+    dest = run.staging.dest
+    assert sorted(tree(dest)) == ["MANIFEST.jsonl", "dest.squashfs", "prompts.jsonl"]
+    found = sorted(name for name, _, _ in squashfs.contents(dest / "dest.squashfs"))
+    assert found == sorted([
+        b"prompts.jsonl", *(name if isinstance(name, bytes) else name.encode()
+                            for name in shard.files),
+    ])  # fmt: skip
+    rows = [json.loads(row) for row in (dest / "MANIFEST.jsonl").read_bytes().splitlines()]
+    assert [row["path"] for row in rows if row.get("shard") == "dest.squashfs"] == [
+        "prompts.jsonl", "images/000000.png", "images/000001.png", "images/000002.png",
+        "notes/\\xff.txt",
+    ]  # fmt: skip
+    assert receipt["manifest"]["members"] == 5
+    assert "✓ Packed 5 files into dest.squashfs" in receipt["lines"]
+    assert receipt["packed"]["made_by"].startswith("tar2sqfs ")
+    assert verified(dest).ok
+
+
+@with_program
+def test_a_damaged_image_is_made_again_unless_another_program_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = pages(0, 3)
+    shard.files["noise.bin"] = os.urandom(200_000)  # stored as it is
+    run = stage(tmp_path, [shard], IMAGE)
+    finish(run)
+    dest = run.staging.dest
+    whole = tree(dest)
+    data = bytearray(whole["dest.squashfs"])
+    data[data.index(shard.files["noise.bin"][:1000]) + 20] ^= 1
+    (dest / "dest.squashfs").write_bytes(data)
+    report = verified(dest)
+    assert report.lines[0].startswith("✗ 'dest.squashfs': has changed")
+    assert report.lines[1] == "✗   its members 'noise.bin'"
+    reset_damaged(run.folder, run.plan, report)
+    run.redo()
+    with monkeypatch.context() as other:
+        path = tmp_path / "bin" / "tar2sqfs"
+        path.parent.mkdir()
+        path.write_text(
+            f"""#!/bin/sh
+            if [ "$1" = --version ]; then echo 9.9; else {shutil.which("tar2sqfs")} "$@" -b 4096; fi
+            """
+        )
+        path.chmod(0o755)
+        other.setenv("PATH", f"{path.parent}:{os.environ['PATH']}")
+        with pytest.raises(VerificationError, match=r"made by tar2sqfs \S+, and this node has"):
+            run_finalize(run.folder, run.plan, Progress())
+    finish(run)
+    assert tree(dest) == whole
+
+
+@with_program
+def test_without_the_program_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = stage(tmp_path, [pages(0, 3)], IMAGE)
+    with monkeypatch.context() as other:
+        other.setenv("PATH", str(tmp_path))
+        with pytest.raises(OrchestrateError, match="needs tar2sqfs") as caught:
+            run_finalize(run.folder, run.plan, Progress())
+        assert caught.value.cause is Cause.PREFLIGHT
+    finish(run)
+    assert verified(run.staging.dest).ok

@@ -144,7 +144,7 @@ def test_inodes_are_counted_where_the_file_system_has_a_number(
     (line, _) = preflight.problems(made)
     assert "79,415 files" in line
     assert "your quota has 10 inodes left" in line
-    assert line.endswith("or pack the dataset into few files with --output webdataset or zip")
+    assert line.endswith("or pack the dataset into few files with --output webdataset or squashfs")
 
 
 def test_a_dataset_that_is_packed_needs_room_for_its_bytes_twice_and_few_inodes(
@@ -161,6 +161,16 @@ def test_a_dataset_that_is_packed_needs_room_for_its_bytes_twice_and_few_inodes(
     made = structs.replace(local(large, tmp_path / "elsewhere"), options=options)
     (line,) = preflight.problems(made)
     assert "data (stored twice while it is packed) need at least" in line
+
+
+def test_a_program_that_packing_needs_is_looked_for_where_tasks_use_this_shells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    made = structs.replace(plan(tmp_path / "d"), options=Options(output=Output.SQUASHFS))
+    (line,) = preflight.problems(made)
+    assert line.startswith("--output squashfs needs tar2sqfs, which is not on PATH of ")
+    assert preflight.problems(made, programs=False) == []
 
 
 @pytest.fixture
