@@ -10,9 +10,6 @@ from msgspec import Struct, field
 
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
-SHARD_SIZE = 1_000_000_000  # bytes of a published shard, unless asked for otherwise
-SQUASHFS_COMPRESSION = "zstd:3"
-SQUASHFS_BLOCK = 128 << 10  # bytes
 SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
 
 
@@ -245,10 +242,10 @@ class Options(Struct, frozen=True):
     expect_records: int | None = None
     part_size: int = 512 << 20  # bytes
     output: Output = Output.FILES
-    shard_size: int = SHARD_SIZE  # bytes of a published shard, at most if it has several members
+    shard_size: int = 1_000_000_000  # bytes of a shard, at most if it has several members
     shard_records: int | None = None  # records in a published shard, at most
-    squashfs_compression: str = SQUASHFS_COMPRESSION  # with its level after a colon
-    squashfs_block: int = SQUASHFS_BLOCK  # bytes that are compressed together
+    squashfs_compression: str = "zstd:3"  # with its level after a colon
+    squashfs_block: int = 128 << 10  # bytes that are compressed together
     overlap: bool = True  # the download task also extracts
     connections: int = 8  # at once, for the whole run
     max_rate: int | None = None  # bytes a second

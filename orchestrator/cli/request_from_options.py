@@ -11,9 +11,6 @@ import click
 
 from jobs.errors import UsageError
 from jobs.model import (
-    SHARD_SIZE,
-    SQUASHFS_BLOCK,
-    SQUASHFS_COMPRESSION,
     Layout,
     Links,
     Match,
@@ -199,25 +196,30 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     return sources[0]
 
 
+def _packing(values: dict[str, Any], output: Output) -> dict[str, Any]:
+    """The fields of ``Options`` for packed outputs that were given."""
+    given = {}
+    for name in ("shard_size", "shard_records", "squashfs_compression", "squashfs_block"):
+        if values[name] is not None:
+            given[name] = values[name]
+            users = registry.outputs_with(name)
+            if output not in users:
+                raise UsageError(
+                    f"--{name.replace('_', '-')} is for --output "
+                    f"{' and '.join(user.value for user in users)}; omit it with --output "
+                    f"{output.value}"
+                )
+    return given
+
+
 def _options(
     values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
 ) -> Options:
     output = Output(values["output"])
-    for option in ("shard_size", "shard_records", "squashfs_compression", "squashfs_block"):
-        users = registry.outputs_with(option)
-        if values[option] is not None and output not in users:
-            raise UsageError(
-                f"--{option.replace('_', '-')} is for --output "
-                f"{' and '.join(user.value for user in users)}; omit it with --output "
-                f"{output.value}"
-            )
     return Options(
         layout=layout,
         output=output,
-        shard_size=values["shard_size"] or SHARD_SIZE,
-        shard_records=values["shard_records"],
-        squashfs_compression=values["squashfs_compression"] or SQUASHFS_COMPRESSION,
-        squashfs_block=values["squashfs_block"] or SQUASHFS_BLOCK,
+        **_packing(values, output),
         verify=Verify.NONE if values["skip_verify"] else Verify(values["verify"]),
         digest=values["digest"],
         on_bad_record=OnBadRecord(values["on_bad_record"]),
