@@ -61,14 +61,13 @@ def test_a_name_that_is_not_utf8_keeps_its_bytes(tmp_path: Path) -> None:
         assert file.read(info) == b"data"
 
 
-@pytest.mark.skipif(not shutil.which("unzip"), reason="unzip is not installed")
-def test_more_members_than_two_bytes_count_are_read_by_unzip_too(tmp_path: Path) -> None:
+def test_more_members_than_two_bytes_count_are_read(tmp_path: Path) -> None:
     written(tmp_path / "a.zip", {b"%05d" % number: b"." for number in range(65_536)})
     with zipfile.ZipFile(tmp_path / "a.zip") as file:
         assert len(file.namelist()) == 65_536
         assert file.read("65535") == b"."
-    done = subprocess.run(["unzip", "-tqq", tmp_path / "a.zip"], capture_output=True, check=False)
-    assert (done.returncode, done.stdout) == (0, b"")
+    if shutil.which("unzip"):
+        subprocess.run(["unzip", "-tqq", tmp_path / "a.zip"], check=True)
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["in front", "at the end"])
@@ -95,8 +94,7 @@ def test_members_beyond_four_gigabytes_are_found(tmp_path: Path, last: bool) -> 
         with read.open("large.bin") as content:
             assert content.read(1 << 20) == bytes(1 << 20)
     if shutil.which("unzip"):
-        command = ["unzip", "-tqq", str(tmp_path / "a.zip"), "small.txt"]
-        assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+        subprocess.run(["unzip", "-tqq", tmp_path / "a.zip", "small.txt"], check=True)
 
 
 def test_a_zip_without_members_is_read(tmp_path: Path) -> None:
