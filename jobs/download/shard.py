@@ -63,12 +63,14 @@ class ShardDownloader:
         extracts: bool,
         repaired: bool = False,
         most: int | None = None,
+        windowed: bool = False,
     ) -> Fetched:
         """Download ``shard``, or read it where it is; safe to call again.
 
         ``streams``: read a tar in the same pass; ``extracts``: and extract its parts. ``repaired``:
         the size of a local file may differ from that at launch, because its owner may have replaced
-        a damaged one. ``most``: bytes that a download may store.
+        a damaged one. ``most``: bytes that a download may store; ``windowed``: at a time, of a
+        larger file, which is extracted without being stored.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
@@ -78,7 +80,9 @@ class ShardDownloader:
             return self._in_place(
                 shard, paths, streams=streams, extracts=extracts, repaired=repaired
             )
-        return self._fetched(shard, streams=streams, extracts=extracts, most=most)
+        return self._fetched(
+            shard, streams=streams, extracts=extracts, most=most, windowed=windowed
+        )
 
     # Folders with a dataset ----------------------------------------------------------------
 
@@ -144,20 +148,28 @@ class ShardDownloader:
 
     # Remote files --------------------------------------------------------------------------
 
-    def _fetched(self, shard: Shard, *, streams: bool, extracts: bool, most: int | None) -> Fetched:
+    def _fetched(
+        self, shard: Shard, *, streams: bool, extracts: bool, most: int | None, windowed: bool
+    ) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
+        windowed = windowed and there[0] is None
+        window, most = (most, None) if windowed else (None, most)
         feeds: list[Feed] = []
         streaming: list[Future[Streamed]] = []
         if streams:
             tail_first = extracts and is_one_zip(shard)
-            feeds = [Feed(index, tail_first=tail_first) for index in range(len(outs))]
+            feeds = [
+                Feed(index, tail_first=tail_first, window=window) for index in range(len(outs))
+            ]
             for feed, received in zip(feeds, there, strict=True):
                 if received is not None:
                     feed.note_complete(received.size)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
+            if windowed:
+                streaming[0].add_done_callback(lambda _: feeds[0].abandon())
         files: list[Received] = []
         left = None if most is None else most - sum(one.size for one in there if one is not None)
         try:
@@ -169,22 +181,28 @@ class ShardDownloader:
                     left = None if left is None else left - received.size
                 files.append(received)
         except BaseException:
+            reason = streaming[0].exception() if windowed and feeds[0].abandoned else None
             for feed in feeds:
                 feed.fail()
             for one in streaming:
                 one.exception()
+            if reason is not None:
+                self._progress.check()
+                raise reason from None  # the download ended because of it
             raise
         fetched = Fetched(
             shard.id,
-            _format(shard, outs),
+            Format.TAR if windowed else _format(shard, outs),
             tuple(str(out) for out in outs),
             tuple(one.size for one in files),
             tuple(one.sha256 for one in files),
-            tuple(size_and_mtime(out)[1] for out in outs),
+            tuple(0 if windowed else size_and_mtime(out)[1] for out in outs),
             verified=all(one.verified for one in files),
         )
         if not streaming:
             return fetched
+        if windowed:
+            return streaming[0].result().applied(fetched)
         return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
 
     def _streamed(

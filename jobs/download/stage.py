@@ -13,7 +13,7 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
-from jobs.download.temporary_space import TemporarySpace
+from jobs.download.temporary_space import TemporarySpace, is_windowed
 from jobs.errors import Cause, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
@@ -176,15 +176,18 @@ class _Downloads:
             self._put_away(shard)  # a missing archive must not look downloaded meanwhile
         before = before or self._replaced_evidence(shard)
         most = self._space.reserve(shard)
+        windowed = is_windowed(shard, most)
         # If the bytes are the same as before, finished parts of the shard are kept.
         fetched = self._fetcher.fetch(
             shard,
-            streams=self._streams(shard),
-            extracts=self._extracts and before is None,
+            streams=self._streams(shard, windowed),
+            extracts=self._extracts and (before is None or windowed),
             repaired=before is not None or shard.id in self._damaged_before,
             most=most,
+            windowed=windowed,
         )
-        if before is not None:
+        # A stream has compared finished parts with the bytes, and then extracted the others.
+        if before is not None and not windowed:
             fetched = self._compared(shard, fetched, before)
         evidence = structs.replace(fetched, attempt=self._attempt)
         atomic.write_json(self._folder.fetched(shard.id), evidence)
@@ -202,7 +205,7 @@ class _Downloads:
         left = [part for part in parts if not self._folder.manifest(part).exists()]
         self._space.extract(shard, self._pool.offer(left))
 
-    def _streams(self, shard: Shard) -> bool:
+    def _streams(self, shard: Shard, windowed: bool) -> bool:
         """Whether the shard is read while it arrives.
 
         A tar with several parts needs a member table, and mostly its plain copy, whichever task
@@ -210,7 +213,7 @@ class _Downloads:
         """
         if shard.kind is not ShardKind.ARCHIVE:
             return False
-        return shard.parts > 1 or (self.streams_all and self._extracts)
+        return shard.parts > 1 or windowed or (self.streams_all and self._extracts)
 
     def _evidence(self, shard: Shard) -> Fetched | None:
         """The shard's ``Fetched`` of an earlier attempt, or an earlier process of this one."""

@@ -11,15 +11,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import Cause, OrchestrateError
-from jobs.model import Part, Plan, Shard, SourceKind
+from jobs.formats import magic
+from jobs.model import Part, Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 
 log = logging.getLogger(__name__)
 
+_LEAST_WINDOW = 16 << 20  # bytes; readers, the hash and connections wait for each other's
 _SHOWN = 3  # shards that a message names
 _LOOK_S = 0.1  # seconds between two checks whether a waiting thread has to stop
+
+
+def is_windowed(shard: Shard, limit: int | None) -> bool:
+    """Whether only a window of ``limit`` bytes of the shard is stored while it is extracted.
+
+    Possible for a tar in one file, because it is read once, from its start.
+    """
+    if limit is None or shard.size is None or not _LEAST_WINDOW <= limit < shard.size:
+        return False
+    is_tar = shard.kind is ShardKind.ARCHIVE and magic.is_tar_name(shard.name)
+    return is_tar and len(shard.files) == 1
 
 
 @dataclass
@@ -95,12 +108,14 @@ class TemporarySpace:
     def reserve(self, shard: Shard) -> int | None:
         """Wait for space for ``shard``; returns the bytes it may use (None: any number).
 
-        A shard of unknown size gets all the space, alone. Raises ``OrchestrateError`` if the shard
-        is too large, or no further space will be released.
+        A shard of unknown size gets all the space, alone, as does one of which only a window is
+        stored. Raises ``OrchestrateError`` if the shard is too large, or no further space will be
+        released.
         """
         if self._limit is None:
             return None
-        needed = self._limit if shard.size is None else shard.size
+        alone = shard.size is None or is_windowed(shard, self._limit)
+        needed = self._limit if alone else shard.size or 0
         if needed > self._limit:
             raise _too_large(shard, needed, self._limit)
         with self._changed:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.extract.messages import Arrived
+from jobs.errors import Cause, SourceError
+from jobs.extract.messages import Arrived, Consumed, Wanted
 from jobs.formats import magic
 from jobs.model import Shard
 from jobs.transfer.ordered_bytes import OrderedBytes
@@ -28,11 +29,14 @@ class Feed:
     """Collects a transfer's progress on one file, and sends it to the receivers attached.
 
     Has the methods of ``OrderedBytes`` that a transfer calls. ``tail_first``: the file's end is
-    fetched first, because a zip's directory is there.
+    fetched first, because a zip's directory is there. ``window``: see ``Listener``.
     """
 
-    def __init__(self, file: int, *, tail_first: bool = False) -> None:
+    def __init__(self, file: int, *, tail_first: bool = False, window: int | None = None) -> None:
         self._lock = threading.Lock()
+        self.window = window
+        self._consumed = 0
+        self.abandoned = False  # whether the receiver has ended
         self._tail_first = tail_first
         self._wanted: tuple[Range, ...] = ()
         self._state = Arrived(file, 0)
@@ -66,10 +70,26 @@ class Feed:
         tail = (size - max(_STEP, size // _TAIL_SHARE), size)
         return (tail, *self._wanted) if self._tail_first else self._wanted
 
+    def note_consumed(self, generation: int, count: int) -> None:
+        """Note that the receiver needs the first ``count`` bytes no more."""
+        with self._lock:
+            if generation == self._state.generation:
+                self._consumed = count
+
+    def abandon(self) -> None:
+        """Note that the receiver has ended, so that nothing will be consumed any more."""
+        self.abandoned = True
+
+    def consumed(self) -> int:
+        """See ``Listener.consumed``."""
+        if self.abandoned:
+            raise SourceError("the extraction ended early", cause=Cause.INTERNAL)
+        return self._consumed
+
     def begin(self, fd: int) -> None:
         """See ``OrderedBytes.begin``; the reader opens the file by its name."""
         with self._lock:
-            self._wanted = ()
+            self._wanted, self._consumed = (), 0
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
@@ -103,15 +123,25 @@ def _total(ranges: Sequence[Range]) -> int:
 class ArrivingFile:
     """The receiver's end: ``arrivals`` gives readers for what the sender reports.
 
-    ``want`` is called with bytes that a reader waits for.
+    ``report`` is called with what its readers wait for and, with a ``window``, have read; ``file``
+    is its index in these reports.
     """
 
-    def __init__(self, path: Path, want: Callable[[int, int], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        file: int,
+        report: Callable[[Wanted | Consumed], None],
+        *,
+        window: int | None = None,
+    ) -> None:
         self._path = path
+        self._file = file
+        self._report = report
         self._generation = 0
         self._closed = False
         self._lock = threading.Lock()
-        self.arrivals = OrderedBytes(want)
+        self.arrivals = OrderedBytes(self._want, window=window, on_consumed=self._on_consumed)
 
     def close(self) -> None:
         """Close the file; later messages about it are ignored."""
@@ -132,14 +162,20 @@ class ArrivingFile:
             except OSError:
                 self.arrivals.fail()  # replaced: a later message reports the new file
                 return
-            self._generation = news.generation
             self.arrivals.begin(fd)
+            self._generation = news.generation  # later: what was read before has the old number
             os.close(fd)
         self.arrivals.advance(news.arrived, news.size)
         if news.complete:
             self.arrivals.finish()
         if news.failed:
             self.arrivals.fail()
+
+    def _want(self, start: int, stop: int) -> None:
+        self._report(Wanted(self._file, start, stop))
+
+    def _on_consumed(self, count: int) -> None:
+        self._report(Consumed(self._file, self._generation, count))
 
     def _open(self) -> int:
         partial = self._path.with_name(f"{self._path.name}.part")

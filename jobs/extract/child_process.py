@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
@@ -34,7 +33,6 @@ from jobs.extract.messages import (
     Report,
     Stop,
     Stream,
-    Wanted,
 )
 from jobs.extract.part_result import PartExtractor, unfinished
 from jobs.model import Part, Problem
@@ -171,6 +169,7 @@ class PartsProcess:
             copies=order.copies,
             turn=order.turn,
             turns=order.turns,
+            stored=order.window is None,
             on_part=self._begins,
         )
         try:
@@ -183,9 +182,6 @@ class PartsProcess:
             file.close()
         self._report(self._news())
         self._report(done)
-
-    def _want(self, file: int, start: int, stop: int) -> None:
-        self._report(Wanted(file, start, stop))
 
     @property
     def _arrivals(self) -> list[OrderedBytes]:
@@ -228,7 +224,7 @@ class PartsProcess:
             from jobs.extract.arriving import ArrivingFile
 
             self._files = [
-                ArrivingFile(Path(path), partial(self._want, index))
+                ArrivingFile(Path(path), index, self._report, window=order.window)
                 for index, path in enumerate(order.files)
             ]
             self._queue.put(order)

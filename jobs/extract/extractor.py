@@ -26,6 +26,7 @@ from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed, is_one_zip
 from jobs.extract.messages import (
     Begin,
+    Consumed,
     Done,
     End,
     Extract,
@@ -129,6 +130,8 @@ class Extractor:
             for report in self._reports():
                 if isinstance(report, Wanted):
                     feeds[report.file].want(report.start, report.stop)
+                elif isinstance(report, Consumed):
+                    feeds[report.file].note_consumed(report.generation, report.count)
                 elif isinstance(report, Done):
                     if report.streamed is not None:
                         return report.streamed
@@ -362,6 +365,7 @@ class ExtractionPool:
             spills=self._spills,
             copies=self._copies,
             turns=turns,
+            window=feeds[0].window if feeds else None,
         )
         orders = [structs.replace(order, turn=turn) for turn in range(turns)]
         return [self._threads.submit(self._stream, one, feeds) for one in orders]

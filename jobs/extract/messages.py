@@ -41,6 +41,7 @@ class Stream(Struct, frozen=True, tag=True):
     # Of a zip, each ``turns``-th part, from ``turn`` on; other processes extract the others.
     turn: int = 0
     turns: int = 1
+    window: int | None = None  # the file is not stored: only so many of its bytes at a time
 
 
 class Arrived(Struct, frozen=True, tag=True):
@@ -90,6 +91,14 @@ class Wanted(Struct, frozen=True, tag=True):
     stop: int
 
 
+class Consumed(Struct, frozen=True, tag=True):
+    """From the child: it needs the first ``count`` bytes of a streamed file no more."""
+
+    file: int  # index in ``Stream.files``
+    generation: int  # that of ``Arrived``
+    count: int
+
+
 class Done(Struct, frozen=True, tag=True):
     """From the child: the result of a stream, or why it ended early."""
 
@@ -98,4 +107,4 @@ class Done(Struct, frozen=True, tag=True):
     damaged: bool = False  # whether the problem was a ``DamagedError``
 
 
-Report = News | Item | Wanted | Done
+Report = News | Item | Wanted | Consumed | Done

@@ -11,7 +11,13 @@ from pathlib import Path
 from jobs.archives.base import Archive, TopChanged
 from jobs.archives.detect import HEAD, TARS, sniff
 from jobs.archives.registry import with_samples
-from jobs.archives.tar.stream import Arriving, Contradiction, Streamed, TarStream
+from jobs.archives.tar.stream import (
+    Arriving,
+    Contradiction,
+    NeedsAnotherPass,
+    Streamed,
+    TarStream,
+)
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.part import PartJob, extract_part
@@ -40,6 +46,8 @@ class ShardStream:
     A zip is only extracted while it arrives: its directory is fetched first, and what is not
     extracted when it is complete is left. ``turn``, ``turns``: of a zip, this stream extracts each
     ``turns``-th part from ``turn`` on; if ``turn`` is not 0, nothing of a tar.
+
+    ``stored=False``: the archive cannot be read a second time, so what needs that is an error.
     """
 
     def __init__(
@@ -56,6 +64,7 @@ class ShardStream:
         copies: bool = True,
         turn: int = 0,
         turns: int = 1,
+        stored: bool = True,
         on_part: Callable[[Part | None], None] = lambda part: None,
     ) -> None:
         self._folder = folder
@@ -69,6 +78,7 @@ class ShardStream:
         self._copies = copies
         self._turn = turn
         self._turns = turns
+        self._stored = stored
         self._on_part = on_part
         self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
         self._top: tuple[str | None] | None = None
@@ -84,17 +94,25 @@ class ShardStream:
         while True:
             try:
                 return self._read()
-            except TopChanged:
+            except TopChanged as error:
                 self._take_back(files=True)
-            except (TransferRestarted, Contradiction):
+                if not self._stored:
+                    raise self._read_only_once(error) from error
+            except (TransferRestarted, Contradiction) as error:
                 log.info(
                     "%s: its content differs from that read before; reading it again",
                     self._shard.id,
                 )
                 self._take_back(files=False)
+                if isinstance(error, Contradiction) and not self._stored:
+                    raise ArchiveError(
+                        f"{quoted(self._shard.name)} has changed since some of its parts were "
+                        "extracted; run `resume` to extract all of it again",
+                        cause=Cause.CHANGED,
+                    ) from error
 
     def _read(self) -> Streamed:
-        if self._is_arriving_zip():
+        if self._stored and self._is_arriving_zip():
             return self._read_zip()
         if self._turn:
             return Streamed(Format.TAR)
@@ -109,6 +127,8 @@ class ShardStream:
         try:
             if stream.format in TARS:
                 self._read_tar(stream)
+            elif not self._stored:
+                raise self._read_only_once("it is not a tar")
             return stream.finish()
         except TopChanged:
             self._top = (stream.top,)
@@ -179,8 +199,24 @@ class ShardStream:
             except ArchiveError as error:
                 if stream.broken is not None:
                     raise
+                if not self._stored:
+                    raise self._read_only_once(error) from error
                 log.info("%s is left to an extract task: %s", part.id, error.message)
                 stream.skip_content(part)
+
+    def _read_only_once(self, reason: ArchiveError | str) -> ArchiveError:
+        """The error for an archive that has to be stored."""
+        if isinstance(reason, ArchiveError) and not isinstance(
+            reason, TopChanged | NeedsAnotherPass
+        ):
+            return reason  # storing it does not help
+        fact = reason.message if isinstance(reason, ArchiveError) else reason
+        return ArchiveError(
+            f"{quoted(self._shard.name)} is larger than --temp-limit, so it is extracted without "
+            f"being stored, but that is not possible: {fact}; run `resume --temp-limit "
+            f"{self._shard.size}` or more",
+            cause=Cause.TOO_LARGE,
+        )
 
     def _finished(self, part: Part) -> Span | None:
         """The span of a part that an earlier attempt finished; None if it is not finished."""

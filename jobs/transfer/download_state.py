@@ -44,7 +44,8 @@ class DownloadState:
         self.trusts_validators = True
         self.ranged = True  # whether the server supports ranges, as far as known
         self.may_be_page = magic.is_page_name(name)
-        self.partial = PartialFile(out)
+        self._window = None if arrivals is None else arrivals.window
+        self.partial = PartialFile(out, self._window)
         self._progress = progress
         self._published = digest
         self._expect = expect
@@ -114,6 +115,15 @@ class DownloadState:
         self._judge_head()
         self._report()
 
+    def has_room(self, end: int) -> bool:
+        """Whether the bytes before ``end`` may be written; False until others are read and hashed.
+
+        Raises ``SourceError`` if nobody reads any more.
+        """
+        if self._window is None or self._arrivals is None:
+            return True
+        return end <= min(self._arrivals.consumed(), self.hashing().hashed) + self._window
+
     def _check_size(self, end: int) -> None:
         size = max(end, self.size or 0)
         if self._most is not None and size > self._most:
@@ -152,6 +162,12 @@ class DownloadState:
         digests = self.hashing().finish()
         want = self.digest
         if want is not None and want.algorithm not in digests:
+            if self._window is not None:
+                raise SourceError(
+                    f"{self.name}: its {want.algorithm} digest was announced too late to verify a "
+                    "file that is larger than --temp-limit; run `resume` with a larger one",
+                    cause=Cause.TOO_LARGE,
+                )
             late = RunningHash(self.partial, want, size)
             digests = late.finish()
         if want is not None and digests[want.algorithm] != want:

@@ -11,6 +11,8 @@ from typing import Protocol
 from jobs.errors import Cause, SourceError
 from jobs.transfer.ranges import Range
 
+_STEP = 1 << 20  # bytes that are read until they are reported as consumed
+
 
 class TransferRestarted(Exception):
     """The download restarted (the file changed, or was corrupt): what was read is invalid."""
@@ -26,7 +28,20 @@ def _ended_early() -> SourceError:
 
 
 class Listener(Protocol):
-    """Receives a transfer's reports on a file."""
+    """Receives a transfer's reports on a file.
+
+    ``window``: only so many bytes of the file are stored at a time; None: all.
+    """
+
+    @property
+    def window(self) -> int | None: ...
+
+    def consumed(self) -> int:
+        """How many bytes from the start were read and are not needed any more.
+
+        Raises ``SourceError`` if nobody reads any more.
+        """
+        ...
 
     def begin(self, fd: int) -> None:
         """The file has this descriptor from now on; bytes of an earlier one are invalid."""
@@ -54,11 +69,23 @@ class OrderedBytes:
 
     A reader reaches the end of file only after the complete file was verified, so everything read
     until then is correct. One object serves one file.
+
+    ``want`` is called with the bytes that a reader waits for, ``on_consumed`` with the number of
+    bytes that were read. ``window``: see ``PartialFile``; then there is one reader, in order.
     """
 
-    def __init__(self, want: Callable[[int, int], None] = lambda start, stop: None) -> None:
+    def __init__(
+        self,
+        want: Callable[[int, int], None] = lambda start, stop: None,
+        *,
+        window: int | None = None,
+        on_consumed: Callable[[int], None] = lambda offset: None,
+    ) -> None:
         self._changed = threading.Condition()
         self._want = want
+        self.window = window
+        self._on_consumed = on_consumed
+        self._consumed = 0
         self._generation = 0
         self._fd: int | None = None
         self._arrived: Sequence[Range] = ()
@@ -92,7 +119,7 @@ class OrderedBytes:
         """The file has this descriptor (a copy stays open until ``begin`` is called again)."""
         with self._changed:
             old, self._fd = self._fd, os.dup(fd)
-            self._arrived, self._size = (), None
+            self._arrived, self._size, self._consumed = (), None, 0
             self._complete = self._failed = False
             self._generation += old is not None
             self._changed.notify_all()
@@ -108,6 +135,10 @@ class OrderedBytes:
     def wanted(self, size: int) -> Sequence[Range]:
         """See ``Listener.wanted``: ``want`` is called with what a reader waits for."""
         return ()
+
+    def consumed(self) -> int:
+        """See ``Listener.consumed``."""
+        return self._consumed
 
     def finish(self) -> None:
         """The file is complete and verified."""
@@ -135,10 +166,16 @@ class OrderedBytes:
             while True:
                 if self._generation != generation:
                     raise TransferRestarted
+                if self.window is not None and offset >= self._consumed + _STEP:
+                    self._consumed = offset
+                    self._on_consumed(offset)
                 if self.prefix > offset and self._fd is not None:
                     # Within the lock, so that the descriptor is not closed.
-                    count = min(len(into), self.prefix - offset)
-                    return os.preadv(self._fd, [into[:count]], offset)
+                    count, place = min(len(into), self.prefix - offset), offset
+                    if self.window is not None:
+                        place = offset % self.window
+                        count = min(count, self.window - place)
+                    return os.preadv(self._fd, [into[:count]], place)
                 if self._complete or closed():
                     return 0
                 if self._failed:

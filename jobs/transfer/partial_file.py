@@ -46,11 +46,13 @@ def _boot() -> str:
 class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
-    Raises ``StorageError`` for errors of the file system.
+    ``window``: only so many bytes are stored; later ones overwrite those before them, and the file
+    is removed once it is complete. Raises ``StorageError`` for errors of the file system.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, window: int | None = None) -> None:
         self.out = out
+        self._window = window
         self.path = out.with_name(out.name + ".part")
         self.sidecar = out.with_name(out.name + ".part.json")
         self._ranges = Ranges()
@@ -61,7 +63,8 @@ class PartialFile:
         self._saved_at = self._synced_at = time.monotonic()
         self._log = -1
         self.fd = self._open(os.O_CREAT)
-        self._load()
+        if window is None:
+            self._load()
 
     # Bytes ------------------------------------------------------------------------------
 
@@ -71,7 +74,8 @@ class PartialFile:
             view = memoryview(data)
             at = offset
             while view:
-                count = os.pwrite(self.fd, view, at)
+                place, most = self._place(at)
+                count = os.pwrite(self.fd, view[:most], place)
                 view, at = view[count:], at + count
         except OSError as error:
             raise from_os_error(error, doing=f"writing {self.path}") from error
@@ -86,10 +90,17 @@ class PartialFile:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Read bytes of the file into ``buffer``; returns how many."""
+        place, most = self._place(offset)
         try:
-            return os.preadv(self.fd, [buffer], offset)
+            return os.preadv(self.fd, [buffer[:most]], place)
         except OSError as error:
             raise from_os_error(error, doing=f"reading {self.path}") from error
+
+    def _place(self, offset: int) -> tuple[int, int | None]:
+        """Where a byte is stored, and how many follow it there."""
+        if self._window is None:
+            return offset, None
+        return offset % self._window, self._window - offset % self._window
 
     @property
     def prefix(self) -> int:
@@ -120,6 +131,8 @@ class PartialFile:
         """Store the version in the sidecar; the bytes on disk are of this version."""
         with self._lock:
             self.identity = identity
+            if self._window is not None:
+                return  # another attempt cannot use the bytes
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
             lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
             try:
@@ -178,6 +191,9 @@ class PartialFile:
 
     def finish(self, size: int) -> None:
         """Rename the complete file, durably."""
+        if self._window is not None:
+            self._remove()
+            return
         try:
             if os.fstat(self.fd).st_size != size:
                 os.ftruncate(self.fd, size)
@@ -281,6 +297,13 @@ class RunningHash:
                 self._grown.set()
         elif offset == self._at:
             self._update(data)
+
+    @property
+    def hashed(self) -> int:
+        """How many bytes from the start are hashed; raises ``StorageError`` if it has failed."""
+        if self._error is not None:
+            raise self._error
+        return self._at
 
     def finish(self) -> dict[str, Digest]:
         """The digests of the complete file, by algorithm."""

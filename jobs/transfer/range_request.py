@@ -28,6 +28,7 @@ from jobs.transfer.responses import (
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Target, redact
 
+_WAIT_S = 0.01  # between two checks whether bytes may be written
 _PAGE_HEAD = 64  # bytes of a body that identify a web page
 
 
@@ -251,6 +252,8 @@ class RangeRequest:
                 raise RetryLater(
                     self._server_error(f"sent more than the {stop} bytes that were announced")
                 )
+            while not self._draft.has_room(at + len(plain)):
+                self._shared.pause(_WAIT_S, self._is_done)
             self._draft.put(at, plain, overwrites=self._streaming)
             at += len(plain)
         self._shared.check(self._is_done)

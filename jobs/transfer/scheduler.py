@@ -70,11 +70,11 @@ class RangeScheduler:
                 # Nothing is known of the file before the first response.
                 wanted = self.draft.wanted if self._known else ()
                 piece = next_piece(self._todo, self._share(), wanted)
-                if piece is not None:
+                if piece is not None and (not self._known or self.draft.has_room(piece[0])):
                     self._todo.remove(*piece)
                     self._working += 1
                     return piece
-                if not self._working:
+                if piece is None and not self._working:
                     return None
                 self._changed.wait(0.1)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from jobs.download.temporary_space import is_windowed
 from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
 from jobs.outputs import registry
@@ -67,7 +68,7 @@ def choose_limit(
 
     ``asked``: the user's limit. ``automatic``: if all archives do not fit in addition to the data,
     use half of the free space (data may be larger than its archives), and at least the size of the
-    largest archive.
+    largest archive that has to be stored completely.
     """
     if asked is None and not (automatic and plan.options.overlap):
         return None
@@ -77,7 +78,8 @@ def choose_limit(
     room = _space_for_archives(archives, data)
     if room is None or room >= min(archives.bytes, asked or archives.bytes):
         return asked
-    largest = max(shard.size or 0 for shard in _fetched(plan, left))
+    stored = [s for s in _fetched(plan, left) if not is_windowed(s, room // 2)]
+    largest = max((shard.size or 0 for shard in stored), default=0)
     chosen = max(largest, room // 2)
     return chosen if asked is None else min(asked, chosen)
 
@@ -174,8 +176,12 @@ def _fetched(plan: Plan, left: UnfinishedWork | None) -> list[Shard]:
 
 
 def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> Iterator[str]:
-    """Shards that are larger than the limit."""
-    large = [s for s in _fetched(plan, left) if limit is not None and (s.size or 0) > limit]
+    """Shards that are larger than the limit and have to be stored completely."""
+    large = [
+        shard
+        for shard in _fetched(plan, left)
+        if limit is not None and (shard.size or 0) > limit and not is_windowed(shard, limit)
+    ]
     if not large or limit is None:
         return
     largest = max(large, key=lambda shard: shard.size or 0)
@@ -183,7 +189,8 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     more = f" (and {len(large) - 1} more)" if len(large) > 1 else ""
     yield (
         f"--temp-limit {limit} ({units.size(limit)}) is less than the archive "
-        f"{quoted(largest.name)}{more} needs, which is stored completely until it is extracted; "
+        f"{quoted(largest.name)}{more} needs, which is stored completely until it is extracted "
+        "(except a tar in one file, with a limit of at least 16 MiB); "
         f"use --temp-limit {size} ({units.size(size)}) or more"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import random
 import tarfile
 import threading
 import zipfile
@@ -19,7 +20,7 @@ from jobs.download.stage import run_download
 from jobs.download.temporary_space import TemporarySpace
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.extractor import ExtractionPool
-from jobs.model import ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.model import ItemResult, Layout, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
@@ -388,3 +389,146 @@ def test_a_shard_that_is_larger_than_the_limit_is_refused_at_once(run: Run) -> N
     with pytest.raises(OrchestrateError, match="resume --temp-limit") as caught:
         _space(run, SIZE // 2).reserve(run.plan.shards[0])
     assert caught.value.cause is Cause.TOO_LARGE
+
+
+# An archive that is larger than the limit ------------------------------------------------------
+
+WINDOW = 16 << 20  # bytes
+LARGE = {f"notes/{n}.bin": random.Random(n).randbytes(2 << 20) for n in range(12)}
+
+
+def _large(*, kind: str = "tar", first: str = "", link: str = "") -> bytes:
+    """24 MiB and a little more, with an empty member named ``first`` and a link at the end."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        if first:
+            archive.addfile(tarfile.TarInfo(first))
+        for name, data in LARGE.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+        if link:
+            member = tarfile.TarInfo("notes/link.bin")
+            member.type, member.linkname = tarfile.LNKTYPE, link
+            archive.addfile(member)
+    return gzip.compress(out.getvalue(), 1) if kind == "tar.gz" else out.getvalue()
+
+
+def _large_run(
+    tmp_path: Path, web: FaultyServer, data: bytes, kind: str = "tar", connections: int = 8
+) -> Run:
+    web.put("/SHA256SUMS", f"{hashlib.sha256(data).hexdigest()}  a.{kind}\n".encode())
+    return Run(
+        tmp_path,
+        web,
+        {f"a.{kind}": data},
+        part_size=9 << 20,
+        layout=Layout(name="files"),
+        connections=connections,
+    )
+
+
+def _tree(run: Run) -> dict[str, bytes]:
+    data = Staging(run.plan).data
+    found = (path for path in sorted(data.rglob("*")) if path.is_file())
+    return {str(path.relative_to(data)): path.read_bytes() for path in found}
+
+
+@pytest.fixture
+def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes in the folder of a partial file, after each write to it."""
+    seen: list[int] = []
+    write = PartialFile.write
+
+    def counting(partial: PartialFile, offset: int, data: bytes) -> int:
+        new = write(partial, offset, data)
+        seen.append(sum(path.stat().st_size for path in partial.path.parent.iterdir()))
+        return new
+
+    monkeypatch.setattr(PartialFile, "write", counting)
+    return seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("tar.gz", None), ("tar", faults.ignore_range(None)), ("tar", faults.reset_every(5 << 20))],
+    ids=["tar.gz", "no ranges", "cut again and again"],
+)
+def test_a_tar_larger_than_the_limit_is_extracted_without_being_stored(
+    tmp_path: Path, web: FaultyServer, stored: list[int], kind: str, fault: faults.Fault | None
+) -> None:
+    data = _large(kind=kind)
+    run = _large_run(tmp_path, web, data, kind)
+    if fault is not None:
+        web.fail(f"/a.{kind}", fault)
+    (item,) = run.download(WINDOW)
+    assert item.outcome is Outcome.OK, item
+    run.assert_extracted()
+    assert max(stored) <= WINDOW < len(data)
+    assert _tree(run) == LARGE
+    fetched = run.folder.load_fetched(run.plan.shards[0].id)
+    assert fetched is not None and fetched.digests[0].hex == hashlib.sha256(data).hexdigest()
+    before = run.sent
+    assert run.download(WINDOW, attempt=2)[0].outcome is Outcome.OK
+    assert run.sent == before
+
+
+def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_again(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    run = _large_run(tmp_path, web, _large(), connections=1)
+    web.fail("/a.tar", faults.cut_after(20 << 20), faults.status(404, None))
+    assert run.download(WINDOW)[0].outcome is Outcome.FAILED
+    web.faults.clear()
+    before = {path: path.stat().st_mtime_ns for path in run.folder.manifests.glob("*.jsonl")}
+    assert before and run.folder.finished_ids() == set()
+    assert run.download(WINDOW, attempt=2)[0].outcome is Outcome.OK
+    run.assert_extracted()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert _tree(run) == LARGE
+
+
+def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    """A byte of the first member: only the digest tells."""
+    run = _large_run(tmp_path, web, _large())
+    web.fail("/a.tar", faults.corrupt_byte(600, 1))
+    assert run.download(WINDOW)[0].outcome is Outcome.OK
+    run.assert_extracted()
+    assert _tree(run) == LARGE
+    assert run.sent >= 2 * len(_large())
+
+
+def _large_zip() -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in LARGE.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "fact"),
+    [(_large(link="notes/0.bin"), "the target of a link"), (_large_zip(), "it is not a tar")],
+    ids=["a link", "a zip"],
+)
+def test_what_has_to_be_stored_is_reported_with_the_limit_that_it_needs(
+    tmp_path: Path, web: FaultyServer, data: bytes, fact: str
+) -> None:
+    run = _large_run(tmp_path, web, data)
+    (item,) = run.download(WINDOW)
+    assert item.problem is not None and item.problem.cause is Cause.TOO_LARGE
+    assert fact in item.problem.message
+    assert f"--temp-limit {len(data)}" in item.problem.message
+    assert run.download(len(data), attempt=2)[0].outcome is Outcome.OK
+    run.assert_extracted()
+
+
+def test_an_unsafe_member_ends_the_download_of_what_is_not_stored(
+    tmp_path: Path, web: FaultyServer
+) -> None:
+    """Nobody reads the rest, so that the download would wait for ever."""
+    run = _large_run(tmp_path, web, _large(first="../evil.bin"))
+    (item,) = run.download(WINDOW)
+    assert item.problem is not None and item.problem.cause is Cause.UNSAFE_MEMBER
