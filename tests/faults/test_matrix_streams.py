@@ -77,7 +77,7 @@ class Streaming:
             *("--part-size", str(len(archive) // PARTS + 1)),
         )
 
-    def begin(self, parts: int, *, rate: int = 400_000, kills: bool = False) -> None:
+    def begin(self, parts: int, *, rate: int = 200_000, kills: bool = False) -> None:
         """Launch over a slow link, and cancel or kill once so many parts are extracted."""
         self.web.fail(self.path, faults.fine(1))  # the look at launch
         self.web.fail(self.path, faults.throttle(rate))
