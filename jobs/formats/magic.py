@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import posixpath
 import struct
+from collections import defaultdict
 from dataclasses import dataclass
 
 HEAD = 1024  # bytes that identify an archive
@@ -48,6 +49,11 @@ def _compress_magics() -> tuple[bytes, ...]:
     return tuple(b"\x1f\x9d%c" % (bits | mode) for bits in range(9, 17) for mode in (0x80, 0))
 
 
+def _gzip_magics() -> tuple[bytes, ...]:
+    """The method, then flags, of which the three highest are reserved and zero."""
+    return tuple(b"\x1f\x8b\x08%c" % flags for flags in range(32))
+
+
 def _bzip2_magics() -> tuple[bytes, ...]:
     """A level, then the mark of the first block, or of the end if there is no block."""
     marks = (b"1AY&SY", b"\x17rE8P\x90")
@@ -57,7 +63,7 @@ def _bzip2_magics() -> tuple[bytes, ...]:
 TAR = Packing("tar", (".tar",))
 ZIP = Packing("zip", (".zip",), (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"))
 PARQUET = Packing("parquet", (".parquet",), (b"PAR1",))
-GZIP = Packing("gzip", (".gz",), (b"\x1f\x8b\x08",), "", True, (".tgz", ".taz"))
+GZIP = Packing("gzip", (".gz",), _gzip_magics(), "", True, (".tgz", ".taz"))
 ZSTD = Packing("zstd", (".zst", ".zstd"), (b"\x28\xb5\x2f\xfd",), "", True, (".tzst", ".tzs"))
 XZ = Packing("xz", (".xz",), (b"\xfd7zXZ\0",), "", True, (".txz",))
 _TBZ = (".tbz", ".tbz2", ".tb2", ".tz2")
@@ -102,7 +108,10 @@ _PACKINGS = (
     Packing("a file encrypted with age", (".age",), (b"age-encryption.org/v1",), "age -d"),
     Packing("StuffIt", (".sit", ".sitx"), (b"SIT!", b"StuffIt "), "unar"),
 )
-_BY_MAGIC = {magic: packing for packing in _PACKINGS for magic in packing.magics}
+_BY_FIRST_BYTE: defaultdict[int, list[tuple[bytes, Packing]]] = defaultdict(list)
+for _packing in _PACKINGS:
+    for _magic in _packing.magics:
+        _BY_FIRST_BYTE[_magic[0]].append((_magic, _packing))
 _BY_ENDING = {
     ending: packing
     for packing in reversed(_PACKINGS)  # of two with the same ending the first one is used
@@ -149,7 +158,7 @@ def packing_of(head: bytes) -> Packing | None:
     content = _behind_skippable_frames(head)
     if content is not head and not content.startswith((*ZSTD.magics, *LZ4.magics)):
         return ZSTD if len(content) < 4 else None  # lz4's programs write none at the start
-    for magic, packing in _BY_MAGIC.items():
+    for magic, packing in _BY_FIRST_BYTE.get(content[0], ()) if content else ():
         if content.startswith(magic):
             return None if packing is ZIP and _is_document(content) else packing
     if is_tar_header(head[:_TAR_BLOCK]):

@@ -64,6 +64,7 @@ def test_lzma_is_known_though_it_has_no_magic_number(preset: int) -> None:
 @pytest.mark.parametrize(
     "head",
     [
+        b"\x1f\x8b\x08\x31" + bytes(60),  # gzip has no such flags
         b"",
         bytes(1024),
         b"BZh9, a text that begins like bzip2",
