@@ -46,7 +46,7 @@ def contents(size: int, files: int) -> Iterator[tuple[str, bytes]]:
     for number in range(files):
         at = source.randrange(1 << 16)
         data = noise[at : at + size * 3 // 4].ljust(size, b"-")
-        yield f"data/{number // _IN_FOLDER:03d}/{number:06d}.bin", data
+        yield f"data/{number // _IN_FOLDER:03d}/{number:06d}.npy", data
 
 
 def pack(path: Path, packing: str, size: int, files: int) -> None:

@@ -17,6 +17,7 @@ from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
+_BLOCK = 512  # bytes, the unit of ``st_blocks`` (stat(2))
 _ZEROS = memoryview(bytes(_CHUNK))
 # https://man7.org/linux/man-pages/man2/lseek.2.html: the errors of a file system without holes.
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
@@ -88,8 +89,8 @@ class FolderArchive:
         except OSError as error:
             raise from_os_error(error, doing=f"reading {quoted(full)}") from error
         try:
-            self._check(fd, full, item)
-            for index, block in enumerate(_content(fd, item.size)):
+            is_sparse = self._check(fd, full, item)
+            for index, block in enumerate(_content(fd, item.size, is_sparse=is_sparse)):
                 if not index:
                     head = bytes(block[: magic.HEAD])
                     check_no_archive(self._label, item.path, head, self._options)
@@ -100,10 +101,12 @@ class FolderArchive:
         finally:
             os.close(fd)
 
-    def _check(self, fd: int, full: bytes, item: ListedEntry) -> None:
+    def _check(self, fd: int, full: bytes, item: ListedEntry) -> bool:
+        """Raise if the file was modified; returns whether it may have holes."""
         status = os.fstat(fd)
         if (status.st_size, status.st_mtime_ns) != (item.size, item.mtime_ns):
             raise self._changed(full, "was modified")
+        return status.st_blocks * _BLOCK < status.st_size
 
     def _changed(self, full: bytes, fact: str) -> SourceError:
         return SourceError(
@@ -113,10 +116,10 @@ class FolderArchive:
         )
 
 
-def _content(fd: int, size: int) -> Iterator[memoryview]:
+def _content(fd: int, size: int, *, is_sparse: bool) -> Iterator[memoryview]:
     position = 0
     while position < size:
-        begin, end = _next_data(fd, position, size)
+        begin, end = _next_data(fd, position, size) if is_sparse else (position, size)
         yield from _zeros(begin - position)
         position = begin
         while position < end:

@@ -12,12 +12,19 @@ from jobs.extract.content import CheckedContent
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
 from jobs.outputs.container import Container
-from jobs.outputs.files import MetadataRestorer, member_write_error, mode_of, own_write_error
+from jobs.outputs.files import (
+    MetadataRestorer,
+    is_hole,
+    member_write_error,
+    mode_of,
+    own_write_error,
+)
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
 _BLOCK = 1 << 20  # bytes
+_SMALL = 1 << 20  # bytes; content up to this size is read before the file is created
 
 
 class Target(Protocol):
@@ -82,7 +89,7 @@ class FileTree:
         """See ``Target.put``."""
         place = self._folders.place(path)
         mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
-        mtime = mtime_ns if self._options.preserve_times else None
+        mtime = mtime_ns if self._options.preserve_times or self._kept.sets_times else None
         # Only of a folder that is copied: what an archive says of targets is not to be trusted.
         if self._kept.wanted and member.target != b"" and keeps_relative_paths:
             for _ in content.through(member.chunks):
@@ -91,13 +98,19 @@ class FileTree:
             self._make_link(path, place, member.target, mtime_ns)
             return None
         mode = mode_of(member.mode)
-        if member.data is not None and not self._kept.wanted:
-            self._writers.write_small(path, place, mode, content.take(member.data), mtime)
+        sparse = self._kept.wanted
+        chunks: Iterable[memoryview]
+        if member.data is not None:
+            chunks = [content.take(member.data)]
+        elif member.size <= _SMALL:
+            chunks = list(content.through(member.chunks))
         else:
             chunks = content.through(member.chunks)
-            sparse = self._kept.wanted
+        if isinstance(chunks, list) and len(chunks) == 1 and not (sparse and is_hole(chunks[0])):
+            self._writers.write_small(path, place, mode, chunks[0], mtime)
+        else:
             self._writers.write(path, place, mode, chunks, member.size, mtime, sparse=sparse)
-        if self._kept.add(place, member.mode, mtime_ns):
+        if self._kept.add(place, member.mode):
             self._writers.drain()
             self._kept.put()
         return None

@@ -17,7 +17,7 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
 _BLOCK = 4096  # bytes; shorter holes save no space
-_MOST = 4096  # files whose metadata waits, at most
+_MOST = 4096  # files whose permission bits wait, at most
 
 
 def mode_of(mode: int) -> int:
@@ -59,7 +59,7 @@ def _executable(old: int, mode: int) -> int:
     return (old & 0o444) >> 2 if mode & _EXECUTE else 0
 
 
-def _is_hole(chunk: memoryview | bytes) -> bool:
+def is_hole(chunk: memoryview | bytes) -> bool:
     """Whether a chunk contains only zeros, and is long enough for a hole."""
     length = len(chunk)
     return length >= _BLOCK and not chunk[0] and not chunk[-1] and bytes(chunk) == bytes(length)
@@ -85,7 +85,7 @@ def write_file(
         for chunk in chunks:
             length = len(chunk)
             # Over the content of an earlier attempt zeros have to be written.
-            if sparse and size >= old and _is_hole(chunk):
+            if sparse and size >= old and is_hole(chunk):
                 size += length
                 hole = True
                 continue
@@ -204,25 +204,28 @@ class MetadataRestorer:
     def __init__(self, *, wanted: bool, times: bool = True) -> None:
         self._wanted = wanted
         self._times = times
-        self._files: list[tuple[bytes, int, int]] = []
+        self._files: list[tuple[bytes, int]] = []
 
     @property
     def wanted(self) -> bool:
         """Whether the data are a copy of a folder, with the same metadata."""
         return self._wanted
 
-    def add(self, place: bytes, mode: int, mtime_ns: int) -> bool:
-        """Store a file's permission bits and time; returns whether to call ``put`` soon."""
+    @property
+    def sets_times(self) -> bool:
+        """Whether files get their modification times, which whoever writes them sets."""
+        return self._wanted and self._times
+
+    def add(self, place: bytes, mode: int) -> bool:
+        """Store a file's permission bits; returns whether to call ``put`` soon."""
         if self._wanted:
-            self._files.append((place, mode, mtime_ns))
+            self._files.append((place, mode))
         return len(self._files) >= _MOST
 
     def put(self) -> None:
-        """Set the metadata of the stored files, which must be written; raises ``OSError``."""
-        for place, mode, mtime_ns in self._files:
+        """Set the permission bits of the stored files, which are written; raises ``OSError``."""
+        for place, mode in self._files:
             # `open_place` made these regular files, so no link is followed.
-            if self._times:
-                set_mtime(place, mtime_ns)
             os.chmod(place, mode & 0o777)  # noqa: PTH101  # paths are bytes here
         self._files.clear()
 
