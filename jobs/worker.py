@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from msgspec import structs
+
 from jobs import __version__, rlimits
 from jobs.errors import Cause, OrchestrateError
 from jobs.model import (
@@ -115,7 +117,7 @@ def _download(
 
     items = run_download(
         folder,
-        plan,
+        _share(plan, len(submission.of_stage(Stage.DOWNLOAD))),
         task.items,
         progress,
         refetch=frozenset(submission.refetch),
@@ -127,6 +129,15 @@ def _download(
         temp_limit=submission.temp_limit,
     )
     return items, None, None
+
+
+def _share(plan: Plan, tasks: int) -> Plan:
+    """``plan`` with the share of one of so many download tasks in connections and rate."""
+    options = plan.options
+    rate = None if options.max_rate is None else max(1, options.max_rate // tasks)
+    connections = max(1, options.connections // tasks)
+    shared = structs.replace(options, connections=connections, max_rate=rate)
+    return structs.replace(plan, options=shared)
 
 
 def _extract(

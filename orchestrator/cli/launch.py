@@ -324,6 +324,15 @@ _running = options.stack(
         help="sbatch option for the download job only; may be repeated.",
     ),
     click.option(
+        "--download-tasks",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Distribute the shards over N download tasks, which share --connections and "
+        "--max-rate.",
+    ),
+    click.option(
         "--download-on",
         type=click.Choice(["cluster", "login"]),
         default="cluster",

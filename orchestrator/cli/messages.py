@@ -222,7 +222,8 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
         )
         if ids:
             count = len(last.of_stage(stage))
-            size = f" [{units.plural(count, 'task')}]" if stage is Stage.EXTRACT else ""
+            is_array = stage is Stage.EXTRACT or count > 1
+            size = f" [{units.plural(count, 'task')}]" if is_array else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
     hints = _HINTS.format(run=status_screen.run_word(folder)).splitlines()
     return [f"Submitted {' → '.join(jobs)}", *hints]

@@ -326,7 +326,7 @@ def without_effect(ctx: click.Context, engine: str) -> tuple[str, ...]:
 
     Settings are for all runs, so they are ignored without a note.
     """
-    names = {*SLURM_FIELDS, "download_partition", "download_sbatch_args"}
+    names = {*SLURM_FIELDS, "download_partition", "download_sbatch_args", "download_tasks"}
     typed = [
         param.opts[-1]
         for param in ctx.command.params

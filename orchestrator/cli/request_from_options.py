@@ -90,6 +90,7 @@ def request(values: dict[str, Any]) -> LaunchRequest:
         download_partition=values["download_partition"],
         download_sbatch_args=values["download_sbatch_args"],
         temp_limit=values["temp_limit"],
+        download_tasks=values["download_tasks"],
         download_on=values["download_on"],
         retries=values["retries"],
         then=values["then"],

@@ -79,6 +79,12 @@ class Planned:
             return self.request.tasks
         return self.parallel if self.engine == "local" else planning.DEFAULT_TASKS
 
+    @property
+    def download_tasks(self) -> int:
+        """The maximum number of download tasks; with a limit one knows what is stored."""
+        limited = self.engine == "local" or self.temp_limit is not None
+        return 1 if limited else self.request.download_tasks
+
     def draft(self) -> Submission:
         """The first submission, without job ids."""
         return self._draft
@@ -87,7 +93,9 @@ class Planned:
     def _draft(self) -> Submission:
         plan = self.plan
         parts = (part.id for part in plan.parts())
-        tasks = planning.tasks_for(plan, self.shards_left, parts, most=self.tasks)
+        tasks = planning.tasks_for(
+            plan, self.shards_left, parts, most=self.tasks, downloads=self.download_tasks
+        )
         return submission.draft(
             1,
             self.engine,
@@ -161,6 +169,8 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     here = request.download_on == "login"  # nobody expects extraction there
     limit = space.choose_limit(planned, request.temp_limit, made.left, automatic=not here)
     chosen = space.limit_note(planned, limit, request.temp_limit)
+    if chosen and request.download_tasks > 1:
+        chosen += "; so there is one download task"
     notes = preflight.notes(
         planned,
         made.folder.path,

@@ -12,7 +12,7 @@ from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import UsageError
-from jobs.model import Options, Part, Plan, Shard, SourceRef, Stage, Task, part_weights
+from jobs.model import Options, Plan, Shard, SourceRef, Stage, Task, part_weights
 from jobs.storage.staging import INCOMING
 from orchestrator import units
 
@@ -94,32 +94,44 @@ def check_parts(shards: Sequence[Shard], part_size: int) -> None:
         )
 
 
-def deal(parts: Sequence[Part], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
-    """Distribute parts to at most ``tasks`` groups of about equal weight, the heaviest first.
+def deal(ids: Sequence[str], weight: Mapping[str, int], tasks: int) -> list[tuple[str, ...]]:
+    """Distribute items to at most ``tasks`` groups of about equal weight, the heaviest first.
 
     Longest processing time first: at most 4/3 of the optimum (Graham 1969). Each group is in the
     plan's order, so that a task reads an archive from start to end.
     """
-    hands: list[list[int]] = [[] for _ in range(min(tasks, len(parts)))]
+    hands: list[list[int]] = [[] for _ in range(min(tasks, len(ids)))]
     loads = [(0, index) for index in range(len(hands))]
-    order = sorted(range(len(parts)), key=lambda i: -weight[parts[i].id])
+    order = sorted(range(len(ids)), key=lambda i: -weight[ids[i]])
     for i in order:
         load, hand = heapq.heappop(loads)
         hands[hand].append(i)
-        heapq.heappush(loads, (load + weight[parts[i].id], hand))
-    return [tuple(parts[i].id for i in sorted(hand)) for hand in sorted(hands, key=min)]
+        heapq.heappush(loads, (load + weight[ids[i]], hand))
+    return [tuple(ids[i] for i in sorted(hand)) for hand in sorted(hands, key=min)]
 
 
 def tasks_for(
-    plan: Plan, shard_ids: Iterable[str], part_ids: Iterable[str], *, most: int
+    plan: Plan,
+    shard_ids: Iterable[str],
+    part_ids: Iterable[str],
+    *,
+    most: int,
+    downloads: int = 1,
 ) -> tuple[Task, ...]:
-    """The tasks for unfinished shards and parts; always finalize, the other stages if needed."""
+    """The tasks for unfinished shards and parts; always finalize, the other stages if needed.
+
+    ``most``: extract tasks, ``downloads``: download tasks, at most.
+    """
     shards = tuple(shard_ids)
+    sizes = {shard.id: 1 + (shard.size or 0) for shard in plan.shards}
     wanted = set(part_ids)
-    parts = [part for part in plan.parts() if part.id in wanted]
-    tasks = [Task(Stage.DOWNLOAD, 0, shards)] if shards else []
-    tasks += [
-        Task(Stage.EXTRACT, number, hand)
-        for number, hand in enumerate(deal(parts, part_weights(plan), most))
+    parts = [part.id for part in plan.parts() if part.id in wanted]
+    tasks = [
+        Task(stage, number, hand)
+        for stage, hands in (
+            (Stage.DOWNLOAD, deal(shards, sizes, downloads)),
+            (Stage.EXTRACT, deal(parts, part_weights(plan), most)),
+        )
+        for number, hand in enumerate(hands)
     ]
     return (*tasks, Task(Stage.FINALIZE, 0, ()))

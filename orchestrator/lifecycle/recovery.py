@@ -85,7 +85,13 @@ def recover(
         return Recovery()  # running jobs do everything
     notes: list[str] = []
     return Recovery(
-        tasks=planning.tasks_for(state.plan, shards, parts, most=most or _most(state)),
+        tasks=planning.tasks_for(
+            state.plan,
+            shards,
+            parts,
+            most=most or _most(state),
+            downloads=1 if temp_limit is not None else _downloads(state),
+        ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
         cancel=(*_job_ids(waiting), *_then_jobs(state)),
@@ -99,6 +105,11 @@ def recover(
 def _most(state: RunState) -> int:
     had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
     return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
+
+
+def _downloads(state: RunState) -> int:
+    """The most download tasks of a submission."""
+    return max((len(sub.of_stage(Stage.DOWNLOAD)) for sub in state.submissions), default=1) or 1
 
 
 def may_retry(state: RunState, before: int | None) -> bool:

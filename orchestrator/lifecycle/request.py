@@ -42,6 +42,7 @@ class LaunchRequest:
     retries: int = 1  # automatic further attempts, at most
     then: Path | None = None  # the user's batch script to start after the dataset is published
     temp_limit: int | None = None  # bytes of archives stored at a time; None: all, or what fits
+    download_tasks: int = 1  # over which the shards are distributed, at most; on Slurm only
 
     def check(self) -> None:
         """Raise ``UsageError`` for a request that is invalid for any source."""
@@ -59,6 +60,7 @@ class LaunchRequest:
                 f"--max-rate {rate} is a rate in bytes per second, which is too slow to finish; "
                 f"did you mean {rate}M?"
             )
+        self._check_download_tasks()
         if self.temp_limit is not None:
             check_temp_limit(self.temp_limit, self.options)
             if not self.options.overlap:
@@ -73,6 +75,23 @@ class LaunchRequest:
             raise UsageError("--download-on takes cluster or login")
         if self.then is not None and not self.then.is_file():
             raise UsageError(f"--then {self.then}: this batch script does not exist")
+
+    def _check_download_tasks(self) -> None:
+        tasks = self.download_tasks
+        if tasks < 1:
+            raise UsageError("--download-tasks must be 1 or more")
+        if tasks > self.options.connections:
+            raise UsageError(
+                f"--download-tasks {tasks} needs --connections {tasks} or more, because the tasks "
+                f"share the {self.options.connections} connections, and each needs one"
+            )
+        if tasks > 1 and self.temp_limit is not None:
+            raise UsageError(
+                "--temp-limit needs a single download task, which knows what is stored; omit "
+                "--download-tasks or --temp-limit"
+            )
+        if tasks > 1 and self.download_on == "login":
+            raise UsageError("--download-on login downloads here; omit it or --download-tasks")
 
 
 def check_temp_limit(limit: int, options: Options) -> None:

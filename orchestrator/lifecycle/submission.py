@@ -24,10 +24,6 @@ log = logging.getLogger(__name__)
 # module:function, called after finalize on its node, because many sites let compute nodes submit.
 RETRY = "orchestrator.lifecycle.running:retry"
 
-# What a stage waits for: extract only runs if something was downloaded, finalize always, so that a
-# report is written.
-_AFTER = {Stage.EXTRACT: "afterok", Stage.FINALIZE: "afterany"}
-
 
 def draft(
     number: int,
@@ -81,10 +77,22 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
     ]
 
 
+def _waits_for(submission: Submission, stage: Stage) -> str:
+    """How a stage waits for the one before it.
+
+    Extract only runs if something was downloaded; of several download tasks one may fail. Finalize
+    always runs, so that a report is written.
+    """
+    single = len(submission.of_stage(Stage.DOWNLOAD)) == 1
+    return "afterok" if stage is Stage.EXTRACT and single else "afterany"
+
+
 def scripts(folder: RunFolder, submission: Submission, engine: Engine) -> dict[Stage, str]:
     """The scripts that ``submit_chain`` would submit; changes nothing."""
     return {
-        spec.stage: engine.script(spec, Dependency(_AFTER[spec.stage], ("JOBID",)) if i else None)
+        spec.stage: engine.script(
+            spec, Dependency(_waits_for(submission, spec.stage), ("JOBID",)) if i else None
+        )
         for i, spec in enumerate(specs(folder, submission))
     }
 
@@ -119,7 +127,7 @@ def submit_chain(
         for spec in specs(folder, submission):
             _check_not_cancelled(folder)
             before = handles[-1].job_ids if handles else ()
-            kind = _AFTER.get(spec.stage, "")
+            kind = _waits_for(submission, spec.stage)
             if spec.stage is Stage.FINALIZE:
                 before = (*before, *also_after)
             elif spec.stage is Stage.EXTRACT and downloads:

@@ -121,6 +121,23 @@ def test_zip_shards_from_urls_are_published_byte_for_byte(
     assert published(tmp_path / "data") == tree_digest(dataset)
 
 
+def test_of_several_download_tasks_one_that_fails_stops_no_other(
+    plain_site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
+) -> None:
+    for path in samples.pack_shards(dataset, tmp_path / "tars", 3, "tar.gz"):
+        web.put(f"/{path.name}", path)
+    web.fail("/shard-0002.tar.gz", faults.fine(1), faults.status(404, None))
+    words = ("--url", web.url() + "/shard-{0000..0002}.tar.gz", "--retries", "0")
+    plain_site.launch(tmp_path / "data", *words, "--download-tasks", "3")
+    state = plain_site.ended()
+    assert state["state"] != "done"
+    assert [state["stages"]["download"][key] for key in ("tasks", "done", "failed")] == [3, 2, 1]
+    assert len(plain_site.run_folder().finished_ids()) == 2
+    web.faults.clear()
+    plain_site.cli.run("resume", "--wait")
+    assert published(tmp_path / "data") == tree_digest(dataset)
+
+
 def test_under_a_limit_on_stored_archives_the_download_job_extracts_and_the_tasks_find_it_done(
     plain_site: Site, dataset: Path, tmp_path: Path, web: FaultyServer
 ) -> None:

@@ -82,6 +82,19 @@ def test_every_part_is_dealt_to_exactly_one_task(
     assert max(loads) <= sum(loads) / len(loads) + max(weight.values())
 
 
+@pytest.mark.parametrize("downloads", [1, 2, 9])
+def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> None:
+    shards = [cases.shard(f"s{i}", size=100 << i) for i in range(5)]
+    plan = planning.plan_run(SOURCE, shards, RunLocations("/d"), Options(), run_id="r", now=HOUR)
+    ids = [shard.id for shard in plan.shards]
+    tasks = planning.tasks_for(plan, ids, [], most=4, downloads=downloads)
+    found = [task for task in tasks if task.stage is Stage.DOWNLOAD]
+    assert sorted(item for task in found for item in task.items) == ids
+    assert [task.number for task in found] == list(range(min(downloads, len(ids))))
+    if downloads == 2:
+        assert {task.items for task in found} == {("s4",), ("s0", "s1", "s2", "s3")}
+
+
 def test_finalize_is_always_there_and_download_only_where_needed() -> None:
     plan = cases.plan()
     stages = [task.stage for task in planning.tasks_for(plan, [], [], most=4)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from jobs.errors import UsageError
@@ -39,3 +41,19 @@ def test_names_of_the_layout_stay_within_the_dataset(layout: Layout, words: str)
 def test_a_layout_may_lie_in_folders_and_have_any_printable_name() -> None:
     check(Layout(records="data/v 2/Datensätze.jsonl", images="data/Bilder", image_field="img:0"))
     check(Layout(name="files", records="", images=""))
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({}, "--download-tasks 9 needs --connections 9"),
+        ({"options": Options(connections=9), "temp_limit": 1 << 30}, "omit --download-tasks"),
+        ({"options": Options(connections=9), "download_on": "login"}, "--download-on login"),
+    ],
+)
+def test_several_download_tasks_need_connections_to_share_and_no_limit(
+    more: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UsageError) as refused:
+        LaunchRequest(SOURCE, download_tasks=9, **more).check()
+    assert words in refused.value.message

@@ -48,6 +48,18 @@ def test_each_stage_waits_for_the_one_before_it(folder: RunFolder) -> None:
     assert journal.open_intents(folder) == []
 
 
+def test_the_array_follows_several_download_tasks_even_if_one_of_them_fails(
+    folder: RunFolder,
+) -> None:
+    engine = FakeEngine()
+    plan = folder.load_plan()
+    parts = [part.id for part in plan.parts()]
+    tasks = planning.tasks_for(plan, ["a", "b"], parts, most=8, downloads=2)
+    several = structs.replace(draft(folder), tasks=tasks)
+    submission.submit_chain(folder, several, engine)
+    assert [after.kind for _, after in engine.submitted if after] == ["afterany", "afterany"]
+
+
 def test_names_are_unique_to_run_attempt_and_stage(folder: RunFolder) -> None:
     names = [spec.name for spec in submission.specs(folder, draft(folder))]
     assert len(set(names)) == 3
