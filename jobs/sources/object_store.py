@@ -107,10 +107,9 @@ class ObjectStoreSource:
             return error
         try:
             self._client.describe(url)
-        except NoSuchObject:
-            pass
         except SourceError as reason:
-            return reason
+            if reason.cause is Cause.AUTHENTICATION:
+                return reason
         if error.cause is Cause.AUTHENTICATION:
             return denied(url, self._client)
         if error.cause is Cause.NOT_FOUND:
