@@ -281,7 +281,7 @@ _running = options.stack(
         type=options.SIZE,
         default="512M",
         show_default=True,
-        help="Size of a part of an archive; a task extracts one or more parts.",
+        help="Largest size of a part of an archive; a task extracts one or more parts.",
     ),
     click.option(
         "--parallel",

@@ -18,6 +18,10 @@ from orchestrator import units
 
 # More tasks have no use: sites allow fewer at a time, and each task writes files to the run folder.
 DEFAULT_TASKS = 256
+# A shard that is smaller than a part is cut too, into so many parts of at least so many bytes: a
+# dataset of one archive should not leave all cores but one idle.
+_FEW = 4
+_WORTH_A_TASK = 64 << 20
 # A smaller number is probably missing its unit; smaller parts have no use.
 LEAST_PART_SIZE = 1 << 10
 # Each part has a manifest; a run folder should not have more files.
@@ -77,8 +81,12 @@ def temp_folder(place: RunLocations, run_id: str) -> str:
 
 
 def parts_of(shard: Shard, part_size: int) -> int:
-    """The number of parts of a shard; 1 if its size is unknown."""
-    return max(1, -(-(shard.size or 0) // part_size))
+    """The number of parts of a shard; 1 if its size is unknown.
+
+    It depends on nothing else, because an update reuses only shards with as many parts as before.
+    """
+    size = shard.size or 0
+    return max(1, -(-size // part_size), min(_FEW, size // _WORTH_A_TASK))
 
 
 def check_parts(shards: Sequence[Shard], part_size: int) -> None:

@@ -27,6 +27,9 @@ SOURCE = SourceRef(SourceKind.URL, "https://host/")
         pytest.param(100, 100, 1, id="exactly one"),
         pytest.param(101, 100, 2, id="a byte more"),
         pytest.param(1000, 100, 10, id="ten"),
+        pytest.param(127 << 20, 1 << 30, 1, id="not worth two tasks"),
+        pytest.param(128 << 20, 1 << 30, 2, id="worth two tasks"),
+        pytest.param(1 << 30, 1 << 30, 4, id="one of full size"),
     ],
 )
 def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
