@@ -71,7 +71,7 @@ class _Written(NamedTuple):
 
 
 class Packed(msgspec.Struct, frozen=True):
-    """What was made of a dataset, as its receipt tells it."""
+    """What was made of a dataset, as its receipt describes it."""
 
     kind: str  # of the output
     index: str | None  # the file that lists the shards
@@ -412,7 +412,7 @@ def _write_index(
 
 
 def lines_of(packed: Packed) -> tuple[str, ...]:
-    """What people are told of the shards, and the code that reads them."""
+    """The lines for the user about the shards, with the code that reads them."""
     what = (
         _counted(packed.files or 0, "file")
         if packed.samples is None

@@ -80,11 +80,11 @@ class ShardWriter:
         while done < size:
             if self._filled == _BUFFER:
                 self._flush()
-            room = self._buffer[self._filled : self._filled + size - done]
-            read = os.preadv(fd, [room], offset + done)
+            free = self._buffer[self._filled : self._filled + size - done]
+            read = os.preadv(fd, [free], offset + done)
             if not read:
                 break
-            see(room[:read])
+            see(free[:read])
             self._filled += read
             done += read
         return done

@@ -48,10 +48,10 @@ def local_header(name: bytes, size: int, crc32: int) -> bytes:
     """What is in front of a content of ``size`` bytes."""
     large = size >= MOST
     extra = _extra([size, size] if large else [])
-    told = MOST if large else size
+    size4 = MOST if large else size
     version = _ZIP64 if large else _PLAIN
-    head = (b"PK\3\4", version, _flags(name), 0, 0, _DAY, crc32, told, told, len(name), len(extra))
-    return _LOCAL.pack(*head) + name + extra
+    fields = (version, _flags(name), 0, 0, _DAY, crc32, size4, size4, len(name), len(extra))
+    return _LOCAL.pack(b"PK\3\4", *fields) + name + extra
 
 
 class Directory:
@@ -67,9 +67,9 @@ class Directory:
         far = [offset] if offset >= MOST else []
         extra = _extra([*large, *far])
         version = _ZIP64 if extra else _PLAIN
-        told = MOST if large else size
+        size4 = MOST if large else size
         self._members += _CENTRAL.pack(
-            b"PK\1\2", _UNIX | _ZIP64, version, _flags(name), 0, 0, _DAY, crc32, told, told,
+            b"PK\1\2", _UNIX | _ZIP64, version, _flags(name), 0, 0, _DAY, crc32, size4, size4,
             len(name), len(extra), 0, 0, 0, _MODE, MOST if far else offset,
         )  # fmt: skip
         self._members += name + extra

@@ -15,7 +15,7 @@ import pytest
 from jobs.outputs.base import create
 from jobs.outputs.zip import Directory, Zip, ZipWriter, local_header
 
-HUGE = 5 << 30  # bytes: more than four can tell
+HUGE = 5 << 30  # bytes: more than fit into a field of four
 
 
 def written(path: Path, members: dict[bytes, bytes]) -> dict[bytes, int]:
