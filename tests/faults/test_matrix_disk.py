@@ -200,7 +200,7 @@ def test_where_a_rename_fails_the_old_dataset_is_in_place_again_and_resume_publi
     scene: Stage, tmp_path: Path
 ) -> None:
     put_back = 0
-    for at in range(30, 60, 2):
+    for at in range(10, 40, 2):
         here = scene(str(at))
         older = tree_digest(_older(tmp_path / f"{at}-older", here))
         ended = here.launch("--overwrite", fault=Fault("finalize", at, "EIO"))

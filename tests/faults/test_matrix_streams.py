@@ -203,7 +203,7 @@ def test_a_wrong_byte_of_a_zip_takes_back_all_that_was_extracted_and_the_right_b
     zipped.web.fail("/a.zip", faults.fine(1), faults.corrupt_byte(10, 1))
     zipped.cli.run(*zipped.words)
     zipped.check_complete()
-    assert "differs from that read before" in zipped.log()
+    assert zipped.web.bytes_sent("/a.zip") > len(ZIP)
 
 
 def test_a_zip_from_a_server_without_ranges_is_extracted_once_it_is_complete(
