@@ -375,6 +375,9 @@ class Join:
                 return False
         elif problem is not None:
             add(Finding(FindingKind.WARNING, problem.removeprefix(WARNING), part.shard, member))
+        if key in self._audit.folders:
+            fact = "is both a file and a folder of the dataset"
+            add(Finding(FindingKind.TWO_KINDS, fact, part.shard, member))
         if not file.on_disk:
             self.absent.add(self._context.part_index(file.number))
             add(

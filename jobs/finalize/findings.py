@@ -26,6 +26,7 @@ class FindingKind(str, Enum):
     PARTS = "part_incomplete"
     ABSENT = "file_absent"
     COLLISION = "collision"
+    TWO_KINDS = "file_and_folder"
     NO_RECORDS = "no_records_file"
     BAD_FORM = "records_file_damaged"
     COUNT = "wrong_count"
@@ -61,6 +62,7 @@ FATAL = {
     FindingKind.PARTS: Cause.NOT_FETCHED,
     FindingKind.ABSENT: Cause.NOT_FETCHED,
     FindingKind.COLLISION: Cause.COLLISION,
+    FindingKind.TWO_KINDS: Cause.COLLISION,
     FindingKind.NO_RECORDS: Cause.BAD_RECORD,
     FindingKind.BAD_FORM: Cause.BAD_RECORD,
     FindingKind.COUNT: Cause.VERIFICATION,
@@ -118,6 +120,10 @@ _WORDS = {
     FindingKind.COLLISION: (
         "path has different bytes in two archives",
         "paths have different bytes in two archives",
+    ),
+    FindingKind.TWO_KINDS: (
+        "path is both a file and a folder",
+        "paths are both a file and a folder",
     ),
     FindingKind.NO_RECORDS: ("records file is missing", "records files are missing"),
     FindingKind.BAD_FORM: ("records file is damaged", "records files are damaged"),
@@ -298,6 +304,8 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> s
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
         own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
         return f"; to publish nevertheless, launch with --on-collision {keep}{own}"
+    if bad[0] is FindingKind.TWO_KINDS:
+        return "; if two archives differ in this, launch with --on-collision per-shard"
     if all(kind in BAD for kind in bad):
         keep = "" if context.packs_records else ", or keep to publish them too"
         return f"; launch with --on-bad-record drop to publish without these{keep}"

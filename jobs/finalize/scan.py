@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
+from itertools import accumulate
 from typing import NamedTuple
 
 from jobs.archives import nested
@@ -97,6 +98,7 @@ class Audit:
     findings: Findings
     progress: Progress
     totals: Totals = field(default_factory=Totals)
+    folders: set[str] = field(default_factory=set)  # of the files, if these are packed
 
 
 def reserved_names(context: FinalizeContext) -> frozenset[str]:
@@ -216,7 +218,7 @@ def scan_manifests(audit: Audit) -> None:
 
 def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) -> int:
     context, add = audit.context, audit.rows.add
-    records_path, reserved = context.records_path, reserved_names(context)
+    records_path, reserved, packs = context.records_path, reserved_names(context), context.packs
     number = start - 1
     for number, entry in enumerate(read_manifest(context.folder.manifest(part)), start):
         if entry.path == records_path or number in context.records_among_data:
@@ -243,6 +245,8 @@ def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) 
             if nested.is_nested(entry.path.encode()):
                 audit.totals.archives += 1
                 audit.totals.archive_example = entry.path
+            if packs and (folder := entry.path.rpartition("/")[0]) not in audit.folders:
+                audit.folders.update(accumulate(folder.split("/"), "{}/{}".format))
             path = unified(key)
             add(join_key(context, path), *row)
             if sample is not None:

@@ -124,6 +124,15 @@ def test_records_are_not_needed_and_are_judged_as_with_files(
     assert verified(run.staging.dest).ok
 
 
+def test_a_path_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
+    one, other = StagedShard({"a/b": b"file"}, None), StagedShard({"a/b/c/d.txt": b"below"}, None)
+    run = stage(tmp_path, [one, other], options(layout=Layout(name="files")))
+    _, problem = run_finalize(run.folder, run.plan, Progress())
+    assert problem is not None and problem.cause is Cause.COLLISION
+    assert "1 path is both a file and a folder" in problem.message
+    assert "'a/b'" in problem.message
+
+
 def test_where_only_records_are_published_a_zip_is_empty(tmp_path: Path) -> None:
     how = options(layout=Layout(name="websight"), verify=Verify.NONE)
     run = stage(tmp_path, [StagedShard({}, line("images/a.png"))], how)
