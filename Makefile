@@ -47,7 +47,7 @@ types: lint
 	$(BIN)/mypy $(PYTHON_CODE)
 
 # More workers than cores: many tests wait for a Slurm or a server, not for a core.
-unit: types packages
+unit: lint packages
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --durations 20 $(TESTS)
 	@.ci/packages --absent
 

@@ -15,6 +15,7 @@ from examples import samples
 from tests.support.cli import Cli
 from tests.support.cluster.sites import Pages, Site
 from tests.support.cluster.slurm import PrivateSlurm, available, version
+from tests.support.faults.forkshop import Shop
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -114,12 +115,19 @@ def hub() -> Iterator[HubServer]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def shop() -> Iterator[Shop]:
+    """A process that runs the command line in forks of itself, with faults."""
+    with Shop() as running:
+        yield running
+
+
 @pytest.fixture
-def cli(tmp_path: Path) -> Cli:
+def cli(tmp_path: Path, shop: Shop) -> Cli:
     """The command line in a folder of its own."""
     folder = tmp_path / "shell"
     folder.mkdir()
-    return Cli(folder)
+    return Cli(folder, forked=shop.done)
 
 
 @pytest.fixture

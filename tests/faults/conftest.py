@@ -18,12 +18,6 @@ Stage = Callable[..., Scene]
 
 
 @pytest.fixture(scope="session")
-def shop() -> Iterator[Shop]:
-    with Shop() as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of eight records. Not to be changed."""
     return samples.make_dataset(tmp_path_factory.mktemp("small"), records=8)

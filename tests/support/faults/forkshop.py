@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ class Shop:
             text=True,
             env={name: value for name, value in os.environ.items() if "PYTEST" not in name},
         )
+        self._asked = threading.Lock()
         self.pid = self._ask({})["pid"]
 
     def __enter__(self) -> Shop:
@@ -86,25 +88,41 @@ class Shop:
         assert "Traceback" not in ended.err, said
         return ended
 
+    def done(self, cli: Cli, words: Sequence[str], timeout: float) -> Ended | None:
+        """One command for ``Cli.forked``; None while another one runs."""
+        if self._asked.locked():
+            return None
+        (ended,) = self.together(cli, [words], timeout=timeout)
+        if ended.rc == -signal.SIGABRT:
+            raise subprocess.TimeoutExpired(list(words), timeout, ended.out, ended.err)
+        return ended
+
     def together(
-        self, cli: Cli, commands: Sequence[Sequence[str | Path]], *, fault: Fault | None = None
+        self,
+        cli: Cli,
+        commands: Sequence[Sequence[str | Path]],
+        *,
+        fault: Fault | None = None,
+        timeout: float = _ENDS_S,
     ) -> list[Ended]:
-        """Several commands that start at one moment."""
+        """Several commands that start at one moment; those that last too long get SIGABRT."""
         answer = self._ask(
             {
                 "commands": [[str(word) for word in words] for words in commands],
                 "cwd": str(cli.cwd),
                 "env": cli.environment(),
                 "fault": asdict(fault) if fault else None,
+                "timeout": timeout,
             }
         )
         return [Ended(**ended) for ended in answer["ended"]]
 
     def _ask(self, request: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        with self._asked:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = json.loads(self._process.stdout.readline())
         assert "error" not in answer, answer["error"]
         return answer
 
@@ -149,7 +167,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                 file.close()
         os.close(opener)
         os.close(gate)
-        codes = [_wait(pid) for pid in pids]
+        codes = [_wait(pid, request["timeout"]) for pid in pids]
         orphans = _orphans()
         return {
             "ended": [
@@ -165,8 +183,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def _wait(pid: int) -> int:
-    deadline = time.monotonic() + _ENDS_S
+def _wait(pid: int, seconds: float) -> int:
+    deadline = time.monotonic() + seconds
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:
@@ -238,6 +256,7 @@ def _become(standard: Sequence[int]) -> None:
 def _enter(cwd: str | Path | None, env: Mapping[str, str] | None) -> None:
     if cwd is not None:
         os.chdir(cwd)
+        sys.path[0] = str(cwd)  # as `python -m` has it
     if env is not None:
         os.environ.clear()
         os.environ.update(env)
