@@ -284,7 +284,7 @@ def test_a_disk_that_fills_up_under_a_limit_is_told_and_resume_finishes(
         met += 1
         if ended.rc:
             said = (ended.out + ended.err).lower()
-            assert any(words in said for words in ("disk is full", "no space", "result")), ended
+            assert any(words in said for words in ("disk is full", "no space", "result")), said
             here.finish()
         here.check_complete()
     assert met >= 2
