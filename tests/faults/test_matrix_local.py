@@ -1,6 +1,7 @@
 """Kills and Ctrl-C at every kind of moment: after `resume`, the bytes of an undisturbed run.
 
-Rows 1, 2, 36 and 37 of docs/faults.md; more than 200 kills, each in a run of its own.
+Rows 1, 2, 36 and 37 of docs/faults.md. More than 100 kills, each in a run of its own; as many more,
+at the calls between, have the marker exhaustive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ Record = Callable[[str, object], None]
 @pytest.mark.parametrize(
     ("where", "first", "step", "least"),
     [
-        pytest.param(where, first, 3 if where == "download" else 2, least, id=f"{where}-{first}")
+        pytest.param(
+            *(where, first, 3 if where == "download" else 2, least),
+            id=f"{where}-{first}",
+            marks=[pytest.mark.exhaustive] if first > 1 else [],
+        )
         for where, least in (("download", 15), ("extract", 5), ("extraction", 8), ("finalize", 20))
         for first in (1, 2)
     ],
@@ -54,7 +59,12 @@ def test_a_task_killed_at_any_call_that_changes_a_file_is_made_good_by_resume(
 
 @pytest.mark.parametrize(
     ("what", "first", "step"),
-    [("SIGKILL", 1, 4), ("SIGKILL", 2, 4), ("SIGINT", 1, 6), ("SIGINT", 4, 6)],
+    [
+        ("SIGKILL", 1, 4),
+        ("SIGINT", 1, 6),
+        pytest.param("SIGKILL", 2, 4, marks=pytest.mark.exhaustive),
+        pytest.param("SIGINT", 4, 6, marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_launcher_that_ends_at_any_call_leaves_a_run_to_resume_or_nothing_and_no_process(
     scene: Stage, record_property: Record, what: str, first: int, step: int

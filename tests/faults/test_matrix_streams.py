@@ -237,7 +237,12 @@ def _extracted(here: Scene) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("where", "first", "least"), [("download", 1, 15), ("download", 2, 15), ("extraction", 1, 8)]
+    ("where", "first", "least"),
+    [
+        ("download", 1, 15),
+        pytest.param("download", 2, 15, marks=pytest.mark.exhaustive),
+        ("extraction", 1, 8),
+    ],
 )
 def test_a_kill_under_a_limit_is_made_good_and_nothing_extracted_is_fetched_again(
     scene: Stage,
