@@ -11,6 +11,7 @@ import threading
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -99,8 +100,12 @@ class Run:
         """Bytes of archives, and of what is made of them."""
         if not self.temp.is_dir():
             return 0
-        ours = (path for path in self.temp.iterdir() if not path.name.endswith(".part.json"))
-        return sum(path.stat().st_size for path in ours)
+        size = 0
+        for path in self.temp.iterdir():
+            if ".part.json" not in path.name:
+                with suppress(FileNotFoundError):  # removed meanwhile
+                    size += path.stat().st_size
+        return size
 
     @property
     def sent(self) -> int:
