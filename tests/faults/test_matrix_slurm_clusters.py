@@ -27,7 +27,8 @@ def of(slurm: PrivateSlurm) -> str:
 
 
 def ids(slurm: PrivateSlurm) -> set[str]:
-    return {row.job_id for row in slurm.squeue()}
+    """The jobs that wait or run; a cancelled one is completing for a moment."""
+    return {row.job_id for row in slurm.squeue() if row.state != "COMPLETING"}
 
 
 # One disk, two Slurms that know nothing of each other -------------------------------------------
