@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -230,6 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(argv)
     if reason := missing():
         sys.exit(f"benchmarks.endtoend: {reason}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # clean up
     engines = chosen.engine or ("local",)
     if "slurm" in engines and (reason := available(accounting=False)):
         sys.exit(f"benchmarks.endtoend: {reason}")
