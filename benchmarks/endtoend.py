@@ -57,6 +57,13 @@ _SERVER, _CLIENT = "10.213.77.2", "10.213.77.1"  # addresses of the link's two e
 _ARIA = "aria2c -q -j8 -d {out}.raw -i {list}"
 _CORES = "one a core"
 
+
+def _shards(packing: str, z: str) -> Row:
+    """The row of shards; ``z``: tar's option for their compression."""
+    by_hand = f"{_ARIA} && {EACH_SHARD.format(files='{out}.raw/*', z=z)}"
+    return Row(packing, served="url", by_hand={f"aria2c -j8, tar x{z}f, {_CORES}": by_hand})
+
+
 ROWS: dict[str, Row] = {
     "tar.gz": Row(
         "websight.tar.gz",
@@ -76,31 +83,9 @@ ROWS: dict[str, Row] = {
             "unzip -q {out}.raw/it -d {out}"
         },
     ),
-    "shards.tar.gz": Row(
-        "shards.tar.gz",
-        served="url",
-        by_hand={
-            f"aria2c -j8, tar xzf, {_CORES}": f"{_ARIA} && "
-            + EACH_SHARD.format(files="{out}.raw/*", z="z")
-        },
-    ),
-    "shards.tar": Row(
-        "shards.tar",
-        served="url",
-        by_hand={
-            f"aria2c -j8, tar xf, {_CORES}": f"{_ARIA} && "
-            + EACH_SHARD.format(files="{out}.raw/*", z="")
-        },
-    ),
-    "hub": Row(
-        "shards.tar.gz",
-        served="hub",
-        by_hand={
-            f"hf download, tar xzf, {_CORES}": f"hf download {REPO} --repo-type dataset "
-            "--local-dir {out}.raw >&2 && cp {out}.raw/README.md {out} && "
-            + EACH_SHARD.format(files="{out}.raw/*.gz", z="z")
-        },
-    ),
+    "shards.tar.gz": _shards("shards.tar.gz", "z"),
+    "shards.tar": _shards("shards.tar", ""),
+    "hub": websight.ROWS["hub"],
     "parquet": Row(
         "parquet",
         served="url",
