@@ -216,7 +216,9 @@ def test_what_a_reader_wants_is_fetched_before_the_rest(web: FaultyServer, tmp_p
         int(request.headers["range"].partition("=")[2].partition("-")[0])
         for request in web.asked(PATH, method="GET")
     ]
-    assert starts[:2] == [0, len(DATA) - 2 * MB]
+    # Two connections fetch the end at the same time, in any order.
+    assert starts[0] == 0
+    assert starts[1] >= len(DATA) - 2 * MB
 
 
 def test_what_an_interruption_left_is_not_fetched_again(web: FaultyServer, tmp_path: Path) -> None:
