@@ -279,7 +279,7 @@ def test_waiting_ends_with_the_run_and_its_exit_code(
     more = ("--retries", "0", "--expect-records", "61")
     plain_site.cli.run(*LAUNCH, "--dest", dest, "--local-path", shards, "--wait", *more, rc=5)
     assert not (dest / "prompts.jsonl").exists()
-    assert plain_site.slurm.squeue() == []
+    plain_site.slurm.wait_for(lambda: not plain_site.slurm.squeue())  # its result came first
 
 
 # What goes wrong -------------------------------------------------------------------------------
