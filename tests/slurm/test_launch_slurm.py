@@ -190,10 +190,12 @@ def test_the_array_waits_for_the_download_and_status_is_right_meanwhile(
     assert extract["tasks"] > 1
     assert extract["pending"] == extract["tasks"]
     assert state["stages"]["finalize"]["pending"] == 1
-    rows = site.slurm.squeue()
-    waiting = [row for row in rows if row.state == "PENDING"]
-    assert {row.reason for row in waiting} == {"Dependency"}
-    assert len(waiting) == extract["tasks"] + 1
+
+    def waiting() -> list[str]:
+        return [row.reason for row in site.slurm.squeue() if row.state == "PENDING"]
+
+    # Slurm states no reason before its scheduler has seen a job.
+    site.slurm.wait_for(lambda: waiting() == ["Dependency"] * (extract["tasks"] + 1))
 
     web.faults.clear()
     web.release()
