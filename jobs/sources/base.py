@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from jobs.errors import SourceError
 from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
 from jobs.storage.folder_listing import FolderListing
+from jobs.storage.safe_paths import quoted
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer.ordered_bytes import Listener
@@ -122,3 +124,15 @@ class Source(Protocol):
         ``key``: from ``key_of``.
         """
         ...
+
+
+class DownloadedSource:
+    """What all sources have in common whose files are downloaded."""
+
+    def path(self, file: SourceFile) -> Path | None:
+        """See ``Source.path``: no file is read in place."""
+        return None
+
+    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
+        """Always raises: the source lists files, also those of its folders."""
+        raise SourceError(f"{quoted(shard.name)} is not a folder")

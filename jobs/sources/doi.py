@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -13,21 +12,19 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import doi_records, file_names, http_probe
-from jobs.sources.base import Download, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
 from jobs.sources.doi_records import Record
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
-from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target, origin_of
 
 if TYPE_CHECKING:
-    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.target import Received
 
 _MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
 _AT_ONCE = 8
 
 
-class DoiSource:
+class DoiSource(DownloadedSource):
     """The files of one version of a record at Zenodo, Figshare or a Dataverse.
 
     The record is read once, at launch. The plan stores the addresses of that version's files with
@@ -73,13 +70,6 @@ class DoiSource:
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
-
-    def path(self, file: SourceFile) -> Path | None:
-        return None
-
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Always raises: a record contains only files."""
-        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(file.locator, self._headers_for(file.locator))

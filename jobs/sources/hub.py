@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -15,7 +14,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, hub_client
-from jobs.sources.base import Download, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
@@ -24,7 +23,6 @@ from jobs.transfer.target import Target
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
 
-    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.target import Received
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
@@ -73,7 +71,7 @@ def parse_locator(text: str) -> Locator:
     )
 
 
-class HubSource:
+class HubSource(DownloadedSource):
     """The shards of a repository at one commit.
 
     The Hub's client lists, authenticates and builds addresses; our transfer downloads, because it
@@ -121,13 +119,6 @@ class HubSource:
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
-
-    def path(self, file: SourceFile) -> Path | None:
-        return None
-
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Always raises: a repository's folders are lists of files."""
-        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         hub_client.check_online()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -14,14 +13,13 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Download, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
 if TYPE_CHECKING:
-    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.target import Received
 
 _MOST_HEADS = 256  # files examined at launch, at most
@@ -30,7 +28,7 @@ _MOST_NEAR = 1000  # objects among which a similar name is searched, at most
 _FRESH_S = 60.0  # a refusal of a URL that was signed less than this ago is not due to its age
 
 
-class ObjectStoreSource:
+class ObjectStoreSource(DownloadedSource):
     """Objects of one store, each at the version that it had at launch.
 
     The store's client lists and signs; our transfer downloads from the signed URLs, which exist
@@ -86,13 +84,6 @@ class ObjectStoreSource:
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
-
-    def path(self, file: SourceFile) -> Path | None:
-        return None
-
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Always raises: an object store contains only files."""
-        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         url = ObjectUrl.parse(file.locator)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from jobs.errors import SourceError
@@ -12,22 +11,20 @@ from jobs.formats import magic
 from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Download, SourceRequest, key_of, pinned
+from jobs.sources.base import Download, DownloadedSource, SourceRequest, key_of, pinned
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
 from jobs.sources.url_lists import ListedUrl
-from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target, redact
 
 if TYPE_CHECKING:
-    from jobs.storage.folder_listing import FolderListing
     from jobs.transfer.target import Received
 
 _PARALLEL = 8  # requests at a time at launch
 _SHOWN_ERRORS = 5
 
 
-class UrlSource:
+class UrlSource(DownloadedSource):
     """One or more URLs; launch requests the size, name and first bytes of each once.
 
     The plan stores addresses without query, user and password; ``private`` has the complete ones.
@@ -74,13 +71,6 @@ class UrlSource:
 
     def notes(self) -> tuple[str, ...]:
         return self._chosen().notes
-
-    def path(self, file: SourceFile) -> Path | None:
-        return None
-
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Always raises: a URL is a file."""
-        raise SourceError(f"{quoted(shard.name)} is not a folder")
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(self._secrets.get(key, file.locator), self._headers())
