@@ -76,7 +76,7 @@ class FileTree:
         self._root = os.fsencode(data)
         self._folders = Folders(data, archive=self._label)
         self._writers = WritePool(self._disk_error)
-        self._kept = MetadataRestorer(
+        self._metadata = MetadataRestorer(
             wanted=shard.kind is ShardKind.TREE, times=self._options.folder_times
         )
 
@@ -89,16 +89,16 @@ class FileTree:
         """See ``Target.put``."""
         place = self._folders.place(path)
         mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
-        mtime = mtime_ns if self._options.preserve_times or self._kept.sets_times else None
+        mtime = mtime_ns if self._options.preserve_times or self._metadata.sets_times else None
         # Only of a folder that is copied: what an archive says of targets is not to be trusted.
-        if self._kept.wanted and member.target != b"" and keeps_relative_paths:
+        if self._metadata.wanted and member.target != b"" and keeps_relative_paths:
             for _ in content.through(member.chunks):
                 pass  # counted, hashed and checked like every file, but written once
             self._writers.drain()
             self._make_link(path, place, member.target, mtime_ns)
             return None
         mode = mode_of(member.mode)
-        sparse = self._kept.wanted
+        sparse = self._metadata.wanted
         chunks: Iterable[memoryview]
         if member.data is not None:
             chunks = [content.take(member.data)]
@@ -110,21 +110,21 @@ class FileTree:
             self._writers.write_small(path, place, mode, chunks[0], mtime)
         else:
             self._writers.write(path, place, mode, chunks, member.size, mtime, sparse=sparse)
-        if self._kept.add(place, member.mode):
+        if self._metadata.add(place, member.mode):
             self._writers.drain()
-            self._kept.put()
+            self._metadata.put()
         return None
 
     def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
         try:
-            self._kept.link(place, target, mtime_ns)
+            self._metadata.link(place, target, mtime_ns)
         except OSError as error:
             raise self._disk_error(error, path) from error
 
     def folder(self, path: bytes, mode: int) -> None:
         """See ``Target.folder``."""
         self._folders.make(path)
-        self._kept.folder(self._root + b"/" + path, mode)
+        self._metadata.folder(self._root + b"/" + path, mode)
 
     def drain(self) -> None:
         """See ``Target.drain``."""
@@ -148,7 +148,7 @@ class FileTree:
     def finish(self) -> int | None:
         """See ``Target.finish``."""
         self._writers.drain()
-        self._kept.put()
+        self._metadata.put()
         return None
 
     def close(self) -> None:
