@@ -98,6 +98,7 @@ class FinalizeContext:
         default_factory=list
     )  # messages on paths that may mean several files
     records_path: str | None = None  # of the records file in the dataset; None for plain files
+    records_apart: bool = False  # whether extraction stored the records outside of the data
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)  # their paths, which are not reported as strays
@@ -131,8 +132,13 @@ class FinalizeContext:
     @property
     def without_records(self) -> str:
         """What to do where there are no records."""
-        more = " --output files or zip" if self.packs_records else ""
-        return f"to publish files without records, launch with --layout files{more}"
+        if self.packs_records:
+            how = "launch with --layout files and --output files or zip"
+        elif self.records_apart:
+            how = "launch with --layout files"
+        else:
+            how = "run `resume` with --layout files"
+        return f"to publish files without records, {how}"
 
     @property
     def reads_records(self) -> bool:

@@ -292,7 +292,7 @@ def _advice(context: FinalizeContext, findings: Findings) -> str | None:
         *findings.examples.get(FindingKind.HINT, []),
         *findings.examples.get(FindingKind.WARNING, []),
     ]
-    texts = (_text(context, finding) for finding in hints if "launch with" in finding.message)
+    texts = (_text(context, finding) for finding in hints if " with --" in finding.message)
     return next(texts, None)
 
 
@@ -302,11 +302,11 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> s
     if bad[0] is FindingKind.COLLISION:
         keep = "keep-first (the first archive's file counts)"
         is_per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
-        own = "" if is_per_shard else " or per-shard (each archive gets a folder of its own)"
-        return f"; to publish nevertheless, launch with --on-collision {keep}{own}"
+        own = "" if is_per_shard else ", or launch with per-shard (a folder for each archive)"
+        return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"
     if bad[0] is FindingKind.TWO_KINDS:
         return "; if two archives differ in this, launch with --on-collision per-shard"
     if all(kind in BAD for kind in bad):
         keep = "" if context.packs_records else ", or keep to publish them too"
-        return f"; launch with --on-bad-record drop to publish without these{keep}"
+        return f"; run `resume` with --on-bad-record drop to publish without these{keep}"
     return ""

@@ -88,7 +88,7 @@ class _Clues:
         elif 0 < len(self.likely) <= _FEW:
             files = sorted(self.likely.values(), key=lambda file: (-file.size, file.path))
             largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
-            fact += f"; if the records are in {largest}, name that file with --records-file"
+            fact += f"; if the records are in {largest}, run `resume` with --records-file"
         elif self._table:
             fact += (
                 f"; the table {quoted(self._table)} provides none: it names no image, or is "
@@ -108,7 +108,8 @@ def find_pieces(
     manifest of a part whose records are missing is removed. In a repair that leaves the records as
     they are, only their files among the data are found.
     """
-    if any(summary.has_records for summary in summaries):
+    context.records_apart = any(summary.has_records for summary in summaries)
+    if context.records_apart:
         _check_samples(context, summaries, findings)
         sources = _extracted_apart(context, summaries, findings) if context.reads_records else []
     else:

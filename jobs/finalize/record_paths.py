@@ -209,11 +209,11 @@ class Sample:
         for named, folders in sorted(starts.items()):
             folder = self._images if self._images in folders else min(folders)
             if folder != self._images and len(folders) > 1:
-                self._say(piece, named, folders, "if so, choose the folder with --images-dir")
+                self._say(piece, named, folders, "if so, run `resume` with --images-dir")
             elif self._may_mean(named, folder):
                 moves[named] = folder
             else:
-                self._say(piece, named, folders, "if so, launch with --match any-folder")
+                self._say(piece, named, folders, "if so, run `resume` with --match any-folder")
         return moves
 
     def _may_mean(self, named: str, folder: str) -> bool:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from jobs.errors import RunFolderError
 from jobs.model import (
     SCHEMA,
     Fetched,
     Heartbeat,
+    Options,
     Part,
     Plan,
     Stage,
@@ -59,6 +61,11 @@ class RunFolder:
     @property
     def events(self) -> Path:
         return self.path / "events.jsonl"
+
+    @property
+    def options(self) -> Path:
+        """The options in place of the plan's, if a resume has changed some."""
+        return self.path / "options.json"
 
     @property
     def results(self) -> Path:
@@ -159,7 +166,10 @@ class RunFolder:
         )
 
     def load_plan(self) -> Plan:
-        """The plan; ``RunFolderError`` if it is missing, damaged or newer than this tool."""
+        """The plan with the run's present options.
+
+        Raises ``RunFolderError`` if it is missing, damaged or newer than this tool.
+        """
         if not self._has_begun():
             raise self._no_run_folder()
         plan = self._load(self.plan, Plan)
@@ -168,6 +178,8 @@ class RunFolder:
                 f"{self.plan} was written by version {plan.version} of this tool, "
                 "which is newer than this one; use that version"
             )
+        if self.options.exists():
+            plan = structs.replace(plan, options=self._load(self.options, Options))
         return plan
 
     def load_private(self) -> dict[str, str]:

@@ -68,7 +68,7 @@ class LaunchRequest:
                     "--temp-limit makes the download job extract, so it cannot be combined with "
                     "--no-overlap; omit one of them"
                 )
-        _check_layout(self.options.layout)
+        check_layout(self.options.layout)
         if self.options.packs:
             _check_packing(self.options)
         if self.download_on not in ("cluster", "login"):
@@ -104,7 +104,7 @@ def check_temp_limit(limit: int, options: Options) -> None:
     space.check_limit(options)
 
 
-def _check_layout(layout: Layout) -> None:
+def check_layout(layout: Layout) -> None:
     """``UsageError`` if a dataset cannot contain records or images under these names."""
     for option, path in (("--records-file", layout.records), ("--images-dir", layout.images)):
         if layout.has_records and (fact := _unsafe(path)):

@@ -9,11 +9,14 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs.errors import ClaimedError, EngineError, StorageError, UsageError, from_os_error
 from jobs.finalize.repair import reset_damaged
-from jobs.model import Cluster, Resources, Submission
+from jobs.model import Cluster, Options, Resources, Submission
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
+from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
@@ -30,6 +33,7 @@ from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import claim, planning, preflight, recovery, running, space
+from orchestrator.lifecycle.amending import Amendments, amended
 from orchestrator.lifecycle.recovery import Recovery
 from orchestrator.lifecycle.request import check_temp_limit, override
 from orchestrator.lifecycle.running import Tick
@@ -49,6 +53,7 @@ class Resumable:
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
     temp_limit: int | None = None  # bytes of archives at a time, as requested
+    options: Options | None = None  # in place of the run's, if requested
 
     @property
     def last(self) -> Submission:
@@ -68,15 +73,17 @@ def plan_resume(
     deep: bool = False,
     engine: str = AUTO,
     temp_limit: int | None = None,
+    amendments: Amendments | None = None,
 ) -> Resumable:
     """What a resume would do, with the user's ``changes`` to the resources.
 
     A published dataset is checked (``deep``: all content), and damage will be repaired. ``engine``
     applies to a run that was launched with ``--engine auto`` and never submitted; ``temp_limit``:
-    bytes of archives that may be stored at a time (None: as before). Raises ``UsageError`` if such
-    a limit is impossible, ``PreflightError`` if another run has published at the destination,
-    ``EngineError`` if the scheduler does not respond, so that running tasks are unknown,
-    ``ClaimedError`` if another process is submitting, or downloading before it submits.
+    bytes of archives that may be stored at a time (None: as before); ``amendments``: changes to the
+    launch's options. Raises ``UsageError`` if such a limit or change is impossible,
+    ``PreflightError`` if another run has published at the destination, ``EngineError`` if the
+    scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
+    process is submitting, or downloading before it submits.
     """
     state = state_of(folder)
     why_local = ""
@@ -94,6 +101,10 @@ def plan_resume(
             f"{state.engine_silent}\nTasks may still be running, so nothing was submitted. Run "
             f"`resume` again once the scheduler responds. {_abandon(folder)}"
         )
+    options = None
+    if amendments is not None:
+        options = amended(folder, state, amendments)
+        state = replace(state, plan=structs.replace(state.plan, options=options))
     requested = (tasks, changes or {})
     if temp_limit is not None:
         check_temp_limit(temp_limit, state.plan.options)
@@ -118,6 +129,8 @@ def plan_resume(
     step = recovery.recover(state, most=tasks, limit_min=limit, temp_limit=room)
     if step.tasks and (note := space.limit_note(state.plan, room, wanted)):
         step = replace(step, notes=(*step.notes, note))
+    if amendments is not None:
+        step = replace(step, notes=(*step.notes, f"changed: {amendments}"))
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
@@ -133,6 +146,7 @@ def plan_resume(
         temp_limit=temp_limit,
         why_local=why_local,
         cluster=cluster,
+        options=options,
     )
 
 
@@ -180,6 +194,8 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         for part in planned.state.plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
     preflight.check_space(planned.state.plan, planned.state, step.temp_limit)
+    if planned.options is not None:
+        atomic.write_json(folder.options, planned.options)
     engine = engine_named(name, planned.cluster)
     # A later attempt belongs to another resume, which is running now.
     lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]

@@ -403,4 +403,4 @@ def test_where_there_are_no_records_the_output_without_them_is_named(tmp_path: P
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "notes.txt").write_text("no records here")
     said = bring(tmp_path, tmp_path / "source", *PACKED).text
-    assert "launch with --layout files --output files or zip" in said
+    assert "launch with --layout files and --output files or zip" in said

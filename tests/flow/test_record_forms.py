@@ -443,7 +443,7 @@ def test_a_file_that_may_hold_records_or_not_is_named_with_the_option(
     text = refused(tmp_path, [shard(None, files=files)])
     for name in files:
         assert f"'{name}'" in text
-    assert "name that file with --records-file" in text
+    assert "run `resume` with --records-file" in text
 
 
 @pytest.mark.parametrize("damaged", ["metadata.jsonl", "test/0.png", "labels.json"])

@@ -224,13 +224,13 @@ REFUSED = [
     pytest.param(
         [*images(3, "photos/{:03d}.png"), *images(3, "thumbs/{:03d}.png")],
         images(3, "{:03d}.png"),
-        "may be those in 'photos/' or 'thumbs/'; if so, choose the folder with",
+        "may be those in 'photos/' or 'thumbs/'; if so, run `resume` with --im",
         id="two folders",
     ),
     pytest.param(
         images(3, "thumbs/{:03d}.png"),
         images(3),
-        "names in 'images/' may be those in 'thumbs/'; if so, launch with --match any-",
+        "names in 'images/' may be those in 'thumbs/'; if so, run `resume` with --ma",
         id="a folder of another name",
     ),
     pytest.param(
