@@ -78,10 +78,10 @@ def launch(folder: RunFolder) -> Iterator[Launch]:
 
     def start(part: str, *under: str) -> subprocess.Popen[bytes]:
         payload.write_script(folder.path, {f"extract.{n}": part for n in range(3)})
-        env = os.environ | {"PYTHONPATH": str(ROOT)}
+        env, before = os.environ | {"PYTHONPATH": str(ROOT)}, len(pids(folder))
         argv = [*under, sys.executable, "-c", LAUNCHER, str(folder.path)]
         started.append(subprocess.Popen(argv, env=env, cwd=ROOT))
-        until(lambda: len(payload.events(folder.path)) == 2)
+        until(lambda: len(pids(folder)) == before + 2)
         return started[-1]
 
     yield start
@@ -174,17 +174,31 @@ def test_tasks_end_with_a_killed_launcher_and_status_shows_it(
     assert {state.cause for state in states(folder).values()} == {Cause.KILLED}
 
 
-def test_a_task_that_outlives_its_launcher_is_running_until_it_is_cancelled(
+def test_a_task_that_outlives_its_launcher_is_lost_and_ends_when_the_run_is_cancelled(
     folder: RunFolder, launch: Launch
 ) -> None:
     launcher = launch("stubborn")
     launcher.kill()
     launcher.wait()
-    assert words(folder) == ["running", "ended", "ended"]
+    assert words(folder) == ["ended"] * 3
+    assert not any(gone(pid) for pid in pids(folder))
     ids = msgspec.json.decode((folder.path / "ids.json").read_bytes(), type=dict[str, str])
     LocalEngine().cancel(folder, [job_id.partition("_")[0] for job_id in ids.values()])
     until(lambda: all(gone(pid) for pid in pids(folder)))
-    assert words(folder) == ["ended"] * 3
+
+
+def test_a_submission_first_ends_what_a_killed_launcher_has_left(
+    folder: RunFolder, launch: Launch
+) -> None:
+    first = launch("stubborn")
+    first.kill()
+    first.wait()
+    left = pids(folder)
+    assert not any(gone(pid) for pid in left)
+    second = launch("hold")
+    assert all(gone(pid) for pid in left)
+    (folder.path / "go").touch()
+    assert second.wait(30) == 0
 
 
 def test_another_process_cancels_and_the_launcher_goes_home(

@@ -49,12 +49,17 @@ class LocalEngine:
         """See ``base.Engine``; there is only one machine."""
 
     def submit(self, spec: JobSpec, after: Dependency | None) -> JobHandle:
-        """See ``base.Engine``; the tasks start in ``wait``."""
+        """See ``base.Engine``; the tasks start in ``wait``.
+
+        Ends what a killed launcher of the run has left running.
+        """
         place = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage)
         job = Job(_new_id(), spec, after, LocalFiles(RunFolder(Path(spec.run_dir))))
         try:
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             job.files.make()
+            if not self._pool.jobs:
+                _end_orphans(job.files, job.files.abandoned())
             job.files.show_life(job.id.pool)
             for index in range(len(spec.tasks)):
                 job.tasks.append(_hand_over(job, place, index))

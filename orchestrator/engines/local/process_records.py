@@ -140,6 +140,11 @@ class LocalFiles:
                     found.append(record)
         return found
 
+    def abandoned(self) -> set[JobId]:
+        """The jobs of this host whose pools are dead."""
+        jobs = {JobId.parse(path.stem) for path in self.path.glob("local-*_*.json")}
+        return {job for job in jobs if job is not None and job.is_here and not job.process.alive}
+
     # A request to cancel is a file, because the pool may be on another host.
 
     def _cancel_mark(self, job: JobId) -> Path:
@@ -185,13 +190,13 @@ class LocalFiles:
             if self.is_silent(job.pool):
                 return _lost(record, job.host)
             return record.state(job.host) if record else TaskState(EngineState.UNKNOWN)
-        pool_alive = job.process.alive
-        if record is None or record.started is None:
-            if pool_alive and not self.is_cancelled(job):
+        if job.process.alive:
+            if record is not None and record.started is not None:
+                return record.state(job.host)  # the pool will record how its task ended
+            if not self.is_cancelled(job):
                 return TaskState(EngineState.PENDING, raw="pending")
             return _lost(record, job.host)
-        if record.alive or pool_alive:
-            return record.state(job.host)  # a live pool will record how its task ended
+        # If its process still runs, that is ending, and ``LocalEngine.submit`` waits for it.
         return _lost(self.read(task_id), job.host)
 
 
