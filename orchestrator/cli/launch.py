@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -384,15 +385,30 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
     from jobs.storage import atomic
-    from orchestrator import api
-    from orchestrator.cli import messages, progress_bars, request_from_options, settings
-    from orchestrator.engines.registry import AUTO, SLURM
+    from orchestrator.cli import settings
 
     if values.pop("show_config"):
         found = settings.config(ctx)
         as_json = atomic.dumps({"schema": 1, "options": found}).decode()
         click.echo(as_json if values["as_json"] else settings.show_config(found), nl=False)
         return 0
+    with _prepared(values):
+        return _launch(ctx, values)
+
+
+def _prepared(values: dict[str, Any]) -> AbstractContextManager[None]:
+    from orchestrator.engines.registry import prepared
+
+    if values["dry_run"]:
+        return nullcontext()
+    return prepared(values["engine"], downloads=values["local_path"] is None)
+
+
+def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
+    from orchestrator import api
+    from orchestrator.cli import messages, progress_bars, request_from_options
+    from orchestrator.engines.registry import AUTO, SLURM
+
     habits = request_from_options.OutputMode.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,19 @@ def choose_engine(wanted: str) -> EngineChoice:
         "sbatch is not on PATH; run this on a login node of the cluster, or use "
         "--engine local to work on this machine"
     )
+
+
+def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
+    """If ``wanted`` leads to the local engine, the process that starts its tasks, started already.
+
+    A context manager, which ends it if no task was submitted. ``downloads``: tasks will need the
+    code of transfers.
+    """
+    if wanted == SLURM or choose_engine(wanted).name != LOCAL:
+        return nullcontext()
+    from orchestrator.engines.local.task_processes import started_ahead
+
+    return started_ahead(["jobs.transfer.scheduler"] if downloads else [])
 
 
 def reach_engine(name: str, cluster: Cluster | None = None, otherwise: str = "") -> None:

@@ -21,7 +21,7 @@ from jobs.runtime.process import CORES, cores
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
-from orchestrator.engines.local.task_processes import TaskProcess, TaskStarter
+from orchestrator.engines.local.task_processes import TaskProcess, TaskStarter, take_starter
 
 if TYPE_CHECKING:
     from submitit.core.utils import JobPaths
@@ -90,14 +90,14 @@ class Pool:
     def add(self, job: Job) -> None:
         """Add a job, whose tasks start in ``run``; prepares to start them."""
         self.jobs[str(job.id)] = job
-        self._ready_starter(job.tasks[0])
+        self._ready_starter()
 
-    def _ready_starter(self, task: PoolTask) -> TaskStarter:
-        """A process that can start tasks; if it cannot, ``task`` gets its messages."""
+    def _ready_starter(self) -> TaskStarter:
+        """A process that can start tasks."""
         if self._starter is None or self._starter.ended:
             if self._starter is not None:
                 self._starter.close()
-            self._starter = TaskStarter(Path(task.job.spec.run_dir), task.paths.stderr)
+            self._starter = take_starter()
         return self._starter
 
     def run(self, on_tick: Callable[[], None] | None, interval_s: float) -> None:
@@ -167,7 +167,7 @@ class Pool:
     def _start(self, task: PoolTask) -> None:
         for path in (task.paths.stdout, task.paths.stderr):
             path.touch()  # a full disk is reported here
-        task.process = self._ready_starter(task).start(
+        task.process = self._ready_starter().start(
             folder=task.place,
             # It is first on sys.path, so it must not be a folder with the user's code.
             cwd=Path(task.job.spec.run_dir),

@@ -6,7 +6,8 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -25,22 +26,20 @@ _decode = msgspec.json.Decoder(Answer).decode
 class TaskStarter:
     """A running ``task_starter``; close it when all tasks have ended.
 
-    ``stderr``: the file that its messages are appended to.
+    ``modules``: what it imports besides the code that all tasks need.
     """
 
-    def __init__(self, cwd: Path, stderr: Path) -> None:
+    def __init__(self, modules: Sequence[str] = ()) -> None:
         command = [sys.executable, "-u", "-m", "orchestrator.engines.local.task_starter"]
-        with stderr.open("ab") as messages:
-            self._process = subprocess.Popen(
-                [*command, str(os.getpid())],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=messages,
-                cwd=cwd,
-                start_new_session=True,
-                bufsize=0,
-            )
-        self._stderr = stderr
+        self._process = subprocess.Popen(
+            [*command, str(os.getpid()), *modules],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,  # a line or two, if it fails
+            cwd="/",  # it is first on sys.path, so it must not be a folder with the user's code
+            start_new_session=True,
+            bufsize=0,
+        )
         self._rest = b""  # the start of the next line
         self._returncodes: dict[int, int] = {}
         self.ended = False  # whether it can start no more tasks
@@ -80,10 +79,17 @@ class TaskStarter:
                 if isinstance(answer, NotStarted):
                     raise OSError(answer.errno, os.strerror(answer.errno))
         raise EngineError(
-            f"the process that starts tasks on this machine has ended; {self._stderr} may say why; "
-            "run `resume` to continue",
+            f"the process that starts tasks on this machine has ended{self._last_words()}; run "
+            "`resume` to continue",
             cause=Cause.LAUNCH_FAILED,
         )
+
+    def _last_words(self) -> str:
+        """The last line that it has written before it ended, in parentheses, if there is one."""
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f" ({last})" if last else ""
 
     def returncode(self, task: ProcessId) -> int | None:
         """How a task ended, as ``subprocess.Popen.returncode``; None while it is running."""
@@ -106,14 +112,51 @@ class TaskStarter:
 
     def close(self) -> None:
         """End it, and the tasks that are still running."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
         self._process.stdin.close()
         try:
             self._process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process.stdout.close()
+            self.kill()
+        self._close_pipes()
+
+    def kill(self) -> None:
+        """End it at once; only before it has started a task."""
+        self._process.kill()
+        self._process.wait()
+        self._close_pipes()
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+
+_ahead: list[TaskStarter] = []  # started, and not used by a pool yet
+
+
+@contextmanager
+def started_ahead(modules: Sequence[str]) -> Iterator[None]:
+    """Start a ``TaskStarter`` now, for ``take_starter`` later; one that is not taken is ended.
+
+    It takes 0.15 s until it can start tasks, in which another core can make the plan.
+    """
+    starter = TaskStarter(modules)
+    _ahead.append(starter)
+    try:
+        yield
+    finally:
+        if starter in _ahead:
+            _ahead.remove(starter)
+            starter.kill()
+
+
+def take_starter() -> TaskStarter:
+    """A ``TaskStarter`` that was started ahead, or a new one."""
+    try:
+        return _ahead.pop()
+    except IndexError:
+        return TaskStarter()
 
 
 class TaskProcess:

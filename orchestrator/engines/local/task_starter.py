@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
@@ -73,9 +74,9 @@ _encode = msgspec.json.Encoder().encode
 
 
 def main() -> None:
-    """``python -u -m orchestrator.engines.local.task_starter LAUNCHER_PID``."""
-    launcher = int(sys.argv[1])
-    _import_tasks()
+    """``python -u -m orchestrator.engines.local.task_starter LAUNCHER_PID [MODULE ...]``."""
+    launcher, modules = int(sys.argv[1]), sys.argv[2:]
+    _import_tasks((*_MODULES, *modules))
     start = _serve(launcher)
     if start is not None:  # in a fork, the process of a task
         run_task(start)
@@ -89,10 +90,10 @@ def run_task(start: Start) -> None:
     submitit_main()
 
 
-def _import_tasks() -> None:
+def _import_tasks(modules: Sequence[str]) -> None:
     gc.disable()  # collecting during imports takes time and finds nothing
     with without_numpy():
-        for module in _MODULES:
+        for module in modules:
             importlib.import_module(module)
     gc.freeze()  # so that forks share the memory of all this
     gc.enable()

@@ -288,7 +288,7 @@ def _starter(command: Sequence[str]) -> None:
         run(start)
 
     task_starter.run_task = run_task
-    sys.argv = ["task_starter", command[-1]]
+    sys.argv = ["task_starter", *command[command.index(task_starter.__name__) + 1 :]]
     task_starter.main()
 
 

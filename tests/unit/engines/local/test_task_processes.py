@@ -1,0 +1,57 @@
+"""The process that starts tasks: started ahead, taken once, and what it says when it fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, EngineError
+from orchestrator.engines.local.task_processes import TaskStarter, started_ahead, take_starter
+
+
+def _children() -> set[str]:
+    me = os.getpid()
+    return set(Path(f"/proc/{me}/task/{me}/children").read_text(encoding="ascii").split())
+
+
+def test_a_starter_that_was_started_ahead_is_taken_once() -> None:
+    before = _children()
+    with started_ahead([]):
+        (ahead,) = _children() - before
+        first = take_starter()
+        assert _children() - before == {ahead}
+        second = take_starter()
+        assert len(_children() - before) == 2
+    assert ahead in _children()  # it belongs to whoever took it
+    first.close()
+    second.close()
+    assert _children() == before
+
+
+def test_a_starter_that_nobody_takes_is_ended() -> None:
+    before = _children()
+    with started_ahead([]):
+        assert len(_children() - before) == 1
+    assert _children() == before
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Callable[[TaskStarter], object]:
+    def start(starter: TaskStarter) -> object:
+        log = tmp_path / "log"
+        return starter.start(folder=tmp_path, cwd=tmp_path, stdout=log, stderr=log, environment={})
+
+    return start
+
+
+def test_the_last_line_of_a_starter_that_fails_is_in_the_error(
+    start: Callable[[TaskStarter], object],
+) -> None:
+    starter = TaskStarter(["jobs.no_such_module"])
+    with pytest.raises(EngineError, match=r"ModuleNotFoundError.*jobs\.no_such_module") as caught:
+        start(starter)
+    assert caught.value.cause is Cause.LAUNCH_FAILED
+    starter.close()
