@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +97,36 @@ class PartJob:
 
 
 def extract_part(work: PartJob, archive: Archive, progress: Progress) -> PartSummary:
-    """Extract a part and write its manifest.
+    """Extract a part and write its manifest; raises as ``write_part`` does."""
+    return write_part(work, archive, progress).finish()
+
+
+@dataclass(frozen=True)
+class WrittenPart:
+    """A part whose members are written, but not durable yet: ``finish`` or ``close`` it.
+
+    Both may be called in another thread.
+    """
+
+    _finish: Callable[[], PartSummary]
+    _path: Path  # of its manifest
+    _open: ExitStack
+
+    def finish(self) -> PartSummary:
+        """Make all that was written durable, then write the manifest; raises ``StorageError``."""
+        try:
+            with self._open:
+                return self._finish()
+        except OSError as error:
+            raise own_write_error(error, self._path) from error
+
+    def close(self) -> None:
+        """Remove the temporary files; the part is not finished."""
+        self._open.close()
+
+
+def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPart:
+    """Write the members of a part; the archive may be read on before the part is finished.
 
     Raises ``ArchiveError`` for a fault of the archive, ``StorageError`` for a fault of a disk, and
     ``Stopped`` if the task should end; then there is no manifest, and nothing has a final name.
@@ -154,15 +184,15 @@ class _Pass:
         self._archive_bytes = work.archive_bytes if size is None else size
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
-    def run(self) -> PartSummary:
-        """Run the pass; removes its temporary files, but not data files."""
+    def run(self) -> WrittenPart:
+        """Run the pass; after an error, removes its temporary files, but not data files."""
         path = self._work.folder.manifest(self._work.part)
         try:
             return self._run(path)
         except OSError as error:  # of the manifest: the others are converted where they occur
             raise own_write_error(error, path) from error
 
-    def _run(self, path: Path) -> PartSummary:
+    def _run(self, path: Path) -> WrittenPart:
         with ExitStack() as stack:
             self._file_system = stack.enter_context(closing(self._opened_file_system()))
             self._write_out = WriteBehind(self._sync)
@@ -180,8 +210,8 @@ class _Pass:
                 raise
             self._container = self._target.finish()
             self._work.check_unchanged()
-            self._write_out.finish()  # the data must be durable before the manifest is
-            return self._finish()
+            self._span = self._work.span()
+            return WrittenPart(self._finish, path, stack.pop_all())
 
     def _check_replaced(self) -> None:
         """Within an archive the last member of a name wins; this includes nested archives."""
@@ -341,6 +371,7 @@ class _Pass:
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def _finish(self) -> PartSummary:
+        self._write_out.finish()  # the data must be durable before the manifest is
         records = self._commit(self._source)
         duplicates = DuplicatePaths()
         if self._seen.suspects:
@@ -377,6 +408,6 @@ class _Pass:
             left_out=dict(self._names.left_out),
             warnings=(*self._warnings, *self._counts.warnings(), *duplicates.warnings()),
             inner_records=self._inner_records,
-            span=self._work.span(),
+            span=self._span,
             container=self._container,
         )

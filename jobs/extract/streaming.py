@@ -20,7 +20,7 @@ from jobs.archives.tar.stream import (
 )
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
-from jobs.extract.part import PartJob, extract_part
+from jobs.extract.part import PartJob, write_part
 from jobs.extract.targets import remove_files
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Part, Plan, Shard, Span
@@ -29,6 +29,7 @@ from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
+from jobs.storage.write_behind import OneBehind
 from jobs.transfer.ordered_bytes import ArrivingBytes, OrderedBytes, TransferRestarted
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,7 @@ class ShardStream:
         self._on_part = on_part
         self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
         self._top: tuple[str | None] | None = None
+        self._finishing = OneBehind()  # a part, while the next one is extracted
 
     def run(self) -> Streamed:
         """Read to the verified end.
@@ -91,9 +93,15 @@ class ShardStream:
         end. Parts finished by then stay; they count once the shard's ``Fetched`` is written.
         """
         Staging(self._plan).make_folders()
+        with closing(self._finishing):
+            return self._run()
+
+    def _run(self) -> Streamed:
         while True:
             try:
-                return self._read()
+                streamed = self._read()
+                self._finishing.wait()
+                return streamed
             except TopChanged as error:
                 self._take_back(files=True)
                 if not self._stored:
@@ -245,12 +253,19 @@ class ShardStream:
         work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)
         self._on_part(part)
         try:
-            extract_part(work, archive, self._progress)
+            written = write_part(work, archive, self._progress)
         finally:
             self._on_part(None)
+        try:
+            self._finishing.wait()
+        except BaseException:
+            written.close()
+            raise
+        self._finishing.start(written.finish)
 
     def _take_back(self, *, files: bool) -> None:
         """Remove the manifests of finished parts and, with ``files``, their files."""
+        self._finishing.wait()
         for part in self._parts:
             path = self._folder.manifest(part)
             taken = path.with_name(f".{path.name}.{os.getpid()}.taken-back")

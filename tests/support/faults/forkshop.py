@@ -334,7 +334,8 @@ class _Forked:
             else:
                 inner.append(os.dup(place if asked is None else asked.fileno()))
         if stdin == subprocess.PIPE:
-            self.stdin, self.stdout = self._ours
+            self.stdin, self.stdout, *errors = self._ours
+            self.stderr = errors[0] if errors else None
         self.returncode: int | None = None
         self.pid = os.fork()
         if self.pid == 0:

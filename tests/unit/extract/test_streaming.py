@@ -261,6 +261,38 @@ def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPa
     assert not _manifests(run)
 
 
+def test_a_part_is_finished_while_the_next_one_is_extracted(
+    run: Extracting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = atomic.FileSystem.sync
+    of_the_second = run.staging.data / f"images/{COUNT // 3:03d}.png"
+    finished: list[int] = []  # manifests, at each sync
+
+    def slow(file_system: atomic.FileSystem) -> None:
+        if not finished:
+            _wait_for(of_the_second)
+            assert of_the_second.exists()
+        finished.append(len(_manifests(run)))
+        sync(file_system)
+
+    monkeypatch.setattr(atomic.FileSystem, "sync", slow)
+    _stream(run)
+    assert finished == list(range(PARTS))  # none has its manifest before its data is durable
+    assert run.tree() == FILES
+
+
+def test_a_part_that_the_disk_lost_ends_the_pass_before_another_is_finished(
+    run: Extracting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(_: atomic.FileSystem) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(atomic.FileSystem, "sync", lost)
+    with pytest.raises(StorageError):
+        _stream(run)
+    assert not list(run.folder.manifests.iterdir())
+
+
 def test_a_transfer_that_failed_before_anybody_read_is_not_waited_for() -> None:
     feed = Feed(0)
     feed.fail()

@@ -96,7 +96,7 @@ def test_an_error_stops_the_next_step(disk: Disk, write_out: WriteBehind) -> Non
         write_out.wrote(100)
 
 
-def test_without_a_thread_all_is_written_out_at_the_end(
+def test_without_a_thread_whoever_writes_waits_for_the_disk(
     disk: Disk, write_out: WriteBehind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refused(thread: threading.Thread) -> None:
@@ -104,6 +104,6 @@ def test_without_a_thread_all_is_written_out_at_the_end(
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     write_out.wrote(100)
-    assert disk.begun == 0
-    write_out.finish()
     assert disk.begun == 1
+    write_out.finish()
+    assert disk.begun == 2
