@@ -16,22 +16,18 @@ class OneBehind:
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-
-    @property
-    def busy(self) -> bool:
-        """Whether a call has not returned yet."""
-        return self._thread is not None and self._thread.is_alive()
+        self.busy = False  # whether a call has not returned yet
 
     def start(self, call: Callable[[], object]) -> None:
         """Start ``call`` once the one before has returned."""
         self.wait()
+        self.busy = True
         thread = threading.Thread(target=self._run, args=(call,), name="behind", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # a limit on threads
-            call()
-        else:
             self._thread = thread
+        except RuntimeError:  # a limit on threads
+            self._run(call)
 
     def wait(self) -> None:
         """Return once no call is running."""
@@ -51,6 +47,7 @@ class OneBehind:
             call()
         except BaseException as error:  # noqa: BLE001  # raised again by the caller's thread
             self._error = error
+        self.busy = False
 
 
 class WriteBehind:

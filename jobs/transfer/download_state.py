@@ -178,9 +178,9 @@ class DownloadState:
                     "modifies it"
                 )
             )
-        self.partial.finish(size)
         if self._arrivals is not None:
-            self._arrivals.finish()
+            self._arrivals.finish()  # readers need not wait until it is durable
+        self.partial.finish(size)
         return Received(size, digests["sha256"], verified=want is not None)
 
     def start_over(self, reason: StartOver) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from jobs.model import SCHEMA, Digest
 from jobs.storage import atomic
 from jobs.storage import digest as digests
 from jobs.storage.digest import Hasher
+from jobs.storage.write_behind import OneBehind
 from jobs.transfer.ranges import Range, Ranges
 from jobs.transfer.responses import Validator
 
 _SAVE_BYTES = 4 << 20
 _SAVE_S = 1.0
+_SYNC_BYTES = 128 << 20
 _SYNC_S = 10.0
 _CHUNK = 1 << 20
 
@@ -61,6 +64,8 @@ class PartialFile:
         self._unsaved = Ranges()
         self._unsaved_bytes = 0
         self._saved_at = self._synced_at = time.monotonic()
+        self._unsynced_bytes = 0
+        self._syncing = OneBehind()
         self._log = -1
         self.fd = self._open(os.O_CREAT)
         if window is None:
@@ -84,8 +89,11 @@ class PartialFile:
             self._unsaved.add(offset, at)
             self._unsaved_bytes += at - offset
             due = self._unsaved_bytes >= _SAVE_BYTES or time.monotonic() - self._saved_at > _SAVE_S
-            if due and self._log >= 0:
-                self._save()
+            # While a sync is running it is not known which bytes it will have written out.
+            syncs = due and self._log >= 0 and not self._syncing.busy and self._save()
+        if syncs:
+            with self._naming_errors():
+                self._syncing.start(self._sync)
         return new
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
@@ -129,6 +137,7 @@ class PartialFile:
 
     def identify(self, identity: FileVersion) -> None:
         """Store the version in the sidecar; the bytes on disk are of this version."""
+        self._syncing.close()
         with self._lock:
             self.identity = identity
             if self._window is not None:
@@ -147,17 +156,31 @@ class PartialFile:
             self._unsaved = Ranges()
             self._unsaved_bytes = 0
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Append the new ranges to the sidecar; returns whether to make their bytes durable."""
         now = time.monotonic()
         line = msgspec.json.encode(list(self._unsaved)) + b"\n"
+        self._unsynced_bytes += self._unsaved_bytes
         self._unsaved, self._unsaved_bytes, self._saved_at = Ranges(), 0, now
-        try:
+        with self._naming_errors():
             os.write(self._log, line)
-            if now - self._synced_at > _SYNC_S:
-                os.fdatasync(self.fd)
+        syncs = self._unsynced_bytes >= _SYNC_BYTES or now - self._synced_at > _SYNC_S
+        if syncs:
+            self._unsynced_bytes, self._synced_at = 0, now
+        return syncs
+
+    def _sync(self) -> None:
+        """Make the bytes in the sidecar durable, and note it there: a crash cannot lose them."""
+        os.fdatasync(self.fd)
+        with self._lock:
+            if self._log >= 0:
                 os.write(self._log, b'"synced"\n')
                 os.fdatasync(self._log)
-                self._synced_at = time.monotonic()
+
+    @contextmanager
+    def _naming_errors(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise from_os_error(error, doing=f"writing {self.sidecar}") from error
 
@@ -197,6 +220,7 @@ class PartialFile:
         try:
             if os.fstat(self.fd).st_size != size:
                 os.ftruncate(self.fd, size)
+            self._syncing.wait()
             os.fsync(self.fd)
             here = os.fstat(self.fd)
             try:
@@ -217,6 +241,7 @@ class PartialFile:
 
     def close(self) -> None:
         """Close the files; bytes in the sidecar can be used by another attempt."""
+        self._syncing.close()
         with self._lock:
             try:
                 if self._log >= 0 and self._unsaved_bytes:
@@ -228,6 +253,7 @@ class PartialFile:
                 os.close(self.fd)
 
     def _drop_log(self) -> None:
+        self._syncing.close()
         with self._lock:
             if self._log >= 0:
                 os.close(self._log)

@@ -1,0 +1,90 @@
+"""The partial file: bytes become durable in a thread, and its sidecar says which ones are."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import StorageError
+from jobs.transfer import partial_file
+from jobs.transfer.partial_file import FileVersion, PartialFile
+from jobs.transfer.responses import Validator
+
+STEP = 100  # bytes
+
+
+class Disk:
+    """Holds up syncs of data until ``go`` is set, or fails them."""
+
+    def __init__(self) -> None:
+        self.asked = threading.Event()
+        self.go = threading.Event()
+        self.fails = False
+
+    def fdatasync(self, fd: int) -> None:
+        self.asked.set()
+        assert self.go.wait(60)
+        if self.fails:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    disk = Disk()
+    monkeypatch.setattr(os, "fdatasync", disk.fdatasync)
+    monkeypatch.setattr(partial_file, "_SAVE_BYTES", STEP)
+    monkeypatch.setattr(partial_file, "_SYNC_BYTES", 2 * STEP)
+    return disk
+
+
+@pytest.fixture
+def partial(tmp_path: Path, disk: Disk) -> Iterator[PartialFile]:
+    partial = PartialFile(tmp_path / "a")
+    partial.identify(FileVersion(1000, Validator(etag='"1"'), None))
+    yield partial
+    disk.go.set()
+    partial.close()
+
+
+def _journal(partial: PartialFile) -> list[bytes]:
+    return partial.sidecar.read_bytes().splitlines()[2:]
+
+
+def test_bytes_arrive_while_the_disk_is_slow_and_are_not_called_durable(
+    partial: PartialFile, disk: Disk
+) -> None:
+    for offset in range(0, 500, STEP):
+        partial.write(offset, bytes(STEP))
+    assert disk.asked.wait(60)
+    assert partial.total == 500
+    assert _journal(partial) == [b"[[0,100]]", b"[[100,200]]"]
+    disk.go.set()
+    for _ in range(6000):
+        partial.write(500, bytes(STEP))  # the same bytes again, until the sync has returned
+        if len(_journal(partial)) > 3:
+            break
+        threading.Event().wait(0.01)
+    assert _journal(partial)[2:4] == [b'"synced"', b"[[200,600]]"]
+
+
+def _write_on(partial: PartialFile) -> None:
+    for _ in range(6000):
+        partial.write(200, bytes(STEP))
+        threading.Event().wait(0.01)
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["another write", "the end"])
+def test_bytes_that_the_disk_lost_are_an_error(
+    partial: PartialFile, disk: Disk, ends: bool
+) -> None:
+    disk.fails = True
+    disk.go.set()
+    for offset in (0, STEP):
+        partial.write(offset, bytes(STEP))
+    with pytest.raises(StorageError):
+        partial.finish(2 * STEP) if ends else _write_on(partial)
