@@ -107,7 +107,11 @@ class LazyGroup(click.Group):
     cls=LazyGroup,
     name="websight-orchestrate",
     epilog=EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 100,
+        "show_default": True,
+    },
 )
 @click.version_option(__version__, prog_name="websight-orchestrate")
 @click.option("--profile", help="Use [profiles.NAME] of the settings.", metavar="NAME")

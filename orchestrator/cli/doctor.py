@@ -14,19 +14,16 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
-@click.option(
-    "--dest", type=options.FOLDER, default=DEFAULT_DEST, show_default=True, help="Destination."
-)
+@click.option("--dest", type=options.FOLDER, default=DEFAULT_DEST, help="Destination.")
 @options.log_dir
 @click.option(
     "--engine",
     type=click.Choice(["auto", "slurm", "local"]),
     default="auto",
-    show_default=True,
     help="auto: Slurm if sbatch is found, otherwise this machine.",
 )
 @click.option(
-    "--wait-s", type=click.FloatRange(min=1), default=120.0, show_default=True, metavar="SECONDS",
+    "--wait-s", type=click.FloatRange(min=1), default=120.0, metavar="SECONDS",
     help="How long to wait for the test job.",
 )  # fmt: skip
 @click.option(

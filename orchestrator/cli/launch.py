@@ -49,7 +49,6 @@ _source = options.stack(
     ),
     click.option(
         "--sha256",
-        "sha256",
         multiple=True,
         metavar="HEX",
         help="SHA-256 of each --url, in the same order.",
@@ -98,7 +97,6 @@ _dataset = options.stack(
         "--dest",
         type=options.FOLDER,
         default=DEFAULT_DEST,
-        show_default=True,
         help="Folder to publish the dataset into.",
     ),
     click.option(
@@ -118,14 +116,12 @@ _dataset = options.stack(
     click.option(
         "--overlap/--no-overlap",
         default=True,
-        help="Extract in the download job while it downloads (default), or only in extract tasks.",
+        help="Extract in the download job while it downloads, or only in extract tasks.",
     ),
-    click.option(
+    options.one_of(
         "--output",
-        type=click.Choice([v.value for v in Output]),
-        default=Output.FILES.value,
-        show_default=True,
-        help="files: as in the archives; webdataset: tars of samples (records with their images); "
+        Output.FILES,
+        "files: as in the archives; webdataset: tars of samples (records with their images); "
         "zip: uncompressed zips of all files; squashfs: one image of all files, to be mounted.",
     ),
     click.option(
@@ -150,18 +146,16 @@ _dataset = options.stack(
     ),
     click.option(
         "--layout",
+        "layout_name",
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
-        show_default=True,
         help="auto: detected; websight: the records file; webdataset: samples of files with "
         "the same key; files: no records.",
     ),
     click.option(
         "--records-file", help="Path of the records file.  [default: prompts.jsonl, or detected]"
     ),
-    click.option(
-        "--images-dir", default="images", show_default=True, help="Path of the images folder."
-    ),
+    click.option("--images-dir", default="images", help="Path of the images folder."),
     click.option(
         "--image-field", help="Field of a record that names the image.  [default: detected]"
     ),
@@ -173,7 +167,6 @@ _dataset = options.stack(
     click.option(
         "--strip-components",
         default="auto",
-        show_default=True,
         metavar="auto|N",
         help="Leading folders to remove from each path; auto: a single top folder.",
     ),
@@ -182,7 +175,6 @@ _dataset = options.stack(
         "--zip-encoding",
         type=options.ENCODING,
         default=Options().zip_encoding,
-        show_default=True,
         help="Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
     ),
     click.option(
@@ -194,12 +186,10 @@ _dataset = options.stack(
 )
 
 _verification = options.stack(
-    click.option(
+    options.one_of(
         "--verify",
-        type=click.Choice([v.value for v in Verify]),
-        default=Verify.STRUCTURE.value,
-        show_default=True,
-        help="How images are checked; none: check neither images nor records.",
+        Verify.STRUCTURE,
+        "How images are checked; none: check neither images nor records.",
     ),
     click.option(
         "--skip-verify",
@@ -211,53 +201,38 @@ _verification = options.stack(
         type=click.IntRange(min=0),
         help="Fail unless the dataset has exactly this many records.",
     ),
-    click.option(
+    options.one_of(
         "--on-bad-record",
-        type=click.Choice([v.value for v in OnBadRecord]),
-        default=OnBadRecord.ERROR.value,
-        show_default=True,
-        help="What to do with records whose image is missing or damaged.",
+        OnBadRecord.ERROR,
+        "What to do with records whose image is missing or damaged.",
     ),
-    click.option(
+    options.one_of(
         "--on-collision",
-        type=click.Choice([v.value for v in OnCollision]),
-        default=OnCollision.ERROR.value,
-        show_default=True,
-        help="What to do if two archives contain different files with the same path.",
+        OnCollision.ERROR,
+        "What to do if two archives contain different files with the same path.",
     ),
-    click.option(
+    options.one_of(
         "--match",
-        type=click.Choice([v.value for v in Match]),
-        default=Match.AUTO.value,
-        show_default=True,
-        help="Paths in records that match no file; auto: correct them if only one file is similar.",
+        Match.AUTO,
+        "Paths in records that match no file; auto: correct them if only one file is similar.",
     ),
-    click.option(
-        "--links",
-        type=click.Choice([v.value for v in Links]),
-        default=Links.REFUSE.value,
-        show_default=True,
-        help="What to do with symbolic links in archives.",
-    ),
+    options.one_of("--links", Links.REFUSE, "What to do with symbolic links in archives."),
     click.option(
         "--digest",
         type=click.Choice(["crc32", "sha256", "blake3"]),
         default="crc32",
-        show_default=True,
         help="Digest of each file in the manifest.",
     ),
     click.option(
         "--max-expansion",
         type=options.Number(min=1),
         default=200.0,
-        show_default=True,
         help="Maximum ratio of extracted to archived bytes (against archive bombs).",
     ),
     click.option(
         "--max-members",
         type=click.IntRange(min=1),
         default=Options().max_members,
-        show_default=True,
         help="Maximum number of files and folders in one archive (against archive bombs).",
     ),
     title="Verification",
@@ -268,7 +243,6 @@ _running = options.stack(
         "--engine",
         type=click.Choice(["auto", "slurm", "local"]),
         default="auto",
-        show_default=True,
         help="auto: Slurm if sbatch is found, otherwise this machine.",
     ),
     click.option(
@@ -281,7 +255,6 @@ _running = options.stack(
         "--part-size",
         type=options.SIZE,
         default="512M",
-        show_default=True,
         help="Largest size of a part of an archive; a task extracts one or more parts.",
     ),
     click.option(
@@ -293,22 +266,20 @@ _running = options.stack(
         "--retries",
         type=click.IntRange(min=0),
         default=1,
-        show_default=True,
         help="Number of automatic retries; 0 with --parsable unless given.",
     ),
     click.option(
         "--connections",
         type=click.IntRange(min=1),
         default=8,
-        show_default=True,
         help="Number of connections for all downloads together.",
     ),
     click.option("--max-rate", type=options.SIZE, help="Maximum bytes per second, such as 50M."),
     click.option(
         "--stall",
+        "stall_s",
         type=options.Number(min=0.1),
         default=60.0,
-        show_default=True,
         metavar="SECONDS",
         help="Seconds without data after which a connection is closed.",
     ),
@@ -328,7 +299,6 @@ _running = options.stack(
         "--download-tasks",
         type=click.IntRange(min=1),
         default=1,
-        show_default=True,
         metavar="N",
         help="Distribute the shards over N download tasks, which share --connections and "
         "--max-rate.",
@@ -337,7 +307,6 @@ _running = options.stack(
         "--download-on",
         type=click.Choice(["cluster", "login"]),
         default="cluster",
-        show_default=True,
         help="login: download in this shell, then submit the rest.",
     ),
     click.option(

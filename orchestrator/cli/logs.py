@@ -19,7 +19,6 @@ from orchestrator.cli import options
     "--lines",
     type=click.IntRange(min=0),
     default=40,
-    show_default=True,
     help="Number of last lines of each log.",
 )
 @click.option(

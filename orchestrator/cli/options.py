@@ -8,12 +8,14 @@ import shlex
 import string
 import sys
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from jobs.errors import UsageError
+from jobs.model import Resources
 from orchestrator import filesystems, resources
 from orchestrator.engines.slurm import arguments
 
@@ -135,6 +137,18 @@ def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
     return decorate
 
 
+def one_of(name: str, default: Enum, help: str) -> Callable[[F], F]:
+    """An option that takes a value of the enumeration of its ``default``."""
+    kind = type(default)
+    return click.option(
+        name,
+        type=click.Choice([each.value for each in kind]),
+        default=default.value,
+        callback=lambda ctx, param, value: kind(value),
+        help=help,
+    )
+
+
 class Titled(click.Command):
     """A command whose help page shows its options under their titles."""
 
@@ -153,7 +167,6 @@ log_dir = click.option(
     "--log-dir",
     type=FOLDER,
     default=Path("logs"),
-    show_default=True,
     help="Folder of the run folders; compute nodes must see it too.",
 )
 
@@ -278,25 +291,7 @@ slurm = stack(
     title="Slurm",
 )
 
-SLURM_FIELDS = (
-    "partition",
-    "account",
-    "qos",
-    "time_min",
-    "cpus",
-    "mem_mb",
-    "constraint",
-    "exclude",
-    "reservation",
-    "mail_type",
-    "mail_user",
-    "sbatch_args",
-    "setup",
-    "container_image",
-    "container_mounts",
-    "launcher",
-    "python",
-)
+SLURM_FIELDS = Resources.__struct_fields__
 
 
 def slurm_changes(values: dict[str, Any]) -> dict[str, Any]:

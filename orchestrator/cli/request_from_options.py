@@ -10,18 +10,7 @@ from typing import Any
 import click
 
 from jobs.errors import UsageError
-from jobs.model import (
-    Layout,
-    Links,
-    Match,
-    OnBadRecord,
-    OnCollision,
-    Options,
-    Output,
-    Resources,
-    SourceKind,
-    Verify,
-)
+from jobs.model import Layout, Options, Output, Resources, SourceKind, Verify
 from jobs.outputs import registry
 from jobs.sources.base import SourceRequest
 from jobs.sources.object_urls import is_object_url
@@ -68,38 +57,27 @@ class OutputMode:
 
 def request(values: dict[str, Any]) -> LaunchRequest:
     """The request of the options of ``launch``; ``UsageError`` if they are inconsistent."""
-    header_env = tuple(_header(text) for text in values["headers"])
-    layout = _layout(values)
-    resources = options.with_mounts(
-        options.slurm_changes(values),
-        values["dest"],
-        values["temp_dir"],
-        values["log_dir"],
-        values["local_path"],
-    )
+    paths = (values[name] for name in ("dest", "temp_dir", "log_dir", "local_path"))
+    resources = options.with_mounts(options.slurm_changes(values), *paths)
+    values["header_env"] = tuple(_header(text) for text in values["headers"])
+    values["layout"] = _layout(values)
+    values["folder_times"] = values["preserve_times"] is not False
     return LaunchRequest(
-        source=_source(values, header_env, layout),
-        dest=values["dest"],
-        temp_dir=values["temp_dir"],
-        log_dir=values["log_dir"],
-        options=_options(values, header_env, layout),
-        engine=values["engine"],
-        tasks=values["tasks"],
-        parallel=values["parallel"],
+        source=_source(values),
+        options=_options(values),
         resources=Resources(**resources),
-        download_partition=values["download_partition"],
-        download_sbatch_args=values["download_sbatch_args"],
-        temp_limit=values["temp_limit"],
-        download_tasks=values["download_tasks"],
-        download_on=values["download_on"],
-        retries=values["retries"],
-        then=values["then"],
+        **_fields(LaunchRequest, values),
     )
+
+
+def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that are fields of ``kind`` by the same name."""
+    return {name: values[name] for name in kind.__match_args__ if name in values}  # type: ignore[attr-defined]
 
 
 def _layout(values: dict[str, Any]) -> Layout:
     """The layout of the options; with ``--records-file`` only that file is used."""
-    name, records = values["layout"], values["records_file"]
+    name, records = values["layout_name"], values["records_file"]
     if name == "auto" and records:
         name = "websight"
     return Layout(
@@ -121,9 +99,7 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), variable
 
 
-def _source(
-    values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
-) -> SourceRequest:
+def _source(values: dict[str, Any]) -> SourceRequest:
     kind, locators = _locators(values)
     for option, kinds in _BELONGS.items():
         if values[option] and kind not in kinds:
@@ -135,16 +111,8 @@ def _source(
         kind=kind,
         locators=locators,
         files=values["hf_files"],
-        include=values["include"],
         exclude=values["exclude_files"],
-        revision=values["revision"],
-        repo_type=values["repo_type"],
-        sha256=values["sha256"],
-        header_env=header_env,
-        layout=layout,
-        folder_times=values["preserve_times"] is not False,
-        join=values["join"],
-        nested=values["nested"],
+        **_fields(SourceRequest, values),
     )
 
 
@@ -197,54 +165,29 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     return sources[0]
 
 
-def _packing(values: dict[str, Any], output: Output) -> dict[str, Any]:
-    """The fields of ``Options`` for packed outputs that were given."""
-    given = {}
+def _options(values: dict[str, Any]) -> Options:
+    given = {name: v for name, v in _fields(Options, values).items() if v is not None}
     for name in ("shard_size", "shard_records", "squashfs_compression", "squashfs_block"):
-        if values[name] is not None:
-            given[name] = values[name]
-            users = registry.outputs_with(name)
-            if output not in users:
-                raise UsageError(
-                    f"--{name.replace('_', '-')} is for --output "
-                    f"{' and '.join(user.value for user in users)}; omit it with --output "
-                    f"{output.value}"
-                )
-    return given
-
-
-def _options(
-    values: dict[str, Any], header_env: tuple[tuple[str, str], ...], layout: Layout
-) -> Options:
-    output = Output(values["output"])
+        if name in given:
+            _check_packs(name, values["output"])
     return Options(
-        layout=layout,
-        output=output,
-        **_packing(values, output),
-        verify=Verify.NONE if values["skip_verify"] else Verify(values["verify"]),
-        digest=values["digest"],
-        on_bad_record=OnBadRecord(values["on_bad_record"]),
-        on_collision=OnCollision(values["on_collision"]),
-        match=Match(values["match"]),
-        links=Links(values["links"]),
-        strip_components=_strip(values["strip_components"]),
-        nested=values["nested"],
-        records_encoding=values["records_encoding"],
-        zip_encoding=values["zip_encoding"],
-        max_expansion=values["max_expansion"],
-        max_members=values["max_members"],
-        keep_archive=values["keep_archive"],
-        overwrite=values["overwrite"],
-        preserve_times=values["preserve_times"] is True,
-        folder_times=values["preserve_times"] is not False,
-        expect_records=values["expect_records"],
-        part_size=values["part_size"],
-        overlap=values["overlap"],
-        connections=values["connections"],
-        max_rate=values["max_rate"],
-        stall_s=values["stall"],
-        header_env=header_env,
+        **given
+        | {
+            "verify": Verify.NONE if values["skip_verify"] else values["verify"],
+            "strip_components": _strip(values["strip_components"]),
+            "preserve_times": values["preserve_times"] is True,
+        }
     )
+
+
+def _check_packs(name: str, output: Output) -> None:
+    """``UsageError`` if an option of packed outputs is not one of ``output``'s."""
+    users = registry.outputs_with(name)
+    if output not in users:
+        raise UsageError(
+            f"--{name.replace('_', '-')} is for --output "
+            f"{' and '.join(user.value for user in users)}; omit it with --output {output.value}"
+        )
 
 
 def _strip(text: str) -> int | None:

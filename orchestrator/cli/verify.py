@@ -17,14 +17,12 @@ from orchestrator.cli import options
     "--engine",
     type=click.Choice(["local", "slurm"]),
     default="local",
-    show_default=True,
     help="slurm: check as a job array.",
 )
 @click.option(
     "--tasks",
     type=click.IntRange(min=1),
     default=8,
-    show_default=True,
     help="Number of array tasks on Slurm; on this machine, one process per core is used.",
 )
 @options.log_dir
