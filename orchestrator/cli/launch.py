@@ -375,7 +375,8 @@ def _prepared(values: dict[str, Any]) -> AbstractContextManager[None]:
 
 def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     from orchestrator import api
-    from orchestrator.cli import messages, progress_bars, request_from_options
+    from orchestrator.cli import messages, request_from_options
+    from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
 
     habits = request_from_options.OutputMode.take(values)
@@ -391,6 +392,6 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
         return messages.dry_run(planned, as_json=habits.as_json)
     if not habits.quiet:
         messages.announce(planned, habits)
-    with progress_bars.progress(quiet=habits.quiet) as on_tick:
+    with progress(quiet=habits.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
     return messages.launched(folder, habits)

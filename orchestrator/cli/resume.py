@@ -79,7 +79,8 @@ def command(
     failed, options of the launch can be changed without extracting anything again.
     """
     from orchestrator import api
-    from orchestrator.cli import exit_codes, messages, progress_bars
+    from orchestrator.cli import exit_codes, messages
+    from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
@@ -108,7 +109,7 @@ def command(
     idle = not planned.step.tasks and planned.damage is None
     if idle and not (habits.wait or habits.quiet):
         return exit_codes.of_state(planned.state)
-    with progress_bars.progress(quiet=habits.quiet) as on_tick:
+    with progress(quiet=habits.quiet) as on_tick:
         api.resume(planned, on_tick=on_tick, retries=0 if habits.hands_out_id else None)
     return messages.launched(folder, habits)
 

@@ -47,7 +47,8 @@ def command(
     reused. The old state stays in place until the new state is complete and verified.
     """
     from orchestrator import api
-    from orchestrator.cli import exit_codes, messages, progress_bars
+    from orchestrator.cli import exit_codes, messages
+    from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import SLURM
 
     changes = options.slurm_changes(values)
@@ -76,6 +77,6 @@ def command(
     if not habits.quiet:
         messages.print_lines([*lines, *options.without_effect(ctx, planned.engine)])
         messages.announce(planned, habits)
-    with progress_bars.progress(quiet=habits.quiet) as on_tick:
+    with progress(quiet=habits.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
     return messages.launched(folder, habits)

@@ -68,12 +68,12 @@ def render(
     *,
     failed_only: bool = False,
     run: str | None = None,
-    watching: bool = False,
+    hint: str | None = None,
 ) -> str:
     """The screen, with a final newline; ``failed_only``: only the failures.
 
-    ``watching``: the screen will be redrawn. ``run``: the run's name in commands (see
-    ``run_word``); None: its id.
+    ``run``: the run's name in commands (see ``run_word``); None: its id. ``hint``: the last line
+    for a running run; None: how to watch it.
     """
     run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]
@@ -84,7 +84,7 @@ def render(
         blocks.append(list(_nodes(state, now, look)))
     blocks.append(list(_failures(state, run, look)))
     if not failed_only:
-        blocks.append(list(_ending(state, run, look, watching=watching)))
+        blocks.append(list(_ending(state, run, look, hint)))
     text = "\n\n".join("\n".join(block) for block in blocks if block)
     return look.spell(text) + "\n"
 
@@ -344,7 +344,7 @@ def _broken(text: str, width: int, lead: str = "", blank: str = "") -> list[str]
     )
 
 
-def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -> Iterator[str]:
+def _ending(state: RunState, run: str, look: TerminalStyle, hint: str | None) -> Iterator[str]:
     """The findings of finalize, and the next command if it was not shown above."""
     for found in state.summary.lines if state.summary else ():
         if found.startswith("→ "):  # code to copy, so on one line
@@ -356,9 +356,6 @@ def _ending(state: RunState, run: str, look: TerminalStyle, *, watching: bool) -
     if state.status is RunStatus.RUNNING:
         again = f"{PROGRAM} status {run} --watch"  # on one line, for copying
         gap = " " if len(again) + 12 <= look.width else "\n  "
-        hint = f"status:{gap}{again}"
-        if watching:
-            hint = "Ctrl-C stops watching; the run continues"
-        yield look.paint(hint, "dim")
+        yield look.paint(hint or f"status:{gap}{again}", "dim")
     elif state.status in (RunStatus.INCOMPLETE, RunStatus.CANCELLED) and not state.problems:
         yield f"→ {look.paint(f'{PROGRAM} resume {run}', 'cyan')}"

@@ -13,7 +13,7 @@ from orchestrator.inspection.state import RunState, RunStatus
 from tests.support.builders import runs
 
 
-class _Terminal(io.StringIO):
+class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
 
@@ -48,7 +48,7 @@ def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_p
 
 
 def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
-    out = _Terminal()
+    out = Terminal()
     watch(_states(runs.under_way(), runs.published()), _folder(tmp_path), out=out, interval_s=0.001)
     assert "\x1b[J" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")

@@ -1,0 +1,38 @@
+"""The display of a run that this process does."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestrator import api
+from orchestrator.cli import progress
+from orchestrator.inspection.run import Run
+from tests.support.builders import runs
+from tests.unit.display.test_live import Terminal
+
+
+def test_on_a_terminal_the_screen_is_shown_and_removed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = Terminal()
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setenv("LINES", "100")
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
+    monkeypatch.setattr(api, "status", lambda folder: runs.under_way())
+    with progress.progress() as tick:
+        tick(Run(tmp_path / runs.RUN_ID))
+        assert "Ctrl-C stops the run" in out.getvalue()
+        assert not out.getvalue().endswith("F\x1b[J")
+    assert out.getvalue().endswith("F\x1b[J")
+
+
+def test_an_interrupt_says_how_to_continue(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(KeyboardInterrupt), progress.progress(quiet=True) as tick:
+        tick(Run(tmp_path / runs.RUN_ID))
+        raise KeyboardInterrupt
+    assert f"websight-orchestrate resume {tmp_path / runs.RUN_ID}" in capsys.readouterr().err
