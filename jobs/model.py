@@ -11,6 +11,7 @@ from msgspec import Struct, field
 from jobs.errors import RETRYABLE, Cause, OrchestrateError
 
 SCHEMA = 1  # of every file in a run folder; a reader refuses a higher one
+LOCAL_ENGINE = "local"  # the name of the engine that runs tasks on this machine
 
 
 def utc_now() -> datetime:
@@ -584,6 +585,11 @@ class Submission(Struct, frozen=True):
     cluster: Cluster | None = None  # of its jobs; None: unknown, or not Slurm
     temp_limit: int | None = None  # bytes of archives that may be stored at a time; None: any
     schema: int = SCHEMA
+
+    @property
+    def is_local(self) -> bool:
+        """Whether its tasks are processes of the launcher, on its machine."""
+        return self.engine == LOCAL_ENGINE
 
     def task(self, stage: Stage, number: int) -> Task:
         """The task with that number (``KeyError`` if there is none)."""

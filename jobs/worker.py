@@ -124,8 +124,8 @@ def _download(
         attempt=submission.number,
         # A download in a login shell leaves extraction to the compute nodes.
         extracts=submission.onward is None,
-        shares=submission.engine != "local" or submission.onward is not None,
-        workers=submission.parallel if submission.engine == "local" else None,
+        shares=not submission.is_local or submission.onward is not None,
+        workers=submission.parallel if submission.is_local else None,
         temp_limit=submission.temp_limit,
     )
     return items, None, None
@@ -185,7 +185,7 @@ def _bytes_total(plan: Plan, task: Task) -> int | None:
 def _deadline(submission: Submission, stage: Stage) -> float | None:
     """When to stop, on the monotonic clock; None if there is no time limit."""
     limit_s = submission.resources[stage.value].time_min * 60
-    if submission.engine != "slurm" or limit_s == 0:  # 0 is Slurm's no limit
+    if submission.is_local or limit_s == 0:  # 0 is Slurm's no limit
         return None
     return time.monotonic() + limit_s - min(HANDOVER_S, limit_s / 4)
 

@@ -385,7 +385,7 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     if habits.parsable and values["engine"] == AUTO:
         values["engine"] = SLURM  # a script that expects a job id gets one, or an error
     planned = api.plan(request_from_options.request(values))
-    planned = replace(planned, notes=planned.notes + options.without_effect(ctx, planned.engine))
+    planned = replace(planned, notes=planned.notes + options.without_effect(ctx, planned.is_local))
     if habits.quiet and planned.why_local:
         messages.print_lines([messages.engine_line(planned)])
     if habits.dry_run:

@@ -34,7 +34,7 @@ def plan_lines(planned: Planned) -> list[str]:
     plan = planned.plan
     archives = sum(shard.kind is ShardKind.ARCHIVE for shard in plan.shards)
     parts = len(plan.parts())
-    tasks = len(planned.draft().of_stage(Stage.EXTRACT))
+    tasks = len(planned.draft.of_stage(Stage.EXTRACT))
     lines = [
         f"Run       {plan.run_id}",
         f"Source    {plan.source.kind.value} {plan.source.pinned_name}",
@@ -49,7 +49,7 @@ def plan_lines(planned: Planned) -> list[str]:
     lines.append(
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"
     )
-    if planned.engine == "slurm":
+    if not planned.is_local:
         lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
     return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
 
@@ -143,7 +143,7 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
 
 def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) -> dict[str, Any]:
     plan = planned.plan
-    draft = planned.draft()
+    draft = planned.draft
     return {
         "schema": status_json.JSON_SCHEMA,
         "dry_run": True,

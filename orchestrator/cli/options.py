@@ -316,8 +316,8 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     return changes | {"container_mounts": (*mounts, *(f"{path}:{path}" for path in outer))}
 
 
-def without_effect(ctx: click.Context, engine: str) -> tuple[str, ...]:
-    """A note on Slurm options on the command line if another engine does the work.
+def without_effect(ctx: click.Context, is_local: bool) -> tuple[str, ...]:
+    """A note on Slurm options on the command line if this machine does the work.
 
     Settings are for all runs, so they are ignored without a note.
     """
@@ -328,6 +328,6 @@ def without_effect(ctx: click.Context, engine: str) -> tuple[str, ...]:
         if param.name in names
         and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
     ]
-    if engine == "slurm" or not typed:
+    if not is_local or not typed:
         return ()
     return (f"running on this machine; ignoring the Slurm options {', '.join(typed)}",)

@@ -100,7 +100,10 @@ def command(
         messages.print_lines([messages.engine_line(planned)])
     if not habits.quiet:
         messages.print_lines(
-            [*messages.resume_lines(planned), *options.without_effect(ctx, planned.engine)]
+            [
+                *messages.resume_lines(planned),
+                *options.without_effect(ctx, planned.is_local),
+            ]
         )
     if habits.dry_run:
         if habits.as_json:

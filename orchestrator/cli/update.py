@@ -75,7 +75,7 @@ def command(
             messages.show([*lines, messages.DRY_RUN] if habits.dry_run else lines)
         return exit_codes.PREFLIGHT if problems else exit_codes.DONE
     if not habits.quiet:
-        messages.print_lines([*lines, *options.without_effect(ctx, planned.engine)])
+        messages.print_lines([*lines, *options.without_effect(ctx, planned.is_local)])
         messages.announce(planned, habits)
     with progress(quiet=habits.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)

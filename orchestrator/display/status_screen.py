@@ -132,7 +132,7 @@ def _engine(state: RunState) -> str:
     if last.number > 1:
         texts.append(f"attempt {last.number}")
     ids = dict.fromkeys(task.job_id.partition("_")[0] for task in last.tasks if task.job_id)
-    if last.engine != "local" and ids:
+    if ids and not last.is_local:
         texts.append(_jobs(list(ids)))
     return " · ".join(texts)
 

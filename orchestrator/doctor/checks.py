@@ -67,7 +67,7 @@ def examine(request: DoctorRequest) -> Iterator[CheckResult]:
     except OrchestrateError as error:
         yield CheckResult("slurm", False, error.message, "log in to a login node of the cluster")
         return
-    if choice.name == "local":
+    if choice.is_local:
         yield CheckResult("engine", None, choice.why_local or "runs use this machine, as requested")
         yield from node_probe.probe(request.probe, request.log_dir, on_node=False)
         return
@@ -76,7 +76,7 @@ def examine(request: DoctorRequest) -> Iterator[CheckResult]:
 
 def with_site_resources(request: DoctorRequest) -> DoctorRequest:
     """``request`` with the partition, account, time and memory that jobs need on this cluster."""
-    if choose_engine(request.engine).name == "local" or client.silence() is not None:
+    if choose_engine(request.engine).is_local or client.silence() is not None:
         return request
     spec = _spec(request, RunFolder(request.log_dir.absolute() / "profile"))
     return replace(request, resources=site_profile.choose(spec))

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.errors import EngineError, UsageError
+from jobs.model import LOCAL_ENGINE
 
 if TYPE_CHECKING:
     from jobs.model import Cluster
     from orchestrator.engines.base import Engine
 
 AUTO = "auto"
-SLURM, LOCAL = NAMES = ("slurm", "local")
+SLURM, LOCAL = NAMES = ("slurm", LOCAL_ENGINE)
 
 
 def engine_named(name: str, cluster: Cluster | None = None) -> Engine:
@@ -36,6 +37,10 @@ class EngineChoice:
 
     name: str
     why_local: str = ""
+
+    @property
+    def is_local(self) -> bool:
+        return self.name == LOCAL
 
 
 def choose_engine(wanted: str) -> EngineChoice:

@@ -268,7 +268,7 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     beat = evidence.heartbeats.get((task.stage, task.number))
     if beat is not None and beat.attempt != submission.number:
         beat = None
-    late_s = 0.0 if submission.engine == "local" else LATE_S  # no delay on one machine
+    late_s = 0.0 if submission.is_local else LATE_S  # no delay on one machine
     status = task_status(result, engine, evidence.now, late_s=late_s)
     problem = None
     if status is TaskStatus.MISSING:

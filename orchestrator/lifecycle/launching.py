@@ -14,7 +14,7 @@ from jobs.runtime import background
 from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
-from orchestrator.engines.registry import choose_engine, engine_named, reach_engine
+from orchestrator.engines.registry import LOCAL, choose_engine, engine_named, reach_engine
 from orchestrator.inspection.run import Run
 from orchestrator.lifecycle import planning, preflight, running, space, submission
 from orchestrator.lifecycle.request import LaunchRequest, stage_resources
@@ -33,6 +33,11 @@ class Planned:
     why_local: str = ""  # why this machine does the work, if that was not requested
     temp_limit: int | None = None  # bytes of archives that may be stored at a time
     carry: CarryPlan | None = None  # what an update reuses of the published dataset
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine does the work."""
+        return self.engine == LOCAL
 
     @property
     def left(self) -> Planned | None:
@@ -60,14 +65,14 @@ class Planned:
         """How many tasks run at a time: one for each core on this machine, all on Slurm."""
         if self.request.parallel is not None:
             return self.request.parallel
-        return cores() if self.engine == "local" else self.tasks
+        return cores() if self.is_local else self.tasks
 
     @property
     def shares_programs(self) -> bool:
         """Whether tasks find the programs that this shell finds."""
         wanted = self.request.resources
         own = wanted.setup or wanted.launcher or wanted.container_image
-        return self.engine == "local" or not own
+        return self.is_local or not own
 
     @property
     def tasks(self) -> int:
@@ -77,20 +82,17 @@ class Planned:
         """
         if self.request.tasks is not None:
             return self.request.tasks
-        return self.parallel if self.engine == "local" else planning.DEFAULT_TASKS
+        return self.parallel if self.is_local else planning.DEFAULT_TASKS
 
     @property
     def download_tasks(self) -> int:
         """The maximum number of download tasks; with a limit one knows what is stored."""
-        limited = self.engine == "local" or self.temp_limit is not None
+        limited = self.is_local or self.temp_limit is not None
         return 1 if limited else self.request.download_tasks
 
+    @cached_property
     def draft(self) -> Submission:
         """The first submission, without job ids."""
-        return self._draft
-
-    @cached_property
-    def _draft(self) -> Submission:
         plan = self.plan
         parts = (part.id for part in plan.parts())
         tasks = planning.tasks_for(
@@ -110,7 +112,7 @@ class Planned:
     def scripts(self) -> dict[Stage, str]:
         """The scripts that would be submitted, by stage; changes nothing."""
         engine = engine_named(self.engine)
-        return submission.scripts(self.folder, self.draft(), engine)
+        return submission.scripts(self.folder, self.draft, engine)
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
@@ -137,8 +139,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     """
     request.check()
     choice = choose_engine(request.engine)
-    engine = choice.name
-    if request.then is not None and engine != "slurm":
+    if request.then is not None and choice.is_local:
         raise EngineError(
             "--then submits a batch script and needs Slurm, which is not available here"
         )
@@ -161,7 +162,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     made = Planned(
         planned,
         source.private(),
-        engine,
+        choice.name,
         request,
         why_local=choice.why_local,
         carry=carry(planned) if carry else None,
@@ -174,7 +175,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     notes = preflight.notes(
         planned,
         made.folder.path,
-        engine=engine,
+        on_slurm=not choice.is_local,
         sbatch_args=stage_resources(request)[Stage.DOWNLOAD.value].sbatch_args,
         download_here=here,
     )
@@ -208,9 +209,9 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
-    first = planned.draft()
+    first = planned.draft
     downloads = bool(first.of_stage(Stage.DOWNLOAD))  # an update may only remove files
-    if downloads and planned.request.download_on == "login" and planned.engine != "local":
+    if downloads and planned.request.download_on == "login" and not planned.is_local:
         running.download_here(folder, first, on_tick=on_tick)
     else:
         running.submit(folder, first, on_tick=on_tick)

@@ -79,7 +79,7 @@ def notes(
     plan: Plan,
     run_dir: Path | None = None,
     *,
-    engine: str = "slurm",
+    on_slurm: bool = True,
     sbatch_args: Sequence[str] = (),
     download_here: bool = False,
 ) -> list[str]:
@@ -95,7 +95,7 @@ def notes(
             f"the source does not report the size of {units.plural(unknown, 'shard')}, so the "
             "free space cannot be checked for them"
         )
-    if engine == "slurm":
+    if on_slurm:
         places = {"--dest": Path(plan.dest), "--temp-dir": Path(plan.temp), "--log-dir": run_dir}
         for option, path in places.items():
             kind = filesystems.own_to_a_machine(path) if path is not None else None
@@ -112,7 +112,7 @@ def notes(
             "old; on a file system that removes old files, as many scratch file systems do, "
             "launch without it"
         )
-    if engine != "slurm" or download_here or not any("--propagate" in a for a in sbatch_args):
+    if not on_slurm or download_here or not any("--propagate" in a for a in sbatch_args):
         found += _limited(plan)
     return found
 

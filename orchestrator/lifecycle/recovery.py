@@ -173,7 +173,7 @@ def _then_jobs(state: RunState) -> tuple[str, ...]:
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
     grown: dict[str, Resources] = {}
     # A limit of the launching shell applies to the jobs of all stages, on Slurm only.
-    limited = state.submissions[-1].engine == "slurm" and any(
+    limited = not state.submissions[-1].is_local and any(
         Cause.LIMIT in _causes(view) for view in state.tasks
     )
     for stage in Stage:

@@ -6,23 +6,24 @@ import logging
 import os
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from msgspec import structs
 
 from jobs.errors import ClaimedError, EngineError, StorageError, UsageError, from_os_error
 from jobs.finalize.repair import reset_damaged
-from jobs.model import Cluster, Options, Resources, Submission
+from jobs.model import Cluster, Options, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.verify.dataset import VerifyReport, verify_dataset
-from orchestrator.engines.base import OtherClusterError
+from orchestrator.engines.base import Engine, OtherClusterError
 from orchestrator.engines.registry import (
     AUTO,
+    LOCAL,
     choose_engine,
     cluster_after,
     engine_named,
@@ -42,17 +43,27 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ResumeRequest:
+    """What the user asked of a resume (see ``plan_resume``)."""
+
+    tasks: int | None = None
+    changes: Mapping[str, object] = field(default_factory=dict)
+    engine: str = AUTO
+    temp_limit: int | None = None
+    amendments: Amendments | None = None
+
+
+@dataclass(frozen=True)
 class Resumable:
     """A run, its state, and what a resume would do."""
 
     folder: RunFolder
     state: RunState
     step: Recovery
+    request: ResumeRequest = ResumeRequest()
     damage: VerifyReport | None = None  # damage to repair in a published dataset
-    requested: tuple[int | None, Mapping[str, object]] = (None, {})  # most tasks, resources' fields
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
-    temp_limit: int | None = None  # bytes of archives at a time, as requested
     options: Options | None = None  # in place of the run's, if requested
 
     @property
@@ -63,6 +74,11 @@ class Resumable:
     def engine(self) -> str:
         """The name of the engine that does the work."""
         return _engine_name(self.last)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this machine does the work."""
+        return self.engine == LOCAL
 
 
 def plan_resume(
@@ -85,13 +101,46 @@ def plan_resume(
     scheduler does not respond, so that running tasks are unknown, ``ClaimedError`` if another
     process is submitting, or downloading before it submits.
     """
+    request = ResumeRequest(tasks, changes or {}, engine, temp_limit, amendments)
+    planned = _plan(folder, request)
+    if planned.state.status is RunStatus.DONE and not _is_elsewhere(planned.state):
+        dest = Path(planned.state.plan.dest)
+        report = verify_dataset(dest, deep=deep, workers=cores(), progress=Progress())
+        if not report.ok:
+            return replace(planned, step=Recovery(), damage=report)
+    return planned
+
+
+def _plan(folder: RunFolder, request: ResumeRequest) -> Resumable:
+    """See ``plan_resume``; does not check a published dataset."""
     state = state_of(folder)
     why_local = ""
     if not state.submissions:  # its launcher died before it submitted anything
         asked_for = state.plan.engine
-        choice = choose_engine(engine if asked_for == AUTO else asked_for)
+        choice = choose_engine(request.engine if asked_for == AUTO else asked_for)
         why_local = choice.why_local
         state = replace(state, submissions=(running.placeholder(folder, state.plan, choice.name),))
+    _check_idle(folder, state)
+    options = None
+    if request.amendments is not None:
+        options = amended(folder, state, request.amendments)
+        state = replace(state, plan=structs.replace(state.plan, options=options))
+    if request.temp_limit is not None:
+        check_temp_limit(request.temp_limit, state.plan.options)
+    if _is_elsewhere(state):
+        return Resumable(folder, state, Recovery(), request)
+    if state.status is not RunStatus.DONE:
+        preflight.check_not_taken(state.plan)
+    last = state.submissions[-1]
+    cluster = cluster_after(last.cluster)
+    step = _step(state, request, engine_named(_engine_name(last), cluster))
+    return Resumable(
+        folder, state, step, request, why_local=why_local, cluster=cluster, options=options
+    )
+
+
+def _check_idle(folder: RunFolder, state: RunState) -> None:
+    """Raise ``ClaimedError`` if a process submits, ``EngineError`` if running tasks are unknown."""
     if state.submits:
         raise ClaimedError(
             f"{state.submits}; check again in a minute with `status`, or stop it with `cancel`"
@@ -101,53 +150,33 @@ def plan_resume(
             f"{state.engine_silent}\nTasks may still be running, so nothing was submitted. Run "
             f"`resume` again once the scheduler responds. {_abandon(folder)}"
         )
-    options = None
-    if amendments is not None:
-        options = amended(folder, state, amendments)
-        state = replace(state, plan=structs.replace(state.plan, options=options))
-    requested = (tasks, changes or {})
-    if temp_limit is not None:
-        check_temp_limit(temp_limit, state.plan.options)
-    if state.status is RunStatus.DONE:
-        if evidence.is_missing(Staging(state.plan)):
-            return Resumable(
-                folder, state, Recovery(), requested=requested
-            )  # another run's dataset
-        report = verify_dataset(
-            Path(state.plan.dest), deep=deep, workers=cores(), progress=Progress()
-        )
-        if not report.ok:
-            return Resumable(folder, state, Recovery(), report, requested, temp_limit=temp_limit)
-    else:
-        preflight.check_not_taken(state.plan)
+
+
+def _is_elsewhere(state: RunState) -> bool:
+    """Whether the run's dataset was published, and is at its destination no more."""
+    return state.status is RunStatus.DONE and evidence.is_missing(Staging(state.plan))
+
+
+def _step(state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
+    """The work of the next submission, and its resources."""
     last = state.submissions[-1]
-    cluster = cluster_after(last.cluster)
-    hand = engine_named(_engine_name(last), cluster)
-    limit = hand.time_limit_min(last.resources["extract"].partition)
-    wanted = temp_limit or last.temp_limit
+    limit_min = engine.time_limit_min(last.resources[Stage.EXTRACT.value].partition)
+    wanted = request.temp_limit or last.temp_limit
     room = space.choose_limit(state.plan, wanted, state, automatic=last.onward is None)
-    step = recovery.recover(state, most=tasks, limit_min=limit, temp_limit=room)
+    step = recovery.recover(state, most=request.tasks, limit_min=limit_min, temp_limit=room)
     if step.tasks and (note := space.limit_note(state.plan, room, wanted)):
         step = replace(step, notes=(*step.notes, note))
-    if amendments is not None:
-        step = replace(step, notes=(*step.notes, f"changed: {amendments}"))
+    if request.amendments is not None:
+        step = replace(step, notes=(*step.notes, f"changed: {request.amendments}"))
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
-    if step.tasks and changes:
-        step = replace(step, resources=override(_resources(step, state), changes))
-    if step.tasks and hand.cluster and last.cluster and not hand.cluster.is_same(last.cluster):
-        step = _moved(state, step, hand.cluster)
-    return Resumable(
-        folder,
-        state,
-        step,
-        requested=requested,
-        temp_limit=temp_limit,
-        why_local=why_local,
-        cluster=cluster,
-        options=options,
-    )
+    if step.tasks and request.changes:
+        resources = override(step.resources or last.resources, request.changes)
+        step = replace(step, resources=resources)
+    if step.tasks and engine.cluster and last.cluster and not engine.cluster.is_same(last.cluster):
+        step = _moved(state, step, engine.cluster)
+    return step
 
 
 def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
@@ -181,8 +210,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     if planned.damage is not None:
         running.take_claim(folder, planned.state.plan)
         reset_damaged(folder, planned.state.plan, planned.damage)
-        most, changes = planned.requested
-        planned = plan_resume(folder, tasks=most, changes=changes, temp_limit=planned.temp_limit)
+        planned = _plan(folder, planned.request)
     step, last = planned.step, planned.last
     if not step.tasks:
         return
@@ -206,7 +234,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     journal.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
-    draft = running.next_draft(last, step, engine=name, retries=retries, cluster=planned.cluster)
+    draft = running.next_draft(last, step, retries=retries, engine=name, cluster=planned.cluster)
     if last.onward is not None and step.shards:
         running.download_here(folder, draft, on_tick=on_tick)
     else:
@@ -327,7 +355,3 @@ def _is_untidy(staging: Staging) -> bool:
 
 def _engine_name(last: Submission) -> str:
     return last.onward or last.engine
-
-
-def _resources(step: Recovery, state: RunState) -> Mapping[str, Resources]:
-    return step.resources or state.submissions[-1].resources

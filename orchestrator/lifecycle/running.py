@@ -13,7 +13,7 @@ from jobs.model import Cluster, Plan, Resources, Stage, Submission
 from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator.engines.registry import engine_named
+from orchestrator.engines.registry import LOCAL, engine_named
 from orchestrator.inspection import journal
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.state import RunState, RunStatus
@@ -75,18 +75,22 @@ def submit(
 
     ``most``: array tasks after a download here, if ``draft`` itself has none.
     """
-    engine = engine_named(draft.engine, draft.cluster)
-    submission.submit_chain(folder, draft, engine, also_after=also_after, downloads=downloads)
-    if draft.engine == "local":
+    following: Submission | None = draft
+    while following is not None:
+        last = following
+        engine = engine_named(last.engine, last.cluster)
+        submission.submit_chain(folder, last, engine, also_after=also_after, downloads=downloads)
+        if not last.is_local:
+            return
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
-        _continue(folder, draft, on_tick, most)
+        following, also_after, downloads = _following(folder, last, most), (), ()
 
 
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
     """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
     here = structs.replace(
         draft,
-        engine="local",
+        engine=LOCAL,
         onward=draft.engine,
         tasks=draft.of_stage(Stage.DOWNLOAD),
     )
@@ -98,7 +102,7 @@ def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
 
     It has the number of the last submission, whose results must not count as new ones.
     """
-    parallel = cores() if engine == "local" else planning.DEFAULT_TASKS
+    parallel = cores() if engine == LOCAL else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
     requested = {stage.value: Resources() for stage in Stage}
     number = journal.last_attempt(folder)
@@ -109,18 +113,18 @@ def next_draft(
     last: Submission,
     step: recovery.Recovery,
     *,
-    engine: str,
     retries: int,
+    engine: str | None = None,
     cluster: Cluster | None = None,
 ) -> Submission:
-    """The submission after ``last`` with the work of ``step``.
+    """The submission after ``last`` with the work of ``step``; ``engine``: None: as before.
 
     ``submit_chain`` raises if another process has made this submission.
     """
     return structs.replace(
         submission.draft(
             last.number + 1,
-            engine,
+            engine or last.engine,
             step.tasks,
             dict(step.resources or last.resources),
             parallel=last.parallel,
@@ -133,27 +137,30 @@ def next_draft(
     )
 
 
-def _continue(folder: RunFolder, last: Submission, on_tick: Tick | None, most: int | None) -> None:
-    """After a submission on this machine: submit the stages after a download here, or retry."""
+def _following(folder: RunFolder, last: Submission, most: int | None) -> Submission | None:
+    """The submission after one on this machine: the stages after a download here, or a retry."""
     state = state_of(folder)
     if state.status is RunStatus.CANCELLED:
-        return
+        return None
     if last.onward is not None:
-        if folder.fetched_ids():
-            step = recovery.recover(state, most=most)
-            rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
-            step = replace(step, tasks=rest)
-            draft = next_draft(
-                last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
-            )
-            submit(folder, draft, on_tick=on_tick)
-        return
+        if not folder.fetched_ids():
+            return None
+        step = recovery.recover(state, most=most)
+        rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
+        step = replace(step, tasks=rest)
+        return next_draft(
+            last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
+        )
+    retried = _retry_step(state, last)
+    return next_draft(last, retried, retries=last.retries - 1) if retried else None
+
+
+def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
+    """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
     if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
-        return
+        return None
     step = recovery.recover(state)
-    if step.tasks:
-        draft = next_draft(last, step, engine=last.engine, retries=last.retries - 1)
-        submit(folder, draft, on_tick=on_tick)
+    return step if step.tasks else None
 
 
 def retry(run_dir: str, attempt: int) -> None:
@@ -162,17 +169,13 @@ def retry(run_dir: str, attempt: int) -> None:
     last = folder.load_submission(attempt)
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
         return
-    state = state_of(folder)
-    if journal.last_cancel(folder) or not recovery.may_retry(state, _before(state, last)):
+    step = _retry_step(state_of(folder), last)
+    if step is None or journal.last_cancel(folder):
         return
-    step = recovery.recover(state)
-    if step.tasks:
-        engine_named(last.engine, last.cluster).cancel(folder, step.cancel)
-        draft = next_draft(
-            last, step, engine=last.engine, retries=last.retries - 1, cluster=last.cluster
-        )
-        draft = structs.replace(draft, by_itself=True)
-        submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
+    engine_named(last.engine, last.cluster).cancel(folder, step.cancel)
+    draft = next_draft(last, step, retries=last.retries - 1, cluster=last.cluster)
+    draft = structs.replace(draft, by_itself=True)
+    submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 
 def _before(state: RunState, last: Submission) -> int | None:

@@ -70,7 +70,7 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
             tasks=submission.of_stage(stage),
             resources=submission.resources[stage.value],
             parallel=submission.parallel,
-            then=RETRY if submission.retries and submission.engine == "slurm" else None,
+            then=RETRY if submission.retries and not submission.is_local else None,
         )
         for stage in Stage
         if submission.of_stage(stage)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from msgspec import structs
 
@@ -72,15 +73,12 @@ def plan_update(
     _check_output(old)
     private = folder.load_private()
     request = _request(folder, old, private, dest, log_dir, revision)
-    if engine is not None:
-        request = replace(request, engine=engine)
-    if tasks is not None:
-        request = replace(request, tasks=tasks)
-    if temp_limit is not None:
-        request = replace(request, temp_limit=temp_limit)
-    if changes:
-        resources = override({"all": request.resources}, changes)["all"]
-        request = replace(request, resources=resources)
+    asked: dict[str, Any] = {"engine": engine, "tasks": tasks, "temp_limit": temp_limit}
+    request = replace(
+        request,
+        resources=override({"all": request.resources}, changes or {})["all"],
+        **{name: value for name, value in asked.items() if value is not None},
+    )
 
     def carry(new: Plan) -> CarryPlan:
         # A dataset that was moved has its files beside its receipt.
@@ -152,7 +150,6 @@ def _request(
     first, last = folder.load_submission(numbers[0]), folder.load_submission(numbers[-1])
     extract = last.resources[Stage.EXTRACT.value]
     download = last.resources[Stage.DOWNLOAD.value]
-    local = (last.onward or last.engine) == "local"
     return LaunchRequest(
         source=_source(old, private, revision),
         dest=dest,
@@ -161,7 +158,7 @@ def _request(
         options=structs.replace(old.options, overwrite=True, expect_records=None),
         engine=old.engine,
         # Local runs use one task per core, and this may be a different machine.
-        parallel=None if local else last.parallel,
+        parallel=None if last.is_local and not last.onward else last.parallel,
         resources=extract,
         download_partition=download.partition if download.partition != extract.partition else None,
         download_sbatch_args=download.sbatch_args[len(extract.sbatch_args) :],

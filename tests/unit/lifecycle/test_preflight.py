@@ -285,7 +285,7 @@ def test_a_dangling_link_is_named(tmp_path: Path) -> None:
 def test_unknown_sizes_are_reported_and_stop_nothing(tmp_path: Path) -> None:
     made = plan(tmp_path / "d", size=None)
     assert preflight.problems(made) == []
-    assert "2 shards" in preflight.notes(made, engine="local")[0]
+    assert "2 shards" in preflight.notes(made, on_slurm=False)[0]
 
 
 def test_a_tree_is_copied_without_archives(tmp_path: Path) -> None:
@@ -311,13 +311,13 @@ def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, (6000, before[1]))
         assert notes() == []
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))
-        (said,) = notes(engine="local")
+        (said,) = notes(on_slurm=False)
         assert "(ulimit -f)" in said and "--sbatch-arg=--propagate=NONE" in said
         assert notes() == [said]
         assert notes(sbatch_args=["--propagate=NONE"]) == []
         here = notes(sbatch_args=["--propagate=NONE"], download_here=True)
         assert here == [said]
-        (unknown,) = preflight.notes(plan(tmp_path / "d", size=None), engine="local")[1:]
+        (unknown,) = preflight.notes(plan(tmp_path / "d", size=None), on_slurm=False)[1:]
         assert unknown == said
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -326,6 +326,6 @@ def test_limits_of_this_shell_that_tasks_may_reach_are_said_at_launch(tmp_path: 
 def test_times_that_archives_keep_are_said_at_launch(tmp_path: Path) -> None:
     made = plan(tmp_path / "d")
     options = structs.replace(made.options, preserve_times=True)
-    (said,) = preflight.notes(structs.replace(made, options=options), engine="local")
+    (said,) = preflight.notes(structs.replace(made, options=options), on_slurm=False)
     assert said.startswith("--preserve-times keeps") and "removes old files" in said
-    assert preflight.notes(made, engine="local") == []
+    assert preflight.notes(made, on_slurm=False) == []

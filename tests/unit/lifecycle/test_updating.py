@@ -86,7 +86,7 @@ def work(planned: Planned) -> Problem | None:
     folder.create(plan)
     if planned.carry is not None:
         planned.carry.write(folder)
-    atomic.create_json(folder.submission(1), planned.draft())
+    atomic.create_json(folder.submission(1), planned.draft)
     Staging(plan).make_folders()
     shards = planned.shards_left
     run_download(folder, plan, shards, Progress(), refetch=frozenset(), extracts=False)
@@ -152,7 +152,7 @@ def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset
     planned = dataset.plan(tasks=7, temp_limit=1 << 20, changes={"partition": "long"}).planned
     assert planned.request.tasks == 7
     assert planned.request.resources.partition == "long"
-    assert planned.draft().temp_limit == 1 << 20
+    assert planned.draft.temp_limit == 1 << 20
     with pytest.raises(UsageError, match="has no revisions"):
         dataset.plan(revision="v2")
 
