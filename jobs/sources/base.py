@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -126,7 +127,35 @@ class Source(Protocol):
         ...
 
 
-class DownloadedSource:
+@dataclass(frozen=True)
+class ShardSelection:
+    """The shards of a dataset, and notes on how they were chosen."""
+
+    shards: tuple[Shard, ...]
+    notes: tuple[str, ...] = ()
+
+
+class SelectingSource:
+    """What all sources have in common: their shards are selected once, when they are needed."""
+
+    @cached_property
+    def _selection(self) -> ShardSelection:
+        raise NotImplementedError
+
+    def shards(self) -> Sequence[Shard]:
+        """See ``Source.shards``."""
+        return self._selection.shards
+
+    def notes(self) -> tuple[str, ...]:
+        """See ``Source.notes``."""
+        return self._selection.notes
+
+    def private(self) -> dict[str, str]:
+        """See ``Source.private``: locators contain no secrets."""
+        return {}
+
+
+class DownloadedSource(SelectingSource):
     """What all sources have in common whose files are downloaded."""
 
     def path(self, file: SourceFile) -> Path | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Options, Shard, SourceFile, SourceKind, SourceRef
-from jobs.runtime import background
+from jobs.model import Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import doi_records, file_names, http_probe
-from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.doi_records import Record
-from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, select
 from jobs.transfer.target import Target, origin_of
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ class DoiSource(DownloadedSource):
         self._request = request
         self._ref = ref
         self._record: Record | None = None
-        self._choice: ShardSelection | None = None
 
     @classmethod
     def open(cls, request: SourceRequest) -> DoiSource:
@@ -46,7 +45,7 @@ class DoiSource(DownloadedSource):
         return cls(request)
 
     @classmethod
-    def reopen(cls, ref: SourceRef, options: Options) -> DoiSource:
+    def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> DoiSource:
         return cls(
             SourceRequest(SourceKind.DOI, (ref.locator,), header_env=options.header_env), ref
         )
@@ -61,15 +60,6 @@ class DoiSource(DownloadedSource):
                 license=record.license,
             )
         return self._ref
-
-    def shards(self) -> Sequence[Shard]:
-        return self._chosen().shards
-
-    def private(self) -> dict[str, str]:
-        return {}  # the addresses in a record contain no secret
-
-    def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(file.locator, self._headers_for(file.locator))
@@ -94,32 +84,17 @@ class DoiSource(DownloadedSource):
             )
         return self._record
 
-    def _chosen(self) -> ShardSelection:
-        if self._choice is None:
-            self._choice = self._choose()
-        return self._choice
-
-    def _choose(self) -> ShardSelection:
-        request, record = self._request, self._read()
-        listed = _distinct(record.files)
-        chosen_names = set(
-            file_names.chosen((f.name for f in listed), request.include, request.exclude)
-        )
-        files = [file for file in listed if file.name in chosen_names]
+    @cached_property
+    def _selection(self) -> ShardSelection:
+        record = self._read()
+        files = file_names.chosen_files(_distinct(record.files), self._request)
         self._check_open(record, files)
         addresses = {file.name: file.locator for file in files}
-
-        def read(names: Sequence[str]) -> dict[str, bytes]:
-            heads = background.map_interruptible(
-                lambda name: self._head(addresses[name]), names, _AT_ONCE
-            )
-            return dict(zip(names, heads, strict=True))
-
-        found = sort_out(files, request, Look(read, _MOST_HEADS), where=record.page)
-        choice = ShardSelection(shards_of(found), notes_of(found, record.page))
-        if choice.shards:  # check now, not in the job, whether the files can be read
-            self._head(choice.shards[0].files[0].locator)
-        return choice
+        look = Look.at_each(lambda name: self._head(addresses[name]), _MOST_HEADS, _AT_ONCE)
+        selection = select(files, self._request, look, where=record.page)
+        if selection.shards:  # check now, not in the job, whether the files can be read
+            self._head(selection.shards[0].files[0].locator)
+        return selection
 
     def _check_open(self, record: Record, files: Sequence[SourceFile]) -> None:
         """Raise ``SourceError`` (``GATED``) for files that need a login, if none is given."""

@@ -14,6 +14,7 @@ from msgspec import structs
 from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
+from jobs.sources.base import SourceRequest
 from jobs.storage.safe_paths import junk_kind, quoted
 from jobs.storage.staging import MANIFEST, RECEIPT
 
@@ -60,6 +61,12 @@ def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str])
         for name in names
         if (not include or matches(name, include)) and not matches(name, exclude)
     ]
+
+
+def chosen_files(files: Iterable[SourceFile], request: SourceRequest) -> list[SourceFile]:
+    """The files that the globs of a request select."""
+    by_name = {file.name: file for file in files}
+    return [by_name[name] for name in chosen(by_name, request.include, request.exclude)]
 
 
 def is_git(name: str) -> bool:

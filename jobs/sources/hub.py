@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
-from jobs.runtime import background
+from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names, http_probe, hub_client
-from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.hub_client import Repo
-from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
@@ -82,7 +82,6 @@ class HubSource(DownloadedSource):
         self._repo = repo
         self._request = request
         self._ref = ref
-        self._choice: ShardSelection | None = None
         self._was_let_in = False  # whether a file could be read
 
     @classmethod
@@ -102,7 +101,7 @@ class HubSource(DownloadedSource):
         return cls(Repo(locator.id, kind, hub_client.endpoint()), request)
 
     @classmethod
-    def reopen(cls, ref: SourceRef) -> HubSource:
+    def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> HubSource:
         repo = Repo(ref.locator, ref.repo_type, ref.endpoint or hub_client.PUBLIC)
         return cls(repo, SourceRequest(SourceKind.HUB, (ref.locator,)), ref)
 
@@ -110,15 +109,6 @@ class HubSource(DownloadedSource):
         if self._ref is None:
             self._ref = self._pinned()
         return self._ref
-
-    def shards(self) -> Sequence[Shard]:
-        return self._chosen().shards
-
-    def private(self) -> dict[str, str]:
-        return {}  # an address on the Hub has no secret; the token is never stored
-
-    def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         hub_client.check_online()
@@ -184,26 +174,19 @@ class HubSource(DownloadedSource):
             cause=error.cause,
         )
 
-    def _chosen(self) -> ShardSelection:
-        if self._choice is None:
-            self._choice = self._choose()
-        return self._choice
-
-    def _choose(self) -> ShardSelection:
-        request, where = self._request, str(self._repo)
+    @cached_property
+    def _selection(self) -> ShardSelection:
         listed = self._listed()
-        meant = self._meant(listed) if request.files else None
-        chosen_names = set(
-            file_names.chosen((f.name for f in listed), request.include, request.exclude)
-        )
-        files = [file for file in listed if file.name in chosen_names]
+        meant = self._meant(listed) if self._request.files else None
+        files = file_names.chosen_files(listed, self._request)
         if meant is not None:
-            meant &= chosen_names
-        look = Look(self._heads, _MOST_HEADS)
-        found = sort_out(files, request, look, where=where, meant=meant)
-        choice = ShardSelection(shards_of(found), notes_of(found, where))
-        self._check_access(choice)
-        return choice
+            meant &= {file.name for file in files}
+        look = Look.at_each(self.read_head, _MOST_HEADS, _AT_ONCE)
+        selection = select(files, self._request, look, where=str(self._repo), meant=meant)
+        if selection.shards and not self._was_let_in:
+            # Check now, not in the job, whether the files of a listed repository can be read.
+            self.read_head(selection.shards[0].files[0].locator)
+        return selection
 
     def _listed(self) -> list[SourceFile]:
         """All files at the commit with size and digest, in one request for each page."""
@@ -236,25 +219,17 @@ class HubSource(DownloadedSource):
             meant.update(found)
         return meant
 
-    def _check_access(self, choice: ShardSelection) -> None:
-        """Check now, not in the job, whether the files of a listed repository can be read."""
-        if choice.shards and not self._was_let_in:
-            self.read_head(choice.shards[0].files[0].locator)
-
-    def _heads(self, names: Sequence[str]) -> dict[str, bytes]:
-        heads = background.map_interruptible(self.read_head, names, _AT_ONCE)
-        self._was_let_in = bool(heads)
-        return dict(zip(names, heads, strict=True))
-
     def read_head(self, path: str) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
         hub_client.check_online()
         try:
-            return http_probe.probe(self._url(path), hub_client.headers()).head
+            head = http_probe.probe(self._url(path), hub_client.headers()).head
         except SourceError as error:
             if error.cause in (Cause.AUTHENTICATION, Cause.GATED):
                 raise hub_client.gated(self._repo) from None
             raise
+        self._was_let_in = True
+        return head
 
 
 def _source_file(item: RepoFile) -> SourceFile:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +14,11 @@ from msgspec import structs
 
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
-from jobs.model import (
-    Layout,
-    Shard,
-    ShardKind,
-    SourceFile,
-    SourceKind,
-    SourceRef,
-)
-from jobs.runtime import background
+from jobs.model import Options, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names
-from jobs.sources.base import Download, SourceRequest, pinned
+from jobs.sources.base import Download, SelectingSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.families import families
-from jobs.sources.shard_selection import Found, Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Found, Look, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
@@ -46,7 +38,7 @@ _AT_ONCE = 16
 _MOST_LOOSE = 500
 
 
-class LocalSource:
+class LocalSource(SelectingSource):
     """An archive, a folder of archives, or a folder that already is a dataset.
 
     Archives are read in place; the extract stage copies the files of a dataset's folder, part by
@@ -61,10 +53,7 @@ class LocalSource:
         self._not_copied = not_copied  # None: unknown
         self._left: dict[str, str] = {}  # left-out files of the folder, with their kinds
         self._leave = left_out(root, request.include, request.exclude, self._left)
-        self._choice: ShardSelection | None = None
-        self._oldest = (
-            time.time()
-        )  # modification time of the oldest file, in seconds since the epoch
+        self._oldest = time.time()  # modification time of the oldest file, since the epoch
 
     @classmethod
     def open(cls, request: SourceRequest) -> LocalSource:
@@ -77,31 +66,22 @@ class LocalSource:
         return cls(Path.cwd() / Path(request.locators[0]).expanduser(), request)
 
     @classmethod
-    def reopen(cls, ref: SourceRef, layout: Layout) -> LocalSource:
+    def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> LocalSource:
         request = SourceRequest(
             SourceKind.LOCAL,
             (ref.locator,),
             include=ref.include,
             exclude=ref.exclude,
-            layout=layout,
+            layout=options.layout,
         )
         return cls(Path(ref.locator), request, ref.not_copied)
 
     def describe(self) -> SourceRef:
         if self._not_copied is None:
-            self._chosen()
+            self.shards()  # decides it
         return structs.replace(
             pinned(self._request, str(self._root)), not_copied=self._not_copied or ()
         )
-
-    def shards(self) -> Sequence[Shard]:
-        return self._chosen().shards
-
-    def private(self) -> dict[str, str]:
-        return {}
-
-    def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
 
     def path(self, file: SourceFile) -> Path | None:
         return Path(file.locator)
@@ -124,13 +104,8 @@ class LocalSource:
 
     # At launch ------------------------------------------------------------------------------
 
-    def _chosen(self) -> ShardSelection:
-        if self._choice is None:
-            self._choice = self._choose()
-            self._not_copied = self._not_copied or ()
-        return self._choice
-
-    def _choose(self) -> ShardSelection:
+    @cached_property
+    def _selection(self) -> ShardSelection:
         try:
             is_folder = self._root.is_dir()
             if not self._root.exists():
@@ -280,11 +255,7 @@ def left_out(
 
 
 def _look(folder: Path) -> Look:
-    def read(names: Sequence[str]) -> dict[str, bytes]:
-        heads = background.map_interruptible(lambda name: _head(folder / name), names, _AT_ONCE)
-        return {name: head for name, head in zip(names, heads, strict=True) if head is not None}
-
-    return Look(read, _MOST_HEADS, free=True)
+    return Look.at_each(lambda name: _head(folder / name), _MOST_HEADS, _AT_ONCE, free=True)
 
 
 def _head(path: Path) -> bytes | None:
@@ -309,7 +280,7 @@ def _file(name: str, path: Path) -> SourceFile:
 def _check_distinct(shards: Sequence[Shard]) -> None:
     """Raise ``SourceError`` if an archive has two names: its records would be duplicated."""
     seen: dict[str, str] = {}
-    real_folder = functools.cache(os.path.realpath)
+    real_folder = cache(os.path.realpath)
     for shard in shards:
         if shard.kind is ShardKind.ARCHIVE:
             path = Path(shard.files[0].locator)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import structs
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest, Shard, SourceFile, SourceKind, SourceRef
+from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Download, DownloadedSource, SourceRequest, pinned
+from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
-from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
@@ -41,7 +42,6 @@ class ObjectStoreSource(DownloadedSource):
         self._client = client
         self._request = request
         self._ref = ref
-        self._choice: ShardSelection | None = None
 
     @classmethod
     def open(cls, request: SourceRequest) -> ObjectStoreSource:
@@ -61,7 +61,9 @@ class ObjectStoreSource(DownloadedSource):
         return cls(_client(urls[0].scheme, None, is_pinned=False), request)
 
     @classmethod
-    def reopen(cls, ref: SourceRef) -> ObjectStoreSource:
+    def reopen(
+        cls, ref: SourceRef, options: Options, private: Mapping[str, str]
+    ) -> ObjectStoreSource:
         scheme = ObjectUrl.parse(ref.locator).scheme
         request = SourceRequest(SourceKind.STORE, ref.files)
         return cls(_client(scheme, ref.endpoint, is_pinned=True), request, ref)
@@ -75,15 +77,6 @@ class ObjectStoreSource(DownloadedSource):
                 endpoint=self._client.endpoint,
             )
         return self._ref
-
-    def shards(self) -> Sequence[Shard]:
-        return self._chosen().shards
-
-    def private(self) -> dict[str, str]:
-        return {}  # the address of an object contains no secret; signed URLs are never stored
-
-    def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         url = ObjectUrl.parse(file.locator)
@@ -113,27 +106,20 @@ class ObjectStoreSource(DownloadedSource):
 
     # At launch ------------------------------------------------------------------------------
 
-    def _chosen(self) -> ShardSelection:
-        if self._choice is None:
-            self._choice = self._choose()
-        return self._choice
-
-    def _choose(self) -> ShardSelection:
-        request, where = self._request, self.describe().locator
+    @cached_property
+    def _selection(self) -> ShardSelection:
         listed, meant = self._listed()
-        names = set(file_names.chosen(listed, request.include, request.exclude))
-        files = [file for name, file in listed.items() if name in names]
-        found = sort_out(
+        files = file_names.chosen_files(listed.values(), self._request)
+        selection = select(
             self._described(files),
-            request,
-            Look(lambda names: self._heads([listed[name] for name in names]), _MOST_HEADS),
-            where=where,
-            meant=None if meant is None else meant & names,
+            self._request,
+            Look.at_each(lambda name: self._head(listed[name]), _MOST_HEADS, _AT_ONCE),
+            where=self.describe().locator,
+            meant=None if meant is None else meant & {file.name for file in files},
         )
-        choice = ShardSelection(shards_of(found), notes_of(found, where))
-        if choice.shards:  # check now, not in the job, whether the objects can be read
-            self._head(choice.shards[0].files[0])
-        return choice
+        if selection.shards:  # check now, not in the job, whether the objects can be read
+            self._head(selection.shards[0].files[0])
+        return selection
 
     def _listed(self) -> tuple[dict[str, SourceFile], set[str] | None]:
         """The files by name, and the names of those that were given as single objects.
@@ -212,10 +198,6 @@ class ObjectStoreSource(DownloadedSource):
             return f"; for all archives of this folder write {url}/"
         near = file_names.similar_names(name, (key.removeprefix(folder + slash) for key in keys))
         return near or "; check the URL"
-
-    def _heads(self, files: Sequence[SourceFile]) -> dict[str, bytes]:
-        heads = background.map_interruptible(self._head, files, _AT_ONCE)
-        return {file.name: head for file, head in zip(files, heads, strict=True)}
 
     def _head(self, file: SourceFile) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""

@@ -11,8 +11,9 @@ from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.formats.magic import Packing
 from jobs.model import Shard, ShardKind, SourceFile
+from jobs.runtime import background
 from jobs.sources import file_names, split_archives
-from jobs.sources.base import SourceRequest
+from jobs.sources.base import ShardSelection, SourceRequest
 from jobs.sources.families import Family, families
 from jobs.storage.safe_paths import quoted
 
@@ -27,6 +28,18 @@ class Look:
     read: Callable[[Sequence[str]], Mapping[str, bytes]]  # by name, without unreadable files
     most: int  # files, at most
     free: bool = False  # whether to read also files whose names are unambiguous
+
+    @classmethod
+    def at_each(
+        cls, read: Callable[[str], bytes | None], most: int, at_once: int, *, free: bool = False
+    ) -> Look:
+        """Call ``read`` for each file, ``at_once`` at a time; None: the file is unreadable."""
+
+        def read_all(names: Sequence[str]) -> dict[str, bytes]:
+            heads = background.map_interruptible(read, names, at_once)
+            return {name: h for name, h in zip(names, heads, strict=True) if h is not None}
+
+        return cls(read_all, most, free)
 
 
 @dataclass(frozen=True)
@@ -50,12 +63,17 @@ class Found:
     images: str = ""  # the images folder, with a final slash; empty if there is none
 
 
-@dataclass(frozen=True)
-class ShardSelection:
-    """The shards of a dataset, and notes on how they were chosen."""
-
-    shards: tuple[Shard, ...]
-    notes: tuple[str, ...] = ()
+def select(
+    files: Sequence[SourceFile],
+    request: SourceRequest,
+    look: Look,
+    *,
+    where: str,
+    meant: Set[str] | None = None,
+) -> ShardSelection:
+    """The shards of ``files``; see ``sort_out``."""
+    found = sort_out(files, request, look, where=where, meant=meant)
+    return ShardSelection(shards_of(found), notes_of(found, where))
 
 
 def sort_out(

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jobs.errors import SourceError
 from jobs.formats import magic
-from jobs.model import Digest, Options, Shard, SourceFile, SourceKind, SourceRef
+from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Download, DownloadedSource, SourceRequest, key_of, pinned
+from jobs.sources.base import (
+    Download,
+    DownloadedSource,
+    ShardSelection,
+    SourceRequest,
+    key_of,
+    pinned,
+)
 from jobs.sources.http_probe import Probe
-from jobs.sources.shard_selection import Look, ShardSelection, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, select
 from jobs.sources.url_lists import ListedUrl
 from jobs.transfer.target import Target, redact
 
@@ -40,7 +48,6 @@ class UrlSource(DownloadedSource):
         self._addresses = tuple(addresses)
         self._request = request
         self._secrets = dict(secrets)
-        self._choice: ShardSelection | None = None
 
     @classmethod
     def open(cls, request: SourceRequest) -> UrlSource:
@@ -62,15 +69,9 @@ class UrlSource(DownloadedSource):
     def describe(self) -> SourceRef:
         return pinned(self._request, redact(self._addresses[0].url))
 
-    def shards(self) -> Sequence[Shard]:
-        return self._chosen().shards
-
     def private(self) -> dict[str, str]:
-        self._chosen()
+        self.shards()  # finds them
         return dict(self._secrets)
-
-    def notes(self) -> tuple[str, ...]:
-        return self._chosen().notes
 
     def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
         target = Target(self._secrets.get(key, file.locator), self._headers())
@@ -81,12 +82,8 @@ class UrlSource(DownloadedSource):
     def _headers(self) -> dict[str, str]:
         return http_probe.header_values(self._request.header_env)
 
-    def _chosen(self) -> ShardSelection:
-        if self._choice is None:
-            self._choice = self._choose()
-        return self._choice
-
-    def _choose(self) -> ShardSelection:
+    @cached_property
+    def _selection(self) -> ShardSelection:
         headers = self._headers()
         probes = self._probed(headers)
         digests = self._digests(headers)
@@ -101,20 +98,22 @@ class UrlSource(DownloadedSource):
             addresses[name] = address.url
             heads[name] = probe.head
             files.append(SourceFile(name, redact(address.url), probe.size, found, probe.version))
-        request = self._request
-        chosen_names = set(file_names.chosen(addresses, request.include, request.exclude))
-        where = redact(self._addresses[0].url)
+        chosen = file_names.chosen_files(files, self._request)
         look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
-        chosen = [file for file in files if file.name in chosen_names]
-        sorted_out = sort_out(chosen, request, look, where=where, meant=chosen_names)
-        choice = ShardSelection(shards_of(sorted_out), notes_of(sorted_out, where))
+        selection = select(
+            chosen,
+            self._request,
+            look,
+            where=redact(self._addresses[0].url),
+            meant={file.name for file in chosen},
+        )
         self._secrets = {
             key_of(shard.id, index): addresses[file.name]
-            for shard in choice.shards
+            for shard in selection.shards
             for index, file in enumerate(shard.files)
             if url_lists.has_secret(addresses.get(file.name, file.locator))
         }
-        return choice
+        return selection
 
     def _probed(self, headers: Mapping[str, str]) -> list[Probe]:
         def ask(address: ListedUrl) -> Probe | SourceError:

@@ -63,7 +63,11 @@ def _value(param: click.Option) -> str:
 
 
 def _default(param: click.Option) -> str:
-    return f" Default: `{param.default}`." if param.show_default else ""
+    if isinstance(param.default, bool):
+        names = param.opts if param.default else param.secondary_opts
+        return f" Default: `{names[0]}`." if param.secondary_opts else ""
+    known = isinstance(param.default, str | int | float | Path)
+    return f" Default: `{param.default}`." if known else ""
 
 
 def main() -> None:
