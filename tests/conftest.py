@@ -143,8 +143,20 @@ def slurm_plain_cli(cli: Cli, slurm_plain: PrivateSlurm) -> Cli:
 
 
 @pytest.fixture(params=["slurm", "slurm_plain"], ids=["with accounting", "without accounting"])
-def site(request: pytest.FixtureRequest, cli: Cli) -> Iterator[Site]:
+def each_site(request: pytest.FixtureRequest, cli: Cli) -> Iterator[Site]:
     """A cluster and a shell on its login node: once with accounting, once without."""
+    yield from _site(request.getfixturevalue(request.param), cli)
+
+
+@pytest.fixture(
+    params=[pytest.param("slurm", marks=pytest.mark.exhaustive), "slurm_plain"],
+    ids=["with accounting", "without accounting"],
+)
+def site(request: pytest.FixtureRequest, cli: Cli) -> Iterator[Site]:
+    """As ``each_site``, but with accounting every night only.
+
+    For tests where it makes no difference: squeue knows their jobs, so sacct is not called.
+    """
     yield from _site(request.getfixturevalue(request.param), cli)
 
 

@@ -29,8 +29,9 @@ ALONE = ("--retries", "0")  # the run does nothing by itself
 
 
 def test_a_lost_node_is_named_and_excluded_by_resume(
-    site: Site, pages: Pages, tmp_path: Path
+    each_site: Site, pages: Pages, tmp_path: Path
 ) -> None:
+    site = each_site
     held = tmp_path / "held"
     words = (*pages.options, "--sbatch-arg=--no-requeue", *ALONE, *gate(held, [Stage.EXTRACT]))
     site.launch(tmp_path / "data", *words)
@@ -140,8 +141,9 @@ def _wait_for_another(site: Site, number: int, pid: int) -> None:
 
 @pytest.mark.parametrize("how", ["requeue", "preempt"])
 def test_a_task_that_is_requeued_or_preempted_continues_in_the_same_attempt(
-    site: Site, slow_pages: Pages, tmp_path: Path, how: str
+    each_site: Site, slow_pages: Pages, tmp_path: Path, how: str
 ) -> None:
+    site = each_site
     site.launch(tmp_path / "data", *slow_pages.options, *ALONE)
     number = task_with(site.run_folder(), "shard-1")
     worker = site.at_work(number)
@@ -253,8 +255,9 @@ def test_a_task_out_of_memory_is_named_and_resume_requests_twice_as_much(
 
 
 def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
-    site: Site, pages: Pages, tmp_path: Path
+    each_site: Site, pages: Pages, tmp_path: Path
 ) -> None:
+    site = each_site
     held = tmp_path / "held"
     site.launch(tmp_path / "data", *pages.options, *gate(held, [Stage.EXTRACT]))
     site.wait_running(Stage.EXTRACT, 4)
@@ -275,8 +278,9 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
 
 
 def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
-    site: Site, pages: Pages, tmp_path: Path
+    each_site: Site, pages: Pages, tmp_path: Path
 ) -> None:
+    site = each_site
     held = tmp_path / "held"
     site.launch(tmp_path / "data", *pages.options, *gate(held, [Stage.EXTRACT]))
     site.wait_running(Stage.EXTRACT, 4)
@@ -293,8 +297,9 @@ def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
 
 
 def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(
-    site: Site, slow_pages: Pages, tmp_path: Path
+    each_site: Site, slow_pages: Pages, tmp_path: Path
 ) -> None:
+    site = each_site
     script = tmp_path / "then.sh"
     script.write_text(f"#!/bin/sh\ntouch {tmp_path}/then\n")
     other = site.slurm.sbatch("sleep 100")

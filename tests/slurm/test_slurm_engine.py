@@ -707,6 +707,7 @@ def test_who_cancelled_is_reported_where_there_is_accounting(
     assert not state.raw.endswith(str(os.geteuid()))
 
 
+@pytest.mark.exhaustive  # slurmctld enforces limits every 30 s, and another test waits for that too
 def test_a_time_limit_is_reported(
     engine: SlurmEngine, folder: RunFolder, slurm: PrivateSlurm
 ) -> None:
