@@ -601,6 +601,11 @@ class Submission(Struct, frozen=True):
     def of_stage(self, stage: Stage) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if task.stage is stage)
 
+    def job_ids(self, stage: Stage | None = None) -> tuple[str, ...]:
+        """Ids of its jobs (of an array's tasks the array's) in order, or those of one stage."""
+        tasks = self.tasks if stage is None else self.of_stage(stage)
+        return tuple(dict.fromkeys(t.job_id.partition("_")[0] for t in tasks if t.job_id))
+
 
 def part_weights(plan: Plan) -> dict[str, int]:
     """The work of each part in archive bytes; at least 1, because an empty part is work too."""

@@ -29,6 +29,11 @@ def rate(number: float) -> str:
     return f"{number:,.0f}" if number >= 9.95 else f"{number:.1f}"
 
 
+def percent(fraction: float) -> str:
+    """Percent, rounded down: 100% means complete."""
+    return f"{int(fraction * 100 + 1e-9)}%"
+
+
 def plural(number: int, noun: str) -> str:
     """``1 task``, ``12 tasks``."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"

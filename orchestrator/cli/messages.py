@@ -217,10 +217,7 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
     last = state.submissions[-1]
     jobs = []
     for stage in Stage:
-        ids = dict.fromkeys(
-            task.job_id.partition("_")[0] for task in last.of_stage(stage) if task.job_id
-        )
-        if ids:
+        if ids := last.job_ids(stage):
             count = len(last.of_stage(stage))
             is_array = stage is Stage.EXTRACT or count > 1
             size = f" [{units.plural(count, 'task')}]" if is_array else ""

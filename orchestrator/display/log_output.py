@@ -73,26 +73,21 @@ def show(
     folder: RunFolder, views: Sequence[TaskView], look: TerminalStyle, *, lines: int = 40
 ) -> Iterator[str]:
     """The last ``lines`` lines of each task's log, under a heading."""
-    known = task_logs.find(folder)
+    logs = task_logs.of_tasks(folder, views)
     for index, view in enumerate(views):
+        log = logs.get(view.key)
         if index:
             yield ""
-        yield from _heading(view, known, look)
+        yield from _heading(view, log, look)
         if view.problem is not None:
             yield look.paint(look.spell(f"✗ {view.problem.message}"), "red")
-        log = _log(view, known)
         words = task_logs.tail(log.path, lines) if log and log.path else []
         yield from (look.spell(text) for text in words)
         if not words:
             yield look.paint(_nothing(view), "dim")
 
 
-def _log(view: TaskView, known: task_logs.Logs) -> task_logs.TaskLog | None:
-    return known.get((view.attempt, view.stage, view.task.job_id or ""))
-
-
-def _heading(view: TaskView, known: task_logs.Logs, look: TerminalStyle) -> Iterator[str]:
-    log = _log(view, known)
+def _heading(view: TaskView, log: task_logs.TaskLog | None, look: TerminalStyle) -> Iterator[str]:
     words = [f"{view.stage.value} task {view.task.number}", view.status.value]
     if node := node_of(view):
         words.append(node)
@@ -151,9 +146,9 @@ def follow(
     polled = time.monotonic()
     while True:
         if view.status.live and time.monotonic() - polled >= poll_every_s:
-            view = _now(view, look_at())
+            view = look_at().view(view.key) or view
             polled = time.monotonic()
-        log = _log(view, task_logs.find(folder))
+        log = task_logs.of_tasks(folder, [view]).get(view.key)
         for path in (log.out, log.err) if log else ():
             if path is not None:
                 follower = followers.setdefault(str(path), task_logs.LogFollower(path))
@@ -162,17 +157,6 @@ def follow(
         if not view.status.live:
             return view
         pause.wait(READ_EVERY_S)
-
-
-def _now(view: TaskView, state: RunState) -> TaskView:
-    for found in (*state.tasks, *state.earlier):
-        if (found.attempt, found.stage, found.task.number) == (
-            view.attempt,
-            view.stage,
-            view.task.number,
-        ):
-            return found
-    return view
 
 
 def describe(view: TaskView) -> str:

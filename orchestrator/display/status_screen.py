@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -21,7 +21,6 @@ from orchestrator.inspection.metrics import (
     Waiting,
     bytes_fetched,
     count_stages,
-    shard_of,
 )
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 
@@ -131,13 +130,12 @@ def _engine(state: RunState) -> str:
     texts = [f"{last.engine} ({last.cluster.name})" if last.cluster else last.engine]
     if last.number > 1:
         texts.append(f"attempt {last.number}")
-    ids = dict.fromkeys(task.job_id.partition("_")[0] for task in last.tasks if task.job_id)
-    if ids and not last.is_local:
-        texts.append(_jobs(list(ids)))
+    if last.job_ids() and not last.is_local:
+        texts.append(_jobs(last.job_ids()))
     return " · ".join(texts)
 
 
-def _jobs(ids: list[str]) -> str:
+def _jobs(ids: Sequence[str]) -> str:
     if len(ids) == 1:
         return f"job {ids[0]}"
     return f"jobs {','.join(ids)}" if len(ids) <= 4 else f"jobs {ids[0]} … {ids[-1]}"
@@ -167,7 +165,7 @@ def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
         fraction = paces[stage].fraction
         bar = _bar(fraction, counts[stage], wide, look)
         name = look.paint(f"{stage.value:<9}", "bold")
-        yield f"{name} {bar} {_percent(fraction):>4}  {texts[stage]}".rstrip()
+        yield f"{name} {bar} {units.percent(fraction):>4}  {texts[stage]}".rstrip()
 
 
 def _fitting(numbers: list[str], room: int) -> str:
@@ -175,11 +173,6 @@ def _fitting(numbers: list[str], room: int) -> str:
     while len(numbers) > 2 and len("  ".join(numbers)) > room:
         del numbers[1]
     return "  ".join(numbers)
-
-
-def _percent(fraction: float) -> str:
-    """Percent, rounded down: 100% means complete."""
-    return f"{int(fraction * 100 + 1e-9)}%"
 
 
 def _bar(fraction: float, count: StageCount, wide: int, look: TerminalStyle) -> str:
@@ -234,9 +227,8 @@ def _state_text(state: RunState, count: StageCount) -> str:
 def _tasks(state: RunState, look: TerminalStyle) -> Iterator[str]:
     """A summary of the array: states, counts, indices."""
     numbers: dict[TaskStatus, list[int]] = {}
-    for view in state.tasks:
-        if view.stage is Stage.EXTRACT:
-            numbers.setdefault(view.status, []).append(view.task.number)
+    for view in state.of_stage(Stage.EXTRACT):
+        numbers.setdefault(view.status, []).append(view.task.number)
     if sum(map(len, numbers.values())) < 2:
         return
     yield look.paint("extract tasks", "bold")
@@ -311,15 +303,10 @@ def _failure(group: ProblemGroup, run: str, look: TerminalStyle) -> Iterator[str
     which = f" ({noun} {_short(units.indices(group.tasks), 40)})"
     head = f"{group.stage.value}: {cause}{times}{which if group.stage is Stage.EXTRACT else ''}"
     yield f"  {look.paint('✗', 'red')} {look.paint(head, 'bold')}"
-    seen: dict[str, None] = {}
-    for open_problem in group.problems:
-        shard = shard_of(open_problem)
-        prefix = f"{shard}: " if shard and shard not in open_problem.problem.message else ""
-        seen.setdefault(prefix + open_problem.problem.message)
-    for message in list(seen)[:_MOST_FAILURES]:
+    for message in group.messages[:_MOST_FAILURES]:
         yield from _wrapped("     ", message.splitlines(), look)
-    if len(seen) > _MOST_FAILURES:
-        yield f"      and {len(seen) - _MOST_FAILURES} more (status --json has all of them)"
+    if (more := len(group.messages) - _MOST_FAILURES) > 0:
+        yield f"      and {more} more (status --json has all of them)"
     for step in group.next_steps:
         yield f"    → {look.paint(f'{PROGRAM} {step.format(run=run)}', 'cyan')}"
 

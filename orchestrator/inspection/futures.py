@@ -52,13 +52,9 @@ class TaskFuture(core.Job[TaskResult]):
         self.stage: Stage = task.stage
 
     def _view(self, *, fresh: bool = False) -> TaskView:
-        state = self._run.state(fresh=fresh)
-        key = (self.attempt, self.stage, self.task_number)
-        return next(
-            view
-            for view in (*state.tasks, *state.earlier)
-            if (view.attempt, view.stage, view.task.number) == key
-        )
+        view = self._run.state(fresh=fresh).view((self.attempt, self.stage, self.task_number))
+        assert view is not None  # submissions are never removed
+        return view
 
     @property
     def state(self) -> str:

@@ -66,22 +66,23 @@ class ProblemGroup:
     def tasks(self) -> tuple[int, ...]:
         return tuple(sorted({open_problem.task for open_problem in self.problems}))
 
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """The different messages."""
+        return tuple(dict.fromkeys(open_problem.message for open_problem in self.problems))
+
 
 def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     """The progress of each stage, and the rate of the latest submission."""
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
-    by_stage: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
-    for view in state.tasks:
-        by_stage[view.stage].append(view)
-    parts = [part.id for part in state.plan.parts()]
     total = {
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
-        Stage.EXTRACT: parts,
+        Stage.EXTRACT: [part.id for part in state.plan.parts()],
     }
     return {
-        stage: _stage_rate(by_stage[stage], total[stage], weights, left, now)
+        stage: _stage_rate(state.of_stage(stage), total[stage], weights, left, now)
         if stage in total
         else StageRate(1.0 if state.status is RunStatus.DONE else 0.0)
         for stage in Stage
@@ -158,7 +159,7 @@ def files_and_bytes(views: Iterable[TaskView]) -> tuple[int, int]:
 def moved(state: RunState, stage: Stage) -> tuple[int, int]:
     """Files and bytes of a stage over all submissions; a repeated item counts once."""
     done: dict[str, tuple[int, int]] = {}
-    current = [view for view in state.tasks if view.stage is stage]
+    current = state.of_stage(stage)
     for view in state.earlier:
         if view.stage is stage and view.result is not None:
             for item in view.result.items:
@@ -334,17 +335,15 @@ class StageCount:
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
     """Numbers of all stages."""
-    views: dict[Stage, list[TaskView]] = {stage: [] for stage in Stage}
-    for view in state.tasks:
-        views[view.stage].append(view)
-    return {stage: _count(state, stage, views[stage], now) for stage in Stage}
+    return {stage: _count(state, stage, now) for stage in Stage}
 
 
-def _count(state: RunState, stage: Stage, views: list[TaskView], now: datetime) -> StageCount:
+def _count(state: RunState, stage: Stage, now: datetime) -> StageCount:
     """Numbers of a stage: tasks and times of the latest submission, files and bytes of all.
 
     The elapsed time is from the first start to the last end (or now).
     """
+    views = state.of_stage(stage)
     started = min((view.started for view in views if view.started), default=None)
     has_ended = bool(views) and not any(view.status.live for view in views)
     ended = max((view.ended for view in views if view.ended), default=None) if has_ended else None
@@ -378,21 +377,7 @@ def bytes_fetched(state: RunState) -> tuple[int, int | None]:
     return (min(done, total) if total is not None else done), total
 
 
-def shard_of(open_problem: OpenProblem) -> str | None:
-    """The shard of a problem, if it has one."""
-    return (
-        open_problem.problem.shard
-        or open_problem.item.rpartition(".p")[0]
-        or open_problem.item
-        or None
-    )
-
-
 def job_ids(state: RunState) -> list[str]:
     """Ids for ``squeue -j``: those of arrays, each once, in order."""
-    ids: dict[str, None] = {}
-    for submission in state.submissions:
-        for task in submission.tasks:
-            if task.job_id is not None:
-                ids[task.job_id.partition("_")[0]] = None
-    return list(ids)
+    ids = (job_id for submission in state.submissions for job_id in submission.job_ids())
+    return list(dict.fromkeys(ids))

@@ -103,6 +103,10 @@ class TaskView:
     problem: Problem | None = None
 
     @property
+    def key(self) -> TaskKey:
+        return self.attempt, self.stage, self.task.number
+
+    @property
     def stage(self) -> Stage:
         return self.task.stage
 
@@ -128,6 +132,22 @@ class OpenProblem:
     outcome: Outcome
     problem: Problem
 
+    @property
+    def key(self) -> TaskKey:
+        """That of its task."""
+        return self.attempt, self.stage, self.task
+
+    @property
+    def shard(self) -> str | None:
+        """The shard where it occurred, if it has one."""
+        return self.problem.shard or self.item.rpartition(".p")[0] or self.item or None
+
+    @property
+    def message(self) -> str:
+        """Its message, with the name of the shard if that is not in it."""
+        text = self.problem.message
+        return text if not self.shard or self.shard in text else f"{self.shard}: {text}"
+
 
 @dataclass(frozen=True)
 class RunState:
@@ -135,9 +155,8 @@ class RunState:
 
     plan: Plan
     status: RunStatus
-    tasks: tuple[
-        TaskView, ...
-    ]  # of each stage's latest submission, and running ones of earlier ones
+    # Of each stage's latest submission, and running ones of earlier submissions.
+    tasks: tuple[TaskView, ...]
     submissions: tuple[Submission, ...]
     shards_left: tuple[str, ...]  # not downloaded, with unfinished parts
     parts_left: tuple[str, ...]
@@ -152,6 +171,13 @@ class RunState:
     @property
     def live(self) -> tuple[TaskView, ...]:
         return tuple(view for view in self.tasks if view.status.live)
+
+    def of_stage(self, stage: Stage) -> tuple[TaskView, ...]:
+        return tuple(view for view in self.tasks if view.stage is stage)
+
+    def view(self, key: TaskKey) -> TaskView | None:
+        """The task with that key; None if there is none."""
+        return next((view for view in (*self.tasks, *self.earlier) if view.key == key), None)
 
 
 def submits(evidence: Evidence, views: Iterable[TaskView]) -> str:

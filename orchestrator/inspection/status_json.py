@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -15,10 +14,9 @@ from orchestrator.inspection.metrics import (
     bytes_fetched,
     count_stages,
     job_ids,
-    shard_of,
 )
 from orchestrator.inspection.state import OpenProblem, RunState, TaskStatus
-from orchestrator.inspection.task_logs import Logs
+from orchestrator.inspection.task_logs import TaskLog
 from orchestrator.units import indices
 
 JSON_SCHEMA = 1
@@ -116,18 +114,13 @@ def _node(node: metrics.Node) -> dict[str, Any]:
 def _errors(state: RunState, folder: RunFolder) -> list[dict[str, Any]]:
     if not state.problems:
         return []
-    known = task_logs.find(folder)
-    ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
-    return [_error(open_problem, ids, known) for open_problem in state.problems]
+    logs = task_logs.of_tasks(folder, state.tasks)
+    return [_error(open_problem, logs.get(open_problem.key)) for open_problem in state.problems]
 
 
-def _error(
-    open_problem: OpenProblem, ids: Mapping[tuple[int, Stage, int], str | None], known: Logs
-) -> dict[str, Any]:
-    job_id = ids.get((open_problem.attempt, open_problem.stage, open_problem.task)) or ""
-    log = known.get((open_problem.attempt, open_problem.stage, job_id))
+def _error(open_problem: OpenProblem, log: TaskLog | None) -> dict[str, Any]:
     return {
-        "shard": shard_of(open_problem),
+        "shard": open_problem.shard,
         "stage": open_problem.stage.value,
         "kind": open_problem.problem.cause.value,
         "message": open_problem.problem.message,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
+from orchestrator.inspection.state import TaskKey, TaskView
 
 _TAIL_BYTES = 256 << 10  # read from a log's end for its last lines
 _NAME = re.compile(r"(?P<job>.+)_0_log\.(?P<kind>err|out)")  # submitit's %j_%t_log.out|err
@@ -69,6 +70,15 @@ def find(folder: RunFolder) -> Logs:
         key: TaskLog(key[1], key[0], key[2], paths.get("err"), paths.get("out"))
         for key, paths in found.items()
     }
+
+
+def of_tasks(folder: RunFolder, views: Iterable[TaskView]) -> dict[TaskKey, TaskLog]:
+    """The logs of those tasks that have one."""
+    known = find(folder)
+    found = {
+        view.key: known.get((view.attempt, view.stage, view.task.job_id or "")) for view in views
+    }
+    return {key: log for key, log in found.items() if log is not None}
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -321,9 +321,9 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
     ids: dict[Where, dict[str, None]] = {}
     for submission in map(folder.load_submission, folder.submission_numbers()):
         known = ids.setdefault(_where(submission), {})
-        for job_id in (*(task.job_id for task in submission.tasks), submission.then_job):
-            if job_id:
-                known[job_id.partition("_")[0]] = None
+        known |= dict.fromkeys(submission.job_ids())
+        if submission.then_job:
+            known[submission.then_job] = None
     failed: list[EngineError] = []
     for where, known in ids.items():
         try:

@@ -22,9 +22,9 @@ from orchestrator.inspection.metrics import (
     bytes_fetched,
     count_stages,
     job_ids,
-    shard_of,
 )
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
+from orchestrator.inspection.task_logs import TaskLog
 
 _MOST_MESSAGES = 50  # of one cause, at most
 _LOG_LINES = 12
@@ -103,13 +103,12 @@ def _summary(state: RunState, now: datetime) -> str:
         ("Destination", plan.dest),
         ("Shards", f"{units.count(len(plan.shards))}, {units.size(total or done)}"),
         ("Launched", _when(plan.created)),
-        ("Ended" if has_ended else "So far", _when(end) if has_ended else units.span(0)),
+        ("Ended", _when(end) if has_ended else ""),
         ("Took", units.span((end - plan.created).total_seconds())),
         ("Engine", state.submissions[-1].engine if state.submissions else ""),
         ("Attempts", str(len(state.submissions))),
         ("Jobs", ", ".join(job_ids(state))),
     ]
-    facts = [fact for fact in facts if fact[0] != "So far"]
     checks = "".join(
         f'<li class="{"good" if line.startswith("✓") else "trouble"}">{escape(line)}</li>'
         for line in (state.summary.lines if state.summary else ())
@@ -131,7 +130,7 @@ def _stages(state: RunState, now: datetime) -> str:
         rows.append(
             [
                 stage.value,
-                f"{int(paces[stage].fraction * 100 + 1e-9)}%",
+                units.percent(paces[stage].fraction),
                 units.count(count.tasks),
                 units.count(count[TaskStatus.DONE]),
                 units.count(bad),
@@ -180,20 +179,13 @@ def _failures(state: RunState, folder: RunFolder) -> str:
     groups = metrics.problem_groups(state)
     if not groups:
         return ""
-    known = task_logs.find(folder)
-    ids = {(view.attempt, view.stage, view.task.number): view.task.job_id for view in state.tasks}
-    return "<h2>Problems</h2>\n" + "".join(_failure(group, known, ids, state) for group in groups)
+    logs = task_logs.of_tasks(folder, state.tasks)
+    return "<h2>Problems</h2>\n" + "".join(
+        _failure(group, logs.get(group.problems[0].key), state) for group in groups
+    )
 
 
-def _failure(
-    group: ProblemGroup,
-    known: task_logs.Logs,
-    ids: Mapping[tuple[int, Stage, int], str | None],
-    state: RunState,
-) -> str:
-    first = group.problems[0]
-    job_id = ids.get((first.attempt, first.stage, first.task)) or ""
-    log = known.get((first.attempt, first.stage, job_id))
+def _failure(group: ProblemGroup, log: TaskLog | None, state: RunState) -> str:
     log_lines = task_logs.tail(log.path, _LOG_LINES) if log and log.path else []
     items = "".join(f"<li>{escape(text)}</li>" for text in _messages(group))
     steps = "\n".join(
@@ -211,14 +203,9 @@ def _failure(
 
 
 def _messages(group: ProblemGroup) -> Iterator[str]:
-    seen: dict[str, None] = {}
-    for open_problem in group.problems:
-        shard = shard_of(open_problem)
-        prefix = f"{shard}: " if shard and shard not in open_problem.problem.message else ""
-        seen.setdefault(prefix + open_problem.problem.message)
-    yield from list(seen)[:_MOST_MESSAGES]
-    if len(seen) > _MOST_MESSAGES:
-        yield f"and {len(seen) - _MOST_MESSAGES} more"
+    yield from group.messages[:_MOST_MESSAGES]
+    if (more := len(group.messages) - _MOST_MESSAGES) > 0:
+        yield f"and {more} more"
 
 
 def _efficiency(state: RunState, now: datetime) -> str:
