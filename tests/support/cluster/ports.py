@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import socket
-from types import TracebackType
 
 
 class Ports:
@@ -45,10 +44,5 @@ class Ports:
     def __enter__(self) -> Ports:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()

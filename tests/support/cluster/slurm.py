@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from tests.support.cluster import slurmconf
 from tests.support.cluster.guard import Guard
@@ -164,12 +163,7 @@ class PrivateSlurm:
     def __enter__(self) -> PrivateSlurm:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     # Using it ----------------------------------------------------------------------------
