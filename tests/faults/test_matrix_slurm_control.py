@@ -14,7 +14,16 @@ import pytest
 
 from jobs.model import Stage
 from tests.support.cli import Cli
-from tests.support.cluster.sites import LAUNCH, Pages, Site, gate, kinds, published, task_with
+from tests.support.cluster.sites import (
+    LAUNCH,
+    Pages,
+    Site,
+    gate,
+    items,
+    kinds,
+    published,
+    task_with,
+)
 from tests.support.cluster.slurm import PrivateSlurm, available
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
@@ -207,12 +216,16 @@ def test_without_accounting_files_and_queue_are_enough(
         state = site.over()
         assert state["state"] == "incomplete"
         assert kinds(state) == {"killed"}
+        extract = state["stages"]["extract"]
+        assert (extract["missing"], extract["done"]) == (1, extract["tasks"] - 1)
         site.resume()
         assert site.over()["state"] == "done"
     finally:
         if how != "no sacct":
             site.slurm.start_slurmdbd()
     assert site.repeated(before) == 0
+    assert items(site.run_folder(), 2, Stage.DOWNLOAD) == []
+    assert ["shard-1" in part for part in items(site.run_folder(), 2, Stage.EXTRACT)] == [True]
     assert published(tmp_path / "data") == slow_pages.tree
 
 
@@ -384,7 +397,7 @@ def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
 @pytest.mark.parametrize(
     ("cluster", "stage"),
     [
-        ("accounted", Stage.EXTRACT),
+        pytest.param("accounted", Stage.EXTRACT, marks=pytest.mark.exhaustive),
         ("plain", Stage.EXTRACT),
         ("plain", Stage.DOWNLOAD),
     ],

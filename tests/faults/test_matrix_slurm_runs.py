@@ -118,7 +118,9 @@ def test_ctrl_c_while_a_program_waits_gives_it_one_json_document(
 # Two at once -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("again", range(3))
+@pytest.mark.parametrize(
+    "again", [0, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in (1, 2))]
+)
 def test_of_two_resumes_at_once_one_submits(
     plain: Site, pages: Pages, tmp_path: Path, again: int
 ) -> None:
@@ -140,7 +142,7 @@ def test_of_two_resumes_at_once_one_submits(
     assert published(tmp_path / "data") == pages.tree
 
 
-@pytest.mark.parametrize("call", [1, 2, 3])
+@pytest.mark.parametrize("call", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
 def test_a_cancel_while_another_shell_submits_leaves_no_job(
     plain: Site, pages: Pages, tmp_path: Path, call: int
 ) -> None:
