@@ -120,9 +120,10 @@ _dataset = options.stack(
     ),
     options.one_of(
         "--output",
-        Output.FILES,
+        Output,
         "files: as in the archives; webdataset: tars of samples (records with their images); "
         "zip: uncompressed zips of all files; squashfs: one image of all files, to be mounted.",
+        Output.FILES,
     ),
     click.option(
         "--shard-size",
@@ -188,35 +189,40 @@ _dataset = options.stack(
 _verification = options.stack(
     options.one_of(
         "--verify",
-        Verify.STRUCTURE,
+        Verify,
         "How images are checked; none: check neither images nor records.",
+        Verify.STRUCTURE,
     ),
     click.option(
         "--skip-verify",
         is_flag=True,
         help="Same as --verify none; recorded in the receipt and shown by status.",
     ),
-    click.option(
-        "--expect-records",
-        type=click.IntRange(min=0),
-        help="Fail unless the dataset has exactly this many records.",
-    ),
+    options.expect_records,
     options.one_of(
         "--on-bad-record",
-        OnBadRecord.ERROR,
+        OnBadRecord,
         "What to do with records whose image is missing or damaged.",
+        OnBadRecord.ERROR,
     ),
     options.one_of(
         "--on-collision",
-        OnCollision.ERROR,
+        OnCollision,
         "What to do if two archives contain different files with the same path.",
+        OnCollision.ERROR,
     ),
     options.one_of(
         "--match",
-        Match.AUTO,
+        Match,
         "Paths in records that match no file; auto: correct them if only one file is similar.",
+        Match.AUTO,
     ),
-    options.one_of("--links", Links.REFUSE, "What to do with symbolic links in archives."),
+    options.one_of(
+        "--links",
+        Links,
+        "What to do with symbolic links in archives.",
+        Links.REFUSE,
+    ),
     click.option(
         "--digest",
         type=click.Choice(["crc32", "sha256", "blake3"]),

@@ -7,7 +7,7 @@ import os
 import shlex
 import string
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -137,14 +137,16 @@ def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
     return decorate
 
 
-def one_of(name: str, default: Enum, help: str) -> Callable[[F], F]:
-    """An option that takes a value of the enumeration of its ``default``."""
-    kind = type(default)
+def one_of(
+    name: str, values: Iterable[Enum], help: str, default: Enum | None = None
+) -> Callable[[F], F]:
+    """An option that takes one of these values of an enumeration."""
+    known = {each.value: each for each in values}
     return click.option(
         name,
-        type=click.Choice([each.value for each in kind]),
-        default=default.value,
-        callback=lambda ctx, param, value: kind(value),
+        type=click.Choice(list(known)),
+        default=default.value if default else None,
+        callback=lambda ctx, param, value: known.get(value),
         help=help,
     )
 
@@ -208,6 +210,13 @@ def temp_limit(default: str) -> Callable[[F], F]:
         help="Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
         f"[default: {default}]",
     )
+
+
+expect_records = click.option(
+    "--expect-records",
+    type=click.IntRange(min=0),
+    help="Fail unless the dataset has exactly this many records.",
+)
 
 
 def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -316,6 +325,11 @@ def with_mounts(changes: dict[str, Any], *paths: Path | None) -> dict[str, Any]:
     return changes | {"container_mounts": (*mounts, *(f"{path}:{path}" for path in outer))}
 
 
+def is_typed(ctx: click.Context, name: str) -> bool:
+    """Whether the parameter's value is from the command line, not a default or a setting."""
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
 def without_effect(ctx: click.Context, is_local: bool) -> tuple[str, ...]:
     """A note on Slurm options on the command line if this machine does the work.
 
@@ -325,8 +339,7 @@ def without_effect(ctx: click.Context, is_local: bool) -> tuple[str, ...]:
     typed = [
         param.opts[-1]
         for param in ctx.command.params
-        if param.name in names
-        and ctx.get_parameter_source(param.name) is click.core.ParameterSource.COMMANDLINE
+        if param.name in names and is_typed(ctx, param.name)
     ]
     if not is_local or not typed:
         return ()

@@ -18,32 +18,26 @@ if TYPE_CHECKING:
 _publishing = options.stack(
     click.option(
         "--layout",
+        "without_records",
         type=click.Choice(["files"]),
+        callback=lambda ctx, param, value: value is not None,
         help="files: publish all files, without records.",
     ),
     click.option("--records-file", help="Path of the records file among the extracted files."),
     click.option("--images-dir", help="Path of the images folder."),
     click.option("--image-field", help="Field of a record that names the image."),
-    click.option(
-        "--expect-records",
-        type=click.IntRange(min=0),
-        help="Fail unless the dataset has exactly this many records.",
-    ),
-    click.option(
+    options.expect_records,
+    options.one_of(
         "--on-bad-record",
-        type=click.Choice([v.value for v in OnBadRecord]),
-        help="What to do with records whose image is missing or damaged.",
+        OnBadRecord,
+        "What to do with records whose image is missing or damaged.",
     ),
-    click.option(
+    options.one_of(
         "--on-collision",
-        type=click.Choice([OnCollision.ERROR.value, OnCollision.KEEP_FIRST.value]),
-        help="What to do if two archives contain different files with the same path.",
+        (OnCollision.ERROR, OnCollision.KEEP_FIRST),
+        "What to do if two archives contain different files with the same path.",
     ),
-    click.option(
-        "--match",
-        type=click.Choice([v.value for v in Match]),
-        help="Paths in records that match no file.",
-    ),
+    options.one_of("--match", Match, "Paths in records that match no file."),
     title="Changes to the launch's options",
 )
 
@@ -84,7 +78,7 @@ def command(
     from orchestrator.engines.registry import AUTO, SLURM
 
     changes = options.slurm_changes(values)
-    amendments = _amendments(values)
+    amendments = _amendments(ctx, values)
     habits = OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(
@@ -117,29 +111,13 @@ def command(
     return messages.launched(folder, habits)
 
 
-_AMENDED = (
-    "layout",
-    "records_file",
-    "images_dir",
-    "image_field",
-    "expect_records",
-    "on_bad_record",
-    "on_collision",
-    "match",
-)
+def _amendments(ctx: click.Context, values: dict[str, Any]) -> Amendments | None:
+    """Remove the changes to the launch's options from ``values``; None if there are none.
 
-
-def _amendments(values: dict[str, Any]) -> Amendments | None:
-    """Remove the changes to the launch's options from ``values``; None if there are none."""
+    Only what was typed is a change: settings are for the next launch.
+    """
     from orchestrator.api import Amendments
 
-    kinds = {"on_bad_record": OnBadRecord, "on_collision": OnCollision, "match": Match}
-    given = {name: values.pop(name) for name in _AMENDED}
-    changes = {name: value for name, value in given.items() if value is not None}
-    if not changes:
-        return None
-    if changes.pop("layout", None):
-        changes["without_records"] = True
-    return Amendments(
-        **{n: kinds[n](value) if n in kinds else value for n, value in changes.items()}
-    )
+    given = {name: values.pop(name) for name in Amendments.__match_args__}
+    typed = {n: v for n, v in given.items() if options.is_typed(ctx, n)}
+    return Amendments(**typed) if typed else None

@@ -191,3 +191,5 @@ def test_a_published_dataset_keeps_its_options(cli: Cli, tmp_path: Path) -> None
     cli.run(*LOCAL, "--local-path", source, "--dest", tmp_path / "data", "--layout", "files")
     said = cli.run("resume", "--on-bad-record", "drop", rc=USAGE).err
     assert "launch again with --overwrite" in said
+    (cli.cwd / "websight.toml").write_text('on-bad-record = "drop"\n')
+    assert "nothing to do" in cli.run("resume").err  # a setting is not a change
