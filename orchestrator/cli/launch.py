@@ -349,7 +349,9 @@ _habits = options.stack(
 @_habits
 @click.pass_context
 def command(ctx: click.Context, /, **values: Any) -> int:
-    """Plan a run for one source and start it.
+    """Download the archives of one source, extract and verify them, and publish the dataset.
+
+    Each launch is a run: `status`, `resume` and `cancel` take its id, or use the newest run.
 
     \b
     Examples:

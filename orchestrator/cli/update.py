@@ -21,7 +21,7 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
     type=click.Choice(["auto", "slurm", "local"]),
     help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
 )
-@click.option("--tasks", type=click.IntRange(min=1), help="Most array tasks.")
+@click.option("--tasks", type=click.IntRange(min=1), help="Maximum number of array tasks.")
 @options.temp_limit("as at launch")
 @options.log_dir
 @options.slurm
