@@ -60,7 +60,7 @@ class Resumable:
     folder: RunFolder
     state: RunState
     step: Recovery
-    request: ResumeRequest = ResumeRequest()
+    request: ResumeRequest
     damage: VerifyReport | None = None  # damage to repair in a published dataset
     why_local: str = ""  # why this machine does the work, if that was not requested
     cluster: Cluster | None = None  # for its jobs, as in ``engine_named``
