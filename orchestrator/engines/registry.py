@@ -70,7 +70,7 @@ def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
     A context manager, which ends it if no task was submitted. ``downloads``: tasks will need the
     code of transfers.
     """
-    if wanted == SLURM or choose_engine(wanted).name != LOCAL:
+    if wanted == SLURM or not choose_engine(wanted).is_local:
         return nullcontext()
     from orchestrator.engines.local.task_processes import started_ahead
 
