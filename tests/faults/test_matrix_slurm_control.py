@@ -55,7 +55,7 @@ def _special(conf: str) -> Iterator[PrivateSlurm]:
 
 @pytest.fixture
 def nervous(nervous_slurm: PrivateSlurm, cli: Cli) -> Site:
-    return Site(nervous_slurm, cli.having(**nervous_slurm.env))
+    return Site(nervous_slurm, cli.having(**nervous_slurm.env).hasty())
 
 
 @pytest.fixture
@@ -104,19 +104,6 @@ def test_a_dependency_that_is_never_satisfied_is_shown_and_resume_cancels_its_jo
 # The controller is down ------------------------------------------------------------------------
 
 
-def hasty(cli: Cli) -> Cli:
-    """The same command line, which waits for nothing for long."""
-    return cli.program(
-        "-c",
-        "from orchestrator.engines.slurm.engine import SlurmEngine\n"
-        "from orchestrator.inspection import state\n"
-        "SlurmEngine.__init__.__kwdefaults__['back_off_s'] = (0.1, 0.2)\n"
-        "state.LATE_S = 2.0\n"
-        "from orchestrator.cli import main\n"
-        "raise SystemExit(main())\n",
-    )
-
-
 def test_a_controller_that_is_down_at_launch_is_reported_soon_and_nothing_is_started(
     nervous: Site, pages: Pages, tmp_path: Path
 ) -> None:
@@ -137,7 +124,7 @@ def test_a_launch_gives_up_when_the_controller_stops_responding_and_resume_start
 ) -> None:
     silent = site.wrapping("sbatch", "echo Unable to contact slurm controller >&2; exit 1")
     words = (*LAUNCH, "--dest", tmp_path / "data", *pages.options)
-    done = hasty(silent.cli).run(*words, rc=4)
+    done = silent.cli.hasty().run(*words, rc=4)
     assert "does not respond" in done.err
     assert done.err.count("Traceback") == 0
     assert not any(site.run_folder().load_results())
@@ -408,7 +395,7 @@ def test_an_environment_that_is_missing_on_a_node_is_one_error_that_names_the_no
 ) -> None:
     site: Site = request.getfixturevalue(cluster)
     # Such a download may have left a result that is seen late, for a minute.
-    site = replace(site, cli=hasty(site.cli))
+    site = replace(site, cli=site.cli.hasty())
     broken = tmp_path / "broken"
     broken.touch()
     setup = f"case $SLURM_JOB_NAME in *-{stage.value}) "

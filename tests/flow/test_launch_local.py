@@ -484,7 +484,7 @@ def test_an_sbatch_without_slurm_is_reported_and_nothing_is_started(
         path = tools / name
         path.write_text("#!/bin/sh\necho 'Could not establish a configuration' >&2; exit 1\n")
         path.chmod(0o755)
-    shell = cli.having(PATH=f"{tools}:/usr/bin:/bin")
+    shell = cli.having(PATH=f"{tools}:/usr/bin:/bin").hasty()
     done = shell.run("launch", "--yes", "--local-path", shards, "--dest", tmp_path / "data", rc=4)
     assert "Could not establish a configuration" in done.err
     assert "--engine local" in done.err

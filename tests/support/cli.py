@@ -55,6 +55,20 @@ class Cli:
         """The same shell, but Python runs that."""
         return replace(self, entry=entry)
 
+    def hasty(self) -> Cli:
+        """The same shell, whose command line waits for nothing for long."""
+        return self.program(
+            "-c",
+            "from orchestrator.engines.slurm import client\n"
+            "from orchestrator.engines.slurm.engine import SlurmEngine\n"
+            "from orchestrator.inspection import state\n"
+            "client.REACH_S = (0.1, 0.2)\n"
+            "SlurmEngine.__init__.__kwdefaults__['back_off_s'] = (0.1, 0.2)\n"
+            "state.LATE_S = 2.0\n"
+            "from orchestrator.cli import main\n"
+            "raise SystemExit(main())\n",
+        )
+
     def run(self, *words: str | Path, rc: int | None = 0, timeout: float = 90) -> Done:
         """Run to the end; `rc` is the exit code that it must have (None: any)."""
         done = self._in_a_fork(words, timeout) or self._in_an_interpreter(words, timeout)
