@@ -13,7 +13,7 @@ from jobs.archives.detect import read_head, sniff
 from jobs.archives.tar.stream import Streamed
 from jobs.download.hashing import check_digest, check_unchanged, hash_file, size_and_mtime
 from jobs.errors import ArchiveError, Cause, SourceError
-from jobs.extract.arriving import Feed, is_one_zip
+from jobs.extract.arriving import AbandonedError, Feed, is_one_zip
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
@@ -24,6 +24,7 @@ from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from jobs.transfer.target import Received
 from jobs.transfer.transfer import Transfer
+from jobs.transfer.window import Window
 
 _TRIES = 10  # consecutive failures without progress until a file has failed
 
@@ -63,14 +64,14 @@ class ShardDownloader:
         extracts: bool,
         repaired: bool = False,
         most: int | None = None,
-        windowed: bool = False,
+        window: Window | None = None,
     ) -> Fetched:
         """Download ``shard``, or read it where it is; safe to call again.
 
         ``streams``: read a tar in the same pass; ``extracts``: and extract its parts. ``repaired``:
         the size of a local file may differ from that at launch, because its owner may have replaced
-        a damaged one. ``most``: bytes that a download may store; ``windowed``: at a time, of a
-        larger file, which is extracted without being stored.
+        a damaged one. ``most``: bytes that a download may store; ``window``: which of them,
+        of a larger file, which is extracted without being stored.
         """
         if shard.kind is ShardKind.TREE:
             return self._tree(shard)
@@ -80,9 +81,7 @@ class ShardDownloader:
             return self._in_place(
                 shard, paths, streams=streams, extracts=extracts, repaired=repaired
             )
-        return self._fetched(
-            shard, streams=streams, extracts=extracts, most=most, windowed=windowed
-        )
+        return self._fetched(shard, streams=streams, extracts=extracts, most=most, window=window)
 
     # Folders with a dataset ----------------------------------------------------------------
 
@@ -149,14 +148,23 @@ class ShardDownloader:
     # Remote files --------------------------------------------------------------------------
 
     def _fetched(
-        self, shard: Shard, *, streams: bool, extracts: bool, most: int | None, windowed: bool
+        self,
+        shard: Shard,
+        *,
+        streams: bool,
+        extracts: bool,
+        most: int | None,
+        window: Window | None,
     ) -> Fetched:
         outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
-        windowed = windowed and there[0] is None
-        window, most = (most, None) if windowed else (None, most)
+        if there[0] is not None:
+            window = None
+        elif window is not None:
+            most = None
+        windowed = window is not None
         feeds: list[Feed] = []
         streaming: list[Future[Streamed]] = []
         if streams:
@@ -180,15 +188,14 @@ class ShardDownloader:
                     received = self._one_file(shard, index, out, arrivals, left)
                     left = None if left is None else left - received.size
                 files.append(received)
-        except BaseException:
-            reason = streaming[0].exception() if windowed and feeds[0].abandoned else None
+        except BaseException as error:
             for feed in feeds:
                 feed.fail()
             for one in streaming:
                 one.exception()
-            if reason is not None:
+            if isinstance(error, AbandonedError):
                 self._progress.check()
-                raise reason from None  # the download ended because of it
+                streaming[0].result()  # raises why
             raise
         fetched = Fetched(
             shard.id,

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.download.shard import ShardDownloader
-from jobs.download.temporary_space import TemporarySpace, is_windowed
+from jobs.download.temporary_space import TemporarySpace, window_of
 from jobs.errors import Cause, OrchestrateError, RunFolderError
 from jobs.extract.extractor import ExtractionPool
 from jobs.model import (
@@ -176,18 +176,18 @@ class _Downloads:
             self._put_away(shard)  # a missing archive must not look downloaded meanwhile
         before = before or self._replaced_evidence(shard)
         most = self._space.reserve(shard)
-        windowed = is_windowed(shard, most)
+        window = window_of(shard, most)
         # If the bytes are the same as before, finished parts of the shard are kept.
         fetched = self._fetcher.fetch(
             shard,
-            streams=self._streams(shard, windowed),
-            extracts=self._extracts and (before is None or windowed),
+            streams=self._streams(shard, window is not None),
+            extracts=self._extracts and (before is None or window is not None),
             repaired=before is not None or shard.id in self._damaged_before,
             most=most,
-            windowed=windowed,
+            window=window,
         )
         # A stream has compared finished parts with the bytes, and then extracted the others.
-        if before is not None and not windowed:
+        if before is not None and window is None:
             fetched = self._compared(shard, fetched, before)
         evidence = structs.replace(fetched, attempt=self._attempt)
         atomic.write_json(self._folder.fetched(shard.id), evidence)

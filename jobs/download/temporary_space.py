@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import Cause, OrchestrateError
+from jobs.extract.arriving import is_one_zip
 from jobs.formats import magic
 from jobs.model import Part, Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
+from jobs.transfer.window import Window
 
 log = logging.getLogger(__name__)
 
@@ -24,15 +26,19 @@ _SHOWN = 3  # shards that a message names
 _LOOK_S = 0.1  # seconds between two checks whether a waiting thread has to stop
 
 
-def is_windowed(shard: Shard, limit: int | None) -> bool:
-    """Whether only a window of ``limit`` bytes of the shard is stored while it is extracted.
+def window_of(shard: Shard, limit: int | None) -> Window | None:
+    """The window of ``limit`` bytes of the shard that is stored while it is extracted.
 
-    Possible for a tar in one file, because it is read once, from its start.
+    None if the shard is stored completely. Possible for a tar in one file, because it is read once,
+    from its start, and for a zip in one file, with its directory at the end.
     """
     if limit is None or shard.size is None or not _LEAST_WINDOW <= limit < shard.size:
-        return False
-    is_tar = shard.kind is ShardKind.ARCHIVE and magic.is_tar_name(shard.name)
-    return is_tar and len(shard.files) == 1
+        return None
+    if shard.kind is not ShardKind.ARCHIVE or len(shard.files) > 1:
+        return None
+    if is_one_zip(shard):
+        return Window.with_tail(limit, shard.size)
+    return Window(limit) if magic.is_tar_name(shard.name) else None
 
 
 @dataclass
@@ -114,7 +120,7 @@ class TemporarySpace:
         """
         if self._limit is None:
             return None
-        alone = shard.size is None or is_windowed(shard, self._limit)
+        alone = shard.size is None or window_of(shard, self._limit) is not None
         needed = self._limit if alone else shard.size or 0
         if needed > self._limit:
             raise _too_large(shard, needed, self._limit)

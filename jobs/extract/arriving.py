@@ -15,6 +15,7 @@ from jobs.formats import magic
 from jobs.model import Shard
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.ranges import Range
+from jobs.transfer.window import Window
 
 _STEP = 1 << 20  # bytes that a message reports, at least
 _TAIL_SHARE = 128  # of the file: an entry of a zip's directory is shorter than its member
@@ -25,6 +26,10 @@ def is_one_zip(shard: Shard) -> bool:
     return len(shard.files) == 1 and magic.packing_named(shard.name) is magic.ZIP
 
 
+class AbandonedError(SourceError):
+    """The receiver of a file that is not stored has ended, so the download ends too."""
+
+
 class Feed:
     """Collects a transfer's progress on one file, and sends it to the receivers attached.
 
@@ -32,11 +37,13 @@ class Feed:
     fetched first, because a zip's directory is there. ``window``: see ``Listener``.
     """
 
-    def __init__(self, file: int, *, tail_first: bool = False, window: int | None = None) -> None:
+    def __init__(
+        self, file: int, *, tail_first: bool = False, window: Window | None = None
+    ) -> None:
         self._lock = threading.Lock()
         self.window = window
         self._consumed = 0
-        self.abandoned = False  # whether the receiver has ended
+        self._abandoned = False  # whether the receiver has ended
         self._tail_first = tail_first
         self._wanted: tuple[Range, ...] = ()
         self._state = Arrived(file, 0)
@@ -68,6 +75,8 @@ class Feed:
     def wanted(self, size: int) -> tuple[Range, ...]:
         """See ``OrderedBytes.wanted``."""
         tail = (size - max(_STEP, size // _TAIL_SHARE), size)
+        if self.window is not None and self.window.kept_from is not None:
+            tail = (self.window.kept_from, size)
         return (tail, *self._wanted) if self._tail_first else self._wanted
 
     def note_consumed(self, generation: int, count: int) -> None:
@@ -78,12 +87,12 @@ class Feed:
 
     def abandon(self) -> None:
         """Note that the receiver has ended, so that nothing will be consumed any more."""
-        self.abandoned = True
+        self._abandoned = True
 
     def consumed(self) -> int:
         """See ``Listener.consumed``."""
-        if self.abandoned:
-            raise SourceError("the extraction ended early", cause=Cause.INTERNAL)
+        if self._abandoned:
+            raise AbandonedError("the extraction ended early", cause=Cause.INTERNAL)
         return self._consumed
 
     def begin(self, fd: int) -> None:
@@ -133,7 +142,7 @@ class ArrivingFile:
         file: int,
         report: Callable[[Wanted | Consumed], None],
         *,
-        window: int | None = None,
+        window: Window | None = None,
     ) -> None:
         self._path = path
         self._file = file

@@ -347,9 +347,11 @@ class ExtractionPool:
         """Extract a shard in one pass; the first future has its ``Streamed``.
 
         All may have an ``OrchestrateError``. ``feeds``, one for each file, report what arrives;
-        without feeds all ``files`` are complete. An arriving zip is shared by several processes.
+        without feeds all ``files`` are complete. An arriving zip is shared by several processes,
+        unless only a window of it is stored, which is read in order.
         """
-        shared = extracts and bool(feeds) and is_one_zip(shard)
+        window = feeds[0].window if feeds else None
+        shared = extracts and bool(feeds) and is_one_zip(shard) and window is None
         turns = min(self._workers, shard.parts) if shared else 1
         order = Stream(
             shard.id,
@@ -359,7 +361,7 @@ class ExtractionPool:
             spills=self._spills,
             copies=self._copies,
             turns=turns,
-            window=feeds[0].window if feeds else None,
+            window=window,
         )
         orders = [structs.replace(order, turn=turn) for turn in range(turns)]
         return [self._threads.submit(self._stream, one, feeds) for one in orders]

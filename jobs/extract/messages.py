@@ -8,6 +8,7 @@ from jobs.archives.tar.stream import Streamed
 from jobs.errors import Cause
 from jobs.model import ItemResult, Part, Problem
 from jobs.transfer.ranges import Range
+from jobs.transfer.window import Window
 
 
 class Begin(Struct, frozen=True, tag=True):
@@ -41,7 +42,7 @@ class Stream(Struct, frozen=True, tag=True):
     # Of a zip, each ``turns``-th part, from ``turn`` on; other processes extract the others.
     turn: int = 0
     turns: int = 1
-    window: int | None = None  # the file is not stored: only so many of its bytes at a time
+    window: Window | None = None  # the file is not stored: only some of its bytes at a time
 
 
 class Arrived(Struct, frozen=True, tag=True):

@@ -31,6 +31,7 @@ from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
 from jobs.storage.write_behind import OneBehind
 from jobs.transfer.ordered_bytes import ArrivingBytes, OrderedBytes, TransferRestarted
+from jobs.transfer.window import NotStored
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class ShardStream:
                     ) from error
 
     def _read(self) -> Streamed:
-        if self._stored and self._is_arriving_zip():
+        if self._is_arriving_zip():
             return self._read_zip()
         if self._turn:
             return Streamed(Format.TAR)
@@ -136,7 +137,7 @@ class ShardStream:
             if stream.format in TARS:
                 self._read_tar(stream)
             elif not self._stored:
-                raise self._read_only_once("it is not a tar")
+                raise self._read_only_once("it is neither a tar nor a zip")
             return stream.finish()
         except TopChanged:
             self._top = (stream.top,)
@@ -166,26 +167,33 @@ class ShardStream:
                 for part in self._parts:
                     self._zip_part(stream, arriving, part)
             except ArchiveError as error:
+                if not self._stored:
+                    raise self._read_only_once(error) from error
                 log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
                 self._take_back(files=False)
+            except NotStored as error:
+                fact = "its directory is too large, or a member has to be read twice (a link?)"
+                raise self._read_only_once(fact) from error
             arriving.wait_until_complete()
         return Streamed(Format.ZIP)
 
     def _zip_part(self, stream: ZipStream, arriving: ArrivingBytes, part: Part) -> None:
         """Extract a part, unless an earlier attempt extracted it from the same bytes."""
         finished = self._finished(part)
-        if finished is None and arriving.is_complete:
+        if finished is None and arriving.is_complete and self._stored:
             return
         span = stream.span(part)
         if finished == span:
             return
         self._folder.manifest(part).unlink(missing_ok=True)
-        if arriving.is_complete:
+        if arriving.is_complete and self._stored:
             return
         archive = with_samples(stream, Format.ZIP, self._shard, self._plan.options, self._folder)
         try:
             self._extract(stream, archive, part)
         except ArchiveError as error:
+            if not self._stored:
+                raise
             log.info("%s is left to an extract task: %s", part.id, error.message)
 
     def _read_tar(self, stream: TarStream) -> None:

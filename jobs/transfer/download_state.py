@@ -115,14 +115,20 @@ class DownloadState:
         self._judge_head()
         self._report()
 
-    def has_room(self, end: int) -> bool:
-        """Whether the bytes before ``end`` may be written; False until others are read and hashed.
+    @property
+    def keeps_tail(self) -> bool:
+        """Whether the file's end is fetched first, because the reader needs it before the rest."""
+        return self._window is not None and self._window.kept_from is not None
+
+    def has_room(self, start: int, stop: int) -> bool:
+        """Whether these bytes may be written; False until others are read and hashed.
 
         Raises ``SourceError`` if nobody reads any more.
         """
         if self._window is None or self._arrivals is None:
             return True
-        return end <= min(self._arrivals.consumed(), self.hashing().hashed) + self._window
+        done = min(self._arrivals.consumed(), self.hashing().hashed)
+        return self._window.has_room(start, stop, done=done)
 
     def _check_size(self, end: int) -> None:
         size = max(end, self.size or 0)

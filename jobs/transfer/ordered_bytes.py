@@ -10,6 +10,7 @@ from typing import Protocol
 
 from jobs.errors import Cause, SourceError
 from jobs.transfer.ranges import Range
+from jobs.transfer.window import NotStored, Window
 
 _STEP = 1 << 20  # bytes that are read until they are reported as consumed
 
@@ -30,11 +31,11 @@ def _ended_early() -> SourceError:
 class Listener(Protocol):
     """Receives a transfer's reports on a file.
 
-    ``window``: only so many bytes of the file are stored at a time; None: all.
+    ``window``: which bytes of the file are stored at a time; None: all.
     """
 
     @property
-    def window(self) -> int | None: ...
+    def window(self) -> Window | None: ...
 
     def consumed(self) -> int:
         """How many bytes from the start were read and are not needed any more.
@@ -71,14 +72,15 @@ class OrderedBytes:
     until then is correct. One object serves one file.
 
     ``want`` is called with the bytes that a reader waits for, ``on_consumed`` with the number of
-    bytes that were read. ``window``: see ``PartialFile``; then there is one reader, in order.
+    bytes that were read. ``window``: see ``PartialFile``; then there is one reader, in order; the
+    bytes that are kept may be read at any time.
     """
 
     def __init__(
         self,
         want: Callable[[int, int], None] = lambda start, stop: None,
         *,
-        window: int | None = None,
+        window: Window | None = None,
         on_consumed: Callable[[int], None] = lambda offset: None,
     ) -> None:
         self._changed = threading.Condition()
@@ -164,18 +166,13 @@ class OrderedBytes:
         """Wait for bytes at ``offset`` and read some; 0 at the verified end."""
         with self._changed:
             while True:
-                if self._generation != generation:
-                    raise TransferRestarted
-                if self.window is not None and offset >= self._consumed + _STEP:
-                    self._consumed = offset
-                    self._on_consumed(offset)
+                self._check(generation)
+                self._consume(offset)
                 if self.prefix > offset and self._fd is not None:
                     # Within the lock, so that the descriptor is not closed.
-                    count, place = min(len(into), self.prefix - offset), offset
-                    if self.window is not None:
-                        place = offset % self.window
-                        count = min(count, self.window - place)
-                    return os.preadv(self._fd, [into[:count]], place)
+                    place, most = self._place(offset)
+                    count = min(len(into), self.prefix - offset)
+                    return os.preadv(self._fd, [into[:count][:most]], place)
                 if self._complete or closed():
                     return 0
                 if self._failed:
@@ -187,7 +184,8 @@ class OrderedBytes:
     ) -> bytes:
         """``size`` bytes at ``offset``, fewer at the file's end, once all of them have arrived.
 
-        ``wants``: everything from ``offset`` on is fetched before all other bytes.
+        ``wants``: everything from ``offset`` on is fetched before all other bytes. Raises
+        ``NotStored`` if a window does not have the bytes.
         """
         asked = False
 
@@ -204,9 +202,35 @@ class OrderedBytes:
             return False
 
         with self._changed:
+            self._check(generation)
+            if self.window is not None and not self.window.keeps(offset):
+                if wants or offset < self._consumed:
+                    raise NotStored
+                self._consume(offset)
             self._wait(generation, is_there, closed)
-            assert self._fd is not None
-            return os.pread(self._fd, size, offset)
+            return self._stored(size, offset)
+
+    def _stored(self, size: int, offset: int) -> bytes:
+        assert self._fd is not None
+        place, most = self._place(offset)
+        data = os.pread(self._fd, size if most is None else min(size, most), place)
+        if most is None or len(data) < most or len(data) == size:
+            return data
+        return data + self._stored(size - most, offset + most)
+
+    def _place(self, offset: int) -> tuple[int, int | None]:
+        """Where a byte is stored, and how many follow it there."""
+        return (offset, None) if self.window is None else self.window.place(offset)
+
+    def _check(self, generation: int) -> None:
+        if self._generation != generation:
+            raise TransferRestarted
+
+    def _consume(self, offset: int) -> None:
+        """Note that the bytes before ``offset`` are not needed any more."""
+        if self.window is not None and offset >= self._consumed + _STEP:
+            self._consumed = offset
+            self._on_consumed(offset)
 
     def size_of(self, generation: int, closed: Callable[[], bool]) -> int:
         """The file's size in bytes; waits until it is known."""
@@ -218,14 +242,16 @@ class OrderedBytes:
     def wait_until_complete(self, generation: int, closed: Callable[[], bool]) -> None:
         """Wait until the file is complete and verified."""
         with self._changed:
+            self._check(generation)
+            if self._size is not None:
+                self._consume(self._size)
             self._wait(generation, lambda: self._complete, closed)
 
     def _wait(
         self, generation: int, is_there: Callable[[], bool], closed: Callable[[], bool]
     ) -> None:
         while True:
-            if self._generation != generation:
-                raise TransferRestarted
+            self._check(generation)
             if closed():
                 raise _ended_early()
             if is_there():
@@ -273,8 +299,8 @@ class OrderedBytesReader(io.RawIOBase):
 class ArrivingBytes:
     """The bytes of one file by their offset, as ``ConcatenatedFiles``; reads wait for them.
 
-    All methods may raise ``TransferRestarted`` or ``SourceError``. ``wants``: what a read waits for
-    is fetched before all other bytes.
+    All methods may raise ``TransferRestarted``, ``SourceError`` or ``NotStored``. ``wants``: what a
+    read waits for is fetched before all other bytes.
     """
 
     starts = (0,)

@@ -21,6 +21,7 @@ from jobs.storage.digest import Hasher
 from jobs.storage.write_behind import OneBehind
 from jobs.transfer.ranges import Range, Ranges
 from jobs.transfer.responses import Validator
+from jobs.transfer.window import Window
 
 _SAVE_BYTES = 4 << 20
 _SAVE_S = 1.0
@@ -49,11 +50,11 @@ def _boot() -> str:
 class PartialFile:
     """``NAME.part`` and ``NAME.part.json`` beside ``out``; thread-safe.
 
-    ``window``: only so many bytes are stored; later ones overwrite those before them, and the file
-    is removed once it is complete. Raises ``StorageError`` for errors of the file system.
+    ``window``: only some of the bytes are stored at a time, and the file is removed once it is
+    complete. Raises ``StorageError`` for errors of the file system.
     """
 
-    def __init__(self, out: Path, window: int | None = None) -> None:
+    def __init__(self, out: Path, window: Window | None = None) -> None:
         self.out = out
         self._window = window
         self.path = out.with_name(out.name + ".part")
@@ -106,9 +107,7 @@ class PartialFile:
 
     def _place(self, offset: int) -> tuple[int, int | None]:
         """Where a byte is stored, and how many follow it there."""
-        if self._window is None:
-            return offset, None
-        return offset % self._window, self._window - offset % self._window
+        return (offset, None) if self._window is None else self._window.place(offset)
 
     @property
     def prefix(self) -> int:

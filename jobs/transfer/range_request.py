@@ -212,6 +212,13 @@ class RangeRequest:
 
     def _store(self, reply: HttpResponse, size: int | None) -> None:
         draft = self._draft
+        if self._streaming and draft.keeps_tail:
+            raise SourceError(
+                f"{draft.name} is larger than --temp-limit, and the server does not support range "
+                "requests, so the zip's directory cannot be read first; run `resume --temp-limit "
+                f"{draft.size}` or more",
+                cause=Cause.TOO_LARGE,
+            )
         if draft.digest is None:
             draft.digest = published_digest(reply.headers, is_complete=reply.status == 200)
         if draft.partial.identity is None and size is not None and not encoding(reply.headers):
@@ -252,7 +259,7 @@ class RangeRequest:
                 raise RetryLater(
                     self._server_error(f"sent more than the {stop} bytes that were announced")
                 )
-            while not self._draft.has_room(at + len(plain)):
+            while not self._draft.has_room(at, at + len(plain)):
                 self._shared.pause(_WAIT_S, self._is_done)
             self._draft.put(at, plain, overwrites=self._streaming)
             at += len(plain)

@@ -67,10 +67,13 @@ class RangeScheduler:
                 self.shared.check(self.is_done)
                 if self._error is not None:
                     raise self._error if leads else FileFinished
-                # Nothing is known of the file before the first response.
-                wanted = self.draft.wanted if self._known else ()
+                # Nothing is known of the file before the first response, except of one whose
+                # tail has to be stored before anything else.
+                wanted = self.draft.wanted if self._known or self.draft.keeps_tail else ()
                 piece = next_piece(self._todo, self._share(), wanted)
-                if piece is not None and (not self._known or self.draft.has_room(piece[0])):
+                if piece is not None and (
+                    not self._known or self.draft.has_room(piece[0], piece[0])
+                ):
                     self._todo.remove(*piece)
                     self._working += 1
                     return piece

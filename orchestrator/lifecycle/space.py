@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from jobs.download.temporary_space import is_windowed
+from jobs.download.temporary_space import window_of
 from jobs.errors import UsageError
 from jobs.model import OnCollision, Options, Plan, Shard, ShardKind, SourceKind
 from jobs.outputs import registry
@@ -78,7 +78,7 @@ def choose_limit(
     room = _space_for_archives(archives, data)
     if room is None or room >= min(archives.bytes, asked or archives.bytes):
         return asked
-    stored = [s for s in _fetched(plan, left) if not is_windowed(s, room // 2)]
+    stored = [s for s in _fetched(plan, left) if window_of(s, room // 2) is None]
     largest = max((shard.size or 0 for shard in stored), default=0)
     chosen = max(largest, room // 2)
     return chosen if asked is None else min(asked, chosen)
@@ -180,7 +180,7 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     large = [
         shard
         for shard in _fetched(plan, left)
-        if limit is not None and (shard.size or 0) > limit and not is_windowed(shard, limit)
+        if limit is not None and (shard.size or 0) > limit and window_of(shard, limit) is None
     ]
     if not large or limit is None:
         return
@@ -190,7 +190,7 @@ def _larger_than(plan: Plan, limit: int | None, left: UnfinishedWork | None) -> 
     yield (
         f"--temp-limit {limit} ({units.size(limit)}) is less than the archive "
         f"{quoted(largest.name)}{more} needs, which is stored completely until it is extracted "
-        "(except a tar in one file, with a limit of at least 16 MiB); "
+        "(except a tar or zip in one file, with a limit of at least 16 MiB); "
         f"use --temp-limit {size} ({units.size(size)}) or more"
     )
 

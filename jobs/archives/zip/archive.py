@@ -123,8 +123,8 @@ class ZipArchive:
         if max(entry.stored, entry.size) > _SMALL:
             head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
             start = entry.offset + check_local(entry, head)
-            self._check_end(entry, start + entry.stored, limit)
-            return self._streamed(entry, start), None
+            self._check_fits(start + entry.stored, limit)
+            return self._streamed(entry, start, limit), None
         # Mostly one read is enough: the local extra field is seldom longer than the directory's.
         guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
         want = guess + entry.stored + _DESCRIPTOR
@@ -134,7 +134,8 @@ class ZipArchive:
         if start + entry.stored > len(data):
             data = self._chain.read_exactly(end + _DESCRIPTOR, entry.offset)
         check_local(entry, data[:start])
-        self._check_end(entry, entry.offset + end, limit)
+        self._check_fits(entry.offset + end, limit)
+        self._check_descriptor(entry, entry.offset + end, limit)
         content = inflate_at_once(entry, memoryview(data)[start:end])
         if len(content) != entry.size:
             raise ZipEntryError(f"it claims {entry.size} bytes, but has {len(content)}")
@@ -142,13 +143,15 @@ class ZipArchive:
             raise ZipEntryError("its checksum (CRC-32) is wrong")
         return iter((content,) if content else ()), content
 
-    def _check_end(self, entry: ZipEntry, end: int, limit: int) -> None:
+    def _check_fits(self, end: int, limit: int) -> None:
         if end > limit:
             raise ZipEntryError("it overlaps what follows it")
+
+    def _check_descriptor(self, entry: ZipEntry, end: int, limit: int) -> None:
         if entry.flags & DESCRIPTOR and entry.kind is not MemberKind.FOLDER:
             check_descriptor(entry, self._chain.read_exactly(min(_DESCRIPTOR, limit - end), end))
 
-    def _streamed(self, entry: ZipEntry, start: int) -> Iterator[memoryview]:
+    def _streamed(self, entry: ZipEntry, start: int, limit: int) -> Iterator[memoryview]:
         crc32, crc, total = _crc32(), 0, 0
         try:
             for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
@@ -161,6 +164,8 @@ class ZipArchive:
                 raise ZipEntryError(f"it claims {entry.size} bytes, but has {total}")
             if crc != entry.crc32:
                 raise ZipEntryError("its checksum (CRC-32) is wrong")
+            # Last, because of an arriving file the bytes are read in order.
+            self._check_descriptor(entry, start + entry.stored, limit)
         except ZipEntryError as error:
             raise self._refused(entry, error) from error
 

@@ -21,7 +21,8 @@ class Arriving(RandomAccess, Protocol):
 
 
 class ZipStream(ZipArchive):
-    """Reads a zip that is being downloaded; see ``Archive``. Parts may be read in any order."""
+    """Reads a zip that is being downloaded; see ``Archive``. Parts may be read in any order, unless
+    only a window of it is stored."""
 
     format = Format.ZIP
 

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import random
+import stat
 import tarfile
 import threading
 import zipfile
@@ -21,7 +22,7 @@ from jobs.download.stage import run_download
 from jobs.download.temporary_space import TemporarySpace
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.extractor import ExtractionPool
-from jobs.model import ItemResult, Layout, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.model import ItemResult, Layout, Links, Options, Outcome, Part, Plan, SourceKind, utc_now
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
@@ -399,11 +400,16 @@ def test_a_shard_that_is_larger_than_the_limit_is_refused_at_once(run: Run) -> N
 # An archive that is larger than the limit ------------------------------------------------------
 
 WINDOW = 16 << 20  # bytes
-LARGE = {f"notes/{n}.bin": random.Random(n).randbytes(2 << 20) for n in range(12)}
+LARGE = {
+    f"notes/{n}.bin": random.Random(n).randbytes((2 << 20) if n < 9 else (6 << 20))
+    for n in range(10)
+}
 
 
 def _large(*, kind: str = "tar", first: str = "", link: str = "") -> bytes:
     """24 MiB and a little more, with an empty member named ``first`` and a link at the end."""
+    if kind == "zip":
+        return _large_zip(link)
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         if first:
@@ -420,7 +426,12 @@ def _large(*, kind: str = "tar", first: str = "", link: str = "") -> bytes:
 
 
 def _large_run(
-    tmp_path: Path, web: FaultyServer, data: bytes, kind: str = "tar", connections: int = 8
+    tmp_path: Path,
+    web: FaultyServer,
+    data: bytes,
+    kind: str = "tar",
+    connections: int = 8,
+    links: Links = Links.REFUSE,
 ) -> Run:
     web.put("/SHA256SUMS", f"{hashlib.sha256(data).hexdigest()}  a.{kind}\n".encode())
     return Run(
@@ -430,6 +441,7 @@ def _large_run(
         part_size=9 << 20,
         layout=Layout(name="files"),
         connections=connections,
+        links=links,
     )
 
 
@@ -455,15 +467,26 @@ def stored(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "fault"),
-    [("tar.gz", None), ("tar", faults.ignore_range(None)), ("tar", faults.reset_every(5 << 20))],
-    ids=["tar.gz", "no ranges", "cut again and again"],
+    ("kind", "fault", "connections"),
+    [
+        pytest.param("tar.gz", None, 8, id="tar.gz"),
+        pytest.param("tar", faults.ignore_range(None), 8, id="no ranges"),
+        pytest.param("tar", faults.reset_every(5 << 20), 8, id="cut again and again"),
+        pytest.param("zip", None, 8, id="zip"),
+        pytest.param("zip", None, 1, id="zip, one connection"),
+        pytest.param("zip", faults.reset_every(5 << 20), 8, id="zip, cut again and again"),
+    ],
 )
-def test_a_tar_larger_than_the_limit_is_extracted_without_being_stored(
-    tmp_path: Path, web: FaultyServer, stored: list[int], kind: str, fault: faults.Fault | None
+def test_an_archive_larger_than_the_limit_is_extracted_without_being_stored(
+    tmp_path: Path,
+    web: FaultyServer,
+    stored: list[int],
+    kind: str,
+    fault: faults.Fault | None,
+    connections: int,
 ) -> None:
     data = _large(kind=kind)
-    run = _large_run(tmp_path, web, data, kind)
+    run = _large_run(tmp_path, web, data, kind, connections)
     if fault is not None:
         web.fail(f"/a.{kind}", fault)
     (item,) = run.download(WINDOW)
@@ -478,11 +501,13 @@ def test_a_tar_larger_than_the_limit_is_extracted_without_being_stored(
     assert run.sent == before
 
 
+@pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_again(
-    tmp_path: Path, web: FaultyServer
+    tmp_path: Path, web: FaultyServer, kind: str
 ) -> None:
-    run = _large_run(tmp_path, web, _large(), connections=1)
-    web.fail("/a.tar", faults.cut_after(20 << 20), faults.status(404, None))
+    run = _large_run(tmp_path, web, _large(kind=kind), kind, connections=1)
+    ends = [faults.fine()] if kind == "zip" else []  # the file's end, which is requested first
+    web.fail(f"/a.{kind}", *ends, faults.cut_after(18 << 20), faults.status(404, None))
     assert run.download(WINDOW)[0].outcome is Outcome.FAILED
     web.faults.clear()
     before = {path: path.stat().st_mtime_ns for path in run.folder.manifests.glob("*.jsonl")}
@@ -493,32 +518,67 @@ def test_a_stream_that_is_cut_begins_at_the_start_and_writes_no_finished_part_ag
     assert _tree(run) == LARGE
 
 
+@pytest.mark.parametrize(("kind", "at"), [("tar", 600), ("zip", 4)])
 def test_a_digest_that_is_wrong_at_the_end_takes_back_what_was_never_stored(
-    tmp_path: Path, web: FaultyServer
+    tmp_path: Path, web: FaultyServer, kind: str, at: int
 ) -> None:
-    """A byte of the first member: only the digest tells."""
-    run = _large_run(tmp_path, web, _large())
-    web.fail("/a.tar", faults.corrupt_byte(600, 1))
+    """A byte of the first member's content, or the version its header needs: only the digest
+    tells."""
+    run = _large_run(tmp_path, web, _large(kind=kind), kind, connections=1)
+    ends = [faults.fine()] if kind == "zip" else []  # the file's end, which is requested first
+    web.fail(f"/a.{kind}", *ends, faults.corrupt_byte(at, 1))
     assert run.download(WINDOW)[0].outcome is Outcome.OK
     run.assert_extracted()
     assert _tree(run) == LARGE
-    assert run.sent >= 2 * len(_large())
+    assert run.sent >= 2 * len(_large(kind=kind))
 
 
-def _large_zip() -> bytes:
-    out = io.BytesIO()
+class _Unseekable(io.BytesIO):
+    """A file that a zip's writer cannot seek: it writes data descriptors after the members."""
+
+    def seekable(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        raise OSError
+
+    seek = tell  # type: ignore[assignment]
+
+
+def _large_zip(link: str = "") -> bytes:
+    """``LARGE`` with a symbolic link at the end; its last member is read in several pieces."""
+    out = _Unseekable()
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in LARGE.items():
             archive.writestr(name, data)
+        if link:
+            member = zipfile.ZipInfo("notes/link.bin")
+            member.external_attr = (stat.S_IFLNK | 0o777) << 16
+            archive.writestr(member, link)
     return out.getvalue()
 
 
-@pytest.mark.parametrize("fact", ["the target of a link", "it is not a tar"])
+@pytest.mark.parametrize(
+    ("kind", "data", "fault", "fact"),
+    [
+        ("tar", _large(link="notes/0.bin"), None, "the target of a link"),
+        ("zip", _large_zip("0.bin"), None, "has to be read twice"),
+        ("tar", _large_zip(), None, "its directory is too large"),
+        ("zip", _large_zip(), faults.ignore_range(None), "does not support range requests"),
+    ],
+    ids=["a link in a tar", "a link in a zip", "a zip named as a tar", "a zip without ranges"],
+)
 def test_what_has_to_be_stored_is_reported_with_the_limit_that_it_needs(
-    tmp_path: Path, web: FaultyServer, fact: str
+    tmp_path: Path,
+    web: FaultyServer,
+    kind: str,
+    data: bytes,
+    fault: faults.Fault | None,
+    fact: str,
 ) -> None:
-    data = _large(link="notes/0.bin") if "link" in fact else _large_zip()
-    run = _large_run(tmp_path, web, data)
+    run = _large_run(tmp_path, web, data, kind, links=Links.COPY)
+    if fault is not None:
+        web.fail(f"/a.{kind}", fault)
     (item,) = run.download(WINDOW)
     assert item.problem is not None and item.problem.cause is Cause.TOO_LARGE
     assert fact in item.problem.message
