@@ -78,8 +78,11 @@ class Planned:
     def tasks(self) -> int:
         """The maximum number of extract tasks; on this machine no more than run at a time.
 
-        Starting a task takes longer than extracting a small archive.
+        Starting a task takes longer than extracting a small archive. With a limit the download task
+        extracts everything, and one task is enough for what could not be extracted.
         """
+        if self.temp_limit is not None:
+            return 1
         if self.request.tasks is not None:
             return self.request.tasks
         return self.parallel if self.is_local else planning.DEFAULT_TASKS

@@ -89,7 +89,7 @@ def recover(
             state.plan,
             shards,
             parts,
-            most=most or _most(state),
+            most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
         ),
         resources=_resources(state, limit_min, notes),

@@ -71,11 +71,14 @@ def test_under_a_limit_the_download_takes_up_every_shard_that_is_not_extracted()
     assert recover(state, temp_limit=7000).temp_limit == 7000
 
 
-def test_a_resume_has_as_many_download_tasks_as_the_launch_and_one_under_a_limit() -> None:
+def test_a_resume_has_as_many_tasks_as_the_launch_and_one_of_each_stage_under_a_limit() -> None:
     chain = ((Stage.DOWNLOAD, 0, ("a",)), (Stage.DOWNLOAD, 1, ("b",)), *CHAIN[1:])
     state = judge(cases.evidence([cases.submission(chain)]))
-    assert [task.items for task in recover(state).tasks[:2]] == [("a",), ("b",)]
-    assert recover(state, temp_limit=5000).tasks[0].items == ("a", "b")
+    stages = [task.stage for task in recover(state).tasks]
+    assert [stages.count(stage) for stage in Stage] == [2, 3, 1]
+    limited = recover(state, most=2, temp_limit=5000)
+    assert [task.stage for task in limited.tasks] == list(Stage)
+    assert limited.parts == len(state.parts_left) > 1
 
 
 def test_under_a_limit_no_second_download_is_started_beside_one_that_runs() -> None:
