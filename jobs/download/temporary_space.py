@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.errors import Cause, OrchestrateError
-from jobs.extract.arriving import is_one_zip
 from jobs.formats import magic
 from jobs.model import Part, Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
@@ -36,7 +35,7 @@ def window_of(shard: Shard, limit: int | None) -> Window | None:
         return None
     if shard.kind is not ShardKind.ARCHIVE or len(shard.files) > 1:
         return None
-    if is_one_zip(shard):
+    if magic.packing_named(shard.name) is magic.ZIP:
         return Window.with_tail(limit, shard.size)
     return Window(limit) if magic.is_tar_name(shard.name) else None
 
