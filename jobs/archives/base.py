@@ -164,9 +164,11 @@ def check_no_archive(archive: str, name: bytes, head: bytes, options: Options) -
     have their own check; with ``--nested``, files named like archives are opened.
     """
     text, layout = text_of(name)[0], options.layout
-    packing, named = magic.packing_of(head), magic.packing_named(text) is not None
     is_image = layout.has_records and text.startswith(f"{layout.images}/")
-    if packing is None or is_image or magic.is_data_name(text) or (options.nested and named):
+    if is_image or magic.is_data_name(text):
+        return
+    packing, named = magic.packing_of(head), magic.packing_named(text) is not None
+    if packing is None or (options.nested and named):
         return
     remedy = "with --nested to extract it in place" if named else "with --include for it alone"
     raise unsupported(

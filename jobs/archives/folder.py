@@ -60,6 +60,7 @@ class FolderArchive:
             item = self._link_target(full, item)
         if item.kind == folder_listing.FOLDER:
             return Member(item.path, MemberKind.FOLDER, 0, item.mode, mtime_ns / 1e9, ordinal)
+        data = self._whole(full, item) if 0 < item.size <= _CHUNK else None
         return Member(
             item.path,
             MemberKind.FILE,
@@ -68,7 +69,8 @@ class FolderArchive:
             mtime_ns / 1e9,
             ordinal,
             target,
-            chunks=self._chunks(full, item),
+            self._chunks(full, item) if data is None else iter((data,)),
+            data,
             mtime_ns=mtime_ns,
         )
 
@@ -81,13 +83,23 @@ class FolderArchive:
         mode = stat.S_IMODE(status.st_mode)
         return ListedEntry(folder_listing.FILE, item.path, status.st_size, mode, status.st_mtime_ns)
 
-    def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
+    def _whole(self, full: bytes, item: ListedEntry) -> memoryview | None:
+        """The content of a small file in one piece; None if it may have holes."""
+        fd = self._open(full)
         try:
-            fd = os.open(full, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise self._changed(full, "was removed") from error
+            if self._check(fd, full, item):
+                return None
+            data = os.pread(fd, item.size, 0)
+            check_no_archive(self._label, item.path, data[: magic.HEAD], self._options)
+            self._check(fd, full, item)
+            return memoryview(data)
         except OSError as error:
             raise from_os_error(error, doing=f"reading {quoted(full)}") from error
+        finally:
+            os.close(fd)
+
+    def _chunks(self, full: bytes, item: ListedEntry) -> Iterator[memoryview]:
+        fd = self._open(full)
         try:
             is_sparse = self._check(fd, full, item)
             for index, block in enumerate(_content(fd, item.size, is_sparse=is_sparse)):
@@ -100,6 +112,14 @@ class FolderArchive:
             raise from_os_error(error, doing=f"reading {quoted(full)}") from error
         finally:
             os.close(fd)
+
+    def _open(self, full: bytes) -> int:
+        try:
+            return os.open(full, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise self._changed(full, "was removed") from error
+        except OSError as error:
+            raise from_os_error(error, doing=f"reading {quoted(full)}") from error
 
     def _check(self, fd: int, full: bytes, item: ListedEntry) -> bool:
         """Raise if the file was modified; returns whether it may have holes."""

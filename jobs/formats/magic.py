@@ -217,12 +217,12 @@ def is_lzma(head: bytes) -> bool:
 
 def packing_named(name: str) -> Packing | None:
     """The packing of a file with that name, by its ending."""
-    return _BY_ENDING.get(_last_ending(name).lower())
+    return _BY_ENDING.get(last_ending(name).lower())
 
 
 def is_data_name(name: str) -> bool:
     """Whether a name has the ending of a well-known data format."""
-    return _last_ending(name).lower() in _DATA_ENDINGS
+    return last_ending(name).lower() in _DATA_ENDINGS
 
 
 def is_tar_name(name: str) -> bool:
@@ -236,12 +236,12 @@ def ending(name: str) -> str:
     packing = packing_named(name)
     if packing is None:
         return ""
-    last = _last_ending(name)
-    inner = _last_ending(name[: -len(last)]) if packing.compresses else ""
+    last = last_ending(name)
+    inner = last_ending(name[: -len(last)]) if packing.compresses else ""
     return inner + last if inner.lower() == ".tar" else last
 
 
-def _last_ending(name: str) -> str:
+def last_ending(name: str) -> str:
     """As ``posixpath.splitext``, but five times faster: there may be 100,000 names."""
     dot = name.rfind(".")
     return name[dot:] if dot > name.rfind("/") + 1 else ""
@@ -252,7 +252,7 @@ def decompressed_name(name: str) -> str:
     packing = packing_named(name)
     if packing is None or not packing.compresses or is_tar_name(name):
         return name
-    return name[: -len(_last_ending(name))]
+    return name[: -len(last_ending(name))]
 
 
 def is_page(head: bytes, *, labelled: bool = False) -> bool:

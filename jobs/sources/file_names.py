@@ -51,6 +51,8 @@ def natural_key(name: str) -> tuple[tuple[int, int, str], ...]:
 
 def chosen(names: Iterable[str], include: Sequence[str], exclude: Sequence[str]) -> list[str]:
     """The names that the globs select; a glob is matched with the path and the last component."""
+    if not (include or exclude):
+        return list(names)
 
     def matches(name: str, globs: Sequence[str]) -> bool:
         last = posixpath.basename(name)
@@ -74,7 +76,7 @@ def is_git(name: str) -> bool:
 
     ``.gitkeep`` does not count: it is there to keep its folder.
     """
-    return _GIT.search(name) is not None
+    return ".git" in name and _GIT.search(name) is not None
 
 
 def extras(names: Collection[str]) -> dict[str, str]:
@@ -90,8 +92,9 @@ def _extra_kind(name: str, names: Collection[str]) -> str | None:
         return GIT
     if name.startswith(_OF_THE_HUB) or name in (RECEIPT, MANIFEST):
         return NOTES
-    stem, ending = posixpath.splitext(name)
-    if _LIST.fullmatch(posixpath.basename(name)) or (ending in _SIGNATURES and stem in names):
+    ending = magic.last_ending(name)
+    is_signature = ending in _SIGNATURES and name.removesuffix(ending) in names
+    if is_signature or _LIST.fullmatch(name[name.rfind("/") + 1 :]):
         return "digests and signatures"
     return LEFTOVERS if junk_kind(name.encode("utf-8", "surrogateescape")) else None
 
@@ -108,8 +111,8 @@ def notes_of(left: Mapping[str, str], where: str) -> tuple[str, ...]:
 def check_finished(names: Iterable[str], known: Collection[str]) -> None:
     """Raise ``SourceError`` if a file belongs to an unfinished download."""
     for name in names:
-        stem, ending = posixpath.splitext(name)
-        ending = ending.lower()
+        ending = magic.last_ending(name)
+        stem, ending = name.removesuffix(ending), ending.lower()
         perhaps = ending in _PERHAPS_UNFINISHED and magic.ending(stem)
         if ending in _UNFINISHED or perhaps or (ending == ".st" and stem in known):
             raise SourceError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -204,7 +203,7 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
         for name in beside
     )
     inside = [name for name in names if name.startswith(images)]
-    has_images = any(magic.is_data_name(n) or not posixpath.splitext(n)[1] for n in inside)
+    has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
     return images if layout.has_records and has_data and has_images else ""
 
 
@@ -277,7 +276,7 @@ def _look(
     for name in single:
         packing = magic.packing_named(name)
         if (packing is None or not packing.is_read) and not magic.is_data_name(name):
-            ending = posixpath.splitext(name)[1]
+            ending = magic.last_ending(name)
             seen[ending] += 1
             if seen[ending] <= of_a_kind:
                 wanted.append(name)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,8 +24,7 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(_Line).decode
 
 
-@dataclass(frozen=True)
-class ListedEntry:
+class ListedEntry(NamedTuple):
     """One file, folder or link below the listed folder."""
 
     kind: str
@@ -198,12 +198,12 @@ def _cuts(listing: Path, parts: int, weight: int) -> tuple[Cut, ...]:
     with listing.open("rb") as stream:
         offset = len(stream.readline())  # the root
         for line in stream:
-            item = ListedEntry.of(line)
-            may_cut = ends.before(item.path)
+            _, path, size, *_ = _decode(line)
+            may_cut = ends.before(path.encode("latin-1"))
             # With more parts than items some are empty: several cuts have the same position.
             while may_cut and len(cuts) < parts and passed * parts >= len(cuts) * weight:
                 cuts.append(Cut(offset, ordinal))
-            passed += item.size + _OVERHEAD
+            passed += size + _OVERHEAD
             offset += len(line)
             ordinal += 1
     end = Cut(offset, ordinal)
