@@ -67,14 +67,14 @@ def choose_engine(wanted: str) -> EngineChoice:
 def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
     """If ``wanted`` leads to the local engine, the process that starts its tasks, started already.
 
-    A context manager, which ends it if no task was submitted. ``downloads``: tasks will need the
-    code of transfers.
+    A context manager, which ends it if no task was submitted. ``downloads``: whether tasks will
+    need the code of transfers, or that of local files.
     """
     if wanted == SLURM or not choose_engine(wanted).is_local:
         return nullcontext()
     from orchestrator.engines.local.task_processes import started_ahead
 
-    return started_ahead(["jobs.transfer.scheduler"] if downloads else [])
+    return started_ahead(["jobs.transfer.scheduler" if downloads else "jobs.sources.local"])
 
 
 def reach_engine(name: str, cluster: Cluster | None = None, otherwise: str = "") -> None:
