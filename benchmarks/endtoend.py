@@ -233,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for rate in chosen.rate or RATES:
                 for name in chosen.only or tuple(ROWS):
                     row = ROWS[name]
-                    bench.pack(row)
+                    bench.warm(row)
                     over.limit(rate)
                     contenders = turns(bench, row, engines)
                     contenders[_ALONE] = partial(bench.alone, row)
