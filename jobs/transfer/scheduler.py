@@ -25,6 +25,7 @@ class RangeScheduler:
         self.draft = draft
         self.partial = draft.partial
         self._streaming = streaming
+        self._file = shared.next_file()
         self._todo = Ranges()
         self._working = 0
         self._changed = threading.Condition()
@@ -135,7 +136,7 @@ class RangeScheduler:
         while (piece := self._take(leads=leads)) is not None:
             failure: RetryLater | None = None
             try:
-                with self.shared.slot(self.is_done):
+                with self.shared.slot(self._file, self.is_done):
                     self._attempt(piece)
             except RetryLater as error:
                 failure = error
@@ -173,7 +174,7 @@ class RangeScheduler:
         patience = _RetryPolicy(self, leads=True)
         while True:
             try:
-                with self.shared.slot(self.is_done):
+                with self.shared.slot(self._file, self.is_done):
                     self._attempt(None)
                 return
             except RetryLater as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +30,56 @@ class TransferProgress(Protocol):
 
 class FileFinished(Exception):
     """Another connection has completed this file, or failed."""
+
+
+class ConnectionSlots:
+    """So many connections at a time; a free one goes to the file that was begun first.
+
+    So files become complete one after the other, and not all at the end. But one file, which may
+    come from a slow server, has at most half of the connections while others are waiting.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._share = max(1, count // 2)
+        self._lock = threading.Lock()
+        self._held: Counter[int] = Counter()  # by file
+        self._waiting: list[tuple[int, threading.Event]] = []
+
+    def acquire(self, file: int, check: Callable[[], None]) -> None:
+        """Wait for a slot for the ``file`` with that number; raises what ``check`` raises."""
+        turn = threading.Event()
+        with self._lock:
+            self._waiting.append((file, turn))
+            self._hand_out()
+        try:
+            while not turn.wait(_TICK_S):
+                check()
+        except BaseException:
+            with self._lock:
+                if turn.is_set():
+                    self._give_back(file)
+                else:
+                    self._waiting.remove((file, turn))
+            raise
+
+    def release(self, file: int) -> None:
+        with self._lock:
+            self._give_back(file)
+
+    def _give_back(self, file: int) -> None:
+        self._held[file] -= 1
+        self._free += 1
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        while self._free and self._waiting:
+            within = [each for each in self._waiting if self._held[each[0]] < self._share]
+            file, turn = next_one = min(within or self._waiting, key=lambda each: each[0])
+            self._waiting.remove(next_one)
+            self._held[file] += 1
+            self._free -= 1
+            turn.set()
 
 
 class TransferSession:
@@ -54,7 +106,8 @@ class TransferSession:
         self.rate = RateLimit(max_rate)
         self.pauses = SitePauses()
         self.answered = False  # whether any server has responded
-        self._slots = threading.BoundedSemaphore(self.connections)
+        self._slots = ConnectionSlots(self.connections)
+        self._files = itertools.count()
         self._lock = threading.Lock()
         self._wire: ConnectionPool | None = None
         self._open: dict[HttpResponse, Callable[[], bool]] = {}
@@ -70,15 +123,18 @@ class TransferSession:
                 self._wire = ConnectionPool(self.connections, self.stall_s)
             return self._wire
 
+    def next_file(self) -> int:
+        """A number for a file that is begun now."""
+        return next(self._files)
+
     @contextlib.contextmanager
-    def slot(self, is_done: Callable[[], bool]) -> Iterator[None]:
-        """Wait for a free connection and hold it."""
-        while not self._slots.acquire(timeout=_TICK_S):
-            self.check(is_done)
+    def slot(self, file: int, is_done: Callable[[], bool]) -> Iterator[None]:
+        """Wait for a free connection for the file with that number, and hold it."""
+        self._slots.acquire(file, lambda: self.check(is_done))
         try:
             yield
         finally:
-            self._slots.release()
+            self._slots.release(file)
 
     @contextlib.contextmanager
     def watched(self, reply: HttpResponse, is_done: Callable[[], bool]) -> Iterator[None]:
