@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from jobs.model import Options
 from jobs.storage import digest
 
-_BUFFER = 4 << 20  # bytes that are written at once
+_BUFFER = 1 << 20  # bytes that are written at once
 
 Self = TypeVar("Self", bound="ShardWriter")
 

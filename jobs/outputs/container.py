@@ -19,25 +19,28 @@ class Container:
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, _OLD, 0o600)
-        self._buffer = bytearray()
-        self._flushed = 0  # bytes
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._filled = 0  # bytes of the buffer
+        self._flushed = 0  # bytes of the file
 
     def append(self, chunks: Iterable[memoryview]) -> int:
         """Write a member; the offset of its first byte."""
-        offset = self._flushed + len(self._buffer)
+        offset = self._flushed + self._filled
         for chunk in chunks:
-            if len(self._buffer) + len(chunk) > _BUFFER:
+            if self._filled + len(chunk) > _BUFFER:
                 self.flush()
             if len(chunk) > _BUFFER:
                 self._write(chunk)
             else:
-                self._buffer += chunk
+                self._buffer[self._filled : self._filled + len(chunk)] = chunk
+                self._filled += len(chunk)
         return offset
 
     def flush(self) -> None:
         """Write out what is buffered, so that ``read`` finds it."""
-        buffer, self._buffer = self._buffer, bytearray()
-        self._write(memoryview(buffer))
+        data = self._buffer[: self._filled]
+        self._filled = 0
+        self._write(data)
 
     def _write(self, data: memoryview) -> None:
         while data:

@@ -15,7 +15,6 @@ BLOCK = 512  # bytes; a header is one, and content is padded to whole ones
 END = bytes(2 * BLOCK)  # the end mark
 MOST_NAME = 100  # bytes of a name that fits into one header
 TIME = 315_532_800  # 1980-01-01, seconds since the epoch: tar warns of an earlier one
-_NAME, _SIZE, _SUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _MOST_OCTAL = 8**11  # bytes; larger sizes are written in another way
 
 
@@ -23,12 +22,10 @@ def header(name: bytes, size: int) -> bytes:
     """What stands before a member of ``size`` bytes: one block, or several for a long name."""
     if len(name) > MOST_NAME or size >= _MOST_OCTAL:
         return _header(name, size)
-    block = bytearray(_TEMPLATE)
-    block[_NAME] = name.ljust(100, b"\0")
-    block[_SIZE] = b"%011o\0" % size
-    block[_SUM] = b" " * 8
-    block[_SUM] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    octal = b"%011o\0" % size
+    # The sum of all bytes, which is all but the same for every member: it takes a third of the time.
+    total = _REST + sum(name) + sum(octal)
+    return b"".join((name.ljust(100, b"\0"), _BEFORE, octal, _BETWEEN, b"%06o\0 " % total, _AFTER))
 
 
 def _header(name: bytes, size: int) -> bytes:
@@ -38,6 +35,9 @@ def _header(name: bytes, size: int) -> bytes:
 
 
 _TEMPLATE = _header(b"", 0)
+# Around name, size and sum: https://www.gnu.org/software/tar/manual/html_node/Standard.html
+_BEFORE, _BETWEEN, _AFTER = _TEMPLATE[100:124], _TEMPLATE[136:148], _TEMPLATE[156:]
+_REST = sum(_BEFORE + _BETWEEN + _AFTER) + sum(b" " * 8)  # the sum's own field counts as spaces
 
 
 def padding(size: int) -> int:
