@@ -12,7 +12,7 @@ from jobs.archives import zstd
 from jobs.archives.base import damaged
 from jobs.archives.memory import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
-from jobs.formats import magic
+from jobs.formats import magic, zstd_library
 from jobs.model import Format
 
 BLOCK = 1 << 20  # bytes of output
@@ -207,7 +207,11 @@ def _streams(
     memory: Memory = LITTLE,
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
-    errors = (*stream_errors(), zstd.library().ZstdError, RuntimeError)  # the last one is lz4's
+    errors = (
+        *stream_errors(),
+        zstd_library.zstd().ZstdError,
+        RuntimeError,
+    )  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
     if not data:

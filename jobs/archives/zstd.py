@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-
 from jobs.archives.base import unsupported
 from jobs.archives.memory import Memory, too_hungry
 from jobs.errors import ArchiveError
 from jobs.formats import magic
+from jobs.formats.zstd_library import zstd
 
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
-
-
-def library() -> ModuleType:
-    """Python's own module, or its backport before Python 3.14."""
-    if sys.version_info >= (3, 14):
-        from compression import zstd
-    else:
-        from backports import zstd
-    return zstd
 
 
 class Frame:
@@ -29,9 +18,8 @@ class Frame:
     """
 
     def __init__(self, memory: Memory, archive: str) -> None:
-        zstd = library()
-        options = {zstd.DecompressionParameter.window_log_max: _LARGEST_WINDOW}
-        self._frame = zstd.ZstdDecompressor(options=options)
+        options = {zstd().DecompressionParameter.window_log_max: _LARGEST_WINDOW}
+        self._frame = zstd().ZstdDecompressor(options=options)
         self._archive = archive
         self._memory = memory
         self._most = memory.most - memory.most // 9  # bytes of a window: 64 MiB in 72

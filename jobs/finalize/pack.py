@@ -82,7 +82,7 @@ class Packed(msgspec.Struct, frozen=True):
     files_in_others: int
     read: tuple[str, ...]  # lines of code that read it
     files: int | None = None  # in the shards, where they hold files under their paths
-    made_by: str | None = None  # the program that made them, where it decides their bytes
+    made_by: str | None = None  # the library that decides their bytes too
 
 
 @dataclass
@@ -213,7 +213,7 @@ def pack(
         files_in_others=others.members if others else 0,
         read=output.how_to_read(context.staging.dest, names.base, len(shards.shards)),
         files=None if output.of_records else units,
-        made_by=output.made_by(),
+        made_by=output.made_by(context.plan.options),
     )
     return packed, _lines(merged, index, shards, others)
 
@@ -329,7 +329,7 @@ class _Packing:
                 count += 1
                 line = _put(out, shard.name, member, containers, wanted)
                 lines_out.write(encode(line) + b"\n")
-            size, digests = out.finish()
+            size, digests = out.finish(self.progress.check)
         target.parent.mkdir(exist_ok=True)
         temporary.replace(target)
         line = PublishedFile(

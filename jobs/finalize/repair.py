@@ -168,7 +168,7 @@ def repaired_receipt(
 ) -> Json:
     """The published receipt with a note of the repair.
 
-    ``made_by``: the program that made the shards of a packed dataset again.
+    ``made_by``: the library that the bytes of a packed dataset depend on.
 
     Raises ``VerificationError`` where the repaired parts differ from the published ones: the
     manifest of all parts must have the same bytes as the published one.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
@@ -53,8 +53,11 @@ class ShardWriter:
     def end(self) -> None:
         """End the member that was begun last."""
 
-    def finish(self) -> FinishedShard:
-        """Write what a shard ends with; nothing can be added any more."""
+    def finish(self, check: Callable[[], object]) -> FinishedShard:
+        """Write what a shard ends with; nothing can be added any more.
+
+        ``check`` is called now and then where it takes long, and raises to stop.
+        """
         self._flush()
         return FinishedShard(
             self._written, {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
@@ -145,24 +148,13 @@ class PackedOutput:
         """Bytes of a shard, at most, for a member with a content of ``size`` bytes."""
         return 0
 
-    def missing_program(self) -> str | None:
-        """Which program this machine lacks, and what to do; None if none."""
-        return None
-
     def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> ShardWriter:
         """The writer of a new shard at ``path``; raises ``OSError`` and ``OrchestrateError``."""
         raise NotImplementedError
 
-    def made_by(self) -> str | None:
-        """The program that decides the bytes of shards, with its version; None: this one."""
+    def made_by(self, options: Options) -> str | None:
+        """The library that decides the bytes of shards too, with its version; None without."""
         return None
-
-    def contents(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
-        """Name, size and CRC-32 of each member, of shards that do not contain them as they are.
-
-        Raises ``OSError`` and ``OrchestrateError``.
-        """
-        raise NotImplementedError
 
     def index(self, name: str, shards: Sequence[IndexedShard]) -> bytes | None:
         """The content of the index ``NAME.json`` beside the shards; None for no index."""

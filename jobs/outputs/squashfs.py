@@ -1,157 +1,151 @@
 """One squashfs image with all files and the records, which is mounted in place of a tree of files.
 
-``tar2sqfs`` makes it of a tar that is streamed to it, ``sqfs2tar`` reads it back; both are from
-squashfs-tools-ng (https://github.com/AgentD/squashfs-tools-ng). No file of the dataset is written
-besides. Order, owners, modes and times are fixed, so the same files make the same image with the
-same version of the programs, whatever the number of their threads.
+The format is version 4.0, which Linux mounts since 2.6.29; sections below are of its description:
+https://github.com/AgentD/squashfs-tools-ng/blob/master/doc/format.adoc
+Pictures are stored as they are, one block behind the other, so that their bytes can be read from
+the image without mounting it. Other files are compressed in blocks, where that makes them smaller.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import shlex
-import shutil
-import subprocess
-import tarfile
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from hashlib import blake2b
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import IO
 
-from jobs.errors import Cause, OrchestrateError, UsageError
+from jobs.errors import OrchestrateError, UsageError
+from jobs.formats import pictures
+from jobs.formats.zstd_library import zstd
 from jobs.model import Options
-from jobs.outputs import tar_writer
-from jobs.outputs.base import FinishedShard, PackedOutput
-from jobs.outputs.tar_writer import TarWriter
+from jobs.outputs.base import FinishedShard, PackedOutput, ShardWriter, create
+from jobs.outputs.squashfs_tables import MOST_NAME, STORED, TIME, Compress, Metadata, Tables
 from jobs.runtime.process import cores
 from jobs.storage import digest
 
-_MAKE, _READ = "tar2sqfs", "sqfs2tar"
-_OLDEST = (1, 0)  # version of both
 _BLOCKS = [1 << exponent for exponent in range(12, 21)]  # bytes
 _CHUNK = 1 << 20  # bytes that are read at once
-_is_compression = re.compile(r"zstd(:([1-9]|1\d|2[0-2]))?|gzip(:[1-9])?|lz4|xz").fullmatch
+_AHEAD = 4  # blocks for each core that are compressed at once
+_COMPRESSED = frozenset({"PNG", "JPEG", "GIF", "WebP", "AVIF", "HEIC", "JPEG XL", "JPEG 2000"})
+_NUMBERS = {"gzip": 1, "zstd": 6}  # of compressions (3)
+_NO_FRAGMENTS, _NO_XATTRS = 0x10, 0x200  # flags (3)
+_NOWHERE = (1 << 64) - 1  # the offset of a table that the image does not have
+_SUPERBLOCK = struct.Struct("<5I6H8Q")
+_PAGE = 4096  # bytes; an image has whole ones, so that any device can hold it
+_is_compression = re.compile(r"zstd(:([1-9]|1\d|2[0-2]))?|gzip(:[1-9])?").fullmatch
 
 
-def missing() -> str | None:
-    """Which program this machine lacks, and what to do; None if none."""
-    for program in (_MAKE, _READ):
-        found = _version(program)
-        if found is None:
-            return (
-                f"--output squashfs needs {program}, which is not on PATH of "
-                f"{os.uname().nodename}; install squashfs-tools-ng, or load it in the jobs with "
-                "--setup"
-            )
-        if found[0] < _OLDEST:
-            return (
-                f"--output squashfs needs {program} {'.'.join(map(str, _OLDEST))} or newer, and "
-                f"{os.uname().nodename} has {found[1]}; install a newer squashfs-tools-ng"
-            )
-    return None
+def _compress(options: Options) -> Compress:
+    name, _, level = options.squashfs_compression.partition(":")
+    if name == "gzip":
+        return lambda data: zlib.compress(data, int(level or 9))
+    compress = zstd().compress
+    return lambda data: bytes(compress(data, int(level or 3)))
 
 
-def _version(program: str) -> tuple[tuple[int, ...], str] | None:
-    """A program's version as numbers and as text; None where it is absent."""
-    path = shutil.which(program)
-    if path is None:
-        return None
-    done = subprocess.run(
-        [path, "--version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-    )
-    text = re.search(rb"\d+(?:\.\d+)+", done.stdout)
-    if text is None:
-        return (), "an unknown version"
-    return tuple(map(int, text[0].split(b"."))), text[0].decode()
+class SquashfsWriter(ShardWriter):
+    """Writes one image; holds what its tables need in memory, about 150 bytes a file.
 
-
-class _Contents:
-    """A checksum of members that does not depend on their order."""
-
-    def __init__(self) -> None:
-        self._sum = 0
-
-    def add(self, name: bytes, size: int, crc32: str) -> None:
-        """Add a member."""
-        data = b"%s\0%d %s" % (name, size, crc32.encode())
-        self._sum += int.from_bytes(blake2b(data, digest_size=16).digest(), "big")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Contents) and self._sum == other._sum
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class SquashfsWriter(TarWriter):
-    """Streams members to the program that makes the image, then compares the image with them.
-
-    Raises ``OrchestrateError`` where the program is absent or fails, or the image differs.
+    Raises ``OrchestrateError`` for a name that no image can have.
     """
 
     def __init__(self, path: Path, options: Options, algorithms: Sequence[str]) -> None:
-        if fact := missing():
-            raise OrchestrateError(
-                f"{fact}; nothing was published, and `resume` continues from here",
-                cause=Cause.PREFLIGHT,
-            )
+        super().__init__(create(path), ())
         self._path = path
         self._algorithms = algorithms
-        self._contents = _Contents()
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115  # until __exit__
-        self._maker = subprocess.Popen(
-            [shutil.which(_MAKE) or _MAKE, *_arguments(options), str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=self._said,
-            # It would set the image's time.
-            env={k: v for k, v in os.environ.items() if k != "SOURCE_DATE_EPOCH"},
-        )
-        self._pipe = _wide(self._maker.stdin)
-        super().__init__(self._pipe.fileno(), ())
+        self._block = options.squashfs_block
+        self._number = _NUMBERS[options.squashfs_compression.partition(":")[0]]
+        self._compress = _compress(options)
+        self._tables = Tables(self._compress)
+        self._cores = cores()
+        self._pool = ThreadPoolExecutor(self._cores, thread_name_prefix="compress")
+        self._name, self._size, self._start = b"", 0, 0
+        self._waiting: bytearray | None = None  # content to be compressed; None: it is stored
+        self._sizes: list[int] = []  # of the compressed blocks
+        super().put(bytes(_SUPERBLOCK.size))  # written at the end
 
-    def begin(self, name: bytes, size: int, crc32: str) -> None:  # type: ignore[override]
-        """See ``ShardWriter.begin``: the image does not contain the content as it is."""
-        self._contents.add(name, size, crc32)
-        super().begin(name, size, crc32)
-
-    def _flush(self) -> None:
-        try:
-            super()._flush()
-        except BrokenPipeError:
-            raise self._failed() from None
-
-    def finish(self) -> FinishedShard:
-        """See ``ShardWriter.finish``; reads the whole image back."""
-        super().finish()
-        self._pipe.close()
-        if self._maker.wait() != 0:
-            raise self._failed()
-        found = _Contents()
-        for member in contents(self._path):
-            found.add(*member)
-        if found != self._contents:
+    def begin(self, name: bytes, size: int, crc32: str) -> int | None:
+        """See ``ShardWriter.begin``."""
+        if any(len(part) > MOST_NAME for part in name.split(b"/")):
             raise OrchestrateError(
-                f"the image that {_MAKE} made does not contain what was written into it; it was "
-                "not published, and `resume` makes it again",
-                cause=Cause.IO,
+                f"{name!r} has a part of more than {MOST_NAME} bytes, which no squashfs image can "
+                "have; launch with --output zip"
             )
-        return _finished(self._path, self._algorithms)
+        self._name, self._size, self._start = name, size, self.position
+        self._sizes = []
+        form = pictures.BY_EXTENSION.get(pictures.extension(os.fsdecode(name)))
+        self._waiting = None if form in _COMPRESSED else bytearray()
+        return self.position if self._waiting is None else None
 
-    def _failed(self) -> OrchestrateError:
-        code = self._maker.wait()
-        self._said.seek(0)
-        said = self._said.read().decode(errors="replace").strip().splitlines()
-        return OrchestrateError(
-            f"{_MAKE} ended with exit code {code}: {said[-1] if said else 'it printed nothing'}; "
-            "nothing was published; see that there is space at the destination, then `resume` "
-            "makes the image again",
-            cause=Cause.IO,
-        )
+    def put(self, data: bytes) -> None:
+        """See ``ShardWriter.put``."""
+        if self._waiting is None:
+            super().put(data)
+        else:
+            self._waiting += data
+            self._pack(least=self._cores * _AHEAD)
+
+    def copy(self, fd: int, offset: int, size: int, see: Callable[[memoryview], object]) -> int:
+        """See ``ShardWriter.copy``."""
+        if self._waiting is None:
+            return super().copy(fd, offset, size, see)
+        done = 0
+        while done < size and (data := os.pread(fd, min(_CHUNK, size - done), offset + done)):
+            see(memoryview(data))
+            self.put(data)
+            done += len(data)
+        return done
+
+    def _pack(self, least: int) -> None:
+        """Compress and write the content's blocks, if there are ``least`` whole ones."""
+        assert self._waiting is not None
+        size = self._block
+        end = len(self._waiting) // size * size if least else len(self._waiting)
+        if end < least * size:
+            return
+        blocks = [bytes(self._waiting[at : min(at + size, end)]) for at in range(0, end, size)]
+        del self._waiting[:end]
+        pack = self._pool.map if len(blocks) > 1 else map
+        for block, packed in zip(blocks, pack(self._compress, blocks), strict=True):
+            smaller = len(packed) < len(block)
+            super().put(packed if smaller else block)
+            self._sizes.append(len(packed) if smaller else len(block) | STORED)
+
+    def end(self) -> None:
+        """See ``ShardWriter.end``."""
+        if self._waiting is not None:
+            self._pack(least=0)
+            sizes = self._sizes
+        else:
+            whole, rest = divmod(self._size, self._block)
+            sizes = [self._block | STORED] * whole + [rest | STORED] * bool(rest)
+        self._tables.add(self._name, self._start, self._size, sizes)
+        self._waiting = None
+
+    def finish(self, check: Callable[[], object]) -> FinishedShard:
+        """See ``ShardWriter.finish``; reads the image once, as its first bytes are known last."""
+        start = self.position
+        inodes, directories, root = self._tables.finish()
+        owner = Metadata(self._compress)
+        owner.add(bytes(4))  # root
+        owners = owner.finish()
+        tables = [start, start + len(inodes), start + len(inodes) + len(directories)]
+        end = tables[2] + len(owners)
+        for data in (inodes, directories, owners, struct.pack("<Q", tables[2])):
+            super().put(data)
+        used = self.position
+        super().put(bytes(-used % _PAGE))
+        super().finish(check)
+        counts = (self._tables.inodes, TIME, self._block, 0)
+        kinds = (self._number, self._block.bit_length() - 1, _NO_FRAGMENTS | _NO_XATTRS, 1, 4, 0)
+        places = (root, used, end, _NOWHERE, *tables[:2], _NOWHERE, _NOWHERE)
+        superblock = _SUPERBLOCK.pack(int.from_bytes(b"hsqs", "little"), *counts, *kinds, *places)
+        os.pwrite(self._fd, superblock, 0)
+        return _finished(self._path, self._algorithms, check)
 
     def __exit__(
         self,
@@ -159,81 +153,21 @@ class SquashfsWriter(TarWriter):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._maker.poll() is None:
-            self._maker.kill()
-            self._maker.wait()
-        with suppress(BrokenPipeError):
-            self._pipe.close()
-        self._said.close()
+        self._pool.shutdown(cancel_futures=True)
+        super().__exit__(kind, error, trace)
 
 
-def _wide(pipe: IO[bytes] | None) -> IO[bytes]:
-    """A pipe of a process, larger if the system allows it: the two then switch less often."""
-    assert pipe is not None
-    with suppress(OSError):
-        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _CHUNK)
-    return pipe
-
-
-def _arguments(options: Options) -> list[str]:
-    name, _, level = options.squashfs_compression.partition(":")
-    fixed = f"uid=0,gid=0,mode=0755,mtime={tar_writer.TIME}"
-    return [
-        "--quiet", "--force", "--no-skip", "--no-xattr", f"--defaults={fixed}",
-        f"--num-jobs={cores()}", f"--block-size={options.squashfs_block}", f"--compressor={name}",
-        *([f"--comp-extra=level={level}"] if level else []),
-    ]  # fmt: skip
-
-
-def contents(image: Path) -> Iterator[tuple[bytes, int, str]]:
-    """Path, size and CRC-32 of each file of an image, by reading all of it.
-
-    Raises ``OrchestrateError`` where the image cannot be read.
-    """
-    if fact := missing():
-        raise OrchestrateError(fact, cause=Cause.PREFLIGHT)
-    command = [shutil.which(_READ) or _READ, str(image)]
-    with tempfile.TemporaryFile() as said:
-        reader = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
-        stream = _wide(reader.stdout)
-        try:
-            yield from _members(stream)
-            if reader.wait() != 0:
-                said.seek(0)
-                raise OrchestrateError(
-                    f"{image} cannot be read: {said.read().decode(errors='replace').strip()}",
-                    cause=Cause.IO,
-                )
-        except (tarfile.TarError, EOFError) as error:
-            raise OrchestrateError(f"{image} cannot be read: {error}", cause=Cause.IO) from error
-        finally:
-            reader.kill()
-            reader.wait()
-            stream.close()
-
-
-def _members(stream: IO[bytes]) -> Iterator[tuple[bytes, int, str]]:
-    with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape", bufsize=_CHUNK) as tar:
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or it holds all of them
-            file = tar.extractfile(member)
-            if file is not None:
-                hasher = digest.new("crc32")
-                while data := file.read(_CHUNK):
-                    hasher.update(data)
-                name = member.name.encode("utf-8", "surrogateescape")
-                yield name, member.size, hasher.hexdigest()
-        stream.read()  # to the end, so that the program is not stopped
-
-
-def _finished(path: Path, algorithms: Sequence[str]) -> FinishedShard:
+def _finished(path: Path, algorithms: Sequence[str], check: Callable[[], object]) -> FinishedShard:
+    """The size and the digests of the image, by reading it."""
     hashers = {name: digest.new(name) for name in algorithms}
     size = 0
+    buffer = memoryview(bytearray(_CHUNK))
     with path.open("rb", buffering=0) as file:
-        while data := file.read(_CHUNK):
-            size += len(data)
+        while read := file.readinto(buffer):
+            check()
+            size += read
             for hasher in hashers.values():
-                hasher.update(data)
+                hasher.update(buffer[:read])
     return FinishedShard(size, {name: hasher.hexdigest() for name, hasher in hashers.items()})
 
 
@@ -251,7 +185,7 @@ class Squashfs(PackedOutput):
         if not _is_compression(options.squashfs_compression):
             raise UsageError(
                 f"--squashfs-compression {options.squashfs_compression}: give zstd, zstd:1 to "
-                "zstd:22, gzip, gzip:1 to gzip:9, lz4 or xz"
+                "zstd:22, gzip, or gzip:1 to gzip:9"
             )
         if options.squashfs_block not in _BLOCKS:
             raise UsageError(
@@ -259,22 +193,15 @@ class Squashfs(PackedOutput):
                 "two from 4K to 1M"
             )
 
-    def missing_program(self) -> str | None:
-        """See ``PackedOutput.missing_program``."""
-        return missing()
-
     def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> SquashfsWriter:
         """See ``PackedOutput.writer``."""
         return SquashfsWriter(path, options, algorithms)
 
-    def made_by(self) -> str | None:
+    def made_by(self, options: Options) -> str | None:
         """See ``PackedOutput.made_by``."""
-        found = _version(_MAKE)
-        return found and f"{_MAKE} {found[1]}"
-
-    def contents(self, shard: Path) -> Iterator[tuple[bytes, int, str]]:
-        """See ``PackedOutput.contents``."""
-        return contents(shard)
+        if options.squashfs_compression.startswith("gzip"):
+            return f"zlib {zlib.ZLIB_RUNTIME_VERSION}"
+        return f"zstd {zstd().zstd_version}"
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
         """See ``PackedOutput.how_to_read``."""

@@ -8,7 +8,7 @@ members always make the same bytes.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.model import Options
@@ -103,10 +103,10 @@ class ZipWriter(ShardWriter):
         self.put(local_header(name, size, crc))
         return self.position
 
-    def finish(self) -> FinishedShard:
+    def finish(self, check: Callable[[], object]) -> FinishedShard:
         """See ``ShardWriter.finish``."""
         self.put(self._directory.end(self.position))
-        return super().finish()
+        return super().finish(check)
 
 
 class Zip(PackedOutput):

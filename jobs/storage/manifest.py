@@ -95,7 +95,7 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     shard: str | None = (
         None  # the tar, zip or image that it is a member of; None: a file of its own
     )
-    offset: int | None = None  # of its first byte in that shard; None in an image
+    offset: int | None = None  # of its first byte in that shard; None where it is compressed
     member: str | None = None  # its name there, where that is not its path
 
     @property

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.outputs import registry
 from jobs.outputs.container import read_range
 from jobs.storage import digest
 from jobs.storage.manifest import PublishedFile
@@ -205,29 +204,21 @@ def _check_bytes(
 
 
 def damaged_members(root: Path, shard: str) -> list[str]:
-    """The members of a shard that are not what the manifest says, by their CRC-32.
+    """The members that a shard contains as they are, and that differ in their CRC-32.
 
-    Raises ``OSError`` and ``OrchestrateError`` where the shard or the manifest cannot be read.
+    Raises ``OSError`` and ``msgspec.DecodeError`` where the shard or the manifest cannot be read.
     """
     found = []
-    stored: dict[bytes, str] | None = None  # CRC-32 by name, where members have no offset
     fd = os.open(root / shard, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         for block in blocks(root / MANIFEST, 0, 1):
             for line in msgspec.json.Decoder(PublishedFile).decode_lines(block):
-                if line.shard != shard:
+                if line.shard != shard or line.offset is None:
                     continue
-                if line.offset is None:
-                    if stored is None:
-                        members = registry.made(shard).contents(root / shard)
-                        stored = {name: crc32 for name, _, crc32 in members}
-                    crc32 = stored.get(os.fsencode(line.name))
-                else:
-                    hasher = digest.new("crc32")
-                    for data in read_range(fd, line.offset, line.size):
-                        hasher.update(data)
-                    crc32 = hasher.hexdigest()
-                if crc32 != line.crc32:
+                hasher = digest.new("crc32")
+                for data in read_range(fd, line.offset, line.size):
+                    hasher.update(data)
+                if hasher.hexdigest() != line.crc32:
                     found.append(line.path)
     finally:
         os.close(fd)

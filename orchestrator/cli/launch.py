@@ -138,7 +138,7 @@ _dataset = options.stack(
     click.option(
         "--squashfs-compression",
         metavar="NAME[:LEVEL]",
-        help="Compression of --output squashfs: zstd, gzip, lz4 or xz.  [default: zstd:3]",
+        help="Compression of --output squashfs, but for pictures: zstd or gzip.  [default: zstd:3]",
     ),
     click.option(
         "--squashfs-block",

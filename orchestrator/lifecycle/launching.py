@@ -68,13 +68,6 @@ class Planned:
         return cores() if self.is_local else self.tasks
 
     @property
-    def shares_programs(self) -> bool:
-        """Whether tasks find the programs that this shell finds."""
-        wanted = self.request.resources
-        own = wanted.setup or wanted.launcher or wanted.container_image
-        return self.is_local or not own
-
-    @property
     def tasks(self) -> int:
         """The maximum number of extract tasks; on this machine no more than run at a time.
 
@@ -124,7 +117,6 @@ class Planned:
             self.folder.path,
             self.temp_limit,
             self.left,
-            programs=self.shares_programs,
         )
         try:
             if not found:
@@ -199,7 +191,6 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
         folder.path,
         planned.temp_limit,
         planned.left,
-        programs=planned.shares_programs,
     )
     reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)

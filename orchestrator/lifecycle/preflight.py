@@ -10,7 +10,6 @@ from pathlib import Path
 from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, ShardKind, SourceKind
-from jobs.outputs import registry
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import (
     INCOMING,
@@ -35,11 +34,9 @@ def check(
     run_dir: Path | None = None,
     temp_limit: int | None = None,
     left: UnfinishedWork | None = None,
-    *,
-    programs: bool = True,
 ) -> None:
     """Raise ``PreflightError`` with all ``problems``; writes a test file to each folder."""
-    found = problems(plan, run_dir, temp_limit, left, programs=programs)
+    found = problems(plan, run_dir, temp_limit, left)
     _refuse(found or list(_unwritable_after_all(plan, run_dir)))
 
 
@@ -54,19 +51,13 @@ def problems(
     run_dir: Path | None = None,
     temp_limit: int | None = None,
     left: UnfinishedWork | None = None,
-    *,
-    programs: bool = True,
 ) -> list[str]:
     """Problems of a run that is about to start, a line each; changes nothing.
 
     ``temp_limit``: bytes of archives that may be stored at a time; ``left``: the part of the
-    plan that is to be fetched and written (None: all of it); ``programs``: whether tasks find the
-    programs that this shell finds.
+    plan that is to be fetched and written (None: all of it).
     """
-    packs = plan.options.packs and programs
-    missing = registry.packed(plan.options.output).missing_program() if packs else None
     return [
-        *filter(None, [missing]),
         *_unwritable(plan, run_dir),
         *_badly_placed(plan, run_dir),
         *_in_the_way(plan, run_dir),

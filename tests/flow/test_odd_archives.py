@@ -18,9 +18,9 @@ import pytest
 from jobs.archives.limits import FLOOR
 from jobs.archives.zip.archive import ZipArchive
 from jobs.archives.zip.entry import XZ, ZSTD
-from jobs.archives.zstd import library
 from jobs.download.stage import run_download
 from jobs.errors import ArchiveError, Cause
+from jobs.formats.zstd_library import zstd
 from jobs.runtime.progress import Progress
 from tests.support.archives.rawtar import END, header
 from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
@@ -354,7 +354,7 @@ def test_a_tar_that_was_compressed_twice_is_read(tmp_path: Path, name: str, size
 
 @pytest.mark.parametrize("method", [ZSTD, XZ])
 def test_a_zip_of_zstd_or_xz_is_read(tmp_path: Path, method: int) -> None:
-    pack = library().compress if method == ZSTD else lzma.compress
+    pack = zstd().compress if method == ZSTD else lzma.compress
     entries = [Raw(name.encode(), data, method, content=pack(data)) for name, data in PAGES.items()]
     brought = bring(tmp_path / "one", put(tmp_path / "source" / "d.zip", zip_of(entries)))
     assert brought.files == PAGES

@@ -213,7 +213,6 @@ def mounted(commands: list[str], folder: Path) -> Iterator[None]:
             server.terminate()
 
 
-@pytest.mark.skipif(not shutil.which("tar2sqfs"), reason="tar2sqfs is not installed")
 @pytest.mark.skipif(not shutil.which("squashfuse"), reason="squashfuse is not installed")
 def test_a_run_makes_an_image_that_is_mounted_as_it_tells_and_repaired_to_the_same_bytes(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path

@@ -15,8 +15,8 @@ import pytest
 from jobs.archives import memory as allowed
 from jobs.archives.decompress import inflated
 from jobs.archives.memory import LITTLE, Memory, free_memory, memory_for
-from jobs.archives.zstd import library
 from jobs.errors import ArchiveError, Cause
+from jobs.formats.zstd_library import zstd
 from jobs.model import Format
 from tests.support.archives.rawstreams import xz_with_dictionary, zst_with_window
 from tests.support.archives.rawtar import END, member
@@ -86,21 +86,19 @@ def test_a_window_that_is_too_large_is_reported_with_the_command_that_inflates_i
 
 
 def test_zstd_with_a_dictionary_is_not_called_damaged() -> None:
-    zstd = library()
     samples = [b"a page of some site, number %d" % number * 9 for number in range(99)]
-    dictionary = zstd.train_dict(samples, 999)
-    error = refusal(Format.TAR_ZST, zstd.compress(b"x" * 999, zstd_dict=dictionary))
+    dictionary = zstd().train_dict(samples, 999)
+    error = refusal(Format.TAR_ZST, zstd().compress(b"x" * 999, zstd_dict=dictionary))
     assert error.cause is Cause.UNSUPPORTED
     assert "zstd -d -D" in error.message
 
 
 def test_of_a_single_segment_the_window_is_the_content() -> None:
-    zstd = library()
     data = bytes(70 << 20)
     for size in (100, 300, 70_000, len(data)):
-        frame = zstd.compress(data[:size], level=19)
+        frame = zstd().compress(data[:size], level=19)
         assert content(Format.ZST, frame, memory=MORE) == data[:size]
-    frame = zstd.compress(data, options={zstd.CompressionParameter.window_log: 27})
+    frame = zstd().compress(data, options={zstd().CompressionParameter.window_log: 27})
     assert "a window of 70 MiB" in refusal(Format.ZST, frame).message
 
 

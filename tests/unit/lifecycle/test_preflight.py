@@ -163,16 +163,6 @@ def test_a_dataset_that_is_packed_needs_room_for_its_bytes_twice_and_few_inodes(
     assert "data (stored twice while it is packed) need at least" in line
 
 
-def test_a_program_that_packing_needs_is_looked_for_where_tasks_use_this_shells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    made = structs.replace(plan(tmp_path / "d"), options=Options(output=Output.SQUASHFS))
-    (line,) = preflight.problems(made)
-    assert line.startswith("--output squashfs needs tar2sqfs, which is not on PATH of ")
-    assert preflight.problems(made, programs=False) == []
-
-
 @pytest.fixture
 def quota_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
     """Puts a quota tool that prints a line on PATH."""

@@ -26,7 +26,7 @@ def written(path: Path, members: dict[bytes, bytes]) -> dict[bytes, int]:
             offsets[name] = out.begin(name, len(data), f"{zlib.crc32(data):08x}")
             out.put(data)
             out.end()
-        size, digests = out.finish()
+        size, digests = out.finish(lambda: None)
     made = path.read_bytes()
     assert (size, digests["crc32"]) == (len(made), f"{zlib.crc32(made):08x}")
     most = sum(Zip().member_size(name, len(data)) for name, data in members.items())
