@@ -207,11 +207,8 @@ def _streams(
     memory: Memory = LITTLE,
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
-    errors = (
-        *stream_errors(),
-        zstd_library.zstd().ZstdError,
-        RuntimeError,
-    )  # the last one is lz4's
+    zstd_error = zstd_library.zstd().ZstdError
+    errors = (*stream_errors(), zstd_error, RuntimeError)  # the last one is lz4's
     total = 0
     data = source.read(_FEED)
     if not data:
