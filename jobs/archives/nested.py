@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,6 +25,17 @@ _PIECE = re.compile(
     r"[._ -]?(?:part[._-]?)?(?:[a-z]{1,3}|[0-9]{1,4})"
 )
 _ENDINGS = frozenset(ending.encode() for ending in magic.ENDINGS)
+
+
+def all_nested(paths: Sequence[str]) -> list[str]:
+    """Those paths that ``is_nested`` accepts; endings are compared first, as most have the same."""
+    endings = {path.rpartition(".")[2] for path in paths}
+    likely = {ending for ending in endings if f".{ending}".lower().encode() in _ENDINGS}
+    if not likely:
+        return []
+    return [
+        path for path in paths if path.rpartition(".")[2] in likely and is_nested(path.encode())
+    ]
 
 
 def is_nested(path: bytes) -> bool:

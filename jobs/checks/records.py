@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
 from jobs.storage.safe_paths import MAX_PATH, quoted
+
+T = TypeVar("T")
 
 BOM = b"\xef\xbb\xbf"
 _ID_FIELDS = frozenset({"id", "key", "__key__", "name"})  # often path-like, but not paths
@@ -27,7 +30,7 @@ _value = msgspec.json.Decoder().decode
 _ends_as_image = re.compile(rf'(?i)\.(?:{"|".join(BY_EXTENSION)})"'.encode()).search
 _ENDING = 2 + max(map(len, BY_EXTENSION))  # bytes, with dot and quote
 _LONGEST = 16 * MAX_PATH  # bytes of a raw list or object that is searched for paths, at most
-_QUOTE, _OPENING = ord('"'), b"[{"
+_opens = re.compile(rb"[\[{]").match  # a raw list or object
 
 
 class BadLineError(ValueError):
@@ -61,6 +64,11 @@ def lines(file: BinaryIO) -> Iterator[bytes]:
             line = file.readline(MAX_LINE + 1)
 
 
+def split(block: bytes) -> list[bytes]:
+    """The lines in ``block`` with their line ends."""
+    return io.BytesIO(block).readlines()
+
+
 def is_blank(line: bytes) -> bool:
     """Whether a line contains only white space or a byte order mark."""
     return line[:1] != b"{" and not line.removeprefix(BOM).strip()
@@ -78,7 +86,51 @@ def parse(line: bytes, field: str | None = None, made: str | None = None) -> Rec
     datasets), or as a list of either. A string anywhere in the record that begins with ``made`` is
     a path too. Raises ``BadLineError``.
     """
-    members = _parsed(line)
+    return _record(_parsed(line), field, made)
+
+
+class Parsed(NamedTuple):
+    """What ``parse`` finds in each of some lines."""
+
+    found: list[Record | BadLineError | None]  # the record, why there is none, or None: blank
+    marks: int  # how many lines begin with a byte order mark
+
+
+def parse_all(block: bytes, field: str | None = None, made: str | None = None) -> Parsed:
+    """``parse`` of every line in ``block``."""
+    try:
+        members = _all_members(block)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        members = []  # at least one line has to be parsed on its own
+    if members:
+        return Parsed([_attempt(_record, each, field, made) for each in members], 0)
+    lines = split(block)
+    found = [None if is_blank(line) else _attempt(parse, line, field, made) for line in lines]
+    return Parsed(found, sum(line.startswith(BOM) for line in lines))
+
+
+def _attempt(
+    read: Callable[[T, str | None, str | None], Record],
+    source: T,
+    field: str | None,
+    made: str | None,
+) -> Record | BadLineError:
+    try:
+        return read(source, field, made)
+    except BadLineError as error:
+        return error
+
+
+def _all_members(block: bytes) -> list[dict[str, Any]]:
+    """The raw members of every line, if all lines are usual ones."""
+    if len(block) > MAX_LINE:
+        return []
+    if not block.isascii():
+        block.decode("utf-8")
+    return [_members(line) for line in block.removesuffix(b"\n").split(b"\n")]
+
+
+def _record(members: dict[str, Any], field: str | None, made: str | None) -> Record:
     if field is not None:
         images = tuple(Image(*found) for found in _below(members, field, ()))
         if not images:
@@ -168,7 +220,11 @@ def _usual_images(members: dict[str, Any]) -> tuple[Image, ...]:
     named, images = None, []
     for name in IMAGE_FIELDS:
         if name in members:
-            images = [Image(*found) for found in _paths(_decoded(members[name]), (name,))]
+            value = _decoded(members[name])
+            if isinstance(value, str) and value:
+                images = [Image(value, (name,))]
+            else:
+                images = [Image(*found) for found in _paths(value, (name,))]
             named = name
             if images:
                 break
@@ -267,11 +323,10 @@ def _may_be_path(value: Any) -> bool:
     """Whether a raw value may contain a path, so that it is decoded."""
     if not isinstance(value, msgspec.Raw):
         return isinstance(value, (str, list, dict))
-    view = memoryview(value)
-    size = len(view)
-    if view[0] == _QUOTE:
+    size = len(value)
+    if _opens(value) is None:  # a string or a number
         return size <= MAX_PATH and _ends_as_image(value, max(size - _ENDING, 0)) is not None
-    return size <= _LONGEST and view[0] in _OPENING and _ends_as_image(value) is not None
+    return size <= _LONGEST and _ends_as_image(value) is not None
 
 
 def _is_image_path(text: str) -> bool:
@@ -286,7 +341,8 @@ def _is_image_path(text: str) -> bool:
 def _id_in(value: Any) -> str | None:
     if value is None or isinstance(value, (dict, list)):
         return None
-    return str(value).encode("utf-8", "backslashreplace").decode("utf-8")
+    text = str(value)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _spans(text: str, start: int, changes: Mapping[Where, str]) -> Iterator[tuple[int, int, str]]:

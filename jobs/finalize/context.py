@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from jobs.finalize.record_forms import Found
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
+from jobs.runtime.forks import grouped
+from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
 
 Json = dict[str, Any]
+
+FEW = 20_000  # files, up to which one process does everything
+_MOST_WORKERS = 8
+_PIECES = 8  # of the work for each process, so that all end at about the same time
 
 
 def key_of(entry: Entry) -> str:
@@ -26,6 +33,15 @@ def key_of(entry: Entry) -> str:
 def key_of_bytes(path: bytes) -> str:
     text, raw = text_of(path)
     return text if raw is None else f"{text}\0{raw}"
+
+
+def keys_of_bytes(paths: Sequence[bytes]) -> list[str]:
+    """``key_of_bytes`` of each path; one call decodes them all where they are text."""
+    try:
+        keys = b"\n".join(paths).decode("utf-8").split("\n") if paths else []
+    except UnicodeDecodeError:
+        keys = []
+    return keys if len(keys) == len(paths) else [key_of_bytes(path) for path in paths]
 
 
 def bytes_of(key: str) -> bytes:
@@ -145,6 +161,19 @@ class FinalizeContext:
         """Whether records are parsed and merged; a repair does so only if they are damaged."""
         layout = self.plan.options.layout
         return layout.has_records and (self.repair_state is None or self.repair_state.records)
+
+    @property
+    def workers(self) -> int:
+        """How many processes share the work; each needs about 60 MB."""
+        return min(cores(), _MOST_WORKERS) if self.part_starts[-1] > FEW else 1
+
+    def grouped(self, weights: Sequence[int]) -> list[range]:
+        """Groups of consecutive items with these weights, as pieces of the work."""
+        return grouped(weights, max(1, sum(weights) // (_PIECES * self.workers)))
+
+    def part_groups(self) -> list[range]:
+        """Consecutive parts, as pieces of work of about the same number of files."""
+        return self.grouped([stop - start for start, stop in pairwise(self.part_starts)])
 
     def part_of(self, number: int) -> Part:
         """The part that wrote the file with that number."""

@@ -1,21 +1,27 @@
-"""Compares the files, names on disk, references and ids that share one key."""
+"""Compares the files, names on disk, references and ids that share one key.
+
+Rows about which there is nothing to say are left out first (``usual_rows``).
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
-from jobs.checks.base import WARNING, is_no_image, is_warning, settled
-from jobs.checks.registry import is_image_name
+from jobs.checks.base import WARNING, is_warning, settled
 from jobs.finalize.context import FinalizeContext, shown_key
 from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
 from jobs.finalize.findings import Finding, FindingKind
+from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, join_key, matches_spellings
 from jobs.finalize.record_paths import differences, transcribed, unified
-from jobs.finalize.scan import Audit, How, JoinRow, Reference, join_key, matches_spellings
+from jobs.finalize.scan import Audit, Found
+from jobs.finalize.usual_rows import looks_like_image, without_usual
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
+from jobs.runtime.forks import shared
 from jobs.storage.safe_paths import quoted
 
 
@@ -107,48 +113,62 @@ class _File:
     digest: str
     crc32: str
     problem: str | None
-    origin: tuple[int, str] | None = None  # ordinal and path of the nested archive it came in
-    offset: int | None = None  # in its part's container
+    origin: tuple[int, str] | None
+    offset: int | None
     on_disk: bool = False
     named_by: int | None = None  # number of the first line that names it
 
 
-class Join:
-    """Checks bucket after bucket; ``remove`` is called with the key of each file not to be
-    published.
+@dataclass
+class Checked(Found):
+    """What the rows of one bucket say."""
 
-    ``placements`` gets the files of each record, if files are packed by record.
+    conflicts: list[Conflict] = field(default_factory=list)
+    absent: set[int] = field(default_factory=set)  # indices of parts with a file not on disk
+    removed: list[str] = field(default_factory=list)  # keys of files not to be published
+    several: str | None = None  # on two records files that name the same images
 
-    After each bucket, memory holds one number for every file or line with a finding.
+
+def check_all(audit: Audit, rewrites: Rewrites, placements: Placements | None) -> Iterator[Checked]:
+    """Check all buckets, and add what they say to the audit.
+
+    ``placements`` gets the files of each record, if files are packed by record. A process holds one
+    bucket in memory, and one number for every file or line with a finding.
     """
+    several = False
+    work = [partial(_check, audit, rewrites, placements, place) for place in range(len(audit.rows))]
+    for found in shared(work, workers=audit.context.workers, progress=audit.progress):
+        audit.take(found)
+        if found.several is not None and not several:
+            audit.findings.add(Finding(FindingKind.NO_RECORDS, found.several))
+            several = True
+        yield found
+
+
+def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, place: int) -> Checked:
+    audit.progress.check()
+    found = Checked(audit.batch(f"bucket-{place}"))
+    rows = without_usual(audit, found, audit.rows.rows(place))
+    _Join(audit, found, rewrites, placements).run(rows)
+    rewrites.flush()
+    if placements is not None:
+        placements.flush()
+    found.findings.flush()
+    return found
+
+
+class _Join:
+    """Compares the rows of one bucket."""
 
     def __init__(
-        self,
-        audit: Audit,
-        rewrites: Rewrites,
-        placements: Placements | None,
-        remove: Callable[[str], object],
+        self, audit: Audit, found: Checked, rewrites: Rewrites, placements: Placements | None
     ) -> None:
         self._audit = audit
+        self._found = found
         self._rewrites = rewrites
         self._placements = placements
         self._context = audit.context
         self._options = audit.context.plan.options
-        self._remove = remove
-        self.conflicts: list[Conflict] = []
-        self.absent: set[int] = set()  # indices of parts with a file that is not on disk
-        self._several_reported = False
-        self._start()
-
-    def run(self) -> None:
-        """Check all buckets."""
-        for bucket in self._audit.rows.read():
-            self._audit.progress.check()
-            self._start()
-            self._take(bucket)
-            self._end()
-
-    def _start(self) -> None:
         self._files: dict[str, _File] = {}
         self._near: dict[str, str] = {}  # a file's key by its folded form
         self._ids: dict[str, int] = {}
@@ -156,15 +176,20 @@ class Join:
         self._literal: set[str] = set()  # files that a record names by exactly their path
         self._waiting: list[Reference] = []  # references whose exact path no file has
 
-    def _take(self, rows: Iterator[Sequence[Any]]) -> None:
-        takers: dict[JoinRow, Callable[..., None]] = {
-            JoinRow.FILE: self._file,
-            JoinRow.DISK: self._disk,
-            JoinRow.REFERENCE: self._reference,
-            JoinRow.ID: self._id,
-        }
-        for kind, *values in rows:
-            takers[kind](*values)
+    def run(self, rows: Rows) -> None:
+        """Compare the rows: a name on disk or a reference with files that are known."""
+        for _, key, number, size, digest, crc32, *values in sorted(
+            rows[JoinRow.FILE], key=lambda row: row[2]
+        ):
+            self._file(key, _File(number, size, digest or crc32, crc32, *values))
+        for _, key, ours in sorted(rows[JoinRow.DISK]):
+            self._disk(key, ours)
+        for _, *values in sorted(rows[JoinRow.REFERENCE], key=lambda row: row[1:3]):
+            reference = Reference(*values)
+            self._reference(reference._replace(how=How(reference.how)))
+        for record_id, line in sorted(rows[JoinRow.ID], key=lambda row: row[1]):
+            self._id(line, record_id)
+        self._end()
 
     def _find(
         self, kind: FindingKind, message: str, number: int | None = None, *, line: int | None = None
@@ -172,21 +197,19 @@ class Join:
         """Add a finding about the file, or the line, with that number."""
         if line is not None:
             piece, place = self._context.line_of(line)
-            self._audit.findings.add(Finding(kind, message, piece.shard.id, None, place))
+            self._found.findings.add(Finding(kind, message, piece.shard.id, None, place))
         else:
             shard = None if number is None else self._context.part_of(number).shard
-            self._audit.findings.add(Finding(kind, message, shard))
+            self._found.findings.add(Finding(kind, message, shard))
 
-    def _file(self, key: str, *values: Any) -> None:
-        new = _File(*values)
+    def _file(self, key: str, new: _File) -> None:
         new.on_disk = self._context.packs
         old = self._files.get(key)
         if old is None:
             self._files[key] = new
             self._twin(key, new.number)
-            self._look_for_nesting(key)
         elif (old.size, old.digest) == (new.size, new.digest):
-            self._audit.totals.skipped.append(new.number)
+            self._found.totals.skipped.append(new.number)
             fact = f"{shown_key(key)} is also in {self._name(old)}, with the same content"
             self._find(FindingKind.SAME, fact, new.number)
         else:
@@ -198,22 +221,17 @@ class Join:
             fact = f"{shown_key(key)} and {shown_key(other)} differ in case or Unicode form only"
             self._find(FindingKind.CASE, fact, number)
 
-    def _look_for_nesting(self, key: str) -> None:
-        layout, totals = self._options.layout, self._audit.totals
-        if layout.has_records and f"/{layout.images}/" in key:
-            totals.nested_images = totals.nested_images or key
-
     def _differ(self, key: str, old: _File, new: _File) -> None:
         first, second = (
             (self._context.part_of(file.number).shard, file.origin) for file in (old, new)
         )
         names = f"{self._name(old)} ({old.size} bytes, {old.digest})"
         if first == second:  # within an archive the last member wins, as with tar
-            self._audit.totals.skipped.append(old.number)
+            self._found.totals.skipped.append(old.number)
             self._files[key] = new
             self._contested.add(key)
         elif self._options.on_collision is OnCollision.KEEP_FIRST:
-            self._audit.totals.skipped.append(new.number)
+            self._found.totals.skipped.append(new.number)
             self._contested.add(key)
             self._find(
                 FindingKind.KEPT_FIRST, f"{shown_key(key)}: kept the version of {names}", new.number
@@ -236,22 +254,13 @@ class Join:
         if file is not None:
             file.on_disk = True
         elif ours:
-            self._remove(key)
+            self._found.removed.append(key)
             self._find(
                 FindingKind.STRAY, f"{shown_key(key)} was not written by any part and is removed"
             )
 
-    def _reference(
-        self,
-        line: int,
-        place: int,
-        path: str,
-        key: str,
-        other: str | None,
-        how: int,
-        required: bool,
-    ) -> None:
-        reference = Reference(line, place, path, key, other, How(how), required)
+    def _reference(self, reference: Reference) -> None:
+        line, place, _, key, other, how, required = reference
         if how != How.LITERAL:
             self._waiting.append(reference)
             return
@@ -278,7 +287,7 @@ class Join:
         if not reference.required and extension(key) not in ("", *BY_EXTENSION):
             return  # for example an array or a text, which need not be an image
         if _fails(settled(file.problem, named=True)):
-            self._audit.totals.bad_lines.append(line)
+            self._found.totals.bad_lines.append(line)
         if file.named_by is None:
             file.named_by = line
         elif reference.required:
@@ -293,22 +302,17 @@ class Join:
         They may be versions of one list, or a list and its parts; the user has to choose one.
         """
         pieces = [self._context.line_of(line)[0] for line in (one, other)]
-        if (
-            self._context.records_among_data
-            and pieces[0] is not pieces[1]
-            and not self._several_reported
-        ):
-            self._several_reported = True
+        if self._context.records_among_data and pieces[0] is not pieces[1]:
             names = " and ".join(
                 sorted(quoted(f"{piece.folder}{self._context.records_path}") for piece in pieces)
             )
             fact = f"{names} both name {shown_key(key)}; choose one of them with --records-file"
-            self._find(FindingKind.NO_RECORDS, fact)
+            self._found.several = self._found.several or fact
 
     def _missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
-            self._audit.totals.bad_lines.append(reference.line)
+            self._found.totals.bad_lines.append(reference.line)
             self._find(FindingKind.MISSING_IMAGE, text, line=reference.line)
         elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
             self._find(FindingKind.FURTHER_IMAGE, text, line=reference.line)
@@ -333,8 +337,8 @@ class Join:
         text = f"{quoted(reference.path)} is {shown_key(key)}"
         if reference.how is How.MOVED:
             shard = self._context.line_of(reference.line)[0].shard.id
-            self._audit.totals.moved[shard] += 1
-            self._audit.totals.moved_example.setdefault(shard, text)
+            self._found.totals.moved[shard] += 1
+            self._found.totals.moved_example.setdefault(shard, text)
             return
         images = f"{self._options.layout.images}/"
         name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
@@ -352,26 +356,26 @@ class Join:
         self._resolve()
         for key, file in self._files.items():
             if self._judge(key, file):
-                totals = self._audit.totals
+                totals = self._found.totals
                 totals.files += 1
                 totals.bytes += file.size
                 totals.images += self._is_image(key, file)
             if key in self._contested:
-                self.conflicts.append(Conflict(file.number, key, file.size, file.crc32))
+                self._found.conflicts.append(Conflict(file.number, key, file.size, file.crc32))
 
     def _judge(self, key: str, file: _File) -> bool:
         """Add the file's findings; returns whether it is published."""
         part = self._context.part_of(file.number)
         member = key.partition("\0")[0]
-        add = self._audit.findings.add
+        add = self._found.findings.add
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):
             add(Finding(FindingKind.BAD_IMAGE, problem, part.shard, member))
             # Whether a file is dropped must not depend on records, which a repair does not read.
             certain = _fails(settled(file.problem, named=False))
             if certain and self._options.on_bad_record is OnBadRecord.DROP:
-                self._audit.totals.skipped.append(file.number)
-                self._remove(key)
+                self._found.totals.skipped.append(file.number)
+                self._found.removed.append(key)
                 return False
         elif problem is not None:
             add(Finding(FindingKind.WARNING, problem.removeprefix(WARNING), part.shard, member))
@@ -379,7 +383,7 @@ class Join:
             fact = "is both a file and a folder of the dataset"
             add(Finding(FindingKind.TWO_KINDS, fact, part.shard, member))
         if not file.on_disk:
-            self.absent.add(self._context.part_index(file.number))
+            self._found.absent.add(self._context.part_index(file.number))
             add(
                 Finding(
                     FindingKind.ABSENT,
@@ -397,7 +401,7 @@ class Join:
         if file.named_by is not None:  # those records are dropped if it is not an image
             dropped = self._options.on_bad_record is OnBadRecord.DROP
             return not (dropped and _fails(settled(file.problem, named=True)))
-        return _looks_like_image(key, file, layout.images) and (
+        return looks_like_image(key, file.problem, layout.images) and (
             not layout.has_records or key.startswith(f"{layout.images}/")
         )
 
@@ -407,14 +411,9 @@ class Join:
             self._context.reads_records
             and self._options.verify is not Verify.NONE
             and key.startswith(f"{layout.images}/")
-            and _looks_like_image(key, file, layout.images)
+            and looks_like_image(key, file.problem, layout.images)
         )
 
 
 def _fails(problem: str | None) -> bool:
     return problem is not None and not is_warning(problem)
-
-
-def _looks_like_image(key: str, file: _File, images: str) -> bool:
-    """Whether a file that no record names is an image, by name and content."""
-    return is_image_name(key.partition("\0")[0], images) and not is_no_image(file.problem)

@@ -1,21 +1,27 @@
-"""Joins of more rows than fit into memory: rows with the same key share a partition file."""
+"""Joins of more rows than fit into memory: rows with the same key share a partition.
+
+Several processes may add rows: each one appends to files of its own.
+"""
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
-ROWS = 150_000  # in a bucket, about; about 100 MB as Python objects
-HELD = 400_000  # up to this many rows stay in memory
-MOST = 200  # buckets, at most: each is an open file
+ROWS = 150_000  # in a bucket, about; about 60 MB as Python objects
+MOST = 200  # partitions, at most: each is an open file
+_HELD = 50_000  # rows that a process holds in memory before it writes them
 _LINES = 250_000  # in a partition, at least; about 100 MB where each has a new path
+_LENGTH = 8  # bytes before each block
 
 
 def folded(key: str) -> str:
@@ -27,24 +33,72 @@ Self = TypeVar("Self", bound="Partitions")
 
 
 class Partitions:
-    """Rows of plain values in files, each of which is read completely; removed at the end."""
+    """Rows of plain values by kind; a partition is read completely, and removed at the end.
+
+    A process calls ``flush`` when it has added its last row, and before it forks.
+    """
 
     def __init__(self, folder: Path, name: str, count: int) -> None:
-        self._paths = [folder / f"{name}-{i:03d}" for i in range(count)]
-        self._files = [path.open("wb", buffering=1 << 16) for path in self._paths]
-        self._encode = msgspec.json.Encoder().encode
+        self._folder, self._name, self._count = folder, name, count
+        self._encode = msgspec.msgpack.Encoder().encode
+        self._held: dict[tuple[int, int], list[Sequence[Any]]] = defaultdict(list)
+        self._rows_held = 0
+        self._files: dict[int, BinaryIO] = {}
+        self._owner = 0  # the process that opened these files
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return self._count
 
-    def put(self, place: int, row: Sequence[Any]) -> None:
-        """Append a row to the partition with that number."""
-        self._files[place].write(self._encode(row) + b"\n")
+    def put(self, place: int, kind: int, rows: Iterable[Sequence[Any]]) -> None:
+        """Append rows to the partition with that number."""
+        held = self._held[place, kind]
+        before = len(held)
+        held += rows
+        self._held_more(len(held) - before)
 
-    def rows(self, place: int) -> Iterator[list[Any]]:
-        """The rows of that partition in insertion order; no more can be added to it."""
-        self._files[place].close()
-        return _rows(self._paths[place])
+    def _held_more(self, rows: int) -> None:
+        self._rows_held += rows
+        if self._rows_held >= _HELD:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the rows that are held in memory."""
+        if self._owner != os.getpid():
+            self._files, self._owner = {}, os.getpid()
+        for (place, kind), rows in self._held.items():
+            if not rows:
+                continue
+            block = self._encode((kind, rows))
+            file = self._file(place)
+            file.write(len(block).to_bytes(_LENGTH, "little") + block)
+            file.flush()
+        self._held.clear()
+        self._rows_held = 0
+
+    def _file(self, place: int) -> BinaryIO:
+        if place not in self._files:
+            path = self._folder / f"{self._name}-{place:03d}-{self._owner}"
+            self._files[place] = path.open("wb")
+        return self._files[place]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no process has written a row."""
+        return not any(self._folder.glob(f"{self._name}-*"))
+
+    def rows(self, place: int) -> dict[int, list[tuple[Any, ...]]]:
+        """The rows of that partition by kind; those that one process added are in their order."""
+        decode = msgspec.msgpack.Decoder(tuple[int, list[tuple[Any, ...]]]).decode
+        found: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
+        for path in sorted(self._folder.glob(f"{self._name}-{place:03d}-*")):
+            data = memoryview(path.read_bytes())
+            at = 0
+            while at < len(data):
+                end = at + _LENGTH + int.from_bytes(data[at : at + _LENGTH], "little")
+                kind, rows = decode(data[at + _LENGTH : end])
+                found[kind] += rows
+                at = end
+        return found
 
     def __enter__(self: Self) -> Self:
         return self
@@ -55,46 +109,33 @@ class Partitions:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for file in self._files:
-            try:
+        for file in self._files.values():
+            with suppress(OSError):  # a full disk; the file is removed anyway
                 file.close()
-            except OSError:
-                pass  # a full disk; the file is removed anyway
-        for path in self._paths:
+        for path in self._folder.glob(f"{self._name}-*"):
             path.unlink(missing_ok=True)
 
 
 class Buckets(Partitions):
-    """Rows by key, written once and then read bucket by bucket; equal folded keys share a bucket.
+    """Rows by key, which is their first value; those with equal keys share a bucket.
 
-    ``rows``: about how many there will be. Up to ``HELD`` rows are one bucket in memory.
+    ``rows``: about how many there will be. The number of buckets depends on nothing else, so that
+    findings are in the same order on any machine.
     """
 
     def __init__(self, folder: Path, *, rows: int) -> None:
-        super().__init__(folder, "bucket", min(MOST, 1 + rows // ROWS) if rows > HELD else 0)
-        self._held: list[Sequence[Any]] = []
+        super().__init__(folder, "bucket", min(MOST, 1 + rows // ROWS))
 
-    def add(self, key: str, *row: Any) -> None:
-        """Add a row to the bucket of its key."""
-        if not self._files:
-            self._held.append(row)
-            return
-        hashed = zlib.crc32(folded(key).encode("utf-8", "surrogatepass"))
-        self.put(hashed % len(self._files), row)
-
-    def read(self) -> Iterator[Iterator[Sequence[Any]]]:
-        """Each bucket's rows in insertion order."""
-        if not self._files:
-            yield iter(self._held)
-        for place in range(len(self)):
-            yield self.rows(place)
-
-
-def _rows(path: Path) -> Iterator[list[Any]]:
-    decode = msgspec.json.Decoder(list[Any]).decode
-    with path.open("rb", buffering=1 << 20) as file:
-        for line in file:
-            yield decode(line)
+    def add(self, kind: int, rows: Sequence[Sequence[Any]]) -> None:
+        """Add each row to the bucket of its key."""
+        count, crc32 = self._count, zlib.crc32
+        held = [self._held[place, kind] for place in range(count)]
+        if count == 1:
+            held[0] += rows
+        else:
+            for row in rows:
+                held[crc32(row[0].encode()) % count].append(row)
+        self._held_more(len(rows))
 
 
 class ByLine(Partitions):
@@ -111,7 +152,7 @@ class ByLine(Partitions):
 
     def store(self, line: int, place: int, value: Any) -> None:
         """Store a value."""
-        self.put(line // self._lines, (line, place, value))
+        self.put(line // self._lines, 0, ((line, place, value),))
 
     def values(self, line: int) -> dict[int, Any]:
         """The values of a line by place; call in ascending order of lines, after all were added."""
@@ -119,8 +160,8 @@ class ByLine(Partitions):
         if share != self._loaded:
             self._loaded = share
             values: defaultdict[int, dict[int, Any]] = defaultdict(dict)
-            for number, place, value in self.rows(share):
-                values[number][place] = value
+            for number, at, value in self.rows(share)[0]:
+                values[number][at] = value
             self._values = dict(values)
         return self._values.get(line, {})
 

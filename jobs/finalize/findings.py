@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import msgspec
 
@@ -92,22 +92,67 @@ class Finding(NamedTuple):
         return f"{place}: {self.message}" if place else self.message
 
 
-class Findings(atomic.GrowingFile):
-    """Collects findings; writes ``audit.jsonl``, which gets its name when ``publish`` is called."""
+class _Counted:
+    """Counts findings by kind, and keeps the first examples of each."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._encode = msgspec.json.Encoder().encode
+    def __init__(self) -> None:
         self.counts: Counter[FindingKind] = Counter()
         self.examples: dict[FindingKind, list[Finding]] = {}
 
-    def add(self, finding: Finding) -> None:
+    def _count(self, finding: Finding) -> bytes:
+        """Count a finding; returns its line for ``audit.jsonl``."""
         self.counts[finding.kind] += 1
         shown = self.examples.setdefault(finding.kind, [])
         if len(shown) < EXAMPLES:
             shown.append(finding)
         line = {name: value for name, value in finding._asdict().items() if value is not None}
-        self.write(self._encode(line) + b"\n")
+        return msgspec.json.encode(line) + b"\n"
+
+
+class Batch(_Counted):
+    """What one piece of the work found; its lines are in a file of their own, if there are any.
+
+    It can be pickled once ``flush`` is called.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self._file: BinaryIO | None = None
+
+    def add(self, finding: Finding) -> None:
+        if self._file is None:
+            self._file = self.path.open("wb")
+        self._file.write(self._count(finding))
+
+    def flush(self) -> None:
+        """Write everything to the file; nothing can be added afterwards."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+class Findings(_Counted, atomic.GrowingFile):
+    """Collects findings; writes ``audit.jsonl``, which gets its name when ``publish`` is called."""
+
+    def __init__(self, path: Path) -> None:
+        _Counted.__init__(self)
+        atomic.GrowingFile.__init__(self, path)
+
+    def add(self, finding: Finding) -> None:
+        self.write(self._count(finding))
+
+    def take(self, batch: Batch) -> None:
+        """Add the findings of a batch, and remove its file."""
+        self.counts.update(batch.counts)
+        for kind, found in batch.examples.items():
+            shown = self.examples.setdefault(kind, [])
+            shown += found[: EXAMPLES - len(shown)]
+        if batch.counts:
+            with batch.path.open("rb") as lines:
+                while data := lines.read(1 << 20):
+                    self.write(data)
+            batch.path.unlink()
 
 
 # Singular and plural.

@@ -1,27 +1,25 @@
-"""Writes the merged records, the manifest and the sums."""
+"""Writes the merged records."""
 
 from __future__ import annotations
 
-import hashlib
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import msgspec
 
 from jobs.checks import records
 from jobs.finalize import record_forms
-from jobs.finalize.context import FinalizeContext, RecordsPiece, bytes_of
+from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.disk_partitions import Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings
+from jobs.finalize.scan import Totals
 from jobs.model import Entry, OnCollision, Part, placed_path
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import PublishedFile, read_manifest
-from jobs.storage.staging import MANIFEST, SUMS
+
+_BLOCK = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -31,20 +29,8 @@ class Merged:
     line: PublishedFile
     records: int
     dropped: int
-    by_shard: dict[str, int]  # records of each shard
+    by_shard: Mapping[str, int]  # records of each shard
     rewritten: int = 0  # records whose paths were changed
-
-
-@dataclass(frozen=True)
-class WrittenManifest:
-    """The manifest that was written."""
-
-    sha256: str  # of the manifest
-    size: int  # bytes
-    files: int  # that it lists
-    bytes: int  # of these files
-    sums: str | None  # name of the file for sha256sum or b3sum
-    members: int = 0  # of published tars that it lists as well
 
 
 class _Numbers:
@@ -67,6 +53,7 @@ def sorted_numbers(numbers: array[int]) -> array[int]:
 
 def merge_records(
     context: FinalizeContext,
+    totals: Totals,
     dropped: array[int],
     rewrites: Rewrites,
     findings: Findings,
@@ -84,43 +71,72 @@ def merge_records(
     target = context.staging.data / context.records_path
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = context.scratch / "records"
-    hashers = _hashers(context)
     form = record_forms.published_form([piece.found for piece in context.pieces], target.name)
     _report_forms(context, form, findings)
     published = _PublishedLines(context, dropped, rewrites, progress)
+    if published.may_change:
+        file = _written(context, record_forms.framed(published.lines(), form), temporary)
+    if not (dropped or published.changed):
+        file = _written(context, _unchanged(context, published, form, progress), temporary)
+    temporary.replace(target)
+    lost = Counter(_shard_id(context.line_of(line)[0]) for line in dropped)
+    by_shard = totals.by_shard - lost
+    return Merged(file, by_shard.total(), len(dropped), by_shard, published.changed)
+
+
+def _written(context: FinalizeContext, blocks: Iterable[bytes], path: Path) -> PublishedFile:
+    """Write the records file into ``path``; returns its line of the manifest."""
+    names = dict.fromkeys(["crc32", context.plan.options.digest])
+    hashers = [digest.new(name) for name in names]
     size = 0
-    with temporary.open("wb", buffering=1 << 20) as out:
-        for data in record_forms.framed(published.lines(), form):
+    with path.open("wb", buffering=_BLOCK) as out:
+        for data in blocks:
             out.write(data)
             size += len(data)
             for hasher in hashers:
                 hasher.update(data)
-    if as_it_came := _untouched(context, form, changed=bool(dropped or published.changed)):
-        hashers, size = _hashers(context), 0
-        with as_it_came.open("rb") as source, temporary.open("wb") as out:
-            while data := source.read(1 << 20):
-                out.write(data)
-                size += len(data)
-                for hasher in hashers:
-                    hasher.update(data)
-    temporary.replace(target)
     crc, *other = (hasher.hexdigest() for hasher in hashers)
-    line_of_it = PublishedFile(context.records_path, size, crc, None, other[0] if other else None)
-    return Merged(
-        line_of_it,
-        sum(published.by_shard.values()),
-        len(dropped),
-        published.by_shard,
-        published.changed,
-    )
+    return PublishedFile(context.records_path or "", size, crc, digest=other[0] if other else None)
 
 
-def _untouched(context: FinalizeContext, form: record_forms.Found, *, changed: bool) -> Path | None:
-    """The one array or table that is published unchanged, including its white space."""
+def _unchanged(
+    context: FinalizeContext,
+    published: _PublishedLines,
+    form: record_forms.Found,
+    progress: Progress,
+) -> Iterator[bytes]:
+    """The records file where no record is dropped or changed."""
     found = context.pieces[0].found
-    if changed or len(context.pieces) > 1 or found.description != form.description:
-        return None
-    return found.source
+    if len(context.pieces) == 1 and found.description == form.description:
+        return _blocks(found.source or found.path, progress)  # with its white space
+    if form.form is record_forms.Form.LINES:
+        return _joined(context, progress)
+    return record_forms.framed(published.lines(), form)
+
+
+def _joined(context: FinalizeContext, progress: Progress) -> Iterator[bytes]:
+    """The lines of all pieces: no byte order mark between them, and always a line end."""
+    last = b"\n"
+    for place, piece in enumerate(context.pieces):
+        for number, data in enumerate(_blocks(piece.path, progress)):
+            if place and number == 0:
+                data = data.removeprefix(records.BOM)
+                if not last.endswith(b"\n"):
+                    yield b"\n"
+            yield data
+            last = data or last
+
+
+def _blocks(path: Path, progress: Progress) -> Iterator[bytes]:
+    with path.open("rb", buffering=0) as file:
+        while data := file.read(_BLOCK):
+            progress.check()
+            yield data
+
+
+def _shard_id(piece: RecordsPiece) -> str:
+    """The id of the piece's shard, with which that of a nested archive begins."""
+    return piece.shard.id.partition("/")[0]
 
 
 def _report_forms(context: FinalizeContext, form: record_forms.Found, findings: Findings) -> None:
@@ -131,7 +147,7 @@ def _report_forms(context: FinalizeContext, form: record_forms.Found, findings: 
 
 
 class _PublishedLines:
-    """The lines of the records that are published; counts them while they are read."""
+    """The lines of the records that are published; counts those that it changes."""
 
     def __init__(
         self, context: FinalizeContext, dropped: array[int], rewrites: Rewrites, progress: Progress
@@ -140,7 +156,11 @@ class _PublishedLines:
         self._dropped = _Numbers(dropped)
         self._rewrites = rewrites
         self._progress = progress
-        self.by_shard: dict[str, int] = {}
+        self.may_change = (
+            bool(dropped)
+            or not rewrites.is_empty
+            or context.plan.options.on_collision is OnCollision.PER_SHARD
+        )
         self.changed = 0
 
     def lines(self) -> Iterator[bytes]:
@@ -155,8 +175,6 @@ class _PublishedLines:
             if self._dropped.holds(number):
                 continue
             if not records.is_blank(line):
-                shard = piece.shard.id.partition("/")[0]  # a nested archive's id starts with it
-                self.by_shard[shard] = self.by_shard.get(shard, 0) + 1
                 placed = _placed(self._context, piece, line, self._rewrites.of(number))
                 self.changed += placed != line
                 line = placed
@@ -170,11 +188,6 @@ def published_records(
     for number, line in _PublishedLines(context, dropped, rewrites, progress).numbered():
         if not records.is_blank(line):
             yield number, line.strip().removeprefix(records.BOM).strip()
-
-
-def _hashers(context: FinalizeContext) -> list[digest.Hasher]:
-    names = dict.fromkeys(["crc32", context.plan.options.digest])
-    return [digest.new(name) for name in names]
 
 
 def _lines(context: FinalizeContext) -> Iterator[tuple[int, RecordsPiece, bytes]]:
@@ -221,45 +234,6 @@ def _placed(
     return lead + records.rewritten(body, changes) if changes else line
 
 
-def write_manifest(
-    context: FinalizeContext, published: Iterable[PublishedFile], progress: Progress
-) -> WrittenManifest:
-    """Write the manifest into ``ready``, and the sums where a standard tool checks the digest."""
-    context.ready.mkdir(exist_ok=True)
-    algorithm = context.plan.options.digest
-    sums_name = SUMS.get(algorithm)
-    encode = msgspec.json.Encoder().encode
-    hasher_of_all = hashlib.sha256()
-    files = size = total = members = 0
-    with ExitStack() as stack:
-        out = stack.enter_context(_create(context.ready / MANIFEST))
-        sums = stack.enter_context(_create(context.ready / sums_name)) if sums_name else None
-        for number, line in enumerate(published):
-            if number % 10_000 == 0:
-                progress.check()
-            data = encode(line) + b"\n"
-            out.write(data)
-            hasher_of_all.update(data)
-            size += len(data)
-            if line.shard is not None:
-                members += 1
-                continue
-            total += line.size
-            files += 1
-            if sums is not None:
-                sums.write(_sum_line(line))
-        if sums is not None and algorithm == "sha256":
-            sums.write(
-                _sum_line(PublishedFile(MANIFEST, size, "", digest=hasher_of_all.hexdigest()))
-            )
-    return WrittenManifest(hasher_of_all.hexdigest(), size, files, total, sums_name, members)
-
-
-def _create(path: Path) -> BinaryIO:
-    """With the user's umask: unlike the run folder, the dataset is for others to read."""
-    return path.open("wb", buffering=1 << 20)
-
-
 def extracted_files(
     context: FinalizeContext, skipped: array[int]
 ) -> Iterator[tuple[int, Part, Entry]]:
@@ -271,24 +245,3 @@ def extracted_files(
             number += 1
             if not left_out.holds(number):
                 yield number, part, entry
-
-
-def published_files(
-    context: FinalizeContext, skipped: array[int], merged: Merged | None
-) -> Iterator[PublishedFile]:
-    """A line of the manifest for each file that is published as it is."""
-    if merged is not None:
-        yield merged.line
-    for _, part, entry in extracted_files(context, skipped):
-        yield PublishedFile(entry.path, entry.size, entry.crc32, part.id, entry.digest, entry.raw)
-
-
-def _sum_line(line: PublishedFile) -> bytes:
-    """In sha256sum's format: a line whose name is escaped starts with a backslash.
-
-    https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html
-    """
-    name = bytes_of(line.path if line.raw is None else f"{line.path}\0{line.raw}")
-    escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
-    lead = b"\\" if escaped != name else b""
-    return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"

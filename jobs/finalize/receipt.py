@@ -12,8 +12,9 @@ import msgspec
 from jobs import __version__
 from jobs.finalize.context import FinalizeContext, Json
 from jobs.finalize.findings import Findings
-from jobs.finalize.merge import Merged, WrittenManifest
-from jobs.model import SCHEMA, Shard, Stage, Submission, TaskResult, utc_now
+from jobs.finalize.merge import Merged
+from jobs.finalize.published_manifest import WrittenManifest
+from jobs.model import SCHEMA, Part, Shard, Stage, Submission, TaskResult, utc_now
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST
@@ -29,6 +30,9 @@ def build(
 ) -> Json:
     """The receipt of a dataset that is about to be published; contains no secret."""
     plan = context.plan
+    parts: dict[str, list[Part]] = defaultdict(list)
+    for part in context.parts:
+        parts[part.shard].append(part)
     options: Json = msgspec.to_builtins(plan.options)
     return {
         "schema": SCHEMA,
@@ -57,16 +61,17 @@ def build(
             "digest": plan.options.digest,
         },
         "sums": proof.sums,
-        "shards": [_shard(context, shard, merged) for shard in plan.shards],
+        "shards": [_shard(context, shard, parts[shard.id], merged) for shard in plan.shards],
         "stages": _stages(context.folder),
         "attempts": list(_attempts(context.folder)),
         "history": msgspec.to_builtins(plan.history),
     }
 
 
-def _shard(context: FinalizeContext, shard: Shard, merged: Merged | None) -> Json:
+def _shard(
+    context: FinalizeContext, shard: Shard, parts: Iterable[Part], merged: Merged | None
+) -> Json:
     fetched = context.folder.load_fetched(shard.id)
-    parts = [part for part in context.parts if part.shard == shard.id]
     summaries = [read_summary(context.folder.manifest(part)) for part in parts]
     digests = [str(digest) for digest in fetched.digests] if fetched else []
     sizes = list(fetched.sizes) if fetched else []

@@ -6,10 +6,10 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from jobs.checks import records
@@ -147,10 +147,18 @@ def moved_path(context: FinalizeContext, piece: RecordsPiece, path: str) -> str 
     return placed_path(context.plan, piece.shard, path[at + 1 :])
 
 
+class Seen(NamedTuple):
+    """What a ``Sample`` has learned from some of the files."""
+
+    literal: list[str]  # sampled paths that are those of files
+    folders: dict[str, list[str]]  # of files, by the ending that they share with a sampled path
+
+
 class Sample:
     """Compares a sample of the records' paths with all files, to learn which folders they mean.
 
-    Call ``see`` for every file, then ``conclude``. Memory is bounded by the sample, which is
+    Call ``see`` with all files, then ``conclude``. Where several processes see a part of them each,
+    ``take`` adds what another one has seen. Memory is bounded by the sample, which is
     deterministic.
     """
 
@@ -161,18 +169,24 @@ class Sample:
         self._literal: dict[str, bool] = {}  # whether a file of that path was seen
         # By ending of a path, in whole components: the folders of files that share this ending
         # with the path, and no longer one.
-        self._folders: dict[str, set[str]] = {}
+        self._folders: dict[str, dict[str, None]] = {}  # in the order of the files
         for piece, paths in zip(context.pieces, self._paths, strict=True):
             for path in paths:
                 literals = [unified(piece.folder + path), *self._literals(piece, path)]
                 self._literal.update(dict.fromkeys(literals, False))
-                self._folders.update((ending, set()) for ending in _endings(path))
+                self._folders.update((ending, {}) for ending in _endings(path))
 
     def _literals(self, piece: RecordsPiece, path: str) -> list[str]:
         return [unified(key) for key in literal_paths(self._context, piece, path) if key]
 
-    def see(self, path: str) -> None:
-        """Take a file into account; ``path`` is unified."""
+    def see(self, paths: Iterable[str]) -> None:
+        """Take files into account; their paths are unified."""
+        folders = self._folders  # has the last component of every sampled path
+        for path in paths:
+            if path.rpartition("/")[2] in folders:
+                self._see(path)
+
+    def _see(self, path: str) -> None:
         if path in self._literal:
             self._literal[path] = True
         found = None
@@ -182,7 +196,23 @@ class Sample:
                 break
             found, common = folders, ending
         if found is not None and len(found) < _FOLDERS:
-            found.add(path[: len(path) - len(common)])
+            found[path[: len(path) - len(common)]] = None
+
+    def seen(self) -> Seen:
+        """What was seen so far."""
+        return Seen(
+            [path for path, is_seen in self._literal.items() if is_seen],
+            {ending: list(folders) for ending, folders in self._folders.items() if folders},
+        )
+
+    def take(self, seen: Seen) -> None:
+        """Add what was seen of later files."""
+        self._literal.update(dict.fromkeys(seen.literal, True))
+        for ending, folders in seen.folders.items():
+            found = self._folders[ending]
+            for folder in folders:
+                if len(found) < _FOLDERS:
+                    found[folder] = None
 
     def conclude(self) -> None:
         """Set the moves of each piece, and add messages on paths that may mean several files."""
@@ -202,8 +232,8 @@ class Sample:
             relative = set()
         for path in (*rooted, *relative):
             for ending in reversed([*_endings(path)]):
-                if folders := self._folders[ending]:
-                    starts[path[: len(path) - len(ending)]] |= folders
+                if seen := self._folders[ending]:
+                    starts[path[: len(path) - len(ending)]].update(seen)
                     break
         moves = {}
         for named, folders in sorted(starts.items()):

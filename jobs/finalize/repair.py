@@ -9,7 +9,8 @@ import msgspec
 
 from jobs.errors import Cause, VerificationError
 from jobs.finalize.context import FinalizeContext, Json, RepairState
-from jobs.finalize.merge import Merged, WrittenManifest
+from jobs.finalize.merge import Merged
+from jobs.finalize.published_manifest import WrittenManifest
 from jobs.model import Fetched, Part, Plan, utc_now
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile, read_summary

@@ -1,73 +1,34 @@
-"""The passes over the output of the parts: their manifests, the staged folder, their records."""
+"""The passes over the output of the parts: their manifests and the staged folder."""
 
 from __future__ import annotations
 
 import os
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
-from itertools import accumulate
-from typing import NamedTuple
+from functools import partial
+from itertools import accumulate, islice
 
 from jobs.archives import nested
-from jobs.checks import records
 from jobs.errors import RunFolderError
-from jobs.finalize.context import FinalizeContext, RecordsPiece, key_of, key_of_bytes
+from jobs.finalize.context import FinalizeContext, key_of, keys_of_bytes
 from jobs.finalize.disk_partitions import Buckets
-from jobs.finalize.findings import Finding, FindingKind, Findings
-from jobs.finalize.record_paths import (
-    PathError,
-    Sample,
-    changes_folder,
-    literal_paths,
-    moved_path,
-    path_in,
-    unified,
+from jobs.finalize.findings import Batch, Finding, FindingKind, Findings
+from jobs.finalize.join_rows import (
+    JoinRow,
+    all_unified,
+    matches_spellings,
+    meeting_keys,
 )
-from jobs.model import Fetched, Match, Part, PartSummary, Verify
+from jobs.finalize.record_paths import Sample, Seen
+from jobs.model import Entry, Fetched, Part, PartSummary
+from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
-from jobs.storage.manifest import read_manifest, read_summary
-from jobs.storage.safe_paths import quoted
+from jobs.storage.manifest import entry_blocks, read_summary
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
-CHECK_EVERY = 10_000  # rows between two checks of the stop flag
-_ODD = {
-    FindingKind.BOM: "begin with a byte order mark",
-    FindingKind.CRLF: "end in CRLF",
-    FindingKind.BLANK: "blank",
-    FindingKind.NO_NEWLINE: "(the last one) without a line end",
-}
-
-
-class JoinRow(IntEnum):
-    """The kind of a row in a bucket, and its values."""
-
-    FILE = 0  # key, number, size, digest, crc32, problem, origin, offset in its part's container
-    DISK = 1  # key, whether it is in staging
-    REFERENCE = 2  # see ``Reference``
-    ID = 3  # line number, id
-
-
-class How(IntEnum):
-    """How a path was read from a record."""
-
-    LITERAL = 0  # unchanged
-    SPELLED = 1  # in a spelling that no path of the dataset can have
-    MOVED = 2  # relative to a folder other than the dataset's
-
-
-class Reference(NamedTuple):
-    """A record's reference to an image."""
-
-    line: int  # number of the record's line
-    place: int  # index of the image in ``records.Record.images``
-    path: str  # as the record has it
-    key: str  # the path that it means
-    other: str | None  # the other path that it may mean: below the images folder
-    how: How
-    required: bool
+_AT_ONCE = 10_000  # names on disk
 
 
 @dataclass
@@ -75,6 +36,7 @@ class Totals:
     """What the passes count and collect."""
 
     records: int = 0  # lines that are not blank
+    by_shard: Counter[str] = field(default_factory=Counter)  # records of each shard
     files: int = 0
     images: int = 0
     bytes: int = 0
@@ -88,10 +50,35 @@ class Totals:
     bad_lines: array[int] = field(default_factory=lambda: array("Q"))
     skipped: array[int] = field(default_factory=lambda: array("Q"))  # files not to be published
 
+    def add(self, other: Totals) -> None:
+        """Add what a later piece of the work counted."""
+        for name in ("records", "files", "images", "bytes", "members", "archives"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.by_shard.update(other.by_shard)
+        self.left_out.update(other.left_out)
+        self.moved.update(other.moved)
+        self.moved_example = {**other.moved_example, **self.moved_example}
+        self.archive_example = other.archive_example or self.archive_example
+        self.nested_images = self.nested_images or other.nested_images
+        self.bad_lines += other.bad_lines
+        self.skipped += other.skipped
+
+
+@dataclass
+class Found:
+    """What one piece of the work found, perhaps in another process."""
+
+    findings: Batch
+    totals: Totals = field(default_factory=Totals)
+
 
 @dataclass(frozen=True)
 class Audit:
-    """An audit in progress: its inputs, and the collections that the passes fill."""
+    """An audit in progress: its inputs, and the collections that the passes fill.
+
+    The work is divided into pieces, which processes share. What they found is added in
+    the order of the pieces, so it does not depend on who did them.
+    """
 
     context: FinalizeContext
     rows: Buckets
@@ -100,23 +87,20 @@ class Audit:
     totals: Totals = field(default_factory=Totals)
     folders: set[str] = field(default_factory=set)  # of the files, if these are packed
 
+    def batch(self, name: str) -> Batch:
+        """For the findings of the piece of that name."""
+        return Batch(self.context.scratch / f"findings-{name}")
+
+    def take(self, found: Found) -> None:
+        """Add what a piece found."""
+        self.findings.take(found.findings)
+        self.totals.add(found.totals)
+
 
 def reserved_names(context: FinalizeContext) -> frozenset[str]:
     """Names in the dataset's top folder that finalize itself writes."""
     sums = SUMS.get(context.plan.options.digest)
     return frozenset({RECEIPT, MANIFEST, *([sums] if sums else [])})
-
-
-def join_key(context: FinalizeContext, path: str) -> str:
-    """The key under which rows of a unified path meet; the images folder makes no difference."""
-    layout = context.plan.options.layout
-    return path.removeprefix(f"{layout.images}/") if layout.has_records else path
-
-
-def matches_spellings(context: FinalizeContext) -> bool:
-    """Whether a record's path may mean a file with another spelling of the name."""
-    options = context.plan.options
-    return options.match is not Match.EXACT and options.verify is not Verify.NONE
 
 
 def read_summaries(
@@ -195,78 +179,145 @@ def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings:
     findings.add(Finding(FindingKind.PARTS, where + reason, part.shard))
 
 
-def scan_manifests(audit: Audit) -> None:
-    """Add a row for each file of each part to the buckets; learn the moves of records' paths."""
+@dataclass
+class _FilesFound(Found):
+    """What a piece of ``scan_files`` found."""
+
+    damaged: list[tuple[int, str]] = field(default_factory=list)  # indices of parts, and why
+    folders: set[str] = field(default_factory=set)
+    seen: Seen | None = None
+    parts: int = 0
+    files: int = 0
+
+
+def scan_files(audit: Audit) -> None:
+    """Add a row for each file of each part, and for each on disk; learn moves of records' paths.
+
+    In a repair the published files count too, but are never removed. If files are packed, nothing
+    on disk is read: a part's members are in its container, whose size is checked. No file is
+    stat'ed.
+    """
     context = audit.context
     sample = Sample(context) if context.pieces and matches_spellings(context) else None
-    for place, part in enumerate(context.parts):
-        start, stop = context.part_starts[place : place + 2]
-        audit.progress.check()
-        audit.progress.current = part.id
-        try:
-            seen = _scan_manifest(audit, part, start, sample)
-        except RunFolderError as error:
-            forget_manifest(context, part, error.message, audit.findings)
-            continue
-        if seen != stop - start:
-            fact = f"its manifest has {seen} of {stop - start} lines"
-            forget_manifest(context, part, fact, audit.findings)
-        audit.progress.add(files=seen, items=1)
+    work: list[Callable[[], _FilesFound]] = []
+    if not context.packs:
+        work.append(partial(_scan_disk, audit))
+    for places in context.part_groups():
+        work.append(partial(_scan_parts, audit, places, sample))
+    for found in shared(work, workers=context.workers, progress=audit.progress):
+        audit.take(found)
+        audit.folders.update(found.folders)
+        for place, fact in found.damaged:
+            forget_manifest(context, context.parts[place], fact, audit.findings)
+        if sample is not None and found.seen is not None:
+            sample.take(found.seen)
+        audit.progress.add(files=found.files, items=found.parts)
     if sample is not None:
         sample.conclude()
 
 
-def _scan_manifest(audit: Audit, part: Part, start: int, sample: Sample | None) -> int:
-    context, add = audit.context, audit.rows.add
-    records_path, reserved, packs = context.records_path, reserved_names(context), context.packs
-    number = start - 1
-    for number, entry in enumerate(read_manifest(context.folder.manifest(part)), start):
-        if entry.path == records_path or number in context.records_among_data:
-            audit.totals.skipped.append(number)
-        elif entry.path in reserved:
-            audit.totals.skipped.append(number)
-            fact = "is left out, because this tool writes a file of that name"
-            audit.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, entry.path))
-        else:
-            key, digest = key_of(entry), entry.digest or entry.crc32
-            # The nested archive's ordinal and path.
-            origin = None if entry.inner is None else (entry.ordinal, entry.inner.archive)
-            row = (
-                JoinRow.FILE,
-                key,
-                number,
-                entry.size,
-                digest,
-                entry.crc32,
-                entry.problem,
-                origin,
-                entry.offset,
-            )
-            if nested.is_nested(entry.path.encode()):
-                audit.totals.archives += 1
-                audit.totals.archive_example = entry.path
-            if packs and (folder := entry.path.rpartition("/")[0]) not in audit.folders:
-                audit.folders.update(accumulate(folder.split("/"), "{}/{}".format))
-            path = unified(key)
-            add(join_key(context, path), *row)
-            if sample is not None:
-                sample.see(path)
-    return number + 1 - start
-
-
-def scan_disk(audit: Audit) -> None:
-    """Add a row for each file in the staged dataset to the buckets; no file is stat'ed.
-
-    In a repair the published files count too, but are never removed. If files are packed, nothing
-    is read: a part's members are in its container, whose size is checked.
-    """
+def _scan_parts(audit: Audit, places: range, sample: Sample | None) -> _FilesFound:
     context = audit.context
+    found = _FilesFound(audit.batch(f"parts-{places.start}"), parts=len(places))
+    for place in places:
+        part = context.parts[place]
+        start, stop = context.part_starts[place : place + 2]
+        audit.progress.current = part.id
+        number = start
+        try:
+            for entries in entry_blocks(context.folder.manifest(part)):
+                audit.progress.check()
+                _scan_entries(audit, found, part, number, entries, sample)
+                number += len(entries)
+        except RunFolderError as error:
+            found.damaged.append((place, error.message))
+            continue
+        if number != stop:
+            found.damaged.append(
+                (place, f"its manifest has {number - start} of {stop - start} lines")
+            )
+        found.files += number - start
+    found.seen = sample.seen() if sample is not None else None
+    audit.rows.flush()
+    found.findings.flush()
+    return found
+
+
+def _scan_entries(
+    audit: Audit,
+    found: _FilesFound,
+    part: Part,
+    first: int,
+    entries: Sequence[Entry],
+    sample: Sample | None,
+) -> None:
+    """Add rows for some of a part's files, whose numbers begin with ``first``."""
+    context, layout = audit.context, audit.context.plan.options.layout
+    numbers, entries = _published(context, found, part, first, entries)
+    keys = [entry.path if entry.raw is None else key_of(entry) for entry in entries]
+    forms = all_unified(keys)
+    rows = [
+        (
+            meets,
+            key,
+            number,
+            entry.size,
+            entry.digest,
+            entry.crc32,
+            entry.problem,
+            None if entry.inner is None else (entry.ordinal, entry.inner.archive),
+            entry.offset,
+        )
+        for meets, key, number, entry in zip(
+            meeting_keys(context, forms), keys, numbers, entries, strict=True
+        )
+    ]
+    audit.rows.add(JoinRow.FILE, rows)
+    for path in nested.all_nested([entry.path for entry in entries]):
+        found.totals.archives += 1
+        found.totals.archive_example = path
     if context.packs:
-        return
+        for folder in {entry.path.rpartition("/")[0] for entry in entries} - found.folders:
+            found.folders.update(accumulate(folder.split("/"), "{}/{}".format))
+    if layout.has_records and found.totals.nested_images is None:
+        mark = f"/{layout.images}/"
+        found.totals.nested_images = next((key for key in keys if mark in key), None)
+    if sample is not None:
+        sample.see(forms)
+
+
+def _published(
+    context: FinalizeContext, found: Found, part: Part, first: int, entries: Sequence[Entry]
+) -> tuple[Sequence[int], Sequence[Entry]]:
+    """The files that are published as they are, with their numbers: no records, no name of ours."""
+    reserved, among_data = reserved_names(context), context.records_among_data
+    names = {*reserved, context.records_path}
+    numbers = range(first, first + len(entries))
+    left_out = [
+        number
+        for number, entry in zip(numbers, entries, strict=True)
+        if entry.path in names or number in among_data
+    ]
+    if not left_out:
+        return numbers, entries
+    found.totals.skipped.extend(left_out)
+    for number in left_out:
+        path = entries[number - first].path
+        if path in reserved and number not in among_data:
+            fact = "is left out, because this tool writes a file of that name"
+            found.findings.add(Finding(FindingKind.RESERVED, fact, part.shard, path))
+    kept = sorted(set(numbers).difference(left_out))
+    return kept, [entries[number - first] for number in kept]
+
+
+def _scan_disk(audit: Audit) -> _FilesFound:
+    context, found = audit.context, _FilesFound(audit.batch("disk"))
     _scan_tree(audit, walk(os.fsencode(context.staging.data), [b""]), ours=True)
     if context.repair_state is not None:
         names = walk(os.fsencode(context.staging.dest), context.repair_state.names)
         _scan_tree(audit, names, ours=False)
+    audit.rows.flush()
+    return found
 
 
 def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
@@ -274,12 +325,13 @@ def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     hidden = context.hidden | {name.encode() for name in reserved_names(context)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
-    for number, path in enumerate(paths):
-        if number % CHECK_EVERY == 0:
-            audit.progress.check()
-        if path not in hidden:
-            key = key_of_bytes(path)
-            audit.rows.add(join_key(context, unified(key)), JoinRow.DISK, key, ours)
+    while some := list(islice(paths, _AT_ONCE)):
+        audit.progress.check()
+        keys = keys_of_bytes([path for path in some if path not in hidden])
+        meets = meeting_keys(context, all_unified(keys))
+        audit.rows.add(
+            JoinRow.DISK, [(key, path, ours) for key, path in zip(meets, keys, strict=True)]
+        )
 
 
 def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
@@ -301,84 +353,3 @@ def walk(root: bytes, names: Iterable[bytes]) -> Iterator[bytes]:
                     waiting.append(folder + entry.name)
                 else:
                     yield folder + entry.name
-
-
-def scan_records(audit: Audit) -> int:
-    """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
-    start = 0
-    for piece in audit.context.pieces:
-        audit.context.piece_starts.append(start)
-        audit.progress.check()
-        audit.progress.current = piece.shard.id
-        start = _scan_piece(audit, piece, start)
-    return start
-
-
-def _scan_piece(audit: Audit, piece: RecordsPiece, start: int) -> int:
-    """Scan one piece; returns the number after that of its last line."""
-    counts: Counter[FindingKind] = Counter()
-    parses = audit.context.plan.options.verify is not Verify.NONE
-    number, line = start - 1, b"\n"
-    with piece.path.open("rb", buffering=1 << 20) as file:
-        for number, line in enumerate(records.lines(file), start):
-            if number % CHECK_EVERY == 0:
-                audit.progress.check()
-            counts[FindingKind.BOM] += line.startswith(records.BOM)
-            counts[FindingKind.CRLF] += line.endswith(b"\r\n")
-            if records.is_blank(line):
-                counts[FindingKind.BLANK] += 1
-                continue
-            audit.totals.records += 1
-            if parses:
-                _scan_line(audit, piece, line, number, start)
-    counts[FindingKind.NO_NEWLINE] += not line.endswith(b"\n")
-    for kind, count in counts.items():
-        if count:
-            audit.findings.add(Finding(kind, f"{count} lines {_ODD[kind]}", piece.shard.id))
-    return number + 1
-
-
-def _scan_line(audit: Audit, piece: RecordsPiece, line: bytes, number: int, start: int) -> None:
-    bad: list[tuple[FindingKind, str]] = []
-    try:
-        record = records.parse(line, audit.context.plan.options.layout.image_field, piece.made)
-    except records.BadLineError as error:
-        bad.append((FindingKind.BAD_RECORD, str(error)))
-    else:
-        for place, image in enumerate(record.images):
-            try:
-                reference = _reference(audit.context, piece, image, number, place)
-            except PathError as error:
-                if image.required:
-                    bad.append((FindingKind.OUTSIDE, f"{error}: {quoted(image.path)}"))
-                continue
-            key = join_key(audit.context, unified(reference.key))
-            audit.rows.add(key, JoinRow.REFERENCE, *reference)
-        if record.id is not None:
-            audit.rows.add(record.id, JoinRow.ID, number, record.id)
-    for kind, fact in bad:
-        audit.totals.bad_lines.append(number)
-        audit.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
-
-
-def _reference(
-    context: FinalizeContext, piece: RecordsPiece, image: records.Image, line: int, place: int
-) -> Reference:
-    """What a record's path means; raises ``PathError`` where it cannot be a path of the dataset."""
-    path = path_in(image)
-    literal, how, fact = path, How.LITERAL, records.problem_of_path(path)
-    if matches_spellings(context):
-        form = unified(path)
-        key = moved_path(context, piece, form)
-        if key is not None:
-            return Reference(line, place, path, key, None, How.MOVED, image.required)
-        if fact is not None or (form != path and changes_folder(context, path, form)):
-            literal, how, fact = form, How.SPELLED, records.problem_of_path(form)
-    elif piece.folder and fact is None:
-        key = piece.folder + path
-        return Reference(line, place, path, key, None, How.MOVED, image.required)
-    if fact is not None:
-        raise PathError(fact)
-    return Reference(
-        line, place, path, *literal_paths(context, piece, literal), how, image.required
-    )

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,10 +17,17 @@ from msgspec import structs
 from jobs.errors import Cause, OrchestrateError
 from jobs.finalize import cleanup, collisions, merge, pack, publish, receipt, repair, scan
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
-from jobs.finalize.cross_check import Join
+from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
+from jobs.finalize.published_manifest import (
+    WrittenManifest,
+    section,
+    sections_of_files,
+    write_manifest,
+)
 from jobs.finalize.record_files import find_pieces
+from jobs.finalize.scan_records import scan_records
 from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
@@ -226,31 +234,28 @@ def _scan(
         find_pieces(context, summaries, findings, progress)
     if context.repair_state is not None and not context.reads_records:
         totals.records = int(context.repair_state.receipt["counts"]["records"])
-    rows = sum(part.files for part in summaries)
+    files = sum(part.files for part in summaries)
+    conflicts: list[Conflict] = []
+    absent: set[int] = set()
     with (
-        Buckets(context.scratch, rows=3 * rows) as buckets,
+        Buckets(context.scratch, rows=3 * files) as buckets,
         (context.scratch / "remove").open("w", encoding="utf-8") as remove,
     ):
         audit = scan.Audit(context, buckets, findings, progress, totals)
-        # In this order, which a bucket keeps: a reference is compared with files that are known.
-        scan.scan_manifests(audit)
-        scan.scan_disk(audit)
-        count = scan.scan_records(audit)
+        scan.scan_files(audit)
+        count = scan_records(audit)
         rewrites = stack.enter_context(Rewrites(context.scratch, lines=count))
         placements = None
         if context.packs_records:
             placements = stack.enter_context(Placements(context.scratch, lines=count))
-        join = Join(
-            audit,
-            rewrites,
-            placements,
-            lambda key: remove.write(msgspec.json.encode(key).decode() + "\n"),
-        )
-        join.run()
-    for place in sorted(join.absent):
+        for found in check_all(audit, rewrites, placements):
+            conflicts += found.conflicts
+            absent |= found.absent
+            remove.writelines(msgspec.json.encode(key).decode() + "\n" for key in found.removed)
+    for place in sorted(absent):
         context.folder.manifest(context.parts[place]).unlink(missing_ok=True)
     if not context.packs:  # otherwise each archive's bytes are in a container of its own
-        collisions.resolve(context, join.conflicts, findings, progress)
+        collisions.resolve(context, conflicts, findings, progress)
     if context.reads_records:
         _judge_counts(context, totals, findings)
     if not (totals.files or context.pieces or options.layout.has_records):
@@ -328,7 +333,7 @@ def _prepare(
     dropped = merge.sorted_numbers(totals.bad_lines)
     merged = None
     if context.reads_records:
-        merged = merge.merge_records(context, dropped, lines.rewrites, findings, progress)
+        merged = merge.merge_records(context, totals, dropped, lines.rewrites, findings, progress)
     elif context.repair_state is not None:
         merged = repair.records_as_published(context.repair_state)
     skipped = merge.sorted_numbers(totals.skipped)
@@ -337,9 +342,14 @@ def _prepare(
         packed, published = pack.pack(
             context, merged, dropped, skipped, lines.rewrites, lines.placements, progress
         )
+        sections = iter([section(context, "packed", published, progress)])
     else:
-        published = merge.published_files(context, skipped, merged)
-    proof = merge.write_manifest(context, published, progress)
+        records = [merged.line] if merged else []
+        sections = chain(
+            [section(context, "records", records, progress)],
+            sections_of_files(context, skipped, progress),
+        )
+    proof = write_manifest(context, sections)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if context.repair_state is not None:
         content = repair.repaired_receipt(
@@ -364,7 +374,7 @@ def _receipt_of(
     totals: scan.Totals,
     findings: Findings,
     merged: merge.Merged | None,
-    proof: merge.WrittenManifest,
+    proof: WrittenManifest,
     packed: pack.Packed | None,
 ) -> dict[str, Any]:
     counts = {

@@ -1,6 +1,7 @@
 """Names and formats of files on disk, and safe ways to write them.
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
-``folder_listing`` are the two lists of files; ``safe_paths`` checks names of members. ``atomic``
-replaces files atomically, ``write_behind`` flushes files in the background, ``digest`` hashes.
+``folder_listing`` are the two lists of files, ``line_blocks`` reads such lists in pieces;
+``safe_paths`` checks names of members. ``atomic`` replaces files atomically, ``write_behind``
+flushes files in the background, ``digest`` hashes.
 """

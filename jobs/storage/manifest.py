@@ -46,23 +46,31 @@ class ManifestWriter(atomic.GrowingFile):
 
 
 def read_manifest(path: Path) -> Iterator[Entry]:
-    """The entries of a finished manifest in the archive's order.
+    """The entries of a finished manifest in the archive's order; see ``entry_blocks``."""
+    for block in entry_blocks(path):
+        yield from block
+
+
+def entry_blocks(path: Path) -> Iterator[list[Entry]]:
+    """The entries of a finished manifest in the archive's order, some thousands at a time.
 
     Raises ``RunFolderError`` if a line is damaged or the last one is missing.
     """
-    decode = msgspec.json.Decoder(Entry).decode
-    previous: bytes | None = None
+    decode = msgspec.json.Decoder(Entry).decode_lines
+    rest = b""  # begins with the last line that was read, which may be that of the summary
     number = 0
     with _open(path) as file:
-        for line in file:
-            if previous is not None:
-                number += 1
-                try:
-                    yield decode(previous)
-                except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                    raise _damaged(path, f"line {number}: {error}") from error
-            previous = line
-    _summary(path, previous or b"")
+        while data := file.read(_BUFFER):
+            rest += data
+            end = rest.rfind(b"\n", 0, -1) + 1
+            try:
+                entries = decode(rest[:end])
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise _damaged_line(path, rest[:end], number) from error
+            number += len(entries)
+            yield entries
+            rest = rest[end:]
+    _summary(path, rest)
 
 
 def read_summary(path: Path) -> PartSummary:
@@ -121,6 +129,18 @@ def _summary(path: Path, line: bytes) -> PartSummary:
     if not (summary.end and line.endswith(b"\n")):
         raise _damaged(path, "its last line is truncated")
     return summary
+
+
+def _damaged_line(path: Path, block: bytes, number: int) -> RunFolderError:
+    """The error for the first damaged line in ``block``, which follows ``number`` others."""
+    fact = "its lines are damaged"
+    for place, line in enumerate(block.splitlines(), number + 1):
+        try:
+            msgspec.json.decode(line, type=Entry)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            fact = f"line {place}: {error}"
+            break
+    return _damaged(path, fact)
 
 
 def _damaged(path: Path, fact: str) -> RunFolderError:

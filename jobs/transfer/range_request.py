@@ -196,8 +196,7 @@ class RangeRequest:
             return
         error = SourceError(
             f"{self._draft.name}: {reply.site} announces {content} bytes, but {want} were "
-            f"{'published' if published is not None else 'announced before'}; run `resume` later, "
-            "or launch again if the file was replaced",
+            f"{'published' if published is not None else 'announced before'}",
             cause=Cause.CHANGED,
         )
         if published is not None:

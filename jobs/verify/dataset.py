@@ -98,7 +98,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
         for child in children:
             child.end()
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    found = processes.gather(children, progress)
+    found = processes.merged(children, progress)
     return _report(path, receipt, found, on_disk, deep=deep)
 
 
@@ -116,7 +116,7 @@ def verify_slice(
     algorithm = receipt.manifest.digest if deep else None
     mine = range(index * workers, (index + 1) * workers)
     children = processes.start(path, mine, count * workers, deep=algorithm, workers=workers)
-    return processes.gather(children, progress)
+    return processes.merged(children, progress)
 
 
 def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyReport:

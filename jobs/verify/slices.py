@@ -11,10 +11,10 @@ import msgspec
 
 from jobs.outputs.container import read_range
 from jobs.storage import digest
+from jobs.storage.line_blocks import line_blocks, line_start
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST
 
-BLOCK = 4 << 20  # bytes of the manifest that are decoded at a time
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time
 LISTED = 1000  # damaged files that a slice lists; it counts all
 
@@ -70,34 +70,14 @@ class _Line(msgspec.Struct):
 
 
 def blocks(manifest: Path, index: int, count: int) -> Iterator[bytes]:
-    """Complete lines of the ``index``-th of ``count`` slices, some megabytes at a time.
+    """Complete lines of the ``index``-th of ``count`` slices, about a megabyte at a time.
 
     A line belongs to the slice in which it begins.
     """
     with manifest.open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+        fd, size = file.fileno(), os.fstat(file.fileno()).st_size
         begin, end = size * index // count, size * (index + 1) // count
-        position = _line_start(file.fileno(), begin, size)
-        stop = _line_start(file.fileno(), end, size)
-        while position < stop:
-            data = os.pread(file.fileno(), min(BLOCK, stop - position), position)
-            length = data.rfind(b"\n") + 1 or len(data)
-            yield data[:length]
-            position += length
-
-
-def _line_start(fd: int, offset: int, size: int) -> int:
-    """The offset of the first line that begins at or after ``offset``."""
-    if offset in (0, size):
-        return offset
-    offset -= 1
-    while offset < size:
-        data = os.pread(fd, 1 << 16, offset)
-        place = data.find(b"\n")
-        if place >= 0:
-            return offset + place + 1
-        offset += len(data)
-    return size
+        yield from line_blocks(fd, line_start(fd, begin, size), line_start(fd, end, size))
 
 
 def check_slice(

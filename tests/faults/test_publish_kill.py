@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from msgspec import structs
 
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output
+from jobs.runtime.forks import LostError
+from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
 from tests.support.builders.staged import StagedRun, pages, png, stage, tree
 from tests.support.faults.dying import ENDED, KILLED, finalize_and_die
@@ -118,3 +122,23 @@ def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> N
         _, problem = run_finalize(run.folder, structs.replace(run.plan), Progress())
         assert problem is None
         assert comparable(run.staging.dest) == whole
+
+
+def test_after_a_process_of_finalize_is_killed_the_next_one_ends_in_the_same_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = with_drops_and_collisions(tmp_path / "whole")
+    run_finalize(whole.folder, whole.plan, Progress())
+    run = with_drops_and_collisions(tmp_path / "killed")
+    monkeypatch.setattr("jobs.finalize.context.FEW", 0)
+    monkeypatch.setenv(CORES, "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "jobs.runtime.forks._die_with", lambda parent: os.kill(os.getpid(), signal.SIGKILL)
+        )
+        with pytest.raises(LostError, match="memory limit") as caught:
+            run_finalize(run.folder, run.plan, Progress())
+    assert caught.value.retryable
+    _, problem = run_finalize(run.folder, run.plan, Progress())
+    assert problem is None
+    assert comparable(run.staging.dest) == comparable(whole.staging.dest)

@@ -264,3 +264,27 @@ def test_paths_outside_are_reported(path: str, fact: str | None) -> None:
 )
 def test_paths_are_made_plain(path: str, expected: str) -> None:
     assert records.normal_path(path) == expected
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        b'{"image": "a.png"}\n{"image": "b.png", "id": 7}\n',
+        b'{"image": "a.png"} {"image": "b.png"}\n{\n"image": "c.png"}\n',
+        b'{"image": "a.png"}\r\n\r\n\xef\xbb\xbf{"image": "b.png"}\r\n{"image": "c.png"}',
+        b'{"image": "\xff"}\n{"image": 3}\n[]\n{"image": NaN}\n',
+    ],
+)
+def test_parsing_many_lines_at_once_gives_what_parsing_each_gives(block: bytes) -> None:
+    def alone(line: bytes) -> Record | str | None:
+        try:
+            return None if records.is_blank(line) else parse(line)
+        except BadLineError as error:
+            return str(error)
+
+    lines = records.split(block)
+    assert lines == list(records.lines(io.BytesIO(block)))
+    together, marks = records.parse_all(block)
+    texts = [str(found) if isinstance(found, BadLineError) else found for found in together]
+    assert texts == list(map(alone, lines))
+    assert marks == sum(line.startswith(records.BOM) for line in lines)

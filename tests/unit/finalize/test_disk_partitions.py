@@ -1,28 +1,35 @@
-"""Rows that meet by key: in memory while they are few, else in files."""
+"""Rows that meet by key, added by several processes."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from jobs.finalize.disk_partitions import HELD, ROWS, Buckets
+from jobs.finalize import disk_partitions
+from jobs.finalize.disk_partitions import ROWS, Buckets
 
 
-@pytest.mark.parametrize("rows", [10, HELD + 1], ids=["in memory", "in files"])
-def test_rows_whose_keys_fold_alike_meet_in_one_bucket_in_their_order(
-    tmp_path: Path, rows: int
+@pytest.mark.parametrize("rows", [10, 4 * ROWS], ids=["one bucket", "several"])
+def test_rows_with_the_same_key_meet_in_one_bucket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
+    monkeypatch.setattr(disk_partitions, "_HELD", 30)
     with Buckets(tmp_path, rows=rows) as buckets:
-        for number in range(200):
-            buckets.add(f"Images/{number}É.png", number, "file")
-            buckets.add(f"images/{number}e\u0301.png", number, "reference")
-        found = [[list(row) for row in bucket] for bucket in buckets.read()]
-    assert sorted(row for bucket in found for row in bucket) == sorted(
-        [number, kind] for number in range(200) for kind in ("file", "reference")
-    )
+        buckets.add(0, [(f"{number}é", number) for number in range(200)])
+        buckets.flush()
+        pid = os.fork()
+        if pid == 0:
+            buckets.add(1, [(f"{number}é", "other") for number in range(200)])
+            buckets.flush()
+            os._exit(0)
+        os.waitpid(pid, 0)
+        found = [buckets.rows(place) for place in range(len(buckets))]
+    assert len(found) == 1 + rows // ROWS
     for bucket in found:
-        for number in {row[0] for row in bucket}:
-            assert [row[1] for row in bucket if row[0] == number] == ["file", "reference"]
-    assert len(found) == (1 if rows <= HELD else 1 + rows // ROWS)
+        keys = [key for key, _ in bucket[0]]
+        assert keys == [key for key, _ in bucket[1]]
+        assert bucket[0] == sorted(bucket[0], key=lambda row: row[1])
+    assert sorted(row[1] for bucket in found for row in bucket[0]) == list(range(200))
     assert list(tmp_path.iterdir()) == []

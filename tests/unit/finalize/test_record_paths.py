@@ -64,7 +64,8 @@ def test_new_paths_are_held_a_share_of_the_lines_at_a_time(
         for line in (94, 7, 12, 11, 12):
             store.add(line, line % 3, f"images/{line}.png")
         store.add(12, 1, "images/second.png")
-        assert len(list(tmp_path.iterdir())) == 10
+        store.flush()
+        assert len(list(tmp_path.iterdir())) == 3  # a partition without rows has no file
         found = {line: paths for line in range(96) if (paths := store.of(line))}
     assert found == {
         7: {1: "images/7.png"},

@@ -1,0 +1,247 @@
+"""The pass over the records: numbers their lines, parses them, and finds what they name."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import accumulate, product
+
+from jobs.checks import records
+from jobs.finalize.context import FinalizeContext, RecordsPiece
+from jobs.finalize.findings import Finding, FindingKind
+from jobs.finalize.join_rows import (
+    How,
+    JoinRow,
+    Reference,
+    are_plain,
+    matches_spellings,
+    meeting_keys,
+)
+from jobs.finalize.record_paths import (
+    PathError,
+    changes_folder,
+    literal_paths,
+    moved_path,
+    path_in,
+    unified,
+)
+from jobs.finalize.scan import Audit, Found
+from jobs.model import OnCollision, Verify
+from jobs.runtime.forks import shared
+from jobs.storage.line_blocks import line_blocks, line_start
+from jobs.storage.safe_paths import quoted
+
+_SLICE = 8 << 20  # bytes of records that one process reads at a time, at most
+_ODD = {
+    FindingKind.BOM: "begin with a byte order mark",
+    FindingKind.CRLF: "end in CRLF",
+    FindingKind.BLANK: "blank",
+    FindingKind.NO_NEWLINE: "(the last one) without a line end",
+}
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Complete lines of a piece."""
+
+    place: int  # index of the piece
+    begin: int  # bytes into it
+    end: int
+
+
+@dataclass
+class _RecordsFound(Found):
+    """What a piece of the work found."""
+
+    odd: Counter[tuple[int, FindingKind]] = field(default_factory=Counter)  # by piece of records
+
+
+def scan_records(audit: Audit) -> int:
+    """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
+    context, share = (
+        audit.context,
+        partial(shared, workers=audit.context.workers, progress=audit.progress),
+    )
+    slices = _slices(context.pieces)
+    groups = context.grouped([each.end - each.begin for each in slices])
+    counted = share([partial(_count, audit, slices[g.start : g.stop]) for g in groups])
+    starts = [0, *accumulate(lines for some in counted for lines in some)]
+    firsts: dict[int, int] = {}
+    for each, start in zip(slices, starts[:-1], strict=True):
+        firsts.setdefault(each.place, start)
+    context.piece_starts.extend(firsts[place] for place in range(len(context.pieces)))
+    work = [
+        partial(_scan_slices, audit, slices[g.start : g.stop], starts[g.start : g.stop])
+        for g in groups
+    ]
+    odd: Counter[tuple[int, FindingKind]] = Counter()
+    for found in share(work):
+        audit.take(found)
+        odd.update(found.odd)
+    for place, kind in product(sorted({place for place, _ in odd}), _ODD):
+        if count := odd[place, kind]:
+            fact = f"{count} lines {_ODD[kind]}"
+            audit.findings.add(Finding(kind, fact, context.pieces[place].shard.id))
+    return starts[-1]
+
+
+def _slices(pieces: Sequence[RecordsPiece]) -> list[_Slice]:
+    """All pieces, each at least one slice."""
+    slices = []
+    for place, piece in enumerate(pieces):
+        size = piece.path.stat().st_size
+        with piece.path.open("rb", buffering=0) as file:
+            cuts = [line_start(file.fileno(), at, size) for at in range(0, size, _SLICE)] or [0]
+        slices += [
+            _Slice(place, begin, end) for begin, end in zip(cuts, [*cuts[1:], size], strict=True)
+        ]
+    return slices
+
+
+def _blocks(audit: Audit, part: _Slice) -> Iterator[bytes]:
+    """The lines of a slice; one that is too long for a record is cut, so memory is bounded."""
+    with audit.context.pieces[part.place].path.open("rb", buffering=0) as file:
+        longest = records.MAX_LINE + 1
+        for block in line_blocks(file.fileno(), part.begin, part.end, longest=longest):
+            audit.progress.check()
+            yield block
+
+
+def _count(audit: Audit, slices: Sequence[_Slice]) -> list[int]:
+    """How many lines each slice has."""
+    return [
+        sum(block.count(b"\n") + (not block.endswith(b"\n")) for block in _blocks(audit, part))
+        for part in slices
+    ]
+
+
+def _scan_slices(audit: Audit, slices: Sequence[_Slice], firsts: Sequence[int]) -> _RecordsFound:
+    """Scan some slices; ``firsts``: the number of each one's first line."""
+    found = _RecordsFound(audit.batch(f"records-{slices[0].place}-{slices[0].begin}"))
+    for part, first in zip(slices, firsts, strict=True):
+        piece = audit.context.pieces[part.place]
+        audit.progress.current = piece.shard.id
+        number, block = first, b"\n"
+        for block in _blocks(audit, part):
+            number += _scan_block(audit, found, part.place, block, number)
+        if part.end == piece.path.stat().st_size and not block.endswith(b"\n"):
+            found.odd[part.place, FindingKind.NO_NEWLINE] += 1
+    audit.rows.flush()
+    found.findings.flush()
+    return found
+
+
+def _scan_block(audit: Audit, found: _RecordsFound, place: int, block: bytes, first: int) -> int:
+    """Scan lines, whose numbers begin with ``first``; returns how many there are."""
+    options, piece = audit.context.plan.options, audit.context.pieces[place]
+    if options.verify is Verify.NONE:
+        lines = records.split(block)
+        count, blank = len(lines), sum(map(records.is_blank, lines))
+        marks = sum(line.startswith(records.BOM) for line in lines)
+    else:
+        parsed, marks = records.parse_all(block, options.layout.image_field, piece.made)
+        count, blank = len(parsed), parsed.count(None)
+        _add_rows(audit, found, place, parsed, first)
+    found.odd[place, FindingKind.BOM] += marks
+    if b"\r" in block:
+        found.odd[place, FindingKind.CRLF] += block.count(b"\r\n")
+    found.odd[place, FindingKind.BLANK] += blank
+    found.totals.records += count - blank
+    # The id of a nested archive starts with that of its shard.
+    found.totals.by_shard[piece.shard.id.partition("/")[0]] += count - blank
+    return count
+
+
+def _add_rows(
+    audit: Audit,
+    found: Found,
+    place: int,
+    parsed: Sequence[records.Record | records.BadLineError | None],
+    first: int,
+) -> None:
+    piece, start = audit.context.pieces[place], audit.context.piece_starts[place]
+    ids: list[tuple[str, int]] = []
+    images: list[tuple[int, int, records.Image]] = []
+    bad: list[tuple[int, FindingKind, str]] = []
+    for number, record in enumerate(parsed, first):
+        if isinstance(record, records.Record):
+            if record.id is not None:
+                ids.append((record.id, number))
+            images += [(number, index, image) for index, image in enumerate(record.images)]
+        elif record is not None:
+            bad.append((number, FindingKind.BAD_RECORD, str(record)))
+    audit.rows.add(JoinRow.ID, ids)
+    audit.rows.add(JoinRow.REFERENCE, _references(audit.context, piece, images, bad))
+    for number, kind, fact in sorted(bad, key=lambda each: each[0]):
+        found.totals.bad_lines.append(number)
+        found.findings.add(Finding(kind, fact, piece.shard.id, None, number - start + 1))
+
+
+def _references(
+    context: FinalizeContext,
+    piece: RecordsPiece,
+    images: Sequence[tuple[int, int, records.Image]],
+    bad: list[tuple[int, FindingKind, str]],
+) -> list[tuple[object, ...]]:
+    """Rows of ``JoinRow.REFERENCE``; paths that cannot be the dataset's are added to ``bad``.
+
+    ``images``: with the numbers of their lines and their indices there.
+    """
+    paths = [image.path for _, _, image in images]
+    if _are_literal(context, piece, paths):
+        folder = f"{context.plan.options.layout.images}/"
+        return [
+            (
+                meets,
+                line,
+                place,
+                image.path,
+                image.path,
+                None if image.path.startswith(folder) else folder + image.path,
+                How.LITERAL,
+                image.required,
+            )
+            for meets, (line, place, image) in zip(
+                meeting_keys(context, paths), images, strict=True
+            )
+        ]
+    references: list[Reference] = []
+    for line, place, image in images:
+        try:
+            references.append(_reference(context, piece, image, line, place))
+        except PathError as error:
+            if image.required:
+                bad.append((line, FindingKind.OUTSIDE, f"{error}: {quoted(image.path)}"))
+    meets_all = meeting_keys(context, [unified(reference.key) for reference in references])
+    return [(meets, *values) for meets, values in zip(meets_all, references, strict=True)]
+
+
+def _are_literal(context: FinalizeContext, piece: RecordsPiece, paths: Sequence[str]) -> bool:
+    """Whether all of these paths mean just what they say, as ``_reference`` would find."""
+    per_shard = context.plan.options.on_collision is OnCollision.PER_SHARD
+    return not (per_shard or piece.moves or piece.folder) and are_plain(paths)
+
+
+def _reference(
+    context: FinalizeContext, piece: RecordsPiece, image: records.Image, line: int, place: int
+) -> Reference:
+    """What a record's path means; raises ``PathError`` where it cannot be a path of the dataset."""
+    path = path_in(image)
+    literal, how, fact = path, How.LITERAL, records.problem_of_path(path)
+    if matches_spellings(context):
+        form = unified(path)
+        key = moved_path(context, piece, form)
+        if key is not None:
+            return Reference(line, place, path, key, None, How.MOVED, image.required)
+        if fact is not None or (form != path and changes_folder(context, path, form)):
+            literal, how, fact = form, How.SPELLED, records.problem_of_path(form)
+    elif piece.folder and fact is None:
+        key = piece.folder + path
+        return Reference(line, place, path, key, None, How.MOVED, image.required)
+    if fact is not None:
+        raise PathError(fact)
+    return Reference(
+        line, place, path, *literal_paths(context, piece, literal), how, image.required
+    )

@@ -1,0 +1,190 @@
+"""Forked processes that share work; threads would wait for the interpreter's lock."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import selectors
+import signal
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from typing import Any, TypeVar
+
+from jobs import rlimits
+from jobs.errors import Cause, OrchestrateError
+from jobs.runtime.progress import Progress
+
+T = TypeVar("T")
+Send = Callable[[Any], None]
+
+_LENGTH = 8  # bytes before each message
+_NUMBER = 4  # bytes of the number of a piece of work
+_AT_ONCE = 10_000  # pieces of work, whose numbers fit into a pipe (64 KiB)
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class LostError(OrchestrateError):
+    """A forked process ended without a message, usually because it was killed."""
+
+    cause = Cause.KILLED
+
+
+class Fork:
+    """A forked process that runs ``work``, which may send values that can be pickled."""
+
+    def __init__(self, work: Callable[[Send], object]) -> None:
+        read, write = os.pipe()
+        parent = os.getpid()
+        with warnings.catch_warnings():
+            # Python 3.12 warns if there are threads; the child uses no locks of theirs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            os.close(read)
+            _run(work, write, parent)
+        os.close(write)
+        self.pipe = read
+        self._rest = bytearray()
+
+    def received(self) -> tuple[list[Any], bool]:
+        """The values sent since the last call, and whether the pipe is closed; waits for either."""
+        data = os.read(self.pipe, 1 << 20)
+        self._rest += data
+        values, at = [], 0
+        while len(self._rest) - at >= _LENGTH:
+            end = at + _LENGTH + int.from_bytes(self._rest[at : at + _LENGTH], "little")
+            if len(self._rest) < end:
+                break
+            values.append(pickle.loads(self._rest[at + _LENGTH : end]))  # our own
+            at = end
+        del self._rest[:at]
+        return values, not data
+
+    def end(self) -> None:
+        """Kill the process if it is running, and reap it."""
+        os.close(self.pipe)
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        os.waitpid(self.pid, 0)
+
+
+class _Ended:
+    """The last value of a process that did all of its work."""
+
+
+def _run(work: Callable[[Send], object], out: int, parent: int) -> None:
+    """The child's main function; never returns."""
+    code = 1
+    try:
+        _die_with(parent)
+        with os.fdopen(out, "wb") as pipe:
+
+            def send(value: object) -> None:
+                data = pickle.dumps(value)
+                pipe.write(len(data).to_bytes(_LENGTH, "little") + data)
+                pipe.flush()
+
+            try:
+                work(send)
+                send(_Ended())
+            except Exception as error:  # noqa: BLE001  # raised again in the parent
+                send(error)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _die_with(parent: int) -> None:
+    """Make the kernel kill this process when its parent dies."""
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
+
+
+def gather(forks: Sequence[Fork], progress: Progress) -> Generator[Any, None, None]:
+    """The values that any of ``forks`` sends, until all have ended; always ends them.
+
+    Raises what a process raised, ``LostError`` if one was killed, ``Stopped`` if ``progress`` is
+    stopped.
+    """
+    try:
+        with selectors.DefaultSelector() as selector:
+            for fork in forks:
+                selector.register(fork.pipe, selectors.EVENT_READ, fork)
+            while selector.get_map():
+                progress.check()
+                for key, _ in selector.select(timeout=1.0):
+                    values, is_closed = key.data.received()
+                    for value in values:
+                        if isinstance(value, Exception):
+                            raise value
+                        if isinstance(value, _Ended):
+                            selector.unregister(key.fileobj)
+                        else:
+                            yield value
+                    if is_closed and key.fd in selector.get_map():
+                        raise LostError(
+                            "one of this task's processes was killed, most likely because of the "
+                            f"memory limit; run `resume` with more memory{rlimits.may_be_why()}"
+                        )
+    finally:
+        for fork in forks:
+            fork.end()
+
+
+def grouped(weights: Sequence[int], least: int) -> list[range]:
+    """Groups of consecutive indices of ``weights``, each of that total weight or slightly more."""
+    groups, start, total = [], 0, 0
+    for place, weight in enumerate(weights):
+        total += weight
+        if total >= least:
+            groups.append(range(start, place + 1))
+            start, total = place + 1, 0
+    if start < len(weights):
+        groups.append(range(start, len(weights)))
+    return groups
+
+
+def shared(work: Sequence[Callable[[], T]], *, workers: int, progress: Progress) -> Iterator[T]:
+    """What each piece of ``work`` returns, in their order.
+
+    With one worker, or one piece, the pieces are called here, else in forked processes, which take
+    the next piece when they have finished one. Raises as ``gather`` does.
+    """
+    if min(workers, len(work)) < 2:
+        yield from (piece() for piece in work)
+        return
+    for start in range(0, len(work), _AT_ONCE):
+        yield from _in_forks(work[start : start + _AT_ONCE], workers, progress)
+
+
+def _in_forks(work: Sequence[Callable[[], T]], workers: int, progress: Progress) -> Iterator[T]:
+    # A pipe is a queue that processes can share: reading a few bytes of it is atomic.
+    queue, fill = os.pipe()
+    try:
+        with os.fdopen(fill, "wb") as numbers:
+            numbers.write(b"".join(n.to_bytes(_NUMBER, "little") for n in range(len(work))))
+
+        def take(send: Send) -> None:
+            while number := os.read(queue, _NUMBER):
+                place = int.from_bytes(number, "little")
+                send((place, work[place]()))
+
+        forks = [Fork(take) for _ in range(min(workers, len(work)))]
+        early: dict[int, T] = {}
+        due = 0
+        with closing(gather(forks, progress)) as messages:
+            for place, value in messages:
+                early[place] = value
+                while due in early:
+                    yield early.pop(due)
+                    due += 1
+    finally:
+        os.close(queue)

@@ -1,0 +1,40 @@
+"""Reads a file of lines in blocks, from any of its lines on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+_BLOCK = 1 << 20  # bytes
+_STEP = 1 << 16  # bytes read at a time while looking for a line's end
+
+
+def line_start(fd: int, offset: int, size: int) -> int:
+    """The offset of the first line that begins at or after ``offset``; ``size`` if none does."""
+    if offset in (0, size):
+        return offset
+    offset -= 1
+    while offset < size and (data := os.pread(fd, _STEP, offset)):
+        place = data.find(b"\n")
+        if place >= 0:
+            return min(offset + place + 1, size)
+        offset += len(data)
+    return size
+
+
+def line_blocks(fd: int, begin: int, end: int, *, longest: int | None = None) -> Iterator[bytes]:
+    """The bytes from ``begin`` to ``end``, about a megabyte at a time, in complete lines.
+
+    At both offsets a line begins or the file ends. A line longer than ``longest`` bytes is a block
+    of its own, cut to that length.
+    """
+    while begin < end:
+        data = os.pread(fd, min(_BLOCK, end - begin), begin)
+        if not data:
+            return  # the file became shorter
+        length = data.rfind(b"\n") + 1
+        if length == 0:
+            length = line_start(fd, begin + 1, end) - begin
+            data = os.pread(fd, length if longest is None else min(length, longest), begin)
+        yield data[:length]
+        begin += length

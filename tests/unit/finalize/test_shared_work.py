@@ -1,0 +1,144 @@
+"""Finalize finds and publishes the same, however its work is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from msgspec import structs
+
+from jobs.finalize import context, cross_check, disk_partitions, scan_records
+from jobs.finalize.stage import run_finalize
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
+from jobs.runtime.process import CORES
+from jobs.runtime.progress import Progress
+from jobs.storage import line_blocks, manifest
+from tests.support.builders.staged import StagedRun, StagedShard, line, pages, png, stage, tree
+
+Result = tuple[Summary, dict[str, bytes], bytes]
+
+
+def with_everything(base: Path, options: Options) -> StagedRun:
+    """Usual files, and at least one of nearly everything that can be found."""
+    shards = [pages(0, 40), pages(40, 40), pages(80, 40)]
+    shards[0].parts = 3
+    _, second, third = shards
+    second.files["images/000003.png"] = png(3)  # the same content again
+    second.files["images/000004.png"] = png(99)  # other content
+    second.files["images/000050.png"] = png(50)[:-5]  # damaged
+    second.files["images/Ünnamed.JPG"] = b"\xff\xd8\xff\xd9"
+    second.files["Images/000061.png"] = png(61)  # like another in lower case
+    second.files["notes/read me.txt"] = b"text"
+    second.files[b"images/caf\xe9.png"] = png(7)
+    third.files["MANIFEST.jsonl"] = b"a name of ours"
+    third.files["more.zip"] = b"PK"
+    assert second.records is not None and third.records is not None
+    second.records += b"{broken\n" + line("images/missing.png") + line("../outside.png") + b"\n"
+    second.records += line("images/000041.png", id="images/000040.png")  # both are named twice
+    third.records = third.records.replace(b"images/000090.png", b"images/000090.PNG")
+    third.records = third.records.replace(b"images/000091.png", b"/data/images/000091.png")
+    third.records = third.records.replace(b"\n", b"\r\n").rstrip(b"\r\n")
+    run = stage(base, shards, options)
+    if not options.packs:
+        images = run.staging.data / "images"
+        (images / "stray.png").write_bytes(png(1))
+        if options.on_collision is OnCollision.KEEP_FIRST:
+            (images / "000004.png").write_bytes(png(4))  # that of the part that ended last
+    return run
+
+
+def usual(base: Path, options: Options) -> StagedRun:
+    shards: list[StagedShard] = [pages(0, 40), pages(40, 40)]
+    shards[0].parts = 2
+    return stage(base, shards, options)
+
+
+def finalized(base: Path, make: Callable[[Path, Options], StagedRun], options: Options) -> Result:
+    run = make(base, options)
+    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    assert problem is None, problem
+    lines = (text for text in summary.lines if str(base) not in text)
+    return (
+        structs.replace(summary, lines=tuple(lines)),
+        tree(run.staging.dest),
+        run.folder.audit.read_bytes(),
+    )
+
+
+DROP = Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.KEEP_FIRST)
+CASES = [
+    pytest.param(with_everything, DROP, id="everything"),
+    pytest.param(
+        with_everything,
+        Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.PER_SHARD),
+        id="per shard",
+    ),
+    pytest.param(
+        with_everything,
+        Options(
+            on_bad_record=OnBadRecord.DROP,
+            on_collision=OnCollision.KEEP_FIRST,
+            output=Output.WEBDATASET,
+        ),
+        id="packed by record",
+    ),
+    pytest.param(
+        with_everything,
+        Options(
+            on_bad_record=OnBadRecord.DROP,
+            on_collision=OnCollision.KEEP_FIRST,
+            output=Output.ZIP,
+            digest="sha256",
+        ),
+        id="packed",
+    ),
+    pytest.param(usual, Options(digest="sha256"), id="usual"),
+]
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_the_work_of_several_processes_gives_the_result_of_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], StagedRun],
+    options: Options,
+) -> None:
+    whole = finalized(tmp_path / "whole", make, options)
+    monkeypatch.setattr(scan_records, "_SLICE", 1000)
+    monkeypatch.setattr(line_blocks, "_BLOCK", 300)
+    monkeypatch.setattr(manifest, "_BUFFER", 400)
+    monkeypatch.setattr(disk_partitions, "_HELD", 20)
+    divided = finalized(tmp_path / "divided", make, options)
+    monkeypatch.setattr(context, "FEW", 0)
+    monkeypatch.setenv(CORES, "3")
+    assert divided == whole
+    assert finalized(tmp_path / "shared", make, options) == whole
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_the_number_of_buckets_changes_only_the_order_of_findings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], StagedRun],
+    options: Options,
+) -> None:
+    summary, published, audit = finalized(tmp_path / "one", make, options)
+    monkeypatch.setattr(disk_partitions, "ROWS", 10)
+    other, published_too, audit_too = finalized(tmp_path / "several", make, options)
+    counts = ("records", "images", "files", "bytes")
+    assert [getattr(other, name) for name in counts] == [getattr(summary, n) for n in counts]
+    assert published_too == published
+    assert sorted(audit_too.splitlines()) == sorted(audit.splitlines())
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_comparing_all_rows_finds_what_comparing_unusual_ones_finds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], StagedRun],
+    options: Options,
+) -> None:
+    found = finalized(tmp_path / "unusual", make, options)
+    monkeypatch.setattr(cross_check, "without_usual", lambda audit, found, rows: rows)
+    assert finalized(tmp_path / "all", make, options) == found

@@ -1,0 +1,108 @@
+"""Work that forked processes share."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import Cause, Stopped, StorageError
+from jobs.runtime.forks import LostError, grouped, shared
+from jobs.runtime.process import ProcessId
+from jobs.runtime.progress import Progress
+
+
+def _square(number: int) -> tuple[int, int]:
+    return number * number, os.getpid()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_results_come_in_the_order_of_the_work(workers: int) -> None:
+    work = [partial(_square, number) for number in range(50)]
+    found = list(shared(work, workers=workers, progress=Progress()))
+    assert [square for square, _ in found] == [number * number for number in range(50)]
+    assert (os.getpid() in {pid for _, pid in found}) == (workers == 1)
+
+
+def test_more_pieces_than_fit_into_a_pipe_are_all_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jobs.runtime.forks._AT_ONCE", 7)
+    work = [partial(_square, number) for number in range(30)]
+    found = [square for square, _ in shared(work, workers=2, progress=Progress())]
+    assert found == [number * number for number in range(30)]
+
+
+def test_a_large_result_arrives_whole() -> None:
+    found = list(shared([lambda: b"x" * (5 << 20)] * 3, workers=2, progress=Progress()))
+    assert found == [b"x" * (5 << 20)] * 3
+
+
+def test_the_error_of_a_process_is_raised_here() -> None:
+    def fail() -> None:
+        raise StorageError("the disk is full", cause=Cause.DISK_FULL)
+
+    with pytest.raises(StorageError, match="the disk is full") as caught:
+        list(shared([fail] * 4, workers=2, progress=Progress()))
+    assert caught.value.cause is Cause.DISK_FULL
+
+
+def test_a_killed_process_is_an_error_that_says_so() -> None:
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(LostError, match="was killed"):
+        list(shared([die, die], workers=2, progress=Progress()))
+
+
+def test_a_stop_ends_the_processes(tmp_path: Path) -> None:
+    progress = Progress()
+    progress.stop(Cause.CANCELLED, "cancelled")
+
+    def wait() -> None:
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(600)
+
+    with pytest.raises(Stopped):
+        list(shared([wait, wait], workers=2, progress=progress))
+    assert not any(ProcessId.here(int(path.name)).alive for path in tmp_path.iterdir())
+
+
+def test_processes_end_with_the_one_that_forked_them(tmp_path: Path) -> None:
+    def wait() -> None:
+        (tmp_path / str(os.getpid())).touch()
+        time.sleep(600)
+
+    parent = os.fork()
+    if parent == 0:
+        try:
+            list(shared([wait, wait], workers=2, progress=Progress()))
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    children = [int(path.name) for path in tmp_path.iterdir()]
+    assert len(children) == 2
+    while any(ProcessId.here(pid).alive for pid in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(ProcessId.here(pid).alive for pid in children)
+
+
+@pytest.mark.parametrize(
+    ("weights", "least", "groups"),
+    [
+        ([], 5, []),
+        ([9], 5, [(0, 1)]),
+        ([1, 1, 3, 4, 0], 5, [(0, 3), (3, 5)]),
+        ([0, 0], 5, [(0, 2)]),
+    ],
+)
+def test_consecutive_items_are_grouped_by_weight(
+    weights: list[int], least: int, groups: list[tuple[int, int]]
+) -> None:
+    assert [(group.start, group.stop) for group in grouped(weights, least)] == groups
