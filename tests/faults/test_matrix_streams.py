@@ -47,17 +47,17 @@ def _archive() -> bytes:
     return gzip.compress(out.getvalue(), 1)
 
 
-def _zip() -> bytes:
-    """Large enough to be fetched in ranges."""
+def _zip(times: int) -> bytes:
+    """2 MB, so many times; from 10 MB on it is fetched in ranges."""
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as archive:
         for name, data in FILES.items():
-            archive.writestr(zipfile.ZipInfo(name), data * 5)
+            archive.writestr(zipfile.ZipInfo(name), data * times)
     return out.getvalue()
 
 
 ARCHIVE = _archive()
-ZIP = _zip()
+ZIP = _zip(5)
 
 
 class Streaming:
@@ -194,6 +194,22 @@ def test_a_run_killed_while_a_zip_arrives_goes_on_with_the_parts_that_are_left(
     after = zipped.manifests()
     assert {name: after[name] for name in before} == before
     assert zipped.web.bytes_sent("/a.zip") - sent < len(ZIP)
+
+
+def test_a_run_killed_while_a_zip_arrives_that_is_not_stored_writes_no_finished_part_again(
+    cli: Cli, web: FaultyServer, tmp_path: Path
+) -> None:
+    archive = _zip(12)
+    large = Streaming(cli, web, tmp_path / "data", "a.zip", archive, 12)
+    large.words += ("--temp-limit", "16M", "--connections", "2")
+    large.begin(parts=2, rate=4_000_000, kills=True)
+    before = large.manifests()
+    assert 2 <= len(before) < PARTS
+    assert large.folder().finished_ids() == set()
+    large.cli.run("resume")
+    large.check_complete()
+    after = large.manifests()
+    assert {name: after[name] for name in before} == before
 
 
 def test_a_wrong_byte_of_a_zip_takes_back_all_that_was_extracted_and_the_right_bytes_win(
