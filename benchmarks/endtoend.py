@@ -191,15 +191,18 @@ def missing() -> str | None:
     return None
 
 
-_HEAD = ("link, MB/s", "source", "with", "s", "of the link", "written out", *STAGES, "every file")
+_HEAD = (
+    *("link, MB/s", "source", "with", "s", "of the link", "written out", "CPU s"),
+    *(*STAGES, "every file"),
+)
 
 
 def lines(rate: int, name: str, found: Mapping[str, list[Outcome]]) -> Iterator[tuple[str, ...]]:
     """The table's lines for a packing; seconds are medians, ours first."""
     alone = statistics.median(outcome.seconds for outcome in found[_ALONE])
-    for _, label, seconds, synced, *stages, wrong in websight.lines(name, found):
+    for _, label, seconds, synced, cpu, *stages, wrong in websight.lines(name, found):
         ratio = f"{float(seconds) / alone:.2f}"
-        rest = ("", *stages, "") if label == _ALONE else (synced, *stages, wrong)
+        rest = ("", "", *stages, "") if label == _ALONE else (synced, cpu, *stages, wrong)
         yield (str(rate) if rate else "none", name, label, seconds, ratio, *rest)
 
 

@@ -1,6 +1,7 @@
 """WebSight-v2 at its own size through every source and packing, against what people do by hand.
 
     python -m benchmarks.websight --dir /scratch/bench [--only tar.gz --only hub] [--records 2000]
+    python -m benchmarks.websight --only tar.gz --engine local --output files --output webdataset
 
 79,413 different pages and records, about 2.6 GB, are made once in the folder, packed, and brought
 in by the whole command, from Enter to published; on this machine, and on a private Slurm of four
@@ -18,6 +19,7 @@ import argparse
 import hashlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -37,8 +39,10 @@ from benchmarks.websight_data import (
     Dataset,
     by_record,
     difference,
+    packed_digests,
     tree_digests,
 )
+from jobs.model import Output
 from tests.support.cluster.slurm import PrivateSlurm, available, clean_environment
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
@@ -166,6 +170,7 @@ class Outcome:
 
     seconds: float  # from Enter to the prompt
     synced: float  # until the data was on the disk too
+    cpu: float = 0  # seconds of CPU time
     wrong: str = ""  # how the result differs from the source; empty: it does not
     stages: Mapping[str, float] = field(default_factory=dict)  # seconds of each, of ours
 
@@ -180,12 +185,13 @@ class Bench:
         self._turns = 0
         self._compared_folders: list[Path] = []
 
-    def ours(self, row: Row, engine: str) -> Outcome:
+    def ours(self, row: Row, engine: str, output: Output = Output.FILES) -> Outcome:
         """Launch and wait: download, extract, verify, publish."""
         out = self._new_folder()
         env = self._env(row) | (self._slurm.env if engine == "slurm" else {})
         nodes = ("--parallel", "4") if engine == "slurm" else ()
         words = ["launch", "--engine", engine, "--wait", "--json", "--yes", *nodes, *row.words]
+        words += ["--output", output.value]
         words += ["--dest", str(out), "--log-dir", str(self._runs / "logs"), *self._source(row)]
         command = [sys.executable, "-m", "orchestrator.cli", *words]
         done, outcome = self.timed(command, env)
@@ -193,7 +199,7 @@ class Bench:
             return replace(outcome, wrong=f"exit code {done.returncode}: {_reason(done)}")
         stages = json.loads(done.stdout)["stages"]
         taken = {name: float(stages[name]["elapsed_s"] or 0) for name in STAGES}
-        return replace(outcome, stages=taken, wrong=self._compared(row, out))
+        return replace(outcome, stages=taken, wrong=self._compared(row, out, output))
 
     def by_hand(self, row: Row, command: str) -> Outcome:
         """What a person types, in the shell."""
@@ -212,7 +218,7 @@ class Bench:
     ) -> tuple[subprocess.CompletedProcess[str], Outcome]:
         """Run a command, which reads ``given``, and then write everything to the disk."""
         os.sync()
-        begun = time.perf_counter()
+        begun, used = time.perf_counter(), _cpu_of_children()
         done = subprocess.run(
             command,
             env=clean_environment() | env,
@@ -222,12 +228,14 @@ class Bench:
             check=False,
         )
         seconds = time.perf_counter() - begun
+        cpu = _cpu_of_children() - used
         subprocess.run(["sync", "-f", str(self._runs)], check=True)
-        return done, Outcome(seconds, time.perf_counter() - begun)
+        return done, Outcome(seconds, time.perf_counter() - begun, cpu)
 
-    def _compared(self, row: Row, out: Path) -> str:
+    def _compared(self, row: Row, out: Path, output: Output = Output.FILES) -> str:
         """How a result differs from what the source was made of."""
-        found = tree_digests(out, leave=OWN)
+        packed = output is not Output.FILES
+        found = packed_digests(out) if packed else tree_digests(out, leave=OWN)
         expected = self.dataset.expected(row.packing)
         if row.served == "hub":
             expected["README.md"] = hashlib.sha256(CARD).hexdigest()
@@ -321,6 +329,12 @@ class Bench:
         return own | (self._hub.env if row.served == "hub" else {})
 
 
+def _cpu_of_children() -> float:
+    """Seconds of CPU time of all processes that have ended; those of Slurm are not of them."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def installed(program: str) -> str | None:
     """The path of a program, sought where administrators' programs are too."""
     places = (os.environ.get("PATH", os.defpath), "/usr/sbin", str(Path(sys.executable).parent))
@@ -339,14 +353,18 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
 
 # The table -----------------------------------------------------------------------------------
 
-_HEAD = ("source", "with", "s", "written out", *STAGES, "every file")
+_HEAD = ("source", "with", "s", "written out", "CPU s", *STAGES, "every file")
 
 
-def turns(bench: Bench, row: Row, engines: Sequence[str]) -> dict[str, Callable[[], Outcome]]:
+def turns(
+    bench: Bench, row: Row, engines: Sequence[str], outputs: Sequence[Output] = (Output.FILES,)
+) -> dict[str, Callable[[], Outcome]]:
     """What takes turns on a row: ours on each engine, and what can be done by hand here."""
-    found: dict[str, Callable[[], Outcome]] = {
-        f"{TOOL}, {engine}": partial(bench.ours, row, engine) for engine in engines
-    }
+    found: dict[str, Callable[[], Outcome]] = {}
+    for engine in engines:
+        for output in outputs:
+            label = f"{TOOL}, {engine}" + (f", {output.value}" if len(outputs) > 1 else "")
+            found[label] = partial(bench.ours, row, engine, output)
     for label, command in row.by_hand.items():
         if row.lacks(command) is None:
             found[label] = partial(bench.by_hand, row, command)
@@ -354,19 +372,20 @@ def turns(bench: Bench, row: Row, engines: Sequence[str]) -> dict[str, Callable[
 
 
 def measure(
-    bench: Bench, name: str, engines: Sequence[str], rounds: int
+    bench: Bench, name: str, engines: Sequence[str], outputs: Sequence[Output], rounds: int
 ) -> dict[str, list[Outcome]]:
     """The outcomes of ours, by engine, and of what is done by hand, in turn."""
     row = ROWS[name]
     bench.warm(row)
-    contenders = turns(bench, row, engines)
+    contenders = turns(bench, row, engines, outputs)
     outcomes: dict[str, list[Outcome]] = {label: [] for label in contenders}
     for _ in range(rounds):
         for label, turn in contenders.items():
             outcome = turn()
             outcomes[label].append(outcome)
             said = outcome.wrong or "right"
-            print(f"{name}: {label}: {outcome.seconds:.1f} s, {said}", file=sys.stderr, flush=True)
+            took = f"{outcome.seconds:.1f} s, of CPU {outcome.cpu:.1f}"
+            print(f"{name}: {label}: {took}, {said}", file=sys.stderr, flush=True)
     return outcomes
 
 
@@ -381,6 +400,7 @@ def lines(name: str, outcomes: Mapping[str, list[Outcome]]) -> Iterator[tuple[st
             label,
             median([outcome.seconds for outcome in found]),
             median([outcome.synced for outcome in found]),
+            median([outcome.cpu for outcome in found]),
             *stages,
             next((outcome.wrong for outcome in found if outcome.wrong), "right"),
         )
@@ -427,7 +447,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, default=40)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--engine", action="append", choices=ENGINES, help="may be repeated")
+    parser.add_argument(
+        "--output", action="append", type=Output, choices=list(Output), help="may be repeated"
+    )
     chosen = parser.parse_args(argv)
+    outputs = chosen.output or [Output.FILES]
     names = chosen.only or tuple(ROWS)
     engines = chosen.engine or ENGINES
     for line in left_out(names, engines):
@@ -448,7 +472,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ExitStack() as stack:
             bench = Bench(runs, dataset, stack)
             for name in names:
-                found += lines(name, measure(bench, name, engines, chosen.rounds))
+                found += lines(name, measure(bench, name, engines, outputs, chosen.rounds))
     finally:
         print(table([_HEAD, *found]))
         shutil.rmtree(runs if chosen.dir else root, ignore_errors=True)

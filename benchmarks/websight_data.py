@@ -13,11 +13,13 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from examples.samples import IMAGES, RECORDS, make_dataset, marked
 
@@ -255,6 +257,53 @@ def tree_digests(folder: Path, *, leave: frozenset[str] = frozenset()) -> dict[s
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda path: _digest(folder / path), paths, chunksize=64)
         return dict(zip(paths, found, strict=True))
+
+
+def packed_digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of each file of a packed dataset by its path, read by others' code from its shards.
+
+    The image of a sample has the path that its record names.
+    """
+    packed = json.loads((folder / "RECEIPT.json").read_bytes())["packed"]
+    found = {RECORDS: _digest(folder / RECORDS)}
+    if packed["kind"] == "webdataset":
+        for image, record in _tar_pairs(sorted(folder.glob("*-*.tar"))):
+            found[json.loads(record)["image"]] = hashlib.sha256(image).hexdigest()
+        shards = sorted((folder / "other").glob("*.tar"))
+    elif packed["kind"] == "zip":
+        for path in sorted(folder.glob("*.zip")):
+            with zipfile.ZipFile(path) as file:
+                found |= {
+                    name: hashlib.sha256(file.read(name)).hexdigest() for name in file.namelist()
+                }
+        shards = []
+    else:
+        shards = [folder / packed["shards"][0]]
+    for path in shards:
+        command = ["sqfs2tar" if path.suffix == ".squashfs" else "cat", str(path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+            for name, data in _members(reader.stdout):
+                found[name] = hashlib.sha256(data).hexdigest()
+    return found
+
+
+def _tar_pairs(tars: Sequence[Path]) -> Iterator[tuple[bytes, bytes]]:
+    """The image and the record of each sample."""
+    for path in tars:
+        with path.open("rb") as file:
+            members = _members(file)
+            for (name, image), (record_name, record) in zip(members, members, strict=True):
+                assert record_name == f"{name.partition('.')[0]}.json", name
+                yield image, record
+
+
+def _members(stream: IO[bytes] | None) -> Iterator[tuple[str, bytes]]:
+    with tarfile.open(fileobj=stream, mode="r|", bufsize=_BLOCK) as archive:
+        for member in archive:
+            archive.members = []  # type: ignore[attr-defined]  # or it holds all of them
+            file = archive.extractfile(member)
+            if file is not None:
+                yield member.name, file.read()
 
 
 def _files(folder: Path) -> Iterator[str]:

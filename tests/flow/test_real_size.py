@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ from benchmarks.websight_data import (
     without_zip64,
 )
 from examples import samples
+from jobs.model import Output
 from tests.support.cli import Cli
 from tests.support.cluster.slurm import available
 from tests.support.servers.webserver import FaultyServer
@@ -203,14 +205,21 @@ def all_right(outcomes: Mapping[str, list[Outcome]]) -> None:
 
 @pytest.mark.parametrize("name", websight.ROWS)
 def test_every_row_of_the_benchmark_is_right(bench: Bench, name: str) -> None:
-    all_right(websight.measure(bench, name, ["local"], rounds=1))
+    all_right(websight.measure(bench, name, ["local"], [Output.FILES], rounds=1))
+
+
+@pytest.mark.parametrize("name", ["tar.gz", "shards.tar.gz", "parquet"])
+def test_every_output_of_the_benchmark_is_right(bench: Bench, name: str) -> None:
+    if shutil.which("sqfs2tar") is None:
+        pytest.skip("sqfs2tar is not installed (squashfs-tools-ng)")
+    all_right(websight.measure(bench, name, ["local"], list(Output), rounds=1))
 
 
 @pytest.mark.slurm
 def test_the_benchmark_runs_on_a_slurm_of_four_nodes(bench: Bench) -> None:
     if reason := available(accounting=False):
         pytest.skip(reason)
-    all_right(websight.measure(bench, "shards.tar.gz", ["slurm"], rounds=1))
+    all_right(websight.measure(bench, "shards.tar.gz", ["slurm"], [Output.FILES], rounds=1))
 
 
 def test_the_benchmark_reports_what_is_wrong_and_exits_with_1(
