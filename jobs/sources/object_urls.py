@@ -143,6 +143,8 @@ def denied(url: ObjectUrl, client: StoreClient) -> SourceError:
             f"other credentials ({client.login}), or if it is public, none "
             f"({ANONYMOUS[url.scheme]}=YES)"
         )
+        if url.scheme == "s3":
+            remedy += "; if its readers pay, set AWS_REQUEST_PAYER=requester"
     else:
         remedy = f"it is not public, and no credentials were found; give them by {client.login}"
     return SourceError(f"{url}: access is denied: {remedy}", cause=Cause.AUTHENTICATION)

@@ -39,6 +39,15 @@ _WRONG_KEYS = {
 _ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 
+def _payer() -> dict[str, str]:
+    """The parameter of requests for buckets whose readers pay, where the user has agreed to.
+
+    The variable is GDAL's: https://gdal.org/en/stable/user/virtual_file_systems.html
+    """
+    agreed = os.environ.get("AWS_REQUEST_PAYER") == "requester"
+    return {"RequestPayer": "requester"} if agreed else {}
+
+
 class S3Client:
     """Buckets at one endpoint. botocore lists and signs; bytes come over plain HTTPS."""
 
@@ -82,7 +91,10 @@ class S3Client:
                 self._client(prefix)
                 .get_paginator("list_objects_v2")
                 .paginate(
-                    Bucket=prefix.bucket, Prefix=prefix.key, PaginationConfig={"MaxItems": most}
+                    Bucket=prefix.bucket,
+                    Prefix=prefix.key,
+                    PaginationConfig={"MaxItems": most},
+                    **_payer(),
                 )
             )
             return [
@@ -97,7 +109,7 @@ class S3Client:
         from botocore.exceptions import ClientError
         from requests.structures import CaseInsensitiveDict
 
-        names = {"Bucket": url.bucket, "Key": url.key}
+        names = {"Bucket": url.bucket, "Key": url.key, **_payer()}
         with _Errors(self, url):
             client = self._client(url)
             try:
@@ -118,10 +130,14 @@ class S3Client:
 
     def target(self, url: ObjectUrl, version: str | None) -> Target:
         with _Errors(self, url):
+            names = {"Bucket": url.bucket, "Key": url.key, **_payer()}
             signed = self._client(url).generate_presigned_url(
-                "get_object", Params={"Bucket": url.bucket, "Key": url.key}, ExpiresIn=SIGNED_S
+                "get_object", Params=names, ExpiresIn=SIGNED_S
             )
-        return Target(signed, {"If-Match": version} if version else {})
+        headers = {"If-Match": version} if version else {}
+        if "RequestPayer" in names:  # a header that is signed
+            headers["x-amz-request-payer"] = names["RequestPayer"]
+        return Target(signed, headers)
 
     # Clients ------------------------------------------------------------------------------------
 

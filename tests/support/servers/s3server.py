@@ -38,6 +38,7 @@ class S3Server(WebServer):
         self._moto.post("/moto-api/reset")
         self._public: set[str] = set()
         self._denied: set[str] = set()  # paths
+        self.reader_pays = False  # requests have to agree to that
         self.later = timedelta()  # how much later it is here than for the client
         super().__init__(("s3", "other"))
         self.anonymous_env = {
@@ -120,6 +121,8 @@ class S3Server(WebServer):
         if not hmac.compare_digest(given.signature, given.signed(request, self.secret)):
             return "SignatureDoesNotMatch"
         if datetime.now(timezone.utc) + self.later > given.until:
+            return "AccessDenied"
+        if self.reader_pays and request.headers.get("x-amz-request-payer") != "requester":
             return "AccessDenied"
         return "AccessDenied" if request.path in self._denied else None
 

@@ -161,6 +161,17 @@ def test_public_objects_need_no_credentials(
     assert "AWS_PROFILE" in error.message
 
 
+def test_a_bucket_whose_readers_pay_is_read_by_those_who_agree(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.put("one.tar.gz", GZ)
+    s3.reader_pays = True
+    assert "AWS_REQUEST_PAYER=requester" in refused("s3://pages/").message
+    monkeypatch.setenv("AWS_REQUEST_PAYER", "requester")
+    assert names(opened("s3://pages/")) == ["one.tar.gz"]
+    assert fetch(opened("s3://pages/one.tar.gz"), tmp_path / "out") == GZ
+
+
 def test_credentials_that_do_not_fit_can_be_ignored(
     s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
