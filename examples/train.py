@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 BATCH = 32
-WORKERS = 4
+WORKERS = min(4, len(os.sched_getaffinity(0)))  # processes that read ahead
 Page = tuple[bytes, dict[str, Any]]  # an image, and its record
 
 
