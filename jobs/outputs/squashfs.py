@@ -206,4 +206,5 @@ class Squashfs(PackedOutput):
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
         """See ``PackedOutput.how_to_read``."""
         image = shlex.quote(str(folder / f"{name}{self.ending}"))
-        return f"squashfuse {image} /mnt", f"apptainer exec -B {image}:/data:image-src=/ IMAGE.sif"
+        bind = f"{image}:/data:image-src=/"
+        return f"squashfuse {image} /mnt", f"apptainer exec -B {bind} IMAGE.sif ls /data"
