@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from msgspec import structs
+
 from jobs.archives.base import Archive, TopChanged
 from jobs.archives.detect import HEAD, TARS, sniff
 from jobs.archives.registry import with_samples
@@ -71,7 +73,7 @@ class ShardStream:
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._shard = shard
+        self._shard = shard if arrivals is not None else _as_it_is(shard, files)
         self._files = files
         self._arrivals = arrivals
         self._progress = progress
@@ -291,6 +293,16 @@ class ShardStream:
         if self._arrivals is not None:
             return [each.reader for each in self._arrivals]
         return [_opener(path) for path in self._files]
+
+
+def _as_it_is(shard: Shard, paths: Sequence[Path]) -> Shard:
+    """``shard`` with the sizes of its files: a damaged local one may have been replaced."""
+    pairs = zip(shard.files, paths, strict=True)
+    files = (
+        structs.replace(file, size=path.stat().st_size if path.is_file() else file.size)
+        for file, path in pairs
+    )
+    return structs.replace(shard, files=tuple(files))
 
 
 def _opener(path: Path) -> Callable[[], Arriving]:

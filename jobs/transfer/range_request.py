@@ -196,7 +196,8 @@ class RangeRequest:
             return
         error = SourceError(
             f"{self._draft.name}: {reply.site} announces {content} bytes, but {want} were "
-            f"{'published' if published is not None else 'announced before'}",
+            f"{'published' if published is not None else 'announced before'}; run `resume` later, "
+            "or launch again if the file was replaced",
             cause=Cause.CHANGED,
         )
         if published is not None:

@@ -22,7 +22,7 @@ from orchestrator.inspection.metrics import (
     bytes_fetched,
     count_stages,
 )
-from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
+from orchestrator.inspection.state import CONSEQUENCES, RunState, RunStatus, TaskStatus
 
 PROGRAM = "websight-orchestrate"
 
@@ -288,7 +288,7 @@ def _failures(state: RunState, run: str, look: TerminalStyle) -> Iterator[str]:
     if not groups:
         return
     yield look.paint(units.plural(len(state.problems), "problem"), "bold", "red")
-    causes = [group for group in groups if group.cause is not Cause.NOT_FETCHED] or groups
+    causes = [group for group in groups if group.cause not in CONSEQUENCES] or groups
     for group in causes:
         yield from _failure(group, run, look)
     follow = len(state.problems) - sum(len(group.problems) for group in causes)

@@ -29,6 +29,8 @@ from orchestrator.engines.base import EngineState, TaskState
 LATE_S = 60.0
 # How long a process on another host may take for a submission.
 SUBMITTING_S = 600.0
+# Such problems only follow from others: shards are missing, or the job before it failed.
+CONSEQUENCES = frozenset({Cause.NOT_FETCHED, Cause.DEPENDENCY})
 
 
 class RunStatus(str, Enum):
@@ -370,11 +372,10 @@ def _run_status(
         return RunStatus.RUNNING
     if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
         return RunStatus.PLANNED
-    # Finalize's problem with missing shards is a consequence of the shards' problems.
     outcomes = {
         open_problem.outcome
         for open_problem in problems
-        if open_problem.problem.cause not in (Cause.NOT_FETCHED, Cause.DEPENDENCY)
+        if open_problem.problem.cause not in CONSEQUENCES
     }
     return RunStatus.FAILED if outcomes == {Outcome.FAILED} else RunStatus.INCOMPLETE
 

@@ -365,10 +365,12 @@ def test_a_damaged_shard_stops_nobody_and_resume_does_only_what_is_missing(
     assert cli.status()["state"] == "done"
 
 
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz", "zip"])
 def test_a_truncated_archive_may_be_replaced_by_the_complete_one(
-    cli: Cli, dataset: Path, shards: Path, tmp_path: Path
+    cli: Cli, dataset: Path, tmp_path: Path, suffix: str
 ) -> None:
-    bad = _copy(shards, tmp_path / "source")[2]
+    (tmp_path / "source").mkdir()
+    bad = samples.pack_one(dataset, tmp_path / "source", suffix)
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     launch(cli, tmp_path / "data", "--local-path", tmp_path / "source", rc=1)
