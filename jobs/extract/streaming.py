@@ -174,7 +174,7 @@ class ShardStream:
                 log.info("%s is left to extract tasks: %s", self._shard.id, error.message)
                 self._take_back(files=False)
             except NotStored as error:
-                fact = "its directory is too large, or a member has to be read twice (a link?)"
+                fact = "a member has to be read twice (the target of a link, for example)"
                 raise self._read_only_once(fact) from error
             arriving.wait_until_complete()
         return Streamed(Format.ZIP)
@@ -184,7 +184,10 @@ class ShardStream:
         finished = self._finished(part)
         if finished is None and arriving.is_complete and self._stored:
             return
-        span = stream.span(part)
+        try:
+            span = stream.span(part)
+        except NotStored as error:
+            raise self._read_only_once("its directory is too large") from error
         if finished == span:
             return
         self._folder.manifest(part).unlink(missing_ok=True)
