@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 
 from jobs.archives.base import Member, MemberKind, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
@@ -13,7 +14,6 @@ from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing
 from jobs.storage.folder_listing import ListedEntry
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 _CHUNK = 1 << 20  # bytes
@@ -34,8 +34,8 @@ class FolderArchive:
     top: str | None = None
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
-        self._listing = folder.shards / f"{shard.id}.listing"
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
+        self._listing = Path(fetched.files[0])
         self._cuts = fetched.cuts
         self._label = shard.name
         self._options = options

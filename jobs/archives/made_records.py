@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import IO
 
 from jobs.archives.base import Member, MemberKind
-from jobs.storage.run_folder import RunFolder
 
 _BLOCK = 1 << 20  # bytes
 
 
 @contextmanager
-def spool(folder: RunFolder) -> Iterator[IO[bytes]]:
-    """A temporary file without a name beside the archives, for the records."""
-    place = Path(folder.load_plan().temp)
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=place, buffering=_BLOCK) as file:
+def spool(folder: Path) -> Iterator[IO[bytes]]:
+    """A temporary file without a name in ``folder``, for the records."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, buffering=_BLOCK) as file:
         yield file
 
 

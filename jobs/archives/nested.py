@@ -15,8 +15,7 @@ from jobs.archives.base import Archive
 from jobs.archives.registry import member_index, open_archive
 from jobs.errors import ArchiveError, Cause
 from jobs.formats import magic
-from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
-from jobs.storage.run_folder import RunFolder
+from jobs.model import Fetched, Part, Plan, Shard, ShardKind, SourceFile
 from jobs.storage.safe_paths import quoted, text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
@@ -76,37 +75,39 @@ def shard_of(shard: Shard, path: bytes) -> Shard:
     return Shard(f"{shard.id}/{name}", ShardKind.ARCHIVE, (file,))
 
 
-def options_of(options: Options) -> Options:
-    """The options for a nested archive: no further level, no fixed number of stripped components.
+def plan_of(plan: Plan) -> Plan:
+    """The plan for nested archives: no further level, no fixed number of stripped components.
 
     Files like WebDataset samples stay files, because the records may be beside the archive.
     """
+    options = plan.options
     strip = None if options.strip_components is None else 0
     layout = options.layout
     if layout.name == "auto":
         layout = structs.replace(layout, name="websight")
-    return structs.replace(options, layout=layout, nested=False, strip_components=strip)
+    options = structs.replace(options, layout=layout, nested=False, strip_components=strip)
+    return structs.replace(plan, options=options)
 
 
 @contextmanager
 def opened(
-    shard: Shard, chunks: Iterable[memoryview], options: Options, folder: RunFolder, temporary: Path
+    shard: Shard, chunks: Iterable[memoryview], plan: Plan, temporary: Path
 ) -> Iterator[Archive]:
     """Open the nested archive ``shard`` with content ``chunks``, through a file in ``temporary``.
 
-    ``options``: the outer archive's. Raises ``ArchiveError`` if it is not an archive.
+    ``plan``: from ``plan_of``. Raises ``ArchiveError`` if it is not an archive.
     """
     path = temporary / f".nested.{shard.id.replace('/', '.')[:100]}.{os.getpid()}"
     try:
         with path.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
-        inner = options_of(options)
+        options = plan.options
         fetched = _fetched(path, shard)
-        if inner.layout.has_records and inner.strip_components is None:
+        if options.layout.has_records and options.strip_components is None:
             # The file is complete, so its headers determine the top folder.
-            fetched = member_index(fetched, shard, inner, folder)
-        yield open_archive(fetched, shard, inner, folder)
+            fetched = member_index(fetched, shard, options)
+        yield open_archive(fetched, shard, plan)
     except ArchiveError as error:
         raise _with_option(error, shard) from error
     finally:

@@ -12,7 +12,6 @@ from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 
 _CHUNK = 1 << 20  # bytes
@@ -24,7 +23,7 @@ class PlainFile:
     top: str | None = None
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._files = fetched.files
         self._size = sum(fetched.sizes)
         self._name = os.fsencode(shard.name)
@@ -88,7 +87,7 @@ class CompressedFile:
     top: str | None = None
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
         self._archive = quoted(shard.name)[1:-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 from jobs.archives.base import Archive, Member, MemberKind, unsupported
@@ -17,7 +18,6 @@ from jobs.archives.member_names import normalized
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import junk_kind, quoted, sample_key
 
 _JSON = frozenset({"json", "jsn"})
@@ -97,12 +97,12 @@ class Samples:
 
     top = ""  # the names are generated here, so nothing is stripped
 
-    def __init__(self, archive: Archive, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, archive: Archive, shard: Shard, options: Options, temporary: Path) -> None:
         self._archive = archive
         self._label = quoted(shard.name)[1:-1]
         self._layout = options.layout
         self._strip = options.strip_components or 0
-        self._folder = folder
+        self._temporary = temporary
         self._without = 0  # keys without an image
         self._example = b""
 
@@ -123,7 +123,7 @@ class Samples:
         """See ``Archive.members``: the part's images, and its records at the end."""
         sample = _Sample()
         absorbed, mtime = 0, 0.0
-        with spool(self._folder) as lines:
+        with spool(self._temporary) as lines:
             for member in self._archive.members(part):
                 mtime = member.mtime
                 name = self._name(member)

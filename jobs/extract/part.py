@@ -8,8 +8,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from msgspec import structs
-
 from jobs.archives import member_names, nested
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, damaged, too_large
 from jobs.archives.detect import TARS
@@ -340,12 +338,12 @@ class _Pass:
         records = RecordsFile(
             self._staging.inner_records(work.part, ordinal), self._options, self._progress
         )
+        plan = nested.plan_of(self._plan)
         with (
             closing(records),
             # Next to the data: the temporary folder may have space for the archives only.
-            nested.opened(shard, chunks, self._options, work.folder, self._staging.root) as archive,
+            nested.opened(shard, chunks, plan, self._staging.root) as archive,
         ):
-            plan = structs.replace(self._plan, options=nested.options_of(self._options))
             names = MemberPaths(plan, shard, top=archive.top)
             names.left_out = self._names.left_out
             below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]

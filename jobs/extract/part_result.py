@@ -91,7 +91,7 @@ class PartExtractor:
         if self._open is None or self._open[0] != work.shard.id:
             self._open = None  # closed before the next one is opened
             work.check_unchanged()
-            archive = open_archive(work.fetched, work.shard, self._plan.options, self._folder)
+            archive = open_archive(work.fetched, work.shard, self._plan)
             self._open = (work.shard.id, archive)
         return self._open[1]
 

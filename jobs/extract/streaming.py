@@ -164,7 +164,7 @@ class ShardStream:
         self._parts = [part for part in self._parts if part.index % self._turns == self._turn]
         (arrivals,) = self._arrivals
         with closing(arrivals.at_any_offset()) as arriving:
-            stream = ZipStream(arriving, self._shard, self._plan.options, self._folder)
+            stream = ZipStream(arriving, self._shard, self._plan.options)
             try:
                 for part in self._parts:
                     self._zip_part(stream, arriving, part)
@@ -193,7 +193,7 @@ class ShardStream:
         self._folder.manifest(part).unlink(missing_ok=True)
         if arriving.is_complete and self._stored:
             return
-        archive = with_samples(stream, Format.ZIP, self._shard, self._plan.options, self._folder)
+        archive = with_samples(stream, Format.ZIP, self._shard, self._plan)
         try:
             self._extract(stream, archive, part)
         except ArchiveError as error:
@@ -202,7 +202,7 @@ class ShardStream:
             log.info("%s is left to an extract task: %s", part.id, error.message)
 
     def _read_tar(self, stream: TarStream) -> None:
-        archive = with_samples(stream, stream.format, self._shard, self._plan.options, self._folder)
+        archive = with_samples(stream, stream.format, self._shard, self._plan)
         copies = False
         for part in self._parts:
             finished = self._finished(part)

@@ -89,16 +89,15 @@ def _extract(context: FinalizeContext, part: Part, fetched: Fetched, lost: list[
     from jobs.archives.registry import open_archive
 
     own, inner = _members(context, part, lost)
-    shard, options = context.shards[part.shard], context.plan.options
-    for member in open_archive(fetched, shard, options, context.folder).members(part):
+    shard, plan = context.shards[part.shard], context.plan
+    for member in open_archive(fetched, shard, plan).members(part):
         if member.ordinal in own:
             _replace(context, own[member.ordinal], member.chunks)
         elif member.ordinal in inner:
             path, conflicts = inner[member.ordinal]
             archive = nested.shard_of(shard, path.encode())
-            with nested.opened(
-                archive, member.chunks, options, context.folder, context.scratch
-            ) as reader:
+            inner_plan = nested.plan_of(plan)
+            with nested.opened(archive, member.chunks, inner_plan, context.scratch) as reader:
                 for file in reader.members(nested.whole_part(archive)):
                     if file.ordinal in conflicts:
                         _replace(context, conflicts[file.ordinal], file.chunks)

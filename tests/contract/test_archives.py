@@ -14,18 +14,17 @@ from pathlib import Path
 import pytest
 
 from jobs.archives.base import MemberKind
-from jobs.archives.registry import open_archive
 from jobs.archives.tar import scan
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES
 from tests.support.archives.reading import (
-    NO_FOLDER,
     digests,
     fetched,
     opened,
     part_digests,
     read_through,
+    reader_of,
 )
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
@@ -317,7 +316,7 @@ def test_one_pass_makes_a_plain_tar_that_parts_are_cut_from(archive: Path, tmp_p
         assert followed.plain == str(plain)
         assert [path.name for path in tmp_path.iterdir()] == ["plain.tar"]
     whole = digests(archive)
-    reader = open_archive(followed, shard, OPTIONS, NO_FOLDER)
+    reader = reader_of(followed, shard, OPTIONS)
     parts = [part_digests(reader, Part("s0", index, 4)) for index in range(4)]
     assert {path: value for part in parts for path, value in part.items()} == whole
     assert followed.members is not None and followed.members >= len(whole)

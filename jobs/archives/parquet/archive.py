@@ -24,7 +24,6 @@ from jobs.formats.pictures import (
     from_table,
 )
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 if TYPE_CHECKING:
@@ -49,11 +48,11 @@ class ParquetArchive:
 
     top: str | None = None
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options, temporary: Path) -> None:
         self._archive = quoted(shard.name)[1:-1]
         self._shard = shard
         self._options = options
-        self._folder = folder
+        self._temporary = temporary
         if len(fetched.files) != 1:
             raise unsupported(self._archive, "is a parquet file in several pieces")
         self._path = Path(fetched.files[0])
@@ -74,7 +73,7 @@ class ParquetArchive:
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
-        with self._opened() as file, self._damage(), spool(self._folder) as lines:
+        with self._opened() as file, self._damage(), spool(self._temporary) as lines:
             groups, first, count = _groups_of(file, part)
             rows = _Rows(self._shard.id, self._options, file, self._archive)
             self.warnings = rows.warnings

@@ -17,7 +17,6 @@ from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
 from jobs.runtime.process import cores
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 _HEAD = 8 << 20  # inflated bytes that are examined for the top folder
@@ -28,7 +27,7 @@ class TarArchive:
 
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
         self._archive = quoted(shard.name)[1:-1]

@@ -23,7 +23,6 @@ from jobs.archives.zip.entry import (
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 
 _BLOCK = 1 << 20  # bytes
@@ -34,7 +33,7 @@ _DESCRIPTOR = 24  # bytes, at most
 class ZipArchive:
     """Reads entries in their order in the file, so that the disk is read sequentially."""
 
-    def __init__(self, fetched: Fetched, shard: Shard, options: Options, folder: RunFolder) -> None:
+    def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
         self._archive = quoted(shard.name)[1:-1]

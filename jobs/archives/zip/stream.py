@@ -8,7 +8,6 @@ from typing import Protocol
 from jobs.archives.streams import RandomAccess
 from jobs.archives.zip.archive import ZipArchive
 from jobs.model import Fetched, Format, Options, Part, Shard, Span
-from jobs.storage.run_folder import RunFolder
 
 
 class Arriving(RandomAccess, Protocol):
@@ -26,10 +25,8 @@ class ZipStream(ZipArchive):
 
     format = Format.ZIP
 
-    def __init__(
-        self, arriving: Arriving, shard: Shard, options: Options, folder: RunFolder
-    ) -> None:
-        super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options, folder)
+    def __init__(self, arriving: Arriving, shard: Shard, options: Options) -> None:
+        super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options)
         self._arriving = arriving
 
     @cached_property

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 from jobs.archives.base import Archive, MemberKind
 from jobs.archives.detect import TARS, sniff
@@ -15,10 +14,8 @@ from jobs.archives.tar.stream import Arriving, Streamed, TarStream
 from jobs.errors import UnsafeMemberError
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import is_folder_itself, safe_path, text_of
-
-NO_FOLDER = cast(RunFolder, None)  # readers of archives need none
+from tests.support.builders.cases import plan
 
 
 def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetched, Shard]:
@@ -67,7 +64,12 @@ def opened(
     evidence, shard = fetched(*paths, parts=parts)
     if parts > 1:
         evidence = read_through(shard, options).applied(evidence)
-    return open_archive(evidence, shard, options, NO_FOLDER), evidence, shard
+    return reader_of(evidence, shard, options), evidence, shard
+
+
+def reader_of(evidence: Fetched, shard: Shard, options: Options | None = None) -> Archive:
+    """The reader of a shard, in a plan of its own."""
+    return open_archive(evidence, shard, plan([shard], options=options))
 
 
 def digests(

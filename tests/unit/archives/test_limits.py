@@ -18,19 +18,18 @@ from typing import Any
 
 import pytest
 
-from jobs.archives.registry import open_archive
 from jobs.archives.tar.archive import TarArchive
 from jobs.errors import ArchiveError, Cause, StorageError, TooLargeError
 from jobs.model import Options, Part
 from tests.support.archives.rawtar import END, gnu_long, member, pax
 from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.archives.reading import (
-    NO_FOLDER,
     digests,
     fetched,
     opened,
     part_digests,
     read_through,
+    reader_of,
 )
 
 BYTES = random.Random(4).randbytes(1 << 16)
@@ -140,7 +139,7 @@ def test_a_zip_over_several_files_is_read(program: str, tmp_path: Path) -> None:
     pieces = _zipped_in_pieces(tmp_path, program)
     assert len(pieces) > 3
     evidence, shard = fetched(*pieces, name="a.zip")
-    reader = open_archive(evidence, shard, Options(), NO_FOLDER)
+    reader = reader_of(evidence, shard, Options())
     found = part_digests(reader, Part("s0", 0, 1))
     assert len(found) == 40 and {size for size, _ in found.values()} == {9000}
 
@@ -211,7 +210,7 @@ def test_a_disk_that_fills_up_while_the_plain_tar_is_written_costs_only_that(
     os.close(full)
     assert len(written) == 2 and followed.plain is None and len(followed.cuts) == 4
     assert [path.name for path in tmp_path.iterdir()] == ["a.tar.gz"]
-    reader = open_archive(followed, shard, Options(), NO_FOLDER)
+    reader = reader_of(followed, shard, Options())
     assert sum(len(part_digests(reader, Part("s0", index, 3))) for index in range(3)) == 40
 
 

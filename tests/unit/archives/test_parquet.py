@@ -71,7 +71,7 @@ def read(
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None
-    archive = ParquetArchive(fetched, shard, run.plan.options, run.folder)
+    archive = ParquetArchive(fetched, shard, run.plan.options, Path(run.plan.temp))
     ordinals = []
     files = {}
     for member in archive.members(run.parts[0]):
@@ -455,7 +455,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None
-    archive = ParquetArchive(fetched, shard, options, run.folder)
+    archive = ParquetArchive(fetched, shard, options, Path(run.plan.temp))
     before, most, count = pa.total_allocated_bytes(), 0, 0
     tracemalloc.start()
     for member in archive.members(Part(shard.id, 0, 1)):
@@ -482,7 +482,7 @@ folder = RunFolder(Path({str(run.folder.path)!r}))
 plan = folder.load_plan()
 shard = plan.shards[0]
 try:
-    archive = open_archive(folder.load_fetched(shard.id), shard, plan.options, folder)
+    archive = open_archive(folder.load_fetched(shard.id), shard, plan)
     list(archive.members(Part(shard.id, 0, 1)))
 except OrchestrateError as error:
     print(error)
@@ -499,6 +499,6 @@ def test_an_unreadable_file_is_an_archive_error(tmp_path: Path) -> None:
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None
-    archive = ParquetArchive(fetched, shard, run.plan.options, run.folder)
+    archive = ParquetArchive(fetched, shard, run.plan.options, Path(run.plan.temp))
     with pytest.raises(ArchiveError):
         list(archive.members(Part(shard.id, 0, 1)))

@@ -153,7 +153,7 @@ def test_a_folder_is_listed_in_parts_that_hold_all_of_it_once(
     fetched = folder.load_fetched(shard.id)
     assert fetched is not None
     assert fetched.format is Format.TREE
-    archive = open_archive(fetched, shard, plan.options, folder)
+    archive = open_archive(fetched, shard, plan)
     found = {}
     for index in range(shard.parts):
         for member in archive.members(Part(shard.id, index, shard.parts)):

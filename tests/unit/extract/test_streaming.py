@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.archives.registry import open_archive
 from jobs.archives.tar.stream import Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.arriving import Feed
@@ -22,7 +21,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.transfer.ordered_bytes import OrderedBytes
 from tests.support.archives.rawtar import END, member
-from tests.support.archives.reading import NO_FOLDER, part_digests
+from tests.support.archives.reading import part_digests, reader_of
 from tests.support.builders.extracting import Extracting, extracting
 
 COUNT, PARTS = 60, 4
@@ -85,7 +84,7 @@ def test_every_part_is_written_and_is_where_the_evidence_says(run: Extracting) -
 
 def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Extracting) -> None:
     evidence = _fetched(run, _stream(run))
-    reader = open_archive(evidence, run.plan.shards[0], OPTIONS, NO_FOLDER)
+    reader = reader_of(evidence, run.plan.shards[0], OPTIONS)
     for part in run.parts:
         found = part_digests(reader, part)
         assert sorted(found) == sorted(entry.path for entry in run.entries(part))
@@ -242,7 +241,7 @@ def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
     streamed = _stream(run, [arrivals], spills=True)
     assert streamed.plain is not None and streamed.member_index is not None
     evidence = _fetched(run, streamed)
-    reader = open_archive(evidence, run.plan.shards[0], OPTIONS, NO_FOLDER)
+    reader = reader_of(evidence, run.plan.shards[0], OPTIONS)
     found: dict[str, tuple[int, str]] = {}
     for part in run.parts:
         found |= part_digests(reader, part)

@@ -11,13 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.archives.registry import open_archive
 from jobs.archives.tar.stream import Arriving, Streamed
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
 from tests.support.archives.rawtar import END, member
-from tests.support.archives.reading import NO_FOLDER, fetched, part_digests, read_through
+from tests.support.archives.reading import fetched, part_digests, read_through, reader_of
 
 
 class _Bytes:
@@ -58,7 +57,7 @@ def test_without_room_the_cuts_are_learnt_and_no_plain_tar_is_left(
     assert streamed.plain is None
     assert [file.name for file in tmp_path.iterdir()] == ["a.tar.gz"]
     evidence, shard = fetched(path, parts=3)
-    reader = open_archive(streamed.applied(evidence), shard, Options(), NO_FOLDER)
+    reader = reader_of(streamed.applied(evidence), shard, Options())
     found = [part_digests(reader, Part("s0", index, 3)) for index in range(3)]
     assert sum(map(len, found)) == 50
 
