@@ -215,6 +215,7 @@ def test_every_output_of_the_benchmark_is_right(bench: Bench, name: str) -> None
     all_right(websight.measure(bench, name, ["local"], list(Output), rounds=1))
 
 
+@pytest.mark.exhaustive  # the rows are tested above, runs on a Slurm elsewhere
 @pytest.mark.slurm
 def test_the_benchmark_runs_on_a_slurm_of_four_nodes(bench: Bench) -> None:
     if reason := available(accounting=False):
