@@ -13,10 +13,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.faults.forkfaults import is_change
+
 ROOT = Path(__file__).resolve().parents[3]
-_CHANGES = frozenset(
-    {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.truncate", "os.chmod"}
-)
 KILLED, ENDED = "killed", "ended"
 
 
@@ -38,18 +37,12 @@ def _die_at(last: int) -> None:
 
     def hook(event: str, args: tuple[object, ...]) -> None:
         nonlocal seen
-        if event in _CHANGES or (event == "open" and _writes(args)):
+        if is_change(event, args):
             seen += 1
             if seen == last:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-
-
-def _writes(args: tuple[object, ...]) -> bool:
-    """An `open` with flags that write; https://docs.python.org/3/library/audit_events.html"""
-    flags = args[2]
-    return isinstance(flags, int) and bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
 
 
 def _child(run_dir: str, last: int) -> None:

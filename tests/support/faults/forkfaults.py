@@ -89,7 +89,7 @@ def enter(where: str, number: int) -> None:
                 busy = False
 
     def hook(event: str, args: tuple[object, ...]) -> None:
-        if event in _CHANGES or (event == "open" and _is_change(args)):
+        if is_change(event, args):
             change()
 
     sys.addaudithook(hook)
@@ -106,8 +106,13 @@ def _counted(call: Callable[..., Any], change: Callable[[], None]) -> Callable[.
     return counted
 
 
-def _is_change(args: tuple[object, ...]) -> bool:
-    """An `open` with flags that write; https://docs.python.org/3/library/audit_events.html"""
+def is_change(event: str, args: tuple[object, ...]) -> bool:
+    """A change of a file's name or mode, or an `open` with flags that write.
+
+    https://docs.python.org/3/library/audit_events.html
+    """
+    if event != "open":
+        return event in _CHANGES
     path, _, flags = args
     if isinstance(path, int) or str(path).startswith(("/dev/", "/proc/")):
         return False
