@@ -3,8 +3,9 @@
     python -m benchmarks.finalize [--files 160000 10000000] [--folder DIR]
 
 The goals: 10 million files with their records in at most 60 s on two cores and 300 MiB. Manifests
-and records are synthetic, and there is no data: all names on disk are links to a few empty files,
-so that 10 million of them take about 3 GiB in a folder in memory (tmpfs).
+and records are synthetic, and there is no data: all names on disk are links to a few empty files.
+10 million of them need about 10 GB. A tmpfs counts each link as an inode, so a large one has to be
+mounted: mount -t tmpfs -o size=10g,nr_inodes=11m tmpfs DIR
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from jobs.outputs.container import read_range
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import read_manifest
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, sample_key
 
 _LIKELY = (".jsonl", ".ndjson", ".json", ".csv", ".tsv")  # endings of possible records files
 _SHOWN = 3  # of these in a message
@@ -64,18 +64,21 @@ class _Clues:
         self.likely: dict[str, _DataFile] = {}  # by path
         self._table = ""  # a parquet file that was not extracted
         self._last = b""
+        self._last_key = b""
         self._pair: tuple[bytes, bytes] | None = None
 
-    def see(self, file: _DataFile) -> None:
-        """Take a file into account, in the order of its archive."""
-        if file.path.lower().endswith(_LIKELY) and len(self.likely) <= _FEW:
-            self.likely[file.path] = file
-        if file.path.lower().endswith(".parquet"):
-            self._table = self._table or file.path
-        raw = file.path.encode()
-        if self._pair is None and is_pair(self._last, raw):
-            self._pair = self._last, raw
-        self._last = raw
+    def see(self, path: str) -> bool:
+        """Take a file into account, in the order of its archive; returns whether it is likely."""
+        lower = path.lower()
+        if lower.endswith(".parquet"):
+            self._table = self._table or path
+        if self._pair is None:
+            raw = path.encode()
+            key = sample_key(raw)
+            if key == self._last_key and is_pair(self._last, raw):
+                self._pair = self._last, raw
+            self._last, self._last_key = raw, key
+        return lower.endswith(_LIKELY) and len(self.likely) <= _FEW
 
     def message(self, names: tuple[str, ...]) -> str:
         """The message that none of ``names`` exists, with a remedy."""
@@ -341,18 +344,23 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
     """The files with these names; all others are passed to ``clues``."""
     # Unverified records keep their paths, so they must be relative to the top folder.
     deep = context.plan.options.verify is not Verify.NONE
+    endings = tuple(f"/{name}" for name in names) if deep else ()
     for place, part in enumerate(context.parts):
         start = context.part_starts[place]
         for number, entry in enumerate(_entries(context, part), start):
-            path, digest = entry.path, entry.digest or entry.crc32
+            path = entry.path
             if entry.raw is not None:
                 continue
-            for name in names:
-                if path == name or (deep and path.endswith(f"/{name}")):
-                    yield _DataFile(number, part, path, name, entry.size, digest, entry)
-                    break
-            else:
-                clues.see(_DataFile(number, part, path, path, entry.size, digest, entry))
+            if path in names or path.endswith(endings):
+                name = next(name for name in names if path == name or path.endswith(f"/{name}"))
+                yield _data_file(number, part, entry, name)
+            elif clues.see(path):
+                clues.likely[path] = _data_file(number, part, entry, path)
+
+
+def _data_file(number: int, part: Part, entry: Entry, name: str) -> _DataFile:
+    digest = entry.digest or entry.crc32
+    return _DataFile(number, part, entry.path, name, entry.size, digest, entry)
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:
