@@ -20,7 +20,7 @@ Send = Callable[[Any], None]
 
 _LENGTH = 8  # bytes before each message
 _NUMBER = 4  # bytes of the number of a piece of work
-_AT_ONCE = 10_000  # pieces of work, whose numbers fit into a pipe (64 KiB)
+_AT_ONCE = 1000  # pieces of work, whose numbers fit into any pipe (a page at least)
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -39,7 +39,12 @@ class Fork:
         with warnings.catch_warnings():
             # Python 3.12 warns if there are threads; the child uses no locks of theirs.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
+            try:
+                self.pid = os.fork()
+            except OSError:
+                os.close(read)
+                os.close(write)
+                raise
         if self.pid == 0:
             os.close(read)
             _run(work, write, parent)
@@ -156,7 +161,8 @@ def shared(work: Sequence[Callable[[], T]], *, workers: int, progress: Progress)
     """What each piece of ``work`` returns, in their order.
 
     With one worker, or one piece, the pieces are called here, else in forked processes, which take
-    the next piece when they have finished one. Raises as ``gather`` does.
+    the next piece when they have finished one: fewer than ``workers``, or again here, if a limit
+    on processes allows no more. Raises as ``gather`` does.
     """
     if min(workers, len(work)) < 2:
         yield from (piece() for piece in work)
@@ -177,7 +183,15 @@ def _in_forks(work: Sequence[Callable[[], T]], workers: int, progress: Progress)
                 place = int.from_bytes(number, "little")
                 send((place, work[place]()))
 
-        forks = [Fork(take) for _ in range(min(workers, len(work)))]
+        forks: list[Fork] = []
+        try:
+            while len(forks) < min(workers, len(work)):
+                forks.append(Fork(take))
+        except OSError:
+            pass  # a limit on processes
+        if not forks:
+            yield from (piece() for piece in work)
+            return
         early: dict[int, T] = {}
         due = 0
         with closing(gather(forks, progress)) as messages:

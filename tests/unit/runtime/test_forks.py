@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -55,6 +56,25 @@ def test_a_killed_process_is_an_error_that_says_so() -> None:
 
     with pytest.raises(LostError, match="was killed"):
         list(shared([die, die], workers=2, progress=Progress()))
+
+
+@pytest.mark.parametrize("forks", [0, 1])
+def test_a_limit_on_processes_leaves_the_work_to_those_that_could_be_forked(
+    monkeypatch: pytest.MonkeyPatch, forks: int
+) -> None:
+    fork, left = os.fork, [1] * forks
+
+    def limited() -> int:
+        if not left:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        left.pop()
+        return fork()
+
+    monkeypatch.setattr(os, "fork", limited)
+    work = [partial(_square, number) for number in range(5)]
+    found = list(shared(work, workers=3, progress=Progress()))
+    assert [square for square, _ in found] == [0, 1, 4, 9, 16]
+    assert len({pid for _, pid in found} - {os.getpid()}) == forks
 
 
 def test_a_stop_ends_the_processes(tmp_path: Path) -> None:
