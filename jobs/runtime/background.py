@@ -14,6 +14,20 @@ R = TypeVar("R")
 _TICK_S = 0.1
 
 
+def started(function: Callable[[], R]) -> Future[R]:
+    """Call ``function`` in a thread; if nobody waits for the result, the thread ends by itself."""
+    answer: Future[R] = Future()
+
+    def work() -> None:
+        try:
+            answer.set_result(function())
+        except BaseException as error:  # noqa: BLE001  # raised again by whoever waits
+            answer.set_exception(error)
+
+    threading.Thread(target=work, name="ask", daemon=True).start()
+    return answer
+
+
 def call_interruptible(
     function: Callable[[], R],
     *,
@@ -25,19 +39,12 @@ def call_interruptible(
     ``check`` is called while waiting, and may raise to end the wait. Then the thread is abandoned:
     it ends by itself, and ``drop`` is called with a result that comes too late.
     """
-    answer: Future[R] = Future()
-
-    def work() -> None:
-        try:
-            answer.set_result(function())
-        except BaseException as error:  # noqa: BLE001  # raised again by the caller
-            answer.set_exception(error)
+    answer = started(function)
 
     def late(_: Future[R]) -> None:
         if answer.exception() is None:
             drop(answer.result())
 
-    threading.Thread(target=work, name="ask", daemon=True).start()
     try:
         # A wait without a timeout was seen to miss a signal that came while threads started.
         while not wait([answer], _TICK_S).done:

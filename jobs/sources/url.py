@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -85,8 +86,9 @@ class UrlSource(DownloadedSource):
     @cached_property
     def _selection(self) -> ShardSelection:
         headers = self._headers()
-        probes = self._probed(headers)
-        digests = self._digests(headers)
+        listed = background.started(lambda: self._digests(headers))
+        probes = self._probed(headers)  # its errors say more than those of the digests
+        digests = listed.result()
         files: list[SourceFile] = []
         addresses: dict[str, str] = {}  # address by name
         heads: dict[str, bytes] = {}
@@ -145,7 +147,7 @@ class UrlSource(DownloadedSource):
 
 
 class _Beside:
-    """Digests in files beside the addresses, requested once for each folder."""
+    """Digests in files beside the addresses; a folder's lists are requested once."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
@@ -157,21 +159,23 @@ class _Beside:
             return None
         folder, _, _ = url.rpartition("/")
         name = url_lists.last_name(url)
+        own: Future[dict[str, Digest]] | None = None
         if folder not in self._folders:
+            own = self._asked(f"{url}.sha256")  # probably needed: at the same time as the lists
             self._folders[folder] = self._listed(folder)
         found = self._folders[folder].get(name)
         if found is None and self._own.get(folder, True):
-            digests = self._read(f"{url}.sha256")
+            digests = (own or self._asked(f"{url}.sha256")).result()
             found = digests.get(name) or digests.get("")
             self._own[folder] = found is not None
         return found
 
     def _listed(self, folder: str) -> dict[str, Digest]:
-        for name in file_names.DIGEST_LISTS:
-            found = self._read(f"{folder}/{name}")
-            if found:
-                return found
-        return {}
+        answers = [self._asked(f"{folder}/{name}") for name in file_names.DIGEST_LISTS]
+        return next((found for answer in answers if (found := answer.result())), {})
+
+    def _asked(self, url: str) -> Future[dict[str, Digest]]:
+        return background.started(lambda: self._read(url))
 
     def _read(self, url: str) -> dict[str, Digest]:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import Cause, SourceError
-from jobs.model import Shard, ShardKind, SourceKind
+from jobs.model import Digest, Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
 from jobs.sources.base import Source, SourceRequest
 from jobs.sources.registry import open_source
@@ -171,6 +172,25 @@ def test_urls_give_size_name_and_digest(web: FaultyServer) -> None:
     assert [file.size for file in files] == [2004, 2004, 2005]
     assert [file.digest is not None for file in files] == [True, True, False]
     assert source.private() == {}
+
+
+def test_an_address_and_its_digests_are_requested_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    together = threading.Barrier(4)  # the archive, two lists, its own file
+
+    def probe(url: str, headers: object) -> http_probe.Probe:
+        together.wait(60)
+        return http_probe.Probe(len(GZ), None, GZ)
+
+    def fetch_text(url: str, headers: object, most: int) -> str | None:
+        together.wait(60)
+        return hashlib.sha256(GZ).hexdigest() if url.endswith(".gz.sha256") else None
+
+    monkeypatch.setattr(http_probe, "probe", probe)
+    monkeypatch.setattr(http_probe, "fetch_text", fetch_text)
+    (shard,) = opened(SourceKind.URL, "https://host/s/a.tar.gz").shards()
+    assert shard.files[0].digest == Digest("sha256", hashlib.sha256(GZ).hexdigest())
 
 
 @pytest.mark.parametrize("path", ["/s/SHA256SUMS", "/s/a.tar.gz.sha256"])
