@@ -44,6 +44,11 @@ class TaskStarter:
         self._returncodes: dict[int, int] = {}
         self.ended = False  # whether it can start no more tasks
 
+    @property
+    def alive(self) -> bool:
+        """Whether its process is running."""
+        return self._process.poll() is None
+
     def fileno(self) -> int:
         """A descriptor that becomes readable when a task ends."""
         assert self._process.stdout is not None
@@ -121,7 +126,7 @@ class TaskStarter:
         self._close_pipes()
 
     def kill(self) -> None:
-        """End it at once; only before it has started a task."""
+        """End it at once."""
         self._process.kill()
         self._process.wait()
         self._close_pipes()
@@ -152,11 +157,13 @@ def started_ahead(modules: Sequence[str]) -> Iterator[None]:
 
 
 def take_starter() -> TaskStarter:
-    """A ``TaskStarter`` that was started ahead, or a new one."""
-    try:
-        return _ahead.pop()
-    except IndexError:
-        return TaskStarter()
+    """A ``TaskStarter`` that was started ahead and is alive, or a new one."""
+    while _ahead:
+        starter = _ahead.pop()
+        if starter.alive:
+            return starter
+        starter.kill()
+    return TaskStarter()
 
 
 class TaskProcess:

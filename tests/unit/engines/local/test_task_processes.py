@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +30,17 @@ def test_a_starter_that_was_started_ahead_is_taken_once() -> None:
     first.close()
     second.close()
     assert _children() == before
+
+
+def test_a_starter_that_was_killed_meanwhile_is_replaced() -> None:
+    before = _children()
+    with started_ahead([]):
+        (ahead,) = _children() - before
+        os.kill(int(ahead), signal.SIGKILL)
+        os.waitid(os.P_PID, int(ahead), os.WEXITED | os.WNOWAIT)
+        starter = take_starter()
+    assert starter.alive and ahead not in _children()
+    starter.close()
 
 
 def test_a_starter_that_nobody_takes_is_ended() -> None:
