@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Protocol
 
-from msgspec import Struct, field
+from msgspec import Struct
 
 from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
 from jobs.formats import magic
@@ -37,7 +37,7 @@ class Member(Struct):
     target: bytes = b""
     # The content: exactly ``size`` bytes, holes as zeros. A chunk stays valid while it is
     # referenced, but a reference keeps its complete block of 1 MiB in memory.
-    chunks: Iterator[memoryview] = field(default_factory=lambda: iter(()))
+    chunks: Iterable[memoryview] = ()
     data: memoryview | None = None  # the content in one piece, if the reader has it like that
     mtime_ns: int | None = None  # if the source has a higher resolution than ``mtime``
     superseded: bool = False  # a later member has this name: count this one, but do not write it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from jobs.archives.base import too_large
 from jobs.model import Options
@@ -24,7 +25,7 @@ class Limits:
     def of(cls, archive: str, archive_bytes: int, options: Options) -> Limits:
         return cls(archive, archive_bytes, options.max_members, options.max_expansion)
 
-    @property
+    @cached_property
     def most_bytes(self) -> int:
         """The most data bytes that the archive may contain."""
         return max(FLOOR, int(self.archive_bytes * self.max_expansion))

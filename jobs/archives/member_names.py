@@ -36,6 +36,11 @@ class TopFolder:
         return not self._wanted or self._found
 
     @property
+    def final(self) -> bool:
+        """Whether no member can change the answer."""
+        return not self._wanted
+
+    @property
     def top(self) -> str | None:
         if not (self._wanted and self._found and self._prefix):
             return None
@@ -81,6 +86,9 @@ class NameHashes:
         buckets = min(16, 1 + len(self._ordinals) // _BUCKET)
         found: list[int] = []
         for bucket in range(buckets):
+            own = [one for one in self._hashes[0] if one % buckets == bucket]
+            if len(set(own)) == len(own):
+                continue
             last: dict[tuple[int, int], int] = {}
             for one, two, ordinal in zip(*self._hashes, self._ordinals, strict=True):
                 if one % buckets == bucket:

@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 from jobs.checks.base import EMPTY, IF_NAMED, NO_IMAGE, WARNING, Check
 from jobs.formats.pictures import BY_EXTENSION, HEAD, brands, content_of, extension
 
-_NOT_IMAGES = (
-    (b"PK\x03\x04", "a zip archive"),
-    (b"\x1f\x8b", "a gzip file"),
-    (b"%PDF-", "a PDF"),
-    (b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
-    (b"OggS", "an Ogg file"),
-)
+_NOT_IMAGES = {  # by the first two bytes
+    signature[:2]: (signature, kind)
+    for signature, kind in (
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b", "a gzip file"),
+        (b"%PDF-", "a PDF"),
+        (b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
+        (b"OggS", "an Ogg file"),
+    )
+}
 _MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than ``ftyp``
 _PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
 _LFS = "a Git LFS pointer: the source was cloned without its large files"
@@ -25,14 +28,16 @@ def foreign(head: bytes) -> str:
     """A description of content that is not an image."""
     if head.startswith(b"version https://git-lfs.github.com/spec/"):
         return _LFS
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
-        return "an HTML page"
-    if start.startswith(b"<?xml"):
-        return "an XML text"
-    for signature, name in _NOT_IMAGES:
-        if head.startswith(signature):
-            return name
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<"):
+        start = start.lower()
+        if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+            return "an HTML page"
+        if start.startswith(b"<?xml"):
+            return "an XML text"
+    signature, kind = _NOT_IMAGES.get(head[:2], (b"", ""))
+    if kind and head.startswith(signature):
+        return kind
     if head[4:8] == b"ftyp":
         names = sorted(brand.decode("ascii", "replace").strip("\0 ") for brand in brands(head))
         return f"a video or another ISO media file ({', '.join(filter(None, names))})"

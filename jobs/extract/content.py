@@ -20,7 +20,7 @@ _crc32 = isal_zlib.crc32
 
 
 class CheckedContent:
-    """The content of one data file; ``through`` may be called several times in sequence."""
+    """The content of one data file, in chunks."""
 
     def __init__(self, path: bytes, options: Options, progress: Progress) -> None:
         self._text, self._raw = text_of(path)
@@ -31,38 +31,34 @@ class CheckedContent:
         self._crc = 0
         self.size = 0
 
-    def through(self, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+    def reading(self, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
         """Yield the same chunks; raises ``Stopped`` between two of them if the task should end.
 
         An ``OSError`` from reading the archive becomes a ``StorageError``, so that it differs from
         one of writing the data file.
         """
-        check, hasher, progress = self._check, self._hasher, self._progress
         try:
             for chunk in chunks:
-                progress.check()
-                self._crc = _crc32(chunk, self._crc)
-                if hasher is not None:
-                    hasher.update(chunk)
-                if check is not None:
-                    check.feed(chunk)
-                self.size += len(chunk)
-                progress.add(bytes=len(chunk))
+                self._progress.check()
                 yield chunk
         except OSError as error:
             raise from_os_error(error, doing=f"reading the archive for {self._text!r}") from error
 
-    def take(self, data: memoryview) -> memoryview:
-        """As ``through``, for complete content in one piece."""
-        self._progress.check()
-        self._crc = _crc32(data)
+    def through(self, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+        """As ``reading``, but takes each chunk and counts it as progress."""
+        for chunk in self.reading(chunks):
+            self.take(chunk)
+            self._progress.add(bytes=len(chunk))
+            yield chunk
+
+    def take(self, chunk: memoryview) -> None:
+        """Count, hash and check the next chunk."""
+        self._crc = _crc32(chunk, self._crc)
         if self._hasher is not None:
-            self._hasher.update(data)
+            self._hasher.update(chunk)
         if self._check is not None:
-            self._check.feed(data)
-        self.size = len(data)
-        self._progress.add(bytes=self.size)
-        return data
+            self._check.feed(chunk)
+        self.size += len(chunk)
 
     def entry(
         self, ordinal: int, inner: Inner | None = None, *, offset: int | None = None

@@ -20,7 +20,7 @@ from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.paths import DuplicatePaths, MemberPaths, PathFilter
 from jobs.extract.source import MemberCounts, Replaced, Source
-from jobs.extract.targets import target_for
+from jobs.extract.targets import Whole, target_for
 from jobs.model import (
     Entry,
     Fetched,
@@ -45,6 +45,8 @@ from jobs.storage.write_behind import WriteBehind
 # The reader corrects the top folder at most twice; which nested archives are replaced is known
 # after one reading.
 _MOST_CORRECTIONS = 3
+_WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
+_TOGETHER = 64  # files that are put together, at most
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ class _Pass:
         self._counts = MemberCounts()
         self._warnings: list[str] = []
         self._samples = isinstance(archive, Samples)
+        self._whole: list[Whole] = []  # files that are put together
+        self._whole_bytes = 0
         several = work.fetched.format is Format.PARQUET or self._options.nested or self._samples
         records = RecordsFile(
             staging.part_records(work.part) if several else staging.shard_records(work.shard.id),
@@ -231,7 +235,7 @@ class _Pass:
 
     def _read(self, source: Source) -> None:
         """Extract every member of the source's part."""
-        names, below, check = source.names, source.below, self._progress.check
+        names, check = source.names, self._progress.check
         counts = self._counts
         pending: list[Pending] = []
         resolver = self._resolver(source)
@@ -244,7 +248,7 @@ class _Pass:
             if member.superseded or (source.nested is None and member.ordinal in self._replaced):
                 counts.superseded += 1
                 continue
-            path = names.below(below, path)
+            path = names.below(source.below, path)
             if member.kind is MemberKind.FILE:
                 self._file(source, path, member)
             elif member.kind is MemberKind.FOLDER:
@@ -255,6 +259,7 @@ class _Pass:
                 if len(pending) >= MOST_PENDING:
                     self._resolve(source, resolver, pending)
                     pending = []
+        self._put_whole(source)
         self._resolve(source, resolver, pending)
 
     def _resolver(self, source: Source) -> Resolver:
@@ -267,9 +272,11 @@ class _Pass:
         def write(link: Pending, member: Member) -> Entry | None:
             member.name, member.ordinal = link.raw, link.ordinal
             member.mode, member.mtime = link.mode or member.mode, link.mtime
-            entry = self._file(source, link.path, member)
+            count = self._manifest.count
+            self._file(source, link.path, member)
+            self._put_whole(source)
             self._target.drain()
-            return entry
+            return self._manifest.last if self._manifest.count > count else None
 
         return Resolver(
             source.archive,
@@ -283,40 +290,66 @@ class _Pass:
 
     def _resolve(self, source: Source, resolver: Resolver, pending: list[Pending]) -> None:
         if pending:
+            self._put_whole(source)
             self._target.drain()
             own = (entry for entry in self._manifest.entries() if entry.origin == source.nested)
             resolver.resolve(pending, own)
 
-    def _file(self, source: Source, path: bytes, member: Member) -> Entry | None:
-        """Write a member; its line of the manifest, None where it became no file."""
+    def _file(self, source: Source, path: bytes, member: Member) -> None:
+        """Put a member, or add it to those that are put together."""
         names, own = source.names, source.nested is None
         if not (own and self._is_tree):
             self._claim(member)
         if names.is_records(path):
             source.records.write(member.chunks, ordinal=member.ordinal)
             self._progress.add(files=1)
-            return None
+            return
         if own and self._options.nested:
             if nested.is_nested(path):
+                self._put_whole(source)
                 self._nested(path, member)
-                return None
+                return
             self._counts.see(path)
         path = names.placed(path)
         if self._seen.add(path):
+            self._put_whole(source)
             self._target.drain()  # two writers must never write to one file
         content = CheckedContent(path, self._options, self._progress)
-        offset = self._target.put(
-            path, member, content, keeps_relative_paths=names.keeps_relative_paths
-        )
-        if content.size != member.size:
-            raise damaged(
-                source.label, f"has {content.size} of {member.size} bytes", member=member.name
+        data = member.data if member.data is not None else _read_whole(member, content)
+        if data is None:
+            self._put_whole(source)
+            offset = self._target.put(
+                path, member, content, keeps_relative_paths=names.keeps_relative_paths
             )
-        self._write_out.wrote(content.size)
-        entry = source.entry(content, member.ordinal, offset)
-        self._manifest.add(entry)
-        self._progress.add(files=1)
-        return entry
+            _check_size(source, member, content)
+            self._note(content.size, source.entry(content, member.ordinal, offset))
+            return
+        content.take(data)
+        _check_size(source, member, content)
+        self._whole.append((path, member, content, data))
+        self._whole_bytes += content.size
+        if len(self._whole) >= _TOGETHER or self._whole_bytes >= _WHOLE:
+            self._put_whole(source)
+
+    def _put_whole(self, source: Source) -> None:
+        """Put the files that are put together; they are all of ``source``."""
+        if not self._whole:
+            return
+        files, self._whole = self._whole, []
+        size, self._whole_bytes = self._whole_bytes, 0
+        offsets = self._target.put_whole(files)
+        entries = (
+            source.entry(content, member.ordinal, offset)
+            for (_, member, content, _), offset in zip(files, offsets, strict=True)
+        )
+        self._progress.add(bytes=size)
+        self._note(size, *entries)
+
+    def _note(self, size: int, *entries: Entry) -> None:
+        """Add files of ``size`` bytes, which were put, to the manifest."""
+        self._write_out.wrote(size)
+        self._manifest.add(*entries)
+        self._progress.add(files=len(entries))
 
     def _claim(self, member: Member) -> None:
         self._counts.claimed += member.size
@@ -409,3 +442,19 @@ class _Pass:
             span=self._span,
             container=self._container,
         )
+
+
+def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:
+    """The content of a small member in one piece; None if it is large, a link, or has holes."""
+    if member.size > _WHOLE or member.target:
+        return None
+    member.chunks = chunks = list(content.reading(member.chunks))
+    if len(chunks) > 1:
+        return None
+    return chunks[0] if chunks else memoryview(b"")
+
+
+def _check_size(source: Source, member: Member, content: CheckedContent) -> None:
+    if content.size != member.size:
+        fact = f"has {content.size} of {member.size} bytes"
+        raise damaged(source.label, fact, member=member.name)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
-from jobs.storage.safe_paths import is_folder_itself, junk_kind, quoted, safe_path
+from jobs.storage.safe_paths import is_folder_itself, is_ordinary, junk_kind, quoted, safe_path
 
 ABOVE = "above --strip-components"  # a kind of left-out members
 # 2^27 bits are 16 MiB, allocated as needed. Of a million paths, 4,000 are suspected wrongly, which
@@ -41,12 +41,14 @@ class MemberPaths:
 
         None for members that are not written, such as junk. Raises ``UnsafeMemberError``.
         """
-        if folder and name.startswith(b".") and is_folder_itself(name):
-            return None
-        kind = junk_kind(name)  # junk is not written, so its name need not be safe
-        path = name if kind else safe_path(name, archive=self._shard.name)
-        if path != name:
-            kind = junk_kind(path)
+        path, kind = name, None
+        if not is_ordinary(name):
+            if folder and name.startswith(b".") and is_folder_itself(name):
+                return None
+            kind = junk_kind(name)  # junk is not written, so its name need not be safe
+            path = name if kind else safe_path(name, archive=self._shard.name)
+            if path != name:
+                kind = junk_kind(path)
         if kind is None and self._top:
             if path.startswith(self._top):
                 path = path[len(self._top) :]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -24,7 +24,9 @@ from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
 _BLOCK = 1 << 20  # bytes
-_SMALL = 1 << 20  # bytes; content up to this size is read before the file is created
+
+# A file whose content is in one piece: its path below the data folder, and its member.
+Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
 
 class Target(Protocol):
@@ -39,6 +41,10 @@ class Target(Protocol):
         ``path`` is relative to the data folder; ``keeps_relative_paths``: paths of files relative
         to each other are those in the shard.
         """
+        ...
+
+    def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
+        """As ``put``, for files without links, whose content was taken."""
         ...
 
     def folder(self, path: bytes, mode: int) -> None:
@@ -88,32 +94,57 @@ class FileTree:
     ) -> int | None:
         """See ``Target.put``."""
         place = self._folders.place(path)
-        mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
-        mtime = mtime_ns if self._options.preserve_times or self._metadata.sets_times else None
+        chunks = content.through(member.chunks)
         # Only of a folder that is copied: what an archive says of targets is not to be trusted.
         if self._metadata.wanted and member.target != b"" and keeps_relative_paths:
-            for _ in content.through(member.chunks):
+            for _ in chunks:
                 pass  # counted, hashed and checked like every file, but written once
             self._writers.drain()
-            self._make_link(path, place, member.target, mtime_ns)
-            return None
-        mode = mode_of(member.mode)
-        sparse = self._metadata.wanted
-        chunks: Iterable[memoryview]
-        if member.data is not None:
-            chunks = [content.take(member.data)]
-        elif member.size <= _SMALL:
-            chunks = list(content.through(member.chunks))
+            self._make_link(path, place, member.target, _mtime_ns(member))
         else:
-            chunks = content.through(member.chunks)
-        if isinstance(chunks, list) and len(chunks) == 1 and not (sparse and is_hole(chunks[0])):
-            self._writers.write_small(path, place, mode, chunks[0], mtime)
-        else:
-            self._writers.write(path, place, mode, chunks, member.size, mtime, sparse=sparse)
-        if self._metadata.add(place, member.mode):
+            self._write(path, place, member, chunks)
+        return None
+
+    def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
+        """See ``Target.put_whole``."""
+        paths, small = [], []
+        for path, member, _, data in files:
+            place = self._folders.place(path)
+            if self._metadata.wanted and is_hole(data):
+                self._write(path, place, member, (data,))
+                continue
+            paths.append(path)
+            small.append((place, mode_of(member.mode), data, self._time_of(member)))
+            self._metadata.add(place, member.mode)
+        self._writers.write_small(paths, small)
+        self._restore_modes()
+        return [None] * len(files)
+
+    def _write(
+        self, path: bytes, place: bytes, member: Member, chunks: Iterable[memoryview]
+    ) -> None:
+        self._writers.write(
+            path,
+            place,
+            mode_of(member.mode),
+            chunks,
+            member.size,
+            self._time_of(member),
+            sparse=self._metadata.wanted,
+        )
+        self._metadata.add(place, member.mode)
+        self._restore_modes()
+
+    def _time_of(self, member: Member) -> int | None:
+        """The modification time to set, in nanoseconds since the epoch; None: now."""
+        if self._options.preserve_times or self._metadata.sets_times:
+            return _mtime_ns(member)
+        return None
+
+    def _restore_modes(self) -> None:
+        if self._metadata.is_full:
             self._writers.drain()
             self._metadata.put()
-        return None
 
     def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
         try:
@@ -170,10 +201,15 @@ class PackedPart:
         self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
     ) -> int | None:
         """See ``Target.put``."""
+        return self._append(content.through(member.chunks))
+
+    def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
+        """See ``Target.put_whole``."""
+        return [self._append((data,)) for _, _, _, data in files]
+
+    def _append(self, chunks: Iterable[memoryview]) -> int:
         try:
-            if member.data is not None:
-                return self._container.append((content.take(member.data),))
-            return self._container.append(content.through(member.chunks))
+            return self._container.append(chunks)
         except OSError as error:
             raise own_write_error(error, self._path) from error
 
@@ -205,6 +241,10 @@ class PackedPart:
     def close(self) -> None:
         """See ``Target.close``."""
         self._container.close()
+
+
+def _mtime_ns(member: Member) -> int:
+    return int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
 
 
 def target_for(plan: Plan, shard: Shard, part: Part) -> Target:

@@ -64,6 +64,8 @@ _BY_HEAD = (
     (b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
 )
+# The first bytes of all formats but those with ``ftyp``; most other files have a different one.
+_FIRST = frozenset({*(signature[:1] for signature, _ in _BY_HEAD), b"R", b"B", b"P"})
 _PNM = re.compile(rb"P[1-6]\s+(#|\d+\s)")
 _BMP_HEADERS = frozenset(size.to_bytes(4, "little") for size in (12, 16, 40, 52, 56, 64, 108, 124))
 # Registered brands of pictures and picture sequences:
@@ -77,12 +79,14 @@ _HEIF = frozenset(
 
 def extension(name: str) -> str:
     """The lower-case extension of the last component, without its dot."""
-    stem, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return suffix.lower() if dot and stem else ""
+    dot = name.rfind(".")
+    return name[dot + 1 :].lower() if dot > name.rfind("/") + 1 else ""
 
 
 def content_of(head: bytes) -> str | None:
     """The image format of a file by its first ``HEAD`` bytes; None if it is unknown."""
+    if head[:1] not in _FIRST and head[4:8] != b"ftyp":
+        return None
     for signature, content in _BY_HEAD:
         if head.startswith(signature):
             return content

@@ -216,11 +216,15 @@ class MetadataRestorer:
         """Whether files get their modification times, which whoever writes them sets."""
         return self._wanted and self._times
 
-    def add(self, place: bytes, mode: int) -> bool:
-        """Store a file's permission bits; returns whether to call ``put`` soon."""
+    @property
+    def is_full(self) -> bool:
+        """Whether to call ``put`` soon."""
+        return len(self._files) >= _MOST
+
+    def add(self, place: bytes, mode: int) -> None:
+        """Store a file's permission bits."""
         if self._wanted:
             self._files.append((place, mode))
-        return len(self._files) >= _MOST
 
     def put(self) -> None:
         """Set the permission bits of the stored files, which are written; raises ``OSError``."""

@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -15,8 +15,6 @@ from jobs.outputs.files import COMPILED, Small, write_file, write_files
 LARGE = 4 << 20  # bytes; larger files are streamed, because their latency is negligible
 QUEUE = 32 << 20  # bytes in the queue, at most
 _JOBS = 2048  # files in the queue, at most
-_BATCH = 64  # small files in a batch
-_BATCH_SIZE = 1 << 20  # bytes in a batch
 MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task extracts, about
@@ -63,25 +61,20 @@ class _One(NamedTuple):
 
 
 class _Batch:
-    """Several small files."""
+    """Several small files; ``size`` is what they keep in memory, in bytes.
 
-    def __init__(self) -> None:
-        self._paths: list[bytes] = []  # for errors
-        self._files: list[Small] = []
-        self.size = 0
+    Content is a piece of a block that it was read with, and the complete block stays in memory.
+    """
+
+    def __init__(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
+        self._paths = paths  # for errors
+        self._files = files
+        blocks = {id(data.obj): data.obj for _, _, data, _ in files}
+        self.size = sum(memoryview(block).nbytes for block in blocks.values())
 
     @property
     def files(self) -> int:
         return len(self._files)
-
-    @property
-    def full(self) -> bool:
-        return len(self._files) >= _BATCH or self.size >= _BATCH_SIZE
-
-    def add(self, path: bytes, file: Small) -> None:
-        self._paths.append(path)
-        self._files.append(file)
-        self.size += len(file[2])
 
     def write(self) -> _Written | _Failure:
         for index, number in enumerate(write_files(self._files)):
@@ -103,7 +96,7 @@ _Job = _One | _Batch
 class WritePool:
     """Writes complete files; call ``drain`` before they are read.
 
-    Small files are written in batches by another thread, if the C extension is there, which
+    Batches of small files are written by another thread, if the C extension is there, which
     releases the interpreter lock; all others by the caller. If writing these takes longer than
     ``slow_s`` a file, threads take over: first as many as a task keeps busy, then twice as many, up
     to ``most``, as long as the queue is full and doubling makes it faster. ``on_error`` converts an
@@ -124,7 +117,6 @@ class WritePool:
         self._pause = 0  # files until the next sample
         self._was_slow = False  # the last sample
         self._pool: _Pool | None = None
-        self._batch = _Batch()
         self._batches: _Pool | None = None
 
     @property
@@ -134,29 +126,22 @@ class WritePool:
 
     @property
     def waiting(self) -> int:
-        """Bytes that are waiting to be written."""
-        return self._batch.size + sum(pool.waiting for pool in self._pools)
+        """Bytes of memory that waiting files keep."""
+        return sum(pool.waiting for pool in self._pools)
 
     @property
     def _pools(self) -> list[_Pool]:
         return [pool for pool in (self._pool, self._batches) if pool is not None]
 
-    def write_small(
-        self, path: bytes, place: bytes, mode: int, data: memoryview, mtime_ns: int | None
-    ) -> None:
-        """Write ``data``, at most a few megabytes, to ``place``; see ``write_file``."""
+    def write_small(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
+        """Write files of at most a few megabytes; ``paths``: of each one, for errors."""
         if not COMPILED:
-            self.write(path, place, mode, (data,), len(data), mtime_ns)
+            for path, (place, mode, data, mtime_ns) in zip(paths, files, strict=True):
+                self.write(path, place, mode, (data,), len(data), mtime_ns)
             return
-        self._batch.add(path, (place, mode, data, mtime_ns))
-        if self._batch.full:
-            self._hand_over()
-
-    def _hand_over(self) -> None:
         if self._batches is None:
             self._batches = _Pool(self._on_error, first=1, most=self._most)
-        batch, self._batch = self._batch, _Batch()
-        self._batches.put(batch)
+        self._batches.put(_Batch(paths, files))
 
     def write(
         self,
@@ -204,8 +189,6 @@ class WritePool:
 
     def drain(self) -> None:
         """Wait until all files are written; raises the error of a writer."""
-        if self._batch.files:
-            self._hand_over()
         for pool in self._pools:
             pool.drain()
 
@@ -257,7 +240,7 @@ class _Pool:
         self._threads: list[threading.Thread] = []
         self._ended = False
         self._failed: _Failure | None = None
-        self.waiting = 0  # bytes that are not written yet
+        self.waiting = 0  # bytes that files keep in memory which are not written yet
         self._busy = 0  # files that are not written yet
         self._done = 0  # files that are written
         self._best = 0.0  # files a second with the previous number of writers

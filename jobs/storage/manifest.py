@@ -22,15 +22,17 @@ class ManifestWriter(atomic.GrowingFile):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._encode = msgspec.json.Encoder().encode
+        self._encoder = msgspec.json.Encoder()
         self.count = 0  # entries
         self.bytes = 0  # total size of their files
+        self.last: Entry | None = None
 
-    def add(self, entry: Entry) -> None:
-        """Append one file's line."""
-        self.write(self._encode(entry) + b"\n")
-        self.count += 1
-        self.bytes += entry.size
+    def add(self, *entries: Entry) -> None:
+        """Append the lines of files."""
+        self.write(self._encoder.encode_lines(entries))
+        self.count += len(entries)
+        self.bytes += sum(entry.size for entry in entries)
+        self.last = entries[-1]
 
     def entries(self) -> Iterator[Entry]:
         """The entries added so far, in order."""
@@ -41,7 +43,7 @@ class ManifestWriter(atomic.GrowingFile):
 
     def finish(self, summary: PartSummary) -> None:
         """Append the last line and make the manifest durable: the part is finished."""
-        self.write(self._encode(summary) + b"\n")
+        self.write(self._encoder.encode(summary) + b"\n")
         self.publish()
 
 

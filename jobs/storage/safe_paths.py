@@ -21,11 +21,8 @@ HOSTILE = (
 )
 _SHOWN = 200  # characters of a name in a message, at most
 
-# Matches most names: safe, in their shortest form, and not junk. Other names are checked step by
-# step.
-_ORDINARY = re.compile(
-    rb"(?!.*(?:__macosx|thumbs|desktop\.ini|zone\.identifier))(?:[a-z0-9_-]+[./])*[a-z0-9_-]+", re.I
-)
+_PLAIN = re.compile(rb"(?:[A-Za-z0-9_-]+[./])*[A-Za-z0-9_-]+")  # safe, in its shortest form
+_PERHAPS_JUNK = re.compile(rb"__macosx|thumbs|desktop\.ini|zone\.identifier", re.I)
 _CONTROL = bytes(range(0x20)) + b"\x7f"
 
 
@@ -38,6 +35,15 @@ def quoted(name: bytes | str) -> str:
     return repr(text)
 
 
+def is_ordinary(name: bytes) -> bool:
+    """Whether ``name`` is a safe path and not junk, as most names are; False: to be examined."""
+    return (
+        len(name) <= MAX_COMPONENT
+        and _PLAIN.fullmatch(name) is not None
+        and _PERHAPS_JUNK.search(name) is None
+    )
+
+
 def safe_path(name: bytes, *, archive: str) -> bytes:
     """The relative path, '/'-separated and without ``.`` or empty components, that ``name`` means.
 
@@ -45,7 +51,7 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     the name is absolute, empty, too long for a file system, or contains ``..`` or a control
     character. ``archive`` is for the message.
     """
-    if len(name) <= MAX_COMPONENT and _ORDINARY.fullmatch(name):
+    if is_ordinary(name):
         return name
     if name.startswith(b"/"):
         raise _unsafe(archive, name, "is an absolute path")
@@ -118,7 +124,7 @@ def junk_kind(path: bytes) -> str | None:
 
     ``path`` need not be a safe path, because junk is not written: ``Icon\\r`` is not safe.
     """
-    if _ORDINARY.fullmatch(path):
+    if is_ordinary(path):
         return None
     if path.startswith(b"__MACOSX/") or path == b"__MACOSX":
         return "__MACOSX"

@@ -10,7 +10,7 @@ from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported,
 from jobs.archives.limits import Limits
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
-from jobs.archives.tar.scan import Found, scan_tar
+from jobs.archives.tar.scan import scan_tar
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError
@@ -76,9 +76,6 @@ class TarReader:
         self._name: bytes | None = None  # of the current member, for messages
         self._tar_start = cursor.offset  # of the current one of concatenated tars
         self._knows_cuts = cut is not None  # then the complete archive was read before
-        self._found: list[Found] = []  # members of the current block in reverse order
-        self._block = memoryview(b"")
-        self._block_start = 0  # offset of its first byte
         self.header_offset = cursor.offset
         self.total = 0  # content bytes of the members so far
 
@@ -98,20 +95,20 @@ class TarReader:
         """
         cursor = self._cursor
         try:
-            while cursor.offset != stop:
+            while True:
+                yield from self._ordinary(stop)
+                if cursor.offset == stop:
+                    return
                 self.header_offset = cursor.offset
                 self._name = None
-                member, end = self._ordinary() or self._next()
+                member, end = self._next()
                 if member is None:
                     if self._another_follows(self.header_offset):
                         continue
                     if stop is not None:
                         self._fail("the archive ends before its member table does")
                     return
-                self._ordinal += 1
-                self._limits.check_members(self._ordinal)
-                self.total += member.size
-                self._limits.check_claim(self.total, member.name)
+                self._count(member.size)
                 yield member
                 cursor.skip_to(end)
         except ShortError as error:
@@ -123,25 +120,33 @@ class TarReader:
                 raise with_member(error, self._name) from error
             raise
 
-    def _ordinary(self) -> tuple[Member, int] | None:
-        """The next member and where its content ends, if ``scan_tar`` has found it."""
-        if not self._found:
-            if self._globals:
-                return None
-            self._block, at = self._cursor.held()
-            self._block_start = self._cursor.offset - at
-            self._found = scan_tar(self._block, at)
-            if not self._found:
-                return None
-            self._found.reverse()
-        name, at, size, mode, mtime = self._found.pop()
-        self._name = name
-        end = self._block_start + at + (size + BLOCK - 1 & -BLOCK)
-        data = self._block[at : at + size]
-        content = iter(() if self.headers_only or not size else (data,))
-        return Member(
-            name, MemberKind.FILE, size, mode, mtime, self._ordinal, b"", content, data
-        ), end
+    def _ordinary(self, stop: int | None) -> Iterator[Member]:
+        """The members that ``scan_tar`` finds in the current block, up to ``stop``."""
+        if self._globals:
+            return
+        block, begin = self._cursor.held()
+        self.header_offset = self._cursor.offset
+        start = self.header_offset - begin
+        for name, at, size, mode, mtime in scan_tar(block, begin):
+            if self.header_offset == stop:
+                return
+            self._name = name
+            self._count(size)
+            data = block[at : at + size]
+            chunks = () if self.headers_only or not size else (data,)
+            yield Member(
+                name, MemberKind.FILE, size, mode, mtime, self._ordinal - 1, b"", chunks, data
+            )
+            self.header_offset = start + at + (size + BLOCK - 1 & -BLOCK)
+            self._cursor.skip_to(self.header_offset)
+
+    def _count(self, size: int) -> None:
+        """Count the current member, and check the limits."""
+        self._ordinal += 1
+        self.total += size
+        if self._ordinal > self._limits.max_members or self.total > self._limits.most_bytes:
+            self._limits.check_members(self._ordinal)
+            self._limits.check_claim(self.total, self._name or b"")
 
     def _fail(self, fact: str) -> NoReturn:
         raise damaged(self._archive, fact, offset=self._cursor.offset, member=self._name)

@@ -126,8 +126,8 @@ class TarStream:
         length = size if self.format is Format.TAR else None
         self._reader = TarReader(self._cursor, self._limits, length=length)
         self._table = MemberIndexBuilder(options)
-        self._ends = SampleEnds()
-        self._may_cut = True  # whether a cut may be before the last member
+        self._names: deque[bytes] = deque(maxlen=SampleEnds.MOST + 1)  # of the last members
+        self._uncut = 0  # an offset before which the current part does not end
         self._members = self._reader.members()
 
     @property
@@ -239,13 +239,17 @@ class TarStream:
             raise
         if member is not None:
             self._table.add(member)
-            self._may_cut = self._ends.before(member.name)
-            self._check_top(member)
+            self._names.append(member.name)
+            if not self._final:
+                self._check_top(member)
         return member
 
     def _check_top(self, member: Member) -> None:
         seen = self._table.top_folder
-        if self._final or not seen.settled or seen.top == self.top:
+        if not seen.settled:
+            return
+        if seen.top == self.top:
+            self._final = seen.final
             return
         self._known = (seen.top,)
         self.broken = TopChanged(
@@ -256,12 +260,17 @@ class TarStream:
 
     def _is_of_later_part(self, part: Part) -> bool:
         """Whether the member just read belongs to a later part than ``part``."""
-        if part.index == part.count - 1:
+        offset = self._reader.header_offset
+        if offset < self._uncut or part.index == part.count - 1:
             return False
-        if not self._may_cut:
+        share = (part.index + 1) * self._size
+        if self._recent.taken(offset) * part.count < share:
+            block = self._recent.block_at(offset)
+            if block.after * part.count < share:
+                self._uncut = block.start + len(block.data)
             return False
-        position = self._recent.taken(self._reader.header_offset)
-        return position * part.count >= (part.index + 1) * self._size
+        ends = SampleEnds()
+        return [ends.before(name) for name in self._names][-1]
 
     def _end(self, part: Part) -> None:
         """Store where a part ends: before the next member, or at the archive's end."""
@@ -375,16 +384,17 @@ class _Recent:
 
     def crc32(self, offset: int) -> int:
         """The CRC-32 of all bytes before ``offset``."""
-        block = self._at(offset)
+        block = self.block_at(offset)
         return isal_zlib.crc32(block.data[: offset - block.start], block.crc32)
 
     def taken(self, offset: int) -> int:
         """About how many archive bytes were read for the bytes before ``offset``."""
-        block = self._at(offset)
+        block = self.block_at(offset)
         share = (offset - block.start) / max(1, len(block.data))
         return block.before + int(share * (block.after - block.before))
 
-    def _at(self, offset: int) -> _Block:
+    def block_at(self, offset: int) -> _Block:
+        """The block with the byte at ``offset``, one of the most recent."""
         for block in reversed(self._latest):
             if block.start <= offset:
                 return block

@@ -150,21 +150,22 @@ class FakeArchive:
     def members(self, part: Part) -> Iterator[Member]:
         for ordinal, (member, data) in enumerate(self._members):
             if ordinal * part.count // len(self._members) == part.index:
-                member.chunks = iter([memoryview(data)] if data else [])
+                member.chunks = (memoryview(data),) if data else ()
                 yield member
 
     def find(self, name: bytes) -> Member | None:
         found = None
         for member, data in self._members:
             if member.kind is MemberKind.FILE and member.name == name:
-                found = structs.replace(member, chunks=iter([memoryview(data)]))
+                found = structs.replace(member, chunks=(memoryview(data),))
         return found
 
 
 def file(name: str | bytes, data: bytes = b"", *, mode: int = 0o644) -> Member:
     """A regular member."""
     raw = name if isinstance(name, bytes) else name.encode()
-    return Member(raw, MemberKind.FILE, len(data), mode, 1_700_000_000.0, 0, b"", iter([data]))  # type: ignore[list-item]
+    chunks = (memoryview(data),)
+    return Member(raw, MemberKind.FILE, len(data), mode, 1_700_000_000.0, 0, b"", chunks)
 
 
 def folder(name: str) -> Member:

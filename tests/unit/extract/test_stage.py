@@ -35,7 +35,7 @@ from jobs.storage import atomic
 from tests.support.builders.extracting import Extracting, extracting
 
 PLAIN = Options(verify=Verify.NONE)
-MEMBERS = 8_000  # a process takes seconds for so many files
+MEMBERS = 24_000
 
 
 @pytest.fixture(scope="module")

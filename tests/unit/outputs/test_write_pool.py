@@ -6,7 +6,8 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -155,7 +156,7 @@ def test_without_more_threads_the_caller_writes_itself(
 
 
 def put_small(writers: WritePool, tmp_path: Path, name: str, data: bytes) -> None:
-    writers.write_small(name.encode(), place(tmp_path, name), 0o666, memoryview(data), None)
+    writers.write_small([name.encode()], [(place(tmp_path, name), 0o666, memoryview(data), None)])
 
 
 @pytest.mark.parametrize("compiled", [files.COMPILED, False])
@@ -169,6 +170,36 @@ def test_small_files_are_all_there_after_draining(
     inline.drain()
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == data
     assert inline.waiting == 0
+
+
+class _Block(bytearray):
+    """A block that can be watched."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return id(self)
+
+
+@pytest.mark.skipif(not files.COMPILED, reason="the extension was not built: no compiler")
+def test_waiting_small_files_do_not_keep_more_blocks_in_memory_than_the_queue_holds(
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks: weakref.WeakSet[_Block] = weakref.WeakSet()
+    most = 0
+
+    def slow_write(files: Sequence[files.Small]) -> list[int]:
+        nonlocal most
+        time.sleep(0.001)
+        most = max(most, len(blocks))
+        return [0] * len(files)
+
+    monkeypatch.setattr(write_pool, "write_files", slow_write)
+    for _ in range(200):
+        block = _Block(1 << 20)
+        blocks.add(block)
+        inline.write_small([b"x"], [(b"x", 0o666, memoryview(block)[:10], None)])
+        assert inline.waiting <= QUEUE
+    inline.drain()
+    assert 2 <= most <= (QUEUE >> 20) + 1  # and the one that the caller holds
 
 
 def test_a_small_file_replaces_a_link_and_does_not_follow_it(
