@@ -6,10 +6,12 @@
  * with an ordinary header, and write_files() reports EEXIST for anything that is neither a new file
  * nor one that may be overwritten; the Python code handles both.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -219,13 +221,44 @@ struct file {
     int error;
 };
 
+/* The folder of the last file, open (-1: it is not), so that the kernel does not walk the complete
+ * path of each file: that takes a quarter of the time of creating a small one. */
+struct folder {
+    const char *path;
+    size_t length;
+    int fd;
+};
+
+/* The name of a file in ``folder``, which becomes that of ``path``; or ``path`` itself, which is
+ * relative to AT_FDCWD, and the folder is not open. */
+static const char *
+name_in(struct folder *folder, const char *path)
+{
+    char copy[PATH_MAX];
+    const char *slash = strrchr(path, '/');
+    size_t length = slash ? (size_t)(slash - path) : 0;
+    if (folder->fd >= 0 && folder->length == length && memcmp(folder->path, path, length) == 0)
+        return slash + 1;
+    if (folder->fd >= 0)
+        close(folder->fd);
+    folder->fd = -1;
+    if (length == 0 || length >= sizeof copy)
+        return path;
+    memcpy(copy, path, length);
+    copy[length] = '\0';
+    folder->path = path;
+    folder->length = length;
+    folder->fd = open(copy, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    return folder->fd < 0 ? path : slash + 1;
+}
+
 /* A descriptor for overwriting a file of an earlier attempt, and its size; -1 with EEXIST if that
  * is not an ordinary file with the right properties. */
 static int
-open_old(const struct file *file, off_t *size)
+open_old(int folder, const char *name, const struct file *file, off_t *size)
 {
     struct stat status;
-    int fd = open(file->path, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int fd = openat(folder, name, O_WRONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
     if (fd < 0 || fstat(fd, &status) < 0 || !S_ISREG(status.st_mode) || status.st_nlink != 1 ||
         !(status.st_mode & S_IWUSR) || ((status.st_mode ^ (mode_t)file->mode) & 0100)) {
         if (fd >= 0)
@@ -239,12 +272,14 @@ open_old(const struct file *file, off_t *size)
 
 /* 0, or the error number of the call that failed. */
 static int
-write_file(const struct file *file)
+write_file(struct folder *folder, const struct file *file)
 {
     off_t old = 0;
-    int fd = open(file->path, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file->mode);
+    const char *name = name_in(folder, file->path);
+    int at = folder->fd < 0 ? AT_FDCWD : folder->fd;
+    int fd = openat(at, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, file->mode);
     if (fd < 0 && errno == EEXIST)
-        fd = open_old(file, &old);
+        fd = open_old(at, name, file, &old);
     if (fd < 0)
         return errno;
     const char *data = file->data.buf;
@@ -311,8 +346,11 @@ write_files(PyObject *module, PyObject *argument)
         }
     }
     Py_BEGIN_ALLOW_THREADS
+    struct folder folder = {.fd = -1};
     for (Py_ssize_t at = 0; at < count; at++)
-        files[at].error = write_file(&files[at]);
+        files[at].error = write_file(&folder, &files[at]);
+    if (folder.fd >= 0)
+        close(folder.fd);
     Py_END_ALLOW_THREADS
     errors = PyList_New(count);
     for (Py_ssize_t at = 0; errors != NULL && at < count; at++) {
