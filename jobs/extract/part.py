@@ -46,7 +46,7 @@ from jobs.storage.write_behind import WriteBehind
 # after one reading.
 _MOST_CORRECTIONS = 3
 _WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
-_TOGETHER = 64  # files that are put together, at most
+_TOGETHER = 128  # files that are put together, at most
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from jobs.outputs.files import COMPILED, Small, write_file, write_files
 
 LARGE = 4 << 20  # bytes; larger files are streamed, because their latency is negligible
 QUEUE = 32 << 20  # bytes in the queue, at most
-_JOBS = 2048  # files in the queue, at most
+_JOBS = 4096  # files in the queue, at most
 MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task extracts, about
