@@ -216,8 +216,9 @@ struct file {
     const char *path;
     int mode;
     Py_buffer data;
-    int has_mtime;
+    int has_mtime, has_permissions;
     long long mtime_ns;
+    long permissions;
     int error;
 };
 
@@ -296,6 +297,8 @@ write_file(struct folder *folder, const struct file *file)
     }
     if (error == 0 && old > file->data.len && ftruncate(fd, file->data.len) < 0)
         error = errno;
+    if (error == 0 && file->has_permissions && fchmod(fd, (mode_t)file->permissions) < 0)
+        error = errno;
     if (error == 0 && file->has_mtime) {
         long long rest = file->mtime_ns % 1000000000, seconds = file->mtime_ns / 1000000000;
         if (rest < 0) {
@@ -330,17 +333,24 @@ write_files(PyObject *module, PyObject *argument)
     }
     while (known < count) {
         struct file *file = &files[known];
-        PyObject *item = PySequence_Fast_GET_ITEM(items, known), *mtime;
+        PyObject *item = PySequence_Fast_GET_ITEM(items, known), *mtime, *permissions;
         if (!PyTuple_Check(item)) {
-            PyErr_SetString(PyExc_TypeError, "a file is to be a tuple (path, mode, data, mtime)");
+            PyErr_SetString(PyExc_TypeError, "a file is to be a tuple of five");
             goto end;
         }
-        if (!PyArg_ParseTuple(item, "yiy*O", &file->path, &file->mode, &file->data, &mtime))
+        if (!PyArg_ParseTuple(item, "yiy*OO", &file->path, &file->mode, &file->data, &mtime,
+                              &permissions))
             goto end;
         known++;
         file->has_mtime = mtime != Py_None;
         if (file->has_mtime) {
             file->mtime_ns = PyLong_AsLongLong(mtime);
+            if (PyErr_Occurred())
+                goto end;
+        }
+        file->has_permissions = permissions != Py_None;
+        if (file->has_permissions) {
+            file->permissions = PyLong_AsLong(permissions);
             if (PyErr_Occurred())
                 goto end;
         }

@@ -85,6 +85,7 @@ class FileTree:
         self._metadata = MetadataRestorer(
             wanted=shard.kind is ShardKind.TREE, times=self._options.folder_times
         )
+        self._sets_times = self._options.preserve_times or self._metadata.sets_times
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
         return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
@@ -114,10 +115,8 @@ class FileTree:
                 self._write(path, place, member, (data,))
                 continue
             paths.append(path)
-            small.append((place, mode_of(member.mode), data, self._time_of(member)))
-            self._metadata.add(place, member.mode)
+            small.append((place, mode_of(member.mode), data, *self._metadata_of(member)))
         self._writers.write_small(paths, small)
-        self._restore_modes()
         return [None] * len(files)
 
     def _write(
@@ -129,22 +128,16 @@ class FileTree:
             mode_of(member.mode),
             chunks,
             member.size,
-            self._time_of(member),
+            *self._metadata_of(member),
             sparse=self._metadata.wanted,
         )
-        self._metadata.add(place, member.mode)
-        self._restore_modes()
 
-    def _time_of(self, member: Member) -> int | None:
-        """The modification time to set, in nanoseconds since the epoch; None: now."""
-        if self._options.preserve_times or self._metadata.sets_times:
-            return _mtime_ns(member)
-        return None
-
-    def _restore_modes(self) -> None:
-        if self._metadata.is_full:
-            self._writers.drain()
-            self._metadata.put()
+    def _metadata_of(self, member: Member) -> tuple[int | None, int | None]:
+        """The modification time and the permission bits to set, as in ``write_file``."""
+        return (
+            _mtime_ns(member) if self._sets_times else None,
+            member.mode & 0o777 if self._metadata.wanted else None,
+        )
 
     def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
         try:
@@ -179,7 +172,6 @@ class FileTree:
     def finish(self) -> int | None:
         """See ``Target.finish``."""
         self._writers.drain()
-        self._metadata.put()
         return None
 
     def close(self) -> None:

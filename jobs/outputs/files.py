@@ -17,7 +17,6 @@ _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _EXECUTE = 0o111
 _BLOCK = 4096  # bytes; shorter holes save no space
-_MOST = 4096  # files whose permission bits wait, at most
 
 
 def mode_of(mode: int) -> int:
@@ -70,13 +69,15 @@ def write_file(
     mode: int,
     chunks: Iterable[memoryview | bytes],
     mtime_ns: int | None = None,
+    permissions: int | None = None,
     *,
     sparse: bool = False,
 ) -> int:
     """Write ``chunks`` to ``place`` and truncate it to their size; returns the size in bytes.
 
-    ``mtime_ns``: modification time to set, in nanoseconds since the epoch. ``sparse``: chunks of
-    zeros become holes. Raises ``OSError``.
+    ``mtime_ns``: modification time to set, in nanoseconds since the epoch. ``permissions``: the
+    exact permission bits to set at the end. ``sparse``: chunks of zeros become holes. Raises
+    ``OSError``.
     """
     fd, old = open_place(place, mode)
     try:
@@ -98,6 +99,8 @@ def write_file(
             size += length
         if old > size or hole:
             os.ftruncate(fd, size)
+        if permissions is not None:
+            os.fchmod(fd, permissions)
         if mtime_ns is not None:
             set_mtime(fd, mtime_ns)
     finally:
@@ -105,17 +108,16 @@ def write_file(
     return size
 
 
-# A small file: its path, permission bits, content and modification time (nanoseconds since the
-# epoch; None: now).
-Small = tuple[bytes, int, memoryview, int | None]
+# A small file as in ``write_file``: its path, mode, content, modification time, permission bits.
+Small = tuple[bytes, int, memoryview, int | None, int | None]
 
 
 def write_files_plain(files: Sequence[Small]) -> list[int]:
     """``write_files`` in Python."""
     errors = []
-    for place, mode, data, mtime_ns in files:
+    for place, mode, data, mtime_ns, permissions in files:
         try:
-            write_file(place, mode, (data,), mtime_ns)
+            write_file(place, mode, (data,), mtime_ns, permissions)
             errors.append(0)
         except OSError as error:
             errors.append(error.errno or errno.EIO)
@@ -196,7 +198,7 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
 
 
 class MetadataRestorer:
-    """Sets the metadata of written files; does nothing if ``wanted`` is false.
+    """Sets the metadata of folders and links; does nothing if ``wanted`` is false.
 
     ``times``: set modification times too.
     """
@@ -204,7 +206,6 @@ class MetadataRestorer:
     def __init__(self, *, wanted: bool, times: bool = True) -> None:
         self._wanted = wanted
         self._times = times
-        self._files: list[tuple[bytes, int]] = []
 
     @property
     def wanted(self) -> bool:
@@ -215,23 +216,6 @@ class MetadataRestorer:
     def sets_times(self) -> bool:
         """Whether files get their modification times, which whoever writes them sets."""
         return self._wanted and self._times
-
-    @property
-    def is_full(self) -> bool:
-        """Whether to call ``put`` soon."""
-        return len(self._files) >= _MOST
-
-    def add(self, place: bytes, mode: int) -> None:
-        """Store a file's permission bits."""
-        if self._wanted:
-            self._files.append((place, mode))
-
-    def put(self) -> None:
-        """Set the permission bits of the stored files, which are written; raises ``OSError``."""
-        for place, mode in self._files:
-            # `open_place` made these regular files, so no link is followed.
-            os.chmod(place, mode & 0o777)  # noqa: PTH101  # paths are bytes here
-        self._files.clear()
 
     def folder(self, place: bytes, mode: int) -> None:
         """Set a folder's permission bits; its owner keeps all, to write more files."""

@@ -46,6 +46,7 @@ class _One(NamedTuple):
     data: list[bytes]
     size: int
     mtime_ns: int | None
+    permissions: int | None
     sparse: bool
 
     @property
@@ -54,7 +55,14 @@ class _One(NamedTuple):
 
     def write(self) -> _Written | _Failure:
         try:
-            write_file(self.place, self.mode, self.data, self.mtime_ns, sparse=self.sparse)
+            write_file(
+                self.place,
+                self.mode,
+                self.data,
+                self.mtime_ns,
+                self.permissions,
+                sparse=self.sparse,
+            )
         except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
             return _Failure(problem, self.path)
         return _Written(self.size, 1)
@@ -69,7 +77,7 @@ class _Batch:
     def __init__(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
         self._paths = paths  # for errors
         self._files = files
-        blocks = {id(data.obj): data.obj for _, _, data, _ in files}
+        blocks = {id(data.obj): data.obj for _, _, data, _, _ in files}
         self.size = sum(memoryview(block).nbytes for block in blocks.values())
 
     @property
@@ -80,11 +88,11 @@ class _Batch:
         for index, number in enumerate(write_files(self._files)):
             if not number:
                 continue
-            place, mode, data, mtime_ns = self._files[index]
+            place, mode, data, *metadata = self._files[index]
             try:
                 if number != errno.EEXIST:
                     raise OSError(number, os.strerror(number))
-                write_file(place, mode, (data,), mtime_ns)
+                write_file(place, mode, (data,), *metadata)
             except OSError as problem:
                 return _Failure(problem, self._paths[index])
         return _Written(self.size, self.files)
@@ -136,8 +144,8 @@ class WritePool:
     def write_small(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
         """Write files of at most a few megabytes; ``paths``: of each one, for errors."""
         if not COMPILED:
-            for path, (place, mode, data, mtime_ns) in zip(paths, files, strict=True):
-                self.write(path, place, mode, (data,), len(data), mtime_ns)
+            for path, (place, mode, data, *metadata) in zip(paths, files, strict=True):
+                self.write(path, place, mode, (data,), len(data), *metadata)
             return
         if self._batches is None:
             self._batches = _Pool(self._on_error, first=1, most=self._most)
@@ -151,6 +159,7 @@ class WritePool:
         chunks: Iterable[memoryview],
         size: int,
         mtime_ns: int | None = None,
+        permissions: int | None = None,
         *,
         sparse: bool = False,
     ) -> None:
@@ -158,17 +167,17 @@ class WritePool:
         pool = self._pool
         if pool is not None and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
-            pool.put(_One(path, place, mode, data, size, mtime_ns, sparse))
+            pool.put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
             return
         judged = pool is None and size < LARGE and not self._pause
         self._pause -= self._pause > 0
         try:
             if not judged:
-                write_file(place, mode, chunks, mtime_ns, sparse=sparse)
+                write_file(place, mode, chunks, mtime_ns, permissions, sparse=sparse)
                 return
             timed = _Timed(chunks)
             begun = _waited()
-            write_file(place, mode, timed, mtime_ns, sparse=sparse)
+            write_file(place, mode, timed, mtime_ns, permissions, sparse=sparse)
         except OSError as error:
             raise self._on_error(error, path) from error
         self._judge(_waited() - begun - timed.waited_s)

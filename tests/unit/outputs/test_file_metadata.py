@@ -8,16 +8,12 @@ from pathlib import Path
 from jobs.outputs.files import MetadataRestorer, write_file
 
 
-def test_files_get_their_permissions_and_links_their_times(tmp_path: Path) -> None:
+def test_links_get_their_times(tmp_path: Path) -> None:
     path, link = tmp_path / "page.png", tmp_path / "link.png"
     path.write_bytes(b"x")
     kept = MetadataRestorer(wanted=True)
     assert kept.sets_times
-    kept.add(os.fsencode(path), 0o664)
-    assert not kept.is_full
-    kept.put()
     kept.link(os.fsencode(link), b"page.png", 1_500_000_000_250_000_123)
-    assert path.stat().st_mode & 0o777 == 0o664
     assert link.lstat().st_mtime_ns == 1_500_000_000_250_000_123
 
 
@@ -28,16 +24,6 @@ def test_links_get_no_times_where_times_are_to_be_new(tmp_path: Path) -> None:
     assert not kept.sets_times
     kept.link(os.fsencode(link), b"page.png", 1)
     assert link.lstat().st_mtime_ns >= path.stat().st_mtime_ns
-
-
-def test_other_archives_files_stay_as_the_umask_made_them(tmp_path: Path) -> None:
-    path = tmp_path / "page.png"
-    path.write_bytes(b"x")
-    before = path.stat()
-    kept = MetadataRestorer(wanted=False)
-    kept.add(os.fsencode(path), 0o600)
-    kept.put()
-    assert path.stat() == before
 
 
 def test_a_read_only_file_of_a_killed_attempt_is_written_again(tmp_path: Path) -> None:

@@ -22,8 +22,15 @@ def write(request: pytest.FixtureRequest) -> Write:
     return files.write_files_plain if request.param == "plain" else files.write_files
 
 
-def small(path: Path, data: bytes, *, mode: int = 0o666, mtime_ns: int | None = None) -> Small:
-    return os.fsencode(path), mode, memoryview(data), mtime_ns
+def small(
+    path: Path,
+    data: bytes,
+    *,
+    mode: int = 0o666,
+    mtime_ns: int | None = None,
+    permissions: int | None = None,
+) -> Small:
+    return os.fsencode(path), mode, memoryview(data), mtime_ns, permissions
 
 
 def test_new_files_have_their_content_mode_and_time(write: Write, tmp_path: Path) -> None:
@@ -36,6 +43,27 @@ def test_new_files_have_their_content_mode_and_time(write: Write, tmp_path: Path
     assert one.stat().st_mtime_ns == -1_500_000_001
     assert not one.stat().st_mode & 0o111
     assert two.stat().st_mode & 0o100
+
+
+def test_exact_permissions_are_set_whatever_the_umask_is(write: Write, tmp_path: Path) -> None:
+    paths = [tmp_path / "new", tmp_path / "old"]
+    paths[1].write_bytes(b"of an earlier attempt")
+    paths[1].chmod(0o640)
+    assert write([small(path, b"x", permissions=0o436) for path in paths]) == [0, 0]
+    for path in paths:
+        assert path.read_bytes() == b"x"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o436
+
+
+def test_files_of_several_folders_go_where_their_paths_say(write: Write, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "ab", "a/b")]
+    for folder in folders:
+        folder.mkdir()
+    paths = [folder / name for name in ("x", "y") for folder in (*folders, tmp_path)]
+    files = [small(path, os.fsencode(path)) for path in (*paths, *sorted(paths))]
+    assert write(files) == [0] * len(files)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == set(paths)
+    assert all(path.read_bytes() == os.fsencode(path) for path in paths)
 
 
 def test_what_an_earlier_attempt_left_is_written_over(write: Write, tmp_path: Path) -> None:

@@ -156,7 +156,9 @@ def test_without_more_threads_the_caller_writes_itself(
 
 
 def put_small(writers: WritePool, tmp_path: Path, name: str, data: bytes) -> None:
-    writers.write_small([name.encode()], [(place(tmp_path, name), 0o666, memoryview(data), None)])
+    writers.write_small(
+        [name.encode()], [(place(tmp_path, name), 0o666, memoryview(data), None, None)]
+    )
 
 
 @pytest.mark.parametrize("compiled", [files.COMPILED, False])
@@ -196,7 +198,7 @@ def test_waiting_small_files_do_not_keep_more_blocks_in_memory_than_the_queue_ho
     for _ in range(200):
         block = _Block(1 << 20)
         blocks.add(block)
-        inline.write_small([b"x"], [(b"x", 0o666, memoryview(block)[:10], None)])
+        inline.write_small([b"x"], [(b"x", 0o666, memoryview(block)[:10], None, None)])
         assert inline.waiting <= QUEUE
     inline.drain()
     assert 2 <= most <= (QUEUE >> 20) + 1  # and the one that the caller holds
