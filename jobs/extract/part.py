@@ -315,7 +315,7 @@ class _Pass:
             self._put_whole(source)
             self._target.drain()  # two writers must never write to one file
         content = CheckedContent(path, self._options, self._progress)
-        data = member.data if member.data is not None else _read_whole(member, content)
+        data = _read_whole(member, content)
         if data is None:
             self._put_whole(source)
             offset = self._target.put(
@@ -446,8 +446,10 @@ class _Pass:
 
 def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:
     """The content of a small member in one piece; None if it is large, a link, or has holes."""
-    if member.size > _WHOLE or member.target:
+    if member.target:
         return None
+    if member.data is not None or member.size > _WHOLE:
+        return member.data
     member.chunks = chunks = list(content.reading(member.chunks))
     if len(chunks) > 1:
         return None

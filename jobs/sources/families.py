@@ -130,8 +130,10 @@ def families(names: Sequence[str]) -> list[Family]:
     A single file is a family if its name states that it is a piece. Files with the ending of a data
     format are in no family, nor are parquet files, which are split into complete files.
     """
-    left = [name for name in names if not magic.is_data_name(name)]
-    data = [name for name in names if magic.is_data_name(name)]
+    left: list[str] = []
+    data: list[str] = []
+    for name in names:
+        (data if magic.is_data_name(name) else left).append(name)
     found: list[Family] = []
     taken: set[str] = set()
     for find in (
