@@ -32,7 +32,8 @@ class MemberIndexBuilder:
         """Add the next member."""
         if member.kind is not MemberKind.FOLDER:
             self._names.add(member.name, self.members)
-        self.top_folder.see(member.name, member.kind)
+        if not self.top_folder.final:
+            self.top_folder.see(member.name, member.kind)
         self.members += 1
         self._data_bytes += member.size
 
