@@ -69,7 +69,7 @@ class FolderArchive:
             mtime_ns / 1e9,
             ordinal,
             target,
-            self._chunks(full, item) if data is None else iter((data,)),
+            self._chunks(full, item) if data is None else (data,),
             data,
             mtime_ns=mtime_ns,
         )

@@ -196,6 +196,8 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     the dataset's.
     """
     layout = request.layout
+    if not layout.has_records:
+        return ""
     images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
     beside = [name for name in names if not name.startswith(images)]
     has_data = any(
@@ -204,7 +206,7 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     )
     inside = [name for name in names if name.startswith(images)]
     has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
-    return images if layout.has_records and has_data and has_images else ""
+    return images if has_data and has_images else ""
 
 
 def _is_container(name: str, packing: Packing | None) -> bool:

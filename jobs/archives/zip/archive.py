@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property
 
@@ -28,6 +28,7 @@ from jobs.storage.safe_paths import quoted
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size is read in one piece
 _DESCRIPTOR = 24  # bytes, at most
+_AHEAD = 1 << 18  # bytes that are read at once, because entries follow each other
 
 
 class ZipArchive:
@@ -37,6 +38,8 @@ class ZipArchive:
         self._fetched = fetched
         self._options = options
         self._archive = quoted(shard.name)[1:-1]
+        self._ahead = _AHEAD
+        self._window = (0, b"")  # what was read last, with its offset
 
     @cached_property
     def _chain(self) -> RandomAccess:
@@ -117,7 +120,7 @@ class ZipArchive:
 
     def _content(
         self, entry: ZipEntry, limit: int
-    ) -> tuple[Iterator[memoryview], memoryview | None]:
+    ) -> tuple[Iterable[memoryview], memoryview | None]:
         """The content, checked: at once if it is small, otherwise while it is read."""
         if max(entry.stored, entry.size) > _SMALL:
             head = self._chain.read_exactly(LOCAL_SIZE + 0x1FFFE, entry.offset)
@@ -127,20 +130,20 @@ class ZipArchive:
         # Mostly one read is enough: the local extra field is seldom longer than the directory's.
         guess = LOCAL_SIZE + len(entry.raw_name) + len(entry.extra) + 64
         want = guess + entry.stored + _DESCRIPTOR
-        data = self._chain.read_exactly(min(want, limit - entry.offset), entry.offset)
+        data = self._read(min(want, limit - entry.offset), entry.offset)
         start = _local_size(data)
         end = start + entry.stored
         if start + entry.stored > len(data):
-            data = self._chain.read_exactly(end + _DESCRIPTOR, entry.offset)
-        check_local(entry, data[:start])
+            data = self._read(end + _DESCRIPTOR, entry.offset)
+        check_local(entry, bytes(data[:start]))
         self._check_fits(entry.offset + end, limit)
         self._check_descriptor(entry, entry.offset + end, limit)
-        content = inflate_at_once(entry, memoryview(data)[start:end])
+        content = inflate_at_once(entry, data[start:end])
         if len(content) != entry.size:
             raise ZipEntryError(f"it claims {entry.size} bytes, but has {len(content)}")
         if _crc32()(content, 0) != entry.crc32:
             raise ZipEntryError("its checksum (CRC-32) is wrong")
-        return iter((content,) if content else ()), content
+        return (content,) if content else (), content
 
     def _check_fits(self, end: int, limit: int) -> None:
         if end > limit:
@@ -148,7 +151,15 @@ class ZipArchive:
 
     def _check_descriptor(self, entry: ZipEntry, end: int, limit: int) -> None:
         if entry.flags & DESCRIPTOR and entry.kind is not MemberKind.FOLDER:
-            check_descriptor(entry, self._chain.read_exactly(min(_DESCRIPTOR, limit - end), end))
+            check_descriptor(entry, bytes(self._read(min(_DESCRIPTOR, limit - end), end)))
+
+    def _read(self, size: int, offset: int) -> memoryview:
+        """``size`` bytes from ``offset``; fewer only at the end of the archive."""
+        at, window = self._window
+        if not at <= offset <= offset + size <= at + len(window):
+            at, window = offset, self._chain.read_exactly(max(size, self._ahead), offset)
+            self._window = (at, window)
+        return memoryview(window)[offset - at : offset - at + size]
 
     def _streamed(self, entry: ZipEntry, start: int, limit: int) -> Iterator[memoryview]:
         crc32, crc, total = _crc32(), 0, 0
@@ -186,7 +197,7 @@ def _crc32() -> Callable[[memoryview, int], int]:
     return isal_zlib.crc32
 
 
-def _local_size(data: bytes) -> int:
+def _local_size(data: memoryview) -> int:
     if len(data) < LOCAL_SIZE:
         raise ZipEntryError("its local header is missing")
     name_size, extra_size = struct.unpack_from("<2H", data, 26)

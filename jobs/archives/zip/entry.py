@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from jobs.archives.base import MemberKind
 
@@ -75,23 +76,17 @@ class ZipEntry:
         data = _field(self.extra, 0x5455)
         if data is not None and len(data) >= 5 and data[0] & 1:
             return float(struct.unpack_from("<l", data, 1)[0])
-        date, clock = self.dos_time
-        try:
-            return time.mktime(
-                (
-                    (date >> 9) + 1980,
-                    date >> 5 & 15,
-                    date & 31,
-                    clock >> 11,
-                    clock >> 5 & 63,
-                    (clock & 31) * 2,
-                    0,
-                    0,
-                    -1,
-                )
-            )
-        except (ValueError, OverflowError):
-            return 0.0
+        return _seconds(*self.dos_time)
+
+
+@lru_cache(maxsize=256)
+def _seconds(date: int, clock: int) -> float:
+    year, month, day = (date >> 9) + 1980, date >> 5 & 15, date & 31
+    hour, minute, second = clock >> 11, clock >> 5 & 63, (clock & 31) * 2
+    try:
+        return time.mktime((year, month, day, hour, minute, second, 0, 0, -1))
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def parse_entry(record: bytes, starts: Sequence[int], encoding: str, utf8: bool) -> ZipEntry:

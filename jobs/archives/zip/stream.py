@@ -28,6 +28,7 @@ class ZipStream(ZipArchive):
     def __init__(self, arriving: Arriving, shard: Shard, options: Options) -> None:
         super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options)
         self._arriving = arriving
+        self._ahead = 0  # what follows may arrive much later
 
     @cached_property
     def _chain(self) -> RandomAccess:
