@@ -3,7 +3,7 @@
  * jobs/outputs/files.py have the same functions in Python, and the tests compare them.
  *
  * Neither function makes a decision. scan_tar() stops before anything that is not an ordinary file
- * with an ordinary header, and write_files() reports EEXIST for anything that is neither a new file
+ * with an ordinary header, and write_small() reports EEXIST for anything that is neither a new file
  * nor one that may be overwritten; the Python code handles both.
  */
 #define _GNU_SOURCE
@@ -314,12 +314,12 @@ write_file(struct folder *folder, const struct file *file)
     return error;
 }
 
-PyDoc_STRVAR(write_files_doc,
-"write_files(files)\n--\n\n"
+PyDoc_STRVAR(write_small_doc,
+"write_small(files)\n--\n\n"
 "Write files without the interpreter lock; see ``jobs.outputs.files``.");
 
 static PyObject *
-write_files(PyObject *module, PyObject *argument)
+write_small(PyObject *module, PyObject *argument)
 {
     PyObject *items = PySequence_Fast(argument, "files is to be a sequence");
     if (items == NULL)
@@ -380,7 +380,7 @@ end:
 
 static PyMethodDef methods[] = {
     {"scan_tar", scan_tar, METH_VARARGS, scan_tar_doc},
-    {"write_files", write_files, METH_O, write_files_doc},
+    {"write_small", write_small, METH_O, write_small_doc},
     {NULL, NULL, 0, NULL},
 };
 

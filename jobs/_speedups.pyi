@@ -3,6 +3,6 @@ from collections.abc import Sequence
 Buffer = bytes | bytearray | memoryview
 
 def scan_tar(block: Buffer, start: int) -> list[tuple[bytes, int, int, int, float]]: ...
-def write_files(
+def write_small(
     files: Sequence[tuple[bytes, int, memoryview, int | None, int | None]],
 ) -> list[int]: ...

@@ -272,11 +272,10 @@ class _Pass:
         def write(link: Pending, member: Member) -> Entry | None:
             member.name, member.ordinal = link.raw, link.ordinal
             member.mode, member.mtime = link.mode or member.mode, link.mtime
-            count = self._manifest.count
-            self._file(source, link.path, member)
+            is_file = self._file(source, link.path, member)
             self._put_whole(source)
             self._target.drain()
-            return self._manifest.last if self._manifest.count > count else None
+            return self._manifest.last if is_file else None
 
         return Resolver(
             source.archive,
@@ -295,22 +294,26 @@ class _Pass:
             own = (entry for entry in self._manifest.entries() if entry.origin == source.nested)
             resolver.resolve(pending, own)
 
-    def _file(self, source: Source, path: bytes, member: Member) -> None:
-        """Put a member, or add it to those that are put together."""
+    def _file(self, source: Source, path: bytes, member: Member) -> bool:
+        """Take in a member; returns whether it is put as a file."""
         names, own = source.names, source.nested is None
         if not (own and self._is_tree):
             self._claim(member)
         if names.is_records(path):
             source.records.write(member.chunks, ordinal=member.ordinal)
             self._progress.add(files=1)
-            return
+            return False
         if own and self._options.nested:
             if nested.is_nested(path):
                 self._put_whole(source)
                 self._nested(path, member)
-                return
+                return False
             self._counts.see(path)
-        path = names.placed(path)
+        self._put(source, names.placed(path), member)
+        return True
+
+    def _put(self, source: Source, path: bytes, member: Member) -> None:
+        """Put a file to ``path``, or add it to those that are put together."""
         if self._seen.add(path):
             self._put_whole(source)
             self._target.drain()  # two writers must never write to one file
@@ -318,8 +321,9 @@ class _Pass:
         data = _read_whole(member, content)
         if data is None:
             self._put_whole(source)
+            keeps_relative_paths = source.names.keeps_relative_paths
             offset = self._target.put(
-                path, member, content, keeps_relative_paths=names.keeps_relative_paths
+                path, member, content, keeps_relative_paths=keeps_relative_paths
             )
             _check_size(source, member, content)
             self._note(content.size, source.entry(content, member.ordinal, offset))

@@ -125,7 +125,7 @@ def write_files_plain(files: Sequence[Small]) -> list[int]:
 
 
 try:
-    from jobs._speedups import write_files as _write_files
+    from jobs._speedups import write_small as _write_files
 
     COMPILED = True
 except ImportError:
