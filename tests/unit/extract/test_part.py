@@ -288,6 +288,18 @@ def test_times_are_kept_only_where_that_is_asked_for(new_run: Callable[..., Run]
     assert status.st_atime > 1_700_000_000  # as old files are removed by that time too
 
 
+def test_lines_are_in_the_archives_order_whatever_the_sizes_are(run: Run) -> None:
+    sizes = [3, (1 << 20) + 1, 0, 1 << 20, 7, *[1] * 300, 2 << 20, 5]
+    data = {f"{number:03d}": os.urandom(size) for number, size in enumerate(sizes)}
+    summary = run.extract([file(name, content) for name, content in data.items()])
+    assert run.tree() == data
+    assert [(entry.path, entry.ordinal, entry.crc32) for entry in run.entries(ONLY)] == [
+        (name, number, f"{zlib.crc32(content):08x}")
+        for number, (name, content) in enumerate(data.items())
+    ]
+    assert (summary.files, summary.bytes) == (len(sizes), sum(sizes))
+
+
 def test_a_hard_link_becomes_its_targets_bytes(run: Run) -> None:
     members = [file("a", b"one"), link("b", "a", hard=True), link("c", "b", hard=True)]
     run.extract([*members, file("d", b"x")])
