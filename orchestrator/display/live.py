@@ -49,50 +49,24 @@ class Screen:
         self._out.flush()
         self._lines = len(lines)
 
-    def clear(self) -> None:
-        """Remove the last text."""
-        if self._lines:
-            self._out.write(f"\x1b[{self._lines}F{_CLEAR_BELOW}")
-            self._out.flush()
-            self._lines = 0
 
+class Lines:
+    """A plain line about a run now and then, for logs."""
 
-class LiveView:
-    """A run on a stream: on a terminal its screen, elsewhere a plain line now and then.
-
-    ``hint``: the last line of the screen of a running run. ``failed``: show only failures.
-    """
-
-    def __init__(self, out: TextIO, *, hint: str, failed: bool = False) -> None:
+    def __init__(self, out: TextIO) -> None:
         self._out = out
         self._look = style_of(out)
-        self._screen = Screen(out)
-        self._hint = hint
-        self._failed = failed
-        self._line, self._line_at = "", float("-inf")
-        self.on_terminal = is_terminal(out)
+        self._last, self._written = "", float("-inf")
 
-    def show(self, state: RunState, run: str) -> None:
-        """Show a state of the run with that name (``status_screen.run_word``)."""
-        now = time.monotonic()
-        if self.on_terminal:
-            self._screen.draw(self.text(state, run))
-        elif now - self._line_at >= LINE_EVERY_S:
-            line = self._look.spell(status_screen.line(state, utc_now()))
-            if line != self._line:
-                self._out.write(f"{line}\n")
-            self._line, self._line_at = line, now
-        self._out.flush()
-
-    def text(self, state: RunState, run: str) -> str:
-        """The screen, with a final newline."""
-        return status_screen.render(
-            state, utc_now(), self._look, failed_only=self._failed, run=run, hint=self._hint
-        )
-
-    def clear(self) -> None:
-        """Remove the screen from a terminal."""
-        self._screen.clear()
+    def show(self, state: RunState) -> None:
+        """Write a line if it is time, and if it differs from the last one."""
+        if time.monotonic() - self._written < LINE_EVERY_S:
+            return
+        line = self._look.spell(status_screen.line(state, utc_now()))
+        if line != self._last:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+        self._last, self._written = line, time.monotonic()
 
 
 def watch(
@@ -112,18 +86,24 @@ def watch(
     """
     out = out or sys.stdout
     ended = ended or threading.Event()
+    look = style_of(out)
+    on_terminal = is_terminal(out)
     run = status_screen.run_word(folder)
-    view = LiveView(out, hint="Ctrl-C stops watching; the run continues", failed=failed)
+    hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
+    screen, lines = Screen(out), Lines(out)
     while True:
         began = time.monotonic()
         state = look_at()
         pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
         has_ended = state.status is not RunStatus.RUNNING
-        if has_ended and not view.on_terminal:
-            out.write(view.text(state, run))
+        if on_terminal or has_ended:
+            text = status_screen.render(
+                state, utc_now(), look, failed_only=failed, run=run, hint=hint
+            )
+            screen.draw(text) if on_terminal else out.write(text)
             out.flush()
         else:
-            view.show(state, run)
+            lines.show(state)
         try:
             if has_ended or ended.wait(pause):
                 return state
