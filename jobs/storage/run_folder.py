@@ -215,12 +215,14 @@ class RunFolder:
         A part may be extracted while its archive arrives; it counts once the archive is verified.
         """
         here = self.fetched_ids()
+        return {part for part in self.extracted_ids() if part.rpartition(".p")[0] in here}
+
+    def extracted_ids(self) -> set[str]:
+        """Ids of the parts with a manifest, even if their archive is not verified yet."""
         return {
             entry.name[:-6]
             for entry in _scan(self.manifests)
-            if entry.name.endswith(".jsonl")
-            and not entry.name.startswith(".")
-            and entry.name.rpartition(".p")[0] in here
+            if entry.name.endswith(".jsonl") and not entry.name.startswith(".")
         }
 
     def load_results(self) -> Iterator[TaskResult]:

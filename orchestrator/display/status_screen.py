@@ -220,7 +220,8 @@ def _state_text(state: RunState, count: StageCount) -> str:
         word = _NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
         return f"{bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
-        return "waiting"
+        extracts = count.stage is Stage.EXTRACT and metrics.while_downloading(state)
+        return "during the download" if extracts else "waiting"
     return "unknown" if count[TaskStatus.UNKNOWN] else ""
 
 

@@ -68,6 +68,7 @@ def gather(
     if cancelled is not None and not published and remark is None:
         remark = _leftovers(folder, Staging(plan))
     removed = is_data_removed(folder, Staging(plan))
+    finished = set() if removed else folder.finished_ids()
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -77,7 +78,8 @@ def gather(
             for beat in folder.load_heartbeats(without=_succeeded(submissions, results))
         },
         fetched=frozenset(folder.fetched_ids()),
-        finished=frozenset() if removed else frozenset(folder.finished_ids()),
+        finished=frozenset(finished),
+        unverified=frozenset() if removed else frozenset(folder.extracted_ids() - finished),
         engine=states,
         engine_silent=silent,
         cancelled=cancelled,

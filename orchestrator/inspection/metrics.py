@@ -77,6 +77,8 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
+    if while_downloading(state):
+        left -= state.unverified
     total = {
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
         Stage.EXTRACT: [part.id for part in state.plan.parts()],
@@ -87,6 +89,15 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
         else StageRate(1.0 if state.status is RunStatus.DONE else 0.0)
         for stage in Stage
     }
+
+
+def while_downloading(state: RunState) -> int:
+    """Files that running download tasks have extracted."""
+    return sum(
+        view.heartbeat.files_done
+        for view in state.of_stage(Stage.DOWNLOAD)
+        if view.status is TaskStatus.RUNNING and view.heartbeat is not None
+    )
 
 
 def _stage_rate(
@@ -348,6 +359,8 @@ def _count(state: RunState, stage: Stage, now: datetime) -> StageCount:
     has_ended = bool(views) and not any(view.status.live for view in views)
     ended = max((view.ended for view in views if view.ended), default=None) if has_ended else None
     files, bytes_ = moved(state, stage)
+    if stage is Stage.EXTRACT:
+        files += while_downloading(state)
     return StageCount(
         stage=stage,
         tasks=len(views),

@@ -80,6 +80,7 @@ class Evidence:
     cancelling: int | None = None  # likewise, but its jobs may still run
     maker_lives: bool = False  # whether the process that made the last submission is running
     remark: str = ""  # a note on the destination
+    unverified: frozenset[str] = frozenset()  # parts extracted from an archive that still arrives
 
     @property
     def last(self) -> int:
@@ -169,6 +170,7 @@ class RunState:
     earlier: tuple[TaskView, ...] = ()  # tasks of earlier submissions
     remark: str = ""  # a note besides its status
     submits: str = ""  # the process that is submitting, or will; empty: none
+    unverified: frozenset[str] = frozenset()  # of ``parts_left``: extracted, archive not verified
 
     @property
     def live(self) -> tuple[TaskView, ...]:
@@ -417,4 +419,5 @@ def judge(evidence: Evidence) -> RunState:
         earlier=earlier,
         remark=doing if status is RunStatus.RUNNING else evidence.remark,
         submits=maker,
+        unverified=evidence.unverified,
     )

@@ -176,6 +176,7 @@ def make_state(
     silent: str | None = None,
     cancelled: int | None = None,
     published: bool = False,
+    unverified: Iterable[str] = (),
     now: datetime = NOW,
 ) -> RunState:
     """What ``judge`` makes of it; items of good results are done, unknown tasks are silent."""
@@ -193,6 +194,7 @@ def make_state(
             engine_silent=silent,
             cancelled=cancelled,
             published=published,
+            unverified=frozenset(unverified),
             now=now,
         )
     )
@@ -216,6 +218,18 @@ def under_way(plan: Plan | None = None) -> RunState:
     engine[(1, Stage.FINALIZE, 0)] = pending("Dependency")
     beats = [make_beat(extract[4]), make_beat(extract[5], host="n2")]
     return make_state(plan, results=results, beats=beats, engine=engine)
+
+
+def downloading() -> RunState:
+    """A run whose download task has extracted one of four parts, which waits for the digest."""
+    plan = make_plan(4)
+    submission = make_submission(plan)
+    engine: dict[TaskKey, TaskState] = {
+        (1, task.stage, task.number): pending("Dependency") for task in submission.tasks
+    }
+    engine[(1, Stage.DOWNLOAD, 0)] = running()
+    beat = make_beat(submission.task(Stage.DOWNLOAD, 0), files=1_234)
+    return make_state(plan, beats=[beat], engine=engine, unverified=[plan.parts()[0].id])
 
 
 def published(plan: Plan | None = None) -> RunState:

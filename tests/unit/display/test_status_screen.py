@@ -38,6 +38,11 @@ def test_each_stage_has_a_line_with_a_bar_and_numbers() -> None:
     assert re.search(r"^finalize  ░{10,}   0%  waiting$", text, re.M)
 
 
+def test_the_extraction_during_the_download_is_shown_as_its_stage() -> None:
+    text = _screen(runs.downloading())
+    assert re.search(r"extract   .* 25%  1,234 files  during the download", text)
+
+
 def test_the_array_is_summed_up_by_state_with_indices() -> None:
     text = _screen(runs.under_way())
     for line in ("pending       2  6-7", "running       2  4-5", "done          3  0-2"):

@@ -20,6 +20,13 @@ def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
     assert paces[Stage.FINALIZE].fraction == 0.0
 
 
+def test_what_the_download_task_extracts_is_progress_of_the_extraction() -> None:
+    state = runs.downloading()
+    assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.25
+    assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].files == 1_234
+    assert len(state.parts_left) == 4  # it is not finished before its archive is verified
+
+
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
     pace = metrics.stage_rates(runs.under_way(), runs.NOW)[Stage.EXTRACT]
