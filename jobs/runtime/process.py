@@ -1,11 +1,13 @@
-"""Identifies processes, and counts the cores that a task may use."""
+"""Identifies processes, ends them with their parents, and counts the cores that a task may use."""
 
 from __future__ import annotations
 
 import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 CORES = "WEBSIGHT_TASK_CORES"  # cores for each task, where several share a machine
 
 
@@ -45,6 +47,20 @@ class ProcessId:
 
     def __str__(self) -> str:
         return f"{self.host}:{self.pid}:{self.start}"
+
+
+def end_with(parent: int, number: signal.Signals) -> None:
+    """Have the kernel send this process the signal ``number`` when its parent dies.
+
+    ``parent``: the parent's number; if it has died already, this process ends.
+    """
+    import ctypes
+
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(128 + number)
 
 
 def _state_and_start(pid: int) -> tuple[str, str]:

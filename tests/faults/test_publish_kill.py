@@ -134,7 +134,7 @@ def test_after_a_process_of_finalize_is_killed_the_next_one_ends_in_the_same_tre
     monkeypatch.setenv(CORES, "2")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "jobs.runtime.forks._die_with", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            "jobs.runtime.forks.end_with", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         )
         with pytest.raises(LostError, match="memory limit") as caught:
             run_finalize(run.folder, run.plan, Progress())
