@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,8 +214,7 @@ class RunFolder:
 
         A part may be extracted while its archive arrives; it counts once the archive is verified.
         """
-        here = self.fetched_ids()
-        return {part for part in self.extracted_ids() if part.rpartition(".p")[0] in here}
+        return of_shards(self.extracted_ids(), self.fetched_ids())
 
     def extracted_ids(self) -> set[str]:
         """Ids of the parts with a manifest, even if their archive is not verified yet."""
@@ -263,6 +262,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{path}: permission denied; it belongs to another user"
             ) from error
+
+
+def of_shards(parts: Iterable[str], shards: Container[str]) -> set[str]:
+    """Those of the ids of parts whose shard is one of ``shards``."""
+    return {part for part in parts if part.rpartition(".p")[0] in shards}
 
 
 def is_run_folder(path: Path) -> bool:

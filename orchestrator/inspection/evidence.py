@@ -15,7 +15,7 @@ from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.manifest import read_summary
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import RunFolder, of_shards
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
 from orchestrator import filesystems, units
@@ -68,7 +68,9 @@ def gather(
     if cancelled is not None and not published and remark is None:
         remark = _leftovers(folder, Staging(plan))
     removed = is_data_removed(folder, Staging(plan))
-    finished = set() if removed else folder.finished_ids()
+    fetched = folder.fetched_ids()
+    extracted = set() if removed else folder.extracted_ids()
+    finished = of_shards(extracted, fetched)
     return Evidence(
         plan=plan,
         submissions=submissions,
@@ -77,9 +79,9 @@ def gather(
             (beat.stage, beat.task): beat
             for beat in folder.load_heartbeats(without=_succeeded(submissions, results))
         },
-        fetched=frozenset(folder.fetched_ids()),
+        fetched=frozenset(fetched),
         finished=frozenset(finished),
-        unverified=frozenset() if removed else frozenset(folder.extracted_ids() - finished),
+        unverified=frozenset(extracted - finished),
         engine=states,
         engine_silent=silent,
         cancelled=cancelled,

@@ -77,7 +77,7 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     weights = model.part_weights(state.plan)
     weights |= {shard.id: shard.size or 1 for shard in state.plan.shards}
     left = set(state.parts_left) | set(state.shards_left)
-    if while_downloading(state):
+    if extracted_while_downloading(state):
         left -= state.unverified
     total = {
         Stage.DOWNLOAD: [shard.id for shard in state.plan.shards],
@@ -91,7 +91,7 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     }
 
 
-def while_downloading(state: RunState) -> int:
+def extracted_while_downloading(state: RunState) -> int:
     """Files that running download tasks have extracted."""
     return sum(
         view.heartbeat.files_done
@@ -360,7 +360,7 @@ def _count(state: RunState, stage: Stage, now: datetime) -> StageCount:
     ended = max((view.ended for view in views if view.ended), default=None) if has_ended else None
     files, bytes_ = moved(state, stage)
     if stage is Stage.EXTRACT:
-        files += while_downloading(state)
+        files += extracted_while_downloading(state)
     return StageCount(
         stage=stage,
         tasks=len(views),
