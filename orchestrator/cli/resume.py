@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 _publishing = options.stack(
     click.option(
         "--layout",
-        "without_records",
         type=click.Choice(["files"]),
-        callback=lambda ctx, param, value: value is not None,
         help="files: publish all files, without records.",
     ),
     click.option("--records-file", help="Path of the records file among the extracted files."),

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import structs
 
@@ -33,31 +33,27 @@ from orchestrator.lifecycle.request import check_layout
 class Amendments:
     """Options that a resume changes; None: as they are."""
 
+    layout: Literal["files"] | None = None
     on_bad_record: OnBadRecord | None = None
     on_collision: OnCollision | None = None
     match: Match | None = None
     expect_records: int | None = None
-    without_records: bool = False  # layout files
     records_file: str | None = None
     images_dir: str | None = None
     image_field: str | None = None
 
     def __str__(self) -> str:
         """The options as they are given to `resume`."""
-        layout = "files" if self.without_records else None
-        given: dict[str, Any] = {"layout": layout, **vars(self), "without_records": None}
         return " ".join(
             f"--{name.replace('_', '-')} {value.value if isinstance(value, Enum) else value}"
-            for name, value in given.items()
+            for name, value in vars(self).items()
             if value is not None
         )
 
     @property
     def changes_layout(self) -> bool:
         """Whether records and images are looked for in other places."""
-        return bool(
-            self.without_records or self.records_file or self.images_dir or self.image_field
-        )
+        return bool(self.layout or self.records_file or self.images_dir or self.image_field)
 
 
 def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Options:
@@ -104,8 +100,8 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
             "`resume` first, and once more with another layout when all parts are extracted"
         )
     layout = plan.options.layout
-    if amendments.without_records:
-        layout = Layout("files")
+    if amendments.layout:
+        layout = Layout(amendments.layout)
     elif amendments.records_file:
         layout = structs.replace(
             layout, name="websight", records=posixpath.normpath(amendments.records_file)
@@ -115,7 +111,7 @@ def _with_layout(folder: RunFolder, state: RunState, amendments: Amendments) -> 
     if amendments.image_field:
         layout = structs.replace(layout, image_field=amendments.image_field)
     check_layout(layout)
-    apart = amendments.without_records or amendments.records_file
+    apart = amendments.layout or amendments.records_file
     for part in plan.parts():
         summary = read_summary(folder.manifest(part))
         fetched = folder.load_fetched(part.shard)
@@ -150,4 +146,6 @@ def _name(plan: Plan, shard_id: str) -> str:
 
 
 def _differs(fact: str) -> UsageError:
-    return UsageError(f"this needs another extraction, because {fact}; launch again with it")
+    return UsageError(
+        f"this change needs another extraction, because {fact}; launch again with these options"
+    )
