@@ -60,10 +60,8 @@ class _RecordsFound(Found):
 
 def scan_records(audit: Audit) -> int:
     """Parse every line of every piece, in plan order; numbers the lines and returns how many."""
-    context, share = (
-        audit.context,
-        partial(shared, workers=audit.context.workers, progress=audit.progress),
-    )
+    context = audit.context
+    share = partial(shared, workers=context.workers, progress=audit.progress)
     slices = _slices(context.pieces)
     groups = context.grouped([each.end - each.begin for each in slices])
     counted = share([partial(_count, audit, slices[g.start : g.stop]) for g in groups])

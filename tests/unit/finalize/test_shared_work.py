@@ -71,26 +71,17 @@ CASES = [
     pytest.param(with_everything, DROP, id="everything"),
     pytest.param(
         with_everything,
-        Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.PER_SHARD),
+        structs.replace(DROP, on_collision=OnCollision.PER_SHARD),
         id="per shard",
     ),
     pytest.param(
         with_everything,
-        Options(
-            on_bad_record=OnBadRecord.DROP,
-            on_collision=OnCollision.KEEP_FIRST,
-            output=Output.WEBDATASET,
-        ),
+        structs.replace(DROP, output=Output.WEBDATASET),
         id="packed by record",
     ),
     pytest.param(
         with_everything,
-        Options(
-            on_bad_record=OnBadRecord.DROP,
-            on_collision=OnCollision.KEEP_FIRST,
-            output=Output.ZIP,
-            digest="sha256",
-        ),
+        structs.replace(DROP, output=Output.ZIP, digest="sha256"),
         id="packed",
     ),
     pytest.param(usual, Options(digest="sha256"), id="usual"),
