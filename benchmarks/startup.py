@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import compare, table
+from jobs.model import utc_now
 from jobs.storage import atomic
+from jobs.storage.receipt import ReceiptHead
 from jobs.storage.staging import RECEIPT
 from tests.support.builders import runs
 
@@ -35,7 +37,7 @@ def large_run(base: Path) -> Path:
     submission = runs.make_submission(plan, engine="local")
     results = [runs.make_result(task) for task in submission.tasks]
     (base / "dest").mkdir()
-    atomic.write_json(base / "dest" / RECEIPT, {"run_id": plan.run_id})
+    atomic.write_json(base / "dest" / RECEIPT, ReceiptHead(run_id=plan.run_id, published=utc_now()))
     return runs.make_folder(base / "logs", plan, submission, results).path
 
 

@@ -46,6 +46,7 @@ def make_tree(folder: Path, files: int) -> None:
     (folder / "MANIFEST.jsonl").write_bytes(manifest)
     receipt = {
         "run_id": "benchmark",
+        "published": "2026-01-01T00:00:00Z",
         "manifest": {
             "size": len(manifest),
             "sha256": hashlib.sha256(manifest).hexdigest(),

@@ -7,7 +7,7 @@ manifests and the staged folder, ``scan_records`` the records, all into ``disk_p
 compares all others of one path; ``findings`` collects what is wrong; ``collisions`` restores the
 right bytes of a path that several archives wrote. ``merge`` writes the records,
 ``published_manifest`` the manifest and the sums, ``pack`` shards instead of files, with the
-``shard_members`` in their order, ``receipt`` the receipt; ``publish`` renames everything into
+``shard_members`` in their order, ``new_receipt`` the receipt; ``publish`` renames everything into
 place, ``cleanup`` removes what is no longer needed.
 ``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what an update
 can take from it.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -29,7 +28,6 @@ from jobs.model import (
     Part,
     PartSummary,
     Plan,
-    Published,
     RecordsRange,
     Shard,
     ShardKind,
@@ -37,29 +35,9 @@ from jobs.model import (
 )
 from jobs.storage import atomic, digest
 from jobs.storage.manifest import PublishedFile, read_summary
+from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import RECEIPT
-
-
-class PublishedShard(msgspec.Struct, frozen=True):
-    """What a receipt says of a shard."""
-
-    id: str
-    records: int = 0
-
-
-class PublishedReceipt(msgspec.Struct, frozen=True):
-    """The fields of a receipt that an update needs."""
-
-    run_id: str
-    published: datetime
-    counts: dict[str, int]
-    shards: tuple[PublishedShard, ...]
-    run_dir: str = ""  # empty: by a version that did not write it
-    findings: dict[str, int] = {}
-    records: PublishedFile | None = None
-    records_among_data: tuple[str, ...] = ()  # parts with records in files among their data
-    history: tuple[Published, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -79,16 +57,16 @@ class CarryPlan:
             atomic.write_json(folder.fetched(shard_id), evidence)
 
 
-def read_receipt(dest: Path) -> PublishedReceipt:
+def published_receipt(dest: Path) -> Receipt:
     """The receipt of the dataset in ``dest``; raises ``VerificationError`` without a valid one."""
     try:
-        return atomic.read_json(dest / RECEIPT, PublishedReceipt)
+        return read_receipt(dest / RECEIPT)
     except FileNotFoundError:
         raise VerificationError(
             f"{dest} has no {RECEIPT}: no dataset was published there, or its repair is not "
             "finished; use launch, or resume to finish a repair"
         ) from None
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         raise VerificationError(
             f"{dest / RECEIPT} cannot be read ({error}); launch again with --overwrite"
         ) from error
@@ -129,7 +107,7 @@ def _is_same_file(old: SourceFile, new: SourceFile) -> bool:
 
 
 def plan_carry(
-    folder: RunFolder, old: Plan, receipt: PublishedReceipt, same: Mapping[str, Shard]
+    folder: RunFolder, old: Plan, receipt: Receipt, same: Mapping[str, Shard]
 ) -> CarryPlan:
     """Which of the ``same`` shards (see ``same_shards``) can be reused.
 
@@ -186,7 +164,7 @@ def _is_known(folder: RunFolder, shard: Shard) -> bool:
         return False
 
 
-def _was_changed_by_audit(old: Plan, receipt: PublishedReceipt) -> bool:
+def _was_changed_by_audit(old: Plan, receipt: Receipt) -> bool:
     """Whether the published files or records differ from those of the shards.
 
     A file that was dropped, or replaced by that of another shard, may belong to the new state; and
@@ -206,7 +184,7 @@ def _was_changed_by_audit(old: Plan, receipt: PublishedReceipt) -> bool:
 
 
 def _record_ranges(
-    folder: RunFolder, old: Plan, receipt: PublishedReceipt
+    folder: RunFolder, old: Plan, receipt: Receipt
 ) -> dict[str, RecordsRange | None]:
     """The range of each shard's records; None for a shard without records.
 

@@ -7,18 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from jobs.finalize.record_forms import Found
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
 from jobs.runtime.forks import grouped
 from jobs.runtime.process import cores
+from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
-
-Json = dict[str, Any]
 
 FEW = 20_000  # files, up to which one process does everything
 _MOST_WORKERS = 8
@@ -78,19 +76,19 @@ class RecordsPiece:
 class RepairState:
     """The repair of a dataset that this run published before."""
 
-    receipt: Json  # as it was published
+    receipt: Receipt  # as it was published
     records: bool  # whether the records file is merged again
 
     @property
     def names_among_data(self) -> tuple[str, ...]:
         """Name of the records files among the data; empty where there were none."""
-        records = self.receipt["records"]
-        return (records["path"],) if records and self.receipt.get("records_among_data") else ()
+        records = self.receipt.records
+        return (records.path,) if records and self.receipt.records_among_data else ()
 
     @property
     def names(self) -> list[bytes]:
         """Names of the dataset in the destination."""
-        return [bytes_of(key) for key in self.receipt["entries"]]
+        return [bytes_of(key) for key in self.receipt.entries]
 
 
 @dataclass

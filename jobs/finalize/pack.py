@@ -38,6 +38,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.manifest import PublishedFile
+from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 _MOST_WRITERS = 8  # shards that are written at once
@@ -68,21 +69,6 @@ class _Written(NamedTuple):
     line: PublishedFile
     members: int
     lines: Path
-
-
-class Packed(msgspec.Struct, frozen=True):
-    """What was made of a dataset, as its receipt describes it."""
-
-    kind: str  # of the output
-    index: str | None  # the file that lists the shards
-    shards: tuple[str, ...]  # names of the first and the last shard
-    count: int  # of shards
-    samples: int | None  # in them; None where they hold files under their paths
-    others: tuple[str, ...]  # shards of the files that no record names, where there are samples
-    files_in_others: int
-    read: tuple[str, ...]  # lines of code that read it
-    files: int | None = None  # in the shards, where they hold files under their paths
-    made_by: str | None = None  # the library that decides their bytes too
 
 
 @dataclass
@@ -411,7 +397,7 @@ def _write_index(
     return PublishedFile(names.index, len(content), _digest("crc32", content), digest=other)
 
 
-def lines_of(packed: Packed) -> tuple[str, ...]:
+def lines_of_packed(packed: Packed) -> tuple[str, ...]:
     """The lines for the user about the shards, with the code that reads them."""
     what = (
         _counted(packed.files or 0, "file")

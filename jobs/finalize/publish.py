@@ -20,6 +20,7 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
+from jobs.storage.receipt import read_receipt
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 
@@ -87,14 +88,10 @@ def _own_names(context: FinalizeContext) -> set[str]:
     return set() if top is None else {top}
 
 
-class _ReceiptEntries(msgspec.Struct):
-    entries: tuple[str, ...] = ()
-
-
 def names_in_receipt(dest: Path) -> set[str]:
     """Keys of the names that a dataset's receipt lists; none without a receipt."""
     try:
-        return set(atomic.read_json(dest / RECEIPT, _ReceiptEntries).entries)
+        return set(read_receipt(dest / RECEIPT).entries)
     except (OSError, msgspec.DecodeError):
         return set()
 
@@ -192,7 +189,7 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
         if key in journal.old and is_there(staging.data / name):
             _make_room(staging, name, moves)
         _place(staging.data / name, dest / name, moves)
-    *proofs, receipt = journal.ready
+    *proofs, last = journal.ready
     for key in journal.old:
         name = os.fsdecode(bytes_of(key))
         if key not in journal.data and (name not in proofs or is_there(ready / name)):
@@ -202,7 +199,7 @@ def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
             (ready / name).replace(dest / name)  # the published one is identical or damaged
         _place(ready / name, dest / name, moves)
     atomic.fsync_folder(dest)
-    _place(ready / receipt, dest / receipt, moves)
+    _place(ready / last, dest / last, moves)
 
 
 def _make_room(staging: Staging, name: str, moves: _Moves) -> None:

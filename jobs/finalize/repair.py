@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from jobs.errors import Cause, VerificationError
-from jobs.finalize.context import FinalizeContext, Json, RepairState
+from jobs.finalize.context import FinalizeContext, RepairState
 from jobs.finalize.merge import Merged
 from jobs.finalize.published_manifest import WrittenManifest
 from jobs.model import Fetched, Part, Plan, utc_now
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile, read_summary
+from jobs.storage.receipt import read_receipt, read_receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging
 from jobs.verify.dataset import VerifyReport
@@ -40,7 +43,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
-    among_data = _records_among_data(folder)
+    among_data = read_receipt(folder.receipt).records_among_data
     parts = tuple(
         part
         for part in plan.parts()
@@ -66,7 +69,7 @@ def _is_here(fetched: Fetched) -> bool:
 
 
 def _is_damaged(
-    folder: RunFolder, part: Part, report: VerifyReport, among_data: frozenset[str]
+    folder: RunFolder, part: Part, report: VerifyReport, among_data: Container[str]
 ) -> bool:
     if part.id in report.parts or not folder.manifest(part).exists():
         return True
@@ -75,20 +78,10 @@ def _is_damaged(
     return part.id in among_data or read_summary(folder.manifest(part)).has_records
 
 
-class _Head(msgspec.Struct):
-    run_id: str
-    records_among_data: tuple[str, ...] = ()
-
-
-def _records_among_data(folder: RunFolder) -> frozenset[str]:
-    """Parts with records files among their data, from the receipt's copy."""
-    return frozenset(atomic.read_json(folder.receipt, _Head).records_among_data)
-
-
 def _check_owner(folder: RunFolder, staging: Staging) -> None:
     """Check that the receipt is this run's, or unreadable while the run folder has a copy."""
     try:
-        owner = atomic.read_json(staging.receipt, _Head).run_id
+        owner = read_receipt_head(staging.receipt).run_id
     except (OSError, msgspec.DecodeError):
         if folder.receipt.exists():
             return
@@ -106,10 +99,6 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
         atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())
 
 
-class _ReceiptOwner(msgspec.Struct):
-    run_id: str
-
-
 def repair_in_progress(context: FinalizeContext) -> RepairState | None:
     """The repair in progress: this run has published, and its receipt is withdrawn or lost.
 
@@ -117,11 +106,11 @@ def repair_in_progress(context: FinalizeContext) -> RepairState | None:
     this one.
     """
     try:
-        receipt: Json = msgspec.json.decode(context.folder.receipt.read_bytes())
+        published = read_receipt(context.folder.receipt)
     except FileNotFoundError:
         return None  # never published
     try:
-        owner = atomic.read_json(context.staging.receipt, _ReceiptOwner).run_id
+        owner = read_receipt_head(context.staging.receipt).run_id
     except FileNotFoundError:
         pass
     except msgspec.DecodeError:
@@ -132,12 +121,11 @@ def repair_in_progress(context: FinalizeContext) -> RepairState | None:
             "run's; launch again to publish this one",
             cause=Cause.CLAIMED,
         )
-    return RepairState(receipt, _records_needed(context, receipt))
+    return RepairState(published, _records_needed(context, published.records))
 
 
-def _records_needed(context: FinalizeContext, receipt: Json) -> bool:
+def _records_needed(context: FinalizeContext, published: PublishedFile | None) -> bool:
     """Whether the records file has to be merged again, because a check or its size says so."""
-    published = receipt["records"]
     if published is None:
         return False
     if context.packs:
@@ -147,18 +135,16 @@ def _records_needed(context: FinalizeContext, receipt: Json) -> bool:
             return True
     except (FileNotFoundError, msgspec.DecodeError):
         pass  # the receipt was lost without a check
-    path = Path(context.staging.dest, published["path"])
-    return not path.is_file() or path.stat().st_size != int(published["size"])
+    path = Path(context.staging.dest, published.path)
+    return not path.is_file() or path.stat().st_size != published.size
 
 
 def records_as_published(repair_state: RepairState) -> Merged | None:
     """The published records file, which stays as it is."""
-    line = repair_state.receipt["records"]
-    if line is None:
+    published = repair_state.receipt
+    if published.records is None:
         return None
-    return Merged(
-        msgspec.convert(line, PublishedFile), repair_state.receipt["counts"]["records"], 0, {}
-    )
+    return Merged(published.records, published.counts["records"], 0, {})
 
 
 def repaired_receipt(
@@ -166,7 +152,7 @@ def repaired_receipt(
     repair_state: RepairState,
     proof: WrittenManifest,
     made_by: str | None = None,
-) -> Json:
+) -> dict[str, Any]:
     """The published receipt with a note of the repair.
 
     ``made_by``: the library that the bytes of a packed dataset depend on.
@@ -174,8 +160,9 @@ def repaired_receipt(
     Raises ``VerificationError`` where the repaired parts differ from the published ones: the
     manifest of all parts must have the same bytes as the published one.
     """
-    if proof.sha256 != repair_state.receipt["manifest"]["sha256"]:
-        then = (repair_state.receipt.get("packed") or {}).get("made_by")
+    published = repair_state.receipt
+    if proof.sha256 != published.manifest.sha256:
+        then = published.packed.made_by if published.packed else None
         why = "the source or the run folder has changed"
         if made_by != then:
             why = f"the shards were made by {then}, and this node has {made_by}"
@@ -183,5 +170,4 @@ def repaired_receipt(
             f"the repair gives files that differ from {MANIFEST}: {why}. Nothing was replaced; "
             f"launch again with --overwrite (a copy of {RECEIPT} is in {context.folder.receipt})"
         )
-    repairs = [*repair_state.receipt.get("repairs", ()), {"ended": utc_now()}]
-    return {**repair_state.receipt, "repairs": repairs}
+    return with_repair(context.folder.receipt, utc_now())

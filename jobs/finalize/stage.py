@@ -15,22 +15,19 @@ import msgspec
 from msgspec import structs
 
 from jobs.errors import Cause, OrchestrateError
-from jobs.finalize import cleanup, collisions, merge, pack, publish, receipt, repair, scan
+from jobs.finalize import cleanup, collisions, merge, pack, publish, repair, scan
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
-from jobs.finalize.published_manifest import (
-    WrittenManifest,
-    section,
-    sections_of_files,
-    write_manifest,
-)
+from jobs.finalize.new_receipt import made_receipt
+from jobs.finalize.published_manifest import section, sections_of_files, write_manifest
 from jobs.finalize.record_files import find_pieces
 from jobs.finalize.scan_records import scan_records
 from jobs.model import OnBadRecord, Plan, Problem, Summary
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
+from jobs.storage.receipt import ReceiptHead, read_receipt, read_receipt_head
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import MANIFEST, RECEIPT, Staging
@@ -125,39 +122,34 @@ def run_finalize(
     return structs.replace(published, lines=lines), None
 
 
-class _Published(msgspec.Struct):
-    run_id: str
-    counts: dict[str, int] = {}
-    lines: tuple[str, ...] = ()
-
-
-def _receipt(context: FinalizeContext) -> _Published | None:
+def _receipt_head(context: FinalizeContext) -> ReceiptHead | None:
     try:
-        return atomic.read_json(context.staging.receipt, _Published)
+        return read_receipt_head(context.staging.receipt)
     except (FileNotFoundError, msgspec.DecodeError):
         return None
 
 
 def _is_published(context: FinalizeContext) -> bool:
-    found = _receipt(context)
+    found = _receipt_head(context)
     return found is not None and found.run_id == context.plan.run_id
 
 
 def _replaced_by(context: FinalizeContext) -> str | None:
     """The run whose dataset replaced the one that this run published; None where none did."""
-    found = _receipt(context)
+    found = _receipt_head(context)
     if found is None or found.run_id == context.plan.run_id or not context.folder.receipt.exists():
         return None
     return found.run_id
 
 
 def _published_summary(context: FinalizeContext) -> Summary:
-    found = _receipt(context)
-    if found is None:
+    try:
+        found = read_receipt(context.staging.receipt)
+    except (FileNotFoundError, msgspec.DecodeError):
         raise OrchestrateError(
             f"{context.staging.receipt} disappeared right after it was published; launch again",
             cause=Cause.VERIFICATION,
-        )
+        ) from None
     counts = {name: found.counts.get(name, 0) for name in ("records", "images", "files", "bytes")}
     return Summary(**counts, published=True, lines=found.lines)
 
@@ -233,7 +225,7 @@ def _scan(
     if options.layout.has_records:
         find_pieces(context, summaries, findings, progress)
     if context.repair_state is not None and not context.reads_records:
-        totals.records = int(context.repair_state.receipt["counts"]["records"])
+        totals.records = context.repair_state.receipt.counts["records"]
     files = sum(part.files for part in summaries)
     conflicts: list[Conflict] = []
     absent: set[int] = set()
@@ -352,7 +344,7 @@ def _prepare(
     proof = write_manifest(context, sections)
     ready = (MANIFEST, *([proof.sums] if proof.sums else []), RECEIPT)
     if context.repair_state is not None:
-        content = repair.repaired_receipt(
+        content: Any = repair.repaired_receipt(
             context, context.repair_state, proof, packed.made_by if packed else None
         )
         journal = publish.Journal(context.plan.run_id, (), (), ready, repairs=True)
@@ -360,44 +352,13 @@ def _prepare(
         totals.files, totals.bytes = proof.files, proof.bytes
         totals.records = merged.records if merged else 0
         names = sorted(key_of_bytes(os.fsencode(name)) for name in os.listdir(context.staging.data))
-        content = _receipt_of(context, totals, findings, merged, proof, packed)
-        content["entries"] = [*names, *ready]
-        old = publish.old_names(context, content["entries"])
+        entries = (*names, *ready)
+        content = made_receipt(context, totals, findings, merged, proof, packed, entries)
+        old = publish.old_names(context, entries)
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
     (context.ready / RECEIPT).write_bytes(atomic.dumps(content))
     publish.begin(context, journal)
     return journal, totals
-
-
-def _receipt_of(
-    context: FinalizeContext,
-    totals: scan.Totals,
-    findings: Findings,
-    merged: merge.Merged | None,
-    proof: WrittenManifest,
-    packed: pack.Packed | None,
-) -> dict[str, Any]:
-    counts = {
-        "records": totals.records,
-        "records_dropped": merged.dropped if merged else 0,
-        "records_rewritten": merged.rewritten if merged else 0,
-        "images": totals.images,
-        "files": totals.files,
-        "bytes": totals.bytes,
-        "members": totals.members,
-        "left_out": sum(totals.left_out.values()),
-    }
-    lines = lines_of(context, findings, records=totals.records, images=totals.images)
-    lines += pack.lines_of(packed) if packed is not None else ()
-    content = receipt.build(context, findings, merged, proof, counts, lines)
-    kept = cleanup.kept_archives(context)
-    return {
-        **content,
-        "left_out": dict(totals.left_out),
-        "archives": None if kept is None else str(kept),
-        "packed": packed,
-        "records_among_data": sorted(set(context.records_among_data.values())),
-    }
 
 
 def _remove_listed(context: FinalizeContext) -> None:

@@ -2,6 +2,7 @@
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
 ``folder_listing`` are the two lists of files, ``line_blocks`` reads such lists in pieces;
+``receipt`` is the form of a dataset's receipt;
 ``safe_paths`` checks names of members. ``atomic`` replaces files atomically, ``write_behind``
 flushes files in the background, ``digest`` hashes.
 """

@@ -137,11 +137,14 @@ def create_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, kind: type[T]) -> T:
-    """Read a ``kind`` from ``path``; ``msgspec.DecodeError`` if the text is not one.
+    """Read a ``kind`` from ``path``; ``msgspec.DecodeError`` if the content is not one.
 
     Unknown fields are ignored, so that a newer version can add some.
     """
-    return msgspec.json.decode(path.read_bytes(), type=kind)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 class GrowingFile:

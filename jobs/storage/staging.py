@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-import msgspec
-
 from jobs.model import Part, Plan
-from jobs.storage import atomic
 
 INCOMING = ".incoming"  # in the destination: data before it is published
 ARCHIVES = ".archives"  # in the destination: archives that are kept
@@ -20,21 +16,6 @@ RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
 REPAIR = "repair.json"
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest, for standard tools
-
-
-class ReceiptHead(msgspec.Struct, frozen=True):
-    """The run that published a dataset, and when."""
-
-    run_id: str
-    published: datetime | None = None
-
-
-def receipt_head(dest: Path) -> ReceiptHead | None:
-    """The head of the receipt in ``dest``; None if it cannot be read."""
-    try:
-        return atomic.read_json(dest / RECEIPT, ReceiptHead)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
-        return None
 
 
 def names_in(folder: Path) -> set[str]:

@@ -12,7 +12,7 @@ import msgspec
 from jobs.errors import OrchestrateError, VerificationError
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
+from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import processes
@@ -20,35 +20,6 @@ from jobs.verify.slices import Damage, SliceReport, damaged_members
 
 _PER_WORKER = 8  # slices, so that all workers finish at about the same time
 _SHOWN = 10  # damaged files, at most, in the report's lines
-
-
-class _Manifest(msgspec.Struct):
-    size: int
-    sha256: str
-    files: int
-    digest: str = "crc32"
-    members: int = 0  # of shards
-
-
-class _Layout(msgspec.Struct):
-    name: str = "auto"
-
-
-class _Records(msgspec.Struct):
-    path: str
-
-
-class Receipt(msgspec.Struct):
-    """The fields of a receipt that a check needs."""
-
-    run_id: str
-    manifest: _Manifest
-    counts: dict[str, int]
-    entries: tuple[str, ...]
-    layout: _Layout = msgspec.field(default_factory=_Layout)
-    verify: str = Verify.STRUCTURE.value  # the check before it was published
-    sums: str | None = None
-    records: _Records | None = None
 
 
 @dataclass(frozen=True)
@@ -136,13 +107,13 @@ def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyRepo
 def _read_receipt(path: Path) -> Receipt | str:
     """The receipt, or why it cannot be read."""
     try:
-        return atomic.read_json(path / RECEIPT, Receipt)
+        return read_receipt(path / RECEIPT)
     except FileNotFoundError:
         if not path.is_dir():
             folder = quoted(str(path))
             return f"{folder} does not exist; if it was moved, give its new location"
         return _why_missing(path)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         return f"{RECEIPT} is damaged ({error})"
     except OSError as error:
         return f"{RECEIPT} cannot be read: {error.strerror}"

@@ -15,9 +15,10 @@ from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.manifest import read_summary
+from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder, of_shards
 from jobs.storage.safe_paths import quoted
-from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in, receipt_head
+from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 from orchestrator import filesystems, units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState

@@ -13,8 +13,8 @@ import msgspec
 
 from jobs.errors import OrchestrateError, RunFolderError, UsageError
 from jobs.storage import atomic
+from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import receipt_head
 from orchestrator.inspection.run import Run
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -101,7 +101,7 @@ def _created(folder: Path) -> float:
     """When a run was planned, to the microsecond; 0 if its plan cannot be read."""
     try:
         return atomic.read_json(RunFolder(folder).plan, _Created).created.timestamp()
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+    except (OSError, msgspec.DecodeError):
         return 0.0
 
 
@@ -126,7 +126,7 @@ def listing(
 def _run(folder: RunFolder, look_at: Callable[[RunFolder], RunState]) -> RunSummary:
     try:
         head = atomic.read_json(folder.plan, _PlanHead)
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (OSError, msgspec.DecodeError) as error:
         return RunSummary(folder, problem=f"its plan cannot be read ({error})")
     state, problem = RunStatus.DONE, ""
     if not _is_published(head):

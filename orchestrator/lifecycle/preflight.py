@@ -10,6 +10,7 @@ from pathlib import Path
 from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, ShardKind, SourceKind
+from jobs.storage.receipt import receipt_head
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import (
     INCOMING,
@@ -19,7 +20,6 @@ from jobs.storage.staging import (
     SUMS,
     Staging,
     names_in,
-    receipt_head,
 )
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
@@ -252,13 +252,12 @@ def check_not_taken(plan: Plan) -> None:
     there = receipt_head(Path(plan.dest))
     if there is None or there.run_id == plan.run_id:
         return
-    if plan.options.overwrite and (there.published is None or there.published < plan.created):
+    if plan.options.overwrite and there.published < plan.created:
         return  # the dataset that the plan replaces
-    when = f" at {there.published:%Y-%m-%d %H:%M:%S} UTC" if there.published else ""
     raise PreflightError(
         f"the destination {quoted(plan.dest)} contains a dataset that run {there.run_id} "
-        f"published{when}, so run {plan.run_id} cannot publish there; launch again with another "
-        "--dest, or with --overwrite to replace it"
+        f"published at {there.published:%Y-%m-%d %H:%M:%S} UTC, so run {plan.run_id} cannot "
+        "publish there; launch again with another --dest, or with --overwrite to replace it"
     )
 
 

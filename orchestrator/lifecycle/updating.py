@@ -15,10 +15,11 @@ from msgspec import structs
 
 from jobs.errors import RunFolderError, UsageError
 from jobs.finalize import carrying
-from jobs.finalize.carrying import CarryPlan, PublishedReceipt
+from jobs.finalize.carrying import CarryPlan
 from jobs.model import Output, Plan, Published, Shard, SourceKind, SourceRef, Stage
 from jobs.sources import hub_client
 from jobs.sources.base import SourceRequest, key_of
+from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import launching
@@ -67,7 +68,7 @@ def plan_update(
     as a launch does.
     """
     dest = dest.expanduser().absolute()
-    receipt = carrying.read_receipt(dest)
+    receipt = carrying.published_receipt(dest)
     folder = _run_folder(receipt, log_dir)
     old = folder.load_plan()
     _check_output(old)
@@ -116,7 +117,7 @@ def _check_output(old: Plan) -> None:
         )
 
 
-def _run_folder(receipt: PublishedReceipt, log_dir: Path) -> RunFolder:
+def _run_folder(receipt: Receipt, log_dir: Path) -> RunFolder:
     """The folder of the run that published the dataset, which must be the user's own."""
     places = [log_dir.expanduser().absolute() / receipt.run_id]
     if receipt.run_dir:

@@ -132,7 +132,7 @@ def next_run(run: Extracting) -> Extracting:
     )
     folder = RunFolder(run.folder.path.parent / "next")
     folder.create(plan)
-    receipt = carrying.read_receipt(Path(plan.dest))
+    receipt = carrying.published_receipt(Path(plan.dest))
     same = {shard.id: shard for shard in run.plan.shards}
     carrying.plan_carry(run.folder, run.plan, receipt, same).write(folder)
     Staging(plan).make_folders()
@@ -207,14 +207,14 @@ def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: 
         carrying.plan_carry(
             published.folder,
             published.plan,
-            carrying.read_receipt(run.staging.dest),
+            carrying.published_receipt(run.staging.dest),
             {shard.id: shard for shard in published.plan.shards},
         )
 
 
 def test_shards_without_a_manifest_are_downloaded_again(published: Extracting) -> None:
     published.folder.manifest(published.parts[0]).unlink()
-    receipt = carrying.read_receipt(published.staging.dest)
+    receipt = carrying.published_receipt(published.staging.dest)
     same = {shard.id: shard for shard in published.plan.shards}
     found = carrying.plan_carry(published.folder, published.plan, receipt, same)
     assert found.evidence == {}  # nor is it known which records belong to the other shard

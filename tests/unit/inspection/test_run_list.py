@@ -6,7 +6,9 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.errors import RunFolderError
+from jobs.model import utc_now
 from jobs.storage import atomic
+from jobs.storage.receipt import ReceiptHead
 from jobs.storage.run_folder import RunFolder
 from orchestrator.api import find_run
 from orchestrator.display import run_table
@@ -29,7 +31,9 @@ def test_a_published_run_is_done_without_a_closer_look(tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     dest.mkdir()
     _made(tmp_path / "logs", "20260301-000000-aaa", dest)
-    atomic.write_json(dest / "RECEIPT.json", {"run_id": "20260301-000000-aaa", "more": 1})
+    atomic.write_json(
+        dest / "RECEIPT.json", ReceiptHead(run_id="20260301-000000-aaa", published=utc_now())
+    )
     (run,) = listed.listing(tmp_path / "logs", _never)
     assert (run.state, run.shards, run.source) == (RunStatus.DONE, 2, "hub org/pages")
 

@@ -14,8 +14,19 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import PreflightError
-from jobs.model import Options, Output, Plan, Shard, ShardKind, SourceFile, SourceKind, SourceRef
+from jobs.model import (
+    Options,
+    Output,
+    Plan,
+    Shard,
+    ShardKind,
+    SourceFile,
+    SourceKind,
+    SourceRef,
+    utc_now,
+)
 from jobs.storage import atomic
+from jobs.storage.receipt import ReceiptHead
 from orchestrator import filesystems
 from orchestrator.lifecycle import preflight, space
 from tests.support.builders.runs import make_plan
@@ -98,7 +109,7 @@ def test_a_dataset_of_another_run_may_be_replaced_only_if_it_was_there_at_launch
 ) -> None:
     made = structs.replace(plan(tmp_path), options=Options(overwrite=overwrite))
     when = made.created + timedelta(hours=1 if later else -1)
-    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "other", "published": when})
+    atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="other", published=when))
     if overwrite and not later:
         preflight.check_not_taken(made)
         return
@@ -106,10 +117,14 @@ def test_a_dataset_of_another_run_may_be_replaced_only_if_it_was_there_at_launch
         preflight.check_not_taken(made)
 
 
+def _publish(dest: Path, run_id: str) -> None:
+    atomic.write_json(dest / "RECEIPT.json", ReceiptHead(run_id=run_id, published=utc_now()))
+
+
 def test_a_run_that_published_is_in_nobodys_way(tmp_path: Path) -> None:
     made = plan(tmp_path)
     preflight.check_not_taken(made)
-    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": made.run_id})
+    _publish(tmp_path, made.run_id)
     preflight.check_not_taken(made)
 
 
@@ -256,10 +271,10 @@ def test_a_published_dataset_is_named_by_its_run_unless_it_is_to_be_replaced(
 ) -> None:
     made = plan(tmp_path)
     (tmp_path / "images").mkdir()
-    (tmp_path / "RECEIPT.json").write_text('{"run_id": "20250101-run"}')
+    _publish(tmp_path, "20250101-run")
     (line,) = preflight.problems(made)
     assert "20250101-run published" in line
-    (tmp_path / "RECEIPT.json").write_text(f'{{"run_id": "{made.run_id}"}}')
+    _publish(tmp_path, made.run_id)
     assert preflight.problems(made) == []
     (tmp_path / "RECEIPT.json").unlink()
     over = structs.replace(made, options=Options(overwrite=True))
