@@ -35,7 +35,6 @@ from jobs.model import (
 )
 from jobs.outputs.files import own_write_error
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
 from jobs.storage.manifest import ManifestWriter
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
@@ -163,7 +162,6 @@ class _Pass:
         self._progress = progress
         self._options = work.plan.options
         self._staging = staging = Staging(work.plan)
-        self._data = staging.data
         self._names = MemberPaths(work.plan, work.shard, top=archive.top)
         self._seen = PathFilter()
         self._is_tree = work.shard.kind is ShardKind.TREE
@@ -196,14 +194,13 @@ class _Pass:
 
     def _run(self, path: Path) -> WrittenPart:
         with ExitStack() as stack:
-            self._file_system = stack.enter_context(closing(self._opened_file_system()))
-            self._write_out = WriteBehind(self._sync)
+            self._target = target_for(self._plan, self._work.shard, self._work.part)
+            stack.callback(self._target.close)
+            self._write_out = WriteBehind(self._target.sync)
             stack.callback(self._write_out.close)
             self._manifest = stack.enter_context(ManifestWriter(path))
             stack.callback(self._seen.close)
             stack.callback(self._source.records.close)
-            self._target = target_for(self._plan, self._work.shard, self._work.part)
-            stack.callback(self._target.close)
             try:
                 self._read(self._source)
                 self._check_replaced()
@@ -220,18 +217,6 @@ class _Pass:
         replaced = self._nested_names.superseded()
         if replaced:
             raise Replaced(replaced)
-
-    def _opened_file_system(self) -> atomic.FileSystem:
-        try:
-            return atomic.FileSystem(self._data)
-        except OSError as error:
-            raise own_write_error(error, self._data) from error
-
-    def _sync(self) -> None:
-        try:
-            self._file_system.sync()
-        except OSError as error:
-            raise own_write_error(error, self._data) from error
 
     def _read(self, source: Source) -> None:
         """Extract every member of the source's part."""

@@ -20,6 +20,7 @@ from jobs.outputs.files import (
     own_write_error,
 )
 from jobs.outputs.write_pool import WritePool
+from jobs.storage.atomic import FileSystem
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
@@ -67,6 +68,10 @@ class Target(Protocol):
         """End writing, after the last member; the size of the container, None for files."""
         ...
 
+    def sync(self) -> None:
+        """Make durable what is part of the dataset as it is; may be called in another thread."""
+        ...
+
     def close(self) -> None:
         """Let go of everything; what was not finished may be lost."""
         ...
@@ -78,7 +83,11 @@ class FileTree:
     def __init__(self, plan: Plan, shard: Shard) -> None:
         self._options = plan.options
         self._label = shard.name
-        data = Staging(plan).data
+        self._data = data = Staging(plan).data
+        try:
+            self._file_system = FileSystem(data)
+        except OSError as error:
+            raise own_write_error(error, data) from error
         self._root = os.fsencode(data)
         self._folders = Folders(data, archive=self._label)
         self._writers = WritePool(self._disk_error)
@@ -167,20 +176,33 @@ class FileTree:
     def undo(self, entries: Iterable[Entry]) -> None:
         """See ``Target.undo``."""
         self._writers.drain()
-        remove_files(Path(os.fsdecode(self._root)), entries)
+        remove_files(self._data, entries)
 
     def finish(self) -> int | None:
         """See ``Target.finish``."""
         self._writers.drain()
         return None
 
+    def sync(self) -> None:
+        """See ``Target.sync``."""
+        try:
+            self._file_system.sync()
+        except OSError as error:
+            raise own_write_error(error, self._data) from error
+
     def close(self) -> None:
         """See ``Target.close``."""
         self._writers.close()
+        self._file_system.close()
 
 
 class PackedPart:
-    """Every member is appended to the part's container; folders, modes and times are not kept."""
+    """Every member is appended to the part's container; folders, modes and times are not kept.
+
+    The container is not made durable: finalize compares what it copies with the manifest, and a
+    container that a crash of the node took is extracted again. So on one machine it is often
+    removed before it was written to the disk at all.
+    """
 
     def __init__(self, plan: Plan, part: Part) -> None:
         self._path = Staging(plan).container(part)
@@ -229,6 +251,9 @@ class PackedPart:
             return self._container.finish()
         except OSError as error:
             raise own_write_error(error, self._path) from error
+
+    def sync(self) -> None:
+        """See ``Target.sync``."""
 
     def close(self) -> None:
         """See ``Target.close``."""

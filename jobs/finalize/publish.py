@@ -98,9 +98,22 @@ def names_in_receipt(dest: Path) -> set[str]:
 
 def begin(context: FinalizeContext, journal: Journal) -> None:
     """Make all data durable, then write the journal: from here on only renames are left to do."""
-    with closing(atomic.FileSystem(context.staging.root)) as file_system:
-        file_system.sync()
+    if context.packs:  # the containers beside the dataset need not reach the disk any more
+        for folder in (context.staging.data, context.ready):
+            _sync_tree(folder)
+    else:
+        with closing(atomic.FileSystem(context.staging.root)) as file_system:
+            file_system.sync()
     atomic.write_json(journal_path(context.staging), journal)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 class _Moves:

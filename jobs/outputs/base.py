@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from jobs.model import Options
 from jobs.storage import digest
+from jobs.storage.write_behind import WriteBehind
 
 _BUFFER = 1 << 20  # bytes that are written at once
 
@@ -37,6 +39,7 @@ class ShardWriter:
         self._filled = 0  # bytes of the buffer
         self._written = 0  # bytes of the file
         self._hashers = {name: digest.new(name) for name in algorithms}
+        self._write_out = WriteBehind(partial(os.fsync, fd))
 
     @property
     def position(self) -> int:
@@ -54,11 +57,12 @@ class ShardWriter:
         """End the member that was begun last."""
 
     def finish(self, check: Callable[[], object]) -> FinishedShard:
-        """Write what a shard ends with; nothing can be added any more.
+        """Write what a shard ends with, and make it durable; nothing can be added any more.
 
         ``check`` is called now and then where it takes long, and raises to stop.
         """
         self._flush()
+        self._write_out.finish()
         return FinishedShard(
             self._written, {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
         )
@@ -93,13 +97,15 @@ class ShardWriter:
         return done
 
     def _flush(self) -> None:
-        data = self._buffer[: self._filled]
+        filled = self._filled
+        data = self._buffer[:filled]
         for hasher in self._hashers.values():
             hasher.update(data)
-        self._written += self._filled
+        self._written += filled
         self._filled = 0
         while data:
             data = data[os.write(self._fd, data) :]
+        self._write_out.wrote(filled)
 
     def __enter__(self: Self) -> Self:
         return self
@@ -110,6 +116,7 @@ class ShardWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._write_out.close()
         os.close(self._fd)
 
 

@@ -53,16 +53,17 @@ class Container:
         return read_range(self._fd, offset, size)
 
     def finish(self) -> int:
-        """Have everything in the file, and nothing behind it; its size in bytes."""
+        """Have everything in the file, and nothing behind it, and close it; its size in bytes."""
         self.flush()
         os.ftruncate(self._fd, self._flushed)
+        self.close()  # NFS reports here what it could not write
         return self._flushed
 
     def close(self) -> None:
         """Let go of the file; what is buffered is dropped."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def read_range(fd: int, offset: int, size: int) -> Iterator[memoryview]:

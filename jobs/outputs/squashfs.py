@@ -139,12 +139,13 @@ class SquashfsWriter(ShardWriter):
             super().put(data)
         used = self.position
         super().put(bytes(-used % _PAGE))
-        super().finish(check)
+        self._flush()
         counts = (self._tables.inodes, TIME, self._block, 0)
         kinds = (self._number, self._block.bit_length() - 1, _NO_FRAGMENTS | _NO_XATTRS, 1, 4, 0)
         places = (root, used, end, _NOWHERE, *tables[:2], _NOWHERE, _NOWHERE)
         superblock = _SUPERBLOCK.pack(int.from_bytes(b"hsqs", "little"), *counts, *kinds, *places)
         os.pwrite(self._fd, superblock, 0)
+        super().finish(check)
         return _finished(self._path, self._algorithms, check)
 
     def __exit__(
