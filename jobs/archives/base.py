@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
 from typing import Protocol
@@ -74,8 +75,10 @@ class Archive(Protocol):
         """
         ...
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """The last regular member whose safe path is ``name``, with its content.
+
+        ``before``: of those with a lower ordinal (only a tar has several, and hard links).
 
         Needs another pass over the archive or its headers, with a separate reader: may be called
         while ``members`` is being iterated.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from collections.abc import Iterator
@@ -45,7 +46,7 @@ class FolderArchive:
         for ordinal, item in items:
             yield self._member(root, item, ordinal)
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         for index in range(len(self._cuts) - 1):
             root, items = folder_listing.read(self._listing, self._cuts, index)
             for ordinal, item in items:

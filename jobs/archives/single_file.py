@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ class PlainFile:
         if part.index == 0:
             yield self._member()
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         return self._member() if name == self._name else None
 
     def _member(self) -> Member:
@@ -108,7 +109,7 @@ class CompressedFile:
             self._limits.check_claim(size, self._name)
             yield self._member(size)
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``; there are no links."""
         return None
 

@@ -7,6 +7,7 @@ component, the rest is the extension, and the files of a sample follow each othe
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,9 +116,9 @@ class Samples:
         fact = f"{what} no image and are published as files, such as {quoted(self._example)}"
         return (*self._archive.warnings, fact)
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``."""
-        return self._archive.find(name)
+        return self._archive.find(name, before)
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``: the part's images, and its records at the end."""

@@ -1,8 +1,12 @@
-"""Links in archives become copies of their targets: no link is created."""
+"""Links in archives become copies of their targets: no link is created.
+
+As in tar, a hard link is to the target that was there before it, a symbolic link to the last one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from isal import isal_zlib
@@ -68,6 +72,14 @@ def _target_path(member: Member, raw: bytes, archive: str) -> bytes:
     return safe_path(b"/".join(parts), archive=archive)
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """A link whose content is that of its target's last member before an ordinal."""
+
+    before: float
+    link: Pending
+
+
 class Resolver:
     """Writes the content of links: from files that the part wrote, or else from the archive.
 
@@ -98,49 +110,56 @@ class Resolver:
 
     def resolve(self, links: list[Pending], entries: Iterator[Entry]) -> None:
         """Write every link of ``links``; ``entries``: what the part has written of the archive."""
-        by_raw = {link.raw: link for link in links}
-        targets = {link.raw: self._end_of_chain(link, by_raw) for link in links}
-        wanted: dict[bytes, bytes] = {}  # data path -> target
-        for target in targets.values():
-            data = self._locate(target)
-            if data is not None:
-                wanted[data] = target
-        written, later = self._look(entries, wanted, links)
-        rest: dict[bytes, list[Pending]] = {}
+        by_raw: dict[bytes, list[Pending]] = {}
         for link in links:
-            if later.get(link.data, -1) > link.ordinal:
+            by_raw.setdefault(link.raw, []).append(link)
+        written, later = self._look(entries, links)
+        rest: dict[bytes, list[_Bound]] = {}
+        for link in links:
+            if link is not by_raw[link.raw][-1] or later.get(link.data, -1) > link.ordinal:
                 continue  # a later member took its place
-            here = written.get(targets[link.raw])
-            if (
-                here is None
-                or (link.hard and here.member > link.ordinal)
-                or not self._is_unchanged(here)
-            ):
-                rest.setdefault(targets[link.raw], []).append(link)
+            target, before = self._end_of_chain(link, by_raw, written)
+            here = _last_before(before, written.get(target, ()))
+            if here is None or here is not written[target][-1] or not self._is_unchanged(here):
+                rest.setdefault(target, []).append(_Bound(before, link))
             else:
                 self._write(link, self._copy_of(link, here))
         if rest:
             self._from_archive(rest)
 
-    def _end_of_chain(self, link: Pending, by_raw: dict[bytes, Pending]) -> bytes:
-        target = link.target
+    def _end_of_chain(
+        self, link: Pending, by_raw: dict[bytes, list[Pending]], written: dict[bytes, list[Entry]]
+    ) -> tuple[bytes, float]:
+        """The regular member that ``link`` leads to, and the ordinal that it comes before."""
+        target, before = link.target, _bound(link)
         for _ in range(_MOST_HOPS):
-            if target not in by_raw:
-                return target
-            target = by_raw[target].target
+            file = _last_before(before, written.get(target, ()))
+            hop = max(
+                (one for one in by_raw.get(target, ()) if one.ordinal < before),
+                key=lambda one: one.ordinal,
+                default=None,
+            )
+            if hop is None or (file is not None and file.member > hop.ordinal):
+                return target, before
+            target, before = hop.target, _bound(hop)
         raise unsafe(self._label, link.raw, "is part of a loop of links")
 
     def _look(
-        self, entries: Iterator[Entry], wanted: dict[bytes, bytes], links: list[Pending]
-    ) -> tuple[dict[bytes, Entry], dict[bytes, int]]:
-        """The last entry of each target, and the last ordinal of each link's path."""
+        self, entries: Iterator[Entry], links: list[Pending]
+    ) -> tuple[dict[bytes, list[Entry]], dict[bytes, int]]:
+        """The entries of each target in their order, and the last ordinal of each link's path."""
+        wanted: dict[bytes, bytes] = {}  # data path -> target
+        for target in {link.target for link in links}:
+            data = self._locate(target)
+            if data is not None:
+                wanted[data] = target
         own = {link.data for link in links}
-        written: dict[bytes, Entry] = {}
+        written: dict[bytes, list[Entry]] = {}
         later: dict[bytes, int] = {}
         for entry in entries:
             path = path_of(entry)
             if path in wanted:
-                written[wanted[path]] = entry
+                written.setdefault(wanted[path], []).append(entry)
             if path in own:
                 later[path] = max(entry.member, later.get(path, -1))
         return written, later
@@ -161,40 +180,64 @@ class Resolver:
             chunks=self._read(entry),
         )  # fmt: skip
 
-    def _from_archive(self, rest: dict[bytes, list[Pending]]) -> None:
+    def _from_archive(self, rest: dict[bytes, list[_Bound]]) -> None:
         if len(rest) <= _FEW:
             for target, links in rest.items():
-                held = self._archive.find(target)
-                if held is None:
-                    raise self._missing(links[0])
-                self._write_all(target, links, held)
+                self._find(target, links)
             return
-        found = set()
+        found: set[bytes] = set()  # raw paths of links
         for index in range(self._part.count):
             for member in self._archive.members(Part(self._part.shard, index, self._part.count)):
                 if member.kind is MemberKind.FILE and member.name:
                     target = safe_path(member.name, archive=self._label)
-                    if target in rest:
-                        found.add(target)
-                        self._write_all(target, rest[target], member)
-        for target, links in rest.items():
-            if target not in found:
-                raise self._missing(links[0])
+                    mine = [
+                        one.link
+                        for one in rest.get(target, ())
+                        if member.ordinal < one.before or one.link.raw not in found
+                    ]
+                    found.update(link.raw for link in mine)
+                    self._write_all(target, mine, member)
+        for links in rest.values():
+            for one in links:
+                if one.link.raw not in found:
+                    raise self._missing(one.link)
+
+    def _find(self, target: bytes, links: list[_Bound]) -> None:
+        """Write links to one target; more than one search only if it was replaced among them."""
+        while links:
+            before = max(one.before for one in links)
+            held = self._archive.find(target, before) or self._archive.find(target)
+            if held is None:
+                raise self._missing(links[0].link)
+            at = -1 if held.ordinal >= before else held.ordinal
+            self._write_all(target, [one.link for one in links if one.before > at], held)
+            links = [one for one in links if one.before <= at]
 
     def _write_all(self, target: bytes, links: list[Pending], member: Member) -> None:
         """Write several links to one target: the first gets ``member``, the others its copy."""
         copy = None  # of the content; records and nested archives leave none
+        ordinal = member.ordinal
         for number, link in enumerate(links):
             if copy is not None:
                 member.chunks = self._read(copy)
             elif number:
-                member = self._archive.find(target) or member
+                member = self._archive.find(target, ordinal + 1) or member
             copy = self._write(link, member) or copy
 
     def _missing(self, link: Pending) -> Exception:
         what = "hard link" if link.hard else "symbolic link"
         return unsupported(
             self._label,
-            f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive",
+            f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive; "
+            "unpack it with its own program and launch with --local-path on the folder",
             member=link.raw,
         )
+
+
+def _bound(link: Pending) -> float:
+    """The ordinal that the target of ``link`` comes before."""
+    return link.ordinal if link.hard else math.inf
+
+
+def _last_before(ordinal: float, entries: Sequence[Entry]) -> Entry | None:
+    return next((entry for entry in reversed(entries) if entry.member < ordinal), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
@@ -67,7 +68,7 @@ class ParquetArchive:
         with self._opened() as file, self._damage():
             return _Rows(self._shard.id, self._options, file, self._archive).has_images()
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``; there are no links."""
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,11 +52,13 @@ class TarArchive:
             return self._all_members()
         return self._part(part)
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``."""
         last = None
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
+                if member.ordinal >= before:
+                    break
                 if member.kind is MemberKind.FILE and normalized(member.name) == name:
                     last = member.ordinal
         return None if last is None else self._at_ordinal(last)

@@ -7,6 +7,7 @@ and by which later attempts recognize finished parts.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -213,7 +214,7 @@ class TarStream:
         start, end = self._cuts[part.index : part.index + 2]
         return Span(start, end, self._crc32)
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``: not possible in one pass."""
         raise self.needs_another_pass(f"{quoted(name)}, the target of a link")
 

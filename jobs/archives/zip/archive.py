@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -87,7 +88,7 @@ class ZipArchive:
             member.superseded = self._directory.is_superseded(ordinal)
             yield member
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``."""
         for ordinal in range(len(self._directory)):
             entry = self._directory.entry(ordinal)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -153,10 +154,11 @@ class FakeArchive:
                 member.chunks = (memoryview(data),) if data else ()
                 yield member
 
-    def find(self, name: bytes) -> Member | None:
+    def find(self, name: bytes, before: float = math.inf) -> Member | None:
         found = None
         for member, data in self._members:
-            if member.kind is MemberKind.FILE and member.name == name:
+            own = member.kind is MemberKind.FILE and member.name == name
+            if own and member.ordinal < before:
                 found = structs.replace(member, chunks=(memoryview(data),))
         return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -328,9 +329,9 @@ def test_many_links_to_one_member_of_another_part_read_the_archive_once(
     searched: list[bytes] = []
     find = FakeArchive.find
 
-    def counted(archive: FakeArchive, name: bytes) -> Member | None:
+    def counted(archive: FakeArchive, name: bytes, before: float = math.inf) -> Member | None:
         searched.append(name)
-        return find(archive, name)
+        return find(archive, name, before)
 
     monkeypatch.setattr(FakeArchive, "find", counted)
     members = [file(f"t{number}", b"%d" % number) for number in range(9)]
@@ -356,9 +357,60 @@ def test_a_link_that_a_later_member_replaces_is_not_written(run: Run) -> None:
     assert summary.files == 2
 
 
+@pytest.mark.parametrize("targets", [1, 6])  # searched one by one, and in one pass
+def test_a_hard_link_is_to_the_member_before_it_though_a_later_one_replaces_that(
+    run: Run, targets: int
+) -> None:
+    names = [f"t{number}" for number in range(targets)]
+    members = [
+        *(file(name, f"old {name}".encode()) for name in names),
+        *(link(f"{name}-kept", name, hard=True) for name in names),
+        *(file(name, f"new {name}".encode()) for name in names),
+        *(link(f"{name}-later", name, hard=True) for name in names),
+    ]
+    run.extract(members)
+    kept = {f"{name}-kept": f"old {name}".encode() for name in names}
+    new = {f"{name}{end}": f"new {name}".encode() for name in names for end in ("", "-later")}
+    assert run.tree() == {**kept, **new}
+
+
+@pytest.mark.parametrize("targets", [1, 6])
+def test_a_hard_link_to_another_part_is_to_the_member_before_it(run: Run, targets: int) -> None:
+    names = [f"t{number}" for number in range(targets)]
+    members = [
+        *(file(name, f"old {name}".encode()) for name in names),
+        *(file(f"{name}-other") for name in names),
+        *(link(f"{name}-kept", name, hard=True) for name in names),
+        *(file(name, f"new {name}".encode()) for name in names),
+    ]
+    run.extract(members, part=1, count=2)
+    kept = {f"{name}-kept": f"old {name}".encode() for name in names}
+    assert run.tree() == {**kept, **{name: f"new {name}".encode() for name in names}}
+
+
+def test_a_chain_of_links_ends_at_the_file_that_replaced_one_of_them(run: Run) -> None:
+    run.extract(
+        [
+            file("a", b"1"),
+            link("b", "a", hard=True),
+            link("early", "b", hard=True),
+            file("b", b"2"),
+            link("late", "b", hard=True),
+        ]
+    )
+    assert run.tree() == {"a": b"1", "b": b"2", "early": b"1", "late": b"2"}
+
+
+def test_of_two_links_with_one_name_the_later_one_counts(run: Run) -> None:
+    members = [file("a", b"1"), file("x"), file("y"), file("z"), file("b", b"2")]
+    links = [link("l", "a", hard=True), link("l", "b", hard=True), file("end")]
+    run.extract([*members, *links], part=1, count=2)
+    assert run.tree()["l"] == b"2"
+
+
 @pytest.mark.parametrize("target", ["nowhere", "d", "b"])
 def test_a_hard_link_to_no_regular_member_refuses_the_part(run: Run, target: str) -> None:
-    with pytest.raises(ArchiveError, match="'b'"):
+    with pytest.raises(ArchiveError, match=r"'b'.*launch with --local-path on the folder"):
         run.extract([folder("d"), link("b", target, hard=True)])
 
 
