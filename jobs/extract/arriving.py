@@ -13,7 +13,7 @@ from jobs.errors import Cause, SourceError
 from jobs.extract.messages import Arrived, Consumed, Wanted
 from jobs.formats import magic
 from jobs.model import Shard
-from jobs.transfer.ordered_bytes import OrderedBytes
+from jobs.transfer.ordered_bytes import OrderedBytes, prefix_of
 from jobs.transfer.ranges import Range
 from jobs.transfer.window import Window
 
@@ -102,10 +102,16 @@ class Feed:
             self._put(Arrived(self._state.file, self._state.generation + 1))
 
     def advance(self, arrived: Sequence[Range], size: int | None) -> None:
-        """See ``OrderedBytes.advance``."""
+        """See ``OrderedBytes.advance``.
+
+        A few bytes that close a gap are reported at once: a receiver that waits for them would
+        consume nothing, and a transfer into a window waits for that.
+        """
         with self._lock:
             self._state = structs.replace(self._state, arrived=tuple(arrived), size=size)
-            if _total(arrived) >= _total(self._sent.arrived) + _STEP:
+            if any(
+                count(arrived) >= count(self._sent.arrived) + _STEP for count in (_total, prefix_of)
+            ):
                 self._put(self._state)
 
     def finish(self) -> None:

@@ -13,8 +13,6 @@ from msgspec import structs
 
 from jobs.archives.tar.stream import Streamed, TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
-from jobs.extract.arriving import Feed
-from jobs.extract.messages import Arrived
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.runtime.progress import Progress
@@ -290,11 +288,3 @@ def test_a_part_that_the_disk_lost_ends_the_pass_before_another_is_finished(
     with pytest.raises(StorageError):
         _stream(run)
     assert not list(run.folder.manifests.iterdir())
-
-
-def test_a_transfer_that_failed_before_anybody_read_is_not_waited_for() -> None:
-    feed = Feed(0)
-    feed.fail()
-    heard: list[Arrived] = []
-    feed.attach(heard.append)
-    assert [news.failed for news in heard] == [True]

@@ -16,7 +16,6 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, StorageError
-from jobs.extract.arriving import Feed
 from jobs.extract.streaming import ShardStream
 from jobs.model import Layout, Options, Verify
 from jobs.runtime.progress import Progress
@@ -243,15 +242,3 @@ def test_a_full_disk_ends_the_stream(download: _Download, monkeypatch: pytest.Mo
         download.stream(lambda: download.arrive((0, len(download.data))))
     assert caught.value.cause is Cause.DISK_FULL
     assert not download.manifests()
-
-
-def test_a_feed_wants_the_end_of_a_zip_and_what_its_receivers_wait_for() -> None:
-    feed = Feed(0, tail_first=True)
-    size = 1 << 30
-    feed.begin(0)
-    assert feed.wanted(size) == ((size - (8 << 20), size),)
-    feed.want(5, 9)
-    assert feed.wanted(size)[1:] == ((5, 9),)
-    feed.begin(0)
-    assert len(feed.wanted(size)) == 1
-    assert Feed(0).wanted(size) == ()
