@@ -146,7 +146,7 @@ class ArrivingFile:
         self,
         path: Path,
         file: int,
-        report: Callable[[Wanted | Consumed], None],
+        report: Callable[[Wanted | Consumed], object],
         *,
         window: Window | None = None,
     ) -> None:

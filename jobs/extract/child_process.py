@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import signal
 import sys
 import threading
@@ -14,8 +13,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING
-
-import msgspec
 
 from jobs import rlimits
 from jobs.archives.base import DamagedError
@@ -30,13 +27,13 @@ from jobs.extract.messages import (
     Item,
     News,
     Order,
-    Report,
     Stop,
     Stream,
 )
 from jobs.extract.part_result import PartExtractor, unfinished
 from jobs.model import Part, Problem
 from jobs.problems import as_problem
+from jobs.runtime.messages import Receiver, Sender
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
     from jobs.transfer.ordered_bytes import OrderedBytes
 
 _NEWS_S = 0.25
-_READ = 1 << 16  # bytes
-_decode = msgspec.json.Decoder(Order).decode
 
 
 class TimeBudget:
@@ -96,11 +91,9 @@ class TimeBudget:
 class PartsProcess:
     """Carries out one order after the other, and reports progress and results."""
 
-    def __init__(self, begin: Begin, orders: Orders, news_fd: int) -> None:
+    def __init__(self, begin: Begin, orders: Receiver[Order], reports: Sender) -> None:
         self._orders = orders
-        self._news_fd = news_fd
-        self._encode = msgspec.json.Encoder().encode
-        self._lock = threading.Lock()
+        self._reports = reports
         self._progress = Progress(deadline=begin.deadline)
         self._budget = TimeBudget(self._progress)
         self._current: str | None = None
@@ -127,9 +120,7 @@ class PartsProcess:
                 self._stream(order)
             else:
                 self._extractor.close(order.shard)
-        with self._lock:  # the other thread may be writing a line
-            os.close(self._news_fd)
-            self._news_fd = -1
+        self._reports.close()
 
     def _extract(self, parts: Sequence[Part]) -> None:
         for index, part in enumerate(parts):
@@ -138,19 +129,19 @@ class PartsProcess:
                 self._stops = _no_time(part)
             if self._stops is not None:
                 for left in parts[index:]:
-                    self._report(Item(unfinished(left, self._stops)))
+                    self._reports.send(Item(unfinished(left, self._stops)))
                 return
             self._begins(part)
             self._budget.begins(size)
             part_result = self._extractor.extract(part)
             self._budget.ended()
-            self._report(self._news())
-            self._report(Item(part_result.result))
+            self._reports.send(self._news())
+            self._reports.send(Item(part_result.result))
             self._stops = part_result.stops
 
     def _begins(self, part: Part | None) -> None:
         self._current = part.id if part is not None else None
-        self._report(self._news())
+        self._reports.send(self._news())
 
     def _stream(self, order: Stream) -> None:
         from jobs.extract.streaming import ShardStream
@@ -180,8 +171,8 @@ class PartsProcess:
             done = Done(problem=problem, damaged=isinstance(error, DamagedError))
         for file in self._files:
             file.close()
-        self._report(self._news())
-        self._report(done)
+        self._reports.send(self._news())
+        self._reports.send(done)
 
     @property
     def _arrivals(self) -> list[OrderedBytes]:
@@ -192,24 +183,12 @@ class PartsProcess:
     def _news(self) -> News:
         return News(self._current, self._budget.bytes_done, self._progress.files_done)
 
-    def _report(self, report: Report) -> None:
-        line = self._encode(report) + b"\n"
-        with self._lock:
-            while line and self._news_fd >= 0:
-                line = line[os.write(self._news_fd, line) :]
-
     def _listen(self) -> None:
         """Receive orders and report progress; the end of the parent is an order to stop."""
-        try:
-            while True:
-                for order in self._orders.wait(_NEWS_S):
-                    self.take(order)
-                if self._orders.ended:
-                    self._progress.stop(Cause.KILLED, "the task's own process has ended")
-                    break
-                self._report(self._news())
-        except BrokenPipeError:
-            self._progress.stop(Cause.KILLED, "the task's own process has ended")
+        while self._reports.send(self._news()) and not self._orders.ended:
+            for order in self._orders.receive(_NEWS_S):
+                self.take(order)
+        self._progress.stop(Cause.KILLED, "the task's own process has ended")
         self._queue.put(None)
         for arrivals in self._arrivals:
             arrivals.fail()
@@ -224,7 +203,7 @@ class PartsProcess:
             from jobs.extract.arriving import ArrivingFile
 
             self._files = [
-                ArrivingFile(Path(path), index, self._report, window=order.window)
+                ArrivingFile(Path(path), index, self._reports.send, window=order.window)
                 for index, path in enumerate(order.files)
             ]
             self._queue.put(order)
@@ -234,25 +213,6 @@ class PartsProcess:
             self._queue.put(order)
         elif isinstance(order, End):
             self._queue.put(None)
-
-
-class Orders:
-    """Orders received through a descriptor; ``ended`` once the other side is closed."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._rest = b""
-        self.ended = False
-
-    def wait(self, seconds: float | None) -> list[Order]:
-        """The orders received; waits for at most ``seconds``."""
-        if not select.select([self._fd], [], [], seconds)[0]:
-            return []
-        data = os.read(self._fd, _READ)
-        if not data:
-            self.ended = True
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        return [_decode(line) for line in lines]
 
 
 def _no_time(part: Part) -> Problem:
@@ -266,14 +226,14 @@ def _no_time(part: Part) -> Problem:
 def main() -> None:
     """Receive orders from standard input, and write reports to standard output."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    news_fd = os.dup(1)
+    reports = Sender(os.fdopen(os.dup(1), "wb", buffering=0))
     os.dup2(2, 1)  # output of libraries must not mix with the reports
-    orders = Orders(0)
+    orders: Receiver[Order] = Receiver(0, Order)
     first: list[Order] = []
     while not first and not orders.ended:
-        first = orders.wait(None)
+        first = orders.receive()
     if first and isinstance(first[0], Begin):
-        child = PartsProcess(first[0], orders, news_fd)
+        child = PartsProcess(first[0], orders, reports)
         for order in first[1:]:
             child.take(order)
         child.run()

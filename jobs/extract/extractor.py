@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 from msgspec import structs
 
 import jobs
@@ -40,14 +38,12 @@ from jobs.extract.messages import (
 )
 from jobs.extract.part_result import unfinished
 from jobs.model import ItemResult, Part, Problem, Shard
+from jobs.runtime.messages import Receiver, Sender
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 
 _STOP_CHECK_S = 0.1  # interval between checks of the stop flag
 _GRACE_S = 0.6  # from an order to stop until the child is killed; killing damages no file
-_READ = 1 << 16  # bytes
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Report).decode
 # glibc returns a block of 1 MiB to the kernel at once and gets the next one by 256 page faults,
 # which costs a tenth of inflating on one core; these variables make it keep some memory
 # (mallopt(3)).
@@ -81,10 +77,10 @@ class Extractor:
         self._progress = progress
         self._beside = beside
         self._child: subprocess.Popen[bytes] | None = None
-        self._writing = threading.Lock()
+        self._orders: Sender | None = None  # to the child
+        self._reports_in: Receiver[Report]
         self._last = News()
-        self._lines: deque[bytes] = deque()  # received and not decoded yet
-        self._rest = b""  # the start of the next line
+        self._unread: deque[Report] = deque()  # received
         self._kill_at: float | None = None  # on the monotonic clock, after an order to stop
         self._status = 0  # exit status of the last child
 
@@ -157,33 +153,27 @@ class Extractor:
                 bufsize=0,
                 env={**_HEAP, **os.environ},
             )
-            self._last, self._rest, self._kill_at = News(), b"", None
-            self._lines.clear()
+            assert child.stdin is not None and child.stdout is not None
+            self._last, self._kill_at = News(), None
+            self._unread.clear()
+            self._reports_in = Receiver(child.stdout.fileno(), Report)
+            orders = Sender(child.stdin)
             left_s = self._progress.time_left()
             deadline = None if left_s is None else time.monotonic() + left_s
-            self._write(child, Begin(str(self._folder.path), deadline))
-            self._child = child  # not before: other threads may have something to say as well
+            orders.send(Begin(str(self._folder.path), deadline))
+            self._child = child
+            self._orders = orders  # not before: other threads may have something to say as well
         self._send(order)
 
     def _send(self, order: Order) -> None:
-        child = self._child
-        if child is not None:
-            self._write(child, order)
-
-    def _write(self, child: subprocess.Popen[bytes], order: Order) -> None:
-        assert child.stdin is not None
-        with self._writing:
-            try:
-                line = _encode(order) + b"\n"
-                while line:
-                    line = line[child.stdin.write(line) or 0 :]
-            except (BrokenPipeError, ValueError):
-                pass  # the child has ended: its exit status says why
+        """Send an order; if the child has ended, its exit status says why."""
+        if self._orders is not None:
+            self._orders.send(order)
 
     def _reports(self) -> Iterator[Report]:
         """Reports of the child until it ends; ``News`` are passed on to the progress."""
-        while self._lines or self._read():
-            report = _decode(self._lines.popleft())
+        while self._unread or self._read():
+            report = self._unread.popleft()
             if isinstance(report, News):
                 self._add_news(report)
             else:
@@ -191,24 +181,19 @@ class Extractor:
         self._reap()
 
     def _read(self) -> bool:
-        """Wait for lines, and pass on a request to stop; False when the child has ended."""
+        """Wait for reports, and pass on a request to stop; False when the child has ended."""
         child = self._child
-        assert child is not None and child.stdout is not None
-        fd = child.stdout.fileno()
-        while not self._lines:
+        assert child is not None
+        while not self._unread:
             if self._kill_at is None and self._progress.cause is not None:
                 self._kill_at = time.monotonic() + _GRACE_S
                 stop = self._stop_problem()
                 self._send(Stop(stop.cause, stop.message))
             elif self._kill_at is not None and time.monotonic() > self._kill_at:
                 child.kill()
-            if not select.select([fd], [], [], _STOP_CHECK_S)[0]:
-                continue
-            data = os.read(fd, _READ)
-            if not data:
+            self._unread.extend(self._reports_in.receive(_STOP_CHECK_S))
+            if self._reports_in.ended and not self._unread:
                 return False
-            *lines, self._rest = (self._rest + data).split(b"\n")
-            self._lines.extend(lines)
         return True
 
     def _add_news(self, news: News) -> None:
@@ -223,9 +208,8 @@ class Extractor:
         child, self._child = self._child, None
         if child is None:
             return
-        assert child.stdin is not None and child.stdout is not None
-        with self._writing:
-            child.stdin.close()
+        assert self._orders is not None and child.stdout is not None
+        self._orders.close()
         child.stdout.close()
         try:
             child.wait(timeout=2.0)

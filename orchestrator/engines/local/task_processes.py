@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
-
 from jobs.errors import Cause, EngineError
+from jobs.runtime.messages import Receiver, Sender
 from jobs.runtime.process import ProcessId
 from orchestrator.engines.local.task_starter import Answer, Ended, NotStarted, Start, Started
 
 _KILLED = -9  # what ended a task that nobody has waited for
-_READ = 1 << 16  # bytes
 _END_S = 2.0  # it ends at once, unless it was stopped
-_encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(Answer).decode
 
 
 class TaskStarter:
@@ -40,14 +35,20 @@ class TaskStarter:
             start_new_session=True,
             bufsize=0,
         )
-        self._rest = b""  # the start of the next line
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._starts = Sender(self._process.stdin)
+        self._answers: Receiver[Answer] = Receiver(self._process.stdout.fileno(), Answer)
         self._returncodes: dict[int, int] = {}
-        self.ended = False  # whether it can start no more tasks
 
     @property
     def alive(self) -> bool:
         """Whether its process is running."""
         return self._process.poll() is None
+
+    @property
+    def ended(self) -> bool:
+        """Whether it can start no more tasks."""
+        return self._answers.ended
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a task ends."""
@@ -67,17 +68,10 @@ class TaskStarter:
 
         Raises ``OSError`` if the system refuses another process, else ``EngineError``.
         """
-        assert self._process.stdin is not None
         variables = tuple(name + b"=" + value for name, value in environment.items())
-        start = Start(str(folder), str(cwd), str(stdout), str(stderr), variables)
-        line = _encode(start) + b"\n"
-        try:
-            while line:
-                line = line[self._process.stdin.write(line) or 0 :]
-        except BrokenPipeError:
-            self.ended = True
+        self._starts.send(Start(str(folder), str(cwd), str(stdout), str(stderr), variables))
         while not self.ended:
-            for answer in self._answers():
+            for answer in self._receive():
                 if isinstance(answer, Started):
                     host = os.uname().nodename
                     return TaskProcess(self, ProcessId(host, answer.pid, answer.start))
@@ -98,18 +92,15 @@ class TaskStarter:
 
     def returncode(self, task: ProcessId) -> int | None:
         """How a task ended, as ``subprocess.Popen.returncode``; None while it is running."""
-        while not self.ended and select.select([self], [], [], 0)[0]:
-            self._answers()
+        while self._receive(0):
+            pass
         if self.ended and not task.alive:
             return self._returncodes.pop(task.pid, _KILLED)
         return self._returncodes.pop(task.pid, None)
 
-    def _answers(self) -> list[Answer]:
-        """Wait for answers; stores how tasks ended."""
-        data = os.read(self.fileno(), _READ)
-        self.ended = not data
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        answers = [_decode(line) for line in lines]
+    def _receive(self, timeout_s: float | None = None) -> list[Answer]:
+        """Answers that have come; stores how tasks ended."""
+        answers = self._answers.receive(timeout_s)
         self._returncodes |= {
             each.pid: each.returncode for each in answers if isinstance(each, Ended)
         }

@@ -4,8 +4,8 @@ A new interpreter for each task would spend a third of a second on imports. The 
 from the launcher because a fork of a program with threads can deadlock, and the API is called by
 any program.
 
-The launcher writes a ``Start`` for each task to standard input, one JSON object a line, and reads
-``Answer``s from standard output in the same form.
+The launcher sends a ``Start`` for each task to standard input, and receives ``Answer``s from
+standard output (``jobs.runtime.messages``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from contextlib import suppress
 
 import msgspec
 
+from jobs.runtime.messages import Receiver, Sender
 from jobs.runtime.process import ProcessId, end_with
 from orchestrator.engines.task_process import without_numpy
 
@@ -69,7 +70,6 @@ _MODULES = (  # that tasks import
     "jobs.extract.stage",
     "jobs.finalize.stage",
 )
-_encode = msgspec.json.Encoder().encode
 
 
 def main() -> None:
@@ -117,46 +117,36 @@ def _serve(launcher: int) -> Start | None:
     read, write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-    requests = b""
-    while os.getppid() == launcher:
+    requests: Receiver[Start] = Receiver(0, Start)
+    answers = Sender(os.fdopen(1, "wb", buffering=0, closefd=False))
+    while os.getppid() == launcher and not requests.ended:
         ready, _, _ = select.select([0, read], [], [], _PARENT_CHECK_S)
         if read in ready:
             os.read(read, _READ)
-            _report_ended()
-        if 0 in ready:
-            data = os.read(0, _READ)
-            if not data:
-                break
-            *lines, requests = (requests + data).split(b"\n")
-            for line in lines:
-                start = msgspec.json.decode(line, type=Start)
-                try:
-                    pid = os.fork()
-                except OSError as error:
-                    _answer(NotStarted(error.errno or errno.EAGAIN))
-                    continue
-                if pid == 0:
-                    os.close(read)
-                    os.close(write)
-                    _become(start)
-                    return start
-                _own_group(pid)
-                _answer(Started(pid, ProcessId.here(pid).start))
+            _report_ended(answers)
+        for start in requests.receive() if 0 in ready else ():
+            try:
+                pid = os.fork()
+            except OSError as error:
+                answers.send(NotStarted(error.errno or errno.EAGAIN))
+                continue
+            if pid == 0:
+                os.close(read)
+                os.close(write)
+                _become(start)
+                return start
+            _own_group(pid)
+            answers.send(Started(pid, ProcessId.here(pid).start))
     return None  # each task gets TERM, because this process ends
 
 
-def _report_ended() -> None:
+def _report_ended(answers: Sender) -> None:
     with suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            _answer(Ended(pid, os.waitstatus_to_exitcode(status)))
-
-
-def _answer(answer: Answer) -> None:
-    with suppress(BrokenPipeError):  # the launcher has ended
-        os.write(1, _encode(answer) + b"\n")
+            answers.send(Ended(pid, os.waitstatus_to_exitcode(status)))
 
 
 def _become(start: Start) -> None:
