@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from jobs.errors import ArchiveError, Cause, SourceError
 from jobs.extract.arriving import AbandonedError, Feed, is_one_zip
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
-from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile, SourceKind
+from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
-from jobs.sources.base import Download, Expect, Source, key_of
+from jobs.sources.base import LocalFiles, RemoteSource, Source, key_of
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -49,12 +49,19 @@ class ShardDownloader:
         self._staging = Staging(plan)
         self._source = source
         self._progress = progress
-        self._transfer = _transfer(plan, progress)
+        options = plan.options
+        self._transfer = Transfer(
+            connections=options.connections,
+            max_rate=options.max_rate,
+            stall_s=options.stall_s,
+            progress=progress,
+            tries=_TRIES,
+        )
 
     @property
     def answered(self) -> bool:
         """Whether any server has responded so far."""
-        return self._transfer is not None and self._transfer.answered
+        return self._transfer.answered
 
     def fetch(
         self,
@@ -73,21 +80,17 @@ class ShardDownloader:
         a damaged one. ``most``: bytes that a download may store; ``window``: which of them,
         of a larger file, which is extracted without being stored.
         """
-        if shard.kind is ShardKind.TREE:
-            return self._tree(shard)
-        here = [self._source.path(file) for file in shard.files]
-        if None not in here:
-            paths = [path for path in here if path is not None]
-            return self._in_place(
-                shard, paths, streams=streams, extracts=extracts, repaired=repaired
-            )
+        if isinstance(self._source, LocalFiles):
+            if shard.kind is ShardKind.TREE:
+                return self._tree(self._source, shard)
+            return self._in_place(shard, streams=streams, extracts=extracts, repaired=repaired)
         return self._fetched(shard, streams=streams, extracts=extracts, most=most, window=window)
 
     # Folders with a dataset ----------------------------------------------------------------
 
-    def _tree(self, shard: Shard) -> Fetched:
+    def _tree(self, source: LocalFiles, shard: Shard) -> Fetched:
         out = self._folder.shards / f"{shard.id}.listing"
-        listed = self._source.list_tree(shard, out, self._progress.check)
+        listed = source.list_tree(shard, out, self._progress.check)
         size, mtime_ns = size_and_mtime(out)
         self._progress.add(bytes=listed.data_bytes)
         return Fetched(
@@ -105,14 +108,13 @@ class ShardDownloader:
 
     # Local files ---------------------------------------------------------------------------
 
-    def _in_place(
-        self, shard: Shard, paths: list[Path], *, streams: bool, extracts: bool, repaired: bool
-    ) -> Fetched:
+    def _in_place(self, shard: Shard, *, streams: bool, extracts: bool, repaired: bool) -> Fetched:
         """Hash local files, which stay where they are.
 
         The receipt records the hash of what was imported. Hashing also finds unreadable files
         before any task starts, and shares its pass with the one that cuts parts.
         """
+        paths = [Path(file.locator) for file in shard.files]
         marks = [size_and_mtime(path) for path in paths]
         for path, (size, _), file in zip(paths, marks, shard.files, strict=True):
             if size == 0 and shard.kind is ShardKind.ARCHIVE:
@@ -231,10 +233,16 @@ class ShardDownloader:
         self, shard: Shard, index: int, out: Path, arrivals: Feed | None, most: int | None
     ) -> Received:
         file = shard.files[index]
-        expect = _expected(shard, file) if index == 0 else None
-        assert self._transfer is not None  # only a local source has none
-        download = Download(self._transfer, out, expect, arrivals, most)
-        return self._source.fetch(file, key_of(shard.id, index), download)
+        assert isinstance(self._source, RemoteSource)  # the other kind is read in place
+        return self._source.fetch(
+            file,
+            key_of(shard.id, index),
+            self._transfer,
+            out,
+            expect=_expected(shard, file) if index == 0 else None,
+            arrivals=arrivals,
+            most=most,
+        )
 
     def _there(self, file: SourceFile, out: Path) -> Received | None:
         """A complete file of an earlier attempt that wrote no ``Fetched``; None if damaged."""
@@ -270,20 +278,7 @@ def _format(shard: Shard, paths: Sequence[Path]) -> Format:
     return sniff(read_head(first), shard.name)
 
 
-def _transfer(plan: Plan, progress: Progress) -> Transfer | None:
-    if plan.source.kind is SourceKind.LOCAL:
-        return None
-    options = plan.options
-    return Transfer(
-        connections=options.connections,
-        max_rate=options.max_rate,
-        stall_s=options.stall_s,
-        progress=progress,
-        tries=_TRIES,
-    )
-
-
-def _expected(shard: Shard, file: SourceFile) -> Expect:
+def _expected(shard: Shard, file: SourceFile) -> Callable[[bytes], None]:
     """The check of a shard's first bytes: they must be of an archive, not of a pointer to it.
 
     The first file of a split archive may be too short for more than the pointer check.

@@ -1,17 +1,17 @@
-"""The interface of a source of shards."""
+"""The interfaces of sources of shards."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from jobs.errors import SourceError
-from jobs.model import Layout, Shard, SourceFile, SourceKind, SourceRef
+from jobs.model import Layout, Options, Shard, SourceFile, SourceKind, SourceRef
 from jobs.storage.folder_listing import FolderListing
-from jobs.storage.safe_paths import quoted
 
 if TYPE_CHECKING:  # the command line reads requests and moves no byte
     from jobs.transfer.ordered_bytes import Listener
@@ -52,79 +52,9 @@ def pinned(request: SourceRequest, locator: str) -> SourceRef:
     )
 
 
-Expect = Callable[[bytes], None]  # raises if the first bytes of a file are wrong
-
-
 def key_of(shard_id: str, index: int) -> str:
     """The key of a shard's ``index``-th file in ``private``."""
     return f"{shard_id}#{index}"
-
-
-@dataclass(frozen=True)
-class Download:
-    """Where a file is downloaded to, and how; see ``Transfer.fetch``."""
-
-    transfer: Transfer
-    out: Path
-    expect: Expect | None = None
-    arrivals: Listener | None = None
-    most: int | None = None  # bytes
-
-    def of(self, file: SourceFile, resolve: Callable[[], Target]) -> Received:
-        """Download ``file`` from what ``resolve`` returns, which is called for each attempt."""
-        return self.transfer.fetch(
-            resolve,
-            self.out,
-            name=file.name,
-            size=file.size,
-            digest=file.digest,
-            expect=self.expect,
-            arrivals=self.arrivals,
-            most=self.most,
-        )
-
-
-class Source(Protocol):
-    """A place where a dataset is published.
-
-    ``describe``, ``shards``, ``private`` and ``notes`` read only metadata and run on the login
-    node; ``path`` and ``fetch`` run on a compute node. All methods may raise ``SourceError``, whose
-    message has the next step.
-    """
-
-    def describe(self) -> SourceRef:
-        """The source, with its pinned version and its licence."""
-        ...
-
-    def shards(self) -> Sequence[Shard]:
-        """All shards in the dataset's order, each with one part; planning sets the parts."""
-        ...
-
-    def private(self) -> dict[str, str]:
-        """Locators that contain secrets, by ``key_of``; never show or pickle them."""
-        ...
-
-    def notes(self) -> tuple[str, ...]:
-        """Notes on the chosen shards, a line each; valid after ``shards``."""
-        ...
-
-    def path(self, file: SourceFile) -> Path | None:
-        """The path of ``file`` if it is read in place; None if it is downloaded."""
-        ...
-
-    def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """List a shard that is a folder into ``out``, for the reader of folders.
-
-        ``tick`` is called for each item. Only for shards of kind ``TREE``.
-        """
-        ...
-
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
-        """Download ``file``; if called again, continues where it stopped.
-
-        ``key``: from ``key_of``.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -135,33 +65,96 @@ class ShardSelection:
     notes: tuple[str, ...] = ()
 
 
-class SelectingSource:
-    """What all sources have in common: their shards are selected once, when they are needed."""
+class Source(ABC):
+    """A place where a dataset is published.
+
+    Its own methods read only metadata and run on the login node; those of ``RemoteSource`` and
+    ``LocalFiles`` run on a compute node. All may raise ``SourceError``, whose message has the next
+    step.
+    """
+
+    @classmethod
+    @abstractmethod
+    def open(cls, request: SourceRequest) -> Source:
+        """The source of a request, on the login node."""
+
+    @classmethod
+    @abstractmethod
+    def reopen(cls, ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
+        """The source of a plan, on a compute node; ``private``: locators with secrets."""
+
+    @abstractmethod
+    def describe(self) -> SourceRef:
+        """The source, with its pinned version and its licence."""
+
+    @abstractmethod
+    def select(self) -> ShardSelection:
+        """Choose the shards; called once, when they are needed."""
 
     @cached_property
     def _selection(self) -> ShardSelection:
-        raise NotImplementedError
+        return self.select()
 
     def shards(self) -> Sequence[Shard]:
-        """See ``Source.shards``."""
+        """All shards in the dataset's order, each with one part; planning sets the parts."""
         return self._selection.shards
 
     def notes(self) -> tuple[str, ...]:
-        """See ``Source.notes``."""
+        """Notes on the chosen shards, a line each."""
         return self._selection.notes
 
     def private(self) -> dict[str, str]:
-        """See ``Source.private``: locators contain no secrets."""
+        """Locators that contain secrets, by ``key_of``; never show or pickle them."""
         return {}
 
 
-class DownloadedSource(SelectingSource):
-    """What all sources have in common whose files are downloaded."""
+class RemoteSource(Source):
+    """A source whose files are downloaded."""
 
-    def path(self, file: SourceFile) -> Path | None:
-        """See ``Source.path``: no file is read in place."""
-        return None
+    @abstractmethod
+    def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
+        """What gives the address of ``file``, for each attempt of a download.
 
+        ``key``: from ``key_of``.
+        """
+
+    def explained(self, error: SourceError, file: SourceFile) -> SourceError:
+        """``error`` of the download of ``file`` in terms of this source."""
+        return error
+
+    def fetch(
+        self,
+        file: SourceFile,
+        key: str,
+        transfer: Transfer,
+        out: Path,
+        *,
+        expect: Callable[[bytes], None] | None = None,
+        arrivals: Listener | None = None,
+        most: int | None = None,
+    ) -> Received:
+        """Download ``file`` (``Transfer.fetch``); if called again, continues where it stopped."""
+        try:
+            return transfer.fetch(
+                self.resolver(file, key),
+                out,
+                name=file.name,
+                size=file.size,
+                digest=file.digest,
+                expect=expect,
+                arrivals=arrivals,
+                most=most,
+            )
+        except SourceError as error:
+            raise self.explained(error, file) from None
+
+
+class LocalFiles(Source):
+    """A source whose files are read where they are: their locators are paths."""
+
+    @abstractmethod
     def list_tree(self, shard: Shard, out: Path, tick: Callable[[], None]) -> FolderListing:
-        """Always raises: the source lists files, also those of its folders."""
-        raise SourceError(f"{quoted(shard.name)} is not a folder")
+        """List a shard that is a folder into ``out``, for the reader of folders.
+
+        ``tick`` is called for each item. Only for shards of kind ``TREE``.
+        """

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import doi_records, file_names, http_probe
-from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.doi_records import Record
 from jobs.sources.shard_selection import Look, select
 from jobs.transfer.target import Target, origin_of
-
-if TYPE_CHECKING:
-    from jobs.transfer.target import Received
 
 _MOST_HEADS = 64  # files examined at launch, at most; repositories limit requests
 _AT_ONCE = 8
 
 
-class DoiSource(DownloadedSource):
+class DoiSource(RemoteSource):
     """The files of one version of a record at Zenodo, Figshare or a Dataverse.
 
     The record is read once, at launch. The plan stores the addresses of that version's files with
@@ -61,9 +56,9 @@ class DoiSource(DownloadedSource):
             )
         return self._ref
 
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
+    def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
         target = Target(file.locator, self._headers_for(file.locator))
-        return download.of(file, lambda: target)
+        return lambda: target
 
     def _headers_for(self, url: str) -> Mapping[str, str]:
         """The user's headers if ``url`` is the repository's own; otherwise none."""
@@ -84,8 +79,7 @@ class DoiSource(DownloadedSource):
             )
         return self._record
 
-    @cached_property
-    def _selection(self) -> ShardSelection:
+    def select(self) -> ShardSelection:
         record = self._read()
         files = file_names.chosen_files(_distinct(record.files), self._request)
         self._check_open(record, files)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from msgspec import structs
@@ -14,7 +13,7 @@ from msgspec import structs
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names, http_probe, hub_client
-from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.hub_client import Repo
 from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
@@ -22,8 +21,6 @@ from jobs.transfer.target import Target
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoFile
-
-    from jobs.transfer.target import Received
 
 _KINDS = {"datasets": "dataset", "models": "model", "spaces": "space"}
 # hf://datasets/org/name@rev/path, the format of the Hub's file system; refs/pr/1 has slashes.
@@ -71,7 +68,7 @@ def parse_locator(text: str) -> Locator:
     )
 
 
-class HubSource(DownloadedSource):
+class HubSource(RemoteSource):
     """The shards of a repository at one commit.
 
     The Hub's client lists, authenticates and builds addresses; our transfer downloads, because it
@@ -110,9 +107,9 @@ class HubSource(DownloadedSource):
             self._ref = self._pinned()
         return self._ref
 
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
+    def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
         hub_client.check_online()
-        return download.of(file, lambda: Target(self._url(file.locator), hub_client.headers()))
+        return lambda: Target(self._url(file.locator), hub_client.headers())
 
     def _url(self, path: str) -> str:
         from huggingface_hub import constants, hf_hub_url
@@ -174,8 +171,7 @@ class HubSource(DownloadedSource):
             cause=error.cause,
         )
 
-    @cached_property
-    def _selection(self) -> ShardSelection:
+    def select(self) -> ShardSelection:
         listed = self._listed()
         meant = self._meant(listed) if self._request.files else None
         files = file_names.chosen_files(listed, self._request)

@@ -6,9 +6,8 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -16,16 +15,13 @@ from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Options, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names
-from jobs.sources.base import Download, SelectingSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.base import LocalFiles, ShardSelection, SourceRequest, pinned
 from jobs.sources.families import families
 from jobs.sources.shard_selection import Found, Look, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, INCOMING, MANIFEST, RECEIPT
-
-if TYPE_CHECKING:
-    from jobs.transfer.target import Received
 
 # Files of our destinations and of the Hub's client, which are not part of a dataset.
 _OF_THE_HUB = ".cache/huggingface"
@@ -38,7 +34,7 @@ _AT_ONCE = 16
 _MOST_LOOSE = 500
 
 
-class LocalSource(SelectingSource):
+class LocalSource(LocalFiles):
     """An archive, a folder of archives, or a folder that already is a dataset.
 
     Archives are read in place; the extract stage copies the files of a dataset's folder, part by
@@ -83,9 +79,6 @@ class LocalSource(SelectingSource):
             pinned(self._request, str(self._root)), not_copied=self._not_copied or ()
         )
 
-    def path(self, file: SourceFile) -> Path | None:
-        return Path(file.locator)
-
     def list_tree(
         self, shard: Shard, out: Path, tick: Callable[[], None]
     ) -> folder_listing.FolderListing:
@@ -98,14 +91,9 @@ class LocalSource(SelectingSource):
 
         return folder_listing.write(base, out, shard.parts, leave, tick)
 
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
-        """Always raises: all files are read in place."""
-        raise SourceError(f"{quoted(file.locator)} is read in place and not downloaded")
-
     # At launch ------------------------------------------------------------------------------
 
-    @cached_property
-    def _selection(self) -> ShardSelection:
+    def select(self) -> ShardSelection:
         try:
             is_folder = self._root.is_dir()
             if not self._root.exists():

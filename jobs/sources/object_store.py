@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from msgspec import structs
 
@@ -14,14 +12,11 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import Download, DownloadedSource, ShardSelection, SourceRequest, pinned
+from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
 from jobs.sources.object_urls import NoSuchObject, ObjectUrl, StoreClient, denied
 from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
-
-if TYPE_CHECKING:
-    from jobs.transfer.target import Received
 
 _MOST_HEADS = 256  # files examined at launch, at most
 _AT_ONCE = 16
@@ -29,7 +24,7 @@ _MOST_NEAR = 1000  # objects among which a similar name is searched, at most
 _FRESH_S = 60.0  # a refusal of a URL that was signed less than this ago is not due to its age
 
 
-class ObjectStoreSource(DownloadedSource):
+class ObjectStoreSource(RemoteSource):
     """Objects of one store, each at the version that it had at launch.
 
     The store's client lists and signs; our transfer downloads from the signed URLs, which exist
@@ -78,15 +73,13 @@ class ObjectStoreSource(DownloadedSource):
             )
         return self._ref
 
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
+    def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
         url = ObjectUrl.parse(file.locator)
-        try:
-            return download.of(file, _Signed(lambda: self._client.target(url, file.version)))
-        except SourceError as error:
-            raise self._explained(error, url) from None
+        return _Signed(lambda: self._client.target(url, file.version))
 
-    def _explained(self, error: SourceError, url: ObjectUrl) -> SourceError:
-        """``error`` of a download in terms of the store, which is asked for the reason."""
+    def explained(self, error: SourceError, file: SourceFile) -> SourceError:
+        """See ``RemoteSource.explained``; the store is asked for the reason."""
+        url = ObjectUrl.parse(file.locator)
         if error.cause not in (Cause.AUTHENTICATION, Cause.NOT_FOUND, Cause.BAD_SOURCE):
             return error
         try:
@@ -106,8 +99,7 @@ class ObjectStoreSource(DownloadedSource):
 
     # At launch ------------------------------------------------------------------------------
 
-    @cached_property
-    def _selection(self) -> ShardSelection:
+    def select(self) -> ShardSelection:
         listed, meant = self._listed()
         files = file_names.chosen_files(listed.values(), self._request)
         selection = select(
@@ -206,7 +198,7 @@ class ObjectStoreSource(DownloadedSource):
         try:
             return http_probe.probe(target.url, target.headers).head
         except SourceError as error:
-            raise self._explained(error, url) from None
+            raise self.explained(error, file) from None
 
 
 class _Signed:

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
 
 from jobs.model import Options, SourceKind, SourceRef
 from jobs.sources.base import Source, SourceRequest
-
-
-class SourceClass(Protocol):
-    """What the class of a source has in addition to ``Source``."""
-
-    def open(self, request: SourceRequest) -> Source:
-        """See ``open_source``."""
-        ...
-
-    def reopen(self, ref: SourceRef, options: Options, private: Mapping[str, str]) -> Source:
-        """See ``reopen``."""
-        ...
 
 
 def open_source(request: SourceRequest) -> Source:
@@ -31,7 +18,7 @@ def reopen(ref: SourceRef, options: Options, private: Mapping[str, str]) -> Sour
     return _class_of(ref.kind).reopen(ref, options, private)
 
 
-def _class_of(kind: SourceKind) -> SourceClass:
+def _class_of(kind: SourceKind) -> type[Source]:
     if kind is SourceKind.HUB:
         from jobs.sources.hub import HubSource
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cached_property
-from typing import TYPE_CHECKING
 
 from jobs.errors import SourceError
 from jobs.formats import magic
@@ -14,8 +12,7 @@ from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
 from jobs.sources.base import (
-    Download,
-    DownloadedSource,
+    RemoteSource,
     ShardSelection,
     SourceRequest,
     key_of,
@@ -26,14 +23,11 @@ from jobs.sources.shard_selection import Look, select
 from jobs.sources.url_lists import ListedUrl
 from jobs.transfer.target import Target, redact
 
-if TYPE_CHECKING:
-    from jobs.transfer.target import Received
-
 _PARALLEL = 8  # requests at a time at launch
 _SHOWN_ERRORS = 5
 
 
-class UrlSource(DownloadedSource):
+class UrlSource(RemoteSource):
     """One or more URLs; launch requests the size, name and first bytes of each once.
 
     The plan stores addresses without query, user and password; ``private`` has the complete ones.
@@ -74,17 +68,16 @@ class UrlSource(DownloadedSource):
         self.shards()  # finds them
         return dict(self._secrets)
 
-    def fetch(self, file: SourceFile, key: str, download: Download) -> Received:
+    def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
         target = Target(self._secrets.get(key, file.locator), self._headers())
-        return download.of(file, lambda: target)
+        return lambda: target
 
     # At launch ------------------------------------------------------------------------------
 
     def _headers(self) -> dict[str, str]:
         return http_probe.header_values(self._request.header_env)
 
-    @cached_property
-    def _selection(self) -> ShardSelection:
+    def select(self) -> ShardSelection:
         headers = self._headers()
         listed = background.started(lambda: self._digests(headers))
         probes = self._probed(headers)  # its errors say more than those of the digests

@@ -14,7 +14,7 @@ import pytest
 from jobs.errors import Cause, SourceError
 from jobs.model import Options, Shard, ShardKind, SourceKind, SourceRef
 from jobs.runtime.progress import Progress
-from jobs.sources.base import Download, Source, SourceRequest, key_of
+from jobs.sources.base import LocalFiles, RemoteSource, Source, SourceRequest, key_of
 from jobs.sources.registry import open_source, reopen
 from jobs.storage import atomic
 from jobs.storage import digest as digests
@@ -77,11 +77,11 @@ class SourceContract:
     def fetch(self, source: Source, shard: Shard, out: Path) -> bytes:
         """A shard's only file, wherever it comes from."""
         file = shard.files[0]
-        here = source.path(file)
-        if here is not None:
-            return here.read_bytes()
+        if isinstance(source, LocalFiles):
+            return Path(file.locator).read_bytes()
+        assert isinstance(source, RemoteSource)
         transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
-        received = source.fetch(file, key_of(shard.id, 0), Download(transfer, out))
+        received = source.fetch(file, key_of(shard.id, 0), transfer, out)
         data = out.read_bytes()
         assert received.size == len(data)
         assert received.sha256.hex == hashlib.sha256(data).hexdigest()
@@ -128,7 +128,7 @@ class SourceContract:
         shard = source.shards()[0]
         there = self.again(offer, source)
         if offer.origins is None:
-            assert there.path(shard.files[0]) is not None  # nothing to interrupt
+            assert isinstance(there, LocalFiles)  # nothing to interrupt
             return
         offer.origins.forget_requests()
         offer.origins.fail(faults.cut_after(200_000), faults.status(404, None))

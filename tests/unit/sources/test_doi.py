@@ -12,7 +12,7 @@ from jobs.errors import Cause, DigestError, SourceError
 from jobs.model import SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import doi_records, http_probe, url_lists
-from jobs.sources.base import Download, Source, SourceRequest, key_of
+from jobs.sources.base import RemoteSource, SourceRequest, key_of
 from jobs.sources.registry import open_source
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -30,11 +30,13 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[DoiServer]:
         yield running
 
 
-def opened(locator: str, **more: object) -> Source:
-    return open_source(SourceRequest(SourceKind.DOI, (locator,), **more))  # type: ignore[arg-type]
+def opened(locator: str, **more: object) -> RemoteSource:
+    source = open_source(SourceRequest(SourceKind.DOI, (locator,), **more))  # type: ignore[arg-type]
+    assert isinstance(source, RemoteSource)
+    return source
 
 
-def names(source: Source) -> list[str]:
+def names(source: RemoteSource) -> list[str]:
     return [shard.name for shard in source.shards()]
 
 
@@ -157,7 +159,7 @@ def test_bytes_that_do_not_have_the_md5_of_the_record_are_refused(
     server.fail("/api/records/*/content", faults.changed(GZ[:-1] + b"!"))
     transfer = Transfer(1, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
     with pytest.raises(DigestError, match="md5"):
-        source.fetch(shard.files[0], key_of(shard.id, 0), Download(transfer, tmp_path / "out"))
+        source.fetch(shard.files[0], key_of(shard.id, 0), transfer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -219,9 +221,7 @@ def test_each_checksum_that_a_dataverse_may_use_is_known(
     source = opened(doi)
     shard = source.shards()[0]
     transfer = Transfer(1, stall_s=5, progress=Progress())
-    received = source.fetch(
-        shard.files[0], key_of(shard.id, 0), Download(transfer, tmp_path / "out")
-    )
+    received = source.fetch(shard.files[0], key_of(shard.id, 0), transfer, tmp_path / "out")
     assert received.verified
 
 

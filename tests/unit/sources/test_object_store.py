@@ -17,7 +17,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources import object_store
-from jobs.sources.base import Download, Source, SourceRequest
+from jobs.sources.base import RemoteSource, Source, SourceRequest
 from jobs.sources.object_urls import ObjectUrl
 from jobs.sources.registry import open_source, reopen
 from jobs.sources.s3 import S3Client
@@ -62,7 +62,8 @@ def fetch(source: Source, out: Path) -> bytes:
     """The bytes of the only shard, as a compute node gets them."""
     transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
     there = reopen(source.describe(), None, {})  # type: ignore[arg-type]
-    there.fetch(source.shards()[0].files[0], "", Download(transfer, out))
+    assert isinstance(there, RemoteSource)
+    there.fetch(source.shards()[0].files[0], "", transfer, out)
     return out.read_bytes()
 
 

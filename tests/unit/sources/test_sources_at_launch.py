@@ -12,7 +12,7 @@ import pytest
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
-from jobs.sources.base import Source, SourceRequest
+from jobs.sources.base import LocalFiles, Source, SourceRequest
 from jobs.sources.registry import open_source
 from tests.support.servers import faults
 from tests.support.servers.hubserver import HubServer
@@ -524,6 +524,7 @@ def test_what_publishing_left_beside_a_dataset_is_no_data(tmp_path: Path) -> Non
     source = opened(SourceKind.LOCAL, make(tmp_path / "d", data | ours))
     (tree,) = source.shards()
     assert (tree.kind, tree.size) == (ShardKind.TREE, 3)
+    assert isinstance(source, LocalFiles)
     assert source.list_tree(tree, tmp_path / "listing", lambda: None).members == 3
 
 
@@ -551,6 +552,7 @@ def test_run_folders_within_a_folder_are_no_data(tmp_path: Path) -> None:
     (tree,) = source.shards()
     assert tree.size == 4
     assert any("left out" in note and f"'{run}'" in note for note in source.notes())
+    assert isinstance(source, LocalFiles)
     listed = source.list_tree(tree, tmp_path / "listing", lambda: None)
     assert listed.members == 6  # with the folders, that of the logs too
 
