@@ -42,6 +42,9 @@ from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
 _MOST_WRITERS = 8  # shards that are written at once
+MOST_UNITS = 100_000  # samples, or files, in a shard: they are listed before it is written
+_MEMBER = 500  # bytes that a member takes in such a list, with its name and digests, but no content
+_MOST_MEMORY = 256 << 20  # bytes of the lists of all shards that are being written
 _MOST_OPEN = 64  # containers that a writer keeps open
 _unfit = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -60,6 +63,7 @@ class _Shard(NamedTuple):
     name: str  # relative to the dataset
     units: int | None  # samples, or files; None: as many as members
     members: Iterable[Member]
+    memory: int = 0  # bytes that the list of its members takes, about
 
 
 class _Written(NamedTuple):
@@ -183,7 +187,7 @@ def pack(
             samples = shard_members.samples(
                 context, records, placements, containers.descriptor, in_samples
             )
-            most = context.plan.options.shard_records
+            most = context.plan.options.shard_records or MOST_UNITS
             shards = packing.write_all(samples, names.shard, "shards", most=most)
         unnamed = shard_members.files(context, skipped, in_samples)
         others = packing.write_all(unnamed, names.other, "others", even_empty=False)
@@ -232,7 +236,7 @@ class _Packing:
         name: Callable[[int], str],
         what: str,
         *,
-        most: int | None = None,
+        most: int = MOST_UNITS,
         even_empty: bool = True,
     ) -> _Found:
         """Write shards, several at once; ``what`` names the file for their lines.
@@ -246,10 +250,14 @@ class _Packing:
             out = stack.enter_context(found.lines.open("wb", buffering=1 << 20))
             pool = ThreadPoolExecutor(writers, thread_name_prefix="shard")
             stack.callback(pool.shutdown, cancel_futures=True)
-            waiting: deque[Future[_Written]] = deque()
+            waiting: deque[tuple[Future[_Written], int]] = deque()
+            memory = 0
 
             def take() -> None:
-                written = waiting.popleft().result()
+                nonlocal memory
+                future, freed = waiting.popleft()
+                written = future.result()
+                memory -= freed
                 out.write(msgspec.json.encode(written.line) + b"\n")
                 with written.lines.open("rb") as lines:
                     shutil.copyfileobj(lines, out)
@@ -262,8 +270,9 @@ class _Packing:
             for shard in self._cut(units, name, most, even_empty=even_empty):
                 self.progress.check()
                 self.progress.current = shard.name
-                waiting.append(pool.submit(self._write, shard))
-                if len(waiting) > writers:
+                waiting.append((pool.submit(self._write, shard), shard.memory))
+                memory += shard.memory
+                while len(waiting) > writers or (waiting and memory > _MOST_MEMORY):
                     take()
             while waiting:
                 take()
@@ -273,7 +282,7 @@ class _Packing:
         self,
         units: Iterable[list[Member]],
         name: Callable[[int], str],
-        most: int | None,
+        most: int,
         *,
         even_empty: bool,
     ) -> Iterator[_Shard]:
@@ -288,13 +297,13 @@ class _Packing:
         for unit in units:
             more = sum(self.output.member_size(member.name, member.size) for member in unit)
             if count and (size + more > largest or count == most):
-                yield _Shard(name(number), count, members)
+                yield _Shard(name(number), count, members, _memory_of(members))
                 number, count, members, size = number + 1, 0, [], self.output.empty_size
             members += unit
             count += 1
             size += more
         if count or even_empty:
-            yield _Shard(name(number), count, members)
+            yield _Shard(name(number), count, members, _memory_of(members))
 
     def _write(self, shard: _Shard) -> _Written:
         """Write one shard under a temporary name, and give it its own in the staged dataset."""
@@ -325,6 +334,10 @@ class _Packing:
             digest=digests[wanted] if wanted != "crc32" else None,
         )
         return _Written(count if shard.units is None else shard.units, line, count, lines)
+
+
+def _memory_of(members: Iterable[Member]) -> int:
+    return sum(_MEMBER + len(member.data or b"") for member in members)
 
 
 def _put(

@@ -133,7 +133,7 @@ _dataset = options.stack(
     click.option(
         "--shard-records",
         type=click.IntRange(min=1),
-        help="Maximum number of records in a tar of --output webdataset.",
+        help="Maximum number of records in a tar of --output webdataset.  [default: 100000]",
     ),
     click.option(
         "--squashfs-compression",

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from jobs.errors import Cause
+from jobs.finalize import pack
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
@@ -130,6 +131,31 @@ def test_tars_hold_what_the_options_allow(
         assert shard["filesize"] == (dest / shard["url"]).stat().st_size
         if "shard_size" in limits and shard["nsamples"] > 1:
             assert shard["filesize"] <= limits["shard_size"]
+
+
+def test_memory_bounds_the_files_of_a_shard_and_the_shards_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once = most = 0
+    written = pack._Packing._write
+
+    def write(packing: pack._Packing, shard: pack._Shard) -> pack._Written:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            return written(packing, shard)
+        finally:
+            at_once -= 1
+
+    monkeypatch.setattr(pack._Packing, "_write", write)
+    monkeypatch.setattr(pack, "MOST_UNITS", 2)
+    monkeypatch.setattr(pack, "_MOST_MEMORY", 1)
+    run = stage(tmp_path, [pages(0, 5)], options())
+    finish(run)
+    shards = json.loads((run.staging.dest / "dest.json").read_bytes())["shardlist"]
+    assert [shard["nsamples"] for shard in shards] == [2, 2, 1]
+    assert most == 1
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
