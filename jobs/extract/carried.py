@@ -105,22 +105,17 @@ class _Carrier:
             os.close(fd)
 
     def _compare(self, entry: Entry, fd: int) -> None:
-        names = dict.fromkeys(["crc32", self._options.digest])
-        hashers = [digest.new(name) for name in names]
-        size = 0
+        sums = digest.Sums(self._options.digest)
         try:
             for chunk in _chunks(fd):
                 self._progress.check()
                 self._progress.add(bytes=len(chunk))
-                size += len(chunk)
-                for hasher in hashers:
-                    hasher.update(chunk)
+                sums.update(chunk)
         except OSError as error:
             raise self._differs(entry, error.strerror or type(error).__name__) from error
-        if size != entry.size:
-            raise self._differs(entry, f"{size} bytes, not {entry.size}")
-        wanted = [entry.crc32, entry.digest][: len(hashers)]
-        if [hasher.hexdigest() for hasher in hashers] != wanted:
+        if sums.size != entry.size:
+            raise self._differs(entry, f"{sums.size} bytes, not {entry.size}")
+        if (sums.crc32, sums.digest) != (entry.crc32, entry.digest):
             raise self._differs(entry, "different content")
 
     def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:

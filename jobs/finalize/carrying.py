@@ -34,6 +34,7 @@ from jobs.model import (
     SourceFile,
 )
 from jobs.storage import atomic, digest
+from jobs.storage.blocks import read_range
 from jobs.storage.manifest import PublishedFile, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
@@ -246,7 +247,8 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary:
 
 def _check_records(path: Path, published: PublishedFile) -> None:
     try:
-        found = (path.stat().st_size, _crc32(path, 0, path.stat().st_size))
+        size = path.stat().st_size
+        found = (size, _crc32(path, 0, size))
     except OSError as error:
         found = (0, error.strerror or "")
     if found != (published.size, published.crc32):
@@ -278,10 +280,5 @@ def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
 
 
 def _crc32(path: Path, start: int, stop: int) -> str:
-    hasher = digest.new("crc32")
-    with path.open("rb") as file:
-        file.seek(start)
-        while start < stop and (data := file.read(min(1 << 20, stop - start))):
-            hasher.update(data)
-            start += len(data)
-    return hasher.hexdigest()
+    with path.open("rb", buffering=0) as file:
+        return digest.of("crc32", read_range(file.fileno(), start, stop - start))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from jobs.archives import nested
@@ -15,10 +15,10 @@ from jobs.finalize.findings import Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.model import Fetched, Part
 from jobs.runtime.progress import Progress
-from jobs.storage import digest
+from jobs.storage.blocks import blocks
+from jobs.storage.digest import Sums
 from jobs.storage.manifest import read_manifest
 
-_CHUNK = 1 << 20  # bytes
 _OVERWRITTEN = "another archive has overwritten one of its files"
 
 
@@ -71,17 +71,12 @@ def _place(context: FinalizeContext, conflict: Conflict) -> Path:
 
 
 def _is_on_disk(context: FinalizeContext, conflict: Conflict) -> bool:
-    hasher = digest.new("crc32")
-    size = 0
     try:
         fd = os.open(_place(context, conflict), os.O_RDONLY | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        while data := file.read(_CHUNK):
-            size += len(data)
-            hasher.update(data)
-    return size == conflict.size and hasher.hexdigest() == conflict.crc32
+    sums = Sums.of("crc32", blocks(fd))
+    return (sums.size, sums.crc32) == (conflict.size, conflict.crc32)
 
 
 def _extract(context: FinalizeContext, part: Part, fetched: Fetched, lost: list[Conflict]) -> None:
@@ -137,7 +132,7 @@ def _copy(context: FinalizeContext, shard: str, left: list[Conflict]) -> None:
             same = Conflict(0, key_of(entry), entry.size, entry.crc32)
             if (entry.size, entry.crc32) in wanted and _is_on_disk(context, same):
                 for conflict in wanted.pop((entry.size, entry.crc32)):
-                    _replace(context, conflict, _blocks(_place(context, same)))
+                    _replace(context, conflict, blocks(_place(context, same)))
 
 
 def _replace(
@@ -148,9 +143,3 @@ def _replace(
         for chunk in chunks:
             out.write(chunk)
     temporary.replace(_place(context, conflict))
-
-
-def _blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(_CHUNK):
-            yield data

@@ -14,6 +14,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.finalize.record_forms import Form
 from jobs.model import OnBadRecord, OnCollision, Problem, Verify
 from jobs.storage import atomic
+from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import quoted
 
 EXAMPLES = 3  # of each kind, at most, in a message
@@ -149,9 +150,8 @@ class Findings(_Counted, atomic.GrowingFile):
             shown = self.examples.setdefault(kind, [])
             shown += found[: EXAMPLES - len(shown)]
         if batch.counts:
-            with batch.path.open("rb") as lines:
-                while data := lines.read(1 << 20):
-                    self.write(data)
+            for data in blocks(batch.path):
+                self.write(data)
             batch.path.unlink()
 
 

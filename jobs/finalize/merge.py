@@ -16,7 +16,8 @@ from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import Totals
 from jobs.model import Entry, OnCollision, Part, placed_path
 from jobs.runtime.progress import Progress
-from jobs.storage import digest
+from jobs.storage.blocks import blocks
+from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile, read_manifest
 
 _BLOCK = 1 << 20  # bytes
@@ -84,19 +85,14 @@ def merge_records(
     return Merged(file, by_shard.total(), len(dropped), by_shard, published.changed)
 
 
-def _written(context: FinalizeContext, blocks: Iterable[bytes], path: Path) -> PublishedFile:
+def _written(context: FinalizeContext, content: Iterable[bytes], path: Path) -> PublishedFile:
     """Write the records file into ``path``; returns its line of the manifest."""
-    names = dict.fromkeys(["crc32", context.plan.options.digest])
-    hashers = [digest.new(name) for name in names]
-    size = 0
+    sums = Sums(context.plan.options.digest)
     with path.open("wb", buffering=_BLOCK) as out:
-        for data in blocks:
+        for data in content:
             out.write(data)
-            size += len(data)
-            for hasher in hashers:
-                hasher.update(data)
-    crc, *other = (hasher.hexdigest() for hasher in hashers)
-    return PublishedFile(context.records_path or "", size, crc, digest=other[0] if other else None)
+            sums.update(data)
+    return PublishedFile(context.records_path or "", sums.size, sums.crc32, digest=sums.digest)
 
 
 def _unchanged(
@@ -128,10 +124,9 @@ def _joined(context: FinalizeContext, progress: Progress) -> Iterator[bytes]:
 
 
 def _blocks(path: Path, progress: Progress) -> Iterator[bytes]:
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(_BLOCK):
-            progress.check()
-            yield data
+    for data in blocks(path):
+        progress.check()
+        yield data
 
 
 def _shard_id(piece: RecordsPiece) -> str:

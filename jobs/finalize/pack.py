@@ -20,7 +20,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import msgspec
@@ -36,7 +35,7 @@ from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
-from jobs.storage import digest
+from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
@@ -135,12 +134,7 @@ class _Containers:
     def __enter__(self) -> _Containers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -314,7 +308,7 @@ class _Packing:
         lines = temporary.with_name(f"{temporary.name}.lines")
         encode = msgspec.json.Encoder().encode
         with (
-            self.output.writer(temporary, options, tuple(dict.fromkeys(["crc32", wanted]))) as out,
+            self.output.writer(temporary, options, wanted) as out,
             _Containers(self.context) as containers,
             lines.open("wb", buffering=1 << 20) as lines_out,
         ):
@@ -324,15 +318,10 @@ class _Packing:
                 count += 1
                 line = _put(out, shard.name, member, containers, wanted)
                 lines_out.write(encode(line) + b"\n")
-            size, digests = out.finish(self.progress.check)
+            sums = out.finish(self.progress.check)
         target.parent.mkdir(exist_ok=True)
         temporary.replace(target)
-        line = PublishedFile(
-            shard.name,
-            size,
-            digests["crc32"],
-            digest=digests[wanted] if wanted != "crc32" else None,
-        )
+        line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
         return _Written(count if shard.units is None else shard.units, line, count, lines)
 
 
@@ -346,12 +335,12 @@ def _put(
     """Append a member; its line of the manifest."""
     name = member.name.decode("utf-8", "surrogateescape")
     if member.data is not None:
-        crc, other = _digest("crc32", member.data), None
-        if wanted != "crc32":
-            other = _digest(wanted, member.data)
-        offset = out.begin(member.name, member.size, crc)
+        sums = Sums.of(wanted, [member.data])
+        offset = out.begin(member.name, member.size, sums.crc32)
         out.put(member.data)
-        line = PublishedFile(name, member.size, crc, digest=other, shard=shard, offset=offset)
+        line = PublishedFile(
+            name, member.size, sums.crc32, digest=sums.digest, shard=shard, offset=offset
+        )
     else:
         offset = out.begin(member.name, member.size, member.crc32)
         _copy(out, member, containers)
@@ -372,19 +361,13 @@ def _put(
 
 
 def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:
-    hasher = digest.new("crc32")
+    sums = Sums("crc32")
     fd = containers.descriptor(member.part)
-    copied = out.copy(fd, member.offset, member.size, hasher.update)
-    if copied != member.size or hasher.hexdigest() != member.crc32:
+    copied = out.copy(fd, member.offset, member.size, sums.update)
+    if copied != member.size or sums.crc32 != member.crc32:
         if member.part is None:
             raise StorageError("the merged records have changed on disk; run `resume`")
         raise ChangedError(member.part, "what was extracted of it has changed on disk since")
-
-
-def _digest(algorithm: str, data: bytes) -> str:
-    hasher = digest.new(algorithm)
-    hasher.update(data)
-    return hasher.hexdigest()
 
 
 # What is beside the shards ------------------------------------------------------------------------
@@ -406,8 +389,8 @@ def _write_index(
     temporary = context.scratch / "index"
     temporary.write_bytes(content)
     temporary.replace(context.staging.data / names.index)
-    other = _digest(algorithm, content) if algorithm != "crc32" else None
-    return PublishedFile(names.index, len(content), _digest("crc32", content), digest=other)
+    sums = Sums.of(algorithm, [content])
+    return PublishedFile(names.index, sums.size, sums.crc32, digest=sums.digest)
 
 
 def lines_of_packed(packed: Packed) -> tuple[str, ...]:

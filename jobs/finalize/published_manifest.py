@@ -17,6 +17,7 @@ import msgspec
 from jobs.finalize.context import FinalizeContext, bytes_of
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
+from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile, entry_blocks
 from jobs.storage.staging import MANIFEST, SUMS
 
@@ -143,9 +144,7 @@ def write_manifest(context: FinalizeContext, sections: Iterable[Section]) -> Wri
 
 def _taken(path: Path) -> Iterator[bytes]:
     """The bytes of a temporary file, which is then removed."""
-    with path.open("rb", buffering=0) as file:
-        while data := file.read(1 << 20):
-            yield data
+    yield from blocks(path)
     path.unlink()
 
 

@@ -20,9 +20,9 @@ from jobs.finalize.findings import Finding, FindingKind, Findings
 from jobs.finalize.scan import forget_manifest
 from jobs.formats.pictures import from_table
 from jobs.model import Entry, Format, OnCollision, Part, PartSummary, Shard, Verify
-from jobs.outputs.container import read_range
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
+from jobs.storage.blocks import blocks, read_range
 from jobs.storage.manifest import read_manifest
 from jobs.storage.safe_paths import quoted, sample_key
 
@@ -165,7 +165,9 @@ def _distinct(
     for source, key in zip(sources, kin, strict=True):
         is_file = counts[key] > 1 and _made(context, source.shard, samples) is None
         if is_file and key[1]:
-            other = first.setdefault((source.folder, _digest(source.path)), source.shard.id)
+            other = first.setdefault(
+                (source.folder, digest.of("sha256", blocks(source.path))), source.shard.id
+            )
             if other != source.shard.id:
                 fact = (
                     f"its records are the same as those of {context.name_of(other)} and are "
@@ -174,14 +176,6 @@ def _distinct(
                 findings.add(Finding(FindingKind.SAME, fact, source.shard.id))
                 continue
         yield source
-
-
-def _digest(path: Path) -> str:
-    hasher = digest.new("sha256")
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            hasher.update(data)
-    return hasher.hexdigest()
 
 
 def _made(context: FinalizeContext, shard: Shard, samples: frozenset[str]) -> str | None:
@@ -359,8 +353,7 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
 
 
 def _data_file(number: int, part: Part, entry: Entry, name: str) -> _DataFile:
-    digest = entry.digest or entry.crc32
-    return _DataFile(number, part, entry.path, name, entry.size, digest, entry)
+    return _DataFile(number, part, entry.path, name, entry.size, entry.digest or entry.crc32, entry)
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:

@@ -30,7 +30,7 @@ from jobs.finalize.record_paths import (
 from jobs.finalize.scan import Audit, Found
 from jobs.model import OnCollision, Verify
 from jobs.runtime.forks import shared
-from jobs.storage.line_blocks import line_blocks, line_start
+from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.safe_paths import quoted
 
 _SLICE = 8 << 20  # bytes of records that one process reads at a time, at most

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
 from jobs.model import Options
@@ -18,27 +17,19 @@ _BUFFER = 1 << 20  # bytes that are written at once
 Self = TypeVar("Self", bound="ShardWriter")
 
 
-class FinishedShard(NamedTuple):
-    """A shard that is complete."""
-
-    size: int  # bytes
-    digests: dict[str, str]  # of all of its bytes, in hex, by algorithm
-
-
 class ShardWriter:
     """Writes one shard from start to end, and computes its digests in the same pass.
 
     A member is ``begin``, then its content by ``put`` or ``copy``, then ``end``. Every method
-    raises ``OSError``. ``fd`` is closed at the end; ``algorithms``: names of digests (see
-    ``jobs.storage.digest``).
+    raises ``OSError``. ``fd`` is closed at the end; ``algorithm``: of the digest.
     """
 
-    def __init__(self, fd: int, algorithms: Sequence[str]) -> None:
+    def __init__(self, fd: int, algorithm: str) -> None:
         self._fd = fd
         self._buffer = memoryview(bytearray(_BUFFER))
         self._filled = 0  # bytes of the buffer
         self._written = 0  # bytes of the file
-        self._hashers = {name: digest.new(name) for name in algorithms}
+        self._sums = digest.Sums(algorithm)
         self._write_out = WriteBehind(partial(os.fsync, fd))
 
     @property
@@ -56,16 +47,14 @@ class ShardWriter:
     def end(self) -> None:
         """End the member that was begun last."""
 
-    def finish(self, check: Callable[[], object]) -> FinishedShard:
+    def finish(self, check: Callable[[], object]) -> digest.Sums:
         """Write what a shard ends with, and make it durable; nothing can be added any more.
 
         ``check`` is called now and then where it takes long, and raises to stop.
         """
         self._flush()
         self._write_out.finish()
-        return FinishedShard(
-            self._written, {name: hasher.hexdigest() for name, hasher in self._hashers.items()}
-        )
+        return self._sums
 
     def put(self, data: bytes) -> None:
         """Append ``data``."""
@@ -96,11 +85,14 @@ class ShardWriter:
             done += read
         return done
 
+    def _see(self, data: memoryview) -> None:
+        """Take what is written into account."""
+        self._sums.update(data)
+
     def _flush(self) -> None:
         filled = self._filled
         data = self._buffer[:filled]
-        for hasher in self._hashers.values():
-            hasher.update(data)
+        self._see(data)
         self._written += filled
         self._filled = 0
         while data:
@@ -110,12 +102,7 @@ class ShardWriter:
     def __enter__(self: Self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._write_out.close()
         os.close(self._fd)
 
@@ -155,7 +142,7 @@ class PackedOutput:
         """Bytes of a shard, at most, for a member with a content of ``size`` bytes."""
         return 0
 
-    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> ShardWriter:
+    def writer(self, path: Path, options: Options, algorithm: str) -> ShardWriter:
         """The writer of a new shard at ``path``; raises ``OSError`` and ``OrchestrateError``."""
         raise NotImplementedError
 

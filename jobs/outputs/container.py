@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from jobs.storage.blocks import read_range
+
 _BUFFER = 1 << 20  # bytes that are written at once
 _OLD = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -64,14 +66,3 @@ class Container:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def read_range(fd: int, offset: int, size: int) -> Iterator[memoryview]:
-    """``size`` bytes of a file from ``offset`` on, in blocks; fewer where the file ends before."""
-    while size > 0:
-        block = os.pread(fd, min(size, _BUFFER), offset)
-        if not block:
-            return
-        yield memoryview(block)
-        offset += len(block)
-        size -= len(block)

@@ -13,19 +13,19 @@ import re
 import shlex
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 
 from jobs.errors import OrchestrateError, UsageError
 from jobs.formats import pictures
 from jobs.formats.zstd_library import zstd
 from jobs.model import Options
-from jobs.outputs.base import FinishedShard, PackedOutput, ShardWriter, create
+from jobs.outputs.base import PackedOutput, ShardWriter, create
 from jobs.outputs.squashfs_tables import MOST_NAME, STORED, TIME, Compress, Metadata, Tables
 from jobs.runtime.process import cores
-from jobs.storage import digest
+from jobs.storage.blocks import blocks
+from jobs.storage.digest import Sums
 
 _BLOCKS = [1 << exponent for exponent in range(12, 21)]  # bytes
 _CHUNK = 1 << 20  # bytes that are read at once
@@ -53,10 +53,9 @@ class SquashfsWriter(ShardWriter):
     Raises ``OrchestrateError`` for a name that no image can have.
     """
 
-    def __init__(self, path: Path, options: Options, algorithms: Sequence[str]) -> None:
-        super().__init__(create(path), ())
+    def __init__(self, path: Path, options: Options, algorithm: str) -> None:
+        super().__init__(create(path), algorithm)
         self._path = path
-        self._algorithms = algorithms
         self._block = options.squashfs_block
         self._number = _NUMBERS[options.squashfs_compression.partition(":")[0]]
         self._compress = _compress(options)
@@ -126,7 +125,7 @@ class SquashfsWriter(ShardWriter):
         self._tables.add(self._name, self._start, self._size, sizes)
         self._waiting = None
 
-    def finish(self, check: Callable[[], object]) -> FinishedShard:
+    def finish(self, check: Callable[[], object]) -> Sums:
         """See ``ShardWriter.finish``; reads the image once, as its first bytes are known last."""
         start = self.position
         inodes, directories, root = self._tables.finish()
@@ -146,30 +145,17 @@ class SquashfsWriter(ShardWriter):
         superblock = _SUPERBLOCK.pack(int.from_bytes(b"hsqs", "little"), *counts, *kinds, *places)
         os.pwrite(self._fd, superblock, 0)
         super().finish(check)
-        return _finished(self._path, self._algorithms, check)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        super().__exit__(kind, error, trace)
-
-
-def _finished(path: Path, algorithms: Sequence[str], check: Callable[[], object]) -> FinishedShard:
-    """The size and the digests of the image, by reading it."""
-    hashers = {name: digest.new(name) for name in algorithms}
-    size = 0
-    buffer = memoryview(bytearray(_CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while read := file.readinto(buffer):
+        for data in blocks(self._path):
             check()
-            size += read
-            for hasher in hashers.values():
-                hasher.update(buffer[:read])
-    return FinishedShard(size, {name: hasher.hexdigest() for name, hasher in hashers.items()})
+            self._sums.update(data)
+        return self._sums
+
+    def _see(self, data: memoryview) -> None:
+        """See ``ShardWriter._see``: ``finish`` reads the image."""
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        super().__exit__()
 
 
 class Squashfs(PackedOutput):
@@ -194,9 +180,9 @@ class Squashfs(PackedOutput):
                 "two from 4K to 1M"
             )
 
-    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> SquashfsWriter:
+    def writer(self, path: Path, options: Options, algorithm: str) -> SquashfsWriter:
         """See ``PackedOutput.writer``."""
-        return SquashfsWriter(path, options, algorithms)
+        return SquashfsWriter(path, options, algorithm)
 
     def made_by(self, options: Options) -> str | None:
         """See ``PackedOutput.made_by``."""

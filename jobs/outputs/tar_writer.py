@@ -10,7 +10,8 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Callable
 
-from jobs.outputs.base import FinishedShard, ShardWriter
+from jobs.outputs.base import ShardWriter
+from jobs.storage.digest import Sums
 
 BLOCK = 512  # bytes; a header is one, and content is padded to whole ones
 END = bytes(2 * BLOCK)  # the end mark
@@ -61,7 +62,7 @@ class TarWriter(ShardWriter):
         """See ``ShardWriter.end``."""
         self.put(bytes(self._padding))
 
-    def finish(self, check: Callable[[], object]) -> FinishedShard:
+    def finish(self, check: Callable[[], object]) -> Sums:
         """See ``ShardWriter.finish``."""
         self.put(END)
         return super().finish(check)

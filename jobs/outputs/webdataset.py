@@ -51,9 +51,9 @@ class WebDataset(PackedOutput):
         head = tar_writer.BLOCK if short else len(tar_writer.header(name, size))
         return head + size + tar_writer.padding(size)
 
-    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> TarWriter:
+    def writer(self, path: Path, options: Options, algorithm: str) -> TarWriter:
         """See ``PackedOutput.writer``."""
-        return TarWriter(create(path), algorithms)
+        return TarWriter(create(path), algorithm)
 
     def index(self, name: str, shards: Sequence[IndexedShard]) -> bytes | None:
         """The list of tars that wids reads, WebDataset's library for access by number.

@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jobs.model import Options
-from jobs.outputs.base import FinishedShard, PackedOutput, ShardWriter, create
+from jobs.outputs.base import PackedOutput, ShardWriter, create
+from jobs.storage.digest import Sums
 
 MOST = 0xFFFFFFFF  # in four bytes: sizes and offsets from here on are in ZIP64's fields (4.5.3)
 _MOST_MEMBERS = 0xFFFF  # likewise, their number
@@ -92,8 +93,8 @@ class Directory:
 class ZipWriter(ShardWriter):
     """Writes one zip; holds its directory in memory, about 100 bytes a member."""
 
-    def __init__(self, fd: int, algorithms: Sequence[str]) -> None:
-        super().__init__(fd, algorithms)
+    def __init__(self, fd: int, algorithm: str) -> None:
+        super().__init__(fd, algorithm)
         self._directory = Directory()
 
     def begin(self, name: bytes, size: int, crc32: str) -> int:
@@ -103,7 +104,7 @@ class ZipWriter(ShardWriter):
         self.put(local_header(name, size, crc))
         return self.position
 
-    def finish(self, check: Callable[[], object]) -> FinishedShard:
+    def finish(self, check: Callable[[], object]) -> Sums:
         """See ``ShardWriter.finish``."""
         self.put(self._directory.end(self.position))
         return super().finish(check)
@@ -122,9 +123,9 @@ class Zip(PackedOutput):
         most_extra = len(_extra([0, 0])) + len(_extra([0, 0, 0]))
         return _LOCAL.size + _CENTRAL.size + 2 * len(name) + most_extra + size
 
-    def writer(self, path: Path, options: Options, algorithms: Sequence[str]) -> ZipWriter:
+    def writer(self, path: Path, options: Options, algorithm: str) -> ZipWriter:
         """See ``PackedOutput.writer``."""
-        return ZipWriter(create(path), algorithms)
+        return ZipWriter(create(path), algorithm)
 
     def how_to_read(self, folder: Path, name: str, shards: int) -> tuple[str, ...]:
         """See ``PackedOutput.how_to_read``."""

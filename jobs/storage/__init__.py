@@ -1,7 +1,7 @@
 """Names and formats of files on disk, and safe ways to write them.
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
-``folder_listing`` are the two lists of files, ``line_blocks`` reads such lists in pieces;
+``folder_listing`` are the two lists of files, ``blocks`` reads files in pieces;
 ``receipt`` is the form of a dataset's receipt;
 ``safe_paths`` checks names of members. ``atomic`` replaces files atomically, ``write_behind``
 flushes files in the background, ``digest`` hashes.

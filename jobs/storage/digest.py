@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Protocol
 
 
@@ -26,6 +27,46 @@ class Crc32:
 
     def hexdigest(self) -> str:
         return f"{self._value:08x}"
+
+
+class Sums:
+    """What a manifest says of some bytes: their number, CRC-32, and digest by ``algorithm``."""
+
+    def __init__(self, algorithm: str) -> None:
+        self.size = 0
+        self._crc32 = Crc32()
+        self._other = None if algorithm == "crc32" else new(algorithm)
+
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        self.size += len(data)
+        self._crc32.update(data)
+        if self._other is not None:
+            self._other.update(data)
+
+    @property
+    def crc32(self) -> str:
+        return self._crc32.hexdigest()
+
+    @property
+    def digest(self) -> str | None:
+        """None if the algorithm is CRC-32."""
+        return None if self._other is None else self._other.hexdigest()
+
+    @classmethod
+    def of(cls, algorithm: str, blocks: Iterable[bytes | memoryview]) -> Sums:
+        """Those of all ``blocks``."""
+        sums = cls(algorithm)
+        for block in blocks:
+            sums.update(block)
+        return sums
+
+
+def of(algorithm: str, blocks: Iterable[bytes | memoryview]) -> str:
+    """The digest of all ``blocks`` in hex."""
+    hasher = new(algorithm)
+    for block in blocks:
+        hasher.update(block)
+    return hasher.hexdigest()
 
 
 def _blake3() -> Hasher:

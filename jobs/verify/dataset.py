@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import msgspec
 from jobs.errors import OrchestrateError, VerificationError
 from jobs.model import SCHEMA, Verify
 from jobs.runtime.progress import Progress
+from jobs.storage import digest
+from jobs.storage.blocks import blocks
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
@@ -132,14 +133,11 @@ def _why_missing(path: Path) -> str:
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:
     """What is wrong with the manifest, by its digest in the receipt; None if nothing is."""
-    hasher = hashlib.sha256()
     try:
-        with (path / MANIFEST).open("rb", buffering=0) as file:
-            while data := file.read(1 << 20):
-                hasher.update(data)
+        found = digest.of("sha256", blocks(path / MANIFEST))
     except OSError as error:
         return f"{MANIFEST} cannot be read: {error.strerror}"
-    if hasher.hexdigest() != receipt.manifest.sha256:
+    if found != receipt.manifest.sha256:
         return f"{MANIFEST} is damaged: it does not match {RECEIPT}"
     if receipt.sums is not None and not (path / receipt.sums).is_file():
         return f"{receipt.sums} is missing"

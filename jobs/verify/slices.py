@@ -9,9 +9,8 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.outputs.container import read_range
 from jobs.storage import digest
-from jobs.storage.line_blocks import line_blocks, line_start
+from jobs.storage.blocks import line_blocks, line_start, read_range
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST
 
@@ -195,10 +194,7 @@ def damaged_members(root: Path, shard: str) -> list[str]:
             for line in msgspec.json.Decoder(PublishedFile).decode_lines(block):
                 if line.shard != shard or line.offset is None:
                     continue
-                hasher = digest.new("crc32")
-                for data in read_range(fd, line.offset, line.size):
-                    hasher.update(data)
-                if hasher.hexdigest() != line.crc32:
+                if digest.of("crc32", read_range(fd, line.offset, line.size)) != line.crc32:
                     found.append(line.path)
     finally:
         os.close(fd)

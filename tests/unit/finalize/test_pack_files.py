@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, Options, Output, Verify
 from jobs.outputs import squashfs
-from jobs.outputs.base import FinishedShard
 from jobs.runtime.progress import Progress
+from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.staged import (
     StagedShard,
@@ -222,13 +223,12 @@ def test_a_stop_ends_the_reading_of_an_image(
     run = stage(tmp_path, [pages(0, 3)], IMAGE)
     progress = Progress()
     with monkeypatch.context() as stopping:
-        read = squashfs._finished
 
-        def stop_first(*words: Any) -> FinishedShard:
+        def stop_first(image: Path) -> Iterator[bytes]:
             progress.stop(Cause.CANCELLED, "cancelled")
-            return read(*words)
+            return blocks(image)
 
-        stopping.setattr(squashfs, "_finished", stop_first)
+        stopping.setattr("jobs.outputs.squashfs.blocks", stop_first)
         with pytest.raises(Stopped):
             run_finalize(run.folder, run.plan, progress)
     finish(run)

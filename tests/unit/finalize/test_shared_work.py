@@ -13,7 +13,8 @@ from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
-from jobs.storage import line_blocks, manifest
+from jobs.storage import blocks as file_blocks
+from jobs.storage import manifest
 from tests.support.builders.staged import StagedRun, StagedShard, line, pages, png, stage, tree
 
 Result = tuple[Summary, dict[str, bytes], bytes]
@@ -97,7 +98,7 @@ def test_the_work_of_several_processes_gives_the_result_of_one(
 ) -> None:
     whole = finalized(tmp_path / "whole", make, options)
     monkeypatch.setattr(scan_records, "_SLICE", 1000)
-    monkeypatch.setattr(line_blocks, "_BLOCK", 300)
+    monkeypatch.setattr(file_blocks, "_BLOCK", 300)
     monkeypatch.setattr(manifest, "_BUFFER", 400)
     monkeypatch.setattr(disk_partitions, "_HELD", 20)
     divided = finalized(tmp_path / "divided", make, options)

@@ -44,14 +44,14 @@ def written(
 ) -> dict[bytes, int | None]:
     """Make an image of ``members``; the offset of each that it contains as it is."""
     offsets = {}
-    with SquashfsWriter(path, options, ["crc32"]) as out:
+    with SquashfsWriter(path, options, "crc32") as out:
         for name, data in members.items():
             offsets[name] = out.begin(name, len(data), f"{zlib.crc32(data):08x}")
             out.put(data)
             out.end()
-        size, digests = out.finish(lambda: None)
+        sums = out.finish(lambda: None)
     made = path.read_bytes()
-    assert (size, digests["crc32"]) == (len(made), f"{zlib.crc32(made):08x}")
+    assert (sums.size, sums.crc32) == (len(made), f"{zlib.crc32(made):08x}")
     return offsets
 
 
@@ -153,7 +153,7 @@ def test_an_image_is_the_same_whatever_the_threads(
 def test_offsets_beyond_4_gib_are_written(tmp_path: Path) -> None:
     """The image is sparse: only its end is written."""
     image = tmp_path / "a.squashfs"
-    with SquashfsWriter(image, OPTIONS, []) as out:
+    with SquashfsWriter(image, OPTIONS, "crc32") as out:
         out.begin(b"first.png", 5 << 30, "")
         out._flush()
         out._written += 5 << 30
@@ -174,7 +174,7 @@ def test_offsets_beyond_4_gib_are_written(tmp_path: Path) -> None:
 
 def test_a_name_that_is_too_long_is_refused_with_what_to_do(tmp_path: Path) -> None:
     with (
-        SquashfsWriter(tmp_path / "a", OPTIONS, []) as out,
+        SquashfsWriter(tmp_path / "a", OPTIONS, "crc32") as out,
         pytest.raises(OrchestrateError, match=r"more than 256 bytes.*--output zip"),
     ):
         out.begin(b"a/" + b"n" * 257, 1, "")

@@ -1,12 +1,32 @@
-"""Reads a file of lines in blocks, from any of its lines on."""
+"""Reads files in blocks: all bytes, a range, or complete lines."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 _BLOCK = 1 << 20  # bytes
 _STEP = 1 << 16  # bytes read at a time while looking for a line's end
+
+
+def blocks(file: Path | int) -> Iterator[bytes]:
+    """The bytes of a file, about a megabyte at a time; a descriptor is read from where it is, and
+    closed."""
+    with open(file, "rb", buffering=0) as stream:  # a descriptor too
+        while data := stream.read(_BLOCK):
+            yield data
+
+
+def read_range(fd: int, offset: int, size: int) -> Iterator[memoryview]:
+    """``size`` bytes of a file from ``offset`` on, in blocks; fewer where the file ends before."""
+    while size > 0:
+        block = os.pread(fd, min(size, _BLOCK), offset)
+        if not block:
+            return
+        yield memoryview(block)
+        offset += len(block)
+        size -= len(block)
 
 
 def line_start(fd: int, offset: int, size: int) -> int:
