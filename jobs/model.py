@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from enum import Enum
 from functools import cached_property
@@ -181,6 +182,10 @@ class Shard(Struct, frozen=True):
     def name(self) -> str:
         return self.joined_name or self.files[0].name
 
+    def each_part(self) -> Iterator[Part]:
+        """Its parts, in order."""
+        return (Part(self.id, index, self.parts) for index in range(self.parts))
+
 
 class Part(Struct, frozen=True):
     """A contiguous range of a shard's members: the ``index``-th of ``count``."""
@@ -192,6 +197,11 @@ class Part(Struct, frozen=True):
     @property
     def id(self) -> str:
         return f"{self.shard}.p{self.index:04d}"
+
+
+def shard_of(part_id: str) -> str:
+    """The id of the shard of the part with that id; empty for another id."""
+    return part_id.rpartition(".p")[0]
 
 
 # Records files of https://huggingface.co/docs/datasets/image_dataset
@@ -322,11 +332,7 @@ class Plan(Struct, frozen=True, dict=True):
 
     def parts(self) -> tuple[Part, ...]:
         """Every part of every shard, in order."""
-        return tuple(
-            Part(shard.id, index, shard.parts)
-            for shard in self.shards
-            for index in range(shard.parts)
-        )
+        return tuple(part for shard in self.shards for part in shard.each_part())
 
 
 def placed_path(plan: Plan, shard: Shard, path: str) -> str:

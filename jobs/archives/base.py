@@ -9,10 +9,10 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from jobs.errors import ArchiveError, Cause, TooLargeError, UnsafeMemberError
+from jobs.errors import ArchiveError, Cause, TooLargeError
 from jobs.formats import magic
 from jobs.model import Options, Part
-from jobs.storage.safe_paths import HOSTILE, quoted, text_of
+from jobs.storage.safe_paths import quoted, text_of
 
 
 class MemberKind(str, Enum):
@@ -138,14 +138,6 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
         f"{error.message} (in member {quoted(member)})",
         cause=error.cause,
         shard=error.shard,
-        member=text_of(member)[0],
-    )
-
-
-def unsafe(archive: str, member: bytes, fact: str) -> UnsafeMemberError:
-    """An error for a member that is never written, whatever its content is."""
-    return UnsafeMemberError(
-        f"{archive}: member {quoted(member)} {fact}; {HOSTILE}",
         member=text_of(member)[0],
     )
 

@@ -21,7 +21,6 @@ from jobs.model import (
     Format,
     ItemResult,
     Outcome,
-    Part,
     Plan,
     Problem,
     Shard,
@@ -201,8 +200,7 @@ class _Downloads:
 
     def _extract(self, shard: Shard) -> None:
         """Queue the parts that are not extracted yet."""
-        parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
-        left = [part for part in parts if not self._folder.manifest(part).exists()]
+        left = [part for part in shard.each_part() if not self._folder.manifest(part).exists()]
         self._space.extract(shard, self._pool.offer(left))
 
     def _streams(self, shard: Shard, windowed: bool) -> bool:
@@ -291,8 +289,7 @@ class _Downloads:
         if before.digests == fetched.digests:
             return structs.replace(fetched, cuts=before.cuts) if before.cuts else fetched
         log.info("%s: the content has changed; extracting all of its parts again", shard.id)
-        for index in range(shard.parts):
-            part = Part(shard.id, index, shard.parts)
+        for part in shard.each_part():
             self._folder.manifest(part).unlink(missing_ok=True)
         return fetched
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
-from jobs.model import Part, Plan, Shard, ShardKind, SourceKind
+from jobs.model import Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -211,9 +211,8 @@ class TemporarySpace:
 
     def is_extracted(self, shard: Shard) -> bool:
         """Whether the shard has its evidence, and each part of it a manifest."""
-        parts = (Part(shard.id, index, shard.parts) for index in range(shard.parts))
         return self._folder.fetched(shard.id).exists() and all(
-            self._folder.manifest(part).exists() for part in parts
+            self._folder.manifest(part).exists() for part in shard.each_part()
         )
 
     # Files ------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from isal import isal_zlib
 
-from jobs.archives.base import Archive, Member, MemberKind, unsafe, unsupported
+from jobs.archives.base import Archive, Member, MemberKind, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
-from jobs.storage.safe_paths import quoted, safe_path, text_of
+from jobs.storage.safe_paths import quoted, safe_path, text_of, unsafe
 
 MOST_PENDING = 20_000  # links in memory until their targets are looked up
 _FEW = 4  # up to this many targets are searched one by one; else in one pass over all members

@@ -84,7 +84,7 @@ class ShardStream:
         self._turns = turns
         self._stored = stored
         self._on_part = on_part
-        self._parts = [Part(shard.id, index, shard.parts) for index in range(shard.parts)]
+        self._parts = list(shard.each_part())
         self._top: tuple[str | None] | None = None
         self._finishing = OneBehind()  # a part, while the next one is extracted
 

@@ -8,7 +8,7 @@ the files (``jobs.extract.carried``).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from jobs.model import (
     Shard,
     ShardKind,
     SourceFile,
+    shard_of,
 )
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import read_range
@@ -140,13 +141,9 @@ def plan_carry(
             attempt=0,
             carried=carried,
         )
-        for part in _parts(shard):
+        for part in shard.each_part():
             manifests[Part(new_id, part.index, part.count)] = folder.manifest(part)
     return CarryPlan(evidence, manifests)
-
-
-def _parts(shard: Shard) -> Iterator[Part]:
-    return (Part(shard.id, index, shard.parts) for index in range(shard.parts))
 
 
 def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
@@ -158,7 +155,7 @@ def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
 def _is_known(folder: RunFolder, shard: Shard) -> bool:
     """Whether the run folder has the evidence of a shard and the manifests of its parts."""
     try:
-        for part in _parts(shard):
+        for part in shard.each_part():
             _summary(folder, part)
         return folder.load_fetched(shard.id) is not None
     except RunFolderError:
@@ -203,7 +200,7 @@ def _record_ranges(
     }
     if receipt.records_among_data:  # a records file is one of the shard's data files
         for part_id in receipt.records_among_data:
-            without.pop(part_id.rpartition(".p")[0], None)
+            without.pop(shard_of(part_id), None)
         return without
     counts = {shard.id: shard.records for shard in receipt.shards}
     having = [shard_id for shard_id, part in first.items() if part is not None]
@@ -237,7 +234,7 @@ def _first_with_records(folder: RunFolder, shard: Shard) -> int | None:
 
     Raises ``RunFolderError`` if a manifest is missing or damaged.
     """
-    found = [part.index for part in _parts(shard) if _summary(folder, part).has_records]
+    found = [part.index for part in shard.each_part() if _summary(folder, part).has_records]
     return found[0] if found else None
 
 

@@ -144,11 +144,11 @@ class ByLine(Partitions):
         self._loaded = -1
         self._values: dict[int, dict[int, Any]] = {}
 
-    def store(self, line: int, place: int, value: Any) -> None:
-        """Store a value."""
+    def add(self, line: int, place: int, value: Any) -> None:
+        """Add a value; ``place``: index in ``records.Record.images``."""
         self.put(line // self._lines, 0, ((line, place, value),))
 
-    def values(self, line: int) -> dict[int, Any]:
+    def of(self, line: int) -> dict[int, Any]:
         """The values of a line by place; call in ascending order of lines, after all were added."""
         share = line // self._lines
         if share != self._loaded:
@@ -165,14 +165,6 @@ class Rewrites(ByLine):
 
     def __init__(self, folder: Path, *, lines: int) -> None:
         super().__init__(folder, "rewrites", lines=lines, share=_LINES)
-
-    def add(self, line: int, place: int, path: str) -> None:
-        """The line's image in that place of ``records.Record.images`` is to be named ``path``."""
-        self.store(line, place, path)
-
-    def of(self, line: int) -> dict[int, str]:
-        """See ``ByLine.values``."""
-        return self.values(line)
 
 
 class Placement(NamedTuple):
@@ -192,11 +184,7 @@ class Placements(ByLine):
     def __init__(self, folder: Path, *, lines: int) -> None:
         super().__init__(folder, "placements", lines=lines, share=_LINES // 4)
 
-    def add(self, line: int, place: int, file: Placement) -> None:
-        """The line's image in that place of ``records.Record.images`` is ``file``."""
-        self.store(line, place, file)
-
-    def of(self, line: int) -> list[Placement]:
-        """The line's files in the order of their places, each once; see ``ByLine.values``."""
-        found = (Placement(*value) for _, value in sorted(self.values(line).items()))
+    def files(self, line: int) -> list[Placement]:
+        """The line's files in the order of their places, each once; see ``ByLine.of``."""
+        found = (Placement(*value) for _, value in sorted(self.of(line).items()))
         return list({file.number: file for file in found}.values())

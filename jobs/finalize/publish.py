@@ -21,7 +21,7 @@ from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
 from jobs.storage.receipt import read_receipt
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted_few
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 
 
@@ -71,11 +71,10 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     if not there:
         return ()
     if not context.plan.options.overwrite:
-        shown_names = ", ".join(quoted(name) for name in sorted(there)[:5])
-        more = f" and {len(there) - 5} more" if len(there) > 5 else ""
         raise VerificationError(
-            f"{dest} contains files that are not this run's: {shown_names}{more}; nothing was "
-            "changed; move them away and run `resume`, or launch again with --overwrite",
+            f"{dest} contains files that are not this run's: {quoted_few(sorted(there), 5)}; "
+            "nothing was changed; move them away and run `resume`, or launch again with "
+            "--overwrite",
             cause=Cause.PREFLIGHT,
         )
     old = there & (set(new) | names_in_receipt(dest))

@@ -52,7 +52,7 @@ def samples(
         base = f"{key:0{_WIDTH}d}"
         often = Counter({"json": 1})
         sample = []
-        for file in placements.of(line):
+        for file in placements.files(line):
             part = context.part_of(file.number)
             extension = _extension(file, descriptor(part))
             again = f"{often[extension]}." if often[extension] else ""

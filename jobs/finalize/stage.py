@@ -24,7 +24,7 @@ from jobs.finalize.new_receipt import made_receipt
 from jobs.finalize.published_manifest import section, sections_of_files, write_manifest
 from jobs.finalize.record_files import find_pieces
 from jobs.finalize.scan_records import scan_records
-from jobs.model import OnBadRecord, Plan, Problem, Summary
+from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.receipt import ReceiptHead, read_receipt, read_receipt_head
@@ -84,7 +84,7 @@ def _reasons(folder: RunFolder) -> dict[str, str]:
         for item in result.items:
             if item.problem is None or item.problem.cause is Cause.NOT_FETCHED:
                 continue
-            shard = item.problem.shard or item.item.rpartition(".p")[0] or item.item
+            shard = item.problem.shard or shard_of(item.item) or item.item
             if latest.get(shard, (-1, ""))[0] < result.attempt:
                 latest[shard] = (result.attempt, item.problem.message)
     return {shard: message for shard, (_, message) in latest.items()}

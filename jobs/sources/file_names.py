@@ -15,7 +15,7 @@ from jobs.errors import SourceError
 from jobs.formats import magic
 from jobs.model import Digest, Layout, SourceFile
 from jobs.sources.base import SourceRequest
-from jobs.storage.safe_paths import junk_kind, quoted
+from jobs.storage.safe_paths import junk_kind, quoted, quoted_few
 from jobs.storage.staging import MANIFEST, RECEIPT
 
 # Lists of digests and signatures of the archives.
@@ -174,9 +174,7 @@ def similar_names(wanted: str, names: Iterable[str]) -> str:
 
 def first_names(names: Iterable[str]) -> str:
     """The first names and the number of the others, for a message."""
-    known = sorted(names)
-    more = f" and {len(known) - _NEAR} more" if len(known) > _NEAR else ""
-    return ", ".join(map(quoted, known[:_NEAR])) + more
+    return quoted_few(sorted(names), _NEAR)
 
 
 def parse_digest_list(text: str) -> dict[str, Digest]:

@@ -24,6 +24,7 @@ from jobs.model import (
     Stage,
     Submission,
     TaskResult,
+    shard_of,
 )
 from jobs.storage import atomic
 
@@ -266,7 +267,7 @@ class RunFolder:
 
 def of_shards(parts: Iterable[str], shards: Container[str]) -> set[str]:
     """Those of the ids of parts whose shard is one of ``shards``."""
-    return {part for part in parts if part.rpartition(".p")[0] in shards}
+    return {part for part in parts if shard_of(part) in shards}
 
 
 def is_run_folder(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterable
 
 from jobs.errors import ArchiveError, Cause, UnsafeMemberError, from_os_error
 
@@ -35,6 +36,13 @@ def quoted(name: bytes | str) -> str:
     return repr(text)
 
 
+def quoted_few(names: Iterable[bytes | str], most: int) -> str:
+    """The first ``most`` names and the number of the others, for a message."""
+    known = list(names)
+    more = f" and {len(known) - most:,} more" if len(known) > most else ""
+    return ", ".join(map(quoted, known[:most])) + more
+
+
 def is_ordinary(name: bytes) -> bool:
     """Whether ``name`` is a safe path and not junk, as most names are; False: to be examined."""
     return (
@@ -54,16 +62,16 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     if is_ordinary(name):
         return name
     if name.startswith(b"/"):
-        raise _unsafe(archive, name, "is an absolute path")
+        raise unsafe(archive, name, "is an absolute path")
     if name.translate(None, _CONTROL) != name:
-        raise _unsafe(archive, name, "has a control character in its name")
+        raise unsafe(archive, name, "has a control character in its name")
     parts = name.split(b"/")
     if b"" in parts or b"." in parts:
         parts = [part for part in parts if part not in (b"", b".")]
     if not parts:
-        raise _unsafe(archive, name, "has no name")
+        raise unsafe(archive, name, "has no name")
     if b".." in parts:
-        raise _unsafe(archive, name, "contains '..'")
+        raise unsafe(archive, name, "contains '..'")
     if len(name) > MAX_COMPONENT:
         _check_lengths(archive, name, parts)
     return b"/".join(parts)
@@ -71,14 +79,15 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
 
 def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
     if max(map(len, parts)) > MAX_COMPONENT:
-        raise _unsafe(archive, name, f"has a name longer than {MAX_COMPONENT} bytes")
+        raise unsafe(archive, name, f"has a name longer than {MAX_COMPONENT} bytes")
     if sum(map(len, parts)) + len(parts) > MAX_PATH:
-        raise _unsafe(archive, name, f"has a path longer than {MAX_PATH} bytes")
+        raise unsafe(archive, name, f"has a path longer than {MAX_PATH} bytes")
     if len(parts) > MAX_DEPTH:
-        raise _unsafe(archive, name, f"is more than {MAX_DEPTH} folders deep")
+        raise unsafe(archive, name, f"is more than {MAX_DEPTH} folders deep")
 
 
-def _unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
+def unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
+    """An error for a member that is never written, whatever its content is."""
     return UnsafeMemberError(
         f"{archive}: member {quoted(name)} {fact}; {HOSTILE}",
         member=text_of(name)[0],

@@ -14,7 +14,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.blocks import blocks
 from jobs.storage.receipt import Receipt, read_receipt
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify import processes
 from jobs.verify.slices import Damage, SliceReport, damaged_members
@@ -206,13 +206,10 @@ def _report(
 def _member_lines(path: Path, shard: str) -> list[str]:
     """Which members of a damaged shard are not what they were; none where that cannot be read."""
     try:
-        names = [quoted(name) for name in damaged_members(path, shard)]
+        names = damaged_members(path, shard)
     except (OSError, OrchestrateError):
         return []
-    if not names:
-        return []
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return [f"✗   its members {', '.join(names[:_SHOWN])}{more}"]
+    return [f"✗   its members {quoted_few(names, _SHOWN)}"] if names else []
 
 
 def _lines(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from jobs.model import shard_of
 from jobs.storage import digest
 from jobs.storage.blocks import line_blocks, line_start, read_range
 from jobs.storage.manifest import PublishedFile
@@ -28,7 +29,7 @@ class Damage(msgspec.Struct, frozen=True):
     @property
     def shard(self) -> str | None:
         """The shard whose extraction restores the file; None if no single one does."""
-        return None if self.part is None else self.part.rpartition(".p")[0]
+        return None if self.part is None else shard_of(self.part)
 
 
 class SliceReport(msgspec.Struct):

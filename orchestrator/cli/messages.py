@@ -13,7 +13,7 @@ from jobs.model import Options, Plan, Resources, Shard, ShardKind, Stage, utc_no
 from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted_few
 from orchestrator import resources, units
 from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
@@ -259,9 +259,7 @@ def _amount(shards: Sequence[Shard]) -> str:
 
 
 def _names(shards: Sequence[Shard]) -> str:
-    shown = ", ".join(quoted(shard.name) for shard in shards[:_FEW])
-    more = f" and {len(shards) - _FEW} more" if len(shards) > _FEW else ""
-    return f": {shown}{more}" if shards else ""
+    return f": {quoted_few([shard.name for shard in shards], _FEW)}" if shards else ""
 
 
 def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:

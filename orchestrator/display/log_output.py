@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from jobs.errors import UsageError
-from jobs.model import Stage
+from jobs.model import Stage, shard_of
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import pending_reasons, task_logs
@@ -58,7 +58,7 @@ def _named(state: RunState, what: str) -> list[TaskView]:
     tests += [
         lambda view: view.task.job_id == what,
         lambda view: what in view.task.items,
-        lambda view: any(i in shards or i.rpartition(".p")[0] in shards for i in view.task.items),
+        lambda view: any(i in shards or shard_of(i) in shards for i in view.task.items),
     ]
     for test in tests:
         if found := [view for view in state.tasks if test(view)]:

@@ -21,6 +21,7 @@ from jobs.model import (
     Summary,
     Task,
     TaskResult,
+    shard_of,
 )
 from orchestrator.engines.base import EngineState, TaskState
 
@@ -143,7 +144,7 @@ class OpenProblem:
     @property
     def shard(self) -> str | None:
         """The shard where it occurred, if it has one."""
-        return self.problem.shard or self.item.rpartition(".p")[0] or self.item or None
+        return self.problem.shard or shard_of(self.item) or self.item or None
 
     @property
     def message(self) -> str:

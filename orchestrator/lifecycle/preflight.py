@@ -11,7 +11,7 @@ from jobs import rlimits
 from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, ShardKind, SourceKind
 from jobs.storage.receipt import receipt_head
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import (
     INCOMING,
     MANIFEST,
@@ -276,11 +276,10 @@ def _occupied(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         return
     there = receipt_head(dest)
     if there is None:
-        few = ", ".join(quoted(name) for name in sorted(names)[:3])
-        more = f" and {units.count(len(names) - 3)} more" if len(names) > 3 else ""
         yield (
-            f"the destination {quoted(plan.dest)} is not empty (it contains {few}{more}); choose "
-            "another --dest, or use --overwrite to replace files with the same names"
+            f"the destination {quoted(plan.dest)} is not empty (it contains "
+            f"{quoted_few(sorted(names), 3)}); choose another --dest, or use --overwrite to "
+            "replace files with the same names"
         )
     elif there.run_id != plan.run_id:
         yield (

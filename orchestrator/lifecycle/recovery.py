@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Resources, SourceKind, Stage, Task
+from jobs.model import Outcome, Resources, SourceKind, Stage, Task, shard_of
 from orchestrator import resources
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
@@ -66,7 +66,7 @@ def recover(
     temp_limit = temp_limit or state.submissions[-1].temp_limit
     if temp_limit is not None:
         # The download task extracts all of them, and knows by that what may be deleted.
-        wanted |= {part_id.rpartition(".p")[0] for part_id in state.parts_left}
+        wanted |= {shard_of(part_id) for part_id in state.parts_left}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     # If a shard's bytes have changed, the download removes the manifests of all its parts.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
@@ -146,7 +146,7 @@ def _shards_of(
 ) -> set[str]:
     """Shards whose extraction ended for one of ``causes``."""
     return {
-        open_problem.problem.shard or open_problem.item.rpartition(".p")[0]
+        open_problem.problem.shard or shard_of(open_problem.item)
         for open_problem in state.problems
         if open_problem.stage is Stage.EXTRACT
         and open_problem.problem.cause in causes

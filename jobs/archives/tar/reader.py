@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported, with_member
+from jobs.archives.base import Member, MemberKind, damaged, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
@@ -15,6 +15,7 @@ from jobs.errors import ArchiveError
 from jobs.formats import tar_header
 from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError
 from jobs.model import Cut
+from jobs.storage.safe_paths import unsafe
 
 _META = 1 << 20  # bytes of a pax header or a long name, at most
 _RECORD = 20 * BLOCK  # bytes that GNU tar, bsdtar and Python write at once by default

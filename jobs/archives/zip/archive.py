@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property
 
-from jobs.archives.base import Member, MemberKind, damaged, unsafe, unsupported, with_member
+from jobs.archives.base import Member, MemberKind, damaged, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import normalized
 from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
@@ -24,7 +24,7 @@ from jobs.archives.zip.entry import (
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, unsafe
 
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size is read in one piece
@@ -65,11 +65,6 @@ class ZipArchive:
         what = "1 name is" if count == 1 else f"{count} names are"
         fact = f"{what} not UTF-8 and decoded as {self._options.zip_encoding}"
         return (f"{fact}; if that looks wrong, launch with --zip-encoding, such as cp932 or gbk",)
-
-    @property
-    def member_count(self) -> int:
-        """Entries in all parts."""
-        return len(self._directory)
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""
