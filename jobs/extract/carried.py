@@ -19,7 +19,7 @@ from msgspec import structs
 
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.extract.content import RecordsFile
-from jobs.extract.part import PartJob
+from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.files import mode_of, own_write_error, write_file

@@ -10,7 +10,8 @@ from jobs.archives.base import Archive, DamagedError
 from jobs.archives.registry import open_archive
 from jobs.errors import Cause, OrchestrateError, Stopped, StorageError
 from jobs.extract.carried import carry_part
-from jobs.extract.part import PartJob, extract_part
+from jobs.extract.part import extract_part
+from jobs.extract.part_job import PartJob
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
 from jobs.runtime.progress import Progress

@@ -22,7 +22,8 @@ from jobs.archives.tar.stream import (
 )
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
-from jobs.extract.part import PartJob, write_part
+from jobs.extract.part import write_part
+from jobs.extract.part_job import PartJob
 from jobs.extract.targets import remove_files
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Part, Plan, Shard, Span

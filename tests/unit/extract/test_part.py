@@ -23,7 +23,8 @@ from jobs.errors import (
     TooLargeError,
     UnsafeMemberError,
 )
-from jobs.extract.part import PartJob, extract_part
+from jobs.extract.part import extract_part
+from jobs.extract.part_job import PartJob
 from jobs.extract.paths import PathFilter, key_of
 from jobs.model import (
     Fetched,

@@ -1,0 +1,162 @@
+"""Writes what a pass over a part reads: files into its target, their lines into the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from jobs.archives.base import Member, damaged
+from jobs.extract.content import CheckedContent
+from jobs.extract.part_job import PartJob
+from jobs.extract.paths import DuplicatePaths, PathFilter
+from jobs.extract.source import Source
+from jobs.extract.targets import Whole, target_for
+from jobs.model import Entry, PartSummary
+from jobs.runtime.progress import Progress
+from jobs.storage.manifest import ManifestWriter
+from jobs.storage.write_behind import WriteBehind
+
+_WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
+_TOGETHER = 128  # files that are put together, at most
+Summarize = Callable[[DuplicatePaths, int, int], PartSummary]  # files, and their bytes
+
+
+class PartWriter:
+    """The files of one part, and its manifest; ``close`` removes what is temporary.
+
+    Small files are put together: of one source, which calls ``put_batch`` at its end.
+    """
+
+    def __init__(self, work: PartJob, progress: Progress) -> None:
+        self.path = work.folder.manifest(work.part)
+        self.container: int | None = None  # size of the part's container in bytes, where it has one
+        self._options = work.plan.options
+        self._progress = progress
+        self._batch: list[Whole] = []  # files that are put together
+        self._batch_bytes = 0
+        self._seen = PathFilter()
+        with ExitStack() as stack:
+            stack.callback(self._seen.close)
+            self._target = target_for(work.plan, work.shard, work.part)
+            stack.callback(self._target.close)
+            self._write_out = WriteBehind(self._target.sync)
+            stack.callback(self._write_out.close)
+            self._manifest = stack.enter_context(ManifestWriter(self.path))
+            self._open = stack.pop_all()
+        self.folder = self._target.folder
+        self.read = self._target.read
+        self.entries = self._manifest.entries
+
+    def close(self) -> None:
+        self._open.close()
+
+    @property
+    def last(self) -> Entry | None:
+        """The file that was added last."""
+        return self._manifest.last
+
+    def put(self, source: Source, path: bytes, member: Member) -> None:
+        """Put a file to ``path``, or add it to those that are put together."""
+        if self._seen.add(path):
+            self.settle(source)  # two writers must never write to one file
+        content = CheckedContent(path, self._options, self._progress)
+        data = _read_whole(member, content)
+        if data is None:
+            self.put_batch(source)
+            keeps_relative_paths = source.names.keeps_relative_paths
+            offset = self._target.put(
+                path, member, content, keeps_relative_paths=keeps_relative_paths
+            )
+            _check_size(source, member, content)
+            self._note(content.size, source.entry(content, member.ordinal, offset))
+            return
+        content.take(data)
+        _check_size(source, member, content)
+        self._batch.append((path, member, content, data))
+        self._batch_bytes += content.size
+        if len(self._batch) >= _TOGETHER or self._batch_bytes >= _WHOLE:
+            self.put_batch(source)
+
+    def put_batch(self, source: Source) -> None:
+        """Put the files that are put together; they are all of ``source``."""
+        if not self._batch:
+            return
+        files, self._batch = self._batch, []
+        size, self._batch_bytes = self._batch_bytes, 0
+        offsets = self._target.put_whole(files)
+        entries = (
+            source.entry(content, member.ordinal, offset)
+            for (_, member, content, _), offset in zip(files, offsets, strict=True)
+        )
+        self._progress.add(bytes=size)
+        self._note(size, *entries)
+
+    def _note(self, size: int, *entries: Entry) -> None:
+        """Add files of ``size`` bytes, which were put, to the manifest."""
+        self._write_out.wrote(size)
+        self._manifest.add(*entries)
+        self._progress.add(files=len(entries))
+
+    def settle(self, source: Source) -> None:
+        """Have everything written that was put, so that it can be read."""
+        self.put_batch(source)
+        self._target.drain()
+
+    def add_records(self, source: Source) -> bool:
+        """Finish a source's records; returns whether there are any."""
+        if source.records.begun:
+            content = source.records.commit()
+            self._manifest.add(source.entry(content, source.records.ordinal))
+        return source.records.begun
+
+    def undo(self) -> None:
+        """Remove what was written with a wrong top folder."""
+        self._target.undo(self._manifest.entries())
+        self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
+
+    def end(self) -> None:
+        """Nothing more is put."""
+        self.container = self._target.finish()
+
+    def wait_for_disk(self) -> None:
+        """Make durable what was put, which has to precede the manifest."""
+        self._write_out.finish()
+
+    def finish(self, replaced: int, summarize: Summarize) -> PartSummary:
+        """Make the manifest durable; ``replaced``: members that later ones have replaced.
+
+        Then entries that were replaced are left out of it.
+        """
+        duplicates = DuplicatePaths()
+        if self._seen.suspects:
+            duplicates = DuplicatePaths.among(self.entries(), self._seen.suspects)
+        duplicates.replaced += replaced
+        if not duplicates.replaced:
+            summary = summarize(duplicates, self._manifest.count, self._manifest.bytes)
+            self._manifest.finish(summary)
+            return summary
+        with ManifestWriter(self.path) as manifest:
+            for line, entry in enumerate(self.entries()):
+                if duplicates.counts(entry, line):
+                    manifest.add(entry)
+            summary = summarize(duplicates, manifest.count, manifest.bytes)
+            manifest.finish(summary)
+        return summary
+
+
+def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:
+    """The content of a small member in one piece; None if it is large, a link, or has holes."""
+    if member.target:
+        return None
+    if member.data is not None or member.size > _WHOLE:
+        return member.data
+    member.chunks = chunks = list(content.reading(member.chunks))
+    if len(chunks) > 1:
+        return None
+    return chunks[0] if chunks else memoryview(b"")
+
+
+def _check_size(source: Source, member: Member, content: CheckedContent) -> None:
+    if content.size != member.size:
+        fact = f"has {content.size} of {member.size} bytes"
+        raise damaged(source.label, fact, member=member.name)
