@@ -48,8 +48,16 @@ class Member(Struct):
 class Archive(Protocol):
     """A downloaded shard, open for reading; a process may read several parts in sequence.
 
-    Links are yielded as links; the caller decides what to do with them. ``find`` reads the target
-    of a link if it is not on disk yet or belongs to another part.
+    The reader divides the members into the parts, verifies their content, and enforces the limits
+    on their number and claimed size (``jobs.archives.limits``) before it yields them. It marks
+    members that a later one replaces (``NameHashes`` in ``member_names``) and finds the top folder
+    (``TopFolder`` there). It refuses devices with ``unsafe``, and reports other faults with
+    ``damaged`` or ``unsupported``.
+
+    The caller (``jobs.extract.part``) does everything else: it checks names, leaves out junk,
+    strips the top folder, opens nested archives, and decides what to do with links, which are
+    yielded as links. ``find`` reads the target of a link if it is not on disk yet or belongs to
+    another part.
     """
 
     @property

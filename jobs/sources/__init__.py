@@ -7,7 +7,5 @@ archive, ``http_probe`` sends small requests, ``hub_client`` wraps the Hub's cli
 parses lists of addresses, ``doi_records`` reads the record of a DOI, ``object_urls`` has the
 addresses of objects and the interface of a store's client: ``s3``, ``gcs`` or ``azure_blobs``.
 
-A new source is one module here, a member of ``jobs.model.SourceKind``, a branch in ``registry``,
-its option on the command line, and one subclass in ``tests/contract/test_sources.py``;
-``docs/architecture.md`` lists the files.
+``docs/architecture.md`` (extension points) lists every place that a new source is added to.
 """

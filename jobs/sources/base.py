@@ -133,7 +133,10 @@ class RemoteSource(Source):
         arrivals: Listener | None = None,
         most: int | None = None,
     ) -> Received:
-        """Download ``file`` (``Transfer.fetch``); if called again, continues where it stopped."""
+        """Download ``file`` (``Transfer.fetch``); if called again, continues where it stopped.
+
+        A source without http addresses overrides this, and does what ``Transfer.fetch`` describes.
+        """
         try:
             return transfer.fetch(
                 self.resolver(file, key),

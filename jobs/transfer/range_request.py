@@ -36,23 +36,24 @@ class RangeRequest:
     """Fetches ``piece``, or the complete file over one connection if it is None.
 
     ``on_response(size, ranged)`` is called after the response was checked, before its body is read:
-    the file's size in bytes, if known, and whether other ranges can be requested.
+    the file's size in bytes, if known, and whether other ranges can be requested. ``resolved``: the
+    target that an earlier request of the file returned (None: ask for a new one).
     """
 
     def __init__(
         self,
         shared: TransferSession,
-        draft: DownloadState,
+        state: DownloadState,
         piece: Range | None,
-        landed: Target | None,
+        resolved: Target | None,
         *,
         is_done: Callable[[], bool],
         on_response: Callable[[int | None, bool], None],
     ) -> None:
         self._shared = shared
-        self._draft = draft
+        self._state = state
         self._piece = piece
-        self._landed = landed
+        self._resolved = resolved
         self._is_done = is_done
         self._on_response = on_response
         self._streaming = piece is None  # the complete file
@@ -60,13 +61,13 @@ class RangeRequest:
 
     def run(self) -> Target | None:
         """Fetch the range; returns the target for the next range, without resolving it again."""
-        draft, shared = self._draft, self._shared
-        target = self._landed or draft.resolve()
+        state, shared = self._state, self._shared
+        target = self._resolved or state.resolve()
         site = redact(target.url).partition("://")[2].partition("/")[0]
         if shared.pauses.left_s(site):
             shared.pause(shared.pauses.left_s(site), self._is_done)
         reply = shared.wire.get(
-            target, self._headers(), name=draft.name, check=lambda: shared.check(self._is_done)
+            target, self._headers(), name=state.name, check=lambda: shared.check(self._is_done)
         )
         shared.answered = True
         is_complete = False
@@ -84,32 +85,32 @@ class RangeRequest:
 
     def _headers(self) -> dict[str, str]:
         headers = {"Accept-Encoding": "identity", "Accept": "*/*"}
-        if self._draft.fresh:
+        if self._state.fresh:
             headers["Cache-Control"] = "no-cache"
         if self._piece is not None and not self._is_from_start():
             start, stop = self._piece
             headers["Range"] = f"bytes={start}-{stop - 1}"
-            known = self._draft.partial.identity
-            if known is not None and known.validator.if_range and self._draft.trusts_validators:
+            known = self._state.partial.identity
+            if known is not None and known.validator.if_range and self._state.trusts_validators:
                 headers["If-Range"] = known.validator.if_range
         return headers
 
     def _is_from_start(self) -> bool:
-        return self._piece == (0, self._draft.size)
+        return self._piece == (0, self._state.size)
 
     # Checks -----------------------------------------------------------------------------
 
     def _check_status(self, reply: HttpResponse, target: Target, site: str) -> None:
         """Raise the error of the status; pause requests to a site whose rate limit is spent."""
-        elsewhere = reply.redirected or target is self._landed
+        elsewhere = reply.redirected or target is self._resolved
         if reply.status == 403 and not elsewhere:
-            elsewhere = self._draft.resolve().url != target.url
+            elsewhere = self._state.resolve().url != target.url
         if reply.status == 416:
             return
         error = refused(
             reply.status,
             reply.headers,
-            name=self._draft.name,
+            name=self._state.name,
             site=reply.site,
             elsewhere=elsewhere,
         )
@@ -117,7 +118,7 @@ class RangeRequest:
         wait_s = rate_limit_s(reply.headers) if wait_s is None else wait_s
         if wait_s is not None and wait_s <= LONGEST_WAIT_S:
             self._shared.pauses.hold(site, wait_s)
-        if target is self._landed and isinstance(error, SourceError):
+        if target is self._resolved and isinstance(error, SourceError):
             raise RetryLater(error)  # the signed address may have expired: get a new one
         if error is not None:
             raise error
@@ -128,10 +129,10 @@ class RangeRequest:
         Called before the size and version in the response, which are the page's, are used.
         """
         length = None if encoding(reply.headers) else content_length(reply.headers)
-        is_it = length is not None and length == self._draft.published_size
-        if reply.status != 200 or is_it or self._draft.may_be_page:
+        is_it = length is not None and length == self._state.published_size
+        if reply.status != 200 or is_it or self._state.may_be_page:
             return
-        body = DecodedBody(reply.headers, name=self._draft.name, size=None)
+        body = DecodedBody(reply.headers, name=self._state.name, size=None)
         head = b""
         while len(head) < _PAGE_HEAD and (data := self._read(reply, magic.HEAD)):
             self._begun += data
@@ -139,7 +140,7 @@ class RangeRequest:
         if magic.is_page(head, labelled=is_page(reply.headers)):
             raise RetryLater(
                 SourceError(
-                    f"{self._draft.name}: {reply.site} returns a web page instead of the file (a "
+                    f"{self._state.name}: {reply.site} returns a web page instead of the file (a "
                     "login, or a proxy's notice?); open the address in a browser on this "
                     "machine, or try again later",
                     cause=Cause.NETWORK,
@@ -155,11 +156,11 @@ class RangeRequest:
         length = None if encoding(reply.headers) else content_length(reply.headers)
         self._check_size(reply, length)
         self._check_version(reply)
-        if self._piece is not None and not self._is_from_start() and self._draft.partial.total:
+        if self._piece is not None and not self._is_from_start() and self._state.partial.total:
             raise WrongRange(self._server_error("ignored the requested range"))
         if self._piece is not None and not self._is_from_start():
             self._streaming = True
-        size = self._draft.size if encoding(reply.headers) else length
+        size = self._state.size if encoding(reply.headers) else length
         self._store(reply, size)
         return 0, size
 
@@ -168,7 +169,7 @@ class RangeRequest:
         content = content_range(reply.headers)
         total = content.total if content else None
         self._check_size(reply, total)
-        if total != 0 or self._draft.partial.total:
+        if total != 0 or self._state.partial.total:
             raise WrongRange(self._server_error("refused the requested range"))
         self._on_response(0, not self._streaming)
         return 0, 0
@@ -181,7 +182,7 @@ class RangeRequest:
             raise WrongRange(self._server_error("sent a different range than requested"))
         self._check_size(reply, content.total)
         self._check_version(reply)
-        if content.total is None and self._draft.size is None:
+        if content.total is None and self._state.size is None:
             raise WrongRange(self._server_error("does not report the length of the file"))
         self._store(reply, content.total)
         # The body has to be as long as its Content-Range says: otherwise a server that sends
@@ -191,11 +192,11 @@ class RangeRequest:
 
     def _check_size(self, reply: HttpResponse, content: int | None) -> None:
         """Compare the response's size with the published one, or with an earlier response's."""
-        want, published = self._draft.size, self._draft.published_size
+        want, published = self._state.size, self._state.published_size
         if content is None or want is None or content == want:
             return
         error = SourceError(
-            f"{self._draft.name}: {reply.site} announces {content} bytes, but {want} were "
+            f"{self._state.name}: {reply.site} announces {content} bytes, but {want} were "
             f"{'published' if published is not None else 'announced before'}; run `resume` later, "
             "or launch again if the file was replaced",
             cause=Cause.CHANGED,
@@ -205,44 +206,44 @@ class RangeRequest:
         raise StartOver(error)
 
     def _check_version(self, reply: HttpResponse) -> None:
-        known = self._draft.partial.identity
-        if known is None or not self._draft.trusts_validators:
+        known = self._state.partial.identity
+        if known is None or not self._state.trusts_validators:
             return
         if known.validator.differs(Validator.of(reply.headers)):
             raise self._changed()
 
     def _store(self, reply: HttpResponse, size: int | None) -> None:
-        draft = self._draft
-        if self._streaming and draft.keeps_tail:
+        state = self._state
+        if self._streaming and state.keeps_tail:
             raise SourceError(
-                f"{draft.name} is larger than --temp-limit, and the server does not support range "
+                f"{state.name} is larger than --temp-limit, and the server does not support range "
                 "requests, so the zip's directory cannot be read first; run `resume --temp-limit "
-                f"{draft.size}` or more",
+                f"{state.size}` or more",
                 cause=Cause.TOO_LARGE,
             )
-        if draft.digest is None:
-            draft.digest = published_digest(reply.headers, is_complete=reply.status == 200)
-        if draft.partial.identity is None and size is not None and not encoding(reply.headers):
-            draft.identify(FileVersion(size, Validator.of(reply.headers), draft.digest))
+        if state.digest is None:
+            state.digest = published_digest(reply.headers, is_complete=reply.status == 200)
+        if state.partial.identity is None and size is not None and not encoding(reply.headers):
+            state.identify(FileVersion(size, Validator.of(reply.headers), state.digest))
         self._on_response(size, not self._streaming)
 
     def _changed(self) -> StartOver:
         return StartOver(
             SourceError(
-                f"{self._draft.name}: the file is changing at its source during the download; "
+                f"{self._state.name}: the file is changing at its source during the download; "
                 "run `resume` once it no longer changes, or pin a revision",
                 cause=Cause.CHANGED,
             )
         )
 
     def _server_error(self, fact: str) -> SourceError:
-        return SourceError(f"{self._draft.name}: the server {fact}; run `resume` later")
+        return SourceError(f"{self._state.name}: the server {fact}; run `resume` later")
 
     # Bytes ------------------------------------------------------------------------------
 
     def _receive(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
         """Write the body; returns whether all of it was read. ``stop`` None: up to its end."""
-        body = DecodedBody(reply.headers, name=self._draft.name, size=stop)
+        body = DecodedBody(reply.headers, name=self._state.name, size=stop)
         rate, at = self._shared.rate, start
         while stop is None or at < stop or body.changes:
             self._shared.check(self._is_done)
@@ -260,16 +261,16 @@ class RangeRequest:
                 raise RetryLater(
                     self._server_error(f"sent more than the {stop} bytes that were announced")
                 )
-            while not self._draft.has_room(at, at + len(plain)):
+            while not self._state.has_room(at, at + len(plain)):
                 self._shared.pause(_WAIT_S, self._is_done)
-            self._draft.put(at, plain, overwrites=self._streaming)
+            self._state.put(at, plain, overwrites=self._streaming)
             at += len(plain)
         self._shared.check(self._is_done)
         body.end()
         if stop is not None and at < stop:
             raise RetryLater(self._short(reply, stop - at))
-        if self._draft.size is None and self._streaming:
-            self._draft.size = at
+        if self._state.size is None and self._streaming:
+            self._state.size = at
         return True
 
     def _read(self, reply: HttpResponse, most: int) -> bytes:
@@ -281,10 +282,10 @@ class RangeRequest:
 
     def _broken(self, error: BaseException, reply: HttpResponse) -> Exception:
         stall_s = self._shared.stall_s
-        return connection_error(error, name=self._draft.name, url=reply.url, stall_s=stall_s)
+        return connection_error(error, name=self._state.name, url=reply.url, stall_s=stall_s)
 
     def _short(self, reply: HttpResponse, count: int) -> SourceError:
         return SourceError(
-            f"{self._draft.name}: {reply.site} ended the body {count} bytes early; run `resume`",
+            f"{self._state.name}: {reply.site} ended the body {count} bytes early; run `resume`",
             cause=Cause.NETWORK,
         )

@@ -18,12 +18,16 @@ _MOST_WRONG_RANGES = 2  # wrong responses to Range before ranges are not used an
 
 
 class RangeScheduler:
-    """Fetches missing ranges; the calling thread leads, helpers join if ranges work."""
+    """Fetches the missing ranges of one file.
 
-    def __init__(self, shared: TransferSession, draft: DownloadState, *, streaming: bool) -> None:
+    The calling thread makes the first request; once a response shows that ranges work, helper
+    threads fetch others. An error that is not retried ends the download, in whichever thread.
+    """
+
+    def __init__(self, shared: TransferSession, state: DownloadState, *, streaming: bool) -> None:
         self.shared = shared
-        self.draft = draft
-        self.partial = draft.partial
+        self.state = state
+        self.partial = state.partial
         self._streaming = streaming
         self._file = shared.next_file()
         self._todo = Ranges()
@@ -38,7 +42,7 @@ class RangeScheduler:
 
     def run(self) -> None:
         """Return once the file is complete; raises the error that ended the download."""
-        size = self.draft.size
+        size = self.state.size
         try:
             if self._streaming:
                 self._stream()
@@ -70,10 +74,10 @@ class RangeScheduler:
                     raise self._error if leads else FileFinished
                 # Nothing is known of the file before the first response, except of one whose
                 # tail has to be stored before anything else.
-                wanted = self.draft.wanted if self._known or self.draft.keeps_tail else ()
+                wanted = self.state.wanted if self._known or self.state.keeps_tail else ()
                 piece = next_piece(self._todo, self._share(), wanted)
                 if piece is not None and (
-                    not self._known or self.draft.has_room(piece[0], piece[0])
+                    not self._known or self.state.has_room(piece[0], piece[0])
                 ):
                     self._todo.remove(*piece)
                     self._working += 1
@@ -83,7 +87,7 @@ class RangeScheduler:
                 self._changed.wait(0.1)
 
     def _share(self) -> int:
-        size = self.draft.size
+        size = self.state.size
         return 1 if size is not None and size <= SMALL else self.shared.connections
 
     def _give_back(self, piece: Range | None) -> None:
@@ -91,7 +95,7 @@ class RangeScheduler:
             self._working -= 1
             if piece is not None:
                 # The first range was a guess: the file may end within it.
-                size = self.draft.size
+                size = self.state.size
                 end = piece[1] if size is None else min(piece[1], size)
                 for start, stop in self.partial.missing(piece[0], end):
                     self._todo.add(start, stop)
@@ -103,12 +107,12 @@ class RangeScheduler:
             if self._known:
                 return
             self._known = True
-            if size is not None and self.draft.size is None:
-                self.draft.size = size
+            if size is not None and self.state.size is None:
+                self.state.size = size
                 self._todo.remove(size, max(size, _PROBE))
                 for start, stop in self.partial.missing(min(_PROBE, size), size):
                     self._todo.add(start, stop)
-            self.draft.hashing()
+            self.state.hashing()
             if ranged and len(self._todo):
                 self._start_helpers()
 
@@ -132,7 +136,7 @@ class RangeScheduler:
     # Attempts ---------------------------------------------------------------------------
 
     def _work(self, *, leads: bool) -> None:
-        patience = _RetryPolicy(self, leads=leads)
+        retries = _RetryPolicy(self, leads=leads)
         while (piece := self._take(leads=leads)) is not None:
             failure: RetryLater | None = None
             try:
@@ -143,16 +147,16 @@ class RangeScheduler:
             finally:
                 self._give_back(piece)
             if failure is not None:
-                patience.after(failure)
+                retries.after(failure)
 
     def _attempt(self, piece: Range | None) -> None:
-        landed = self._target
+        resolved = self._target
         try:
             self._target = RangeRequest(
                 self.shared,
-                self.draft,
+                self.state,
                 piece,
-                landed,
+                resolved,
                 is_done=self.is_done,
                 on_response=self._on_response,
             ).run()
@@ -171,30 +175,34 @@ class RangeScheduler:
 
     def _stream(self) -> None:
         """Fetch the complete file over one connection; existing bytes are not written again."""
-        patience = _RetryPolicy(self, leads=True)
+        retries = _RetryPolicy(self, leads=True)
         while True:
             try:
                 with self.shared.slot(self._file, self.is_done):
                     self._attempt(None)
                 return
             except RetryLater as error:
-                patience.after(error)
+                retries.after(error)
 
 
 class _RetryPolicy:
-    """Decides how often a connection tries again, and how long it waits."""
+    """Decides how often a connection tries again, and how long it waits.
 
-    def __init__(self, of: RangeScheduler, *, leads: bool) -> None:
-        self._round = of
+    The count of failures starts again after ``_PROGRESS`` bytes of the file. ``leads``: of the
+    calling thread's connection, the only one that gives up.
+    """
+
+    def __init__(self, scheduler: RangeScheduler, *, leads: bool) -> None:
+        self._scheduler = scheduler
         self._leads = leads
         self._failures = 0
-        self._had = of.partial.total
+        self._had = scheduler.partial.total
 
     def after(self, failure: RetryLater) -> None:
-        """Wait before the next attempt; raises the failure's error if there is none."""
-        shared = self._round.shared
-        have = self._round.partial.total
-        shared.check(self._round.is_done)
+        """Wait before the next attempt; raises the failure's error if there is no other."""
+        shared = self._scheduler.shared
+        have = self._scheduler.partial.total
+        shared.check(self._scheduler.is_done)
         if have - self._had >= _PROGRESS:
             self._failures = 0
         self._had = have
@@ -206,4 +214,4 @@ class _RetryPolicy:
         wait = backoff_s(self._failures, shared.backoff_s) * (0.1 if self._failures == 1 else 1)
         if wait_s is not None:
             wait += min(wait_s, LONGEST_WAIT_S)
-        shared.pause(wait, self._round.is_done)
+        shared.pause(wait, self._scheduler.is_done)

@@ -19,7 +19,8 @@ class Transfer(TransferSession):
 
     ``max_rate``: bytes a second in total. ``stall_s``: a connection is closed after this many
     seconds without data. ``tries``: a file fails after this many failures without progress.
-    ``backoff_s``: twice the mean of the first wait.
+    ``backoff_s``: the longest first wait in seconds, which doubles with each further failure
+    (``rate_limits.backoff_s``); tests set it near 0.
     """
 
     def fetch(
@@ -41,26 +42,26 @@ class Transfer(TransferSession):
         are wrong. A file of more than ``most`` bytes is not stored (``SourceError`` with the cause
         ``TOO_LARGE``). Raises ``SourceError``, ``DigestError``, ``StorageError``, ``Stopped``.
         """
-        draft = DownloadState(
+        state = DownloadState(
             self.progress, resolve, out, name, size, digest, expect, arrivals, most
         )
-        with contextlib.closing(draft):
-            draft.load()
+        with contextlib.closing(state):
+            state.load()
             while True:
                 try:
-                    self._bring(draft)
-                    return draft.finish()
+                    self._bring(state)
+                    return state.finish()
                 except StartOver as reason:
-                    draft.start_over(reason)
+                    state.start_over(reason)
 
-    def _bring(self, draft: DownloadState) -> None:
+    def _bring(self, state: DownloadState) -> None:
         """Download all bytes, in ranges if the server supports them correctly."""
         from jobs.transfer.scheduler import RangeScheduler  # which loads requests
 
-        if draft.ranged:
+        if state.ranged:
             try:
-                RangeScheduler(self, draft, streaming=False).run()
+                RangeScheduler(self, state, streaming=False).run()
                 return
             except NoRanges:
-                draft.ranged = False
-        RangeScheduler(self, draft, streaming=True).run()
+                state.ranged = False
+        RangeScheduler(self, state, streaming=True).run()

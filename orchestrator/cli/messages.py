@@ -38,7 +38,7 @@ def plan_lines(planned: Planned) -> list[str]:
     lines = [
         f"Run       {plan.run_id}",
         f"Source    {plan.source.kind.value} {plan.source.pinned_name}",
-        f"Shards    {len(plan.shards):,} ({archives:,} archives), {_total(plan)}",
+        f"Shards    {len(plan.shards):,} ({units.plural(archives, 'archive')}), {_total(plan)}",
         f"To        {plan.dest}",
         f"Archives  {plan.temp}{_kept(planned)}",
         f"Verify    {plan.options.verify.value}, digest {plan.options.digest}",
@@ -103,7 +103,7 @@ def _shard_lines(shards: tuple[Shard, ...]) -> list[str]:
     for shard in shards[:_SHOWN_SHARDS]:
         size = "?" if shard.size is None else units.size(shard.size)
         split = f"  ({len(shard.files)} files)" if len(shard.files) > 1 else ""
-        lines.append(f"  {size:>9}  {shard.parts:>4} part(s)  {shard.name}{split}")
+        lines.append(f"  {size:>9}  {units.plural(shard.parts, 'part'):>10}  {shard.name}{split}")
     if len(shards) > _SHOWN_SHARDS:
         lines.append(f"  … and {len(shards) - _SHOWN_SHARDS} more")
     return lines

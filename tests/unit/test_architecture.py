@@ -114,21 +114,21 @@ def test_modules_are_of_a_size_to_be_read_and_say_what_they_know() -> None:
     assert [module.name for module in MODULES if not ast.get_docstring(module.tree)] == []
 
 
-def test_the_guide_of_a_room_names_every_module_in_it() -> None:
-    guides = {
+def test_the_docstring_of_a_package_names_each_of_its_modules() -> None:
+    docstrings = {
         module.name: ast.get_docstring(module.tree) or ""
         for module in MODULES
         if module.path.name == "__init__.py"
         and module.name not in OURS
         and not module.tree.body[1:]
     }
-    silent = [
+    unnamed = [
         module.name
         for module in MODULES
         for package, _, name in [module.name.rpartition(".")]
-        if package in guides and f"``{name}``" not in guides[package]
+        if package in docstrings and f"``{name}``" not in docstrings[package]
     ]
-    assert silent == []
+    assert unnamed == []
 
 
 def test_the_packages_are_typed_and_their_licence_is_there() -> None:

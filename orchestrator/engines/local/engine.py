@@ -16,6 +16,7 @@ from jobs.model import utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
+from orchestrator import units
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.pool import (
@@ -77,7 +78,8 @@ class LocalEngine:
 
     def script(self, spec: JobSpec, after: Dependency | None) -> str:
         """See ``base.Engine``: commands that do the same manually."""
-        lines = [f"# {spec.name}: {len(spec.tasks)} task(s), at most {spec.parallel} at once"]
+        tasks = units.plural(len(spec.tasks), "task")
+        lines = [f"# {spec.name}: {tasks}, at most {spec.parallel} at once"]
         if after is not None:
             lines.append(f"# {after.kind}: {', '.join(after.job_ids)}")
         for task in spec.tasks:
