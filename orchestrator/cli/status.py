@@ -28,7 +28,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
 
     Exit code: 0 done or running, 1 failed or incomplete, 5 verification failed.
     """
-    import json
+    import msgspec
 
     from jobs.model import utc_now
     from jobs.storage import atomic
@@ -44,7 +44,8 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         return api.status(folder)
 
     def show(state: RunState) -> None:
-        click.echo(json.dumps(status_json.as_json(state, folder, utc_now())))
+        text = msgspec.json.encode(status_json.as_json(state, folder, utc_now()))
+        click.echo(text.decode())
 
     if watch and as_json:
         return exit_codes.of_state(watching.each(look_at, show))

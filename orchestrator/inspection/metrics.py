@@ -48,7 +48,7 @@ class Node:
     running: int = 0
     done: int = 0
     failed: int = 0
-    rate: float | None = None  # bytes a second of a task
+    bytes_s: float | None = None  # of a task
     remark: str = ""  # empty if there is nothing unusual
 
 
@@ -282,7 +282,7 @@ def _node(
         running=sum(v.status is TaskStatus.RUNNING for v in views),
         done=done,
         failed=failed,
-        rate=rate,
+        bytes_s=rate,
         remark=remark,
     )
 

@@ -158,10 +158,10 @@ def as_json(runs: Iterable[RunSummary]) -> dict[str, Any]:
             {
                 "run_id": run.folder.run_id,
                 "run_dir": str(run.folder.path),
-                "state": run.state.value if run.state else None,
+                "state": run.state,
                 "source": run.source or None,
                 "dest": run.dest or None,
-                "created": run.created.isoformat().replace("+00:00", "Z") if run.created else None,
+                "created": run.created,
                 "shards": run.shards,
                 "problem": run.problem or None,
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -15,8 +16,7 @@ from orchestrator.inspection.metrics import (
     count_stages,
     job_ids,
 )
-from orchestrator.inspection.state import OpenProblem, RunState, TaskStatus
-from orchestrator.inspection.task_logs import TaskLog
+from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.units import indices
 
 JSON_SCHEMA = 1
@@ -25,108 +25,78 @@ JSON_SCHEMA = 1
 def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]:
     """The object that ``status --json`` prints; times are UTC ISO 8601, durations seconds."""
     done, total = bytes_fetched(state)
-    counts = count_stages(state, now)
-    paces = metrics.stage_rates(state, now)
-    parts = sum(shard.parts for shard in state.plan.shards)
+    counts, rates = count_stages(state, now), metrics.stage_rates(state, now)
+    source, shards = state.plan.source, state.plan.shards
+    parts = sum(shard.parts for shard in shards)
+    last = state.submissions[-1] if state.submissions else None
     return {
         "schema": JSON_SCHEMA,
         "run_id": state.plan.run_id,
         "run_dir": str(folder.path),
-        "state": state.status.value,
+        "state": state.status,
         "remark": state.remark or None,
-        "engine": state.submissions[-1].engine if state.submissions else None,
-        "cluster": _cluster(state),
+        "engine": last.engine if last else None,
+        "cluster": last.cluster.name if last and last.cluster else None,
         "engine_silent": state.engine_silent,
-        "source": _source(state),
+        "source": {
+            "kind": source.kind,
+            "locator": source.locator,
+            "revision": source.revision,
+            "shards": len(shards),
+        },
         "dest": state.plan.dest,
-        "created": _iso(state.plan.created),
+        "created": state.plan.created,
         "attempts": len(state.submissions),
-        "stages": {stage.value: _stage(counts[stage], paces[stage]) for stage in Stage},
+        "stages": {stage.value: _stage(counts[stage], rates[stage]) for stage in Stage},
         "parts": {"done": parts - len(state.parts_left), "total": parts},
         "bytes": {"done": done, "total": total},
         "files_extracted": counts[Stage.EXTRACT].files,
         "records": state.summary.records if state.summary else None,
         "images": state.summary.images if state.summary else None,
-        "checks": list(state.summary.lines) if state.summary else [],
+        "checks": state.summary.lines if state.summary else (),
         "waiting": [_waiting(group) for group in metrics.waiting(state)],
-        "nodes": [_node(node) for node in metrics.nodes(state, now)],
-        "errors": _errors(state, folder),
+        "nodes": metrics.nodes(state, now),
+        "errors": list(_errors(state, folder)),
         "jobs": job_ids(state),
     }
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat().replace("+00:00", "Z")
-
-
-def _cluster(state: RunState) -> str | None:
-    cluster = state.submissions[-1].cluster if state.submissions else None
-    return cluster.name if cluster else None
-
-
-def _source(state: RunState) -> dict[str, Any]:
-    source = state.plan.source
-    return {
-        "kind": source.kind.value,
-        "locator": source.locator,
-        "revision": source.revision,
-        "shards": len(state.plan.shards),
-    }
-
-
-def _stage(count: StageCount, pace: StageRate) -> dict[str, Any]:
+def _stage(count: StageCount, rate: StageRate) -> dict[str, Any]:
     return {
         "tasks": count.tasks,
         **{status.value: count[status] for status in TaskStatus},
-        "started": _iso(count.started),
-        "ended": _iso(count.ended),
+        "started": count.started,
+        "ended": count.ended,
         "elapsed_s": count.elapsed_s,
         "files": count.files,
         "bytes": count.bytes,
-        "fraction": round(pace.fraction, 4),
-        "bytes_s": pace.bytes_s,
-        "files_s": pace.files_s,
-        "eta_s": pace.eta_s,
+        **vars(rate),
+        "fraction": round(rate.fraction, 4),
     }
 
 
 def _waiting(group: metrics.Waiting) -> dict[str, Any]:
     return {
-        "stage": group.stage.value,
+        "stage": group.stage,
         "tasks": indices(group.numbers),
         "reason": group.reason,
-        "estimated_start": _iso(group.estimated_start),
+        "estimated_start": group.estimated_start,
         "requeued": group.requeued,
     }
 
 
-def _node(node: metrics.Node) -> dict[str, Any]:
-    return {
-        "name": node.name,
-        "running": node.running,
-        "done": node.done,
-        "failed": node.failed,
-        "bytes_s": node.rate,
-        "remark": node.remark,
-    }
-
-
-def _errors(state: RunState, folder: RunFolder) -> list[dict[str, Any]]:
-    if not state.problems:
-        return []
-    logs = task_logs.of_tasks(folder, state.tasks)
-    return [_error(open_problem, logs.get(open_problem.key)) for open_problem in state.problems]
-
-
-def _error(open_problem: OpenProblem, log: TaskLog | None) -> dict[str, Any]:
-    return {
-        "shard": open_problem.shard,
-        "stage": open_problem.stage.value,
-        "kind": open_problem.problem.cause.value,
-        "message": open_problem.problem.message,
-        "member": open_problem.problem.member,
-        "retryable": open_problem.outcome is Outcome.RETRYABLE,
-        "task": open_problem.task,
-        "attempt": open_problem.attempt,
-        "log": str(log.path) if log else None,
-    }
+def _errors(state: RunState, folder: RunFolder) -> Iterator[dict[str, Any]]:
+    logs = task_logs.of_tasks(folder, state.tasks) if state.problems else {}
+    for each in state.problems:
+        log = logs.get(each.key)
+        yield {
+            "shard": each.shard,
+            "stage": each.stage,
+            "kind": each.problem.cause,
+            "message": each.problem.message,
+            "member": each.problem.member,
+            "retryable": each.outcome is Outcome.RETRYABLE,
+            "task": each.task,
+            "attempt": each.attempt,
+            "log": str(log.path) if log else None,
+        }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
     )
-    (reported,) = listed.as_json(found)["runs"]
+    (reported,) = json.loads(atomic.dumps(listed.as_json(found)))["runs"]
     assert reported["state"] == "running" and reported["created"] == "2026-03-01T10:15:00Z"
 
 
