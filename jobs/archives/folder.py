@@ -14,6 +14,7 @@ from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage import folder_listing
+from jobs.storage.blocks import read_range
 from jobs.storage.folder_listing import ListedEntry
 from jobs.storage.safe_paths import quoted
 
@@ -142,13 +143,9 @@ def _content(fd: int, size: int, *, is_sparse: bool) -> Iterator[memoryview]:
     while position < size:
         begin, end = _next_data(fd, position, size) if is_sparse else (position, size)
         yield from _zeros(begin - position)
-        position = begin
-        while position < end:
-            block = os.pread(fd, min(_CHUNK, end - position), position)
-            if not block:
-                return  # truncated in the meantime; the check that follows reports it
-            yield memoryview(block)
-            position += len(block)
+        # If it was truncated in the meantime, the check that follows reports it.
+        yield from read_range(fd, begin, end - begin)
+        position = end
 
 
 def _next_data(fd: int, position: int, size: int) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from enum import Enum
 from pathlib import Path
@@ -155,96 +156,54 @@ class Findings(_Counted, atomic.GrowingFile):
             batch.path.unlink()
 
 
-# Singular and plural.
+# After their number; in brackets: the words for one, and for several.
 _WORDS = {
-    FindingKind.PARTS: ("part is incomplete", "parts are incomplete"),
-    FindingKind.ABSENT: (
-        "extracted file is missing on disk",
-        "extracted files are missing on disk",
-    ),
-    FindingKind.COLLISION: (
-        "path has different bytes in two archives",
-        "paths have different bytes in two archives",
-    ),
-    FindingKind.TWO_KINDS: (
-        "path is both a file and a folder",
-        "paths are both a file and a folder",
-    ),
-    FindingKind.NO_RECORDS: ("records file is missing", "records files are missing"),
-    FindingKind.BAD_FORM: ("records file is damaged", "records files are damaged"),
-    FindingKind.COUNT: ("count is wrong", "counts are wrong"),
-    FindingKind.BAD_RECORD: ("line is not a valid record", "lines are not valid records"),
-    FindingKind.OUTSIDE: (
-        "record names a path outside the dataset",
-        "records name paths outside the dataset",
-    ),
-    FindingKind.MISSING_IMAGE: ("record's image is missing", "records' images are missing"),
-    FindingKind.BAD_IMAGE: ("image is damaged", "images are damaged"),
-    FindingKind.ORPHAN: ("image has no record", "images have no record"),
-    FindingKind.MOVED: (
-        "records file names images from another folder and was corrected",
-        "records files name images from another folder and were corrected",
-    ),
-    FindingKind.SPELLED: (
-        "record spells its image's path differently and was corrected",
-        "records spell their images' paths differently and were corrected",
-    ),
-    FindingKind.FURTHER_IMAGE: (
-        "record names a further image that is missing",
-        "records name further images that are missing",
-    ),
-    FindingKind.DUPLICATE_IMAGE: (
-        "record names an image that another one names",
-        "records name images that others name",
-    ),
-    FindingKind.DUPLICATE_ID: ("record has the id of another one", "records have ids of others"),
-    FindingKind.CASE: (
-        "name differs from another in case or Unicode form only",
-        "names differ from others in case or Unicode form only",
-    ),
-    FindingKind.WARNING: ("warning", "warnings"),
-    FindingKind.STRAY: (
-        "file that no part wrote was removed",
-        "files that no part wrote were removed",
-    ),
-    FindingKind.RESERVED: (
-        "file was left out: its name is reserved",
-        "files were left out: their names are reserved",
-    ),
-    FindingKind.SAMPLES: (
-        "shard contains WebDataset samples, which are published as images and records",
-        "shards contain WebDataset samples, which are published as images and records",
-    ),
-    FindingKind.FORM: (
-        "records file is published in another form",
-        "records files are published in another form",
-    ),
-    FindingKind.BLANK: ("records file has blank lines", "records files have blank lines"),
-    FindingKind.BOM: (
-        "records file has a byte order mark",
-        "records files have byte order marks",
-    ),
-    FindingKind.CRLF: ("records file has CRLF line ends", "records files have CRLF line ends"),
-    FindingKind.NO_NEWLINE: (
-        "records file has no line end after its last line",
-        "records files have no line end after their last lines",
-    ),
-    FindingKind.KEPT_FIRST: (
-        "path is in several archives; the first archive's file was kept",
-        "paths are in several archives; the first archive's files were kept",
-    ),
-    FindingKind.HINT: ("hint", "hints"),
-    FindingKind.SAME: (
-        "file is in two archives with the same content",
-        "files are in two archives with the same content",
-    ),
+    FindingKind.PARTS: "[part is|parts are] incomplete",
+    FindingKind.ABSENT: "extracted [file is|files are] missing on disk",
+    FindingKind.COLLISION: "[path has|paths have] different bytes in two archives",
+    FindingKind.TWO_KINDS: "[path is|paths are] both a file and a folder",
+    FindingKind.NO_RECORDS: "records [file is|files are] missing",
+    FindingKind.BAD_FORM: "records [file is|files are] damaged",
+    FindingKind.COUNT: "[count is|counts are] wrong",
+    FindingKind.BAD_RECORD: "[line is not a valid record|lines are not valid records]",
+    FindingKind.OUTSIDE: "[record names a path|records name paths] outside the dataset",
+    FindingKind.MISSING_IMAGE: "[record's image is|records' images are] missing",
+    FindingKind.BAD_IMAGE: "[image is|images are] damaged",
+    FindingKind.ORPHAN: "[image has|images have] no record",
+    FindingKind.MOVED: "records [file names images from another folder and was corrected|"
+    "files name images from another folder and were corrected]",
+    FindingKind.SPELLED: "[record spells its image's path differently and was corrected|"
+    "records spell their images' paths differently and were corrected]",
+    FindingKind.FURTHER_IMAGE: "[record names a further image that is missing|"
+    "records name further images that are missing]",
+    FindingKind.DUPLICATE_IMAGE: "[record names an image that another one names|"
+    "records name images that others name]",
+    FindingKind.DUPLICATE_ID: "[record has the id of another one|records have ids of others]",
+    FindingKind.CASE: "[name differs from another|names differ from others] in case or Unicode "
+    "form only",
+    FindingKind.WARNING: "[warning|warnings]",
+    FindingKind.STRAY: "[file|files] that no part wrote [was|were] removed",
+    FindingKind.RESERVED: "[file was left out: its name is|files were left out: their names are] "
+    "reserved",
+    FindingKind.SAMPLES: "[shard contains|shards contain] WebDataset samples, which are published "
+    "as images and records",
+    FindingKind.FORM: "records [file is|files are] published in another form",
+    FindingKind.BLANK: "records [file has|files have] blank lines",
+    FindingKind.BOM: "records [file has a byte order mark|files have byte order marks]",
+    FindingKind.CRLF: "records [file has|files have] CRLF line ends",
+    FindingKind.NO_NEWLINE: "records [file has no line end after its last line|"
+    "files have no line end after their last lines]",
+    FindingKind.KEPT_FIRST: "[path is in several archives; the first archive's file was kept|"
+    "paths are in several archives; the first archive's files were kept]",
+    FindingKind.HINT: "[hint|hints]",
+    FindingKind.SAME: "[file is|files are] in two archives with the same content",
 }
+_CHOICE = re.compile(r"\[(.*?)\|(.*?)\]")
 
 
 def counted(kind: FindingKind, count: int) -> str:
     """ "3 images are damaged"."""
-    one, many = _WORDS[kind]
-    return f"{count} {one if count == 1 else many}"
+    return f"{count} {_CHOICE.sub(lambda words: words[1 if count == 1 else 2], _WORDS[kind])}"
 
 
 def fails(kind: FindingKind, policy: OnBadRecord) -> bool:

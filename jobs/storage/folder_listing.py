@@ -15,6 +15,7 @@ import msgspec
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.model import Cut, Digest
 from jobs.storage import digest
+from jobs.storage.atomic import GrowingFile
 from jobs.storage.safe_paths import SampleEnds, quoted
 
 FILE, FOLDER, LINK = "file", "folder", "link"
@@ -159,11 +160,10 @@ def write(
 
     ``tick`` is called for each item and may raise. The first line is the root itself.
     """
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     hasher = digest.new("sha256")
     members = data_bytes = weight = 0
     try:
-        with temporary.open("wb") as stream:
+        with GrowingFile(out) as stream:
             for item in _with_root(root, leave):
                 tick()
                 line = item.line()
@@ -172,14 +172,10 @@ def write(
                 data_bytes += item.size
                 weight += item.size + _OVERHEAD
                 members += 1
-            stream.flush()
-            os.fsync(stream.fileno())
-        cuts = _cuts(temporary, parts, weight - _OVERHEAD)
-        temporary.replace(out)
+            cuts = _cuts(stream.flushed(), parts, weight - _OVERHEAD)
+            stream.publish()
     except OSError as error:
         raise from_os_error(error, doing=f"writing {quoted(str(out))}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     sha256 = Digest("sha256", hasher.hexdigest())
     return FolderListing(cuts, members - 1, data_bytes, sha256)
 

@@ -85,18 +85,13 @@ def watch(
     ``failed``: show only failures.
     """
     out = out or sys.stdout
-    ended = ended or threading.Event()
-    look = style_of(out)
-    on_terminal = is_terminal(out)
+    look, on_terminal = style_of(out), is_terminal(out)
     run = status_screen.run_word(folder)
     hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
     screen, lines = Screen(out), Lines(out)
-    while True:
-        began = time.monotonic()
-        state = look_at()
-        pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
-        has_ended = state.status is not RunStatus.RUNNING
-        if on_terminal or has_ended:
+
+    def show(state: RunState) -> None:
+        if on_terminal or state.status is not RunStatus.RUNNING:
             text = status_screen.render(
                 state, utc_now(), look, failed_only=failed, run=run, hint=hint
             )
@@ -104,32 +99,34 @@ def watch(
             out.flush()
         else:
             lines.show(state)
-        try:
-            if has_ended or ended.wait(pause):
-                return state
-        except KeyboardInterrupt:
-            out.write(f"stopped watching; run {folder.run_id} continues\n")
-            return state
+
+    def on_interrupt() -> None:
+        out.write(f"stopped watching; run {folder.run_id} continues\n")
+
+    return each(look_at, show, on_interrupt, interval_s=interval_s, ended=ended)
 
 
 def each(
     look_at: Callable[[], RunState],
     on_state: Callable[[RunState], object],
+    on_interrupt: Callable[[], object] = lambda: None,
     *,
-    interval_s: float = INTERVAL_S,
+    interval_s: float | None = None,
+    ended: threading.Event | None = None,
 ) -> RunState:
     """Call ``on_state`` with the state repeatedly until the run has ended; returns the last state.
 
-    Ctrl-C only ends this loop.
+    Ctrl-C only ends this loop, after ``on_interrupt``, and so does setting ``ended``.
     """
-    pause = threading.Event()  # never set; waiting on it can be interrupted
+    ended = ended or threading.Event()  # waiting on it can be interrupted
     while True:
         began = time.monotonic()
         state = look_at()
-        rest = pause_s(time.monotonic() - began, interval_s)
+        pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
         on_state(state)
         try:
-            if state.status is not RunStatus.RUNNING or pause.wait(rest):
+            if state.status is not RunStatus.RUNNING or ended.wait(pause):
                 return state
         except KeyboardInterrupt:
+            on_interrupt()
             return state
