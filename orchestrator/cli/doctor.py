@@ -10,30 +10,36 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.options import option
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
-@click.option("--dest", type=options.FOLDER, default=DEFAULT_DEST, help="Destination.")
+@option("--dest", "Destination.", type=options.FOLDER, default=DEFAULT_DEST)
 @options.log_dir
-@click.option(
+@option(
     "--engine",
+    "auto: Slurm if sbatch is found, otherwise this machine.",
     type=click.Choice(["auto", "slurm", "local"]),
     default="auto",
-    help="auto: Slurm if sbatch is found, otherwise this machine.",
 )
-@click.option(
-    "--wait-s", type=click.FloatRange(min=1), default=120.0, metavar="SECONDS",
-    help="How long to wait for the test job.",
-)  # fmt: skip
-@click.option(
-    "--write-profile", is_flag=False, flag_value="", metavar="[FILE]",
-    help="Write a settings file from the results.  [FILE: your own, in ~/.config]",
-)  # fmt: skip
-@click.option(
-    "--install-env", type=options.FOLDER, metavar="PATH",
-    help="First create an environment with this tool in PATH, which all nodes see, and use it.",
-)  # fmt: skip
+@option(
+    "--wait-s SECONDS",
+    "How long to wait for the test job.",
+    type=click.FloatRange(min=1),
+    default=120.0,
+)
+@option(
+    "--write-profile [FILE]",
+    "Write a settings file from the results.  [FILE: your own, in ~/.config]",
+    is_flag=False,
+    flag_value="",
+)
+@option(
+    "--install-env PATH",
+    "First create an environment with this tool in PATH, which all nodes see, and use it.",
+    type=options.FOLDER,
+)
 @options.slurm
 @options.as_json
 def command(

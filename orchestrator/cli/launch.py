@@ -11,112 +11,72 @@ from click.core import ParameterSource
 
 from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Output, Verify
 from orchestrator.cli import options
+from orchestrator.cli.options import flag, option, repeated
 from orchestrator.lifecycle.planning import DEFAULT_TASKS
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 _source = options.stack(
-    click.option("--hf-repo", metavar="REPO", help="Repository on the Hugging Face Hub."),
-    click.option(
-        "--hf-file",
-        "hf_files",
-        multiple=True,
-        metavar="PATH",
-        help="Only this file or folder of the repository; may be repeated.",
+    option("--hf-repo REPO", "Repository on the Hugging Face Hub."),
+    repeated(
+        "--hf-file hf_files PATH", "Only this file or folder of the repository; may be repeated."
     ),
-    click.option(
+    option(
         "--revision",
-        help="Branch, tag or commit; for a DOI, a version number.  [default: the latest, pinned "
+        "Branch, tag or commit; for a DOI, a version number.  [default: the latest, pinned "
         "at launch]",
     ),
-    click.option(
+    option(
         "--repo-type",
+        "Kind of repository.",
         type=click.Choice(["dataset", "model", "space"]),
         default="dataset",
-        help="Kind of repository.",
     ),
-    click.option(
-        "--url",
-        "urls",
-        multiple=True,
-        metavar="URL",
-        help="URL of an archive: http(s), or s3, gs, az (there also a prefix ending in a slash); "
+    repeated(
+        "--url urls URL",
+        "URL of an archive: http(s), or s3, gs, az (there also a prefix ending in a slash); "
         "may be repeated, or contain a range: {000..099}.",
     ),
-    click.option(
-        "--url-list",
-        metavar="FILE",
-        help="File with one URL (or a name and a URL) per line; - is standard input.",
+    option(
+        "--url-list FILE", "File with one URL (or a name and a URL) per line; - is standard input."
     ),
-    click.option(
-        "--sha256",
-        multiple=True,
-        metavar="HEX",
-        help="SHA-256 of each --url, in the same order.",
+    repeated("--sha256 HEX", "SHA-256 of each --url, in the same order."),
+    repeated(
+        "--header headers NAME=VARIABLE",
+        "Send HTTP header NAME with the value of an environment variable.",
     ),
-    click.option(
-        "--header",
-        "headers",
-        multiple=True,
-        metavar="NAME=VARIABLE",
-        help="Send HTTP header NAME with the value of an environment variable.",
+    option(
+        "--doi DOI",
+        "DOI of a dataset at Zenodo, Figshare or a Dataverse, such as 10.5281/zenodo.1234567.",
     ),
-    click.option(
-        "--doi",
-        metavar="DOI",
-        help="DOI of a dataset at Zenodo, Figshare or a Dataverse, such as 10.5281/zenodo.1234567.",
-    ),
-    click.option(
+    option(
         "--local-path",
+        "An archive, a folder of archives, or a dataset's folder.",
         type=options.FOLDER,
-        help="An archive, a folder of archives, or a dataset's folder.",
     ),
-    click.option(
-        "--include",
-        multiple=True,
-        metavar="GLOB",
-        help="Only files of the source that match; may be repeated.",
+    repeated("--include GLOB", "Only files of the source that match; may be repeated."),
+    repeated(
+        "--exclude exclude_files GLOB", "Ignore files of the source that match; may be repeated."
     ),
-    click.option(
-        "--exclude",
-        "exclude_files",
-        multiple=True,
-        metavar="GLOB",
-        help="Ignore files of the source that match; may be repeated.",
-    ),
-    click.option(
-        "--join",
-        multiple=True,
-        metavar="GLOB",
-        help="Files that match are the pieces of one archive; none: no file is a piece.",
+    repeated(
+        "--join GLOB", "Files that match are the pieces of one archive; none: no file is a piece."
     ),
     title="Source (the Hub, URLs, an object store, a DOI, or a local path)",
 )
 
 _dataset = options.stack(
-    click.option(
-        "--dest",
-        type=options.FOLDER,
-        default=DEFAULT_DEST,
-        help="Folder to publish the dataset into.",
+    option(
+        "--dest", "Folder to publish the dataset into.", type=options.FOLDER, default=DEFAULT_DEST
     ),
-    click.option(
-        "--temp-dir",
-        type=options.FOLDER,
-        help="Folder for downloaded archives.  [default: inside DEST]",
+    option(
+        "--temp-dir", "Folder for downloaded archives.  [default: inside DEST]", type=options.FOLDER
     ),
     options.temp_limit("all, or what fits in addition to the data"),
-    click.option(
-        "--overwrite",
-        is_flag=True,
-        help="Replace the dataset at the destination; other files there are kept.",
-    ),
-    click.option(
-        "--keep-archive", is_flag=True, help="Keep the archives after the dataset is published."
-    ),
-    click.option(
+    flag("--overwrite", "Replace the dataset at the destination; other files there are kept."),
+    flag("--keep-archive", "Keep the archives after the dataset is published."),
+    option(
         "--overlap/--no-overlap",
+        "Extract in the download job while it downloads, or only in extract tasks.",
         default=True,
-        help="Extract in the download job while it downloads, or only in extract tasks.",
     ),
     options.one_of(
         "--output",
@@ -125,63 +85,56 @@ _dataset = options.stack(
         "zip: uncompressed zips of all files; squashfs: one image of all files, to be mounted.",
         Output.FILES,
     ),
-    click.option(
+    option(
         "--shard-size",
+        "Maximum size of a tar or zip of --output webdataset or zip.  [default: 1GB]",
         type=options.SIZE,
-        help="Maximum size of a tar or zip of --output webdataset or zip.  [default: 1GB]",
     ),
-    click.option(
+    option(
         "--shard-records",
-        type=click.IntRange(min=1),
-        help="Maximum number of records in a tar of --output webdataset.  [default: 100000]",
+        "Maximum number of records in a tar of --output webdataset.  [default: 100000]",
+        type=options.POSITIVE,
     ),
-    click.option(
-        "--squashfs-compression",
-        metavar="NAME[:LEVEL]",
-        help="Compression of --output squashfs, but for pictures: zstd or gzip.  [default: zstd:3]",
+    option(
+        "--squashfs-compression NAME[:LEVEL]",
+        "Compression of --output squashfs, but for pictures: zstd or gzip.  [default: zstd:3]",
     ),
-    click.option(
+    option(
         "--squashfs-block",
+        "Bytes that --output squashfs compresses together, 4K to 1M.  [default: 128K]",
         type=options.SIZE,
-        help="Bytes that --output squashfs compresses together, 4K to 1M.  [default: 128K]",
     ),
-    click.option(
-        "--layout",
-        "layout_name",
+    option(
+        "--layout layout_name",
+        "auto: detected; websight: the records file; webdataset: samples of files with "
+        "the same key; files: no records.",
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
-        help="auto: detected; websight: the records file; webdataset: samples of files with "
-        "the same key; files: no records.",
     ),
-    click.option(
-        "--records-file", help="Path of the records file.  [default: prompts.jsonl, or detected]"
-    ),
-    click.option("--images-dir", default="images", help="Path of the images folder."),
-    click.option(
-        "--image-field", help="Field of a record that names the image.  [default: detected]"
-    ),
-    click.option(
+    option("--records-file", "Path of the records file.  [default: prompts.jsonl, or detected]"),
+    option("--images-dir", "Path of the images folder.", default="images"),
+    option("--image-field", "Field of a record that names the image.  [default: detected]"),
+    option(
         "--records-encoding",
+        "Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if detected]",
         type=options.ENCODING,
-        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if detected]",
     ),
-    click.option(
-        "--strip-components",
+    option(
+        "--strip-components auto|N",
+        "Leading folders to remove from each path; auto: a single top folder.",
         default="auto",
-        metavar="auto|N",
-        help="Leading folders to remove from each path; auto: a single top folder.",
     ),
-    click.option("--nested", is_flag=True, help="Extract archives in archives, one level deep."),
-    click.option(
+    flag("--nested", "Extract archives in archives, one level deep."),
+    option(
         "--zip-encoding",
+        "Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
         type=options.ENCODING,
         default=Options().zip_encoding,
-        help="Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
     ),
-    click.option(
+    option(
         "--preserve-times/--no-preserve-times",
+        "Keep files' modification times.  [default: of a folder's files, not of archives']",
         default=None,
-        help="Keep files' modification times.  [default: of a folder's files, not of archives']",
     ),
     title="Dataset",
 )
@@ -193,11 +146,7 @@ _verification = options.stack(
         "How images are checked; none: check neither images nor records.",
         Verify.STRUCTURE,
     ),
-    click.option(
-        "--skip-verify",
-        is_flag=True,
-        help="Same as --verify none; recorded in the receipt and shown by status.",
-    ),
+    flag("--skip-verify", "Same as --verify none; recorded in the receipt and shown by status."),
     options.expect_records,
     options.one_of(
         "--on-bad-record",
@@ -223,120 +172,108 @@ _verification = options.stack(
         "What to do with symbolic links in archives.",
         Links.REFUSE,
     ),
-    click.option(
+    option(
         "--digest",
+        "Digest of each file in the manifest.",
         type=click.Choice(["crc32", "sha256", "blake3"]),
         default="crc32",
-        help="Digest of each file in the manifest.",
     ),
-    click.option(
+    option(
         "--max-expansion",
+        "Maximum ratio of extracted to archived bytes (against archive bombs).",
         type=options.Number(min=1),
         default=200.0,
-        help="Maximum ratio of extracted to archived bytes (against archive bombs).",
     ),
-    click.option(
+    option(
         "--max-members",
-        type=click.IntRange(min=1),
+        "Maximum number of files and folders in one archive (against archive bombs).",
+        type=options.POSITIVE,
         default=Options().max_members,
-        help="Maximum number of files and folders in one archive (against archive bombs).",
     ),
     title="Verification",
 )
 
 _running = options.stack(
-    click.option(
+    option(
         "--engine",
+        "auto: Slurm if sbatch is found, otherwise this machine.",
         type=click.Choice(["auto", "slurm", "local"]),
         default="auto",
-        help="auto: Slurm if sbatch is found, otherwise this machine.",
     ),
-    click.option(
+    option(
         "--tasks",
-        type=click.IntRange(min=1),
-        help="Maximum number of tasks of the extract array.  "
+        "Maximum number of tasks of the extract array.  "
         f"[default: {DEFAULT_TASKS} on Slurm, one per core on this machine]",
+        type=options.POSITIVE,
     ),
-    click.option(
+    option(
         "--part-size",
+        "Largest size of a part of an archive; a task extracts one or more parts.",
         type=options.SIZE,
         default="512M",
-        help="Largest size of a part of an archive; a task extracts one or more parts.",
     ),
-    click.option(
+    option(
         "--parallel",
-        type=click.IntRange(min=1),
-        help="Maximum number of tasks at a time.  [default: all; on this machine, one per core]",
+        "Maximum number of tasks at a time.  [default: all; on this machine, one per core]",
+        type=options.POSITIVE,
     ),
-    click.option(
+    option(
         "--retries",
+        "Number of automatic retries; 0 with --parsable unless given.",
         type=click.IntRange(min=0),
         default=1,
-        help="Number of automatic retries; 0 with --parsable unless given.",
     ),
-    click.option(
+    option(
         "--connections",
-        type=click.IntRange(min=1),
+        "Number of connections for all downloads together.",
+        type=options.POSITIVE,
         default=8,
-        help="Number of connections for all downloads together.",
     ),
-    click.option("--max-rate", type=options.SIZE, help="Maximum bytes per second, such as 50M."),
-    click.option(
-        "--stall",
-        "stall_s",
+    option("--max-rate", "Maximum bytes per second, such as 50M.", type=options.SIZE),
+    option(
+        "--stall stall_s SECONDS",
+        "Seconds without data after which a connection is closed.",
         type=options.Number(min=0.1),
         default=60.0,
-        metavar="SECONDS",
-        help="Seconds without data after which a connection is closed.",
     ),
-    click.option(
+    option(
         "--download-partition",
+        "Partition of the download job, one with internet access.",
         type=options.WORD,
-        help="Partition of the download job, one with internet access.",
     ),
-    click.option(
-        "--download-sbatch-arg",
-        "download_sbatch_args",
+    repeated(
+        "--download-sbatch-arg download_sbatch_args",
+        "sbatch option for the download job only; may be repeated.",
         type=options.SBATCH_DOWNLOAD,
-        multiple=True,
-        help="sbatch option for the download job only; may be repeated.",
     ),
-    click.option(
-        "--download-tasks",
-        type=click.IntRange(min=1),
+    option(
+        "--download-tasks N",
+        "Distribute the shards over N download tasks, which share --connections and --max-rate.",
+        type=options.POSITIVE,
         default=1,
-        metavar="N",
-        help="Distribute the shards over N download tasks, which share --connections and "
-        "--max-rate.",
     ),
-    click.option(
+    option(
         "--download-on",
+        "login: download in this shell, then submit the rest.",
         type=click.Choice(["cluster", "login"]),
         default="cluster",
-        help="login: download in this shell, then submit the rest.",
     ),
-    click.option(
+    option(
         "--then",
+        "Your batch script, submitted to start after the dataset is published.",
         type=options.FOLDER,
-        help="Your batch script, submitted to start after the dataset is published.",
     ),
     title="Download and run",
 )
 
 _habits = options.stack(
     options.log_dir,
-    click.option(
-        "--dry-run", is_flag=True, help="Show the plan and the batch scripts; change nothing."
-    ),
+    flag("--dry-run", "Show the plan and the batch scripts; change nothing."),
     options.wait,
     options.yes,
     options.as_json,
     options.parsable,
-    click.option(
-        "--show-config",
-        is_flag=True,
-        help="Show each option with the origin of its value, and exit.",
-    ),
+    flag("--show-config", "Show each option with the origin of its value, and exit."),
 )
 
 

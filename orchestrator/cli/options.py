@@ -9,6 +9,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -122,14 +123,31 @@ class Number(click.FloatRange):
 
 
 FOLDER = _Place(path_type=Path)
+POSITIVE = click.IntRange(min=1)
+
+
+def option(declared: str, help: str, **more: Any) -> Callable[[F], F]:
+    """``click.option`` with a declaration in one text.
+
+    ``declared``: the names, then the parameter's name if it is another, then the word that stands
+    for the value, in capitals: ``--hf-file hf_files PATH``.
+    """
+    words = declared.split()
+    names = [word for word in words if word.startswith("-") or word.islower()]
+    shown = next((word for word in words if word not in names), None)
+    return click.option(*names, metavar=shown, help=help, **more)
+
+
+flag = partial(option, is_flag=True)
+repeated = partial(option, multiple=True)
 
 
 def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
     """Several options as one decorator, shown in the order written, under ``title``."""
 
     def decorate(function: F) -> F:
-        for option in reversed(options):
-            function = option(function)
+        for each in reversed(options):
+            function = each(function)
             if title:
                 function.__click_params__[-1].title = title  # type: ignore[attr-defined]
         return function
@@ -165,11 +183,11 @@ class Titled(click.Command):
                 formatter.write_dl(rows)
 
 
-log_dir = click.option(
+log_dir = option(
     "--log-dir",
+    "Folder of the run folders; compute nodes must see it too.",
     type=FOLDER,
     default=Path("logs"),
-    help="Folder of the run folders; compute nodes must see it too.",
 )
 
 
@@ -180,42 +198,28 @@ def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool
     return value
 
 
-as_json = click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    is_eager=True,
-    callback=_errors_too,
-    help="Print one JSON object.",
-)
-parsable = click.option(
-    "--parsable",
-    is_flag=True,
-    help="Print only the id of the finalize job (the last of the run).",
-)
-yes = click.option("-y", "--yes", is_flag=True, help="Start without asking.")
-wait = click.option(
-    "--wait/--no-wait",
-    default=False,
-    help="Wait until a run on Slurm has ended, and show its state.",
+as_json = flag("--json as_json", "Print one JSON object.", is_eager=True, callback=_errors_too)
+parsable = flag("--parsable", "Print only the id of the finalize job (the last of the run).")
+yes = flag("-y --yes", "Start without asking.")
+wait = option(
+    "--wait/--no-wait", "Wait until a run on Slurm has ended, and show its state.", default=False
 )
 
 
 def temp_limit(default: str) -> Callable[[F], F]:
     """The ``--temp-limit`` option; ``default`` describes the default."""
-    return click.option(
-        "--temp-limit",
-        type=SIZE,
-        metavar="SIZE",
-        help="Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
+    return option(
+        "--temp-limit SIZE",
+        "Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
         f"[default: {default}]",
+        type=SIZE,
     )
 
 
-expect_records = click.option(
+expect_records = option(
     "--expect-records",
+    "Fail unless the dataset has exactly this many records.",
     type=click.IntRange(min=0),
-    help="Fail unless the dataset has exactly this many records.",
 )
 
 
@@ -230,72 +234,51 @@ def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 run = click.argument("run", required=False, shell_complete=_run_ids)
 
 slurm = stack(
-    click.option("-p", "--partition", type=WORD, help="Partition."),
-    click.option("-A", "--account", type=WORD, help="Account."),
-    click.option("-q", "--qos", type=WORD, help="Quality of service."),
-    click.option(
-        "-t",
-        "--time",
-        "time_min",
+    option("-p --partition", "Partition.", type=WORD),
+    option("-A --account", "Account.", type=WORD),
+    option("-q --qos", "Quality of service.", type=WORD),
+    option(
+        "-t --time time_min TIME",
+        "Time limit of each job, in a format of sbatch.  [launch: 4:00:00]",
         type=TIME,
-        metavar="TIME",
-        help="Time limit of each job, in a format of sbatch.  [launch: 4:00:00]",
     ),
-    click.option(
-        "-c",
-        "--cpus-per-task",
-        "cpus",
-        type=click.IntRange(min=1),
-        help="Cores per task.  [launch: 2]",
-    ),
-    click.option(
-        "--mem", "mem_mb", type=MEMORY, metavar="SIZE", help="Memory per task, such as 8G."
-    ),
-    click.option("-C", "--constraint", type=WORD, help="Features required of a node."),
+    option("-c --cpus-per-task cpus", "Cores per task.  [launch: 2]", type=POSITIVE),
+    option("--mem mem_mb SIZE", "Memory per task, such as 8G.", type=MEMORY),
+    option("-C --constraint", "Features required of a node.", type=WORD),
     # sbatch's name is --exclude, which here excludes files of the source.
-    click.option("-x", "--exclude-nodes", "exclude", type=WORD, help="Nodes to exclude."),
-    click.option("--reservation", type=WORD, help="Reservation."),
-    click.option(
-        "--mail-type", type=WORD, help="Events that Slurm sends mail for, such as END,FAIL."
-    ),
-    click.option("--mail-user", type=WORD, help="Address for these mails."),
-    click.option(
-        "--sbatch-arg",
-        "sbatch_args",
+    option("-x --exclude-nodes exclude", "Nodes to exclude.", type=WORD),
+    option("--reservation", "Reservation.", type=WORD),
+    option("--mail-type", "Events that Slurm sends mail for, such as END,FAIL.", type=WORD),
+    option("--mail-user", "Address for these mails.", type=WORD),
+    repeated(
+        "--sbatch-arg sbatch_args",
+        "Any other sbatch option, in sbatch's own spelling; may be repeated.",
         type=SBATCH,
-        multiple=True,
-        help="Any other sbatch option, in sbatch's own spelling; may be repeated.",
     ),
-    click.option(
+    repeated(
         "--setup",
+        "Shell line to run before each task, such as module load …; may be repeated.",
         type=LINE,
-        multiple=True,
-        help="Shell line to run before each task, such as module load …; may be repeated.",
     ),
-    click.option(
-        "--container-image",
+    option(
+        "--container-image IMAGE",
+        "Run tasks in this image, on a Slurm with the pyxis plugin.",
         type=WORD,
-        metavar="IMAGE",
-        help="Run tasks in this image, on a Slurm with the pyxis plugin.",
     ),
-    click.option(
-        "--container-mounts",
+    repeated(
+        "--container-mounts SOURCE:TARGET",
+        "Further mounts of the image; a run's folders are always mounted. May be repeated.",
         type=WORD,
-        multiple=True,
-        metavar="SOURCE:TARGET",
-        help="Further mounts of the image; a run's folders are always mounted. May be repeated.",
     ),
-    click.option(
-        "--launcher",
+    option(
+        "--launcher PREFIX",
+        "Command that starts each task, such as 'apptainer exec image.sif'.",
         type=COMMAND,
-        metavar="PREFIX",
-        help="Command that starts each task, such as 'apptainer exec image.sif'.",
     ),
-    click.option(
-        "--python",
+    option(
+        "--python PATH",
+        "Python that runs the tasks and has this tool.  [default: the one that submits]",
         type=WORD,
-        metavar="PATH",
-        help="Python that runs the tasks and has this tool.  [default: the one that submits]",
     ),
     title="Slurm",
 )

@@ -9,6 +9,7 @@ import click
 
 from jobs.model import Match, OnBadRecord, OnCollision
 from orchestrator.cli import options
+from orchestrator.cli.options import flag, option
 from orchestrator.cli.request_from_options import OutputMode
 
 if TYPE_CHECKING:
@@ -16,14 +17,10 @@ if TYPE_CHECKING:
 
 
 _publishing = options.stack(
-    click.option(
-        "--layout",
-        type=click.Choice(["files"]),
-        help="files: publish all files, without records.",
-    ),
-    click.option("--records-file", help="Path of the records file among the extracted files."),
-    click.option("--images-dir", help="Path of the images folder."),
-    click.option("--image-field", help="Field of a record that names the image."),
+    option("--layout", "files: publish all files, without records.", type=click.Choice(["files"])),
+    option("--records-file", "Path of the records file among the extracted files."),
+    option("--images-dir", "Path of the images folder."),
+    option("--image-field", "Field of a record that names the image."),
     options.expect_records,
     options.one_of(
         "--on-bad-record",
@@ -43,9 +40,9 @@ _publishing = options.stack(
 @click.command(cls=options.Titled, short_help="Do the remaining work of a run.")
 @options.run
 @options.log_dir
-@click.option("--tasks", type=click.IntRange(min=1), help="Maximum number of array tasks.")
-@click.option("--dry-run", is_flag=True, help="Show what would be done; change nothing.")
-@click.option("--deep", is_flag=True, help="First check all content of a published dataset.")
+@option("--tasks", "Maximum number of array tasks.", type=options.POSITIVE)
+@flag("--dry-run", "Show what would be done; change nothing.")
+@flag("--deep", "First check all content of a published dataset.")
 @options.temp_limit("as before")
 @_publishing
 @options.slurm

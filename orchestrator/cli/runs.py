@@ -7,11 +7,12 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.options import option
 
 
 @click.command(short_help="List the runs in the log folder.")
 @options.log_dir
-@click.option("-n", "--most", type=click.IntRange(min=1), help="Show only the N newest runs.")
+@option("-n --most", "Show only the N newest runs.", type=options.POSITIVE)
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs in the log folder, the newest first, with their states."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.options import flag
 
 if TYPE_CHECKING:
     from orchestrator.inspection.state import RunState
@@ -17,10 +18,8 @@ if TYPE_CHECKING:
 @options.run
 @options.log_dir
 @options.as_json
-@click.option(
-    "--watch", is_flag=True, help="Redraw until the run has ended; Ctrl-C stops watching."
-)
-@click.option("--failed", is_flag=True, help="Show only what failed.")
+@flag("--watch", "Redraw until the run has ended; Ctrl-C stops watching.")
+@flag("--failed", "Show only what failed.")
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
     """Show the state of RUN: a run's id or folder, by default the newest one.
 

@@ -8,20 +8,21 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.options import flag, option
 from orchestrator.cli.request_from_options import OutputMode
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Bring a dataset to the newest state of its source.")
 @click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
-@click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")
-@click.option("--dry-run", is_flag=True, help="Show what changed; change nothing.")
-@click.option(
+@option("--revision", "Branch, tag or commit, or version.  [default: as at launch]")
+@flag("--dry-run", "Show what changed; change nothing.")
+@option(
     "--engine",
+    "auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
     type=click.Choice(["auto", "slurm", "local"]),
-    help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
 )
-@click.option("--tasks", type=click.IntRange(min=1), help="Maximum number of array tasks.")
+@option("--tasks", "Maximum number of array tasks.", type=options.POSITIVE)
 @options.temp_limit("as at launch")
 @options.log_dir
 @options.slurm

@@ -8,22 +8,23 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
+from orchestrator.cli.options import flag, option
 
 
 @click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
 @click.argument("path", type=options.FOLDER)
-@click.option("--deep", is_flag=True, help="Check all content, not only names and sizes.")
-@click.option(
+@flag("--deep", "Check all content, not only names and sizes.")
+@option(
     "--engine",
+    "slurm: check as a job array.",
     type=click.Choice(["local", "slurm"]),
     default="local",
-    help="slurm: check as a job array.",
 )
-@click.option(
+@option(
     "--tasks",
-    type=click.IntRange(min=1),
+    "Number of array tasks on Slurm; on this machine, one process per core is used.",
+    type=options.POSITIVE,
     default=8,
-    help="Number of array tasks on Slurm; on this machine, one process per core is used.",
 )
 @options.log_dir
 @options.slurm
