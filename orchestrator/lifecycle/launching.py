@@ -164,7 +164,7 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     )
     here = request.download_on == "login"  # nobody expects extraction there
     limit = space.choose_limit(planned, request.temp_limit, made.left, automatic=not here)
-    chosen = space.limit_note(planned, limit, request.temp_limit)
+    chosen = space.limit_note(planned, limit, request.temp_limit, made.left)
     if chosen and request.download_tasks > 1:
         chosen += "; so there is one download task"
     notes = preflight.notes(

@@ -164,7 +164,7 @@ def _step(state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
     wanted = request.temp_limit or last.temp_limit
     room = space.choose_limit(state.plan, wanted, state, automatic=last.onward is None)
     step = recovery.recover(state, most=request.tasks, limit_min=limit_min, temp_limit=room)
-    if step.tasks and (note := space.limit_note(state.plan, room, wanted)):
+    if step.tasks and (note := space.limit_note(state.plan, room, wanted, state)):
         step = replace(step, notes=(*step.notes, note))
     if request.amendments is not None:
         step = replace(step, notes=(*step.notes, f"changed: {request.amendments}"))

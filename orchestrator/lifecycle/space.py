@@ -84,9 +84,11 @@ def choose_limit(
     return chosen if asked is None else min(asked, chosen)
 
 
-def limit_note(plan: Plan, limit: int | None, asked: int | None) -> str | None:
-    """A note for the user if the limit is not the requested one."""
-    if limit is None or limit == asked:
+def limit_note(
+    plan: Plan, limit: int | None, asked: int | None, left: UnfinishedWork | None = None
+) -> str | None:
+    """A note for the user if the limit is not the requested one, and the run fits with it."""
+    if limit is None or limit == asked or problems(plan, limit, left):
         return None
     return (
         f"there is no space for all archives and the data, so at most {units.size(limit)} of "

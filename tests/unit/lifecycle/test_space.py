@@ -60,7 +60,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, int | None]:
         pytest.param(600, 150, 150, id="asked for what fits"),
         pytest.param(600, 300, 100, id="asked for more than fits"),
         pytest.param(600, 50, 50, id="asked for too little, which is refused elsewhere"),
-        pytest.param(420, None, 100, id="nothing fits, which is refused elsewhere"),
+        pytest.param(420, None, 100, id="nothing fits, which is refused elsewhere, alone"),
         pytest.param(None, None, None, id="nobody knows"),
         pytest.param(None, 300, 300, id="nobody knows what was asked for to fit"),
     ],
@@ -78,7 +78,8 @@ def test_a_limit_is_chosen_where_all_archives_do_not_fit_beside_the_data(
     found = space.choose_limit(made, asked)
     assert found == (None if limit is None else limit * KB)
     note = space.limit_note(made, found, asked)
-    assert (note is not None) is (found != asked)
+    # Where the run does not fit with it either, that is the only message.
+    assert (note is not None) is (found != asked and not space.problems(made, found))
 
 
 def test_with_the_chosen_limit_a_run_fits_and_with_too_little_room_it_is_refused(
