@@ -93,6 +93,9 @@ class RangeScheduler:
     def _give_back(self, piece: Range | None) -> None:
         with self._changed:
             self._working -= 1
+            # A server without ranges sends more than the range.
+            for start, stop in self.partial.ranges:
+                self._todo.remove(start, stop)
             if piece is not None:
                 # The first range was a guess: the file may end within it.
                 size = self.state.size

@@ -88,6 +88,21 @@ def test_the_right_bytes_arrive(
     assert fetch(web, tmp_path / "out", size=len(DATA) if known else None) == DATA
 
 
+@pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
+@pytest.mark.parametrize(
+    "framing",
+    [faults.fine(None), faults.no_length("chunked"), faults.no_length("close")],
+    ids=["Content-Length", "chunked", "closed"],
+)
+def test_a_server_without_ranges_is_asked_for_the_file_once(
+    web: FaultyServer, tmp_path: Path, framing: Fault, known: bool
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, faults.ignore_range(None) & framing)
+    assert fetch(web, tmp_path / "out", size=len(DATA) if known else None) == DATA
+    assert len(web.asked(PATH, "GET")) == 1
+
+
 def test_a_reset_costs_no_byte_twice(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA)
     web.fail(PATH, faults.reset_every(3 * MB))
