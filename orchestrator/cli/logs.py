@@ -33,6 +33,11 @@ def command(
         raise UsageError("failed tasks have ended; use --follow or --failed, not both")
     if run is not None and task is None and log_output.is_task(run):
         run, task = None, run
+    if run and task and log_output.is_task(run) and not run.isdecimal():
+        raise UsageError(
+            f"the first of two arguments is a run, and {run} is a task; give one argument, such as "
+            f"`logs {run.partition('-')[0]}-0`"
+        )
     folder = api.find_run(run, log_dir)
     state = api.status(folder)
     if follow:

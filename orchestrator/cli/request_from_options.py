@@ -141,9 +141,14 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
         try:
             with click.open_file(values["url_list"], encoding="utf-8") as file:
                 urls += parse_url_list(file.read())
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
             raise UsageError(
-                f"--url-list {values['url_list']} cannot be read as UTF-8 text ({error})"
+                f"--url-list {values['url_list']} cannot be read: {error.strerror}; check the path"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"--url-list {values['url_list']} cannot be read as UTF-8 text ({error}); save it "
+                "as UTF-8"
             ) from error
     sources: list[tuple[SourceKind, tuple[str, ...]]] = []
     if values["hf_repo"]:

@@ -88,6 +88,10 @@ def test_logs_of_a_task_alone_are_the_newest_runs(done: Cli) -> None:
     assert "download task 0" in done.run("logs", "download").out
 
 
+def test_a_task_in_two_words_is_not_taken_for_a_run(done: Cli) -> None:
+    assert "`logs extract-0`" in done.run("logs", "extract", "2", rc=2).err
+
+
 def test_following_a_task_that_has_ended_ends(done: Cli) -> None:
     good, _ = _ids(done)
     assert "submitit" in done.run("logs", good, "extract-0", "--follow").out
@@ -245,7 +249,7 @@ SECRET = "hf_secret"
         (["--max-expansion", "inf"], "not a finite number"),
         (["--max-expansion", "0"], "not in the range"),
         (["--url-list", "utf16"], "cannot be read as UTF-8"),
-        (["--url-list", "gone"], "cannot be read"),
+        (["--url-list", "gone"], "cannot be read: No such file or directory; check the path"),
         (["--local-path", "pipe"], "neither a file nor a folder"),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, list) else "",
