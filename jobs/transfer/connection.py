@@ -226,7 +226,9 @@ def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> s
     timeouts = (TimeoutError, urllib3.exceptions.ReadTimeoutError, requests.Timeout)
     if any(isinstance(one, timeouts) for one in chain):
         return f"{site} sent no data for {stall_s:g} s; try again later"
-    return f"{site} closed the connection ({type(chain[-1]).__name__}); try again later"
+    what = type(chain[-1]).__name__
+    how = "before the end of the file" if what == "IncompleteRead" else f"({what})"
+    return f"{site} closed the connection {how}; try again later"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -58,6 +58,7 @@ class RangeRequest:
         self._on_response = on_response
         self._streaming = piece is None  # the complete file
         self._begun = b""  # of the body: checked, but not written yet
+        self._at = 0  # the byte of the file that is written next
 
     def run(self) -> Target | None:
         """Fetch the range; returns the target for the next range, without resolving it again."""
@@ -188,6 +189,14 @@ class RangeRequest:
         # The body has to be as long as its Content-Range says: otherwise a server that sends
         # nothing would be asked forever.
         assert content.stop is not None
+        length = content_length(reply.headers)
+        if length is not None and length < content.stop - content.start:
+            error = SourceError(
+                f"{self._state.name}: {reply.site} announces a range that is longer than its "
+                "body; run `resume` later",
+                cause=Cause.NETWORK,
+            )
+            raise RetryLater(error, wrong_at=0)  # in any range
         return self._piece[0], min(content.stop, self._piece[1])
 
     def _check_size(self, reply: HttpResponse, content: int | None) -> None:
@@ -202,7 +211,7 @@ class RangeRequest:
             cause=Cause.CHANGED,
         )
         if published is not None:
-            raise RetryLater(error)  # keep the bytes on disk; the response may be wrong
+            raise RetryLater(error, wrong_at=0)  # keep the bytes on disk; it may be wrong
         raise StartOver(error)
 
     def _check_version(self, reply: HttpResponse) -> None:
@@ -243,6 +252,15 @@ class RangeRequest:
 
     def _receive(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
         """Write the body; returns whether all of it was read. ``stop`` None: up to its end."""
+        self._at = start
+        try:
+            return self._receive_body(reply, start, stop)
+        except RetryLater as error:
+            if self._at > start:
+                error.wrong_at = self._at
+            raise
+
+    def _receive_body(self, reply: HttpResponse, start: int, stop: int | None) -> bool:
         body = DecodedBody(reply.headers, name=self._state.name, size=stop)
         rate, at = self._shared.rate, start
         while stop is None or at < stop or body.changes:
@@ -264,7 +282,7 @@ class RangeRequest:
             while not self._state.has_room(at, at + len(plain)):
                 self._shared.pause(_WAIT_S, self._is_done)
             self._state.put(at, plain, overwrites=self._streaming)
-            at += len(plain)
+            self._at = at = at + len(plain)
         self._shared.check(self._is_done)
         body.end()
         if stop is not None and at < stop:

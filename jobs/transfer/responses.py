@@ -26,10 +26,19 @@ _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
 class RetryLater(Exception):
     """An attempt failed, but another one may succeed; ``error`` is raised if none is left."""
 
-    def __init__(self, error: OrchestrateError, *, wait_s: float | None = None) -> None:
+    def __init__(
+        self,
+        error: OrchestrateError,
+        *,
+        wait_s: float | None = None,
+        wrong_at: int | None = None,
+    ) -> None:
         super().__init__(error.message)
         self.error = error
         self.wait_s = wait_s  # requested by the server
+        # The byte of the file at which a response that had begun well was wrong, or ended: if the
+        # next ones are wrong there too, no pause will help.
+        self.wrong_at = wrong_at
 
 
 class WrongRange(RetryLater):

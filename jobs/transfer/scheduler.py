@@ -14,6 +14,7 @@ from jobs.transfer.target import Target
 
 _PROBE = 4 << 20  # bytes of the first request, if the size is unknown
 _PROGRESS = 1 << 16  # bytes since the last failure that reset the count of failures
+_MOST_SAME = 4  # responses that are wrong at one byte, without progress in between
 _MOST_WRONG_RANGES = 2  # wrong responses to Range before ranges are not used any more
 
 
@@ -199,6 +200,7 @@ class _RetryPolicy:
         self._scheduler = scheduler
         self._leads = leads
         self._failures = 0
+        self._wrong_at: list[int] = []  # where the last failures were, if all at one byte
         self._had = scheduler.partial.total
 
     def after(self, failure: RetryLater) -> None:
@@ -207,14 +209,23 @@ class _RetryPolicy:
         have = self._scheduler.partial.total
         shared.check(self._scheduler.is_done)
         if have - self._had >= _PROGRESS:
-            self._failures = 0
+            self._failures, self._wrong_at = 0, []
         self._had = have
         self._failures += 1
         wait_s = failure.wait_s
-        if self._leads and (self._failures >= shared.tries or (wait_s or 0) > LONGEST_WAIT_S):
+        hopeless = self._is_hopeless(failure) or (wait_s or 0) > LONGEST_WAIT_S
+        if self._leads and (hopeless or self._failures >= shared.tries):
             raise failure.error from failure
         # After progress a broken connection is tried again at once.
         wait = backoff_s(self._failures, shared.backoff_s) * (0.1 if self._failures == 1 else 1)
         if wait_s is not None:
             wait += min(wait_s, LONGEST_WAIT_S)
         shared.pause(wait, self._scheduler.is_done)
+
+    def _is_hopeless(self, failure: RetryLater) -> bool:
+        """Whether the server gives the same wrong response again and again."""
+        at = failure.wrong_at
+        self._wrong_at = [one for one in self._wrong_at if one == at]
+        if at is not None:
+            self._wrong_at.append(at)
+        return len(self._wrong_at) >= _MOST_SAME

@@ -135,6 +135,28 @@ def test_what_cannot_end_well_ends_in_one_clear_error(
     assert not permanent or len(web.asked(PATH)) == 1
 
 
+@pytest.mark.parametrize(
+    ("fault", "known", "reported"),
+    [
+        (faults.wrong_length(-1000, None), True, "announces"),
+        (faults.wrong_length(-1000, None), False, "announces"),  # never a file that is too short
+        (faults.wrong_length(1000, None) & faults.ignore_range(None), True, "announces"),
+        (faults.wrong_length(1000, None) & faults.ignore_range(None), False, "before the end"),
+        (faults.cut_after(5 * MB, None) & faults.ignore_range(None), True, "before the end"),
+    ],
+    ids=["short", "short, size unknown", "long", "long, size unknown", "cut at one place"],
+)
+def test_an_answer_that_is_always_wrong_in_the_same_way_is_not_asked_for_long(
+    web: FaultyServer, tmp_path: Path, fault: Fault, known: bool, reported: str
+) -> None:
+    web.put(PATH, DATA)
+    web.fail(PATH, fault)
+    by = Transfer(4, stall_s=5, progress=Progress(), backoff_s=0.01, tries=1000)
+    with pytest.raises(SourceError, match=reported):
+        fetch(web, tmp_path / "out", by=by, size=len(DATA) if known else None, digest=None)
+    assert len(web.asked(PATH)) < 40  # with those of the helpers
+
+
 def test_bytes_that_stay_wrong_name_both_digests(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, OTHER)
     with pytest.raises(DigestError) as caught:
