@@ -49,6 +49,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
     """Run one task and write its result; safe to run again, also by hand."""
     folder = RunFolder(Path(run_dir))
     folder.check()
+    folder.refresh()
     plan = folder.load_plan()
     submission = folder.load_submission(attempt)
     task = submission.task(Stage(stage), number)

@@ -137,7 +137,9 @@ def read_summaries(
 def _is_complete(context: FinalizeContext, part: Part, summary: PartSummary) -> bool:
     """Whether the container of a part still has the size that its summary has."""
     try:
-        return context.staging.container(part).stat().st_size == summary.container
+        # Opened, because a client of NFS compares its cached size with the server's only then.
+        with context.staging.container(part).open("rb", buffering=0) as file:
+            return os.fstat(file.fileno()).st_size == summary.container
     except FileNotFoundError:
         return False
 

@@ -26,6 +26,21 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
+def refresh_folder(folder: Path) -> None:
+    """Make this host see what other hosts have created in ``folder``, if it is writable.
+
+    A client of a network file system may show an old listing, or that a file does not exist, for a
+    minute (nfs(5), ``acdirmax``). When it creates a file in the folder itself, the server reports
+    that the folder has changed meanwhile (RFC 7530, ``change_info4``), and it is read again.
+    """
+    temporary = sibling(folder / "refresh")
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError:
+        pass  # removed, read-only or full: what is visible has to do
+
+
 class FileSystem:
     """The file system of ``folder``; ``sync`` makes all files on it durable with one call.
 

@@ -131,9 +131,20 @@ class RunFolder:
 
     def make_subfolders(self) -> None:
         """Create missing subfolders; what was removed of a run is done again."""
-        folders = [self.submissions, self.shards, self.manifests, self.progress, self.results]
-        for folder in (*folders, *(self.results / stage.value for stage in Stage)):
+        for folder in (self.progress, self.results, *self._evidence()):
             folder.mkdir(mode=0o700, exist_ok=True)
+
+    def _evidence(self) -> tuple[Path, ...]:
+        """The folders in which each host creates files that others decide by."""
+        results = (self.results / stage.value for stage in Stage)
+        return (self.submissions, self.shards, self.manifests, *results)
+
+    def refresh(self) -> bool:
+        """Make this host see all files that other hosts have created; whether some were new."""
+        before = [_names(folder) for folder in self._evidence()]
+        for folder in (self.path, *self._evidence()):
+            atomic.refresh_folder(folder)
+        return [_names(folder) for folder in self._evidence()] != before
 
     def check(self) -> None:
         """Refuse a folder that others own or can write to: its pickles could run their code."""
@@ -301,6 +312,10 @@ def _decoder(kind: type[T]) -> msgspec.json.Decoder[T]:
     if kind not in _DECODERS:
         _DECODERS[kind] = msgspec.json.Decoder(kind)
     return _DECODERS[kind]
+
+
+def _names(folder: Path) -> set[str]:
+    return {entry.name for entry in _scan(folder) if not entry.name.startswith(".")}
 
 
 def _scan(folder: Path) -> list[os.DirEntry[str]]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
+from jobs.storage import atomic
 from jobs.storage.manifest import read_summary
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder, of_shards
@@ -25,14 +26,27 @@ from orchestrator.engines.base import Engine, EngineState, OtherClusterError, Ta
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import journal
 from orchestrator.inspection.journal import Act
-from orchestrator.inspection.state import Evidence, RunState, TaskKey, judge
+from orchestrator.inspection.state import Evidence, RunState, RunStatus, TaskKey, judge
 
 EngineOf = Callable[[str, Cluster | None], Engine]
 
 
+_ENDED = (RunStatus.INCOMPLETE, RunStatus.FAILED)
+
+
 def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """The state of a run; ``ask=False`` reads only its files."""
-    return judge(gather(folder, engine_named if ask else None))
+    engine_of = engine_named if ask else None
+    state = judge(gather(folder, engine_of))
+    if state.status in _ENDED and _has_news(folder, Path(state.plan.dest)):
+        state = judge(gather(folder, engine_of))
+    return state
+
+
+def _has_news(folder: RunFolder, dest: Path) -> bool:
+    """Whether nodes have done more than this host has seen yet, such as started a retry."""
+    atomic.refresh_folder(dest)
+    return folder.refresh() or receipt_head(dest) is not None
 
 
 @dataclass
@@ -71,6 +85,9 @@ def gather(
     removed = is_data_removed(folder, Staging(plan))
     fetched = folder.fetched_ids()
     extracted = set() if removed else folder.extracted_ids()
+    if published:  # so nothing is left to do, even if a network file system shows an old listing
+        fetched |= {shard.id for shard in plan.shards}
+        extracted |= {part.id for part in plan.parts()}
     finished = of_shards(extracted, fetched)
     return Evidence(
         plan=plan,
