@@ -16,7 +16,8 @@ from pathlib import Path
 
 from examples.samples import make_dataset
 from jobs.model import Options
-from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 _MAKE = {
     "tar": "tar cf {path} -C {pages} images prompts.jsonl",
@@ -105,11 +106,9 @@ def make_pages(root: Path, megabytes: int) -> None:
     (pages / "prompts.jsonl").write_text("".join(f"{line}\n" for line in lines))
 
 
-def new_run(
-    bench: Bench, path: Path, parts: int = 1, *, options: Options | None = None
-) -> Extracting:
+def new_run(bench: Bench, path: Path, parts: int = 1, *, options: Options | None = None) -> Run:
     """A run over one archive, up to its extract stage."""
-    return extracting(bench.out(), [path], parts=parts, options=options)
+    return RunBuilder(path, parts=parts, options=options).fetched(bench.out())
 
 
 @dataclass
@@ -123,7 +122,7 @@ class Taken:
 
 
 def task(
-    run: Extracting,
+    run: Run,
     parts: Sequence[int],
     env: dict[str, str] | None = None,
     *,
@@ -170,7 +169,7 @@ def one(argv: Sequence[str]) -> None:
     print(json.dumps({"seconds": seconds, "cpu_s": cpu_s, "peak_mib": peak / 1024, "ok": ok}))
 
 
-def at_once(run: Extracting, parts: int, *, held: bool = False) -> list[Taken]:
+def at_once(run: Run, parts: int, *, held: bool = False) -> list[Taken]:
     """A task for each part, at the same time; ``held``: each on its own core."""
     with ThreadPoolExecutor(parts) as pool:
         tasks = [

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks.common import compare, table
-from jobs.model import utc_now
+from jobs.model import Stage, utc_now
 from jobs.storage import atomic
 from jobs.storage.receipt import ReceiptHead
 from jobs.storage.staging import RECEIPT
-from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 TASKS = 10_000
 ROUNDS = 15
@@ -33,12 +33,14 @@ def timed(argv: Sequence[str], cwd: Path) -> Callable[[], float]:
 
 def large_run(base: Path) -> Path:
     """A run folder on this machine's engine with a result for each of its tasks."""
-    plan = runs.make_plan(TASKS, dest=str(base / "dest"))
-    submission = runs.make_submission(plan, engine="local")
-    results = [runs.make_result(task) for task in submission.tasks]
-    (base / "dest").mkdir()
-    atomic.write_json(base / "dest" / RECEIPT, ReceiptHead(run_id=plan.run_id, published=utc_now()))
-    return runs.make_folder(base / "logs", plan, submission, results).path
+    run = RunBuilder(TASKS).submitted(engine="local")
+    for stage in Stage:
+        run = run.result(stage)
+    made = run.on_disk(base)
+    head = ReceiptHead(run_id=made.plan.run_id, published=utc_now())
+    made.staging.dest.mkdir()
+    atomic.write_json(made.staging.dest / RECEIPT, head)
+    return made.folder.path
 
 
 def main() -> None:

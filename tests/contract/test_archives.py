@@ -19,14 +19,8 @@ from jobs.archives.tar import scan
 from jobs.errors import ArchiveError
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES
-from tests.support.archives.reading import (
-    digests,
-    fetched,
-    opened,
-    part_digests,
-    read_through,
-    reader_of,
-)
+from tests.support.archives.one_pass import read_through
+from tests.support.archives.reading import digests, fetched, opened, part_digests, reader_of
 
 Writer = Callable[[Path, Path], None]  # folder that holds `dataset`, archive to make
 

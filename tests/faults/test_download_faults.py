@@ -20,14 +20,12 @@ import pytest
 from jobs.download import shard
 from jobs.download.stage import run_download
 from jobs.errors import Cause
-from jobs.model import ItemResult, Options, Outcome, Plan, utc_now
+from jobs.model import ItemResult, Options, Outcome
 from jobs.runtime.progress import Progress
 from jobs.sources.registry import open_source
-from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.transfer import scheduler
-from orchestrator.lifecycle import planning
+from tests.support.builders.runs import RunBuilder
 from tests.support.cli import Cli
 from tests.support.cluster.guard import descendants_of
 from tests.support.servers import faults
@@ -85,17 +83,8 @@ class Stage:
         options = Options(
             part_size=part_size, stall_s=1.0, header_env=(("Authorization", "SITE_LOGIN"),)
         )
-        self.plan: Plan = planning.plan_run(
-            source.describe(),
-            source.shards(),
-            planning.RunLocations(str(tmp_path / "dest")),
-            options,
-            run_id="run",
-            now=utc_now(),
-        )
-        self.folder = RunFolder(tmp_path / "logs" / "run")
-        self.folder.create(self.plan)
-        atomic.write_json(self.folder.private, source.private())
+        run = RunBuilder.over(source, options=options).on_disk(tmp_path)
+        self.folder, self.plan = run.folder, run.plan
         origins.forget_requests()
 
     def run(self) -> ItemResult:

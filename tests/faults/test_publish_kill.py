@@ -16,46 +16,50 @@ from jobs.model import OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.forks import LostError
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
-from tests.support.builders.staged import StagedRun, pages, png, stage, tree
+from tests.support.builders.contents import pages, png, tree
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RUN_ID, RunBuilder
 from tests.support.faults.dying import ENDED, KILLED, finalize_and_die
 
 pytestmark = pytest.mark.faults
 
-RUN_ID = "20260101-000000-test"
+
+def fresh(base: Path) -> Run:
+    return RunBuilder(pages(0, 3), pages(3, 3)).extracted(base)
 
 
-def fresh(base: Path) -> StagedRun:
-    return stage(base, [pages(0, 3), pages(3, 3)])
+def with_sums_and_archives(base: Path) -> Run:
+    return RunBuilder(
+        pages(0, 2), pages(2, 2), options=Options(digest="sha256", keep_archive=True)
+    ).extracted(base)
 
 
-def with_sums_and_archives(base: Path) -> StagedRun:
-    return stage(base, [pages(0, 2), pages(2, 2)], Options(digest="sha256", keep_archive=True))
-
-
-def over_an_old_dataset(base: Path) -> StagedRun:
+def over_an_old_dataset(base: Path) -> Run:
     shards = [pages(100, 4)]
     shards[0].files["captions/old.txt"] = b"old"
-    old = stage(base, shards, run_id="20250101-000000-old")
-    _, problem = run_finalize(old.folder, old.plan, Progress())
+    old = RunBuilder(*shards, run_id="20250101-000000-old").extracted(base)
+    _, problem = old.finalize()
     assert problem is None
     (base / "dest" / "notes.txt").write_text("mine")
     (base / "dest" / "images" / "mine.txt").write_text("mine")
-    return stage(base, [pages(0, 3), pages(3, 3)], Options(overwrite=True))
+    return RunBuilder(pages(0, 3), pages(3, 3), options=Options(overwrite=True)).extracted(base)
 
 
-def with_drops_and_collisions(base: Path) -> StagedRun:
+def with_drops_and_collisions(base: Path) -> Run:
     first, second = pages(0, 3), pages(3, 3)
     second.files["images/000004.png"] = png(4)[:-3]
     second.files["images/000001.png"] = png(77)
     second.records = (second.records or b"") + b"{broken\n"
     options = Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.KEEP_FIRST)
-    return stage(base, [first, second], options)
+    return RunBuilder(first, second, options=options).extracted(base)
 
 
-def packed(base: Path) -> StagedRun:
+def packed(base: Path) -> Run:
     shards = [pages(0, 3), pages(3, 3)]
     shards[0].files["README.md"] = b"# Pages"
-    return stage(base, shards, Options(output=Output.WEBDATASET, shard_records=2))
+    return RunBuilder(
+        *shards, options=Options(output=Output.WEBDATASET, shard_records=2)
+    ).extracted(base)
 
 
 SETTINGS = [packed, fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
@@ -84,11 +88,11 @@ def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str,
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_kill_at_every_step_ends_in_the_same_tree(
-    tmp_path: Path, setting: Callable[[Path], StagedRun]
+    tmp_path: Path, setting: Callable[[Path], Run]
 ) -> None:
     undisturbed = setting(tmp_path / "undisturbed")
     old = tree(undisturbed.staging.dest)
-    _, problem = run_finalize(undisturbed.folder, undisturbed.plan, Progress())
+    _, problem = undisturbed.finalize()
     assert problem is None
     whole = comparable(undisturbed.staging.dest)
     step, batch, killed = 1, 16, 0
@@ -99,7 +103,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
             assert ended in (KILLED, ENDED)
             killed += ended == KILLED
             check_what_a_reader_sees(run.staging.dest, old, whole)
-            summary, problem = run_finalize(run.folder, run.plan, Progress())
+            summary, problem = run.finalize()
             assert problem is None
             assert summary.published
             assert comparable(run.staging.dest) == whole
@@ -110,7 +114,7 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
 
 def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> None:
     undisturbed = over_an_old_dataset(tmp_path / "undisturbed")
-    run_finalize(undisturbed.folder, undisturbed.plan, Progress())
+    undisturbed.finalize()
     whole = comparable(undisturbed.staging.dest)
     runs = [over_an_old_dataset(tmp_path / f"{number:04d}") for number in range(12)]
     for first, second in ((25, 3), (31, 7)):
@@ -128,7 +132,7 @@ def test_after_a_process_of_finalize_is_killed_the_next_one_ends_in_the_same_tre
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = with_drops_and_collisions(tmp_path / "whole")
-    run_finalize(whole.folder, whole.plan, Progress())
+    whole.finalize()
     run = with_drops_and_collisions(tmp_path / "killed")
     monkeypatch.setattr("jobs.finalize.context.FEW", 0)
     monkeypatch.setenv(CORES, "2")
@@ -137,8 +141,8 @@ def test_after_a_process_of_finalize_is_killed_the_next_one_ends_in_the_same_tre
             "jobs.runtime.forks.end_with", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         )
         with pytest.raises(LostError, match="memory limit") as caught:
-            run_finalize(run.folder, run.plan, Progress())
+            run.finalize()
     assert caught.value.retryable
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is None
     assert comparable(run.staging.dest) == comparable(whole.staging.dest)

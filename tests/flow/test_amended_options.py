@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.builders.staged import png
+from tests.support.builders.contents import png
 from tests.support.cli import Cli
 
 LOCAL = ("launch", "--engine", "local", "--yes")

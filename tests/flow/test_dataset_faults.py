@@ -11,12 +11,11 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, ShardKind, Verify
-from jobs.runtime.progress import Progress
-from tests.support.builders.staged import StagedShard, chunk, line, pages, png, stage
+from tests.support.builders.contents import Content, chunk, line, pages, png
+from tests.support.builders.runs import RunBuilder
 
-Make = Callable[[], Sequence[StagedShard]]
+Make = Callable[[], Sequence[Content]]
 
 PNG = png(7)
 JPEG = (
@@ -29,7 +28,7 @@ JPEG = (
 def records_with(bad: bytes, at: int = 3) -> Make:
     """Two sound shards; in the second one ``bad`` takes the place of that line."""
 
-    def make() -> Sequence[StagedShard]:
+    def make() -> Sequence[Content]:
         first, second = pages(0, 4), pages(4, 4)
         lines = (second.records or b"").splitlines(keepends=True)
         lines[at - 1] = bad
@@ -42,7 +41,7 @@ def records_with(bad: bytes, at: int = 3) -> Make:
 def image_with(data: bytes, name: str = "images/000005.png") -> Make:
     """Two sound shards; in the second one an image holds something else."""
 
-    def make() -> Sequence[StagedShard]:
+    def make() -> Sequence[Content]:
         first, second = pages(0, 4), pages(4, 4)
         if name not in second.files:
             second.records = (second.records or b"") + line(name)
@@ -52,10 +51,10 @@ def image_with(data: bytes, name: str = "images/000005.png") -> Make:
     return make
 
 
-def changed(change: Callable[[StagedShard, StagedShard], object]) -> Make:
+def changed(change: Callable[[Content, Content], object]) -> Make:
     """Two sound shards, and then a change to them."""
 
-    def make() -> Sequence[StagedShard]:
+    def make() -> Sequence[Content]:
         first, second = pages(0, 4), pages(4, 4)
         change(first, second)
         return first, second
@@ -63,17 +62,17 @@ def changed(change: Callable[[StagedShard, StagedShard], object]) -> Make:
     return make
 
 
-def set_records(shard: StagedShard, records: bytes | None) -> StagedShard:
+def set_records(shard: Content, records: bytes | None) -> Content:
     shard.records = records
     return shard
 
 
-def without_files(shard: StagedShard) -> StagedShard:
+def without_files(shard: Content) -> Content:
     shard.files = {}
     return shard
 
 
-def moved(shards: Sequence[StagedShard], folder: str) -> Sequence[StagedShard]:
+def moved(shards: Sequence[Content], folder: str) -> Sequence[Content]:
     """Everything one folder down, records included."""
     for shard in shards:
         shard.files = {f"{folder}/{name!s}": data for name, data in shard.files.items()}
@@ -335,8 +334,8 @@ REFUSED = [
 def test_a_fault_is_refused_with_its_place(
     tmp_path: Path, make: Make, cause: Cause, words: str
 ) -> None:
-    run = stage(tmp_path, make())
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(*make()).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is not None
     assert problem.cause is cause
     assert words in problem.message
@@ -455,9 +454,7 @@ ODD = [
         "two shards disagreeing, each with its own",
         lambda: [
             pages(0, 4),
-            StagedShard(
-                {f"images/{n:06d}.png": png(50 + n) for n in range(4)}, pages(0, 4).records
-            ),
+            Content({f"images/{n:06d}.png": png(50 + n) for n in range(4)}, pages(0, 4).records),
         ],
         {"on_collision": OnCollision.PER_SHARD},
         "✓ Found 8 images",
@@ -470,7 +467,7 @@ ODD = [
     ),
     (
         "paths relative to images/",
-        lambda: [StagedShard(pages(0, 3).files, b"".join(line(f"{n:06d}.png") for n in range(3)))],
+        lambda: [Content(pages(0, 3).files, b"".join(line(f"{n:06d}.png") for n in range(3)))],
         {},
         "✓ Dataset verification passed!",
     ),
@@ -500,9 +497,7 @@ ODD = [
     (
         "images nested one folder down",
         lambda: [
-            StagedShard(
-                {f"data/{n!s}": d for n, d in pages(0, 4).files.items()}, pages(0, 4).records
-            )
+            Content({f"data/{n!s}": d for n, d in pages(0, 4).files.items()}, pages(0, 4).records)
         ],
         {},
         "images, such as 'images/000000.png' is 'data/images/000000.png'",
@@ -540,15 +535,15 @@ ODD = [
     (
         "loose records beside the archives",
         lambda: [
-            StagedShard(pages(0, 4).files),
-            StagedShard({}, pages(0, 4).records, "prompts.jsonl", kind=ShardKind.FILE),
+            Content(pages(0, 4).files),
+            Content({}, pages(0, 4).records, "prompts.jsonl", kind=ShardKind.FILE),
         ],
         {},
         "✓ Found 4 records in prompts.jsonl",
     ),
     (
         "just files",
-        lambda: [StagedShard({"a/b.txt": b"x"})],
+        lambda: [Content({"a/b.txt": b"x"})],
         {"layout": Layout("files", "", "images")},
         "✓ Dataset verification passed!",
     ),
@@ -606,8 +601,8 @@ ODD = [
 def test_odd_and_tolerated_input_is_published_and_reported(
     tmp_path: Path, make: Make, more: dict[str, object], words: str
 ) -> None:
-    run = stage(tmp_path, make(), structs.replace(Options(), **more))
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(*make(), options=structs.replace(Options(), **more)).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is None
     assert summary.published
     assert words in "\n".join(summary.lines)
@@ -637,16 +632,16 @@ def test_the_expected_count_is_of_the_records_that_are_left(
     options = Options(expect_records=expected, on_bad_record=OnBadRecord.DROP)
     made = [pages(0, 4), pages(4, 4)]
     del made[1].files["images/000006.png"]
-    run = stage(tmp_path, made, options)
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(*made, options=options).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert summary.published is (words is None)
     assert (problem is None) if words is None else (problem and words in problem.message)
 
 
 def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: Path) -> None:
     options = Options(layout=Layout(image_field="nope"), on_bad_record=OnBadRecord.DROP)
-    run = stage(tmp_path, [pages(0, 4)], options)
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(pages(0, 4), options=options).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert not summary.published
     assert problem is not None
     assert "none of the 4 records is valid" in problem.message
@@ -654,8 +649,10 @@ def test_a_dataset_of_which_every_record_is_dropped_is_not_published(tmp_path: P
 
 @pytest.mark.parametrize(("expected", "words"), COUNTS)
 def test_the_expected_count_is_held(tmp_path: Path, expected: int, words: str | None) -> None:
-    run = stage(tmp_path, [pages(0, 4), pages(4, 4)], Options(expect_records=expected))
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(pages(0, 4), pages(4, 4), options=Options(expect_records=expected)).extracted(
+        tmp_path
+    )
+    summary, problem = run.finalize()
     if words is None:
         assert problem is None
         return
@@ -666,8 +663,8 @@ def test_the_expected_count_is_held(tmp_path: Path, expected: int, words: str | 
 
 
 def test_every_finding_is_listed_with_its_shard_and_line(tmp_path: Path) -> None:
-    run = stage(tmp_path, records_with(b"[]\n", at=2)())
-    run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(*records_with(b"[]\n", at=2)()).extracted(tmp_path)
+    run.finalize()
     found = [json.loads(text) for text in run.folder.audit.read_bytes().splitlines()]
     shard = run.plan.shards[1].id
     assert {

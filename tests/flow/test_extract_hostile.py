@@ -15,7 +15,8 @@ from jobs.archives import detect
 from jobs.errors import OrchestrateError
 from jobs.model import OnCollision, Options, Outcome
 from tests.support.archives.hostile import Case, cases
-from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RUN_ID, RunBuilder
 
 # One process extracts them all, one after the other: what one shard leaves, the next one meets.
 _TASK = """
@@ -50,7 +51,7 @@ class Verdict:
 class Extracted:
     """The hostile set after its extraction."""
 
-    run: Extracting
+    run: Run
     root: Path
     verdicts: dict[str, Verdict]  # by case
     peak_kib: int
@@ -82,7 +83,7 @@ def extracted(tmp_path_factory: pytest.TempPathFactory) -> Extracted:
         files.append(case.write(folder))
     # Each in a folder of its own, so that the files of each can be distinguished.
     options = Options(on_collision=OnCollision.PER_SHARD)
-    run = extracting(root / "work", files, options=options)
+    run = RunBuilder(*files, options=options).fetched(root / "work")
     done = subprocess.run(
         [sys.executable, "-c", _TASK, str(run.folder.path)],
         capture_output=True,
@@ -150,7 +151,7 @@ def test_nothing_outside_the_data_folder_was_made_or_changed(extracted: Extracte
         "archives",
         "work",
         *("work/canary", "work/dest", "work/logs"),
-        *(f"work/dest/.incoming/run/{name}" for name in ("data", "records", "archives")),
+        *(f"work/dest/.incoming/{RUN_ID}/{name}" for name in ("data", "records", "archives")),
     }
     assert list(staging.archives.iterdir()) == []
 

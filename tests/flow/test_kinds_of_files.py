@@ -15,8 +15,8 @@ import pytest
 from jobs.errors import Cause, SourceError
 from tests.support.archives.hostile import COMPRESSIONS
 from tests.support.archives.rawzip import STORED, Raw, zip_of
-from tests.support.bringing import bring, planned
-from tests.support.builders.staged import line, png, tarred
+from tests.support.builders.bringing import bring, planned
+from tests.support.builders.contents import line, png, tarred
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 

@@ -18,8 +18,8 @@ from jobs.storage.staging import Staging
 from tests.flow.test_odd_archives import put, tarred, zipped
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import STORED, Raw, zip_of
-from tests.support.bringing import bring, finished, planned
-from tests.support.builders.staged import line, png
+from tests.support.builders.bringing import bring, finished, planned
+from tests.support.builders.contents import line, png
 
 FILES = ("--layout", "files", "--nested")
 KEEP, OWN = ("--on-collision", "keep-first"), ("--on-collision", "per-shard")

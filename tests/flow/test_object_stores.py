@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.builders.pages import pages
+from tests.support.builders.contents import page_tar
 from tests.support.cli import Cli
 from tests.support.servers.s3server import S3Server
 
@@ -17,7 +17,7 @@ from tests.support.servers.s3server import S3Server
 def s3() -> Iterator[S3Server]:
     with S3Server() as server:
         for number in range(3):
-            server.put(f"data/s-{number}.tar", pages([2 * number, 2 * number + 1]))
+            server.put(f"data/s-{number}.tar", page_tar([2 * number, 2 * number + 1]))
         yield server
 
 
@@ -39,8 +39,8 @@ def test_a_private_prefix_is_published_and_updated_and_no_secret_is_written(
     assert "Nothing changed" in same.out + same.err
     elsewhere = shell.having(AWS_ENDPOINT_URL_S3=s3.url(origin="other"))
     assert "set the variables of the launch" in elsewhere.run("update", dest, rc=2).err
-    s3.put("data/s-1.tar", pages([2, 3], "new "))
-    s3.put("data/s-3.tar", pages([6, 7]))
+    s3.put("data/s-1.tar", page_tar([2, 3], "new "))
+    s3.put("data/s-3.tar", page_tar([6, 7]))
     s3.requests.clear()
     done = shell.run("update", dest, "--engine", "local", "--yes")
     assert "Reused    2 shards" in done.err

@@ -26,8 +26,8 @@ from jobs.runtime.progress import Progress
 from tests.support.archives.rawtar import END, header
 from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.archives.reading import opened
-from tests.support.bringing import bring, finished
-from tests.support.builders.staged import line, png
+from tests.support.builders.bringing import bring, finished
+from tests.support.builders.contents import line, png
 
 UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
 

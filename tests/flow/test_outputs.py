@@ -24,7 +24,7 @@ from examples.samples import tree_digest
 from jobs.download.stage import run_download
 from jobs.errors import UsageError
 from jobs.runtime.progress import Progress
-from tests.support.bringing import bring, finished, planned
+from tests.support.builders.bringing import bring, finished, planned
 from tests.support.cli import Cli
 from tests.support.servers.webserver import FaultyServer
 

@@ -11,12 +11,10 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from jobs.errors import Cause
-from jobs.extract.stage import run_extract
-from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Problem, Summary
-from jobs.runtime.progress import Progress
-from tests.support.builders.extracting import Extracting, extracting
-from tests.support.builders.staged import png
+from tests.support.builders.contents import png
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 TURN = pa.struct([("role", pa.string()), ("image", pa.binary())])
 
@@ -36,24 +34,24 @@ def table(first: int = 0, rows: int = 4, **more: Any) -> dict[str, Any]:
 
 def run_over(
     tmp_path: Path, *tables: Mapping[str, Any], parts: int = 1, options: Options | None = None
-) -> tuple[Extracting, Summary, Problem | None]:
+) -> tuple[Run, Summary, Problem | None]:
     """Extract and finalize a shard for each table."""
     paths = []
     for number, columns in enumerate(tables):
         paths.append(tmp_path / f"{number}.parquet")
         pq.write_table(pa.table(columns), paths[-1], row_group_size=2)
-    run = extracting(tmp_path, paths, parts=parts, options=options)
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(*paths, parts=parts, options=options).fetched(tmp_path)
+    results = run.extract()
     assert [result.problem for result in results] == [None] * len(run.parts)
-    return run, *run_finalize(run.folder, run.plan, Progress())
+    return run, *run.finalize()
 
 
-def published(run: Extracting) -> list[dict[str, Any]]:
+def published(run: Run) -> list[dict[str, Any]]:
     text = (run.staging.dest / "prompts.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
-def pictures(run: Extracting, record: Mapping[str, Any]) -> list[bytes]:
+def pictures(run: Run, record: Mapping[str, Any]) -> list[bytes]:
     """The bytes of every picture that a record of ``table`` names."""
     paths = [record["shot"], *record["pages"], record["talk"][0]["image"]]
     return [(run.staging.dest / path).read_bytes() for path in paths]

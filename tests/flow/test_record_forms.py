@@ -14,11 +14,12 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.finalize.repair import reset_damaged
-from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from tests.support.builders.staged import StagedRun, StagedShard, png, stage
+from tests.support.builders.contents import Content, png
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 NAMES = [f"images/{number:03d}.png" for number in range(4)]
 RECORDS = [{"id": n, "image": name, "text": "é, \n{"} for n, name in enumerate(NAMES)]
@@ -28,38 +29,36 @@ CHAT = Options(layout=Layout("websight", "chat.json"))
 
 def shard(
     records: bytes | None, names: Sequence[str] = NAMES, files: Mapping[str, bytes] | None = None
-) -> StagedShard:
+) -> Content:
     """Pictures under these names, a records file, and other files by their paths."""
     made: dict[bytes | str, bytes] = {name: png(int(name[-7:-4])) for name in names}
     made.update(files or {})
-    return StagedShard(made, records)
+    return Content(made, records)
 
 
-def run_of(
-    folder: Path, shards: Sequence[StagedShard], options: Options | None = None
-) -> StagedRun:
-    run = stage(folder, shards, options)
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+def run_of(folder: Path, shards: Sequence[Content], options: Options | None = None) -> Run:
+    run = RunBuilder(*shards, options=options).extracted(folder)
+    _, problem = run.finalize()
     assert problem is None, problem.message
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
     return run
 
 
-def refused(folder: Path, shards: Sequence[StagedShard], options: Options | None = None) -> str:
-    run = stage(folder, shards, options)
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+def refused(folder: Path, shards: Sequence[Content], options: Options | None = None) -> str:
+    run = RunBuilder(*shards, options=options).extracted(folder)
+    summary, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.BAD_RECORD
     assert not summary.published
     return "\n".join([problem.message, *summary.lines])
 
 
-def lines_of(run: StagedRun, name: str = "prompts.jsonl") -> list[Any]:
+def lines_of(run: Run, name: str = "prompts.jsonl") -> list[Any]:
     text = (run.staging.dest / name).read_text(encoding="utf-8")
     return [json.loads(row) for row in text.splitlines()]
 
 
-def reported(run: StagedRun) -> str:
+def reported(run: Run) -> str:
     return "\n".join(json.loads(run.staging.receipt.read_bytes())["lines"])
 
 
@@ -284,7 +283,7 @@ SPLITS: dict[bytes | str, bytes] = {
 
 
 def test_the_records_of_an_imagefolder_are_merged_with_paths_from_the_top(tmp_path: Path) -> None:
-    run = run_of(tmp_path, [StagedShard(dict(SPLITS))])
+    run = run_of(tmp_path, [Content(dict(SPLITS))])
     named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
     assert named == ["train/0.png", "train/a/1.png", "test/0.png"]
     assert all((run.staging.dest / name).is_file() for name in named)
@@ -332,7 +331,7 @@ def test_the_records_of_an_imagefolder_are_merged_with_paths_from_the_top(tmp_pa
 def test_records_among_the_data_are_found(
     tmp_path: Path, files: dict[bytes | str, bytes], name: str, named: list[str]
 ) -> None:
-    run = run_of(tmp_path, [StagedShard(files)])
+    run = run_of(tmp_path, [Content(files)])
     values = [record.get("file_name") or record["image"] for record in lines_of(run, name)]
     assert values == named
 
@@ -344,7 +343,7 @@ def test_a_table_of_an_imagefolder_is_found(tmp_path: Path) -> None:
         "test/1.png": png(2),
         "test/metadata.csv": b"file_name,label\n1.png,y\n",
     }
-    run = run_of(tmp_path, [StagedShard(files)])
+    run = run_of(tmp_path, [Content(files)])
     assert (run.staging.dest / "metadata.csv").read_bytes() == (
         b"file_name,text,label\ntrain/0.png,x,\ntest/1.png,,y\n"
     )
@@ -387,7 +386,7 @@ def test_one_list_with_the_same_bytes_in_two_shards_counts_once(tmp_path: Path) 
 
 
 def test_with_a_folder_for_each_shard_each_list_names_its_own_images(tmp_path: Path) -> None:
-    shards = [StagedShard(dict(SPLITS)), StagedShard(dict(SPLITS))]
+    shards = [Content(dict(SPLITS)), Content(dict(SPLITS))]
     run = run_of(tmp_path, shards, Options(on_collision=OnCollision.PER_SHARD))
     named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
     assert len(set(named)) == 6
@@ -395,20 +394,20 @@ def test_with_a_folder_for_each_shard_each_list_names_its_own_images(tmp_path: P
 
 
 def test_exact_matches_are_relative_to_the_list(tmp_path: Path) -> None:
-    run = run_of(tmp_path, [StagedShard(dict(SPLITS))], Options(match=Match.EXACT))
+    run = run_of(tmp_path, [Content(dict(SPLITS))], Options(match=Match.EXACT))
     named = [record["file_name"] for record in lines_of(run, "metadata.jsonl")]
     assert named == ["train/0.png", "train/a/1.png", "test/0.png"]
 
 
 def test_unverified_lists_stay_among_the_data(tmp_path: Path) -> None:
-    run = run_of(tmp_path, [StagedShard(dict(SPLITS))], Options(verify=Verify.NONE))
+    run = run_of(tmp_path, [Content(dict(SPLITS))], Options(verify=Verify.NONE))
     for name, data in SPLITS.items():
         assert (run.staging.dest / str(name)).read_bytes() == data
 
 
 def test_the_websight_layout_takes_no_other_list(tmp_path: Path) -> None:
     text = refused(
-        tmp_path, [StagedShard(dict(SPLITS))], Options(layout=Layout("websight", "prompts.jsonl"))
+        tmp_path, [Content(dict(SPLITS))], Options(layout=Layout("websight", "prompts.jsonl"))
     )
     assert "no shard has a prompts.jsonl; if the records are in 'train/metadata.jsonl' or" in text
 
@@ -450,10 +449,10 @@ def test_a_file_that_may_hold_records_or_not_is_named_with_the_option(
 def test_records_among_the_data_are_repaired_to_the_same_bytes(
     tmp_path: Path, damaged: str
 ) -> None:
-    first = StagedShard(dict(SPLITS))
+    first = Content(dict(SPLITS))
     if damaged == "labels.json":
         first = shard(None, files={damaged: json.dumps(RECORDS).encode()})
-    run = run_of(tmp_path, [first, StagedShard({"x.txt": b"x"})])
+    run = run_of(tmp_path, [first, Content({"x.txt": b"x"})])
     file = run.staging.dest / damaged
     before = file.read_bytes()
     file.write_bytes(b"x" * len(before))
@@ -461,15 +460,15 @@ def test_records_among_the_data_are_repaired_to_the_same_bytes(
     assert not report.ok
     reset_damaged(run.folder, run.plan, report)
     assert len(run.redo()) == 1
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert run.finalize()[1] is None
     assert file.read_bytes() == before
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
 
 
 def test_an_audit_that_is_begun_again_finds_the_records_that_it_took(tmp_path: Path) -> None:
     files = {**SPLITS, "test/1.png": b""}
-    run = stage(tmp_path, [StagedShard({**files})])
+    run = RunBuilder(Content({**files})).extracted(tmp_path)
     for _ in range(2):
-        _, problem = run_finalize(run.folder, run.plan, Progress())
+        _, problem = run.finalize()
         assert problem is not None
         assert problem.cause is Cause.BAD_IMAGE

@@ -11,27 +11,28 @@ from typing import Any
 import pytest
 
 from jobs.finalize.repair import reset_damaged
-from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, Match, OnBadRecord, OnCollision, Options, ShardKind, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import verify_dataset
-from tests.support.builders.staged import StagedRun, StagedShard, line, png, stage
+from tests.support.builders.contents import Content, line, png
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 NFC, NFD = "images/é ü.png", unicodedata.normalize("NFD", "images/é ü.png")
 
 
-def shard(files: Sequence[str], paths: Sequence[str], **more: Any) -> StagedShard:
+def shard(files: Sequence[str], paths: Sequence[str], **more: Any) -> Content:
     """Pictures under these names, and a record for each of ``paths``."""
     made: dict[bytes | str, bytes] = {name: png(number) for number, name in enumerate(files)}
     records = "".join(json.dumps({"id": i, "image": p}) + "\n" for i, p in enumerate(paths))
-    return StagedShard(made, records.encode(), **more)
+    return Content(made, records.encode(), **more)
 
 
 def images(count: int, template: str = "images/{:03d}.png") -> list[str]:
     return [template.format(number) for number in range(count)]
 
 
-def published(run: StagedRun) -> list[str]:
+def published(run: Run) -> list[str]:
     """What the published records name, in their order."""
     text = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8")
     return [json.loads(row)["image"] for row in text.splitlines()]
@@ -173,8 +174,8 @@ READ = [
 def test_a_path_that_can_mean_one_file_is_corrected_and_reported(
     tmp_path: Path, files: list[str], paths: list[str], expected: list[str], words: str
 ) -> None:
-    run = stage(tmp_path, [shard(files, paths)])
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(shard(files, paths)).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is None
     assert summary.lines[-1] == "✓ Dataset verification passed!"
     assert words in "\n".join(summary.lines)
@@ -246,8 +247,8 @@ REFUSED = [
 def test_a_path_that_may_mean_several_or_no_file_is_refused(
     tmp_path: Path, files: list[str], paths: list[str], words: str
 ) -> None:
-    run = stage(tmp_path, [shard(files, paths)])
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(shard(files, paths)).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is not None
     assert words in "\n".join([*summary.lines, problem.message])
     assert not summary.published
@@ -282,8 +283,8 @@ def test_a_path_that_may_mean_several_or_no_file_is_refused(
 def test_the_option_that_a_refusal_names_works(
     tmp_path: Path, files: list[str], paths: list[str], options: Options, expected: list[str]
 ) -> None:
-    run = stage(tmp_path, [shard(files, paths)], options)
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(shard(files, paths), options=options).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == expected
 
 
@@ -294,8 +295,8 @@ def test_the_option_that_a_refusal_names_works(
 def test_exact_matches_take_no_other_spelling(
     tmp_path: Path, files: list[str], paths: list[str], expected: list[str], words: str
 ) -> None:
-    run = stage(tmp_path, [shard(files, paths)], Options(match=Match.EXACT))
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(shard(files, paths), options=Options(match=Match.EXACT)).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is not None
     assert not summary.published
 
@@ -306,17 +307,17 @@ def test_each_shard_may_start_its_paths_elsewhere(tmp_path: Path) -> None:
         shard(names[n : n + 2], [f"/tmp/worker-{n}/{p}" for p in names[n : n + 2]])
         for n in (0, 2, 4)
     ]
-    run = stage(tmp_path, shards)
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(*shards).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == names
 
 
 def test_loose_records_and_several_archives_are_matched(tmp_path: Path) -> None:
     names = images(4)
     loose = shard([], [f"/d/{name}" for name in names], name="prompts.jsonl", kind=ShardKind.FILE)
-    archives = [StagedShard({name: png(n)}) for n, name in enumerate(names)]
-    run = stage(tmp_path, [*archives, loose])
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    archives = [Content({name: png(n)}) for n, name in enumerate(names)]
+    run = RunBuilder(*archives, loose).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == names
 
 
@@ -325,8 +326,10 @@ def test_with_a_folder_for_each_shard_paths_are_corrected_into_it(tmp_path: Path
         shard(["images/0.png", "images/é.png"], ["images/0.PNG", "images/e\u0301.png"]),
         shard(["images/0.png", "images/1.png"], [r"images\0.png", "1.png"]),
     ]
-    run = stage(tmp_path, shards, Options(on_collision=OnCollision.PER_SHARD))
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(*shards, options=Options(on_collision=OnCollision.PER_SHARD)).extracted(
+        tmp_path
+    )
+    assert run.finalize()[1] is None
     first, second = (shard.id for shard in run.plan.shards)
     assert published(run) == [
         f"images/{first}/0.png",
@@ -342,8 +345,8 @@ def test_only_the_paths_of_a_record_change(tmp_path: Path) -> None:
         b'\xef\xbb\xbf{"n" : 1.50,  "image":"images\\\\a.png", "t":"\\ud83d"}\r\n'
         b'{"image": "images/b.jpg", "x": NaN}'
     )
-    run = stage(tmp_path, [made])
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(made).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert (run.staging.dest / "prompts.jsonl").read_bytes() == (
         b'\xef\xbb\xbf{"n" : 1.50,  "image":"images/a.png", "t":"\\ud83d"}\r\n'
         b'{"image": "images/b.JPG", "x": NaN}'
@@ -351,9 +354,9 @@ def test_only_the_paths_of_a_record_change(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_found_as_python_spells_it(tmp_path: Path) -> None:
-    made = StagedShard({b"images/\xff.png": png(1)}, b'{"image": "images/\\udcff.png"}\n')
-    run = stage(tmp_path, [made])
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    made = Content({b"images/\xff.png": png(1)}, b'{"image": "images/\\udcff.png"}\n')
+    run = RunBuilder(made).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == ["images/\udcff.png"]
     assert (run.staging.dest / "images/\udcff.png").is_file()
 
@@ -369,14 +372,16 @@ def test_what_cannot_be_matched_is_dropped_or_kept_as_it_is(
     tmp_path: Path, policy: OnBadRecord, expected: list[str]
 ) -> None:
     made = shard(["images/a.png"], ["/data/images/a.png", "/data/images/gone.png"])
-    run = stage(tmp_path, [made], Options(on_bad_record=policy))
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(made, options=Options(on_bad_record=policy)).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == expected
 
 
 def test_unverified_records_are_left_as_they_are(tmp_path: Path) -> None:
-    run = stage(tmp_path, [shard(images(2), images(2, "/x/{}"))], Options(verify=Verify.NONE))
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(
+        shard(images(2), images(2, "/x/{}")), options=Options(verify=Verify.NONE)
+    ).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == images(2, "/x/{}")
 
 
@@ -384,8 +389,8 @@ def test_every_image_of_a_record_has_to_be_there(tmp_path: Path) -> None:
     made = shard(images(3), [])
     made.records = b'{"images": ["images/000.png", "images/001.PNG"]}\n'
     made.records += b'{"images": ["images/002.png", "images/003.png"]}\n'
-    run = stage(tmp_path, [made])
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(made).extracted(tmp_path)
+    _, problem = run.finalize()
     assert problem is not None
     assert "line 2: its image 'images/003.png' is in no shard" in problem.message
     assert "1 record's image is missing" in problem.message
@@ -397,8 +402,8 @@ def test_a_further_image_of_a_record_is_named_and_reported_where_it_is_missing(
     made = shard(images(2), [])
     made.records = line("images/000.png", mask="images\\001.png")
     made.records += line("images/000.png", mask="images/gone.png")
-    run = stage(tmp_path, [made])
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(made).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is None
     text = "\n".join(summary.lines)
     assert "! 1 record names a further image that is missing: shard-0000.tar, line 2" in text
@@ -410,8 +415,8 @@ def test_a_further_image_of_a_record_is_named_and_reported_where_it_is_missing(
 def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> None:
     made = shard([NFD], [NFC])
     made.files[NFD] = png(1)[:-5]
-    run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(made, options=Options(on_bad_record=OnBadRecord.DROP)).extracted(tmp_path)
+    _, problem = run.finalize()
     assert problem is not None
     assert "none of the 1 records is valid" in problem.message
 
@@ -421,20 +426,22 @@ def test_what_was_published_without_bad_records_can_be_repaired(tmp_path: Path) 
     made.files["images/no-ending"] = b"text"
     made.files["images/b.png"] = b""
     made.records = b"".join(line(str(name)) for name in made.files)
-    run = stage(tmp_path, [made], Options(on_bad_record=OnBadRecord.DROP))
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(made, options=Options(on_bad_record=OnBadRecord.DROP)).extracted(tmp_path)
+    assert run.finalize()[1] is None
     assert published(run) == ["images/a.png"]
     (run.staging.dest / "images/a.png").unlink()
     report = verify_dataset(run.staging.dest, deep=False, workers=1, progress=Progress())
     reset_damaged(run.folder, run.plan, report)
     run.redo()
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert run.finalize()[1] is None
     assert verify_dataset(run.staging.dest, deep=True, workers=1, progress=Progress()).ok
 
 
 def test_rewritten_records_are_repaired_to_the_same_bytes(tmp_path: Path) -> None:
-    run = stage(tmp_path, [shard([NFD, *images(2)], [f"/d/{n}" for n in (NFC, *images(2))])])
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    run = RunBuilder(shard([NFD, *images(2)], [f"/d/{n}" for n in (NFC, *images(2))])).extracted(
+        tmp_path
+    )
+    assert run.finalize()[1] is None
     dest = run.staging.dest
     before = (dest / "prompts.jsonl").read_bytes()
     (dest / "prompts.jsonl").write_bytes(b"x" * len(before))
@@ -442,6 +449,6 @@ def test_rewritten_records_are_repaired_to_the_same_bytes(tmp_path: Path) -> Non
     assert not report.ok
     reset_damaged(run.folder, run.plan, report)
     run.redo()
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert run.finalize()[1] is None
     assert (dest / "prompts.jsonl").read_bytes() == before
     assert verify_dataset(dest, deep=True, workers=1, progress=Progress()).ok

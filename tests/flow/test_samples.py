@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from jobs.archives.webdataset import looks_like_samples
-from jobs.extract.stage import run_extract
 from jobs.finalize.repair import reset_damaged
-from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Problem, Summary, Verify
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import SampleEnds
 from jobs.verify.dataset import verify_dataset
 from tests.support.archives.rawzip import Raw, zip_of
-from tests.support.builders.extracting import Extracting, extracting
-from tests.support.builders.staged import line, png, tarred
+from tests.support.builders.contents import line, png, tarred
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 WEBDATASET = Options(layout=Layout("webdataset"))
 WEBSIGHT = Options(layout=Layout("websight"))
@@ -37,29 +36,29 @@ def samples(numbers: Sequence[int], folder: str = "") -> dict[bytes | str, bytes
     return files
 
 
-def finish(run: Extracting) -> tuple[Extracting, Summary, Problem | None]:
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+def finish(run: Run) -> tuple[Run, Summary, Problem | None]:
+    results = run.extract()
     assert [result.problem for result in results] == [None] * len(run.parts)
-    return run, *run_finalize(run.folder, run.plan, Progress())
+    return run, *run.finalize()
 
 
 def run_over(
     tmp_path: Path, *tars: Mapping[bytes | str, bytes], options: Options | None = None, **more: Any
-) -> tuple[Extracting, Summary, Problem | None]:
+) -> tuple[Run, Summary, Problem | None]:
     """Extract and finalize a tar for each of these contents."""
     paths = []
     for number, files in enumerate(tars):
         paths.append(tmp_path / f"{number:05d}.tar")
         paths[-1].write_bytes(tarred(files))
-    return finish(extracting(tmp_path, paths, options=options, **more))
+    return finish(RunBuilder(*paths, options=options, **more).fetched(tmp_path))
 
 
-def records(run: Extracting) -> list[dict[str, Any]]:
+def records(run: Run) -> list[dict[str, Any]]:
     text = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8")
     return [json.loads(row) for row in text.splitlines()]
 
 
-def published(run: Extracting) -> list[str]:
+def published(run: Run) -> list[str]:
     dest = run.staging.dest
     return sorted(str(path.relative_to(dest)) for path in dest.rglob("*") if path.is_file())
 
@@ -92,7 +91,7 @@ def test_samples_are_images_and_records_whatever_the_number_of_parts(
 def test_compressed_and_folded_samples_keep_their_folders(tmp_path: Path) -> None:
     path = tmp_path / "train.tar.gz"
     path.write_bytes(gzip.compress(tarred({"./": b"", **samples(range(3), "./train/")})))
-    run, _, problem = finish(extracting(tmp_path, [path]))
+    run, _, problem = finish(RunBuilder(path).fetched(tmp_path))
     assert problem is None
     assert [record["image"] for record in records(run)] == [
         f"images/train/{n:05d}.png" for n in range(3)
@@ -107,7 +106,9 @@ def test_a_zip_of_samples_names_the_option_that_reads_it(tmp_path: Path) -> None
         files = samples(range(40))
         path.write_bytes(zip_of([Raw(str(n).encode(), data) for n, data in files.items()]))
         run, _, problem = finish(
-            extracting(tmp_path / name, [path], options=options, parts=1 if options is None else 5)
+            RunBuilder(path, options=options, parts=1 if options is None else 5).fetched(
+                tmp_path / name
+            )
         )
         if options is None:
             assert problem is not None
@@ -246,8 +247,8 @@ def test_a_records_file_among_samples_is_refused_with_the_option_that_takes_it(
     (tmp_path / "tar").mkdir()
     path = tmp_path / "tar" / "x.tar"
     path.write_bytes(tarred(files))
-    run = extracting(tmp_path / "tar", [path])
-    [result] = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path).fetched(tmp_path / "tar")
+    [result] = run.extract()
     assert result.problem is not None
     assert "launch with --layout websight to use that file as the records" in result.problem.message
     (tmp_path / "given").mkdir()

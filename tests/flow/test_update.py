@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.builders.pages import pages
+from tests.support.builders.contents import page_tar
 from tests.support.cli import Cli, Done
 from tests.support.servers import faults
 from tests.support.servers.doiserver import DoiServer
@@ -22,7 +22,7 @@ REPO = "org/pages"
 
 
 def shards(count: int) -> dict[str, bytes]:
-    return {f"s-{n:02d}.tar": pages(range(10 * n, 10 * n + 2)) for n in range(count)}
+    return {f"s-{n:02d}.tar": page_tar(range(10 * n, 10 * n + 2)) for n in range(count)}
 
 
 def launch(cli: Cli, dest: Path, *words: str | Path) -> Done:
@@ -63,7 +63,7 @@ def test_only_changed_shards_are_downloaded_from_the_hub(
     first = hub.add_repo(REPO, shards(5))
     launch(shell, dest, "--hf-repo", REPO)
     before = inodes(dest)
-    changes = {"s-02.tar": pages([20, 21], "new "), "s-04.tar": pages([40, 41], colour=7)}
+    changes = {"s-02.tar": page_tar([20, 21], "new "), "s-04.tar": page_tar([40, 41], colour=7)}
     second = hub.update(REPO, changes)
     hub.requests.clear()
     assert "Reused    3 shards" in update(shell, dest).err
@@ -84,7 +84,7 @@ def test_a_revision_can_be_chosen_and_stays_chosen(
     hub.add_repo(REPO, shards(2))
     hub.tag(REPO, "v1")
     launch(shell, dest, "--hf-repo", REPO, "--revision", "v1")
-    second = hub.update(REPO, {"s-01.tar": pages([10, 11], "new ")})
+    second = hub.update(REPO, {"s-01.tar": page_tar([10, 11], "new ")})
     assert "Nothing changed" in update(shell, dest).out
     dry = update(shell, dest, "--revision", "main", "--dry-run", "--json").json()
     assert (dry["changed"], dry["new_revision"]) == (["s-01.tar"], second)
@@ -98,7 +98,7 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     for name, data in shards(3).items():
         (source / name).write_bytes(data)
     launch(cli, dest, "--local-path", source)
-    (source / "s-01.tar").write_bytes(pages([10, 11], "new "))
+    (source / "s-01.tar").write_bytes(page_tar([10, 11], "new "))
     old, runs = state(dest), cli.runs()
     dry = update(cli, dest, "--dry-run").out
     assert "'s-01.tar'" in dry
@@ -128,7 +128,7 @@ def test_killed_under_a_limit_it_is_resumed_and_the_old_state_was_complete(
         words += ["--url", web.url(f"/{name}")]
     launch(cli, dest, *words, "--temp-limit", "12K")
     old = tree_digest(dest)
-    web.put("/s-01.tar", pages([10, 11], "new "))
+    web.put("/s-01.tar", page_tar([10, 11], "new "))
     web.requests.clear()
     assert update(cli, dest, "--dry-run", "--json").json()["changed"] == ["s-01.tar"]
     planning = len(web.asked("/s-01.tar"))
@@ -157,7 +157,7 @@ def test_a_doi_of_all_versions_is_updated_to_the_latest(cli: Cli, tmp_path: Path
         shell, files = cli.having(**server.env), shards(2)
         server.publish_zenodo(7, files, concept=6)
         launch(shell, dest, "--doi", "10.5281/zenodo.6")
-        server.publish_zenodo(9, {**files, "s-01.tar": pages([10, 11], "new ")}, concept=6)
+        server.publish_zenodo(9, {**files, "s-01.tar": page_tar([10, 11], "new ")}, concept=6)
         dry = update(shell, dest, "--dry-run", "--json").json()
     assert (dry["changed"], dry["new_revision"]) == (["s-01.tar"], "10.5281/zenodo.9")
 
@@ -170,7 +170,7 @@ def test_an_update_on_slurm_downloads_only_what_changed(
     hub.add_repo(REPO, shards(3))
     slurm = ("--engine", "slurm", "--wait", "--time", "5", "--yes")
     shell.run("launch", *slurm, "--dest", dest, "--hf-repo", REPO)
-    hub.update(REPO, {"s-01.tar": pages([10, 11], "new ")})
+    hub.update(REPO, {"s-01.tar": page_tar([10, 11], "new ")})
     hub.requests.clear()
     shell.run("update", dest, "--wait")
     assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-01.tar"}

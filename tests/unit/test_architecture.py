@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+UNIT = ROOT / "tests" / "unit"
 OURS = ("jobs", "orchestrator")
+OF_THE_PROJECT = ("architecture", "docs", "packaging")  # tests of no module
 NOT_AT_START = ("requests", "huggingface_hub", "submitit", "PIL", "pyarrow", "isal")
 MOST_LINES = 500
 LONGER = {"jobs.model": 620}  # a list of nouns, in which things are looked up
@@ -129,6 +131,24 @@ def test_the_docstring_of_a_package_names_each_of_its_modules() -> None:
         if package in docstrings and f"``{name}``" not in docstrings[package]
     ]
     assert unnamed == []
+
+
+def test_the_unit_tests_mirror_the_packages() -> None:
+    """``PACKAGE/test_MODULE.py``, or ``test_MODULE_ASPECT.py``; a package may be one module."""
+    inside = {name.partition(".")[2].replace(".", "/") for name in NAMES}
+    packages = {
+        module.name.partition(".")[2].replace(".", "/")
+        for module in MODULES
+        if module.path.name == "__init__.py" and module.name not in OURS
+    }
+    tested = set()
+    for path in UNIT.rglob("test_*.py"):
+        name = path.relative_to(UNIT).with_suffix("").as_posix().replace("test_", "")
+        words = name.split("_")
+        found = {"_".join(words[:n]) for n in range(len(words), 0, -1)} & inside
+        assert found or name.startswith("support/") or name in OF_THE_PROJECT, path
+        tested |= {each.rpartition("/")[0] for each in found} | (found & packages)
+    assert sorted(packages - tested) == []
 
 
 def test_the_packages_are_typed_and_their_licence_is_there() -> None:

@@ -8,34 +8,24 @@ from pathlib import Path
 import pytest
 
 from examples.samples import make_dataset, pack_one
-from jobs import __version__, worker
-from jobs.model import Options, Outcome, Plan, Resources, Stage, Submission, Task, utc_now
-from jobs.storage import atomic
-from tests.support.builders.extracting import Extracting, extracting
+from jobs import worker
+from jobs.model import Options, Outcome, Plan, Stage
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 
-def submitted(run: Extracting, *more: Task) -> None:
-    """Have one task extract every part of ``run``, beside other tasks."""
-    atomic.write_json(
-        run.folder.submission(1),
-        Submission(
-            number=1,
-            engine="local",
-            host="here",
-            pid=1,
-            created=utc_now(),
-            tasks=(*more, Task(Stage.EXTRACT, 0, tuple(part.id for part in run.parts))),
-            resources={stage.value: Resources() for stage in Stage},
-            parallel=1,
-            version=__version__,
-        ),
-    )
+def submitted(
+    tmp_path: Path, *more: tuple[Stage, int, list[str]], options: Options | None = None
+) -> Run:
+    """A run of one archive, whose only part one task is to extract, beside other tasks."""
+    pages = make_dataset(tmp_path / "pages", records=5)
+    run = RunBuilder(pack_one(pages, tmp_path / "out"), options=options)
+    tasks = [*more, (Stage.EXTRACT, 0, [run.plan.parts()[0].id])]
+    return run.submitted(tasks, engine="local").fetched(tmp_path)
 
 
 def test_processor_time_includes_the_child_that_extracts(tmp_path: Path) -> None:
-    pages = make_dataset(tmp_path / "pages", records=5)
-    run = extracting(tmp_path, [pack_one(pages, tmp_path / "out")])
-    submitted(run)
+    run = submitted(tmp_path)
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = worker.run_task(str(run.folder.path), "extract", 0, 1)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -47,10 +37,9 @@ def test_processor_time_includes_the_child_that_extracts(tmp_path: Path) -> None
 def test_several_download_tasks_share_connections_and_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pages = make_dataset(tmp_path / "pages", records=5)
     options = Options(connections=9, max_rate=8_000_000)
-    run = extracting(tmp_path, [pack_one(pages, tmp_path / "out")], options=options)
-    submitted(run, *(Task(Stage.DOWNLOAD, number, ("x",)) for number in range(4)))
+    downloads = [(Stage.DOWNLOAD, number, ["x"]) for number in range(4)]
+    run = submitted(tmp_path, *downloads, options=options)
     seen: list[Options] = []
 
     def downloading(folder: object, plan: Plan, *_: object, **__: object) -> tuple[()]:

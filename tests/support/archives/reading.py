@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 
+import pytest
+
 from jobs.archives.base import Archive, MemberKind
-from jobs.archives.detect import TARS, sniff
+from jobs.archives.detect import sniff
 from jobs.archives.registry import open_archive
-from jobs.archives.tar.stream import Arriving, Streamed, TarStream
-from jobs.errors import UnsafeMemberError
+from jobs.errors import ArchiveError, Cause, UnsafeMemberError
 from jobs.model import Fetched, Options, Part, Shard, ShardKind, SourceFile
-from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import is_folder_itself, safe_path, text_of
-from tests.support.builders.cases import plan
+from tests.support.archives.one_pass import read_through
+from tests.support.builders.runs import RunBuilder
 
 
 def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetched, Shard]:
@@ -31,32 +30,6 @@ def fetched(*paths: Path, parts: int = 1, name: str | None = None) -> tuple[Fetc
     return evidence, Shard("s0", ShardKind.ARCHIVE, files, parts)
 
 
-def _bytes_of(path: Path) -> Arriving:
-    return path.open("rb", buffering=0)
-
-
-def read_through(
-    shard: Shard,
-    options: Options,
-    *,
-    files: Sequence[Callable[[], Arriving]] = (),
-    plain: Path | None = None,
-    progress: Progress | None = None,
-) -> Streamed:
-    """The findings of one pass over a shard without extraction; ``files``: other than its own."""
-    own = [partial(_bytes_of, Path(file.locator)) for file in shard.files]
-    check = (progress or Progress()).check
-    stream = TarStream(files or own, shard, options, plain=plain, check=check)
-    try:
-        if stream.format in TARS:
-            stream.copy_rest()
-            for index in range(shard.parts):
-                stream.skip_content(Part(shard.id, index, shard.parts))
-        return stream.finish()
-    finally:
-        stream.close()
-
-
 def opened(
     *paths: Path, parts: int = 1, options: Options | None = None
 ) -> tuple[Archive, Fetched, Shard]:
@@ -69,7 +42,7 @@ def opened(
 
 def reader_of(evidence: Fetched, shard: Shard, options: Options | None = None) -> Archive:
     """The reader of a shard, in a plan of its own."""
-    return open_archive(evidence, shard, plan([shard], options=options))
+    return open_archive(evidence, shard, RunBuilder(shard, options=options).plan)
 
 
 def digests(
@@ -85,6 +58,15 @@ def digests(
     for index in range(parts):
         out.update(part_digests(archive, Part("s0", index, parts)))
     return out
+
+
+def assert_damaged(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``, which is then refused in a printable message."""
+    path.write_bytes(data)
+    with pytest.raises(ArchiveError) as caught:
+        digests(path)
+    assert caught.value.cause is Cause.BAD_ARCHIVE, caught.value.message
+    assert caught.value.message.isprintable()
 
 
 def part_digests(archive: Archive, part: Part) -> dict[str, tuple[int, str]]:

@@ -1,1 +1,6 @@
-"""Plans, runs and data in every state, made without running anything."""
+"""What tests start from.
+
+``runs``: the builder of runs, in any state; ``made_run``: what it makes on disk; ``bringing``: a
+complete run from command line options, in this process; ``contents``: what archives hold;
+``fake_engine``: an engine that records jobs.
+"""

@@ -19,11 +19,10 @@ from examples.samples import make_dataset
 from jobs.archives.parquet.archive import ParquetArchive
 from jobs.archives.parquet.columns import node_of
 from jobs.errors import ArchiveError, Cause
-from jobs.extract.stage import run_extract
 from jobs.model import Layout, Options, Outcome, Part
-from jobs.runtime.progress import Progress
-from tests.support.builders.extracting import Extracting, extracting
-from tests.support.builders.staged import png
+from tests.support.builders.contents import png
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -51,10 +50,10 @@ def images(data: Sequence[bytes | None]) -> pa.Array:
 
 def extracted(
     tmp_path: Path, path: Path, *, parts: int = 1, options: Options | None = None
-) -> tuple[Extracting, list[dict[str, Any]]]:
+) -> tuple[Run, list[dict[str, Any]]]:
     """The run, and the records of all parts in order."""
-    run = extracting(tmp_path, [path], parts=parts, options=options)
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path, parts=parts, options=options).fetched(tmp_path)
+    results = run.extract()
     assert [result.problem for result in results] == [None] * parts
     lines: list[dict[str, Any]] = []
     for part in run.parts:
@@ -67,7 +66,7 @@ def read(
     tmp_path: Path, path: Path, options: Options | None = None
 ) -> tuple[dict[str, bytes], list[dict[str, Any]], tuple[str, ...]]:
     """Picture files by path, records and warnings of a file that is read as one part."""
-    run = extracting(tmp_path, [path], options=options)
+    run = RunBuilder(path, options=options).fetched(tmp_path)
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None
@@ -110,8 +109,8 @@ def test_more_parts_than_row_groups_leave_some_parts_empty(
     tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
 ) -> None:
     path = written({"image": images(pages), "text": list("abcdefghi")}, rows=9)
-    run = extracting(tmp_path, [path], parts=4)
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path, parts=4).fetched(tmp_path)
+    results = run.extract()
     assert [result.outcome for result in results] == [Outcome.OK] * 4
     assert [result.files for result in results] == [10, 0, 0, 0]
 
@@ -384,8 +383,8 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, pages: list[bytes])
     path = tmp_path / "x.parquet"
     table = pa.Table.from_arrays([pa.array(pages), pa.array(pages)], names=["image", "image"])
     pq.write_table(table, path)
-    run = extracting(tmp_path, [path])
-    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path).fetched(tmp_path)
+    (result,) = run.extract()
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
     assert "two columns named 'image'" in result.problem.message
 
@@ -405,8 +404,8 @@ def test_times_keep_their_nanoseconds(tmp_path: Path, written: Callable[..., Pat
 def test_a_value_that_no_record_can_hold_is_reported(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:
-    run = extracting(tmp_path, [written({"long": pa.array([1], pa.duration("ns"))})])
-    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(written({"long": pa.array([1], pa.duration("ns"))})).fetched(tmp_path)
+    (result,) = run.extract()
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
 
 
@@ -415,8 +414,8 @@ def test_without_a_records_file_each_part_has_one_of_its_own(
 ) -> None:
     path = written({"image": images(pages), "text": list("abcdefghi")}, rows=2)
     options = Options(layout=Layout("files", "", "images"))
-    run = extracting(tmp_path, [path, path], parts=2, options=options)
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path, path, parts=2, options=options).fetched(tmp_path)
+    results = run.extract()
     assert [result.problem for result in results] == [None] * 4
     tables = {name: data for name, data in run.tree().items() if name.endswith(".jsonl")}
     assert list(tables) == [f"{part.id}.jsonl" for part in run.parts]
@@ -436,8 +435,8 @@ def test_damage_is_reported_on_one_line(
     else:
         data[8:2000] = bytes(1992)
     path.write_bytes(data)
-    run = extracting(tmp_path, [path])
-    (result,) = run_extract(run.folder, run.plan, run.parts, Progress())
+    run = RunBuilder(path).fetched(tmp_path)
+    (result,) = run.extract()
     assert result.problem is not None, damage
     assert result.problem.cause is Cause.BAD_ARCHIVE
     assert "\n" not in result.problem.message
@@ -451,7 +450,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [picture] * 150}), path, store_schema=False)
     assert path.stat().st_size < 10_000_000
     options = Options(max_expansion=1e6)
-    run = extracting(tmp_path, [path], options=options)
+    run = RunBuilder(path, options=options).fetched(tmp_path)
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None
@@ -469,7 +468,7 @@ def test_memory_stays_flat(tmp_path: Path) -> None:
 def test_without_pyarrow_the_message_says_what_to_install(
     tmp_path: Path, written: Callable[..., Path]
 ) -> None:
-    run = extracting(tmp_path, [written({"text": ["a"]})])
+    run = RunBuilder(written({"text": ["a"]})).fetched(tmp_path)
     code = f"""
 import sys
 sys.modules["pyarrow"] = None
@@ -495,7 +494,7 @@ except OrchestrateError as error:
 def test_an_unreadable_file_is_an_archive_error(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     path.write_bytes(b"PAR1" + bytes(100) + b"PAR1")
-    run = extracting(tmp_path, [path])
+    run = RunBuilder(path).fetched(tmp_path)
     shard = run.plan.shards[0]
     fetched = run.folder.load_fetched(shard.id)
     assert fetched is not None

@@ -7,9 +7,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Stage
 from orchestrator.cli import exit_codes, main
-from orchestrator.inspection.state import judge
-from tests.support.builders import cases
-from tests.support.builders.cases import CHAIN, item, result
+from tests.support.builders.runs import RunBuilder
 
 
 @pytest.mark.parametrize(
@@ -30,23 +28,16 @@ def test_each_cause_has_its_exit_code(cause: Cause, code: int) -> None:
 
 
 def test_a_run_that_is_not_over_is_no_failure() -> None:
-    assert exit_codes.of_state(judge(cases.evidence([]))) == 0
-    assert (
-        exit_codes.of_state(judge(cases.evidence([cases.submission(CHAIN)], published=True))) == 0
-    )
+    run = RunBuilder(2).all_ended()
+    assert exit_codes.of_state(run.state()) == 0
+    assert exit_codes.of_state(run.submitted().having(published=True).state()) == 0
 
 
 def test_an_incomplete_dataset_is_distinguished_from_a_run_that_ended_early() -> None:
-    done = [
-        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
-        *(result(Stage.EXTRACT, n, [item(items[0])]) for _, n, items in CHAIN[1:4]),
-    ]
-    parts = ("a.p0000", "a.p0001", "b.p0000")
-    bad = [*done, result(Stage.FINALIZE, 0, cause=Cause.VERIFICATION)]
-    first = cases.submission(CHAIN)
-    state = judge(cases.evidence([first], results=bad, fetched="ab", finished=parts))
-    assert exit_codes.of_state(state) == 5
-    assert exit_codes.of_state(judge(cases.evidence([first]))) == 1
+    run = RunBuilder(2).submitted().all_ended()
+    assert exit_codes.of_state(run.state()) == 1
+    bad = run.result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    assert exit_codes.of_state(bad.result(Stage.FINALIZE, cause=Cause.VERIFICATION).state()) == 5
 
 
 @pytest.mark.parametrize(

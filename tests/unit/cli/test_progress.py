@@ -20,7 +20,7 @@ def test_on_a_terminal_a_bar_for_each_stage_is_shown_and_removed_at_the_end(
     out = Terminal()
     monkeypatch.setattr(sys, "stderr", out)
     monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
-    monkeypatch.setattr(api, "status", lambda folder: runs.under_way())
+    monkeypatch.setattr(api, "status", lambda folder: runs.under_way().state())
     with progress.progress() as tick:
         tick(Run(tmp_path / runs.RUN_ID))
         shown = out.getvalue()

@@ -36,9 +36,9 @@ def test_the_longer_a_look_takes_the_less_often_slurm_is_asked(took_s: float, pa
 
 def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_path: Path) -> None:
     out = io.StringIO()
-    busy = runs.under_way()
+    busy = runs.under_way().state()
     last = watch(
-        _states(busy, busy, runs.published()), _folder(tmp_path), out=out, interval_s=0.001
+        _states(busy, busy, runs.published().state()), _folder(tmp_path), out=out, interval_s=0.001
     )
     assert last.status is RunStatus.DONE
     text = out.getvalue()
@@ -49,14 +49,19 @@ def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_p
 
 def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
     out = Terminal()
-    watch(_states(runs.under_way(), runs.published()), _folder(tmp_path), out=out, interval_s=0.001)
+    watch(
+        _states(runs.under_way().state(), runs.published().state()),
+        _folder(tmp_path),
+        out=out,
+        interval_s=0.001,
+    )
     assert "\x1b[J" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")
 
 
 def test_a_program_gets_every_state_that_is_seen() -> None:
     reported: list[RunStatus] = []
-    states = _states(runs.under_way(), runs.under_way(), runs.published())
+    states = _states(runs.under_way().state(), runs.under_way().state(), runs.published().state())
     last = each(states, lambda state: reported.append(state.status), interval_s=0.001)
     assert reported == [RunStatus.RUNNING, RunStatus.RUNNING, RunStatus.DONE]
     assert last.status is RunStatus.DONE
@@ -68,7 +73,9 @@ def test_ctrl_c_ends_the_watching_and_nothing_more(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     out = io.StringIO()
-    state = watch(_states(runs.under_way()), _folder(tmp_path), out=out, ended=Interrupted())
+    state = watch(
+        _states(runs.under_way().state()), _folder(tmp_path), out=out, ended=Interrupted()
+    )
     assert state.status is RunStatus.RUNNING
     assert out.getvalue().endswith(f"stopped watching; run {runs.RUN_ID} continues\n")
 

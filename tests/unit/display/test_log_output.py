@@ -11,6 +11,7 @@ from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState, TaskView
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 
 def _names(views: list[TaskView]) -> list[str]:
@@ -32,18 +33,18 @@ def _names(views: list[TaskView]) -> list[str]:
     ],
 )
 def test_a_task_is_found_by_what_people_know_of_it(what: str | None, tasks: list[str]) -> None:
-    assert _names(log_output.select(runs.under_way(), what)) == tasks
+    assert _names(log_output.select(runs.under_way().state(), what)) == tasks
 
 
 def test_what_nobody_knows_is_refused_with_what_there_could_be() -> None:
     with pytest.raises(UsageError, match="give a stage"):
-        log_output.select(runs.under_way(), "nothing-like-it")
+        log_output.select(runs.under_way().state(), "nothing-like-it")
 
 
 def test_failed_ones_alone() -> None:
-    assert _names(log_output.select(runs.under_way(), failed=True)) == ["extract 3"]
-    assert _names(log_output.select(runs.under_way(), "4", failed=True)) == []
-    assert _names(log_output.select(runs.published(), failed=True)) == []
+    assert _names(log_output.select(runs.under_way().state(), failed=True)) == ["extract 3"]
+    assert _names(log_output.select(runs.under_way().state(), "4", failed=True)) == []
+    assert _names(log_output.select(runs.published().state(), failed=True)) == []
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_what_can_only_be_a_task_is_no_run(text: str, task: bool) -> None:
 
 
 def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("a\nb\nc\n")
@@ -71,10 +72,9 @@ def test_a_log_is_shown_under_its_heading_with_the_problem(tmp_path: Path) -> No
 
 
 def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_path: Path) -> None:
-    plan = runs.make_plan(1)
     gone = TaskState(EngineState.ENDED, raw="CANCELLED", cause=Cause.CANCELLED)
-    state = runs.make_state(plan, engine={(1, Stage.EXTRACT, 0): gone})
-    folder = runs.make_folder(tmp_path, plan, state.submissions[0])
+    run = RunBuilder(1).submitted().seen(gone, Stage.EXTRACT)
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     reported = list(log_output.show(folder, log_output.select(state, "extract"), TerminalStyle()))
     assert reported[-1] == "it never started, so there is no log"
 
@@ -91,12 +91,12 @@ def test_a_task_that_was_cancelled_while_it_waited_is_said_to_have_no_log(tmp_pa
 def test_what_runs_is_followed_before_what_waits_and_what_ended(
     what: str | None, task: str
 ) -> None:
-    view = log_output.to_follow(runs.under_way(), what)
+    view = log_output.to_follow(runs.under_way().state(), what)
     assert view is not None and _names([view]) == [task]
 
 
 def test_of_an_ended_run_the_most_informative_log_is_followed() -> None:
-    view = log_output.to_follow(runs.published())
+    view = log_output.to_follow(runs.published().state())
     assert view is not None and _names([view]) == ["finalize 0"]
 
 
@@ -111,22 +111,21 @@ def test_of_an_ended_run_the_most_informative_log_is_followed() -> None:
 def test_following_ends_with_the_task_however_it_ends(
     tmp_path: Path, number: int, cause: Cause | None, ending: str
 ) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     log = place / f"101_{number}_0_log.out"
     log.write_text("begun\nand")
     (view,) = log_output.select(state, str(number))
-    task = state.submissions[0].task(Stage.EXTRACT, number)
+    ended_as = RunBuilder(8).submitted()
+    if not cause:
+        ended_as = ended_as.result(Stage.EXTRACT, number)
+    ended_as = ended_as.seen(TaskState(EngineState.ENDED, cause=cause), Stage.EXTRACT, number)
 
     def look_at() -> RunState:
         log.write_text("begun\nand ended")
-        return runs.make_state(
-            state.plan,
-            results=[] if cause else [runs.make_result(task)],
-            engine={(1, Stage.EXTRACT, number): TaskState(EngineState.ENDED, cause=cause)},
-        )
+        return ended_as.state()
 
     reported: list[str] = []
     ended = log_output.follow(folder, view, look_at, reported.append, poll_every_s=0)
@@ -135,7 +134,7 @@ def test_following_ends_with_the_task_however_it_ends(
 
 
 def test_what_is_followed_is_said_with_why_it_waits() -> None:
-    (view,) = log_output.select(runs.under_way(), "finalize")
+    (view,) = log_output.select(runs.under_way().state(), "finalize")
     assert log_output.describe(view) == (
         "finalize task 0 (job 102) has not started; waiting: for the job before it to end "
         "(Dependency)"

@@ -16,6 +16,7 @@ from orchestrator.display.report import figures, page
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 
 class _Balance(HTMLParser):
@@ -51,21 +52,18 @@ def _page(state: RunState, folder: RunFolder | None = None) -> str:
 
 
 def _hostile() -> RunState:
-    plan = runs.make_plan(3, dest="/scratch/<b>&")
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
     message = '<script>alert(1)</script> "quoted" & <img src=x>'
-    return runs.make_state(
-        plan, results=[runs.make_result(t, cause=Cause.BAD_ARCHIVE, message=message) for t in tasks]
-    )
+    run = RunBuilder(3, dest="/scratch/<b>&").submitted()
+    return run.result(Stage.EXTRACT, cause=Cause.BAD_ARCHIVE, message=message).state()
 
 
 @pytest.mark.parametrize(
     "state",
     [
-        pytest.param(runs.under_way(), id="under way"),
-        pytest.param(runs.published(), id="published"),
+        pytest.param(runs.under_way().state(), id="under way"),
+        pytest.param(runs.published().state(), id="published"),
         pytest.param(_hostile(), id="hostile names"),
-        pytest.param(runs.make_state(runs.make_plan(2), submissions=()), id="never submitted"),
+        pytest.param(RunBuilder(2).state(), id="never submitted"),
     ],
 )
 def test_the_page_is_complete_and_loads_nothing(state: RunState) -> None:
@@ -86,13 +84,13 @@ def test_what_a_source_wrote_is_shown_and_never_run() -> None:
 
 
 def test_dark_mode_and_phones_are_thought_of() -> None:
-    html = _page(runs.published())
+    html = _page(runs.published().state())
     assert "prefers-color-scheme: dark" in html and "width=device-width" in html
 
 
 def test_it_says_in_text_what_the_charts_show() -> None:
     balance = _Balance()
-    balance.feed(_page(runs.under_way()))
+    balance.feed(_page(runs.under_way().state()))
     text = " ".join("".join(balance.text).split())
     for words in ("org/pages", "Stages", "Tasks by node", "Efficiency", "out of memory × 1"):
         assert words in text
@@ -100,7 +98,7 @@ def test_it_says_in_text_what_the_charts_show() -> None:
 
 
 def test_the_receipt_is_shown_only_where_it_is_this_runs(tmp_path: Path) -> None:
-    state = runs.published(runs.make_plan(2, dest=str(tmp_path)))
+    state = runs.published(RunBuilder(2, dest=tmp_path)).state()
     assert page.receipt_of(state) is None
     atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "another"})
     assert page.receipt_of(state) is None
@@ -111,8 +109,8 @@ def test_the_receipt_is_shown_only_where_it_is_this_runs(tmp_path: Path) -> None
 
 
 def test_a_failed_tasks_last_lines_are_there_without_secrets(tmp_path: Path) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("slurmstepd: <oom>\nHF_TOKEN=SECRET\n")
@@ -121,7 +119,7 @@ def test_a_failed_tasks_last_lines_are_there_without_secrets(tmp_path: Path) -> 
 
 
 def test_tasks_of_a_node_share_lines_where_they_do_not_overlap() -> None:
-    state = runs.under_way()
+    state = runs.under_way().state()
     bars = figures.bars(state, runs.NOW)
     lanes = figures.lanes(bars)
     for lane in lanes:
@@ -135,24 +133,23 @@ def test_tasks_of_a_node_share_lines_where_they_do_not_overlap() -> None:
 
 
 def test_ten_thousand_tasks_fit_on_a_page_of_a_few_megabytes() -> None:
-    plan = runs.make_plan(10_000)
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    results = [
-        runs.make_result(
-            task,
-            host=f"n{task.number % 16}",
-            started=runs.START + timedelta(seconds=task.number // 16),
-            seconds=20,
-        )
-        for task in tasks
-    ]
-    html = _page(runs.make_state(plan, results=results))
+    run = RunBuilder(10_000).submitted()
+    for node in range(16):
+        for turn, first in enumerate(range(0, 10_000, 1000)):
+            run = run.result(
+                Stage.EXTRACT,
+                *range(first + node, min(first + 1000, 10_000), 16),
+                host=f"n{node}",
+                started=runs.START + timedelta(seconds=20 * turn),
+                seconds=20,
+            )
+    html = _page(run.state())
     assert len(html) < 4_000_000
     assert html.count("<rect") == 10_000
 
 
 def test_throughput_adds_up_to_the_bytes_moved() -> None:
-    state = runs.published()
+    state = runs.published().state()
     bars = figures.bars(state, runs.NOW)
     end = max(bar.ended or 0.0 for bar in bars)
     series = figures.throughput(state, bars, Stage.EXTRACT, end)
@@ -160,39 +157,37 @@ def test_throughput_adds_up_to_the_bytes_moved() -> None:
 
 
 def test_waiting_tasks_are_counted_up_and_down() -> None:
-    steps = figures.waiting_steps(figures.bars(runs.published(), runs.NOW))
+    steps = figures.waiting_steps(figures.bars(runs.published().state(), runs.NOW))
     assert steps == [(0.0, 5), (120.0, 0)]
 
 
 def test_a_task_that_was_cancelled_while_it_waited_waits_no_longer() -> None:
-    plan = runs.make_plan(3)
     gone = TaskState(EngineState.ENDED, cause=Cause.CANCELLED)
-    state = runs.make_state(
-        plan,
-        engine={
-            (1, Stage.DOWNLOAD, 0): runs.ended(),
-            (1, Stage.EXTRACT, 0): replace(gone, ended=runs.START + timedelta(seconds=150)),
-            (1, Stage.EXTRACT, 1): gone,  # Slurm knows no more of it
-            (1, Stage.EXTRACT, 2): runs.pending(),
-            (1, Stage.FINALIZE, 0): runs.pending("Dependency"),
-        },
+    run = (
+        RunBuilder(3)
+        .submitted()
+        .seen(runs.ended(), Stage.DOWNLOAD)
+        .seen(replace(gone, ended=runs.START + timedelta(seconds=150)), Stage.EXTRACT, 0)
+        .seen(gone, Stage.EXTRACT, 1)  # Slurm knows no more of it
+        .seen(runs.pending(), Stage.EXTRACT, 2)
+        .seen(runs.pending("Dependency"), Stage.FINALIZE)
     )
-    steps = figures.waiting_steps(figures.bars(state, runs.NOW))
+    steps = figures.waiting_steps(figures.bars(run.state(), runs.NOW))
     assert steps == [(0.0, 4), (120.0, 3), (150.0, 2)]
 
 
 def test_use_is_what_was_asked_and_what_was_used() -> None:
-    extract = figures.uses(runs.published(), runs.NOW)[1]
+    extract = figures.uses(runs.published().state(), runs.NOW)[1]
     assert (extract.tasks, extract.wait_s, extract.wall_s) == (3, 120.0, 180.0)
     assert extract.cpu_share == pytest.approx(0.4)  # 0.8 of one of two cores
     assert extract.mem_share == pytest.approx(180e6 / (4000 * 2**20))
 
 
 def test_the_local_engine_is_not_measured_against_what_only_slurm_is_asked_for() -> None:
-    plan = runs.make_plan(1)
-    submission = runs.make_submission(plan, engine="local")
-    results = [runs.make_result(task) for task in submission.tasks]
-    state = runs.make_state(plan, submissions=(submission,), results=results)
+    run = RunBuilder(1).submitted(engine="local")
+    for stage in Stage:
+        run = run.result(stage)
+    state = run.state()
     extract = figures.uses(state, runs.NOW)[1]
     assert (extract.cpu_s, extract.cpus, extract.cpu_share) == (48.0, None, None)
     assert (extract.mem_mb, extract.mem_share) == (None, None)

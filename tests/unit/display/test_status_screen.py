@@ -13,8 +13,9 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.display import status_screen
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.inspection.state import RunState, TaskKey
+from orchestrator.inspection.state import RunState
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 PLAIN = TerminalStyle()
 
@@ -24,7 +25,7 @@ def _screen(state: RunState, look: TerminalStyle = PLAIN) -> str:
 
 
 def test_the_header_says_run_state_age_source_and_destination() -> None:
-    head = _screen(runs.under_way()).splitlines()[:4]
+    head = _screen(runs.under_way().state()).splitlines()[:4]
     assert head[0] == f"run     {runs.RUN_ID}  running · started 12 min ago"
     assert head[1] == "source  Hub org/pages @ 8a3f21c08a3f (8 shards, 3.20 GB)"
     assert head[2] == "dest    /scratch/pages"
@@ -32,26 +33,26 @@ def test_the_header_says_run_state_age_source_and_destination() -> None:
 
 
 def test_each_stage_has_a_line_with_a_bar_and_numbers() -> None:
-    text = _screen(runs.under_way())
+    text = _screen(runs.under_way().state())
     assert re.search(r"^download  █{10,} 100%  3\.20 GB/3\.20 GB  in 1:40$", text, re.M)
     assert re.search(r"^extract   █+░+  43%  500 files  .*/s  .* left$", text, re.M)
     assert re.search(r"^finalize  ░{10,}   0%  waiting$", text, re.M)
 
 
 def test_the_extraction_during_the_download_is_shown_as_its_stage() -> None:
-    text = _screen(runs.downloading())
+    text = _screen(runs.downloading().state())
     assert re.search(r"extract   .* 25%  1,234 files  during the download", text)
 
 
 def test_the_array_is_summed_up_by_state_with_indices() -> None:
-    text = _screen(runs.under_way())
+    text = _screen(runs.under_way().state())
     for line in ("pending       2  6-7", "running       2  4-5", "done          3  0-2"):
         assert f"  {line}\n" in text
     assert "  failed        1  3\n" in text
 
 
 def test_it_says_why_tasks_wait_and_when_slurm_expects_them_to_start() -> None:
-    text = " ".join(_screen(runs.under_way()).split())
+    text = " ".join(_screen(runs.under_way().state()).split())
     assert "extract 6-7: other jobs come first" in text
     assert "(Priority)" in text and "Slurm expects a start at" in text and "in 25 min" in text
 
@@ -59,7 +60,7 @@ def test_it_says_why_tasks_wait_and_when_slurm_expects_them_to_start() -> None:
 def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
     soon = runs.NOW + timedelta(minutes=2)
     waits = replace(runs.pending("BeginTime", estimated_start=soon), restarts=1)
-    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): waits})
+    state = RunBuilder(1).submitted().seen(waits, Stage.EXTRACT).state()
     text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "it was requeued, and Slurm starts a requeued job about two minutes later" in text
     assert "not before" in text and "in 2 min" in text
@@ -67,14 +68,14 @@ def test_a_requeued_task_says_so_and_when_it_may_begin() -> None:
 
 def test_a_state_that_is_not_known_is_shown_as_slurm_calls_it() -> None:
     odd = TaskState(EngineState.UNKNOWN, "HIBERNATING")
-    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): odd})
+    state = RunBuilder(1).submitted().seen(odd, Stage.EXTRACT).state()
     text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "extract 0: Slurm says: state HIBERNATING" in text
 
 
 def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
     held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
-    state = runs.make_state(runs.make_plan(1), engine={(1, Stage.EXTRACT, 0): held})
+    state = RunBuilder(1).submitted().seen(held, Stage.EXTRACT).state()
     text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
     assert "`scontrol release '101_[0]'` releases it (JobHeldUser)" in text
     assert "expects a start" not in text
@@ -91,38 +92,38 @@ def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> No
 def test_what_was_cancelled_or_never_started_has_not_failed(
     causes: tuple[Cause, Cause], word: str
 ) -> None:
-    ended = [TaskState(EngineState.ENDED, cause=cause) for cause in causes]
-    engine: dict[TaskKey, TaskState] = {(1, Stage.EXTRACT, n): x for n, x in enumerate(ended)}
-    state = runs.make_state(runs.make_plan(2), engine=engine)
-    assert f"2 of 2 tasks {word}" in status_screen.render(state, runs.NOW, TerminalStyle())
+    run = RunBuilder(2).submitted()
+    for number, cause in enumerate(causes):
+        run = run.seen(TaskState(EngineState.ENDED, cause=cause), Stage.EXTRACT, number)
+    assert f"2 of 2 tasks {word}" in _screen(run.state())
 
 
 def test_failures_come_with_the_next_command() -> None:
-    text = _screen(runs.under_way())
+    text = _screen(runs.under_way().state())
     assert "✗ extract: out of memory (task 3)" in text
     assert f"→ websight-orchestrate resume {runs.RUN_ID}" in text
 
 
 def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
-    assert _screen(runs.published()).endswith(
+    assert _screen(runs.published().state()).endswith(
         "✓ Found 300 records in prompts.jsonl\n✓ Found 300 images\n✓ Dataset verification passed!\n"
     )
 
 
 def test_a_silent_scheduler_is_said() -> None:
-    state = runs.make_state(runs.make_plan(2), silent="squeue does not respond")
-    text = " ".join(_screen(state).split())
+    run = RunBuilder(2).submitted().having(engine_silent="squeue does not respond")
+    text = " ".join(_screen(run.state()).split())
     assert "squeue does not respond; the following comes from the run's own files" in text
 
 
 def test_only_failures_on_request() -> None:
-    text = status_screen.render(runs.under_way(), runs.NOW, PLAIN, failed_only=True)
+    text = status_screen.render(runs.under_way().state(), runs.NOW, PLAIN, failed_only=True)
     assert "out of memory" in text and "download" not in text and "waiting" not in text
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 @pytest.mark.parametrize(
-    "state", [runs.under_way(), runs.published(), runs.under_way(runs.make_plan(2000))]
+    "state", [runs.under_way().state(), runs.published().state(), runs.under_way(2000).state()]
 )
 def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
     for line in _screen(state, TerminalStyle(width=width)).splitlines():
@@ -130,26 +131,23 @@ def test_no_line_is_wider_than_the_screen(width: int, state: RunState) -> None:
 
 
 def test_a_thousand_failures_of_one_kind_take_a_few_lines() -> None:
-    plan = runs.make_plan(1000)
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    results = [
-        runs.make_result(task, cause=Cause.IO, message=f"task {task.number} broke")
-        for task in tasks
-    ]
-    text = _screen(runs.make_state(plan, results=results))
+    run = RunBuilder(1000).submitted()
+    for number in range(1000):
+        run = run.result(Stage.EXTRACT, number, cause=Cause.IO, message=f"task {number} broke")
+    text = _screen(run.state())
     assert "extract: io × 1000 (tasks 0-999)" in text
     assert "and 996 more" in text
     assert len(text.splitlines()) < 40
 
 
 def test_in_ascii_every_character_is_ascii() -> None:
-    assert _screen(runs.under_way(), TerminalStyle(unicode=False)).isascii()
+    assert _screen(runs.under_way().state(), TerminalStyle(unicode=False)).isascii()
 
 
 def test_colours_change_nothing_but_colours() -> None:
-    painted = _screen(runs.under_way(), TerminalStyle(colour=True))
-    assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == _screen(runs.under_way())
-    assert "\x1b[" not in _screen(runs.under_way())
+    painted = _screen(runs.under_way().state(), TerminalStyle(colour=True))
+    assert re.sub(r"\x1b\[[0-9;]*m", "", painted) == _screen(runs.under_way().state())
+    assert "\x1b[" not in _screen(runs.under_way().state())
 
 
 def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
@@ -159,26 +157,20 @@ def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
     assert status_screen.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
     away = RunFolder(tmp_path / "my runs" / "r1")
     assert status_screen.run_word(away) == f"'{away.path}'"
-    text = status_screen.render(runs.under_way(), runs.NOW, PLAIN, run=status_screen.run_word(away))
+    text = status_screen.render(
+        runs.under_way().state(), runs.NOW, PLAIN, run=status_screen.run_word(away)
+    )
     assert f"websight-orchestrate resume '{away.path}'" in text
 
 
 def test_one_line_for_those_who_read_logs() -> None:
-    reported = status_screen.line(runs.under_way(), runs.NOW)
+    reported = status_screen.line(runs.under_way().state(), runs.NOW)
     assert reported.startswith(f"run {runs.RUN_ID} running · download 100% · extract 44%")
     assert reported.endswith("500 files · 1 problem")
 
 
 def test_what_follows_from_a_shard_that_is_not_here_takes_one_line() -> None:
-    plan = runs.make_plan(3)
-    submission = runs.make_submission(plan)
-    results = [
-        runs.make_result(submission.task(Stage.DOWNLOAD, 0), cause=Cause.NETWORK),
-        *(
-            runs.make_result(task, cause=Cause.NOT_FETCHED)
-            for task in submission.of_stage(Stage.EXTRACT)
-        ),
-    ]
-    text = _screen(runs.make_state(plan, results=results))
+    run = RunBuilder(3).submitted().result(Stage.DOWNLOAD, cause=Cause.NETWORK)
+    text = _screen(run.result(Stage.EXTRACT, cause=Cause.NOT_FETCHED).state())
     assert "download: network" in text and "extract: not fetched" not in text
     assert "3 more follow from that" in text

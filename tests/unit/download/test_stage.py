@@ -18,13 +18,13 @@ from jobs.download import shard
 from jobs.download.hashing import check_unchanged
 from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
-from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from orchestrator.lifecycle import planning
+from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
 
@@ -37,17 +37,8 @@ def planned(
     kind: SourceKind = SourceKind.LOCAL,
 ) -> tuple[RunFolder, Plan]:
     opened = open_source(SourceRequest(kind, (str(source),)))
-    plan = planning.plan_run(
-        opened.describe(),
-        opened.shards(),
-        planning.RunLocations(str(tmp_path / "dest")),
-        Options(part_size=part_size),
-        run_id="run",
-        now=utc_now(),
-    )
-    folder = RunFolder(tmp_path / "logs" / "run")
-    folder.create(plan)
-    return folder, plan
+    run = RunBuilder.over(opened, options=Options(part_size=part_size)).on_disk(tmp_path)
+    return run.folder, run.plan
 
 
 def run(

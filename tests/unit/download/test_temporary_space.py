@@ -22,14 +22,13 @@ from jobs.download.stage import run_download
 from jobs.download.temporary_space import TemporarySpace
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.extractor import ExtractionPool
-from jobs.model import ItemResult, Layout, Links, Options, Outcome, Part, Plan, SourceKind, utc_now
+from jobs.model import ItemResult, Layout, Links, Options, Outcome, Part, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from jobs.transfer.partial_file import PartialFile
-from orchestrator.lifecycle import planning
+from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
 
@@ -68,16 +67,9 @@ class Run:
             web.put(f"/{name}", data)
         urls = tuple(web.url(f"/{name}") for name in archives)
         source = open_source(SourceRequest(SourceKind.URL, urls))
-        self.plan: Plan = planning.plan_run(
-            source.describe(),
-            source.shards(),
-            planning.RunLocations(str(tmp_path / "dest")),
-            structs.replace(Options(), **options),
-            run_id="run",
-            now=utc_now(),
-        )
-        self.folder = RunFolder(tmp_path / "logs" / "run")
-        self.folder.create(self.plan)
+        made = RunBuilder.over(source, options=structs.replace(Options(), **options))
+        run = made.on_disk(tmp_path)
+        self.folder, self.plan = run.folder, run.plan
         self.temp = Path(self.plan.temp)
         web.requests.clear()
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from msgspec import structs
 
 from jobs.archives.base import Member, TopChanged
 from jobs.errors import (
@@ -35,26 +34,23 @@ from jobs.model import (
     Options,
     Part,
     PartSummary,
-    Plan,
     Shard,
     ShardKind,
     SourceFile,
-    SourceKind,
-    SourceRef,
-    utc_now,
 )
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder
-from tests.support.builders.extracting import Extracting, FakeArchive, file, folder, link
+from tests.support.archives.members import FakeArchive, file, folder, link
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 FILES = Layout("files", records="", images="")
 
 
-class Run(Extracting):
+class PartRun(Run):
     """A run of one shard, whose archive is made of members."""
 
-    def extract(
+    def extract_members(
         self,
         members: Sequence[Member],
         *,
@@ -81,38 +77,26 @@ class Run(Extracting):
 
 
 @pytest.fixture
-def new_run(tmp_path: Path) -> Callable[..., Run]:
-    def make(**options: Any) -> Run:
+def new_run(tmp_path: Path) -> Callable[..., PartRun]:
+    def make(**options: Any) -> PartRun:
         shard = Shard("s0", ShardKind.ARCHIVE, (SourceFile("pages.tar", "x", 10),))
-        plan = Plan(
-            run_id="run",
-            source=SourceRef(SourceKind.LOCAL, "x"),
-            dest=str(tmp_path / "dest"),
-            temp=str(tmp_path / "temp"),
-            shards=(shard,),
-            options=structs.replace(Options(), **options),
-            version="0",
-            created=utc_now(),
-        )
-        run = Run(RunFolder(tmp_path / "logs" / "run"), plan)
-        run.folder.create(plan)
-        for path in (run.staging.data, run.staging.records, run.staging.archives):
-            path.mkdir(parents=True)
-        return run
+        made = RunBuilder(shard, options=Options(**options)).on_disk(tmp_path)
+        made.staging.make_folders()
+        return PartRun(made.folder, made.plan)
 
     return make
 
 
 @pytest.fixture
-def run(new_run: Callable[..., Run]) -> Run:
+def run(new_run: Callable[..., PartRun]) -> PartRun:
     return new_run(layout=FILES)
 
 
 ONLY = Part("s0", 0, 1)
 
 
-def test_files_are_in_place_and_the_manifest_names_each_with_size_and_crc(run: Run) -> None:
-    summary = run.extract([folder("a/"), file("a/b.txt", b"hello"), file("./c", b"")])
+def test_files_are_in_place_and_the_manifest_names_each_with_size_and_crc(run: PartRun) -> None:
+    summary = run.extract_members([folder("a/"), file("a/b.txt", b"hello"), file("./c", b"")])
     assert run.tree() == {"a/b.txt": b"hello", "c": b""}
     assert [(entry.path, entry.size, entry.crc32) for entry in run.entries(ONLY)] == [
         ("a/b.txt", 5, f"{zlib.crc32(b'hello'):08x}"),
@@ -123,23 +107,23 @@ def test_files_are_in_place_and_the_manifest_names_each_with_size_and_crc(run: R
 
 
 def test_another_digest_than_crc32_is_there_where_it_is_asked_for(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., PartRun],
 ) -> None:
     run = new_run(layout=FILES, digest="sha256")
-    run.extract([file("a", b"x")])
+    run.extract_members([file("a", b"x")])
     digest = run.entries(ONLY)[0].digest
     assert digest is not None and digest.startswith("2d711642b726b044")
 
 
-def test_what_a_check_finds_is_in_the_manifest(new_run: Callable[..., Run]) -> None:
+def test_what_a_check_finds_is_in_the_manifest(new_run: Callable[..., PartRun]) -> None:
     run = new_run()
-    run.extract([file("images/a.png", b"<html><body>sign in</body></html>")])
+    run.extract_members([file("images/a.png", b"<html><body>sign in</body></html>")])
     assert "HTML" in str(run.entries(ONLY)[0].problem)
 
 
-def test_the_records_file_is_separate_and_in_the_manifest(new_run: Callable[..., Run]) -> None:
+def test_the_records_file_is_separate_and_in_the_manifest(new_run: Callable[..., PartRun]) -> None:
     run = new_run()
-    summary = run.extract([file("prompts.jsonl", b"{}\n"), file("images/notes.txt", b"x")])
+    summary = run.extract_members([file("prompts.jsonl", b"{}\n"), file("images/notes.txt", b"x")])
     assert run.records("s0") == b"{}\n"
     assert run.tree() == {"images/notes.txt": b"x"}
     assert summary.records
@@ -147,65 +131,67 @@ def test_the_records_file_is_separate_and_in_the_manifest(new_run: Callable[...,
 
 
 def test_of_two_records_files_the_last_counts_and_that_is_reported(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., PartRun],
 ) -> None:
     run = new_run()
-    summary = run.extract([file("prompts.jsonl", b"{1}\n{2}\n"), file("prompts.jsonl", b"{}\n")])
+    summary = run.extract_members(
+        [file("prompts.jsonl", b"{1}\n{2}\n"), file("prompts.jsonl", b"{}\n")]
+    )
     assert run.records("s0") == b"{}\n"
     assert summary.files == 1
     assert "replaced" in summary.warnings[0]
 
 
-def test_junk_is_left_out_and_counted(run: Run) -> None:
+def test_junk_is_left_out_and_counted(run: PartRun) -> None:
     members = [file("__MACOSX/a", b"1"), file("d/._x", b"2"), file("d/.DS_Store", b"3")]
-    summary = run.extract([*members, file("d/x", b"4")])
+    summary = run.extract_members([*members, file("d/x", b"4")])
     assert run.tree() == {"d/x": b"4"}
     assert summary.left_out == {"__MACOSX": 1, "._*": 1, ".DS_Store": 1}
 
 
 def test_junk_is_left_out_whatever_its_name_and_below_whatever_folder(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., PartRun],
 ) -> None:
     run = new_run()
     icons = ["top/images/Icon\r", "__MACOSX/top/images/._Icon\r"]
     others = ["./__MACOSX/x", "top/__MACOSX/y", "top/@eaDir/a/b.jpg"]
     members = [file(name, b"1") for name in (*icons, *others)]
-    summary = run.extract([*members, file("top/images/a", b"x" * 9)], top="top")
+    summary = run.extract_members([*members, file("top/images/a", b"x" * 9)], top="top")
     assert run.tree() == {"images/a": b"x" * 9}
     assert summary.left_out == {"Icon": 1, "__MACOSX": 3, "@eaDir": 1}
 
 
-def test_a_control_character_in_the_name_of_data_is_refused(run: Run) -> None:
+def test_a_control_character_in_the_name_of_data_is_refused(run: PartRun) -> None:
     with pytest.raises(UnsafeMemberError, match="control character"):
-        run.extract([file("images/Icon\r.png", b"1")])
+        run.extract_members([file("images/Icon\r.png", b"1")])
 
 
-def test_the_top_folder_that_the_reader_found_goes(new_run: Callable[..., Run]) -> None:
+def test_the_top_folder_that_the_reader_found_goes(new_run: Callable[..., PartRun]) -> None:
     run = new_run()
     members = [folder("top/"), file("top/prompts.jsonl", b"{}\n"), file("top/images/a", b"x" * 9)]
-    run.extract(members, top="top")
+    run.extract_members(members, top="top")
     assert list(run.tree()) == ["images/a"]
     assert run.records("s0") == b"{}\n"
 
 
 def test_strip_components_removes_so_many_and_counts_what_is_above(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., PartRun],
 ) -> None:
     run = new_run(layout=FILES, strip_components=2)
-    summary = run.extract([file("a/b/c/d", b"1"), file("a/readme", b"2")])
+    summary = run.extract_members([file("a/b/c/d", b"1"), file("a/readme", b"2")])
     assert run.tree() == {"c/d": b"1"}
     assert summary.left_out == {"above --strip-components": 1}
 
 
-def test_each_shard_can_have_a_folder_of_its_own(new_run: Callable[..., Run]) -> None:
+def test_each_shard_can_have_a_folder_of_its_own(new_run: Callable[..., PartRun]) -> None:
     run = new_run(on_collision=OnCollision.PER_SHARD)
-    run.extract([file("images/a", b"x"), file("b\xff".encode("latin-1"), b"y")])
+    run.extract_members([file("images/a", b"x"), file("b\xff".encode("latin-1"), b"y")])
     paths = {entry.path for entry in run.entries(ONLY)}
     assert paths == {"images/s0/a", "s0/b\\xff"}
 
 
-def test_of_two_members_with_one_path_the_last_counts_and_that_is_reported(run: Run) -> None:
-    summary = run.extract([file("a", b"longer"), file("b", b"2"), file("./a", b"new")])
+def test_of_two_members_with_one_path_the_last_counts_and_that_is_reported(run: PartRun) -> None:
+    summary = run.extract_members([file("a", b"longer"), file("b", b"2"), file("./a", b"new")])
     assert run.tree() == {"a": b"new", "b": b"2"}
     assert sorted((entry.path, entry.size) for entry in run.entries(ONLY)) == [("a", 3), ("b", 1)]
     assert (summary.files, summary.bytes) == (2, 4)
@@ -214,86 +200,90 @@ def test_of_two_members_with_one_path_the_last_counts_and_that_is_reported(run: 
     )
 
 
-def test_a_member_that_a_later_part_replaces_is_not_written(run: Run) -> None:
+def test_a_member_that_a_later_part_replaces_is_not_written(run: PartRun) -> None:
     member = file("a", b"old")
     member.superseded = True
-    summary = run.extract([member, file("b", b"2")])
+    summary = run.extract_members([member, file("b", b"2")])
     assert run.tree() == {"b": b"2"}
     assert "replaced" in summary.warnings[0]
 
 
-def test_paths_that_differ_in_case_only_are_reported(run: Run) -> None:
-    summary = run.extract([file("Ähre", b"1"), file("ähre", b"2"), file("C", b""), file("c", b"")])
+def test_paths_that_differ_in_case_only_are_reported(run: PartRun) -> None:
+    summary = run.extract_members(
+        [file("Ähre", b"1"), file("ähre", b"2"), file("C", b""), file("c", b"")]
+    )
     assert len(run.tree()) == 4
     assert summary.warnings[0].startswith("2 paths differ from another in case only")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\nb", ""])
-def test_an_unsafe_name_refuses_the_part_and_leaves_no_manifest(run: Run, name: str) -> None:
+def test_an_unsafe_name_refuses_the_part_and_leaves_no_manifest(run: PartRun, name: str) -> None:
     with pytest.raises(UnsafeMemberError, match=r"pages\.tar"):
-        run.extract([file("ok", b"1"), file(name, b"2")])
+        run.extract_members([file("ok", b"1"), file(name, b"2")])
     assert list(run.folder.manifests.iterdir()) == []
 
 
-def test_a_path_that_is_both_file_and_folder_refuses_the_part(run: Run) -> None:
+def test_a_path_that_is_both_file_and_folder_refuses_the_part(run: PartRun) -> None:
     for members in ([file("a", b""), file("a/b", b"")], [file("a/b", b""), file("a", b"")]):
         with pytest.raises(ArchiveError) as caught:
-            run.extract(members)
+            run.extract_members(members)
         assert caught.value.cause is Cause.COLLISION
 
 
-def test_nothing_is_written_through_an_existing_link(run: Run, tmp_path: Path) -> None:
+def test_nothing_is_written_through_an_existing_link(run: PartRun, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_bytes(b"precious")
     (run.staging.data / "soft").symlink_to(outside)
     (run.staging.data / "hard").hardlink_to(outside)
     os.mkfifo(run.staging.data / "pipe")
-    run.extract([file("soft", b"1"), file("hard", b"2"), file("pipe", b"3")])
+    run.extract_members([file("soft", b"1"), file("hard", b"2"), file("pipe", b"3")])
     assert outside.read_bytes() == b"precious"
     assert run.tree() == {"soft": b"1", "hard": b"2", "pipe": b"3"}
     assert not (run.staging.data / "soft").is_symlink()
 
 
-def test_a_folder_that_is_a_link_refuses_the_part(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_is_a_link_refuses_the_part(run: PartRun, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (run.staging.data / "d").symlink_to(outside)
     with pytest.raises(UnsafeMemberError):
-        run.extract([file("d/x", b"1")])
+        run.extract_members([file("d/x", b"1")])
     assert list(outside.iterdir()) == []
 
 
-def test_what_an_earlier_attempt_left_is_completed_and_cut_to_size(run: Run) -> None:
+def test_what_an_earlier_attempt_left_is_completed_and_cut_to_size(run: PartRun) -> None:
     (run.staging.data / "a").write_bytes(b"much longer than before")
     (run.staging.data / "b").write_bytes(b"ha")
-    run.extract([file("a", b"short"), file("b", b"whole")])
+    run.extract_members([file("a", b"short"), file("b", b"whole")])
     assert run.tree() == {"a": b"short", "b": b"whole"}
 
 
-def test_modes_follow_the_umask_and_keep_the_execute_bit(run: Run) -> None:
+def test_modes_follow_the_umask_and_keep_the_execute_bit(run: PartRun) -> None:
     old = os.umask(0o027)
     try:
         (run.staging.data / "late").write_bytes(b"")
         (run.staging.data / "late").chmod(0o640)
-        run.extract([file("a", mode=0o600), file("run.sh", mode=0o4711), file("late", mode=0o755)])
+        run.extract_members(
+            [file("a", mode=0o600), file("run.sh", mode=0o4711), file("late", mode=0o755)]
+        )
     finally:
         os.umask(old)
     modes = {path.name: path.stat().st_mode & 0o7777 for path in run.staging.data.iterdir()}
     assert modes == {"a": 0o640, "run.sh": 0o750, "late": 0o750}
 
 
-def test_times_are_kept_only_where_that_is_asked_for(new_run: Callable[..., Run]) -> None:
+def test_times_are_kept_only_where_that_is_asked_for(new_run: Callable[..., PartRun]) -> None:
     run = new_run(layout=FILES, preserve_times=True)
-    run.extract([file("a", b"1")])
+    run.extract_members([file("a", b"1")])
     status = (run.staging.data / "a").stat()
     assert status.st_mtime == 1_700_000_000
     assert status.st_atime > 1_700_000_000  # as old files are removed by that time too
 
 
-def test_lines_are_in_the_archives_order_whatever_the_sizes_are(run: Run) -> None:
+def test_lines_are_in_the_archives_order_whatever_the_sizes_are(run: PartRun) -> None:
     sizes = [3, (1 << 20) + 1, 0, 1 << 20, 7, *[1] * 300, 2 << 20, 5]
     data = {f"{number:03d}": os.urandom(size) for number, size in enumerate(sizes)}
-    summary = run.extract([file(name, content) for name, content in data.items()])
+    summary = run.extract_members([file(name, content) for name, content in data.items()])
     assert run.tree() == data
     assert [(entry.path, entry.ordinal, entry.crc32) for entry in run.entries(ONLY)] == [
         (name, number, f"{zlib.crc32(content):08x}")
@@ -302,30 +292,30 @@ def test_lines_are_in_the_archives_order_whatever_the_sizes_are(run: Run) -> Non
     assert (summary.files, summary.bytes) == (len(sizes), sum(sizes))
 
 
-def test_a_hard_link_becomes_its_targets_bytes(run: Run) -> None:
+def test_a_hard_link_becomes_its_targets_bytes(run: PartRun) -> None:
     members = [file("a", b"one"), link("b", "a", hard=True), link("c", "b", hard=True)]
-    run.extract([*members, file("d", b"x")])
+    run.extract_members([*members, file("d", b"x")])
     assert run.tree() == {"a": b"one", "b": b"one", "c": b"one", "d": b"x"}
     assert (run.staging.data / "b").stat().st_nlink == 1
     assert [entry.path for entry in run.entries(ONLY)] == ["a", "d", "b", "c"]
 
 
-def test_a_hard_link_to_another_part_gets_the_bytes_from_the_archive(run: Run) -> None:
+def test_a_hard_link_to_another_part_gets_the_bytes_from_the_archive(run: PartRun) -> None:
     targets = [file(f"t{number}", str(number).encode()) for number in range(6)]
     links = [link(f"l{number}", f"t{number}", hard=True) for number in range(6)]
-    run.extract([*targets, *links], part=1, count=2)
+    run.extract_members([*targets, *links], part=1, count=2)
     assert run.tree() == {f"l{number}": str(number).encode() for number in range(6)}
 
 
-def test_two_hard_links_to_one_member_of_another_part_are_both_written(run: Run) -> None:
+def test_two_hard_links_to_one_member_of_another_part_are_both_written(run: PartRun) -> None:
     members = [file(f"t{number}", str(number).encode()) for number in range(8)]
     links = [link(f"l{number}", f"t{number % 6}", hard=True) for number in range(8)]
-    run.extract([*members, *links], part=1, count=2)
+    run.extract_members([*members, *links], part=1, count=2)
     assert run.tree() == {f"l{number}": str(number % 6).encode() for number in range(8)}
 
 
 def test_many_links_to_one_member_of_another_part_read_the_archive_once(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: PartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     searched: list[bytes] = []
     find = FakeArchive.find
@@ -337,30 +327,30 @@ def test_many_links_to_one_member_of_another_part_read_the_archive_once(
     monkeypatch.setattr(FakeArchive, "find", counted)
     members = [file(f"t{number}", b"%d" % number) for number in range(9)]
     links = [link(f"l{number}", "t0", hard=True) for number in range(9)]
-    run.extract([*members, *links], part=1, count=2)
+    run.extract_members([*members, *links], part=1, count=2)
     assert run.tree() == {f"l{number}": b"0" for number in range(9)}
     assert searched == [b"t0"]
 
 
 def test_a_records_file_that_is_a_link_comes_beside_others_to_its_target(
-    new_run: Callable[..., Run],
+    new_run: Callable[..., PartRun],
 ) -> None:
     run = new_run()
     members = [file(f"t{number}", b"{}\n") for number in range(3)]
     links = [link(name, "t0", hard=True) for name in ("prompts.jsonl", "copy-1", "copy-2")]
-    run.extract([*members, *links], part=1, count=2)
+    run.extract_members([*members, *links], part=1, count=2)
     assert run.tree() == {"copy-1": b"{}\n", "copy-2": b"{}\n"}
 
 
-def test_a_link_that_a_later_member_replaces_is_not_written(run: Run) -> None:
-    summary = run.extract([file("a", b"1"), link("b", "a", hard=True), file("b", b"2")])
+def test_a_link_that_a_later_member_replaces_is_not_written(run: PartRun) -> None:
+    summary = run.extract_members([file("a", b"1"), link("b", "a", hard=True), file("b", b"2")])
     assert run.tree() == {"a": b"1", "b": b"2"}
     assert summary.files == 2
 
 
 @pytest.mark.parametrize("targets", [1, 6])  # searched one by one, and in one pass
 def test_a_hard_link_is_to_the_member_before_it_though_a_later_one_replaces_that(
-    run: Run, targets: int
+    run: PartRun, targets: int
 ) -> None:
     names = [f"t{number}" for number in range(targets)]
     members = [
@@ -369,14 +359,14 @@ def test_a_hard_link_is_to_the_member_before_it_though_a_later_one_replaces_that
         *(file(name, f"new {name}".encode()) for name in names),
         *(link(f"{name}-later", name, hard=True) for name in names),
     ]
-    run.extract(members)
+    run.extract_members(members)
     kept = {f"{name}-kept": f"old {name}".encode() for name in names}
     new = {f"{name}{end}": f"new {name}".encode() for name in names for end in ("", "-later")}
     assert run.tree() == {**kept, **new}
 
 
 @pytest.mark.parametrize("targets", [1, 6])
-def test_a_hard_link_to_another_part_is_to_the_member_before_it(run: Run, targets: int) -> None:
+def test_a_hard_link_to_another_part_is_to_the_member_before_it(run: PartRun, targets: int) -> None:
     names = [f"t{number}" for number in range(targets)]
     members = [
         *(file(name, f"old {name}".encode()) for name in names),
@@ -384,13 +374,13 @@ def test_a_hard_link_to_another_part_is_to_the_member_before_it(run: Run, target
         *(link(f"{name}-kept", name, hard=True) for name in names),
         *(file(name, f"new {name}".encode()) for name in names),
     ]
-    run.extract(members, part=1, count=2)
+    run.extract_members(members, part=1, count=2)
     kept = {f"{name}-kept": f"old {name}".encode() for name in names}
     assert run.tree() == {**kept, **{name: f"new {name}".encode() for name in names}}
 
 
-def test_a_chain_of_links_ends_at_the_file_that_replaced_one_of_them(run: Run) -> None:
-    run.extract(
+def test_a_chain_of_links_ends_at_the_file_that_replaced_one_of_them(run: PartRun) -> None:
+    run.extract_members(
         [
             file("a", b"1"),
             link("b", "a", hard=True),
@@ -402,76 +392,76 @@ def test_a_chain_of_links_ends_at_the_file_that_replaced_one_of_them(run: Run) -
     assert run.tree() == {"a": b"1", "b": b"2", "early": b"1", "late": b"2"}
 
 
-def test_of_two_links_with_one_name_the_later_one_counts(run: Run) -> None:
+def test_of_two_links_with_one_name_the_later_one_counts(run: PartRun) -> None:
     members = [file("a", b"1"), file("x"), file("y"), file("z"), file("b", b"2")]
     links = [link("l", "a", hard=True), link("l", "b", hard=True), file("end")]
-    run.extract([*members, *links], part=1, count=2)
+    run.extract_members([*members, *links], part=1, count=2)
     assert run.tree()["l"] == b"2"
 
 
 @pytest.mark.parametrize("target", ["nowhere", "d", "b"])
-def test_a_hard_link_to_no_regular_member_refuses_the_part(run: Run, target: str) -> None:
+def test_a_hard_link_to_no_regular_member_refuses_the_part(run: PartRun, target: str) -> None:
     with pytest.raises(ArchiveError, match=r"'b'.*launch with --local-path on the folder"):
-        run.extract([folder("d"), link("b", target, hard=True)])
+        run.extract_members([folder("d"), link("b", target, hard=True)])
 
 
-def test_a_hard_link_never_reads_what_the_archive_did_not_bring(run: Run) -> None:
+def test_a_hard_link_never_reads_what_the_archive_did_not_bring(run: PartRun) -> None:
     (run.staging.data / "secret").write_bytes(b"of another shard")
     with pytest.raises(ArchiveError, match="not a regular member"):
-        run.extract([link("b", "secret", hard=True)])
+        run.extract_members([link("b", "secret", hard=True)])
     assert not (run.staging.data / "b").exists()
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd"])
-def test_a_hard_link_out_of_the_archive_refuses_the_part(run: Run, target: str) -> None:
+def test_a_hard_link_out_of_the_archive_refuses_the_part(run: PartRun, target: str) -> None:
     with pytest.raises(UnsafeMemberError):
-        run.extract([link("b", target, hard=True)])
+        run.extract_members([link("b", target, hard=True)])
 
 
-def test_a_symbolic_link_refuses_the_part(run: Run) -> None:
+def test_a_symbolic_link_refuses_the_part(run: PartRun) -> None:
     with pytest.raises(UnsafeMemberError, match="--links copy"):
-        run.extract([file("a", b"1"), link("b", "a")])
+        run.extract_members([file("a", b"1"), link("b", "a")])
 
 
-def test_a_symbolic_link_that_stays_inside_can_be_copied(new_run: Callable[..., Run]) -> None:
+def test_a_symbolic_link_that_stays_inside_can_be_copied(new_run: Callable[..., PartRun]) -> None:
     run = new_run(layout=FILES, links=Links.COPY)
     members = [link("x/early", "../d/a"), link("x/chain", "./early"), file("d/a", b"1")]
-    run.extract(members)
+    run.extract_members(members)
     assert run.tree() == {"d/a": b"1", "x/early": b"1", "x/chain": b"1"}
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../etc/passwd", "..", "me", "d"])
 def test_other_symbolic_links_refuse_the_part_even_then(
-    new_run: Callable[..., Run], target: str
+    new_run: Callable[..., PartRun], target: str
 ) -> None:
     run = new_run(layout=FILES, links=Links.COPY)
     with pytest.raises(ArchiveError):
-        run.extract([file("x/d/a", b"1"), link("x/me", target)])
+        run.extract_members([file("x/d/a", b"1"), link("x/me", target)])
 
 
-def test_links_find_their_targets_below_a_stripped_folder(new_run: Callable[..., Run]) -> None:
+def test_links_find_their_targets_below_a_stripped_folder(new_run: Callable[..., PartRun]) -> None:
     run = new_run()
     members = [file("top/images/a", b"1"), link("top/images/b", "top/images/a", hard=True)]
-    run.extract(members, top="top")
+    run.extract_members(members, top="top")
     assert run.tree() == {"images/a": b"1", "images/b": b"1"}
 
 
-def test_more_data_than_the_limit_is_refused_before_it_is_written(run: Run) -> None:
+def test_more_data_than_the_limit_is_refused_before_it_is_written(run: PartRun) -> None:
     member = file("big", b"")
     member.size = 10 << 40
     with pytest.raises(TooLargeError, match="'big'"):
-        run.extract([member])
+        run.extract_members([member])
     assert run.tree() == {}
 
 
-def test_a_member_shorter_than_it_says_refuses_the_part(run: Run) -> None:
+def test_a_member_shorter_than_it_says_refuses_the_part(run: PartRun) -> None:
     member = file("a", b"123")
     member.size = 4
     with pytest.raises(ArchiveError, match="3 of 4 bytes"):
-        run.extract([member])
+        run.extract_members([member])
 
 
-def test_a_stop_takes_effect_inside_a_member(run: Run) -> None:
+def test_a_stop_takes_effect_inside_a_member(run: PartRun) -> None:
     progress = Progress()
 
     class Slow(FakeArchive):
@@ -491,7 +481,7 @@ def test_a_stop_takes_effect_inside_a_member(run: Run) -> None:
     assert list(run.folder.manifests.iterdir()) == []
 
 
-def test_a_top_folder_that_proves_wrong_is_undone(new_run: Callable[..., Run]) -> None:
+def test_a_top_folder_that_proves_wrong_is_undone(new_run: Callable[..., PartRun]) -> None:
     run = new_run()
 
     class Wrong(FakeArchive):
@@ -509,7 +499,7 @@ def test_a_top_folder_that_proves_wrong_is_undone(new_run: Callable[..., Run]) -
 
 
 def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
-    run: Run, tmp_path: Path
+    run: PartRun, tmp_path: Path
 ) -> None:
     path = tmp_path / "pages.tar"
     path.write_bytes(b"now it is so long")
@@ -523,7 +513,7 @@ def test_an_archive_that_changed_while_it_was_read_gets_no_manifest(
 
 
 def test_data_is_durable_before_the_manifest_has_its_name(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: PartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced = []
     real = atomic.FileSystem.sync
@@ -533,19 +523,19 @@ def test_data_is_durable_before_the_manifest_has_its_name(
         synced.append(((run.staging.data / "a").read_bytes(), len(run.folder.finished_ids())))
 
     monkeypatch.setattr(atomic.FileSystem, "sync", sync)
-    run.extract([file("a", b"1")])
+    run.extract_members([file("a", b"1")])
     assert synced == [(b"1", 0)]
 
 
 def test_data_that_a_disk_lost_after_it_was_written_fails_the_part(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: PartRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def sync(file_system: atomic.FileSystem) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(atomic.FileSystem, "sync", sync)
     with pytest.raises(StorageError, match="input/output error") as caught:
-        run.extract([file("a", b"1")])
+        run.extract_members([file("a", b"1")])
     assert caught.value.cause is Cause.IO
     assert list(run.folder.manifests.iterdir()) == []
 
@@ -560,7 +550,7 @@ def test_among_many_names_those_that_come_twice_are_known_and_few_others() -> No
     assert {key_of(early), key_of(late)} <= seen.suspects
 
 
-def test_a_second_extraction_writes_the_same_manifest(run: Run) -> None:
+def test_a_second_extraction_writes_the_same_manifest(run: PartRun) -> None:
     archive = FakeArchive([file("a", b"1"), file("b", b"2"), file("a", b"3")])
     run.extract_from(archive)
     first = run.folder.manifest(ONLY).read_bytes()

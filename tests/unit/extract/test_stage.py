@@ -23,16 +23,11 @@ from jobs.model import (
     ItemResult,
     Options,
     Outcome,
-    Resources,
-    Stage,
-    Submission,
-    Task,
     Verify,
-    utc_now,
 )
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
-from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 PLAIN = Options(verify=Verify.NONE)
 MEMBERS = 24_000
@@ -54,7 +49,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def run_all(run: Extracting, progress: Progress | None = None) -> tuple[ItemResult, ...]:
+def run_all(run: Run, progress: Progress | None = None) -> tuple[ItemResult, ...]:
     return run_extract(run.folder, run.plan, run.parts, progress or Progress())
 
 
@@ -72,7 +67,7 @@ def children() -> list[int]:
 
 
 @contextmanager
-def meanwhile(run: Extracting, act: Callable[[int], None]) -> Iterator[None]:
+def meanwhile(run: Run, act: Callable[[int], None]) -> Iterator[None]:
     """Call ``act`` with the extracting process as soon as it has written its first file."""
     before = set(children())
 
@@ -96,7 +91,7 @@ def meanwhile(run: Extracting, act: Callable[[int], None]) -> Iterator[None]:
 def test_every_part_has_its_result_in_order_and_all_is_counted(
     tmp_path: Path, shards: list[Path]
 ) -> None:
-    run = extracting(tmp_path, shards)
+    run = RunBuilder(*shards).fetched(tmp_path)
     progress = Progress()
     results = run_all(run, progress)
     assert [result.item for result in results] == [part.id for part in run.parts]
@@ -111,8 +106,8 @@ def test_parts_of_one_archive_are_together_complete(tmp_path: Path) -> None:
     pages = make_dataset(tmp_path / "pages", records=30)
     whole = {f"images/{path.name}": path.read_bytes() for path in (pages / "images").iterdir()}
     for number, fmt in enumerate(("tar", "tar.gz", "zip")):
-        run = extracting(
-            tmp_path / str(number), [pack_one(pages, tmp_path, fmt, top="top")], parts=4
+        run = RunBuilder(pack_one(pages, tmp_path, fmt, top="top"), parts=4).fetched(
+            tmp_path / str(number)
         )
         assert {result.outcome for result in run_all(run)} == {Outcome.OK}
         assert run.tree() == whole, fmt
@@ -121,7 +116,7 @@ def test_parts_of_one_archive_are_together_complete(tmp_path: Path) -> None:
 
 
 def test_a_finished_part_is_not_done_again(tmp_path: Path, shards: list[Path]) -> None:
-    run = extracting(tmp_path, shards)
+    run = RunBuilder(*shards).fetched(tmp_path)
     first = run_all(run)
     victim = next(iter(run.tree()))
     (run.staging.data / victim).unlink()
@@ -130,7 +125,7 @@ def test_a_finished_part_is_not_done_again(tmp_path: Path, shards: list[Path]) -
 
 
 def test_a_shard_that_is_not_here_stops_no_other(tmp_path: Path, shards: list[Path]) -> None:
-    run = extracting(tmp_path, shards)
+    run = RunBuilder(*shards).fetched(tmp_path)
     run.folder.fetched(run.plan.shards[1].id).unlink()
     first, second, third = run_all(run)
     assert (first.outcome, third.outcome) == (Outcome.OK, Outcome.OK)
@@ -140,7 +135,7 @@ def test_a_shard_that_is_not_here_stops_no_other(tmp_path: Path, shards: list[Pa
 def test_an_archive_that_is_gone_is_to_be_fetched_again(tmp_path: Path, shards: list[Path]) -> None:
     copy = tmp_path / "gone.tar.gz"
     copy.write_bytes(shards[0].read_bytes())
-    run = extracting(tmp_path, [copy, shards[1]])
+    run = RunBuilder(copy, shards[1]).fetched(tmp_path)
     copy.unlink()
     first, second = run_all(run)
     assert problem_of(first)[:2] == (Outcome.RETRYABLE, Cause.NOT_FETCHED)
@@ -150,7 +145,7 @@ def test_an_archive_that_is_gone_is_to_be_fetched_again(tmp_path: Path, shards: 
 def test_a_local_archive_that_changed_is_reported(tmp_path: Path, shards: list[Path]) -> None:
     copy = tmp_path / "changed.tar.gz"
     copy.write_bytes(shards[0].read_bytes())
-    run = extracting(tmp_path, [copy])
+    run = RunBuilder(copy).fetched(tmp_path)
     os.utime(copy, ns=(1, 1))
     (result,) = run_all(run)
     assert problem_of(result)[:2] == (Outcome.RETRYABLE, Cause.CHANGED)
@@ -169,14 +164,10 @@ def test_a_damaged_archive_is_fetched_again_once(
 ) -> None:
     copy = tmp_path / "cut.tar.gz"
     copy.write_bytes(shards[0].read_bytes()[:-1000])
-    run = extracting(tmp_path, [copy, shards[1]], verified=verified, in_place=False)
+    made = RunBuilder(copy, shards[1]).submitted()
     if refetched:
-        task = Task(Stage.EXTRACT, 0, ("00000.p0000",))
-        submission = Submission(
-            2, "local", "h", 1, utc_now(), (task,), {"extract": Resources()}, 1, "0",
-            refetch=("00000",),
-        )  # fmt: skip
-        atomic.write_json(run.folder.submission(2), submission)
+        made = made.submitted(refetch=("00000",))
+    run = made.fetched(tmp_path, verified=verified, in_place=False)
     first, second = run_all(run)
     assert problem_of(first)[:2] == (outcome, Cause.BAD_ARCHIVE)
     assert "cut.tar.gz" in problem_of(first)[2]
@@ -194,7 +185,7 @@ def test_a_damaged_archive_is_fetched_again_once(
 def test_a_crash_costs_its_part_and_the_next_ones_continue(
     tmp_path: Path, long: Path, shards: list[Path], number: signal.Signals, cause: Cause
 ) -> None:
-    run = extracting(tmp_path, [long, shards[0]], options=PLAIN)
+    run = RunBuilder(long, shards[0], options=PLAIN).fetched(tmp_path)
     with meanwhile(run, lambda pid: os.kill(pid, number)):
         first, second = run_all(run)
     assert problem_of(first)[:2] == (Outcome.RETRYABLE, cause)
@@ -207,7 +198,7 @@ def test_a_crash_costs_its_part_and_the_next_ones_continue(
 def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
     tmp_path: Path, long: Path, shards: list[Path], frozen: bool
 ) -> None:
-    run = extracting(tmp_path, [long, shards[0]], options=PLAIN)
+    run = RunBuilder(long, shards[0], options=PLAIN).fetched(tmp_path)
     progress = Progress()
 
     def stop(pid: int) -> None:
@@ -223,7 +214,7 @@ def test_a_stop_leaves_the_rest_to_resume_even_if_the_child_does_not_answer(
 
 
 def test_signals_to_the_process_group_are_handled_by_the_parent(tmp_path: Path, long: Path) -> None:
-    run = extracting(tmp_path, [long], options=PLAIN)
+    run = RunBuilder(long, options=PLAIN).fetched(tmp_path)
 
     def signals(pid: int) -> None:
         for number in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT):
@@ -235,7 +226,7 @@ def test_signals_to_the_process_group_are_handled_by_the_parent(tmp_path: Path, 
 
 
 def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path, shards: list[Path]) -> None:
-    run = extracting(tmp_path, shards)
+    run = RunBuilder(*shards).fetched(tmp_path)
     results = run_all(run, Progress(deadline=time.monotonic() - 1))
     for result in results:
         assert problem_of(result)[:2] == (Outcome.RETRYABLE, Cause.TIME_LIMIT)
@@ -243,7 +234,7 @@ def test_no_part_is_begun_when_the_time_is_over(tmp_path: Path, shards: list[Pat
 
 
 def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path) -> None:
-    run = extracting(tmp_path, [long], options=PLAIN)
+    run = RunBuilder(long, options=PLAIN).fetched(tmp_path)
     with meanwhile(run, lambda pid: os.kill(pid, signal.SIGKILL)):
         run_all(run)
     assert {result.outcome for result in run_all(run)} == {Outcome.OK}
@@ -253,7 +244,7 @@ def test_a_resume_after_a_kill_ends_in_the_same_bytes(tmp_path: Path, long: Path
 def test_a_file_beyond_the_size_limit_stops_the_task_and_names_limit_and_remedy(
     tmp_path: Path, shards: list[Path]
 ) -> None:
-    run = extracting(tmp_path, shards)
+    run = RunBuilder(*shards).fetched(tmp_path)
     with soft_limit(resource.RLIMIT_FSIZE, 1000):
         results = run_all(run)
     first, second, third = (problem_of(result) for result in results)
@@ -266,7 +257,7 @@ def test_a_file_beyond_the_size_limit_stops_the_task_and_names_limit_and_remedy(
 def test_processor_time_that_runs_out_stops_the_task_and_names_the_limit(
     tmp_path: Path, long: Path
 ) -> None:
-    run = extracting(tmp_path, [long], options=PLAIN)
+    run = RunBuilder(long, options=PLAIN).fetched(tmp_path)
     with (
         soft_limit(resource.RLIMIT_CPU, 5000),
         meanwhile(run, lambda pid: os.kill(pid, signal.SIGXCPU)),
@@ -295,7 +286,9 @@ def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Pa
     with tarfile.open(outer, "w") as archive:
         for path in inner:
             archive.add(path, path.name)
-    run = extracting(tmp_path / "run", [outer], options=structs.replace(Options(), nested=True))
+    run = RunBuilder(outer, options=structs.replace(Options(), nested=True)).fetched(
+        tmp_path / "run"
+    )
     (result,) = run_all(run)
     assert result.problem is None
     assert run.tree() == {
@@ -307,7 +300,7 @@ def test_nested_archives_give_their_members_where_that_is_asked_for(tmp_path: Pa
     records = (run.staging.inner_records(part, ordinal).read_bytes() for ordinal in inner_records)
     assert b"".join(records) == (pages / "prompts.jsonl").read_bytes()
     assert (result.files, list(run.staging.archives.iterdir())) == (8, [])
-    plain = extracting(tmp_path / "plain", [outer])
+    plain = RunBuilder(outer).fetched(tmp_path / "plain")
     run_all(plain)
     assert sorted(plain.tree()) == [path.name for path in inner]
 
@@ -318,7 +311,9 @@ def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
     broken.write_bytes(b"\x1f\x8b\x08\x00nothing of the kind")
     with tarfile.open(outer, "w") as archive:
         archive.add(broken, "inner.tar.gz")
-    run = extracting(tmp_path / "run", [outer], options=structs.replace(Options(), nested=True))
+    run = RunBuilder(outer, options=structs.replace(Options(), nested=True)).fetched(
+        tmp_path / "run"
+    )
     (result,) = run_all(run)
     outcome, cause, message = problem_of(result)
     assert (outcome, cause) == (Outcome.FAILED, Cause.BAD_ARCHIVE)
@@ -327,7 +322,7 @@ def test_a_damaged_nested_archive_refuses_the_part(tmp_path: Path) -> None:
 
 def test_an_archive_that_is_about_to_be_deleted_is_let_go(tmp_path: Path) -> None:
     archive = pack_one(make_dataset(tmp_path / "pages", records=3), tmp_path / "in", "zip")
-    run = extracting(tmp_path, [archive], options=PLAIN)
+    run = RunBuilder(archive, options=PLAIN).fetched(tmp_path)
     extractor = PartExtractor(run.folder, run.plan, Progress())
     assert extractor.extract(run.parts[0]).result.outcome is Outcome.OK
 

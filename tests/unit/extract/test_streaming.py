@@ -20,7 +20,8 @@ from jobs.storage import atomic
 from jobs.transfer.ordered_bytes import OrderedBytes
 from tests.support.archives.rawtar import END, member
 from tests.support.archives.reading import part_digests, reader_of
-from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 COUNT, PARTS = 60, 4
 FILES = {f"images/{number:03d}.png": os.urandom(50_000 + number) for number in range(COUNT)}
@@ -31,20 +32,17 @@ def _tar(files: dict[str, bytes]) -> bytes:
     return b"".join(member(name.encode(), data) for name, data in files.items()) + END
 
 
-def _run(tmp: Path, data: bytes, name: str = "a.tar", options: Options = OPTIONS) -> Extracting:
+def _run(tmp: Path, data: bytes, name: str = "a.tar", options: Options = OPTIONS) -> Run:
     """A run with one shard of several parts that is not here yet."""
     path = tmp / name
     path.write_bytes(data)
-    run = extracting(tmp, [path], options=options)
-    shard = structs.replace(run.plan.shards[0], parts=PARTS)
-    plan = structs.replace(run.plan, shards=(shard,))
-    atomic.write_json(run.folder.plan, plan)
-    run.folder.fetched(shard.id).unlink()
-    return Extracting(run.folder, plan)
+    run = RunBuilder(path, parts=PARTS, options=options).on_disk(tmp)
+    run.staging.make_folders()
+    return run
 
 
 def _stream(
-    run: Extracting, arrivals: list[OrderedBytes] | None = None, *, spills: bool = False
+    run: Run, arrivals: list[OrderedBytes] | None = None, *, spills: bool = False
 ) -> Streamed:
     shard = run.plan.shards[0]
     files = [Path(file.locator) for file in shard.files]
@@ -53,24 +51,24 @@ def _stream(
     ).run()
 
 
-def _fetched(run: Extracting, streamed: Streamed) -> Fetched:
+def _fetched(run: Run, streamed: Streamed) -> Fetched:
     path = Path(run.plan.shards[0].files[0].locator)
     evidence = Fetched("00000", Format.TAR, (str(path),), (path.stat().st_size,), (), (0,))
     return streamed.applied(evidence)
 
 
-def _manifests(run: Extracting) -> dict[str, int]:
+def _manifests(run: Run) -> dict[str, int]:
     """When each manifest was written; a manifest written again has another time."""
     return {path.name: path.stat().st_mtime_ns for path in run.folder.manifests.glob("*.jsonl")}
 
 
 @pytest.fixture(params=["a.tar", "a.tar.gz"])
-def run(request: pytest.FixtureRequest, tmp_path: Path) -> Extracting:
+def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
     data = _tar(FILES)
     return _run(tmp_path, gzip.compress(data) if request.param.endswith("gz") else data)
 
 
-def test_every_part_is_written_and_is_where_the_evidence_says(run: Extracting) -> None:
+def test_every_part_is_written_and_is_where_the_evidence_says(run: Run) -> None:
     streamed = _stream(run)
     assert run.tree() == FILES
     assert streamed.member_index is not None and streamed.member_index.members == COUNT
@@ -80,7 +78,7 @@ def test_every_part_is_written_and_is_where_the_evidence_says(run: Extracting) -
     assert sum(run.summary(part).members for part in run.parts) == COUNT
 
 
-def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Extracting) -> None:
+def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Run) -> None:
     evidence = _fetched(run, _stream(run))
     reader = reader_of(evidence, run.plan.shards[0], OPTIONS)
     for part in run.parts:
@@ -88,7 +86,7 @@ def test_a_part_read_by_its_cuts_is_what_the_stream_has_written(run: Extracting)
         assert sorted(found) == sorted(entry.path for entry in run.entries(part))
 
 
-def test_parts_that_are_done_are_read_past_and_not_written_again(run: Extracting) -> None:
+def test_parts_that_are_done_are_read_past_and_not_written_again(run: Run) -> None:
     _stream(run)
     before = _manifests(run)
     run.folder.manifest(run.parts[-1]).unlink()
@@ -100,7 +98,7 @@ def test_parts_that_are_done_are_read_past_and_not_written_again(run: Extracting
     assert (run.staging.data / "images/000.png").read_bytes() == b"a mark"
 
 
-def test_parts_made_of_other_bytes_are_written_again(run: Extracting) -> None:
+def test_parts_made_of_other_bytes_are_written_again(run: Run) -> None:
     _stream(run)
     before = _manifests(run)
     others = {name: data[::-1] for name, data in FILES.items()}
@@ -112,7 +110,7 @@ def test_parts_made_of_other_bytes_are_written_again(run: Extracting) -> None:
     assert not set(before.values()) & set(_manifests(run).values())
 
 
-def test_a_part_without_proof_of_its_bytes_is_written_again(run: Extracting) -> None:
+def test_a_part_without_proof_of_its_bytes_is_written_again(run: Run) -> None:
     _stream(run)
     path = run.folder.manifest(run.parts[0])
     path.write_bytes(
@@ -141,7 +139,7 @@ def _arriving(path: Path) -> OrderedBytes:
 
 
 def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(
-    run: Extracting, tmp_path: Path
+    run: Run, tmp_path: Path
 ) -> None:
     path = Path(run.plan.shards[0].files[0].locator)
     good = path.read_bytes()
@@ -170,7 +168,7 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(
     assert first.stat().st_mtime_ns not in seen
 
 
-def test_a_transfer_that_fails_leaves_the_parts_that_were_done(run: Extracting) -> None:
+def test_a_transfer_that_fails_leaves_the_parts_that_were_done(run: Run) -> None:
     path = Path(run.plan.shards[0].files[0].locator)
     arrivals = _arriving(path)
 
@@ -246,7 +244,7 @@ def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
     assert sorted(found) == sorted(FILES)
 
 
-def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_ends_the_pass(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -259,7 +257,7 @@ def test_a_full_disk_ends_the_pass(run: Extracting, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_part_is_finished_while_the_next_one_is_extracted(
-    run: Extracting, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = atomic.FileSystem.sync
     of_the_second = run.staging.data / f"images/{COUNT // 3:03d}.png"
@@ -279,7 +277,7 @@ def test_a_part_is_finished_while_the_next_one_is_extracted(
 
 
 def test_a_part_that_the_disk_lost_ends_the_pass_before_another_is_finished(
-    run: Extracting, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(_: atomic.FileSystem) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))

@@ -13,16 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from msgspec import structs
 
 from jobs.errors import Cause, StorageError
 from jobs.extract.streaming import ShardStream
 from jobs.model import Layout, Options, Verify
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.ranges import Range
-from tests.support.builders.extracting import Extracting, extracting
+from tests.support.builders.runs import RunBuilder
 
 PARTS = 4
 FILES = {
@@ -47,12 +45,8 @@ class _Download:
         self.data = data or _zip(FILES)
         self.path = tmp / "a.zip"
         self.path.write_bytes(self.data)
-        run = extracting(tmp, [self.path], options=OPTIONS)
-        shard = structs.replace(run.plan.shards[0], parts=PARTS)
-        plan = structs.replace(run.plan, shards=(shard,))
-        atomic.write_json(run.folder.plan, plan)
-        run.folder.fetched(shard.id).unlink()
-        self.run = Extracting(run.folder, plan)
+        self.run = RunBuilder(self.path, parts=PARTS, options=OPTIONS).on_disk(tmp)
+        self.run.staging.make_folders()
         self.arrivals = OrderedBytes(self._want)
         self.wanted: list[Range] = []
         self._asked = threading.Event()

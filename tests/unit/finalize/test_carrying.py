@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import errno
-import io
-import json
 import os
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +12,22 @@ from msgspec import structs
 
 from jobs.errors import Cause, VerificationError
 from jobs.extract.part_result import PartExtractor
-from jobs.extract.stage import run_extract
 from jobs.finalize import carrying
-from jobs.finalize.stage import run_finalize
 from jobs.model import (
     Digest,
     ItemResult,
-    Options,
     Outcome,
     Plan,
     Shard,
     ShardKind,
     SourceFile,
-    SourceKind,
-    SourceRef,
-    utc_now,
 )
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
-from tests.support.builders.extracting import Extracting, extracting
-from tests.support.builders.staged import png
+from tests.support.builders.contents import page_tar
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 ONE, TWO = Digest("sha256", "1" * 64), Digest("sha256", "2" * 64)
 
@@ -44,11 +36,8 @@ ONE, TWO = Digest("sha256", "1" * 64), Digest("sha256", "2" * 64)
 
 
 def plan_of(*files: SourceFile, kind: ShardKind = ShardKind.ARCHIVE, parts: int = 1) -> Plan:
-    shards = tuple(
-        Shard(f"{index:04d}", kind, (file,), parts=parts) for index, file in enumerate(files)
-    )
-    source = SourceRef(SourceKind.LOCAL, "/s")
-    return Plan("run", source, "/d", "/t", shards, Options(), "0", utc_now())
+    shards = (Shard(f"{index:04d}", kind, (file,), parts=parts) for index, file in enumerate(files))
+    return RunBuilder(*shards).plan
 
 
 def a_file(**changes: Any) -> SourceFile:
@@ -100,29 +89,22 @@ def test_a_shard_is_found_again_under_another_id() -> None:
 
 
 def tar(path: Path, numbers: range) -> Path:
-    lines = (json.dumps({"image": f"images/{n}.png", "text": "é"}) + "\n" for n in numbers)
-    files = {f"images/{n}.png": png(n) for n in numbers}
-    files["prompts.jsonl"] = "".join(lines).encode()
-    with tarfile.open(path, "w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
+    path.write_bytes(page_tar(numbers))
     return path
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Extracting:
-    run = extracting(
-        tmp_path, [tar(tmp_path / "a.tar", range(3)), tar(tmp_path / "b.tar", range(3, 6))]
-    )
-    results = run_extract(run.folder, run.plan, run.parts, Progress())
+def published(tmp_path: Path) -> Run:
+    run = RunBuilder(
+        tar(tmp_path / "a.tar", range(3)), tar(tmp_path / "b.tar", range(3, 6))
+    ).fetched(tmp_path)
+    results = run.extract()
     assert {result.outcome for result in results} == {Outcome.OK}
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert run.finalize()[1] is None
     return run
 
 
-def next_run(run: Extracting) -> Extracting:
+def next_run(run: Run) -> Run:
     """The run of an update that reuses everything."""
     plan = structs.replace(
         run.plan,
@@ -136,16 +118,16 @@ def next_run(run: Extracting) -> Extracting:
     same = {shard.id: shard for shard in run.plan.shards}
     carrying.plan_carry(run.folder, run.plan, receipt, same).write(folder)
     Staging(plan).make_folders()
-    return Extracting(folder, plan)
+    return Run(folder, plan)
 
 
-def carried(run: Extracting) -> list[ItemResult]:
+def carried(run: Run) -> list[ItemResult]:
     """The result of each part, extracted in this process."""
     extractor = PartExtractor(run.folder, run.plan, Progress())
     return [extractor.extract(part).result for part in run.parts]
 
 
-def published_tree(run: Extracting) -> dict[str, bytes]:
+def published_tree(run: Run) -> dict[str, bytes]:
     dest = run.staging.dest
     return {
         str(path.relative_to(dest)): path.read_bytes()
@@ -156,7 +138,7 @@ def published_tree(run: Extracting) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("links", [None, errno.EPERM, errno.EXDEV, errno.EMLINK])
 def test_what_is_carried_over_is_what_was_published(
-    published: Extracting, monkeypatch: pytest.MonkeyPatch, links: int | None
+    published: Run, monkeypatch: pytest.MonkeyPatch, links: int | None
 ) -> None:
     before = published_tree(published)
     run = next_run(published)
@@ -170,19 +152,19 @@ def test_what_is_carried_over_is_what_was_published(
         for part in run.parts:
             run.folder.manifest(part).unlink(missing_ok=True)
         assert {result.outcome for result in carried(run)} == {Outcome.OK}
-    image = run.staging.data / "images/0.png"
+    image = run.staging.data / "images/0000.png"
     assert image.stat().st_nlink == (2 if links is None else 1)
-    assert run_finalize(run.folder, run.plan, Progress())[1] is None
+    assert run.finalize()[1] is None
     assert published_tree(run) == before
-    assert (run.staging.dest / "images/0.png").stat().st_nlink == 1
+    assert (run.staging.dest / "images/0000.png").stat().st_nlink == 1
 
 
 @pytest.mark.parametrize("how", ["other bytes", "a symbolic link", "missing"])
 def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
-    published: Extracting, how: str
+    published: Run, how: str
 ) -> None:
     run = next_run(published)
-    victim = run.staging.dest / "images/4.png"
+    victim = run.staging.dest / "images/0004.png"
     if how == "other bytes":
         victim.write_bytes(victim.read_bytes()[:-1] + b"!")
     else:
@@ -193,14 +175,14 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
     assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
     assert two.problem is not None
     assert two.problem.cause is Cause.CHANGED
-    assert "'images/4.png'" in two.problem.message
+    assert "'images/0004.png'" in two.problem.message
     assert not run.folder.manifest(run.parts[1]).exists()
 
 
-def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: Extracting) -> None:
+def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: Run) -> None:
     run = next_run(published)
     path = run.staging.dest / "prompts.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"text", b"test", 1))
+    path.write_bytes(path.read_bytes().replace(b"prompt", b"PROMPT", 1))
     one, two = carried(run)
     assert (one.outcome, two.outcome) == (Outcome.RETRYABLE, Outcome.OK)
     with pytest.raises(VerificationError, match="resume --deep"):
@@ -212,7 +194,7 @@ def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: 
         )
 
 
-def test_shards_without_a_manifest_are_downloaded_again(published: Extracting) -> None:
+def test_shards_without_a_manifest_are_downloaded_again(published: Run) -> None:
     published.folder.manifest(published.parts[0]).unlink()
     receipt = carrying.published_receipt(published.staging.dest)
     same = {shard.id: shard for shard in published.plan.shards}

@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,10 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.finalize import pack
-from jobs.finalize.stage import run_finalize
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
-from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
-from tests.support.builders.staged import (
-    StagedRun,
-    StagedShard,
-    finish,
-    line,
-    pages,
-    png,
-    stage,
-    tree,
-    verified,
-)
+from tests.support.builders.contents import Content, line, pages, png, tree
+from tests.support.builders.runs import RunBuilder
 
 PACKED = Options(output=Output.WEBDATASET)
 
@@ -58,8 +48,8 @@ def contents(path: Path) -> dict[str, bytes]:
 
 
 def test_a_sample_is_the_image_and_its_record_in_the_order_of_the_records(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 3), pages(3, 2)], PACKED)
-    receipt = finish(run)
+    run = RunBuilder(pages(0, 3), pages(3, 2), options=PACKED).extracted(tmp_path)
+    receipt = run.finish()
     dest = run.staging.dest
     lines = (dest / "prompts.jsonl").read_bytes().splitlines()
     assert samples_of(dest) == [
@@ -76,15 +66,15 @@ def test_a_sample_is_the_image_and_its_record_in_the_order_of_the_records(tmp_pa
         "name": "MANIFEST.jsonl", "size": 0, "sha256": "", "files": 3, "members": 10,
         "digest": "crc32",
     }  # fmt: skip
-    assert verified(dest).ok
+    assert run.verify().ok
 
 
 @pytest.mark.parametrize("digest", ["crc32", "sha256"])
 def test_the_manifest_tells_where_every_member_is(tmp_path: Path, digest: str) -> None:
     shard = pages(0, 3)
     shard.files["notes/a.txt"] = b"a note"
-    run = stage(tmp_path, [shard], options(digest=digest, shard_records=2))
-    finish(run)
+    run = RunBuilder(shard, options=options(digest=digest, shard_records=2)).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     decode = msgspec.json.Decoder(PublishedFile).decode
     found = {}
@@ -122,8 +112,8 @@ def test_the_manifest_tells_where_every_member_is(tmp_path: Path, digest: str) -
 def test_tars_hold_what_the_options_allow(
     tmp_path: Path, limits: dict[str, int], counts: list[int]
 ) -> None:
-    run = stage(tmp_path, [pages(0, 5)], options(**limits))
-    finish(run)
+    run = RunBuilder(pages(0, 5), options=options(**limits)).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     shards = json.loads((dest / "dest.json").read_bytes())["shardlist"]
     assert [shard["nsamples"] for shard in shards] == counts
@@ -151,8 +141,8 @@ def test_memory_bounds_the_files_of_a_shard_and_the_shards_written_at_once(
     monkeypatch.setattr(pack._Packing, "_write", write)
     monkeypatch.setattr(pack, "MOST_UNITS", 2)
     monkeypatch.setattr(pack, "_MOST_MEMORY", 1)
-    run = stage(tmp_path, [pages(0, 5)], options())
-    finish(run)
+    run = RunBuilder(pages(0, 5), options=PACKED).extracted(tmp_path)
+    run.finish()
     shards = json.loads((run.staging.dest / "dest.json").read_bytes())["shardlist"]
     assert [shard["nsamples"] for shard in shards] == [2, 2, 1]
     assert most == 1
@@ -163,10 +153,10 @@ def test_tars_are_the_same_whatever_the_number_of_parts(tmp_path: Path, parts: i
     shards = [pages(0, 6), pages(6, 4)]
     for shard in shards:
         shard.files[f"extra/{len(shard.files)}.txt"] = b"extra"
-    finish(stage(tmp_path / "one", shards, options(shard_records=3)))
+    RunBuilder(*shards, options=options(shard_records=3)).extracted(tmp_path / "one").finish()
     for shard in shards:
         shard.parts = parts
-    finish(stage(tmp_path / "many", shards, options(shard_records=3)))
+    RunBuilder(*shards, options=options(shard_records=3)).extracted(tmp_path / "many").finish()
     one, many = (
         {name: data for name, data in tree(tmp_path / which / "dest").items() if "MANI" not in name}
         for which in ("one", "many")
@@ -183,8 +173,8 @@ def test_files_of_a_record_have_extensions_that_readers_tell_apart(tmp_path: Pat
         "images/e f.p-n_g": png(5),
     }
     record = json.dumps({"images": list(map(str, files))}).encode() + b"\n"
-    run = stage(tmp_path, [StagedShard(files, record)], PACKED)
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(Content(files, record), options=PACKED).extracted(tmp_path)
+    _, problem = run.finalize()
     assert problem is None, problem
     (sample,) = samples_of(run.staging.dest)
     assert sample == {
@@ -195,10 +185,10 @@ def test_files_of_a_record_have_extensions_that_readers_tell_apart(tmp_path: Pat
 
 def test_an_image_of_two_records_is_in_both_samples(tmp_path: Path) -> None:
     records = line("images/a.png", n=1) + line("images/a.png", n=2)
-    run = stage(tmp_path, [StagedShard({"images/a.png": png(1)}, records)], PACKED)
-    finish(run)
+    run = RunBuilder(Content({"images/a.png": png(1)}, records), options=PACKED).extracted(tmp_path)
+    run.finish()
     assert [sample["png"] for sample in samples_of(run.staging.dest)] == [png(1), png(1)]
-    assert verified(run.staging.dest).ok
+    assert run.verify().ok
 
 
 def test_files_that_no_record_names_are_in_tars_of_their_own_under_their_paths(
@@ -210,8 +200,8 @@ def test_files_that_no_record_names_are_in_tars_of_their_own_under_their_paths(
         b"notes/\xff.txt": b"not UTF-8",
     }  # fmt: skip
     shard.files.update(more)
-    run = stage(tmp_path, [shard], options(shard_size=4096))
-    receipt = finish(run)
+    run = RunBuilder(shard, options=options(shard_size=4096)).extracted(tmp_path)
+    receipt = run.finish()
     dest = run.staging.dest
     found: dict[bytes, bytes] = {}
     for name in receipt["packed"]["others"]:
@@ -224,7 +214,7 @@ def test_files_that_no_record_names_are_in_tars_of_their_own_under_their_paths(
         (path if isinstance(path, bytes) else path.encode()): data for path, data in more.items()
     }
     assert "! 4 files that no record names are in 2 tars" in receipt["lines"]
-    assert verified(dest).ok
+    assert run.verify().ok
 
 
 def test_dropped_records_have_no_sample_and_keys_stay_the_numbers_of_the_published_ones(
@@ -232,8 +222,8 @@ def test_dropped_records_have_no_sample_and_keys_stay_the_numbers_of_the_publish
 ) -> None:
     shard = pages(0, 3)
     del shard.files["images/000001.png"]
-    run = stage(tmp_path, [shard], options(on_bad_record=OnBadRecord.DROP))
-    finish(run)
+    run = RunBuilder(shard, options=options(on_bad_record=OnBadRecord.DROP)).extracted(tmp_path)
+    run.finish()
     members = contents(run.staging.dest / "dest-000000.tar")
     assert list(members) == ["000000000.png", "000000000.json", "000000001.png", "000000001.json"]
     assert members["000000001.png"] == png(2)
@@ -245,8 +235,8 @@ def test_different_files_of_one_path_are_judged_as_with_files(
 ) -> None:
     first, second = pages(0, 2), pages(1, 2)
     second.files["images/000001.png"] = png(77)
-    run = stage(tmp_path, [first, second], options(on_collision=how))
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(first, second, options=options(on_collision=how)).extracted(tmp_path)
+    _, problem = run.finalize()
     if how is OnCollision.ERROR:
         assert problem is not None
         assert problem.cause is Cause.COLLISION
@@ -260,17 +250,16 @@ def test_different_files_of_one_path_are_judged_as_with_files(
 def test_within_an_archive_the_last_file_of_a_path_counts(tmp_path: Path) -> None:
     shard = pages(0, 2)
     shard.parts = 2
-    run = stage(tmp_path, [shard], PACKED)
+    run = RunBuilder(shard, options=PACKED).extracted(tmp_path)
     # The second part wrote the first one's path as well.
     part = run.plan.parts()[1]
-    run.shards[0].files = {**shard.files}
-    again = StagedShard({"x": b"", "images/000000.png": png(50)}, None, parts=2)
-    run = StagedRun(run.folder, run.plan, run.staging, (again,))
+    again = Content({"x": b"", "images/000000.png": png(50)}, None, parts=2)
+    run = replace(run, contents=(again,))
     run.folder.manifest(part).unlink()
-    run.extract(part)
+    run.write(part)
     records = run.staging.shard_records(part.shard)
     records.write_bytes(line("images/000000.png"))
-    finish(run)
+    run.finish()
     (sample,) = samples_of(run.staging.dest)
     assert sample["png"] == png(50)
 
@@ -282,8 +271,8 @@ def test_records_among_the_data_are_taken_out_of_the_containers(tmp_path: Path) 
         "test/metadata.jsonl": b'{"file_name": "a.png"}\n',
         "test/a.png": png(2),
     }
-    run = stage(tmp_path, [StagedShard(files)], PACKED)
-    finish(run)
+    run = RunBuilder(Content(files), options=PACKED).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     assert [(s["png"], json.loads(s["json"])["file_name"]) for s in samples_of(dest)] == [
         (png(1), "train/a.png"), (png(2), "test/a.png"),
@@ -298,8 +287,8 @@ def test_records_of_every_form_become_json_in_their_samples(tmp_path: Path, name
     text = "image,text\nimages/a.png,hello\n" if name.endswith("csv") else '[{"image": "a.png"}]'
     files: dict[bytes | str, bytes] = {"images/a.png": png(1), name: text.encode()}
     layout = Layout(name="websight", records=name)
-    run = stage(tmp_path, [StagedShard(files)], options(layout=layout))
-    finish(run)
+    run = RunBuilder(Content(files), options=options(layout=layout)).extracted(tmp_path)
+    run.finish()
     (sample,) = samples_of(run.staging.dest)
     assert json.loads(sample["json"])["image"].endswith("a.png")
     assert (run.staging.dest / name).read_text() == text
@@ -312,16 +301,16 @@ def test_records_of_every_form_become_json_in_their_samples(tmp_path: Path, name
 def test_names_are_fit_for_brace_patterns(tmp_path: Path, dest: str, index: str) -> None:
     if not index:
         dest, index = "{}", "dataset.json"
-    run = stage(tmp_path, [pages(0, 1)], PACKED, keep=dest)
-    finish(run)
+    run = RunBuilder(pages(0, 1), options=PACKED, dest=tmp_path / dest).extracted(tmp_path)
+    run.finish()
     assert (run.staging.dest / index).is_file()
 
 
 def test_the_records_file_and_the_index_never_share_a_name(tmp_path: Path) -> None:
     files: dict[bytes | str, bytes] = {"images/a.png": png(1), "dest.json": b'[{"image": "a.png"}]'}
     layout = Layout(name="websight", records="dest.json")
-    run = stage(tmp_path, [StagedShard(files)], options(layout=layout))
-    receipt = finish(run)
+    run = RunBuilder(Content(files), options=options(layout=layout)).extracted(tmp_path)
+    receipt = run.finish()
     assert receipt["packed"]["index"] == "dest_.json"
     assert (run.staging.dest / "dest.json").read_bytes() == files["dest.json"]
 
@@ -333,53 +322,53 @@ def test_the_records_file_and_the_index_never_share_a_name(tmp_path: Path) -> No
 def test_a_container_that_is_not_what_was_written_is_extracted_again(
     tmp_path: Path, how: str
 ) -> None:
-    run = stage(tmp_path, [pages(0, 2), pages(2, 2)], PACKED)
+    run = RunBuilder(pages(0, 2), pages(2, 2), options=PACKED).extracted(tmp_path)
     container = run.staging.container(run.plan.parts()[1])
     data = container.read_bytes()
     if how == "gone":
         container.unlink()
     else:
         container.write_bytes(data[:-1] + b"?" if how == "changed" else data[:-1])
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert not (run.staging.dest / "RECEIPT.json").exists()
     assert run.redo() == [run.plan.parts()[1].id]
-    finish(run)
+    run.finish()
     assert len(samples_of(run.staging.dest)) == 4
 
 
 def test_tars_of_an_earlier_finalize_are_not_published(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)], PACKED)
+    run = RunBuilder(pages(0, 2), options=PACKED).extracted(tmp_path)
     (run.staging.data / "dest-000007.tar").write_bytes(b"half")
     (run.staging.data / "other").mkdir()
     (run.staging.data / "other" / "000000.tar").write_bytes(b"half")
-    finish(run)
+    run.finish()
     assert "dest-000007.tar" not in tree(run.staging.dest)
     assert "other/000000.tar" not in tree(run.staging.dest)
 
 
 @pytest.mark.parametrize("deep", [False, True])
 def test_verify_finds_a_tar_that_is_gone_or_cut(tmp_path: Path, deep: bool) -> None:
-    run = stage(tmp_path, [pages(0, 4)], options(shard_records=2))
-    finish(run)
+    run = RunBuilder(pages(0, 4), options=options(shard_records=2)).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     (dest / "dest-000001.tar").unlink()
-    report = verified(dest, deep=deep)
+    report = run.verify(deep=deep)
     assert not report.ok
     assert [damage.path for damage in report.damaged] == ["dest-000001.tar"]
     assert report.files == 4
 
 
 def test_a_deep_look_names_the_members_that_have_changed(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 4)], PACKED)
-    finish(run)
+    run = RunBuilder(pages(0, 4), options=PACKED).extracted(tmp_path)
+    run.finish()
     tar = run.staging.dest / "dest-000000.tar"
     data = bytearray(tar.read_bytes())
     data[data.index(png(2)) + 20] ^= 1
     tar.write_bytes(data)
-    assert verified(run.staging.dest, deep=False).ok
-    report = verified(run.staging.dest)
+    assert run.verify(deep=False).ok
+    report = run.verify()
     assert not report.ok
     assert "✗   its members 'images/000002.png'" in report.lines
 
@@ -387,11 +376,13 @@ def test_a_deep_look_names_the_members_that_have_changed(tmp_path: Path) -> None
 def test_overwrite_removes_the_tars_of_an_old_dataset_and_nothing_of_the_users(
     tmp_path: Path,
 ) -> None:
-    finish(stage(tmp_path, [pages(0, 4)], options(shard_records=1), run_id="2025-old"))
+    RunBuilder(pages(0, 4), options=options(shard_records=1), run_id="2025-old").extracted(
+        tmp_path
+    ).finish()
     dest = tmp_path / "dest"
     (dest / "images").mkdir()
     (dest / "images" / "000001.png").write_bytes(b"mine")  # a path that the old manifest has
-    finish(stage(tmp_path, [pages(10, 2)], options(overwrite=True)))
+    RunBuilder(pages(10, 2), options=options(overwrite=True)).extracted(tmp_path).finish()
     assert sorted(tree(dest)) == [
         "MANIFEST.jsonl", "dest-000000.tar", "dest.json", "images/000001.png", "prompts.jsonl",
     ]  # fmt: skip
@@ -401,38 +392,42 @@ def test_overwrite_removes_the_tars_of_an_old_dataset_and_nothing_of_the_users(
 @pytest.mark.parametrize("before", [Output.FILES, Output.WEBDATASET, Output.ZIP])
 def test_one_output_replaces_the_other(tmp_path: Path, before: Output) -> None:
     after = Output.WEBDATASET if before is Output.FILES else Output.FILES
-    finish(stage(tmp_path, [pages(0, 4)], Options(output=before), run_id="2025-old"))
-    finish(stage(tmp_path, [pages(0, 4)], Options(output=after, overwrite=True)))
-    finish(stage(tmp_path / "fresh", [pages(0, 4)], Options(output=after)))
+    RunBuilder(pages(0, 4), options=Options(output=before), run_id="2025-old").extracted(
+        tmp_path
+    ).finish()
+    RunBuilder(pages(0, 4), options=Options(output=after, overwrite=True)).extracted(
+        tmp_path
+    ).finish()
+    RunBuilder(pages(0, 4), options=Options(output=after)).extracted(tmp_path / "fresh").finish()
     assert tree(tmp_path / "dest") == tree(tmp_path / "fresh" / "dest")
 
 
 def test_a_repair_makes_the_same_tars_again(tmp_path: Path) -> None:
     from jobs.finalize.repair import reset_damaged
 
-    run = stage(tmp_path, [pages(0, 3), pages(3, 3)], options(shard_records=2))
-    finish(run)
+    run = RunBuilder(pages(0, 3), pages(3, 3), options=options(shard_records=2)).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     whole = tree(dest)
     (dest / "dest-000001.tar").write_bytes(b"damaged")
     (dest / "prompts.jsonl").unlink()
-    work = reset_damaged(run.folder, run.plan, verified(dest))
+    work = reset_damaged(run.folder, run.plan, run.verify())
     assert list(work.parts) == [part.id for part in run.plan.parts()]
     shutil.rmtree(run.staging.archives, ignore_errors=True)
     run.redo()
-    finish(run)
+    run.finish()
     assert tree(dest) == whole
-    assert verified(dest).ok
+    assert run.verify().ok
 
 
 def test_a_lost_receipt_is_made_again_once_the_parts_are(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 3)], PACKED)
-    finish(run)
+    run = RunBuilder(pages(0, 3), options=PACKED).extracted(tmp_path)
+    run.finish()
     whole = tree(run.staging.dest)
     run.staging.receipt.unlink()
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     run.redo()
-    finish(run)
+    run.finish()
     assert tree(run.staging.dest) == whole

@@ -20,16 +20,8 @@ from jobs.outputs import squashfs
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.manifest import PublishedFile
-from tests.support.builders.staged import (
-    StagedShard,
-    finish,
-    line,
-    pages,
-    png,
-    stage,
-    tree,
-    verified,
-)
+from tests.support.builders.contents import Content, line, pages, png, tree
+from tests.support.builders.runs import RunBuilder
 
 ZIPPED = Options(output=Output.ZIP)
 
@@ -56,8 +48,10 @@ def test_all_files_are_under_their_paths_and_the_manifest_tells_where(
 ) -> None:
     shard = pages(0, 4)
     shard.files |= {"README.md": b"# Pages", b"notes/\xff.txt": b"not UTF-8", "\u00e4.txt": b"x"}
-    run = stage(tmp_path, [shard, pages(4, 2)], options(digest=digest, shard_size=600))
-    receipt = finish(run)
+    run = RunBuilder(shard, pages(4, 2), options=options(digest=digest, shard_size=600)).extracted(
+        tmp_path
+    )
+    receipt = run.finish()
     dest = run.staging.dest
     wanted = {**shard.files, **pages(4, 2).files}
     assert contents(dest) == {
@@ -80,7 +74,7 @@ def test_all_files_are_under_their_paths_and_the_manifest_tells_where(
             raw = bytes.fromhex(row.raw) if row.raw else row.path.encode()
             assert data == contents(dest)[raw]
     assert sum(row.shard is not None for row in rows) == 9
-    assert verified(dest).ok
+    assert run.verify().ok
 
 
 @pytest.mark.parametrize("parts", [2, 5])
@@ -90,7 +84,9 @@ def test_zips_are_the_same_whatever_the_number_of_parts(tmp_path: Path, parts: i
         shards = [pages(0, 6), pages(6, 4)]
         for shard in shards:
             shard.parts = count
-        finish(stage(tmp_path / str(count), shards, options(shard_size=1000)))
+        RunBuilder(*shards, options=options(shard_size=1000)).extracted(
+            tmp_path / str(count)
+        ).finish()
         made = tree(tmp_path / str(count) / "dest")
         del made["MANIFEST.jsonl"]  # names the parts
         trees.append(made)
@@ -119,16 +115,16 @@ def test_records_are_not_needed_and_are_judged_as_with_files(
         files["b.png"] = png(2)
         records += line("b.png")
         names = sorted([*names, b"b.png"])
-    run = stage(tmp_path, [StagedShard(files, records)], options(**how))
-    finish(run)
+    run = RunBuilder(Content(files, records), options=options(**how)).extracted(tmp_path)
+    run.finish()
     assert sorted(contents(run.staging.dest)) == names
-    assert verified(run.staging.dest).ok
+    assert run.verify().ok
 
 
 def test_a_path_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
-    one, other = StagedShard({"a/b": b"file"}, None), StagedShard({"a/b/c/d.txt": b"below"}, None)
-    run = stage(tmp_path, [one, other], options(layout=Layout(name="files")))
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    one, other = Content({"a/b": b"file"}, None), Content({"a/b/c/d.txt": b"below"}, None)
+    run = RunBuilder(one, other, options=options(layout=Layout(name="files"))).extracted(tmp_path)
+    _, problem = run.finalize()
     assert problem is not None and problem.cause is Cause.COLLISION
     assert "1 path is both a file and a folder" in problem.message
     assert "'a/b'" in problem.message
@@ -136,27 +132,27 @@ def test_a_path_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_where_only_records_are_published_a_zip_is_empty(tmp_path: Path) -> None:
     how = options(layout=Layout(name="websight"), verify=Verify.NONE)
-    run = stage(tmp_path, [StagedShard({}, line("images/a.png"))], how)
-    finish(run)
+    run = RunBuilder(Content({}, line("images/a.png")), options=how).extracted(tmp_path)
+    run.finish()
     assert contents(run.staging.dest) == {}
-    assert verified(run.staging.dest).ok
+    assert run.verify().ok
 
 
 def test_a_damaged_zip_is_found_with_its_members_and_made_again(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 3), pages(3, 3)], options(shard_size=600))
-    finish(run)
+    run = RunBuilder(pages(0, 3), pages(3, 3), options=options(shard_size=600)).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     whole = tree(dest)
     data = bytearray(whole["dest-000000.zip"])
     data[data.index(png(1)) + 20] ^= 1
     (dest / "dest-000000.zip").write_bytes(data)
     (dest / "dest-000001.zip").unlink()
-    report = verified(dest)
+    report = run.verify()
     assert {damage.path for damage in report.damaged} == {"dest-000000.zip", "dest-000001.zip"}
     assert "✗   its members 'images/000001.png'" in report.lines
     reset_damaged(run.folder, run.plan, report)
     run.redo()
-    finish(run)
+    run.finish()
     assert tree(dest) == whole
 
 
@@ -171,8 +167,8 @@ def test_an_image_holds_all_files_and_the_records_and_the_manifest_lists_them(
     shard = pages(0, 3)
     shard.files[b"notes/\xff.txt"] = b"not UTF-8"
     shard.parts = 3
-    run = stage(tmp_path, [shard], IMAGE)
-    receipt = finish(run)
+    run = RunBuilder(shard, options=IMAGE).extracted(tmp_path)
+    receipt = run.finish()
     dest = run.staging.dest
     assert sorted(tree(dest)) == ["MANIFEST.jsonl", "dest.squashfs", "prompts.jsonl"]
     rows = [json.loads(row) for row in (dest / "MANIFEST.jsonl").read_bytes().splitlines()]
@@ -188,7 +184,7 @@ def test_an_image_holds_all_files_and_the_records_and_the_manifest_lists_them(
     begin = stored["offset"]
     assert image[begin : begin + stored["size"]] == shard.files["images/000001.png"]
     assert not [row for row in rows if row["path"] == "prompts.jsonl" and "offset" in row]
-    assert verified(dest).ok
+    assert run.verify().ok
 
 
 def test_a_damaged_image_is_made_again_unless_another_library_would(
@@ -196,14 +192,14 @@ def test_a_damaged_image_is_made_again_unless_another_library_would(
 ) -> None:
     shard = pages(0, 3)
     shard.files["README.md"] = b"# Pages\n" * 1000  # compressed
-    run = stage(tmp_path, [shard], IMAGE)
-    finish(run)
+    run = RunBuilder(shard, options=IMAGE).extracted(tmp_path)
+    run.finish()
     dest = run.staging.dest
     whole = tree(dest)
     data = bytearray(whole["dest.squashfs"])
     data[data.index(shard.files["images/000001.png"]) + 20] ^= 1
     (dest / "dest.squashfs").write_bytes(data)
-    report = verified(dest)
+    report = run.verify()
     assert report.lines[0].startswith("✗ 'dest.squashfs': has changed")
     assert report.lines[1] == "✗   its members 'images/000001.png'"
     reset_damaged(run.folder, run.plan, report)
@@ -212,15 +208,15 @@ def test_a_damaged_image_is_made_again_unless_another_library_would(
         other.setattr(squashfs, "_compress", lambda options: lambda data: zlib.compress(data))
         other.setattr(squashfs.Squashfs, "made_by", lambda self, options: "zstd 9.9")
         with pytest.raises(VerificationError, match=r"made by zstd 1\S+, and this node has zstd 9"):
-            run_finalize(run.folder, run.plan, Progress())
-    finish(run)
+            run.finalize()
+    run.finish()
     assert tree(dest) == whole
 
 
 def test_a_stop_ends_the_reading_of_an_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = stage(tmp_path, [pages(0, 3)], IMAGE)
+    run = RunBuilder(pages(0, 3), options=IMAGE).extracted(tmp_path)
     progress = Progress()
     with monkeypatch.context() as stopping:
 
@@ -231,5 +227,5 @@ def test_a_stop_ends_the_reading_of_an_image(
         stopping.setattr("jobs.outputs.squashfs.blocks", stop_first)
         with pytest.raises(Stopped):
             run_finalize(run.folder, run.plan, progress)
-    finish(run)
-    assert verified(run.staging.dest).ok
+    run.finish()
+    assert run.verify().ok

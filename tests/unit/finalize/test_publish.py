@@ -18,29 +18,22 @@ from jobs.model import OnBadRecord, OnCollision, Options
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from tests.support.builders.staged import StagedRun, StagedShard, line, pages, png, stage, tree
-
-
-def finish(run: StagedRun) -> dict[str, object]:
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
-    assert problem is None
-    assert summary.published
-    receipt: dict[str, object] = json.loads(run.staging.receipt.read_bytes())
-    return receipt
+from tests.support.builders.contents import Content, line, pages, png, tree
+from tests.support.builders.runs import RUN_ID, RunBuilder
 
 
 def test_files_of_others_are_not_touched(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     (run.staging.dest / "images").mkdir()
     (run.staging.dest / "images" / "mine.png").write_bytes(b"mine")
     before = tree(run.staging.dest)
     with pytest.raises(VerificationError, match="not this run's: 'images'; nothing was") as caught:
-        run_finalize(run.folder, run.plan, Progress())
+        run.finalize()
     assert caught.value.cause is Cause.PREFLIGHT
     after = tree(run.staging.dest)
     assert {path: after[path] for path in before} == before
     shutil.rmtree(run.staging.dest / "images")
-    finish(run)
+    run.finish()
 
 
 def test_a_log_folder_with_the_name_of_a_member_is_reported_before_anything_moves(
@@ -48,7 +41,7 @@ def test_a_log_folder_with_the_name_of_a_member_is_reported_before_anything_move
 ) -> None:
     shard = pages(0, 2)
     shard.files["logs/a.txt"] = b"a"
-    run = stage(tmp_path, [shard])
+    run = RunBuilder(shard).extracted(tmp_path)
     moved = run.staging.dest / "logs" / run.folder.run_id
     moved.parent.mkdir(parents=True)
     run.folder.path.rename(moved)
@@ -60,22 +53,22 @@ def test_a_log_folder_with_the_name_of_a_member_is_reported_before_anything_move
 def test_a_log_folder_in_the_destination_is_known_by_whatever_way_it_is_named(
     tmp_path: Path,
 ) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     moved = run.staging.dest / "logs" / run.folder.run_id
     moved.parent.mkdir(parents=True)
     run.folder.path.rename(moved)
     (tmp_path / "way").symlink_to(run.staging.dest)
     folder = RunFolder(tmp_path / "way" / "logs" / run.folder.run_id)
-    finish(replace(run, folder=folder))
+    replace(run, folder=folder).finish()
 
 
 def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> None:
     old = pages(0, 3)
     old.files["captions/a.txt"] = b"old"
-    finish(stage(tmp_path, [old], run_id="2025-old"))
+    RunBuilder(old, run_id="2025-old").extracted(tmp_path).finish()
     dest = tmp_path / "dest"
     (dest / "notes.txt").write_text("mine")
-    finish(stage(tmp_path, [pages(10, 2)], Options(overwrite=True)))
+    RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path).finish()
     assert sorted(tree(dest)) == [
         "MANIFEST.jsonl",
         "images/000010.png",
@@ -87,8 +80,8 @@ def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> 
 
 def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     """The destination once a new dataset has replaced the one there, and what was kept of it."""
-    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is None
     dest, kept = run.staging.dest, run.staging.kept
     assert any(str(kept) in reported for reported in summary.lines) is kept.exists()
@@ -102,7 +95,7 @@ def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_reported(tmp_
     old = pages(0, 3)
     old.files["images/deep/a.txt"] = b"old"
     old.files[b"images/\xff.txt"] = b"old too"
-    finish(stage(tmp_path, [old], run_id="2025-old"))
+    RunBuilder(old, run_id="2025-old").extracted(tmp_path).finish()
     images = tmp_path / "dest" / "images"
     mine = {"images/000010.png": b"mine", "images/deep/er/b.txt": b"mine", "images/c": b""}
     for name, data in mine.items():
@@ -128,7 +121,7 @@ def test_an_old_folder_that_no_manifest_lists_is_kept_completely(tmp_path: Path)
 def test_nothing_is_removed_through_a_link_that_a_user_put_there(tmp_path: Path, name: str) -> None:
     old = pages(0, 2)
     old.files["images/deep/a.txt"] = b"old"
-    finish(stage(tmp_path, [old], run_id="2025-old"))
+    RunBuilder(old, run_id="2025-old").extracted(tmp_path).finish()
     (tmp_path / "dest" / name).rename(tmp_path / "elsewhere")
     (tmp_path / "dest" / name).symlink_to(tmp_path / "elsewhere")
     before = tree(tmp_path / "elsewhere")
@@ -138,7 +131,7 @@ def test_nothing_is_removed_through_a_link_that_a_user_put_there(tmp_path: Path,
 
 
 def test_a_manifest_removes_nothing_outside_the_old_dataset(tmp_path: Path) -> None:
-    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
+    RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path).finish()
     outside = tmp_path / "mine.txt"
     outside.write_bytes(b"mine")
     with (tmp_path / "dest" / "MANIFEST.jsonl").open("a") as manifest:
@@ -151,24 +144,24 @@ def test_a_manifest_removes_nothing_outside_the_old_dataset(tmp_path: Path) -> N
 
 
 def test_an_old_dataset_that_cannot_be_removed_stays_and_is_reported(tmp_path: Path) -> None:
-    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
+    RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path).finish()
     (tmp_path / "dest" / "images" / "mine").write_bytes(b"mine")
-    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
     run.staging.kept.mkdir()
     (run.staging.kept / "in the way").touch()
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    summary, problem = run.finalize()
     assert problem is None
     assert any(str(run.staging.replaced) in reported for reported in summary.lines)
     assert tree(run.staging.replaced) == {"images/mine": b"mine"}
     (run.staging.kept / "in the way").unlink()
-    run_finalize(run.folder, run.plan, Progress())
+    run.finalize()
     assert tree(run.staging.kept) == {"images/mine": b"mine"}
     assert not (run.staging.dest / ".incoming").exists()
 
 
 def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_path: Path) -> None:
-    finish(stage(tmp_path, [pages(0, 2)], run_id="2025-old"))
-    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path).finish()
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
     old = ("MANIFEST.jsonl", "RECEIPT.json", "images", "prompts.jsonl")
     journal = publish.Journal(run.plan.run_id, old, ("images", "zebra"), ("RECEIPT.json",))
     for folder in (run.staging.data, run.staging.dest):
@@ -185,8 +178,8 @@ def test_what_comes_in_the_way_between_two_renames_leaves_the_old_dataset(tmp_pa
 def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
     tmp_path: Path, gone: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish(stage(tmp_path, [pages(0, 3)], run_id="2025-old"))
-    run = stage(tmp_path, [pages(10, 2)], Options(overwrite=True))
+    RunBuilder(pages(0, 3), run_id="2025-old").extracted(tmp_path).finish()
+    run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
 
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -194,11 +187,11 @@ def test_an_old_name_that_vanishes_after_the_journal_takes_no_new_one_with_it(
     with monkeypatch.context() as once:
         once.setattr(publish, "finish", killed)
         with pytest.raises(KeyboardInterrupt):
-            finish(run)
+            run.finish()
     for name in gone:
         place = run.staging.dest / name
         shutil.rmtree(place) if place.is_dir() else place.unlink()
-    finish(run)
+    run.finish()
     new = ["MANIFEST.jsonl", "images/000010.png", "images/000011.png", "prompts.jsonl"]
     assert sorted(path for path in tree(run.staging.dest) if not path.startswith("kept-")) == new
 
@@ -209,8 +202,8 @@ def made(path: Path) -> Path:
 
 
 def test_a_journal_whose_renames_are_all_done_is_not_followed_again(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
-    finish(run)
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finish()
     atomic.write_json(made(publish.journal_path(run.staging)), publish.Journal("x", (), (), ()))
     assert publish.load(run.staging) is None
 
@@ -218,12 +211,12 @@ def test_a_journal_whose_renames_are_all_done_is_not_followed_again(tmp_path: Pa
 def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
     tmp_path: Path,
 ) -> None:
-    first = stage(tmp_path, [pages(0, 2)], run_id="2025-old")
-    finish(first)
-    finish(stage(tmp_path, [pages(10, 2)], Options(overwrite=True)))
+    first = RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path)
+    first.finish()
+    RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path).finish()
     before = tree(first.staging.dest)
     made(first.staging.data / "left").write_bytes(b"left")
-    summary, problem = run_finalize(first.folder, first.plan, Progress())
+    summary, problem = first.finalize()
     assert problem is None
     assert "has since replaced this run's dataset" in summary.lines[0]
     assert tree(first.staging.dest) == before
@@ -231,22 +224,27 @@ def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
 
 
 def test_archives_that_another_run_kept_stay(tmp_path: Path) -> None:
-    first = stage(tmp_path, [pages(0, 2)], Options(keep_archive=True), run_id="2025-old")
-    finish(first)
+    first = RunBuilder(
+        pages(0, 2), options=Options(keep_archive=True), run_id="2025-old"
+    ).extracted(tmp_path)
+    first.finish()
     kept = first.folder.load_fetched(first.plan.shards[0].id)
     assert kept is not None
     before = Path(kept.files[0]).read_bytes()
-    finish(stage(tmp_path, [pages(10, 2)], Options(keep_archive=True, overwrite=True)))
+    RunBuilder(pages(10, 2), options=Options(keep_archive=True, overwrite=True)).extracted(
+        tmp_path
+    ).finish()
     assert Path(kept.files[0]).read_bytes() == before
 
 
 @pytest.mark.parametrize("outside", [False, True])
 @pytest.mark.parametrize("keep", [False, True])
 def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: bool) -> None:
-    run_id = "20260101-000000-test"
-    temp = tmp_path / "temp" / run_id if outside else None
-    run = stage(tmp_path, [pages(0, 2), pages(2, 2)], Options(keep_archive=keep), temp=temp)
-    receipt = finish(run)
+    temp = tmp_path / "temp" / RUN_ID if outside else None
+    run = RunBuilder(
+        pages(0, 2), pages(2, 2), options=Options(keep_archive=keep), temp=temp
+    ).extracted(tmp_path)
+    receipt = run.finish()
     fetched = run.folder.load_fetched(run.plan.shards[0].id)
     assert fetched is not None
     assert Path(fetched.files[0]).exists() is keep
@@ -261,7 +259,7 @@ def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: b
 
 
 def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     shard = run.plan.shards[0].id
     fetched = run.folder.load_fetched(shard)
     assert fetched is not None
@@ -270,16 +268,16 @@ def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
     atomic.write_json(
         run.folder.fetched(shard), structs.replace(fetched, files=(str(mine),), in_place=True)
     )
-    finish(run)
+    run.finish()
     assert mine.exists()
 
 
 def test_unfinished_parts_are_reported_and_nothing_is_lost(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
+    run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
     run.folder.manifest(run.plan.parts()[1]).unlink()
     run.folder.fetched(run.plan.shards[1].id).unlink()
     before = tree(run.staging.dest)
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    summary, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert "1 of 2 parts are not extracted and 1 of 2 shards are not downloaded" in problem.message
@@ -289,23 +287,23 @@ def test_unfinished_parts_are_reported_and_nothing_is_lost(tmp_path: Path) -> No
     )
     assert tree(run.staging.dest) == before
     run.redo()
-    finish(run)
+    run.finish()
 
 
 def test_a_file_gone_from_staging_is_extracted_again(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
+    run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
     (run.staging.data / "images" / "000003.png").unlink()
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert run.redo() == [run.plan.parts()[1].id]
-    finish(run)
+    run.finish()
 
 
 def test_files_of_no_part_are_not_published(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     (run.staging.data / "images" / "half.png").write_bytes(b"of a refused shard")
-    finish(run)
+    run.finish()
     assert not (run.staging.dest / "images" / "half.png").exists()
 
 
@@ -314,8 +312,8 @@ def test_the_sums_are_read_by_the_standard_tool(tmp_path: Path, digest: str, too
     shard = pages(0, 2)
     shard.files["images/back\\slash.txt"] = b"x"
     shard.files[b"images/\xff.txt"] = b"y"
-    run = stage(tmp_path, [shard], Options(digest=digest))
-    receipt = finish(run)
+    run = RunBuilder(shard, options=Options(digest=digest)).extracted(tmp_path)
+    receipt = run.finish()
     done = subprocess.run(
         [tool, "--strict", "-c", str(receipt["sums"])],
         cwd=run.staging.dest,
@@ -330,10 +328,10 @@ def test_records_are_the_same_bytes_whoever_wrote_first(tmp_path: Path) -> None:
     shards = [pages(0, 3), pages(3, 3), pages(6, 3)]
     shards[0].records = (shards[0].records or b"").rstrip(b"\n")
     shards[1].records = b"\xef\xbb\xbf" + (shards[1].records or b"")
-    run = stage(tmp_path, shards)
+    run = RunBuilder(*shards).extracted(tmp_path)
     for part in reversed(run.plan.parts()):
-        run.extract(part)
-    finish(run)
+        run.write(part)
+    run.finish()
     assert (run.staging.dest / "prompts.jsonl").read_bytes() == (
         b"".join(pages(first, 3).records or b"" for first in (0, 3, 6))
     )
@@ -342,16 +340,20 @@ def test_records_are_the_same_bytes_whoever_wrote_first(tmp_path: Path) -> None:
 def test_a_path_in_two_shards_holds_the_first_ones_bytes(tmp_path: Path) -> None:
     first, second = pages(0, 2), pages(2, 2)
     second.files["images/000001.png"] = png(999)
-    run = stage(tmp_path, [first, second], Options(on_collision=OnCollision.KEEP_FIRST))
+    run = RunBuilder(first, second, options=Options(on_collision=OnCollision.KEEP_FIRST)).extracted(
+        tmp_path
+    )
     assert (run.staging.data / "images" / "000001.png").read_bytes() == png(999)
-    finish(run)
+    run.finish()
     assert (run.staging.dest / "images" / "000001.png").read_bytes() == png(1)
 
 
 def test_each_shard_has_a_folder_of_its_own_and_its_records_say_so(tmp_path: Path) -> None:
-    other = StagedShard({"images/000000.png": png(50)}, line("images/000000.png", n=1.50))
-    run = stage(tmp_path, [pages(0, 1), other], Options(on_collision=OnCollision.PER_SHARD))
-    finish(run)
+    other = Content({"images/000000.png": png(50)}, line("images/000000.png", n=1.50))
+    run = RunBuilder(
+        pages(0, 1), other, options=Options(on_collision=OnCollision.PER_SHARD)
+    ).extracted(tmp_path)
+    run.finish()
     records = (run.staging.dest / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     images = [(run.staging.dest / json.loads(text)["image"]).read_bytes() for text in records]
     assert images == [png(0), png(50)]
@@ -361,8 +363,8 @@ def test_bad_records_and_images_are_dropped_together(tmp_path: Path) -> None:
     shard = pages(0, 4)
     shard.files["images/000001.png"] = b""
     shard.records = (shard.records or b"") + b"{\n"
-    run = stage(tmp_path, [shard], Options(on_bad_record=OnBadRecord.DROP))
-    receipt = finish(run)
+    run = RunBuilder(shard, options=Options(on_bad_record=OnBadRecord.DROP)).extracted(tmp_path)
+    receipt = run.finish()
     assert not (run.staging.dest / "images" / "000001.png").exists()
     left = (run.staging.dest / "prompts.jsonl").read_bytes().splitlines()
     assert [json.loads(text)["image"][-5] for text in left] == ["0", "2", "3"]
@@ -372,45 +374,45 @@ def test_bad_records_and_images_are_dropped_together(tmp_path: Path) -> None:
 
 
 def test_the_receipt_says_where_everything_came_from(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2), pages(2, 2)])
-    receipt = finish(run)
+    run = RunBuilder(pages(0, 2), pages(2, 2)).extracted(tmp_path)
+    receipt = run.finish()
     source = receipt["source"]
     assert isinstance(source, dict)
     assert source["license"] == "cc-by-4.0"
-    assert source["revision"] == "a" * 40
+    assert source["revision"] == run.plan.source.revision
     shards = receipt["shards"]
     assert isinstance(shards, list)
     assert [shard["records"] for shard in shards] == [2, 2]
     assert all(shard["archives"][0]["digest"].startswith("sha256:") for shard in shards)
     attempts = receipt["attempts"]
     assert isinstance(attempts, list)
-    assert attempts[0]["jobs"] == {"download": ["11"], "extract": ["12"], "finalize": ["13"]}
+    assert attempts[0]["jobs"] == {"download": ["100"], "extract": ["101"], "finalize": ["102"]}
     stages = receipt["stages"]
     assert isinstance(stages, dict)
-    assert stages["extract"]["hosts"] == ["node1"]
+    assert stages["extract"]["hosts"] == ["n1"]
 
 
 def test_a_stop_before_the_journal_leaves_everything(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     progress = Progress()
     progress.stop(Cause.TIME_LIMIT, "time is near")
     with pytest.raises(Stopped):
         run_finalize(run.folder, run.plan, progress)
-    finish(run)
+    run.finish()
 
 
 def test_another_runs_claim_stays(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     atomic.write_json(run.staging.claim, {"run_id": "another"})
-    finish(run)
+    assert run.finalize()[1] is None
     assert run.staging.claim.exists()
 
 
 def test_finalize_after_publishing_changes_nothing(tmp_path: Path) -> None:
-    run = stage(tmp_path, [pages(0, 2)])
-    finish(run)
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finish()
     receipt = run.staging.receipt.read_bytes()
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    summary, problem = run.finalize()
     assert problem is None
     assert (summary.published, summary.records, summary.images) == (True, 2, 2)
     assert run.staging.receipt.read_bytes() == receipt

@@ -1,24 +1,27 @@
-"""Finalize: audited, merged in plan order, published completely or not at all."""
+"""Finalize: audited, merged in plan order, published; the same however its work is divided."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from jobs.finalize.stage import run_finalize
-from jobs.runtime.progress import Progress
-from tests.support.builders.staged import pages, stage
+import pytest
+from msgspec import structs
 
-
-def receipt_of(dest: Path) -> dict[str, Any]:
-    return dict(json.loads((dest / "RECEIPT.json").read_bytes()))
+from jobs.finalize import context, cross_check, disk_partitions, scan_records
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
+from jobs.runtime.process import CORES
+from jobs.storage import blocks as file_blocks
+from jobs.storage import manifest
+from tests.support.builders.contents import Content, line, pages, png, tree
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 
 
 def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
     shards = [pages(0, 5), pages(5, 5), pages(10, 3)]
-    run = stage(tmp_path, shards)
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    run = RunBuilder(*shards).extracted(tmp_path)
+    summary, problem = run.finalize()
     assert problem is None
     assert summary.published
     assert summary.lines == (
@@ -38,3 +41,124 @@ def test_a_sound_dataset_is_published_and_says_so(tmp_path: Path) -> None:
         "prompts.jsonl",
     ]
     assert (summary.records, summary.images, summary.files) == (13, 13, 14)
+
+
+# However its work is divided ----------------------------------------------------------------------
+
+Result = tuple[Summary, dict[str, bytes], bytes]
+
+
+def with_everything(base: Path, options: Options) -> Run:
+    """Usual files, and at least one of nearly everything that can be found."""
+    shards = [pages(0, 40), pages(40, 40), pages(80, 40)]
+    shards[0].parts = 3
+    _, second, third = shards
+    second.files["images/000003.png"] = png(3)  # the same content again
+    second.files["images/000004.png"] = png(99)  # other content
+    second.files["images/000050.png"] = png(50)[:-5]  # damaged
+    second.files["images/Ünnamed.JPG"] = b"\xff\xd8\xff\xd9"
+    second.files["Images/000061.png"] = png(61)  # like another in lower case
+    second.files["notes/read me.txt"] = b"text"
+    second.files[b"images/caf\xe9.png"] = png(7)
+    third.files["MANIFEST.jsonl"] = b"a name of ours"
+    third.files["more.zip"] = b"PK"
+    assert second.records is not None and third.records is not None
+    second.records += b"{broken\n" + line("images/missing.png") + line("../outside.png") + b"\n"
+    second.records += line("images/000041.png", id="images/000040.png")  # both are named twice
+    third.records = third.records.replace(b"images/000090.png", b"images/000090.PNG")
+    third.records = third.records.replace(b"images/000091.png", b"/data/images/000091.png")
+    third.records = third.records.replace(b"\n", b"\r\n").rstrip(b"\r\n")
+    run = RunBuilder(*shards, options=options).extracted(base)
+    if not options.packs:
+        images = run.staging.data / "images"
+        (images / "stray.png").write_bytes(png(1))
+        if options.on_collision is OnCollision.KEEP_FIRST:
+            (images / "000004.png").write_bytes(png(4))  # that of the part that ended last
+    return run
+
+
+def usual(base: Path, options: Options) -> Run:
+    shards: list[Content] = [pages(0, 40), pages(40, 40)]
+    shards[0].parts = 2
+    return RunBuilder(*shards, options=options).extracted(base)
+
+
+def finalized(base: Path, make: Callable[[Path, Options], Run], options: Options) -> Result:
+    run = make(base, options)
+    summary, problem = run.finalize()
+    assert problem is None, problem
+    lines = (text for text in summary.lines if str(base) not in text)
+    return (
+        structs.replace(summary, lines=tuple(lines)),
+        tree(run.staging.dest),
+        run.folder.audit.read_bytes(),
+    )
+
+
+DROP = Options(on_bad_record=OnBadRecord.DROP, on_collision=OnCollision.KEEP_FIRST)
+CASES = [
+    pytest.param(with_everything, DROP, id="everything"),
+    pytest.param(
+        with_everything,
+        structs.replace(DROP, on_collision=OnCollision.PER_SHARD),
+        id="per shard",
+    ),
+    pytest.param(
+        with_everything,
+        structs.replace(DROP, output=Output.WEBDATASET),
+        id="packed by record",
+    ),
+    pytest.param(
+        with_everything,
+        structs.replace(DROP, output=Output.ZIP, digest="sha256"),
+        id="packed",
+    ),
+    pytest.param(usual, Options(digest="sha256"), id="usual"),
+]
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_the_work_of_several_processes_gives_the_result_of_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], Run],
+    options: Options,
+) -> None:
+    whole = finalized(tmp_path / "whole", make, options)
+    monkeypatch.setattr(scan_records, "_SLICE", 1000)
+    monkeypatch.setattr(file_blocks, "_BLOCK", 300)
+    monkeypatch.setattr(manifest, "_BUFFER", 400)
+    monkeypatch.setattr(disk_partitions, "_HELD", 20)
+    divided = finalized(tmp_path / "divided", make, options)
+    monkeypatch.setattr(context, "FEW", 0)
+    monkeypatch.setenv(CORES, "3")
+    assert divided == whole
+    assert finalized(tmp_path / "shared", make, options) == whole
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_the_number_of_buckets_changes_only_the_order_of_findings(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], Run],
+    options: Options,
+) -> None:
+    summary, published, audit = finalized(tmp_path / "one", make, options)
+    monkeypatch.setattr(disk_partitions, "ROWS", 10)
+    other, published_too, audit_too = finalized(tmp_path / "several", make, options)
+    counts = ("records", "images", "files", "bytes")
+    assert [getattr(other, name) for name in counts] == [getattr(summary, n) for n in counts]
+    assert published_too == published
+    assert sorted(audit_too.splitlines()) == sorted(audit.splitlines())
+
+
+@pytest.mark.parametrize(("make", "options"), CASES)
+def test_comparing_all_rows_finds_what_comparing_unusual_ones_finds(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: Callable[[Path, Options], Run],
+    options: Options,
+) -> None:
+    found = finalized(tmp_path / "unusual", make, options)
+    monkeypatch.setattr(cross_check, "without_usual", lambda audit, found, rows: rows)
+    assert finalized(tmp_path / "all", make, options) == found

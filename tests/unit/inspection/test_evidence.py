@@ -17,7 +17,7 @@ from orchestrator.inspection import evidence, journal
 from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunStatus, judge
 from tests.support.builders.fake_engine import FakeEngine
-from tests.support.builders.runs import make_folder, make_plan, make_result, make_submission
+from tests.support.builders.runs import RunBuilder
 
 ALPHA, BETA = Cluster("alpha", ("head1:6817",)), Cluster("beta", ("head2:6817",))
 
@@ -38,12 +38,11 @@ def engine_of(name: str, cluster: Cluster | None) -> Engine:
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
     """A run of two submissions, on alpha and on beta; their jobs have the same ids."""
-    plan = make_plan(2, dest=str(tmp_path / "data"))
-    first = structs.replace(make_submission(plan), cluster=ALPHA)
-    made = make_folder(tmp_path / "logs", plan, first)
-    second = structs.replace(first, number=2, cluster=BETA)
-    atomic.write_json(made.submission(2), second)
-    return made
+    run = RunBuilder(2).submitted(cluster=ALPHA)
+    second = structs.replace(run.submission, number=2, cluster=BETA)
+    folder = run.on_disk(tmp_path).folder
+    atomic.write_json(folder.submission(2), second)
+    return folder
 
 
 def states(folder: RunFolder, attempt: int) -> set[tuple[EngineState, Cause | None]]:
@@ -67,10 +66,8 @@ def test_what_a_cancel_saw_end_needs_no_asking_after_a_resume_too(folder: RunFol
 
 @pytest.mark.parametrize("stage", [Stage.FINALIZE, Stage.DOWNLOAD])
 def test_what_finalize_waited_for_has_ended(tmp_path: Path, stage: Stage) -> None:
-    plan = make_plan(2, dest=str(tmp_path / "data"))
-    first = structs.replace(make_submission(plan), cluster=ALPHA)
-    result = make_result(first.task(stage, 0), cause=Cause.NOT_FETCHED)
-    made = make_folder(tmp_path / "logs", plan, first, [result])
+    run = RunBuilder(2).submitted(cluster=ALPHA).result(stage, cause=Cause.NOT_FETCHED)
+    made = run.on_disk(tmp_path).folder
     found = evidence.gather(made, engine_of)
     if stage is Stage.FINALIZE:
         assert states(made, 1) == {(EngineState.ENDED, None)}

@@ -6,14 +6,13 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.model import Stage
-from orchestrator.engines.base import TaskState
 from orchestrator.inspection import metrics
-from orchestrator.inspection.state import TaskKey
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 
 def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
-    paces = metrics.stage_rates(runs.under_way(), runs.NOW)
+    paces = metrics.stage_rates(runs.under_way().state(), runs.NOW)
     assert paces[Stage.DOWNLOAD].fraction == 1.0
     # Three of eight parts are done, two more are a quarter through.
     assert paces[Stage.EXTRACT].fraction == pytest.approx(3.5 / 8, abs=0.001)
@@ -21,7 +20,7 @@ def test_a_stage_is_as_far_as_its_parts_and_its_running_tasks_are() -> None:
 
 
 def test_what_the_download_task_extracts_is_progress_of_the_extraction() -> None:
-    state = runs.downloading()
+    state = runs.downloading().state()
     assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.25
     assert metrics.count_stages(state, runs.NOW)[Stage.EXTRACT].files == 1_234
     assert len(state.parts_left) == 4  # it is not finished before its archive is verified
@@ -29,41 +28,36 @@ def test_what_the_download_task_extracts_is_progress_of_the_extraction() -> None
 
 def test_the_time_left_is_that_of_the_work_that_somebody_does() -> None:
     """Four tasks are live, two of them a quarter through; the failed one is not waited for."""
-    pace = metrics.stage_rates(runs.under_way(), runs.NOW)[Stage.EXTRACT]
+    pace = metrics.stage_rates(runs.under_way().state(), runs.NOW)[Stage.EXTRACT]
     assert pace.eta_s == pytest.approx(600 * 3.5 / 3.5, rel=0.01)
     assert pace.bytes_s is not None and pace.files_s is not None
 
 
 def test_a_stage_that_just_began_has_no_rate_yet() -> None:
-    plan = runs.make_plan(2)
-    task = runs.make_submission(plan).of_stage(Stage.EXTRACT)[0]
-    beat = runs.make_beat(task)
-    state = runs.make_state(plan, beats=[beat], engine={(1, Stage.EXTRACT, 0): runs.running()})
-    soon = beat.started + timedelta(seconds=2)
+    run = RunBuilder(2).submitted().beat(Stage.EXTRACT, 0)
+    state = run.seen(runs.running(), Stage.EXTRACT, 0).state()
+    soon = runs.NOW - timedelta(seconds=58)  # two after it began
     assert metrics.stage_rates(state, soon)[Stage.EXTRACT].bytes_s is None
 
 
 def test_no_size_no_task_and_no_division_by_zero() -> None:
-    state = runs.make_state(runs.make_plan(1), submissions=())
+    state = RunBuilder(1).state()
     assert metrics.stage_rates(state, runs.NOW)[Stage.EXTRACT].fraction == 0.0
     assert metrics.nodes(state, runs.NOW) == ()
 
 
 def test_tasks_that_wait_for_one_thing_stand_together() -> None:
-    first, second = metrics.waiting(runs.under_way())
+    first, second = metrics.waiting(runs.under_way().state())
     assert (first.stage, first.numbers, first.reason) == (Stage.EXTRACT, (6, 7), "Priority")
     assert first.estimated_start == runs.NOW + timedelta(minutes=25)
     assert (second.stage, second.reason) == (Stage.FINALIZE, "Dependency")
 
 
 def _on_nodes(*speeds: tuple[str, float]) -> list[metrics.Node]:
-    plan = runs.make_plan(len(speeds))
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    results = [
-        runs.make_result(task, host=node, seconds=100 / speed)
-        for task, (node, speed) in zip(tasks, speeds, strict=True)
-    ]
-    return list(metrics.nodes(runs.make_state(plan, results=results), runs.NOW))
+    run = RunBuilder(len(speeds)).submitted()
+    for number, (node, speed) in enumerate(speeds):
+        run = run.result(Stage.EXTRACT, number, host=node, seconds=100 / speed)
+    return list(metrics.nodes(run.state(), runs.NOW))
 
 
 def test_a_slow_node_is_named() -> None:
@@ -81,48 +75,41 @@ def test_a_lone_node_is_not_slow() -> None:
 
 
 def test_a_node_on_which_tasks_fail_is_named() -> None:
-    plan = runs.make_plan(4)
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    results = [
-        runs.make_result(task, host="n1" if n < 2 else "n2", cause=Cause.IO if n < 2 else None)
-        for n, task in enumerate(tasks)
-    ]
-    bad, good = metrics.nodes(runs.make_state(plan, results=results), runs.NOW)
+    run = RunBuilder(4).submitted().result(Stage.EXTRACT, 0, 1, cause=Cause.IO)
+    bad, good = metrics.nodes(run.result(Stage.EXTRACT, 2, 3, host="n2").state(), runs.NOW)
     assert bad.remark == "2 of 2 tasks failed here" and not good.remark
 
 
 def test_a_node_whose_tasks_somebody_cancelled_is_not_to_blame() -> None:
-    engine: dict[TaskKey, TaskState] = {
-        (1, Stage.EXTRACT, n): runs.ended("CANCELLED", f"n{n // 2}", Cause.CANCELLED)
-        for n in range(4)
-    }
-    state = runs.make_state(runs.make_plan(4), engine=engine)
-    assert not any(node.remark for node in metrics.nodes(state, runs.NOW))
+    run = RunBuilder(4).submitted()
+    for node, tasks in (("n0", (0, 1)), ("n1", (2, 3))):
+        gone = runs.ended("CANCELLED", Cause.CANCELLED, node)
+        run = run.seen(gone, Stage.EXTRACT, *tasks)
+    assert not any(node.remark for node in metrics.nodes(run.state(), runs.NOW))
 
 
 def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
-    plan = runs.make_plan(2)
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    engine: dict[TaskKey, TaskState] = {
-        (1, Stage.EXTRACT, 0): runs.ended("NODE_FAIL", "n1", Cause.NODE_FAILURE),
-        (1, Stage.EXTRACT, 1): runs.running("n2"),
-    }
-    state = runs.make_state(plan, beats=[runs.make_beat(tasks[1], age_s=300)], engine=engine)
-    remarks = {node.name: node.remark for node in metrics.nodes(state, runs.NOW)}
+    run = (
+        RunBuilder(2)
+        .submitted()
+        .seen(runs.ended("NODE_FAIL", Cause.NODE_FAILURE, "n1"), Stage.EXTRACT, 0)
+        .seen(runs.running("n2"), Stage.EXTRACT, 1)
+        .beat(Stage.EXTRACT, 1, age_s=300)
+    )
+    remarks = {node.name: node.remark for node in metrics.nodes(run.state(), runs.NOW)}
     assert remarks == {"n1": "failed", "n2": "1 running task sent no heartbeat"}
 
 
 def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
-    plan = runs.make_plan(4)
-    tasks = runs.make_submission(plan).of_stage(Stage.EXTRACT)
-    causes = [Cause.OUT_OF_MEMORY, Cause.OUT_OF_MEMORY, Cause.UNSAFE_MEMBER, None]
-    results = [
-        runs.make_result(task, cause=cause) for task, cause in zip(tasks, causes, strict=True)
-    ]
+    run = (
+        RunBuilder(4)
+        .submitted()
+        .result(Stage.EXTRACT, 0, 1, cause=Cause.OUT_OF_MEMORY)
+        .result(Stage.EXTRACT, 2, cause=Cause.UNSAFE_MEMBER)
+        .result(Stage.EXTRACT, 3)
+    )
     memory, unsafe, *_ = [
-        group
-        for group in metrics.problem_groups(runs.make_state(plan, results=results))
-        if group.stage is Stage.EXTRACT
+        group for group in metrics.problem_groups(run.state()) if group.stage is Stage.EXTRACT
     ]
     assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))
     assert memory.next_steps == ("resume {run}",)

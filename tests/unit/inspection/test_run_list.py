@@ -4,8 +4,6 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from msgspec import structs
-
 from jobs.errors import RunFolderError
 from jobs.model import utc_now
 from jobs.storage import atomic
@@ -17,11 +15,11 @@ from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 
 def _made(base: Path, run_id: str, dest: Path) -> RunFolder:
-    plan = runs.renamed(runs.make_plan(2, dest=str(dest)), run_id)
-    return runs.make_folder(base, plan, runs.make_submission(plan))
+    return RunBuilder(2, run_id=run_id, dest=dest).submitted().on_disk(base).folder
 
 
 def _never(folder: RunFolder) -> RunState:
@@ -31,7 +29,7 @@ def _never(folder: RunFolder) -> RunState:
 def test_a_published_run_is_done_without_a_closer_look(tmp_path: Path) -> None:
     dest = tmp_path / "dest"
     dest.mkdir()
-    _made(tmp_path / "logs", "20260301-000000-aaa", dest)
+    _made(tmp_path, "20260301-000000-aaa", dest)
     atomic.write_json(
         dest / "RECEIPT.json", ReceiptHead(run_id="20260301-000000-aaa", published=utc_now())
     )
@@ -42,31 +40,30 @@ def test_a_published_run_is_done_without_a_closer_look(tmp_path: Path) -> None:
 def test_the_newest_is_first_and_others_are_looked_at(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     for run_id in ("20260301-000000-aaa", "20260302-000000-bbb"):
-        _made(logs, run_id, tmp_path / "dest")
+        _made(tmp_path, run_id, tmp_path / "dest")
     (logs / "something else").mkdir()
-    found = listed.listing(logs, lambda folder: runs.under_way())
+    found = listed.listing(logs, lambda folder: runs.under_way().state())
     assert [run.folder.run_id for run in found] == ["20260302-000000-bbb", "20260301-000000-aaa"]
     assert {run.state for run in found} == {RunStatus.RUNNING}
-    assert len(listed.listing(logs, lambda folder: runs.under_way(), most=1)) == 1
+    assert len(listed.listing(logs, lambda folder: runs.under_way().state(), most=1)) == 1
 
 
 def test_of_two_runs_of_one_second_the_one_planned_later_is_the_newer(tmp_path: Path) -> None:
     ids = {"20260301-101500-aaa": 900, "20260301-101500-ccc": 100, "20260301-101500-bbb": 500}
     for run_id, microseconds in ids.items():
-        plan = runs.renamed(runs.make_plan(1), run_id)
-        plan = structs.replace(plan, created=plan.created + timedelta(microseconds=microseconds))
-        runs.make_folder(tmp_path, plan, runs.make_submission(plan))
+        created = runs.START + timedelta(microseconds=microseconds)
+        RunBuilder(run_id=run_id, created=created).submitted().on_disk(tmp_path)
     _made(tmp_path, "20260301-101501-000", tmp_path)
     later_first = ["101501-000", "101500-aaa", "101500-bbb", "101500-ccc"]
-    assert listed.run_ids(tmp_path) == [f"20260301-{name}" for name in later_first]
-    assert find_run("20260301-101500-a", tmp_path).run_id == "20260301-101500-aaa"
-    assert find_run(None, tmp_path).run_id == "20260301-101501-000"
+    assert listed.run_ids(tmp_path / "logs") == [f"20260301-{name}" for name in later_first]
+    assert find_run("20260301-101500-a", tmp_path / "logs").run_id == "20260301-101500-aaa"
+    assert find_run(None, tmp_path / "logs").run_id == "20260301-101501-000"
 
 
 def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     logs = tmp_path / "logs"
-    _made(logs, "20260301-000000-aaa", tmp_path / "dest")
-    damaged = _made(logs, "20260302-000000-bbb", tmp_path / "dest")
+    _made(tmp_path, "20260301-000000-aaa", tmp_path / "dest")
+    damaged = _made(tmp_path, "20260302-000000-bbb", tmp_path / "dest")
     damaged.plan.write_text("{")
 
     def refuse(folder: RunFolder) -> RunState:
@@ -80,8 +77,8 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
 
 
 def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
-    _made(tmp_path / "logs", "20260301-000000-aaa", Path("/scratch/pages"))
-    found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way())
+    _made(tmp_path, "20260301-000000-aaa", Path("/scratch/pages"))
+    found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way().state())
     text = run_table.render(found, runs.NOW, TerminalStyle())
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"

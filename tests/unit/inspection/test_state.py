@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
-from msgspec import structs
 
 from jobs.errors import Cause
 from jobs.model import Outcome, Stage, TaskResult
 from orchestrator.engines.base import EngineState, TaskState
-from orchestrator.inspection.state import Evidence, RunStatus, TaskStatus, judge, task_status
-from tests.support.builders import cases
-from tests.support.builders.cases import CHAIN, NOW, PENDING, RUNNING, ended, item, result
+from orchestrator.inspection.state import RunStatus, TaskStatus, task_status
+from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
 
-ALL_PARTS = ("a.p0000", "a.p0001", "b.p0000")
+AB = RunBuilder(shard("a", parts=2), shard("b")).all_ended()
+SUBMITTED = AB.submitted()
+RUNNING = running()
 JUST_NOW = replace(ended(), ended=NOW - timedelta(seconds=5))
-FAILED_EARLIER = result(Stage.EXTRACT, 0, cause=Cause.CANCELLED)
+WELL = SUBMITTED.result(Stage.EXTRACT, 0).results[0]
+FAILED_EARLIER = SUBMITTED.result(Stage.EXTRACT, 0, cause=Cause.CANCELLED).results[0]
 
 
 @pytest.mark.parametrize(
     ("found", "engine", "expected"),
     [
-        pytest.param(None, PENDING, TaskStatus.PENDING, id="waits"),
+        pytest.param(None, pending(), TaskStatus.PENDING, id="waits"),
         pytest.param(None, RUNNING, TaskStatus.RUNNING, id="runs"),
         pytest.param(None, ended(), TaskStatus.MISSING, id="ended without a result"),
         pytest.param(None, JUST_NOW, TaskStatus.RUNNING, id="its result may still be on its way"),
@@ -43,16 +45,14 @@ FAILED_EARLIER = result(Stage.EXTRACT, 0, cause=Cause.CANCELLED)
             None, TaskState(EngineState.UNKNOWN), TaskStatus.UNKNOWN, id="the scheduler is silent"
         ),
         pytest.param(
-            result(Stage.EXTRACT, 0),
+            WELL,
             TaskState(EngineState.UNKNOWN),
             TaskStatus.DONE,
             id="a result outranks a silent scheduler",
         ),
-        pytest.param(
-            result(Stage.EXTRACT, 0), RUNNING, TaskStatus.DONE, id="done, its job is closing"
-        ),
+        pytest.param(WELL, RUNNING, TaskStatus.DONE, id="done, its job is closing"),
         pytest.param(FAILED_EARLIER, ended(), TaskStatus.FAILED, id="ended with a problem"),
-        pytest.param(FAILED_EARLIER, PENDING, TaskStatus.PENDING, id="requeued and waiting"),
+        pytest.param(FAILED_EARLIER, pending(), TaskStatus.PENDING, id="requeued and waiting"),
         pytest.param(
             FAILED_EARLIER,
             replace(RUNNING, restarts=1, started=NOW),
@@ -74,201 +74,142 @@ def test_the_status_of_a_task(
     assert task_status(found, engine, NOW) is expected
 
 
-def _all_ok() -> list[TaskResult]:
-    return [
-        result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
-        result(Stage.EXTRACT, 0, [item("a.p0000")]),
-        result(Stage.EXTRACT, 1, [item("a.p0001")]),
-        result(Stage.EXTRACT, 2, [item("b.p0000")]),
-        result(Stage.FINALIZE, 0),
-    ]
-
-
+ALL_DONE = SUBMITTED.result(Stage.DOWNLOAD).result(Stage.EXTRACT).result(Stage.FINALIZE)
+ONE_UNSAFE = (
+    SUBMITTED.result(Stage.DOWNLOAD)
+    .result(Stage.EXTRACT, 0, cause=Cause.UNSAFE_MEMBER)
+    .result(Stage.EXTRACT, 1, 2)
+    .result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+)
+SILENT = "slurmctld does not respond"
 CASES = [
-    pytest.param(cases.evidence([]), RunStatus.PLANNED, id="nothing was submitted"),
+    pytest.param(AB, RunStatus.PLANNED, id="nothing was submitted"),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN, first_job=None)]),
+        AB.submitted(accepted=False),
         RunStatus.PLANNED,
         id="a submission that no engine accepted",
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
-        RunStatus.RUNNING,
-        id="the download runs",
+        SUBMITTED.seen(RUNNING, Stage.DOWNLOAD), RunStatus.RUNNING, id="the download runs"
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], silent="slurmctld does not respond"),
+        SUBMITTED.having(engine_silent=SILENT),
         RunStatus.RUNNING,
         id="a silent scheduler is no end",
     ),
+    pytest.param(ALL_DONE.having(published=True), RunStatus.DONE, id="published"),
+    pytest.param(ALL_DONE, RunStatus.INCOMPLETE, id="every result is ok but nothing is published"),
+    pytest.param(SUBMITTED, RunStatus.INCOMPLETE, id="all ended, no result"),
+    pytest.param(SUBMITTED.having(cancelled=1), RunStatus.CANCELLED, id="cancelled"),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], results=_all_ok(), published=True),
-        RunStatus.DONE,
-        id="published",
-    ),
-    pytest.param(
-        cases.evidence(
-            [cases.submission(CHAIN)], results=_all_ok(), fetched="ab", finished=ALL_PARTS
-        ),
-        RunStatus.INCOMPLETE,
-        id="every result is ok but nothing is published",
-    ),
-    pytest.param(
-        cases.evidence([cases.submission(CHAIN)]), RunStatus.INCOMPLETE, id="all ended, no result"
-    ),
-    pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelled=1), RunStatus.CANCELLED, id="cancelled"
-    ),
-    pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelled=1, silent="it does not respond"),
+        SUBMITTED.having(cancelled=1, engine_silent=SILENT),
         RunStatus.CANCELLED,
         id="cancelled, and the scheduler silent since",
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent="it does not respond"),
+        SUBMITTED.having(cancelling=1, engine_silent=SILENT),
         RunStatus.RUNNING,
         id="a cancel that a silent scheduler did not hear",
     ),
     pytest.param(
-        cases.evidence([cases.submission(CHAIN)], cancelling=1),
+        SUBMITTED.having(cancelling=1),
         RunStatus.CANCELLED,
         id="a cancel that was cut off after all had ended",
     ),
     pytest.param(
-        cases.evidence(
-            [cases.submission(CHAIN), cases.submission(CHAIN, number=2, first_job=200)], cancelled=1
-        ),
+        SUBMITTED.submitted().having(cancelled=1),
         RunStatus.INCOMPLETE,
         id="cancelled once, resumed since",
     ),
-    pytest.param(
-        cases.evidence(
-            [cases.submission(CHAIN)],
-            results=[
-                result(Stage.DOWNLOAD, 0, [item("a"), item("b")]),
-                result(Stage.EXTRACT, 0, [item("a.p0000", Cause.UNSAFE_MEMBER)]),
-                result(Stage.EXTRACT, 1, [item("a.p0001")]),
-                result(Stage.EXTRACT, 2, [item("b.p0000")]),
-                result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
-            ],
-            fetched="ab",
-            finished=("a.p0001", "b.p0000"),
-        ),
-        RunStatus.FAILED,
-        id="only a human can help",
-    ),
+    pytest.param(ONE_UNSAFE, RunStatus.FAILED, id="only a human can help"),
 ]
 
 
-@pytest.mark.parametrize(("evidence", "expected"), CASES)
-def test_the_status_of_a_run(evidence: Evidence, expected: RunStatus) -> None:
-    assert judge(evidence).status is expected
+@pytest.mark.parametrize(("run", "expected"), CASES)
+def test_the_status_of_a_run(run: RunBuilder, expected: RunStatus) -> None:
+    assert run.state().status is expected
 
 
-FINALIZE = (1, Stage.FINALIZE, 0)
-LEFT_OVER = result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED)
-RETRIES = cases.submission(CHAIN, retries=1)
-SECOND = structs.replace(cases.submission(CHAIN, number=2, first_job=None), by_itself=True)
-IN_SHELL = structs.replace(cases.submission(CHAIN[:1], engine="local"), onward="slurm")
-BY_HAND = structs.replace(SECOND, by_itself=False)
+RETRIES = AB.submitted(retries=1).result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+FINALIZING = RETRIES.seen(RUNNING, Stage.FINALIZE)
+ENDED_NOW = RETRIES.result(
+    Stage.FINALIZE, cause=Cause.NOT_FETCHED, started=NOW - timedelta(minutes=1)
+)
+BY_HAND = RETRIES.submitted(accepted=False, created=NOW)
+
+
+def by_itself(run: RunBuilder, **fields: Any) -> RunBuilder:
+    """A further submission that no engine has accepted yet."""
+    return run.submitted(accepted=False, by_itself=True, created=NOW, **fields)
 
 
 @pytest.mark.parametrize(
-    ("evidence", "goes_on"),
+    ("run", "goes_on"),
     [
+        pytest.param(FINALIZING, True, id="its finalize job is about to"),
+        pytest.param(RETRIES, False, id="its finalize job has ended"),
         pytest.param(
-            cases.evidence([RETRIES], results=[LEFT_OVER], engine={FINALIZE: RUNNING}),
-            True,
-            id="its finalize job is about to",
-        ),
-        pytest.param(
-            cases.evidence([RETRIES], results=[LEFT_OVER]), False, id="its finalize job has ended"
-        ),
-        pytest.param(
-            cases.evidence(
-                [cases.submission(CHAIN)], results=[LEFT_OVER], engine={FINALIZE: RUNNING}
-            ),
+            SUBMITTED.result(Stage.FINALIZE, cause=Cause.NOT_FETCHED).seen(RUNNING, Stage.FINALIZE),
             False,
             id="it may not",
         ),
         pytest.param(
-            cases.evidence(
-                [RETRIES], results=[structs.replace(LEFT_OVER, ended=NOW)], silent="no answer"
-            ),
+            ENDED_NOW.having(engine_silent=SILENT),
             True,
             id="finalize ended just now and the scheduler is silent",
         ),
+        pytest.param(by_itself(FINALIZING), True, id="its finalize job submits"),
         pytest.param(
-            cases.evidence([RETRIES, SECOND], results=[LEFT_OVER], engine={FINALIZE: RUNNING}),
-            True,
-            id="its finalize job submits",
-        ),
-        pytest.param(
-            cases.evidence([RETRIES, SECOND], results=[LEFT_OVER], maker_lives=True),
+            by_itself(RETRIES).having(maker_lives=True),
             False,
             id="its finalize job was killed as it submitted",
         ),
         pytest.param(
-            cases.evidence(
-                [RETRIES, structs.replace(SECOND, refused="no")],
-                results=[LEFT_OVER],
-                engine={FINALIZE: RUNNING},
-            ),
+            by_itself(FINALIZING, refused="no"),
             False,
             id="what its finalize job submitted was refused",
         ),
         pytest.param(
-            cases.evidence([IN_SHELL], engine={(1, Stage.DOWNLOAD, 0): RUNNING}),
+            AB.submitted([(Stage.DOWNLOAD, 0, "ab")], engine="local", onward="slurm").seen(
+                RUNNING, Stage.DOWNLOAD
+            ),
             True,
             id="another shell downloads and then submits",
         ),
+        pytest.param(BY_HAND.having(maker_lives=True), True, id="a resume submits"),
+        pytest.param(BY_HAND, False, id="a resume that is no more"),
         pytest.param(
-            cases.evidence([RETRIES, BY_HAND], results=[LEFT_OVER], maker_lives=True),
-            True,
-            id="a resume submits",
-        ),
-        pytest.param(
-            cases.evidence([RETRIES, BY_HAND], results=[LEFT_OVER]),
-            False,
-            id="a resume that is no more",
-        ),
-        pytest.param(
-            cases.evidence(
-                [RETRIES, structs.replace(BY_HAND, created=NOW - timedelta(hours=1))],
-                maker_lives=True,
+            RETRIES.submitted(accepted=False, created=NOW - timedelta(hours=1)).having(
+                maker_lives=True
             ),
             False,
             id="a resume on another host that must have ended long since",
         ),
     ],
 )
-def test_a_run_that_is_submitting_or_about_to_is_at_work(evidence: Evidence, goes_on: bool) -> None:
-    state = judge(evidence)
+def test_a_run_that_is_submitting_or_about_to_is_at_work(run: RunBuilder, goes_on: bool) -> None:
+    state = run.state()
     assert (state.status is RunStatus.RUNNING) is goes_on
     assert bool(state.submits) is goes_on
     assert state.remark == state.submits
 
 
-@pytest.mark.parametrize("silent", [None, "it does not respond"])
+@pytest.mark.parametrize("silent", [None, SILENT])
 def test_a_cancel_that_did_not_reach_the_jobs_says_to_cancel_again(silent: str | None) -> None:
-    engine = {} if silent else {(1, Stage.EXTRACT, 0): RUNNING}
-    state = judge(
-        cases.evidence([cases.submission(CHAIN)], cancelling=1, silent=silent, engine=engine)
-    )
-    assert "`cancel` again" in state.remark
-    assert judge(cases.evidence([cases.submission(CHAIN)], cancelled=1)).remark == ""
+    run = SUBMITTED if silent else SUBMITTED.seen(RUNNING, Stage.EXTRACT, 0)
+    assert "`cancel` again" in run.having(cancelling=1, engine_silent=silent).state().remark
+    assert SUBMITTED.having(cancelled=1).state().remark == ""
 
 
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
-    first = cases.submission(CHAIN)
-    results = [
-        result(Stage.DOWNLOAD, 0, [item("a"), item("b", Cause.NETWORK)]),
-        result(Stage.EXTRACT, 0, [item("a.p0000", Cause.BAD_ARCHIVE)]),
-        result(Stage.EXTRACT, 1, [item("a.p0001", Cause.BAD_ARCHIVE)]),
-        result(Stage.EXTRACT, 2, [item("b.p0000", Cause.NOT_FETCHED)]),
-        result(Stage.FINALIZE, 0, cause=Cause.NOT_FETCHED),
-    ]
-    state = judge(cases.evidence([first], results=results, fetched=("a",), finished=("a.p0001",)))
+    run = (
+        SUBMITTED.result(Stage.DOWNLOAD, failed={"b": Cause.NETWORK})
+        .result(Stage.EXTRACT, 0, 1, cause=Cause.BAD_ARCHIVE)
+        .result(Stage.EXTRACT, 2, cause=Cause.NOT_FETCHED)
+        .result(Stage.FINALIZE, cause=Cause.NOT_FETCHED)
+        .having(finished=["a.p0001"])
+    )
+    state = run.state()
     reported = {
         (open_problem.stage, open_problem.item, open_problem.problem.cause)
         for open_problem in state.problems
@@ -281,8 +222,8 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
 
 
 def test_a_missing_task_says_why_and_where() -> None:
-    engine = {(1, Stage.EXTRACT, 1): ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")}
-    state = judge(cases.evidence([cases.submission(CHAIN)], engine=engine))
+    lost = ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")
+    state = SUBMITTED.seen(lost, Stage.EXTRACT, 1).state()
     (open_problem,) = [t for t in state.problems if t.task == 1 and t.stage is Stage.EXTRACT]
     assert open_problem.problem.cause is Cause.OUT_OF_MEMORY
     assert open_problem.outcome is Outcome.RETRYABLE
@@ -291,11 +232,7 @@ def test_a_missing_task_says_why_and_where() -> None:
 
 
 def test_an_attempt_that_the_engine_refused_is_reported_once_in_its_words() -> None:
-    tried = structs.replace(cases.submission(CHAIN), refused="Slurm refused the job: not from here")
-    tried = structs.replace(
-        tried, tasks=tuple(structs.replace(task, job_id=None) for task in tried.tasks)
-    )
-    state = judge(cases.evidence([tried]))
-    (open_problem,) = state.problems
+    refused = "Slurm refused the job: not from here"
+    (open_problem,) = AB.submitted(accepted=False, refused=refused).state().problems
     assert open_problem.problem.cause is Cause.ENGINE
-    assert open_problem.problem.message == "attempt 1: Slurm refused the job: not from here"
+    assert open_problem.problem.message == f"attempt 1: {refused}"

@@ -3,8 +3,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from msgspec import structs
-
 from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage import atomic
@@ -13,11 +11,12 @@ from orchestrator.display.report import figures
 from orchestrator.inspection import evidence, status_json
 from orchestrator.inspection.state import judge
 from tests.support.builders import runs
+from tests.support.builders.runs import RunBuilder
 
 
 def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     reported = json.loads(atomic.dumps(status_json.as_json(state, folder, runs.NOW)))
     assert reported["schema"] == 1
     assert (reported["run_id"], reported["state"], reported["engine"]) == (
@@ -38,8 +37,8 @@ def test_the_object_has_what_programs_rely_on(tmp_path: Path) -> None:
 
 
 def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     place = folder.submitit(1, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("killed\n")
@@ -53,29 +52,24 @@ def test_an_error_names_shard_stage_kind_message_and_log(tmp_path: Path) -> None
 
 
 def test_what_finalize_found_is_reported(tmp_path: Path) -> None:
-    state = runs.published()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.published()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     reported = status_json.as_json(state, folder, runs.NOW)
     assert (reported["state"], reported["records"], reported["images"]) == ("done", 300, 300)
     assert reported["checks"][-1] == "✓ Dataset verification passed!"
 
 
 def test_a_heartbeat_is_read_only_where_no_result_says_more(tmp_path: Path) -> None:
-    plan = runs.make_plan(3)
-    submission = runs.make_submission(plan)
-    tasks = submission.of_stage(Stage.EXTRACT)
-    results = [runs.make_result(tasks[0]), runs.make_result(tasks[1], cause=Cause.IO)]
-    folder = runs.make_folder(tmp_path, plan, submission, results)
-    for task in tasks:
-        atomic.write_json(folder.heartbeat(task.stage, task.number), runs.make_beat(task))
-    found = evidence.gather(folder, None)
+    run = RunBuilder(3).submitted().result(Stage.EXTRACT, 0).beat(Stage.EXTRACT)
+    made = run.result(Stage.EXTRACT, 1, cause=Cause.IO).on_disk(tmp_path)
+    found = evidence.gather(made.folder, None)
     assert set(found.heartbeats) == {(Stage.EXTRACT, 1), (Stage.EXTRACT, 2)}
     assert judge(found).counts[Stage.EXTRACT]
 
 
 def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Path) -> None:
-    state = runs.under_way()
-    folder = runs.make_folder(tmp_path, state.plan, state.submissions[0])
+    run = runs.under_way()
+    state, folder = run.state(), run.on_disk(tmp_path).folder
     place = folder.submitit(2, Stage.EXTRACT)
     place.mkdir(parents=True)
     (place / "101_3_0_log.err").write_text("another attempt\n")
@@ -84,17 +78,10 @@ def test_a_log_of_a_later_attempt_is_not_taken_for_an_earlier_ones(tmp_path: Pat
 
 
 def test_files_and_bytes_are_those_of_all_submissions(tmp_path: Path) -> None:
-    plan = runs.make_plan(3)
-    first, again = runs.make_submission(plan), runs.make_submission(plan, number=2)
-    again = structs.replace(again, tasks=again.of_stage(Stage.EXTRACT)[2:])
-    tasks = first.of_stage(Stage.EXTRACT)
-    results = [
-        runs.make_result(tasks[0]),
-        runs.make_result(tasks[1]),
-        runs.make_result(tasks[2], cause=Cause.OUT_OF_MEMORY),
-        runs.make_result(again.tasks[0], attempt=2),
-    ]
-    state = runs.make_state(plan, submissions=(first, again), results=results)
+    first = RunBuilder(3).submitted().result(Stage.EXTRACT, 0, 1)
+    failed = first.result(Stage.EXTRACT, 2, cause=Cause.OUT_OF_MEMORY)
+    again = failed.submitted([(Stage.EXTRACT, 2, ["0002-pages.p0000"])])
+    state = again.result(Stage.EXTRACT).state()
     reported = status_json.as_json(state, RunFolder(tmp_path), runs.NOW)
     assert reported["stages"]["extract"]["tasks"] == 1
     assert reported["files_extracted"] == 300

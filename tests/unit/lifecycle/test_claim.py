@@ -8,19 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from msgspec import structs
 
 from jobs.errors import ClaimedError, StorageError
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import claim
 from orchestrator.lifecycle.claim import Claim
-from tests.support.builders.runs import make_plan
+from tests.support.builders.runs import RunBuilder
 
 FORK = multiprocessing.get_context("fork")
 
 
 def staging(dest: Path, run_id: str) -> Staging:
-    return Staging(structs.replace(make_plan(dest=str(dest)), run_id=run_id))
+    return Staging(RunBuilder(dest=dest, run_id=run_id).plan)
 
 
 def take(dest: Path, run_id: str, verdict: str | None = "it is running") -> Claim:

@@ -13,7 +13,7 @@ from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
 from orchestrator.lifecycle import planning
 from orchestrator.lifecycle.planning import RunLocations
-from tests.support.builders import cases
+from tests.support.builders.runs import RunBuilder, shard
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
 SOURCE = SourceRef(SourceKind.URL, "https://host/")
@@ -33,7 +33,7 @@ SOURCE = SourceRef(SourceKind.URL, "https://host/")
     ],
 )
 def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
-    assert planning.parts_of(cases.shard("s", size=size), part_size) == parts
+    assert planning.parts_of(shard("s", size=size), part_size) == parts
 
 
 def test_nothing_to_do_is_said() -> None:
@@ -42,7 +42,7 @@ def test_nothing_to_do_is_said() -> None:
 
 
 def test_parts_without_end_are_refused_before_one_is_made() -> None:
-    shards = [cases.shard("s", size=15 * 10**9)]
+    shards = [shard("s", size=15 * 10**9)]
     with pytest.raises(UsageError, match=r"3,662,110 parts.*use 1M or more"):
         planning.plan_run(
             SOURCE, shards, RunLocations("/dest"), Options(part_size=4096), run_id="r", now=HOUR
@@ -50,7 +50,7 @@ def test_parts_without_end_are_refused_before_one_is_made() -> None:
 
 
 def test_small_shards_may_be_many() -> None:
-    shards = [cases.shard(f"s{i}", size=1) for i in range(planning.MOST_PARTS + 2)]
+    shards = [shard(f"s{i}", size=1) for i in range(planning.MOST_PARTS + 2)]
     planning.check_parts(shards, planning.LEAST_PART_SIZE)
 
 
@@ -69,7 +69,7 @@ def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
 def test_every_part_is_dealt_to_exactly_one_task(
     sizes: list[int], most: int, part_size: int
 ) -> None:
-    shards = [cases.shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
+    shards = [shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
     plan = planning.plan_run(
         SOURCE, shards, RunLocations("/dest"), Options(part_size=part_size), run_id="r", now=HOUR
     )
@@ -87,7 +87,7 @@ def test_every_part_is_dealt_to_exactly_one_task(
 
 @pytest.mark.parametrize("downloads", [1, 2, 9])
 def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> None:
-    shards = [cases.shard(f"s{i}", size=100 << i) for i in range(5)]
+    shards = [shard(f"s{i}", size=100 << i) for i in range(5)]
     plan = planning.plan_run(SOURCE, shards, RunLocations("/d"), Options(), run_id="r", now=HOUR)
     ids = [shard.id for shard in plan.shards]
     tasks = planning.tasks_for(plan, ids, [], most=4, downloads=downloads)
@@ -99,6 +99,6 @@ def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> No
 
 
 def test_finalize_is_always_there_and_download_only_where_needed() -> None:
-    plan = cases.plan()
+    plan = RunBuilder(shard("a", parts=2), shard("b")).plan
     stages = [task.stage for task in planning.tasks_for(plan, [], [], most=4)]
     assert stages == [Stage.FINALIZE]

@@ -29,19 +29,14 @@ from jobs.storage import atomic
 from jobs.storage.receipt import ReceiptHead
 from orchestrator import filesystems
 from orchestrator.lifecycle import preflight, space
-from tests.support.builders.runs import make_plan
+from tests.support.builders.runs import RUN_ID, RunBuilder, shard
 
 HUGE = 1 << 60  # more than any disk of a test machine has
 
 
 def plan(dest: Path, *, temp: Path | None = None, size: int | None = 1000, shards: int = 2) -> Plan:
-    made = make_plan(shards, dest=str(dest))
-    file = SourceFile("a.tar", "a.tar", size)
-    return structs.replace(
-        made,
-        temp=str(temp / made.run_id) if temp else made.temp,
-        shards=tuple(structs.replace(shard, files=(file,)) for shard in made.shards),
-    )
+    made = (shard(f"{number:04d}", size=size) for number in range(shards))
+    return RunBuilder(*made, dest=dest, temp=temp and temp / RUN_ID).plan
 
 
 def local(made: Plan, source: Path) -> Plan:

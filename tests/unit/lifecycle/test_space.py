@@ -15,7 +15,7 @@ from orchestrator import filesystems
 from orchestrator.filesystems import FreeSpace
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.request import LaunchRequest
-from tests.support.builders.runs import make_plan
+from tests.support.builders.runs import RunBuilder, shard
 
 KB = 1000
 
@@ -26,17 +26,9 @@ def plan(
     temp: Path | None = None,
     options: Options = Options(),  # noqa: B008
 ) -> Plan:
-    made = make_plan(len(sizes), dest=str(tmp_path / "data"))
-    shards = tuple(
-        structs.replace(shard, files=(SourceFile(f"{number}.tar", f"{number}.tar", size),))
-        for number, (shard, size) in enumerate(zip(made.shards, sizes, strict=True))
-    )
-    return structs.replace(
-        made,
-        shards=shards,
-        temp=str(temp or tmp_path / "data" / "archives"),
-        options=options,
-    )
+    dest = tmp_path / "data"
+    shards = (shard(f"{number:04d}", size=size) for number, size in enumerate(sizes))
+    return RunBuilder(*shards, dest=dest, temp=temp or dest / "archives", options=options).plan
 
 
 @pytest.fixture
@@ -141,7 +133,7 @@ def test_an_archive_that_is_larger_than_the_limit_is_named_with_what_it_needs(
 ) -> None:
     made = plan(tmp_path, 10 * KB, 300 * KB, 200 * KB)
     (line,) = space.problems(made, 100 * KB)
-    assert "'1.tar' (and 1 more)" in line
+    assert "'0001.tar.gz' (and 1 more)" in line
     assert "--temp-limit 300000 (300.0 kB) or more" in line
     assert space.problems(made, 300 * KB) == []
 

@@ -14,16 +14,13 @@ from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import journal
 from orchestrator.inspection.journal import Act
 from orchestrator.lifecycle import planning, submission
-from tests.support.builders import cases
 from tests.support.builders.fake_engine import FakeEngine
+from tests.support.builders.runs import RunBuilder, shard
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    plan = cases.plan()
-    made = RunFolder(tmp_path / plan.run_id)
-    made.create(plan)
-    return made
+    return RunBuilder(shard("a", parts=2), shard("b")).on_disk(tmp_path).folder
 
 
 def draft(folder: RunFolder) -> Submission:

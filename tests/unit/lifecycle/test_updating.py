@@ -35,8 +35,7 @@ from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
 from orchestrator.lifecycle.request import LaunchRequest
 from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
-from tests.support.builders.pages import images, pages, records, tar
-from tests.support.builders.staged import png
+from tests.support.builders.contents import images, page_tar, png, records, tarred
 
 
 class Dataset:
@@ -110,13 +109,13 @@ def dataset(tmp_path: Path) -> Dataset:
     """Three published shards."""
     made = Dataset(tmp_path)
     for index in range(3):
-        made.path(f"s-{index}").write_bytes(pages(range(10 * index, 10 * index + 2)))
+        made.path(f"s-{index}").write_bytes(page_tar(range(10 * index, 10 * index + 2)))
     made.launch()
     return made
 
 
 def test_shards_are_added_removed_and_renumbered_and_the_history_grows(dataset: Dataset) -> None:
-    dataset.path("a").write_bytes(pages(range(90, 92)))  # the ids of all others change
+    dataset.path("a").write_bytes(page_tar(range(90, 92)))  # the ids of all others change
     dataset.path("s-1").unlink()
     first = dataset.update()
     assert names(first.changed) == ["a.tar"]
@@ -141,7 +140,7 @@ def test_an_unchanged_source_leaves_nothing_to_do(dataset: Dataset) -> None:
 def test_a_changed_shard_never_writes_into_files_of_the_old_state(dataset: Dataset) -> None:
     old = tree_digest(dataset.dest)
     other = {**images([0], colour=9), **images([10]), "prompts.jsonl": records([10])}
-    dataset.path("s-1").write_bytes(tar(other))  # other content at a path of the first shard
+    dataset.path("s-1").write_bytes(tarred(other))  # other content at a path of the first shard
     problem = work(dataset.plan().planned)
     assert problem is not None
     assert "'images/0000.png' has different co" in problem.message
@@ -171,7 +170,7 @@ def test_a_folder_without_a_dataset_cannot_be_updated(dataset: Dataset, tmp_path
 
 def test_a_dataset_published_as_tars_cannot_be_updated(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET))
-    dataset.path("s-0").write_bytes(pages(range(2)))
+    dataset.path("s-0").write_bytes(page_tar(range(2)))
     dataset.launch()
     with pytest.raises(UsageError) as refused:
         dataset.plan()
@@ -189,7 +188,7 @@ def imagefolder(numbers: range, note: str) -> bytes:
     writer.writerows([f"{n:04d}.png", f"{note}{n}"] for n in numbers)
     folder = f"part-{numbers[0]:04d}"
     files = {f"{folder}/{n:04d}.png": png(n) for n in numbers}
-    return tar({**files, f"{folder}/metadata.csv": table.getvalue().encode()})
+    return tarred({**files, f"{folder}/metadata.csv": table.getvalue().encode()})
 
 
 def webdataset(numbers: range, note: str) -> bytes:
@@ -197,21 +196,21 @@ def webdataset(numbers: range, note: str) -> bytes:
     for n in numbers:
         files[f"{n:04d}.png"] = png(n)
         files[f"{n:04d}.json"] = json.dumps({"caption": f"{note}{n}"}).encode()
-    return tar(files)
+    return tarred(files)
 
 
 def nested(numbers: range, note: str) -> bytes:
-    return tar({f"in-{n}.tar": pages([n], note) for n in numbers})
+    return tarred({f"in-{n}.tar": page_tar([n], note) for n in numbers})
 
 
 def other_spelling(numbers: range, note: str) -> bytes:
     lines = records(numbers, note).replace(b'"images/', b'"./images//')
-    return tar({**images(numbers), "prompts.jsonl": lines})
+    return tarred({**images(numbers), "prompts.jsonl": lines})
 
 
 def array(numbers: range, note: str) -> bytes:
     values = [json.loads(line) for line in records(numbers, note).splitlines()]
-    return tar({**images(numbers), "prompts.json": json.dumps(values, indent=1).encode()})
+    return tarred({**images(numbers), "prompts.json": json.dumps(values, indent=1).encode()})
 
 
 def zipped(numbers: range, note: str) -> bytes:
@@ -226,13 +225,13 @@ def zipped(numbers: range, note: str) -> bytes:
 def copied_list(numbers: range, note: str) -> bytes:
     """Every shard has the list of all pages."""
     everything = [*range(4), *range(10, 14), *range(20, 24)]
-    return tar({**images(numbers), "prompts.jsonl": records(everything)})
+    return tarred({**images(numbers), "prompts.jsonl": records(everything)})
 
 
 def damaged_image(numbers: range, note: str) -> bytes:
     files = images(numbers)
     first = min(files)
-    return tar({**files, first: files[first][:-5], "prompts.jsonl": records(numbers, note)})
+    return tarred({**files, first: files[first][:-5], "prompts.jsonl": records(numbers, note)})
 
 
 Make = Callable[[range, str], bytes]
@@ -241,7 +240,7 @@ Make = Callable[[range, str], bytes]
 @pytest.mark.parametrize(
     ("make", "ending", "options", "reused"),
     [
-        pytest.param(pages, "tar", Options(), True, id="tars"),
+        pytest.param(page_tar, "tar", Options(), True, id="tars"),
         pytest.param(
             zipped, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
         ),
@@ -263,7 +262,11 @@ Make = Callable[[range, str], bytes]
             damaged_image, "tar", Options(on_bad_record=OnBadRecord.DROP), False, id="dropped"
         ),
         pytest.param(
-            pages, "tar", Options(on_collision=OnCollision.PER_SHARD), False, id="a folder for each"
+            page_tar,
+            "tar",
+            Options(on_collision=OnCollision.PER_SHARD),
+            False,
+            id="a folder for each",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Small files written together: both forms do what writing them one by one does."""
+"""Files with their modes and times; small ones written together, in both forms."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jobs.outputs import files
-from jobs.outputs.files import Small
+from jobs.outputs.files import MetadataRestorer, Small, write_file
 
 Write = Callable[[Sequence[Small]], list[int]]
 
@@ -111,3 +111,43 @@ def test_each_file_has_its_own_error(write: Write, tmp_path: Path) -> None:
     )
     assert numbers == [errno.ENOENT, errno.ENAMETOOLONG, 0]
     assert good.read_bytes() == b"3"
+
+
+# One file at a time -------------------------------------------------------------------------------
+
+
+def test_links_get_their_times(tmp_path: Path) -> None:
+    path, link = tmp_path / "page.png", tmp_path / "link.png"
+    path.write_bytes(b"x")
+    kept = MetadataRestorer(wanted=True)
+    assert kept.sets_times
+    kept.link(os.fsencode(link), b"page.png", 1_500_000_000_250_000_123)
+    assert link.lstat().st_mtime_ns == 1_500_000_000_250_000_123
+
+
+def test_links_get_no_times_where_times_are_to_be_new(tmp_path: Path) -> None:
+    path, link = tmp_path / "page.png", tmp_path / "link.png"
+    path.write_bytes(b"x")
+    kept = MetadataRestorer(wanted=True, times=False)
+    assert not kept.sets_times
+    kept.link(os.fsencode(link), b"page.png", 1)
+    assert link.lstat().st_mtime_ns >= path.stat().st_mtime_ns
+
+
+def test_a_read_only_file_of_a_killed_attempt_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "page.png"
+    path.write_bytes(b"of the killed attempt")
+    path.chmod(0o444)
+    assert write_file(os.fsencode(path), 0o666, [b"new"]) == 3
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode & 0o200
+
+
+def test_zeros_become_holes_but_never_leave_what_lay_there(tmp_path: Path) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.write_bytes(b"\xff" * 100_000)
+    chunks = [b"a" * 5000, bytes(1 << 20), b"b", bytes(1 << 20)]
+    for path in (new, old):
+        write_file(os.fsencode(path), 0o666, chunks, sparse=True)
+        assert path.read_bytes() == b"".join(chunks)
+    assert new.stat().st_blocks * 512 < 1 << 17

@@ -12,14 +12,12 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import ClaimedError
-from jobs.model import Submission
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
-from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.inspection import evidence
 from orchestrator.lifecycle import claim, running
-from tests.support.builders.runs import make_folder, make_plan, make_submission, renamed
+from tests.support.builders.runs import RunBuilder
 
 EARLIER = "1"  # clock ticks since boot: long before any process of a test
 
@@ -47,15 +45,10 @@ def test_a_zombie_and_a_process_that_is_gone_are_not_alive() -> None:
     assert not ProcessId.here(child.pid).alive
 
 
-def by(process: ProcessId) -> Submission:
-    """A submission that ``process`` made, whose jobs are not known yet."""
-    made = make_submission(make_plan())
-    return structs.replace(
-        made,
-        host=process.host,
-        pid=process.pid,
-        start=process.start,
-        tasks=tuple(structs.replace(task, job_id=None) for task in made.tasks),
+def by(process: ProcessId) -> RunBuilder:
+    """A run that ``process`` submitted, whose jobs are not known yet."""
+    return RunBuilder().submitted(
+        accepted=False, host=process.host, pid=process.pid, start=process.start
     )
 
 
@@ -70,8 +63,7 @@ def by(process: ProcessId) -> Submission:
 def test_who_makes_a_submission_is_not_mistaken_for_a_later_process(
     tmp_path: Path, process: ProcessId, lives: bool
 ) -> None:
-    plan = make_plan(dest=str(tmp_path / "data"))
-    folder = make_folder(tmp_path / "logs", plan, by(process))
+    folder = by(process).on_disk(tmp_path).folder
     assert evidence.gather(folder, None).maker_lives is lives
 
 
@@ -79,13 +71,12 @@ def test_who_makes_a_submission_is_not_mistaken_for_a_later_process(
 def test_a_destination_is_free_once_the_process_that_launched_is_gone(
     tmp_path: Path, recycled: bool
 ) -> None:
-    plan = make_plan(dest=str(tmp_path / "data"))
-    folder = RunFolder(tmp_path / "logs" / plan.run_id)
-    folder.create(plan)
+    run = RunBuilder().on_disk(tmp_path)
+    folder, plan = run.folder, run.plan
     running.take_claim(folder, plan)
     held = claim.holder(Staging(plan))
     assert held is not None and held.maker == ProcessId.here()
-    later = renamed(plan, "20260302-101500-def456")
+    later = structs.replace(plan, run_id="20260302-101500-def456")
     if not recycled:
         with pytest.raises(ClaimedError, match="being launched"):
             running.check_claim(later)

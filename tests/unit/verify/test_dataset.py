@@ -10,23 +10,24 @@ import pytest
 
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize.repair import reset_damaged
-from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
-from tests.support.builders.staged import StagedRun, pages, png, stage, tree
+from tests.support.builders.contents import pages, png, tree
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
 from tests.support.faults.dying import KILLED, finalize_and_die
 
 
-def published(base: Path, options: Options | None = None) -> StagedRun:
-    run = stage(base, [pages(0, 4), pages(4, 4), pages(8, 4)], options)
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+def published(base: Path, options: Options | None = None) -> Run:
+    run = RunBuilder(pages(0, 4), pages(4, 4), pages(8, 4), options=options).extracted(base)
+    _, problem = run.finalize()
     assert problem is None
     return run
 
 
-def check(run: StagedRun, *, deep: bool = False) -> VerifyReport:
+def check(run: Run, *, deep: bool = False) -> VerifyReport:
     return verify_dataset(Path(run.plan.dest), deep=deep, workers=2, progress=Progress())
 
 
@@ -174,12 +175,12 @@ def test_a_check_stops_on_request(tmp_path: Path) -> None:
         verify_dataset(Path(run.plan.dest), deep=True, workers=2, progress=progress)
 
 
-def mend(run: StagedRun, report: VerifyReport) -> list[str]:
+def mend(run: Run, report: VerifyReport) -> list[str]:
     """What a resume does; the parts that were extracted again."""
     reset_damaged(run.folder, run.plan, report)
     assert not run.staging.receipt.exists()
     redone = run.redo()
-    summary, problem = run_finalize(run.folder, run.plan, Progress())
+    summary, problem = run.finalize()
     assert problem is None
     assert summary.published
     return redone
@@ -239,12 +240,12 @@ def test_a_lost_receipt_comes_back_and_missing_files_with_it(tmp_path: Path) -> 
     whole = tree(run.staging.dest)
     remove(run.staging.dest / "RECEIPT.json")
     remove(run.staging.dest / "images" / "000009.png")
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is not None
     assert problem.cause is Cause.NOT_FETCHED
     assert "is missing on disk" in problem.message
     assert run.redo() == [f"{run.plan.shards[2].id}.p0000"]
-    _, problem = run_finalize(run.folder, run.plan, Progress())
+    _, problem = run.finalize()
     assert problem is None
     assert tree(run.staging.dest) == whole
 
@@ -254,28 +255,30 @@ def test_a_repair_with_other_bytes_than_before_replaces_nothing(tmp_path: Path) 
     remove(run.staging.dest / "images" / "000005.png")
     reset_damaged(run.folder, run.plan, check(run))
     damaged = tree(run.staging.dest)
-    run.shards[1].files["images/000005.png"] = png(1234)
+    run.contents[1].files["images/000005.png"] = png(1234)
     run.redo()
     with pytest.raises(VerificationError, match="gives files that differ from MANIFEST"):
-        run_finalize(run.folder, run.plan, Progress())
+        run.finalize()
     after = tree(run.staging.dest)
     assert {path: after[path] for path in damaged if path in after} == damaged
 
 
 def test_a_dataset_of_another_run_is_not_repaired(tmp_path: Path) -> None:
     first = published(tmp_path)
-    second = stage(tmp_path, [pages(50, 2)], Options(overwrite=True), run_id="2027-other")
-    assert run_finalize(second.folder, second.plan, Progress())[1] is None
+    second = RunBuilder(
+        pages(50, 2), options=Options(overwrite=True), run_id="2027-other"
+    ).extracted(tmp_path)
+    assert second.finalize()[1] is None
     with pytest.raises(VerificationError, match="contains the dataset of run 2027-other") as caught:
         reset_damaged(first.folder, first.plan, check(second))
     assert caught.value.cause is Cause.CLAIMED
-    summary, _ = run_finalize(first.folder, first.plan, Progress())
+    summary, _ = first.finalize()
     assert summary.lines == ("! Run 2027-other has since replaced this run's dataset",)
     assert check(second, deep=True).ok
 
 
 def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path) -> None:
-    def damaged(base: Path) -> StagedRun:
+    def damaged(base: Path) -> Run:
         run = published(base)
         cut(run.staging.dest / "prompts.jsonl")
         remove(run.staging.dest / "images" / "000005.png")
@@ -288,6 +291,6 @@ def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path) -> 
     points = [(run.folder.path, 1 + 2 * number) for number, run in enumerate(runs)]
     assert finalize_and_die(points).count(KILLED) >= 15
     for run in runs:
-        _, problem = run_finalize(run.folder, run.plan, Progress())
+        _, problem = run.finalize()
         assert problem is None
         assert tree(run.staging.dest) == whole

@@ -15,8 +15,9 @@ from jobs.archives.tar.stream import Arriving, Streamed
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
+from tests.support.archives.one_pass import read_through
 from tests.support.archives.rawtar import END, member
-from tests.support.archives.reading import fetched, part_digests, read_through, reader_of
+from tests.support.archives.reading import fetched, part_digests, reader_of
 
 
 class _Bytes:

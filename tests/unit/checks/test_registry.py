@@ -15,7 +15,7 @@ from jobs.checks.base import is_no_image, is_warning, settled
 from jobs.checks.registry import check_for, is_image_name
 from jobs.formats.pictures import content_of
 from jobs.model import Verify
-from tests.support.builders.staged import chunk, png
+from tests.support.builders.contents import chunk, png
 
 
 def picture(kind: str, **options: object) -> bytes:

@@ -1,0 +1,38 @@
+"""One pass over a shard's archive, as the download stage does it, without extraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from jobs.archives.detect import TARS
+from jobs.archives.tar.stream import Arriving, Streamed, TarStream
+from jobs.model import Options, Part, Shard
+from jobs.runtime.progress import Progress
+
+
+def _bytes_of(path: Path) -> Arriving:
+    return path.open("rb", buffering=0)
+
+
+def read_through(
+    shard: Shard,
+    options: Options,
+    *,
+    files: Sequence[Callable[[], Arriving]] = (),
+    plain: Path | None = None,
+    progress: Progress | None = None,
+) -> Streamed:
+    """The findings of one pass over a shard; ``files``: other than its own."""
+    own = [partial(_bytes_of, Path(file.locator)) for file in shard.files]
+    check = (progress or Progress()).check
+    stream = TarStream(files or own, shard, options, plain=plain, check=check)
+    try:
+        if stream.format in TARS:
+            stream.copy_rest()
+            for index in range(shard.parts):
+                stream.skip_content(Part(shard.id, index, shard.parts))
+        return stream.finish()
+    finally:
+        stream.close()

@@ -1,0 +1,78 @@
+"""Zips that are cut, that have many members, and that are in several files."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jobs.model import Options, Part
+from tests.support.archives.rawzip import STORED, Raw, zip_of
+from tests.support.archives.reading import (
+    assert_damaged,
+    digests,
+    fetched,
+    opened,
+    part_digests,
+    reader_of,
+)
+
+BYTES = random.Random(4).randbytes(1 << 16)
+
+
+def test_a_zip_cut_at_any_byte_of_its_structures_isassert_damaged(tmp_path: Path) -> None:
+    entries = [Raw(b"a.png", BYTES[:300]), Raw(b"b.png", BYTES[:40], STORED), Raw(b"c", b"")]
+    whole = zip_of(entries, comment=b"a comment")
+    path = tmp_path / "a.zip"
+    path.write_bytes(whole)
+    assert len(digests(path)) == 3
+    for cut in range(len(whole)):
+        assert_damaged(path, whole[:cut])
+
+
+def test_a_zip64_that_was_streamed_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in ("images/a.png", "images/b.png"):
+            with out.open(name, "w", force_zip64=True) as file:
+                file.write(BYTES)
+    assert {size for size, _ in digests(path).values()} == {len(BYTES)}
+    assert len(digests(path, parts=2)) == 2
+
+
+def test_a_zip_of_more_than_65535_members_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as out:
+        for number in range(65_600):
+            out.writestr(f"{number}", b"")
+    reader, _, _ = opened(path, parts=2)
+    counts = [sum(1 for _ in reader.members(Part("s0", index, 2))) for index in range(2)]
+    assert sum(counts) == 65_600 and min(counts) > 0
+
+
+def _zipped_in_pieces(tmp_path: Path, program: str) -> list[Path]:
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        (tmp_path / "images" / f"{number}.png").write_bytes(BYTES[number:][:9000])
+    command = {
+        "zip": ["zip", "-q", "-r", "-s", "64k", "a.zip", "images"],
+        "7z": ["7z", "a", "-tzip", "-v64k", "a.zip", "images"],
+    }[program]
+    subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    pieces = sorted(path for path in tmp_path.iterdir() if path.is_file())
+    # Info-ZIP's last piece is the .zip itself.
+    return sorted(pieces, key=lambda path: path.suffix == ".zip")
+
+
+@pytest.mark.parametrize("program", [name for name in ("zip", "7z") if shutil.which(name)])
+def test_a_zip_over_several_files_is_read(program: str, tmp_path: Path) -> None:
+    pieces = _zipped_in_pieces(tmp_path, program)
+    assert len(pieces) > 3
+    evidence, shard = fetched(*pieces, name="a.zip")
+    reader = reader_of(evidence, shard, Options())
+    found = part_digests(reader, Part("s0", 0, 1))
+    assert len(found) == 40 and {size for size, _ in found.values()} == {9000}
