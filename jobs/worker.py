@@ -20,7 +20,6 @@ from jobs.errors import Cause, OrchestrateError
 from jobs.model import (
     ItemResult,
     Outcome,
-    Part,
     Plan,
     Problem,
     Stage,
@@ -146,7 +145,9 @@ def _extract(
 ) -> Ended:
     from jobs.extract.stage import run_extract
 
-    return run_extract(folder, plan, _parts(plan, task.items), progress), None, None
+    wanted = set(task.items)
+    parts = [part for part in plan.parts() if part.id in wanted]
+    return run_extract(folder, plan, parts, progress), None, None
 
 
 def _finalize(
@@ -163,11 +164,6 @@ _STAGES: dict[Stage, Callable[[RunFolder, Plan, Submission, Task, Progress], End
     Stage.EXTRACT: _extract,
     Stage.FINALIZE: _finalize,
 }
-
-
-def _parts(plan: Plan, items: Sequence[str]) -> list[Part]:
-    wanted = set(items)
-    return [part for part in plan.parts() if part.id in wanted]
 
 
 def _bytes_total(plan: Plan, task: Task) -> int | None:
@@ -216,20 +212,16 @@ def _signals_stop(progress: Progress) -> Iterator[None]:
     """
     cpu_limit = rlimits.watch_cpu_limit()
 
-    def time_limit(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.TIME_LIMIT, "the time limit is near; `resume` continues from here")
-
-    def terminated(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.CANCELLED, "the task was asked to stop (cancelled or preempted)")
-
-    def cpu_limit_reached(signum: int, frame: FrameType | None) -> None:
-        progress.stop(Cause.LIMIT, cpu_limit)
-
-    before = {
-        signal.SIGUSR2: signal.signal(signal.SIGUSR2, time_limit),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, terminated),
-        signal.SIGXCPU: signal.signal(signal.SIGXCPU, cpu_limit_reached),
+    reasons = {
+        signal.SIGUSR2: (Cause.TIME_LIMIT, "the time limit is near; `resume` continues from here"),
+        signal.SIGTERM: (Cause.CANCELLED, "the task was asked to stop (cancelled or preempted)"),
+        signal.SIGXCPU: (Cause.LIMIT, cpu_limit),
     }
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        progress.stop(*reasons[signal.Signals(number)])
+
+    before = {number: signal.signal(number, stop) for number in reasons}
     try:
         yield
     finally:

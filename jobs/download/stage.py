@@ -264,11 +264,8 @@ class _Downloads:
 
     def _remove(self, shard: Shard) -> None:
         """Remove our copy of the archive and files that belong to it."""
-        for index in range(len(shard.files)):
-            out = self._staging.archive(shard.id, index)
-            for path in (out, *(out.with_name(out.name + end) for end in (".part", ".part.json"))):
-                path.unlink(missing_ok=True)
-        self._staging.plain(shard.id).unlink(missing_ok=True)
+        for path in self._staging.files_of(shard):
+            path.unlink(missing_ok=True)
 
     def _before(self, shard: Shard) -> Path:
         """Path of the former ``Fetched`` while the archive is downloaded again."""

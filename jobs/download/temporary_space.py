@@ -14,7 +14,7 @@ from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
 from jobs.model import Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import Staging
 from jobs.transfer.window import Window
 
@@ -96,7 +96,7 @@ class TemporarySpace:
         names = self._names_here()
         whole: list[Shard] = []
         for shard in self._plan.shards:
-            if not any(path.name in names for path in self._files(shard)):
+            if not any(path.name in names for path in self._staging.files_of(shard)):
                 continue
             if shard.id not in refetch and self.is_extracted(shard):
                 self._delete(shard)
@@ -161,11 +161,10 @@ class TemporarySpace:
                 self._delete(self._plan.shard(shard_id))
                 del self._held[shard_id]
                 return
-        names = [quoted(self._plan.shard(i).name) for i in self._held if i != shard.id]
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+        names = [self._plan.shard(i).name for i in self._held if i != shard.id]
         raise OrchestrateError(
             f"{quoted(shard.name)} was not downloaded, because no archive can be deleted: those "
-            f"of {', '.join(names[:_SHOWN])}{more} fill the temporary space ({self._limit} bytes) "
+            f"of {quoted_few(names, _SHOWN)} fill the temporary space ({self._limit} bytes) "
             "and could not be extracted; fix the problems reported about them, then run "
             "`resume`, with a larger --temp-limit if needed",
             cause=Cause.NOT_FETCHED,
@@ -220,14 +219,6 @@ class TemporarySpace:
     def _archives(self, shard: Shard) -> list[Path]:
         return [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
 
-    def _files(self, shard: Shard) -> list[Path]:
-        """All paths that files of the shard can have."""
-        plain = self._staging.plain(shard.id)
-        found = [plain, plain.with_name(f"{plain.name}.part")]
-        for path in self._archives(shard):
-            found += [path, *(path.with_name(path.name + end) for end in (".part", ".part.json"))]
-        return found
-
     def _names_here(self) -> set[str]:
         try:
             return {path.name for path in self._staging.archives.iterdir()}
@@ -236,7 +227,7 @@ class TemporarySpace:
 
     def _size_here(self, shard: Shard) -> int:
         total = 0
-        for path in self._files(shard):
+        for path in self._staging.files_of(shard):
             try:
                 total += path.stat().st_size
             except OSError:
@@ -245,7 +236,7 @@ class TemporarySpace:
 
     def _delete(self, shard: Shard) -> None:
         self._close(shard.id)
-        for path in self._files(shard):
+        for path in self._staging.files_of(shard):
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:

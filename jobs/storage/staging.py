@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.model import Part, Plan
+from jobs.model import Part, Plan, Shard
 
 INCOMING = ".incoming"  # in the destination: data before it is published
 ARCHIVES = ".archives"  # in the destination: archives that are kept
@@ -121,6 +121,15 @@ class Staging:
     def archive(self, shard_id: str, index: int) -> Path:
         """The ``index``-th file of a shard, once it is complete."""
         return self.archives / f"{shard_id}.{index}"
+
+    def files_of(self, shard: Shard) -> list[Path]:
+        """All paths that files of a shard can have: complete ones, partial ones, a plain copy."""
+        plain = self.plain(shard.id)
+        found = [plain, plain.with_name(f"{plain.name}.part")]
+        for index in range(len(shard.files)):
+            path = self.archive(shard.id, index)
+            found += [path, *(path.with_name(path.name + end) for end in (".part", ".part.json"))]
+        return found
 
     def plain(self, shard_id: str) -> Path:
         """The plain copy of a compressed tar."""

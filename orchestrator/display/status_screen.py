@@ -177,8 +177,7 @@ def _fitting(numbers: list[str], room: int) -> str:
 
 def _bar(fraction: float, count: StageCount, wide: int, look: TerminalStyle) -> str:
     full = min(wide, int(fraction * wide + 1e-9))
-    bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
-    style = "red" if bad else "green" if fraction >= 1 else "blue"
+    style = "red" if count.bad else "green" if fraction >= 1 else "blue"
     return look.paint("█" * full, style) + look.paint("░" * (wide - full), "dim")
 
 
@@ -212,13 +211,12 @@ _NOT_FAILED = {
 
 def _state_text(state: RunState, count: StageCount) -> str:
     """The state of a stage without running tasks."""
-    bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
     if not count.tasks:
         return "nothing to do"
-    if bad:
+    if count.bad:
         causes = {v.problem.cause for v in state.tasks if v.stage is count.stage and v.problem}
         word = _NOT_FAILED.get(causes.pop(), "failed") if len(causes) == 1 else "failed"
-        return f"{bad} of {units.plural(count.tasks, 'task')} {word}"
+        return f"{count.bad} of {units.plural(count.tasks, 'task')} {word}"
     if count[TaskStatus.PENDING]:
         extracts = count.stage is Stage.EXTRACT and metrics.extracted_while_downloading(state)
         return "during the download" if extracts else "waiting"

@@ -343,6 +343,11 @@ class StageCount:
     def __getitem__(self, status: TaskStatus) -> int:
         return self.by_status.get(status, 0)
 
+    @property
+    def bad(self) -> int:
+        """Tasks that ended without success."""
+        return self[TaskStatus.FAILED] + self[TaskStatus.MISSING]
+
 
 def count_stages(state: RunState, now: datetime) -> dict[Stage, StageCount]:
     """Numbers of all stages."""

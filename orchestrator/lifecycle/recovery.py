@@ -74,27 +74,27 @@ def recover(
         # One process alone can know what is stored: these wait for the resume after it.
         left -= _parts_of(state, shards)
         shards, refetch = [], ()
-    parts = [part.id for part in state.plan.parts() if part.id in left]
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
         view.engine.cause is Cause.DEPENDENCY for view in waiting
     )
     finalizes = any(
         view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in live
     )
-    if not shards and not parts and (finalize_waits or finalizes):
+    if not shards and not left and (finalize_waits or finalizes):
         return Recovery()  # running jobs do everything
     notes: list[str] = []
     return Recovery(
         tasks=planning.tasks_for(
             state.plan,
             shards,
-            parts,
+            left,
             most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
         ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
-        cancel=(*_job_ids(waiting), *_then_jobs(state)),
+        # A finalize job that did not publish leaves the user's job waiting.
+        cancel=(*_job_ids(waiting), *filter(None, [state.submissions[-1].then_job])),
         also_after=_job_ids(working),
         downloads=_job_ids(view for view in working if view.stage is Stage.DOWNLOAD),
         notes=tuple(notes),
@@ -163,11 +163,6 @@ def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
     """Job ids (for an array its job id), each once."""
     ids = (view.task.job_id.partition("_")[0] for view in views if view.task.job_id)
     return tuple(dict.fromkeys(ids))
-
-
-def _then_jobs(state: RunState) -> tuple[str, ...]:
-    """The user's job that waits for a finalize job that did not publish."""
-    return tuple(each.then_job for each in state.submissions[-1:] if each.then_job)
 
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:

@@ -125,7 +125,6 @@ def _stages(state: RunState, now: datetime) -> str:
     rows = []
     for stage in Stage:
         count = counts[stage]
-        bad = count[TaskStatus.FAILED] + count[TaskStatus.MISSING]
         rate = paces[stage].bytes_s
         rows.append(
             [
@@ -133,7 +132,7 @@ def _stages(state: RunState, now: datetime) -> str:
                 units.percent(paces[stage].fraction),
                 units.count(count.tasks),
                 units.count(count[TaskStatus.DONE]),
-                units.count(bad),
+                units.count(count.bad),
                 units.count(count.files) if count.files else "–",
                 units.size(count.bytes) if count.bytes else "–",
                 f"{units.size(rate)}/s" if rate else "–",
