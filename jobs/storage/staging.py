@@ -9,6 +9,7 @@ from pathlib import Path
 from jobs.model import Part, Plan, Shard
 
 INCOMING = ".incoming"  # in the destination: data before it is published
+CLAIM = "claim.json"  # in it: the run that has claimed the destination
 ARCHIVES = ".archives"  # in the destination: archives that are kept
 # Names in a destination that counts as empty.
 NO_DATA = frozenset({INCOMING, ARCHIVES, "lost+found", ".snapshot"})
@@ -107,7 +108,7 @@ class Staging:
     @property
     def claim(self) -> Path:
         """The file that names the run that has claimed the destination."""
-        return self.dest / INCOMING / "claim.json"
+        return self.dest / INCOMING / CLAIM
 
     @property
     def receipt(self) -> Path:

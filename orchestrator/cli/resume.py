@@ -60,7 +60,7 @@ def command(
     deep: bool,
     **values: Any,
 ) -> int:
-    """Continue RUN: a run's id or folder, by default the newest one.
+    """Continue RUN: a run's id, folder or destination, by default the newest run.
 
     Finished parts are not repeated, running tasks continue, and tasks that ran out of memory or
     time get more. The Slurm options override that for all stages. A published dataset is checked,

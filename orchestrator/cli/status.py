@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @flag("--watch", "Redraw until the run has ended; Ctrl-C stops watching.")
 @flag("--failed", "Show only what failed.")
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
-    """Show the state of RUN: a run's id or folder, by default the newest one.
+    """Show the state of RUN: a run's id, folder or destination, by default the newest run.
 
     With --watch, --json prints an object on a line for each query, until the run has ended.
 

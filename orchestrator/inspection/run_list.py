@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from jobs.errors import OrchestrateError, RunFolderError, UsageError
 from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import CLAIM, INCOMING, RECEIPT
 from orchestrator.inspection.run import Run
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -24,10 +26,13 @@ _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
-    """The run with that id (a unique prefix is enough) or folder; None: the newest.
+    """The run with that id (a unique prefix is enough), folder or destination; None: the newest.
 
     Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous.
     """
+    owner = _owner(Path(run).expanduser()) if run else None
+    if owner is not None:
+        return Run(owner)
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):
         return Run(Path(run).absolute())
     base = log_dir.expanduser().absolute()
@@ -47,6 +52,22 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
             "give another folder with --log-dir"
         )
     return Run(base / names[0])
+
+
+class _Owner(msgspec.Struct):
+    """The fields of a claim and of a receipt that say where the run's folder is."""
+
+    run_dir: str
+
+
+def _owner(dest: Path) -> Path | None:
+    """The folder of the run that is working on a destination, or has published there."""
+    for path in (dest / INCOMING / CLAIM, dest / RECEIPT):
+        with suppress(OSError, msgspec.DecodeError):
+            run_dir = atomic.read_json(path, _Owner).run_dir
+            if run_dir:
+                return Path(run_dir)
+    return None
 
 
 class _Source(msgspec.Struct):

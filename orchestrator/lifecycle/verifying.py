@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,18 +49,24 @@ def how_to_repair(
     """The command that repairs a damaged dataset; None if its run is unknown."""
     if report.ok or report.run_id is None:
         return None
-    again = f"websight-orchestrate resume {report.run_id}{' --deep' if deep else ''}"
-    try:
-        dest = Path(find_run(report.run_id, log_dir).load_plan().dest)
-    except (RunFolderError, UsageError):
+    deeply = " --deep" if deep else ""
+    # The log folder of this command has the run folder, or else the receipt says where it is.
+    for run in (report.run_id, str(report.path)):
+        try:
+            dest = Path(find_run(run, log_dir).load_plan().dest)
+        except (RunFolderError, UsageError):
+            continue
+        name = run if run == report.run_id else shlex.quote(str(dest))
+        again = f"websight-orchestrate resume {name}{deeply}"
+        if dest.exists() and dest.samefile(report.path):
+            return f"To repair it, run: {again}"
         return (
-            f"To repair it, run: {again} (its run folder is not in {log_dir}; give its location "
-            "with --log-dir)"
+            f"Its run can repair it only in {dest}. To repair it, move it back there and run: "
+            f"{again}"
         )
-    if dest.exists() and dest.samefile(report.path):
-        return f"To repair it, run: {again}"
     return (
-        f"Its run can repair it only in {dest}. To repair it, move it back there and run: {again}"
+        f"To repair it, run: websight-orchestrate resume {report.run_id}{deeply} (its run folder "
+        f"is not in {log_dir}; give its location with --log-dir)"
     )
 
 

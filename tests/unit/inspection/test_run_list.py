@@ -4,6 +4,8 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from jobs.errors import RunFolderError
 from jobs.model import utc_now
 from jobs.storage import atomic
@@ -90,3 +92,23 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
 def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert listed.listing(tmp_path / "none", _never) == []
     assert run_table.render([], runs.NOW, TerminalStyle()) == ""
+
+
+def test_a_destination_stands_for_the_run_that_works_on_it_or_else_has_published_there(
+    tmp_path: Path,
+) -> None:
+    dest = tmp_path / "dest"
+    (dest / ".incoming").mkdir(parents=True)
+    published = _made(tmp_path, "20260301-000000-aaa", dest)
+    head = ReceiptHead(run_id=published.run_id, run_dir=str(published.path), published=utc_now())
+    atomic.write_json(dest / "RECEIPT.json", head)
+    assert find_run(str(dest)).path == published.path
+    works = _made(tmp_path, "20260302-000000-bbb", dest)
+    atomic.write_json(dest / ".incoming/claim.json", {"run_dir": str(works.path)})
+    assert find_run(str(dest)).path == works.path
+
+
+def test_a_receipt_that_names_no_folder_is_no_run(tmp_path: Path) -> None:
+    atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="r", published=utc_now()))
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        find_run(str(tmp_path)).load_plan()
