@@ -55,7 +55,7 @@ RATES = (20, 100, 400, 0)  # of the link, in MB/s; 0: not limited
 _ALONE = "the link alone"
 _SERVER, _CLIENT = "10.213.77.2", "10.213.77.1"  # addresses of the link's two ends
 _ARIA = "aria2c -q -j8 -d {out}.raw -i {list}"
-_CORES = "one a core"
+_CORES = "one per core"
 
 
 def _shards(packing: str, z: str) -> Row:

@@ -123,10 +123,11 @@ ROWS: dict[str, Row] = {
     "zip": Row("websight.zip", by_hand={"unzip": "unzip -q {path} -d {out}"}),
     "finder-zip": Row("finder.zip", by_hand={"bsdtar": "bsdtar xf {path} -C {out}"}),
     "shards.tar.gz": Row(
-        "shards.tar.gz", by_hand={"tar xzf, one a core": EACH_SHARD.format(files="{path}/*", z="z")}
+        "shards.tar.gz",
+        by_hand={"tar xzf, one per core": EACH_SHARD.format(files="{path}/*", z="z")},
     ),
     "shards.tar": Row(
-        "shards.tar", by_hand={"tar xf, one a core": EACH_SHARD.format(files="{path}/*", z="")}
+        "shards.tar", by_hand={"tar xf, one per core": EACH_SHARD.format(files="{path}/*", z="")}
     ),
     "folder": Row("folder", by_hand={"cp -a": "cp -a {path}/. {out}"}),
     "huge": Row("huge", words=("--layout", "files"), by_hand={"cp -a": "cp -a {path}/. {out}"}),

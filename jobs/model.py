@@ -29,7 +29,7 @@ class Stage(str, Enum):
 
 
 class Outcome(str, Enum):
-    """A result's verdict."""
+    """How an item or a task ended."""
 
     OK = "ok"
     RETRYABLE = "retryable"
@@ -47,7 +47,7 @@ class SourceKind(str, Enum):
 
 
 class ShardKind(str, Enum):
-    """How the extract stage handles a shard."""
+    """What a shard is, which decides how it is extracted."""
 
     ARCHIVE = "archive"
     FILE = "file"  # a single file of the dataset, copied as it is
@@ -112,7 +112,7 @@ class Output(str, Enum):
     """What a dataset is published as."""
 
     FILES = "files"
-    WEBDATASET = "webdataset"  # tars with the files of a record behind each other
+    WEBDATASET = "webdataset"  # tars with the files of a record next to each other
     ZIP = "zip"  # zips with all files, uncompressed
     SQUASHFS = "squashfs"  # one image with all files and the records, to be mounted
 
@@ -281,9 +281,9 @@ class SourceRef(Struct, frozen=True):
     include: tuple[str, ...] = ()  # globs of the chosen files
     exclude: tuple[str, ...] = ()
     not_copied: tuple[str, ...] = ()  # files of a local folder that are not part of its tree
-    files: tuple[str, ...] = ()  # of a repository, or URLs of an object store, as requested
-    join: tuple[str, ...] = ()  # globs on names, each of the pieces of one archive
-    asked_revision: str | None = None  # as requested; None: the newest state
+    files: tuple[str, ...] = ()  # as requested: of a repository, or URLs of an object store
+    join: tuple[str, ...] = ()  # globs on names, each for the pieces of one archive
+    asked_revision: str | None = None  # as requested; None: the latest state
 
     @property
     def pinned_name(self) -> str:
@@ -352,7 +352,7 @@ def placed_path(plan: Plan, shard: Shard, path: str) -> str:
 class Cut(Struct, frozen=True):
     """Where a part begins in a tar stream, or in a zip."""
 
-    offset: int  # in bytes of the inflated stream, or of the zip, at a header
+    offset: int  # of a header: in bytes of the decompressed tar, or of the zip
     ordinal: int  # number of members before it
     globals: dict[str, str] = field(default_factory=dict)  # the pax global header valid there
 
@@ -362,8 +362,8 @@ class Span(Struct, frozen=True):
 
     start: Cut
     end: Cut  # where the next part begins; for the last part the end mark, or a zip's directory
-    # If it was extracted while it arrived: of the inflated tar's bytes before ``end``, or of the
-    # zip's directory.
+    # If it was extracted while it arrived: of the decompressed tar's bytes before ``end``, or of
+    # the zip's directory.
     crc32: str | None = None
 
 
@@ -385,7 +385,7 @@ class Carried(Struct, frozen=True):
 
 
 class Fetched(Struct, frozen=True):
-    """The evidence that a shard is downloaded completely, and what was found while reading it."""
+    """The evidence of a shard: it is downloaded completely, and this was found while reading it."""
 
     shard: str
     format: Format
@@ -395,15 +395,15 @@ class Fetched(Struct, frozen=True):
     mtimes_ns: tuple[int, ...]  # to detect changes of files that are read in place
     verified: bool = False  # against a digest that the source published
     in_place: bool = False  # a local file of the user: never delete it
-    plain: str | None = None  # path of the inflated tar, if one was written
-    plain_start: int = 0  # offset of its first byte in the complete inflated tar
+    plain: str | None = None  # path of the decompressed tar, if one was written
+    plain_start: int = 0  # offset of its first byte in the complete decompressed tar
     cuts: tuple[Cut, ...] = ()  # parts + 1 of them, for a tar with several parts
     members: int | None = None  # known if there are cuts
     data_bytes: int | None = None  # of all members, likewise
     superseded: tuple[int, ...] = ()  # ordinals of members that a later one with that path replaces
     top: str | None = None  # the single common top folder that is stripped, if there is one
     attempt: int = 0  # that downloaded it
-    carried: Carried | None = None  # its files come from the published dataset
+    carried: Carried | None = None  # if its files come from the published dataset
     schema: int = SCHEMA
 
 
@@ -582,10 +582,10 @@ class Submission(Struct, frozen=True):
     version: str  # of the tool, which the compute nodes must have too
     retries: int = 0  # further submissions that finalize may make by itself
     refetch: tuple[str, ...] = ()  # shards whose damaged archives are downloaded again
-    onward: str | None = None  # after a download in the login shell: the engine of the other stages
+    onward: str | None = None  # if it only downloads, in the login shell: the engine of the rest
     then: str | None = None  # the user's batch script that starts after the dataset is published
     then_job: str | None = None  # its job, once submitted
-    by_itself: bool = False  # made by the finalize job of the previous submission
+    by_itself: bool = False  # an automatic retry, by the finalize job of the previous submission
     refused: str | None = None  # why it was abandoned before all of it was submitted
     start: str = ""  # of the process ``pid``, in clock ticks since boot
     cluster: Cluster | None = None  # of its jobs; None: unknown, or not Slurm

@@ -1,4 +1,8 @@
-"""The entry point on a compute node: runs a task and writes its result, whatever happens."""
+"""The entry point on a compute node: runs a task and writes its result, whatever happens.
+
+The code of a stage is imported when it runs: the import alone takes longer than a task whose parts
+are finished already.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +40,10 @@ from jobs.storage.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-# The time before the limit that a task reserves for writing its result and its successor's start.
+# A task stops this long before its time limit: time to write its result and start the next job.
 HANDOVER_S = 60.0
 
-# Each stage imports its code when it runs: an import takes longer than a task that finds its parts
-# extracted already.
+# What a stage returns: the results of its items, finalize's summary, a problem of the whole task.
 Ended = tuple[tuple[ItemResult, ...], Summary | None, Problem | None]
 
 
@@ -93,7 +96,7 @@ def run_task(run_dir: str, stage: str, number: int, attempt: int) -> TaskResult:
 def _attempt(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
-    """Run the stage; an exception becomes the problem of the task and its items."""
+    """Run the stage; an exception becomes the problem of the task and of each of its items."""
     try:
         if submission.version != __version__:
             raise OrchestrateError(
@@ -132,7 +135,7 @@ def _download(
 
 
 def _share(plan: Plan, tasks: int) -> Plan:
-    """``plan`` with the share of one of so many download tasks in connections and rate."""
+    """``plan`` with one download task's share of the connections and the rate."""
     options = plan.options
     rate = None if options.max_rate is None else max(1, options.max_rate // tasks)
     connections = max(1, options.connections // tasks)
@@ -188,7 +191,7 @@ def _deadline(submission: Submission, stage: Stage) -> float | None:
 
 
 def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> Callable[[], bool]:
-    """A function that says whether a later submission has taken over an item of ``task``."""
+    """Returns a function: whether a later submission has taken over an item of ``task``."""
     seen = {submission.number}
     mine = set(task.items)
 
@@ -241,7 +244,7 @@ def _verdict(items: Sequence[ItemResult], problem: Problem | None) -> Outcome:
 
 
 def _peak_rss_bytes() -> int:
-    """Of this process and its children, whichever was larger (getrusage(2): KiB on Linux)."""
+    """The larger peak of this process and its children (getrusage(2): KiB on Linux)."""
     return 1024 * max(
         resource.getrusage(who).ru_maxrss
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)

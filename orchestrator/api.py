@@ -1,4 +1,4 @@
-"""The functions of the command line for programs, typed, each for one run folder.
+"""The commands of the command line as typed functions for Python programs.
 
 The names in ``__all__`` and the outputs of ``--json`` are stable; everything else may change in any
 version. Errors are ``OrchestrateError``, with a ``cause`` and a message.

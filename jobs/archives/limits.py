@@ -57,7 +57,7 @@ class Limits:
         if inflated > FLOOR and inflated > consumed * self.max_expansion:
             raise too_large(
                 self.archive,
-                f"inflates to more than {self.max_expansion:g} bytes for each byte of it "
-                f"({inflated} so far)",
+                f"decompresses to more than {self.max_expansion:g} times its size "
+                f"({inflated} bytes from its first {consumed})",
                 "--max-expansion",
             )

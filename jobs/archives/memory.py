@@ -63,7 +63,7 @@ def too_hungry(archive: str, fact: str, memory: Memory, command: str) -> Archive
     more = "give each task more memory (--mem), or " if memory.scarce else ""
     return unsupported(
         archive,
-        f"{fact}, and {memory.most >> 20} MiB {limit}; {more}decompress it yourself "
+        f"{fact}, but only {memory.most >> 20} MiB {limit}; {more}decompress it yourself "
         f"(`{command}`) and launch with --local-path",
     )
 

@@ -188,7 +188,7 @@ class PartsProcess:
         while self._reports.send(self._news()) and not self._orders.ended:
             for order in self._orders.receive(_NEWS_S):
                 self.take(order)
-        self._progress.stop(Cause.KILLED, "the task's own process has ended")
+        self._progress.stop(Cause.KILLED, "the task's main process has ended")
         self._queue.put(None)
         for arrivals in self._arrivals:
             arrivals.fail()

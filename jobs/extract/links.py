@@ -19,6 +19,7 @@ from jobs.storage.safe_paths import quoted, safe_path, text_of, unsafe
 
 MOST_PENDING = 20_000  # links in memory until their targets are looked up
 _FEW = 4  # up to this many targets are searched one by one; else in one pass over all members
+_OUTSIDE = "which is outside of the archive"
 _MOST_HOPS = 40  # the length of a chain of links that Linux allows
 
 
@@ -58,12 +59,14 @@ def pending_of(
 def _target_path(member: Member, raw: bytes, archive: str) -> bytes:
     """The path that a symbolic link means, from its text alone: no folder of the path is a link."""
     if member.target.startswith(b"/"):
-        raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, outside")
+        raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, {_OUTSIDE}")
     parts = raw.split(b"/")[:-1]
     for part in member.target.split(b"/"):
         if part == b"..":
             if not parts:
-                raise unsafe(archive, member.name, f"is a link to {quoted(member.target)}, outside")
+                raise unsafe(
+                    archive, member.name, f"is a link to {quoted(member.target)}, {_OUTSIDE}"
+                )
             parts.pop()
         elif part not in (b"", b"."):
             parts.append(part)

@@ -235,7 +235,8 @@ class _Pass:
             raise too_large(
                 self._label,
                 f"brings the data to {self._counts.claimed} bytes, more than "
-                f"{self._options.max_expansion:g} for each of the archive's {self._archive_bytes}",
+                f"{self._options.max_expansion:g} times the {self._archive_bytes} bytes of the "
+                "archive",
                 "--max-expansion",
                 member=member.name,
             )

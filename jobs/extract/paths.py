@@ -163,7 +163,7 @@ class DuplicatePaths:
     last: dict[tuple[int | None, bytes], tuple[int, int]] = field(default_factory=dict)
     replaced: int = 0  # entries that a later one of the same archive and path replaces
     example: bytes = b""
-    cases: int = 0  # paths that differ from another in case only
+    cases: int = 0  # paths that differ from another only in case
     case_example: tuple[bytes, bytes] = (b"", b"")
 
     @classmethod
@@ -203,5 +203,5 @@ class DuplicatePaths:
             )
         if self.cases:
             one, two = map(quoted, self.case_example)
-            lines.append(f"{self.cases} paths differ from another in case only: {one} and {two}")
+            lines.append(f"{self.cases} paths differ from another only in case: {one} and {two}")
         return lines

@@ -63,8 +63,10 @@ def meanings(
             if not others:
                 yield Meaning(reference, key)
             elif reference.required:
-                fact = f"it may be {shown_key(key)}, which records name {quoted(min(others))} too"
-                yield Meaning(reference, None, f"is in no shard; {fact}")
+                fact = f"but other records call that file {quoted(min(others))}"
+                yield Meaning(
+                    reference, None, f"is in no shard; it may be {shown_key(key)}, {fact}"
+                )
 
 
 def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
@@ -89,11 +91,11 @@ def _name(context: FinalizeContext, path: str) -> str:
 def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:
     if keys:
         names = " and ".join(shown_key(key) for key in sorted(keys))
-        return f"is in no shard; {names} are, in other spellings, and either may be meant"
+        return f"is in no shard; similar names are {names}, and either may be meant"
     for key in (reference.key, reference.other):
         other = near.get(folded(key)) if key is not None else None
         if other is not None:
-            return f"is in no shard; {shown_key(other)} is, in another spelling"
+            return f"is in no shard; a similar name is {shown_key(other)}"
     return "is in no shard"
 
 
@@ -218,7 +220,7 @@ class _Join:
     def _twin(self, key: str, number: int) -> None:
         other = self._near.setdefault(folded(key), key)
         if other != key:
-            fact = f"{shown_key(key)} and {shown_key(other)} differ in case or Unicode form only"
+            fact = f"{shown_key(key)} and {shown_key(other)} differ only in case or Unicode form"
             self._find(FindingKind.CASE, fact, number)
 
     def _differ(self, key: str, old: _File, new: _File) -> None:

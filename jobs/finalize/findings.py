@@ -178,9 +178,9 @@ _WORDS = {
     "records name further images that are missing]",
     FindingKind.DUPLICATE_IMAGE: "[record names an image that another one names|"
     "records name images that others name]",
-    FindingKind.DUPLICATE_ID: "[record has the id of another one|records have ids of others]",
-    FindingKind.CASE: "[name differs from another|names differ from others] in case or Unicode "
-    "form only",
+    FindingKind.DUPLICATE_ID: "[record has|records have] the same id as another",
+    FindingKind.CASE: "[name differs from another|names differ from others] only in case "
+    "or Unicode form",
     FindingKind.WARNING: "[warning|warnings]",
     FindingKind.STRAY: "[file|files] that no part wrote [was|were] removed",
     FindingKind.RESERVED: "[file was left out: its name is|files were left out: their names are] "
@@ -190,9 +190,8 @@ _WORDS = {
     FindingKind.FORM: "records [file is|files are] published in another form",
     FindingKind.BLANK: "records [file has|files have] blank lines",
     FindingKind.BOM: "records [file has a byte order mark|files have byte order marks]",
-    FindingKind.CRLF: "records [file has|files have] CRLF line ends",
-    FindingKind.NO_NEWLINE: "records [file has no line end after its last line|"
-    "files have no line end after their last lines]",
+    FindingKind.CRLF: "records [file has|files have] CRLF line endings",
+    FindingKind.NO_NEWLINE: "records [file does|files do] not end with a newline",
     FindingKind.KEPT_FIRST: "[path is in several archives; the first archive's file was kept|"
     "paths are in several archives; the first archive's files were kept]",
     FindingKind.HINT: "[hint|hints]",

@@ -295,13 +295,16 @@ def _choose(
                 return [only]
         problem = f"{clues.message(names)}; {context.without_records}"
     elif len(files) > _MOST:
-        problem = f"there are {len(files)} files named {files[0].name}, too many to merge"
+        problem = (
+            f"there are {len(files)} files named {files[0].name}, too many to merge; run `resume` "
+            "with --records-file and the path of one of them"
+        )
     elif (twice := _written_twice(files)) is not None:
         context.records_among_data.update((file.number, file.part.id) for file in files)
         context.hidden.update(file.path.encode() for file in files)
         shard = twice.part.shard
         problem = (
-            f"{quoted(twice.path)} differs from that of another shard; to merge both, launch "
+            f"{quoted(twice.path)} has different content in another shard; to merge both, launch "
             f"with --records-file {twice.path}"
         )
     if problem is None:

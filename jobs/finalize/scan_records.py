@@ -35,10 +35,10 @@ from jobs.storage.safe_paths import quoted
 
 _SLICE = 8 << 20  # bytes of records that one process reads at a time, at most
 _ODD = {
-    FindingKind.BOM: "begin with a byte order mark",
-    FindingKind.CRLF: "end in CRLF",
-    FindingKind.BLANK: "blank",
-    FindingKind.NO_NEWLINE: "(the last one) without a line end",
+    FindingKind.BOM: "lines that begin with a byte order mark",
+    FindingKind.CRLF: "lines that end in CRLF",
+    FindingKind.BLANK: "blank lines",
+    FindingKind.NO_NEWLINE: "last lines without a newline",
 }
 
 
@@ -80,7 +80,7 @@ def scan_records(audit: Audit) -> int:
         odd.update(found.odd)
     for place, kind in product(sorted({place for place, _ in odd}), _ODD):
         if count := odd[place, kind]:
-            fact = f"{count} lines {_ODD[kind]}"
+            fact = f"{_ODD[kind]}: {count}"
             audit.findings.add(Finding(kind, fact, context.pieces[place].shard.id))
     return starts[-1]
 

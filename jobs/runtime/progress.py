@@ -109,9 +109,9 @@ class Heart:
         except (OSError, msgspec.DecodeError):
             seen = self._base.owner  # not visible yet on a network file system, or removed
         if seen != self._base.owner:
-            self._progress.stop(Cause.SUPERSEDED, "another process has taken this task over")
+            self._progress.stop(Cause.SUPERSEDED, "another process has taken over this task")
         elif self._is_superseded():
-            self._progress.stop(Cause.SUPERSEDED, "a later submission has taken this task over")
+            self._progress.stop(Cause.SUPERSEDED, "a later submission has taken over this task")
         else:
             self._write()
 

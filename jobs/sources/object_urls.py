@@ -139,12 +139,12 @@ def denied(url: ObjectUrl, client: StoreClient) -> SourceError:
     """The error for an object that may not be read."""
     if client.has_credentials():
         remedy = (
-            "your credentials do not allow to read it, or it does not exist; ask its owner, use "
+            "your credentials do not permit reading it, or it does not exist; ask its owner, use "
             f"other credentials ({client.login}), or if it is public, none "
             f"({ANONYMOUS[url.scheme]}=YES)"
         )
         if url.scheme == "s3":
-            remedy += "; if its readers pay, set AWS_REQUEST_PAYER=requester"
+            remedy += "; if the bucket is a requester-pays one, set AWS_REQUEST_PAYER=requester"
     else:
-        remedy = f"it is not public, and no credentials were found; give them by {client.login}"
+        remedy = f"it is not public, and no credentials were found; give them with {client.login}"
     return SourceError(f"{url}: access is denied: {remedy}", cause=Cause.AUTHENTICATION)

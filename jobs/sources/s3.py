@@ -40,7 +40,7 @@ _ARCHIVED = ("GLACIER", "DEEP_ARCHIVE")
 
 
 def _payer() -> dict[str, str]:
-    """The parameter of requests for buckets whose readers pay, where the user has agreed to.
+    """The parameter of requests for requester-pays buckets, where the user has agreed to pay.
 
     The variable is GDAL's: https://gdal.org/en/stable/user/virtual_file_systems.html
     """

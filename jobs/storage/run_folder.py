@@ -272,7 +272,8 @@ class RunFolder:
             raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
             raise RunFolderError(
-                f"{path}: permission denied; it belongs to another user"
+                f"{path}: permission denied; it belongs to another user, and only its owner can "
+                "continue a run"
             ) from error
 
 

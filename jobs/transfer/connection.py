@@ -210,7 +210,7 @@ def connection_error(error: BaseException, *, name: str, url: str, stall_s: floa
 
 
 def _fact(chain: list[BaseException], text: str, site: str, stall_s: float) -> str:
-    hint = "; check the address, and whether this node has internet or needs a proxy (HTTPS_PROXY)"
+    hint = "; check the address, internet access on this node, and the proxy (HTTPS_PROXY)"
     if any(isinstance(one, socket.gaierror) for one in chain) or "NameResolution" in text:
         return f"cannot reach {site}: its name cannot be resolved{hint}"
     if any(isinstance(one, requests.exceptions.ProxyError) for one in chain):

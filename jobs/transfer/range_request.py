@@ -304,6 +304,7 @@ class RangeRequest:
 
     def _short(self, reply: HttpResponse, count: int) -> SourceError:
         return SourceError(
-            f"{self._state.name}: {reply.site} ended the body {count} bytes early; run `resume`",
+            f"{self._state.name}: {reply.site} ended the response {count} bytes early; run "
+            "`resume`",
             cause=Cause.NETWORK,
         )

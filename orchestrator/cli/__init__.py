@@ -27,7 +27,7 @@ COMMANDS = {
     "launch": "Download, extract, verify and publish a dataset.",
     "status": "Show the state of a run.",
     "resume": "Do the remaining work of a run.",
-    "update": "Bring a published dataset to the newest state of its source.",
+    "update": "Update a published dataset to the latest state of its source.",
     "cancel": "Cancel all jobs of a run; `resume` can continue it.",
     "logs": "Show the log of a task, of a shard, or of failed tasks.",
     "runs": "List the runs in the log folder.",

@@ -33,7 +33,7 @@ _source = options.stack(
     ),
     repeated(
         "--url urls URL",
-        "URL of an archive: http(s), or s3, gs, az (there also a prefix ending in a slash); "
+        "URL of an archive: http(s), or s3, gs, az (also a prefix that ends in a slash); "
         "may be repeated, or contain a range: {000..099}.",
     ),
     option(
@@ -97,7 +97,7 @@ _dataset = options.stack(
     ),
     option(
         "--squashfs-compression NAME[:LEVEL]",
-        "Compression of --output squashfs, but for pictures: zstd or gzip.  [default: zstd:3]",
+        "Compression of --output squashfs (not of pictures): zstd or gzip.  [default: zstd:3]",
     ),
     option(
         "--squashfs-block",
@@ -124,7 +124,7 @@ _dataset = options.stack(
         "Leading folders to remove from each path; auto: a single top folder.",
         default="auto",
     ),
-    flag("--nested", "Extract archives in archives, one level deep."),
+    flag("--nested", "Extract archives inside archives, one level deep."),
     option(
         "--zip-encoding",
         "Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
@@ -163,7 +163,8 @@ _verification = options.stack(
     options.one_of(
         "--match",
         Match,
-        "Paths in records that match no file; auto: correct them if only one file is similar.",
+        "What to do with paths in records that match no file; auto: correct them if only one file "
+        "is similar.",
         Match.AUTO,
     ),
     options.one_of(

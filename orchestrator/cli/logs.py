@@ -30,7 +30,9 @@ def command(
     from orchestrator.display import log_output, terminal
 
     if follow and failed:
-        raise UsageError("failed tasks have ended; use --follow or --failed, not both")
+        raise UsageError(
+            "--follow and --failed cannot be combined, because failed tasks have ended; choose one"
+        )
     if run is not None and task is None and log_output.is_task(run):
         run, task = None, run
     if run and task and log_output.is_task(run) and not run.isdecimal():

@@ -305,7 +305,7 @@ def resume_lines(planned: Resumable) -> list[str]:
         lines.append(f"  downloading again (the archive was damaged): {', '.join(step.refetch)}")
     if step.cancel:
         lines.append(
-            f"  cancelling first (their dependency can never be met): {', '.join(step.cancel)}"
+            f"  cancelling first (their dependency is never satisfied): {', '.join(step.cancel)}"
         )
     if step.also_after:
         lines.append(f"  left running: {', '.join(step.also_after)}")

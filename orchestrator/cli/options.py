@@ -200,7 +200,7 @@ def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool
 
 as_json = flag("--json as_json", "Print one JSON object.", is_eager=True, callback=_errors_too)
 parsable = flag("--parsable", "Print only the id of the finalize job (the last of the run).")
-yes = flag("-y --yes", "Start without asking.")
+yes = flag("-y --yes", "Start without asking for confirmation.")
 wait = option(
     "--wait/--no-wait", "Wait until a run on Slurm has ended, and show its state.", default=False
 )

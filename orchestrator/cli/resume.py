@@ -32,7 +32,7 @@ _publishing = options.stack(
         (OnCollision.ERROR, OnCollision.KEEP_FIRST),
         "What to do if two archives contain different files with the same path.",
     ),
-    options.one_of("--match", Match, "Paths in records that match no file."),
+    options.one_of("--match", Match, "What to do with paths in records that match no file."),
     title="Changes to the launch's options",
 )
 

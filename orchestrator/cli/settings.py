@@ -66,7 +66,7 @@ def load(
     chosen = profile or env.get(f"{PREFIX}PROFILE") or _default_profile(read)
     known = [name for _, table in read for name in _profiles(table)]
     if chosen and chosen not in known:
-        near = f"there are: {', '.join(sorted(set(known)))}" if known else "there are none"
+        near = f"the profiles are: {', '.join(sorted(set(known)))}" if known else "there is none"
         places = ", ".join(map(str, files[:-1]))
         raise UsageError(f"no profile {chosen!r} in {places} or {files[-1]}; {near}")
     found: dict[str, Setting] = {}

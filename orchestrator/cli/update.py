@@ -1,4 +1,4 @@
-"""``update``: brings a published dataset to the newest state of its source."""
+"""``update``: updates a published dataset to the latest state of its source."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.cli.request_from_options import OutputMode
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
-@click.command(cls=options.Titled, short_help="Bring a dataset to the newest state of its source.")
+@click.command(cls=options.Titled, short_help="Update a dataset to the latest state of its source.")
 @click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
 @option("--revision", "Branch, tag or commit, or version.  [default: as at launch]")
 @flag("--dry-run", "Show what changed; change nothing.")

@@ -167,7 +167,7 @@ def describe(view: TaskView) -> str:
         return f"{name}{job} has not started; waiting: {_reason(view)}"
     if view.status.live:
         node = node_of(view)
-        return f"{name}{job} runs{f' on {node}' if node else ''}"
+        return f"{name}{job} is running{f' on {node}' if node else ''}"
     if view.status is TaskStatus.MISSING and view.problem is not None:
         return view.problem.message  # names the task itself
     return f"{name}{job} has ended: {view.problem.message if view.problem else view.status.value}"

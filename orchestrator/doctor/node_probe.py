@@ -175,7 +175,7 @@ def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
             False,
             f"{host} cannot be reached{way} ({type(error).__name__})",
             "set HTTPS_PROXY if your site has a proxy, choose a --download-partition with "
-            "internet, or use --download-on login; not needed for --local-path",
+            "internet access, or use --download-on login; not needed for --local-path",
         )
     if status >= 500 or status == 407:
         return CheckResult(

@@ -195,7 +195,7 @@ def _leftovers(folder: RunFolder, staging: Staging) -> str | None:
         return None
     data = _bytes_extracted(folder, staging.plan) if staging.data.is_dir() else 0
     size = units.size(filesystems.bytes_in(staging.archives) + data)
-    return f"{size} of its work are kept for `resume`; to delete them, run: rm -r {there}"
+    return f"its work ({size}) is kept for `resume`; to delete it, run: rm -r {there}"
 
 
 def _bytes_extracted(folder: RunFolder, plan: Plan) -> int:

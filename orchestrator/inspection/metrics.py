@@ -11,6 +11,7 @@ from statistics import median
 from jobs import model
 from jobs.errors import Cause
 from jobs.model import Outcome, SourceKind, Stage
+from orchestrator import units
 from orchestrator.inspection.state import OpenProblem, RunState, RunStatus, TaskStatus, TaskView
 
 SILENT_S = 90.0  # a task without a heartbeat for this long may hang
@@ -274,7 +275,7 @@ def _node(
     elif failed >= 2 and failed > done and len(rates) > 1:
         remark = f"{failed} of {failed + done} tasks failed here"
     elif silent := sum(silent_for(view, now) is not None for view in views):
-        remark = f"{silent} running {'task' if silent == 1 else 'tasks'} sent no heartbeat"
+        remark = f"no recent heartbeat from {units.plural(silent, 'running task')}"
     elif rate is not None and others and rate < _SLOW * median(others):
         remark = f"slow: {rate / median(others):.0%} of the other nodes' speed"
     return Node(

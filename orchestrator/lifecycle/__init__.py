@@ -2,7 +2,8 @@
 
 ``request`` is the user's request, ``planning`` makes a plan of it, ``preflight`` checks everything
 before anything is submitted, ``space`` checks the disk space, ``claim`` reserves the destination.
-``launching``, ``resuming``, ``updating`` and ``verifying`` are the commands; ``running`` continues
-a run, ``recovery`` finds unfinished work, ``amending`` changes the options of a resumed run,
-``submission`` submits a chain of jobs to an engine.
+``launching``, ``resuming`` (with cancel), ``updating`` and ``verifying`` are the commands;
+``recovery`` finds the unfinished work that a resume submits, ``amending`` changes the options of a
+resumed run, ``running`` submits to the engine and makes automatic retries, ``submission`` submits
+one chain of jobs.
 """

@@ -41,7 +41,7 @@ class Planned:
 
     @property
     def left(self) -> Planned | None:
-        """The work of an update, if it is less than the whole plan; otherwise None."""
+        """This plan, if it is an update that reuses some shards; None: everything is to be done."""
         return self if self.carry else None
 
     @property
@@ -71,8 +71,9 @@ class Planned:
     def tasks(self) -> int:
         """The maximum number of extract tasks; on this machine no more than run at a time.
 
-        Starting a task takes longer than extracting a small archive. With a limit the download task
-        extracts everything, and one task is enough for what could not be extracted.
+        Starting a task takes longer than extracting a small archive. Under a limit on stored
+        archives the download task extracts everything, and one task is enough for the parts that it
+        could not extract.
         """
         if self.temp_limit is not None:
             return 1
@@ -82,7 +83,7 @@ class Planned:
 
     @property
     def download_tasks(self) -> int:
-        """The maximum number of download tasks; with a limit one knows what is stored."""
+        """The maximum number of download tasks; under a limit a single one knows what is stored."""
         limited = self.is_local or self.temp_limit is not None
         return 1 if limited else self.request.download_tasks
 

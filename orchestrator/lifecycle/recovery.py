@@ -14,7 +14,7 @@ from orchestrator.lifecycle import planning
 # A damaged archive is downloaded again; downloading does not help if members are refused.
 _REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
 
-# Retryable, but only after a person has acted: for example by freeing space.
+# Retryable, but not automatically: a person has to act first, for example by freeing space.
 _NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.LIMIT, Cause.CANCELLED})
 
 
@@ -25,7 +25,7 @@ class Recovery:
     tasks: tuple[Task, ...] = ()
     resources: Mapping[str, Resources] | None = None  # by stage
     refetch: tuple[str, ...] = ()  # shards whose archives are downloaded again
-    cancel: tuple[str, ...] = ()  # jobs to cancel first: their dependencies can never be met
+    cancel: tuple[str, ...] = ()  # jobs to cancel first: their dependencies can never be satisfied
     also_after: tuple[str, ...] = ()  # running jobs that the new finalize job waits for
     downloads: tuple[str, ...] = ()  # those of them that download what the new array extracts
     notes: tuple[str, ...] = ()  # what is different from the last attempt, and why
@@ -65,13 +65,13 @@ def recover(
     wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
     temp_limit = temp_limit or state.submissions[-1].temp_limit
     if temp_limit is not None:
-        # The download task extracts all of them, and knows by that what may be deleted.
+        # The download task extracts all of them, because it has to know what may be deleted.
         wanted |= {shard_of(part_id) for part_id in state.parts_left}
     shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
     # If a shard's bytes have changed, the download removes the manifests of all its parts.
     left = {*state.parts_left, *_parts_of(state, refetch)} - taken
     if temp_limit is not None and any(view.stage is Stage.DOWNLOAD for view in working):
-        # One process alone can know what is stored: these wait for the resume after it.
+        # Only one process can know what is stored: these shards wait for the resume after it.
         left -= _parts_of(state, shards)
         shards, refetch = [], ()
     finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
@@ -218,7 +218,7 @@ def _changes(stage: Stage, before: Resources, after: Resources) -> list[str]:
             "time limit"
         )
     if after.exclude != before.exclude:
-        lines.append(f"{stage.value}: without {after.exclude}, where a node failed")
+        lines.append(f"{stage.value}: excludes {after.exclude}, because a node failed")
     if after.sbatch_args != before.sbatch_args:
         lines.append(
             f"{stage.value}: {after.sbatch_args[-1]}, because a limit of the shell was reached"

@@ -113,7 +113,9 @@ def check_layout(layout: Layout) -> None:
                 f"{'data/prompts.jsonl' if option == '--records-file' else 'data/images'}"
             )
     if layout.image_field is not None and not layout.image_field.isprintable():
-        raise UsageError(f"--image-field {quoted(layout.image_field)} contains a control character")
+        raise UsageError(
+            f"--image-field {quoted(layout.image_field)} contains a control character; remove it"
+        )
 
 
 def _check_packing(options: Options) -> None:

@@ -153,7 +153,7 @@ def _check_idle(folder: RunFolder, state: RunState) -> None:
 
 
 def _is_elsewhere(state: RunState) -> bool:
-    """Whether the run's dataset was published, and is at its destination no more."""
+    """Whether the run's dataset was published, but is no longer at its destination."""
     return state.status is RunStatus.DONE and evidence.is_missing(Staging(state.plan))
 
 
@@ -186,8 +186,8 @@ def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
         raise EngineError(
             f"jobs {', '.join(tied)} of the run are in the queue of cluster {last.cluster}, but "
             f"this shell submits to cluster {cluster}, where no job can depend on them; run "
-            "`resume` where the first cluster responds, or run first: websight-orchestrate "
-            f"cancel {state.plan.run_id}"
+            "`resume` where the first cluster responds, or cancel them first: "
+            f"websight-orchestrate cancel {state.plan.run_id}"
         )
     note = f"to cluster {cluster}; attempt {last.number} was on cluster {last.cluster}"
     return replace(step, notes=(*step.notes, note))

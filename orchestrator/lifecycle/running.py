@@ -1,4 +1,4 @@
-"""Submits to engines, and continues a run if its engine is in this process."""
+"""Submits to engines, waits for the local engine, and makes automatic retries."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _why_held(held: Claim) -> str | None:
     try:
         state = state_of(other)
     except OrchestrateError as error:
-        return f"cannot determine whether it is still running ({error.message})"
+        return f"it is unknown whether it is still running ({error.message})"
     if state.status is RunStatus.PLANNED and held.maker.alive:
         return "it is being launched at this moment"
     return _HELD[state.status].format(run=other.path) if state.status in _HELD else None

@@ -181,7 +181,8 @@ def _source(old: Plan, private: Mapping[str, str], revision: str | None) -> Sour
     ref, options = old.source, old.options
     if revision is not None and ref.kind not in (SourceKind.HUB, SourceKind.DOI):
         raise UsageError(
-            f"--revision {revision}: the dataset came from {ref.locator}, which has no revisions"
+            f"--revision {revision}: the dataset came from {ref.locator}, which has no revisions; "
+            "omit this option"
         )
     _check_endpoint(ref)
     locators: tuple[str, ...] = (ref.locator,)

@@ -376,19 +376,19 @@ ODD = [
         "CRLF",
         changed(lambda a, b: set_records(b, (b.records or b"").replace(b"\n", b"\r\n"))),
         {},
-        "4 lines end in CRLF",
+        "lines that end in CRLF: 4",
     ),
     (
         "blank lines",
         changed(lambda a, b: set_records(b, b"\n" + (b.records or b"") + b" \n")),
         {},
-        "2 lines blank",
+        "blank lines: 2",
     ),
     (
         "no last newline",
         changed(lambda a, b: set_records(a, (a.records or b"").rstrip(b"\n"))),
         {},
-        "! 1 records file has no line end after its last line: shard-0000.tar",
+        "! 1 records file does not end with a newline: shard-0000.tar",
     ),
     (
         "a wrong extension",
@@ -406,7 +406,7 @@ ODD = [
             )
         ),
         {},
-        "differ in case or Unicode form only",
+        "differ only in case or Unicode form",
     ),
     (
         "the same file in two shards",

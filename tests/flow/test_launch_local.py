@@ -565,10 +565,10 @@ def test_a_cancelled_run_says_how_much_is_left_where_and_how_to_abandon_it(
     places += [tmp_path / "my temp" / run.name] if outside else []
     reported = cli.status()["remark"]
     remedy = f"rm -r {shlex.join(map(str, places))}"
-    assert "kB of its work are kept for `resume`" in reported
-    assert reported.endswith(f"to delete them, run: {remedy}")
+    assert "kB) is kept for `resume`" in reported
+    assert reported.endswith(f"to delete it, run: {remedy}")
     assert remedy in said
-    assert "to delete them" in " ".join(cli.run("status", rc=1).out.split())
+    assert "to delete it" in " ".join(cli.run("status", rc=1).out.split())
     web.faults.clear()
     for place in places:
         shutil.rmtree(place)

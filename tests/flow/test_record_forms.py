@@ -375,7 +375,7 @@ def test_one_list_with_other_bytes_in_two_shards_is_refused_with_the_option_that
         shard(None, NAMES[2:], {"metadata.jsonl": metadata(NAMES[2:])}),
     ]
     text = refused(tmp_path, shards)
-    assert "'metadata.jsonl' differs from that of another shard" in text
+    assert "'metadata.jsonl' has different content in another shard" in text
     assert "to merge both, launch with --records-file metadata.jsonl" in text
 
 

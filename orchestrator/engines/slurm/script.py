@@ -150,7 +150,7 @@ def parameters(
     waits += [f"afterany:{after_array}"] if after_array is not None else []
     if waits:
         additional["dependency"] = ",".join(waits)
-        # Otherwise jobs with an afterok that can never be met, and finalize, would wait forever.
+        # Otherwise jobs whose afterok can never be satisfied, and finalize, would wait forever.
         additional["kill-on-invalid-dep"] = "yes"
     return {
         "job_name": spec.name,

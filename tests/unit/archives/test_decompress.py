@@ -79,7 +79,9 @@ def test_a_large_window_is_filled_only_where_the_archive_is_large() -> None:
 def test_a_window_that_is_too_large_is_reported_with_the_command_that_inflates_it() -> None:
     error = refusal(Format.TAR_ZST, zst_with_window(b"x" * (70 << 20), 31))
     assert error.cause is Cause.UNSUPPORTED
-    assert "needs a window of 2048 MiB for decompression, and 64 MiB are allowed" in error.message
+    assert (
+        "needs a window of 2048 MiB for decompression, but only 64 MiB are allowed" in error.message
+    )
     assert (
         "decompress it yourself (`zstd -d --long=31`) and launch with --local-path" in error.message
     )

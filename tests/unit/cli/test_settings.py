@@ -115,7 +115,7 @@ def test_a_default_profile_and_one_by_option(home: Path) -> None:
     home.write_text('profile = "a"\n[profiles.a]\ntasks = 1\n[profiles.b]\ntasks = 2\n')
     assert "'tasks': 1" in _run("launch").output
     assert "'tasks': 2" in _run("--profile", "b", "launch").output
-    with pytest.raises(UsageError, match="there are: a, b"):
+    with pytest.raises(UsageError, match="the profiles are: a, b"):
         _run("--profile", "c", "launch")
 
 

@@ -213,7 +213,7 @@ def test_paths_that_differ_in_case_only_are_reported(run: PartRun) -> None:
         [file("Ähre", b"1"), file("ähre", b"2"), file("C", b""), file("c", b"")]
     )
     assert len(run.tree()) == 4
-    assert summary.warnings[0].startswith("2 paths differ from another in case only")
+    assert summary.warnings[0].startswith("2 paths differ from another only in case")
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\nb", ""])

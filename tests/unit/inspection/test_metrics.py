@@ -97,7 +97,7 @@ def test_a_node_that_failed_and_one_that_is_silent_are_named() -> None:
         .beat(Stage.EXTRACT, 1, age_s=300)
     )
     remarks = {node.name: node.remark for node in metrics.nodes(run.state(), runs.NOW)}
-    assert remarks == {"n1": "failed", "n2": "1 running task sent no heartbeat"}
+    assert remarks == {"n1": "failed", "n2": "no recent heartbeat from 1 running task"}
 
 
 def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
