@@ -211,6 +211,13 @@ def from_os_error(error: OSError, *, doing: str) -> StorageError:
     return StorageError(f"{doing}: {fact}", cause=cause)
 
 
+def with_space_freed(error: StorageError, then: str) -> StorageError:
+    """``error`` with what to do if the disk or the quota is full, before ``then``."""
+    if error.cause not in (Cause.DISK_FULL, Cause.QUOTA):
+        return error
+    return StorageError(f"{error.message}; free some space, then {then}", cause=error.cause)
+
+
 def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:
     """An unexpected exception as an ``OrchestrateError``; ``doing`` says what failed.
 

@@ -128,7 +128,10 @@ def _why_missing(path: Path) -> str:
             f"{RECEIPT} is withdrawn: damage was found, and run {run_id} has not repaired it "
             f"yet; run `websight-orchestrate resume {run_id}` to finish the repair"
         )
-    return f"{RECEIPT} is missing: the dataset was not published completely, or not by this tool"
+    return (
+        f"{RECEIPT} is missing: the dataset was not published completely (`status` shows why, and "
+        "`resume` continues), or not by this tool"
+    )
 
 
 def _manifest_fault(path: Path, receipt: Receipt) -> str | None:

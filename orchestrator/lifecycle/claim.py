@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import ClaimedError, from_os_error
+from jobs.errors import ClaimedError, from_os_error, with_space_freed
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
@@ -80,7 +80,8 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
             if _take_over(staging, held, mine, pause):
                 return mine
     except OSError as error:
-        raise from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}") from error
+        ours = from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}")
+        raise with_space_freed(ours, "try again") from error
     raise ClaimedError(
         f"{staging.dest} is being claimed by several runs at once; try again in a minute"
     )

@@ -1,7 +1,9 @@
-"""A task run by its one entry: what its result says of the process and its children."""
+"""A task run by its one entry: what its result says of the process, its children, its error."""
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from examples.samples import make_dataset, pack_one
 from jobs import worker
 from jobs.model import Options, Outcome, Plan, Stage
+from jobs.problems import as_problem
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -49,3 +52,17 @@ def test_several_download_tasks_share_connections_and_rate(
     monkeypatch.setattr("jobs.download.stage.run_download", downloading)
     worker.run_task(str(run.folder.path), "download", 2, 1)
     assert [(each.connections, each.max_rate) for each in seen] == [(2, 2_000_000)]
+
+
+@pytest.mark.parametrize(
+    ("number", "step"),
+    [
+        (errno.ENOSPC, "no space left; free some space, then run `resume`"),
+        (errno.EDQUOT, "over quota; free some space, then run `resume`"),
+        (errno.EIO, "input/output error"),
+    ],
+)
+def test_a_full_disk_comes_with_what_to_do(number: int, step: str) -> None:
+    problem = as_problem(OSError(number, os.strerror(number)), doing="finalize task 0")
+    assert problem.message.startswith("finalize task 0: ")
+    assert problem.message.endswith(step)

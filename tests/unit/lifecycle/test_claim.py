@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import multiprocessing.synchronize
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,3 +147,12 @@ def test_of_several_at_once_one_wins_fifty_times_over(tmp_path: Path, occupied: 
         assert held is not None
         assert winners == [held.run_id]
         assert names(dest) == ["claim.json"]
+
+
+def test_a_full_disk_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, mine: Claim) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(claim, "_create", full)
+    with pytest.raises(StorageError, match="no space left; free some space, then try again"):
+        take(tmp_path / "data", "run-a")
