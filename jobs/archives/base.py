@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from jobs.errors import ArchiveError, Cause, TooLargeError
 from jobs.formats import magic
-from jobs.model import Options, Part
+from jobs.model import Options, Part, Shard
 from jobs.storage.safe_paths import quoted, text_of
 
 
@@ -148,6 +148,11 @@ def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
         shard=error.shard,
         member=text_of(member)[0],
     )
+
+
+def label_of(shard: Shard) -> str:
+    """The name of a shard's archive in messages, which put no quotes around it."""
+    return quoted(shard.name)[1:-1]
 
 
 def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:

@@ -11,12 +11,12 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives import detect
-from jobs.archives.base import Archive
+from jobs.archives.base import Archive, label_of
 from jobs.archives.registry import member_index, open_archive
 from jobs.errors import ArchiveError, Cause
 from jobs.formats import magic
 from jobs.model import Fetched, Part, Plan, Shard, ShardKind, SourceFile
-from jobs.storage.safe_paths import quoted, text_of
+from jobs.storage.safe_paths import text_of
 
 # A piece of a split archive: the joined archive's name, and a mark (see jobs.sources.families).
 _PIECE = re.compile(
@@ -116,7 +116,7 @@ def opened(
 
 def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     """``error`` with a remedy, if the nested archive cannot be read."""
-    own = error.message.startswith(quoted(shard.name)[1:-1])
+    own = error.message.startswith(label_of(shard))
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
     return type(error)(

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Member, MemberKind, check_no_archive
+from jobs.archives.base import Member, MemberKind, check_no_archive, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.errors import Cause, SourceError, from_os_error
@@ -91,7 +91,7 @@ class CompressedFile:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = quoted(shard.name)[1:-1]
+        self._archive = label_of(shard)
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self._name = magic.decompressed_name(shard.name).encode("utf-8", "surrogateescape")
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jobs.archives.base import Archive, Member, MemberKind, unsupported
+from jobs.archives.base import Archive, Member, MemberKind, label_of, unsupported
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.member_names import normalized
 from jobs.formats import json_text
@@ -100,7 +100,7 @@ class Samples:
 
     def __init__(self, archive: Archive, shard: Shard, options: Options, temporary: Path) -> None:
         self._archive = archive
-        self._label = quoted(shard.name)[1:-1]
+        self._label = label_of(shard)
         self._layout = options.layout
         self._strip = options.strip_components or 0
         self._temporary = temporary

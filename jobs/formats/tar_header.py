@@ -123,10 +123,10 @@ def pax_records(data: bytes) -> list[tuple[bytes, bytes]]:
     return records
 
 
-def pax_number(value: bytes, what: str) -> float:
-    """A pax decimal; an integer if it has no fraction."""
+def pax_time(value: bytes) -> float:
+    """A pax time in seconds; an integer if it has no fraction."""
     if not _DECIMAL.fullmatch(value):
-        raise HeaderError(f"a pax {what} is not a number")
+        raise HeaderError("a pax time is not a number")
     return float(value) if b"." in value else int(value)
 
 

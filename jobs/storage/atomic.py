@@ -107,12 +107,12 @@ def _temporary(path: Path, data: bytes, *, mode: int) -> Path:
     return temporary
 
 
-def write_bytes(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace ``path`` with ``data``; after a crash it has the old or the new content.
 
     ``durable=False`` omits the folder's fsync, for heartbeats, which are not needed after a crash.
     """
-    temporary = _temporary(path, data, mode=mode)
+    temporary = _temporary(path, data, mode=0o600)
     try:
         temporary.replace(path)
     except BaseException:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.archives.base import Member, MemberKind, damaged, unsupported
+from jobs.archives.base import Member, MemberKind, damaged, label_of, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
@@ -50,7 +50,7 @@ class ParquetArchive:
     top: str | None = None
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, temporary: Path) -> None:
-        self._archive = quoted(shard.name)[1:-1]
+        self._archive = label_of(shard)
         self._shard = shard
         self._options = options
         self._temporary = temporary

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
-from jobs.archives.base import Member, MemberKind, TopChanged
+from jobs.archives.base import Member, MemberKind, TopChanged, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
@@ -31,7 +32,7 @@ class TarArchive:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = quoted(shard.name)[1:-1]
+        self._archive = label_of(shard)
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
         self._superseded = frozenset(fetched.superseded)
         self._final = bool(fetched.cuts)
@@ -177,28 +178,24 @@ class TarArchive:
 
     def _top_of_head(self) -> str | None:
         seen = TopFolder(self._options)
-        try:
-            with self._reader(headers_only=True) as reader:
-                for member in reader.members():
-                    seen.see(member.name, member.kind)
-                    if seen.settled or reader.header_offset > _HEAD:
-                        break
-        except ArchiveError:
-            pass  # reading the members reports it
+        for member in self._head():
+            seen.see(member.name, member.kind)
+            if seen.settled:
+                break
         return seen.top
 
     def first_names(self, most: int) -> list[bytes]:
         """Names of its first files, as far as they are in its head."""
-        names: list[bytes] = []
-        try:
-            with self._reader(headers_only=True) as reader:
-                for member in reader.members():
-                    names += [member.name] if member.kind is MemberKind.FILE else []
-                    if len(names) == most or reader.header_offset > _HEAD:
-                        break
-        except ArchiveError:
-            pass  # reading the members reports it
-        return names
+        files = (member.name for member in self._head() if member.kind is MemberKind.FILE)
+        return list(islice(files, most))
+
+    def _head(self) -> Iterator[Member]:
+        """The members of the head, without content; an error ends it."""
+        with suppress(ArchiveError), self._reader(headers_only=True) as reader:  # reported later
+            for member in reader.members():
+                yield member
+                if reader.header_offset > _HEAD:
+                    return
 
     def build_index(self) -> MemberIndex:
         """The member index of the archive with one part."""

@@ -305,7 +305,7 @@ class TarReader:
         name = pax.get(b"path") or extra.long_name or header.name
         self._name = name = pax.get(b"GNU.sparse.name") or name
         target = pax.get(b"linkpath") or extra.long_target or header.target
-        mtime = tar_header.pax_number(pax[b"mtime"], "time") if pax.get(b"mtime") else header.mtime
+        mtime = tar_header.pax_time(pax[b"mtime"]) if pax.get(b"mtime") else header.mtime
         kind = header.kind
         if kind in _REFUSED:
             raise unsafe(self._archive, name, f"is {_REFUSED[kind]}")

@@ -56,7 +56,7 @@ def _pax_time(data: bytes) -> float | None:
     mtime: float | None = None
     for key, value in tar_header.pax_records(data):
         if key == b"mtime" and mtime is None and value[:1].isdigit():
-            mtime = tar_header.pax_number(value, "time")
+            mtime = tar_header.pax_time(value)
         elif key not in _NEUTRAL:
             return None
     return mtime

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from isal import isal_zlib
 from msgspec import Struct, structs
 
-from jobs.archives.base import Member, MemberKind, TopChanged
+from jobs.archives.base import Member, MemberKind, TopChanged, label_of
 from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder
@@ -101,7 +101,7 @@ class TarStream:
     ) -> None:
         self._shard = shard
         self._options = options
-        self._archive = quoted(shard.name)[1:-1]
+        self._archive = label_of(shard)
         size = shard.size
         self._size = _UNKNOWN if size is None else max(size, 1)
         self._limits = Limits.of(self._archive, self._size, options)

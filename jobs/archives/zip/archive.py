@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property
 
-from jobs.archives.base import Member, MemberKind, damaged, unsupported, with_member
+from jobs.archives.base import Member, MemberKind, damaged, label_of, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import normalized
 from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
@@ -24,7 +24,7 @@ from jobs.archives.zip.entry import (
 from jobs.errors import ArchiveError
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.runtime.process import cores
-from jobs.storage.safe_paths import quoted, unsafe
+from jobs.storage.safe_paths import unsafe
 
 _BLOCK = 1 << 20  # bytes
 _SMALL = 4 << 20  # bytes; a member up to this size is read in one piece
@@ -38,7 +38,7 @@ class ZipArchive:
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
         self._options = options
-        self._archive = quoted(shard.name)[1:-1]
+        self._archive = label_of(shard)
         self._ahead = _AHEAD
         self._window = (0, b"")  # what was read last, with its offset
 

@@ -89,9 +89,9 @@ def partitions(at: str | None = None) -> list[Partition]:
     return found
 
 
-def default_mem_mb(cpus: int, at: str | None = None) -> int | None:
+def default_mem_mb(cpus: int) -> int | None:
     """The default memory in MiB of a job with ``cpus`` cores; None: not limited."""
-    found = _DEFAULT_MEM.search(client.control_text("show", "config", at=at))
+    found = _DEFAULT_MEM.search(client.control_text("show", "config"))
     if found is None:
         return None
     return int(found[2]) * (cpus if found[1] == "CPU" else 1)

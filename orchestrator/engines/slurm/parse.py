@@ -212,24 +212,14 @@ def queue_rows(text: str) -> Iterator[JobRow]:
     """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
     header = tuple(QUEUE_HEADER.values())
     for row in _records(text, "squeue", header, "COMMAND"):
-        places, name = _places_and_name(row["COMMAND"])
-        times = (row["SUBMIT_TIME"], row["START_TIME"], row["END_TIME"])
-        submit, start, end = map(parse_time, times)
-        task = _task(
-            row["STATE"],
-            reason=row["REASON"],
-            node=row["NODELIST"],
-            code=_exit_code(row["EXIT_CODE"]),
-            times=(submit, start, end),
-            name=name,
-        )
-        task = replace(task, restarts=_int(row["RESTART_COUNT"]))
+        job = _job([row[name] for name in _IN_QUEUE])
+        task = replace(job.task, restarts=_int(row["RESTART_COUNT"]))
         if task.raw == "COMPLETING" and task.restarts:
             # A requeued job has this state until its nodes are free, with the start of its last
             # run.
             task = replace(task, started=None)
         for each in expand(row["JOBID"]):
-            yield JobRow(each, name, task, places)
+            yield replace(job, job_id=each, task=task)
 
 
 def account_rows(text: str) -> Iterator[JobRow]:
@@ -246,21 +236,29 @@ def account_rows(text: str) -> Iterator[JobRow]:
             if owner in rows:
                 rows[owner] = _with_peak(rows[owner], parse_bytes(record["MaxRSS"]))
             continue
-        places, name = _places_and_name(record["WorkDir"])
-        submit, start, end = (parse_time(record[word]) for word in ("Submit", "Start", "End"))
-        task = _task(
-            record["State"],
-            reason=record["Reason"],
-            node=record["NodeList"],
-            code=_exit_code(record["ExitCode"]),
-            times=(submit, start, end),
-            name=name,
-        )
-        row = JobRow(job_id, name, replace(task, cpu_s=parse_cpu(record["TotalCPU"])), places)
+        job = _job([record[name] for name in _IN_ACCOUNTS])
+        task = replace(job.task, cpu_s=parse_cpu(record["TotalCPU"]))
         for each in expand(job_id):
             if each == job_id or each not in rows:
-                rows[each] = replace(row, job_id=each)
+                rows[each] = replace(job, job_id=each, task=task)
     yield from rows.values()
+
+
+# The columns that both commands have, in one order.
+_IN_QUEUE = (
+    *("STATE", "REASON", "NODELIST", "EXIT_CODE"),
+    *("SUBMIT_TIME", "START_TIME", "END_TIME", "COMMAND"),
+)
+_IN_ACCOUNTS = ("State", "Reason", "NodeList", "ExitCode", "Submit", "Start", "End", "WorkDir")
+
+
+def _job(values: Sequence[str]) -> JobRow:
+    """A job without its id, from these columns."""
+    state, reason, node, code, submit, start, end, rest = values
+    places, name = _places_and_name(rest)
+    times = (parse_time(submit), parse_time(start), parse_time(end))
+    task = _task(state, reason=reason, node=node, code=_exit_code(code), times=times, name=name)
+    return JobRow("", name, task, places)
 
 
 def _exit_code(text: str) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.formats.tar_header import HeaderError, number, parse, pax_number, pax_records, pax_size
+from jobs.formats.tar_header import HeaderError, number, parse, pax_records, pax_size, pax_time
 from tests.support.archives.rawtar import base256, header
 
 
@@ -106,12 +106,12 @@ def test_a_wrong_pax_record_is_damage(data: bytes) -> None:
         pax_records(data)
 
 
-def test_pax_numbers_are_plain_decimals() -> None:
-    assert (pax_number(b"12", "time"), pax_number(b"-1.5", "time")) == (12, -1.5)
+def test_pax_times_are_plain_decimals() -> None:
+    assert (pax_time(b"12"), pax_time(b"-1.5")) == (12, -1.5)
     assert pax_size(b"0012") == 12
     for wrong in (b"", b"1e3", b"0x1", b"--1", b" 1", b"1" * 30):
         with pytest.raises(HeaderError):
-            pax_number(wrong, "time")
+            pax_time(wrong)
     for wrong in (b"", b"-1", b"1.0", b"1" * 30):
         with pytest.raises(HeaderError):
             pax_size(wrong)
