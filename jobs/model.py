@@ -382,6 +382,7 @@ class Carried(Struct, frozen=True):
 
     dataset: str  # absolute path
     records: RecordsRange | None = None  # None: the shard has none
+    parts: tuple[int, ...] | None = None  # indices of the parts that do; None: all
 
 
 class Fetched(Struct, frozen=True):

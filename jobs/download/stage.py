@@ -226,7 +226,7 @@ class _Downloads:
 
         The archive of a completely extracted shard may have been deleted to free space.
         """
-        if fetched.carried is not None:
+        if fetched.carried is not None and fetched.carried.parts is None:
             return _bytes_of(fetched)  # its files come from the published dataset
         if not fetched.in_place and self._space.is_extracted(shard):
             return _bytes_of(fetched)

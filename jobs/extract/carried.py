@@ -1,9 +1,10 @@
 """Carries a part of an unchanged shard over from the published dataset.
 
-Each file is read once and compared with the part's manifest of the earlier run, and then linked
-into the data folder (a hard link, which writes no data), or copied if the file system has no hard
-links. The published dataset is not changed: extraction never writes into a file with two links
-(``jobs.outputs.files.open_place``).
+Each file is read once and compared with the part's manifest of the earlier run. It is linked into
+the data folder (a hard link, which writes no data), or copied if the file system has no hard
+links. If files are packed, members are copied from the published tars, zips or image into the
+part's container, to the offsets that they had in it before. The published dataset is not changed:
+extraction never writes into a file with two links (``jobs.outputs.files.open_place``).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from msgspec import structs
@@ -22,12 +23,20 @@ from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
+from jobs.outputs.container import Container
 from jobs.outputs.files import mode_of, own_write_error, write_file
+from jobs.outputs.published_members import PublishedMembers
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
-from jobs.storage.manifest import ManifestWriter, read_manifest, read_summary
+from jobs.storage.manifest import (
+    CarriedEntry,
+    ManifestWriter,
+    read_carried,
+    read_manifest,
+    read_summary,
+)
 from jobs.storage.safe_paths import Folders, quoted
-from jobs.storage.staging import MANIFEST, RECEIPT, SUMS, Staging
+from jobs.storage.staging import Staging, own_names
 
 _CHUNK = 1 << 20  # bytes
 # No hard links here; protected_hardlinks forbids those to files of other users.
@@ -44,12 +53,10 @@ def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSumma
     shard has to be downloaded. Raises ``StorageError`` and ``Stopped`` as extraction does.
     """
     path = work.folder.manifest(work.part)
+    carrier = _PackedCarrier if work.plan.options.packs else _FileCarrier
     try:
-        with (
-            closing(atomic.FileSystem(Staging(work.plan).data)) as file_system,
-            ManifestWriter(path) as manifest,
-        ):
-            return _Carrier(work, carried, progress, manifest).run(file_system)
+        with ManifestWriter(path) as manifest:
+            return carrier(work, carried, progress, manifest).run()
     except OSError as error:
         raise own_write_error(error, path) from error
 
@@ -64,87 +71,49 @@ class _Carrier:
         self._manifest = manifest
         self._options = work.plan.options
         self._staging = Staging(work.plan)
-        self._folders = Folders(self._staging.data, archive=work.shard.name)
         # The archives had files at these paths, where finalize writes its own.
-        self._replaced = {RECEIPT, MANIFEST, SUMS.get(self._options.digest)}
-        if self._options.layout.has_records:
-            self._replaced.add(self._options.layout.records)
+        self._replaced = own_names(self._options)
+        self._before = work.folder.carried(work.part)  # the manifest of the earlier run
 
-    def run(self, file_system: atomic.FileSystem) -> PartSummary:
-        before = self._work.folder.carried(self._work.part)
-        summary = structs.replace(read_summary(before), part=self._work.part.id)
-        for entry in read_manifest(before):
-            if entry.path not in self._replaced:
-                self._take(entry)
-            self._manifest.add(entry)
-            self._progress.add(files=1)
+    def run(self) -> PartSummary:
+        summary = structs.replace(read_summary(self._before), part=self._work.part.id)
+        self._take_files(summary)
         self._take_records(summary)
-        file_system.sync()  # the manifest must survive a crash of the node
         self._manifest.finish(summary)
         return summary
 
-    # Files ----------------------------------------------------------------------------------
+    def _take_files(self, summary: PartSummary) -> None:
+        """Take each file that is published, and add all lines to the manifest."""
+        raise NotImplementedError
 
-    def _take(self, entry: Entry) -> None:
-        path = path_of(entry)
-        source = os.fsencode(self._carried.dataset) + b"/" + path
-        try:
-            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._differs(entry, error.strerror or type(error).__name__) from error
-        try:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise self._differs(entry, "it is not a regular file")
-            self._compare(entry, fd)
-            try:
-                self._put(source, fd, status, self._folders.place(path))
-            except OSError as error:
-                raise own_write_error(error, self._staging.data / os.fsdecode(path)) from error
-        finally:
-            os.close(fd)
+    def _note(self, entry: Entry) -> None:
+        self._manifest.add(entry)
+        self._progress.add(files=1)
 
-    def _compare(self, entry: Entry, fd: int) -> None:
+    def _compared(self, entry: Entry, chunks: Iterable[memoryview]) -> Iterator[memoryview]:
+        """The same chunks; raises ``ArchiveError`` where they differ from the entry."""
         sums = digest.Sums(self._options.digest)
         try:
-            for chunk in _chunks(fd):
+            for chunk in chunks:
                 self._progress.check()
                 self._progress.add(bytes=len(chunk))
                 sums.update(chunk)
+                yield chunk
         except OSError as error:
             raise self._differs(entry, error.strerror or type(error).__name__) from error
+        except ValueError as error:
+            raise self._differs(entry, str(error)) from error
         if sums.size != entry.size:
             raise self._differs(entry, f"{sums.size} bytes, not {entry.size}")
         if (sums.crc32, sums.digest) != (entry.crc32, entry.digest):
             raise self._differs(entry, "different content")
 
-    def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
-        """Link or copy the file to ``place``, replacing a file of an earlier attempt."""
-        try:
-            try:
-                os.link(source, place, follow_symlinks=False)
-            except FileExistsError:
-                there = os.lstat(place)
-                if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
-                    return
-                os.unlink(place)  # noqa: PTH108  # paths are bytes here
-                os.link(source, place, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_LINK:
-                raise
-            os.lseek(fd, 0, os.SEEK_SET)
-            times = self._options.preserve_times
-            write_file(
-                place,
-                mode_of(status.st_mode),
-                _chunks(fd),
-                status.st_mtime_ns if times else None,
-            )
-
     def _differs(self, entry: Entry, why: str) -> ArchiveError:
+        packed = isinstance(entry, CarriedEntry) and entry.shard
         return ArchiveError(
-            f"{self._work.shard.name}: {quoted(path_of(entry))} in the published dataset does not "
-            f"match its manifest ({why}), so the shard is downloaded again",
+            f"{self._work.shard.name}: {quoted(path_of(entry))} in "
+            f"{quoted(packed) if packed else 'the published dataset'} does not match its "
+            f"manifest ({why}), so the shard is downloaded again",
             cause=Cause.CHANGED,
             member=entry.path,
         )
@@ -185,6 +154,97 @@ class _Carrier:
                 "started, so the shard is downloaded again",
                 cause=Cause.CHANGED,
             )
+
+
+class _FileCarrier(_Carrier):
+    """Links or copies files."""
+
+    def _take_files(self, summary: PartSummary) -> None:
+        folders = Folders(self._staging.data, archive=self._work.shard.name)
+        with closing(atomic.FileSystem(self._staging.data)) as file_system:
+            for entry in read_manifest(self._before):
+                if entry.path not in self._replaced:
+                    self._take(entry, folders)
+                self._note(entry)
+            file_system.sync()  # the manifest must survive a crash of the node
+
+    def _take(self, entry: Entry, folders: Folders) -> None:
+        path = path_of(entry)
+        source = os.fsencode(self._carried.dataset) + b"/" + path
+        try:
+            fd = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._differs(entry, error.strerror or type(error).__name__) from error
+        try:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise self._differs(entry, "it is not a regular file")
+            for _ in self._compared(entry, _chunks(fd)):
+                pass
+            try:
+                self._put(source, fd, status, folders.place(path))
+            except OSError as error:
+                raise own_write_error(error, self._staging.data / os.fsdecode(path)) from error
+        finally:
+            os.close(fd)
+
+    def _put(self, source: bytes, fd: int, status: os.stat_result, place: bytes) -> None:
+        """Link or copy the file to ``place``, replacing a file of an earlier attempt."""
+        try:
+            try:
+                os.link(source, place, follow_symlinks=False)
+            except FileExistsError:
+                there = os.lstat(place)
+                if (there.st_dev, there.st_ino) == (status.st_dev, status.st_ino):
+                    return
+                os.unlink(place)  # noqa: PTH108  # paths are bytes here
+                os.link(source, place, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINK:
+                raise
+            os.lseek(fd, 0, os.SEEK_SET)
+            times = self._options.preserve_times
+            write_file(
+                place,
+                mode_of(status.st_mode),
+                _chunks(fd),
+                status.st_mtime_ns if times else None,
+            )
+
+
+class _PackedCarrier(_Carrier):
+    """Copies members into a container with the same offsets as before.
+
+    Another attempt that extracts the part writes the same bytes to the same offsets. As in an
+    extraction, the container is not made durable.
+    """
+
+    def _take_files(self, summary: PartSummary) -> None:
+        path = self._staging.container(self._work.part)
+        with ExitStack() as stack:
+            try:
+                container = Container(path)
+                stack.callback(container.close)
+                published = stack.enter_context(PublishedMembers(Path(self._carried.dataset)))
+                for entry in read_carried(self._before):
+                    if entry.offset is not None and entry.path not in self._replaced:
+                        container.go_on_at(entry.offset)
+                        container.append(self._content(entry, published))
+                    self._note(_without_place(entry))
+                assert summary.container is not None
+                container.go_on_at(summary.container)
+                container.finish()
+            except OSError as error:
+                raise own_write_error(error, path) from error
+
+    def _content(self, entry: CarriedEntry, published: PublishedMembers) -> Iterator[memoryview]:
+        if entry.shard is None:
+            raise self._differs(entry, "it is not found there")
+        return self._compared(entry, published.content(entry))
+
+
+def _without_place(entry: CarriedEntry) -> Entry:
+    return Entry(*(getattr(entry, name) for name in Entry.__struct_fields__))
 
 
 def _chunks(fd: int, size: int | None = None) -> Iterator[memoryview]:

@@ -46,8 +46,9 @@ class PartExtractor:
         work: PartJob | None = None
         try:
             work = self._work(part)
-            if work.fetched.carried is not None:
-                summary = carry_part(work, work.fetched.carried, self._progress)
+            carried = work.fetched.carried
+            if carried is not None and (carried.parts is None or part.index in carried.parts):
+                summary = carry_part(work, carried, self._progress)
             else:
                 summary = extract_part(work, self._archive(work), self._progress)
             return PartResult(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))

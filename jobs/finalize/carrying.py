@@ -17,7 +17,7 @@ from msgspec import structs
 
 from jobs.checks import records
 from jobs.errors import RunFolderError, VerificationError
-from jobs.finalize import record_forms
+from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
 from jobs.model import (
     Carried,
@@ -39,7 +39,7 @@ from jobs.storage.blocks import read_range
 from jobs.storage.manifest import PublishedFile, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import RECEIPT
+from jobs.storage.staging import MANIFEST, RECEIPT, own_names
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,23 @@ class CarryPlan:
 
     evidence: Mapping[str, Fetched] = field(default_factory=dict)
     manifests: Mapping[Part, Path] = field(default_factory=dict)  # of the earlier run, by new part
+    before: Plan | None = None  # the earlier run's, if its dataset is packed
 
     def write(self, folder: RunFolder) -> None:
         """Write it to the run folder, evidence last; raises ``OSError``."""
-        for part, manifest in self.manifests.items():
-            target = folder.carried(part)
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            shutil.copyfile(manifest, target)
+        self.write_manifests(folder)
         for shard_id, evidence in self.evidence.items():
             atomic.write_json(folder.fetched(shard_id), evidence)
+
+    def write_manifests(self, folder: RunFolder) -> None:
+        """Write the manifests of parts to the run folder; raises ``OSError``."""
+        if self.before is not None:
+            dataset, without = Path(self.before.dest), own_names(self.before.options)
+            published_places.write_carried(folder, self.manifests, dataset, without)
+            return
+        folder.carried_manifests.mkdir(mode=0o700, exist_ok=True)
+        for part, manifest in self.manifests.items():
+            shutil.copyfile(manifest, folder.carried(part))
 
 
 def published_receipt(dest: Path) -> Receipt:
@@ -109,15 +117,25 @@ def _is_same_file(old: SourceFile, new: SourceFile) -> bool:
 
 
 def plan_carry(
-    folder: RunFolder, old: Plan, receipt: Receipt, same: Mapping[str, Shard]
+    folder: RunFolder,
+    old: Plan,
+    receipt: Receipt,
+    same: Mapping[str, Shard],
+    *,
+    repairs: bool = False,
 ) -> CarryPlan:
     """Which of the ``same`` shards (see ``same_shards``) can be reused.
 
     The others are downloaded although they did not change, because their files or records are not
     known: files were dropped, or the records of one shard cannot be separated from the others.
     ``folder`` and ``old`` belong to the run that published the dataset. Raises
-    ``VerificationError`` if the records file is damaged.
+    ``VerificationError`` if the records file is damaged, or the manifest of packed files; with
+    ``repairs`` what needs them is not reused.
     """
+    if old.options.packs and (fault := _manifest_fault(old, receipt)):
+        if not repairs:
+            raise VerificationError(fault)
+        return CarryPlan()
     shards = {new_id: shard for new_id, shard in same.items() if _is_known(folder, shard)}
     if _was_changed_by_audit(old, receipt):
         return CarryPlan()
@@ -127,7 +145,7 @@ def plan_carry(
         # Files that are made from a table have the shard's id in their paths.
         if new_id == shard.id or _evidence(folder, shard).format is not Format.PARQUET
     }
-    ranges = _record_ranges(folder, old, receipt)
+    ranges = _record_ranges(folder, old, receipt, repairs=repairs)
     evidence, manifests = {}, {}
     for new_id, shard in shards.items():
         if shard.id not in ranges:
@@ -143,7 +161,22 @@ def plan_carry(
         )
         for part in shard.each_part():
             manifests[Part(new_id, part.index, part.count)] = folder.manifest(part)
-    return CarryPlan(evidence, manifests)
+    return CarryPlan(evidence, manifests, old if old.options.packs else None)
+
+
+def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:
+    """Why the dataset's manifest cannot be used, by which members are found; None if it can."""
+    path = Path(old.dest, MANIFEST)
+    try:
+        if _digest("sha256", path, 0, path.stat().st_size) == receipt.manifest.sha256:
+            return None
+        fact = f"does not match {RECEIPT}"
+    except OSError as error:
+        fact = f"cannot be read ({error.strerror})"
+    return (
+        f"{path} {fact}, so the members of the published shards cannot be reused; repair the "
+        "dataset first with `resume --deep`, or launch again with --overwrite"
+    )
 
 
 def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
@@ -182,7 +215,7 @@ def _was_changed_by_audit(old: Plan, receipt: Receipt) -> bool:
 
 
 def _record_ranges(
-    folder: RunFolder, old: Plan, receipt: Receipt
+    folder: RunFolder, old: Plan, receipt: Receipt, *, repairs: bool
 ) -> dict[str, RecordsRange | None]:
     """The range of each shard's records; None for a shard without records.
 
@@ -207,7 +240,10 @@ def _record_ranges(
     if not having or unknown or receipt.records is None:
         return without
     path = Path(old.dest, receipt.records.path)
-    _check_records(path, receipt.records)
+    if fault := _records_fault(path, receipt.records):
+        if repairs:
+            return without
+        raise VerificationError(fault)
     # Of several copies of one list, only the first counts.
     if not all(counts.get(shard_id) for shard_id in having):
         return without
@@ -224,7 +260,7 @@ def _record_ranges(
         start, stop = cuts[place : place + 2]
         part = first[shard_id]
         assert part is not None  # of `having`
-        crc32 = _crc32(path, start, stop)
+        crc32 = _digest("crc32", path, start, stop)
         ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
     return ranges
 
@@ -242,17 +278,19 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary:
     return read_summary(folder.manifest(part))
 
 
-def _check_records(path: Path, published: PublishedFile) -> None:
+def _records_fault(path: Path, published: PublishedFile) -> str | None:
+    """Why the published records cannot be used; None if they can."""
     try:
         size = path.stat().st_size
-        found = (size, _crc32(path, 0, size))
+        found = (size, _digest("crc32", path, 0, size))
     except OSError as error:
         found = (0, error.strerror or "")
-    if found != (published.size, published.crc32):
-        raise VerificationError(
-            f"{path} does not match the manifest, so its records cannot be reused; repair the "
-            "dataset first with `resume --deep`, or launch again with --overwrite"
-        )
+    if found == (published.size, published.crc32):
+        return None
+    return (
+        f"{path} does not match the manifest, so its records cannot be reused; repair the "
+        "dataset first with `resume --deep`, or launch again with --overwrite"
+    )
 
 
 def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
@@ -276,6 +314,6 @@ def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
     return [*cuts, at]
 
 
-def _crc32(path: Path, start: int, stop: int) -> str:
+def _digest(algorithm: str, path: Path, start: int, stop: int) -> str:
     with path.open("rb", buffering=0) as file:
-        return digest.of("crc32", read_range(file.fileno(), start, stop - start))
+        return digest.of(algorithm, read_range(file.fileno(), start, stop - start))

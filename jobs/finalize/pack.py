@@ -9,11 +9,10 @@ part's container.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from array import array
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -37,6 +36,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile
+from jobs.storage.open_files import OpenFiles
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
@@ -44,7 +44,6 @@ _MOST_WRITERS = 8  # shards that are written at once
 MOST_UNITS = 100_000  # samples, or files, in a shard: they are listed before it is written
 _MEMBER = 500  # bytes that a member takes in such a list, with its name and digests, but no content
 _MOST_MEMORY = 256 << 20  # bytes of the lists of all shards that are being written
-_MOST_OPEN = 64  # containers that a writer keeps open
 _unfit = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -108,35 +107,19 @@ def _free(name: str, taken: Collection[str], *, suffix: str = "") -> str:
     return name
 
 
-class _Containers:
-    """Containers of parts, and the records file, opened as needed; a writer has its own."""
+class _Containers(OpenFiles):
+    """Containers of parts, and the records file; a writer has its own."""
 
     def __init__(self, context: FinalizeContext) -> None:
+        super().__init__()
         self._context = context
-        self._open: OrderedDict[str, int] = OrderedDict()
 
-    def descriptor(self, part: Part | None) -> int:
+    def of(self, part: Part | None) -> int:
         """The container of ``part``, open for reading; None: the merged records."""
-        name = part.id if part is not None else ""
-        fd = self._open.pop(name, None)
-        if fd is None:
-            if len(self._open) >= _MOST_OPEN:
-                os.close(self._open.popitem(last=False)[1])
-            staging = self._context.staging
-            if part is not None:
-                path = staging.container(part)
-            else:
-                path = staging.data / (self._context.records_path or "")
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._open[name] = fd
-        return fd
-
-    def __enter__(self) -> _Containers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
+        staging = self._context.staging
+        if part is not None:
+            return self.descriptor(staging.container(part))
+        return self.descriptor(staging.data / (self._context.records_path or ""))
 
 
 @dataclass
@@ -178,9 +161,7 @@ def pack(
         in_samples = bytearray(context.part_starts[-1])
         records = published_records(context, dropped, rewrites, progress)
         with _Containers(context) as containers:
-            samples = shard_members.samples(
-                context, records, placements, containers.descriptor, in_samples
-            )
+            samples = shard_members.samples(context, records, placements, containers.of, in_samples)
             most = context.plan.options.shard_records or MOST_UNITS
             shards = packing.write_all(samples, names.shard, "shards", most=most)
         unnamed = shard_members.files(context, skipped, in_samples)
@@ -362,7 +343,7 @@ def _put(
 
 def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:
     sums = Sums("crc32")
-    fd = containers.descriptor(member.part)
+    fd = containers.of(member.part)
     copied = out.copy(fd, member.offset, member.size, sums.update)
     if copied != member.size or sums.crc32 != member.crc32:
         if member.part is None:

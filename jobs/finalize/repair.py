@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from jobs.errors import Cause, VerificationError
+from jobs.finalize import repair_packed
 from jobs.finalize.context import FinalizeContext, RepairState
 from jobs.finalize.merge import Merged
 from jobs.finalize.published_manifest import WrittenManifest
@@ -37,35 +38,33 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     and last the receipt, of which the run folder keeps a copy. From then on the run is unfinished
     like any other: a submission downloads and extracts just these parts into staging. Finalize
     finds the receipt's copy, checks that the manifest is the same as before, renames each file over
-    the damaged one, and restores the receipt. If files are packed, a shard has members of many
-    parts, so all parts are extracted again. Safe to call again after a crash. Raises
+    the damaged one, and restores the receipt. If files are packed, all shards are made again, so
+    the undamaged parts are taken from the published ones. Safe to call again after a crash. Raises
     ``VerificationError`` where the destination contains another run's dataset.
     """
     staging = Staging(plan)
     _check_owner(folder, staging)
-    among_data = read_receipt(folder.receipt).records_among_data
-    parts = tuple(
-        part
-        for part in plan.parts()
-        if plan.options.packs or _is_damaged(folder, part, report, among_data)
-    )
+    carried: dict[str, Fetched] = {}
+    if plan.options.packs:
+        parts, carried = repair_packed.divide(folder, plan, report)
+        forgotten = plan.parts()
+    else:
+        among_data = read_receipt(folder.receipt).records_among_data
+        parts = tuple(p for p in plan.parts() if _is_damaged(folder, p, report, among_data))
+        forgotten = parts
     staging.root.mkdir(parents=True, exist_ok=True)
     atomic.write_json(staging.repair, Repair(records=report.records_damaged))
-    for part in parts:
+    for shard_id, fetched in carried.items():
+        atomic.write_json(folder.fetched(shard_id), fetched)
+    for part in forgotten:
         folder.manifest(part).unlink(missing_ok=True)
     missing = []
     for shard_id in dict.fromkeys(part.shard for part in parts):
-        fetched = folder.load_fetched(shard_id)
-        if fetched is None or fetched.carried is not None or not _is_here(fetched):
+        if shard_id not in carried and not repair_packed.is_here(folder.load_fetched(shard_id)):
             folder.fetched(shard_id).unlink(missing_ok=True)
             missing.append(shard_id)
     staging.receipt.unlink(missing_ok=True)
     return RepairWork(tuple(part.id for part in parts), tuple(missing))
-
-
-def _is_here(fetched: Fetched) -> bool:
-    files = (*fetched.files, *filter(None, [fetched.plain]))
-    return all(Path(file).exists() for file in files)
 
 
 def _is_damaged(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from jobs.model import Options
 from jobs.storage import digest
+from jobs.storage.blocks import read_range
 from jobs.storage.write_behind import WriteBehind
 
 _BUFFER = 1 << 20  # bytes that are written at once
@@ -113,6 +114,14 @@ def create(path: Path) -> int:
     return os.open(path, flags, 0o666)
 
 
+class Stored(NamedTuple):
+    """Where a shard contains a member's content."""
+
+    start: int  # of its first byte
+    size: int  # of the content
+    blocks: tuple[int, ...] | None = None  # sizes of its blocks there, as the format has them
+
+
 class IndexedShard(NamedTuple):
     """A shard in an index."""
 
@@ -145,6 +154,21 @@ class PackedOutput:
     def writer(self, path: Path, options: Options, algorithm: str) -> ShardWriter:
         """The writer of a new shard at ``path``; raises ``OSError`` and ``OrchestrateError``."""
         raise NotImplementedError
+
+    def members(self, path: Path) -> Iterator[Stored]:
+        """Each member of a shard, in the order in which they were written.
+
+        Needed of an output whose members do not all have an offset in the dataset's manifest.
+        Raises ``OSError``, and ``ValueError`` if the shard is damaged.
+        """
+        return iter(())
+
+    def content(self, fd: int, stored: Stored) -> Iterator[memoryview]:
+        """The content of a member of an open shard; fewer bytes if the file ends before.
+
+        Raises ``OSError``, and ``ValueError`` if it cannot be decompressed.
+        """
+        return read_range(fd, stored.start, stored.size)
 
     def made_by(self, options: Options) -> str | None:
         """The library that decides the bytes of shards too, with its version; None without."""

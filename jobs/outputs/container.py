@@ -38,6 +38,12 @@ class Container:
                 self._filled += len(chunk)
         return offset
 
+    def go_on_at(self, offset: int) -> None:
+        """Write what comes next at ``offset``, and leave what is before it as it is."""
+        if offset != self._flushed + self._filled:
+            self.flush()
+            self._flushed = offset
+
     def flush(self) -> None:
         """Write out what is buffered, so that ``read`` finds it."""
         data = self._buffer[: self._filled]

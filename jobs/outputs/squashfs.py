@@ -13,7 +13,7 @@ import re
 import shlex
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,8 +21,19 @@ from jobs.errors import OrchestrateError, UsageError
 from jobs.formats import pictures
 from jobs.formats.zstd_library import zstd
 from jobs.model import Options
-from jobs.outputs.base import PackedOutput, ShardWriter, create
-from jobs.outputs.squashfs_tables import MOST_NAME, STORED, TIME, Compress, Metadata, Tables
+from jobs.outputs import squashfs_reader
+from jobs.outputs.base import PackedOutput, ShardWriter, Stored, create
+from jobs.outputs.squashfs_tables import (
+    GZIP,
+    MOST_NAME,
+    STORED,
+    SUPERBLOCK,
+    TIME,
+    ZSTD,
+    Compress,
+    Metadata,
+    Tables,
+)
 from jobs.runtime.process import cores
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
@@ -31,10 +42,9 @@ _BLOCKS = [1 << exponent for exponent in range(12, 21)]  # bytes
 _CHUNK = 1 << 20  # bytes that are read at once
 _AHEAD = 4  # blocks for each core that are compressed at once
 _COMPRESSED = frozenset({"PNG", "JPEG", "GIF", "WebP", "AVIF", "HEIC", "JPEG XL", "JPEG 2000"})
-_NUMBERS = {"gzip": 1, "zstd": 6}  # of compressions (3)
+_NUMBERS = {"gzip": GZIP, "zstd": ZSTD}
 _NO_FRAGMENTS, _NO_XATTRS = 0x10, 0x200  # flags (3)
 _NOWHERE = (1 << 64) - 1  # the offset of a table that the image does not have
-_SUPERBLOCK = struct.Struct("<5I6H8Q")
 _PAGE = 4096  # bytes; an image has whole ones, so that any device can hold it
 _is_compression = re.compile(r"zstd(:([1-9]|1\d|2[0-2]))?|gzip(:[1-9])?").fullmatch
 
@@ -65,7 +75,7 @@ class SquashfsWriter(ShardWriter):
         self._name, self._size, self._start = b"", 0, 0
         self._waiting: bytearray | None = None  # content to be compressed; None: it is stored
         self._sizes: list[int] = []  # of the compressed blocks
-        super().put(bytes(_SUPERBLOCK.size))  # written at the end
+        super().put(bytes(SUPERBLOCK.size))  # written at the end
 
     def begin(self, name: bytes, size: int, crc32: str) -> int | None:
         """See ``ShardWriter.begin``."""
@@ -142,7 +152,7 @@ class SquashfsWriter(ShardWriter):
         counts = (self._tables.inodes, TIME, self._block, 0)
         kinds = (self._number, self._block.bit_length() - 1, _NO_FRAGMENTS | _NO_XATTRS, 1, 4, 0)
         places = (root, used, end, _NOWHERE, *tables[:2], _NOWHERE, _NOWHERE)
-        superblock = _SUPERBLOCK.pack(int.from_bytes(b"hsqs", "little"), *counts, *kinds, *places)
+        superblock = SUPERBLOCK.pack(int.from_bytes(b"hsqs", "little"), *counts, *kinds, *places)
         os.pwrite(self._fd, superblock, 0)
         super().finish(check)
         for data in blocks(self._path):
@@ -183,6 +193,16 @@ class Squashfs(PackedOutput):
     def writer(self, path: Path, options: Options, algorithm: str) -> SquashfsWriter:
         """See ``PackedOutput.writer``."""
         return SquashfsWriter(path, options, algorithm)
+
+    def members(self, path: Path) -> Iterator[Stored]:
+        """See ``PackedOutput.members``."""
+        return squashfs_reader.files(path)
+
+    def content(self, fd: int, stored: Stored) -> Iterator[memoryview]:
+        """See ``PackedOutput.content``."""
+        if stored.blocks is None:
+            return super().content(fd, stored)
+        return squashfs_reader.content(fd, stored.start, stored.size, stored.blocks)
 
     def made_by(self, options: Options) -> str | None:
         """See ``PackedOutput.made_by``."""

@@ -10,20 +10,22 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator, Sequence
 
+SUPERBLOCK = struct.Struct("<5I6H8Q")  # 3
+GZIP, ZSTD = 1, 6  # numbers of compressions (3)
 TIME = 315_532_800  # 1980-01-01, seconds since the epoch
 STORED = 1 << 24  # in the size of a data block (6.2): it is not compressed
 MOST_NAME = 256  # bytes of a file's or a folder's name
-_METADATA = 8192  # bytes of a metadata block before it is compressed (5.1)
-_METADATA_STORED = 1 << 15  # in its size
-_FOLDER, _FILE = 1, 2  # kinds of inodes; the extended ones are 7 more
-_EXTENDED = 7
-_NONE = 0xFFFFFFFF  # no fragment, no extended attributes
+METADATA = 8192  # bytes of a metadata block before it is compressed (5.1)
+METADATA_STORED = 1 << 15  # in its size
+_FOLDER, FILE = 1, 2  # kinds of inodes; the extended ones are 7 more
+EXTENDED = 7
+NONE = 0xFFFFFFFF  # no fragment, no extended attributes
 _MOST = 0xFFFFFFFF  # of a size or an offset in a basic inode of a file
 _MOST_RUN = 256  # entries behind one header of a directory
 _MOST_INDEX = 0xFFFF  # entries in the index of a directory, one for a metadata block
 _FAR = 1 << 15  # difference of inode numbers behind one header
-_INODE = struct.Struct("<4H2I")  # 7.1: kind, mode, user, group, time, number
-_FILE_INODE, _LARGE_FILE = struct.Struct("<4I"), struct.Struct("<3Q4I")  # 7.3
+INODE = struct.Struct("<4H2I")  # 7.1: kind, mode, user, group, time, number
+FILE_INODE, LARGE_FILE = struct.Struct("<4I"), struct.Struct("<3Q4I")  # 7.3
 _FOLDER_INODE, _LARGE_FOLDER = struct.Struct("<2I2HI"), struct.Struct("<4I2HI")  # 7.2
 _INDEX, _HEADER, _ENTRY = struct.Struct("<3I"), struct.Struct("<3I"), struct.Struct("<HhHH")  # 8
 _ROW = struct.Struct(">QIH")  # where an inode is, its number, its kind
@@ -48,15 +50,15 @@ class Metadata:
     def add(self, data: bytes) -> None:
         """Append ``data``."""
         self._rest += data
-        while len(self._rest) >= _METADATA:
-            self._end(bytes(self._rest[:_METADATA]))
-            del self._rest[:_METADATA]
+        while len(self._rest) >= METADATA:
+            self._end(bytes(self._rest[:METADATA]))
+            del self._rest[:METADATA]
 
     def _end(self, data: bytes) -> None:
         packed = self._compress(data)
         size = len(packed)
         if size >= len(data):
-            packed, size = data, len(data) | _METADATA_STORED
+            packed, size = data, len(data) | METADATA_STORED
         self._blocks.append(struct.pack("<H", size) + packed)
         self._size += len(self._blocks[-1])
 
@@ -86,13 +88,13 @@ class Tables:
         """
         self.inodes += 1
         if max(start, size) < _MOST:
-            kind, fields = _FILE, _FILE_INODE.pack(start, _NONE, 0, size)
+            kind, fields = FILE, FILE_INODE.pack(start, NONE, 0, size)
         else:
-            kind = _FILE + _EXTENDED
-            fields = _LARGE_FILE.pack(start, size, 0, 1, _NONE, 0, _NONE)
+            kind = FILE + EXTENDED
+            fields = LARGE_FILE.pack(start, size, 0, 1, NONE, 0, NONE)
         folder, _, name = path.rpartition(b"/")
-        self._enter(folder, name, _FILE, self.inodes)
-        head = _INODE.pack(kind, 0o644, 0, 0, TIME, self.inodes)
+        self._enter(folder, name, FILE, self.inodes)
+        head = INODE.pack(kind, 0o644, 0, 0, TIME, self.inodes)
         self._inodes.add(head + fields + struct.pack(f"<{len(blocks)}I", *blocks))
 
     def _enter(self, folder: bytes, name: bytes, kind: int, number: int) -> None:
@@ -142,13 +144,13 @@ class Tables:
         size += 3  # for `.` and `..`, which readers add
         del index[_MOST_INDEX:]
         if index or size > 0xFFFF:
-            kind = _FOLDER + _EXTENDED
-            fields = _LARGE_FOLDER.pack(links, size, block, parent, len(index), offset, _NONE)
+            kind = _FOLDER + EXTENDED
+            fields = _LARGE_FOLDER.pack(links, size, block, parent, len(index), offset, NONE)
             fields += b"".join(index)
         else:
             kind = _FOLDER
             fields = _FOLDER_INODE.pack(block, links, size, offset, parent)
-        self._inodes.add(_INODE.pack(kind, 0o755, 0, 0, TIME, number) + fields)
+        self._inodes.add(INODE.pack(kind, 0o755, 0, 0, TIME, number) + fields)
 
 
 def _runs(rows: list[bytes]) -> Iterator[tuple[bytes, bytes, int]]:

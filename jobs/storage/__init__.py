@@ -3,6 +3,7 @@
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
 ``folder_listing`` are the two lists of files, ``blocks`` reads files in pieces;
 ``receipt`` is the form of a dataset's receipt;
-``safe_paths`` checks names of members. ``atomic`` replaces files atomically, ``write_behind``
-flushes files in the background, ``digest`` hashes.
+``safe_paths`` checks names of members. ``open_files`` keeps files open that are read again and
+again. ``atomic`` replaces files atomically, ``write_behind`` flushes files in the background,
+``digest`` hashes.
 """

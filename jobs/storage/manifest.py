@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 
 from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
 from jobs.storage import atomic
+
+AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
 _BUFFER = 1 << 20  # bytes
 _TAIL = 1 << 16  # bytes read at a time while looking for the last line
@@ -49,8 +52,7 @@ class ManifestWriter(atomic.GrowingFile):
 
 def read_manifest(path: Path) -> Iterator[Entry]:
     """The entries of a finished manifest in the archive's order; see ``entry_blocks``."""
-    for block in entry_blocks(path):
-        yield from block
+    return chain.from_iterable(entry_blocks(path))
 
 
 def entry_blocks(path: Path) -> Iterator[list[Entry]]:
@@ -58,7 +60,24 @@ def entry_blocks(path: Path) -> Iterator[list[Entry]]:
 
     Raises ``RunFolderError`` if a line is damaged or the last one is missing.
     """
-    decode = msgspec.json.Decoder(Entry).decode_lines
+    return _blocks(path, Entry)
+
+
+class CarriedEntry(Entry, frozen=True, omit_defaults=True):
+    """The entry of a part that is taken from published shards: where its content is there."""
+
+    shard: str | None = None  # the tar, zip or image; None: in none
+    start: int = 0  # of its first byte there
+    blocks: tuple[int, ...] | None = None  # as in ``jobs.outputs.base.Stored``
+
+
+def read_carried(path: Path) -> Iterator[CarriedEntry]:
+    """As ``read_manifest``, for the manifest of a part that is taken from published shards."""
+    return chain.from_iterable(_blocks(path, CarriedEntry))
+
+
+def _blocks(path: Path, kind: type[AnyEntry]) -> Iterator[list[AnyEntry]]:
+    decode = msgspec.json.Decoder(kind).decode_lines
     rest = b""  # begins with the last line that was read, which may be that of the summary
     number = 0
     with _open(path) as file:

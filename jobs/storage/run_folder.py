@@ -89,9 +89,13 @@ class RunFolder:
     def manifest(self, part: Part) -> Path:
         return self.manifests / f"{part.id}.jsonl"
 
+    @property
+    def carried_manifests(self) -> Path:
+        return self.path / "carried"
+
     def carried(self, part: Part) -> Path:
         """The manifest of a part whose files come from the published dataset."""
-        return self.path / "carried" / f"{part.id}.jsonl"
+        return self.carried_manifests / f"{part.id}.jsonl"
 
     @property
     def progress(self) -> Path:

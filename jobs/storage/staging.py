@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.model import Part, Plan, Shard
+from jobs.model import Options, Part, Plan, Shard
 
 INCOMING = ".incoming"  # in the destination: data before it is published
 CLAIM = "claim.json"  # in it: the run that has claimed the destination
@@ -17,6 +17,13 @@ RECEIPT = "RECEIPT.json"
 MANIFEST = "MANIFEST.jsonl"
 REPAIR = "repair.json"
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest, for standard tools
+
+
+def own_names(options: Options) -> frozenset[str]:
+    """Names in a dataset's top folder that only finalize writes."""
+    sums = SUMS.get(options.digest)
+    records = options.layout.records if options.layout.has_records else None
+    return frozenset(filter(None, (RECEIPT, MANIFEST, sums, records)))
 
 
 def names_in(folder: Path) -> set[str]:

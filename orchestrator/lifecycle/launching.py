@@ -52,8 +52,9 @@ class Planned:
 
     @property
     def parts_left(self) -> tuple[str, ...]:
-        """Ids of the parts to extract from archives."""
-        left = set(self.shards_left)
+        """Ids of the parts that are written: those of shards to fetch, and all that are packed."""
+        packs = self.plan.options.packs
+        left = {shard.id for shard in self.plan.shards} if packs else set(self.shards_left)
         return tuple(part.id for part in self.plan.parts() if part.shard in left)
 
     @property

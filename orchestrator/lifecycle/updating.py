@@ -16,7 +16,7 @@ from msgspec import structs
 from jobs.errors import RunFolderError, UsageError
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
-from jobs.model import Output, Plan, Published, Shard, SourceKind, SourceRef, Stage
+from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
 from jobs.sources import hub_client
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage.receipt import Receipt
@@ -71,7 +71,6 @@ def plan_update(
     receipt = carrying.published_receipt(dest)
     folder = _run_folder(receipt, log_dir)
     old = folder.load_plan()
-    _check_output(old)
     private = folder.load_private()
     request = _request(folder, old, private, dest, log_dir, revision)
     asked: dict[str, Any] = {"engine": engine, "tasks": tasks, "temp_limit": temp_limit}
@@ -104,17 +103,6 @@ def _compared(old: Plan, planned: Planned) -> PlannedUpdate:
         removed=tuple(shard for shard in old.shards if shard.name not in names),
         refetched=tuple(shard for shard in shards if shard.id in same and shard.id in left),
     )
-
-
-def _check_output(old: Plan) -> None:
-    """``UsageError`` for a packed dataset: no file in it belongs to one shard of the source."""
-    output = old.options.output
-    if output is not Output.FILES:
-        raise UsageError(
-            f"{old.dest} was published with --output {output.value}, and update supports only "
-            "--output files, because a published shard holds files of several source archives; "
-            f"launch again with --output {output.value} --overwrite, which downloads everything"
-        )
 
 
 def _run_folder(receipt: Receipt, log_dir: Path) -> RunFolder:

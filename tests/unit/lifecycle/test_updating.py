@@ -5,99 +5,22 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from examples.samples import tree_digest
-from jobs.download.stage import run_download
 from jobs.errors import RunFolderError, UsageError, VerificationError
-from jobs.extract.part_result import PartExtractor
-from jobs.finalize.stage import run_finalize
-from jobs.model import (
-    Layout,
-    OnBadRecord,
-    OnCollision,
-    Options,
-    Outcome,
-    Output,
-    Problem,
-    SourceKind,
-)
-from jobs.runtime.progress import Progress
-from jobs.sources.base import SourceRequest
-from jobs.storage import atomic
-from jobs.storage.staging import Staging
-from orchestrator.lifecycle import launching
-from orchestrator.lifecycle.launching import Planned
-from orchestrator.lifecycle.request import LaunchRequest
-from orchestrator.lifecycle.updating import PlannedUpdate, plan_update
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
+from orchestrator.lifecycle import space
+from orchestrator.lifecycle.updating import plan_update
 from tests.support.builders.contents import images, page_tar, png, records, tarred
-
-
-class Dataset:
-    """A folder of archives, and the dataset that is published from it, in this process."""
-
-    def __init__(self, tmp: Path, options: Options | None = None, ending: str = "tar") -> None:
-        self._tmp = tmp
-        self._options = options or Options()
-        self._ending = ending
-        self.source, self.dest, self.logs = tmp / "source", tmp / "data", tmp / "logs"
-        self.source.mkdir()
-
-    def path(self, name: str) -> Path:
-        return self.source / f"{name}.{self._ending}"
-
-    def launch(self, dest: Path | None = None) -> None:
-        options = self._options
-        source = SourceRequest(
-            SourceKind.LOCAL,
-            (str(self.source),),
-            layout=options.layout,
-            folder_times=options.folder_times,
-            nested=options.nested,
-        )
-        request = LaunchRequest(
-            source, dest or self.dest, log_dir=self.logs, options=options, engine="local"
-        )
-        assert work(launching.plan(request)) is None
-
-    def plan(self, **changes: Any) -> PlannedUpdate:
-        return plan_update(self.dest, **{"log_dir": self.logs, **changes})
-
-    def update(self) -> PlannedUpdate:
-        update = self.plan()
-        assert work(update.planned) is None
-        return update
-
-    def equals_a_new_launch(self) -> bool:
-        fresh = self._tmp / "fresh"
-        self.launch(fresh)
-        return published(self.dest) == published(fresh)
-
-
-def work(planned: Planned) -> Problem | None:
-    """Do the whole run, without an engine; returns the problem of finalize."""
-    folder, plan = planned.folder, planned.plan
-    folder.create(plan)
-    if planned.carry is not None:
-        planned.carry.write(folder)
-    atomic.create_json(folder.submission(1), planned.draft)
-    Staging(plan).make_folders()
-    shards = planned.shards_left
-    run_download(folder, plan, shards, Progress(), refetch=frozenset(), extracts=False)
-    extractor = PartExtractor(folder, plan, Progress())
-    for part in plan.parts():
-        assert extractor.extract(part).result.outcome is Outcome.OK
-    return run_finalize(folder, plan, Progress())[1]
-
-
-def published(dest: Path) -> tuple[dict[str, str], bytes]:
-    """All published files except the receipt, which describes the run."""
-    return tree_digest(dest), (dest / "MANIFEST.jsonl").read_bytes()
+from tests.support.builders.dataset import Dataset, work
 
 
 def names(shards: Sequence[Any]) -> list[str]:
@@ -168,14 +91,32 @@ def test_a_folder_without_a_dataset_cannot_be_updated(dataset: Dataset, tmp_path
         plan_update(tmp_path, log_dir=dataset.logs)
 
 
-def test_a_dataset_published_as_tars_cannot_be_updated(tmp_path: Path) -> None:
+def test_the_members_of_unchanged_archives_need_space_only_if_they_are_packed(
+    tmp_path: Path,
+) -> None:
+    for output, share in ((Output.FILES, 1), (Output.ZIP, 3)):
+        folder = tmp_path / output.value
+        folder.mkdir()
+        dataset = Dataset(folder, Options(output=output))
+        for index in range(3):
+            dataset.path(f"s-{index}").write_bytes(page_tar(range(10 * index, 10 * index + 2)))
+        dataset.launch()
+        dataset.path("s-1").touch()
+        planned = dataset.plan().planned
+        sizes = [shard.size or 0 for shard in planned.plan.shards]
+        twice = sum(sizes) if output is Output.ZIP else 0
+        _, data = space.needs(planned.plan, None, planned.left)
+        assert data.bytes == sum(sizes[:share]) + twice
+
+
+def test_a_packed_dataset_with_a_damaged_manifest_is_repaired_first(tmp_path: Path) -> None:
     dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET))
     dataset.path("s-0").write_bytes(page_tar(range(2)))
     dataset.launch()
-    with pytest.raises(UsageError) as refused:
+    manifest = dataset.dest / "MANIFEST.jsonl"
+    manifest.write_bytes(manifest.read_bytes()[1:])
+    with pytest.raises(VerificationError, match=r"does not match RECEIPT.json.*resume --deep"):
         dataset.plan()
-    for piece in (str(dataset.dest), "only --output files", "--output webdataset --overwrite"):
-        assert piece in refused.value.message
 
 
 # Kinds of datasets -------------------------------------------------------------------------------
@@ -234,46 +175,85 @@ def damaged_image(numbers: range, note: str) -> bytes:
     return tarred({**files, first: files[first][:-5], "prompts.jsonl": records(numbers, note)})
 
 
+def with_notes(numbers: range, note: str) -> bytes:
+    """Pages, a file that all archives have, one of each, and one at the path of the receipt."""
+    files = {
+        **images(numbers),
+        "LICENSE": b"free\n",
+        f"notes/{note}{numbers[0]}.md": b"# a\n" * 9000,
+    }
+    files |= {"unnamed.png": png(1), "RECEIPT.json": b"{}", "empty": b""}
+    return tarred({**files, "prompts.jsonl": records(numbers, note)})
+
+
+def same_image(numbers: range, note: str) -> bytes:
+    """Every record names the same image too, which every archive has."""
+    lines = [json.loads(line) for line in records(numbers).splitlines()]
+    for line in lines:
+        line["image"] = ["images/same.png", line["image"]]
+    text = "".join(json.dumps({**line, "note": note}) + "\n" for line in lines)
+    return tarred({**images(numbers), "images/same.png": png(99), "prompts.jsonl": text.encode()})
+
+
+def replaced_member(numbers: range, note: str) -> bytes:
+    """The first image twice, with other content: the last one counts."""
+    out = io.BytesIO()
+    first = f"images/{numbers[0]:04d}.png"
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, data in [
+            (first, png(77)),
+            *images(numbers).items(),
+            ("prompts.jsonl", records(numbers, note)),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return out.getvalue()
+
+
 Make = Callable[[range, str], bytes]
+KINDS = [
+    pytest.param(page_tar, "tar", Options(), True, id="tars"),
+    pytest.param(
+        zipped, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
+    ),
+    pytest.param(imagefolder, "tar", Options(), False, id="records among the data"),
+    pytest.param(webdataset, "tar", Options(layout=Layout(name="webdataset")), True, id="samples"),
+    pytest.param(nested, "tar", Options(nested=True), True, id="nested"),
+    pytest.param(other_spelling, "tar", Options(), True, id="other spellings of paths"),
+    pytest.param(
+        array,
+        "tar",
+        Options(layout=Layout(name="websight", records="prompts.json")),
+        False,
+        id="JSON arrays",
+    ),
+    pytest.param(copied_list, "tar", Options(), False, id="one list in every shard"),
+    pytest.param(
+        damaged_image, "tar", Options(on_bad_record=OnBadRecord.DROP), False, id="dropped"
+    ),
+    pytest.param(
+        page_tar, "tar", Options(on_collision=OnCollision.PER_SHARD), False, id="a folder for each"
+    ),
+    pytest.param(with_notes, "tar", Options(), True, id="files that no record names"),
+    pytest.param(same_image, "tar", Options(), True, id="a file in every archive"),
+    pytest.param(replaced_member, "tar", Options(), True, id="a member twice"),
+]
+OUTPUTS = [
+    pytest.param({}, id="files"),
+    pytest.param({"output": Output.WEBDATASET, "shard_records": 3}, id="webdataset"),
+    pytest.param({"output": Output.ZIP, "shard_size": 1500}, id="zip"),
+    pytest.param({"output": Output.SQUASHFS, "squashfs_block": 4096}, id="squashfs"),
+    pytest.param({"output": Output.SQUASHFS, "squashfs_compression": "gzip:9"}, id="gzip"),
+]
 
 
-@pytest.mark.parametrize(
-    ("make", "ending", "options", "reused"),
-    [
-        pytest.param(page_tar, "tar", Options(), True, id="tars"),
-        pytest.param(
-            zipped, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
-        ),
-        pytest.param(imagefolder, "tar", Options(), False, id="records among the data"),
-        pytest.param(
-            webdataset, "tar", Options(layout=Layout(name="webdataset")), True, id="samples"
-        ),
-        pytest.param(nested, "tar", Options(nested=True), True, id="nested"),
-        pytest.param(other_spelling, "tar", Options(), True, id="other spellings of paths"),
-        pytest.param(
-            array,
-            "tar",
-            Options(layout=Layout(name="websight", records="prompts.json")),
-            False,
-            id="JSON arrays",
-        ),
-        pytest.param(copied_list, "tar", Options(), False, id="one list in every shard"),
-        pytest.param(
-            damaged_image, "tar", Options(on_bad_record=OnBadRecord.DROP), False, id="dropped"
-        ),
-        pytest.param(
-            page_tar,
-            "tar",
-            Options(on_collision=OnCollision.PER_SHARD),
-            False,
-            id="a folder for each",
-        ),
-    ],
-)
+@pytest.mark.parametrize("packed", OUTPUTS)
+@pytest.mark.parametrize(("make", "ending", "options", "reused"), KINDS)
 def test_an_update_publishes_what_a_new_launch_publishes(
-    tmp_path: Path, make: Make, ending: str, options: Options, reused: bool
+    tmp_path: Path, make: Make, ending: str, options: Options, reused: bool, packed: dict[str, Any]
 ) -> None:
-    dataset = Dataset(tmp_path, options, ending)
+    dataset = Dataset(tmp_path, structs.replace(options, **packed), ending)
     for index in range(3):
         dataset.path(f"s-{index}").write_bytes(make(range(10 * index, 10 * index + 4), "old "))
     dataset.launch()

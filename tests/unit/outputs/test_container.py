@@ -40,3 +40,19 @@ def test_a_longer_container_of_an_earlier_attempt_is_cut(tmp_path: Path) -> None
     container.finish()
     container.close()
     assert (tmp_path / "c").read_bytes() == b"abc"
+
+
+def test_members_can_be_written_to_given_offsets_and_what_is_between_them_stays(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "c").write_bytes(b"z" * 20)
+    container = Container(tmp_path / "c")
+    container.append(_chunks(b"ab"))
+    container.go_on_at(5)
+    container.append(_chunks(b"cd"))
+    container.go_on_at(7)
+    container.append(_chunks(b"e"))
+    container.go_on_at(12)
+    assert container.finish() == 12
+    container.close()
+    assert (tmp_path / "c").read_bytes() == b"abzzzcdezzzz"
