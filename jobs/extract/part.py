@@ -212,7 +212,7 @@ class _Pass:
             resolver.resolve(pending, own)
 
     def _file(self, source: Source, path: bytes, member: Member) -> bool:
-        """Take in a member; returns whether it is put as a file."""
+        """Write a file, a records file or a nested archive; returns whether it became a file."""
         names, own = source.names, source.nested is None
         if not (own and self._is_tree):
             self._claim(member)

@@ -17,14 +17,15 @@ from jobs.storage.manifest import ManifestWriter
 from jobs.storage.write_behind import WriteBehind
 
 _WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
-_TOGETHER = 128  # files that are put together, at most
+_TOGETHER = 128  # files in a batch, at most
 Summarize = Callable[[DuplicatePaths, int, int], PartSummary]  # files, and their bytes
 
 
 class PartWriter:
     """The files of one part, and its manifest; ``close`` removes what is temporary.
 
-    Small files are put together: of one source, which calls ``put_batch`` at its end.
+    Small files are collected in a batch and written together. The files of a batch are all of one
+    source, which calls ``put_batch`` at its end.
     """
 
     def __init__(self, work: PartJob, progress: Progress) -> None:
@@ -32,7 +33,7 @@ class PartWriter:
         self.container: int | None = None  # size of the part's container in bytes, where it has one
         self._options = work.plan.options
         self._progress = progress
-        self._batch: list[Whole] = []  # files that are put together
+        self._batch: list[Whole] = []  # small files that are not written yet
         self._batch_bytes = 0
         self._seen = PathFilter()
         with ExitStack() as stack:
@@ -56,7 +57,7 @@ class PartWriter:
         return self._manifest.last
 
     def put(self, source: Source, path: bytes, member: Member) -> None:
-        """Put a file to ``path``, or add it to those that are put together."""
+        """Write a file to ``path``, or add it to the batch."""
         if self._seen.add(path):
             self.settle(source)  # two writers must never write to one file
         content = CheckedContent(path, self._options, self._progress)
@@ -78,7 +79,7 @@ class PartWriter:
             self.put_batch(source)
 
     def put_batch(self, source: Source) -> None:
-        """Put the files that are put together; they are all of ``source``."""
+        """Write the files of the batch, which are all of ``source``."""
         if not self._batch:
             return
         files, self._batch = self._batch, []
@@ -92,13 +93,13 @@ class PartWriter:
         self._note(size, *entries)
 
     def _note(self, size: int, *entries: Entry) -> None:
-        """Add files of ``size`` bytes, which were put, to the manifest."""
+        """Add files of ``size`` bytes, which were written, to the manifest."""
         self._write_out.wrote(size)
         self._manifest.add(*entries)
         self._progress.add(files=len(entries))
 
     def settle(self, source: Source) -> None:
-        """Have everything written that was put, so that it can be read."""
+        """Finish all writing, so that the files can be read."""
         self.put_batch(source)
         self._target.drain()
 
@@ -115,11 +116,11 @@ class PartWriter:
         self._progress.add(files=-self._manifest.count, bytes=-self._manifest.bytes)
 
     def end(self) -> None:
-        """Nothing more is put."""
+        """Close the target after the last file."""
         self.container = self._target.finish()
 
     def wait_for_disk(self) -> None:
-        """Make durable what was put, which has to precede the manifest."""
+        """Make the files durable, which has to precede the manifest."""
         self._write_out.finish()
 
     def finish(self, replaced: int, summarize: Summarize) -> PartSummary:

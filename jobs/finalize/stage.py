@@ -204,7 +204,7 @@ def _empty(folder: Path) -> None:
 
 
 class _Lines(NamedTuple):
-    """What the join found for each line of the records."""
+    """What joining records and files found for each line of the records."""
 
     rewrites: Rewrites
     placements: Placements | None  # if files are packed by record
@@ -213,7 +213,7 @@ class _Lines(NamedTuple):
 def _scan(
     context: FinalizeContext, findings: Findings, progress: Progress, stack: ExitStack
 ) -> tuple[scan.Totals, _Lines]:
-    """Run all passes and the join, and correct files that collisions left with the wrong content.
+    """Read everything, join records and files, and correct files with another archive's content.
 
     ``stack`` closes what is returned.
     """
@@ -277,7 +277,7 @@ def _archives_hint(totals: scan.Totals, *, nested: bool) -> str:
 
 
 def _judge_counts(context: FinalizeContext, totals: scan.Totals, findings: Findings) -> None:
-    """Check what needs all totals: counts, and a dataset that is one folder too deep."""
+    """Add the findings that need all totals: wrong counts, a dataset that is a folder too deep."""
     options = context.plan.options
     layout, expected = options.layout, options.expect_records
     kept = totals.records

@@ -42,7 +42,7 @@ def command(
     log_dir: Path,
     **values: Any,
 ) -> int:
-    """Ask the source of the dataset in DEST what changed, and bring DEST to that state.
+    """Ask the source of the dataset in DEST what has changed, and update DEST.
 
     Only changed shards are downloaded and extracted; the files of the others are verified and
     reused. The old state stays in place until the new state is complete and verified.

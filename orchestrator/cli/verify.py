@@ -30,7 +30,9 @@ from orchestrator.cli.options import flag, option
 @options.slurm
 @options.as_json
 def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> int:
-    """Check the dataset in PATH, or that of the run PATH, against its receipt and manifest.
+    """Check the dataset in PATH against its receipt and manifest.
+
+    PATH may also be a run's id or folder, for the dataset in its destination.
 
     Exit code: 0 if it is complete and undamaged, else 5.
     """

@@ -54,7 +54,7 @@ class TaskState:
     peak_rss_bytes: int | None = None
 
     @property
-    def fell(self) -> bool:
+    def exited_nonzero(self) -> bool:
         """Whether it ended with a non-zero exit code of its own."""
         return self.state is EngineState.ENDED and self.raw.startswith("FAILED")
 

@@ -282,7 +282,7 @@ _MISSING_WORDS = {
 
 def _missing_problem(view_name: str, engine: TaskState) -> Problem:
     # Our code always writes a result before it exits; an exit code without one is not ours.
-    cause = engine.cause or (Cause.LAUNCH_FAILED if engine.fell else Cause.KILLED)
+    cause = engine.cause or (Cause.LAUNCH_FAILED if engine.exited_nonzero else Cause.KILLED)
     words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
     where = f" on {engine.node}" if engine.node else ""
     raw = f" [{engine.raw}]" if engine.raw else ""

@@ -56,7 +56,7 @@ def recover(
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
     # A task with an exit code other than 0 has no good result, even if none is visible yet.
-    live = [view for view in state.live if not view.engine.fell]
+    live = [view for view in state.live if not view.engine.exited_nonzero]
     working = [view for view in live if _works(view, state.status)]
     waiting = [view for view in live if view not in working]
     taken = {item for view in working for item in view.task.items}

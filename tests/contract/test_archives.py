@@ -263,7 +263,7 @@ def test_a_member_is_found_while_others_are_read(archive: Path) -> None:
 
 
 @pytest.mark.parametrize("cores", ["1", "2"])
-def test_what_comes_before_the_damage_comes_before_its_error(
+def test_members_before_a_damaged_one_are_yielded_before_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: str
 ) -> None:
     monkeypatch.setenv(CORES, cores)
@@ -299,7 +299,9 @@ def test_a_split_archive_reads_as_one(archive: Path, tmp_path: Path) -> None:
     assert digests(*pieces) == digests(archive)
 
 
-def test_one_pass_makes_a_plain_tar_that_parts_are_cut_from(archive: Path, tmp_path: Path) -> None:
+def test_one_pass_writes_a_plain_tar_and_where_its_parts_begin(
+    archive: Path, tmp_path: Path
+) -> None:
     evidence, shard = fetched(archive, parts=4)
     if evidence.format not in TARS:
         return  # its reader finds every member without a pass over the content

@@ -144,7 +144,7 @@ def soon() -> str:
         pytest.param([faults.changed(OTHER, 1)], id="another file at first"),
     ],
 )
-def test_the_right_bytes_arrive(
+def test_a_file_is_downloaded_right_despite_a_fault(
     stage: Stage, steps: list[Fault], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)

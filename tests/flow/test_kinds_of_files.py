@@ -116,7 +116,7 @@ def test_a_file_of_many_loose_ones_is_opened_and_the_others_are_copied(tmp_path:
         ("b.7z.001", b"7z\xbc\xaf\x27\x1c" + bytes(99)),
     ],
 )
-def test_what_is_not_read_is_refused_at_launch(
+def test_an_unsupported_format_is_refused_at_launch(
     tmp_path: Path, name: str, data: bytes, layout: tuple[str, ...]
 ) -> None:
     place = source(tmp_path, {"a.tar": TAR, name: data})
@@ -233,7 +233,9 @@ def test_servers_are_asked_for_first_bytes(
     assert brought.files == {**ALL, "notes.txt": b"n"}
 
 
-def test_what_servers_have_is_refused_as_here(tmp_path: Path, served: Served) -> None:
+def test_an_unsupported_format_on_a_server_is_refused_at_launch(
+    tmp_path: Path, served: Served
+) -> None:
     with pytest.raises(SourceError, match="cpio is not supported"):
         bring(tmp_path, served({"a.tar": TAR, "b": b"070701" + b"0" * 99}), *FILES)
 

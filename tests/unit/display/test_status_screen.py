@@ -73,7 +73,7 @@ def test_a_state_that_is_not_known_is_shown_as_slurm_calls_it() -> None:
     assert "extract 0: Slurm says: state HIBERNATING" in text
 
 
-def test_what_will_not_start_by_itself_has_no_start_that_anybody_expects() -> None:
+def test_a_job_that_never_starts_has_no_expected_start() -> None:
     held = runs.pending("JobHeldUser", estimated_start=runs.NOW + timedelta(minutes=5))
     state = RunBuilder(1).submitted().seen(held, Stage.EXTRACT).state()
     text = " ".join(status_screen.render(state, runs.NOW, TerminalStyle(width=200)).split())
@@ -110,7 +110,7 @@ def test_a_run_that_is_done_ends_with_what_was_checked() -> None:
     )
 
 
-def test_a_silent_scheduler_is_said() -> None:
+def test_a_silent_scheduler_is_reported() -> None:
     run = RunBuilder(2).submitted().having(engine_silent="squeue does not respond")
     text = " ".join(_screen(run.state()).split())
     assert "squeue does not respond; the following comes from the run's own files" in text

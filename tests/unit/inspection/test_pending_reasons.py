@@ -49,7 +49,7 @@ from orchestrator.inspection.pending_reasons import explain, will_never_start
         ("None", "scheduler"),
     ],
 )
-def test_a_reason_is_said_in_words_and_shown_itself(reason: str, words: str) -> None:
+def test_a_reason_is_explained_and_shown(reason: str, words: str) -> None:
     said = explain(reason)
     assert words in said
     assert reason.strip("()") in said
@@ -67,17 +67,19 @@ def test_a_reason_is_said_in_words_and_shown_itself(reason: str, words: str) -> 
         ),
     ],
 )
-def test_what_to_type_is_about_the_jobs_that_wait(ids: tuple[str, ...], command: str) -> None:
+def test_commands_in_an_explanation_have_the_ids_of_the_pending_jobs(
+    ids: tuple[str, ...], command: str
+) -> None:
     assert command in explain("JobHeldUser", ids)
 
 
-def test_a_requeued_job_that_may_not_begin_yet_is_known_for_one() -> None:
+def test_the_begin_time_of_a_requeued_job_is_explained() -> None:
     assert "about two minutes later" in explain("BeginTime", requeued=True)
     assert "about two minutes later" not in explain("BeginTime")
     assert explain("Priority", requeued=True) == explain("Priority")
 
 
-def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
+def test_an_unknown_reason_is_shown_as_it_is() -> None:
     assert explain("SomethingNew") == "Slurm says: SomethingNew"
     assert explain("") == "for its turn"
 
@@ -96,10 +98,10 @@ def test_a_reason_that_nobody_knows_is_shown_as_it_is() -> None:
         "InvalidAccount",
     ],
 )
-def test_what_waits_in_vain_is_known(reason: str) -> None:
+def test_jobs_with_these_reasons_never_start(reason: str) -> None:
     assert will_never_start(reason)
 
 
 @pytest.mark.parametrize("reason", ["Priority", "Resources", "Dependency", "AssocMaxJobsLimit", ""])
-def test_what_will_start_by_itself_is_left_in_peace(reason: str) -> None:
+def test_jobs_with_these_reasons_start_by_themselves(reason: str) -> None:
     assert not will_never_start(reason)

@@ -80,7 +80,7 @@ def fetch(
         pytest.param(faults.status(511, 2), id="a captive portal"),
     ],
 )
-def test_the_right_bytes_arrive(
+def test_a_file_is_downloaded_right_despite_a_fault(
     web: FaultyServer, tmp_path: Path, fault: Fault, known: bool
 ) -> None:
     web.put(PATH, DATA)
@@ -122,7 +122,7 @@ def test_a_reset_costs_no_byte_twice(web: FaultyServer, tmp_path: Path) -> None:
         pytest.param(faults.html(None), Cause.NETWORK, id="a page for an archive"),
     ],
 )
-def test_what_cannot_end_well_ends_in_one_clear_error(
+def test_a_failure_that_stays_ends_in_one_clear_error(
     web: FaultyServer, tmp_path: Path, fault: Fault, cause: Cause
 ) -> None:
     web.put(PATH, DATA)
@@ -146,7 +146,7 @@ def test_what_cannot_end_well_ends_in_one_clear_error(
     ],
     ids=["short", "short, size unknown", "long", "long, size unknown", "cut at one place"],
 )
-def test_an_answer_that_is_always_wrong_in_the_same_way_is_not_asked_for_long(
+def test_retries_end_soon_if_every_response_has_the_same_fault(
     web: FaultyServer, tmp_path: Path, fault: Fault, known: bool, reported: str
 ) -> None:
     web.put(PATH, DATA)
@@ -231,7 +231,9 @@ def test_a_follower_reads_the_bytes_in_order(web: FaultyServer, tmp_path: Path) 
     assert found == [DATA]
 
 
-def test_what_a_reader_wants_is_fetched_before_the_rest(web: FaultyServer, tmp_path: Path) -> None:
+def test_bytes_that_a_reader_wants_are_fetched_before_the_rest(
+    web: FaultyServer, tmp_path: Path
+) -> None:
     """The first range identifies the file; the file's end comes next."""
     web.put(PATH, DATA)
 
@@ -258,7 +260,9 @@ def test_what_a_reader_wants_is_fetched_before_the_rest(web: FaultyServer, tmp_p
     assert starts[1] >= len(DATA) - 2 * MB
 
 
-def test_what_an_interruption_left_is_not_fetched_again(web: FaultyServer, tmp_path: Path) -> None:
+def test_bytes_of_an_interrupted_download_are_not_fetched_again(
+    web: FaultyServer, tmp_path: Path
+) -> None:
     web.put(PATH, DATA)
     web.fail(PATH, Fault(6, cut_after=2 * MB), faults.status(404, None))
     with pytest.raises(SourceError):
