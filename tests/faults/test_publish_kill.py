@@ -12,14 +12,15 @@ import pytest
 from msgspec import structs
 
 from jobs.finalize.stage import run_finalize
-from jobs.model import OnBadRecord, OnCollision, Options, Output
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Stage
 from jobs.runtime.forks import LostError
 from jobs.runtime.process import CORES
 from jobs.runtime.progress import Progress
 from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RUN_ID, RunBuilder
-from tests.support.faults.dying import ENDED, KILLED, finalize_and_die
+from tests.support.faults.forkfaults import Fault
+from tests.support.faults.forkshop import Shop
 
 pytestmark = pytest.mark.faults
 
@@ -65,6 +66,11 @@ def packed(base: Path) -> Run:
 SETTINGS = [packed, fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
 
 
+def killed_at(call: int) -> Fault:
+    """Right before that call which changes a file."""
+    return Fault(Stage.FINALIZE.value, call)
+
+
 def comparable(dest: Path) -> dict[str, bytes]:
     """The published tree; of the receipt all but times."""
     receipt = json.loads((dest / "RECEIPT.json").read_bytes())
@@ -88,7 +94,7 @@ def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str,
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_kill_at_every_step_ends_in_the_same_tree(
-    tmp_path: Path, setting: Callable[[Path], Run]
+    tmp_path: Path, shop: Shop, setting: Callable[[Path], Run]
 ) -> None:
     undisturbed = setting(tmp_path / "undisturbed")
     old = tree(undisturbed.staging.dest)
@@ -98,10 +104,10 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
     step, batch, killed = 1, 16, 0
     while killed == step - 1:
         runs = [setting(tmp_path / f"{number:04d}") for number in range(step, step + batch)]
-        points = [(run.folder.path, number) for number, run in enumerate(runs, step)]
-        for run, ended in zip(runs, finalize_and_die(points), strict=True):
-            assert ended in (KILLED, ENDED)
-            killed += ended == KILLED
+        points = [(run.folder.path, killed_at(number)) for number, run in enumerate(runs, step)]
+        for run, code in zip(runs, shop.finalize(points), strict=True):
+            assert code in (-signal.SIGKILL, 0)
+            killed += code != 0
             check_what_a_reader_sees(run.staging.dest, old, whole)
             summary, problem = run.finalize()
             assert problem is None
@@ -112,15 +118,18 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
     assert killed >= 20
 
 
-def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path) -> None:
+def test_a_kill_in_the_second_try_too_ends_in_the_same_tree(tmp_path: Path, shop: Shop) -> None:
     undisturbed = over_an_old_dataset(tmp_path / "undisturbed")
     undisturbed.finalize()
     whole = comparable(undisturbed.staging.dest)
     runs = [over_an_old_dataset(tmp_path / f"{number:04d}") for number in range(12)]
     for first, second in ((25, 3), (31, 7)):
         for last, step in ((first, 1), (second, 2)):
-            finalize_and_die(
-                (run.folder.path, last + number * step) for number, run in enumerate(runs)
+            shop.finalize(
+                [
+                    (run.folder.path, killed_at(last + number * step))
+                    for number, run in enumerate(runs)
+                ]
             )
     for run in runs:
         _, problem = run_finalize(run.folder, structs.replace(run.plan), Progress())

@@ -1,1 +1,5 @@
-"""Faults at a chosen moment: a kill, an error of the disk, a stop."""
+"""Faults at a chosen call that changes a file: a kill, a stop, an error of the disk.
+
+``forkfaults``: the one injector, a ``Fault`` in a kind of process; ``forkshop``: runs commands and
+stages in forks with a fault; ``matrix``: what must hold after it; ``preloaded``: what forks import.
+"""

@@ -46,7 +46,7 @@ class Fault:
 
 
 _fault: Fault | None = None
-_fired = Path("/nowhere")
+_fired: Path | None = None
 _attempt = 0
 
 
@@ -55,7 +55,7 @@ def prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
-def prepare(fault: Fault | None, fired: Path) -> None:
+def prepare(fault: Fault | None, fired: Path | None = None) -> None:
     """Have ``fault`` come in this process or in those it starts, which is noted in ``fired``."""
     global _fault, _fired
     _fault, _fired = fault, fired
@@ -120,7 +120,8 @@ def is_change(event: str, args: tuple[object, ...]) -> bool:
 
 
 def _come(what: str) -> None:
-    _fired.touch()
+    if _fired is not None:
+        _fired.touch()
     if what.startswith("SIG"):
         os.kill(os.getpid(), signal.Signals[what])
         return

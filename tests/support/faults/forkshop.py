@@ -23,6 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from jobs.model import Stage
 from tests.support.cli import Cli, Done
 from tests.support.faults import forkfaults, preloaded
 from tests.support.faults.forkfaults import Fault
@@ -117,6 +118,15 @@ class Shop:
         )
         return [Ended(**ended) for ended in answer["ended"]]
 
+    def finalize(self, runs: Sequence[tuple[Path, Fault | None]]) -> list[int]:
+        """The finalize stage over these run folders, one after the other; exit codes as `Popen`'s.
+
+        Without a task around it, so that a fault's calls are those of the stage.
+        """
+        asked = [(str(folder), asdict(fault) if fault else None) for folder, fault in runs]
+        codes: list[int] = self._ask({"finalize": asked})["codes"]
+        return codes
+
     def _ask(self, request: Mapping[str, Any]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         with self._asked:
@@ -147,6 +157,8 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     if "program" in request:
         subprocess.run(request["program"], check=True, stdin=subprocess.DEVNULL)
         return {}
+    if "finalize" in request:
+        return {"codes": [_finalized(*asked) for asked in request["finalize"]]}
     if "commands" not in request:
         return {"pid": os.getpid()}
     fault = Fault(**request["fault"]) if request["fault"] else None
@@ -181,6 +193,25 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
                 for number, code in enumerate(codes)
             ]
         }
+
+
+def _finalized(folder: str, fault: dict[str, Any] | None) -> int:
+    pid = os.fork()
+    if pid == 0:
+        forkfaults.prepare(Fault(**fault) if fault else None)
+        _end(_finalize, Path(folder))
+    return _wait(pid, _ENDS_S)
+
+
+def _finalize(path: Path) -> None:
+    from jobs.finalize.stage import run_finalize
+    from jobs.runtime.progress import Progress
+    from jobs.storage.run_folder import RunFolder
+
+    folder = RunFolder(path)
+    plan = folder.load_plan()
+    forkfaults.enter(Stage.FINALIZE.value, 0)
+    run_finalize(folder, plan, Progress())
 
 
 def _wait(pid: int, seconds: float) -> int:
