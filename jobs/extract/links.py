@@ -46,7 +46,7 @@ def pending_of(
         target = safe_path(member.target, archive=archive)
     elif options.links is Links.REFUSE:
         raise UnsafeMemberError(
-            f"{archive}: member {quoted(member.name)} is a symbolic link, to "
+            f"{archive}: member {quoted(member.name)} is a symbolic link to "
             f"{quoted(member.target)}; if this is intended, launch with --links copy",
             member=text_of(member.name)[0],
         )

@@ -351,7 +351,7 @@ class _Join:
         first = self._ids.setdefault(record_id, line)
         if first != line:
             piece, place = self._context.line_of(first)
-            fact = f"id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
+            fact = f"its id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
             self._find(FindingKind.DUPLICATE_ID, fact, line=line)
 
     def _end(self) -> None:

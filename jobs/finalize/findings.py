@@ -309,6 +309,13 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> s
         return f"; to publish nevertheless, run `resume` with --on-collision {keep}{own}"
     if bad[0] is FindingKind.TWO_KINDS:
         return "; if two archives differ in this, launch with --on-collision per-shard"
+    if bad[0] is FindingKind.BAD_FORM:
+        return f"; correct the file at its source, then launch again; {context.without_records}"
+    if bad[0] is FindingKind.COUNT:
+        return (
+            "; check that the source is complete; if an option of the launch was wrong, such as "
+            "--records-file or --expect-records, run `resume` with the right one"
+        )
     if all(kind in BAD for kind in bad):
         keep = "" if context.packs_records else ", or keep to publish them too"
         return f"; run `resume` with --on-bad-record drop to publish without these{keep}"

@@ -35,10 +35,10 @@ from jobs.storage.safe_paths import quoted
 
 _SLICE = 8 << 20  # bytes of records that one process reads at a time, at most
 _ODD = {
-    FindingKind.BOM: "lines that begin with a byte order mark",
-    FindingKind.CRLF: "lines that end in CRLF",
-    FindingKind.BLANK: "blank lines",
-    FindingKind.NO_NEWLINE: "last lines without a newline",
+    FindingKind.BOM: "lines that begin with a byte order mark: {}",
+    FindingKind.CRLF: "lines that end in CRLF: {}",
+    FindingKind.BLANK: "blank lines: {}",
+    FindingKind.NO_NEWLINE: "no newline after its last line",
 }
 
 
@@ -80,7 +80,7 @@ def scan_records(audit: Audit) -> int:
         odd.update(found.odd)
     for place, kind in product(sorted({place for place, _ in odd}), _ODD):
         if count := odd[place, kind]:
-            fact = f"{_ODD[kind]}: {count}"
+            fact = _ODD[kind].format(count)
             audit.findings.add(Finding(kind, fact, context.pieces[place].shard.id))
     return starts[-1]
 

@@ -167,7 +167,7 @@ def _step(state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
     if step.tasks and (note := space.limit_note(state.plan, room, wanted, state)):
         step = replace(step, notes=(*step.notes, note))
     if request.amendments is not None:
-        step = replace(step, notes=(*step.notes, f"changed: {request.amendments}"))
+        step = replace(step, notes=(*step.notes, f"changed options: {request.amendments}"))
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))

@@ -112,7 +112,7 @@ def test_a_resume_publishes_what_a_launch_with_these_options_publishes(
         for archive in source.iterdir():
             archive.write_bytes(b"extracted already")
     done = cli.run("resume", *changed)
-    assert f"changed: {' '.join(changed)}" in done.out + done.err
+    assert f"changed options: {' '.join(changed)}" in done.out + done.err
     assert not (data / ".incoming").exists()
 
     again = write(tmp_path / "again", archives)

@@ -364,7 +364,7 @@ ODD = [
         "an id twice",
         records_with(line("images/000006.png", id="images/000001.png")),
         {},
-        "id 'images/000001.png' is also that of line 2 of shard-0000.tar",
+        "its id 'images/000001.png' is also that of line 2 of shard-0000.tar",
     ),
     (
         "a BOM",
