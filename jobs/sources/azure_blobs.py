@@ -6,6 +6,8 @@ import logging
 import os
 import threading
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -72,7 +74,7 @@ class AzureClient:
 
     def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
         found: list[SourceFile] = []
-        with _Errors(self, prefix):
+        with _errors(self, prefix):
             for item in self._container(prefix).list_blobs(name_starts_with=prefix.key):
                 found.append(_file(prefix.with_key(item.name), item))
                 if most is not None and len(found) >= most:
@@ -80,7 +82,7 @@ class AzureClient:
         return found
 
     def describe(self, url: ObjectUrl) -> SourceFile:
-        with _Errors(self, url):
+        with _errors(self, url):
             return _file(url, self._container(url).get_blob_client(url.key).get_blob_properties())
 
     def target(self, url: ObjectUrl, version: str | None) -> Target:
@@ -96,7 +98,7 @@ class AzureClient:
     def _signature(self, url: ObjectUrl) -> str:
         from azure.storage.blob import BlobSasPermissions, generate_blob_sas
 
-        with _Errors(self, url):
+        with _errors(self, url):
             signature: str = generate_blob_sas(
                 _account(self.endpoint),
                 url.bucket,
@@ -108,7 +110,7 @@ class AzureClient:
         return signature
 
     def _token(self, url: ObjectUrl) -> str:
-        with _Errors(self, url):
+        with _errors(self, url):
             token: str = self._identity.get_token(_SCOPE).token
         return token
 
@@ -130,50 +132,43 @@ class AzureClient:
             return self._containers[url.bucket]
 
 
-class _Errors:
+@contextmanager
+def _errors(client: AzureClient, url: ObjectUrl) -> Iterator[None]:
     """Converts Azure's errors to ``SourceError``, without their texts, which may have secrets."""
+    from azure.core import exceptions as known
 
-    def __init__(self, client: AzureClient, url: ObjectUrl) -> None:
-        self._client = client
-        self._url = url
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from azure.core import exceptions as known
-
-        client = self._client
-        if isinstance(error, known.HttpResponseError) and error.status_code is not None:
-            raise self._refusal(error) from None
-        if isinstance(error, (known.ServiceRequestError, known.ServiceResponseError)):
-            raise SourceError(
-                f"{client.endpoint} cannot be reached ({type(error).__name__}); check the network, "
-                "the name of the account and the proxy variables (HTTPS_PROXY)",
-                cause=Cause.NETWORK,
-            ) from None
-        if isinstance(error, (known.AzureError, ValueError)):  # such as a key that is not base64
-            raise _unusable(error) from None
-
-    def _refusal(self, error: Any) -> SourceError:
-        """The error for an answer of the store."""
-        client, url = self._client, self._url
-        code, status = str(getattr(error, "error_code", "")), error.status_code
-        if code == "ContainerNotFound":
-            return no_such_bucket(url, client.endpoint)
-        if code == "BlobNotFound":
-            return NoSuchObject(url)
-        # For those without a login, a private container does not exist.
-        is_hidden = status in (404, 409) and not client.has_credentials()
-        if status in (401, 403) or is_hidden:
-            return denied(url, client)
-        if status == 404:
-            return no_such_bucket(url, client.endpoint) if url.is_prefix else NoSuchObject(url)
-        return SourceError(
-            f"{url}: {client.endpoint} reports an error (status {status}, {code or 'unknown'}); "
-            "check the URL, or try again later",
+    try:
+        yield
+    except (known.ServiceRequestError, known.ServiceResponseError) as error:
+        raise SourceError(
+            f"{client.endpoint} cannot be reached ({type(error).__name__}); check the network, "
+            "the name of the account and the proxy variables (HTTPS_PROXY)",
             cause=Cause.NETWORK,
-        )
+        ) from None
+    except (known.AzureError, ValueError) as error:  # such as a key that is not base64
+        if getattr(error, "status_code", None) is None:
+            raise _unusable(error) from None
+        raise _refusal(client, url, error) from None
+
+
+def _refusal(client: AzureClient, url: ObjectUrl, error: Any) -> SourceError:
+    """The error for an answer of the store."""
+    code, status = str(getattr(error, "error_code", "")), error.status_code
+    if code == "ContainerNotFound":
+        return no_such_bucket(url, client.endpoint)
+    if code == "BlobNotFound":
+        return NoSuchObject(url)
+    # For those without a login, a private container does not exist.
+    is_hidden = status in (404, 409) and not client.has_credentials()
+    if status in (401, 403) or is_hidden:
+        return denied(url, client)
+    if status == 404:
+        return no_such_bucket(url, client.endpoint) if url.is_prefix else NoSuchObject(url)
+    return SourceError(
+        f"{url}: {client.endpoint} reports an error (status {status}, {code or 'unknown'}); "
+        "check the URL, or try again later",
+        cause=Cause.NETWORK,
+    )
 
 
 def _has_login(identity: Any) -> bool:

@@ -6,6 +6,8 @@ import logging
 import os
 import threading
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from jobs.errors import Cause, SourceError
@@ -71,7 +73,7 @@ class S3Client:
         self._pinned = pinned
         self._endpoint = endpoint
         self.where = redact(endpoint) if endpoint else "Amazon S3"
-        with _Errors(self, None):
+        with _errors(self, None):
             self._session = botocore.session.Session()
             self._credentials = None if is_anonymous("s3") else self._session.get_credentials()
         self._lock = threading.Lock()
@@ -86,7 +88,7 @@ class S3Client:
         return self._credentials is not None
 
     def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
-        with _Errors(self, prefix):
+        with _errors(self, prefix):
             pages = (
                 self._client(prefix)
                 .get_paginator("list_objects_v2")
@@ -110,7 +112,7 @@ class S3Client:
         from requests.structures import CaseInsensitiveDict
 
         names = {"Bucket": url.bucket, "Key": url.key, **_payer()}
-        with _Errors(self, url):
+        with _errors(self, url):
             client = self._client(url)
             try:
                 found = client.head_object(**names, ChecksumMode="ENABLED")
@@ -129,7 +131,7 @@ class S3Client:
         return SourceFile(url.key, str(url), found["ContentLength"], digest, found["ETag"])
 
     def target(self, url: ObjectUrl, version: str | None) -> Target:
-        with _Errors(self, url):
+        with _errors(self, url):
             names = {"Bucket": url.bucket, "Key": url.key, **_payer()}
             signed = self._client(url).generate_presigned_url(
                 "get_object", Params=names, ExpiresIn=SIGNED_S
@@ -173,7 +175,7 @@ class S3Client:
                 retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
                 ignore_configured_endpoint_urls=self._pinned or None,
             )
-            with _Errors(self, None):
+            with _errors(self, None):
                 self._clients[region] = self._session.create_client(
                     "s3",
                     # Stores other than AWS mostly ignore the region, but a signature needs one.
@@ -186,79 +188,73 @@ class S3Client:
         return self._clients[region]
 
 
-class _Errors:
+@contextmanager
+def _errors(client: S3Client, url: ObjectUrl | None) -> Iterator[None]:
     """Converts botocore's errors to ``SourceError``, without their texts, which may have a key."""
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    def __init__(self, client: S3Client, url: ObjectUrl | None) -> None:
-        self._client = client
-        self._url = url
+    try:
+        yield
+    except (BotoCoreError, ClientError, ValueError) as error:
+        if isinstance(error, ClientError) and url is not None:
+            raise _refusal(client, url, error) from None
+        raise _failure(client, url, error) from None
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        if isinstance(error, ClientError) and self._url is not None:
-            raise self._refusal(error, self._url) from None
-        if isinstance(error, (BotoCoreError, ClientError, ValueError)):
-            raise self._failure(error) from None
-
-    def _refusal(self, error: Any, url: ObjectUrl) -> SourceError:
-        """The error for an answer of the store."""
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
-        where = self._client.where
-        if code == "NoSuchBucket":
-            return no_such_bucket(url, where)
-        if status == 404:
-            return NoSuchObject(url)
-        if code in _WRONG_KEYS:
-            return SourceError(
-                f"{where} does not accept your credentials: {_WRONG_KEYS[code]}; correct them "
-                f"({self._client.login}), or remove them to read public objects",
-                cause=Cause.AUTHENTICATION,
-            )
-        if status in (401, 403):
-            return denied(url, self._client)
+def _refusal(client: S3Client, url: ObjectUrl, error: Any) -> SourceError:
+    """The error for an answer of the store."""
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+    where = client.where
+    if code == "NoSuchBucket":
+        return no_such_bucket(url, where)
+    if status == 404:
+        return NoSuchObject(url)
+    if code in _WRONG_KEYS:
         return SourceError(
-            f"{url}: {where} reports an error (status {status}, {code or 'unknown'}); try again "
-            "later",
-            cause=Cause.NETWORK,
-        )
-
-    def _failure(self, error: BaseException) -> SourceError:
-        """The error for a request that was not answered, or credentials that cannot be read."""
-        from botocore import exceptions as known
-
-        if isinstance(error, known.ProfileNotFound):
-            profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
-            return SourceError(
-                f"AWS_PROFILE names the profile {profile}, which does not exist in ~/.aws; create "
-                f"it with `aws configure --profile {profile}`, or correct AWS_PROFILE",
-                cause=Cause.AUTHENTICATION,
-            )
-        if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
-            return SourceError(
-                f"{self._client.where} cannot be reached ({type(error).__name__}); check the "
-                "network, AWS_ENDPOINT_URL_S3 and the proxy variables (HTTPS_PROXY)",
-                cause=Cause.NETWORK,
-            )
-        if isinstance(error, known.ParamValidationError):
-            return SourceError(
-                f"{quoted(self._url.bucket if self._url else '')} cannot be the name of a bucket; "
-                "check --url",
-                cause=Cause.USAGE,
-            )
-        if isinstance(error, ValueError):
-            return SourceError(
-                "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config is not an "
-                "http or https URL; correct it",
-                cause=Cause.USAGE,
-            )
-        return SourceError(
-            f"the settings and credentials in the environment and ~/.aws cannot be used "
-            f"({type(error).__name__}); `aws sts get-caller-identity` tests them, and "
-            "`aws sso login` renews an expired login",
+            f"{where} does not accept your credentials: {_WRONG_KEYS[code]}; correct them "
+            f"({client.login}), or remove them to read public objects",
             cause=Cause.AUTHENTICATION,
         )
+    if status in (401, 403):
+        return denied(url, client)
+    return SourceError(
+        f"{url}: {where} reports an error (status {status}, {code or 'unknown'}); try again later",
+        cause=Cause.NETWORK,
+    )
+
+
+def _failure(client: S3Client, url: ObjectUrl | None, error: BaseException) -> SourceError:
+    """The error for a request that was not answered, or credentials that cannot be read."""
+    from botocore import exceptions as known
+
+    if isinstance(error, known.ProfileNotFound):
+        profile = os.environ.get("AWS_PROFILE") or os.environ.get("AWS_DEFAULT_PROFILE")
+        return SourceError(
+            f"AWS_PROFILE names the profile {profile}, which does not exist in ~/.aws; create "
+            f"it with `aws configure --profile {profile}`, or correct AWS_PROFILE",
+            cause=Cause.AUTHENTICATION,
+        )
+    if isinstance(error, (known.HTTPClientError, known.ConnectionError)):
+        return SourceError(
+            f"{client.where} cannot be reached ({type(error).__name__}); check the "
+            "network, AWS_ENDPOINT_URL_S3 and the proxy variables (HTTPS_PROXY)",
+            cause=Cause.NETWORK,
+        )
+    if isinstance(error, known.ParamValidationError):
+        return SourceError(
+            f"{quoted(url.bucket if url else '')} cannot be the name of a bucket; check --url",
+            cause=Cause.USAGE,
+        )
+    if isinstance(error, ValueError):
+        return SourceError(
+            "AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or endpoint_url in ~/.aws/config is not an "
+            "http or https URL; correct it",
+            cause=Cause.USAGE,
+        )
+    return SourceError(
+        f"the settings and credentials in the environment and ~/.aws cannot be used "
+        f"({type(error).__name__}); `aws sts get-caller-identity` tests them, and "
+        "`aws sso login` renews an expired login",
+        cause=Cause.AUTHENTICATION,
+    )
