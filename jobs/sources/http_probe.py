@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.sources import url_lists
-from jobs.transfer.rate_limits import backoff_s
 from jobs.transfer.responses import (
     MOST_CODED,
     DecodedBody,
@@ -25,6 +23,7 @@ from jobs.transfer.responses import (
     encoding,
     is_page,
     refused,
+    until_answered,
 )
 from jobs.transfer.target import Target, quoted_url, redact
 
@@ -150,17 +149,9 @@ def _with_retries(request: Callable[[ConnectionPool], T]) -> T:
 
     wire = ConnectionPool(1, _STALL_S)
     try:
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return request(wire)
-            except RetryLater as again:
-                wait_s = again.wait_s
-                if wait_s is None:
-                    wait_s = backoff_s(attempt, 1.0)
-                if attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
-                    raise again.error from None
-                time.sleep(wait_s)
-        raise AssertionError("the last attempt returns or raises")
+        return until_answered(
+            lambda: request(wire), attempts=_ATTEMPTS, pause_s=1.0, most_wait_s=_MOST_WAIT_S
+        )
     finally:
         wire.close()
 

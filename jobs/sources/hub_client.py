@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from jobs.errors import Cause, SourceError
 from jobs.sources import file_names
 from jobs.storage.safe_paths import quoted
-from jobs.transfer.rate_limits import backoff_s, retry_after_s
+from jobs.transfer.rate_limits import retry_after_s
+from jobs.transfer.responses import RetryLater, until_answered
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -125,50 +125,46 @@ def with_retries(repo: Repo, ask: Callable[[], T]) -> T:
     Raises ``SourceError`` without the client's error as its cause, which contains the token.
     """
     check_online()
-    for attempt in range(1, _ATTEMPTS + 1):
+
+    def request() -> T:
         with _quiet():
-            error, wait_s = _tried(repo, ask, attempt)
-        if not isinstance(error, SourceError):
-            return error
-        if wait_s is None or attempt == _ATTEMPTS or wait_s > _MOST_WAIT_S:
-            raise error
-        time.sleep(wait_s)
-    raise AssertionError("the last attempt returns or raises")
+            answer = _asked(repo, ask)
+        if isinstance(answer, (SourceError, RetryLater)):
+            raise answer  # here: without the client's error as its context
+        return answer
+
+    return until_answered(request, attempts=_ATTEMPTS, pause_s=0.5, most_wait_s=_MOST_WAIT_S)
 
 
-def _tried(repo: Repo, ask: Callable[[], T], attempt: int) -> tuple[T | SourceError, float | None]:
-    """The result, or the error and the seconds to wait if trying again may help."""
+def _asked(repo: Repo, ask: Callable[[], T]) -> T | SourceError | RetryLater:
+    """The result, or the error: ``RetryLater`` if trying again may help."""
     from huggingface_hub.errors import HfHubHTTPError
 
     transport = _transport_error()
-    pause_s = backoff_s(attempt, 0.5)
     try:
-        return ask(), None
+        return ask()
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        requested_s = retry_after_s(error.response.headers) if error.response is not None else None
-        wait_s = (pause_s if requested_s is None else requested_s) if status in _BUSY else None
-        return _explained(repo, error, status), wait_s
+        reply = error.response
+        status = reply.status_code if reply is not None else 0
+        explained = _explained(repo, error, status)
+        if status not in _BUSY:
+            return explained
+        return RetryLater(explained, wait_s=retry_after_s(reply.headers))
     except transport as error:
-        return (
-            SourceError(
-                f"{repo.endpoint} cannot be reached ({type(error).__name__}); check the network, "
-                "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
-                cause=Cause.NETWORK,
-            ),
-            pause_s,
+        explained = SourceError(
+            f"{repo.endpoint} cannot be reached ({type(error).__name__}); check the network, "
+            "HF_ENDPOINT and the proxy variables (HTTPS_PROXY), then launch again",
+            cause=Cause.NETWORK,
         )
     except json.JSONDecodeError:
-        return (
-            SourceError(
-                f"{repo.endpoint} does not respond like the Hub (is it the page of a proxy or a "
-                "login?); check the network and HF_ENDPOINT, then launch again",
-                cause=Cause.NETWORK,
-            ),
-            pause_s,
+        explained = SourceError(
+            f"{repo.endpoint} does not respond like the Hub (is it the page of a proxy or a "
+            "login?); check the network and HF_ENDPOINT, then launch again",
+            cause=Cause.NETWORK,
         )
     except ValueError as error:  # HFValidationError: the name itself
-        return _bad_name(repo, error), None
+        return _bad_name(repo, error)
+    return RetryLater(explained)
 
 
 def _transport_error() -> type[Exception]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from jobs.errors import Cause, OrchestrateError, SourceError
 from jobs.model import Digest
-from jobs.transfer.rate_limits import rate_limit_s, retry_after_s
+from jobs.transfer.rate_limits import backoff_s, rate_limit_s, retry_after_s
 
 # 511 comes from a captive portal (RFC 6585, 6).
 _TRY_AGAIN = frozenset({408, 409, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 511})
@@ -21,6 +22,8 @@ _LENGTHS = {"sha256": 32, "sha1": 20, "md5": 16, "crc32": 4}  # bytes; the best 
 MOST_CODED = 1 << 16  # bytes to decode at once; they may expand a thousand times
 _GZIP = b"\x1f\x8b"
 _CODINGS = {"gzip": 31, "deflate": 47}  # zlib's window bits
+
+T = TypeVar("T")
 
 
 class RetryLater(Exception):
@@ -43,6 +46,22 @@ class RetryLater(Exception):
 
 class WrongRange(RetryLater):
     """The response to a Range request has a different range."""
+
+
+def until_answered(ask: Callable[[], T], *, attempts: int, pause_s: float, most_wait_s: float) -> T:
+    """The result of ``ask``, which is called again after a growing pause at ``RetryLater``.
+
+    ``most_wait_s``: a server that requests a longer pause counts as failed.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            return ask()
+        except RetryLater as again:
+            wait_s = backoff_s(attempt, pause_s) if again.wait_s is None else again.wait_s
+            if attempt == attempts or wait_s > most_wait_s:
+                raise again.error from None
+        time.sleep(wait_s)
+    raise AssertionError("the last attempt returns or raises")
 
 
 class StartOver(Exception):
