@@ -212,6 +212,20 @@ def test_another_process_cancels_and_the_launcher_goes_home(
     assert {state.cause for state in states(folder).values()} == {Cause.CANCELLED}
 
 
+def test_tasks_end_when_their_run_folder_is_moved_and_the_launcher_says_so(
+    folder: RunFolder, launch: Launch, tmp_path: Path
+) -> None:
+    launcher = launch("term", "sh", "-c", '"$@" 2>"$0"', str(tmp_path / "reported"))
+    running = pids(folder)
+    folder.path.rename(tmp_path / "moved")
+    assert launcher.wait(20) != 0
+    assert all(gone(pid) for pid in running)
+    reported = (tmp_path / "reported").read_text(encoding="utf-8")
+    assert "run folder" in reported and "was removed or moved" in reported
+    assert "cannot be recorded" not in reported
+    (tmp_path / "moved").rename(folder.path)
+
+
 def test_a_killed_task_is_reported_while_the_others_continue(
     folder: RunFolder, launch: Launch
 ) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs.errors import Cause
+from jobs.errors import Cause, RunFolderError
 from jobs.model import Stage, utc_now
 from jobs.runtime.process import CORES, cores
 from orchestrator.engines.base import Dependency, JobSpec
@@ -138,6 +138,7 @@ class Pool:
             now = time.monotonic()
             if now >= look_at:
                 look_at = now + CANCEL_CHECK_S
+                self._check_run_folders()
                 self._cancel_requested()
             if now >= life_at:
                 life_at = now + process_records.ALIVE_S
@@ -207,6 +208,16 @@ class Pool:
             # Processes that the task started end with it, so that none writes later.
             signal_group(task.process.id.pid, signal.SIGKILL)
             _end(task, returncode=code, cause=_cause(task, code))
+
+    def _check_run_folders(self) -> None:
+        """Raise ``RunFolderError`` if the run folder of a job is gone, and with it the results."""
+        for job in self.jobs.values():
+            if not job.ended and not os.path.lexists(job.spec.run_dir):
+                raise RunFolderError(
+                    f"the run folder {job.spec.run_dir} was removed or moved while its tasks were "
+                    "running, so they were stopped; if it was moved, run `resume` with its new "
+                    "path, else launch again"
+                )
 
     def _cancel_requested(self) -> None:
         for job in self.jobs.values():
@@ -288,6 +299,8 @@ def _end(task: PoolTask, *, returncode: int | None, cause: Cause | None) -> None
     task.record = replace(task.record, ended=utc_now(), returncode=returncode, cause=cause)
     try:
         task.job.files.write(task.record)
+    except FileNotFoundError:
+        pass  # the run folder was removed, which is reported
     except OSError as error:
         path = task.job.files.path
         log.warning("%s cannot be recorded in %s: %s", task.record.task_id, path, error.strerror)
