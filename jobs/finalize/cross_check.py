@@ -96,6 +96,8 @@ def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str
         other = near.get(folded(key)) if key is not None else None
         if other is not None:
             return f"is in no shard; a similar name is {shown_key(other)}"
+    if reference.path.startswith(("http:/", "https:/")):
+        return "is in no shard, as it is an address on the web"
     return "is in no shard"
 
 

@@ -300,7 +300,10 @@ def _judge_counts(context: FinalizeContext, totals: scan.Totals, findings: Findi
         fact = f"{number} images, such as {totals.moved_example[shard]}"
         findings.add(Finding(FindingKind.MOVED, fact, shard))
     if expected is not None and expected != kept:
-        fact = f"{kept} records, but {expected} were expected (--expect-records)"
+        fact = (
+            f"{kept} records, but {expected} were expected (--expect-records); if all {kept} are "
+            f"there, run `resume` with --expect-records {kept}"
+        )
         findings.add(Finding(FindingKind.COUNT, fact))
 
 

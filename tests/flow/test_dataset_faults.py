@@ -179,7 +179,7 @@ REFUSED = [
         "a record to a URL",
         records_with(line("https://example.org/1.png")),
         Cause.BAD_RECORD,
-        "shard-0001.tar, line 3: its image",
+        "its image 'https:/example.org/1.png' is in no shard, as it is an address on the web",
     ),
     (
         "a record with a NUL in its path",
@@ -616,7 +616,12 @@ def test_odd_and_tolerated_input_is_published_and_reported(
 
 COUNTS = [
     pytest.param(8, None, id="as many as expected"),
-    pytest.param(9, "8 records, but 9 were expected (--expect-records)", id="one too few"),
+    pytest.param(
+        9,
+        "8 records, but 9 were expected (--expect-records); if all 8 are there, run `resume` with "
+        "--expect-records 8",
+        id="one too few",
+    ),
     pytest.param(0, "8 records, but 0 were expected", id="none expected"),
 ]
 
