@@ -3,6 +3,6 @@
 ``evidence`` reads all that is known of a run, once; ``state`` computes its state from that, as a
 pure function. ``metrics`` are numbers of a state (counts, rates, waiting tasks, failing nodes),
 ``status_json`` is the object for programs, ``pending_reasons`` explains Slurm's reasons for
-waiting. ``journal`` is the run's event log, ``run_list`` finds runs, ``task_logs`` finds and
+waiting. ``event_log`` is ``events.jsonl``, ``run_list`` finds runs, ``task_logs`` finds and
 cleans tasks' logs. ``run`` is a run for programs, with its ``futures``.
 """

@@ -24,8 +24,8 @@ from orchestrator import filesystems, units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.engines.registry import engine_named
-from orchestrator.inspection import journal
-from orchestrator.inspection.journal import Act
+from orchestrator.inspection import event_log
+from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.state import Evidence, RunState, RunStatus, TaskKey, judge
 
 EngineOf = Callable[[str, Cluster | None], Engine]
@@ -70,14 +70,14 @@ def gather(
     folder.check()
     plan = folder.load_plan()
     submissions = tuple(folder.load_submission(n) for n in folder.submission_numbers())
-    cancel = journal.last_cancel(folder)
+    cancel = event_log.last_cancel(folder)
     cancelled = cancel.attempt if cancel and cancel.act is Act.CANCELLED else None
     # Engines are queried before results are read: a task that ends in between has a result.
     answers = _ask(folder, submissions, engine_of) if engine_of else _Answers()
     results = {
         (result.attempt, result.stage, result.task): result for result in folder.load_results()
     }
-    states, silent = _settled(answers, results, journal.ended_by_cancel(folder))
+    states, silent = _settled(answers, results, event_log.ended_by_cancel(folder))
     results |= _pickled(folder, submissions, states, results)
     published, remark = _destination(folder, Staging(plan))
     if cancelled is not None and not published and remark is None:

@@ -29,9 +29,9 @@ from orchestrator.engines.registry import (
     engine_named,
     reach_engine,
 )
-from orchestrator.inspection import evidence, journal
+from orchestrator.inspection import event_log, evidence
+from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.evidence import state_of
-from orchestrator.inspection.journal import Act
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import claim, planning, preflight, recovery, running, space
 from orchestrator.lifecycle.amending import Amendments, amended
@@ -226,12 +226,12 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         atomic.write_json(folder.options, planned.options)
     engine = engine_named(name, planned.cluster)
     # A later attempt belongs to another resume, which is running now.
-    lost = [e.name for e in journal.open_intents(folder) if e.attempt <= last.number]
+    lost = [e.name for e in event_log.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
         engine.cancel(folder, step.cancel, lost)
         for job in lost:
-            journal.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
-    journal.append(folder, Act.RESUMED, attempt=last.number)
+            event_log.append(folder, Act.WITHDRAWN, attempt=last.number, name=job)
+    event_log.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
     draft = running.next_draft(last, step, retries=retries, engine=name, cluster=planned.cluster)
@@ -258,7 +258,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     # Written first: a process that is submitting (another shell, a finalize job that starts the
     # next attempt) reads it and stops.
     try:
-        journal.append(folder, Act.CANCELLING, attempt=attempt)
+        event_log.append(folder, Act.CANCELLING, attempt=attempt)
     except OSError as error:  # a full disk must not prevent cancelling jobs
         _end_jobs(folder, abandon=abandon)
         failure = from_os_error(error, doing=f"writing {error.filename}")
@@ -277,7 +277,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
             cause=error.cause,
         ) from error
     numbers = folder.submission_numbers()
-    journal.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
+    event_log.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))
     with suppress(StorageError):  # a read-only destination; others may take over this claim
         claim.release(Staging(state.plan), folder.run_id)
     return state_of(folder)
@@ -305,7 +305,7 @@ def _check_reached(folder: RunFolder) -> None:
         return
     state = state_of(folder)
     live = [where[v.attempt] for v in (*state.tasks, *state.earlier) if v.status.live]
-    live += [where[e.attempt] for e in journal.open_intents(folder) if e.attempt in where]
+    live += [where[e.attempt] for e in event_log.open_intents(folder) if e.attempt in where]
     for each in filter(elsewhere.__contains__, live):
         other = elsewhere[each]
         raise EngineError(f"{other.message}\nNothing was cancelled. {_abandon(folder)}") from other
@@ -317,7 +317,7 @@ def _end_jobs(folder: RunFolder, *, abandon: bool) -> None:
     A cluster out of reach is skipped: ``_check_reached`` found that its jobs have ended, or they
     are abandoned.
     """
-    lost = [event.name for event in journal.open_intents(folder)]
+    lost = [event.name for event in event_log.open_intents(folder)]
     ids: dict[Where, dict[str, None]] = {}
     for submission in map(folder.load_submission, folder.submission_numbers()):
         known = ids.setdefault(_where(submission), {})

@@ -14,7 +14,7 @@ from jobs.runtime.process import cores
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator.engines.registry import LOCAL, engine_named
-from orchestrator.inspection import journal
+from orchestrator.inspection import event_log
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import claim, planning, recovery, submission
@@ -105,7 +105,7 @@ def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
     parallel = cores() if engine == LOCAL else planning.DEFAULT_TASKS
     tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
     requested = {stage.value: Resources() for stage in Stage}
-    number = journal.last_attempt(folder)
+    number = event_log.last_attempt(folder)
     return submission.draft(number, engine, tasks, requested, parallel=parallel)
 
 
@@ -170,7 +170,7 @@ def retry(run_dir: str, attempt: int) -> None:
     if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
         return
     step = _retry_step(state_of(folder), last)
-    if step is None or journal.last_cancel(folder):
+    if step is None or event_log.last_cancel(folder):
         return
     engine_named(last.engine, last.cluster).cancel(folder, step.cancel)
     draft = next_draft(last, step, retries=last.retries - 1, cluster=last.cluster)

@@ -16,8 +16,8 @@ from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
-from orchestrator.inspection import journal
-from orchestrator.inspection.journal import Act
+from orchestrator.inspection import event_log
+from orchestrator.inspection.event_log import Act
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def submit_chain(
 
 def _check_not_cancelled(folder: RunFolder) -> None:
     """``cancel`` is recorded before it searches for jobs, so it finds our job or we find it."""
-    if journal.last_cancel(folder) is not None:
+    if event_log.last_cancel(folder) is not None:
         raise Stopped(f"run {folder.run_id} was cancelled while it was being submitted")
 
 
@@ -161,9 +161,9 @@ def then_name(folder: RunFolder, submission: Submission) -> str:
 def _submit(
     folder: RunFolder, spec: JobSpec, after: Dependency | None, engine: Engine
 ) -> JobHandle:
-    journal.append(folder, Act.INTENT, attempt=spec.attempt, stage=spec.stage, name=spec.name)
+    event_log.append(folder, Act.INTENT, attempt=spec.attempt, stage=spec.stage, name=spec.name)
     handle = engine.submit(spec, after)
-    journal.append(
+    event_log.append(
         folder,
         Act.ACCEPTED,
         attempt=spec.attempt,
@@ -209,7 +209,7 @@ def _all_or_nothing(
         _mark_abandoned(folder, submission.number, message)
         if isinstance(error, Stopped):
             act = Act.CANCELLING if left else Act.CANCELLED
-            journal.append(folder, act, attempt=submission.number)
+            event_log.append(folder, act, attempt=submission.number)
             then = "Continue it with"
         fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
         raise type(error)(
@@ -254,7 +254,7 @@ def _take_back(
 ) -> str:
     """Cancel the jobs of an abandoned chain; returns a text on jobs that could not be cancelled."""
     ids = [job_id for handle in handles for job_id in handle.job_ids]
-    names = [event.name for event in journal.open_intents(folder)]
+    names = [event.name for event in event_log.open_intents(folder)]
     try:
         engine.cancel(folder, ids, names)
     except EngineError:
@@ -262,7 +262,7 @@ def _take_back(
         log.warning("%s; run `cancel` once Slurm responds", left)
         return left
     for name in names:
-        journal.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
+        event_log.append(folder, Act.WITHDRAWN, attempt=submission.number, name=name)
     return ""
 
 

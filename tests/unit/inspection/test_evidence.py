@@ -13,8 +13,8 @@ from jobs.model import Cluster, Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
-from orchestrator.inspection import evidence, journal
-from orchestrator.inspection.journal import Act
+from orchestrator.inspection import event_log, evidence
+from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.state import RunStatus, judge
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder
@@ -57,8 +57,8 @@ def test_each_cluster_is_asked_for_its_own_jobs_and_one_may_be_silent(folder: Ru
 
 
 def test_what_a_cancel_saw_end_needs_no_asking_after_a_resume_too(folder: RunFolder) -> None:
-    journal.append(folder, Act.CANCELLED, attempt=1)
-    journal.append(folder, Act.RESUMED, attempt=1)
+    event_log.append(folder, Act.CANCELLED, attempt=1)
+    event_log.append(folder, Act.RESUMED, attempt=1)
     assert evidence.gather(folder, engine_of).engine_silent is None
     assert states(folder, 1) == {(EngineState.ENDED, Cause.CANCELLED)}
     assert states(folder, 2) == {(EngineState.PENDING, None)}

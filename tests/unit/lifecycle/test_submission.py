@@ -11,8 +11,8 @@ from jobs.errors import ClaimedError, EngineError, Stopped
 from jobs.model import Resources, Stage, Submission
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
-from orchestrator.inspection import journal
-from orchestrator.inspection.journal import Act
+from orchestrator.inspection import event_log
+from orchestrator.inspection.event_log import Act
 from orchestrator.lifecycle import planning, submission
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, shard
@@ -42,7 +42,7 @@ def test_each_stage_waits_for_the_one_before_it(folder: RunFolder) -> None:
     assert (waits[2].kind, waits[2].job_ids) == ("afterany", ("101",))
     assert all(task.job_id for task in submitted.tasks)
     assert folder.load_submission(1) == submitted
-    assert journal.open_intents(folder) == []
+    assert event_log.open_intents(folder) == []
 
 
 def test_the_array_follows_several_download_tasks_even_if_one_of_them_fails(
@@ -71,7 +71,7 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
     accepted = [str(100 + i) for i in range(len(engine.submitted))]
     assert engine.cancelled == accepted
     assert "resume" in caught.value.message
-    assert journal.open_intents(folder) == []
+    assert event_log.open_intents(folder) == []
 
 
 @pytest.mark.parametrize(
@@ -153,19 +153,19 @@ def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) 
 
 
 def test_the_journal_survives_a_line_cut_short(folder: RunFolder) -> None:
-    journal.append(folder, Act.INTENT, attempt=1, stage=Stage.DOWNLOAD, name="lost")
+    event_log.append(folder, Act.INTENT, attempt=1, stage=Stage.DOWNLOAD, name="lost")
     with folder.events.open("ab") as file:
         file.write(b'{"at": "2026-')
-    assert [event.name for event in journal.open_intents(folder)] == ["lost"]
-    journal.append(folder, Act.CANCELLED, attempt=1)
-    cancel = journal.last_cancel(folder)
+    assert [event.name for event in event_log.open_intents(folder)] == ["lost"]
+    event_log.append(folder, Act.CANCELLED, attempt=1)
+    cancel = event_log.last_cancel(folder)
     assert cancel is not None and cancel.attempt == 1
 
 
 def test_a_resume_takes_a_cancel_back(folder: RunFolder) -> None:
-    journal.append(folder, Act.CANCELLED, attempt=1)
-    journal.append(folder, Act.RESUMED, attempt=1)
-    assert journal.last_cancel(folder) is None
+    event_log.append(folder, Act.CANCELLED, attempt=1)
+    event_log.append(folder, Act.RESUMED, attempt=1)
+    assert event_log.last_cancel(folder) is None
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -174,7 +174,7 @@ def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
 ) -> None:
     def cancel(spec: JobSpec) -> None:
         if spec.stage is stage:
-            journal.append(folder, Act.CANCELLING, attempt=0)
+            event_log.append(folder, Act.CANCELLING, attempt=0)
 
     engine = FakeEngine(on_submit=cancel)
     with pytest.raises(Stopped, match="was cancelled"):
@@ -182,7 +182,7 @@ def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
     assert [spec.stage for spec, _ in engine.submitted][-1] is stage
     assert engine.followed == []
     assert engine.cancelled == [str(100 + n) for n in range(len(engine.submitted))]
-    reported = journal.last_cancel(folder)
+    reported = event_log.last_cancel(folder)
     assert reported is not None
     assert (reported.act, reported.attempt) == (Act.CANCELLED, 1)
 

@@ -1,4 +1,4 @@
-"""The run's event log: what the launcher intended, and what happened."""
+"""``events.jsonl``, the run's event log: what a process was about to submit, and what happened."""
 
 from __future__ import annotations
 
