@@ -3,8 +3,8 @@
 ``stage`` runs it over one ``context``. ``record_files`` finds the records, ``record_forms`` reads
 and writes their forms, ``record_paths`` finds the file that a record's path means. ``scan`` reads
 manifests and the staged folder, ``scan_records`` the records, all into ``disk_partitions`` of
-``join_rows``; ``usual_rows`` counts those about which there is nothing to say, and ``cross_check``
-compares all others of one path; ``findings`` collects what is wrong; ``collisions`` restores the
+``join_rows``; ``usual_rows`` counts those without anything to report, and ``cross_check`` compares
+all others of one path; ``findings`` collects what is wrong; ``collisions`` restores the
 right bytes of a path that several archives wrote. ``merge`` writes the records,
 ``published_manifest`` the manifest and the sums, ``pack`` shards instead of files, with the
 ``shard_members`` in their order, ``new_receipt`` the receipt; ``publish`` renames everything into

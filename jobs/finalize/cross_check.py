@@ -1,6 +1,6 @@
 """Compares the files, names on disk, references and ids that share one key.
 
-Rows about which there is nothing to say are left out first (``usual_rows``).
+Rows without anything to report are left out first (``usual_rows``).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str
         if other is not None:
             return f"is in no shard; a similar name is {shown_key(other)}"
     if reference.path.startswith(("http:/", "https:/")):
-        return "is in no shard, as it is an address on the web"
+        return "is in no shard, because it is a web address"
     return "is in no shard"
 
 

@@ -135,7 +135,7 @@ class Buckets(Partitions):
 class ByLine(Partitions):
     """Values by line number and place in the line; one partition at a time is in memory.
 
-    ``lines``: how many lines there are; ``share``: of so many, at least, the values are in memory.
+    ``lines``: how many lines there are; ``share``: a partition has at least this many.
     """
 
     def __init__(self, folder: Path, name: str, *, lines: int, share: int) -> None:

@@ -274,7 +274,7 @@ def problem_of(context: FinalizeContext, findings: Findings, *, records: int) ->
     first = findings.examples[bad[0]][0]
     facts = ", ".join(counted(kind, findings.counts[kind]) for kind in bad)
     cause = {**FATAL, **BAD}[bad[0]]
-    remedy = _remedy(context, bad, cause)
+    remedy = _remedy(context, bad, cause, first)
     if findings.counts[FindingKind.BAD_RECORD] >= max(records, 1) and all(
         kind in BAD for kind in bad
     ):
@@ -299,7 +299,8 @@ def _advice(context: FinalizeContext, findings: Findings) -> str | None:
     return next(texts, None)
 
 
-def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> str:
+def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, first: Finding) -> str:
+    """The next step; empty if the finding itself names one."""
     if cause is Cause.NOT_FETCHED:
         return "; `resume` extracts these parts again"
     if bad[0] is FindingKind.COLLISION:
@@ -311,10 +312,10 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause) -> s
         return "; if two archives differ in this, launch with --on-collision per-shard"
     if bad[0] is FindingKind.BAD_FORM:
         return f"; correct the file at its source, then launch again; {context.without_records}"
-    if bad[0] is FindingKind.COUNT:
+    if bad[0] is FindingKind.COUNT and "`resume`" not in first.message:
         return (
-            "; check that the source is complete; if an option of the launch was wrong, such as "
-            "--records-file or --expect-records, run `resume` with the right one"
+            "; check that the source is complete, or run `resume` with another --records-file if "
+            "that was wrong"
         )
     if all(kind in BAD for kind in bad):
         keep = "" if context.packs_records else ", or keep to publish them too"

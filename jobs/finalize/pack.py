@@ -261,7 +261,7 @@ class _Packing:
         *,
         even_empty: bool,
     ) -> Iterator[_Shard]:
-        """Units in shards of the plan's size and of ``most`` units, but one at the least."""
+        """Units in shards of the plan's size and of ``most`` units, but at least one."""
         if self.output.single:
             yield _Shard(name(0), None, chain.from_iterable(units))
             return

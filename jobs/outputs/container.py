@@ -1,4 +1,4 @@
-"""One file that holds the members of a part behind each other, where a dataset is packed."""
+"""One file that holds the members of a part one after the other, if a dataset is packed."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class _Table:
 
 
 def content(fd: int, start: int, size: int, blocks: Sequence[int]) -> Iterator[memoryview]:
-    """The ``size`` bytes whose ``blocks`` are behind each other from ``start`` on.
+    """The ``size`` bytes whose ``blocks`` follow each other from ``start`` on.
 
     ``blocks``: the size of each in the image, with ``STORED`` if it is not compressed; ``fd``: the
     image. Raises ``OSError`` and ``ValueError``.

@@ -82,7 +82,7 @@ class Tables:
         self._folders: dict[bytes, list[bytes]] = {b"": []}
 
     def add(self, path: bytes, start: int, size: int, blocks: Sequence[int]) -> None:
-        """Add a file of ``size`` bytes, whose blocks are behind each other at ``start``.
+        """Add a file of ``size`` bytes, whose blocks follow each other from ``start`` on.
 
         ``blocks``: the size of each in the image, with ``STORED`` where it is not compressed.
         """

@@ -1,4 +1,4 @@
-"""Tars as they are published: members behind each other.
+"""Tars as they are published: members one after the other.
 
 GNU's form (https://www.gnu.org/software/tar/manual/html_node/Standard.html), which Python's
 ``tarfile`` and the readers of WebDataset understand. Owner, mode and time are the same for every

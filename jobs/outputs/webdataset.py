@@ -1,4 +1,4 @@
-"""Tars of samples, which the webdataset library reads: the files of a record behind each other.
+"""Tars of samples, which the webdataset library reads: the files of a record next to each other.
 
 https://github.com/webdataset/webdataset: the members of a sample have one key, the name up to the
 first dot.

@@ -1,4 +1,4 @@
-"""Messages between a process and the program that it has started: JSON objects, one a line.
+"""Messages between a process and the program that it has started: JSON objects, one per line.
 
 ``jobs.runtime.forks`` has a form of its own: a fork is the same program as its parent, so it can
 send whatever can be pickled, such as the exception that ended it.

@@ -76,7 +76,7 @@ class Staging:
         return self.root / "members"
 
     def container(self, part: Part) -> Path:
-        """The members of a part, behind each other; its manifest has their offsets."""
+        """The members of a part, one after the other; its manifest has their offsets."""
         return self.containers / part.id
 
     @property

@@ -18,8 +18,8 @@ from orchestrator import units
 
 # More tasks have no use: sites allow fewer at a time, and each task writes files to the run folder.
 DEFAULT_TASKS = 256
-# A shard that is smaller than a part is cut too, into so many parts of at least so many bytes: a
-# dataset of one archive should not leave all cores but one idle.
+# A shard that is smaller than a part is cut too, into at most ``_FEW`` parts of ``_WORTH_A_TASK``
+# bytes or more: a dataset of one archive should not leave all cores but one idle.
 _FEW = 4
 _WORTH_A_TASK = 64 << 20
 # A smaller number is probably missing its unit; smaller parts have no use.

@@ -26,7 +26,7 @@ WEBSIGHT = Options(layout=Layout("websight"))
 
 
 def samples(numbers: Sequence[int], folder: str = "") -> dict[bytes | str, bytes]:
-    """As img2dataset writes them: picture, text and JSON of a key behind each other."""
+    """As img2dataset writes them: picture, text and JSON of a key next to each other."""
     files: dict[bytes | str, bytes] = {}
     for n in numbers:
         key = f"{folder}{n:05d}"
