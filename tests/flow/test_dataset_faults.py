@@ -203,7 +203,7 @@ REFUSED = [
         "an empty records file",
         changed(lambda a, b: (set_records(a, b""), set_records(b, b""))),
         Cause.VERIFICATION,
-        "prompts.jsonl contains no record",
+        "prompts.jsonl contains no record; all findings are in audit.jsonl; check that the source",
     ),
     (
         "a records file of blank lines",

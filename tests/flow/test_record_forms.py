@@ -175,9 +175,9 @@ def test_a_record_of_an_array_keeps_its_bytes_but_for_its_path(tmp_path: Path) -
     ],
 )
 def test_a_damaged_array_is_refused_with_its_place(tmp_path: Path, data: str, words: str) -> None:
-    assert f"shard-0000.tar: its records file {words}" in refused(
-        tmp_path, [shard(data.encode())], CHAT
-    )
+    text = refused(tmp_path, [shard(data.encode())], CHAT)
+    assert f"shard-0000.tar: its records file {words}" in text
+    assert "correct the file at its source, then launch again" in text
 
 
 def test_a_bad_record_of_an_array_is_reported_by_its_number_and_dropped_alone(
