@@ -15,7 +15,7 @@ from orchestrator import api
 
 
 def bring_in(shards: Path, dest: Path) -> api.RunStatus:
-    """Publish the dataset of ``shards`` in ``dest``; returns where the run stands at its end."""
+    """Publish the dataset of ``shards`` in ``dest``; returns the run's final state."""
     source = api.SourceRequest(api.SourceKind.LOCAL, (str(shards.absolute()),))
     planned = api.plan(api.LaunchRequest(source, dest=dest, engine="local"))
     for note in planned.notes:
