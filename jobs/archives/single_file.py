@@ -13,9 +13,8 @@ from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
+from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import quoted, text_of
-
-_CHUNK = 1 << 20  # bytes
 
 
 class PlainFile:
@@ -64,12 +63,10 @@ class PlainFile:
         label = text_of(self._name)[0]
         for index, path in enumerate(self._files):
             try:
-                with open(path, "rb", buffering=0) as stream:
-                    while block := stream.read(_CHUNK):
-                        is_first = not index and stream.tell() == len(block)
-                        if is_first and not self._is_table:
-                            check_no_archive(label, self._name, block[: magic.HEAD], self._options)
-                        yield memoryview(block)
+                for number, block in enumerate(blocks(Path(path))):
+                    if not (index or number or self._is_table):
+                        check_no_archive(label, self._name, block[: magic.HEAD], self._options)
+                    yield memoryview(block)
             except FileNotFoundError as error:
                 raise SourceError(
                     f"{quoted(path)} no longer exists; `resume` downloads it again",

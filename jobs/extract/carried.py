@@ -28,6 +28,7 @@ from jobs.outputs.files import mode_of, own_write_error, write_file
 from jobs.outputs.published_members import PublishedMembers
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
+from jobs.storage.blocks import read_range
 from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
@@ -38,7 +39,6 @@ from jobs.storage.manifest import (
 from jobs.storage.safe_paths import Folders, quoted
 from jobs.storage.staging import Staging, own_names
 
-_CHUNK = 1 << 20  # bytes
 # No hard links here; protected_hardlinks forbids those to files of other users.
 # https://man7.org/linux/man-pages/man2/link.2.html
 _NO_LINK = frozenset(
@@ -142,8 +142,8 @@ class _Carrier:
         hasher = digest.new("crc32")
         try:
             with path.open("rb", buffering=0) as file:
-                file.seek(ranged.start)
-                for chunk in _chunks(file.fileno(), ranged.stop - ranged.start):
+                size = ranged.stop - ranged.start
+                for chunk in read_range(file.fileno(), ranged.start, size):
                     hasher.update(chunk)
                     yield chunk
         except OSError as error:
@@ -179,7 +179,7 @@ class _FileCarrier(_Carrier):
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise self._differs(entry, "it is not a regular file")
-            for _ in self._compared(entry, _chunks(fd)):
+            for _ in self._compared(entry, read_range(fd, 0, status.st_size)):
                 pass
             try:
                 self._put(source, fd, status, folders.place(path))
@@ -202,12 +202,11 @@ class _FileCarrier(_Carrier):
         except OSError as error:
             if error.errno not in _NO_LINK:
                 raise
-            os.lseek(fd, 0, os.SEEK_SET)
             times = self._options.preserve_times
             write_file(
                 place,
                 mode_of(status.st_mode),
-                _chunks(fd),
+                read_range(fd, 0, status.st_size),
                 status.st_mtime_ns if times else None,
             )
 
@@ -245,14 +244,3 @@ class _PackedCarrier(_Carrier):
 
 def _without_place(entry: CarriedEntry) -> Entry:
     return Entry(*(getattr(entry, name) for name in Entry.__struct_fields__))
-
-
-def _chunks(fd: int, size: int | None = None) -> Iterator[memoryview]:
-    """Chunks from the descriptor's position on: ``size`` bytes, or up to the end."""
-    buffer = memoryview(bytearray(_CHUNK))
-    while size is None or size > 0:
-        count = os.readv(fd, [buffer if size is None else buffer[: min(size, _CHUNK)]])
-        if not count:
-            return
-        yield buffer[:count]
-        size = None if size is None else size - count

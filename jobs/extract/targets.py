@@ -21,10 +21,9 @@ from jobs.outputs.files import (
 )
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
+from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
-
-_BLOCK = 1 << 20  # bytes
 
 # A file whose content is in one piece: its path below the data folder, and its member.
 Whole = tuple[bytes, Member, CheckedContent, memoryview]
@@ -166,12 +165,8 @@ class FileTree:
     def read(self, entry: Entry) -> Iterator[memoryview]:
         """See ``Target.read``."""
         place = self._root + b"/" + path_of(entry)
-        fd = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            while block := os.read(fd, _BLOCK):
-                yield memoryview(block)
-        finally:
-            os.close(fd)
+        for block in blocks(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)):
+            yield memoryview(block)
 
     def undo(self, entries: Iterable[Entry]) -> None:
         """See ``Target.undo``."""

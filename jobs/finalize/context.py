@@ -13,6 +13,7 @@ from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
 from jobs.runtime.forks import grouped
 from jobs.runtime.process import cores
+from jobs.storage.manifest import PublishedFile
 from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, text_of
@@ -23,7 +24,7 @@ _MOST_WORKERS = 8
 _PIECES = 8  # of the work for each process, so that all end at about the same time
 
 
-def key_of(entry: Entry) -> str:
+def key_of(entry: Entry | PublishedFile) -> str:
     """A path as text, unique for its bytes: those that are not UTF-8 follow in hex after a NUL."""
     return entry.path if entry.raw is None else f"{entry.path}\0{entry.raw}"
 

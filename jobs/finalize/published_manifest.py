@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.finalize.context import FinalizeContext, bytes_of
+from jobs.finalize.context import FinalizeContext, bytes_of, key_of
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
@@ -153,7 +153,7 @@ def _sum_line(line: PublishedFile) -> bytes:
 
     https://www.gnu.org/software/coreutils/manual/html_node/cksum-output-modes.html
     """
-    name = bytes_of(line.path if line.raw is None else f"{line.path}\0{line.raw}")
+    name = bytes_of(key_of(line))
     escaped = name.replace(b"\\", b"\\\\").replace(b"\n", b"\\n").replace(b"\r", b"\\r")
     lead = b"\\" if escaped != name else b""
     return lead + (line.digest or "").encode() + b"  " + escaped + b"\n"

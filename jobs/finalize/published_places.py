@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import structs
 
+from jobs.finalize.context import key_of
 from jobs.model import Part
 from jobs.outputs import registry
 from jobs.outputs.base import Stored
@@ -123,7 +124,7 @@ def _members(dataset: Path) -> Iterator[tuple[str, _Place]]:
         if line.offset is not None:
             found = Stored(line.offset, line.size)
         if line.part is not None and found is not None and found.size == line.size:
-            key = _key(line.path, line.raw)
+            key = key_of(line)
             yield line.part, _Place(key, shard, found.start, found.blocks)
 
 
@@ -142,10 +143,6 @@ def _lines(manifest: Path) -> Iterator[PublishedFile]:
         yield from chain.from_iterable(map(decode, line_blocks(fd, 0, size)))
 
 
-def _key(path: str, raw: str | None) -> str:
-    return path if raw is None else f"{path}\0{raw}"
-
-
 def _join(manifest: Path, target: Path, places: _Places, without: frozenset[str]) -> set[str]:
     """Write ``manifest`` with the ``places`` of its members; the keys of those without one."""
     missing: set[str] = set()
@@ -154,7 +151,7 @@ def _join(manifest: Path, target: Path, places: _Places, without: frozenset[str]
     with ManifestWriter(target) as out:
         for entry in read_carried(manifest):
             if entry.shard is None and entry.offset is not None and entry.path not in without:
-                key = _key(entry.path, entry.raw)
+                key = key_of(entry)
                 place = places.get(key)
                 if place is None:
                     missing.add(key)

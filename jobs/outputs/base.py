@@ -57,7 +57,7 @@ class ShardWriter:
         self._write_out.finish()
         return self._sums
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | memoryview) -> None:
         """Append ``data``."""
         view = memoryview(data)
         while view:

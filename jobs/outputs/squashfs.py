@@ -35,11 +35,10 @@ from jobs.outputs.squashfs_tables import (
     Tables,
 )
 from jobs.runtime.process import cores
-from jobs.storage.blocks import blocks
+from jobs.storage.blocks import blocks, read_range
 from jobs.storage.digest import Sums
 
 _BLOCKS = [1 << exponent for exponent in range(12, 21)]  # bytes
-_CHUNK = 1 << 20  # bytes that are read at once
 _AHEAD = 4  # blocks for each core that are compressed at once
 _COMPRESSED = frozenset({"PNG", "JPEG", "GIF", "WebP", "AVIF", "HEIC", "JPEG XL", "JPEG 2000"})
 _NUMBERS = {"gzip": GZIP, "zstd": ZSTD}
@@ -90,7 +89,7 @@ class SquashfsWriter(ShardWriter):
         self._waiting = None if form in _COMPRESSED else bytearray()
         return self.position if self._waiting is None else None
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | memoryview) -> None:
         """See ``ShardWriter.put``."""
         if self._waiting is None:
             super().put(data)
@@ -103,8 +102,8 @@ class SquashfsWriter(ShardWriter):
         if self._waiting is None:
             return super().copy(fd, offset, size, see)
         done = 0
-        while done < size and (data := os.pread(fd, min(_CHUNK, size - done), offset + done)):
-            see(memoryview(data))
+        for data in read_range(fd, offset, size):
+            see(data)
             self.put(data)
             done += len(data)
         return done
