@@ -151,6 +151,39 @@ def test_the_unit_tests_mirror_the_packages() -> None:
     assert sorted(packages - tested) == []
 
 
+@pytest.mark.parametrize(
+    ("registry", "chooser"),
+    [
+        ("jobs.archives.registry", "_reader"),
+        ("jobs.sources.registry", "_class_of"),
+        ("jobs.outputs.registry", None),
+        ("orchestrator.engines.registry", "engine_named"),
+    ],
+)
+def test_setup_cfg_protects_what_only_a_registry_may_import(
+    registry: str, chooser: str | None
+) -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    protected = setup["importlinter:contract:extensions"]["protected_modules"].split()
+    tree: ast.AST = next(module.tree for module in MODULES if module.name == registry)
+    if chooser is not None:
+        functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+        tree = next(function for function in functions if function.name == chooser)
+    package = registry.rpartition(".")[0]
+    chosen = [
+        node.module
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package)
+    ]
+    assert chosen
+    assert [
+        name
+        for name in chosen
+        if name != f"{package}.base" and not any(f"{name}.".startswith(f"{p}.") for p in protected)
+    ] == []
+
+
 def test_the_packages_are_typed_and_their_licence_is_there() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
