@@ -208,6 +208,9 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     """
     folder = planned.folder
     if planned.damage is not None:
+        # Before the receipt is withdrawn.
+        reach_engine(planned.engine, planned.cluster)
+        preflight.check_space(planned.state.plan, _RepairWork.of(planned.state, planned.damage))
         running.take_claim(folder, planned.state.plan)
         reset_damaged(folder, planned.state.plan, planned.damage)
         planned = _plan(folder, planned.request)
@@ -241,6 +244,19 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         running.submit(
             folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
         )
+
+
+@dataclass(frozen=True)
+class _RepairWork:
+    """What a repair writes at the least; whether archives are missing is not known yet."""
+
+    parts_left: tuple[str, ...]
+    shards_left: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, state: RunState, damage: VerifyReport) -> _RepairWork:
+        packs = state.plan.options.packs  # then all parts are written again
+        return cls(tuple(part.id for part in state.plan.parts()) if packs else damage.parts)
 
 
 def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
