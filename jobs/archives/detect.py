@@ -49,7 +49,7 @@ def read_head(first: Callable[[int], bytes]) -> bytes:
 def sniff(head: bytes, name: str) -> Format:
     """The format of the archive that begins with ``head``, as returned by ``read_head``.
 
-    With fewer bytes of bzip2 or lz4 it is open whether a tar is inside; then the name decides.
+    Fewer bytes of bzip2 or lz4 do not show whether a tar is inside; then the name decides.
     Raises ``ArchiveError``: cause UNSUPPORTED for an intact archive that this tool does not
     support, BAD_ARCHIVE for anything else (empty, a web page, a Git LFS pointer, a damaged header).
     """

@@ -52,7 +52,7 @@ def unfinished(folder: RunFolder, plan: Plan) -> tuple[Summary, Problem] | None:
         for shard in list(of_shards)[:_SHOWN]
     ]
     if len(of_shards) > _SHOWN:
-        lines.append(f"✗ … and {len(of_shards) - _SHOWN} more shards")
+        lines.append(f"✗ … and {len(of_shards) - _SHOWN} more")
     is_repair = folder.receipt.exists()
     aim = "repaired" if is_repair else "published"
     total = len(plan.parts())

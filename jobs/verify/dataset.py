@@ -240,5 +240,5 @@ def _lines(
             lines += _member_lines(path, damage.path)
     if found.bad > _SHOWN:
         lines.append(f"✗ … and {found.bad - _SHOWN} more")
-    lines.append(f"✗ Dataset verification failed: {found.bad} of {found.files} files ({how})")
+    lines.append(f"✗ Dataset verification failed for {found.bad} of {found.files} files ({how})")
     return tuple(lines)

@@ -105,7 +105,7 @@ def test_damage_is_named_with_its_shard(
     assert found.shard == run.plan.shards[1].id
     assert report.parts == (f"{run.plan.shards[1].id}.p0000",)
     assert report.lines[0].startswith(f"✗ 'images/000005.png' (shard {run.plan.shards[1].id}): ")
-    assert report.lines[-1].startswith("✗ Dataset verification failed: 1 of 13 files")
+    assert report.lines[-1].startswith("✗ Dataset verification failed for 1 of 13 files")
 
 
 def test_a_flipped_bit_needs_a_deep_check(tmp_path: Path) -> None:
