@@ -1,6 +1,7 @@
-"""Kills and full disks in an update of packed files: the old state is whole until the new one is.
+"""Kills and full disks in an update of packed files: the old state is whole until the new one is;
+and in a repair of them.
 
-Row 1 of docs/faults.md for updates.
+Row 1 of docs/faults.md for updates and repairs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import pytest
 
 from examples.samples import tree_digest
 from tests.faults.test_matrix_output import OUTPUTS, Record
-from tests.support.builders.contents import page_tar
+from tests.support.builders.contents import page_tar, png
 from tests.support.cli import Cli
 from tests.support.faults.forkfaults import Fault
 from tests.support.faults.forkshop import Ended, Shop
@@ -35,6 +36,9 @@ class Scene:
             (self.source / f"s-{n}.tar").write_bytes(page_tar([2 * n, 2 * n + 1]))
         self.launch(self.dest)
         self.old = tree_digest(self.dest)
+
+    def change(self) -> None:
+        """Change the source: one archive, one fewer, one more."""
         (self.source / "s-1.tar").write_bytes(page_tar([2, 3], "new "))
         (self.source / "s-2.tar").unlink()
         (self.source / "s-4.tar").write_bytes(page_tar([8, 9]))
@@ -51,6 +55,7 @@ class Scene:
 def updated(shop: Shop, base: Path, output: str) -> dict[str, str]:
     """What a new launch publishes of the new state."""
     scene = Scene(shop, base / f"undisturbed-{output}", output)
+    scene.change()
     fresh = scene.source.with_name("fresh") / "data"
     scene.launch(fresh)
     return tree_digest(fresh)
@@ -82,6 +87,7 @@ def test_an_update_that_ends_anywhere_is_resumed_and_the_old_state_is_whole_unti
     met, at = 0, 1
     while True:
         scene = Scene(shop, tmp_path / str(at), output)
+        scene.change()
         ended = scene.update(Fault(where, at, what, lasting=what == "ENOSPC"))
         assert ended.orphans == 0
         if not ended.fired:
@@ -99,6 +105,44 @@ def test_an_update_that_ends_anywhere_is_resumed_and_the_old_state_is_whole_unti
         assert carried == [True, False, True, False] or where == "launcher"
         at += step
     assert tree_digest(scene.dest) == new
+    record_property("met", met)
+    assert met >= least
+
+
+@pytest.mark.parametrize(
+    ("output", "where", "step", "least"),
+    [
+        ("webdataset", "launcher", 9, 5),
+        ("webdataset", "extraction", 7, 2),
+        ("squashfs", "finalize", 13, 3),
+    ],
+)
+def test_a_repair_that_is_killed_anywhere_is_finished_by_the_next_resume(
+    shop: Shop,
+    tmp_path: Path,
+    record_property: Record,
+    output: str,
+    where: str,
+    step: int,
+    least: int,
+) -> None:
+    met, at = 0, 1
+    while True:
+        scene = Scene(shop, tmp_path / str(at), output)
+        (victim,) = (path for path in scene.dest.glob("data*") if png(4) in path.read_bytes())
+        data = victim.read_bytes()
+        victim.write_bytes(data.replace(png(4), png(5)))
+        fault = Fault(where, at, attempt=2)
+        ended = shop.run(scene.cli, "resume", "--deep", fault=fault, rc=None)
+        assert ended.orphans == 0
+        if not ended.fired:
+            break
+        met += 1
+        shop.run(scene.cli, "resume", "--deep")
+        assert tree_digest(scene.dest) == scene.old
+        assert not (scene.dest / ".incoming").exists()
+        at += step
+    assert tree_digest(scene.dest) == scene.old
     record_property("met", met)
     assert met >= least
 
