@@ -21,7 +21,9 @@ _NO_MEMORY = ("not enough memory", "allocation_failed")  # messages of zstd and 
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
 
 
-class _Source(Protocol):
+class Readable(Protocol):
+    """The source of a stream."""
+
     def read(self, size: int, /) -> bytes: ...
 
 
@@ -38,7 +40,7 @@ class Decompressor(Protocol):
 
 
 def inflated(
-    format: Format, source: _Source, *, archive: str, memory: Memory = LITTLE
+    format: Format, source: Readable, *, archive: str, memory: Memory = LITTLE
 ) -> Iterator[memoryview]:
     """The content of ``source``, inflated, in blocks of at most 1 MiB.
 
@@ -65,7 +67,7 @@ def inflated(
         yield from _plain(source, archive)
 
 
-def _plain(source: _Source, archive: str) -> Iterator[memoryview]:
+def _plain(source: Readable, archive: str) -> Iterator[memoryview]:
     block = source.read(BLOCK)
     if not block:
         raise damaged(archive, "the file is empty")
@@ -91,7 +93,7 @@ class _Blocks:
         return bytes(data)
 
 
-def _gzip_of_tar(source: _Source, archive: str) -> Iterator[memoryview]:
+def _gzip_of_tar(source: Readable, archive: str) -> Iterator[memoryview]:
     """A tar compressed by gzip, or twice by gzip, as some scripts and servers do by mistake."""
     blocks = _gzip(source, archive)
     head = memoryview(b"")
@@ -108,7 +110,7 @@ def _gzip_of_tar(source: _Source, archive: str) -> Iterator[memoryview]:
 class _Into:
     """Adds ``readinto``, which ISA-L calls, to a source that can only ``read``."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: Readable) -> None:
         self._source = source
         self.read = source.read  # ISA-L requires the attribute
         self.read_bytes = 0
@@ -128,7 +130,7 @@ def stream_errors() -> tuple[type[Exception], ...]:
     return (lzma.LZMAError, zlib.error, isal, OSError, EOFError, ValueError)
 
 
-def _gzip(source: _Source, archive: str) -> Iterator[memoryview]:
+def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
     # ISA-L checks the CRC and length of each gzip member, refuses anything but members and zeros
     # after it, and releases the interpreter lock.
     from isal import isal_zlib
@@ -200,7 +202,7 @@ def _is_bz2(head: bytes) -> bool:
 
 
 def _streams(
-    source: _Source,
+    source: Readable,
     new: Callable[[], Decompressor],
     begins: Callable[[bytes], bool],
     archive: str,
@@ -242,7 +244,7 @@ def _stream_error(error: Exception, archive: str, total: int, memory: Memory) ->
 
 
 def _expect_stream(
-    source: _Source, data: bytes, begins: Callable[[bytes], bool], archive: str, total: int
+    source: Readable, data: bytes, begins: Callable[[bytes], bool], archive: str, total: int
 ) -> bytes:
     while len(data) < _LONGEST_HEADER:
         more = source.read(_FEED)
@@ -256,7 +258,7 @@ def _expect_stream(
     return data
 
 
-def _after_zeros(source: _Source, data: bytes) -> bytes:
+def _after_zeros(source: Readable, data: bytes) -> bytes:
     """The bytes after zeros, with which tapes and xz pad streams; empty at the end."""
     while True:
         data = data.lstrip(b"\0")

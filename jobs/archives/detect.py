@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Callable
 
@@ -97,20 +98,11 @@ def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
     return tar  # its reader reports what is wrong
 
 
-class _Head:
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def read(self, size: int, /) -> bytes:
-        data, self._data = self._data[:size], self._data[size:]
-        return data
-
-
 def _inflated_head(head: bytes, format: Format) -> bytes:
     """The first bytes that ``head`` inflates to; that it is truncated does not matter."""
     start = b""
     try:
-        for block in inflated(format, _Head(head), archive=""):
+        for block in inflated(format, io.BytesIO(head), archive=""):
             start += bytes(block[:_NEEDED])
             if len(start) >= _NEEDED:
                 break

@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged
-from jobs.archives.decompress import BLOCK, inflated
+from jobs.archives.decompress import BLOCK, Readable, inflated
 from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
 from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
@@ -21,12 +21,6 @@ T = TypeVar("T")
 
 _AHEAD = 4  # blocks read ahead
 _MOST = 256  # items handed over at once, at most
-
-
-class Readable(Protocol):
-    """The source of a stream."""
-
-    def read(self, size: int, /) -> bytes: ...
 
 
 class RandomAccess(Protocol):
