@@ -84,7 +84,7 @@ class DoiSource(RemoteSource):
         files = file_names.chosen_files(_distinct(record.files), self._request)
         self._check_open(record, files)
         addresses = {file.name: file.locator for file in files}
-        look = Look.at_each(lambda name: self._head(addresses[name]), _MOST_HEADS, _AT_ONCE)
+        look = Look(lambda name: self._head(addresses[name]), _MOST_HEADS, _AT_ONCE)
         selection = select(files, self._request, look, where=record.page)
         if selection.shards:  # check now, not in the job, whether the files can be read
             self._head(selection.shards[0].files[0].locator)

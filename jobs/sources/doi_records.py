@@ -81,21 +81,20 @@ def read_record(
     ``SourceError``.
     """
     page = page or _landing_page(doi or "")
-    reader = _reader(page)
-    if reader is None:
-        page = http_probe.final_address(
-            page
-        )  # such as /doi/10.5281/…, which redirects to the record
-        reader = _reader(page)
-    if reader is None:
+    found = _reader(page)
+    if found is None:  # such as /doi/10.5281/…, which redirects to the record
+        page = http_probe.final_address(page)
+        found = _reader(page)
+    if found is None:
         raise SourceError(
             f"DOI {quoted(doi or page)} belongs to {redact(page)}, which is not a record of "
             "Zenodo (or another InvenioRDM), Figshare or Dataverse; open that page, and give the "
             "addresses of its files with --url",
             cause=Cause.UNSUPPORTED,
         )
+    reader, known = found
     try:
-        return reader(doi, page, revision, headers)
+        return reader(known, doi, page, revision, headers)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise SourceError(
             f"{redact(page)}: the repository's response does not have the expected form "
@@ -134,15 +133,17 @@ def _landing_page(doi: str) -> str:
     )
 
 
-def _reader(
-    page: str,
-) -> Callable[[str | None, str, str | None, Mapping[str, str]], Record] | None:
-    path = urllib.parse.urlsplit(page).path
-    if persistent_id(page):
-        return _dataverse
-    if FIGSHARE_PAGE.fullmatch(path):
-        return _figshare
-    return _invenio if INVENIO_PAGE.fullmatch(path) else None
+_Reader = Callable[[str, str | None, str, str | None, Mapping[str, str]], Record]
+
+
+def _reader(page: str) -> tuple[_Reader, str] | None:
+    """The reader of a record's page, and what the repository calls the record."""
+    if doi := persistent_id(page):
+        return _dataverse, doi
+    for pattern, reader in ((FIGSHARE_PAGE, _figshare), (INVENIO_PAGE, _invenio)):
+        if match := pattern.fullmatch(urllib.parse.urlsplit(page).path):
+            return reader, match[1]
+    return None
 
 
 def _origin(url: str) -> str:
@@ -154,7 +155,7 @@ def _origin(url: str) -> str:
 
 
 def _invenio(
-    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+    known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
     """Each version has its own DOI; the DOI of all versions redirects to the latest record."""
     if revision:
@@ -163,10 +164,8 @@ def _invenio(
             "give that one to --doi, without --revision",
             cause=Cause.USAGE,
         )
-    match = INVENIO_PAGE.fullmatch(urllib.parse.urlsplit(page).path)
-    assert match is not None  # `_reader` chose by it
     api = _origin(page)
-    record = http_probe.fetch_json(f"{api}/api/records/{match[1]}", headers)
+    record = http_probe.fetch_json(f"{api}/api/records/{known}", headers)
     metadata = record["metadata"]
     own = record.get("doi") or record["pids"]["doi"]["identifier"]
     page = f"{api}/records/{record['id']}"
@@ -204,11 +203,9 @@ def _invenio_file(file: Json) -> SourceFile:
 
 
 def _figshare(
-    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+    known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
     """All portals have one API; a version's DOI ends in ``.vN``."""
-    match = FIGSHARE_PAGE.fullmatch(urllib.parse.urlsplit(page).path)
-    assert match is not None  # `_reader` chose by it
     meant = _FIGSHARE_VERSION.search(doi or "")
     if meant and revision and revision.removeprefix("v") != meant[1]:
         raise SourceError(
@@ -217,7 +214,7 @@ def _figshare(
             cause=Cause.USAGE,
         )
     api = (os.environ.get("FIGSHARE_API") or FIGSHARE_API).rstrip("/")
-    article = f"{api}/v2/articles/{match[1]}"
+    article = f"{api}/v2/articles/{known}"
     number = meant[1] if meant else (revision or "").removeprefix("v")
     number = number or str(http_probe.fetch_json(article, headers)["version"])
     version = f"{article}/versions/{urllib.parse.quote(number, safe='')}"
@@ -268,11 +265,10 @@ def _figshare_file(file: Json) -> SourceFile:
 
 
 def _dataverse(
-    doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
+    known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
 ) -> Record:
     """A dataset has one DOI, and its versions have numbers."""
-    doi = doi or persistent_id(page)
-    assert doi is not None  # `_reader` chose by it
+    doi = doi or known
     api = _origin(page)
     number = urllib.parse.quote(revision or ":latest-published", safe=":")
     version = http_probe.fetch_json(

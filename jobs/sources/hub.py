@@ -33,7 +33,6 @@ _PAGE = re.compile(
     r"(?:/(?:tree|blob|resolve)/(?P<rev>[^/]+)(?:/(?P<path>.*))?)?/?"
 )
 _MOST_HEADS = 256  # files examined at launch, at most; the Hub limits requests
-_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,7 @@ class HubSource(RemoteSource):
         files = file_names.chosen_files(listed, self._request)
         if meant is not None:
             meant &= {file.name for file in files}
-        look = Look.at_each(self.read_head, _MOST_HEADS, _AT_ONCE)
+        look = Look(self.read_head, _MOST_HEADS)
         selection = select(files, self._request, look, where=str(self._repo), meant=meant)
         if selection.shards and not self._was_let_in:
             # Check now, not in the job, whether the files of a listed repository can be read.

@@ -29,7 +29,6 @@ _NOT_DATA = frozenset({INCOMING, ARCHIVES, RECEIPT, MANIFEST, _OF_THE_HUB})
 # Sites that remove old files keep them for longer than this.
 _OLD_S = 7 * 86400
 _MOST_HEADS = 4096  # files examined at launch, at most
-_AT_ONCE = 16
 # More single files than this are one shard, as a folder: a shard takes 30 ms of work.
 _MOST_LOOSE = 500
 
@@ -243,7 +242,7 @@ def left_out(
 
 
 def _look(folder: Path) -> Look:
-    return Look.at_each(lambda name: _head(folder / name), _MOST_HEADS, _AT_ONCE, free=True)
+    return Look(lambda name: _head(folder / name), _MOST_HEADS, free=True)
 
 
 def _head(path: Path) -> bytes | None:

@@ -105,7 +105,7 @@ class ObjectStoreSource(RemoteSource):
         selection = select(
             self._described(files),
             self._request,
-            Look.at_each(lambda name: self._head(listed[name]), _MOST_HEADS, _AT_ONCE),
+            Look(lambda name: self._head(listed[name]), _MOST_HEADS),
             where=self.describe().locator,
             meant=None if meant is None else meant & {file.name for file in files},
         )

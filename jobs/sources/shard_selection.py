@@ -24,21 +24,15 @@ _OR_TEXTS = (".ar", ".br", ".gpg", ".pgp", ".age")  # also endings of texts: lan
 class Look:
     """How to read the first bytes (``magic.HEAD``) of a source's files."""
 
-    read: Callable[[Sequence[str]], Mapping[str, bytes]]  # by name, without unreadable files
+    read: Callable[[str], bytes | None]  # of the file with that name; None: it is unreadable
     most: int  # files, at most
+    at_once: int = 16
     free: bool = False  # whether to read also files whose names are unambiguous
 
-    @classmethod
-    def at_each(
-        cls, read: Callable[[str], bytes | None], most: int, at_once: int, *, free: bool = False
-    ) -> Look:
-        """Call ``read`` for each file, ``at_once`` at a time; None: the file is unreadable."""
-
-        def read_all(names: Sequence[str]) -> dict[str, bytes]:
-            heads = background.map_interruptible(read, names, at_once)
-            return {name: h for name, h in zip(names, heads, strict=True) if h is not None}
-
-        return cls(read_all, most, free)
+    def heads(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The first bytes by name, without unreadable files."""
+        found = background.map_interruptible(self.read, names, self.at_once)
+        return {name: h for name, h in zip(names, found, strict=True) if h is not None}
 
 
 @dataclass(frozen=True)
@@ -284,7 +278,7 @@ def _look(
                 wanted.append(name)
     if look.free:
         wanted += [name for name in single if magic.packing_named(name)]
-    return look.read(list(dict.fromkeys(wanted))[: look.most])
+    return look.heads(list(dict.fromkeys(wanted))[: look.most])
 
 
 def _packing(name: str, heads: Mapping[str, bytes], joined_name: str = "") -> Packing | None:
@@ -306,8 +300,7 @@ def _check_pointers(heads: Mapping[str, bytes]) -> None:
     if pointers:
         raise SourceError(
             f"some files are Git LFS pointers ({file_names.first_names(pointers)}); run `git lfs "
-            "pull` in "
-            "the cloned repository, or ask its publisher to add the files"
+            "pull` in the cloned repository, or ask its publisher to add the files"
         )
 
 
@@ -330,8 +323,8 @@ def _check_images(
     if found and not request.nested:
         raise SourceError(
             f"{where}: the images folder contains archives ({file_names.first_names(found)}); "
-            "launch with "
-            "--nested to extract each into its own folder, or exclude them with --exclude"
+            "launch with --nested to extract each into its own folder, or exclude them with "
+            "--exclude"
         )
 
 

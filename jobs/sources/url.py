@@ -94,11 +94,10 @@ class UrlSource(RemoteSource):
             heads[name] = probe.head
             files.append(SourceFile(name, redact(address.url), probe.size, found, probe.version))
         chosen = file_names.chosen_files(files, self._request)
-        look = Look(lambda names: {name: heads[name] for name in names}, len(heads), free=True)
         selection = select(
             chosen,
             self._request,
-            look,
+            Look(heads.get, len(heads), free=True),
             where=redact(self._addresses[0].url),
             meant={file.name for file in chosen},
         )
