@@ -154,6 +154,4 @@ def _what_else(head: bytes, name: str, label: str) -> ArchiveError:
 
 
 def _no_archive(label: str, what: str) -> ArchiveError:
-    return ArchiveError(
-        f"{label} is {what}; {_AT_ITS_SOURCE}, or {_ELSEWHERE}",
-    )
+    return ArchiveError(f"{label} is {what}; {_AT_ITS_SOURCE}, or {_ELSEWHERE}")

@@ -226,11 +226,7 @@ def _batches(items: Iterator[T], size: Callable[[T], int]) -> Iterator[list[T]]:
 
 
 def open_blocks(
-    format: Format,
-    source: Readable,
-    limits: Limits,
-    *,
-    consumed: Callable[[], int] | None = None,
+    format: Format, source: Readable, limits: Limits, *, consumed: Callable[[], int] | None = None
 ) -> Iterator[memoryview]:
     """The bytes of ``source``, inflated according to ``format``, in blocks of at most 1 MiB.
 

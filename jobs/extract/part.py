@@ -19,13 +19,7 @@ from jobs.extract.part_job import PartJob
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import DuplicatePaths, MemberPaths
 from jobs.extract.source import MemberCounts, Replaced, Source
-from jobs.model import (
-    Entry,
-    Format,
-    OnCollision,
-    PartSummary,
-    ShardKind,
-)
+from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
 from jobs.outputs.files import own_write_error
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import quoted, text_of

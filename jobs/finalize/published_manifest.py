@@ -64,8 +64,7 @@ def _section(
     encode = msgspec.json.Encoder().encode_lines
     has_sums = context.plan.options.digest in SUMS
     made = Section(
-        context.scratch / f"manifest-{name}",
-        context.scratch / f"sums-{name}" if has_sums else None,
+        context.scratch / f"manifest-{name}", context.scratch / f"sums-{name}" if has_sums else None
     )
     with ExitStack() as stack:
         out = stack.enter_context(made.manifest.open("wb"))

@@ -73,12 +73,7 @@ def is_plain_lines(path: Path, name: str) -> bool:
 
 
 def as_lines(
-    path: Path,
-    name: str,
-    out: Path,
-    check: Callable[[], object],
-    *,
-    encoding: str | None = None,
+    path: Path, name: str, out: Path, check: Callable[[], object], *, encoding: str | None = None
 ) -> Found:
     """The records in ``path`` as JSON lines: that file, or ``out`` if they have another form.
 

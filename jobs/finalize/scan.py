@@ -15,12 +15,7 @@ from jobs.errors import RunFolderError
 from jobs.finalize.context import FinalizeContext, key_of, keys_of_bytes
 from jobs.finalize.disk_partitions import Buckets
 from jobs.finalize.findings import Batch, Finding, FindingKind, Findings
-from jobs.finalize.join_rows import (
-    JoinRow,
-    all_unified,
-    matches_spellings,
-    meeting_keys,
-)
+from jobs.finalize.join_rows import JoinRow, all_unified, matches_spellings, meeting_keys
 from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.runtime.forks import shared

@@ -114,10 +114,7 @@ class HubSource(RemoteSource):
         from huggingface_hub import constants, hf_hub_url
 
         url = hf_hub_url(
-            self._repo.id,
-            path,
-            repo_type=self._repo.repo_type,
-            revision=self.describe().revision,
+            self._repo.id, path, repo_type=self._repo.repo_type, revision=self.describe().revision
         )
         # The client's `endpoint=` only knows the endpoint at the time of its import.
         return self._repo.endpoint + url.removeprefix(constants.ENDPOINT)

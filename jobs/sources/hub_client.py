@@ -108,10 +108,7 @@ def _add_timeouts() -> None:
 
     hooks = get_session().event_hooks
     if _put_timeout not in hooks["request"]:
-        get_session().event_hooks = {
-            **hooks,
-            "request": [*hooks["request"], _put_timeout],
-        }
+        get_session().event_hooks = {**hooks, "request": [*hooks["request"], _put_timeout]}
 
 
 def _put_timeout(request: Any) -> None:

@@ -11,13 +11,7 @@ from jobs.formats import magic
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
 from jobs.sources import file_names, http_probe, url_lists
-from jobs.sources.base import (
-    RemoteSource,
-    ShardSelection,
-    SourceRequest,
-    key_of,
-    pinned,
-)
+from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, key_of, pinned
 from jobs.sources.http_probe import Probe
 from jobs.sources.shard_selection import Look, select
 from jobs.sources.url_lists import ListedUrl
@@ -35,10 +29,7 @@ class UrlSource(RemoteSource):
     """
 
     def __init__(
-        self,
-        addresses: Sequence[ListedUrl],
-        request: SourceRequest,
-        secrets: Mapping[str, str],
+        self, addresses: Sequence[ListedUrl], request: SourceRequest, secrets: Mapping[str, str]
     ) -> None:
         self._addresses = tuple(addresses)
         self._request = request
@@ -177,8 +168,7 @@ class _Beside:
         except SourceError as error:
             # Continuing without digests would silently disable the check.
             raise SourceError(
-                f"{error.message}, or give the digests with --sha256",
-                cause=error.cause,
+                f"{error.message}, or give the digests with --sha256", cause=error.cause
             ) from None
 
 

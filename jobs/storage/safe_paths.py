@@ -89,8 +89,7 @@ def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
 def unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
     """An error for a member that is never written, whatever its content is."""
     return UnsafeMemberError(
-        f"{archive}: member {quoted(name)} {fact}; {HOSTILE}",
-        member=text_of(name)[0],
+        f"{archive}: member {quoted(name)} {fact}; {HOSTILE}", member=text_of(name)[0]
     )
 
 

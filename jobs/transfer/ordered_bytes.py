@@ -157,11 +157,7 @@ class OrderedBytes:
     # Called by readers --------------------------------------------------------------------
 
     def read_at(
-        self,
-        generation: int,
-        offset: int,
-        into: memoryview,
-        closed: Callable[[], bool],
+        self, generation: int, offset: int, into: memoryview, closed: Callable[[], bool]
     ) -> int:
         """Wait for bytes at ``offset`` and read some; 0 at the verified end."""
         with self._changed:

@@ -109,11 +109,7 @@ class RangeRequest:
         if reply.status == 416:
             return
         error = refused(
-            reply.status,
-            reply.headers,
-            name=self._state.name,
-            site=reply.site,
-            elsewhere=elsewhere,
+            reply.status, reply.headers, name=self._state.name, site=reply.site, elsewhere=elsewhere
         )
         wait_s = error.wait_s if isinstance(error, RetryLater) else None
         wait_s = rate_limit_s(reply.headers) if wait_s is None else wait_s

@@ -30,11 +30,7 @@ class RetryLater(Exception):
     """An attempt failed, but another one may succeed; ``error`` is raised if none is left."""
 
     def __init__(
-        self,
-        error: OrchestrateError,
-        *,
-        wait_s: float | None = None,
-        wrong_at: int | None = None,
+        self, error: OrchestrateError, *, wait_s: float | None = None, wrong_at: int | None = None
     ) -> None:
         super().__init__(error.message)
         self.error = error

@@ -167,12 +167,7 @@ _verification = options.stack(
         "is similar.",
         Match.AUTO,
     ),
-    options.one_of(
-        "--links",
-        Links,
-        "What to do with symbolic links in archives.",
-        Links.REFUSE,
-    ),
+    options.one_of("--links", Links, "What to do with symbolic links in archives.", Links.REFUSE),
     option(
         "--digest",
         "Digest of each file in the manifest.",

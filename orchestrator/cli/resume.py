@@ -23,9 +23,7 @@ _publishing = options.stack(
     option("--image-field", "Field of a record that names the image."),
     options.expect_records,
     options.one_of(
-        "--on-bad-record",
-        OnBadRecord,
-        "What to do with records whose image is missing or damaged.",
+        "--on-bad-record", OnBadRecord, "What to do with records whose image is missing or damaged."
     ),
     options.one_of(
         "--on-collision",
@@ -89,10 +87,7 @@ def command(
         messages.print_lines([messages.engine_line(planned)])
     if not habits.quiet:
         messages.print_lines(
-            [
-                *messages.resume_lines(planned),
-                *options.without_effect(ctx, planned.is_local),
-            ]
+            [*messages.resume_lines(planned), *options.without_effect(ctx, planned.is_local)]
         )
     if habits.dry_run:
         if habits.as_json:

@@ -50,10 +50,7 @@ def site_files(env: Mapping[str, str]) -> list[Path]:
 
 
 def load(
-    profile: str | None = None,
-    *,
-    cwd: Path | None = None,
-    env: Mapping[str, str] | None = None,
+    profile: str | None = None, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
 ) -> dict[str, Setting]:
     """All settings, by the option's name without leading dashes (``part-size``).
 

@@ -11,16 +11,7 @@ from typing import Any, Literal
 from msgspec import structs
 
 from jobs.errors import UsageError
-from jobs.model import (
-    Format,
-    Layout,
-    Match,
-    OnBadRecord,
-    OnCollision,
-    Options,
-    Plan,
-    ShardKind,
-)
+from jobs.model import Format, Layout, Match, OnBadRecord, OnCollision, Options, Plan, ShardKind
 from jobs.outputs import registry
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder

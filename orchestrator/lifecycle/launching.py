@@ -114,12 +114,7 @@ class Planned:
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
-        found = preflight.problems(
-            self.plan,
-            self.folder.path,
-            self.temp_limit,
-            self.left,
-        )
+        found = preflight.problems(self.plan, self.folder.path, self.temp_limit, self.left)
         try:
             if not found:
                 running.check_claim(self.plan)
@@ -188,12 +183,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     ``EngineError``; if nothing was submitted, the run folder is removed.
     """
     folder = planned.folder
-    preflight.check(
-        planned.plan,
-        folder.path,
-        planned.temp_limit,
-        planned.left,
-    )
+    preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
     reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:

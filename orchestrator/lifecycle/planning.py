@@ -119,12 +119,7 @@ def deal(ids: Sequence[str], weight: Mapping[str, int], tasks: int) -> list[tupl
 
 
 def tasks_for(
-    plan: Plan,
-    shard_ids: Iterable[str],
-    part_ids: Iterable[str],
-    *,
-    most: int,
-    downloads: int = 1,
+    plan: Plan, shard_ids: Iterable[str], part_ids: Iterable[str], *, most: int, downloads: int = 1
 ) -> tuple[Task, ...]:
     """The tasks for unfinished shards and parts; always finalize, the other stages if needed.
 

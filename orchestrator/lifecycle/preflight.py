@@ -12,15 +12,7 @@ from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, ShardKind, SourceKind
 from jobs.storage.receipt import receipt_head
 from jobs.storage.safe_paths import quoted, quoted_few
-from jobs.storage.staging import (
-    INCOMING,
-    MANIFEST,
-    NO_DATA,
-    RECEIPT,
-    SUMS,
-    Staging,
-    names_in,
-)
+from jobs.storage.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 from orchestrator.lifecycle import space

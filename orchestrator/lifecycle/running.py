@@ -89,10 +89,7 @@ def submit(
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
     """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
     here = structs.replace(
-        draft,
-        engine=LOCAL,
-        onward=draft.engine,
-        tasks=draft.of_stage(Stage.DOWNLOAD),
+        draft, engine=LOCAL, onward=draft.engine, tasks=draft.of_stage(Stage.DOWNLOAD)
     )
     submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
 

@@ -108,10 +108,7 @@ class ParquetArchive:
         with self._damage():
             # Pages are read as needed: a complete row group may not fit into memory.
             file = ParquetFile(
-                self._path,
-                pre_buffer=False,
-                buffer_size=_BLOCK,
-                page_checksum_verification=True,
+                self._path, pre_buffer=False, buffer_size=_BLOCK, page_checksum_verification=True
             )
         with file:
             yield file
@@ -270,10 +267,7 @@ class _Rows:
         return _python_values(column)
 
     def _row(
-        self,
-        values: Iterable[tuple[str, Any]],
-        row: int,
-        write_line: Callable[[bytes], object],
+        self, values: Iterable[tuple[str, Any]], row: int, write_line: Callable[[bytes], object]
     ) -> Iterator[Member]:
         files: list[Member] = []
 

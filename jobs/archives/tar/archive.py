@@ -95,7 +95,7 @@ class TarArchive:
         self._known = (seen.top,)
         raise TopChanged(
             f"{self._archive}: member {quoted(member.name)} changes the top folder; the part "
-            "must be read again",
+            "must be read again"
         )
 
     def _part(self, part: Part) -> Iterator[Member]:

@@ -40,9 +40,5 @@ class MemberIndexBuilder:
     def finish(self, cuts: tuple[Cut, ...]) -> MemberIndex:
         """The index of all members; ``cuts``: where the parts begin, and the end."""
         return MemberIndex(
-            cuts,
-            self.members,
-            self._data_bytes,
-            self._names.superseded(),
-            self.top_folder.top,
+            cuts, self.members, self._data_bytes, self._names.superseded(), self.top_folder.top
         )

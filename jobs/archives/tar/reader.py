@@ -340,12 +340,7 @@ class TarReader:
         return member, end
 
     def _sparse(
-        self,
-        member: Member,
-        header: Header,
-        pax: dict[bytes, bytes],
-        extra: _Extra,
-        stored: int,
+        self, member: Member, header: Header, pax: dict[bytes, bytes], extra: _Extra, stored: int
     ) -> tuple[Member, int]:
         cursor = self._cursor
         if header.kind == b"S":

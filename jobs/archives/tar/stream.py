@@ -255,7 +255,7 @@ class TarStream:
         self._known = (seen.top,)
         self.broken = TopChanged(
             f"{self._archive}: member {quoted(member.name)} changes the top folder; "
-            "the archive must be read again",
+            "the archive must be read again"
         )
         raise self.broken
 

@@ -17,12 +17,7 @@ from jobs.storage.staging import Staging
 from orchestrator import units
 from orchestrator.display.report import charts, figures
 from orchestrator.inspection import metrics, task_logs
-from orchestrator.inspection.metrics import (
-    ProblemGroup,
-    bytes_fetched,
-    count_stages,
-    job_ids,
-)
+from orchestrator.inspection.metrics import ProblemGroup, bytes_fetched, count_stages, job_ids
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
 from orchestrator.inspection.task_logs import TaskLog
 
