@@ -349,7 +349,7 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     except ValueError:
         return (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
     errors = [state["error"]] if "error" in state else state["errors"]
-    return next((str(error["message"]).splitlines()[0] for error in errors), str(state["state"]))
+    return next((str(error["message"]).splitlines()[0] for error in errors), str(state.get("state")))
 
 
 # The table -----------------------------------------------------------------------------------
