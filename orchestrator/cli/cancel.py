@@ -21,12 +21,13 @@ def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     responds, it does nothing and reports that.
     """
     from orchestrator import api
+    from orchestrator.inspection import run_list
 
     folder = api.find_run(run, log_dir)
     remark = api.cancel(folder, abandon=abandon).remark or "finished work is kept"
     click.echo(
         f"Run {folder.run_id} is cancelled: {remark}.\nContinue with:  websight-orchestrate "
-        f"resume {folder.run_id}",
+        f"resume {run_list.run_word(folder)}",
         err=True,
     )
     return 0

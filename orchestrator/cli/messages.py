@@ -20,7 +20,7 @@ from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes
 from orchestrator.cli.request_from_options import OutputMode
 from orchestrator.display import live, status_screen, terminal
-from orchestrator.inspection import status_json
+from orchestrator.inspection import run_list, status_json
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle.request import stage_resources
 
@@ -182,7 +182,7 @@ def launched(folder: RunFolder, habits: OutputMode) -> int:
         state = _watched(state, folder, habits)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
-        print_lines(_HINTS.format(run=status_screen.run_word(folder)).splitlines())
+        print_lines(_HINTS.format(run=run_list.run_word(folder)).splitlines())
         code = exit_codes.INTERRUPTED
     if habits.parsable:
         click.echo(_finalize_id(state) or "")
@@ -194,7 +194,7 @@ def launched(folder: RunFolder, habits: OutputMode) -> int:
         print_lines(submitted_lines(state, folder))
     else:
         look = terminal.stdout_style()
-        run = status_screen.run_word(folder)
+        run = run_list.run_word(folder)
         click.echo(status_screen.render(state, utc_now(), look, run=run), nl=False)
     return code
 
@@ -222,7 +222,7 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
             is_array = stage is Stage.EXTRACT or count > 1
             size = f" [{units.plural(count, 'task')}]" if is_array else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
-    hints = _HINTS.format(run=status_screen.run_word(folder)).splitlines()
+    hints = _HINTS.format(run=run_list.run_word(folder)).splitlines()
     return [f"Submitted {' → '.join(jobs)}", *hints]
 
 

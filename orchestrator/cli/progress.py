@@ -12,9 +12,9 @@ from jobs.errors import OrchestrateError
 from jobs.model import Stage, utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator import api
-from orchestrator.display import live, status_screen
+from orchestrator.display import live
 from orchestrator.display.terminal import is_terminal
-from orchestrator.inspection import metrics
+from orchestrator.inspection import metrics, run_list
 from orchestrator.inspection.state import RunState
 from orchestrator.lifecycle.running import Tick
 
@@ -49,7 +49,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
     except KeyboardInterrupt:
         bars.close()
         for folder in seen:
-            again = f"websight-orchestrate resume {status_screen.run_word(folder)}"
+            again = f"websight-orchestrate resume {run_list.run_word(folder)}"
             print(f"\nstopped; finished work is kept. Continue with:  {again}", file=sys.stderr)
         raise
     finally:

@@ -35,7 +35,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     from orchestrator.cli import exit_codes
     from orchestrator.display import live as watching
     from orchestrator.display import status_screen, terminal
-    from orchestrator.inspection import status_json
+    from orchestrator.inspection import run_list, status_json
 
     folder = api.find_run(run, log_dir)
 
@@ -54,7 +54,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     if as_json:
         click.echo(atomic.dumps(status_json.as_json(state, folder, utc_now())).decode(), nl=False)
     else:
-        look, run_word = terminal.stdout_style(), status_screen.run_word(folder)
+        look, run_word = terminal.stdout_style(), run_list.run_word(folder)
         screen = status_screen.render(state, utc_now(), look, failed_only=failed, run=run_word)
         click.echo(screen, nl=False)
     return exit_codes.of_state(state)

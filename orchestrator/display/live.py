@@ -13,6 +13,7 @@ from jobs.model import utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display import status_screen
 from orchestrator.display.terminal import is_terminal, style_of
+from orchestrator.inspection import run_list
 from orchestrator.inspection.state import RunState, RunStatus
 
 INTERVAL_S = 3.0  # each a query to slurmctld, which the site's users share
@@ -86,7 +87,7 @@ def watch(
     """
     out = out or sys.stdout
     look, on_terminal = style_of(out), is_terminal(out)
-    run = status_screen.run_word(folder)
+    run = run_list.run_word(folder)
     hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
     screen, lines = Screen(out), Lines(out)
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 import textwrap
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
 
 from jobs.errors import Cause
 from jobs.model import SourceKind, Stage
-from jobs.storage.run_folder import RunFolder
 from orchestrator import units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import metrics, pending_reasons
@@ -54,12 +51,6 @@ _BAR, _WIDEST_BAR = 6, 32
 _NUMBERS = 48  # usual columns of a stage's numbers
 
 
-def run_word(folder: RunFolder) -> str:
-    """A run's name on a command line: its id if it is in the default log folder, else its path."""
-    default = folder.path.parent == Path("logs").absolute()
-    return folder.run_id if default else shlex.quote(str(folder.path))
-
-
 def render(
     state: RunState,
     now: datetime,
@@ -71,8 +62,8 @@ def render(
 ) -> str:
     """The screen, with a final newline; ``failed_only``: only the failures.
 
-    ``run``: the run's name in commands (see ``run_word``); None: its id. ``hint``: the last line
-    for a running run; None: how to watch it.
+    ``run``: the run's name in commands (``run_list.run_word``); None: its id. ``hint``: the last
+    line for a running run; None: how to watch it.
     """
     run = run or state.plan.run_id
     blocks: list[list[str]] = [list(_header(state, now, look))]

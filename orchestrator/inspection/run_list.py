@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -52,6 +53,12 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
             "give another folder with --log-dir"
         )
     return Run(base / names[0])
+
+
+def run_word(folder: RunFolder) -> str:
+    """A run's name on a command line: its id if it is in the default log folder, else its path."""
+    default = folder.path.parent == DEFAULT_LOG_DIR.absolute()
+    return folder.run_id if default else shlex.quote(str(folder.path))
 
 
 class _Owner(msgspec.Struct):

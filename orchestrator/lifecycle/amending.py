@@ -15,6 +15,7 @@ from jobs.model import Format, Layout, Match, OnBadRecord, OnCollision, Options,
 from jobs.outputs import registry
 from jobs.storage.manifest import read_summary
 from jobs.storage.run_folder import RunFolder
+from orchestrator.inspection.run_list import run_word
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.request import check_layout
@@ -61,7 +62,7 @@ def amended(folder: RunFolder, state: RunState, amendments: Amendments) -> Optio
     if state.live:
         raise UsageError(
             f"run {folder.run_id} is still active; run `resume` with these options after it has "
-            f"ended, or after `websight-orchestrate cancel {folder.run_id}`"
+            f"ended, or after `websight-orchestrate cancel {run_word(folder)}`"
         )
     if amendments.on_collision is OnCollision.PER_SHARD:
         raise _differs("--on-collision per-shard extracts each archive into a folder of its own")

@@ -32,6 +32,7 @@ from orchestrator.engines.registry import (
 from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.run_list import run_word
 from orchestrator.inspection.state import RunState, RunStatus
 from orchestrator.lifecycle import claim, planning, preflight, recovery, running, space
 from orchestrator.lifecycle.amending import Amendments, amended
@@ -133,7 +134,7 @@ def _plan(folder: RunFolder, request: ResumeRequest) -> Resumable:
         preflight.check_not_taken(state.plan)
     last = state.submissions[-1]
     cluster = cluster_after(last.cluster)
-    step = _step(state, request, engine_named(_engine_name(last), cluster))
+    step = _step(folder, state, request, engine_named(_engine_name(last), cluster))
     return Resumable(
         folder, state, step, request, why_local=why_local, cluster=cluster, options=options
     )
@@ -157,7 +158,7 @@ def _is_elsewhere(state: RunState) -> bool:
     return state.status is RunStatus.DONE and evidence.is_missing(Staging(state.plan))
 
 
-def _step(state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
+def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
     """The work of the next submission, and its resources."""
     last = state.submissions[-1]
     limit_min = engine.time_limit_min(last.resources[Stage.EXTRACT.value].partition)
@@ -175,11 +176,11 @@ def _step(state: RunState, request: ResumeRequest, engine: Engine) -> Recovery:
         resources = override(step.resources or last.resources, request.changes)
         step = replace(step, resources=resources)
     if step.tasks and engine.cluster and last.cluster and not engine.cluster.is_same(last.cluster):
-        step = _moved(state, step, engine.cluster)
+        step = _moved(folder, state, step, engine.cluster)
     return step
 
 
-def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
+def _moved(folder: RunFolder, state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
     """``step`` on a different cluster than the last submission; ``EngineError`` if impossible."""
     last = state.submissions[-1]
     if tied := [*step.also_after, *step.cancel]:
@@ -187,7 +188,7 @@ def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
             f"jobs {', '.join(tied)} of the run are in the queue of cluster {last.cluster}, but "
             f"this shell submits to cluster {cluster}, where no job can depend on them; run "
             "`resume` where the first cluster responds, or cancel them first: "
-            f"websight-orchestrate cancel {state.plan.run_id}"
+            f"websight-orchestrate cancel {run_word(folder)}"
         )
     note = f"to cluster {cluster}; attempt {last.number} was on cluster {last.cluster}"
     return replace(step, notes=(*step.notes, note))
@@ -196,7 +197,7 @@ def _moved(state: RunState, step: Recovery, cluster: Cluster) -> Recovery:
 def _abandon(folder: RunFolder) -> str:
     return (
         "If that cluster no longer exists, abandon its jobs: websight-orchestrate cancel "
-        f"{folder.run_id} --abandon"
+        f"{run_word(folder)} --abandon"
     )
 
 
@@ -280,7 +281,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
         failure = from_os_error(error, doing=f"writing {error.filename}")
         raise StorageError(
             f"{failure.message}; the run's jobs were cancelled, but the cancellation could not be "
-            f"recorded; free some space, then run websight-orchestrate cancel {folder.run_id}",
+            f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}",
             cause=failure.cause,
         ) from error
     try:
@@ -289,7 +290,7 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
         raise EngineError(
             f"{error.message}\nThe cancellation is recorded, so the run will not retry, but some "
             "of its jobs may still be running. Once the scheduler responds, run: "
-            f"websight-orchestrate cancel {folder.run_id}. {_abandon(folder)}",
+            f"websight-orchestrate cancel {run_word(folder)}. {_abandon(folder)}",
             cause=error.cause,
         ) from error
     numbers = folder.submission_numbers()

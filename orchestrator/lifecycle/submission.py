@@ -18,6 +18,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
+from orchestrator.inspection.run_list import run_word
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +201,11 @@ def _all_or_nothing(
         yield
     except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
-        message, fewer, then = error.message, "", "Once that is fixed, run"
+        message, fewer, then = (
+            error.message,
+            "",
+            "Once that is fixed, or with the option corrected, run",
+        )
         if isinstance(error, TooManyJobs) and not left:
             room, most = _room(folder, submission, engine)
             message += room
@@ -213,7 +218,7 @@ def _all_or_nothing(
             then = "Continue it with"
         fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
         raise type(error)(
-            f"{message}\n{fact}. {then}: websight-orchestrate resume {folder.run_id}{fewer}",
+            f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}",
             cause=error.cause,
         ) from error
     except BaseException:

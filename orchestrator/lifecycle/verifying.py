@@ -16,7 +16,7 @@ from jobs.verify import array
 from jobs.verify.dataset import VerifyReport, verify_dataset
 from orchestrator.engines.base import JobSpec
 from orchestrator.engines.registry import choose_engine, engine_named
-from orchestrator.inspection.run_list import DEFAULT_LOG_DIR, find_run
+from orchestrator.inspection.run_list import DEFAULT_LOG_DIR, find_run, run_word
 
 _LOOK_S = 2.0
 
@@ -53,10 +53,11 @@ def how_to_repair(
     # The log folder of this command has the run folder, or else the receipt says where it is.
     for run in (report.run_id, str(report.path)):
         try:
-            dest = Path(find_run(run, log_dir).load_plan().dest)
+            found = find_run(run, log_dir)
+            dest = Path(found.load_plan().dest)
         except (RunFolderError, UsageError):
             continue
-        name = run if run == report.run_id else shlex.quote(str(dest))
+        name = run_word(found) if run == report.run_id else shlex.quote(str(dest))
         again = f"websight-orchestrate resume {name}{deeply}"
         if dest.exists() and dest.samefile(report.path):
             return f"To repair it, run: {again}"

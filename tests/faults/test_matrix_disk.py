@@ -142,7 +142,7 @@ def test_a_full_disk_under_the_run_folder_leaves_state_intact(
         _, _, reported = ended.err.partition("error: ")
         if reported:
             assert reported.startswith("writing ") and f"{logs}/" in reported
-            assert "free some space" in reported or "Once that is fixed, run" in reported
+            assert "free some space" in reported or "Once that is fixed, or with" in reported
         resumed = here.resume(rc=None)
         if resumed.rc:
             assert "there is no run" in resumed.err

@@ -13,6 +13,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.display import status_screen
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.inspection import run_list
 from orchestrator.inspection.state import RunState
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
@@ -154,11 +155,11 @@ def test_a_run_outside_the_default_log_folder_is_named_by_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert status_screen.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
+    assert run_list.run_word(RunFolder(tmp_path / "logs" / "r1")) == "r1"
     away = RunFolder(tmp_path / "my runs" / "r1")
-    assert status_screen.run_word(away) == f"'{away.path}'"
+    assert run_list.run_word(away) == f"'{away.path}'"
     text = status_screen.render(
-        runs.under_way().state(), runs.NOW, PLAIN, run=status_screen.run_word(away)
+        runs.under_way().state(), runs.NOW, PLAIN, run=run_list.run_word(away)
     )
     assert f"websight-orchestrate resume '{away.path}'" in text
 

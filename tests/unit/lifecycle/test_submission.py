@@ -13,6 +13,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
+from orchestrator.inspection.run_list import run_word
 from orchestrator.lifecycle import planning, submission
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, shard
@@ -70,7 +71,8 @@ def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -
         submission.submit_chain(folder, draft(folder), engine)
     accepted = [str(100 + i) for i in range(len(engine.submitted))]
     assert engine.cancelled == accepted
-    assert "resume" in caught.value.message
+    assert f"resume {run_word(folder)}" in caught.value.message  # its path, so it works anywhere
+    assert str(folder.path) in run_word(folder)
     assert event_log.open_intents(folder) == []
 
 
@@ -90,7 +92,7 @@ def test_a_limit_of_submitted_jobs_is_reported_with_what_the_chain_needs_and_wha
         submission.submit_chain(folder, draft(folder), engine)
     assert "needs 5 jobs at a time (download 1, extract 3, finalize 1)" in caught.value.message
     assert reported in caught.value.message
-    assert caught.value.message.endswith(f"resume {folder.run_id} {remedy}".strip())
+    assert caught.value.message.endswith(f"resume {run_word(folder)} {remedy}".strip())
     assert reported in (folder.load_submission(1).refused or "")
 
 
@@ -101,8 +103,8 @@ def test_room_that_slurm_sees_after_its_refusal_is_not_offered(folder: RunFolder
     with pytest.raises(TooManyJobs, match="lower --tasks") as caught:
         submission.submit_chain(folder, draft(folder), FakeEngine(on_submit=refuse))
     assert "needs 5 jobs at a time" in caught.value.message
-    assert "room" not in caught.value.message
-    assert caught.value.message.endswith(f"resume {folder.run_id}")
+    assert "can be submitted now" not in caught.value.message
+    assert caught.value.message.endswith(f"resume {run_word(folder)}")
 
 
 def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolder) -> None:
