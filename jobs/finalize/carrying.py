@@ -16,6 +16,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.checks import records
+from jobs.checks.base import is_warning
 from jobs.errors import RunFolderError, VerificationError
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
@@ -36,7 +37,7 @@ from jobs.model import (
 )
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import read_range
-from jobs.storage.manifest import PublishedFile, read_summary
+from jobs.storage.manifest import PublishedFile, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, own_names
@@ -146,9 +147,12 @@ def plan_carry(
         if new_id == shard.id or _evidence(folder, shard).format is not Format.PARQUET
     }
     ranges = _record_ranges(folder, old, receipt, repairs=repairs)
+    has_dropped = _has_dropped(old, receipt)
     evidence, manifests = {}, {}
     for new_id, shard in shards.items():
         if shard.id not in ranges:
+            continue
+        if has_dropped and not _is_whole(folder, old, shard, ranges[shard.id]):
             continue
         carried = Carried(old.dest, ranges[shard.id])
         evidence[new_id] = structs.replace(
@@ -196,19 +200,35 @@ def _is_known(folder: RunFolder, shard: Shard) -> bool:
 
 
 def _was_changed_by_audit(old: Plan, receipt: Receipt) -> bool:
-    """Whether the published files or records differ from those of the shards.
+    """Whether files may belong to the new state, or may have other paths there.
 
-    A file that was dropped, or replaced by that of another shard, may belong to the new state; and
-    paths that contain shard ids may change.
+    A file was replaced by that of another shard, or paths contain shard ids.
     """
-    drops = old.options.on_bad_record is OnBadRecord.DROP and (
+    kept_first = receipt.findings.get(FindingKind.KEPT_FIRST.value)
+    return bool(kept_first) or old.options.on_collision is OnCollision.PER_SHARD
+
+
+def _has_dropped(old: Plan, receipt: Receipt) -> bool:
+    """Whether records or images of some shard were not published."""
+    return old.options.on_bad_record is OnBadRecord.DROP and bool(
         receipt.counts.get("records_dropped") or receipt.findings.get(FindingKind.BAD_IMAGE.value)
     )
-    return bool(
-        drops
-        or receipt.findings.get(FindingKind.KEPT_FIRST.value)
-        or old.options.on_collision is OnCollision.PER_SHARD
-    )
+
+
+def _is_whole(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange | None) -> bool:
+    """Whether none of a shard's records and images was dropped.
+
+    Its published records are those of its archive, to the byte, and no file is damaged.
+    """
+    layout = old.options.layout
+    records_crc32s = []
+    for part in shard.each_part():
+        for entry in read_manifest(folder.manifest(part)):
+            if layout.has_records and entry.path == layout.records:
+                records_crc32s.append(entry.crc32)
+            elif entry.problem is not None and not is_warning(entry.problem):
+                return False
+    return records_crc32s == ([] if ranged is None else [ranged.crc32])
 
 
 # Records -----------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def update_lines(update: PlannedUpdate) -> list[str]:
     lines.append(f"Reused    {_amount(update.reused)} of the published dataset")
     lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
     if update.refetched:
-        fact = "unchanged, but their records or files cannot be separated from the others"
+        fact = "unchanged, but their records or files cannot be taken from the published ones"
         lines.append(f"          including {_amount(update.refetched)}: {fact}")
     if update.removed:
         lines.append(f"Removed   {_amount(update.removed)}{_names(update.removed)}")

@@ -119,6 +119,30 @@ def test_a_packed_dataset_with_a_damaged_manifest_is_repaired_first(tmp_path: Pa
         dataset.plan()
 
 
+@pytest.mark.parametrize("output", [Output.FILES, Output.WEBDATASET])
+def test_only_archives_of_which_something_was_dropped_are_read_again(
+    tmp_path: Path, output: Output
+) -> None:
+    dataset = Dataset(tmp_path, Options(output=output, on_bad_record=OnBadRecord.DROP))
+    damaged = {"images/0011.png": images([11])["images/0011.png"][:-5]}
+    for index, files in enumerate(
+        (
+            {**images([0, 1]), "prompts.jsonl": records([0, 1])},
+            {**images([10]), **damaged, "prompts.jsonl": records([10])},  # the next one names it
+            {**images([20]), "prompts.jsonl": records([20, 11])},
+            {**images([30]), "prompts.jsonl": records([30])},
+        )
+    ):
+        dataset.path(f"s-{index}").write_bytes(tarred(files))
+    dataset.launch()
+    assert json.loads((dataset.dest / "RECEIPT.json").read_bytes())["counts"]["records_dropped"]
+    dataset.path("s-3").write_bytes(page_tar([31]))
+    update = dataset.update()
+    assert names(update.reused) == ["s-0.tar"]
+    assert names(update.refetched) == ["s-1.tar", "s-2.tar"]
+    assert dataset.equals_a_new_launch()
+
+
 # Kinds of datasets -------------------------------------------------------------------------------
 
 
@@ -173,6 +197,12 @@ def damaged_image(numbers: range, note: str) -> bytes:
     files = images(numbers)
     first = min(files)
     return tarred({**files, first: files[first][:-5], "prompts.jsonl": records(numbers, note)})
+
+
+def with_a_bad_line(numbers: range, note: str) -> bytes:
+    """The shard that changes has a line that is no record."""
+    bad = b"{\n" if numbers[0] == 10 else b""
+    return tarred({**images(numbers), "prompts.jsonl": records(numbers, note) + bad})
 
 
 def with_notes(numbers: range, note: str) -> bytes:
@@ -231,6 +261,13 @@ KINDS = [
     pytest.param(copied_list, "tar", Options(), False, id="one list in every shard"),
     pytest.param(
         damaged_image, "tar", Options(on_bad_record=OnBadRecord.DROP), False, id="dropped"
+    ),
+    pytest.param(
+        with_a_bad_line,
+        "tar",
+        Options(on_bad_record=OnBadRecord.DROP),
+        True,
+        id="dropped from another shard",
     ),
     pytest.param(
         page_tar, "tar", Options(on_collision=OnCollision.PER_SHARD), False, id="a folder for each"
