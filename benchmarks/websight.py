@@ -349,7 +349,8 @@ def _reason(done: subprocess.CompletedProcess[str]) -> str:
     except ValueError:
         return (done.stderr.strip() or done.stdout.strip() or "no reason").splitlines()[-1]
     errors = [state["error"]] if "error" in state else state["errors"]
-    return next((str(error["message"]).splitlines()[0] for error in errors), str(state.get("state")))
+    messages = (str(error["message"]).splitlines()[0] for error in errors)
+    return next(messages, str(state.get("state")))
 
 
 # The table -----------------------------------------------------------------------------------
