@@ -24,13 +24,21 @@ from orchestrator import filesystems, units
 from orchestrator.engines import pickled
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.engines.registry import engine_named
-from orchestrator.inspection import event_log
+from orchestrator.inspection import event_log, task_logs
 from orchestrator.inspection.event_log import Act
-from orchestrator.inspection.state import Evidence, RunState, RunStatus, TaskKey, judge
+from orchestrator.inspection.state import (
+    Evidence,
+    RunState,
+    RunStatus,
+    TaskKey,
+    cause_of_missing,
+    judge,
+)
 
 EngineOf = Callable[[str, Cluster | None], Engine]
 
 
+_MOST_LOGS = 20  # of an array whose tasks all fail, the others say the same
 _ENDED = (RunStatus.INCOMPLETE, RunStatus.FAILED)
 
 
@@ -79,6 +87,7 @@ def gather(
     }
     states, silent = _settled(answers, results, event_log.ended_by_cancel(folder))
     results |= _pickled(folder, submissions, states, results)
+    last_lines = _last_lines(folder, submissions, states, results)
     published, remark = _destination(folder, Staging(plan))
     if cancelled is not None and not published and remark is None:
         remark = _leftovers(folder, Staging(plan))
@@ -108,6 +117,7 @@ def gather(
         now=now or utc_now(),
         maker_lives=bool(submissions) and _may_live(submissions[-1]),
         remark=remark or "",
+        last_lines=last_lines,
     )
 
 
@@ -129,6 +139,30 @@ def _pickled(
             if result is not None:
                 found[key] = result
     return found
+
+
+def _last_lines(
+    folder: RunFolder,
+    submissions: Iterable[Submission],
+    states: Mapping[TaskKey, TaskState],
+    results: Mapping[TaskKey, TaskResult],
+) -> dict[TaskKey, str]:
+    """What the logs of tasks that could not be started end with, of a few of them."""
+    failed = [
+        (key, task.job_id or "")
+        for submission in submissions
+        for task in submission.tasks
+        if (key := (submission.number, task.stage, task.number)) not in results
+        and (state := states.get(key)) is not None
+        and state.state is EngineState.ENDED
+        and cause_of_missing(state) is Cause.LAUNCH_FAILED
+    ][-_MOST_LOGS:]
+    logs = task_logs.find(folder) if failed else {}
+    return {
+        key: task_logs.reason(path)
+        for key, job_id in failed
+        if (log := logs.get((*key[:2], job_id))) is not None and (path := log.path) is not None
+    }
 
 
 def _succeeded(

@@ -82,6 +82,8 @@ class Evidence:
     maker_lives: bool = False  # whether the process that made the last submission is running
     remark: str = ""  # a note on the destination
     unverified: frozenset[str] = frozenset()  # parts extracted from an archive that still arrives
+    # The last lines of the logs of some tasks that could not be started.
+    last_lines: Mapping[TaskKey, str] = field(default_factory=dict)
 
     @property
     def last(self) -> int:
@@ -280,13 +282,19 @@ _MISSING_WORDS = {
 }
 
 
-def _missing_problem(view_name: str, engine: TaskState) -> Problem:
+def cause_of_missing(engine: TaskState) -> Cause:
+    """Why a task ended without a result."""
     # Our code always writes a result before it exits; an exit code without one is not ours.
-    cause = engine.cause or (Cause.LAUNCH_FAILED if engine.exited_nonzero else Cause.KILLED)
+    return engine.cause or (Cause.LAUNCH_FAILED if engine.exited_nonzero else Cause.KILLED)
+
+
+def _missing_problem(view_name: str, engine: TaskState, last_line: str) -> Problem:
+    cause = cause_of_missing(engine)
     words = _MISSING_WORDS.get(cause, "ended without a result (killed?); `resume` submits it again")
     where = f" on {engine.node}" if engine.node else ""
     raw = f" [{engine.raw}]" if engine.raw else ""
-    return Problem(cause, f"{view_name}{where} {words}{raw}")
+    log = f"; its log ends with: {last_line}" if last_line else ""
+    return Problem(cause, f"{view_name}{where} {words}{raw}{log}")
 
 
 def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
@@ -306,7 +314,8 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
         if submission.refused is not None:
             problem = Problem(Cause.ENGINE, f"attempt {submission.number}: {submission.refused}")
         else:
-            problem = _missing_problem(f"{task.stage.value} task {task.number}", engine)
+            name = f"{task.stage.value} task {task.number}"
+            problem = _missing_problem(name, engine, evidence.last_lines.get(key, ""))
     elif status is TaskStatus.FAILED and result is not None:
         problem = result.problem
     return TaskView(submission.number, task, status, engine, result, beat, problem)

@@ -17,6 +17,9 @@ _TAIL_BYTES = 256 << 10  # read from a log's end for its last lines
 _NAME = re.compile(r"(?P<job>.+)_0_log\.(?P<kind>err|out)")  # submitit's %j_%t_log.out|err
 _FOLDER = re.compile(r"(?P<attempt>\d+)-(?P<stage>[a-z]+)(-\d+)?")
 
+# What srun adds to the reason.
+_SAYS_NOTHING = re.compile(r'srun: error: .*: Exited with exit code|Try "srun --help"')
+
 # Our logs contain no secrets; these mask those that a site's prolog or a library may print.
 _SECRETS = (
     (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_[hidden]"),
@@ -114,6 +117,12 @@ def tail(path: Path, lines: int) -> list[str]:
     except OSError:
         return []
     return list(deque((clean(line) for line in text.splitlines()), maxlen=lines))
+
+
+def reason(path: Path) -> str:
+    """The last line of a log that says something; empty if there is none."""
+    lines = [line.strip() for line in tail(path, 20) if line.strip()]
+    return next((line for line in reversed(lines) if not _SAYS_NOTHING.match(line)), "")
 
 
 @dataclass

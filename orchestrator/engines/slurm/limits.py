@@ -142,6 +142,8 @@ _REMEDIES = (
     ("feature", "choose another --constraint; `sinfo -o '%f'` lists features"),
     ("reservation", "choose another --reservation; `scontrol show reservation` lists them"),
     ("invalid job array", "lower --tasks"),
+    ("node name", "correct --exclude-nodes; `sinfo -N` lists the nodes"),
+    ("unrecognized option", "correct --sbatch-arg; `sbatch --help` lists sbatch's options"),
 )
 
 

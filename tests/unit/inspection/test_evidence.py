@@ -74,3 +74,29 @@ def test_what_finalize_waited_for_has_ended(tmp_path: Path, stage: Stage) -> Non
         assert judge(found).status is RunStatus.INCOMPLETE
     else:
         assert found.engine_silent and judge(found).status is RunStatus.RUNNING
+
+
+class Refusing(FakeEngine):
+    """An engine whose tasks could not be started."""
+
+    def poll(
+        self, folder: RunFolder, ids: Sequence[str], attempts: Collection[int] = ()
+    ) -> Mapping[str, TaskState]:
+        return {each: TaskState(EngineState.ENDED, raw="FAILED", node="n1") for each in ids}
+
+
+def test_a_task_that_could_not_be_started_has_the_reason_from_its_log(tmp_path: Path) -> None:
+    run = RunBuilder(1).submitted()
+    (task,) = run.submission.of_stage(Stage.DOWNLOAD)
+    made = run.on_disk(tmp_path)
+    log = made.folder.submitit(1, Stage.DOWNLOAD) / f"{task.job_id}_0_log.err"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "slurmstepd: error: execve(): /opt/python: No such file or directory\n"
+        "srun: error: n1: task 0: Exited with exit code 2\n",
+        encoding="utf-8",
+    )
+    state = judge(evidence.gather(made.folder, lambda name, cluster: Refusing()))
+    (problem,) = (each.problem for each in state.problems if each.stage is Stage.DOWNLOAD)
+    assert problem.cause is Cause.LAUNCH_FAILED
+    assert problem.message.endswith("execve(): /opt/python: No such file or directory")

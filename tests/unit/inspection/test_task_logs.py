@@ -89,3 +89,20 @@ def test_a_follower_returns_complete_lines_as_they_are_written(tmp_path: Path) -
     assert list(follower.read(last=True)) == ["three"]
     path.write_bytes(b"new\n")  # requeued: Slurm truncates the file
     assert list(follower.read()) == ["new"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", ""),
+        ("srun: error: n1: task 0: Exited with exit code 2\n", ""),
+        ('srun: unrecognized option --x\nTry "srun --help" for more information\n', "srun: unre"),
+        ("Traceback\n  File x\nModuleNotFoundError: No module named 'jobs'\n\n", "ModuleNotFound"),
+    ],
+)
+def test_the_last_line_that_says_something_is_the_reason(
+    tmp_path: Path, text: str, reason: str
+) -> None:
+    (tmp_path / "log").write_text(text, encoding="utf-8")
+    found = task_logs.reason(tmp_path / "log")
+    assert found.startswith(reason) and bool(found) is bool(reason)

@@ -78,3 +78,15 @@ POLICY = (
 )
 def test_a_limit_of_submitted_jobs_is_known_from_other_refusals(words: str, too_many: bool) -> None:
     assert isinstance(refusal("Slurm refused it", words), TooManyJobs) is too_many
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ("Batch job submission failed: Invalid node name specified", "--exclude-nodes"),
+        ("unrecognized option '--bogus'", "--sbatch-arg"),
+        ("invalid partition specified: nope", "--partition"),
+    ],
+)
+def test_a_refusal_names_the_option_to_correct(words: str, option: str) -> None:
+    assert option in refusal("Slurm refused the job", words).message
