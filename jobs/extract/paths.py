@@ -6,8 +6,17 @@ import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from jobs.errors import UnsafeMemberError
 from jobs.model import Entry, OnCollision, Plan, Shard, ShardKind, placed_path
-from jobs.storage.safe_paths import is_folder_itself, is_ordinary, junk_kind, quoted, safe_path
+from jobs.storage.safe_paths import (
+    is_folder_itself,
+    is_ordinary,
+    junk_kind,
+    quoted,
+    safe_path,
+    text_of,
+)
+from jobs.storage.staging import ARCHIVES, INCOMING
 
 ABOVE = "above --strip-components"  # a kind of left-out members
 # 2^27 bits are 16 MiB, allocated as needed. Of a million paths, 4,000 are suspected wrongly, which
@@ -65,7 +74,20 @@ class MemberPaths:
         if kind is not None:
             self.left_out[kind] = self.left_out.get(kind, 0) + 1
             return None
+        if path.startswith(b".") and self._is_reserved(path):
+            raise UnsafeMemberError(
+                f"{self._shard.name}: member {quoted(name)} cannot be published under that name, "
+                "which this tool uses in the destination; launch with --on-collision per-shard, or "
+                "with --output zip or squashfs",
+                member=text_of(name)[0],
+            )
         return path
+
+    def _is_reserved(self, path: bytes) -> bool:
+        """Whether ``path`` would be among our own files in the destination."""
+        if self._per_shard or self._plan.options.packs:
+            return False
+        return path.partition(b"/")[0] in (INCOMING.encode(), ARCHIVES.encode())
 
     def below(self, folder: bytes, path: bytes) -> bytes:
         """A path from ``inner`` for an archive in ``folder`` (empty, or with a final slash).

@@ -418,6 +418,20 @@ def test_a_hard_link_out_of_the_archive_refuses_the_part(run: PartRun, target: s
         run.extract_members([link("b", target, hard=True)])
 
 
+@pytest.mark.parametrize("name", [".incoming/x", ".archives/x", ".incoming"])
+def test_a_member_with_a_name_of_the_staging_area_refuses_the_part(run: PartRun, name: str) -> None:
+    with pytest.raises(UnsafeMemberError, match="--on-collision per-shard"):
+        run.extract_members([file(name, b"1")])
+
+
+def test_such_a_name_is_published_where_it_is_not_in_the_top_folder(
+    new_run: Callable[..., PartRun],
+) -> None:
+    run = new_run(layout=FILES, on_collision=OnCollision.PER_SHARD)
+    run.extract_members([file(".incoming/x", b"1"), file(".incomings", b"2")])
+    assert sorted(name.rpartition("/")[2] for name in run.tree()) == [".incomings", "x"]
+
+
 def test_a_symbolic_link_refuses_the_part(run: PartRun) -> None:
     with pytest.raises(UnsafeMemberError, match="--links copy"):
         run.extract_members([file("a", b"1"), link("b", "a")])
