@@ -218,6 +218,8 @@ class RunBuilder:
         *numbers: int,
         cause: Cause | None = None,
         failed: Mapping[str, Cause] | None = None,
+        outcome: Outcome | None = None,
+        as_a_whole: bool = False,
         message: str = "it went wrong",
         host: str = "n1",
         started: datetime = START + timedelta(minutes=2),
@@ -228,15 +230,22 @@ class RunBuilder:
         """Results of these tasks of the newest submission, or of all of the stage.
 
         Each of their items has ``files`` files of 250 kB, or has failed: all of them for ``cause``,
-        or those in ``failed``.
+        or those in ``failed``; ``outcome``: other than that of the cause. ``as_a_whole``: the task
+        failed, and its items with it.
         """
         made = []
         for task in self.tasks(stage):
             if numbers and task.number not in numbers:
                 continue
-            causes = {item: (failed or {}).get(item, cause) for item in task.items}
-            items = tuple(_item(item, causes[item], message, files) for item in task.items)
-            problem = Problem(cause, message) if cause and not items else None
+            problem = Problem(cause, message) if cause else None
+            items = tuple(
+                _item(item, problem, outcome, files)
+                if as_a_whole
+                else _item(item, _problem(item, cause, failed or {}, message), outcome, files)
+                for item in task.items
+            )
+            if items and not as_a_whole:
+                problem = None
             outcomes = {item.outcome for item in items} | ({problem.outcome} if problem else set())
             verdicts = (Outcome.RETRYABLE, Outcome.FAILED)
             made.append(
@@ -407,10 +416,16 @@ def _job(submission: int, stage: Stage, task: int) -> str:
     return f"{base}_{task}" if stage is Stage.EXTRACT else base
 
 
-def _item(name: str, cause: Cause | None, message: str, files: int) -> ItemResult:
-    problem = Problem(cause, message, name.partition(".p")[0]) if cause else None
-    outcome = problem.outcome if problem else Outcome.OK
-    return ItemResult(name, outcome, files, files * 250_000, problem)
+def _problem(
+    item: str, cause: Cause | None, failed: Mapping[str, Cause], message: str
+) -> Problem | None:
+    cause = failed.get(item, cause)
+    return Problem(cause, message, item.partition(".p")[0]) if cause else None
+
+
+def _item(name: str, problem: Problem | None, outcome: Outcome | None, files: int) -> ItemResult:
+    ended = (outcome or problem.outcome) if problem else Outcome.OK
+    return ItemResult(name, ended, files, files * 250_000, problem)
 
 
 def _shards(given: Sequence[int | Shard | Content | Path], parts: int) -> Iterator[Shard]:

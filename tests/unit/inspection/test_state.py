@@ -221,6 +221,26 @@ def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
     assert state.parts_left == ("a.p0000", "b.p0000")
 
 
+def test_a_task_that_failed_as_a_whole_is_one_problem_and_not_one_for_each_item() -> None:
+    run = SUBMITTED.result(Stage.DOWNLOAD, cause=Cause.DISK_FULL, as_a_whole=True)
+    found = [each for each in run.state().problems if each.stage is Stage.DOWNLOAD]
+    assert [(each.item, each.problem.cause) for each in found] == [("", Cause.DISK_FULL)]
+
+
+@pytest.mark.parametrize(
+    ("engine", "status"), [("slurm", TaskStatus.RUNNING), ("local", TaskStatus.MISSING)]
+)
+def test_only_between_machines_a_result_is_waited_for(engine: str, status: TaskStatus) -> None:
+    run = AB.submitted(engine=engine).seen(JUST_NOW, Stage.EXTRACT, 0)
+    assert run.state().tasks[1].status is status
+
+
+def test_a_heartbeat_of_an_earlier_attempt_says_nothing_of_this_one() -> None:
+    run = SUBMITTED.beat(Stage.EXTRACT, 0)
+    assert [view.heartbeat is not None for view in run.state().tasks].count(True) == 1
+    assert all(view.heartbeat is None for view in run.submitted().state().tasks)
+
+
 def test_a_missing_task_says_why_and_where() -> None:
     lost = ended("OUT_OF_MEMORY", Cause.OUT_OF_MEMORY, "node7")
     state = SUBMITTED.seen(lost, Stage.EXTRACT, 1).state()

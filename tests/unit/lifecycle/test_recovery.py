@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from jobs.errors import Cause
-from jobs.model import Resources, Stage, Task
+from jobs.model import Outcome, Resources, SourceKind, SourceRef, Stage, Task
 from orchestrator.inspection.state import RunState, TaskStatus
 from orchestrator.lifecycle.recovery import may_retry, recover
 from tests.support.builders.runs import NOW, RunBuilder, ended, pending, running, shard
@@ -83,13 +83,44 @@ def test_under_a_limit_no_second_download_is_started_beside_one_that_runs() -> N
             assert _items(step.tasks, Stage.DOWNLOAD) == ["a"]
 
 
-def test_a_published_run_leaves_nothing_to_do() -> None:
-    assert recover(SUBMITTED.having(published=True).state()).tasks == ()
+WAITING = SUBMITTED.seen(pending(), Stage.EXTRACT).seen(pending(), Stage.FINALIZE)
+EXTRACTED = DOWNLOADED.result(Stage.EXTRACT)
 
 
-def test_a_running_chain_is_left_alone() -> None:
-    run = SUBMITTED.seen(pending(), Stage.EXTRACT).seen(pending(), Stage.FINALIZE)
-    assert recover(run.seen(running(), Stage.DOWNLOAD).state()).tasks == ()
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(SUBMITTED.having(published=True), id="it is published"),
+        pytest.param(WAITING.seen(running(), Stage.DOWNLOAD), id="its chain runs"),
+        pytest.param(SUBMITTED.having(engine_silent="no answer"), id="its jobs may run"),
+        pytest.param(
+            EXTRACTED.seen(NEVER, Stage.FINALIZE)
+            .submitted([(Stage.FINALIZE, 0, "")])
+            .seen(running(), Stage.FINALIZE),
+            id="a finalize runs, and an older one never will",
+        ),
+    ],
+)
+def test_a_run_that_needs_nothing_is_left_alone(run: RunBuilder) -> None:
+    assert recover(run.state()).tasks == ()
+
+
+def test_jobs_that_were_cancelled_and_that_the_scheduler_forgot_are_submitted_again() -> None:
+    step = recover(SUBMITTED.having(cancelled=1, engine_silent="no answer").state())
+    assert len(_items(step.tasks, Stage.EXTRACT)) == 3
+
+
+@pytest.mark.parametrize("kind", [SourceKind.LOCAL, SourceKind.HUB])
+def test_only_a_users_own_file_is_read_again_though_its_damage_was_final(kind: SourceKind) -> None:
+    source = SourceRef(kind, "pages")
+    run = AB.planned(source=source).submitted().result(Stage.DOWNLOAD).result(Stage.EXTRACT, 1, 2)
+    damaged = run.result(Stage.EXTRACT, 0, cause=Cause.BAD_ARCHIVE, outcome=Outcome.FAILED)
+    assert recover(damaged.state()).refetch == (("a",) if kind is SourceKind.LOCAL else ())
+
+
+def test_the_users_job_that_waits_for_a_finalize_that_failed_is_cancelled() -> None:
+    run = AB.submitted(then_job="900").result(Stage.DOWNLOAD).result(Stage.EXTRACT)
+    assert recover(run.result(Stage.FINALIZE, cause=Cause.IO).state()).cancel == ("900",)
 
 
 def test_live_tasks_keep_their_parts_and_the_new_finalize_waits_for_them() -> None:

@@ -9,8 +9,9 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import UsageError
-from jobs.model import OnCollision, Options, Plan, SourceFile, SourceKind, SourceRef
+from jobs.model import OnCollision, Options, Output, Plan, SourceFile, SourceKind, SourceRef
 from jobs.sources.base import SourceRequest
+from jobs.storage.staging import Staging
 from orchestrator import filesystems
 from orchestrator.filesystems import FreeSpace
 from orchestrator.lifecycle import space
@@ -149,6 +150,18 @@ def test_a_tar_or_zip_may_be_larger_than_the_limit_and_others_may_not(
     lines = space.problems(structs.replace(made, shards=(shard,)), 20 << 20)
     found = [line for line in lines if f"'{name}' needs, which is stored completely" in line]
     assert bool(found) == is_stored
+
+
+def test_shards_that_an_earlier_attempt_made_are_removed_before_they_are_made_again(
+    tmp_path: Path,
+) -> None:
+    made = plan(tmp_path, *[100 * KB] * 2, options=Options(output=Output.ZIP))
+    assert space.needs(made, None)[1].bytes == 400 * KB
+    data = Staging(made).data
+    data.mkdir(parents=True)
+    (data / "data-000000.zip").write_bytes(bytes(60 * KB))
+    (data / "data-000000.part").write_bytes(bytes(60 * KB))
+    assert space.needs(made, None)[1].bytes == 340 * KB
 
 
 def test_local_archives_are_read_where_they_are_and_need_no_room(
