@@ -31,7 +31,7 @@ line options, see `bringing.py`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -231,12 +231,13 @@ class RunBuilder:
 
         Each of their items has ``files`` files of 250 kB, or has failed: all of them for ``cause``,
         or those in ``failed``; ``outcome``: other than that of the cause. ``as_a_whole``: the task
-        failed, and its items with it.
+        failed, and its items with it. ``{}`` in the message is the task's number.
         """
-        made = []
+        made, words = [], message
         for task in self.tasks(stage):
             if numbers and task.number not in numbers:
                 continue
+            message = words.format(task.number)
             problem = Problem(cause, message) if cause else None
             items = tuple(
                 _item(item, problem, outcome, files)
@@ -267,6 +268,10 @@ class RunBuilder:
                 )
             )
         return self._with(results=(*self.results, *made))
+
+    def with_results(self, change: Callable[[TaskResult], TaskResult]) -> RunBuilder:
+        """With each result changed."""
+        return self._with(results=tuple(map(change, self.results)))
 
     def beat(
         self,

@@ -7,9 +7,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from jobs.errors import Cause
-from jobs.model import Stage
+from jobs.model import Stage, TaskResult
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.display.report import figures, page
@@ -133,16 +134,12 @@ def test_tasks_of_a_node_share_lines_where_they_do_not_overlap() -> None:
 
 
 def test_ten_thousand_tasks_fit_on_a_page_of_a_few_megabytes() -> None:
-    run = RunBuilder(10_000).submitted()
-    for node in range(16):
-        for turn, first in enumerate(range(0, 10_000, 1000)):
-            run = run.result(
-                Stage.EXTRACT,
-                *range(first + node, min(first + 1000, 10_000), 16),
-                host=f"n{node}",
-                started=runs.START + timedelta(seconds=20 * turn),
-                seconds=20,
-            )
+    def spread(result: TaskResult) -> TaskResult:
+        started = runs.START + timedelta(seconds=20 * (result.task // 16))
+        ended = started + timedelta(seconds=20)
+        return structs.replace(result, host=f"n{result.task % 16}", started=started, ended=ended)
+
+    run = RunBuilder(10_000).submitted().result(Stage.EXTRACT).with_results(spread)
     html = _page(run.state())
     assert len(html) < 4_000_000
     assert html.count("<rect") == 10_000

@@ -88,3 +88,26 @@ def test_bytes_that_the_disk_lost_are_an_error(
         partial.write(offset, bytes(STEP))
     with pytest.raises(StorageError):
         partial.finish(2 * STEP) if ends else _write_on(partial)
+
+
+def test_bytes_that_the_file_lost_in_a_crash_are_fetched_again(tmp_path: Path) -> None:
+    version = FileVersion(1000, Validator(etag='"1"'), None)
+    partial = PartialFile(tmp_path / "a")
+    partial.identify(version)
+    partial.write(0, bytes(600))
+    partial.close()
+    os.truncate(partial.path, 400)
+    again = PartialFile(tmp_path / "a")
+    assert (again.identity, again.missing(0, 1000)) == (version, [(400, 1000)])
+    again.close()
+
+
+def test_a_file_that_another_process_began_anew_is_not_published(tmp_path: Path) -> None:
+    partial = PartialFile(tmp_path / "a")
+    partial.write(0, b"ours")
+    partial.path.unlink()
+    partial.path.write_bytes(b"other")
+    with pytest.raises(StorageError, match="replaced by another process"):
+        partial.finish(4)
+    assert not (tmp_path / "a").exists()
+    partial.close()

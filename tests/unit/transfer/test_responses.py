@@ -23,6 +23,7 @@ from jobs.runtime.progress import Progress
 from jobs.transfer import ranges
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.partial_file import PartialFile
+from jobs.transfer.responses import RetryLater, Validator, refused
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
 from tests.support.servers import faults
@@ -33,8 +34,6 @@ MB = 1 << 20
 
 
 DATA = random.Random(11).randbytes(20 * MB)
-
-
 SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
 
 
@@ -305,3 +304,42 @@ def test_a_page_that_is_the_file_is_taken(web: FaultyServer, tmp_path: Path) -> 
     web.put(PATH, page)
     fetch(web.url(PATH), tmp_path / "out", size=len(page))
     assert (tmp_path / "out").read_bytes() == page
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "differs"),
+    [
+        pytest.param(Validator('"a"'), Validator('"b"'), True, id="another ETag"),
+        pytest.param(Validator('"a"'), Validator('W/"a"'), False, id="compressed on its way"),
+        pytest.param(Validator('"a"', "Mon"), Validator('"a"', "Tue"), False, id="ETags decide"),
+        pytest.param(Validator("", "Mon"), Validator('"a"', "Tue"), True, id="another time"),
+        pytest.param(Validator('"a"'), Validator("", "Tue"), False, id="nothing to compare"),
+    ],
+)
+def test_a_version_is_another_one_if_both_are_known_and_differ(
+    one: Validator, other: Validator, differs: bool
+) -> None:
+    assert one.differs(other) is other.differs(one) is differs
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "cause", "wait_s"),
+    [
+        pytest.param(429, {}, Cause.RATE_LIMITED, None, id="too many requests"),
+        pytest.param(503, {"Retry-After": "7"}, Cause.RATE_LIMITED, 7.0, id="busy, and says so"),
+        pytest.param(503, {}, Cause.NETWORK, None, id="unavailable"),
+        pytest.param(
+            429,
+            {"RateLimit": '"api";r=0;t=55, "pages";r=0;t=9, "files";r=3;t=90'},
+            Cause.RATE_LIMITED,
+            55.0,
+            id="the longest of the spent limits",
+        ),
+    ],
+)
+def test_how_long_a_server_is_left_alone_follows_from_its_answer(
+    status: int, headers: dict[str, str], cause: Cause, wait_s: float | None
+) -> None:
+    error = refused(status, headers, name="a.tar", site="host", elsewhere=False)
+    assert isinstance(error, RetryLater) and isinstance(error.error, SourceError)
+    assert (error.error.cause, error.wait_s) == (cause, wait_s)

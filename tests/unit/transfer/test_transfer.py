@@ -57,7 +57,7 @@ def fetch(
     "fault",
     [
         pytest.param(faults.fine(), id="no fault"),
-        pytest.param(faults.reset_every(3 * MB), id="reset every 3 MB"),
+        pytest.param(faults.reset_every(MB // 4), id="more resets than tries, with progress"),
         pytest.param(faults.cut_after(MB), id="cut"),
         pytest.param(faults.stall_after(MB), id="stall"),
         pytest.param(faults.status(503), id="503"),

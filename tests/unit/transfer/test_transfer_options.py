@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-import threading
 import zlib
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from jobs.model import Digest, SourceKind
 from jobs.runtime.progress import Progress
 from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source, parse_url_list
-from jobs.transfer.rate_limits import RateLimit, retry_after_s
+from jobs.transfer.rate_limits import retry_after_s
 from jobs.transfer.responses import published_digest
 from jobs.transfer.target import Received, Target
 from jobs.transfer.transfer import Transfer
@@ -42,24 +41,6 @@ def opened(kind: SourceKind, *locators: str, **more: object) -> list[str]:
 
 
 # Politeness -------------------------------------------------------------------------------------
-
-
-def test_a_rate_is_that_of_all_connections_together() -> None:
-    rate = RateLimit(1_000_000)
-    waited: list[float] = []
-
-    def spend() -> None:
-        for _ in range(10):
-            rate.spend(50_000, waited.append)
-
-    threads = [threading.Thread(target=spend) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    # Two million bytes are due after two seconds, less the burst, whoever spends them.
-    assert 1.5 < max(waited) < 2.1
-    assert rate.chunk <= 50_000
 
 
 def test_a_limited_transfer_brings_the_right_bytes(web: FaultyServer, tmp_path: Path) -> None:
@@ -200,10 +181,25 @@ def _b64(data: bytes) -> str:
             "md5",
         ),
         ({"ETag": f'"{hashlib.md5(DATA).hexdigest()}"'}, None),  # of any server, it is a guess
+        *(
+            (
+                {
+                    "ETag": f'"{bytes(16).hex()}"',
+                    "Server": "AmazonS3",
+                    "x-amz-request-id": "1",
+                    encrypted: by,
+                },
+                None,
+            )
+            for encrypted, by in (
+                ("x-amz-server-side-encryption", "aws:kms"),
+                ("x-amz-server-side-encryption-customer-algorithm", "AES256"),
+            )
+        ),
         ({"ETag": '"0123-4"', "Server": "AmazonS3", "x-amz-request-id": "1"}, None),
         (
             {
-                "x-amz-checksum-sha256": _b64(bytes(32)) + "-3",
+                "x-amz-checksum-sha256": _b64(bytes(32)),
                 "x-amz-checksum-type": "COMPOSITE",
             },
             None,
