@@ -25,7 +25,7 @@ from jobs.extract.paths import path_of
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.container import Container
 from jobs.outputs.files import mode_of, own_write_error, write_file
-from jobs.outputs.published_members import PublishedMembers
+from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import read_range
@@ -239,7 +239,7 @@ class _PackedCarrier(_Carrier):
     def _content(self, entry: CarriedEntry, published: PublishedMembers) -> Iterator[memoryview]:
         if entry.shard is None:
             raise self._differs(entry, "it is not found there")
-        return self._compared(entry, published.content(entry))
+        return self._compared(entry, published.content(entry.shard, place_of(entry)))
 
 
 def _without_place(entry: CarriedEntry) -> Entry:

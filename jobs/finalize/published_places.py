@@ -8,7 +8,6 @@ after the other is joined with its lines.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -16,18 +15,14 @@ from msgspec import structs
 
 from jobs.finalize.context import key_of
 from jobs.model import Part
-from jobs.outputs import registry
-from jobs.outputs.base import Stored
-from jobs.storage.blocks import line_blocks
+from jobs.outputs import published_members
 from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
-    PublishedFile,
     read_carried,
     read_summary,
 )
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import MANIFEST
 
 _MOST = 32 << 20  # bytes of lines in memory
 _AT_ONCE = 1000  # entries
@@ -112,35 +107,10 @@ def _read(path: Path) -> Iterable[_Place]:
 
 def _members(dataset: Path) -> Iterator[tuple[str, _Place]]:
     """The part and the place of each member that a part wrote."""
-    shard = ""
-    stored: Iterator[Stored] = iter(())
-    for line in _lines(dataset / MANIFEST):
-        if line.shard is None:
-            continue
-        if line.shard != shard:
-            shard = line.shard
-            stored = _stored(dataset / shard)
-        found = next(stored, None)
-        if line.offset is not None:
-            found = Stored(line.offset, line.size)
-        if line.part is not None and found is not None and found.size == line.size:
+    for line, place in published_members.places(dataset):
+        if line.part is not None and line.shard is not None and place is not None:
             key = key_of(line)
-            yield line.part, _Place(key, shard, found.start, found.blocks)
-
-
-def _stored(shard: Path) -> Iterator[Stored]:
-    """The members of a shard, as far as they are known; a damaged one ends early."""
-    try:
-        yield from registry.made(shard.name).members(shard)
-    except (OSError, ValueError):
-        return
-
-
-def _lines(manifest: Path) -> Iterator[PublishedFile]:
-    decode = msgspec.json.Decoder(PublishedFile).decode_lines
-    with manifest.open("rb", buffering=0) as file:
-        fd, size = file.fileno(), manifest.stat().st_size
-        yield from chain.from_iterable(map(decode, line_blocks(fd, 0, size)))
+            yield line.part, _Place(key, line.shard, place.start, place.blocks)
 
 
 def _join(manifest: Path, target: Path, places: _Places, without: frozenset[str]) -> set[str]:

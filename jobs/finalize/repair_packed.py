@@ -14,8 +14,7 @@ from msgspec import structs
 from jobs.finalize import carrying
 from jobs.finalize.carrying import CarryPlan
 from jobs.model import Carried, Fetched, Part, Plan
-from jobs.outputs.published_members import PublishedMembers
-from jobs.storage import digest
+from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.storage.manifest import CarriedEntry, read_carried, read_summary
 from jobs.storage.receipt import read_receipt
 from jobs.storage.run_folder import RunFolder
@@ -89,10 +88,4 @@ def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: Published
         return False
     if entry.shard not in damaged:
         return True
-    hasher = digest.new("crc32")
-    try:
-        for chunk in published.content(entry):
-            hasher.update(chunk)
-    except (OSError, ValueError):
-        return False
-    return hasher.hexdigest() == entry.crc32
+    return published.is_whole(entry.shard, place_of(entry), entry.crc32)

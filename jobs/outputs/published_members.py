@@ -7,8 +7,38 @@ from pathlib import Path
 
 from jobs.outputs import registry
 from jobs.outputs.base import Stored
-from jobs.storage.manifest import CarriedEntry
+from jobs.storage import digest
+from jobs.storage.manifest import CarriedEntry, PublishedFile, read_published
 from jobs.storage.open_files import OpenFiles
+from jobs.storage.staging import MANIFEST
+
+
+def places(dataset: Path) -> Iterator[tuple[PublishedFile, Stored | None]]:
+    """Each member of a shard in the dataset's manifest, and where the shard contains it.
+
+    None where that is not known, because the tables of the shard are damaged. Raises ``OSError``,
+    and ``msgspec.DecodeError`` if the manifest is damaged.
+    """
+    shard = ""
+    stored: Iterator[Stored] = iter(())
+    for line in read_published(dataset / MANIFEST):
+        if line.shard is None:
+            continue
+        if line.shard != shard:
+            shard = line.shard
+            stored = _stored(dataset / shard)
+        found = next(stored, None)
+        if line.offset is not None:
+            found = Stored(line.offset, line.size)
+        yield line, found if found is not None and found.size == line.size else None
+
+
+def _stored(shard: Path) -> Iterator[Stored]:
+    """The members of a shard, as far as they are known."""
+    try:
+        yield from registry.made(shard.name).members(shard)
+    except (OSError, ValueError):
+        return
 
 
 class PublishedMembers(OpenFiles):
@@ -18,12 +48,22 @@ class PublishedMembers(OpenFiles):
         super().__init__()
         self._dataset = dataset
 
-    def content(self, entry: CarriedEntry) -> Iterator[memoryview]:
+    def content(self, shard: str, place: Stored) -> Iterator[memoryview]:
         """The content of a member of a shard; read all of it before the next one.
 
         It is not compared. Raises ``OSError``, and ``ValueError`` if it cannot be decompressed.
         """
-        assert entry.shard is not None
-        fd = self.descriptor(self._dataset / entry.shard)
-        stored = Stored(entry.start, entry.size, entry.blocks)
-        yield from registry.made(entry.shard).content(fd, stored)
+        fd = self.descriptor(self._dataset / shard)
+        yield from registry.made(shard).content(fd, place)
+
+    def is_whole(self, shard: str, place: Stored, crc32: str) -> bool:
+        """Whether a member can be read and has this CRC-32."""
+        try:
+            return digest.of("crc32", self.content(shard, place)) == crc32
+        except (OSError, ValueError):
+            return False
+
+
+def place_of(entry: CarriedEntry) -> Stored:
+    """Where the shard of ``entry`` contains it."""
+    return Stored(entry.start, entry.size, entry.blocks)

@@ -13,6 +13,7 @@ import msgspec
 from jobs.errors import RunFolderError
 from jobs.model import Entry, PartSummary
 from jobs.storage import atomic
+from jobs.storage.blocks import line_blocks
 
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
@@ -131,6 +132,14 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
     def name(self) -> str:
         """The path for calls of the file system."""
         return self.path if self.raw is None else os.fsdecode(bytes.fromhex(self.raw))
+
+
+def read_published(path: Path) -> Iterator[PublishedFile]:
+    """The lines of a published manifest; raises ``OSError`` and ``msgspec.DecodeError``."""
+    decode = msgspec.json.Decoder(PublishedFile).decode_lines
+    with path.open("rb", buffering=0) as file:
+        blocks = line_blocks(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+        yield from chain.from_iterable(map(decode, blocks))
 
 
 def _open(path: Path) -> BinaryIO:

@@ -289,6 +289,8 @@ def resume_lines(planned: Resumable) -> list[str]:
     step = planned.step
     if planned.damage is not None:
         fact = "Resume repairs it by extracting the damaged parts again."
+        if planned.state.plan.options.packs:
+            fact += " The members of all others are copied from the published shards."
         return [*planned.damage.lines, f"{fact} Until then the receipt is withdrawn."]
     if not step.tasks:
         if planned.state.status is RunStatus.DONE and planned.state.remark:

@@ -13,7 +13,9 @@ from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.model import OnBadRecord, Options, Output
+from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
+from jobs.verify.dataset import verify_dataset
 from tests.support.builders.contents import images, page_tar, records, tarred
 from tests.support.builders.dataset import Dataset, attempt, work
 
@@ -99,6 +101,8 @@ def test_a_compressed_file_of_an_image_is_found_to_be_damaged(tmp_path: Path) ->
     picture = images([10])["images/0010.png"]
     # The note is behind the pictures of its archive.
     flip_at(image, image.read_bytes().index(images([11])["images/0011.png"]) + len(picture) + 40)
+    report = verify_dataset(dataset.dest, deep=True, workers=1, progress=Progress())
+    assert "✗   its members 'notes/1.md'" in report.lines
     assert repair(dataset) == [1]
     assert tree_digest(dataset.dest) == whole
 
