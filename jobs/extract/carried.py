@@ -18,7 +18,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import ArchiveError, Cause, from_os_error
+from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
@@ -49,14 +49,21 @@ _NO_LINK = frozenset(
 def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSummary:
     """Link or copy the files of a part, and write its manifest.
 
-    Raises ``ArchiveError`` (``CHANGED``) if a published file does not match its manifest; then the
-    shard has to be downloaded. Raises ``StorageError`` and ``Stopped`` as extraction does.
+    Raises ``ArchiveError`` (``CHANGED``) if a published file does not match its manifest, or that
+    is damaged; then the shard has to be downloaded. Raises ``StorageError`` and ``Stopped`` as
+    extraction does.
     """
     path = work.folder.manifest(work.part)
     carrier = _PackedCarrier if work.plan.options.packs else _FileCarrier
     try:
         with ManifestWriter(path) as manifest:
             return carrier(work, carried, progress, manifest).run()
+    except RunFolderError as error:  # it was not durable before a crash of the launching machine
+        raise ArchiveError(
+            f"{work.shard.name}: {quoted(str(work.folder.carried(work.part)))}, which lists its "
+            "published files, is missing or damaged, so the shard is downloaded again",
+            cause=Cause.CHANGED,
+        ) from error
     except OSError as error:
         raise own_write_error(error, path) from error
 

@@ -1,8 +1,8 @@
 """Chooses the shards that an update reuses: unchanged ones whose files and records are known.
 
 The choice is made before the run starts, from the old and the new plan and from the receipt,
-manifests and evidence of the run that published the dataset. Extract tasks then compare and link
-the files (``jobs.extract.carried``).
+manifests and evidence of the run that published the dataset. Extract tasks then compare the files
+and link or copy them (``jobs.extract.carried``).
 """
 
 from __future__ import annotations

@@ -179,6 +179,22 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
     assert not run.folder.manifest(run.parts[1]).exists()
 
 
+@pytest.mark.parametrize("left", [None, 20])
+def test_a_part_whose_list_of_files_is_damaged_can_be_tried_again(
+    published: Run, left: int | None
+) -> None:
+    run = next_run(published)
+    path = run.folder.carried(run.parts[1])
+    if left is None:
+        path.unlink()
+    else:
+        os.truncate(path, left)
+    one, two = carried(run)
+    assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
+    assert two.problem is not None
+    assert two.problem.cause is Cause.CHANGED
+
+
 def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: Run) -> None:
     run = next_run(published)
     path = run.staging.dest / "prompts.jsonl"
