@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 from enum import Enum
+from typing import TypeVar
 
 from jobs import rlimits
+
+Self = TypeVar("Self", bound="OrchestrateError")
 
 
 class Cause(str, Enum):
@@ -109,6 +112,10 @@ class OrchestrateError(Exception):
     def retryable(self) -> bool:
         """Whether another attempt can end differently."""
         return self.cause in RETRYABLE
+
+    def saying(self: Self, message: str) -> Self:
+        """The same error with another message."""
+        return type(self)(message, cause=self.cause, shard=self.shard, member=self.member)
 
 
 class SourceError(OrchestrateError):
@@ -215,7 +222,7 @@ def with_space_freed(error: StorageError, then: str) -> StorageError:
     """``error`` with what to do if the disk or the quota is full, before ``then``."""
     if error.cause not in (Cause.DISK_FULL, Cause.QUOTA):
         return error
-    return StorageError(f"{error.message}; free some space, then {then}", cause=error.cause)
+    return error.saying(f"{error.message}; free some space, then {then}")
 
 
 def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:

@@ -122,9 +122,7 @@ class DamagedError(ArchiveError):
             step = "a second download had the same content, so contact its publisher"
         if others and not again:
             step += ", or launch without it (--exclude)"
-        return DamagedError(
-            f"{self.message}; {step}", cause=self.cause, shard=self.shard, member=self.member
-        )
+        return self.saying(f"{self.message}; {step}")
 
 
 def damaged(
@@ -142,11 +140,16 @@ def damaged(
 
 def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
     """The same error, with ``member`` as its place."""
-    return type(error)(
-        f"{error.message} (in member {quoted(member)})",
-        cause=error.cause,
-        shard=error.shard,
-        member=text_of(member)[0],
+    found = error.saying(f"{error.message} (in member {quoted(member)})")
+    found.member = text_of(member)[0]
+    return found
+
+
+def gone(archive: str, path: str) -> ArchiveError:
+    """An error for a downloaded file that was removed."""
+    return ArchiveError(
+        f"{archive}: {quoted(path)} no longer exists; `resume` downloads it again",
+        cause=Cause.NOT_FETCHED,
     )
 
 

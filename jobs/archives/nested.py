@@ -119,11 +119,8 @@ def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     own = error.message.startswith(label_of(shard))
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
-    return type(error)(
-        f"{error.message}; without --nested, archives inside archives stay as they are",
-        cause=error.cause,
-        shard=error.shard,
-        member=error.member,
+    return error.saying(
+        f"{error.message}; without --nested, archives inside archives stay as they are"
     )
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from jobs.archives.base import damaged
+from jobs.archives.base import damaged, gone
 from jobs.archives.decompress import BLOCK, Readable, inflated
 from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
@@ -62,10 +62,7 @@ class ConcatenatedFiles(io.RawIOBase):
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
-            raise ArchiveError(
-                f"{self._archive}: {quoted(path)} no longer exists; `resume` downloads it again",
-                cause=Cause.NOT_FETCHED,
-            ) from error
+            raise gone(self._archive, path) from error
         except OSError as error:
             raise from_os_error(error, doing=f"opening {quoted(path)}") from error
         now = os.fstat(fd).st_size
@@ -140,9 +137,8 @@ class Prefetch(Generic[T]):
     def __init__(self, source: Iterator[T]) -> None:
         self._source = source
         self._ready: deque[T] = deque()
-        self._end: BaseException | None = (
-            None  # raised after the ready items; StopIteration: the end
-        )
+        # Raised after the ready items; StopIteration: the end.
+        self._end: BaseException | None = None
         self._changed = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None

@@ -185,7 +185,7 @@ def _explained(staging: Staging, error: OSError | OrchestrateError) -> Orchestra
         state = f"there is no complete dataset in {staging.dest}, so there is no {RECEIPT}"
     is_final = error.cause is Cause.VERIFICATION
     then = "" if is_final else "; fix this and run `resume`: only renames are left to do"
-    return type(error)(f"{error.message}; {state}{then}", cause=error.cause)
+    return error.saying(f"{error.message}; {state}{then}")
 
 
 def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:

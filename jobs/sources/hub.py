@@ -150,8 +150,7 @@ class HubSource(RemoteSource):
         repo, revision = self._repo, self._request.revision
         client = hub_client.api(repo)
         if not error.message.endswith("has no such revision"):
-            hint = hub_client.near_repos(repo, client)
-            return SourceError(error.message + hint, cause=error.cause)
+            return error.saying(error.message + hub_client.near_repos(repo, client))
         try:
             refs = hub_client.with_retries(
                 repo, lambda: client.list_repo_refs(repo.id, repo_type=repo.repo_type)
@@ -160,11 +159,10 @@ class HubSource(RemoteSource):
         except SourceError:
             known = []
         names = ", ".join(known[:10])
-        return SourceError(
+        return error.saying(
             f"{repo} has no revision {quoted(revision or 'main')}"
             f"{file_names.similar_names(revision or 'main', known) or '; check --revision'}"
-            + (f" (it has {names})" if names else ""),
-            cause=error.cause,
+            + (f" (it has {names})" if names else "")
         )
 
     def select(self) -> ShardSelection:

@@ -167,9 +167,7 @@ class _Beside:
             )
         except SourceError as error:
             # Continuing without digests would silently disable the check.
-            raise SourceError(
-                f"{error.message}, or give the digests with --sha256", cause=error.cause
-            ) from None
+            raise error.saying(f"{error.message}, or give the digests with --sha256") from None
 
 
 def _name_of(address: ListedUrl, probe: Probe) -> str:

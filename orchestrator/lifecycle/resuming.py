@@ -279,19 +279,17 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     except OSError as error:  # a full disk must not prevent cancelling jobs
         _end_jobs(folder, abandon=abandon)
         failure = from_os_error(error, doing=f"writing {error.filename}")
-        raise StorageError(
+        raise failure.saying(
             f"{failure.message}; the run's jobs were cancelled, but the cancellation could not be "
-            f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}",
-            cause=failure.cause,
+            f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}"
         ) from error
     try:
         _end_jobs(folder, abandon=abandon)
     except EngineError as error:
-        raise EngineError(
+        raise error.saying(
             f"{error.message}\nThe cancellation is recorded, so the run will not retry, but some "
             "of its jobs may still be running. Once the scheduler responds, run: "
-            f"websight-orchestrate cancel {run_word(folder)}. {_abandon(folder)}",
-            cause=error.cause,
+            f"websight-orchestrate cancel {run_word(folder)}. {_abandon(folder)}"
         ) from error
     numbers = folder.submission_numbers()
     event_log.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))

@@ -217,9 +217,8 @@ def _all_or_nothing(
             event_log.append(folder, act, attempt=submission.number)
             then = "Continue it with"
         fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
-        raise type(error)(
-            f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}",
-            cause=error.cause,
+        raise error.saying(
+            f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}"
         ) from error
     except BaseException:
         _take_back(folder, submission, engine, handles)

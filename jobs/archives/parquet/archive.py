@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.archives.base import Member, MemberKind, damaged, label_of, unsupported
+from jobs.archives.base import Member, MemberKind, damaged, gone, label_of, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
-from jobs.errors import ArchiveError, Cause, UsageError
+from jobs.errors import UsageError
 from jobs.formats.pictures import (
     BY_EXTENSION,
     HEAD,
@@ -121,11 +121,7 @@ class ParquetArchive:
         try:
             yield
         except FileNotFoundError as error:
-            raise ArchiveError(
-                f"{self._archive}: {quoted(str(self._path))} no longer exists; `resume` "
-                "downloads it again",
-                cause=Cause.NOT_FETCHED,
-            ) from error
+            raise gone(self._archive, str(self._path)) from error
         except MemoryError:
             raise
         except (pa.ArrowException, EOFError, UnicodeDecodeError) as error:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from functools import cached_property
+from operator import attrgetter
+
+from isal import isal_zlib
 
 from jobs.archives.base import Member, MemberKind, damaged, label_of, unsupported, with_member
 from jobs.archives.limits import Limits
@@ -71,7 +74,9 @@ class ZipArchive:
         members = self._inflated(part)
         # On its own core a second thread saves a quarter of the time; on a shared one it costs a
         # tenth, because the two pass the interpreter lock to each other for each call.
-        with closing(prefetched(members, _size) if cores() > 1 else members) as members:
+        with closing(
+            prefetched(members, attrgetter("size")) if cores() > 1 else members
+        ) as members:
             for member in members:
                 yield member
                 for _ in member.chunks:  # verified even if the caller did not read it
@@ -135,10 +140,7 @@ class ZipArchive:
         self._check_fits(entry.offset + end, limit)
         self._check_descriptor(entry, entry.offset + end, limit)
         content = inflate_at_once(entry, data[start:end])
-        if len(content) != entry.size:
-            raise ZipEntryError(f"it claims {entry.size} bytes, but has {len(content)}")
-        if _crc32()(content, 0) != entry.crc32:
-            raise ZipEntryError("its checksum (CRC-32) is wrong")
+        _check_whole(entry, len(content), isal_zlib.crc32(content))
         return (content,) if content else (), content
 
     def _check_fits(self, end: int, limit: int) -> None:
@@ -158,18 +160,15 @@ class ZipArchive:
         return memoryview(window)[offset - at : offset - at + size]
 
     def _streamed(self, entry: ZipEntry, start: int, limit: int) -> Iterator[memoryview]:
-        crc32, crc, total = _crc32(), 0, 0
+        crc = total = 0
         try:
             for chunk in inflate_blocks(entry, self._stored(start, entry.stored)):
                 total += len(chunk)
                 if total > entry.size:
                     raise ZipEntryError(f"it claims {entry.size} bytes, but has more")
-                crc = crc32(chunk, crc)
+                crc = isal_zlib.crc32(chunk, crc)
                 yield chunk
-            if total != entry.size:
-                raise ZipEntryError(f"it claims {entry.size} bytes, but has {total}")
-            if crc != entry.crc32:
-                raise ZipEntryError("its checksum (CRC-32) is wrong")
+            _check_whole(entry, total, crc)
             # Last, because of an arriving file the bytes are read in order.
             self._check_descriptor(entry, start + entry.stored, limit)
         except ZipEntryError as error:
@@ -183,14 +182,11 @@ class ZipArchive:
             start += len(data)
 
 
-def _size(member: Member) -> int:
-    return member.size
-
-
-def _crc32() -> Callable[[memoryview, int], int]:
-    from isal import isal_zlib
-
-    return isal_zlib.crc32
+def _check_whole(entry: ZipEntry, size: int, crc32: int) -> None:
+    if size != entry.size:
+        raise ZipEntryError(f"it claims {entry.size} bytes, but has {size}")
+    if crc32 != entry.crc32:
+        raise ZipEntryError("its checksum (CRC-32) is wrong")
 
 
 def _local_size(data: memoryview) -> int:

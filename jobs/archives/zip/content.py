@@ -6,6 +6,8 @@ import lzma
 import struct
 from collections.abc import Iterator
 
+from isal import isal_zlib
+
 from jobs.archives.decompress import Decompressor, inflated, stream_errors
 from jobs.archives.memory import memory_for
 from jobs.archives.zip.entry import (
@@ -91,8 +93,6 @@ class _Pieces:
 
 
 def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:
-    from isal import isal_zlib
-
     stream = isal_zlib.decompressobj(-15)
     for piece in pieces:
         more = True
