@@ -74,9 +74,9 @@ class Planned:
 
         Starting a task takes longer than extracting a small archive. Under a limit on stored
         archives the download task extracts everything, and one task is enough for the parts that it
-        could not extract.
+        could not extract, if there are no parts to take from a published dataset.
         """
-        if self.temp_limit is not None:
+        if self.temp_limit is not None and not (self.carry and self.carry.evidence):
             return 1
         if self.request.tasks is not None:
             return self.request.tasks

@@ -16,7 +16,7 @@ from msgspec import structs
 
 from examples.samples import tree_digest
 from jobs.errors import RunFolderError, UsageError, VerificationError
-from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
+from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Stage
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.updating import plan_update
 from tests.support.builders.contents import images, page_tar, png, records, tarred
@@ -75,6 +75,7 @@ def test_the_options_of_the_launch_can_be_changed_where_that_makes_sense(dataset
     assert planned.request.tasks == 7
     assert planned.request.resources.partition == "long"
     assert planned.draft.temp_limit == 1 << 20
+    assert len(planned.draft.of_stage(Stage.EXTRACT)) == 3  # no archive is read for these
     with pytest.raises(UsageError, match="has no revisions"):
         dataset.plan(revision="v2")
 
@@ -107,6 +108,18 @@ def test_the_members_of_unchanged_archives_need_space_only_if_they_are_packed(
         twice = sum(sizes) if output is Output.ZIP else 0
         _, data = space.needs(planned.plan, None, planned.left)
         assert data.bytes == sum(sizes[:share]) + twice
+
+
+def test_a_packed_dataset_that_was_renamed_gets_shards_of_its_new_name(tmp_path: Path) -> None:
+    dataset = Dataset(tmp_path, Options(output=Output.WEBDATASET, shard_records=3))
+    for index in range(3):
+        dataset.path(f"s-{index}").write_bytes(page_tar(range(10 * index, 10 * index + 2)))
+    dataset.launch()
+    dataset.dest = dataset.dest.rename(tmp_path / "renamed")
+    dataset.path("s-1").write_bytes(page_tar(range(10, 12), "new "))
+    assert names(dataset.update().reused) == ["s-0.tar", "s-2.tar"]
+    assert not list(dataset.dest.glob("data*"))
+    assert dataset.equals_a_new_launch()
 
 
 def test_a_packed_dataset_with_a_damaged_manifest_is_repaired_first(tmp_path: Path) -> None:
