@@ -46,15 +46,21 @@ def state_of(folder: RunFolder, *, ask: bool = True) -> RunState:
     """The state of a run; ``ask=False`` reads only its files."""
     engine_of = engine_named if ask else None
     state = judge(gather(folder, engine_of))
-    if state.status in _ENDED and _has_news(folder, Path(state.plan.dest)):
+    if state.status in _ENDED and _has_news(folder, Staging(state.plan)):
         state = judge(gather(folder, engine_of))
     return state
 
 
-def _has_news(folder: RunFolder, dest: Path) -> bool:
+def _has_news(folder: RunFolder, staging: Staging) -> bool:
     """Whether nodes have done more than this host has seen yet, such as started a retry."""
-    atomic.refresh_folder(dest)
-    return folder.refresh() or receipt_head(dest) is not None
+    removed = is_data_removed(folder, staging)
+    for place in (staging.dest, staging.root):
+        atomic.refresh_folder(place)
+    return (
+        folder.refresh()
+        or receipt_head(staging.dest) is not None
+        or removed != is_data_removed(folder, staging)
+    )
 
 
 @dataclass

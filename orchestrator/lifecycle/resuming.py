@@ -169,6 +169,10 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
         step = replace(step, notes=(*step.notes, note))
     if request.amendments is not None:
         step = replace(step, notes=(*step.notes, f"changed options: {request.amendments}"))
+    staging = Staging(state.plan)
+    if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
+        note = f"extracting everything again: the extracted data are gone from {staging.root}"
+        step = replace(step, notes=(*step.notes, note))
     if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))

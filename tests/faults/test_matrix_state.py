@@ -118,6 +118,14 @@ def test_a_run_folder_half_removed_is_made_good_by_resume(stopped: Scene, piece:
     stopped.check_complete()
 
 
+def test_extracted_data_that_is_gone_is_extracted_again_and_resume_says_so(stopped: Scene) -> None:
+    (data,) = stopped.dest.glob(".incoming/*/data")
+    shutil.rmtree(data)
+    ended = stopped.resume()
+    assert f"the extracted data are gone from {data.parent}" in ended.out + ended.err
+    stopped.check_complete()
+
+
 def _check_published(here: Scene) -> None:
     """Complete; what an unknown run staged is left to its owner."""
     assert (here.dest / "RECEIPT.json").is_file()
