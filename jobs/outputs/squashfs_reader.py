@@ -24,6 +24,7 @@ from jobs.outputs.squashfs_tables import (
     LARGE_FILE,
     METADATA,
     METADATA_STORED,
+    MOST_BLOCK,
     NONE,
     STORED,
     SUPERBLOCK,
@@ -38,6 +39,7 @@ class _Head(NamedTuple):
     compression: int
     inodes: int  # offset of the table of inodes
     directories: int  # of what is behind it
+    size: int  # of the image
 
 
 def _head(fd: int) -> _Head:
@@ -45,7 +47,10 @@ def _head(fd: int) -> _Head:
     if len(data) < SUPERBLOCK.size or data[:4] != b"hsqs":
         raise ValueError("it does not begin like an image")
     fields = SUPERBLOCK.unpack(data)
-    return _Head(fields[3], fields[5], fields[15], fields[16])
+    head = _Head(fields[3], fields[5], fields[15], fields[16], os.fstat(fd).st_size)
+    if not 0 < head.block <= MOST_BLOCK or head.directories > head.size:
+        raise ValueError("its first bytes are damaged")
+    return head
 
 
 def files(path: Path) -> Iterator[Stored]:
@@ -62,7 +67,7 @@ def files(path: Path) -> Iterator[Stored]:
                 start, size, fragment = fields[0], fields[1], fields[4]
             else:
                 return  # a folder
-            if fragment != NONE or not head.block:
+            if fragment != NONE:
                 raise ValueError("its inodes are damaged")
             count = -(-size // head.block)
             yield Stored(start, size, struct.unpack(f"<{count}I", table.take(4 * count)))
@@ -86,9 +91,9 @@ class _Table:
         return data
 
     def _block(self) -> bytes:
-        head = os.pread(self._fd, 2, self._at)
-        if len(head) < 2 or self._at >= self._head.directories:
+        if self._at >= self._head.directories:
             raise ValueError("its table of inodes is cut")
+        head = os.pread(self._fd, 2, self._at)
         number = int.from_bytes(head, "little")
         size = number & (METADATA_STORED - 1)
         data = os.pread(self._fd, size, self._at + 2)
@@ -107,7 +112,7 @@ def content(fd: int, start: int, size: int, blocks: Sequence[int]) -> Iterator[m
     head = _head(fd)
     for number in blocks:
         length = number & ~STORED
-        if length > head.block:
+        if length > head.block or start + length > head.size:
             raise ValueError("it has a block of an impossible size")
         data = os.pread(fd, length, start)
         wanted = min(head.block, size)

@@ -14,6 +14,7 @@ SUPERBLOCK = struct.Struct("<5I6H8Q")  # 3
 GZIP, ZSTD = 1, 6  # numbers of compressions (3)
 TIME = 315_532_800  # 1980-01-01, seconds since the epoch
 STORED = 1 << 24  # in the size of a data block (6.2): it is not compressed
+MOST_BLOCK = 1 << 20  # bytes of a data block before it is compressed (3)
 MOST_NAME = 256  # bytes of a file's or a folder's name
 METADATA = 8192  # bytes of a metadata block before it is compressed (5.1)
 METADATA_STORED = 1 << 15  # in its size

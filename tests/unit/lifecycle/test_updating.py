@@ -294,7 +294,6 @@ OUTPUTS = [
     pytest.param({"output": Output.WEBDATASET, "shard_records": 3}, id="webdataset"),
     pytest.param({"output": Output.ZIP, "shard_size": 1500}, id="zip"),
     pytest.param({"output": Output.SQUASHFS, "squashfs_block": 4096}, id="squashfs"),
-    pytest.param({"output": Output.SQUASHFS, "squashfs_compression": "gzip:9"}, id="gzip"),
 ]
 
 
