@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import io
 import logging
@@ -112,33 +111,14 @@ def stage(origins: Origins, tmp_path: Path) -> Stage:
     return Stage(origins, tmp_path)
 
 
-def soon() -> str:
-    return email.utils.formatdate(time.time() + 1, usegmt=True)
-
-
 @pytest.mark.parametrize(
     "steps",
     [
         pytest.param([faults.fine()], id="no fault"),
         pytest.param([faults.reset_every(MB)], id="reset every MB"),
-        pytest.param([faults.reset_after(0, 3)], id="reset before the first byte"),
-        pytest.param([faults.cut_after(MB, 3)], id="cut"),
-        pytest.param([faults.stall_after(MB, 2)], id="stall"),
-        pytest.param([faults.wrong_length(-MB, 2)], id="truncated"),
-        pytest.param([faults.wrong_length(1000, 2)], id="Content-Length too long"),
         pytest.param([faults.corrupt_byte(5 * MB)], id="corrupt once"),
-        pytest.param([faults.busy(2, code=429)], id="429"),
-        pytest.param([faults.busy(2, code=429, retry_after="0")], id="429 with Retry-After"),
-        pytest.param([faults.busy(2, code=503)], id="503"),
-        pytest.param([faults.busy(1, code=503, retry_after=soon())], id="503 until a date"),
         pytest.param([faults.ignore_range(None)], id="Range ignored"),
-        pytest.param([faults.wrong_content_range(5, None)], id="wrong Content-Range"),
-        pytest.param([faults.wrong_content_range(5, 3, honest=True)], id="another range"),
         pytest.param([faults.status(403, 2)], id="expired signed address"),
-        pytest.param([faults.html(2)], id="a page twice"),
-        pytest.param([faults.no_length("chunked")], id="chunked"),
-        pytest.param([faults.no_length("close")], id="no Content-Length"),
-        pytest.param([faults.without("ETag", "Last-Modified")], id="no ETag"),
         pytest.param([faults.gzipped()], id="gzip"),
         pytest.param([faults.fine(1), faults.changed(OTHER, 2)], id="another file for a while"),
         pytest.param([faults.changed(OTHER, 1)], id="another file at first"),
@@ -147,6 +127,7 @@ def soon() -> str:
 def test_a_file_is_downloaded_right_despite_a_fault(
     stage: Stage, steps: list[Fault], caplog: pytest.LogCaptureFixture
 ) -> None:
+    """What concerns the source or the digest; the transfer's faults are in its own tests."""
     caplog.set_level(logging.DEBUG)
     stage.origins.fail(*steps)
     stage.assert_right()

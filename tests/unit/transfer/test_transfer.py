@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import hashlib
 import random
 import socket
@@ -52,16 +53,22 @@ def fetch(
     return data
 
 
+def soon() -> str:
+    return email.utils.formatdate(time.time() + 1, usegmt=True)
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["size known", "size unknown"])
 @pytest.mark.parametrize(
     "fault",
     [
         pytest.param(faults.fine(), id="no fault"),
         pytest.param(faults.reset_every(MB // 4), id="more resets than tries, with progress"),
+        pytest.param(faults.reset_after(0, 3), id="reset before the first byte"),
         pytest.param(faults.cut_after(MB), id="cut"),
         pytest.param(faults.stall_after(MB), id="stall"),
         pytest.param(faults.status(503), id="503"),
         pytest.param(faults.status(429, Retry_After="0"), id="429 with Retry-After"),
+        pytest.param(faults.busy(1, code=503, retry_after=soon()), id="503 until a date"),
         pytest.param(faults.status(500, 3), id="500 thrice"),
         pytest.param(Fault(None, ignore_range=True), id="Range ignored"),
         pytest.param(Fault(1, ignore_range=True), id="Range ignored once"),
