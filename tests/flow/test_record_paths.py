@@ -410,6 +410,14 @@ def test_a_further_image_of_a_record_is_named_and_reported_where_it_is_missing(
     assert json.loads(rows[0])["mask"] == "images/001.png"
 
 
+def test_a_further_image_takes_no_file_from_the_record_that_means_it(tmp_path: Path) -> None:
+    made = shard(["images/a.png", "images/b.png"], [])
+    made.records = line("images/a.PNG", mask="images/a.png") + line("images/b.png")
+    run = RunBuilder(made).extracted(tmp_path)
+    assert run.finalize()[1] is None
+    assert published(run) == ["images/a.png", "images/b.png"]
+
+
 def test_a_damaged_image_is_found_under_its_other_spelling(tmp_path: Path) -> None:
     made = shard([NFD], [NFC])
     made.files[NFD] = png(1)[:-5]

@@ -44,3 +44,13 @@ def test_news_is_sent_for_every_mebibyte_and_for_a_gap_that_was_closed() -> None
     ):
         feed.advance(arrived, 4 * MIB)
     assert [news.arrived for news in heard] == [((0, 10), (100, 3 * MIB)), ((0, 3 * MIB),)]
+
+
+def test_what_was_consumed_of_a_transfer_that_started_over_does_not_count() -> None:
+    feed = Feed(0)
+    feed.begin(0)
+    feed.note_consumed(1, 100)
+    assert feed.consumed() == 100
+    feed.begin(0)
+    feed.note_consumed(1, 200)
+    assert feed.consumed() == 0

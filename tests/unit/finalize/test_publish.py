@@ -14,7 +14,7 @@ from msgspec import structs
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize import publish
 from jobs.finalize.stage import run_finalize
-from jobs.model import OnBadRecord, OnCollision, Options
+from jobs.model import OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
@@ -89,6 +89,16 @@ def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     new = {path for path in tree(dest) if path.startswith(("images/", "prompts"))}
     assert new == {"images/000010.png", "images/000011.png", "prompts.jsonl"}
     return dest, kept
+
+
+def test_a_users_file_with_the_path_of_a_packed_member_is_kept(tmp_path: Path) -> None:
+    packed = Options(output=Output.ZIP)
+    RunBuilder(pages(0, 3), options=packed, run_id="2025-old").extracted(tmp_path).finish()
+    mine = tmp_path / "dest" / "images" / "000001.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"mine")
+    _, kept = overwritten(tmp_path)
+    assert tree(kept) == {"images/000001.png": b"mine"}
 
 
 def test_what_a_user_put_into_the_old_datasets_folders_is_kept_and_reported(tmp_path: Path) -> None:
