@@ -17,7 +17,7 @@ from typing import Any
 from jobs.archives import detect
 from jobs.checks.registry import check_for
 from jobs.download.stage import run_download
-from jobs.extract.stage import run_extract
+from jobs.extract.part_result import PartExtractor
 from jobs.finalize.stage import run_finalize
 from jobs.model import (
     Digest,
@@ -103,9 +103,10 @@ class Run:
         )
         return list(found)
 
-    def extract(self, progress: Progress | None = None) -> tuple[ItemResult, ...]:
-        """The extract stage for all parts."""
-        return run_extract(self.folder, self.plan, self.parts, progress or Progress())
+    def extract(self) -> list[ItemResult]:
+        """What the extract stage does for each part, but in this process."""
+        extractor = PartExtractor(self.folder, self.plan, Progress())
+        return [extractor.extract(part).result for part in self.parts]
 
     def finalize(self, progress: Progress | None = None) -> tuple[Summary, Problem | None]:
         return run_finalize(self.folder, self.plan, progress or Progress())

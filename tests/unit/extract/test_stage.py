@@ -30,7 +30,7 @@ from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
 PLAIN = Options(verify=Verify.NONE)
-MEMBERS = 24_000
+MEMBERS = 10_000
 
 
 @pytest.fixture(scope="module")

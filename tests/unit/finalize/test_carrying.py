@@ -11,18 +11,15 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, VerificationError
-from jobs.extract.part_result import PartExtractor
 from jobs.finalize import carrying
 from jobs.model import (
     Digest,
-    ItemResult,
     Outcome,
     Plan,
     Shard,
     ShardKind,
     SourceFile,
 )
-from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from tests.support.builders.contents import page_tar
@@ -121,12 +118,6 @@ def next_run(run: Run) -> Run:
     return Run(folder, plan)
 
 
-def carried(run: Run) -> list[ItemResult]:
-    """The result of each part, extracted in this process."""
-    extractor = PartExtractor(run.folder, run.plan, Progress())
-    return [extractor.extract(part).result for part in run.parts]
-
-
 def published_tree(run: Run) -> dict[str, bytes]:
     dest = run.staging.dest
     return {
@@ -151,7 +142,7 @@ def test_what_is_carried_over_is_what_was_published(
     for _ in range(2):  # a task may be requeued
         for part in run.parts:
             run.folder.manifest(part).unlink(missing_ok=True)
-        assert {result.outcome for result in carried(run)} == {Outcome.OK}
+        assert {result.outcome for result in run.extract()} == {Outcome.OK}
     image = run.staging.data / "images/0000.png"
     assert image.stat().st_nlink == (2 if links is None else 1)
     assert run.finalize()[1] is None
@@ -171,7 +162,7 @@ def test_a_part_with_a_damaged_file_fails_alone_and_can_be_tried_again(
         moved = victim.rename(victim.with_name("moved.png"))
         if how == "a symbolic link":
             victim.symlink_to(moved)
-    one, two = carried(run)
+    one, two = run.extract()
     assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
     assert two.problem is not None
     assert two.problem.cause is Cause.CHANGED
@@ -189,7 +180,7 @@ def test_a_part_whose_list_of_files_is_damaged_can_be_tried_again(
         path.unlink()
     else:
         os.truncate(path, left)
-    one, two = carried(run)
+    one, two = run.extract()
     assert (one.outcome, two.outcome) == (Outcome.OK, Outcome.RETRYABLE)
     assert two.problem is not None
     assert two.problem.cause is Cause.CHANGED
@@ -199,7 +190,7 @@ def test_a_records_file_that_changes_after_the_start_fails_its_parts(published: 
     run = next_run(published)
     path = run.staging.dest / "prompts.jsonl"
     path.write_bytes(path.read_bytes().replace(b"prompt", b"PROMPT", 1))
-    one, two = carried(run)
+    one, two = run.extract()
     assert (one.outcome, two.outcome) == (Outcome.RETRYABLE, Outcome.OK)
     with pytest.raises(VerificationError, match="resume --deep"):
         carrying.plan_carry(

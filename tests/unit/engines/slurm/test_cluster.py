@@ -197,7 +197,7 @@ def test_accounting_that_knows_all_jobs_settles_the_doubt_too(
 
 
 def test_without_a_known_cluster_what_is_not_in_the_answer_has_ended(shell: Shell) -> None:
-    shell(squeue=EMPTY_QUEUE, sacct="exit 1")
+    shell(squeue=EMPTY_QUEUE, sacct="exit 1", scontrol="exit 1")
     assert SlurmEngine().poll(RUN, ["7"])["7"].state is EngineState.ENDED
     assert SlurmEngine().cluster is None
 
