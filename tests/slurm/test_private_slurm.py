@@ -119,7 +119,7 @@ def test_an_ordinary_user_can_start_it() -> None:
         "    slurm.wait_for(lambda: slurm.job(job).get('JobState') == 'COMPLETED')\n"
         "    print('completed')\n"
     )
-    checkout = Path(__file__).parents[3]
+    checkout = Path(__file__).parents[2]
     environment = {"PATH": os.defpath, "PYTHONPATH": str(checkout), "HOME": "/nonexistent"}
 
     def as_nobody(*argv: str) -> subprocess.CompletedProcess[str]:
