@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from jobs import rlimits
 
-Self = TypeVar("Self", bound="OrchestrateError")
+E = TypeVar("E", bound="OrchestrateError")
 
 
 class Cause(str, Enum):
@@ -113,10 +113,6 @@ class OrchestrateError(Exception):
         """Whether another attempt can end differently."""
         return self.cause in RETRYABLE
 
-    def saying(self: Self, message: str) -> Self:
-        """The same error with another message."""
-        return type(self)(message, cause=self.cause, shard=self.shard, member=self.member)
-
 
 class SourceError(OrchestrateError):
     """The source refused, interrupted the transfer, or sent something other than the file."""
@@ -218,11 +214,16 @@ def from_os_error(error: OSError, *, doing: str) -> StorageError:
     return StorageError(f"{doing}: {fact}", cause=cause)
 
 
+def with_message(error: E, message: str) -> E:
+    """The same error with another message."""
+    return type(error)(message, cause=error.cause, shard=error.shard, member=error.member)
+
+
 def with_space_freed(error: StorageError, then: str) -> StorageError:
     """``error`` with what to do if the disk or the quota is full, before ``then``."""
     if error.cause not in (Cause.DISK_FULL, Cause.QUOTA):
         return error
-    return error.saying(f"{error.message}; free some space, then {then}")
+    return with_message(error, f"{error.message}; free some space, then {then}")
 
 
 def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:

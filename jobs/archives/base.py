@@ -9,7 +9,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from jobs.errors import ArchiveError, Cause, TooLargeError
+from jobs.errors import ArchiveError, Cause, TooLargeError, with_message
 from jobs.formats import magic
 from jobs.model import Options, Part, Shard
 from jobs.storage.safe_paths import quoted, text_of
@@ -122,7 +122,7 @@ class DamagedError(ArchiveError):
             step = "a second download had the same content, so contact its publisher"
         if others and not again:
             step += ", or launch without it (--exclude)"
-        return self.saying(f"{self.message}; {step}")
+        return with_message(self, f"{self.message}; {step}")
 
 
 def damaged(
@@ -140,7 +140,7 @@ def damaged(
 
 def with_member(error: ArchiveError, member: bytes) -> ArchiveError:
     """The same error, with ``member`` as its place."""
-    found = error.saying(f"{error.message} (in member {quoted(member)})")
+    found = with_message(error, f"{error.message} (in member {quoted(member)})")
     found.member = text_of(member)[0]
     return found
 

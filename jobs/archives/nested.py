@@ -13,7 +13,7 @@ from msgspec import structs
 from jobs.archives import detect
 from jobs.archives.base import Archive, label_of
 from jobs.archives.registry import member_index, open_archive
-from jobs.errors import ArchiveError, Cause
+from jobs.errors import ArchiveError, Cause, with_message
 from jobs.formats import magic
 from jobs.model import Fetched, Part, Plan, Shard, ShardKind, SourceFile
 from jobs.storage.safe_paths import text_of
@@ -119,8 +119,8 @@ def _with_option(error: ArchiveError, shard: Shard) -> ArchiveError:
     own = error.message.startswith(label_of(shard))
     if not own or error.cause not in (Cause.BAD_ARCHIVE, Cause.UNSUPPORTED):
         return error
-    return error.saying(
-        f"{error.message}; without --nested, archives inside archives stay as they are"
+    return with_message(
+        error, f"{error.message}; without --nested, archives inside archives stay as they are"
     )
 
 

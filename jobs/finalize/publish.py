@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error
+from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_error, with_message
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
@@ -185,7 +185,7 @@ def _explained(staging: Staging, error: OSError | OrchestrateError) -> Orchestra
         state = f"there is no complete dataset in {staging.dest}, so there is no {RECEIPT}"
     is_final = error.cause is Cause.VERIFICATION
     then = "" if is_final else "; fix this and run `resume`: only renames are left to do"
-    return error.saying(f"{error.message}; {state}{then}")
+    return with_message(error, f"{error.message}; {state}{then}")
 
 
 def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:

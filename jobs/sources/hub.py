@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from msgspec import structs
 
-from jobs.errors import Cause, SourceError
+from jobs.errors import Cause, SourceError, with_message
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names, http_probe, hub_client
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
@@ -150,7 +150,7 @@ class HubSource(RemoteSource):
         repo, revision = self._repo, self._request.revision
         client = hub_client.api(repo)
         if not error.message.endswith("has no such revision"):
-            return error.saying(error.message + hub_client.near_repos(repo, client))
+            return with_message(error, error.message + hub_client.near_repos(repo, client))
         try:
             refs = hub_client.with_retries(
                 repo, lambda: client.list_repo_refs(repo.id, repo_type=repo.repo_type)
@@ -159,10 +159,11 @@ class HubSource(RemoteSource):
         except SourceError:
             known = []
         names = ", ".join(known[:10])
-        return error.saying(
+        return with_message(
+            error,
             f"{repo} has no revision {quoted(revision or 'main')}"
             f"{file_names.similar_names(revision or 'main', known) or '; check --revision'}"
-            + (f" (it has {names})" if names else "")
+            + (f" (it has {names})" if names else ""),
         )
 
     def select(self) -> ShardSelection:

@@ -6,7 +6,7 @@ import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
-from jobs.errors import SourceError
+from jobs.errors import SourceError, with_message
 from jobs.formats import magic
 from jobs.model import Digest, Options, SourceFile, SourceKind, SourceRef
 from jobs.runtime import background
@@ -167,7 +167,9 @@ class _Beside:
             )
         except SourceError as error:
             # Continuing without digests would silently disable the check.
-            raise error.saying(f"{error.message}, or give the digests with --sha256") from None
+            raise with_message(
+                error, f"{error.message}, or give the digests with --sha256"
+            ) from None
 
 
 def _name_of(address: ListedUrl, probe: Probe) -> str:

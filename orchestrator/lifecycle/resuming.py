@@ -11,7 +11,14 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import ClaimedError, EngineError, StorageError, UsageError, from_os_error
+from jobs.errors import (
+    ClaimedError,
+    EngineError,
+    StorageError,
+    UsageError,
+    from_os_error,
+    with_message,
+)
 from jobs.finalize.repair import reset_damaged
 from jobs.model import Cluster, Options, Stage, Submission
 from jobs.runtime.process import cores
@@ -283,17 +290,19 @@ def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:
     except OSError as error:  # a full disk must not prevent cancelling jobs
         _end_jobs(folder, abandon=abandon)
         failure = from_os_error(error, doing=f"writing {error.filename}")
-        raise failure.saying(
+        raise with_message(
+            failure,
             f"{failure.message}; the run's jobs were cancelled, but the cancellation could not be "
-            f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}"
+            f"recorded; free some space, then run websight-orchestrate cancel {run_word(folder)}",
         ) from error
     try:
         _end_jobs(folder, abandon=abandon)
     except EngineError as error:
-        raise error.saying(
+        raise with_message(
+            error,
             f"{error.message}\nThe cancellation is recorded, so the run will not retry, but some "
             "of its jobs may still be running. Once the scheduler responds, run: "
-            f"websight-orchestrate cancel {run_word(folder)}. {_abandon(folder)}"
+            f"websight-orchestrate cancel {run_word(folder)}. {_abandon(folder)}",
         ) from error
     numbers = folder.submission_numbers()
     event_log.append(folder, Act.CANCELLED, attempt=max(numbers, default=0))

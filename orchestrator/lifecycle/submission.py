@@ -10,7 +10,7 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs import __version__
-from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped
+from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped, with_message
 from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
@@ -217,8 +217,9 @@ def _all_or_nothing(
             event_log.append(folder, act, attempt=submission.number)
             then = "Continue it with"
         fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
-        raise error.saying(
-            f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}"
+        raise with_message(
+            error,
+            f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}",
         ) from error
     except BaseException:
         _take_back(folder, submission, engine, handles)
