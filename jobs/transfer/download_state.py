@@ -20,6 +20,15 @@ _HEAD = 1 << 16  # bytes that are passed to ``expect``
 _AGAIN = 2  # how often a wrong file is downloaded again
 
 
+def changing(name: str) -> SourceError:
+    """The error for a file that is replaced while it is downloaded."""
+    return SourceError(
+        f"{name}: the file is changing at its source during the download; run `resume` once it no "
+        "longer changes, or pin a revision",
+        cause=Cause.CHANGED,
+    )
+
+
 class DownloadState:
     """The state of one fetch; call ``load`` first. Parameters are those of ``Transfer.fetch``."""
 
@@ -52,6 +61,7 @@ class DownloadState:
         self._arrivals = arrivals
         self._most = most
         self._judged = False  # whether the first bytes were accepted
+        self.head = b""  # the first bytes
         self._starts = 0
         self._frontier: RunningHash | None = None
 
@@ -87,9 +97,10 @@ class DownloadState:
             return
         head = memoryview(bytearray(min(_HEAD, self.partial.prefix)))
         self.partial.read_into(head, 0)
+        self.head = bytes(head)
         if self._expect is not None:
             try:
-                self._expect(bytes(head))
+                self._expect(self.head)
             except SourceError as error:
                 raise StartOver(error) from error
         self._judged = True
@@ -159,6 +170,18 @@ class DownloadState:
         return self._frontier
 
     # The end ----------------------------------------------------------------------------
+
+    @property
+    def may_be_mixed(self) -> bool:
+        """Whether nothing that the server sends would show that the file was replaced meanwhile."""
+        known = self.partial.identity
+        has_version = known is not None and bool(known.validator)
+        return self.digest is None and not has_version and (self.size or 0) > SMALL
+
+    def compare_head(self, head: bytes) -> None:
+        """Raise ``StartOver`` if the file does not begin with ``head`` any more."""
+        if head != self.head[: len(head)]:
+            raise StartOver(changing(self.name))
 
     def finish(self) -> Received:
         """Verify the complete file and rename it."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from jobs.errors import Cause, SourceError
 from jobs.formats import magic
 from jobs.transfer.connection import CONNECTION_ERRORS, HttpResponse, connection_error
-from jobs.transfer.download_state import DownloadState
+from jobs.transfer.download_state import DownloadState, changing
 from jobs.transfer.partial_file import FileVersion
 from jobs.transfer.ranges import Range
 from jobs.transfer.rate_limits import LONGEST_WAIT_S, rate_limit_s
@@ -233,13 +233,7 @@ class RangeRequest:
         self._on_response(size, not self._streaming)
 
     def _changed(self) -> StartOver:
-        return StartOver(
-            SourceError(
-                f"{self._state.name}: the file is changing at its source during the download; "
-                "run `resume` once it no longer changes, or pin a revision",
-                cause=Cause.CHANGED,
-            )
-        )
+        return StartOver(changing(self._state.name))
 
     def _server_error(self, fact: str) -> SourceError:
         return SourceError(f"{self._state.name}: the server {fact}; run `resume` later")

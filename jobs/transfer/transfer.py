@@ -6,10 +6,11 @@ import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
+from jobs.errors import SourceError
 from jobs.model import Digest
 from jobs.transfer.download_state import DownloadState
 from jobs.transfer.ordered_bytes import Listener
-from jobs.transfer.responses import NoRanges, StartOver
+from jobs.transfer.responses import NoRanges, RetryLater, StartOver, encoding, is_page
 from jobs.transfer.session import TransferSession
 from jobs.transfer.target import Received, Target
 
@@ -50,9 +51,40 @@ class Transfer(TransferSession):
             while True:
                 try:
                     self._bring(state)
+                    self._compare_head(state)
                     return state.finish()
                 except StartOver as reason:
                     state.start_over(reason)
+
+    def _compare_head(self, state: DownloadState) -> None:
+        """Read the first bytes again, where only they show that the file was replaced meanwhile.
+
+        Raises ``StartOver`` if they are others; a server that does not respond any more shows
+        nothing.
+        """
+        if not (state.may_be_mixed and state.head):
+            return
+        from jobs.transfer.connection import CONNECTION_ERRORS  # which loads requests
+
+        headers = {
+            "Accept-Encoding": "identity",
+            "Cache-Control": "no-cache",
+            "Range": f"bytes=0-{len(state.head) - 1}",
+        }
+        head = b""
+        try:
+            reply = self.wire.get(
+                state.resolve(), headers, name=state.name, check=self.progress.check
+            )
+            with contextlib.closing(reply), self.watched(reply, lambda: False):
+                while reply.status in (200, 206) and len(head) < len(state.head):
+                    data = reply.read(len(state.head) - len(head))
+                    if not data or encoding(reply.headers) or is_page(reply.headers):
+                        break
+                    head += data
+        except (RetryLater, SourceError, *CONNECTION_ERRORS):
+            return
+        state.compare_head(head)
 
     def _bring(self, state: DownloadState) -> None:
         """Download all bytes, in ranges if the server supports them correctly."""

@@ -184,6 +184,29 @@ def test_a_file_that_changes_in_between_starts_over(
     assert fetch(web, tmp_path / "out", by=by) == DATA
 
 
+def test_a_file_without_any_version_that_is_replaced_midway_is_never_mixed(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, OTHER)
+    web.fail(PATH, faults.fine(2), faults.changed(DATA))
+    web.fail(PATH, faults.without("ETag", "Last-Modified"))
+    assert fetch(web, tmp_path / "out", digest=None) == DATA
+    # The first bytes are requested once more, of the file that was complete and of the next one.
+    assert len([r for r in web.asked(PATH) if r.headers.get("range") == "bytes=0-65535"]) == 2
+
+
+def test_a_file_with_a_version_or_a_digest_is_not_requested_again(
+    web: FaultyServer, tmp_path: Path
+) -> None:
+    web.put(PATH, DATA)
+    (tmp_path / "one").mkdir()
+    assert fetch(web, tmp_path / "one" / "out", digest=None) == DATA
+    web.fail(PATH, faults.without("ETag", "Last-Modified"))
+    (tmp_path / "two").mkdir()
+    assert fetch(web, tmp_path / "two" / "out") == DATA
+    assert not any(r.headers.get("range") == "bytes=0-65535" for r in web.asked(PATH))
+
+
 def test_the_token_goes_to_its_own_origin_alone(web: FaultyServer, tmp_path: Path) -> None:
     web.put(PATH, DATA)
     web.put("/b", DATA)
