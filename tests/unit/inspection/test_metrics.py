@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from jobs.errors import Cause
-from jobs.model import Stage
+from jobs.model import SourceKind, SourceRef, Stage
 from orchestrator.inspection import metrics
 from tests.support.builders import runs
 from tests.support.builders.runs import RunBuilder
@@ -80,10 +80,17 @@ def test_a_node_on_which_tasks_fail_is_named() -> None:
     assert bad.remark == "2 of 2 tasks failed here" and not good.remark
 
 
-def test_a_node_whose_tasks_somebody_cancelled_is_not_to_blame() -> None:
+def test_a_node_on_which_more_tasks_succeed_than_fail_is_not_to_blame() -> None:
+    run = RunBuilder(6).submitted().result(Stage.EXTRACT, 0, 1, cause=Cause.IO)
+    run = run.result(Stage.EXTRACT, 2, 3, 4).result(Stage.EXTRACT, 5, host="n2")
+    assert not any(node.remark for node in metrics.nodes(run.state(), runs.NOW))
+
+
+@pytest.mark.parametrize("cause", [Cause.CANCELLED, Cause.PREEMPTED])
+def test_a_node_whose_tasks_others_ended_is_not_to_blame(cause: Cause) -> None:
     run = RunBuilder(4).submitted()
     for node, tasks in (("n0", (0, 1)), ("n1", (2, 3))):
-        gone = runs.ended("CANCELLED", Cause.CANCELLED, node)
+        gone = runs.ended(cause.name, cause, node)
         run = run.seen(gone, Stage.EXTRACT, *tasks)
     assert not any(node.remark for node in metrics.nodes(run.state(), runs.NOW))
 
@@ -114,3 +121,25 @@ def test_troubles_of_one_cause_stand_together_with_what_to_type() -> None:
     assert (memory.cause, memory.tasks) == (Cause.OUT_OF_MEMORY, (0, 1))
     assert memory.next_steps == ("resume {run}",)
     assert unsafe.next_steps == ("logs {run} --failed",)
+
+
+def test_a_part_that_was_extracted_twice_counts_once() -> None:
+    run = RunBuilder(2).submitted().result(Stage.EXTRACT)
+    again = run.submitted([(Stage.EXTRACT, 0, ["0000-pages.p0000"])]).result(Stage.EXTRACT)
+    assert metrics.moved(again.state(), Stage.EXTRACT) == (200, 200 * 250_000)
+
+
+def test_a_task_that_sent_a_heartbeat_just_now_is_not_silent() -> None:
+    run = RunBuilder(1).submitted().seen(runs.running(), Stage.EXTRACT)
+    for age_s, silent in ((metrics.SILENT_S - 1, False), (metrics.SILENT_S + 1, True)):
+        (view,) = run.beat(Stage.EXTRACT, age_s=age_s).state().of_stage(Stage.EXTRACT)
+        assert (metrics.silent_for(view, runs.NOW) is not None) is silent
+
+
+@pytest.mark.parametrize(("kind", "helps"), [(SourceKind.LOCAL, False), (SourceKind.HUB, True)])
+def test_a_resume_is_not_recommended_where_the_planned_files_are_gone(
+    kind: SourceKind, helps: bool
+) -> None:
+    run = RunBuilder(1, source=SourceRef(kind, "pages")).submitted()
+    (group,) = metrics.problem_groups(run.result(Stage.DOWNLOAD, cause=Cause.CHANGED).state())
+    assert bool(group.next_steps) is helps

@@ -386,7 +386,7 @@ def test_the_address_of_a_page_is_refused_with_that_of_the_file(url: str, words:
     ],
 )
 def test_the_address_of_a_file_is_asked(url: str) -> None:
-    opened(SourceKind.URL, url)
+    assert opened(SourceKind.URL, url).describe().kind is SourceKind.URL
 
 
 def test_a_web_page_in_place_of_a_file_is_asked_about_again(web: FaultyServer) -> None:
@@ -432,10 +432,27 @@ def test_braces_and_lists_are_read() -> None:
         (None, "http://h/1"),
         (None, "http://h/2"),
     ]
-    for bad in ("../a http://h/1", "no address", "", "http://h/{0..999999999}"):
+    named = ("../a", "/a", "a//b", "a/", "a/./b")
+    bad_names = (f"{name} http://h/1" for name in named)
+    for bad in (*bad_names, "no address", "", "http://h/{0..999999999}"):
         with pytest.raises(SourceError) as refused:
             url_lists.parse_url_list(bad)
         assert refused.value.cause is Cause.USAGE
+
+
+@pytest.mark.parametrize(
+    "digests",
+    [
+        pytest.param(("0" * 64,), id="too few"),
+        pytest.param(("0" * 64,) * 3, id="too many"),
+        pytest.param(("0" * 64, "0" * 63), id="too short"),
+        pytest.param(("0" * 64, "g" * 64), id="not hexadecimal"),
+    ],
+)
+def test_digests_that_do_not_belong_to_the_urls_are_refused(digests: tuple[str, ...]) -> None:
+    with pytest.raises(SourceError, match="--sha256") as refused:
+        opened(SourceKind.URL, "http://h/1.tar", "http://h/2.tar", sha256=digests)
+    assert refused.value.cause is Cause.USAGE
 
 
 @pytest.mark.parametrize(
