@@ -14,7 +14,7 @@ import pytest
 
 from jobs.errors import Cause, SourceError
 from jobs.model import Layout, Shard, ShardKind, SourceFile, SourceKind
-from jobs.sources import shard_selection
+from jobs.sources import shard_selection, split_archives
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
 
@@ -156,6 +156,24 @@ def test_what_is_missing_is_named(names: list[str], missing: str, seen: bool) ->
     files = pieces(names) | ({names[0]: first} if "a" in names[0][-2:] or "0" in names[0] else {})
     with pytest.raises(SourceError, match=f"{missing} of them"):
         shards(files, seen=seen)
+
+
+def test_two_pieces_with_one_number_are_not_joined() -> None:
+    with pytest.raises(SourceError, match="two of its pieces have the same number"):
+        shards(pieces(["d.tar.gz.part1", "d.tar.gz.part01", "d.tar.gz.part2"]))
+
+
+@pytest.mark.parametrize(
+    ("head", "text"),
+    [
+        pytest.param("é".encode() * 50, True, id="whole characters"),
+        pytest.param("é".encode() * 50 + b"\xc3", True, id="the last one is cut"),
+        pytest.param(b"a\xc3" + b"a" * 50, False, id="one within is not"),
+        pytest.param(b"a\0a", False, id="a zero"),
+    ],
+)
+def test_first_bytes_are_text_if_they_are_utf8(head: bytes, text: bool) -> None:
+    assert split_archives.is_text(head) is text
 
 
 def test_pieces_may_be_called_by_their_offsets() -> None:
