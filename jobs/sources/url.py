@@ -18,7 +18,7 @@ from jobs.sources.url_lists import ListedUrl
 from jobs.transfer.target import Target, redact
 
 _PARALLEL = 8  # requests at a time at launch
-_SHOWN_ERRORS = 5
+_SHOWN_ERRORS = 5  # reasons
 
 
 class UrlSource(RemoteSource):
@@ -113,12 +113,7 @@ class UrlSource(RemoteSource):
         answers = background.map_interruptible(ask, self._addresses, _PARALLEL)
         errors = [answer for answer in answers if isinstance(answer, SourceError)]
         if errors:
-            more = len(errors) - _SHOWN_ERRORS
-            text = "; ".join(error.message for error in errors[:_SHOWN_ERRORS])
-            raise SourceError(
-                text + (f"; {more} more addresses fail too" if more > 0 else ""),
-                cause=errors[0].cause,
-            )
+            raise SourceError(_together(errors), cause=errors[0].cause)
         return [answer for answer in answers if isinstance(answer, Probe)]
 
     def _digests(self, headers: Mapping[str, str]) -> list[Digest | None]:
@@ -180,3 +175,17 @@ def _name_of(address: ListedUrl, probe: Probe) -> str:
     if magic.packing_named(own) or not (probe.name or own):
         return own or "download"
     return probe.name or own
+
+
+def _together(errors: Sequence[SourceError]) -> str:
+    """The errors in one line: each reason once, with the first of its addresses."""
+    names: dict[str, list[str]] = {}
+    for error in errors:
+        name, colon, reason = error.message.partition(": ")
+        names.setdefault(reason if colon else error.message, []).append(name if colon else "")
+    shown = [
+        f"{first}{f' and {len(more)} more' if more else ''}: {reason}" if first else reason
+        for reason, (first, *more) in list(names.items())[:_SHOWN_ERRORS]
+    ]
+    others = sum(len(each) for each in list(names.values())[_SHOWN_ERRORS:])
+    return "; ".join([*shown, *([f"{others} more addresses fail too"] if others else [])])

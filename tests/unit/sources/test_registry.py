@@ -229,6 +229,15 @@ def test_https_to_an_http_server_is_reported(
     assert refused.value.cause is Cause.NETWORK
 
 
+def test_addresses_that_fail_for_one_reason_are_one_message(web: FaultyServer) -> None:
+    web.put("/s/03.tar", GZ)
+    with pytest.raises(SourceError) as caught:
+        opened(SourceKind.URL, web.url("/s/") + "{01..09}.tar").shards()
+    assert caught.value.message.startswith("/s/01.tar and 7 more: ")
+    assert caught.value.message.count("404") == 1
+    assert caught.value.cause is Cause.NOT_FOUND
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
 def test_a_list_of_digests_that_is_not_there_or_not_for_us_is_none(
     web: FaultyServer, status: int
