@@ -1,4 +1,7 @@
-"""``update``: downloads only what changed, and keeps the old state until the new is complete."""
+"""``update``: downloads only what changed, and keeps the old state until the new is complete.
+
+A repair of packed files takes undamaged members from the published shards in the same way.
+"""
 
 from __future__ import annotations
 
@@ -163,6 +166,24 @@ def test_a_damaged_shard_is_named_and_its_archives_are_read_again(
     carried = [shard["carried"] for shard in receipt(dest)["shards"]]
     assert carried == [False, True, False, True]
     assert state(dest) == fresh(cli, dest, *words)
+
+
+@pytest.mark.parametrize("output", OUTPUTS[1:], ids=lambda output: output[0])
+def test_a_repair_downloads_only_the_archive_of_the_damaged_member(
+    cli: Cli, hub: HubServer, tmp_path: Path, output: tuple[str, ...]
+) -> None:
+    shell, dest = cli.having(**hub.env), tmp_path / "data"
+    hub.add_repo(REPO, shards(5))
+    launch(shell, dest, "--hf-repo", REPO, "--output", *output)
+    whole = state(dest)
+    (victim,) = [path for path in dest.glob("data*") if png(20) in path.read_bytes()]
+    flip(victim, png(20))
+    hub.requests.clear()
+    said = shell.run("resume", "--deep").err
+    assert "its members 'images/0020.png'" in said
+    assert "all others are copied from the published shards" in said
+    assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-02.tar"}
+    assert state(dest) == whole
 
 
 @pytest.mark.faults
