@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import ClaimedError, StorageError
+from jobs.storage import atomic
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import claim
 from orchestrator.lifecycle.claim import Claim
@@ -71,6 +72,24 @@ def test_release_frees_what_is_ones_own_and_nothing_else(tmp_path: Path) -> None
     claim.release(staging(dest, "run-a"), "run-a")
     assert not (dest / ".incoming").exists()
     claim.release(staging(dest, "run-a"), "run-a")
+
+
+def test_release_leaves_a_claim_that_was_taken_over_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dest = tmp_path / "data"
+    mine = take(dest, "run-a")
+    other = replace(mine, run_id="run-b", token="feed")
+    create = claim._create
+
+    def too_late(path: Path, held: Claim) -> None:
+        atomic.write_json(staging(dest, "run-a").claim, other)
+        create(path, held)
+
+    monkeypatch.setattr(claim, "_create", too_late)
+    claim.release(staging(dest, "run-a"), "run-a")
+    assert claim.holder(staging(dest, "run-a")) == other
+    assert names(dest) == ["claim.json"]
 
 
 def test_release_leaves_what_a_run_keeps_for_its_resume(tmp_path: Path) -> None:
