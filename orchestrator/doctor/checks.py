@@ -86,6 +86,10 @@ def write_profile(
     request: DoctorRequest, findings: Sequence[CheckResult], path: Path
 ) -> CheckResult:
     """Write a settings file with what was found on a cluster."""
+    if choose_engine(request.engine).is_local:
+        fact = "not written, because a profile is for a cluster, and this is a check of one machine"
+        step = "run it on a login node of the cluster, without --engine local"
+        return CheckResult("profile", False, fact, step)
     if not any(finding.name == "job" and finding.ok for finding in findings):
         fact = "not written, because Slurm does not accept jobs"
         return CheckResult(

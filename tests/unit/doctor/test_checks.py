@@ -134,3 +134,11 @@ def test_slurm_where_there_is_none_is_said(tmp_path: Path) -> None:
         "doctor", "--engine", "slurm", "--dest", "data", rc=3
     )
     assert "✗ slurm" in done.out and "login node" in done.out
+
+
+def test_a_profile_of_one_machine_is_refused_with_where_it_can_be_made(tmp_path: Path) -> None:
+    request = checks.DoctorRequest(tmp_path / "data", tmp_path / "logs", engine="local")
+    found = checks.write_profile(request, [], tmp_path / "site.toml")
+    assert not found.ok
+    assert "login node" in found.remedy
+    assert not (tmp_path / "site.toml").exists()
