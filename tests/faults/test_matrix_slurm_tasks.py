@@ -47,7 +47,7 @@ def test_a_lost_node_is_named_and_excluded_by_resume(
         named = [e["message"] for e in state["errors"] if e["kind"] == "node_failure"]
         assert all(f"on {node} " in message for message in named)
         before = site.finished()
-        assert f"without {node}" in site.resume("--dry-run").err
+        assert f"excludes {node}" in site.resume("--dry-run").err
         site.resume()
         assert site.over()["state"] == "done"
     finally:
