@@ -17,6 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -136,7 +137,8 @@ def measure(folder: Path | None, files: int, *, records: bool) -> Cost:
     base = Path(tempfile.mkdtemp(dir=folder))
     memory = _Memory()
     try:
-        run, plan = make_run(base, files, records=records)
+        with ProcessPoolExecutor(1) as other:  # what making it leaves in memory is not finalize's
+            run, plan = other.submit(make_run, base, files, records=records).result()
         memory.start()
         cpu_s, start = _cpu_s(), time.perf_counter()
         _, problem = run_finalize(run, plan, Progress())
