@@ -53,7 +53,7 @@ def _tar_borders() -> list[int]:
     return list(range(0, len(b"".join(TAR)) + 1, 512)) + [512 + 700]
 
 
-def test_a_tar_cut_at_any_border_isassert_damaged(tmp_path: Path) -> None:
+def test_a_tar_cut_at_any_border_is_refused(tmp_path: Path) -> None:
     whole = b"".join(TAR)
     path = tmp_path / "a.tar"
     path.write_bytes(whole)
@@ -62,7 +62,7 @@ def test_a_tar_cut_at_any_border_isassert_damaged(tmp_path: Path) -> None:
         assert_damaged(path, whole[:cut])
 
 
-def test_a_tar_gz_cut_at_any_border_isassert_damaged(tmp_path: Path) -> None:
+def test_a_tar_gz_cut_at_any_border_is_refused(tmp_path: Path) -> None:
     whole = b"".join(TAR)
     path = tmp_path / "a.tar.gz"
     pressed = gzip.compress(whole, mtime=0)
@@ -81,7 +81,7 @@ def test_a_tar_gz_cut_at_any_border_isassert_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", ["tar", "tar.gz", "zip"])
-def test_more_members_than_allowed_areassert_damaged(ending: str, tmp_path: Path) -> None:
+def test_more_members_than_allowed_are_refused(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{ending}"
     if ending == "zip":
         path.write_bytes(zip_of([Raw(b"%d" % number, b"") for number in range(11)]))

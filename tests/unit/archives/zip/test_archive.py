@@ -24,7 +24,7 @@ from tests.support.archives.reading import (
 BYTES = random.Random(4).randbytes(1 << 16)
 
 
-def test_a_zip_cut_at_any_byte_of_its_structures_isassert_damaged(tmp_path: Path) -> None:
+def test_a_zip_cut_at_any_byte_of_its_structures_is_refused(tmp_path: Path) -> None:
     entries = [Raw(b"a.png", BYTES[:300]), Raw(b"b.png", BYTES[:40], STORED), Raw(b"c", b"")]
     whole = zip_of(entries, comment=b"a comment")
     path = tmp_path / "a.zip"
