@@ -225,14 +225,10 @@ class _Packing:
             out = stack.enter_context(found.lines.open("wb", buffering=1 << 20))
             pool = ThreadPoolExecutor(writers, thread_name_prefix="shard")
             stack.callback(pool.shutdown, cancel_futures=True)
-            waiting: deque[tuple[Future[_Written], int]] = deque()
-            memory = 0
+            waiting: deque[tuple[Future[_Written], int]] = deque()  # with the memory of each
 
             def take() -> None:
-                nonlocal memory
-                future, freed = waiting.popleft()
-                written = future.result()
-                memory -= freed
+                written = waiting.popleft()[0].result()
                 out.write(msgspec.json.encode(written.line) + b"\n")
                 with written.lines.open("rb") as lines:
                     shutil.copyfileobj(lines, out)
@@ -246,8 +242,7 @@ class _Packing:
                 self.progress.check()
                 self.progress.current = shard.name
                 waiting.append((pool.submit(self._write, shard), shard.memory))
-                memory += shard.memory
-                while len(waiting) > writers or (waiting and memory > _MOST_MEMORY):
+                while len(waiting) > writers or sum(size for _, size in waiting) > _MOST_MEMORY:
                     take()
             while waiting:
                 take()

@@ -143,11 +143,15 @@ class RunFolder:
         results = (self.results / stage.value for stage in Stage)
         return (self.submissions, self.shards, self.manifests, *results)
 
-    def refresh(self) -> bool:
-        """Make this host see all files that other hosts have created; whether some were new."""
-        before = [_names(folder) for folder in self._evidence()]
+    def refresh(self) -> None:
+        """Make this host see all files that other hosts have created."""
         for folder in (self.path, *self._evidence()):
             atomic.refresh_folder(folder)
+
+    def has_news(self) -> bool:
+        """Whether other hosts have created files that this one sees only after a refresh."""
+        before = [_names(folder) for folder in self._evidence()]
+        self.refresh()
         return [_names(folder) for folder in self._evidence()] != before
 
     def check(self) -> None:

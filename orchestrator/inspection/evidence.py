@@ -37,7 +37,6 @@ from orchestrator.inspection.state import (
 
 EngineOf = Callable[[str, Cluster | None], Engine]
 
-
 _MOST_LOGS = 20  # of an array whose tasks all fail, the others say the same
 _ENDED = (RunStatus.INCOMPLETE, RunStatus.FAILED)
 
@@ -56,9 +55,10 @@ def _has_news(folder: RunFolder, staging: Staging) -> bool:
     removed = is_data_removed(folder, staging)
     for place in (staging.dest, staging.root):
         atomic.refresh_folder(place)
+    published = receipt_head(staging.dest)
     return (
-        folder.refresh()
-        or receipt_head(staging.dest) is not None
+        folder.has_news()
+        or (published is not None and published.run_id == folder.run_id)
         or removed != is_data_removed(folder, staging)
     )
 

@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_a_refresh_leaves_nothing_behind(folder: RunFolder) -> None:
     before = names(folder)
-    assert not folder.refresh()
+    assert not folder.has_news()
     assert names(folder) == before
 
 
@@ -46,11 +46,11 @@ def test_a_refresh_shows_what_other_hosts_have_created(
 
     monkeypatch.setattr(run_folder, "_scan", cached)
     monkeypatch.setattr(Path, "touch", touched)
-    assert not folder.refresh()
+    assert not folder.has_news()
     (folder.path / name).write_bytes(b"")
     assert not folder.submission_numbers()
     assert not folder.extracted_ids()
-    assert folder.refresh()
+    assert folder.has_news()
     assert folder.submission_numbers() or folder.extracted_ids()
 
 
@@ -63,4 +63,4 @@ def test_folders_that_are_gone_or_full_are_left_as_they_are(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "touch", full)
-    assert not folder.refresh()
+    assert not folder.has_news()
