@@ -31,7 +31,7 @@ def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:
 
     Raises ``RunFolderError`` if there is none, ``UsageError`` if the prefix is ambiguous.
     """
-    owner = _owner(Path(run).expanduser()) if run else None
+    owner = _owner(Path(run)) if run else None
     if owner is not None:
         return Run(owner)
     if run and ("/" in run or (Path(run) / "plan.json").is_file()):

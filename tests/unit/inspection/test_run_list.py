@@ -112,3 +112,8 @@ def test_a_receipt_that_names_no_folder_is_no_run(tmp_path: Path) -> None:
     atomic.write_json(tmp_path / "RECEIPT.json", ReceiptHead(run_id="r", published=utc_now()))
     with pytest.raises(RunFolderError, match="is not a run folder"):
         find_run(str(tmp_path)).load_plan()
+
+
+def test_a_tilde_is_only_a_character_of_a_name(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="there is no run ~nobody"):
+        find_run("~nobody", tmp_path)
