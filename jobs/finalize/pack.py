@@ -113,13 +113,20 @@ class _Containers(OpenFiles):
     def __init__(self, context: FinalizeContext) -> None:
         super().__init__()
         self._context = context
+        self._paths: dict[Part | None, Path] = {}  # made once: that takes longer than the rest
 
     def of(self, part: Part | None) -> int:
         """The container of ``part``, open for reading; None: the merged records."""
+        path = self._paths.get(part)
+        if path is None:
+            path = self._paths[part] = self._path(part)
+        return self.descriptor(path)
+
+    def _path(self, part: Part | None) -> Path:
         staging = self._context.staging
         if part is not None:
-            return self.descriptor(staging.container(part))
-        return self.descriptor(staging.data / (self._context.records_path or ""))
+            return staging.container(part)
+        return staging.data / (self._context.records_path or "")
 
 
 @dataclass
