@@ -218,7 +218,7 @@ def follow(argv: Sequence[str]) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
     from jobs.archives.tar.stream import TarStream
-    from jobs.download.hashing import hash_file
+    from jobs.download.shard import hash_file
     from jobs.runtime.progress import Progress
 
     path = Path(argv[0])

@@ -3,9 +3,9 @@
 ``base`` is the interface of a reader and ``registry`` opens the right one: ``tar``, ``zip``,
 ``parquet``, ``single_file`` or ``folder``. ``detect`` finds the format from the first bytes.
 ``nested`` opens archives inside an archive, ``webdataset`` makes records of samples and
-``made_records`` stores records that a reader makes. They share these modules: ``streams``,
-``decompress`` and ``zstd`` read the bytes, ``limits`` and ``memory`` bound them, and
-``member_names`` compares names within one archive.
+``made_records`` stores records that a reader makes. They share these modules: ``streams`` and
+``decompress`` read the bytes, ``limits`` and ``memory`` bound them, and ``member_names`` compares
+names within one archive.
 
 ``docs/architecture.md`` (extension points) lists every place that a new format or compression is
 added to. ``single_file`` and ``folder`` are the shortest readers. Only ``tar`` and ``zip`` can be

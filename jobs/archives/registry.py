@@ -79,7 +79,5 @@ def member_index(fetched: Fetched, shard: Shard, options: Options) -> Fetched:
     if fetched.format not in TARS:
         return fetched
     from jobs.archives.tar.archive import TarArchive
-    from jobs.archives.tar.stream import Streamed
 
-    table = TarArchive(fetched, shard, options).build_index()
-    return Streamed(fetched.format, member_index=table).applied(fetched)
+    return TarArchive(fetched, shard, options).index().applied(fetched)

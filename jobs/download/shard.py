@@ -10,15 +10,15 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.archives.detect import read_head, sniff
-from jobs.archives.tar.stream import Streamed
-from jobs.download.hashing import check_digest, check_unchanged, hash_file, size_and_mtime
-from jobs.errors import ArchiveError, Cause, SourceError
+from jobs.archives.tar.member_index import Streamed
+from jobs.errors import ArchiveError, Cause, DigestError, SourceError, from_os_error
 from jobs.extract.arriving import AbandonedError, Feed, is_one_zip
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
-from jobs.model import Fetched, Format, Plan, Shard, ShardKind, SourceFile
+from jobs.model import Digest, Fetched, Format, Plan, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
 from jobs.sources.base import LocalFiles, RemoteSource, Source, key_of
+from jobs.storage import digest
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
@@ -27,6 +27,7 @@ from jobs.transfer.transfer import Transfer
 from jobs.transfer.window import Window
 
 _TRIES = 10  # consecutive failures without progress until a file has failed
+_CHUNK = 1 << 20  # bytes
 
 
 class ShardDownloader:
@@ -299,3 +300,64 @@ def _expected(shard: Shard, file: SourceFile) -> Callable[[bytes], None]:
             raise SourceError(error.message, cause=cause) from error
 
     return expect
+
+
+# Files on disk -----------------------------------------------------------------------------------
+
+
+def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
+    """The file's digest; its bytes are added to the progress."""
+    try:
+        with path.open("rb", buffering=0) as stream:
+            hasher = digest.new(algorithm, size=path.stat().st_size)
+            buffer = memoryview(bytearray(_CHUNK))
+            while count := stream.readinto(buffer):
+                progress.check()
+                hasher.update(buffer[:count])
+                progress.add(bytes=count)
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
+    return Digest(algorithm, hasher.hexdigest())
+
+
+def check_digest(file: SourceFile, found: Digest) -> None:
+    """Raise ``DigestError`` if the published digest differs from ``found``."""
+    wanted = file.digest
+    if wanted is not None and wanted.algorithm == found.algorithm and wanted != found:
+        raise DigestError(
+            f"{quoted(file.name)}: the published digest is {wanted}, but the file has {found}; "
+            "the file is damaged or the list of digests is outdated; get both again"
+        )
+
+
+def size_and_mtime(path: Path | str) -> tuple[int, int]:
+    """A file's size in bytes and its modification time in nanoseconds.
+
+    Raises ``SourceError`` (``NOT_FOUND``) if it is missing, ``StorageError`` for other errors.
+    """
+    try:
+        status = Path(path).stat()
+    except FileNotFoundError as error:
+        raise SourceError(
+            f"{quoted(str(path))} no longer exists; put it back, or launch again with its new "
+            "location",
+            cause=Cause.NOT_FOUND,
+        ) from error
+    except OSError as error:
+        raise from_os_error(error, doing=f"reading the size of {quoted(str(path))}") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def check_unchanged(fetched: Fetched) -> None:
+    """Raise ``SourceError`` (``CHANGED``) if a file of the shard changed since it was fetched.
+
+    Call it after the last read; then everything read before is known to be of one version.
+    """
+    for path, size, mtime_ns in zip(fetched.files, fetched.sizes, fetched.mtimes_ns, strict=True):
+        if size_and_mtime(path) != (size, mtime_ns):
+            raise SourceError(
+                f"{quoted(path)} changed while it was being read; do not modify the source during "
+                "a run. Wait until the writer has finished, then run `resume`",
+                cause=Cause.CHANGED,
+                shard=fetched.shard,
+            )

@@ -15,10 +15,9 @@ from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
-from jobs.extract.part_job import PartJob
+from jobs.extract.part_job import MemberCounts, PartJob, Replaced, Source
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import DuplicatePaths, MemberPaths
-from jobs.extract.source import MemberCounts, Replaced, Source
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
 from jobs.outputs.files import own_write_error
 from jobs.runtime.progress import Progress

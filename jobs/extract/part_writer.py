@@ -7,9 +7,8 @@ from contextlib import ExitStack
 
 from jobs.archives.base import Member, damaged
 from jobs.extract.content import CheckedContent
-from jobs.extract.part_job import PartJob
+from jobs.extract.part_job import PartJob, Source
 from jobs.extract.paths import DuplicatePaths, PathFilter
-from jobs.extract.source import Source
 from jobs.extract.targets import Whole, target_for
 from jobs.model import Entry, PartSummary
 from jobs.runtime.progress import Progress

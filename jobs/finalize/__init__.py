@@ -9,7 +9,6 @@ right bytes of a path that several archives wrote. ``merge`` writes the records,
 ``published_manifest`` the manifest and the sums, ``pack`` shards instead of files, with the
 ``shard_members`` in their order, ``new_receipt`` the receipt; ``publish`` renames everything into
 place, ``cleanup`` removes what is no longer needed.
-``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what an update
-can take from it, ``published_places`` where that is in its shards, ``repair_packed`` what a repair
-takes from these.
+``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what it, or an
+update, can take from the dataset, ``published_places`` where that is in its shards.
 """

@@ -34,9 +34,9 @@ from jobs.outputs import registry
 from jobs.outputs.base import IndexedShard, PackedOutput, ShardWriter, shard_name
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
+from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
 from jobs.storage.manifest import PublishedFile
-from jobs.storage.open_files import OpenFiles
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 

@@ -8,18 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from jobs.errors import Cause, VerificationError
-from jobs.finalize import repair_packed
+from jobs.finalize import carrying
+from jobs.finalize.carrying import CarryPlan
 from jobs.finalize.context import FinalizeContext, RepairState
 from jobs.finalize.merge import Merged
 from jobs.finalize.published_manifest import WrittenManifest
-from jobs.model import Fetched, Part, Plan, utc_now
+from jobs.model import Carried, Fetched, Part, Plan, utc_now
+from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.storage import atomic
-from jobs.storage.manifest import PublishedFile, read_summary
+from jobs.storage.manifest import CarriedEntry, PublishedFile, read_carried, read_summary
 from jobs.storage.receipt import read_receipt, read_receipt_head, with_repair
 from jobs.storage.run_folder import RunFolder
-from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging
+from jobs.storage.staging import MANIFEST, RECEIPT, Repair, Staging, own_names
 from jobs.verify.dataset import VerifyReport
 
 
@@ -46,7 +49,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
     _check_owner(folder, staging)
     carried: dict[str, Fetched] = {}
     if plan.options.packs:
-        parts, carried = repair_packed.divide(folder, plan, report)
+        parts, carried = _divide(folder, plan, report)
         forgotten = plan.parts()
     else:
         among_data = read_receipt(folder.receipt).records_among_data
@@ -60,7 +63,7 @@ def reset_damaged(folder: RunFolder, plan: Plan, report: VerifyReport) -> Repair
         folder.manifest(part).unlink(missing_ok=True)
     missing = []
     for shard_id in dict.fromkeys(part.shard for part in parts):
-        if shard_id not in carried and not repair_packed.is_here(folder.load_fetched(shard_id)):
+        if shard_id not in carried and not _is_here(folder.load_fetched(shard_id)):
             folder.fetched(shard_id).unlink(missing_ok=True)
             missing.append(shard_id)
     staging.receipt.unlink(missing_ok=True)
@@ -96,6 +99,83 @@ def _check_owner(folder: RunFolder, staging: Staging) -> None:
         )
     if not folder.receipt.exists():
         atomic.write_bytes(folder.receipt, staging.receipt.read_bytes())
+
+
+# Packed files ------------------------------------------------------------------------------------
+
+
+def _divide(
+    folder: RunFolder, plan: Plan, report: VerifyReport
+) -> tuple[tuple[Part, ...], dict[str, Fetched]]:
+    """The parts to extract again, and new evidence of the shards whose other parts are carried.
+
+    A shard has members of many parts. Those that are not damaged are carried over as in an update
+    (``carrying``); a part is extracted again if one of its members is damaged, or is not known.
+    Writes the manifests of the carried parts (``RunFolder.carried``). Raises ``OSError``.
+    """
+    receipt = read_receipt(folder.receipt)
+    same = {shard.id: shard for shard in plan.shards}
+    carry = carrying.plan_carry(folder, plan, receipt, same, repairs=True)
+    carry.write_manifests(folder)
+    damaged = _damaged_parts(folder, plan, carry, report)
+    evidence = {}
+    left = dict.fromkeys(plan.parts())
+    for shard_id, whole in carry.evidence.items():
+        parts = [part for part in carry.manifests if part.shard == shard_id]
+        found = whole
+        if not damaged.isdisjoint(parts):
+            before = folder.load_fetched(shard_id)
+            if before is None or not _is_here(before):
+                continue  # downloaded again, and extracted in the same pass
+            # The records of all parts are one range, so these are extracted together.
+            parts = [
+                part
+                for part in parts
+                if part not in damaged and not read_summary(folder.manifest(part)).has_records
+            ]
+            indices = tuple(part.index for part in parts)
+            found = structs.replace(before, carried=Carried(plan.dest, parts=indices))
+        evidence[shard_id] = found
+        for part in parts:
+            del left[part]
+    return tuple(left), evidence
+
+
+def _is_here(fetched: Fetched | None) -> bool:
+    """Whether the archive of a shard can be read."""
+    if fetched is None or fetched.carried is not None:
+        return False
+    files = (*fetched.files, *filter(None, [fetched.plain]))
+    return all(Path(file).exists() for file in files)
+
+
+def _damaged_parts(
+    folder: RunFolder, plan: Plan, carry: CarryPlan, report: VerifyReport
+) -> set[Part]:
+    """The parts of ``carry`` with a member that is damaged or not known."""
+    if report.bad > len(report.damaged):
+        return set(carry.manifests)  # not all damaged shards are listed
+    shards = frozenset(damage.path for damage in report.damaged)
+    without = own_names(plan.options)
+    with PublishedMembers(Path(plan.dest)) as published:
+        return {
+            part
+            for part in carry.manifests
+            if not all(
+                _is_whole(entry, shards, published)
+                for entry in read_carried(folder.carried(part))
+                if entry.offset is not None and entry.path not in without
+            )
+        }
+
+
+def _is_whole(entry: CarriedEntry, damaged: frozenset[str], published: PublishedMembers) -> bool:
+    return entry.shard is not None and (
+        entry.shard not in damaged or published.is_whole(entry.shard, place_of(entry), entry.crc32)
+    )
+
+
+# Finalize ----------------------------------------------------------------------------------------
 
 
 def repair_in_progress(context: FinalizeContext) -> RepairState | None:

@@ -4,6 +4,6 @@
 ``write_pool`` writes them inline while the disk is fast and in threads while it is slow.
 ``container`` is the one file that a part's members go to where they are packed. ``base`` is what
 an output provides that packs them into shards, ``registry`` finds it by its name: ``webdataset``,
-with ``tar_writer``, ``zip``, and ``squashfs``, with ``squashfs_tables`` and ``squashfs_reader``.
+``zip``, and ``squashfs``, with ``squashfs_tables`` and ``squashfs_reader``.
 ``published_members`` reads the members of published shards.
 """

@@ -8,8 +8,8 @@ from pathlib import Path
 from jobs.outputs import registry
 from jobs.outputs.base import Stored
 from jobs.storage import digest
+from jobs.storage.blocks import OpenFiles
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_published
-from jobs.storage.open_files import OpenFiles
 from jobs.storage.staging import MANIFEST
 
 

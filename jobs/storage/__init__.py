@@ -1,9 +1,7 @@
 """Names and formats of files on disk, and safe ways to write them.
 
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
-``folder_listing`` are the two lists of files, ``blocks`` reads files in pieces;
-``receipt`` is the form of a dataset's receipt;
-``safe_paths`` checks names of members. ``open_files`` keeps files open that are read again and
-again. ``atomic`` replaces files atomically, ``write_behind`` flushes files in the background,
-``digest`` hashes.
+``folder_listing`` are the two lists of files, ``receipt`` is the form of a dataset's receipt;
+``safe_paths`` checks names of members. ``blocks`` reads files in pieces, ``atomic`` replaces files
+atomically, ``write_behind`` flushes files in the background, ``digest`` hashes.
 """

@@ -1,13 +1,19 @@
-"""Reads files in blocks: all bytes, a range, or complete lines."""
+"""Reads files in blocks: all bytes, a range, or complete lines; and files that are read often."""
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
+
+Self = TypeVar("Self", bound="OpenFiles")
 
 _BLOCK = 1 << 20  # bytes
 _STEP = 1 << 16  # bytes read at a time while looking for a line's end
+_MOST_OPEN = 64  # files
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 def blocks(file: Path | int) -> Iterator[bytes]:
@@ -58,3 +64,30 @@ def line_blocks(fd: int, begin: int, end: int, *, longest: int | None = None) ->
             data = os.pread(fd, length if longest is None else min(length, longest), begin)
         yield data[:length]
         begin += length
+
+
+class OpenFiles:
+    """Files that are read again and again, of which only some are open at a time.
+
+    They are opened as needed, never through a link. For one thread.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def descriptor(self, path: Path) -> int:
+        """The file, open for reading; valid until the next call. Raises ``OSError``."""
+        fd = self._open.pop(path, None)
+        if fd is None:
+            if len(self._open) >= _MOST_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            fd = os.open(path, _READ)
+        self._open[path] = fd
+        return fd
+
+    def __enter__(self: Self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])

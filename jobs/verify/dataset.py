@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from jobs.errors import OrchestrateError, VerificationError
 from jobs.model import SCHEMA, Verify
+from jobs.runtime.forks import Fork, LostError, Send, gather
 from jobs.runtime.progress import Progress
 from jobs.storage import digest
 from jobs.storage.blocks import blocks
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
-from jobs.verify import processes
-from jobs.verify.slices import Damage, SliceReport, damaged_members
+from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
 
 _PER_WORKER = 8  # slices, so that all workers finish at about the same time
+_REPORT_FILES, _REPORT_BYTES = 2000, 64 << 20  # after which a process tells its parent
 _SHOWN = 10  # damaged files, at most, in the report's lines
 
 
@@ -57,7 +61,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
     if not (path / MANIFEST).is_file():
         return _refused(path, f"{MANIFEST} is missing", deep=deep, run_id=receipt.run_id)
     algorithm = receipt.manifest.digest if deep else None
-    children = processes.start(path, range(count), count, deep=algorithm, workers=workers)
+    children = _start(path, range(count), count, deep=algorithm, workers=workers)
     # In the meantime, the checks that one process does.
     try:
         fault = _manifest_fault(path, receipt)
@@ -70,7 +74,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
         for child in children:
             child.end()
         return _refused(path, fault, deep=deep, run_id=receipt.run_id)
-    found = processes.merged(children, progress)
+    found = _merged(children, progress)
     return _report(path, receipt, found, on_disk, deep=deep)
 
 
@@ -87,8 +91,8 @@ def verify_slice(
         raise VerificationError(f"{path}: {receipt}")
     algorithm = receipt.manifest.digest if deep else None
     mine = range(index * workers, (index + 1) * workers)
-    children = processes.start(path, mine, count * workers, deep=algorithm, workers=workers)
-    return processes.merged(children, progress)
+    children = _start(path, mine, count * workers, deep=algorithm, workers=workers)
+    return _merged(children, progress)
 
 
 def conclude(path: Path, shares: list[SliceReport], *, deep: bool) -> VerifyReport:
@@ -242,3 +246,61 @@ def _lines(
         lines.append(f"✗ … and {found.bad - _SHOWN} more")
     lines.append(f"✗ Dataset verification failed for {found.bad} of {found.files} files ({how})")
     return tuple(lines)
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+class _Checked(NamedTuple):
+    """Numbers that a process has checked since its last message."""
+
+    files: int
+    bytes: int
+
+
+def _check(root: Path, slices: Sequence[int], count: int, deep: str | None, send: Send) -> None:
+    files = total = 0
+
+    def on_checked(new_files: int, new_bytes: int) -> None:
+        nonlocal files, total
+        files += new_files
+        total += new_bytes
+        if files >= _REPORT_FILES or total >= _REPORT_BYTES:
+            send(_Checked(files, total))
+            files = total = 0
+
+    report = SliceReport()
+    for index in slices:
+        report.merge(check_slice(root, index, count, deep=deep, on_checked=on_checked))
+    send(_Checked(files, total))
+    send(report)
+
+
+def _start(
+    root: Path, slices: Sequence[int], count: int, *, deep: str | None, workers: int
+) -> list[Fork]:
+    """Start processes that share the slices; the caller merges their reports or ends them."""
+    workers = max(1, min(workers, len(slices)))
+    return [
+        Fork(partial(_check, root, slices[place::workers], count, deep)) for place in range(workers)
+    ]
+
+
+def _merged(forks: Sequence[Fork], progress: Progress) -> SliceReport:
+    """Wait for all processes and merge their reports; always ends them.
+
+    Raises ``VerificationError`` if one failed, ``Stopped`` if ``progress`` is stopped.
+    """
+    report = SliceReport()
+    try:
+        for message in gather(forks, progress):
+            if isinstance(message, _Checked):
+                progress.add(files=message.files, bytes=message.bytes)
+            else:
+                report.merge(message)
+    except LostError as error:
+        raise VerificationError(f"the check failed: {error.message}") from error
+    except (OSError, msgspec.DecodeError) as error:
+        fact = f"{type(error).__name__}: {error}"
+        raise VerificationError(f"a checking process failed: {fact}") from error
+    return report

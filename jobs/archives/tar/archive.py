@@ -14,7 +14,7 @@ from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
-from jobs.archives.tar.member_index import MemberIndex, MemberIndexBuilder
+from jobs.archives.tar.member_index import MemberIndex, Streamed
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard
@@ -197,14 +197,14 @@ class TarArchive:
                 if reader.header_offset > _HEAD:
                     return
 
-    def build_index(self) -> MemberIndex:
-        """The member index of the archive with one part."""
-        table = MemberIndexBuilder(self._options)
+    def index(self) -> Streamed:
+        """The index of the members, for one part."""
+        table = MemberIndex(self._options)
         with self._reader(headers_only=True) as reader:
             for member in reader.members():
                 table.add(member)
             last = Cut(reader.header_offset, table.members, reader.globals)
-        return table.finish((Cut(0, 0), last))
+        return table.result(self._fetched.format, (Cut(0, 0), last))
 
 
 def _size_of(fetched: Fetched) -> int:

@@ -1,26 +1,33 @@
-"""The index of a tar's members: where to cut it into parts, and how much it contains."""
+"""What one pass over a shard finds: where to cut a tar into parts, and how much it contains."""
 
 from __future__ import annotations
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from jobs.archives.base import Member, MemberKind
 from jobs.archives.member_names import NameHashes, TopFolder
-from jobs.model import Cut, Options
+from jobs.model import Cut, Fetched, Format, Options
 
 
-class MemberIndex(Struct, frozen=True):
-    """The fields of ``Fetched`` for a shard with several parts."""
+class Streamed(Struct, frozen=True):
+    """The result of one pass over a shard: fields of ``Fetched``; all but the first are a tar's."""
 
-    cuts: tuple[Cut, ...]
-    members: int
-    data_bytes: int
-    superseded: tuple[int, ...]
-    top: str | None
+    format: Format
+    plain: str | None = None
+    plain_start: int = 0
+    cuts: tuple[Cut, ...] = ()
+    members: int | None = None
+    data_bytes: int | None = None
+    superseded: tuple[int, ...] = ()
+    top: str | None = None
+
+    def applied(self, fetched: Fetched) -> Fetched:
+        """``fetched`` with the result."""
+        return structs.replace(fetched, **structs.asdict(self))
 
 
-class MemberIndexBuilder:
-    """Builds the index from members in their order, in bounded memory."""
+class MemberIndex:
+    """Collects a tar's members in their order, in bounded memory."""
 
     def __init__(self, options: Options) -> None:
         self._names = NameHashes()
@@ -37,8 +44,17 @@ class MemberIndexBuilder:
         self.members += 1
         self._data_bytes += member.size
 
-    def finish(self, cuts: tuple[Cut, ...]) -> MemberIndex:
-        """The index of all members; ``cuts``: where the parts begin, and the end."""
-        return MemberIndex(
-            cuts, self.members, self._data_bytes, self._names.superseded(), self.top_folder.top
+    def result(
+        self, format: Format, cuts: tuple[Cut, ...], plain: str | None = None, plain_start: int = 0
+    ) -> Streamed:
+        """The result for all members; ``cuts``: where the parts begin, and the end."""
+        return Streamed(
+            format,
+            plain,
+            plain_start,
+            cuts,
+            self.members,
+            self._data_bytes,
+            self._names.superseded(),
+            self.top_folder.top,
         )

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from isal import isal_zlib
-from msgspec import Struct, structs
 
 from jobs.archives.base import Member, MemberKind, TopChanged, label_of
 from jobs.archives.detect import TARS, read_head, sniff
@@ -23,11 +22,11 @@ from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder
 from jobs.archives.streams import Prefetch, open_blocks
 from jobs.archives.tar.cursor import Cursor
-from jobs.archives.tar.member_index import MemberIndex, MemberIndexBuilder
+from jobs.archives.tar.member_index import MemberIndex, Streamed
 from jobs.archives.tar.plain_copy import PlainCopy
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError
-from jobs.model import Cut, Fetched, Format, Options, Part, Shard, Span
+from jobs.model import Cut, Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import SampleEnds, quoted
 
 _UNKNOWN = 1 << 50  # bytes; used as the size of an archive whose source does not state it
@@ -46,31 +45,6 @@ class Arriving(Protocol):
 
 class Contradiction(Exception):
     """The archive's bytes differ from those that a finished part was made from."""
-
-
-class Streamed(Struct, frozen=True):
-    """The result of one pass over a shard."""
-
-    format: Format
-    plain: str | None = None  # the inflated tar from ``plain_start`` on
-    plain_start: int = 0
-    member_index: MemberIndex | None = None  # None if it is not a tar
-
-    def applied(self, fetched: Fetched) -> Fetched:
-        """``fetched`` with the result."""
-        fetched = structs.replace(fetched, format=self.format)
-        if self.member_index is None:
-            return fetched
-        return structs.replace(
-            fetched,
-            plain=self.plain,
-            plain_start=self.plain_start,
-            cuts=self.member_index.cuts,
-            members=self.member_index.members,
-            data_bytes=self.member_index.data_bytes,
-            superseded=self.member_index.superseded,
-            top=self.member_index.top,
-        )
 
 
 class NeedsAnotherPass(ArchiveError):
@@ -126,7 +100,7 @@ class TarStream:
         self._cursor = Cursor(chain(head, self._recent))
         length = size if self.format is Format.TAR else None
         self._reader = TarReader(self._cursor, self._limits, length=length)
-        self._table = MemberIndexBuilder(options)
+        self._table = MemberIndex(options)
         self._names: deque[bytes] = deque(maxlen=SampleEnds.MOST + 1)  # of the last members
         self._uncut = 0  # an offset before which the current part does not end
         self._members = self._reader.members()
@@ -300,7 +274,7 @@ class TarStream:
             return Streamed(self.format)
         plain = None if self._copy is None else self._copy.finish()
         start = 0 if plain is None else self._plain_start
-        return Streamed(self.format, plain, start, self._table.finish(tuple(self._cuts)))
+        return self._table.result(self.format, tuple(self._cuts), plain, start)
 
     def close(self) -> None:
         """Stop reading, and discard an unfinished plain copy."""

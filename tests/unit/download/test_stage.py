@@ -15,7 +15,7 @@ from msgspec import structs
 from examples import samples
 from jobs.archives.registry import open_archive
 from jobs.download import shard
-from jobs.download.hashing import check_unchanged
+from jobs.download.shard import check_unchanged
 from jobs.download.stage import run_download
 from jobs.errors import Cause, SourceError
 from jobs.model import Digest, Format, ItemResult, Options, Outcome, Part, Plan, SourceKind

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.archives.tar.stream import Streamed, TarStream
+from jobs.archives.tar.member_index import Streamed
+from jobs.archives.tar.stream import TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
@@ -71,10 +72,10 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> Run:
 def test_every_part_is_written_and_is_where_the_evidence_says(run: Run) -> None:
     streamed = _stream(run)
     assert run.tree() == FILES
-    assert streamed.member_index is not None and streamed.member_index.members == COUNT
+    assert streamed.members == COUNT
     spans = [run.summary(part).span for part in run.parts]
     cuts = [span.start for span in spans if span] + [spans[-1].end if spans[-1] else None]
-    assert tuple(cuts) == streamed.member_index.cuts
+    assert tuple(cuts) == streamed.cuts
     assert sum(run.summary(part).members for part in run.parts) == COUNT
 
 
@@ -194,7 +195,7 @@ def test_a_top_folder_that_changes_late_leaves_no_file_under_a_wrong_name(tmp_pa
     files = {f"top/{name}": data for name, data in FILES.items()} | {"other/x.txt": b"x"}
     run = _run(tmp_path, _tar(files), options=structs.replace(OPTIONS, strip_components=None))
     streamed = _stream(run)
-    assert streamed.member_index is not None and streamed.member_index.top is None
+    assert streamed.cuts and streamed.top is None
     assert run.tree() == files
 
 
@@ -206,7 +207,7 @@ def test_a_member_at_fault_costs_its_part_alone(tmp_path: Path) -> None:
     streamed = _stream(run)
     done = {path.name for path in run.folder.manifests.glob("*.jsonl")}
     assert len(done) == PARTS - 1
-    assert streamed.member_index is not None and streamed.member_index.members == COUNT + 1
+    assert streamed.members == COUNT + 1
     assert not (tmp_path / "dest" / ".incoming" / "run" / "evil").exists()
 
 
@@ -235,7 +236,7 @@ def test_when_extraction_cannot_keep_up_the_rest_goes_to_a_plain_copy(
     arrivals = _arriving(tmp_path / "a.tar.gz")
     arrivals.finish()
     streamed = _stream(run, [arrivals], spills=True)
-    assert streamed.plain is not None and streamed.member_index is not None
+    assert streamed.plain is not None and streamed.cuts
     evidence = _fetched(run, streamed)
     reader = reader_of(evidence, run.plan.shards[0], OPTIONS)
     found: dict[str, tuple[int, str]] = {}

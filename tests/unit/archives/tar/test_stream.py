@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from jobs.archives.tar.stream import Arriving, Streamed
+from jobs.archives.tar.member_index import Streamed
+from jobs.archives.tar.stream import Arriving
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
@@ -103,4 +104,4 @@ def test_what_is_no_tar_has_nothing_to_cut(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(b"{}\n" * 99))
     streamed = _read(path, lambda: _Bytes(path.read_bytes()))
-    assert (streamed.format, streamed.plain, streamed.member_index) == (Format.GZ, None, None)
+    assert (streamed.format, streamed.plain, streamed.cuts) == (Format.GZ, None, ())

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.outputs import tar_writer
+from jobs.outputs import webdataset
 from jobs.outputs.base import create
-from jobs.outputs.tar_writer import TarWriter
+from jobs.outputs.webdataset import TarWriter
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ from jobs.outputs.tar_writer import TarWriter
 def test_a_short_header_is_the_one_that_tarfile_makes(name: bytes, size: int) -> None:
     info = tarfile.TarInfo(name.decode())
     info.size, info.mtime = size, 315_532_800
-    assert tar_writer.header(name, size) == info.tobuf(tarfile.GNU_FORMAT, "utf-8")
+    assert webdataset.header(name, size) == info.tobuf(tarfile.GNU_FORMAT, "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_every_name_comes_back(tmp_path: Path, name: bytes) -> None:
 
 
 def test_a_size_of_more_than_eight_gigabytes_is_told() -> None:
-    info = tarfile.TarInfo.frombuf(tar_writer.header(b"big", 9 << 30), "utf-8", "strict")
+    info = tarfile.TarInfo.frombuf(webdataset.header(b"big", 9 << 30), "utf-8", "strict")
     assert info.size == 9 << 30
 
 
