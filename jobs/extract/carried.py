@@ -22,8 +22,8 @@ from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
+from jobs.extract.targets import Container
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
-from jobs.outputs.container import Container
 from jobs.outputs.files import mode_of, own_write_error, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.progress import Progress

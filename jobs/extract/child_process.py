@@ -147,21 +147,9 @@ class PartsProcess:
         from jobs.extract.streaming import ShardStream
 
         self._extractor.close()  # it may be deleted meanwhile
-        files = [Path(path) for path in order.files]
+        arrivals = self._arrivals if order.arriving else None
         stream = ShardStream(
-            self._folder,
-            self._plan,
-            self._plan.shard(order.shard),
-            files,
-            self._arrivals if order.arriving else None,
-            self._progress,
-            extracts=order.extracts,
-            spills=order.spills,
-            copies=order.copies,
-            turn=order.turn,
-            turns=order.turns,
-            stored=order.window is None,
-            on_part=self._begins,
+            self._folder, self._plan, order, arrivals, self._progress, self._begins
         )
         try:
             done = Done(stream.run())

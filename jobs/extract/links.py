@@ -9,12 +9,11 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from isal import isal_zlib
-
 from jobs.archives.base import Archive, Member, MemberKind, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
+from jobs.storage.digest import Sums
 from jobs.storage.safe_paths import quoted, safe_path, text_of, unsafe
 
 MOST_PENDING = 20_000  # links in memory until their targets are looked up
@@ -171,11 +170,8 @@ class Resolver:
         """Whether the file on disk has the content that the entry describes."""
         if not self._shares:
             return True
-        size, crc = 0, 0
-        for block in self._read(entry):
-            size += len(block)
-            crc = isal_zlib.crc32(block, crc)
-        return (size, f"{crc:08x}") == (entry.size, entry.crc32)
+        sums = Sums.of("crc32", self._read(entry))
+        return (sums.size, sums.crc32) == (entry.size, entry.crc32)
 
     def _copy_of(self, link: Pending, entry: Entry) -> Member:
         return Member(

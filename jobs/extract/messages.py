@@ -37,12 +37,16 @@ class Stream(Struct, frozen=True, tag=True):
     files: tuple[str, ...]  # paths of the complete files; a partial file's name ends in ``.part``
     arriving: bool  # ``Arrived`` messages report each file; otherwise all are complete
     extracts: bool = True  # False: only write the plain copy and the member table
-    spills: bool = False  # if writing is slower than the download, copy the rest to a plain tar
-    copies: bool = True  # whether a plain copy may be written
-    # Of a zip, each ``turns``-th part, from ``turn`` on; other processes extract the others.
+    # Once reading is more than a part behind the download, write the rest to the plain copy too,
+    # for other tasks.
+    spills: bool = False
+    copies: bool = True  # False: no plain copy; whoever extracts the rest decompresses it again
+    # Of a zip, each ``turns``-th part, from ``turn`` on; other processes extract the others. If
+    # ``turn`` is not 0, nothing of a tar.
     turn: int = 0
     turns: int = 1
-    window: Window | None = None  # the file is not stored: only some of its bytes at a time
+    # The file is not stored, only some of its bytes at a time: what needs a second pass fails.
+    window: Window | None = None
 
 
 class Arrived(Struct, frozen=True, tag=True):

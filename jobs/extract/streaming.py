@@ -17,6 +17,7 @@ from jobs.archives.tar.member_index import Streamed
 from jobs.archives.tar.stream import Arriving, Contradiction, NeedsAnotherPass, TarStream
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
+from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
 from jobs.extract.part_job import PartJob
 from jobs.extract.targets import remove_files
@@ -37,48 +38,31 @@ log = logging.getLogger(__name__)
 class ShardStream:
     """Extracts the parts of one archive in order, and builds the member table of a tar.
 
-    ``arrivals``: what has arrived of each of ``files``; None if all are complete. A part that an
-    earlier attempt finished is skipped, and stays if it was made from the same bytes.
-    ``extracts=False`` only builds the table and writes the plain copy. ``spills``: once reading is
-    more than a part behind the download, the rest goes to the plain copy too, for other tasks.
-    ``copies=False``: no plain copy is written; whoever extracts the rest decompresses it again.
-
-    A zip is only extracted while it arrives: its directory is fetched first, and what is not
-    extracted when it is complete is left. ``turn``, ``turns``: of a zip, this stream extracts each
-    ``turns``-th part from ``turn`` on; if ``turn`` is not 0, nothing of a tar.
-
-    ``stored=False``: the archive cannot be read a second time, so what needs that is an error.
+    ``arrivals``: what has arrived of each of the order's files; None if all are complete. A part
+    that an earlier attempt finished is skipped, and stays if it was made from the same bytes. A zip
+    is only extracted while it arrives: its directory is fetched first, and what is not extracted
+    when it is complete is left. ``on_part`` is called with each part before it is extracted, and
+    with None after it.
     """
 
     def __init__(
         self,
         folder: RunFolder,
         plan: Plan,
-        shard: Shard,
-        files: Sequence[Path],
+        order: Stream,
         arrivals: Sequence[OrderedBytes] | None,
         progress: Progress,
-        *,
-        extracts: bool = True,
-        spills: bool = False,
-        copies: bool = True,
-        turn: int = 0,
-        turns: int = 1,
-        stored: bool = True,
         on_part: Callable[[Part | None], None] = lambda part: None,
     ) -> None:
         self._folder = folder
         self._plan = plan
-        self._shard = shard if arrivals is not None else _as_it_is(shard, files)
-        self._files = files
+        self._order = order
+        self._files = [Path(path) for path in order.files]
+        shard = plan.shard(order.shard)
+        self._shard = shard if arrivals is not None else _as_it_is(shard, self._files)
         self._arrivals = arrivals
         self._progress = progress
-        self._extracts = extracts
-        self._spills = spills
-        self._copies = copies
-        self._turn = turn
-        self._turns = turns
-        self._stored = stored
+        self._stored = order.window is None  # otherwise the archive can be read only once
         self._on_part = on_part
         self._parts = list(shard.each_part())
         self._top: tuple[str | None] | None = None
@@ -121,14 +105,14 @@ class ShardStream:
     def _read(self) -> Streamed:
         if self._is_arriving_zip():
             return self._read_zip()
-        if self._turn:
+        if self._order.turn:
             return Streamed(Format.TAR)
         stream = TarStream(
             self._openers(),
             self._shard,
             self._plan.options,
             top=self._top,
-            plain=Staging(self._plan).plain(self._shard.id) if self._copies else None,
+            plain=Staging(self._plan).plain(self._shard.id) if self._order.copies else None,
             check=self._progress.check,
         )
         try:
@@ -155,9 +139,11 @@ class ShardStream:
     def _read_zip(self) -> Streamed:
         """Extract parts as their bytes arrive, and wait for the verified end."""
         assert self._arrivals is not None
-        if not self._extracts:
+        if not self._order.extracts:
             return Streamed(Format.ZIP)
-        self._parts = [part for part in self._parts if part.index % self._turns == self._turn]
+        self._parts = [
+            part for part in self._parts if part.index % self._order.turns == self._order.turn
+        ]
         (arrivals,) = self._arrivals
         with closing(arrivals.at_any_offset()) as arriving:
             stream = ZipStream(arriving, self._shard, self._plan.options)
@@ -205,7 +191,7 @@ class ShardStream:
             if not copies and finished is not None:
                 stream.skip(part, finished)
                 continue
-            if not copies and (not self._extracts or self._lags(stream)):
+            if not copies and (not self._order.extracts or self._lags(stream)):
                 stream.copy_rest()
                 copies = True
             if copies:
@@ -237,7 +223,7 @@ class ShardStream:
 
     def _finished(self, part: Part) -> Span | None:
         """The span of a part that an earlier attempt finished; None if it is not finished."""
-        if not self._extracts:
+        if not self._order.extracts:
             return None
         path = self._folder.manifest(part)
         try:
@@ -251,7 +237,7 @@ class ShardStream:
         return summary.span
 
     def _lags(self, stream: TarStream) -> bool:
-        if not self._spills or self._arrivals is None:
+        if not self._order.spills or self._arrivals is None:
             return False
         arrived = sum(each.prefix for each in self._arrivals)
         return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)

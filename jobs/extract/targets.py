@@ -5,31 +5,30 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from jobs.archives.base import Member
 from jobs.extract.content import CheckedContent
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Part, Plan, Shard, ShardKind
-from jobs.outputs.container import Container
 from jobs.outputs.files import (
-    MetadataRestorer,
     is_hole,
+    make_link,
     member_write_error,
     mode_of,
     own_write_error,
 )
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
-from jobs.storage.blocks import blocks
+from jobs.storage.blocks import blocks, read_range
 from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
+_BUFFER = 1 << 20  # bytes that are written at once
 # A file whose content is in one piece: its path below the data folder, and its member.
 Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
 
-class Target(Protocol):
+class Target:
     """Takes the members of one part. Methods raise ``StorageError`` where a disk refuses, and
     ``ArchiveError`` where a path of the archive cannot be written."""
 
@@ -41,46 +40,46 @@ class Target(Protocol):
         ``path`` is relative to the data folder; ``keeps_relative_paths``: paths of files relative
         to each other are those in the shard.
         """
-        ...
+        raise NotImplementedError
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
         """As ``put``, for files without links, whose content was taken."""
-        ...
+        raise NotImplementedError
 
     def folder(self, path: bytes, mode: int) -> None:
         """Have a folder of the archive, with its permission bits where these are kept."""
-        ...
 
     def drain(self) -> None:
         """Return once all that was put can be read."""
-        ...
+        raise NotImplementedError
 
     def read(self, entry: Entry) -> Iterator[memoryview]:
         """The bytes of a member that was put, after ``drain``."""
-        ...
+        raise NotImplementedError
 
     def undo(self, entries: Iterable[Entry]) -> None:
-        """Take back what was put."""
-        ...
+        """Take back what was put; a part's next container begins at the start of the file."""
 
     def finish(self) -> int | None:
         """End writing, after the last member; the size of the container, None for files."""
-        ...
+        self.drain()
+        return None
 
     def sync(self) -> None:
         """Make durable what is part of the dataset as it is; may be called in another thread."""
-        ...
 
     def close(self) -> None:
         """Let go of everything; what was not finished may be lost."""
-        ...
+        raise NotImplementedError
 
 
-class FileTree:
-    """Every member becomes a file below the data folder."""
+class FileTree(Target):
+    """Every member becomes a file below the data folder.
+
+    A copy of a local folder keeps links within it, holes, permission bits and mostly times.
+    """
 
     def __init__(self, plan: Plan, shard: Shard) -> None:
-        self._options = plan.options
         self._label = shard.name
         self._data = data = Staging(plan).data
         try:
@@ -90,10 +89,8 @@ class FileTree:
         self._root = os.fsencode(data)
         self._folders = Folders(data, archive=self._label)
         self._writers = WritePool(self._disk_error)
-        self._metadata = MetadataRestorer(
-            wanted=shard.kind is ShardKind.TREE, times=self._options.folder_times
-        )
-        self._sets_times = self._options.preserve_times or self._metadata.sets_times
+        options, self._copies = plan.options, shard.kind is ShardKind.TREE
+        self._sets_times = options.preserve_times or (self._copies and options.folder_times)
 
     def _disk_error(self, error: OSError, path: bytes) -> Exception:
         return member_write_error(error, path, archive=self._label, root=os.fsdecode(self._root))
@@ -101,25 +98,26 @@ class FileTree:
     def put(
         self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
     ) -> int | None:
-        """See ``Target.put``."""
         place = self._folders.place(path)
         chunks = content.through(member.chunks)
         # Only of a folder that is copied: what an archive says of targets is not to be trusted.
-        if self._metadata.wanted and member.target != b"" and keeps_relative_paths:
+        if self._copies and member.target != b"" and keeps_relative_paths:
             for _ in chunks:
                 pass  # counted, hashed and checked like every file, but written once
             self._writers.drain()
-            self._make_link(path, place, member.target, _mtime_ns(member))
+            try:
+                make_link(place, member.target, self._metadata_of(member)[0])
+            except OSError as error:
+                raise self._disk_error(error, path) from error
         else:
             self._write(path, place, member, chunks)
         return None
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
-        """See ``Target.put_whole``."""
         paths, small = [], []
         for path, member, _, data in files:
             place = self._folders.place(path)
-            if self._metadata.wanted and is_hole(data):
+            if self._copies and is_hole(data):
                 self._write(path, place, member, (data,))
                 continue
             paths.append(path)
@@ -137,61 +135,109 @@ class FileTree:
             chunks,
             member.size,
             *self._metadata_of(member),
-            sparse=self._metadata.wanted,
+            sparse=self._copies,
         )
 
     def _metadata_of(self, member: Member) -> tuple[int | None, int | None]:
         """The modification time and the permission bits to set, as in ``write_file``."""
         return (
             _mtime_ns(member) if self._sets_times else None,
-            member.mode & 0o777 if self._metadata.wanted else None,
+            member.mode & 0o777 if self._copies else None,
         )
 
-    def _make_link(self, path: bytes, place: bytes, target: bytes, mtime_ns: int) -> None:
-        try:
-            self._metadata.link(place, target, mtime_ns)
-        except OSError as error:
-            raise self._disk_error(error, path) from error
-
     def folder(self, path: bytes, mode: int) -> None:
-        """See ``Target.folder``."""
         self._folders.make(path)
-        self._metadata.folder(self._root + b"/" + path, mode)
+        if self._copies:  # the owner keeps all rights, to write more files
+            os.chmod(self._root + b"/" + path, mode & 0o777 | 0o700)  # noqa: PTH101
 
     def drain(self) -> None:
-        """See ``Target.drain``."""
         self._writers.drain()
 
     def read(self, entry: Entry) -> Iterator[memoryview]:
-        """See ``Target.read``."""
         place = self._root + b"/" + path_of(entry)
         for block in blocks(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)):
             yield memoryview(block)
 
     def undo(self, entries: Iterable[Entry]) -> None:
-        """See ``Target.undo``."""
         self._writers.drain()
         remove_files(self._data, entries)
 
-    def finish(self) -> int | None:
-        """See ``Target.finish``."""
-        self._writers.drain()
-        return None
-
     def sync(self) -> None:
-        """See ``Target.sync``."""
         try:
             self._file_system.sync()
         except OSError as error:
             raise own_write_error(error, self._data) from error
 
     def close(self) -> None:
-        """See ``Target.close``."""
         self._writers.close()
         self._file_system.close()
 
 
-class PackedPart:
+class Container:
+    """One file that holds the members of a part one after the other, if a dataset is packed.
+
+    Appends members from the start of ``path``; ``finish`` cuts it to what was written.
+
+    What an earlier attempt left is written over without truncation, as with files: an older process
+    of the same task writes the same bytes. All methods raise ``OSError``.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        self._buffer = memoryview(bytearray(_BUFFER))
+        self._filled = 0  # bytes of the buffer
+        self._flushed = 0  # bytes of the file
+
+    def append(self, chunks: Iterable[memoryview]) -> int:
+        """Write a member; the offset of its first byte."""
+        offset = self._flushed + self._filled
+        for chunk in chunks:
+            if self._filled + len(chunk) > _BUFFER:
+                self.flush()
+            if len(chunk) > _BUFFER:
+                self._write(chunk)
+            else:
+                self._buffer[self._filled : self._filled + len(chunk)] = chunk
+                self._filled += len(chunk)
+        return offset
+
+    def go_on_at(self, offset: int) -> None:
+        """Write what comes next at ``offset``, and leave what is before it as it is."""
+        if offset != self._flushed + self._filled:
+            self.flush()
+            self._flushed = offset
+
+    def flush(self) -> None:
+        """Write out what is buffered, so that ``read`` finds it."""
+        data = self._buffer[: self._filled]
+        self._filled = 0
+        self._write(data)
+
+    def _write(self, data: memoryview) -> None:
+        while data:
+            done = os.pwrite(self._fd, data, self._flushed)
+            self._flushed += done
+            data = data[done:]
+
+    def read(self, offset: int, size: int) -> Iterator[memoryview]:
+        """The ``size`` bytes from ``offset`` on, which were flushed; fewer if the file is cut."""
+        return read_range(self._fd, offset, size)
+
+    def finish(self) -> int:
+        """Have everything in the file, and nothing behind it, and close it; its size in bytes."""
+        self.flush()
+        os.ftruncate(self._fd, self._flushed)
+        self.close()  # NFS reports here what it could not write
+        return self._flushed
+
+    def close(self) -> None:
+        """Let go of the file; what is buffered is dropped."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class PackedPart(Target):
     """Every member is appended to the part's container; folders, modes and times are not kept.
 
     The container is not made durable: finalize compares what it copies with the manifest, and a
@@ -209,11 +255,9 @@ class PackedPart:
     def put(
         self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
     ) -> int | None:
-        """See ``Target.put``."""
         return self._append(content.through(member.chunks))
 
     def put_whole(self, files: Sequence[Whole]) -> Sequence[int | None]:
-        """See ``Target.put_whole``."""
         return [self._append((data,)) for _, _, _, data in files]
 
     def _append(self, chunks: Iterable[memoryview]) -> int:
@@ -222,36 +266,23 @@ class PackedPart:
         except OSError as error:
             raise own_write_error(error, self._path) from error
 
-    def folder(self, path: bytes, mode: int) -> None:
-        """See ``Target.folder``."""
-
     def drain(self) -> None:
-        """See ``Target.drain``."""
         try:
             self._container.flush()
         except OSError as error:
             raise own_write_error(error, self._path) from error
 
     def read(self, entry: Entry) -> Iterator[memoryview]:
-        """See ``Target.read``."""
         assert entry.offset is not None
         return self._container.read(entry.offset, entry.size)
 
-    def undo(self, entries: Iterable[Entry]) -> None:
-        """See ``Target.undo``: the next container of the part begins at the start of the file."""
-
     def finish(self) -> int | None:
-        """See ``Target.finish``."""
         try:
             return self._container.finish()
         except OSError as error:
             raise own_write_error(error, self._path) from error
 
-    def sync(self) -> None:
-        """See ``Target.sync``."""
-
     def close(self) -> None:
-        """See ``Target.close``."""
         self._container.close()
 
 

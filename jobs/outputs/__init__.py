@@ -1,9 +1,8 @@
 """How a dataset is written: as files, or packed.
 
 ``files`` writes members below the data folder, never through a link, with permissions and times;
-``write_pool`` writes them inline while the disk is fast and in threads while it is slow.
-``container`` is the one file that a part's members go to where they are packed. ``base`` is what
-an output provides that packs them into shards, ``registry`` finds it by its name: ``webdataset``,
-``zip``, and ``squashfs``, with ``squashfs_tables`` and ``squashfs_reader``.
+``write_pool`` writes them inline while the disk is fast and in threads while it is slow. ``base``
+is what an output provides that packs them into shards, ``registry`` finds it by its name:
+``webdataset``, ``zip``, and ``squashfs``, with ``squashfs_tables`` and ``squashfs_reader``.
 ``published_members`` reads the members of published shards.
 """

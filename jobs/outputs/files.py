@@ -150,6 +150,20 @@ def set_mtime(place: bytes | int, mtime_ns: int, *, follow_symlinks: bool = True
     os.utime(place, ns=(time.time_ns(), mtime_ns), follow_symlinks=follow_symlinks)
 
 
+def make_link(place: bytes, target: bytes, mtime_ns: int | None) -> None:
+    """Create a link at ``place``, or replace one of an earlier attempt; raises ``OSError``.
+
+    ``mtime_ns``: modification time to set, in nanoseconds since the epoch.
+    """
+    try:
+        os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
+    except FileExistsError:
+        os.unlink(place)  # noqa: PTH108
+        os.symlink(target, place)  # noqa: PTH211
+    if mtime_ns is not None:
+        set_mtime(place, mtime_ns, follow_symlinks=False)
+
+
 # Errors of the path, not of the file system: a fault of the archive.
 _PATH_ERRNOS = {
     errno.EISDIR: TWO_KINDS,
@@ -195,39 +209,3 @@ def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:
         space = f" ({gib:.2f} GiB and {status.f_favail} inodes are free)"
     remedy = _REMEDIES.get(ours.cause, "have the file system or its mount repaired")
     return StorageError(f"{ours.message}{space}; {remedy}, then run `resume`", cause=ours.cause)
-
-
-class MetadataRestorer:
-    """Sets the metadata of folders and links; does nothing if ``wanted`` is false.
-
-    ``times``: set modification times too.
-    """
-
-    def __init__(self, *, wanted: bool, times: bool = True) -> None:
-        self._wanted = wanted
-        self._times = times
-
-    @property
-    def wanted(self) -> bool:
-        """Whether the data are a copy of a folder, with the same metadata."""
-        return self._wanted
-
-    @property
-    def sets_times(self) -> bool:
-        """Whether files get their modification times, which whoever writes them sets."""
-        return self._wanted and self._times
-
-    def folder(self, place: bytes, mode: int) -> None:
-        """Set a folder's permission bits; its owner keeps all, to write more files."""
-        if self._wanted:
-            os.chmod(place, mode & 0o777 | 0o700)  # noqa: PTH101  # paths are bytes here
-
-    def link(self, place: bytes, target: bytes, mtime_ns: int) -> None:
-        """Create a link at ``place``, or replace one of an earlier attempt; raises ``OSError``."""
-        try:
-            os.symlink(target, place)  # noqa: PTH211  # paths are bytes here
-        except FileExistsError:
-            os.unlink(place)  # noqa: PTH108
-            os.symlink(target, place)  # noqa: PTH211
-        if self._times:
-            set_mtime(place, mtime_ns, follow_symlinks=False)

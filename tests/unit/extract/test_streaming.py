@@ -14,6 +14,7 @@ from msgspec import structs
 from jobs.archives.tar.member_index import Streamed
 from jobs.archives.tar.stream import TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
+from jobs.extract.messages import Stream
 from jobs.extract.streaming import ShardStream
 from jobs.model import Fetched, Format, Layout, Options, Verify
 from jobs.runtime.progress import Progress
@@ -46,10 +47,9 @@ def _stream(
     run: Run, arrivals: list[OrderedBytes] | None = None, *, spills: bool = False
 ) -> Streamed:
     shard = run.plan.shards[0]
-    files = [Path(file.locator) for file in shard.files]
-    return ShardStream(
-        run.folder, run.plan, shard, files, arrivals, Progress(), spills=spills
-    ).run()
+    files = tuple(file.locator for file in shard.files)
+    order = Stream(shard.id, files, arriving=arrivals is not None, spills=spills)
+    return ShardStream(run.folder, run.plan, order, arrivals, Progress()).run()
 
 
 def _fetched(run: Run, streamed: Streamed) -> Fetched:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, StorageError
+from jobs.extract.messages import Stream
 from jobs.extract.streaming import ShardStream
 from jobs.model import Layout, Options, Verify
 from jobs.runtime.progress import Progress
@@ -79,16 +80,10 @@ class _Download:
         thread.start()
         run = self.run
         try:
-            ShardStream(
-                run.folder,
-                run.plan,
-                run.plan.shards[0],
-                [self.path],
-                [self.arrivals],
-                Progress(),
-                turn=turn,
-                turns=turns,
-            ).run()
+            order = Stream(
+                run.plan.shards[0].id, (str(self.path),), arriving=True, turn=turn, turns=turns
+            )
+            ShardStream(run.folder, run.plan, order, [self.arrivals], Progress()).run()
         finally:
             thread.join()
 

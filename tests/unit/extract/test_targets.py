@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.outputs.container import Container
+from jobs.extract.targets import Container
 
 
 def _chunks(*data: bytes) -> list[memoryview]:
