@@ -16,7 +16,7 @@ from orchestrator.display import live
 from orchestrator.display.terminal import is_terminal
 from orchestrator.inspection import metrics, run_list
 from orchestrator.inspection.state import RunState
-from orchestrator.lifecycle.running import Tick
+from orchestrator.lifecycle.submitting import Tick
 
 if TYPE_CHECKING:
     from tqdm import tqdm

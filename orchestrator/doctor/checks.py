@@ -216,7 +216,7 @@ def _spec(request: DoctorRequest, folder: RunFolder) -> JobSpec:
         tasks=(Task(Stage.DOWNLOAD, 0, ()),),
         resources=request.resources,
         parallel=1,
-        call="orchestrator.doctor.node_probe:run",
+        call=node_probe.run,
     )
 
 

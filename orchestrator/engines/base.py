@@ -70,8 +70,8 @@ class JobSpec:
     tasks: Sequence[Task]
     resources: Resources
     parallel: int  # array tasks at a time, at most
-    then: str | None = None  # module:function(run_dir, attempt) to call after finalize, on its node
-    call: str = "jobs.worker:run_task"  # module:function(run_dir, stage, number, attempt)
+    call: Callable[[str, str, int, int], object]  # with run_dir, stage, number, attempt
+    then: Callable[[str, int], None] | None = None  # after finalize, on its node: run_dir, attempt
 
 
 @dataclass(frozen=True)

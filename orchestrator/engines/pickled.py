@@ -1,4 +1,4 @@
-"""Reads submitit's files of a task: its folder, and the pickled result."""
+"""submitit's files of a task: the pickled task, its folder, and the pickled result."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jobs.model import Task, TaskResult
 from jobs.storage.run_folder import RunFolder
+from orchestrator.engines.task_entry import Entry
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,14 @@ _UNREADABLE = (
     TypeError,
     ValueError,
 )
+
+
+def write_task(path: Path, entry: Entry) -> None:
+    """Pickle a task for submitit's entry point, which runs it on a node."""
+    from submitit.core.utils import DelayedSubmission
+
+    path.touch(mode=0o600)
+    DelayedSubmission(entry).dump(path)
 
 
 def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jobs.errors import OrchestrateError
-from jobs.model import Outcome, Stage, TaskResult
+from jobs.model import Outcome, Stage, Task, TaskResult
 from jobs.storage.run_folder import RunFolder
+from orchestrator.engines.base import JobSpec
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,21 @@ class Entry:
     stage: str
     number: int
     attempt: int
-    then: str | None = None  # see ``JobSpec.then``
-    call: str = "jobs.worker:run_task"  # see ``JobSpec.call``
+    call: str  # module:function of ``JobSpec.call``, which is imported on the node
+    then: str | None = None  # of ``JobSpec.then``
+
+    @classmethod
+    def of(cls, spec: JobSpec, task: Task) -> Entry:
+        """A task of ``spec``."""
+        then = spec.then if spec.stage is Stage.FINALIZE else None
+        return cls(
+            spec.run_dir,
+            spec.stage.value,
+            task.number,
+            spec.attempt,
+            _name_of(spec.call),
+            _name_of(then) if then is not None else None,
+        )
 
     def __call__(self) -> Any:
         logging.basicConfig(
@@ -102,6 +116,10 @@ def _clear_leftovers() -> None:
 
     path = JobEnvironment().paths.result_pickle
     Path(f"{path}.save_tmp").unlink(missing_ok=True)
+
+
+def _name_of(function: Callable[..., Any]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _named(dotted: str) -> Callable[..., Any]:

@@ -4,6 +4,5 @@
 before anything is submitted, ``space`` checks the disk space, ``claim`` reserves the destination.
 ``launching``, ``resuming`` (with cancel), ``updating`` and ``verifying`` are the commands;
 ``recovery`` finds the unfinished work that a resume submits, ``amending`` changes the options of a
-resumed run, ``running`` submits to the engine and makes automatic retries, ``submission`` submits
-one chain of jobs.
+resumed run, ``submitting`` submits chains of jobs and makes automatic retries.
 """

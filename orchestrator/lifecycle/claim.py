@@ -14,12 +14,15 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import ClaimedError, from_os_error, with_space_freed
+from jobs.errors import ClaimedError, OrchestrateError, from_os_error, with_space_freed
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
+from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
+from orchestrator.inspection.evidence import state_of
+from orchestrator.inspection.state import RunStatus
 
 _TRIES = 100
 _HELP_AFTER = 20  # checks of an unfinished takeover before another process completes it
@@ -46,11 +49,37 @@ class Claim:
         return ProcessId(self.host, self.pid, self.start)
 
 
-# Why an owner still owns the destination, and what to do; None if it may be taken over.
-Judge = Callable[[Claim], str | None]
+_HELD = {
+    RunStatus.RUNNING: "it is running; see `status {run}`, or stop it with `cancel {run}`",
+    RunStatus.INCOMPLETE: (
+        "it is incomplete; finish it with `resume {run}`, or release the destination with "
+        "`cancel {run}`"
+    ),
+}
 
 
-def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
+def _why_held(held: Claim) -> str | None:
+    """Why an owner still owns the destination, and what to do; None if it may be taken over."""
+    other = RunFolder(Path(held.run_dir))
+    if not other.path.exists():
+        if held.maker.is_here:
+            return None
+        return (
+            f"its run folder is not visible on this machine; check on {held.host}, and if that "
+            "run no longer exists, remove .incoming/claim.json in the destination"
+        )
+    try:
+        state = state_of(other)
+    except OrchestrateError as error:
+        return f"it is unknown whether it is still running ({error.message})"
+    if state.status is RunStatus.PLANNED and held.maker.alive:
+        return "it is being launched at this moment"
+    return _HELD[state.status].format(run=other.path) if state.status in _HELD else None
+
+
+def take(
+    staging: Staging, run_dir: Path, judge: Callable[[Claim], str | None] = _why_held
+) -> Claim:
     """Claim the destination for the plan's run; returns the valid claim.
 
     A run that owns it already keeps it. An owner for which ``judge`` returns None is replaced; of
@@ -87,10 +116,10 @@ def take(staging: Staging, run_dir: Path, judge: Judge) -> Claim:
     )
 
 
-def check(staging: Staging, judge: Judge) -> None:
+def check(staging: Staging) -> None:
     """Raise what ``take`` would raise because of another run; changes nothing."""
     held = holder(staging)
-    reason = judge(held) if held is not None else None
+    reason = _why_held(held) if held is not None else None
     if held is not None and reason is not None:
         raise _refusal(staging, held, reason)
 

@@ -14,11 +14,12 @@ from jobs.runtime import background
 from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
+from jobs.storage.staging import Staging
 from orchestrator.engines.registry import LOCAL, choose_engine, engine_named, reach_engine
 from orchestrator.inspection.run import Run
-from orchestrator.lifecycle import planning, preflight, running, space, submission
+from orchestrator.lifecycle import claim, planning, preflight, space, submitting
 from orchestrator.lifecycle.request import LaunchRequest, stage_resources
-from orchestrator.lifecycle.running import Tick
+from orchestrator.lifecycle.submitting import Tick
 
 
 @dataclass(frozen=True)
@@ -91,33 +92,33 @@ class Planned:
     @cached_property
     def draft(self) -> Submission:
         """The first submission, without job ids."""
-        plan = self.plan
+        plan, then = self.plan, self.request.then
         parts = (part.id for part in plan.parts())
         tasks = planning.tasks_for(
             plan, self.shards_left, parts, most=self.tasks, downloads=self.download_tasks
         )
-        return submission.draft(
+        return submitting.draft(
             1,
             self.engine,
             tasks,
             stage_resources(self.request),
             parallel=self.parallel,
             retries=self.request.retries,
-            then=self.request.then,
+            then=str(then.absolute()) if then else None,
             temp_limit=self.temp_limit,
         )
 
     def scripts(self) -> dict[Stage, str]:
         """The scripts that would be submitted, by stage; changes nothing."""
         engine = engine_named(self.engine)
-        return submission.scripts(self.folder, self.draft, engine)
+        return submitting.scripts(self.folder, self.draft, engine)
 
     def problems(self) -> list[str]:
         """Problems that prevent the launch, a line each."""
         found = preflight.problems(self.plan, self.folder.path, self.temp_limit, self.left)
         try:
             if not found:
-                running.check_claim(self.plan)
+                claim.check(Staging(self.plan))
         except ClaimedError as error:
             return [error.message]
         return found
@@ -191,14 +192,14 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
             atomic.write_json(folder.private, planned.private)
         if planned.carry:
             planned.carry.write(folder)
-        running.take_claim(folder, planned.plan)
+        claim.take(Staging(planned.plan), folder.path)
     except BaseException:
         shutil.rmtree(folder.path, ignore_errors=True)
         raise
     first = planned.draft
     downloads = bool(first.of_stage(Stage.DOWNLOAD))  # an update may only remove files
     if downloads and planned.request.download_on == "login" and not planned.is_local:
-        running.download_here(folder, first, on_tick=on_tick)
+        submitting.download_here(folder, first, on_tick=on_tick)
     else:
-        running.submit(folder, first, on_tick=on_tick)
+        submitting.submit(folder, first, on_tick=on_tick)
     return folder

@@ -41,11 +41,11 @@ from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.run_list import run_word
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.lifecycle import claim, planning, preflight, recovery, running, space
+from orchestrator.lifecycle import claim, planning, preflight, recovery, space, submitting
 from orchestrator.lifecycle.amending import Amendments, amended
 from orchestrator.lifecycle.recovery import Recovery
 from orchestrator.lifecycle.request import check_temp_limit, override
-from orchestrator.lifecycle.running import Tick
+from orchestrator.lifecycle.submitting import Tick
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,9 @@ def _plan(folder: RunFolder, request: ResumeRequest) -> Resumable:
         asked_for = state.plan.engine
         choice = choose_engine(request.engine if asked_for == AUTO else asked_for)
         why_local = choice.why_local
-        state = replace(state, submissions=(running.placeholder(folder, state.plan, choice.name),))
+        state = replace(
+            state, submissions=(submitting.placeholder(folder, state.plan, choice.name),)
+        )
     _check_idle(folder, state)
     options = None
     if request.amendments is not None:
@@ -223,7 +225,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         # Before the receipt is withdrawn.
         reach_engine(planned.engine, planned.cluster)
         preflight.check_space(planned.state.plan, _RepairWork.of(planned.state, planned.damage))
-        running.take_claim(folder, planned.state.plan)
+        claim.take(Staging(planned.state.plan), folder.path)
         reset_damaged(folder, planned.state.plan, planned.damage)
         planned = _plan(folder, planned.request)
     step, last = planned.step, planned.last
@@ -232,7 +234,7 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     name = planned.engine
     reach_engine(name, planned.cluster)
     folder.make_subfolders()
-    running.take_claim(folder, planned.state.plan)
+    claim.take(Staging(planned.state.plan), folder.path)
     if evidence.is_data_removed(folder, Staging(planned.state.plan)):
         for part in planned.state.plan.parts():
             folder.manifest(part).unlink(missing_ok=True)
@@ -249,11 +251,11 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     event_log.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
-    draft = running.next_draft(last, step, retries=retries, engine=name, cluster=planned.cluster)
+    draft = submitting.next_draft(last, step, retries=retries, engine=name, cluster=planned.cluster)
     if last.onward is not None and step.shards:
-        running.download_here(folder, draft, on_tick=on_tick)
+        submitting.download_here(folder, draft, on_tick=on_tick)
     else:
-        running.submit(
+        submitting.submit(
             folder, draft, also_after=step.also_after, downloads=step.downloads, on_tick=on_tick
         )
 

@@ -101,7 +101,7 @@ def verify_on_slurm(
         tasks=[Task(Stage.EXTRACT, number, ()) for number in range(tasks)],
         resources=resources,
         parallel=tasks,
-        call="jobs.verify.array:run",
+        call=array.run,
     )
     handle = engine.submit(spec, None)
     try:

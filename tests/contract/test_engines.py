@@ -33,7 +33,6 @@ def spec(
     *,
     parallel: int = 4,
     resources: Resources | None = None,
-    then: str | None = None,
     attempt: int = 1,
     first: int = 0,
 ) -> JobSpec:
@@ -46,8 +45,7 @@ def spec(
         tasks=[Task(stage, first + number, (f"item{number}",)) for number in range(count)],
         resources=resources or Resources(time_min=5, cpus=1, mem_mb=100),
         parallel=parallel,
-        then=then,
-        call=payload.CALL,
+        call=payload.run,
     )
 
 

@@ -43,7 +43,7 @@ def submit(stage, count, after=None):
     tasks = [Task(stage, n, ()) for n in range(count)]
     spec = JobSpec(
         f"websight-{folder.run_id}-0001-{stage.value}", stage, 1, sys.argv[1], tasks,
-        Resources(), 2, call=payload.CALL,
+        Resources(), 2, call=payload.run,
     )
     return engine.submit(spec, after)
 

@@ -89,7 +89,7 @@ def spec(
     stage: Stage = Stage.EXTRACT,
     resources: Resources | None = None,
     parallel: int = 8,
-    then: str | None = None,
+    then: Callable[[str, int], None] | None = None,
 ) -> JobSpec:
     return JobSpec(
         name=f"websight-{folder.run_id}-0001-{stage.value}",
@@ -100,7 +100,7 @@ def spec(
         resources=resources or Resources(time_min=5, cpus=1, mem_mb=100),
         parallel=parallel,
         then=then,
-        call=payload.CALL,
+        call=payload.run,
     )
 
 
@@ -247,10 +247,10 @@ def test_a_percent_sign_in_the_run_folders_path_is_refused(
 def test_what_follows_finalize_is_called_on_its_node(
     engine: SlurmEngine, folder: RunFolder
 ) -> None:
-    engine.submit(spec(folder, 2, then=payload.THEN), None)
+    engine.submit(spec(folder, 2, then=payload.then), None)
     engine.wait(folder, None, 0.1)
     assert not (folder.path / "then").exists()
-    engine.submit(spec(folder, stage=Stage.FINALIZE, then=payload.THEN), None)
+    engine.submit(spec(folder, stage=Stage.FINALIZE, then=payload.then), None)
     engine.wait(folder, None, 0.1)
     assert (folder.path / "then").read_text() == "1"
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
@@ -17,6 +18,7 @@ from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator import units
+from orchestrator.engines import pickled
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.pool import (
@@ -134,15 +136,12 @@ def _new_id() -> JobId:
 
 def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     """Pickle a task for submitit and record that it is waiting."""
-    from submitit.core.utils import DelayedSubmission, JobPaths
+    from submitit.core.utils import JobPaths
 
     spec = job.spec
     record = process_records.ProcessRecord(job.id.task(index), spec.stage, utc_now())
     path = JobPaths(place, record.task_id).submitted_pickle
-    path.touch(mode=0o600)
-    number = spec.tasks[index].number
-    entry = Entry(spec.run_dir, spec.stage.value, number, spec.attempt, call=spec.call)
-    DelayedSubmission(entry).dump(path)
+    pickled.write_task(path, Entry.of(replace(spec, then=None), spec.tasks[index]))
     job.files.write(record)
     return PoolTask(job, record, place)
 

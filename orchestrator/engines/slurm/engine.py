@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
-from jobs.model import Cluster
+from jobs.model import Cluster, Task
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
+from orchestrator.engines import pickled
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
@@ -27,6 +28,7 @@ from orchestrator.engines.slurm import cluster as slurm_cluster
 from orchestrator.engines.slurm.client import Answer, TimedOut
 from orchestrator.engines.slurm.parse import SEPARATOR, accepted, base
 from orchestrator.engines.slurm.queue import Queue
+from orchestrator.engines.task_entry import Entry
 
 log = logging.getLogger(__name__)
 
@@ -89,27 +91,18 @@ class SlurmEngine:
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
         script.check(spec, self._way.at)
-        folder = RunFolder(Path(spec.run_dir))
         task_ids: dict[int, str] = {}
         job_ids: list[str] = []
         arrays: list[str] = []
         try:
             for number, array in enumerate(self._arrays(spec)):
+                before = None if array.after_array is None else arrays[array.after_array]
+                place = _place(spec, number)
+                text = script.batch_script(spec, place, array, after, before)
                 tasks = spec.tasks[array.start : array.start + array.count]
-                place = folder.submitit(spec.attempt, spec.stage, number)
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
-                executor = script.executor(
-                    spec,
-                    after,
-                    place,
-                    parallel=array.parallel,
-                    after_array=None if array.after_array is None else arrays[array.after_array],
-                    hand_over=lambda script: self._sbatch([str(script)], spec.name, job_ids),
-                )
-                jobs = executor.submit_array(script.entries(spec, tasks))
-                arrays.append(base(jobs[0].job_id))
-                for task, job in zip(tasks, jobs, strict=True):
-                    task_ids[task.number] = job.job_id
+                ids = self._submit_array(spec, tasks, place, text, job_ids)
+                arrays.append(base(ids[0]))
+                task_ids |= {task.number: each for task, each in zip(tasks, ids, strict=True)}
         except EngineError:
             self._take_back(job_ids)
             raise
@@ -119,6 +112,29 @@ class SlurmEngine:
             raise EngineError(why.message, cause=why.cause) from error
         self._submitted += task_ids.values()
         return JobHandle(spec.stage, task_ids, tuple(job_ids))
+
+    def _submit_array(
+        self, spec: JobSpec, tasks: Sequence[Task], place: Path, text: str, known: list[str]
+    ) -> list[str]:
+        """Submit the script of an array, and leave submitit's files in ``place``; returns its ids.
+
+        ``known``: see ``_sbatch``.
+        """
+        from submitit.core.utils import JobPaths
+
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pickles = [place / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
+        for path, task in zip(pickles, tasks, strict=True):
+            pickled.write_task(path, Entry.of(spec, task))
+        script = place / f".submission_file_{uuid.uuid4().hex}.sh"
+        script.touch(mode=0o600)
+        script.write_text(text, encoding="utf-8")
+        job_id = self._sbatch([str(script)], spec.name, known)
+        JobPaths(place, job_id).move_temporary_file(script, "submission_file")
+        ids = [job_id] if len(tasks) == 1 else [f"{job_id}_{n}" for n in range(len(tasks))]
+        for each, path in zip(ids, pickles, strict=True):
+            JobPaths(place, each).move_temporary_file(path, "submitted_pickle")
+        return ids
 
     def room(self, spec: JobSpec, most: int) -> int:
         """See ``base.Engine``; uses Slurm's own test, because it alone knows all its limits."""
@@ -141,18 +157,8 @@ class SlurmEngine:
         script.check(spec, self._way.at)
         texts = []
         for number, array in enumerate(self._arrays(spec)):
-            real = RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)
-            with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
-                executor = script.executor(
-                    spec,
-                    after,
-                    Path(scratch).resolve(),
-                    parallel=array.parallel,
-                    after_array=None if array.after_array is None else "JOBID",
-                    hand_over=script.never,
-                )
-                text = executor.script(array.count)
-            texts.append(text.replace(str(executor.folder), str(real)))
+            before = None if array.after_array is None else "JOBID"
+            texts.append(script.batch_script(spec, _place(spec, number), array, after, before))
         return "\n".join(texts)
 
     def _arrays(self, spec: JobSpec) -> list[limits.Array]:
@@ -331,3 +337,8 @@ class SlurmEngine:
                 elif row.job_id in job_ids:
                     found.append((row.job_id, row.task))
         return found
+
+
+def _place(spec: JobSpec, number: int) -> Path:
+    """The folder of submitit's files of the array with that number."""
+    return RunFolder(Path(spec.run_dir)).submitit(spec.attempt, spec.stage, number)

@@ -1,4 +1,4 @@
-"""Makes the parameters of submitit and the batch script of a job; refuses unsafe values."""
+"""Makes the batch script of a job, with submitit; refuses unsafe values."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import re
 import shlex
 import sys
 import tempfile
-import uuid
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from submitit.core import core, utils
-from submitit.slurm.slurm import SlurmExecutor, SlurmJob
+from submitit.slurm.slurm import SlurmExecutor
 
 from jobs.errors import Cause, EngineError, UsageError
-from jobs.model import Resources, Stage, Task
+from jobs.model import Resources
 from jobs.storage.safe_paths import quoted
 from orchestrator.engines import task_process
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.slurm import arguments, client, cluster, limits
-from orchestrator.engines.task_entry import Entry
+from orchestrator.engines.slurm.limits import Array
 
 # Before its time limit a task gets USR2 and stops cleanly (jobs/worker.py).
 SIGNAL_S = 90
@@ -31,86 +28,39 @@ _OWN_CLUSTER = ("unset SLURM_CLUSTERS",)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class Executor(SlurmExecutor):
-    """submitit's executor with our call of sbatch: clean environment, timeout, no duplicates.
-
-    ``hand_over`` is called with the script's path and returns the id of the accepted job.
-    """
-
-    def __init__(self, folder: Path, hand_over: Callable[[Path], str], python: str) -> None:
-        super().__init__(folder, max_num_timeout=0, python=python)
-        self._hand_over = hand_over
-        self.extra_lines: tuple[str, ...] = ()
+class _Executor(SlurmExecutor):
+    """submitit's writer of batch scripts; ``SlurmEngine`` submits them."""
 
     @classmethod
     def affinity(cls) -> int:
         """submitit requires srun on PATH here, but only compute nodes call srun."""
         return 2
 
-    @property
-    def _submitit_command_str(self) -> str:
-        return f"{self.python} -u -m {task_process.__name__} {shlex.quote(str(self.folder))}"
-
-    def _make_submission_file_text(self, command: str, uid: str) -> str:
-        lines = super()._make_submission_file_text(command, uid).split("\n")
-        last = max(index for index, line in enumerate(lines) if line.startswith("#SBATCH "))
-        lines[last + 1 : last + 1] = [f"#SBATCH {line}" for line in self.extra_lines]
-        return "\n".join(lines)
-
-    def _submit_command(self, command: str) -> core.Job[Any]:
-        uid = uuid.uuid4().hex
-        script = self.folder / f".submission_file_{uid}.sh"
-        script.touch(mode=0o600)
-        script.write_text(self._make_submission_file_text(command, uid), encoding="utf-8")
-        job: core.Job[Any] = SlurmJob(folder=self.folder, job_id=self._hand_over(script))
-        job.paths.move_temporary_file(script, "submission_file")
-        return job
-
-    def _internal_process_submissions(
-        self, delayed_submissions: list[utils.DelayedSubmission]
-    ) -> list[core.Job[Any]]:
-        """As in submitit, but arrays are submitted by this object too, not by a copy."""
-        pickles = []
-        for delayed in delayed_submissions:
-            delayed.set_timeout(self.parameters["time"], self.max_num_timeout)
-            pickles.append(self.folder / f"{uuid.uuid4().hex}.pkl")
-            pickles[-1].touch(mode=0o600)
-            delayed.dump(pickles[-1])
-        count = len(pickles)
-        if count > 1:
-            self.parameters["map_count"] = count
-        first = self._submit_command(self._submitit_command_str)
-        ids = [first.job_id] if count == 1 else [f"{first.job_id}_{n}" for n in range(count)]
-        jobs: list[core.Job[Any]] = [SlurmJob(folder=self.folder, job_id=each) for each in ids]
-        for job, path in zip(jobs, pickles, strict=True):
-            job.paths.move_temporary_file(path, "submitted_pickle")
-        return jobs
-
-    def script(self, count: int) -> str:
-        """The script for ``count`` tasks."""
-        if count > 1:
-            self.parameters["map_count"] = count
-        return self._make_submission_file_text(self._submitit_command_str, "")
+    def text(self, command: str) -> str:
+        """The batch script that runs ``command`` with the executor's parameters."""
+        return self._make_submission_file_text(command, uid="")
 
 
-def executor(
+def batch_script(
     spec: JobSpec,
-    after: Dependency | None,
     folder: Path,
-    *,
-    parallel: int,
+    array: Array,
+    after: Dependency | None = None,
     after_array: str | None = None,
-    hand_over: Callable[[Path], str],
-) -> Executor:
-    """A new executor for one array of ``spec``.
+) -> str:
+    """The batch script of one array of ``spec``; ``folder``: of submitit's files.
 
-    See ``parameters`` for ``parallel`` and ``after_array``.
+    ``after_array``: the id of an array of the same stage that must end before this one starts.
     """
-    _check_texts(spec)
-    made = Executor(folder, hand_over, command(spec.resources))
-    made.update_parameters(**parameters(spec, after, parallel=parallel, after_array=after_array))
-    made.extra_lines = spec.resources.sbatch_args
-    return made
+    executor = _Executor(folder)
+    executor.update_parameters(**_parameters(spec, array.parallel, after, after_array))
+    if array.count > 1:
+        executor.parameters["map_count"] = array.count
+    task = f"{command(spec.resources)} -u -m {task_process.__name__} {shlex.quote(str(folder))}"
+    lines = executor.text(task).split("\n")
+    last = max(index for index, line in enumerate(lines) if line.startswith("#SBATCH "))
+    lines[last + 1 : last + 1] = [f"#SBATCH {line}" for line in spec.resources.sbatch_args]
+    return "\n".join(lines)
 
 
 def command(requested: Resources) -> str:
@@ -127,14 +77,10 @@ def _container(requested: Resources) -> list[str]:
     return [word for word in words if not word.endswith("=")]
 
 
-def parameters(
-    spec: JobSpec, after: Dependency | None, *, parallel: int, after_array: str | None = None
+def _parameters(
+    spec: JobSpec, parallel: int, after: Dependency | None, after_array: str | None
 ) -> dict[str, Any]:
-    """The parameters for submitit.
-
-    ``parallel``: the throttle of this array; ``after_array``: the id of an array of the same stage
-    that must end before this one starts.
-    """
+    """The parameters for submitit; ``parallel``: tasks of this array at a time."""
     requested = spec.resources
     additional: dict[str, Any] = {
         # The working folder is first on sys.path, so it must not be a folder with the user's code.
@@ -180,21 +126,6 @@ def parameters(
     }
 
 
-def entries(spec: JobSpec, tasks: Sequence[Task]) -> list[Entry]:
-    """The callables of the array's tasks, in order."""
-    return [
-        Entry(
-            spec.run_dir,
-            spec.stage.value,
-            task.number,
-            spec.attempt,
-            then=spec.then if spec.stage is Stage.FINALIZE else None,
-            call=spec.call,
-        )
-        for task in tasks
-    ]
-
-
 def trial(spec: JobSpec, count: int | None = None) -> str:
     """The output of ``sbatch --test-only`` for the script that would be submitted.
 
@@ -203,18 +134,13 @@ def trial(spec: JobSpec, count: int | None = None) -> str:
     """
     check(spec)
     with tempfile.TemporaryDirectory(prefix="websight-") as scratch:
-        made = executor(spec, None, Path(scratch), parallel=spec.parallel, hand_over=never)
+        array = Array(0, count or len(spec.tasks), spec.parallel)
         script = Path(scratch) / "trial.sh"
-        script.write_text(made.script(count or len(spec.tasks)), encoding="utf-8")
+        script.write_text(batch_script(spec, Path(scratch), array), encoding="utf-8")
         answer = client.submit(["sbatch", "--test-only", str(script)])
     if answer.returncode:
         raise limits.refusal("Slurm would refuse it", answer.words)
     return answer.stderr + answer.stdout
-
-
-def never(script: Path) -> str:
-    """The ``hand_over`` of an executor that only generates scripts."""
-    raise AssertionError(f"{script} must not be submitted")
 
 
 def check(spec: JobSpec, at: str | None = None) -> None:

@@ -14,9 +14,6 @@ import msgspec
 
 from jobs.runtime.process import cores
 
-CALL = "tests.support.cluster.payload:run"
-THEN = "tests.support.cluster.payload:then"
-
 
 @dataclass(frozen=True)
 class Played:

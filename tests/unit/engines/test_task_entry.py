@@ -7,17 +7,19 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import Cause
-from jobs.model import Outcome, Problem, Stage, TaskResult, utc_now
+from jobs.model import Outcome, Problem, Resources, Stage, Task, TaskResult, utc_now
+from orchestrator.engines.base import JobSpec
 from orchestrator.engines.task_entry import Entry
 from tests.support.cluster import payload
 
 HERE = "tests.unit.engines.test_task_entry"
+PLAYED, THEN = "tests.support.cluster.payload:run", "tests.support.cluster.payload:then"
 SIGNALS = (signal.SIGUSR2, signal.SIGTERM, signal.SIGCONT)
 
 
@@ -59,7 +61,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    entry = Entry(str(tmp_path), "finalize", 0, 1, then=payload.THEN, call=f"{HERE}:finalized")
+    entry = Entry(str(tmp_path), "finalize", 0, 1, then=THEN, call=f"{HERE}:finalized")
     with pytest.raises(SystemExit) as ended:
         entry()
     assert ended.value.code == 1
@@ -91,7 +93,7 @@ def test_submitits_handlers_are_gone_before_the_worker_starts(tmp_path: Path) ->
 
     for number in SIGNALS:
         signal.signal(number, requeue)
-    Entry(str(tmp_path), "extract", 0, 1, call=payload.CALL)()
+    Entry(str(tmp_path), "extract", 0, 1, call=PLAYED)()
     signal.raise_signal(signal.SIGUSR2)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
@@ -102,13 +104,18 @@ def test_what_a_kill_in_mid_dump_left_is_removed(
     within_submitit(monkeypatch, tmp_path)
     left = tmp_path / "local-n1-1-2-0_3_0_result.pkl.save_tmp"
     left.write_bytes(b"cut short")
-    Entry(str(tmp_path), "extract", 3, 1, call=payload.CALL)()
+    Entry(str(tmp_path), "extract", 3, 1, call=PLAYED)()
     assert not left.exists()
 
 
-def test_a_task_is_plain_values_and_calls_the_worker_by_default() -> None:
-    entry = Entry("/logs/run", "extract", 3, 1)
-    assert entry.call == "jobs.worker:run_task"
+def test_a_task_is_plain_values_and_names_what_it_calls() -> None:
+    job = JobSpec(
+        "websight-run-0001-finalize", Stage.FINALIZE, 1, "/logs/run", (), Resources(), 1,
+        payload.run, payload.then,
+    )  # fmt: skip
+    entry = Entry.of(job, Task(Stage.FINALIZE, 0, ()))
+    assert entry == Entry("/logs/run", "finalize", 0, 1, PLAYED, THEN)
+    assert Entry.of(replace(job, stage=Stage.EXTRACT), Task(Stage.EXTRACT, 0, ())).then is None
     assert len(pickle.dumps(entry)) < 500
     assert all(isinstance(getattr(entry, f.name), str | int | None) for f in fields(entry))
 

@@ -16,7 +16,7 @@ from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
 from jobs.storage.staging import Staging
 from orchestrator.inspection import evidence
-from orchestrator.lifecycle import claim, running
+from orchestrator.lifecycle import claim
 from tests.support.builders.runs import RunBuilder
 
 EARLIER = "1"  # clock ticks since boot: long before any process of a test
@@ -73,13 +73,13 @@ def test_a_destination_is_free_once_the_process_that_launched_is_gone(
 ) -> None:
     run = RunBuilder().on_disk(tmp_path)
     folder, plan = run.folder, run.plan
-    running.take_claim(folder, plan)
+    claim.take(Staging(plan), folder.path)
     held = claim.holder(Staging(plan))
     assert held is not None and held.maker == ProcessId.here()
     later = structs.replace(plan, run_id="20260302-101500-def456")
     if not recycled:
         with pytest.raises(ClaimedError, match="being launched"):
-            running.check_claim(later)
+            claim.check(Staging(later))
         return
     atomic.write_json(Staging(plan).claim, replace(held, start=EARLIER))
-    running.check_claim(later)
+    claim.check(Staging(later))

@@ -14,7 +14,7 @@ from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
 from orchestrator.inspection.run_list import run_word
-from orchestrator.lifecycle import planning, submission
+from orchestrator.lifecycle import planning, submitting
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, shard
 
@@ -28,12 +28,12 @@ def draft(folder: RunFolder) -> Submission:
     plan = folder.load_plan()
     tasks = planning.tasks_for(plan, ["a", "b"], [part.id for part in plan.parts()], most=8)
     asked = {stage.value: Resources() for stage in Stage}
-    return submission.draft(1, "fake", tasks, asked, parallel=4)
+    return submitting.draft(1, "fake", tasks, asked, parallel=4)
 
 
 def test_each_stage_waits_for_the_one_before_it(folder: RunFolder) -> None:
     engine = FakeEngine()
-    submitted = submission.submit_chain(folder, draft(folder), engine)
+    submitted = submitting.submit_chain(folder, draft(folder), engine)
     assert [spec.stage for spec, _ in engine.submitted] == list(Stage)
     waits = [after for _, after in engine.submitted]
     assert waits[0] is None
@@ -54,12 +54,12 @@ def test_the_array_follows_several_download_tasks_even_if_one_of_them_fails(
     parts = [part.id for part in plan.parts()]
     tasks = planning.tasks_for(plan, ["a", "b"], parts, most=8, downloads=2)
     several = structs.replace(draft(folder), tasks=tasks)
-    submission.submit_chain(folder, several, engine)
+    submitting.submit_chain(folder, several, engine)
     assert [after.kind for _, after in engine.submitted if after] == ["afterany", "afterany"]
 
 
 def test_names_are_unique_to_run_attempt_and_stage(folder: RunFolder) -> None:
-    names = [spec.name for spec in submission.specs(folder, draft(folder))]
+    names = [spec.name for spec in submitting.specs(folder, draft(folder))]
     assert len(set(names)) == 3
     assert all(folder.run_id in name and "-0001-" in name for name in names)
 
@@ -68,7 +68,7 @@ def test_names_are_unique_to_run_attempt_and_stage(folder: RunFolder) -> None:
 def test_a_refusal_takes_back_what_was_accepted(folder: RunFolder, stage: str) -> None:
     engine = FakeEngine(refuses=[stage])
     with pytest.raises(EngineError, match="invalid partition") as caught:
-        submission.submit_chain(folder, draft(folder), engine)
+        submitting.submit_chain(folder, draft(folder), engine)
     accepted = [str(100 + i) for i in range(len(engine.submitted))]
     assert engine.cancelled == accepted
     assert f"resume {run_word(folder)}" in caught.value.message  # its path, so it works anywhere
@@ -89,7 +89,7 @@ def test_a_limit_of_submitted_jobs_is_reported_with_what_the_chain_needs_and_wha
 ) -> None:
     engine = FakeEngine(limit=limit)
     with pytest.raises(TooManyJobs) as caught:
-        submission.submit_chain(folder, draft(folder), engine)
+        submitting.submit_chain(folder, draft(folder), engine)
     assert "needs 5 jobs at a time (download 1, extract 3, finalize 1)" in caught.value.message
     assert reported in caught.value.message
     assert caught.value.message.endswith(f"resume {run_word(folder)} {remedy}".strip())
@@ -101,7 +101,7 @@ def test_room_that_slurm_sees_after_its_refusal_is_not_offered(folder: RunFolder
         raise TooManyJobs("AssocMaxSubmitJobLimit; lower --tasks")
 
     with pytest.raises(TooManyJobs, match="lower --tasks") as caught:
-        submission.submit_chain(folder, draft(folder), FakeEngine(on_submit=refuse))
+        submitting.submit_chain(folder, draft(folder), FakeEngine(on_submit=refuse))
     assert "needs 5 jobs at a time" in caught.value.message
     assert "can be submitted now" not in caught.value.message
     assert caught.value.message.endswith(f"resume {run_word(folder)}")
@@ -113,21 +113,21 @@ def test_an_interrupt_after_the_engine_accepted_cancels_by_name(folder: RunFolde
 
     engine = FakeEngine(on_submit=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        submission.submit_chain(folder, draft(folder), engine)
-    assert engine.cancelled_names == [submission.specs(folder, draft(folder))[0].name]
+        submitting.submit_chain(folder, draft(folder), engine)
+    assert engine.cancelled_names == [submitting.specs(folder, draft(folder))[0].name]
 
 
 def test_two_processes_cannot_make_the_same_submission(folder: RunFolder) -> None:
-    submission.submit_chain(folder, draft(folder), FakeEngine())
+    submitting.submit_chain(folder, draft(folder), FakeEngine())
     second = FakeEngine()
     with pytest.raises(ClaimedError, match="another process"):
-        submission.submit_chain(folder, draft(folder), second)
+        submitting.submit_chain(folder, draft(folder), second)
     assert second.submitted == []
 
 
 def test_the_new_finalize_waits_for_live_jobs_too(folder: RunFolder) -> None:
     engine = FakeEngine()
-    submission.submit_chain(folder, draft(folder), engine, also_after=("7",))
+    submitting.submit_chain(folder, draft(folder), engine, also_after=("7",))
     after = engine.submitted[-1][1]
     assert after is not None
     assert after.job_ids == ("101", "7")
@@ -135,7 +135,7 @@ def test_the_new_finalize_waits_for_live_jobs_too(folder: RunFolder) -> None:
 
 def test_the_new_array_waits_for_live_downloads_however_they_end(folder: RunFolder) -> None:
     engine = FakeEngine()
-    submission.submit_chain(folder, draft(folder), engine, downloads=("7",))
+    submitting.submit_chain(folder, draft(folder), engine, downloads=("7",))
     kinds = {spec.stage: after for spec, after in engine.submitted}
     after = kinds[Stage.EXTRACT]
     assert after is not None
@@ -144,7 +144,7 @@ def test_the_new_array_waits_for_live_downloads_however_they_end(folder: RunFold
 
 def test_the_users_own_job_follows_a_finalize_that_published(folder: RunFolder) -> None:
     engine = FakeEngine()
-    submitted = submission.submit_chain(
+    submitted = submitting.submit_chain(
         folder, structs.replace(draft(folder), then="/x/next.sh"), engine
     )
     ((script, after),) = engine.followed
@@ -180,7 +180,7 @@ def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
 
     engine = FakeEngine(on_submit=cancel)
     with pytest.raises(Stopped, match="was cancelled"):
-        submission.submit_chain(folder, structs.replace(draft(folder), then="/x/next.sh"), engine)
+        submitting.submit_chain(folder, structs.replace(draft(folder), then="/x/next.sh"), engine)
     assert [spec.stage for spec, _ in engine.submitted][-1] is stage
     assert engine.followed == []
     assert engine.cancelled == [str(100 + n) for n in range(len(engine.submitted))]
@@ -195,6 +195,6 @@ def test_what_cannot_be_taken_back_is_not_said_to_be_gone(folder: RunFolder) -> 
             raise EngineError("scancel did not do it")
 
     with pytest.raises(EngineError) as caught:
-        submission.submit_chain(folder, draft(folder), Deaf(refuses=["extract"]))
+        submitting.submit_chain(folder, draft(folder), Deaf(refuses=["extract"]))
     assert "could not cancel 100" in caught.value.message
     assert "Nothing" not in caught.value.message

@@ -1,29 +1,153 @@
-"""Submits a chain of jobs to an engine: all of them or none."""
+"""Submits chains of jobs to engines, each completely or not at all, and the retries after them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from msgspec import structs
 
 from jobs import __version__
 from jobs.errors import ClaimedError, EngineError, RunFolderError, Stopped, with_message
-from jobs.model import Cluster, Resources, Stage, Submission, Task, utc_now
-from jobs.runtime.process import ProcessId
+from jobs.model import Cluster, Plan, Resources, Stage, Submission, Task, utc_now
+from jobs.runtime.process import ProcessId, cores
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
+from jobs.worker import run_task
 from orchestrator.engines.base import Dependency, Engine, JobHandle, JobSpec, TooManyJobs
+from orchestrator.engines.registry import LOCAL, engine_named
 from orchestrator.inspection import event_log
 from orchestrator.inspection.event_log import Act
+from orchestrator.inspection.evidence import state_of
 from orchestrator.inspection.run_list import run_word
+from orchestrator.inspection.state import RunState, RunStatus
+from orchestrator.lifecycle import planning, recovery
 
 log = logging.getLogger(__name__)
 
-# module:function, called after finalize on its node, because many sites let compute nodes submit.
-RETRY = "orchestrator.lifecycle.running:retry"
+Tick = Callable[[RunFolder], None]
+TICK_S = 0.5
+
+
+def submit(
+    folder: RunFolder,
+    draft: Submission,
+    *,
+    also_after: tuple[str, ...] = (),
+    downloads: tuple[str, ...] = (),
+    on_tick: Tick | None = None,
+    most: int | None = None,
+) -> None:
+    """Submit a chain of jobs; on this machine, run it to its end, including automatic retries.
+
+    ``most``: array tasks after a download here, if ``draft`` itself has none.
+    """
+    following: Submission | None = draft
+    while following is not None:
+        last = following
+        engine = engine_named(last.engine, last.cluster)
+        submit_chain(folder, last, engine, also_after=also_after, downloads=downloads)
+        if not last.is_local:
+            return
+        engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
+        following, also_after, downloads = _following(folder, last, most), (), ()
+
+
+def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
+    """Download in this process, then submit the rest of the chain to ``draft``'s own engine."""
+    here = structs.replace(
+        draft, engine=LOCAL, onward=draft.engine, tasks=draft.of_stage(Stage.DOWNLOAD)
+    )
+    submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
+
+
+def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
+    """A substitute for submissions that were never made, or are lost, with default resources.
+
+    It has the number of the last submission, whose results must not count as new ones.
+    """
+    parallel = cores() if engine == LOCAL else planning.DEFAULT_TASKS
+    tasks = planning.tasks_for(plan, (), (part.id for part in plan.parts()), most=parallel)
+    requested = {stage.value: Resources() for stage in Stage}
+    number = event_log.last_attempt(folder)
+    return draft(number, engine, tasks, requested, parallel=parallel)
+
+
+def next_draft(
+    last: Submission,
+    step: recovery.Recovery,
+    *,
+    retries: int,
+    engine: str | None = None,
+    cluster: Cluster | None = None,
+) -> Submission:
+    """The submission after ``last`` with the work of ``step``; ``engine``: None: as before.
+
+    ``submit_chain`` raises if another process has made this submission.
+    """
+    return draft(
+        last.number + 1,
+        engine or last.engine,
+        step.tasks,
+        dict(step.resources or last.resources),
+        parallel=last.parallel,
+        retries=retries,
+        refetch=step.refetch,
+        then=last.then,
+        cluster=cluster,
+        temp_limit=step.temp_limit,
+    )
+
+
+def _following(folder: RunFolder, last: Submission, most: int | None) -> Submission | None:
+    """The submission after one on this machine: the stages after a download here, or a retry."""
+    state = state_of(folder)
+    if state.status is RunStatus.CANCELLED:
+        return None
+    if last.onward is not None:
+        if not folder.fetched_ids():
+            return None
+        step = recovery.recover(state, most=most)
+        rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
+        step = replace(step, tasks=rest)
+        return next_draft(
+            last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
+        )
+    retried = _retry_step(state, last)
+    return next_draft(last, retried, retries=last.retries - 1) if retried else None
+
+
+def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
+    """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
+    if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
+        return None
+    step = recovery.recover(state)
+    return step if step.tasks else None
+
+
+def retry(run_dir: str, attempt: int) -> None:
+    """Start the next attempt of a run from its finalize job, if that may help."""
+    folder = RunFolder(Path(run_dir))
+    last = folder.load_submission(attempt)
+    if last.retries < 1 or folder.submission_numbers()[-1] != attempt:
+        return
+    step = _retry_step(state_of(folder), last)
+    if step is None or event_log.last_cancel(folder):
+        return
+    engine_named(last.engine, last.cluster).cancel(folder, step.cancel)
+    draft = next_draft(last, step, retries=last.retries - 1, cluster=last.cluster)
+    draft = structs.replace(draft, by_itself=True)
+    submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
+
+
+def _before(state: RunState, last: Submission) -> int | None:
+    """Unfinished parts before ``last``; None for the first submission."""
+    if last.number == 1:
+        return None
+    return sum(len(task.items) for task in last.of_stage(Stage.EXTRACT)) or None
 
 
 def draft(
@@ -35,7 +159,7 @@ def draft(
     parallel: int,
     retries: int = 0,
     refetch: Sequence[str] = (),
-    then: Path | None = None,
+    then: str | None = None,
     cluster: Cluster | None = None,
     temp_limit: int | None = None,
 ) -> Submission:
@@ -54,7 +178,7 @@ def draft(
         version=__version__,
         retries=retries,
         refetch=tuple(refetch),
-        then=str(then.absolute()) if then else None,
+        then=then,
         cluster=cluster,
         temp_limit=temp_limit,
     )
@@ -64,18 +188,24 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
     """The jobs to submit, in the order of the chain; without stages that have no tasks."""
     return [
         JobSpec(
-            name=f"websight-{folder.run_id}-{submission.number:04d}-{stage.value}",
+            name=_job_name(folder, submission, stage.value),
             stage=stage,
             attempt=submission.number,
             run_dir=str(folder.path),
             tasks=submission.of_stage(stage),
             resources=submission.resources[stage.value],
             parallel=submission.parallel,
-            then=RETRY if submission.retries and not submission.is_local else None,
+            call=run_task,
+            # On the node, because many sites let compute nodes submit.
+            then=retry if submission.retries and not submission.is_local else None,
         )
         for stage in Stage
         if submission.of_stage(stage)
     ]
+
+
+def _job_name(folder: RunFolder, submission: Submission, what: str) -> str:
+    return f"websight-{folder.run_id}-{submission.number:04d}-{what}"
 
 
 def _waits_for(submission: Submission, stage: Stage) -> str:
@@ -135,13 +265,14 @@ def submit_chain(
                 # If one fails, the archives of the other are still extracted.
                 kind, before = "afterany", (*before, *downloads)
             after = Dependency(kind, tuple(before)) if before else None
-            handles.append(_submit(folder, spec, after, engine))
+            handles.append(_submit_stage(folder, spec, after, engine))
             submission = _with_cluster(_with_ids(submission, handles[-1]), engine)
             atomic.write_json(path, submission)
         if submission.then is not None and submission.onward is None:
             _check_not_cancelled(folder)
             after = Dependency("afterok", handles[-1].job_ids)
-            job = engine.follow(Path(submission.then), then_name(folder, submission), after)
+            name = _job_name(folder, submission, "then")
+            job = engine.follow(Path(submission.then), name, after)
             submission = structs.replace(submission, then_job=job)
             atomic.write_json(path, submission)
         _check_not_cancelled(folder)
@@ -154,12 +285,7 @@ def _check_not_cancelled(folder: RunFolder) -> None:
         raise Stopped(f"run {folder.run_id} was cancelled while it was being submitted")
 
 
-def then_name(folder: RunFolder, submission: Submission) -> str:
-    """The name of the user's job that follows ``submission``."""
-    return f"websight-{folder.run_id}-{submission.number:04d}-then"
-
-
-def _submit(
+def _submit_stage(
     folder: RunFolder, spec: JobSpec, after: Dependency | None, engine: Engine
 ) -> JobHandle:
     event_log.append(folder, Act.INTENT, attempt=spec.attempt, stage=spec.stage, name=spec.name)
@@ -201,11 +327,8 @@ def _all_or_nothing(
         yield
     except (EngineError, Stopped) as error:
         left = _take_back(folder, submission, engine, handles)
-        message, fewer, then = (
-            error.message,
-            "",
-            "Once that is fixed, or with the option corrected, run",
-        )
+        message, fewer = error.message, ""
+        then = "Once that is fixed, or with the option corrected, run"
         if isinstance(error, TooManyJobs) and not left:
             room, most = _room(folder, submission, engine)
             message += room
@@ -216,7 +339,7 @@ def _all_or_nothing(
             act = Act.CANCELLING if left else Act.CANCELLED
             event_log.append(folder, act, attempt=submission.number)
             then = "Continue it with"
-        fact = f"{left}; run `cancel` once Slurm responds" if left else _NOTHING_LEFT
+        fact = f"{left}; run `cancel` once Slurm responds" if left else "Nothing was left submitted"
         raise with_message(
             error,
             f"{message}\n{fact}. {then}: websight-orchestrate resume {run_word(folder)}{fewer}",
@@ -249,9 +372,6 @@ def _room(folder: RunFolder, submission: Submission, engine: Engine) -> tuple[st
         return fact, 0
     most = room - (needed - counts.get(Stage.EXTRACT.value, 0))
     return f"{fact}, and only {room} can be submitted now", max(0, most)
-
-
-_NOTHING_LEFT = "Nothing was left submitted"
 
 
 def _take_back(
