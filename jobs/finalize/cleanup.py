@@ -15,7 +15,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.publish import is_there, journal_path, names_in_receipt
+from jobs.finalize.publish import is_there, names_in_receipt
 from jobs.model import Shard, SourceFile
 from jobs.storage import atomic
 from jobs.storage.manifest import PublishedFile
@@ -126,12 +126,10 @@ def clean_up(context: FinalizeContext) -> None:
     if not is_there(staging.root):
         return _release_claim(context)
     _remove_replaced(staging)
-    for name in sorted(
-        names_in(staging.root) - {journal_path(staging).name, staging.replaced.name}
-    ):
+    for name in sorted(names_in(staging.root) - {staging.journal.name, staging.replaced.name}):
         if not (keep and staging.root / name == staging.archives):
             _remove(staging.root / name)
-    _remove(journal_path(staging))  # last: while it exists, a resume cleans up
+    _remove(staging.journal)  # last: while it exists, a resume cleans up
     for folder in (staging.archives, staging.root):
         _remove_if_empty(folder)
     return _release_claim(context)

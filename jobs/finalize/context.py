@@ -131,7 +131,7 @@ class FinalizeContext:
     @property
     def ready(self) -> Path:
         """Manifest and receipt before they are published."""
-        return self.staging.root / "ready"
+        return self.staging.ready
 
     @property
     def packs(self) -> bool:

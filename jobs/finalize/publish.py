@@ -36,19 +36,15 @@ class Journal(msgspec.Struct, frozen=True):
     repairs: bool = msgspec.field(default=False, name="mends")
 
 
-def journal_path(staging: Staging) -> Path:
-    return staging.root / "publish.json"
-
-
 def load(staging: Staging) -> Journal | None:
     """The journal of a publication that has begun and is not complete; None where there is none.
 
     The receipt is the last to leave staging: once it has, all renames of the journal are done.
     """
-    if not is_there(staging.root / "ready" / RECEIPT):
+    if not is_there(staging.ready / RECEIPT):
         return None
     try:
-        return atomic.read_json(journal_path(staging), Journal)
+        return atomic.read_json(staging.journal, Journal)
     except FileNotFoundError:
         return None
 
@@ -103,7 +99,7 @@ def begin(context: FinalizeContext, journal: Journal) -> None:
     else:
         with closing(atomic.FileSystem(context.staging.root)) as file_system:
             file_system.sync()
-    atomic.write_json(journal_path(context.staging), journal)
+    atomic.write_json(context.staging.journal, journal)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -189,7 +185,7 @@ def _explained(staging: Staging, error: OSError | OrchestrateError) -> Orchestra
 
 
 def _rename_all(staging: Staging, journal: Journal, moves: _Moves) -> None:
-    dest, ready = staging.dest, staging.root / "ready"
+    dest, ready = staging.dest, staging.ready
     if journal.repairs:
         _replace_damaged(staging)
     staging.replaced.mkdir(exist_ok=True)

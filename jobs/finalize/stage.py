@@ -137,9 +137,10 @@ def _is_published(context: FinalizeContext) -> bool:
 def _replaced_by(context: FinalizeContext) -> str | None:
     """The run whose dataset replaced the one that this run published; None where none did."""
     found = _receipt_head(context)
-    if found is None or found.run_id == context.plan.run_id or not context.folder.receipt.exists():
+    if found is None or found.run_id == context.plan.run_id:
         return None
-    return found.run_id
+    has_published = context.folder.receipt.exists() or context.staging.has_published
+    return found.run_id if has_published else None
 
 
 def _published_summary(context: FinalizeContext) -> Summary:

@@ -113,6 +113,24 @@ class Staging:
         return self.dest / f"kept-{self.plan.run_id}"
 
     @property
+    def ready(self) -> Path:
+        """Manifest and receipt before they are published."""
+        return self.root / "ready"
+
+    @property
+    def journal(self) -> Path:
+        """The renames of the publication, written before the first of them."""
+        return self.root / "publish.json"
+
+    @property
+    def has_published(self) -> bool:
+        """Whether the run published and was stopped before the cleanup that follows.
+
+        The receipt is the last to leave staging, so all renames of the journal are done.
+        """
+        return self.journal.exists() and not (self.ready / RECEIPT).exists()
+
+    @property
     def claim(self) -> Path:
         """The file that names the run that has claimed the destination."""
         return self.dest / INCOMING / CLAIM

@@ -245,6 +245,8 @@ def update_lines(update: PlannedUpdate) -> list[str]:
     fetched = (*update.changed, *update.refetched)
     lines.append(f"Reused    {_amount(update.reused)} of the published dataset")
     lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
+    if any(shard.kind is ShardKind.TREE for shard in update.changed):
+        lines.append("          a dataset folder is always copied again, changed or not")
     if update.refetched:
         fact = "unchanged, but their records or files cannot be taken from the published ones"
         lines.append(f"          including {_amount(update.refetched)}: {fact}")

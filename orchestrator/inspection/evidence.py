@@ -201,10 +201,12 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     """
     there = receipt_head(staging.dest)
     owner = there.run_id if there is not None else None
-    if owner == folder.run_id or not folder.receipt.exists():
-        return owner == folder.run_id, None
-    if owner is not None:
+    if owner == folder.run_id:
+        return True, _uncleaned(staging)
+    if owner is not None and (folder.receipt.exists() or staging.has_published):
         return True, f"run {owner} has since replaced its dataset"
+    if not folder.receipt.exists():
+        return False, None
     if is_missing(staging):
         return True, (
             f"the dataset was published, but {quoted(str(staging.dest))} no longer exists (moved, "
@@ -213,6 +215,16 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
     return False, (
         f"the dataset was published, but its {RECEIPT} was withdrawn for a repair (or was lost); "
         f"`resume` finishes the repair; a copy of the receipt is in {quoted(str(folder.receipt))}"
+    )
+
+
+def _uncleaned(staging: Staging) -> str | None:
+    """A note on staging that finalize could not remove, or was stopped before it did."""
+    if not staging.root.exists():
+        return None
+    return (
+        "the dataset is published, but the cleanup after that was not finished; `resume` removes "
+        f"what is left in {quoted(str(staging.root))}"
     )
 
 

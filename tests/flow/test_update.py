@@ -138,6 +138,13 @@ def test_an_update_of_a_folder_leaves_damage_behind_and_can_be_repaired(
     assert state(dest) == new
 
 
+def test_a_dataset_folder_is_copied_again_and_the_update_says_so(
+    cli: Cli, dataset: Path, tmp_path: Path
+) -> None:
+    launch(cli, tmp_path / "data", "--local-path", dataset)
+    assert "always copied again" in update(cli, tmp_path / "data", "--dry-run").out
+
+
 def flip(path: Path, data: bytes) -> None:
     """Change the last byte of ``data`` in a file."""
     content = bytearray(path.read_bytes())

@@ -12,12 +12,13 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.finalize import publish
+from jobs.finalize import publish, stage
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
+from orchestrator.inspection.evidence import gather
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.runs import RUN_ID, RunBuilder
 
@@ -214,7 +215,7 @@ def made(path: Path) -> Path:
 def test_a_journal_whose_renames_are_all_done_is_not_followed_again(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     run.finish()
-    atomic.write_json(made(publish.journal_path(run.staging)), publish.Journal("x", (), (), ()))
+    atomic.write_json(made(run.staging.journal), publish.Journal("x", (), (), ()))
     assert publish.load(run.staging) is None
 
 
@@ -229,6 +230,32 @@ def test_a_run_that_a_later_one_has_replaced_tidies_up_and_touches_nothing_else(
     summary, problem = first.finalize()
     assert problem is None
     assert "has since replaced this run's dataset" in summary.lines[0]
+    assert tree(first.staging.dest) == before
+    assert not first.staging.root.exists()
+
+
+def test_a_run_that_was_killed_before_its_cleanup_cleans_up_also_once_it_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = RunBuilder(pages(0, 2), run_id="2025-old").extracted(tmp_path)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as once:
+        once.setattr(stage, "_published_summary", killed)  # right after the last rename
+        with pytest.raises(KeyboardInterrupt):
+            first.finish()
+    found = gather(first.folder, None)
+    assert found.published and f"`resume` removes what is left in '{first.staging.root}'" in (
+        found.remark
+    )
+    second = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
+    assert second.finalize()[1] is None
+    before = {path: data for path, data in tree(first.staging.dest).items() if path[0] != "."}
+    found = gather(first.folder, None)
+    assert found.published and "has since replaced its dataset" in found.remark
+    assert first.finalize()[1] is None
     assert tree(first.staging.dest) == before
     assert not first.staging.root.exists()
 

@@ -201,6 +201,12 @@ def test_a_cancel_that_did_not_reach_the_jobs_says_to_cancel_again(silent: str |
     assert SUBMITTED.having(cancelled=1).state().remark == ""
 
 
+def test_a_note_on_the_destination_waits_for_the_tasks_that_are_still_running() -> None:
+    run = AB.submitted().having(published=True, remark="left")
+    assert run.state().remark == "left"
+    assert run.seen(running(), Stage.FINALIZE).state().remark == ""
+
+
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
     run = (
         SUBMITTED.result(Stage.DOWNLOAD, failed={"b": Cause.NETWORK})
