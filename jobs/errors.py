@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum
 from typing import TypeVar
 
@@ -212,6 +214,15 @@ def from_os_error(error: OSError, *, doing: str) -> StorageError:
     number = error.errno if error.errno is not None else 0
     cause, fact = _BY_ERRNO.get(number, (Cause.IO, error.strerror or type(error).__name__))
     return StorageError(f"{doing}: {fact}", cause=cause)
+
+
+@contextmanager
+def as_storage_error(doing: str) -> Iterator[None]:
+    """Raise an ``OSError`` as ``from_os_error`` has it."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing=doing) from error
 
 
 def with_message(error: E, message: str) -> E:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from enum import Enum
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -45,7 +44,7 @@ class Member(Struct):
     stands_for: int = 1  # members of the archive that this one is made of
 
 
-class Archive(Protocol):
+class Archive:
     """A downloaded shard, open for reading; a process may read several parts in sequence.
 
     The reader divides the members into the parts, verifies their content, and enforces the limits
@@ -68,12 +67,12 @@ class Archive(Protocol):
         below one folder that contains the images folder or the records file. Of an archive that is
         read as a stream it is inferred from its head: see ``TopChanged``.
         """
-        ...
+        return None
 
     @property
     def warnings(self) -> tuple[str, ...]:
         """Warnings about the archive, a sentence each; valid after ``members``."""
-        ...
+        return ()
 
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
@@ -81,7 +80,7 @@ class Archive(Protocol):
         When the iterator ends, everything in the part was read and verified (checksums, end marks,
         only padding after the end). Raises ``ArchiveError`` with member and offset.
         """
-        ...
+        raise NotImplementedError
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """The last regular member whose safe path is ``name``, with its content.
@@ -89,9 +88,9 @@ class Archive(Protocol):
         ``before``: of those with a lower ordinal (only a tar has several, and hard links).
 
         Needs another pass over the archive or its headers, with a separate reader: may be called
-        while ``members`` is being iterated.
+        while ``members`` is being iterated. Only called of an archive with links.
         """
-        ...
+        return None
 
 
 class TopChanged(ArchiveError):

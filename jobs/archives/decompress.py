@@ -76,10 +76,10 @@ def _plain(source: Readable, archive: str) -> Iterator[memoryview]:
         block = source.read(BLOCK)
 
 
-class _Blocks:
+class Blocks:
     """Blocks as a source."""
 
-    def __init__(self, blocks: Iterator[memoryview]) -> None:
+    def __init__(self, blocks: Iterator[bytes | memoryview]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
 
@@ -88,7 +88,7 @@ class _Blocks:
             block = next(self._blocks, None)
             if block is None:
                 return b""
-            self._rest = block
+            self._rest = memoryview(block)
         data, self._rest = self._rest[:size], self._rest[size:]
         return bytes(data)
 
@@ -104,7 +104,7 @@ def _gzip_of_tar(source: Readable, archive: str) -> Iterator[memoryview]:
     joined = chain([head], blocks)
     start = bytes(head[: magic.HEAD])
     is_packed = start.startswith(magic.GZIP.magics) and not magic.is_tar_header(start[:512])
-    yield from _gzip(_Blocks(joined), archive) if is_packed else joined
+    yield from _gzip(Blocks(joined), archive) if is_packed else joined
 
 
 class _Into:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Member, MemberKind, check_no_archive
+from jobs.archives.base import Archive, Member, MemberKind, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
@@ -25,16 +25,13 @@ _ZEROS = memoryview(bytes(_CHUNK))
 _NO_HOLES = (errno.EINVAL, errno.ENOTSUP)
 
 
-class FolderArchive:
+class FolderArchive(Archive):
     """Yields folders before their content, files with their modes and times.
 
     A link within the folder is yielded as the file that it points to, with its target. Holes of
     sparse files are yielded as zeros without reading them. A file that changed since it was listed,
     or that changes while it is read, raises ``SourceError``.
     """
-
-    top: str | None = None
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._listing = Path(fetched.files[0])

@@ -7,21 +7,18 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jobs.archives.base import Member, MemberKind, check_no_archive, label_of
+from jobs.archives.base import Archive, Member, MemberKind, check_no_archive, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
-from jobs.errors import Cause, SourceError, from_os_error
+from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Options, Part, Shard
 from jobs.storage.blocks import blocks
 from jobs.storage.safe_paths import quoted, text_of
 
 
-class PlainFile:
+class PlainFile(Archive):
     """The file itself, with its name at the source; pieces are concatenated."""
-
-    top: str | None = None
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._files = fetched.files
@@ -43,12 +40,8 @@ class PlainFile:
     def _member(self) -> Member:
         mode = 0o644
         if self._in_place:
-            try:
+            with as_storage_error(f"reading the status of {quoted(self._files[0])}"):
                 mode = Path(self._files[0]).stat().st_mode & 0o777
-            except OSError as error:
-                raise from_os_error(
-                    error, doing=f"reading the status of {quoted(self._files[0])}"
-                ) from error
         return Member(
             self._name,
             MemberKind.FILE,
@@ -76,14 +69,11 @@ class PlainFile:
                 raise from_os_error(error, doing=f"reading {quoted(path)}") from error
 
 
-class CompressedFile:
+class CompressedFile(Archive):
     """A compressed file; its member has the shard's name without the compression's ending.
 
     The name stored by gzip is not trusted.
     """
-
-    top: str | None = None
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched
@@ -105,10 +95,6 @@ class CompressedFile:
                 size += len(block)
             self._limits.check_claim(size, self._name)
             yield self._member(size)
-
-    def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """See ``Archive.find``; there are no links."""
-        return None
 
     def _member(self, size: int) -> Member:
         mtime = self._fetched.mtimes_ns[0] / 1e9 if self._fetched.mtimes_ns else 0.0

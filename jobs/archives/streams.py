@@ -13,7 +13,7 @@ from jobs.archives.base import damaged, gone
 from jobs.archives.decompress import BLOCK, Readable, inflated
 from jobs.archives.limits import Limits
 from jobs.archives.memory import memory_for
-from jobs.errors import ArchiveError, Cause, OrchestrateError, from_os_error
+from jobs.errors import ArchiveError, Cause, as_storage_error, from_os_error
 from jobs.model import Fetched, Format
 from jobs.storage.safe_paths import quoted
 
@@ -232,16 +232,12 @@ def open_blocks(
     """
     total = 0
     memory = memory_for(limits.archive_bytes)
-    try:
+    with as_storage_error(f"reading {limits.archive}"):
         for block in inflated(format, source, archive=limits.archive, memory=memory):
             total += len(block)
             if consumed is not None:
                 limits.check_inflated(total, consumed())
             yield block
-    except OrchestrateError:
-        raise
-    except OSError as error:
-        raise from_os_error(error, doing=f"reading {limits.archive}") from error
 
 
 def chain_blocks(

@@ -88,7 +88,7 @@ class _Sample:
         return extension in self.files or extension in self.held
 
 
-class Samples:
+class Samples(Archive):
     """Yields the images of samples below the images folder, and their data as records.
 
     A record has the image's path, the key as ``__key__``, the members of a JSON object, and each

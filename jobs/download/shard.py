@@ -11,7 +11,14 @@ from msgspec import structs
 from jobs.archives.base import DamagedError
 from jobs.archives.detect import read_head, sniff
 from jobs.archives.tar.member_index import Streamed
-from jobs.errors import ArchiveError, Cause, DigestError, SourceError, from_os_error
+from jobs.errors import (
+    ArchiveError,
+    Cause,
+    DigestError,
+    SourceError,
+    as_storage_error,
+    from_os_error,
+)
 from jobs.extract.arriving import AbandonedError, Feed, is_one_zip
 from jobs.extract.extractor import ExtractionPool
 from jobs.formats import magic
@@ -307,16 +314,14 @@ def _expected(shard: Shard, file: SourceFile) -> Callable[[bytes], None]:
 
 def hash_file(path: Path, algorithm: str, progress: Progress) -> Digest:
     """The file's digest; its bytes are added to the progress."""
-    try:
-        with path.open("rb", buffering=0) as stream:
-            hasher = digest.new(algorithm, size=path.stat().st_size)
-            buffer = memoryview(bytearray(_CHUNK))
-            while count := stream.readinto(buffer):
-                progress.check()
-                hasher.update(buffer[:count])
-                progress.add(bytes=count)
-    except OSError as error:
-        raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
+    doing = f"reading {quoted(str(path))}"
+    with as_storage_error(doing), path.open("rb", buffering=0) as stream:
+        hasher = digest.new(algorithm, size=path.stat().st_size)
+        buffer = memoryview(bytearray(_CHUNK))
+        while count := stream.readinto(buffer):
+            progress.check()
+            hasher.update(buffer[:count])
+            progress.add(bytes=count)
     return Digest(algorithm, hasher.hexdigest())
 
 

@@ -13,18 +13,18 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
+from jobs.errors import ArchiveError, Cause, RunFolderError, as_storage_error
 from jobs.extract.content import RecordsFile
 from jobs.extract.part_job import PartJob
 from jobs.extract.paths import path_of
 from jobs.extract.targets import Container
 from jobs.model import Carried, Entry, PartSummary, RecordsRange
-from jobs.outputs.files import mode_of, own_write_error, write_file
+from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
@@ -56,7 +56,7 @@ def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSumma
     path = work.folder.manifest(work.part)
     carrier = _PackedCarrier if work.plan.options.packs else _FileCarrier
     try:
-        with ManifestWriter(path) as manifest:
+        with own_writing(path), ManifestWriter(path) as manifest:
             return carrier(work, carried, progress, manifest).run()
     except RunFolderError as error:  # it was not durable before a crash of the launching machine
         raise ArchiveError(
@@ -64,8 +64,6 @@ def carry_part(work: PartJob, carried: Carried, progress: Progress) -> PartSumma
             "published files, is missing or damaged, so the shard is downloaded again",
             cause=Cause.CHANGED,
         ) from error
-    except OSError as error:
-        raise own_write_error(error, path) from error
 
 
 class _Carrier:
@@ -147,14 +145,11 @@ class _Carrier:
         assert ranged is not None  # else there is no first file
         path = Path(self._carried.dataset, ranged.path)
         hasher = digest.new("crc32")
-        try:
-            with path.open("rb", buffering=0) as file:
-                size = ranged.stop - ranged.start
-                for chunk in read_range(file.fileno(), ranged.start, size):
-                    hasher.update(chunk)
-                    yield chunk
-        except OSError as error:
-            raise from_os_error(error, doing=f"reading {quoted(str(path))}") from error
+        size = ranged.stop - ranged.start
+        with as_storage_error(f"reading {quoted(str(path))}"), path.open("rb", buffering=0) as file:
+            for chunk in read_range(file.fileno(), ranged.start, size):
+                hasher.update(chunk)
+                yield chunk
         if hasher.hexdigest() != ranged.crc32:
             raise ArchiveError(
                 f"{self._work.shard.name}: {quoted(str(path))} changed after the update "
@@ -227,21 +222,16 @@ class _PackedCarrier(_Carrier):
 
     def _take_files(self, summary: PartSummary) -> None:
         path = self._staging.container(self._work.part)
-        with ExitStack() as stack:
-            try:
-                container = Container(path)
-                stack.callback(container.close)
-                published = stack.enter_context(PublishedMembers(Path(self._carried.dataset)))
+        with own_writing(path), closing(Container(path)) as container:
+            with PublishedMembers(Path(self._carried.dataset)) as published:
                 for entry in read_carried(self._before):
                     if entry.offset is not None and entry.path not in self._replaced:
                         container.go_on_at(entry.offset)
                         container.append(self._content(entry, published))
                     self._note(_without_place(entry))
-                assert summary.container is not None
-                container.go_on_at(summary.container)
-                container.finish()
-            except OSError as error:
-                raise own_write_error(error, path) from error
+            assert summary.container is not None
+            container.go_on_at(summary.container)
+            container.finish()
 
     def _content(self, entry: CarriedEntry, published: PublishedMembers) -> Iterator[memoryview]:
         if entry.shard is None:

@@ -11,7 +11,7 @@ from isal import isal_zlib
 from jobs.checks.registry import check_for
 from jobs.errors import from_os_error
 from jobs.model import Entry, Inner, Options
-from jobs.outputs.files import own_write_error
+from jobs.outputs.files import own_writing
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic, digest
 from jobs.storage.safe_paths import text_of
@@ -103,10 +103,8 @@ class RecordsFile:
 
     def write(self, chunks: Iterable[memoryview], *, ordinal: int) -> None:
         """Write a complete records file, which replaces the one before."""
-        try:
+        with own_writing(self._path):
             self._take(chunks)
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
         self.ordinal = ordinal
 
     def _take(self, chunks: Iterable[memoryview]) -> None:
@@ -126,11 +124,9 @@ class RecordsFile:
 
     def commit(self) -> CheckedContent:
         """Make the file durable under its name; returns its content's counts and hashes."""
-        try:
+        with own_writing(self._path):
             os.fsync(self._fd)
             self._temporary.replace(self._path)
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
         return self._content
 
     def close(self) -> None:

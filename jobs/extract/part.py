@@ -19,7 +19,7 @@ from jobs.extract.part_job import MemberCounts, PartJob, Replaced, Source
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import DuplicatePaths, MemberPaths
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
-from jobs.outputs.files import own_write_error
+from jobs.outputs.files import own_writing
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import quoted, text_of
 from jobs.storage.staging import Staging
@@ -47,11 +47,8 @@ class WrittenPart:
 
     def finish(self) -> PartSummary:
         """Make all that was written durable, then write the manifest; raises ``StorageError``."""
-        try:
-            with self._open:
-                return self._finish()
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
+        with own_writing(self._path), self._open:
+            return self._finish()
 
     def close(self) -> None:
         """Remove the temporary files; the part is not finished."""
@@ -117,14 +114,9 @@ class _Pass:
 
     def run(self) -> WrittenPart:
         """Run the pass; after an error, removes its temporary files, but not data files."""
-        try:
-            return self._run()
-        except OSError as error:  # of the manifest: the others are converted where they occur
-            path = self._work.folder.manifest(self._work.part)
-            raise own_write_error(error, path) from error
-
-    def _run(self) -> WrittenPart:
-        with ExitStack() as stack:
+        manifest = self._work.folder.manifest(self._work.part)
+        # Only errors of the manifest: the others are converted where they occur.
+        with own_writing(manifest), ExitStack() as stack:
             writer = stack.enter_context(closing(PartWriter(self._work, self._progress)))
             stack.callback(self._source.records.close)
             self._writer = writer

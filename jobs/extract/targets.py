@@ -16,6 +16,7 @@ from jobs.outputs.files import (
     member_write_error,
     mode_of,
     own_write_error,
+    own_writing,
 )
 from jobs.outputs.write_pool import WritePool
 from jobs.storage.atomic import FileSystem
@@ -82,10 +83,8 @@ class FileTree(Target):
     def __init__(self, plan: Plan, shard: Shard) -> None:
         self._label = shard.name
         self._data = data = Staging(plan).data
-        try:
+        with own_writing(data):
             self._file_system = FileSystem(data)
-        except OSError as error:
-            raise own_write_error(error, data) from error
         self._root = os.fsencode(data)
         self._folders = Folders(data, archive=self._label)
         self._writers = WritePool(self._disk_error)
@@ -163,10 +162,8 @@ class FileTree(Target):
         remove_files(self._data, entries)
 
     def sync(self) -> None:
-        try:
+        with own_writing(self._data):
             self._file_system.sync()
-        except OSError as error:
-            raise own_write_error(error, self._data) from error
 
     def close(self) -> None:
         self._writers.close()
@@ -247,10 +244,8 @@ class PackedPart(Target):
 
     def __init__(self, plan: Plan, part: Part) -> None:
         self._path = Staging(plan).container(part)
-        try:
+        with own_writing(self._path):
             self._container = Container(self._path)
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
 
     def put(
         self, path: bytes, member: Member, content: CheckedContent, *, keeps_relative_paths: bool
@@ -267,20 +262,16 @@ class PackedPart(Target):
             raise own_write_error(error, self._path) from error
 
     def drain(self) -> None:
-        try:
+        with own_writing(self._path):
             self._container.flush()
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
 
     def read(self, entry: Entry) -> Iterator[memoryview]:
         assert entry.offset is not None
         return self._container.read(entry.offset, entry.size)
 
     def finish(self) -> int | None:
-        try:
+        with own_writing(self._path):
             return self._container.finish()
-        except OSError as error:
-            raise own_write_error(error, self._path) from error
 
     def close(self) -> None:
         self._container.close()

@@ -6,8 +6,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from jobs.errors import ArchiveError, Cause, OrchestrateError, StorageError, from_os_error
@@ -195,6 +195,15 @@ def member_write_error(error: OSError, path: bytes, *, archive: str, root: str) 
 def own_write_error(error: OSError, path: Path) -> StorageError:
     """``error`` from writing the records or the manifest."""
     return _with_space(error, quoted(str(path)), path.parent)
+
+
+@contextmanager
+def own_writing(path: Path) -> Iterator[None]:
+    """Raise an ``OSError`` as ``own_write_error`` has it."""
+    try:
+        yield
+    except OSError as error:
+        raise own_write_error(error, path) from error
 
 
 def _with_space(error: OSError, path: str, root: str | Path) -> StorageError:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.errors import Cause, SourceError, from_os_error
+from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.formats import magic
 from jobs.model import Options, Shard, ShardKind, SourceFile, SourceKind, SourceRef
 from jobs.sources import file_names
@@ -93,7 +93,7 @@ class LocalSource(LocalFiles):
     # At launch ------------------------------------------------------------------------------
 
     def select(self) -> ShardSelection:
-        try:
+        with as_storage_error(f"reading {quoted(str(self._root))}"):
             is_folder = self._root.is_dir()
             if not self._root.exists():
                 beside = (name for name, _ in _beside(self._root))
@@ -102,8 +102,6 @@ class LocalSource(LocalFiles):
                     + (file_names.similar_names(self._root.name, beside) or "; check the path"),
                     cause=Cause.NOT_FOUND,
                 )
-        except OSError as error:
-            raise from_os_error(error, doing=f"reading {quoted(str(self._root))}") from error
         return self._folder() if is_folder else self._one_file()
 
     def _one_file(self) -> ShardSelection:
@@ -257,10 +255,8 @@ def _head(path: Path) -> bytes | None:
 
 def _file(name: str, path: Path) -> SourceFile:
     """The file in ``path``, or the one that a link of that name leads to."""
-    try:
+    with as_storage_error(f"reading the size of {quoted(str(path))}"):
         status = path.stat()
-    except OSError as error:
-        raise from_os_error(error, doing=f"reading the size of {quoted(str(path))}") from error
     return SourceFile(name, str(path), status.st_size, version=str(status.st_mtime_ns))
 
 

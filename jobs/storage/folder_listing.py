@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from jobs.errors import Cause, SourceError, from_os_error
+from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.model import Cut, Digest
 from jobs.storage import digest
 from jobs.storage.atomic import GrowingFile
@@ -162,20 +162,17 @@ def write(
     """
     hasher = digest.new("sha256")
     members = data_bytes = weight = 0
-    try:
-        with GrowingFile(out) as stream:
-            for item in _with_root(root, leave):
-                tick()
-                line = item.line()
-                hasher.update(line)
-                stream.write(line)
-                data_bytes += item.size
-                weight += item.size + _OVERHEAD
-                members += 1
-            cuts = _cuts(stream.flushed(), parts, weight - _OVERHEAD)
-            stream.publish()
-    except OSError as error:
-        raise from_os_error(error, doing=f"writing {quoted(str(out))}") from error
+    with as_storage_error(f"writing {quoted(str(out))}"), GrowingFile(out) as stream:
+        for item in _with_root(root, leave):
+            tick()
+            line = item.line()
+            hasher.update(line)
+            stream.write(line)
+            data_bytes += item.size
+            weight += item.size + _OVERHEAD
+            members += 1
+        cuts = _cuts(stream.flushed(), parts, weight - _OVERHEAD)
+        stream.publish()
     sha256 = Digest("sha256", hasher.hexdigest())
     return FolderListing(cuts, members - 1, data_bytes, sha256)
 

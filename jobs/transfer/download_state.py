@@ -8,11 +8,11 @@ from pathlib import Path
 from jobs.errors import Cause, DigestError, SourceError
 from jobs.formats import magic
 from jobs.model import Digest
+from jobs.runtime.progress import Progress
 from jobs.transfer.ordered_bytes import Listener
 from jobs.transfer.partial_file import FileVersion, PartialFile, RunningHash
 from jobs.transfer.ranges import Range
 from jobs.transfer.responses import StartOver
-from jobs.transfer.session import TransferProgress
 from jobs.transfer.target import Received, Target, quoted_url
 
 SMALL = 8 << 20  # bytes; up to this size a file takes one request and is not hashed in a thread
@@ -34,7 +34,7 @@ class DownloadState:
 
     def __init__(
         self,
-        progress: TransferProgress,
+        progress: Progress,
         resolve: Callable[[], Target],
         out: Path,
         name: str,

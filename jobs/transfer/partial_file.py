@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from jobs.errors import StorageError, from_os_error
+from jobs.errors import StorageError, as_storage_error, from_os_error
 from jobs.model import SCHEMA, Digest
 from jobs.storage import atomic
 from jobs.storage import digest as digests
@@ -93,7 +92,7 @@ class PartialFile:
             # While a sync is running it is not known which bytes it will have written out.
             syncs = due and self._log >= 0 and not self._syncing.busy and self._save()
         if syncs:
-            with self._naming_errors():
+            with as_storage_error(f"writing {self.sidecar}"):
                 self._syncing.start(self._sync)
         return new
 
@@ -143,15 +142,13 @@ class PartialFile:
                 return  # another attempt cannot use the bytes
             header = {"schema": SCHEMA, "boot": _boot(), **asdict(identity)}
             lines = [msgspec.json.encode(header), msgspec.json.encode(list(self._ranges))]
-            try:
+            with as_storage_error(f"writing {self.sidecar}"):
                 # Renamed when complete, so that the first line is never incomplete.
                 atomic.write_bytes(self.sidecar, b"\n".join(lines) + b"\n", durable=False)
                 if self._log >= 0:
                     before, self._log = self._log, -1  # in case the next step fails
                     os.close(before)
                 self._log = os.open(self.sidecar, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
-            except OSError as error:
-                raise from_os_error(error, doing=f"writing {self.sidecar}") from error
             self._unsaved = Ranges()
             self._unsaved_bytes = 0
 
@@ -161,7 +158,7 @@ class PartialFile:
         line = msgspec.json.encode(list(self._unsaved)) + b"\n"
         self._unsynced_bytes += self._unsaved_bytes
         self._unsaved, self._unsaved_bytes, self._saved_at = Ranges(), 0, now
-        with self._naming_errors():
+        with as_storage_error(f"writing {self.sidecar}"):
             os.write(self._log, line)
         syncs = self._unsynced_bytes >= _SYNC_BYTES or now - self._synced_at > _SYNC_S
         if syncs:
@@ -175,13 +172,6 @@ class PartialFile:
             if self._log >= 0:
                 os.write(self._log, b'"synced"\n')
                 os.fdatasync(self._log)
-
-    @contextmanager
-    def _naming_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise from_os_error(error, doing=f"writing {self.sidecar}") from error
 
     def _load(self) -> None:
         try:
@@ -216,7 +206,7 @@ class PartialFile:
         if self._window is not None:
             self._remove()
             return
-        try:
+        with as_storage_error(f"finishing {self.out}"):
             if os.fstat(self.fd).st_size != size:
                 os.ftruncate(self.fd, size)
             self._syncing.wait()
@@ -235,8 +225,6 @@ class PartialFile:
             self.path.replace(self.out)
             self.sidecar.unlink(missing_ok=True)
             atomic.fsync_folder(self.out.parent)
-        except OSError as error:
-            raise from_os_error(error, doing=f"finishing {self.out}") from error
 
     def close(self) -> None:
         """Close the files; bytes in the sidecar can be used by another attempt."""
@@ -260,17 +248,13 @@ class PartialFile:
             self._unsaved, self._unsaved_bytes = Ranges(), 0
 
     def _remove(self) -> None:
-        try:
+        with as_storage_error(f"removing {self.path}"):
             self.sidecar.unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
-        except OSError as error:
-            raise from_os_error(error, doing=f"removing {self.path}") from error
 
     def _open(self, flags: int) -> int:
-        try:
+        with as_storage_error(f"opening {self.path}"):
             return os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o666)
-        except OSError as error:
-            raise from_os_error(error, doing=f"opening {self.path}") from error
 
 
 def _trusted(lines: list[bytes], *, same_boot: bool) -> list[Range]:

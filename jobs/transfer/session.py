@@ -8,24 +8,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from jobs.errors import Cause
+from jobs.runtime.progress import Progress
 from jobs.transfer.rate_limits import RateLimit, SitePauses
 
 if TYPE_CHECKING:
     from jobs.transfer.connection import ConnectionPool, HttpResponse
 
 _TICK_S = 0.1
-
-
-class TransferProgress(Protocol):
-    """The methods of ``jobs.runtime.progress.Progress`` that a transfer calls."""
-
-    def add(self, *, bytes: int = 0, files: int = 0, items: int = 0) -> None: ...
-    def check(self) -> None: ...
-    @property
-    def cause(self) -> Cause | None: ...
 
 
 class FileFinished(Exception):
@@ -94,7 +85,7 @@ class TransferSession:
         max_rate: int | None = None,
         stall_s: float = 60.0,
         *,
-        progress: TransferProgress,
+        progress: Progress,
         tries: int = 10,
         backoff_s: float = 1.0,
     ) -> None:

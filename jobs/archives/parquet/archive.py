@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, time
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.archives.base import Member, MemberKind, damaged, gone, label_of, unsupported
+from jobs.archives.base import Archive, Member, MemberKind, damaged, gone, label_of, unsupported
 from jobs.archives.limits import Limits
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
@@ -39,7 +38,7 @@ _PER_ROW = 1 << 20  # ordinals reserved for the images of a row
 _EXAMINED = 16  # rows examined for texts that name images
 
 
-class ParquetArchive:
+class ParquetArchive(Archive):
     """Rows of a parquet file as members: image files first, then the records file.
 
     A part is a range of row groups. Every column whose values are images becomes files, also in
@@ -47,7 +46,7 @@ class ParquetArchive:
     column's name, and the row's first image under the layout's image field as well.
     """
 
-    top: str | None = None
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, temporary: Path) -> None:
         self._archive = label_of(shard)
@@ -58,7 +57,6 @@ class ParquetArchive:
             raise unsupported(self._archive, "is a parquet file in several pieces")
         self._path = Path(fetched.files[0])
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
-        self.warnings: tuple[str, ...] = ()
 
     def is_extracted(self) -> bool:
         """Whether the rows contain or name images; any other table is published as a file.
@@ -67,10 +65,6 @@ class ParquetArchive:
         """
         with self._opened() as file, self._damage():
             return _Rows(self._shard.id, self._options, file, self._archive).has_images()
-
-    def find(self, name: bytes, before: float = math.inf) -> Member | None:
-        """See ``Archive.find``; there are no links."""
-        return None
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``."""

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
-from jobs.archives.base import Member, MemberKind, TopChanged, label_of
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
@@ -24,10 +24,8 @@ from jobs.storage.safe_paths import quoted
 _HEAD = 8 << 20  # inflated bytes that are examined for the top folder
 
 
-class TarArchive:
+class TarArchive(Archive):
     """Reads a part of a tar: from its plain copy if there is one, else from the archive's start."""
-
-    warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:
         self._fetched = fetched

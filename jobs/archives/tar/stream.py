@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 
 from isal import isal_zlib
 
-from jobs.archives.base import Member, MemberKind, TopChanged, label_of
+from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
 from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import TopFolder
@@ -51,7 +51,7 @@ class NeedsAnotherPass(ArchiveError):
     """A member of a stream can only be extracted by reading the archive again."""
 
 
-class TarStream:
+class TarStream(Archive):
     """Reads a shard of format tar, compressed or not, in one pass; see ``Archive``.
 
     ``files`` opens each file of the shard, in reading order, at its start. ``top``: the common top
@@ -60,8 +60,6 @@ class TarStream:
     order, each with ``members``, ``skip`` or ``skip_content``; then ``finish`` verifies the rest.
     Memory is bounded.
     """
-
-    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -11,7 +11,15 @@ from operator import attrgetter
 
 from isal import isal_zlib
 
-from jobs.archives.base import Member, MemberKind, damaged, label_of, unsupported, with_member
+from jobs.archives.base import (
+    Archive,
+    Member,
+    MemberKind,
+    damaged,
+    label_of,
+    unsupported,
+    with_member,
+)
 from jobs.archives.limits import Limits
 from jobs.archives.member_names import normalized
 from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
@@ -35,7 +43,7 @@ _DESCRIPTOR = 24  # bytes, at most
 _AHEAD = 1 << 18  # bytes that are read at once, because entries follow each other
 
 
-class ZipArchive:
+class ZipArchive(Archive):
     """Reads entries in their order in the file, so that the disk is read sequentially."""
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from isal import isal_zlib
 
-from jobs.archives.decompress import Decompressor, inflated, stream_errors
+from jobs.archives.decompress import Blocks, Decompressor, inflated, stream_errors
 from jobs.archives.memory import memory_for
 from jobs.archives.zip.entry import (
     BZIP2,
@@ -70,7 +70,7 @@ def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryv
         else:
             format = Format.ZST if entry.method == ZSTD else Format.XZ
             memory = memory_for(entry.stored)
-            yield from inflated(format, _Pieces(pieces), archive="its content", memory=memory)
+            yield from inflated(format, Blocks(pieces), archive="its content", memory=memory)
     except ArchiveError as error:
         unsupported = error.cause is Cause.UNSUPPORTED
         raise ZipEntryError(error.message, entry.name, unsupported=unsupported) from error
@@ -80,16 +80,6 @@ def inflate_blocks(entry: ZipEntry, pieces: Iterator[bytes]) -> Iterator[memoryv
         ):
             raise
         raise ZipEntryError(f"its compressed content is damaged ({error})") from error
-
-
-class _Pieces:
-    """Pieces as a source; no piece may be larger than the requested size."""
-
-    def __init__(self, pieces: Iterator[bytes]) -> None:
-        self._pieces = pieces
-
-    def read(self, size: int, /) -> bytes:
-        return next(self._pieces, b"")
 
 
 def _deflate(pieces: Iterator[bytes]) -> Iterator[memoryview]:

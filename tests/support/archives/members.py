@@ -7,17 +7,18 @@ from collections.abc import Iterator, Sequence
 
 from msgspec import structs
 
-from jobs.archives.base import Member, MemberKind
+from jobs.archives.base import Archive, Member, MemberKind
 from jobs.model import Part
 
 
-class FakeArchive:
+class FakeArchive(Archive):
     """Members from memory: what a reader of archives promises, without an archive."""
+
+    top: str | None = None
 
     def __init__(self, members: Sequence[Member], *, top: str | None = None) -> None:
         self._members = [(member, b"".join(member.chunks)) for member in members]
         self.top = top
-        self.warnings: tuple[str, ...] = ()
         for ordinal, (member, _) in enumerate(self._members):
             member.ordinal = ordinal
 
