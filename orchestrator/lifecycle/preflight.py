@@ -12,7 +12,16 @@ from jobs.errors import Cause, PreflightError, from_os_error
 from jobs.model import Plan, ShardKind, SourceKind
 from jobs.storage.receipt import receipt_head
 from jobs.storage.safe_paths import quoted, quoted_few
-from jobs.storage.staging import INCOMING, MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in
+from jobs.storage.staging import (
+    ARCHIVES,
+    INCOMING,
+    MANIFEST,
+    NO_DATA,
+    RECEIPT,
+    SUMS,
+    Staging,
+    names_in,
+)
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 from orchestrator.lifecycle import space
@@ -190,11 +199,15 @@ def _unwritable_after_all(plan: Plan, run_dir: Path | None) -> Iterator[str]:
 def _badly_placed(plan: Plan, run_dir: Path | None) -> Iterator[str]:
     """Folders within each other, where one would be read or replaced as part of the other."""
     dest, temp = (Path(place).resolve() for place in (plan.dest, plan.temp))
-    staging = dest / INCOMING
-    if temp == dest or (dest in temp.parents and staging not in temp.parents):
+    if temp == dest or (dest in temp.parents and dest / INCOMING / plan.run_id not in temp.parents):
         yield (
             f"--temp-dir is inside the destination ({quoted(plan.temp)}), where the dataset will "
             "be; choose another one, or omit it"
+        )
+    if run_dir is not None and run_dir.resolve() == temp:
+        yield (
+            f"--temp-dir and --log-dir are the same folder, {quoted(str(run_dir.parent))}, where "
+            "both would use the run's id as a name; choose another --temp-dir"
         )
     if plan.source.kind is not SourceKind.LOCAL:
         return
@@ -226,7 +239,7 @@ def _in_the_way(plan: Plan, run_dir: Path | None) -> Iterator[str]:
         return
     layout = plan.options.layout
     names = [layout.records, layout.images] if layout.has_records else []
-    names += [RECEIPT, MANIFEST, *SUMS.values()]
+    names += [RECEIPT, MANIFEST, *SUMS.values(), INCOMING, ARCHIVES]
     for shard in plan.shards:
         if shard.kind is ShardKind.FILE:
             names.append(shard.name)

@@ -216,11 +216,20 @@ def test_a_quota_tool_without_output_stops_nothing(
 
 def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None:
     dest = tmp_path / "data"
-    (line,) = preflight.problems(plan(dest, temp=dest / "images"))
-    assert "--temp-dir is inside the destination" in line
-    (line,) = preflight.problems(plan(dest, temp=dest))
-    assert "--temp-dir is inside the destination" in line
-    assert preflight.problems(plan(dest, temp=tmp_path)) == []
+    for temp in (dest / "images", dest, dest / ".incoming", dest / ".incoming" / "temp"):
+        (line,) = preflight.problems(plan(dest, temp=temp))
+        assert "--temp-dir is inside the destination" in line
+    for temp in (tmp_path, None):
+        assert preflight.problems(plan(dest, temp=temp)) == []
+
+
+def test_a_run_folder_that_would_be_removed_after_the_run_is_refused(tmp_path: Path) -> None:
+    made = plan(tmp_path / "data", temp=tmp_path / "scratch")
+    (line,) = preflight.problems(made, tmp_path / "scratch" / RUN_ID)
+    assert "--temp-dir and --log-dir are the same folder" in line
+    for name in (".incoming", ".archives"):
+        (line,) = preflight.problems(made, tmp_path / "data" / name / "run")
+        assert "choose another --log-dir" in line
 
 
 @pytest.mark.parametrize(
