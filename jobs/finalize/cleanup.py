@@ -27,7 +27,7 @@ _NO_FILES = (b"", b".", b"..")
 log = logging.getLogger(__name__)
 
 
-def remove_replaced(staging: Staging) -> None:
+def _remove_replaced(staging: Staging) -> None:
     """Remove the old dataset, and move what is left to ``staging.kept``; safe to run again.
 
     Raises ``OSError`` where something cannot be removed or moved; it stays where it is.
@@ -125,19 +125,8 @@ def clean_up(context: FinalizeContext) -> None:
         _remove(staging.archives)  # a folder that only this run uses
     if not is_there(staging.root):
         return _release_claim(context)
-    _remove_replaced(staging)
-    for name in sorted(names_in(staging.root) - {staging.journal.name, staging.replaced.name}):
-        if not (keep and staging.root / name == staging.archives):
-            _remove(staging.root / name)
-    _remove(staging.journal)  # last: while it exists, a resume cleans up
-    for folder in (staging.archives, staging.root):
-        _remove_if_empty(folder)
-    return _release_claim(context)
-
-
-def _remove_replaced(staging: Staging) -> None:
     try:
-        remove_replaced(staging)
+        _remove_replaced(staging)
     except OSError as error:
         log.warning(
             "%s could not be removed completely: %s (%s); it contains the old dataset and other "
@@ -146,6 +135,13 @@ def _remove_replaced(staging: Staging) -> None:
             error.strerror,
             error.filename,
         )
+    for name in sorted(names_in(staging.root) - {staging.journal.name, staging.replaced.name}):
+        if not (keep and staging.root / name == staging.archives):
+            _remove(staging.root / name)
+    _remove(staging.journal)  # last: while it exists, a resume cleans up
+    for folder in (staging.archives, staging.root):
+        _remove_if_empty(folder)
+    return _release_claim(context)
 
 
 class _Claim(msgspec.Struct):

@@ -72,6 +72,11 @@ class RecordsPiece:
         """The records as JSON lines."""
         return self.found.path
 
+    @property
+    def shard_id(self) -> str:
+        """The id of the shard of the plan."""
+        return self.shard.id.partition("/")[0]
+
 
 @dataclass(frozen=True)
 class RepairState:

@@ -80,7 +80,7 @@ def merge_records(
     if not (dropped or published.changed):
         file = _written(context, _unchanged(context, published, form, progress), temporary)
     temporary.replace(target)
-    lost = Counter(_shard_id(context.line_of(line)[0]) for line in dropped)
+    lost = Counter(context.line_of(line)[0].shard_id for line in dropped)
     by_shard = totals.by_shard - lost
     return Merged(file, by_shard.total(), len(dropped), by_shard, published.changed)
 
@@ -127,11 +127,6 @@ def _blocks(path: Path, progress: Progress) -> Iterator[bytes]:
     for data in blocks(path):
         progress.check()
         yield data
-
-
-def _shard_id(piece: RecordsPiece) -> str:
-    """The id of the piece's shard, with which that of a nested archive begins."""
-    return piece.shard.id.partition("/")[0]
 
 
 def _report_forms(context: FinalizeContext, form: record_forms.Found, findings: Findings) -> None:

@@ -36,7 +36,7 @@ from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.digest import Sums
-from jobs.storage.manifest import PublishedFile
+from jobs.storage.manifest import PublishedFile, read_published
 from jobs.storage.receipt import Packed
 from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
 
@@ -194,11 +194,8 @@ def _lines(
     merged: Merged | None, index: PublishedFile | None, *found: _Found | None
 ) -> Iterator[PublishedFile]:
     yield from filter(None, [merged and merged.line, index])
-    decode = msgspec.json.Decoder(PublishedFile).decode
     for each in filter(None, found):
-        with each.lines.open("rb", buffering=1 << 20) as file:
-            for line in file:
-                yield decode(line)
+        yield from read_published(each.lines)
 
 
 # Shards -------------------------------------------------------------------------------------------

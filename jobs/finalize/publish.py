@@ -56,7 +56,9 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     that nothing else of the user is moved. Raises ``VerificationError`` where the destination is
     not empty and the plan does not overwrite.
     """
-    dest, own = context.staging.dest, _own_names(context)
+    dest = context.staging.dest
+    # The top folder of a run folder within the destination is not part of a dataset.
+    own = set(filter(None, [context.staging.top_of(context.folder.path)]))
     if in_the_way := own & set(new):
         raise VerificationError(
             f"the log folder is in {dest}/{min(in_the_way)}, a name that the dataset uses too; "
@@ -75,12 +77,6 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
         )
     old = there & (set(new) | names_in_receipt(dest))
     return tuple(sorted(old))
-
-
-def _own_names(context: FinalizeContext) -> set[str]:
-    """The top folder of a run folder within the destination, which is not part of a dataset."""
-    top = context.staging.top_of(context.folder.path)
-    return set() if top is None else {top}
 
 
 def names_in_receipt(dest: Path) -> set[str]:
@@ -137,20 +133,15 @@ def finish(staging: Staging, journal: Journal) -> None:
     """
     moves = _Moves()
     try:
-        _check_movable(staging, journal)
+        # What would fail between two renames is refused, as far as it is visible before the first.
+        if found := list(_obstacles(staging, journal)):
+            raise VerificationError("; ".join(found), cause=Cause.PREFLIGHT)
         _rename_all(staging, journal, moves)
     except (OSError, OrchestrateError) as error:
         with suppress(OSError):  # the message says whether the receipt is in place
             moves.undo()
         raise _explained(staging, error) from error
     atomic.fsync_folder(staging.dest)
-
-
-def _check_movable(staging: Staging, journal: Journal) -> None:
-    """Refuse what would fail between two renames, as far as it is visible before the first."""
-    found = list(_obstacles(staging, journal))
-    if found:
-        raise VerificationError("; ".join(found), cause=Cause.PREFLIGHT)
 
 
 def _obstacles(staging: Staging, journal: Journal) -> Iterator[str]:

@@ -46,11 +46,12 @@ class _DataFile:
 
     number: int  # of the file (see ``FinalizeContext``)
     part: Part
-    path: str
-    name: str  # of the records file; ``path`` ends with it
-    size: int
-    digest: str
     entry: Entry
+    name: str  # of the records file; ``path`` ends with it
+
+    @property
+    def path(self) -> str:
+        return self.entry.path
 
     @property
     def folder(self) -> str:
@@ -89,7 +90,7 @@ class _Clues:
             both = " and ".join(map(quoted, self._pair))
             fact += f"; to read {both} as a sample of WebDataset, launch with --layout webdataset"
         elif 0 < len(self.likely) <= _FEW:
-            files = sorted(self.likely.values(), key=lambda file: (-file.size, file.path))
+            files = sorted(self.likely.values(), key=lambda file: (-file.entry.size, file.path))
             largest = " or ".join(quoted(file.path) for file in files[:_SHOWN])
             fact += f"; if the records are in {largest}, run `resume` with --records-file"
         elif self._table:
@@ -262,7 +263,7 @@ def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:
     fd = os.open(context.staging.container(file.part), os.O_RDONLY | os.O_CLOEXEC)
     try:
         with target.open("wb") as out:
-            for block in read_range(fd, file.entry.offset or 0, file.size):
+            for block in read_range(fd, file.entry.offset or 0, file.entry.size):
                 out.write(block)
     finally:
         os.close(fd)
@@ -350,13 +351,9 @@ def _files(context: FinalizeContext, names: tuple[str, ...], clues: _Clues) -> I
                 continue
             if path in names or path.endswith(endings):
                 name = next(name for name in names if path == name or path.endswith(f"/{name}"))
-                yield _data_file(number, part, entry, name)
+                yield _DataFile(number, part, entry, name)
             elif clues.see(path):
-                clues.likely[path] = _data_file(number, part, entry, path)
-
-
-def _data_file(number: int, part: Part, entry: Entry, name: str) -> _DataFile:
-    return _DataFile(number, part, entry.path, name, entry.size, entry.digest or entry.crc32, entry)
+                clues.likely[path] = _DataFile(number, part, entry, path)
 
 
 def _entries(context: FinalizeContext, part: Part) -> Iterator[Entry]:
@@ -369,7 +366,7 @@ def _written_twice(files: list[_DataFile]) -> _DataFile | None:
     """A file with the same path as another and different content; None where there is none."""
     first: dict[str, _DataFile] = {}
     for file in files:
-        other = first.setdefault(file.path, file)
-        if (other.size, other.digest) != (file.size, file.digest):
+        one, other = file.entry, first.setdefault(file.path, file).entry
+        if (one.size, one.crc32, one.digest) != (other.size, other.crc32, other.digest):
             return file
     return None

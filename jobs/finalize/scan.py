@@ -21,7 +21,7 @@ from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import entry_blocks, read_summary
-from jobs.storage.staging import MANIFEST, RECEIPT, SUMS
+from jobs.storage.staging import proof_names
 
 _AT_ONCE = 10_000  # names on disk
 
@@ -90,12 +90,6 @@ class Audit:
         """Add what a piece found."""
         self.findings.take(found.findings)
         self.totals.add(found.totals)
-
-
-def reserved_names(context: FinalizeContext) -> frozenset[str]:
-    """Names in the dataset's top folder that finalize itself writes."""
-    sums = SUMS.get(context.plan.options.digest)
-    return frozenset({RECEIPT, MANIFEST, *([sums] if sums else [])})
 
 
 def read_summaries(
@@ -287,7 +281,7 @@ def _published(
     context: FinalizeContext, found: Found, part: Part, first: int, entries: Sequence[Entry]
 ) -> tuple[Sequence[int], Sequence[Entry]]:
     """The files that are published as they are, with their numbers: no records, no name of ours."""
-    reserved, among_data = reserved_names(context), context.records_among_data
+    reserved, among_data = proof_names(context.plan.options), context.records_among_data
     names = {*reserved, context.records_path}
     numbers = range(first, first + len(entries))
     left_out = [
@@ -319,7 +313,7 @@ def _scan_disk(audit: Audit) -> _FilesFound:
 
 def _scan_tree(audit: Audit, paths: Iterator[bytes], *, ours: bool) -> None:
     context = audit.context
-    hidden = context.hidden | {name.encode() for name in reserved_names(context)}
+    hidden = context.hidden | {name.encode() for name in proof_names(context.plan.options)}
     if context.records_path is not None:
         hidden.add(context.records_path.encode())
     while some := list(islice(paths, _AT_ONCE)):

@@ -147,8 +147,7 @@ def _scan_block(audit: Audit, found: _RecordsFound, place: int, block: bytes, fi
         found.odd[place, FindingKind.CRLF] += block.count(b"\r\n")
     found.odd[place, FindingKind.BLANK] += blank
     found.totals.records += count - blank
-    # The id of a nested archive starts with that of its shard.
-    found.totals.by_shard[piece.shard.id.partition("/")[0]] += count - blank
+    found.totals.by_shard[piece.shard_id] += count - blank
     return count
 
 

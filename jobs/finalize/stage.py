@@ -27,10 +27,10 @@ from jobs.finalize.scan_records import scan_records
 from jobs.model import OnBadRecord, Plan, Problem, Summary, shard_of
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
-from jobs.storage.receipt import ReceiptHead, read_receipt, read_receipt_head
+from jobs.storage.receipt import read_receipt, read_receipt_head
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
-from jobs.storage.staging import MANIFEST, RECEIPT, Staging
+from jobs.storage.staging import MANIFEST, RECEIPT, Staging, proof_names
 
 _SHOWN = 5  # shards, at most, that a message names
 
@@ -101,10 +101,12 @@ def run_finalize(
     ``OrchestrateError`` and ``OSError``.
     """
     context = FinalizeContext(folder, plan, Staging(plan))
-    if (later := _replaced_by(context)) is not None:
+    owner = _owner(context)
+    has_published = folder.receipt.exists() or context.staging.has_published
+    if owner not in (None, plan.run_id) and has_published:
         cleanup.clean_up(context)
-        return Summary(lines=(f"! Run {later} has since replaced this run's dataset",)), None
-    if not _is_published(context):  # the receipt is renamed last
+        return Summary(lines=(f"! Run {owner} has since replaced this run's dataset",)), None
+    if owner != plan.run_id:  # the receipt is renamed last
         journal = publish.load(context.staging)
         if journal is None:
             missing = unfinished(folder, plan)
@@ -122,25 +124,12 @@ def run_finalize(
     return structs.replace(published, lines=lines), None
 
 
-def _receipt_head(context: FinalizeContext) -> ReceiptHead | None:
+def _owner(context: FinalizeContext) -> str | None:
+    """The run whose dataset is in the destination; None without a receipt that can be read."""
     try:
-        return read_receipt_head(context.staging.receipt)
+        return read_receipt_head(context.staging.receipt).run_id
     except (FileNotFoundError, msgspec.DecodeError):
         return None
-
-
-def _is_published(context: FinalizeContext) -> bool:
-    found = _receipt_head(context)
-    return found is not None and found.run_id == context.plan.run_id
-
-
-def _replaced_by(context: FinalizeContext) -> str | None:
-    """The run whose dataset replaced the one that this run published; None where none did."""
-    found = _receipt_head(context)
-    if found is None or found.run_id == context.plan.run_id:
-        return None
-    has_published = context.folder.receipt.exists() or context.staging.has_published
-    return found.run_id if has_published else None
 
 
 def _published_summary(context: FinalizeContext) -> Summary:
@@ -368,7 +357,7 @@ def _prepare(
 def _remove_listed(context: FinalizeContext) -> None:
     """Remove files that are not published: strays, reserved names, dropped images."""
     root = context.staging.data
-    for name in scan.reserved_names(context):
+    for name in proof_names(context.plan.options):
         (root / name).unlink(missing_ok=True)
     with (context.scratch / "remove").open(encoding="utf-8") as keys:
         for key in keys:

@@ -19,11 +19,15 @@ REPAIR = "repair.json"
 SUMS = {"sha256": "SHA256SUMS", "blake3": "B3SUMS"}  # by digest, for standard tools
 
 
+def proof_names(options: Options) -> frozenset[str]:
+    """Names in a dataset's top folder of the files that prove its content."""
+    return frozenset(filter(None, (RECEIPT, MANIFEST, SUMS.get(options.digest))))
+
+
 def own_names(options: Options) -> frozenset[str]:
     """Names in a dataset's top folder that only finalize writes."""
-    sums = SUMS.get(options.digest)
-    records = options.layout.records if options.layout.has_records else None
-    return frozenset(filter(None, (RECEIPT, MANIFEST, sums, records)))
+    records = {options.layout.records} if options.layout.has_records else set()
+    return proof_names(options) | records
 
 
 def names_in(folder: Path) -> set[str]:
