@@ -16,33 +16,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import compare, steady_memory, table
+from benchmarks.common import compare, slow_creation, steady_memory, table
 from benchmarks.pages import Bench, Taken, at_once, make_pages, new_run, task
 from jobs.model import Options, Part, Shard, ShardKind, SourceFile, Verify
 
 # Sleeps in every open that may create a file, as a busy metadata server does.
-_SLOW_OPEN = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-static int slow(const char *path, int flags) {
-    return (flags & O_CREAT) && strstr(path, "/images/");
-}
-#define WRAP(name) int name(const char *path, int flags, ...) { \
-    static int (*real)(const char *, int, ...); \
-    if (!real) real = dlsym(RTLD_NEXT, #name); \
-    va_list list; va_start(list, flags); int mode = va_arg(list, int); va_end(list); \
-    if (slow(path, flags)) { \
-        struct timespec t = {0, atol(getenv("SLOW_OPEN_US")) * 1000L}; nanosleep(&t, 0); } \
-    return real(path, flags, mode); }
-WRAP(open)
-WRAP(open64)
-"""
-
 _OURS = ("one task", "two tasks")
 _ARE_CUT = ("zip", "stored.zip", "tar")  # formats whose parts need no decompressed copy
 # What people use for each format, and the goal: at most this fraction of its time.
@@ -104,14 +82,9 @@ def against(suffix: str, bench: Bench) -> list[tuple[str, ...]]:
 
 def latency(bench: Bench, micros: int = 5000) -> list[tuple[str, ...]]:
     """A tar.gz with so much latency for each file, against the same without."""
-    library = bench.root / "slow_open.so"
-    source = library.with_suffix(".c")
-    source.write_text(_SLOW_OPEN)
-    build = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
-    subprocess.run(build, check=True)
 
     def turn(slow: int) -> Callable[[], float]:
-        env = {"LD_PRELOAD": str(library), "SLOW_OPEN_US": str(slow)}
+        env = slow_creation(bench.root, slow)
         return lambda: task(new_run(bench, bench.archive("tar.gz")), [0], env).seconds
 
     least = compare({"none": turn(0), "slow": turn(micros)}, bench.rounds, pick=min)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from benchmarks.common import table
+from benchmarks.common import slow_creation, table
 from benchmarks.transfer import nginx
 from benchmarks.websight_data import (
     WEBSIGHT_V2,
@@ -179,8 +179,11 @@ class Outcome:
 class Bench:
     """The rows' turns in a folder; servers and a Slurm start where a row needs them."""
 
-    def __init__(self, runs: Path, dataset: Dataset, stack: ExitStack) -> None:
+    def __init__(
+        self, runs: Path, dataset: Dataset, stack: ExitStack, latency_ms: float = 0
+    ) -> None:
         self.dataset = dataset
+        self._slow = slow_creation(runs, int(latency_ms * 1000)) if latency_ms else {}
         self._runs = runs
         self._stack = stack
         self._turns = 0
@@ -327,7 +330,7 @@ class Bench:
     def _env(self, row: Row) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"  # for hf
         own = {"PATH": path, "NO_PROXY": "127.0.0.1"}
-        return own | (self._hub.env if row.served == "hub" else {})
+        return own | self._slow | (self._hub.env if row.served == "hub" else {})
 
 
 def _cpu_of_children() -> float:
@@ -452,6 +455,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", action="append", type=Output, choices=list(Output), help="may be repeated"
     )
+    parser.add_argument(
+        "--latency", type=float, default=0, help="ms by which creating a file takes longer"
+    )
     chosen = parser.parse_args(argv)
     outputs = chosen.output or [Output.FILES]
     names = chosen.only or tuple(ROWS)
@@ -472,7 +478,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check_space(dataset, names)
         dataset.make()
         with ExitStack() as stack:
-            bench = Bench(runs, dataset, stack)
+            bench = Bench(runs, dataset, stack, chosen.latency)
             for name in names:
                 found += lines(name, measure(bench, name, engines, outputs, chosen.rounds))
     finally:

@@ -19,6 +19,7 @@ MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task extracts, about
 SLOW_S = 0.0005  # for each file; local disks take a tenth, busy cluster file systems ten times this
+_BATCH_S = 0.01  # what a batch may take on a slow disk, where few files take that long
 _SAMPLE = 8  # files that are timed together
 _PAUSE = 24  # files between two samples: timing costs 4 % of reading a plain tar
 _OF_SAMPLE = 2  # use the second fastest: a busy node delays most files, a slow disk all
@@ -30,6 +31,7 @@ _CHANCES = 2  # windows without such a gain until the number of writers is final
 class _Written(NamedTuple):
     size: int  # bytes
     files: int
+    shortest_s: float = 0.0  # that one of several took
 
 
 class _Failure(NamedTuple):
@@ -68,34 +70,30 @@ class _One(NamedTuple):
         return _Written(self.size, 1)
 
 
-class _Batch:
-    """Several small files; ``size`` is what they keep in memory, in bytes.
+class _Batch(NamedTuple):
+    """Several small files that one thread writes."""
 
-    Content is a piece of a block that it was read with, and the complete block stays in memory.
-    """
-
-    def __init__(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
-        self._paths = paths  # for errors
-        self._files = files
-        blocks = {id(data.obj): data.obj for _, _, data, _, _ in files}
-        self.size = sum(memoryview(block).nbytes for block in blocks.values())
+    paths: Sequence[bytes]  # for errors
+    contents: Sequence[Small]
+    size: int  # bytes that they keep in memory
 
     @property
     def files(self) -> int:
-        return len(self._files)
+        return len(self.contents)
 
     def write(self) -> _Written | _Failure:
-        for index, number in enumerate(write_files(self._files)):
+        errors, shortest_s = write_files(self.contents)
+        for index, number in enumerate(errors):
             if not number:
                 continue
-            place, mode, data, *metadata = self._files[index]
+            place, mode, data, *metadata = self.contents[index]
             try:
                 if number != errno.EEXIST:
                     raise OSError(number, os.strerror(number))
                 write_file(place, mode, (data,), *metadata)
             except OSError as problem:
-                return _Failure(problem, self._paths[index])
-        return _Written(self.size, self.files)
+                return _Failure(problem, self.paths[index])
+        return _Written(self.size, self.files, shortest_s)
 
 
 _Job = _One | _Batch
@@ -105,10 +103,10 @@ class WritePool:
     """Writes complete files; call ``drain`` before they are read.
 
     Batches of small files are written by another thread, if the C extension is there, which
-    releases the interpreter lock; all others by the caller. If writing these takes longer than
-    ``slow_s`` a file, threads take over: first as many as a task keeps busy, then twice as many, up
-    to ``most``, as long as the queue is full and doubling makes it faster. ``on_error`` converts an
-    ``OSError`` for a path into the error to raise, from the same call or a later one.
+    releases the interpreter lock; all others by the caller. If a file takes longer than ``slow_s``
+    to write, threads write all but the large ones: first as many as a task keeps busy, then twice
+    as many, up to ``most``, as long as the queue is full and doubling makes it faster. ``on_error``
+    converts an ``OSError`` for a path into the error to raise, from the same call or a later one.
     """
 
     def __init__(
@@ -119,27 +117,21 @@ class WritePool:
         slow_s: float = SLOW_S,
     ) -> None:
         self._on_error = on_error
-        self._most = most
         self._slow_s = slow_s
         self._waited_s: list[float] = []
         self._pause = 0  # files until the next sample
         self._was_slow = False  # the last sample
-        self._pool: _Pool | None = None
-        self._batches: _Pool | None = None
+        self._pool = _Pool(on_error, most=most, slow_s=slow_s)
 
     @property
     def threads(self) -> int:
         """The number of writer threads."""
-        return sum(pool.threads for pool in self._pools)
+        return self._pool.threads
 
     @property
     def waiting(self) -> int:
         """Bytes of memory that waiting files keep."""
-        return sum(pool.waiting for pool in self._pools)
-
-    @property
-    def _pools(self) -> list[_Pool]:
-        return [pool for pool in (self._pool, self._batches) if pool is not None]
+        return self._pool.waiting
 
     def write_small(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
         """Write files of at most a few megabytes; ``paths``: of each one, for errors."""
@@ -147,9 +139,13 @@ class WritePool:
             for path, (place, mode, data, *metadata) in zip(paths, files, strict=True):
                 self.write(path, place, mode, (data,), len(data), *metadata)
             return
-        if self._batches is None:
-            self._batches = _Pool(self._on_error, first=1, most=self._most)
-        self._batches.put(_Batch(paths, files))
+        # Content is a piece of a block that it was read with; the complete block stays in memory.
+        blocks = {id(data.obj): memoryview(data.obj).nbytes for _, _, data, _, _ in files}
+        each = sum(blocks.values()) // len(files)
+        step = self._pool.files_in_batch or len(files)
+        for at in range(0, len(files), step):
+            contents = files[at : at + step]
+            self._pool.put(_Batch(paths[at : at + step], contents, each * len(contents)))
 
     def write(
         self,
@@ -164,12 +160,12 @@ class WritePool:
         sparse: bool = False,
     ) -> None:
         """Write ``chunks``, probably ``size`` bytes, to ``place``; see ``write_file``."""
-        pool = self._pool
-        if pool is not None and 0 <= size < LARGE:
+        slow = self._pool.is_slow
+        if slow and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
-            pool.put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
+            self._pool.put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
             return
-        judged = pool is None and size < LARGE and not self._pause
+        judged = not slow and size < LARGE and not self._pause
         self._pause -= self._pause > 0
         try:
             if not judged:
@@ -189,23 +185,18 @@ class WritePool:
             slow = typical_s > self._slow_s
             # One slow sample may be a local disk that is flushing; two in a row are a slow disk.
             if slow and self._was_slow:
-                first = min(1 + int(typical_s * _RATE), _FIRST, self._most)
-                pool = _Pool(self._on_error, first=first, most=self._most)
-                self._pool = pool if pool.threads else None
+                self._pool.take_as_slow(typical_s)
             self._waited_s.clear()
             self._was_slow = slow
             self._pause = 0 if slow else _PAUSE
 
     def drain(self) -> None:
         """Wait until all files are written; raises the error of a writer."""
-        for pool in self._pools:
-            pool.drain()
+        self._pool.drain()
 
     def close(self) -> None:
         """End the threads; files that are still waiting are dropped."""
-        for pool in self._pools:
-            pool.close()
-        self._pool = self._batches = None
+        self._pool.close()
 
 
 def _waited() -> float:
@@ -239,10 +230,11 @@ class _Pool:
     """
 
     def __init__(
-        self, on_error: Callable[[OSError, bytes], Exception], *, first: int, most: int
+        self, on_error: Callable[[OSError, bytes], Exception], *, most: int, slow_s: float
     ) -> None:
         self._on_error = on_error
         self._most = most
+        self._slow_s = slow_s
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         # Bytes and files that were written, or an error.
         self._written: SimpleQueue[_Written | _Failure] = SimpleQueue()
@@ -255,13 +247,21 @@ class _Pool:
         self._best = 0.0  # files a second with the previous number of writers
         self._chances = _CHANCES
         self._window = (time.perf_counter(), 0)
-        self._grow(first)
+        self.is_slow = False
+        self.files_in_batch: int | None = None  # None: as many as there are
 
     @property
     def threads(self) -> int:
         return len(self._threads)
 
+    def take_as_slow(self, file_s: float) -> None:
+        """Have as many threads as a task keeps busy if a file takes that long to write."""
+        self.is_slow = True
+        self.files_in_batch = max(1, int(_BATCH_S / file_s))
+        self._grow(min(1 + int(file_s * _RATE), _FIRST, self._most))
+
     def put(self, job: _Job) -> None:
+        self._grow(1)
         while not self._written.empty():
             self._take_result()
         if self.waiting < QUEUE // 2 and self._busy < _JOBS // 2:
@@ -282,6 +282,8 @@ class _Pool:
         if self._failed is None:
             result = self._written.get()
             if isinstance(result, _Written):
+                if result.files >= _SAMPLE and result.shortest_s > self._slow_s:
+                    self.take_as_slow(result.shortest_s)
                 self.waiting -= result.size
                 self._busy -= result.files
                 self._done += result.files

@@ -19,7 +19,14 @@ Write = Callable[[Sequence[Small]], list[int]]
 @pytest.fixture(params=["plain", "in use"])
 def write(request: pytest.FixtureRequest) -> Write:
     """Both forms; without a compiler they are the same one."""
-    return files.write_files_plain if request.param == "plain" else files.write_files
+    function = files.write_files_plain if request.param == "plain" else files.write_files
+
+    def written(small: Sequence[Small]) -> list[int]:
+        errors, shortest_s = function(small)
+        assert shortest_s > 0
+        return errors
+
+    return written
 
 
 def small(

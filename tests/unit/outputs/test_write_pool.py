@@ -188,11 +188,11 @@ def test_waiting_small_files_do_not_keep_more_blocks_in_memory_than_the_queue_ho
     blocks: weakref.WeakSet[_Block] = weakref.WeakSet()
     most = 0
 
-    def slow_write(files: Sequence[files.Small]) -> list[int]:
+    def slow_write(files: Sequence[files.Small]) -> tuple[list[int], float]:
         nonlocal most
         time.sleep(0.001)
         most = max(most, len(blocks))
-        return [0] * len(files)
+        return [0] * len(files), 0.0
 
     monkeypatch.setattr(write_pool, "write_files", slow_write)
     for _ in range(200):
@@ -202,6 +202,37 @@ def test_waiting_small_files_do_not_keep_more_blocks_in_memory_than_the_queue_ho
         assert inline.waiting <= QUEUE
     inline.drain()
     assert 2 <= most <= (QUEUE >> 20) + 1  # and the one that the caller holds
+
+
+@pytest.mark.skipif(not files.COMPILED, reason="the extension was not built: no compiler")
+def test_small_files_on_a_slow_disk_are_divided_among_many_writers(
+    writers: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, lock = files.write_files, threading.Lock()
+    now = most = 0
+    sizes: list[int] = []
+
+    def slow_write(small: Sequence[files.Small]) -> tuple[list[int], float]:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+            sizes.append(len(small))
+        time.sleep(0.005 * len(small))
+        with lock:
+            now -= 1
+        return real(small)[0], 0.005
+
+    monkeypatch.setattr(write_pool, "write_files", slow_write)
+    data = memoryview(b"1")
+    for batch in range(40):
+        names = [f"{batch}-{number}" for number in range(128)]
+        contents = [(place(tmp_path, name), 0o666, data, None, None) for name in names]
+        writers.write_small([name.encode() for name in names], contents)
+    writers.drain()
+    assert most >= 16
+    assert sizes[0] == 128 and min(sizes) == 2
+    assert len(list(tmp_path.iterdir())) == 40 * 128
 
 
 def test_a_small_file_replaces_a_link_and_does_not_follow_it(
