@@ -219,7 +219,7 @@ def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None
     for temp in (dest / "images", dest, dest / ".incoming", dest / ".incoming" / "temp"):
         (line,) = preflight.problems(plan(dest, temp=temp))
         assert "--temp-dir is inside the destination" in line
-    for temp in (tmp_path, None):
+    for elsewhere in (tmp_path, None):
         assert preflight.problems(plan(dest, temp=temp)) == []
 
 
