@@ -220,7 +220,7 @@ def test_a_temp_folder_within_the_destination_is_refused(tmp_path: Path) -> None
         (line,) = preflight.problems(plan(dest, temp=temp))
         assert "--temp-dir is inside the destination" in line
     for elsewhere in (tmp_path, None):
-        assert preflight.problems(plan(dest, temp=temp)) == []
+        assert preflight.problems(plan(dest, temp=elsewhere)) == []
 
 
 def test_a_run_folder_that_would_be_removed_after_the_run_is_refused(tmp_path: Path) -> None:
