@@ -4,36 +4,11 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 _BLOCK = 1 << 20  # bytes
-_SLOW_CREATION = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <fcntl.h>
-#include <stdarg.h>
-#include <stdlib.h>
-#include <time.h>
-static void wait_for(int flags) {
-    if (flags & O_CREAT) {
-        struct timespec t = {0, atol(getenv("SLOW_CREATION_US")) * 1000L};
-        nanosleep(&t, 0);
-    }
-}
-#define MODE va_list list; va_start(list, flags); int mode = va_arg(list, int); va_end(list)
-#define OPEN(name) int name(const char *path, int flags, ...) { \
-    static int (*real)(const char *, int, ...); \
-    if (!real) real = dlsym(RTLD_NEXT, #name); \
-    MODE; wait_for(flags); return real(path, flags, mode); }
-#define OPENAT(name) int name(int folder, const char *path, int flags, ...) { \
-    static int (*real)(int, const char *, int, ...); \
-    if (!real) real = dlsym(RTLD_NEXT, #name); \
-    MODE; wait_for(flags); return real(folder, path, flags, mode); }
-OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
-"""
 
 
 @contextmanager
@@ -56,21 +31,6 @@ def steady_memory(folder: Path) -> Iterator[None]:
         yield
     finally:
         hole.unlink(missing_ok=True)
-
-
-def slow_creation(folder: Path, micros: int) -> dict[str, str]:
-    """The environment of a program for which creating a file takes so much longer.
-
-    A busy metadata server of a cluster file system takes milliseconds. Needs ``cc``; ``folder``
-    gets the library that is loaded before the C library's functions.
-    """
-    library = folder / "slow_creation.so"
-    if not library.exists():
-        source = library.with_suffix(".c")
-        source.write_text(_SLOW_CREATION)
-        build = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
-        subprocess.run(build, check=True)
-    return {"LD_PRELOAD": str(library), "SLOW_CREATION_US": str(micros)}
 
 
 def compare(

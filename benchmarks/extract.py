@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.common import compare, slow_creation, steady_memory, table
+from benchmarks.common import compare, steady_memory, table
 from benchmarks.pages import Bench, Taken, at_once, make_pages, new_run, task
 from jobs.model import Options, Part, Shard, ShardKind, SourceFile, Verify
+from tests.support.faults.slow_files import slow_files
 
 # Sleeps in every open that may create a file, as a busy metadata server does.
 _OURS = ("one task", "two tasks")
@@ -84,7 +85,7 @@ def latency(bench: Bench, micros: int = 5000) -> list[tuple[str, ...]]:
     """A tar.gz with so much latency for each file, against the same without."""
 
     def turn(slow: int) -> Callable[[], float]:
-        env = slow_creation(bench.root, slow)
+        env = slow_files(bench.root, slow)
         return lambda: task(new_run(bench, bench.archive("tar.gz")), [0], env).seconds
 
     least = compare({"none": turn(0), "slow": turn(micros)}, bench.rounds, pick=min)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 
-from benchmarks.common import slow_creation, table
+from benchmarks.common import table
 from benchmarks.transfer import nginx
 from benchmarks.websight_data import (
     WEBSIGHT_V2,
@@ -44,6 +44,7 @@ from benchmarks.websight_data import (
 )
 from jobs.model import Output
 from tests.support.cluster.slurm import PrivateSlurm, available, clean_environment
+from tests.support.faults.slow_files import slow_files
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
 
@@ -183,7 +184,7 @@ class Bench:
         self, runs: Path, dataset: Dataset, stack: ExitStack, latency_ms: float = 0
     ) -> None:
         self.dataset = dataset
-        self._slow = slow_creation(runs, int(latency_ms * 1000)) if latency_ms else {}
+        self._slow = slow_files(runs, int(latency_ms * 1000)) if latency_ms else {}
         self._runs = runs
         self._stack = stack
         self._turns = 0
@@ -456,7 +457,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", action="append", type=Output, choices=list(Output), help="may be repeated"
     )
     parser.add_argument(
-        "--latency", type=float, default=0, help="ms by which creating a file takes longer"
+        "--latency", type=float, default=0, help="ms by which each access to a file takes longer"
     )
     chosen = parser.parse_args(argv)
     outputs = chosen.output or [Output.FILES]

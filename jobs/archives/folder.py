@@ -13,7 +13,7 @@ from jobs.archives.base import Archive, Member, MemberKind, check_no_archive
 from jobs.errors import Cause, SourceError, from_os_error
 from jobs.formats import magic
 from jobs.model import Fetched, Options, Part, Shard
-from jobs.storage import folder_listing
+from jobs.storage import folder_listing, latency
 from jobs.storage.blocks import read_range
 from jobs.storage.folder_listing import ListedEntry
 from jobs.storage.safe_paths import quoted
@@ -41,8 +41,7 @@ class FolderArchive(Archive):
 
     def members(self, part: Part) -> Iterator[Member]:
         root, items = folder_listing.read(self._listing, self._cuts, part.index)
-        for ordinal, item in items:
-            yield self._member(root, item, ordinal)
+        yield from latency.each(lambda listed: self._member(root, listed[1], listed[0]), items)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         for index in range(len(self._cuts) - 1):

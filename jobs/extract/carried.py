@@ -27,7 +27,7 @@ from jobs.model import Carried, Entry, PartSummary, RecordsRange
 from jobs.outputs.files import mode_of, own_write_error, own_writing, write_file
 from jobs.outputs.published_members import PublishedMembers, place_of
 from jobs.runtime.progress import Progress
-from jobs.storage import atomic, digest
+from jobs.storage import atomic, digest, latency
 from jobs.storage.blocks import read_range
 from jobs.storage.manifest import (
     CarriedEntry,
@@ -39,6 +39,7 @@ from jobs.storage.manifest import (
 from jobs.storage.safe_paths import Folders, quoted
 from jobs.storage.staging import Staging, own_names
 
+_SMALL = 1 << 20  # bytes
 # No hard links here; protected_hardlinks forbids those to files of other users.
 # https://man7.org/linux/man-pages/man2/link.2.html
 _NO_LINK = frozenset(
@@ -164,9 +165,14 @@ class _FileCarrier(_Carrier):
     def _take_files(self, summary: PartSummary) -> None:
         folders = Folders(self._staging.data, archive=self._work.shard.name)
         with closing(atomic.FileSystem(self._staging.data)) as file_system:
-            for entry in read_manifest(self._before):
+
+            def taken(entry: Entry) -> Entry:
                 if entry.path not in self._replaced:
                     self._take(entry, folders)
+                return entry
+
+            entries = read_manifest(self._before)
+            for entry in latency.each(taken, entries, is_small=lambda entry: entry.size <= _SMALL):
                 self._note(entry)
             file_system.sync()  # the manifest must survive a crash of the node
 

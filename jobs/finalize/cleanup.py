@@ -17,7 +17,7 @@ from msgspec import structs
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.publish import is_there, names_in_receipt
 from jobs.model import Shard, SourceFile
-from jobs.storage import atomic
+from jobs.storage import atomic, latency
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
@@ -37,10 +37,17 @@ def _remove_replaced(staging: Staging) -> None:
         return
     base = os.fsencode(root)
     is_plain = lru_cache(_FOLDERS)(partial(_is_plain, base))
-    for path in _named(root):
+
+    def remove(path: bytes) -> bool:
         folder, _, name = path.rpartition(b"/")
         if b"\0" not in path and name not in _NO_FILES and is_plain(folder):
             _unlink(base + b"/" + path)
+        return True
+
+    if sum(latency.each(remove, _listed(root))):
+        proofs = names_in_receipt(root) & {RECEIPT, *SUMS.values()}
+        for own in (*sorted(proofs), MANIFEST):  # last: another attempt needs it
+            remove(own.encode())
     _remove_empty(root)
     if is_there(root):
         root.rename(staging.kept)
@@ -59,10 +66,9 @@ def replaced_lines(staging: Staging) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _named(root: Path) -> Iterator[bytes]:
-    """Paths of the old dataset's files; the manifest is last, because another attempt needs it."""
+def _listed(root: Path) -> Iterator[bytes]:
+    """Paths of the files that the old dataset's manifest lists."""
     decode = msgspec.json.Decoder(PublishedFile).decode
-    found = False
     if not (root / MANIFEST).is_file():
         return
     with (root / MANIFEST).open("rb", buffering=1 << 20) as file:
@@ -72,12 +78,8 @@ def _named(root: Path) -> Iterator[bytes]:
                 path = os.fsencode(published.name)
             except (msgspec.DecodeError, ValueError):
                 continue  # damaged, or not ours: the file that it names is kept
-            found = True
             if published.shard is None:
                 yield path
-    if found:
-        proofs = names_in_receipt(root) & {RECEIPT, *SUMS.values()}
-        yield from (name.encode() for name in (*sorted(proofs), MANIFEST))
 
 
 def _is_plain(root: bytes, folder: bytes) -> bool:

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 from typing import NamedTuple
 
 from jobs.outputs.files import COMPILED, Small, write_file, write_files
+from jobs.storage.latency import SAMPLE, SLOW_S, LatencyProbe, waited
 
 LARGE = 4 << 20  # bytes; larger files are streamed, because their latency is negligible
 QUEUE = 32 << 20  # bytes in the queue, at most
@@ -18,11 +19,7 @@ _JOBS = 4096  # files in the queue, at most
 MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task extracts, about
-SLOW_S = 0.0005  # for each file; local disks take a tenth, busy cluster file systems ten times this
 _BATCH_S = 0.01  # what a batch may take on a slow disk, where few files take that long
-_SAMPLE = 8  # files that are timed together
-_PAUSE = 24  # files between two samples: timing costs 4 % of reading a plain tar
-_OF_SAMPLE = 2  # use the second fastest: a busy node delays most files, a slow disk all
 _WINDOW_S = 0.05  # how long a number of writers is tried
 _GAIN = 1.15  # factor by which doubling the writers must be faster
 _CHANCES = 2  # windows without such a gain until the number of writers is final
@@ -117,10 +114,7 @@ class WritePool:
         slow_s: float = SLOW_S,
     ) -> None:
         self._on_error = on_error
-        self._slow_s = slow_s
-        self._waited_s: list[float] = []
-        self._pause = 0  # files until the next sample
-        self._was_slow = False  # the last sample
+        self._probe = LatencyProbe(slow_s)
         self._pool = _Pool(on_error, most=most, slow_s=slow_s)
 
     @property
@@ -165,30 +159,18 @@ class WritePool:
             data = [bytes(chunk) for chunk in chunks]
             self._pool.put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
             return
-        judged = not slow and size < LARGE and not self._pause
-        self._pause -= self._pause > 0
         try:
-            if not judged:
+            if slow or size >= LARGE or not self._probe.wants_next():
                 write_file(place, mode, chunks, mtime_ns, permissions, sparse=sparse)
                 return
             timed = _Timed(chunks)
-            begun = _waited()
+            begun = waited()
             write_file(place, mode, timed, mtime_ns, permissions, sparse=sparse)
         except OSError as error:
             raise self._on_error(error, path) from error
-        self._judge(_waited() - begun - timed.waited_s)
-
-    def _judge(self, waited_s: float) -> None:
-        self._waited_s.append(waited_s)
-        if len(self._waited_s) == _SAMPLE:
-            typical_s = sorted(self._waited_s)[_OF_SAMPLE - 1]
-            slow = typical_s > self._slow_s
-            # One slow sample may be a local disk that is flushing; two in a row are a slow disk.
-            if slow and self._was_slow:
-                self._pool.take_as_slow(typical_s)
-            self._waited_s.clear()
-            self._was_slow = slow
-            self._pause = 0 if slow else _PAUSE
+        file_s = self._probe.add(waited() - begun - timed.waited_s)
+        if file_s is not None:
+            self._pool.take_as_slow(file_s)
 
     def drain(self) -> None:
         """Wait until all files are written; raises the error of a writer."""
@@ -197,11 +179,6 @@ class WritePool:
     def close(self) -> None:
         """End the threads; files that are still waiting are dropped."""
         self._pool.close()
-
-
-def _waited() -> float:
-    """A clock in seconds that does not count this thread's CPU time, which threads do not save."""
-    return time.perf_counter() - time.thread_time()
 
 
 class _Timed:
@@ -215,11 +192,11 @@ class _Timed:
         return self
 
     def __next__(self) -> memoryview:
-        begun = _waited()
+        begun = waited()
         try:
             return next(self._chunks)
         finally:
-            self.waited_s += _waited() - begun
+            self.waited_s += waited() - begun
 
 
 class _Pool:
@@ -282,7 +259,7 @@ class _Pool:
         if self._failed is None:
             result = self._written.get()
             if isinstance(result, _Written):
-                if result.files >= _SAMPLE and result.shortest_s > self._slow_s:
+                if result.files >= SAMPLE and result.shortest_s > self._slow_s:
                     self.take_as_slow(result.shortest_s)
                 self.waiting -= result.size
                 self._busy -= result.files

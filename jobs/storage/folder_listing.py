@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -14,7 +15,7 @@ import msgspec
 
 from jobs.errors import Cause, SourceError, as_storage_error, from_os_error
 from jobs.model import Cut, Digest
-from jobs.storage import digest
+from jobs.storage import digest, latency
 from jobs.storage.atomic import GrowingFile
 from jobs.storage.safe_paths import SampleEnds, quoted
 
@@ -86,6 +87,8 @@ def _walk(
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise from_os_error(error, doing=f"reading the folder {quoted(base + folder)}") from error
+    for _ in latency.each(_remember_status, entries):
+        pass
     for entry in entries:
         path = folder + entry.name
         if leave(path, entry.is_dir()):
@@ -108,6 +111,12 @@ def _walk(
                 f"{quoted(entry.path)} is a device, pipe or socket, which a dataset cannot "
                 "contain; remove it, or exclude it with --exclude"
             )
+
+
+def _remember_status(entry: os.DirEntry[bytes]) -> None:
+    """Have the entry keep its status; an error is raised when it is used."""
+    with suppress(OSError):
+        entry.stat(follow_symlinks=False)
 
 
 def _status(entry: os.DirEntry[bytes], *, follow: bool) -> os.stat_result:

@@ -22,6 +22,7 @@ from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT, REPAIR
 from jobs.verify.slices import Damage, SliceReport, check_slice, damaged_members
 
+_THREADS = 64  # of all workers together, where the file system is slow
 _PER_WORKER = 8  # slices, so that all workers finish at about the same time
 _REPORT_FILES, _REPORT_BYTES = 2000, 64 << 20  # after which a process tells its parent
 _SHOWN = 10  # damaged files, at most, in the report's lines
@@ -258,7 +259,9 @@ class _Checked(NamedTuple):
     bytes: int
 
 
-def _check(root: Path, slices: Sequence[int], count: int, deep: str | None, send: Send) -> None:
+def _check(
+    root: Path, slices: Sequence[int], count: int, deep: str | None, threads: int, send: Send
+) -> None:
     files = total = 0
 
     def on_checked(new_files: int, new_bytes: int) -> None:
@@ -271,7 +274,8 @@ def _check(root: Path, slices: Sequence[int], count: int, deep: str | None, send
 
     report = SliceReport()
     for index in slices:
-        report.merge(check_slice(root, index, count, deep=deep, on_checked=on_checked))
+        checked = check_slice(root, index, count, deep=deep, threads=threads, on_checked=on_checked)
+        report.merge(checked)
     send(_Checked(files, total))
     send(report)
 
@@ -281,8 +285,10 @@ def _start(
 ) -> list[Fork]:
     """Start processes that share the slices; the caller merges their reports or ends them."""
     workers = max(1, min(workers, len(slices)))
+    threads = max(1, _THREADS // workers)
     return [
-        Fork(partial(_check, root, slices[place::workers], count, deep)) for place in range(workers)
+        Fork(partial(_check, root, slices[place::workers], count, deep, threads))
+        for place in range(workers)
     ]
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from jobs.model import shard_of
-from jobs.storage import digest
+from jobs.storage import digest, latency
 from jobs.storage.blocks import line_blocks, line_start
 from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST
 
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time
+_local = threading.local()
 LISTED = 1000  # damaged files that a slice lists; it counts all
 
 
@@ -86,52 +88,57 @@ def check_slice(
     count: int,
     *,
     deep: str | None,
+    threads: int = latency.THREADS,
     on_checked: Callable[[int, int], object] = lambda files, bytes: None,
 ) -> SliceReport:
     """Check the ``index``-th of ``count`` slices of the dataset in ``root``.
 
-    ``deep``: the digest to compute of all content; None checks names and sizes only. ``on_checked``
-    is called with the numbers of files and bytes just checked. Raises ``msgspec.DecodeError`` if
+    ``deep``: the digest to compute of all content; None checks names and sizes only. ``threads``
+    work on a file system that is slow. ``on_checked`` is called with the numbers of files and bytes
+    just checked. Raises ``msgspec.DecodeError`` if
     the manifest is damaged, ``OSError`` if it cannot be read.
     """
     report = SliceReport()
     prefix = f"{root}/"
     for block in blocks(root / MANIFEST, index, count):
         if deep is None:
-            _check_sizes(
-                prefix, msgspec.json.Decoder(_Line).decode_lines(block), report, on_checked
-            )
+            sizes = msgspec.json.Decoder(_Line).decode_lines(block)
+            _check_sizes(prefix, sizes, threads, report, on_checked)
         else:
             lines = msgspec.json.Decoder(PublishedFile).decode_lines(block)
-            _check_bytes(prefix, lines, deep, report, on_checked)
+            _check_bytes(prefix, lines, deep, threads, report, on_checked)
     return report
 
 
 def _check_sizes(
-    prefix: str, lines: list[_Line], report: SliceReport, on_checked: Callable[[int, int], object]
+    prefix: str,
+    lines: list[_Line],
+    threads: int,
+    report: SliceReport,
+    on_checked: Callable[[int, int], object],
 ) -> None:
     # The hot loop for 100,000 files: one system call a file and little else.
-    lstat = os.lstat
-    total = members = 0
-    for line in lines:
-        if line.shard is not None:
-            members += 1
-            continue
-        size = line.size
-        total += size
+    def status_of(line: _Line) -> os.stat_result | None:
         try:
-            found = lstat(prefix + line.path) if line.raw is None else _lstat_raw(prefix, line.raw)
+            return lstat(prefix + line.path) if line.raw is None else _lstat_raw(prefix, line.raw)
         except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    lstat = os.lstat
+    files = [line for line in lines if line.shard is None]
+    for line, found in zip(files, latency.each(status_of, files, threads=threads), strict=True):
+        if found is None:
             report.add(Damage(line.path, "missing", line.part))
             continue
         if stat.S_ISLNK(found.st_mode):
             found = _link_target(prefix, line) or found
-        if found.st_size != size or not stat.S_ISREG(found.st_mode):
-            report.add(Damage(line.path, _difference(found, size), line.part))
-    report.files += len(lines) - members
-    report.members += members
+        if found.st_size != line.size or not stat.S_ISREG(found.st_mode):
+            report.add(Damage(line.path, _difference(found, line.size), line.part))
+    total = sum(line.size for line in files)
+    report.files += len(files)
+    report.members += len(lines) - len(files)
     report.bytes += total
-    on_checked(len(lines) - members, total)
+    on_checked(len(files), total)
 
 
 def _lstat_raw(prefix: str, raw: str) -> os.stat_result:
@@ -164,23 +171,35 @@ def _check_bytes(
     prefix: str,
     lines: list[PublishedFile],
     algorithm: str,
+    threads: int,
     report: SliceReport,
     on_checked: Callable[[int, int], object],
 ) -> None:
-    buffer = memoryview(bytearray(_CHUNK))
-    for line in lines:
-        if line.shard is not None:
-            report.members += 1
-            continue
+    def checked(line: PublishedFile) -> str | None:
         name = prefix + line.name
         if os.path.islink(name) and _link_target(prefix, line) is not None:  # noqa: PTH114  # hot
             name = os.path.realpath(name)
-        what = _read(name, line, algorithm, buffer)
+        return _read(name, line, algorithm, _buffer())
+
+    files = [line for line in lines if line.shard is None]
+    report.members += len(lines) - len(files)
+    results = latency.each(
+        checked, files, threads=threads, is_small=lambda line: line.size <= _CHUNK
+    )
+    for line, what in zip(files, results, strict=True):
         if what is not None:
             report.add(Damage(line.path, what, line.part))
         report.files += 1
         report.bytes += line.size
         on_checked(1, line.size)
+
+
+def _buffer() -> memoryview:
+    """The buffer of this thread."""
+    if not hasattr(_local, "buffer"):
+        _local.buffer = memoryview(bytearray(_CHUNK))
+    buffer: memoryview = _local.buffer
+    return buffer
 
 
 def damaged_members(root: Path, shard: str) -> list[str]:
