@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -60,7 +60,7 @@ def each(
     threads: int = THREADS,
     is_small: Callable[[T], bool] = lambda item: True,
     slow_s: float = SLOW_S,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """``function`` of each item, in order; an exception is raised when its item's turn comes.
 
     Once the function mostly waits, so many threads call it for as many further items ahead. The
@@ -82,7 +82,7 @@ def each(
 
 def _ahead(
     function: Callable[[T], R], items: Iterator[T], threads: int, is_small: Callable[[T], bool]
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     results: deque[Callable[[], R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
         try:
