@@ -362,8 +362,7 @@ class Span(Struct, frozen=True):
 
     start: Cut
     end: Cut  # where the next part begins; for the last part the end mark, or a zip's directory
-    # If it was extracted while it arrived: of the decompressed tar's bytes before ``end``, or of
-    # the zip's directory.
+    # Of a streamed tar: of its decompressed bytes before ``end``; of a zip: of its directory.
     crc32: str | None = None
 
 
@@ -449,11 +448,11 @@ class PartSummary(Struct, frozen=True):
     records: bool = False  # the part contained the shard's own records file
     left_out: dict[str, int] = field(default_factory=dict)  # junk by kind, such as __MACOSX
     warnings: tuple[str, ...] = ()
-    # Paths of nested archives that contained a records file, by their ordinals in the shard.
-    inner_records: dict[int, str] = field(default_factory=dict)
+    inner_records: dict[int, str] = field(default_factory=dict)  # of nested archives, by ordinal
     samples: bool = False  # its records were made of files with the same key
     span: Span | None = None  # of a tar, or of a zip that was extracted while it arrived
     container: int | None = None  # bytes of the part's container, where members are packed
+    carried: bool = False  # the files were taken from the published dataset, not extracted
     end: bool = True  # marks the line
 
     @property
@@ -470,6 +469,7 @@ class ItemResult(Struct, frozen=True):
     files: int = 0
     bytes: int = 0
     problem: Problem | None = None
+    carried: bool = False  # a part whose files were taken from the published dataset
 
 
 class Summary(Struct, frozen=True):

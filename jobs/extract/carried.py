@@ -82,7 +82,7 @@ class _Carrier:
         self._before = work.folder.carried(work.part)  # the manifest of the earlier run
 
     def run(self) -> PartSummary:
-        summary = structs.replace(read_summary(self._before), part=self._work.part.id)
+        summary = structs.replace(read_summary(self._before), part=self._work.part.id, carried=True)
         self._take_files(summary)
         self._take_records(summary)
         self._manifest.finish(summary)

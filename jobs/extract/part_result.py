@@ -51,7 +51,11 @@ class PartExtractor:
                 summary = carry_part(work, carried, self._progress)
             else:
                 summary = extract_part(work, self._archive(work), self._progress)
-            return PartResult(ItemResult(part.id, Outcome.OK, summary.files, summary.bytes))
+            return PartResult(
+                ItemResult(
+                    part.id, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
+                )
+            )
         except (Stopped, StorageError) as error:
             problem = Problem.of(error, shard=part.shard)
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome

@@ -30,7 +30,7 @@ def run_extract(
     for part in parts:
         summary = _summary(folder, part) if part.id in finished else None
         if summary is not None:
-            results[part.id] = ItemResult(part.id, Outcome.OK, summary.files, summary.bytes)
+            results[part.id] = _result(summary)
             progress.add(bytes=plan.part_bytes(part) or 0, files=summary.files, items=1)
         elif part.shard not in here:
             results[part.id] = ItemResult(part.id, Outcome.RETRYABLE, problem=_not_fetched(part))
@@ -53,6 +53,12 @@ def _summary(folder: RunFolder, part: Part) -> PartSummary | None:
     except RunFolderError as error:
         log.warning("%s is extracted again: %s", part.id, error.message)
         return None
+
+
+def _result(summary: PartSummary) -> ItemResult:
+    return ItemResult(
+        summary.part, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
+    )
 
 
 def _not_fetched(part: Part) -> Problem:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.outputs import registry
-from jobs.outputs.base import Stored
+from jobs.outputs.base import PackedOutput, Stored
 from jobs.storage import digest
 from jobs.storage.blocks import OpenFiles
 from jobs.storage.manifest import CarriedEntry, PublishedFile, read_published
@@ -47,14 +47,18 @@ class PublishedMembers(OpenFiles):
     def __init__(self, dataset: Path) -> None:
         super().__init__()
         self._dataset = dataset
+        self._shards: dict[str, tuple[Path, PackedOutput]] = {}
 
     def content(self, shard: str, place: Stored) -> Iterator[memoryview]:
         """The content of a member of a shard; read all of it before the next one.
 
         It is not compared. Raises ``OSError``, and ``ValueError`` if it cannot be decompressed.
         """
-        fd = self.descriptor(self._dataset / shard)
-        yield from registry.made(shard).content(fd, place)
+        found = self._shards.get(shard)
+        if found is None:
+            found = self._shards[shard] = self._dataset / shard, registry.made(shard)
+        path, output = found
+        yield from output.content(self.descriptor(path), place)
 
     def is_whole(self, shard: str, place: Stored, crc32: str) -> bool:
         """Whether a member can be read and has this CRC-32."""

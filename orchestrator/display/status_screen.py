@@ -107,6 +107,8 @@ def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
     yield _field("dest", plan.dest, look)
     if state.submissions:
         yield _field("engine", _engine(state), look)
+    if reused := reused_text(state):
+        yield _field("reused", reused, look)
     if state.engine_silent:
         silent = f"{state.engine_silent}; the following comes from the run's own files"
         yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
@@ -124,6 +126,20 @@ def _engine(state: RunState) -> str:
     if last.job_ids() and not last.is_local:
         texts.append(_jobs(last.job_ids()))
     return " · ".join(texts)
+
+
+def reused_text(state: RunState) -> str:
+    """The parts that were taken from the published dataset, and the others; empty if none were."""
+    found = metrics.carried(state)
+    if not found.parts:
+        return ""
+    total = sum(shard.parts for shard in state.plan.shards)
+    amount = f"{units.plural(found.files, 'file')}, {units.size(found.bytes)}"
+    others = total - len(state.parts_left) - found.parts
+    return (
+        f"{found.parts:,} of {units.plural(total, 'part')} from the published dataset ({amount}); "
+        f"{others:,} extracted"
+    )
 
 
 def _jobs(ids: Sequence[str]) -> str:

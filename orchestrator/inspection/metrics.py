@@ -185,6 +185,30 @@ def moved(state: RunState, stage: Stage) -> tuple[int, int]:
     return files + sum(f for f, _ in done.values()), bytes_ + sum(b for _, b in done.values())
 
 
+@dataclass(frozen=True)
+class Carried:
+    """The finished parts of an update or repair that were not extracted."""
+
+    parts: int
+    files: int
+    bytes: int
+
+
+def carried(state: RunState) -> Carried:
+    """What was taken from the published dataset, as far as tasks have ended."""
+    left = set(state.parts_left)
+    views = sorted((*state.earlier, *state.tasks), key=lambda view: view.attempt)
+    latest = {
+        item.item: item
+        for view in views
+        if view.stage is Stage.EXTRACT and view.result is not None
+        for item in view.result.items
+        if item.outcome is Outcome.OK and item.item not in left
+    }
+    found = [item for item in latest.values() if item.carried]
+    return Carried(len(found), sum(item.files for item in found), sum(item.bytes for item in found))
+
+
 def waiting(state: RunState) -> tuple[Waiting, ...]:
     """The pending tasks, grouped by what they wait for, in the chain's order.
 

@@ -28,6 +28,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
     counts, rates = count_stages(state, now), metrics.stage_rates(state, now)
     source, shards = state.plan.source, state.plan.shards
     parts = sum(shard.parts for shard in shards)
+    carried = metrics.carried(state)
     last = state.submissions[-1] if state.submissions else None
     return {
         "schema": JSON_SCHEMA,
@@ -48,9 +49,14 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "created": state.plan.created,
         "attempts": len(state.submissions),
         "stages": {stage.value: _stage(counts[stage], rates[stage]) for stage in Stage},
-        "parts": {"done": parts - len(state.parts_left), "total": parts},
+        "parts": {
+            "done": parts - len(state.parts_left),
+            "total": parts,
+            "carried": carried.parts,
+        },
         "bytes": {"done": done, "total": total},
         "files_extracted": counts[Stage.EXTRACT].files,
+        "files_carried": carried.files,
         "records": state.summary.records if state.summary else None,
         "images": state.summary.images if state.summary else None,
         "checks": state.summary.lines if state.summary else (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import shlex
 import shutil
 import subprocess
@@ -63,6 +64,47 @@ def read_by_library(dest: Path, *, decoded: bool) -> list[dict[str, Any]]:
     return found
 
 
+# wids takes base classes from PyTorch, and nothing else that is used here.
+_READ_BY_NUMBER = """\
+import pickle, sys
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Generic, TypeVar
+if find_spec("torch") is None:
+    for name in ("torch", "torch.distributed", "torch.utils", "torch.utils.data"):
+        sys.modules[name] = ModuleType(name)
+    sys.modules["torch"].distributed = sys.modules["torch.distributed"]
+    class base(Generic[TypeVar("T")]): pass
+    sys.modules["torch.utils.data"].Dataset = sys.modules["torch.utils.data"].Sampler = base
+import wids
+{code}
+dataset.transformations.clear()
+order = sorted(range(len(dataset)), key=lambda number: number * 7 % 11)
+found = {{}}
+for number in order:
+    found[number] = {{
+        name[1:]: data.getvalue()
+        for name, data in dataset[number].items()
+        if name.startswith(".")
+    }}
+sys.stdout.buffer.write(pickle.dumps([found[number] for number in range(len(found))]))
+"""
+
+
+def read_by_number(dest: Path) -> list[dict[str, bytes]]:
+    """The files of each sample, read in another order by the line of the guide for wids."""
+    guide = Path(__file__).parents[2] / "docs" / "OUTPUTS.md"
+    (code,) = re.findall(
+        r"^dataset = wids[^)]*\)$", guide.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    folder = "/scratch/me/websight"
+    code = code.replace(f"{folder}/websight", f"{dest}/{dest.name}").replace(folder, str(dest))
+    script = _READ_BY_NUMBER.format(code=code)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    found: list[dict[str, bytes]] = pickle.loads(done.stdout)
+    return found
+
+
 def read(dest: Path) -> list[dict[str, Any]]:
     """Each sample of the tars in the index: its files by their extensions."""
     assert not (dest / ".incoming").exists()
@@ -106,7 +148,8 @@ def test_a_run_packs_is_read_by_the_code_it_tells_and_is_repaired_to_the_same_by
     plain = read_by_library(dest, decoded=False)
     assert [sample["__key__"] for sample in plain] == [f"{number:09d}" for number in range(60)]
     own = [{name: data for name, data in sample.items() if name[0] != "_"} for sample in plain]
-    assert own == read(dest)
+    assert own == read(dest) == read_by_number(dest)
+    assert len(list(dest.iterdir())) == 7  # it leaves nothing behind, and copies no shard
     for sample in read_by_library(dest, decoded=True):
         picture = sample["png"] if "png" in sample else sample["jpg"]
         assert min(picture.size) > 0

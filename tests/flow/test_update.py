@@ -87,6 +87,13 @@ def test_only_changed_shards_are_downloaded_from_the_hub(
     hub.requests.clear()
     assert "Reused    3 shards" in update(shell, dest).err
     assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-02.tar", "s-04.tar"}
+    status = shell.status()
+    assert (status["parts"]["carried"], status["files_carried"]) == (3, 9)
+    line = "3 of 5 parts from the published dataset (9 files, "
+    assert f"reused  {line}" in shell.run("status").out
+    page = tmp_path / "report.html"
+    shell.run("report", "-o", page)
+    assert line in page.read_text()
     assert len(before & inodes(dest)) == (6 if output == ("files",) else 0)  # links, not copies
     proof = receipt(dest)
     assert [shard["carried"] for shard in proof["shards"]] == [True, True, False, True, False]
@@ -190,6 +197,7 @@ def test_a_repair_downloads_only_the_archive_of_the_damaged_member(
     assert "its members 'images/0020.png'" in said
     assert "all others are copied from the published shards" in said
     assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-02.tar"}
+    assert "reused  4 of 5 parts from the published dataset" in shell.run("status").out
     assert state(dest) == whole
 
 

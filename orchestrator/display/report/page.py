@@ -15,6 +15,7 @@ from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import units
+from orchestrator.display import status_screen
 from orchestrator.display.report import charts, figures
 from orchestrator.inspection import metrics, task_logs
 from orchestrator.inspection.metrics import ProblemGroup, bytes_fetched, count_stages, job_ids
@@ -97,6 +98,7 @@ def _summary(state: RunState, now: datetime) -> str:
         ("Licence", source.license or ""),
         ("Destination", plan.dest),
         ("Shards", f"{units.count(len(plan.shards))}, {units.size(total or done)}"),
+        ("Reused", status_screen.reused_text(state)),
         ("Launched", _when(plan.created)),
         ("Ended", _when(end) if has_ended else ""),
         ("Took", units.span((end - plan.created).total_seconds())),
