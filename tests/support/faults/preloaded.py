@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+# What functions import. A fork waits forever for a module that another thread was importing.
+_IN_FUNCTIONS = (
+    "backports.zstd",
+    "blake3",
+    "bz2",
+    "deflate",
+    "huggingface_hub.errors",
+    "huggingface_hub.hf_api",
+    "isal.igzip_lib",
+    "isal.isal_zlib",
+    "lz4.frame",
+    "lzma",
+)
+
 
 def import_all() -> None:
     """Nothing is left to be imported in a fork."""
+    import contextlib
     import importlib
     import pkgutil
 
@@ -14,6 +29,9 @@ def import_all() -> None:
     import jobs
     import orchestrator
 
+    for name in _IN_FUNCTIONS:
+        with contextlib.suppress(ImportError):  # an extra, or an older Python
+            importlib.import_module(name)
     for package in (jobs, orchestrator):
         for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
             if not found.name.endswith("__main__"):
