@@ -52,18 +52,10 @@ class _One(NamedTuple):
     def files(self) -> int:
         return 1
 
-    def write(self) -> _Written | _Failure:
-        try:
-            write_file(
-                self.place,
-                self.mode,
-                self.data,
-                self.mtime_ns,
-                self.permissions,
-                sparse=self.sparse,
-            )
-        except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
-            return _Failure(problem, self.path)
+    def write(self) -> _Written:
+        write_file(
+            self.place, self.mode, self.data, self.mtime_ns, self.permissions, sparse=self.sparse
+        )
         return _Written(self.size, 1)
 
 
@@ -73,6 +65,10 @@ class _Batch(NamedTuple):
     paths: Sequence[bytes]  # for errors
     contents: Sequence[Small]
     size: int  # bytes that they keep in memory
+
+    @property
+    def path(self) -> bytes:
+        return self.paths[0]
 
     @property
     def files(self) -> int:
@@ -94,6 +90,13 @@ class _Batch(NamedTuple):
 
 
 _Job = _One | _Batch
+
+
+def _result(job: _Job) -> _Written | _Failure:
+    try:
+        return job.write()
+    except Exception as problem:  # noqa: BLE001  # raised again by the caller's thread
+        return _Failure(problem, job.path)
 
 
 class WritePool:
@@ -252,7 +255,7 @@ class _Pool:
         if self._threads:
             self._jobs.put(job)
         else:  # a limit on threads
-            self._written.put(job.write())
+            self._written.put(_result(job))
 
     def _take_result(self) -> None:
         """Wait for the result of one job; raises its error, or that of an earlier one."""
@@ -297,7 +300,7 @@ class _Pool:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None and not self._ended:
-            self._written.put(job.write())
+            self._written.put(_result(job))
             del job  # so that a waiting writer holds no data
 
     def drain(self) -> None:

@@ -256,6 +256,19 @@ def test_an_error_of_a_small_file_names_its_path(inline: WritePool, tmp_path: Pa
     assert caught.value.member == "x" * 256
 
 
+@pytest.mark.skipif(not files.COMPILED, reason="batches are for the C extension")
+def test_no_error_of_a_batch_leaves_the_caller_waiting(
+    inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(contents: object) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(write_pool, "write_files", no_memory)
+    put_small(inline, tmp_path, "a", b"1")
+    with pytest.raises(MemoryError):
+        inline.drain()
+
+
 def test_small_files_are_written_by_the_caller_where_no_thread_can_start(
     inline: WritePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
