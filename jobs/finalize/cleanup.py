@@ -138,8 +138,7 @@ def clean_up(context: FinalizeContext) -> None:
             error.filename,
         )
     for name in sorted(names_in(staging.root) - {staging.journal.name, staging.replaced.name}):
-        if not (keep and staging.root / name == staging.archives):
-            _remove(staging.root / name)
+        _remove(staging.root / name)
     _remove(staging.journal)  # last: while it exists, a resume cleans up
     for folder in (staging.archives, staging.root):
         _remove_if_empty(folder)
@@ -176,12 +175,17 @@ def kept_archives(context: FinalizeContext) -> Path | None:
 
 
 def _keep_archives(context: FinalizeContext) -> None:
-    """Move archives out of staging, to their published names, and record the new paths."""
+    """Move archives out of staging, to their published names, and record the new paths.
+
+    Partial files, which a process that was killed left beside them, are removed.
+    """
     staging, folder = context.staging, kept_archives(context)
+    stays: set[str] = set()
     often = Counter(_base_name(file) for shard in context.plan.shards for file in shard.files)
     for shard in context.plan.shards:
-        _remove(staging.plain(shard.id))
         fetched = context.folder.load_fetched(shard.id)
+        if fetched is not None:
+            stays.update(fetched.files)
         if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
             continue
         if fetched.carried is not None:
@@ -193,6 +197,9 @@ def _keep_archives(context: FinalizeContext) -> None:
                 Path(file).replace(target)
         noted = structs.replace(fetched, files=tuple(str(path) for path in kept), plain=None)
         atomic.write_json(context.folder.fetched(shard.id), noted)
+    for name in names_in(staging.archives) if is_there(staging.archives) else ():
+        if str(staging.archives / name) not in stays:
+            _remove(staging.archives / name)
 
 
 def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:

@@ -281,11 +281,16 @@ def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: b
     run = RunBuilder(
         pages(0, 2), pages(2, 2), options=Options(keep_archive=keep), temp=temp
     ).extracted(tmp_path)
+    shard = run.plan.shards[0].id
+    for name in (f"{shard}.tar", f"{shard}.0.part.json", f".{shard}.0.part.json.123.ab.tmp"):
+        made(run.staging.archives / name).write_bytes(b"left by a process that was killed")
     receipt = run.finish()
-    fetched = run.folder.load_fetched(run.plan.shards[0].id)
+    fetched = run.folder.load_fetched(shard)
     assert fetched is not None
     assert Path(fetched.files[0]).exists() is keep
     folder = Path(fetched.files[0]).parent
+    if keep:
+        assert len(list(folder.iterdir())) == 2
     assert receipt["archives"] == (str(folder) if keep else None)
     if keep and not outside:
         assert sorted(path.name for path in folder.iterdir()) == [
