@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable
 from typing import TextIO
@@ -76,14 +75,11 @@ def watch(
     *,
     failed: bool = False,
     out: TextIO | None = None,
-    interval_s: float | None = None,
-    ended: threading.Event | None = None,
 ) -> RunState:
     """Show a run until it has ended; returns its last state.
 
     On a terminal the screen is redrawn; elsewhere there is a plain line now and then and the screen
-    at the end. Ctrl-C only ends the display, and so does setting ``ended`` in another thread.
-    ``failed``: show only failures.
+    at the end. Ctrl-C only ends the display. ``failed``: show only failures.
     """
     out = out or sys.stdout
     look, on_terminal = style_of(out), is_terminal(out)
@@ -104,30 +100,27 @@ def watch(
     def on_interrupt() -> None:
         out.write(f"stopped watching; run {folder.run_id} continues\n")
 
-    return each(look_at, show, on_interrupt, interval_s=interval_s, ended=ended)
+    return each(look_at, show, on_interrupt)
 
 
 def each(
     look_at: Callable[[], RunState],
     on_state: Callable[[RunState], object],
     on_interrupt: Callable[[], object] = lambda: None,
-    *,
-    interval_s: float | None = None,
-    ended: threading.Event | None = None,
 ) -> RunState:
     """Call ``on_state`` with the state repeatedly until the run has ended; returns the last state.
 
-    Ctrl-C only ends this loop, after ``on_interrupt``, and so does setting ``ended``.
+    Ctrl-C only ends this loop, after ``on_interrupt``.
     """
-    ended = ended or threading.Event()  # waiting on it can be interrupted
     while True:
         began = time.monotonic()
         state = look_at()
-        pause = pause_s(time.monotonic() - began, interval_s or INTERVAL_S)
+        pause = pause_s(time.monotonic() - began)
         on_state(state)
+        if state.status is not RunStatus.RUNNING:
+            return state
         try:
-            if state.status is not RunStatus.RUNNING or ended.wait(pause):
-                return state
+            time.sleep(pause)
         except KeyboardInterrupt:
             on_interrupt()
             return state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -141,7 +140,6 @@ def follow(
 
     A task that was cancelled or lost has no result, so ``look_at`` queries whether it still runs.
     """
-    pause = threading.Event()  # never set: waiting on it can be interrupted
     followers: dict[str, task_logs.LogFollower] = {}
     polled = time.monotonic()
     while True:
@@ -156,7 +154,7 @@ def follow(
                     show_line(line)
         if not view.status.live:
             return view
-        pause.wait(READ_EVERY_S)
+        time.sleep(READ_EVERY_S)
 
 
 def describe(view: TaskView) -> str:

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 import sys
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -21,6 +21,7 @@ from jobs import __version__
 from jobs.errors import EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
+from jobs.sources import hub_client
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator import filesystems, resources, units
@@ -38,8 +39,8 @@ from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
 from orchestrator.inspection import pending_reasons, task_logs
 
-HUB = "https://huggingface.co"
 _LOOK_EVERY_S = 1.0
+_LATE_S = 3.0
 _SKEW_S = 5.0  # allowed difference of two clocks
 
 
@@ -55,8 +56,8 @@ class DoctorRequest:
 
     @property
     def probe(self) -> ProbeRequest:
-        endpoint = os.environ.get("HF_ENDPOINT") or HUB
-        return ProbeRequest(secrets.token_hex(8), str(self.dest.absolute()), endpoint, __version__)
+        word, endpoint = secrets.token_hex(8), hub_client.endpoint()
+        return ProbeRequest(word, str(self.dest.absolute()), endpoint, __version__)
 
 
 def examine(request: DoctorRequest) -> Iterator[CheckResult]:
@@ -274,7 +275,6 @@ def _await(
     job_id: str,
     submitted: datetime,
 ) -> Iterator[CheckResult]:
-    pause = threading.Event()  # never set: waiting on it can be interrupted
     while True:
         state = engine.poll(folder, [job_id])[job_id]
         report = _read_report(folder, probe)
@@ -286,8 +286,8 @@ def _await(
             return
         waited = (utc_now() - submitted).total_seconds()
         if state.state is EngineState.ENDED:
-            # A node's files may become visible late, so check a few more times.
-            if pause.wait(3 * _LOOK_EVERY_S) or (report := _read_report(folder, probe)) is None:
+            time.sleep(_LATE_S)  # a node's files may become visible late
+            if _read_report(folder, probe) is None:
                 yield _dead(request, folder, job_id, state.raw)
                 return
         elif waited > request.wait_s:
@@ -299,7 +299,7 @@ def _await(
                 "the queue may be long; wait longer (--wait-s), or try another --partition",
             )
             return
-        pause.wait(_LOOK_EVERY_S)
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _read_report(folder: RunFolder, probe: ProbeRequest) -> ProbeReport | None:

@@ -105,6 +105,13 @@ class Engine(Protocol):
         """The cluster to which it submits; None: unknown, or not a cluster."""
         ...
 
+    def reach(self, otherwise: str = "") -> None:
+        """Return once it responds; ``EngineError`` if it does not for some seconds.
+
+        ``otherwise``: what else the user can do, as the end of a sentence.
+        """
+        ...
+
     def check(self, folder: RunFolder) -> None:
         """Raise ``OtherClusterError`` if the cluster that responds has no job of the run and may be
         a different one than the cluster with the run's jobs.

@@ -46,7 +46,7 @@ class EngineChoice:
 def choose_engine(wanted: str) -> EngineChoice:
     """The engine for ``wanted``; ``auto``: Slurm if there is ``sbatch``.
 
-    A Slurm that does not respond is used nevertheless (``reach_engine`` reports it), so that no
+    A Slurm that does not respond is used nevertheless (``Engine.reach`` reports it), so that no
     work for a cluster is done on a login node. Raises ``EngineError`` if Slurm is requested by name
     but there is none.
     """
@@ -75,17 +75,6 @@ def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
     from orchestrator.engines.local.task_processes import started_ahead
 
     return started_ahead(["jobs.transfer.scheduler" if downloads else "jobs.sources.local"])
-
-
-def reach_engine(name: str, cluster: Cluster | None = None, otherwise: str = "") -> None:
-    """Return once that engine (see ``engine_named``) responds; ``EngineError`` if it does not.
-
-    ``otherwise``: what else the user can do, as the end of a sentence.
-    """
-    if name == SLURM:
-        from orchestrator.engines.slurm.engine import SlurmEngine
-
-        SlurmEngine(cluster).reach(otherwise)
 
 
 def cluster_after(last: Cluster | None) -> Cluster | None:

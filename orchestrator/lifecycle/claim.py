@@ -5,7 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import secrets
-import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -87,7 +87,6 @@ def take(
     other owner, ``StorageError`` if the destination cannot be written to.
     """
     mine = _mine(staging, run_dir)
-    pause = threading.Event()
     try:
         for _ in range(_TRIES):
             staging.claim.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +105,7 @@ def take(
             reason = judge(held)
             if reason is not None:
                 raise _refusal(staging, held, reason)
-            if _take_over(staging, held, mine, pause):
+            if _take_over(staging, held, mine):
                 return mine
     except OSError as error:
         ours = from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}")
@@ -194,7 +193,7 @@ def _step(staging: Staging, held: Claim) -> Path:
     return staging.claim.with_name(f".claim-after-{held.token}.json")
 
 
-def _take_over(staging: Staging, held: Claim, mine: Claim, pause: threading.Event) -> bool:
+def _take_over(staging: Staging, held: Claim, mine: Claim) -> bool:
     """Replace ``held`` with ``mine``, unless another process does; returns whether it was done.
 
     Only the process that creates the step file may replace ``held``. While the step exists,
@@ -207,7 +206,7 @@ def _take_over(staging: Staging, held: Claim, mine: Claim, pause: threading.Even
         _create(step, mine)
     except FileExistsError:
         for _ in range(_HELP_AFTER):
-            pause.wait(_LOOK_S)
+            time.sleep(_LOOK_S)
             if holder(staging) != held:
                 return False
         with suppress(FileNotFoundError):

@@ -15,8 +15,8 @@ from jobs.runtime.process import cores
 from jobs.sources.registry import open_source
 from jobs.storage import atomic
 from jobs.storage.staging import Staging
-from orchestrator.engines.registry import LOCAL, choose_engine, engine_named, reach_engine
-from orchestrator.inspection.run import Run
+from orchestrator.engines.registry import LOCAL, choose_engine, engine_named
+from orchestrator.inspection.run_list import Run
 from orchestrator.lifecycle import claim, planning, preflight, space, submitting
 from orchestrator.lifecycle.request import LaunchRequest, stage_resources
 from orchestrator.lifecycle.submitting import Tick
@@ -185,7 +185,7 @@ def launch(planned: Planned, *, on_tick: Tick | None = None) -> Run:
     """
     folder = planned.folder
     preflight.check(planned.plan, folder.path, planned.temp_limit, planned.left)
-    reach_engine(planned.engine, otherwise=", or use --engine local to work on this machine")
+    engine_named(planned.engine).reach(", or use --engine local to work on this machine")
     folder.create(planned.plan)
     try:
         if planned.private:

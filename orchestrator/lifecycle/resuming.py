@@ -34,7 +34,6 @@ from orchestrator.engines.registry import (
     choose_engine,
     cluster_after,
     engine_named,
-    reach_engine,
 )
 from orchestrator.inspection import event_log, evidence
 from orchestrator.inspection.event_log import Act
@@ -223,16 +222,16 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     folder = planned.folder
     if planned.damage is not None:
         # Before the receipt is withdrawn.
-        reach_engine(planned.engine, planned.cluster)
-        preflight.check_space(planned.state.plan, _RepairWork.of(planned.state, planned.damage))
+        engine_named(planned.engine, planned.cluster).reach()
+        preflight.check_space(planned.state.plan, _to_repair(planned.state, planned.damage))
         claim.take(Staging(planned.state.plan), folder.path)
         reset_damaged(folder, planned.state.plan, planned.damage)
         planned = _plan(folder, planned.request)
     step, last = planned.step, planned.last
     if not step.tasks:
         return
-    name = planned.engine
-    reach_engine(name, planned.cluster)
+    engine = engine_named(planned.engine, planned.cluster)
+    engine.reach()
     folder.make_subfolders()
     claim.take(Staging(planned.state.plan), folder.path)
     if evidence.is_data_removed(folder, Staging(planned.state.plan)):
@@ -241,7 +240,6 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     preflight.check_space(planned.state.plan, planned.state, step.temp_limit)
     if planned.options is not None:
         atomic.write_json(folder.options, planned.options)
-    engine = engine_named(name, planned.cluster)
     # A later attempt belongs to another resume, which is running now.
     lost = [e.name for e in event_log.open_intents(folder) if e.attempt <= last.number]
     if step.cancel or lost:
@@ -251,7 +249,9 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
     event_log.append(folder, Act.RESUMED, attempt=last.number)
     if retries is None:
         retries = planned.state.submissions[0].retries  # a manual resume resets the count
-    draft = submitting.next_draft(last, step, retries=retries, engine=name, cluster=planned.cluster)
+    draft = submitting.next_draft(
+        last, step, retries=retries, engine=planned.engine, cluster=planned.cluster
+    )
     if last.onward is not None and step.shards:
         submitting.download_here(folder, draft, on_tick=on_tick)
     else:
@@ -260,17 +260,11 @@ def resume(planned: Resumable, *, on_tick: Tick | None = None, retries: int | No
         )
 
 
-@dataclass(frozen=True)
-class _RepairWork:
-    """What a repair writes at the least; whether archives are missing is not known yet."""
-
-    parts_left: tuple[str, ...]
-    shards_left: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, state: RunState, damage: VerifyReport) -> _RepairWork:
-        packs = state.plan.options.packs  # then all parts are written again
-        return cls(tuple(part.id for part in state.plan.parts()) if packs else damage.parts)
+def _to_repair(state: RunState, damage: VerifyReport) -> RunState:
+    """``state`` with what a repair writes at the least; missing archives are not known yet."""
+    packs = state.plan.options.packs  # then all parts are written again
+    parts = tuple(part.id for part in state.plan.parts()) if packs else damage.parts
+    return replace(state, parts_left=parts, shards_left=())
 
 
 def cancel(folder: RunFolder, *, abandon: bool = False) -> RunState:

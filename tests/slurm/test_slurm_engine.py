@@ -18,7 +18,7 @@ from jobs.errors import Cause, EngineError
 from jobs.model import Resources, Stage, Task
 from jobs.storage.run_folder import RunFolder
 from orchestrator.engines.base import Dependency, EngineState, JobSpec, TaskState
-from orchestrator.engines.registry import EngineChoice, choose_engine, reach_engine
+from orchestrator.engines.registry import EngineChoice, choose_engine, engine_named
 from orchestrator.engines.slurm import client
 from orchestrator.engines.slurm.engine import SlurmEngine
 from tests.support.cli import Cli
@@ -541,7 +541,7 @@ def test_without_scontrol_and_sinfo_jobs_are_submitted_and_followed(
             (tools / name).chmod(0o644 if how == "not executable" else 0o755)
     monkeypatch.setenv("PATH", str(tools))
     assert choose_engine("auto") == EngineChoice("slurm")
-    reach_engine("slurm")
+    engine_named("slurm").reach()
     assert engine.time_limit_min(None) is None
     handle = engine.submit(spec(folder, 3), None)
     engine.wait(folder, None, 0.1)

@@ -6,7 +6,6 @@ import itertools
 import shlex
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -47,6 +46,9 @@ class LocalEngine:
 
     def __init__(self) -> None:
         self._pool = Pool()
+
+    def reach(self, otherwise: str = "") -> None:
+        """See ``base.Engine``; this machine responds."""
 
     def check(self, folder: RunFolder) -> None:
         """See ``base.Engine``; there is only one machine."""
@@ -148,7 +150,6 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
 
 def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
     """Wait until pools have ended the tasks of ``jobs``; ends those of dead pools."""
-    pause = threading.Event()
     deadline = time.monotonic() + GRACE_S + 2 * CANCEL_CHECK_S
     left = files.running(jobs)
     while left and time.monotonic() < deadline:
@@ -156,7 +157,7 @@ def _end_orphans(files: LocalFiles, jobs: Iterable[JobId]) -> None:
             job = JobId.parse(record.task_id)
             if job is not None and not job.process.alive:
                 signal_group(record.pid, signal.SIGTERM)
-        pause.wait(0.05)
+        time.sleep(0.05)
         left = files.running(jobs)
     for record in left:
         signal_group(record.pid, signal.SIGKILL)

@@ -6,7 +6,7 @@ import logging
 import os
 import pwd
 import subprocess
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -258,7 +258,7 @@ def reach(at: str | None = None, otherwise: str = "") -> None:
             return
         if wait_s is not None:
             log.warning("Slurm does not respond: %s; trying again in %.0f s", why, wait_s)
-            threading.Event().wait(wait_s)
+            time.sleep(wait_s)
     raise EngineError(
         f"Slurm does not respond: {why}. Nothing was submitted; try again later{otherwise}"
     )

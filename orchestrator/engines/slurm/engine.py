@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
@@ -53,7 +53,6 @@ class SlurmEngine:
         self._back_off_s = tuple(back_off_s)
         self._array_size: int | None = None
         self._submitted: list[str] = []
-        self._pause = threading.Event()  # never set: waiting on it can be interrupted
 
     @property
     def cluster(self) -> Cluster | None:
@@ -72,7 +71,7 @@ class SlurmEngine:
         return Queue(self._way)
 
     def reach(self, otherwise: str = "") -> None:
-        """Return once the cluster responds; see ``client.reach``."""
+        """See ``base.Engine``."""
         if self._way.doubt:
             raise OtherClusterError(self._way.doubt)
         client.reach(self._way.at, otherwise)
@@ -191,7 +190,7 @@ class SlurmEngine:
         for wait_s in (0.0, *self._back_off_s):
             if wait_s:
                 log.warning("Slurm does not respond (%s); trying again in %.0f s", silence, wait_s)
-                self._pause.wait(wait_s)
+                time.sleep(wait_s)
                 try:
                     found = self._queue.named(name) - set(known)
                 except EngineError as error:
@@ -261,7 +260,7 @@ class SlurmEngine:
                 log.warning(
                     "Slurm does not respond (%s); trying again in %.0f s", error.message, wait_s
                 )
-                self._pause.wait(wait_s)
+                time.sleep(wait_s)
         return self._queue.named(name)
 
     def _take_back(self, job_ids: Sequence[str]) -> None:
@@ -293,7 +292,7 @@ class SlurmEngine:
                     return
             if on_tick is not None:
                 on_tick()
-            self._pause.wait(interval_s)
+            time.sleep(interval_s)
 
     # Cancelling ----------------------------------------------------------------------------
 
@@ -318,7 +317,7 @@ class SlurmEngine:
             }
             if not left:
                 return
-            self._pause.wait(wait_s)
+            time.sleep(wait_s)
         raise EngineError(
             f"Slurm was asked to cancel {', '.join(sorted(left))}, but they are still in its queue"
         )

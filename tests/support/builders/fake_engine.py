@@ -42,6 +42,9 @@ class FakeEngine:
         self._limit = limit
         self._on_submit = on_submit or (lambda spec: None)
 
+    def reach(self, otherwise: str = "") -> None:
+        """It responds."""
+
     def check(self, folder: RunFolder) -> None:
         """There is one cluster only."""
 

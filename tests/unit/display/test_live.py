@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +16,11 @@ from tests.support.builders import runs
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
 
 
 def _states(*states: RunState) -> Callable[[], RunState]:
@@ -37,9 +42,7 @@ def test_the_longer_a_look_takes_the_less_often_slurm_is_asked(took_s: float, pa
 def test_off_a_terminal_each_change_is_a_plain_line_and_the_end_the_screen(tmp_path: Path) -> None:
     out = io.StringIO()
     busy = runs.under_way().state()
-    last = watch(
-        _states(busy, busy, runs.published().state()), _folder(tmp_path), out=out, interval_s=0.001
-    )
+    last = watch(_states(busy, busy, runs.published().state()), _folder(tmp_path), out=out)
     assert last.status is RunStatus.DONE
     text = out.getvalue()
     assert text.count("running · download") == 1
@@ -53,7 +56,6 @@ def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
         _states(runs.under_way().state(), runs.published().state()),
         _folder(tmp_path),
         out=out,
-        interval_s=0.001,
     )
     assert "\x1b[J" in out.getvalue()
     assert out.getvalue().rstrip().endswith("\x1b[?25h")
@@ -62,20 +64,20 @@ def test_on_a_terminal_the_screen_replaces_itself(tmp_path: Path) -> None:
 def test_a_program_gets_every_state_that_is_seen() -> None:
     reported: list[RunStatus] = []
     states = _states(runs.under_way().state(), runs.under_way().state(), runs.published().state())
-    last = each(states, lambda state: reported.append(state.status), interval_s=0.001)
+    last = each(states, lambda state: reported.append(state.status))
     assert reported == [RunStatus.RUNNING, RunStatus.RUNNING, RunStatus.DONE]
     assert last.status is RunStatus.DONE
 
 
-def test_ctrl_c_ends_the_watching_and_nothing_more(tmp_path: Path) -> None:
-    class Interrupted(threading.Event):
-        def wait(self, timeout: float | None = None) -> bool:
-            raise KeyboardInterrupt
+def test_ctrl_c_ends_the_watching_and_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
 
+    monkeypatch.setattr(time, "sleep", interrupt)
     out = io.StringIO()
-    state = watch(
-        _states(runs.under_way().state()), _folder(tmp_path), out=out, ended=Interrupted()
-    )
+    state = watch(_states(runs.under_way().state()), _folder(tmp_path), out=out)
     assert state.status is RunStatus.RUNNING
     assert out.getvalue().endswith(f"stopped watching; run {runs.RUN_ID} continues\n")
 
