@@ -14,8 +14,7 @@ from jobs.errors import OrchestrateError
 from jobs.model import SourceKind
 from jobs.sources.base import SourceRequest
 from orchestrator.inspection.evidence import state_of as status
-from orchestrator.inspection.run import Run
-from orchestrator.inspection.run_list import find_run
+from orchestrator.inspection.run_list import Run, find_run
 from orchestrator.inspection.state import RunStatus
 from orchestrator.lifecycle.amending import Amendments
 from orchestrator.lifecycle.launching import Planned, launch, plan

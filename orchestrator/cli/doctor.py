@@ -17,12 +17,7 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
 @click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
 @option("--dest", "Destination.", type=options.FOLDER, default=DEFAULT_DEST)
 @options.log_dir
-@option(
-    "--engine",
-    "auto: Slurm if sbatch is found, otherwise this machine.",
-    type=click.Choice(["auto", "slurm", "local"]),
-    default="auto",
-)
+@options.engine
 @option(
     "--wait-s SECONDS",
     "How long to wait for the test job.",

@@ -190,12 +190,7 @@ _verification = options.stack(
 )
 
 _running = options.stack(
-    option(
-        "--engine",
-        "auto: Slurm if sbatch is found, otherwise this machine.",
-        type=click.Choice(["auto", "slurm", "local"]),
-        default="auto",
-    ),
+    options.engine,
     option(
         "--tasks",
         "Maximum number of tasks of the extract array.  "
@@ -320,7 +315,7 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
 
-    habits = request_from_options.OutputMode.take(values)
+    habits = options.OutputMode.take(values)
     if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
     if habits.parsable and values["engine"] == AUTO:

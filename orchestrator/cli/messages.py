@@ -18,7 +18,7 @@ from orchestrator import resources, units
 from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes
-from orchestrator.cli.request_from_options import OutputMode
+from orchestrator.cli.options import OutputMode
 from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import run_list, status_json
 from orchestrator.inspection.state import RunState, RunStatus

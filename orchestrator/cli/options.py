@@ -8,6 +8,7 @@ import shlex
 import string
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -124,6 +125,7 @@ class Number(click.FloatRange):
 
 FOLDER = _Place(path_type=Path)
 POSITIVE = click.IntRange(min=1)
+ENGINE = click.Choice(["auto", "slurm", "local"])
 
 
 def option(declared: str, help: str, **more: Any) -> Callable[[F], F]:
@@ -191,6 +193,14 @@ log_dir = option(
 )
 
 
+engine = option(
+    "--engine",
+    "auto: Slurm if sbatch is found, otherwise this machine.",
+    type=ENGINE,
+    default="auto",
+)
+
+
 def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     """Also print errors as JSON, if the command line or the settings ask for JSON."""
     if ctx.obj is not None:
@@ -204,6 +214,43 @@ yes = flag("-y --yes", "Start without asking for confirmation.")
 wait = option(
     "--wait/--no-wait", "Wait until a run on Slurm has ended, and show its state.", default=False
 )
+
+
+@dataclass(frozen=True)
+class OutputMode:
+    """The output of a launch, and whether it waits for the run."""
+
+    dry_run: bool
+    wait: bool
+    yes: bool
+    as_json: bool
+    parsable: bool
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.parsable:
+            raise UsageError("--json and --parsable cannot be combined; choose one")
+
+    @classmethod
+    def take(cls, values: dict[str, Any]) -> OutputMode:
+        """Remove these options from a command's ``values``."""
+        return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
+
+    @property
+    def quiet(self) -> bool:
+        return self.as_json or self.parsable
+
+    @property
+    def hands_out_id(self) -> bool:
+        """Whether a script gets the id of a job, and waits for its success.
+
+        An automatic retry would succeed with a different id.
+        """
+        return self.parsable and not self.wait
+
+    @property
+    def asks(self) -> bool:
+        """Whether to ask the user."""
+        return not (self.yes or self.quiet) and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def temp_limit(default: str) -> Callable[[F], F]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import posixpath
-import sys
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -16,43 +14,6 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.object_urls import is_object_url
 from orchestrator.api import LaunchRequest
 from orchestrator.cli import options
-
-
-@dataclass(frozen=True)
-class OutputMode:
-    """The output of a launch, and whether it waits for the run."""
-
-    dry_run: bool
-    wait: bool
-    yes: bool
-    as_json: bool
-    parsable: bool
-
-    def __post_init__(self) -> None:
-        if self.as_json and self.parsable:
-            raise UsageError("--json and --parsable cannot be combined; choose one")
-
-    @classmethod
-    def take(cls, values: dict[str, Any]) -> OutputMode:
-        """Remove these options from a command's ``values``."""
-        return cls(**{name: values.pop(name) for name in cls.__dataclass_fields__})
-
-    @property
-    def quiet(self) -> bool:
-        return self.as_json or self.parsable
-
-    @property
-    def hands_out_id(self) -> bool:
-        """Whether a script gets the id of a job, and waits for its success.
-
-        An automatic retry would succeed with a different id.
-        """
-        return self.parsable and not self.wait
-
-    @property
-    def asks(self) -> bool:
-        """Whether to ask the user."""
-        return not (self.yes or self.quiet) and sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def request(values: dict[str, Any]) -> LaunchRequest:

@@ -10,7 +10,6 @@ import click
 from jobs.model import Match, OnBadRecord, OnCollision
 from orchestrator.cli import options
 from orchestrator.cli.options import flag, option
-from orchestrator.cli.request_from_options import OutputMode
 
 if TYPE_CHECKING:
     from orchestrator.api import Amendments
@@ -72,7 +71,7 @@ def command(
 
     changes = options.slurm_changes(values)
     amendments = _amendments(ctx, values)
-    habits = OutputMode(yes=True, **values)
+    habits = options.OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(
         folder,

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import click
 
+from jobs.model import utc_now
+from jobs.storage import atomic
+from orchestrator import api, units
 from orchestrator.cli import options
 from orchestrator.cli.options import option
+from orchestrator.display import terminal
+from orchestrator.display.terminal import TerminalStyle
+from orchestrator.inspection import run_list
+from orchestrator.inspection.run_list import RunSummary
+from orchestrator.inspection.state import RunStatus
 
 
 @click.command(short_help="List the runs in the log folder.")
@@ -16,17 +26,32 @@ from orchestrator.cli.options import option
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs in the log folder, the newest first, with their states."""
-    from jobs.model import utc_now
-    from jobs.storage import atomic
-    from orchestrator import api
-    from orchestrator.display import run_table, terminal
-    from orchestrator.inspection import run_list
-
     found = run_list.listing(log_dir, api.status, most=most)
     if as_json:
         click.echo(atomic.dumps(run_list.as_json(found)).decode(), nl=False)
     else:
-        click.echo(run_table.render(found, utc_now(), terminal.stdout_style()), nl=False)
+        click.echo(table(found, utc_now(), terminal.stdout_style()), nl=False)
         if not found:
             click.echo(f"there is no run in {log_dir.absolute()}", err=True)
     return 0
+
+
+_STYLE = {
+    RunStatus.DONE: "green",
+    RunStatus.RUNNING: "blue",
+    RunStatus.FAILED: "red",
+}
+
+
+def table(runs: Iterable[RunSummary], now: datetime, look: TerminalStyle) -> str:
+    """A line for each run, with a final newline."""
+    lines = [_line(run, now, look) for run in runs]
+    return look.spell("\n".join(lines)) + "\n" if lines else ""
+
+
+def _line(run: RunSummary, now: datetime, look: TerminalStyle) -> str:
+    if run.state is None:
+        return f"{run.folder.run_id}  {look.paint('unreadable', 'red')}  {run.problem}"
+    age = units.span((now - run.created).total_seconds()) if run.created else ""
+    state = look.paint(f"{run.state.value:<10}", _STYLE.get(run.state, "yellow"))
+    return f"{run.folder.run_id}  {state}  {age:>9} ago  {run.source} → {run.dest}"

@@ -9,7 +9,6 @@ import click
 
 from orchestrator.cli import options
 from orchestrator.cli.options import flag, option
-from orchestrator.cli.request_from_options import OutputMode
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
@@ -20,7 +19,7 @@ from orchestrator.lifecycle.request import DEFAULT_DEST
 @option(
     "--engine",
     "auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
-    type=click.Choice(["auto", "slurm", "local"]),
+    type=options.ENGINE,
 )
 @option("--tasks", "Maximum number of array tasks.", type=options.POSITIVE)
 @options.temp_limit("as at launch")
@@ -53,7 +52,7 @@ def command(
     from orchestrator.engines.registry import SLURM
 
     changes = options.slurm_changes(values)
-    habits = OutputMode(**values)
+    habits = options.OutputMode(**values)
     if habits.parsable and engine is None:
         engine = SLURM  # a script that waits for a job's id gets one, or an error
     update = api.plan_update(

@@ -1,6 +1,5 @@
 """The display of runs.
 
-``status_screen`` is the screen of ``status`` and ``live`` redraws it; ``run_table`` is the list of
-runs, ``log_output`` shows and follows logs, ``report`` is the HTML page. ``terminal`` detects what
-an output stream can show.
+``status_screen`` is the screen of ``status`` and ``live`` redraws it; ``log_output`` shows and
+follows logs, ``report`` is the HTML page. ``terminal`` detects what an output stream can show.
 """

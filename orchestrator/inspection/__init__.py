@@ -4,5 +4,5 @@
 pure function. ``metrics`` are numbers of a state (counts, rates, waiting tasks, failing nodes),
 ``status_json`` is the object for programs, ``pending_reasons`` explains Slurm's reasons for
 waiting. ``event_log`` is ``events.jsonl``, ``run_list`` finds runs, ``task_logs`` finds and
-cleans tasks' logs. ``run`` is a run for programs, with its ``futures``.
+cleans tasks' logs, ``futures`` are a run's tasks for programs.
 """

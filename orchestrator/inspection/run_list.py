@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,12 +18,30 @@ from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import CLAIM, INCOMING, RECEIPT
-from orchestrator.inspection.run import Run
 from orchestrator.inspection.state import RunState, RunStatus
+
+if TYPE_CHECKING:
+    from orchestrator.inspection.futures import TaskFuture
 
 DEFAULT_LOG_DIR = Path("logs")
 SCHEMA = 1
 _SECOND = len("YYYYMMDD-HHMMSS")  # of a run id; what comes after it is random
+
+
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A run, identified by its folder; returned by ``launch`` and ``find_run``."""
+
+    def futures(self) -> list[TaskFuture]:
+        """The run's tasks as submitit jobs, in the order of submission; from any process.
+
+        ``result()`` of each waits for the task and returns its ``TaskResult``; ``done()``,
+        ``exception()``, ``stdout()`` and ``stderr()`` are submitit's. Raises ``RunFolderError`` if
+        the folder cannot be read, or if others can write to it.
+        """
+        from orchestrator.inspection.futures import futures_of
+
+        return futures_of(self)
 
 
 def find_run(run: str | None = None, log_dir: Path = DEFAULT_LOG_DIR) -> Run:

@@ -73,12 +73,12 @@ def _rows(pairs: Sequence[tuple[str, str]]) -> str:
     return f"<dl>{body}</dl>\n"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> str:
-    """A table; the columns after ``text_columns`` are numbers."""
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; all columns but the first are numbers."""
 
     def cells(tag: str, row: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{' class=number' if index >= text_columns else ''}>{escape(cell)}</{tag}>"
+            f"<{tag}{' class=number' if index else ''}>{escape(cell)}</{tag}>"
             for index, cell in enumerate(row)
         )
 

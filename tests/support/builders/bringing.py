@@ -14,7 +14,7 @@ from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import INCOMING, MANIFEST, RECEIPT
 from orchestrator import api
-from orchestrator.cli import request_from_options
+from orchestrator.cli import options, request_from_options
 from orchestrator.cli.launch import command
 
 
@@ -61,7 +61,7 @@ def planned(root: Path, source: Path | Sequence[str], *words: str) -> tuple[RunF
     named = ("--local-path", str(source)) if isinstance(source, Path) else source
     argv = [*named, *places, "--engine", "local", *words]
     values = command.make_context("launch", argv).params
-    request_from_options.OutputMode.take(values)
+    options.OutputMode.take(values)
     values.pop("show_config")
     made = api.plan(request_from_options.request(values))
     made.folder.create(made.plan)

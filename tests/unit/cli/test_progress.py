@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator import api
 from orchestrator.cli import progress
-from orchestrator.inspection.run import Run
+from orchestrator.inspection.run_list import Run
 from tests.support.builders import runs
 from tests.unit.display.test_live import Terminal
 

@@ -12,7 +12,7 @@ from jobs.storage import atomic
 from jobs.storage.receipt import ReceiptHead
 from jobs.storage.run_folder import RunFolder
 from orchestrator.api import find_run
-from orchestrator.display import run_table
+from orchestrator.cli import runs as cli_runs
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list as listed
 from orchestrator.inspection.state import RunState, RunStatus
@@ -74,14 +74,14 @@ def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
     first, second = listed.listing(logs, refuse)
     assert first.state is None and "cannot be read" in first.problem
     assert second.state is None and second.problem == "it can be written by others"
-    text = run_table.render([first, second], runs.NOW, TerminalStyle())
+    text = cli_runs.table([first, second], runs.NOW, TerminalStyle())
     assert text.count("unreadable") == 2
 
 
 def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
     _made(tmp_path, "20260301-000000-aaa", Path("/scratch/pages"))
     found = listed.listing(tmp_path / "logs", lambda folder: runs.under_way().state())
-    text = run_table.render(found, runs.NOW, TerminalStyle())
+    text = cli_runs.table(found, runs.NOW, TerminalStyle())
     assert text == (
         "20260301-000000-aaa  running        12 min ago  hub org/pages → /scratch/pages\n"
     )
@@ -91,7 +91,7 @@ def test_a_line_a_run_and_an_object_for_programs(tmp_path: Path) -> None:
 
 def test_no_folder_no_runs(tmp_path: Path) -> None:
     assert listed.listing(tmp_path / "none", _never) == []
-    assert run_table.render([], runs.NOW, TerminalStyle()) == ""
+    assert cli_runs.table([], runs.NOW, TerminalStyle()) == ""
 
 
 def test_a_destination_stands_for_the_run_that_works_on_it_or_else_has_published_there(
