@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 
@@ -11,39 +11,39 @@ from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState, TaskState
 
 SEPARATOR = "|"
-# Fields of ``squeue -O``, with their names in its header. The last three may contain a separator,
-# but the last one never does: see ``_places_and_name``.
-QUEUE_HEADER = {
-    "JobArrayID": "JOBID",
-    "State": "STATE",
-    "Reason": "REASON",
-    "NodeList": "NODELIST",
-    "RestartCnt": "RESTART_COUNT",
-    "exit_code": "EXIT_CODE",
-    "SubmitTime": "SUBMIT_TIME",
-    "StartTime": "START_TIME",
-    "EndTime": "END_TIME",
-    "Command": "COMMAND",
-    "WorkDir": "WORK_DIR",
-    "Name": "NAME",
-}
-QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for field in QUEUE_HEADER)
-# Fields of ``sacct -P -o``, which are also the names in its header.
-ACCOUNT_FIELDS = (
-    "JobID",
-    "State",
-    "Reason",
-    "NodeList",
-    "ExitCode",
-    "Submit",
-    "Start",
-    "End",
-    "TotalCPU",
-    "MaxRSS",
-    "WorkDir",  # from here on: see ``_places_and_name``
-    "JobName",
+_REST = "rest"  # columns that may contain the separator, as one text: see ``_places_and_name``
+# Columns of ``squeue -O``: our name, the field, its name in the header.
+_QUEUE = (
+    ("job_id", "JobArrayID", "JOBID"),
+    ("state", "State", "STATE"),
+    ("reason", "Reason", "REASON"),
+    ("node", "NodeList", "NODELIST"),
+    ("restarts", "RestartCnt", "RESTART_COUNT"),
+    ("code", "exit_code", "EXIT_CODE"),
+    ("submitted", "SubmitTime", "SUBMIT_TIME"),
+    ("started", "StartTime", "START_TIME"),
+    ("ended", "EndTime", "END_TIME"),
+    (_REST, "Command", "COMMAND"),
+    (_REST, "WorkDir", "WORK_DIR"),
+    (_REST, "Name", "NAME"),
 )
-ACCOUNT_FORMAT = ",".join(ACCOUNT_FIELDS)
+QUEUE_FORMAT = ",".join(f"{field}:0{SEPARATOR}" for _, field, _ in _QUEUE)
+# Columns of ``sacct -P -o``: our name, the field, which is also its name in the header.
+_ACCOUNTS = (
+    ("job_id", "JobID"),
+    ("state", "State"),
+    ("reason", "Reason"),
+    ("node", "NodeList"),
+    ("code", "ExitCode"),
+    ("submitted", "Submit"),
+    ("started", "Start"),
+    ("ended", "End"),
+    ("cpu", "TotalCPU"),
+    ("peak", "MaxRSS"),
+    (_REST, "WorkDir"),
+    (_REST, "JobName"),
+)
+ACCOUNT_FORMAT = ",".join(field for _, field in _ACCOUNTS)
 
 NEVER_SATISFIED = "DependencyNeverSatisfied"
 
@@ -187,22 +187,24 @@ def parse_time(text: str) -> datetime | None:
         return None
 
 
-def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterator[dict[str, str]]:
-    """The rows after a header with ``names``, as values by these names.
+def _records(
+    text: str, command: str, columns: Sequence[tuple[str, ...]]
+) -> Iterator[dict[str, str]]:
+    """The rows of a table, as values by our names of its ``columns``.
 
-    ``free``: the first of the names whose values may contain the separator; it gets all remaining
-    values as one. Lines before the header (banners of a site's wrapper, ``CLUSTER: NAME``) are
-    skipped. ``EngineError`` if there is no header: then not even an empty queue is certain.
+    Lines before the header (banners of a site's wrapper, ``CLUSTER: NAME``) are skipped.
+    ``EngineError`` if there is no header: then not even an empty queue is certain.
     """
-    plain = names.index(free)
+    header = [column[-1] for column in columns]
+    names = [column[0] for column in columns if column[0] != _REST]
     headed = False
     for line in text.splitlines():
         fields = line.split(SEPARATOR)
-        if fields[: len(names)] == list(names):
+        if fields[: len(header)] == header:
             headed = True
-        elif headed and len(fields) >= len(names):
-            rest = SEPARATOR.join(fields[plain:])
-            yield dict(zip(names, fields[:plain], strict=False)) | {free: rest}
+        elif headed and len(fields) >= len(header):
+            rest = SEPARATOR.join(fields[len(names) :])
+            yield dict(zip(names, fields, strict=False)) | {_REST: rest}
     if not headed:
         first_line = (text.strip().splitlines() or ["nothing"])[0]
         raise EngineError(f"{command} printed no table header: {first_line[:80]}")
@@ -210,15 +212,14 @@ def _records(text: str, command: str, names: Sequence[str], free: str) -> Iterat
 
 def queue_rows(text: str) -> Iterator[JobRow]:
     """The rows of ``squeue -O QUEUE_FORMAT``, array tasks one by one."""
-    header = tuple(QUEUE_HEADER.values())
-    for row in _records(text, "squeue", header, "COMMAND"):
-        job = _job([row[name] for name in _IN_QUEUE])
-        task = replace(job.task, restarts=_int(row["RESTART_COUNT"]))
+    for row in _records(text, "squeue", _QUEUE):
+        job = _job(row)
+        task = replace(job.task, restarts=_int(row["restarts"]))
         if task.raw == "COMPLETING" and task.restarts:
             # A requeued job has this state until its nodes are free, with the start of its last
             # run.
             task = replace(task, started=None)
-        for each in expand(row["JOBID"]):
+        for each in expand(job.job_id):
             yield replace(job, job_id=each, task=task)
 
 
@@ -229,36 +230,24 @@ def account_rows(text: str) -> Iterator[JobRow]:
     of squeue, replace it.
     """
     rows: dict[str, JobRow] = {}
-    for record in _records(text, "sacct", ACCOUNT_FIELDS, "WorkDir"):
-        job_id = record["JobID"]
-        owner, dot, _ = job_id.partition(".")
+    for row in _records(text, "sacct", _ACCOUNTS):
+        owner, dot, _ = row["job_id"].partition(".")
         if dot:
             if owner in rows:
-                rows[owner] = _with_peak(rows[owner], parse_bytes(record["MaxRSS"]))
+                rows[owner] = _with_peak(rows[owner], parse_bytes(row["peak"]))
             continue
-        job = _job([record[name] for name in _IN_ACCOUNTS])
-        task = replace(job.task, cpu_s=parse_cpu(record["TotalCPU"]))
-        for each in expand(job_id):
-            if each == job_id or each not in rows:
+        job = _job(row)
+        task = replace(job.task, cpu_s=parse_cpu(row["cpu"]))
+        for each in expand(job.job_id):
+            if each == job.job_id or each not in rows:
                 rows[each] = replace(job, job_id=each, task=task)
     yield from rows.values()
 
 
-# The columns that both commands have, in one order.
-_IN_QUEUE = (
-    *("STATE", "REASON", "NODELIST", "EXIT_CODE"),
-    *("SUBMIT_TIME", "START_TIME", "END_TIME", "COMMAND"),
-)
-_IN_ACCOUNTS = ("State", "Reason", "NodeList", "ExitCode", "Submit", "Start", "End", "WorkDir")
-
-
-def _job(values: Sequence[str]) -> JobRow:
-    """A job without its id, from these columns."""
-    state, reason, node, code, submit, start, end, rest = values
-    places, name = _places_and_name(rest)
-    times = (parse_time(submit), parse_time(start), parse_time(end))
-    task = _task(state, reason=reason, node=node, code=_exit_code(code), times=times, name=name)
-    return JobRow("", name, task, places)
+def _job(row: Mapping[str, str]) -> JobRow:
+    """What both commands know of a job."""
+    places, name = _places_and_name(row[_REST])
+    return JobRow(row["job_id"], name, _task(row, name), places)
 
 
 def _exit_code(text: str) -> tuple[int, int]:
@@ -299,25 +288,18 @@ def parse_bytes(text: str) -> int | None:
         return None
 
 
-def _task(
-    raw: str,
-    *,
-    reason: str,
-    node: str,
-    code: tuple[int, int],
-    times: tuple[datetime | None, datetime | None, datetime | None],
-    name: str,
-) -> TaskState:
-    """The engine's state of a row; ``code`` is exit status and signal."""
-    word = raw.split(" ")[0].rstrip("+")
-    submitted, started, ended = times
-    reason = "" if reason in ("None", "(null)") else reason
+def _task(row: Mapping[str, str], name: str) -> TaskState:
+    """The engine's state of a row; ``name``: of its job."""
+    word = row["state"].split(" ")[0].rstrip("+")
+    reason = "" if row["reason"] in ("None", "(null)") else row["reason"]
+    code = _exit_code(row["code"])
+    started, ended = parse_time(row["started"]), parse_time(row["ended"])
     base = TaskState(
         state=EngineState.ENDED,
-        raw=raw,
+        raw=row["state"],
         reason=reason,
-        node=node if node not in ("", "None assigned", "(null)") else None,
-        submitted=submitted,
+        node=row["node"] if row["node"] not in ("", "None assigned", "(null)") else None,
+        submitted=parse_time(row["submitted"]),
         exit_code=f"{code[0]}:{code[1]}",
     )
     if word in _PENDING:
