@@ -153,7 +153,7 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     yield _trial(spec)
     # A short time limit lets it start earlier than a long job.
     requested = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
-    yield from _canary(request, folder, replace(spec, resources=requested))
+    yield from _Canary(request, folder, replace(spec, resources=requested), request.probe).run()
 
 
 def _version() -> str:
@@ -236,116 +236,113 @@ def _trial(spec: JobSpec) -> CheckResult:
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 
-def _canary(request: DoctorRequest, folder: RunFolder, spec: JobSpec) -> Iterator[CheckResult]:
-    """Run a job of two minutes on the partition; always removes its folder."""
-    probe = request.probe
-    try:
-        folder.path.mkdir(mode=0o700, parents=True)
-        atomic.write_json(folder.path / REQUEST_FILE, probe)
-        yield from _send(request, folder, probe, spec)
-    except OSError as error:
-        yield CheckResult(
-            "run folder", False, f"{folder.path}: {error.strerror}", "choose another --log-dir"
-        )
-    finally:
-        shutil.rmtree(folder.path, ignore_errors=True)
+@dataclass(frozen=True)
+class _Canary:
+    """A job of two minutes on the partition, which checks its node."""
 
+    request: DoctorRequest
+    folder: RunFolder
+    spec: JobSpec
+    probe: ProbeRequest
 
-def _send(
-    request: DoctorRequest, folder: RunFolder, probe: ProbeRequest, spec: JobSpec
-) -> Iterator[CheckResult]:
-    engine = engine_named("slurm")
-    submitted = utc_now()
-    try:
-        handle = engine.submit(spec, None)
-    except OrchestrateError as error:
-        yield CheckResult("canary job", False, error.message, "fix this, then run `doctor` again")
-        return
-    try:
-        yield from _await(request, folder, probe, engine, handle.task_ids[0], submitted)
-    finally:
-        engine.cancel(folder, handle.job_ids)
+    def run(self) -> Iterator[CheckResult]:
+        """Submit it and yield its results; always removes its folder."""
+        try:
+            self.folder.path.mkdir(mode=0o700, parents=True)
+            atomic.write_json(self.folder.path / REQUEST_FILE, self.probe)
+            yield from self._submit()
+        except OSError as error:
+            fact = f"{self.folder.path}: {error.strerror}"
+            yield CheckResult("run folder", False, fact, "choose another --log-dir")
+        finally:
+            shutil.rmtree(self.folder.path, ignore_errors=True)
 
-
-def _await(
-    request: DoctorRequest,
-    folder: RunFolder,
-    probe: ProbeRequest,
-    engine: Engine,
-    job_id: str,
-    submitted: datetime,
-) -> Iterator[CheckResult]:
-    while True:
-        state = engine.poll(folder, [job_id])[job_id]
-        report = _read_report(folder, probe)
-        if report is not None:
-            yield CheckResult("canary job", True, f"job {job_id} ran on {report.host}")
-            yield _clock(report, submitted, utc_now())
-            yield from _setup(request, folder, job_id)
-            yield from report.findings
+    def _submit(self) -> Iterator[CheckResult]:
+        engine = engine_named("slurm")
+        submitted = utc_now()
+        try:
+            handle = engine.submit(self.spec, None)
+        except OrchestrateError as error:
+            step = "fix this, then run `doctor` again"
+            yield CheckResult("canary job", False, error.message, step)
             return
-        waited = (utc_now() - submitted).total_seconds()
-        if state.state is EngineState.ENDED:
-            time.sleep(_LATE_S)  # a node's files may become visible late
-            if _read_report(folder, probe) is None:
-                yield _dead(request, folder, job_id, state.raw)
+        try:
+            yield from self._wait(engine, handle.task_ids[0], submitted)
+        finally:
+            engine.cancel(self.folder, handle.job_ids)
+
+    def _wait(self, engine: Engine, job_id: str, submitted: datetime) -> Iterator[CheckResult]:
+        while True:
+            state = engine.poll(self.folder, [job_id])[job_id]
+            report = self._report()
+            if report is None and state.state is EngineState.ENDED:
+                time.sleep(_LATE_S)  # a node's files may become visible late
+                report = self._report()
+            if report is not None:
+                yield CheckResult("canary job", True, f"job {job_id} ran on {report.host}")
+                yield _clock(report, submitted, utc_now())
+                yield from self._setup(job_id)
+                yield from report.findings
                 return
-        elif waited > request.wait_s:
-            why = pending_reasons.explain(state.reason) if state.reason else state.raw or "unknown"
-            yield CheckResult(
+            if state.state is EngineState.ENDED:
+                yield self._dead(job_id, state.raw)
+                return
+            waited = (utc_now() - submitted).total_seconds()
+            if waited > self.request.wait_s:
+                why = state.raw or "unknown"
+                if state.reason:
+                    why = pending_reasons.explain(state.reason)
+                yield CheckResult(
+                    "canary job",
+                    None,
+                    f"job {job_id} did not end within {units.span(waited)}: {why}",
+                    "the queue may be long; wait longer (--wait-s), or try another --partition",
+                )
+                return
+            time.sleep(_LOOK_EVERY_S)
+
+    def _report(self) -> ProbeReport | None:
+        try:
+            report = atomic.read_json(self.folder.path / REPORT_FILE, ProbeReport)
+        except (OSError, msgspec.DecodeError):
+            return None
+        return report if report.word == self.probe.word else None
+
+    def _dead(self, job_id: str, raw: str) -> CheckResult:
+        """The result for a probe without a report: the end of its log, or that it has none."""
+        log, requested = self._log(job_id), self.request.resources
+        if log is None:
+            return CheckResult(
                 "canary job",
-                None,
-                f"job {job_id} did not end within {units.span(waited)}: {why}",
-                "the queue may be long; wait longer (--wait-s), or try another --partition",
+                False,
+                f"job {job_id} {raw or 'ended'} and wrote nothing to {self.folder.path}",
+                "compute nodes do not see this folder; choose a --log-dir on a shared file system",
             )
-            return
-        time.sleep(_LOOK_EVERY_S)
+        lines = task_logs.tail(log, 3)
+        output = " | ".join(lines) or "without printing anything"
+        if (python := node_environment.not_found(lines)) is not None:
+            return node_environment.missing_python(python, requested, self.request.dest)
+        remedy = "install the tool where compute nodes see it, or add --setup 'module load …'"
+        if requested.setup:
+            remedy = (
+                "fix --setup, whose lines run before the tool, or install what is missing on the "
+                "nodes"
+            )
+        return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {output}", remedy)
 
+    def _setup(self, job_id: str) -> Iterator[CheckResult]:
+        """The output of the lines of --setup; the shell continues after a line that fails."""
+        log = self._log(job_id)
+        lines = task_logs.tail(log, 99) if log and self.request.resources.setup else []
+        output = list(takewhile(lambda line: " submitit: " not in line, lines))
+        if output:
+            fact = f"its lines printed: {' | '.join(output[-3:])}"
+            yield CheckResult("setup", None, fact, "fix --setup if this is an error")
 
-def _read_report(folder: RunFolder, probe: ProbeRequest) -> ProbeReport | None:
-    try:
-        report = atomic.read_json(folder.path / REPORT_FILE, ProbeReport)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return report if report.word == probe.word else None
-
-
-def _dead(request: DoctorRequest, folder: RunFolder, job_id: str, raw: str) -> CheckResult:
-    """The result for a probe without a report: the last lines of its log, or that it has none."""
-    log = _log(folder, job_id)
-    if log is None:
-        return CheckResult(
-            "canary job",
-            False,
-            f"job {job_id} {raw or 'ended'} and wrote nothing to {folder.path}",
-            "compute nodes do not see this folder; choose a --log-dir on a shared file system",
-        )
-    lines = task_logs.tail(log, 3)
-    output = " | ".join(lines) or "without printing anything"
-    if (python := node_environment.not_found(lines)) is not None:
-        return node_environment.missing_python(python, request.resources, request.dest)
-    remedy = "install the tool where compute nodes see it, or add --setup 'module load …'"
-    if request.resources.setup:
-        remedy = (
-            "fix --setup, whose lines run before the tool, or install what is missing on the nodes"
-        )
-    return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {output}", remedy)
-
-
-def _setup(request: DoctorRequest, folder: RunFolder, job_id: str) -> Iterator[CheckResult]:
-    """The output of the lines of --setup; the shell continues after a line that fails."""
-    log = _log(folder, job_id)
-    lines = task_logs.tail(log, 99) if log and request.resources.setup else []
-    output = list(takewhile(lambda line: " submitit: " not in line, lines))
-    if output:
-        fact = f"its lines printed: {' | '.join(output[-3:])}"
-        yield CheckResult("setup", None, fact, "fix --setup if this is an error")
-
-
-def _log(folder: RunFolder, job_id: str) -> Path | None:
-    """The standard error of the canary job and its shell."""
-    found = task_logs.find(folder).get((1, Stage.DOWNLOAD, job_id))
-    return found.err if found else None
+    def _log(self, job_id: str) -> Path | None:
+        """The standard error of the job and its shell."""
+        found = task_logs.find(self.folder).get((1, Stage.DOWNLOAD, job_id))
+        return found.err if found else None
 
 
 def _clock(report: ProbeReport, submitted: datetime, seen: datetime) -> CheckResult:
