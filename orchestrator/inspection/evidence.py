@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -31,6 +31,7 @@ from orchestrator.inspection.state import (
     RunState,
     RunStatus,
     TaskKey,
+    all_tasks,
     cause_of_missing,
     judge,
 )
@@ -134,17 +135,19 @@ def _pickled(
     results: Mapping[TaskKey, TaskResult],
 ) -> dict[TaskKey, TaskResult]:
     """Results from submitit's pickles of ended tasks without one in the run folder."""
-    found = {}
-    for submission in submissions:
-        for task in submission.tasks:
-            key = (submission.number, task.stage, task.number)
-            state = states.get(key)
-            if key in results or state is None or state.state is not EngineState.ENDED:
-                continue
-            result = pickled.result_of(folder, submission.number, task)
-            if result is not None:
-                found[key] = result
-    return found
+    return {
+        key: result
+        for key, submission, task in all_tasks(submissions)
+        if _ended_silently(key, states, results)
+        and (result := pickled.result_of(folder, submission.number, task)) is not None
+    }
+
+
+def _ended_silently(
+    key: TaskKey, states: Mapping[TaskKey, TaskState], results: Container[TaskKey]
+) -> bool:
+    """Whether a task has ended without a result."""
+    return key not in results and key in states and states[key].state is EngineState.ENDED
 
 
 def _last_lines(
@@ -156,12 +159,9 @@ def _last_lines(
     """What the logs of tasks that could not be started end with, of a few of them."""
     failed = [
         (key, task.job_id or "")
-        for submission in submissions
-        for task in submission.tasks
-        if (key := (submission.number, task.stage, task.number)) not in results
-        and (state := states.get(key)) is not None
-        and state.state is EngineState.ENDED
-        and cause_of_missing(state) is Cause.LAUNCH_FAILED
+        for key, _, task in all_tasks(submissions)
+        if _ended_silently(key, states, results)
+        and cause_of_missing(states[key]) is Cause.LAUNCH_FAILED
     ][-_MOST_LOGS:]
     logs = task_logs.find(folder) if failed else {}
     return {
@@ -175,11 +175,7 @@ def _succeeded(
     submissions: Iterable[Submission], results: Mapping[TaskKey, TaskResult]
 ) -> set[tuple[Stage, int]]:
     """Tasks whose last submission succeeded, and whose heartbeats are not needed."""
-    last = {
-        (task.stage, task.number): submission.number
-        for submission in submissions
-        for task in submission.tasks
-    }
+    last = {(stage, number): attempt for (attempt, stage, number), _, _ in all_tasks(submissions)}
     return {
         (stage, number)
         for (stage, number), attempt in last.items()
@@ -283,11 +279,9 @@ def _is_not_empty(folder: Path) -> bool:
 def _ask(folder: RunFolder, submissions: Iterable[Submission], engine_of: EngineOf) -> _Answers:
     """The engines' states of all tasks, from one query each."""
     by_engine: dict[tuple[str, Cluster | None], dict[str, TaskKey]] = defaultdict(dict)
-    for submission in submissions:
-        for task in submission.tasks:
-            if task.job_id is not None:
-                key = (submission.number, task.stage, task.number)
-                by_engine[submission.engine, submission.cluster][task.job_id] = key
+    for key, submission, task in all_tasks(submissions):
+        if task.job_id is not None:
+            by_engine[submission.engine, submission.cluster][task.job_id] = key
     answers = _Answers()
     for which, ids in by_engine.items():
         try:

@@ -12,7 +12,7 @@ from jobs.storage.run_folder import RunFolder
 from orchestrator.engines import pickled
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import evidence
-from orchestrator.inspection.state import RunState, TaskStatus, TaskView, judge
+from orchestrator.inspection.state import RunState, TaskStatus, TaskView, all_tasks, judge
 
 POLL_S = 2.0  # least interval of queries to the engine, for all futures together
 
@@ -104,10 +104,9 @@ def futures_of(folder: RunFolder) -> list[TaskFuture]:
     """
     folder.check()
     run = _Run(folder)
-    submissions = [folder.load_submission(number) for number in folder.submission_numbers()]
+    submissions = map(folder.load_submission, folder.submission_numbers())
     return [
         TaskFuture(run, submission.number, task)
-        for submission in submissions
-        for task in submission.tasks
+        for _, submission, task in all_tasks(submissions)
         if task.job_id is not None
     ]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
@@ -61,6 +61,13 @@ class TaskStatus(str, Enum):
 
 
 TaskKey = tuple[int, Stage, int]  # attempt, stage, number
+
+
+def all_tasks(submissions: Iterable[Submission]) -> Iterator[tuple[TaskKey, Submission, Task]]:
+    """The tasks of all submissions with their keys, in the order of submission."""
+    for submission in submissions:
+        for task in submission.tasks:
+            yield (submission.number, task.stage, task.number), submission, task
 
 
 @dataclass(frozen=True)
@@ -297,8 +304,7 @@ def _missing_problem(view_name: str, engine: TaskState, last_line: str) -> Probl
     return Problem(cause, f"{view_name}{where} {words}{raw}{log}")
 
 
-def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
-    key = (submission.number, task.stage, task.number)
+def _view(key: TaskKey, submission: Submission, task: Task, evidence: Evidence) -> TaskView:
     result = evidence.results.get(key)
     silent = TaskState(EngineState.UNKNOWN)
     # A task without an id was never accepted by the engine.
@@ -323,17 +329,13 @@ def _view(submission: Submission, task: Task, evidence: Evidence) -> TaskView:
 
 def _views(evidence: Evidence) -> tuple[tuple[TaskView, ...], tuple[TaskView, ...]]:
     """The relevant tasks (of a stage's latest submission, or running), and the others."""
-    latest: dict[Stage, int] = {}
-    for submission in evidence.submissions:
-        for task in submission.tasks:
-            latest[task.stage] = submission.number
+    latest = {stage: attempt for (attempt, stage, _), _, _ in all_tasks(evidence.submissions)}
     matter: list[TaskView] = []
     earlier: list[TaskView] = []
-    for submission in evidence.submissions:
-        for task in submission.tasks:
-            view = _view(submission, task, evidence)
-            live = view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
-            (matter if live or latest[view.stage] == view.attempt else earlier).append(view)
+    for key, submission, task in all_tasks(evidence.submissions):
+        view = _view(key, submission, task, evidence)
+        live = view.status in (TaskStatus.PENDING, TaskStatus.RUNNING)
+        (matter if live or latest[view.stage] == view.attempt else earlier).append(view)
     return tuple(matter), tuple(earlier)
 
 
@@ -382,7 +384,7 @@ def _run_status(
         return RunStatus.CANCELLED  # its jobs have ended nevertheless
     if maker:
         return RunStatus.RUNNING
-    if not any(task.job_id for submission in evidence.submissions for task in submission.tasks):
+    if not any(task.job_id for _, _, task in all_tasks(evidence.submissions)):
         return RunStatus.PLANNED
     outcomes = {
         open_problem.outcome
