@@ -16,11 +16,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from jobs import __version__
+
+if TYPE_CHECKING:
+    from jobs.errors import OrchestrateError
 
 # Short help by name, so that the help page imports no command.
 COMMANDS = {
@@ -48,13 +51,6 @@ _FREE_SPACE = (
     "free some space on its file system, then run `websight-orchestrate resume` (or launch "
     "again if `runs` lists no run)"
 )
-
-
-def _nameless(error: OSError) -> str:
-    """The probable operation of an error without a file name: all our files have names."""
-    if isinstance(error, FileNotFoundError):
-        return "the current folder"  # which was removed
-    return "writing to standard output" if error.errno == errno.ENOSPC else "reading or writing"
 
 
 @dataclass
@@ -130,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Errors are printed to standard error, with ``--json`` to standard output as well.
     """
-    from jobs.errors import Cause, OrchestrateError
+    from jobs.errors import OrchestrateError
 
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:  # closed by the shell (`>&-`)
@@ -147,36 +143,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return talk.failed("usage", error.format_message(), error.exit_code)
-    except OrchestrateError as error:
-        from orchestrator.cli import exit_codes  # imports modules that a help page does not need
-
-        click.echo(f"error: {error.message}", err=True)
-        return talk.failed(error.cause.value, error.message, exit_codes.of_cause(error.cause))
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader has ended, as in `| head`; this is no error
+        return 0
     except (click.Abort, KeyboardInterrupt):
         from orchestrator.cli import exit_codes
 
         click.echo("interrupted", err=True)
         return talk.failed("interrupted", "interrupted", exit_codes.INTERRUPTED)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader has ended, as in `| head`; this is no error
-        return 0
-    except (MemoryError, RuntimeError) as error:
-        from jobs import rlimits
-        from orchestrator.cli import exit_codes
+    except (OrchestrateError, OSError, MemoryError, RuntimeError) as error:
+        from orchestrator.cli import exit_codes  # imports modules that a help page does not need
 
-        limit = rlimits.reached(error)
-        if limit is None:
+        ours = _as_ours(error)
+        if ours is None:
             raise
-        click.echo(f"error: {limit}", err=True)
-        return talk.failed(Cause.LIMIT.value, limit, exit_codes.FAILED)
-    except OSError as error:
-        from jobs.errors import from_os_error
-        from orchestrator.cli import exit_codes
-
-        failure = from_os_error(error, doing=str(error.filename or _nameless(error)))
-        message = failure.message
-        if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
-            message = f"writing {message}; {_FREE_SPACE}"
-        click.echo(f"error: {message}", err=True)
-        return talk.failed(failure.cause.value, message, exit_codes.FAILED)
+        click.echo(f"error: {ours.message}", err=True)
+        return talk.failed(ours.cause.value, ours.message, exit_codes.of_cause(ours.cause))
     return result if isinstance(result, int) else 0
+
+
+def _as_ours(error: Exception) -> OrchestrateError | None:
+    """An error of ours, of the system, or from a limit of this process; None for any other."""
+    from jobs import rlimits
+    from jobs.errors import Cause, OrchestrateError, from_os_error, with_message
+
+    if isinstance(error, OrchestrateError):
+        return error
+    if isinstance(error, OSError):
+        failure = from_os_error(error, doing=str(error.filename or _nameless(error)))
+        if error.filename and failure.cause in (Cause.DISK_FULL, Cause.QUOTA):
+            return with_message(failure, f"writing {failure.message}; {_FREE_SPACE}")
+        return failure
+    limit = rlimits.reached(error)
+    return None if limit is None else OrchestrateError(limit, cause=Cause.LIMIT)
+
+
+def _nameless(error: OSError) -> str:
+    """The probable operation of an error without a file name: all our files have names."""
+    if isinstance(error, FileNotFoundError):
+        return "the current folder"  # which was removed
+    return "writing to standard output" if error.errno == errno.ENOSPC else "reading or writing"

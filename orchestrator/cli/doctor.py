@@ -55,8 +55,7 @@ def command(
     from msgspec import structs
 
     from jobs.model import Resources
-    from jobs.storage import atomic
-    from orchestrator.cli import exit_codes, settings
+    from orchestrator.cli import exit_codes, messages, settings
     from orchestrator.display import terminal
     from orchestrator.doctor import checks, node_environment
     from orchestrator.doctor.node_probe import CheckResult
@@ -85,6 +84,5 @@ def command(
         show(checks.write_profile(request, found, path.expanduser()))
     bad = any(finding.ok is False for finding in found)
     if as_json:
-        result = {"schema": 1, "ok": not bad, "findings": found}
-        click.echo(atomic.dumps(result).decode(), nl=False)
+        messages.print_json({"schema": 1, "ok": not bad, "findings": found})
     return exit_codes.PREFLIGHT if bad else exit_codes.DONE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -257,7 +257,7 @@ _running = options.stack(
     title="Download and run",
 )
 
-_habits = options.stack(
+_output = options.stack(
     options.log_dir,
     flag("--dry-run", "Show the plan and the batch scripts; change nothing."),
     options.wait,
@@ -274,7 +274,7 @@ _habits = options.stack(
 @_verification
 @_running
 @options.slurm
-@_habits
+@_output
 @click.pass_context
 def command(ctx: click.Context, /, **values: Any) -> int:
     """Download the archives of one source, extract and verify them, and publish the dataset.
@@ -289,24 +289,19 @@ def command(ctx: click.Context, /, **values: Any) -> int:
       websight-orchestrate launch --doi 10.5281/zenodo.1234567 --dest /scratch/data
       websight-orchestrate launch --local-path ~/dataset.tar.gz --engine local
     """
-    from jobs.storage import atomic
-    from orchestrator.cli import settings
+    from orchestrator.cli import messages, settings
+    from orchestrator.engines.registry import prepared
 
     if values.pop("show_config"):
         found = settings.config(ctx)
-        as_json = atomic.dumps({"schema": 1, "options": found}).decode()
-        click.echo(as_json if values["as_json"] else settings.show_config(found), nl=False)
+        if values["as_json"]:
+            messages.print_json({"schema": 1, "options": found})
+        else:
+            click.echo(settings.show_config(found), nl=False)
         return 0
-    with _prepared(values):
+    downloads = values["local_path"] is None
+    with nullcontext() if values["dry_run"] else prepared(values["engine"], downloads=downloads):
         return _launch(ctx, values)
-
-
-def _prepared(values: dict[str, Any]) -> AbstractContextManager[None]:
-    from orchestrator.engines.registry import prepared
-
-    if values["dry_run"]:
-        return nullcontext()
-    return prepared(values["engine"], downloads=values["local_path"] is None)
 
 
 def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
@@ -315,19 +310,19 @@ def _launch(ctx: click.Context, values: dict[str, Any]) -> int:
     from orchestrator.cli.progress import progress
     from orchestrator.engines.registry import AUTO, SLURM
 
-    habits = options.OutputMode.take(values)
-    if habits.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
+    mode = options.OutputMode.take(values)
+    if mode.hands_out_id and ctx.get_parameter_source("retries") is ParameterSource.DEFAULT:
         values["retries"] = 0
-    if habits.parsable and values["engine"] == AUTO:
+    if mode.parsable and values["engine"] == AUTO:
         values["engine"] = SLURM  # a script that expects a job id gets one, or an error
     planned = api.plan(request_from_options.request(values))
     planned = replace(planned, notes=planned.notes + options.without_effect(ctx, planned.is_local))
-    if habits.quiet and planned.why_local:
+    if mode.quiet and planned.why_local:
         messages.print_lines([messages.engine_line(planned)])
-    if habits.dry_run:
-        return messages.dry_run(planned, as_json=habits.as_json)
-    if not habits.quiet:
-        messages.announce(planned, habits)
-    with progress(quiet=habits.quiet) as on_tick:
+    if mode.dry_run:
+        return messages.dry_run(planned, as_json=mode.as_json)
+    if not mode.quiet:
+        messages.announce(planned, mode)
+    with progress(quiet=mode.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
-    return messages.launched(folder, habits)
+    return messages.launched(folder, mode)

@@ -22,7 +22,6 @@ from orchestrator.cli.options import OutputMode
 from orchestrator.display import live, status_screen, terminal
 from orchestrator.inspection import run_list, status_json
 from orchestrator.inspection.state import RunState, RunStatus
-from orchestrator.lifecycle.request import stage_resources
 
 DRY_RUN = "Dry run: nothing was submitted or written."
 _FEW = 5  # names on a line
@@ -50,7 +49,7 @@ def plan_lines(planned: Planned) -> list[str]:
         f"Array     {units.plural(parts, 'part')} in {units.plural(tasks, 'task')}{throttle}"
     )
     if not planned.is_local:
-        lines.append(f"Each job  {resource_line(stage_resources(planned.request)['extract'])}")
+        lines.append(f"Each job  {resource_line(planned.request.resources)}")
     return [*lines, engine_line(planned), *(f"Note      {note}" for note in planned.notes)]
 
 
@@ -119,10 +118,10 @@ def show(lines: Sequence[str]) -> None:
     click.echo(terminal.stdout_style().spell("\n".join(lines)))
 
 
-def announce(planned: Planned, habits: OutputMode) -> None:
+def announce(planned: Planned, mode: OutputMode) -> None:
     """Print what will be done and, on a terminal, ask whether to continue."""
     print_lines(plan_lines(planned))
-    if habits.asks:
+    if mode.asks:
         click.confirm("Start?", default=True, abort=True, err=True)
 
 
@@ -131,7 +130,7 @@ def dry_run(planned: Planned, *, as_json: bool) -> int:
     problems = planned.problems()
     scripts = planned.scripts()
     if as_json:
-        _print_json(_dry_json(planned, problems, scripts))
+        print_json(_dry_json(planned, problems, scripts))
     else:
         lines = [*plan_lines(planned), *_shard_lines(planned.plan.shards)]
         for stage, script in scripts.items():
@@ -174,20 +173,20 @@ def _dry_json(planned: Planned, problems: list[str], scripts: dict[Stage, str]) 
     }
 
 
-def launched(folder: RunFolder, habits: OutputMode) -> int:
+def launched(folder: RunFolder, mode: OutputMode) -> int:
     """Print the job ids and the next commands, or how the run ended."""
     state = status_of(folder)
-    waited = habits.wait and state.status is RunStatus.RUNNING
+    waited = mode.wait and state.status is RunStatus.RUNNING
     if waited:
-        state = _watched(state, folder, habits)
+        state = _watched(state, folder, mode)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
         print_lines(_HINTS.format(run=run_list.run_word(folder)).splitlines())
         code = exit_codes.INTERRUPTED
-    if habits.parsable:
+    if mode.parsable:
         click.echo(_finalize_id(state) or "")
-    elif habits.as_json:
-        _print_json(status_json.as_json(state, folder, utc_now()))
+    elif mode.as_json:
+        print_json(status_json.as_json(state, folder, utc_now()))
     elif waited:
         pass  # already shown
     elif state.status is RunStatus.RUNNING:
@@ -199,9 +198,9 @@ def launched(folder: RunFolder, habits: OutputMode) -> int:
     return code
 
 
-def _watched(state: RunState, folder: RunFolder, habits: OutputMode) -> RunState:
+def _watched(state: RunState, folder: RunFolder, mode: OutputMode) -> RunState:
     """The run's last state, after it has ended or Ctrl-C has ended the display."""
-    if habits.quiet:
+    if mode.quiet:
         return live.watch(lambda: status_of(folder), folder, out=io.StringIO())
     print_lines(submitted_lines(state, folder))
     return live.watch(lambda: status_of(folder), folder, out=sys.stderr)
@@ -267,7 +266,7 @@ def _names(shards: Sequence[Shard]) -> str:
 def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
     """What an update will do, as ``update --dry-run --json`` prints it."""
     planned = update.planned
-    _print_json(
+    print_json(
         {
             "schema": status_json.JSON_SCHEMA,
             "dry_run": True,
@@ -322,7 +321,7 @@ def resume_json(planned: Resumable) -> None:
     """Print what a resume will do for ``resume --dry-run --json``."""
     step = planned.step
     items = {stage: [i for t in step.tasks if t.stage is stage for i in t.items] for stage in Stage}
-    _print_json(
+    print_json(
         {
             "schema": status_json.JSON_SCHEMA,
             "dry_run": True,
@@ -344,5 +343,6 @@ def resume_json(planned: Resumable) -> None:
     )
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print a JSON object on standard output."""
     click.echo(atomic.dumps(value).decode(), nl=False)

@@ -71,33 +71,33 @@ def command(
 
     changes = options.slurm_changes(values)
     amendments = _amendments(ctx, values)
-    habits = options.OutputMode(yes=True, **values)
+    mode = options.OutputMode(yes=True, **values)
     folder = api.find_run(run, log_dir)
     planned = api.plan_resume(
         folder,
         tasks=tasks,
         changes=changes,
         deep=deep,
-        engine=SLURM if habits.parsable else AUTO,
+        engine=SLURM if mode.parsable else AUTO,
         temp_limit=temp_limit,
         amendments=amendments,
     )
     if planned.why_local:
         messages.print_lines([messages.engine_line(planned)])
-    if not habits.quiet:
+    if not mode.quiet:
         messages.print_lines(
             [*messages.resume_lines(planned), *options.without_effect(ctx, planned.is_local)]
         )
-    if habits.dry_run:
-        if habits.as_json:
+    if mode.dry_run:
+        if mode.as_json:
             messages.resume_json(planned)
         return exit_codes.DONE
     idle = not planned.step.tasks and planned.damage is None
-    if idle and not (habits.wait or habits.quiet):
+    if idle and not (mode.wait or mode.quiet):
         return exit_codes.of_state(planned.state)
-    with progress(quiet=habits.quiet) as on_tick:
-        api.resume(planned, on_tick=on_tick, retries=0 if habits.hands_out_id else None)
-    return messages.launched(folder, habits)
+    with progress(quiet=mode.quiet) as on_tick:
+        api.resume(planned, on_tick=on_tick, retries=0 if mode.hands_out_id else None)
+    return messages.launched(folder, mode)
 
 
 def _amendments(ctx: click.Context, values: dict[str, Any]) -> Amendments | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import click
 
 from jobs.model import utc_now
-from jobs.storage import atomic
 from orchestrator import api, units
-from orchestrator.cli import options
+from orchestrator.cli import messages, options
 from orchestrator.cli.options import option
 from orchestrator.display import terminal
 from orchestrator.display.terminal import TerminalStyle
@@ -28,7 +27,7 @@ def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs in the log folder, the newest first, with their states."""
     found = run_list.listing(log_dir, api.status, most=most)
     if as_json:
-        click.echo(atomic.dumps(run_list.as_json(found)).decode(), nl=False)
+        messages.print_json(run_list.as_json(found))
     else:
         click.echo(table(found, utc_now(), terminal.stdout_style()), nl=False)
         if not found:

@@ -30,9 +30,8 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
     import msgspec
 
     from jobs.model import utc_now
-    from jobs.storage import atomic
     from orchestrator import api
-    from orchestrator.cli import exit_codes
+    from orchestrator.cli import exit_codes, messages
     from orchestrator.display import live as watching
     from orchestrator.display import status_screen, terminal
     from orchestrator.inspection import run_list, status_json
@@ -52,7 +51,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         return exit_codes.of_state(watching.watch(look_at, folder, failed=failed))
     state = look_at()
     if as_json:
-        click.echo(atomic.dumps(status_json.as_json(state, folder, utc_now())).decode(), nl=False)
+        messages.print_json(status_json.as_json(state, folder, utc_now()))
     else:
         look, run_word = terminal.stdout_style(), run_list.run_word(folder)
         screen = status_screen.render(state, utc_now(), look, failed_only=failed, run=run_word)

@@ -52,8 +52,8 @@ def command(
     from orchestrator.engines.registry import SLURM
 
     changes = options.slurm_changes(values)
-    habits = options.OutputMode(**values)
-    if habits.parsable and engine is None:
+    mode = options.OutputMode(**values)
+    if mode.parsable and engine is None:
         engine = SLURM  # a script that waits for a job's id gets one, or an error
     update = api.plan_update(
         dest,
@@ -66,17 +66,17 @@ def command(
     )
     planned = update.planned
     lines = messages.update_lines(update)
-    if habits.dry_run or update.nothing_to_do:
+    if mode.dry_run or update.nothing_to_do:
         problems = [] if update.nothing_to_do else planned.problems()
-        if habits.as_json:
+        if mode.as_json:
             messages.update_json(update, problems)
-        elif not habits.parsable:
+        elif not mode.parsable:
             lines += [f"✗ {problem}" for problem in problems]
-            messages.show([*lines, messages.DRY_RUN] if habits.dry_run else lines)
+            messages.show([*lines, messages.DRY_RUN] if mode.dry_run else lines)
         return exit_codes.PREFLIGHT if problems else exit_codes.DONE
-    if not habits.quiet:
+    if not mode.quiet:
         messages.print_lines([*lines, *options.without_effect(ctx, planned.is_local)])
-        messages.announce(planned, habits)
-    with progress(quiet=habits.quiet) as on_tick:
+        messages.announce(planned, mode)
+    with progress(quiet=mode.quiet) as on_tick:
         folder = api.launch(planned, on_tick=on_tick)
-    return messages.launched(folder, habits)
+    return messages.launched(folder, mode)

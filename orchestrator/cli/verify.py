@@ -37,10 +37,8 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     Exit code: 0 if it is complete and undamaged, else 5.
     """
     from jobs.model import Resources
-    from jobs.storage import atomic
     from orchestrator import api
-    from orchestrator.cli import exit_codes
-    from orchestrator.display import terminal
+    from orchestrator.cli import exit_codes, messages
 
     path, log_dir = api.dataset_of(path, values["log_dir"]), values["log_dir"]
     requested = Resources(**options.with_mounts(options.slurm_changes(values), path, log_dir))
@@ -51,10 +49,9 @@ def command(path: Path, deep: bool, engine: str, tasks: int, **values: Any) -> i
     else:
         report = api.verify(path, deep=deep)
     if values["as_json"]:
-        click.echo(atomic.dumps(report).decode(), nl=False)
+        messages.print_json(report)
         return exit_codes.DONE if report.ok else exit_codes.VERIFICATION
-    look = terminal.stdout_style()
-    click.echo(look.spell("\n".join(report.lines)))
+    messages.show(report.lines)
     if hint := api.how_to_repair(report, log_dir, deep=deep):
-        click.echo(look.spell(hint), err=True)
+        messages.print_lines([hint])
     return exit_codes.DONE if report.ok else exit_codes.VERIFICATION

@@ -139,15 +139,12 @@ def plan(request: LaunchRequest, carry: Callable[[Plan], CarryPlan] | None = Non
     source = open_source(request.source)
     shards = background.call_interruptible(source.shards)
     now = utc_now()
-    place = planning.RunLocations(
-        dest=str(request.dest.expanduser().absolute()),
-        temp=str(request.temp_dir.expanduser().absolute()) if request.temp_dir else None,
-    )
     planned = planning.plan_run(
         source.describe(),
         shards,
-        place,
         request.options,
+        dest=str(request.dest.expanduser().absolute()),
+        temp=str(request.temp_dir.expanduser().absolute()) if request.temp_dir else None,
         run_id=planning.new_run_id(now),
         now=now,
         engine=request.engine,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import heapq
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
 from msgspec import structs
@@ -28,14 +27,6 @@ LEAST_PART_SIZE = 1 << 10
 MOST_PARTS = 100_000
 
 
-@dataclass(frozen=True)
-class RunLocations:
-    """The folders of a run, as absolute paths."""
-
-    dest: str
-    temp: str | None = None  # None: within the destination's staging folder
-
-
 def new_run_id(now: datetime) -> str:
     """A unique id that sorts by time."""
     return f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
@@ -44,14 +35,18 @@ def new_run_id(now: datetime) -> str:
 def plan_run(
     source: SourceRef,
     shards: Sequence[Shard],
-    place: RunLocations,
     options: Options,
     *,
+    dest: str,
+    temp: str | None = None,
     run_id: str,
     now: datetime,
     engine: str = "auto",
 ) -> Plan:
-    """The plan for ``shards``; ``UsageError`` if there are none, or too many parts."""
+    """The plan for ``shards``; ``UsageError`` if there are none, or too many parts.
+
+    ``dest``, ``temp``: folders, as absolute paths; see ``temp_folder``.
+    """
     if not shards:
         raise UsageError(
             f"{source.locator} contains neither an archive nor a dataset; check the name, "
@@ -61,8 +56,8 @@ def plan_run(
     return Plan(
         run_id=run_id,
         source=source,
-        dest=place.dest,
-        temp=temp_folder(place, run_id),
+        dest=dest,
+        temp=temp_folder(dest, temp, run_id),
         shards=tuple(
             structs.replace(shard, parts=parts_of(shard, options.part_size)) for shard in shards
         ),
@@ -73,11 +68,9 @@ def plan_run(
     )
 
 
-def temp_folder(place: RunLocations, run_id: str) -> str:
-    """The folder for a run's archives: in ``--temp-dir``, or beside its data."""
-    if place.temp is not None:
-        return f"{place.temp}/{run_id}"
-    return f"{place.dest}/{INCOMING}/{run_id}/archives"
+def temp_folder(dest: str, temp: str | None, run_id: str) -> str:
+    """The folder for a run's archives: in ``temp`` (``--temp-dir``), or beside its data."""
+    return f"{temp}/{run_id}" if temp is not None else f"{dest}/{INCOMING}/{run_id}/archives"
 
 
 def parts_of(shard: Shard, part_size: int) -> int:

@@ -157,9 +157,7 @@ def stage_resources(request: LaunchRequest) -> dict[str, Resources]:
     }
 
 
-def override(
-    resources: Mapping[str, Resources], changes: Mapping[str, object]
-) -> dict[str, Resources]:
-    """``resources`` with the fields of ``changes`` that are not None, for all stages."""
+def override(resources: Resources, changes: Mapping[str, object]) -> Resources:
+    """``resources`` with the fields of ``changes`` that are not None."""
     wanted = {name: value for name, value in changes.items() if value not in (None, ())}
-    return {stage: structs.replace(value, **wanted) for stage, value in resources.items()}
+    return structs.replace(resources, **wanted)

@@ -185,7 +185,8 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and request.changes:
-        resources = override(step.resources or last.resources, request.changes)
+        before = step.resources or last.resources
+        resources = {stage: override(each, request.changes) for stage, each in before.items()}
         step = replace(step, resources=resources)
     if step.tasks and engine.cluster and last.cluster and not engine.cluster.is_same(last.cluster):
         step = _moved(folder, state, step, engine.cluster)

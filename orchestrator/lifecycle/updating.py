@@ -76,7 +76,7 @@ def plan_update(
     asked: dict[str, Any] = {"engine": engine, "tasks": tasks, "temp_limit": temp_limit}
     request = replace(
         request,
-        resources=override({"all": request.resources}, changes or {})["all"],
+        resources=override(request.resources, changes or {}),
         **{name: value for name, value in asked.items() if value is not None},
     )
 

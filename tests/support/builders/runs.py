@@ -146,8 +146,8 @@ class RunBuilder:
         made.plan = planning.plan_run(
             source.describe(),
             source.shards(),
-            planning.RunLocations(DEST),
             made.plan.options,
+            dest=DEST,
             run_id=RUN_ID,
             now=START,
         )

@@ -12,7 +12,6 @@ from jobs import model
 from jobs.errors import UsageError
 from jobs.model import Options, SourceKind, SourceRef, Stage
 from orchestrator.lifecycle import planning
-from orchestrator.lifecycle.planning import RunLocations
 from tests.support.builders.runs import RunBuilder, shard
 
 HOUR = datetime(2026, 1, 2, tzinfo=timezone.utc)
@@ -38,14 +37,14 @@ def test_parts_of_a_shard(size: int | None, part_size: int, parts: int) -> None:
 
 def test_nothing_to_do_is_said() -> None:
     with pytest.raises(UsageError, match="contains neither an archive"):
-        planning.plan_run(SOURCE, [], RunLocations("/dest"), Options(), run_id="r", now=HOUR)
+        planning.plan_run(SOURCE, [], Options(), dest="/dest", run_id="r", now=HOUR)
 
 
 def test_parts_without_end_are_refused_before_one_is_made() -> None:
     shards = [shard("s", size=15 * 10**9)]
     with pytest.raises(UsageError, match=r"3,662,110 parts.*use 1M or more"):
         planning.plan_run(
-            SOURCE, shards, RunLocations("/dest"), Options(part_size=4096), run_id="r", now=HOUR
+            SOURCE, shards, Options(part_size=4096), dest="/dest", run_id="r", now=HOUR
         )
 
 
@@ -55,8 +54,8 @@ def test_small_shards_may_be_many() -> None:
 
 
 def test_archives_stay_beside_the_data_unless_a_temp_folder_is_named() -> None:
-    assert planning.temp_folder(RunLocations("/d"), "r") == "/d/.incoming/r/archives"
-    assert planning.temp_folder(RunLocations("/d", "/scratch"), "r") == "/scratch/r"
+    assert planning.temp_folder("/d", None, "r") == "/d/.incoming/r/archives"
+    assert planning.temp_folder("/d", "/scratch", "r") == "/scratch/r"
 
 
 # A busy machine is no fault of the tested code.
@@ -71,7 +70,7 @@ def test_every_part_is_dealt_to_exactly_one_task(
 ) -> None:
     shards = [shard(f"s{i:02}", size=size) for i, size in enumerate(sizes)]
     plan = planning.plan_run(
-        SOURCE, shards, RunLocations("/dest"), Options(part_size=part_size), run_id="r", now=HOUR
+        SOURCE, shards, Options(part_size=part_size), dest="/dest", run_id="r", now=HOUR
     )
     parts = [part.id for part in plan.parts()]
     tasks = planning.tasks_for(plan, [], parts, most=most)
@@ -88,7 +87,7 @@ def test_every_part_is_dealt_to_exactly_one_task(
 @pytest.mark.parametrize("downloads", [1, 2, 9])
 def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> None:
     shards = [shard(f"s{i}", size=100 << i) for i in range(5)]
-    plan = planning.plan_run(SOURCE, shards, RunLocations("/d"), Options(), run_id="r", now=HOUR)
+    plan = planning.plan_run(SOURCE, shards, Options(), dest="/d", run_id="r", now=HOUR)
     ids = [shard.id for shard in plan.shards]
     tasks = planning.tasks_for(plan, ids, [], most=4, downloads=downloads)
     found = [task for task in tasks if task.stage is Stage.DOWNLOAD]
