@@ -260,10 +260,9 @@ def _waiting(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[st
         which = group.stage.value
         if group.stage is Stage.EXTRACT:
             which += f" {_short(units.indices(group.numbers), 24)}"
-        last = group.stage is Stage.FINALIZE
-        words = "for the tasks before it" if last else "for its turn"  # without an engine's reason
-        if group.reason:
-            words = pending_reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
+        words = pending_reasons.explain(group.reason, group.job_ids, requeued=group.requeued)
+        if group.stage is Stage.FINALIZE and not group.reason:  # of an engine without reasons
+            words = "for the tasks before it"
         yield from _wrapped(f"  {which}:", [words + _expected(group, now)], look)
 
 

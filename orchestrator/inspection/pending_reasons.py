@@ -4,52 +4,27 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from orchestrator.units import indices
 
-# https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html. An exact reason first,
-# else the first of _PATTERNS that matches its beginning; the reason itself is shown in brackets.
-# JOBID becomes the jobs' ids. A reason that never ends by itself also belongs in _NEVER.
-_EXACT: dict[str, str] = {
+# What a reason means; the reason itself is shown in brackets. JOBID becomes the jobs' ids.
+# https://slurm.schedmd.com/resource_limits.html and job_reason_codes.html
+_WAITS = {
     "Priority": "other jobs come first; it starts when its turn comes",
     "Resources": "for free nodes; it may start sooner with less -c, --mem or --time",
     "Dependency": "for the job before it to end",
-    "DependencyNeverSatisfied": "the job before it failed, so it will never start; "
-    "`resume` cancels it and continues",
     "JobArrayTaskLimit": "for its turn: as many tasks as --parallel allows are running",
     "BeginTime": "until its start time (--begin)",
-    "JobHeldUser": "it is held by its owner; `scontrol release JOBID` releases it",
-    "JobHeldAdmin": "it is held by an administrator; ask the site's support why",
-    "JobHoldMaxRequeue": "it was requeued too often and is held now; see its log, "
-    "then `cancel` and `resume`",
-    "JobLaunchFailure": "its node could not start it; see its log and the node, then "
-    "`scontrol release JOBID`, or `cancel` and `resume`",
     "ReqNodeNotAvail": "the nodes it needs are down, drained or reserved; it starts once they are "
     "available, or exclude them with --exclude-nodes",
     "NodeDown": "a node it needs is down; exclude it with --exclude-nodes",
-    "Reservation": "for its reservation to begin, or to have free nodes "
-    "(`scontrol show reservation` shows when)",
-    "ReservationDeleted": "its reservation was deleted; `cancel`, then `resume` with another "
-    "--reservation",
-    "InvalidAccount": "its account is invalid; `cancel`, then `resume` with another --account",
-    "InvalidQOS": "its QOS is invalid; `cancel`, then `resume` with another --qos",
-    "AccountNotAllowed": "its account may not use this partition; `cancel`, then `resume` with "
-    "another --account or --partition",
-    "QOSNotAllowed": "its QOS may not be used in this partition; `cancel`, then `resume` with "
-    "another --qos or --partition",
+    "Reservation": "for its reservation to begin, or to have free nodes (`scontrol show "
+    "reservation` shows when)",
     "PartitionDown": "the partition is down; it starts when the site brings it up, or `cancel` "
     "and `resume` with another --partition",
-    "PartitionInactive": "the partition starts no jobs now; wait, or `cancel` and "
-    "`resume` with another --partition",
-    "PartitionTimeLimit": "it requests more time than the partition allows, so it will never "
-    "start; `cancel`, then `resume --time` with less (`sinfo -o '%P %l'` shows the limits)",
-    "PartitionNodeLimit": "it requests more nodes or memory than the partition has; `cancel`, "
-    "then `resume` with less --mem or -c, or another --partition",
-    "PartitionConfig": "no node of the partition has what it requests; `cancel`, then `resume` "
-    "with less --mem or -c, or another --partition",
-    "BadConstraints": "no node has what it requests; `cancel`, then `resume` with another "
-    "--constraint, --mem or -c",
+    "PartitionInactive": "the partition starts no jobs now; wait, or `cancel` and `resume` with "
+    "another --partition",
     "NodeConfig": "no node has what it requests; `cancel`, then `resume` with less",
     "Licenses": "for a licence to become free",
     "Prolog": "its node is being prepared",
@@ -65,85 +40,70 @@ _EXACT: dict[str, str] = {
     "MaxRequeueExceeded": "it was requeued too often; see its log, then `cancel` and `resume`",
     "RaisedSignal": "it was ended by a signal",
     "None": "for the scheduler to consider it",
+    "MaxSubmitJobsLimit": "your limit of submitted jobs is reached; it waits for some to end",
 }
-_EXACT["MaxSubmitJobsLimit"] = "your limit of submitted jobs is reached; it waits for some to end"
+# Jobs with these reasons never start by themselves.
+_STUCK = {
+    "DependencyNeverSatisfied": "the job before it failed, so it will never start; `resume` "
+    "cancels it and continues",
+    "JobHeldUser": "it is held by its owner; `scontrol release JOBID` releases it",
+    "JobHeldAdmin": "it is held by an administrator; ask the site's support why",
+    "JobHoldMaxRequeue": "it was requeued too often and is held now; see its log, then `cancel` "
+    "and `resume`",
+    "JobLaunchFailure": "its node could not start it; see its log and the node, then `scontrol "
+    "release JOBID`, or `cancel` and `resume`",
+    "ReservationDeleted": "its reservation was deleted; `cancel`, then `resume` with another "
+    "--reservation",
+    "InvalidAccount": "its account is invalid; `cancel`, then `resume` with another --account",
+    "InvalidQOS": "its QOS is invalid; `cancel`, then `resume` with another --qos",
+    "AccountNotAllowed": "its account may not use this partition; `cancel`, then `resume` with "
+    "another --account or --partition",
+    "QOSNotAllowed": "its QOS may not be used in this partition; `cancel`, then `resume` with "
+    "another --qos or --partition",
+    "PartitionTimeLimit": "it requests more time than the partition allows, so it will never "
+    "start; `cancel`, then `resume --time` with less (`sinfo -o '%P %l'` shows the limits)",
+    "PartitionNodeLimit": "it requests more nodes or memory than the partition has; `cancel`, "
+    "then `resume` with less --mem or -c, or another --partition",
+    "PartitionConfig": "no node of the partition has what it requests; `cancel`, then `resume` "
+    "with less --mem or -c, or another --partition",
+    "BadConstraints": "no node has what it requests; `cancel`, then `resume` with another "
+    "--constraint, --mem or -c",
+}
 
-_MAINTENANCE = (
-    "its time limit overlaps a maintenance of the nodes; it starts after that, or earlier with "
-    "less --time (`scontrol show reservation` shows when; `cancel`, then `resume --time`)"
-)
-
-_PATTERNS: tuple[tuple[str, str], ...] = (
-    (r"ReqNodeNotAvail.*maintenance", _MAINTENANCE),
-    (
-        r"ReqNodeNotAvail.*reserved for other job",
-        "the nodes it needs are drained, or reserved for jobs with a higher priority",
-    ),
-    (r"launch failed requeued held", _EXACT["JobLaunchFailure"]),
-    (r"job requeued in held state", _EXACT["JobHeldUser"]),
-    (
-        r"user.env.retrieval",
-        (
-            "its node could not load your login environment, which --export=NONE requires; check "
-            "what your shell's profile does there, then `scontrol release JOBID`, or `cancel` "
-            "and `resume` without that option"
-        ),
-    ),
-    (r"ReqNodeNotAvail", _EXACT["ReqNodeNotAvail"]),
-    (r"Nodes required for job are DOWN", _EXACT["ReqNodeNotAvail"]),
-    (
-        r"(Assoc|QOS|Association)\w*(MaxWall|MaxTime)",
-        (
-            "it requests more time than your account or QOS allows, so it will never start; "
-            "`cancel`, then `resume --time` with less"
-        ),
-    ),
-    (
-        r"(Assoc|QOS|Association)\w*(PerJob|PerNode)",
-        (
-            "it requests more than your account or QOS allows a job, so it will never start; "
-            "`cancel`, then `resume` with less --mem or -c"
-        ),
-    ),
-    (
-        r"(Assoc|QOS|Association)\w*(Minutes|Mins|RunMin)",
-        (
-            "your account or QOS has used up its compute time; ask its owner for more, or `cancel` "
-            "and `resume` with another --account or --qos"
-        ),
-    ),
-    (
-        r"(Assoc|QOS|Association)\w*Min",
-        (
-            "it requests less than the minimum of your account or QOS; `cancel`, then "
-            "`resume` with more"
-        ),
-    ),
-    (
-        r"(Assoc|QOS|Association)\w*Submit",
-        "your account or QOS has reached its limit of submitted jobs; it waits for some to end",
-    ),
-    (
-        r"(Assoc|QOS|Association)\w*(Jobs|Job)",
-        "your account or QOS has reached its limit of running jobs; it waits for some to end",
-    ),
-    (
-        r"(Assoc|QOS|Association)",
-        "your account or QOS has reached its limit of resources in use; it waits for jobs to end",
-    ),
-    (r"Reservation|Resv", _EXACT["Reservation"]),
-    (r"Partition", _EXACT["PartitionConfig"]),
-    (r"BurstBuffer", _EXACT["BurstBufferResources"]),
-)
-
-_NEVER = re.compile(
-    r"DependencyNeverSatisfied|PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|"
-    r"BadConstraints|InvalidAccount|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHeld|"
-    r"JobHoldMaxRequeue|JobLaunchFailure|launch failed requeued held|job requeued in held|"
-    r"ReservationDeleted|user.env.retrieval|"
-    r"(Assoc|QOS)\w*(MaxWall|PerJob|PerNode)"
-)
-
+# The same for the beginnings of reasons; the first that matches is used.
+_STUCK_PATTERNS = {
+    r"launch failed requeued held": _STUCK["JobLaunchFailure"],
+    r"job requeued in held state": _STUCK["JobHeldUser"],
+    r"user.env.retrieval": "its node could not load your login environment, which --export=NONE "
+    "requires; check what your shell's profile does there, then `scontrol release JOBID`, or "
+    "`cancel` and `resume` without that option",
+    r"(Assoc|QOS)\w*(MaxWall|MaxTime)": "it requests more time than your account or QOS allows, "
+    "so it will never start; `cancel`, then `resume --time` with less",
+    r"(Assoc|QOS)\w*(PerJob|PerNode)": "it requests more than your account or QOS allows a job, "
+    "so it will never start; `cancel`, then `resume` with less --mem or -c",
+}
+_WAITS_PATTERNS = {
+    r"ReqNodeNotAvail.*maintenance": "its time limit overlaps a maintenance of the nodes; it "
+    "starts after that, or earlier with less --time (`scontrol show reservation` shows when; "
+    "`cancel`, then `resume --time`)",
+    r"ReqNodeNotAvail.*reserved for other job": "the nodes it needs are drained, or reserved for "
+    "jobs with a higher priority",
+    r"ReqNodeNotAvail": _WAITS["ReqNodeNotAvail"],
+    r"Nodes required for job are DOWN": _WAITS["ReqNodeNotAvail"],
+    r"(Assoc|QOS)\w*(Minutes|Mins|RunMin)": "your account or QOS has used up its compute time; "
+    "ask its owner for more, or `cancel` and `resume` with another --account or --qos",
+    r"(Assoc|QOS)\w*Min": "it requests less than the minimum of your account or QOS; `cancel`, "
+    "then `resume` with more",
+    r"(Assoc|QOS)\w*Submit": "your account or QOS has reached its limit of submitted jobs; it "
+    "waits for some to end",
+    r"(Assoc|QOS)\w*Job": "your account or QOS has reached its limit of running jobs; it waits "
+    "for some to end",
+    r"(Assoc|QOS)": "your account or QOS has reached its limit of resources in use; it waits for "
+    "jobs to end",
+    r"Reservation|Resv": _WAITS["Reservation"],
+    r"Partition": _STUCK["PartitionConfig"],
+    r"BurstBuffer": _WAITS["BurstBufferResources"],
+}
 
 # A requeued job waits until the credential of its last start has expired: 120 s by default
 # (slurm.conf(5), AuthInfo, cred_expire).
@@ -156,9 +116,7 @@ def explain(reason: str, job_ids: Sequence[str] = (), *, requeued: bool = False)
     Commands in it have ``job_ids``; ``requeued``: the jobs have run before.
     """
     word = reason.strip().strip("()")
-    # If tasks of an array have different reasons, Slurm lists them all: "JobHeldUser,None".
-    known = (words for pattern, words in _PATTERNS if re.match(pattern, word, re.IGNORECASE))
-    words = _EXACT.get(word) or next(known, None) or _EXACT.get(word.partition(",")[0])
+    words = _found(word, _STUCK, _STUCK_PATTERNS) or _found(word, _WAITS, _WAITS_PATTERNS)
     if requeued and word == "BeginTime":
         words = _REQUEUED
     if words is None:
@@ -178,4 +136,13 @@ def _list(job_ids: Sequence[str]) -> str:
 
 def will_never_start(reason: str) -> bool:
     """Whether a job with this reason will never start without intervention."""
-    return _NEVER.match(reason.strip().strip("()")) is not None
+    return _found(reason.strip().strip("()"), _STUCK, _STUCK_PATTERNS) is not None
+
+
+def _found(word: str, exact: Mapping[str, str], patterns: Mapping[str, str]) -> str | None:
+    # If tasks of an array have different reasons, Slurm lists them all: "JobHeldUser,None".
+    first = word.partition(",")[0]
+    matching = (
+        words for pattern, words in patterns.items() if re.match(pattern, word, re.IGNORECASE)
+    )
+    return exact.get(word) or next(matching, None) or exact.get(first)

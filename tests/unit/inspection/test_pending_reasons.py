@@ -32,6 +32,7 @@ from orchestrator.inspection.pending_reasons import explain, will_never_start
         ("QOSGrpCPUMinutesLimit", "used up its compute time"),
         ("AssocGrpCPURunMinutesLimit", "used up its compute time"),
         ("PartitionTimeLimit", "more time than the partition allows"),
+        ("PartitionTimeLimit,None", "more time than the partition allows"),
         ("PartitionDown", "partition is down"),
         ("ReqNodeNotAvail, UnavailableNodes:n1,n2", "down, drained or reserved"),
         ("(ReqNodeNotAvail, Reserved for maintenance)", "overlaps a maintenance"),
