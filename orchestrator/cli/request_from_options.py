@@ -60,14 +60,28 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), variable
 
 
+# The option of each kind of source, for messages.
+_FLAG = {
+    SourceKind.HUB: "--hf-repo",
+    SourceKind.URL: "--url",
+    SourceKind.STORE: "--url of an object store",
+    SourceKind.DOI: "--doi",
+    SourceKind.LOCAL: "--local-path",
+}
+# Options that only some kinds of sources have: the parameter, and the kinds.
+_BELONGS = {
+    "--hf-file": ("hf_files", (SourceKind.HUB,)),
+    "--revision": ("revision", (SourceKind.HUB, SourceKind.DOI)),
+    "--sha256": ("sha256", (SourceKind.URL, SourceKind.STORE)),
+    "--header": ("headers", (SourceKind.URL, SourceKind.DOI)),
+}
+
+
 def _source(values: dict[str, Any]) -> SourceRequest:
     kind, locators = _locators(values)
-    for option, kinds in _BELONGS.items():
-        if values[option] and kind not in kinds:
-            raise UsageError(
-                f"--{_SPELLED.get(option, option.replace('_', '-'))} cannot be combined with "
-                f"--{_FLAG[kind]}"
-            )
+    for option, (name, kinds) in _BELONGS.items():
+        if values[name] and kind not in kinds:
+            raise UsageError(f"{option} cannot be combined with {_FLAG[kind]}")
     return SourceRequest(
         kind=kind,
         locators=locators,
@@ -77,40 +91,9 @@ def _source(values: dict[str, Any]) -> SourceRequest:
     )
 
 
-_FLAG = {
-    SourceKind.HUB: "hf-repo",
-    SourceKind.URL: "url",
-    SourceKind.STORE: "url of an object store",
-    SourceKind.DOI: "doi",
-    SourceKind.LOCAL: "local-path",
-}
-_BELONGS = {
-    "hf_files": (SourceKind.HUB,),
-    "revision": (SourceKind.HUB, SourceKind.DOI),
-    "sha256": (SourceKind.URL, SourceKind.STORE),
-    "headers": (SourceKind.URL, SourceKind.DOI),
-}
-_SPELLED = {"hf_files": "hf-file", "headers": "header"}
-
-
 def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
     """The source of the options."""
-    urls = list(values["urls"])
-    if values["url_list"]:
-        from jobs.sources.registry import parse_url_list
-
-        try:
-            with click.open_file(values["url_list"], encoding="utf-8") as file:
-                urls += parse_url_list(file.read())
-        except OSError as error:
-            raise UsageError(
-                f"--url-list {values['url_list']} cannot be read: {error.strerror}; check the path"
-            ) from error
-        except UnicodeDecodeError as error:
-            raise UsageError(
-                f"--url-list {values['url_list']} cannot be read as UTF-8 text ({error}); save it "
-                "as UTF-8"
-            ) from error
+    urls = [*values["urls"], *_url_list(values["url_list"])]
     sources: list[tuple[SourceKind, tuple[str, ...]]] = []
     if values["hf_repo"]:
         sources.append((SourceKind.HUB, (values["hf_repo"],)))
@@ -129,6 +112,25 @@ def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
             "given"
         )
     return sources[0]
+
+
+def _url_list(path: str | None) -> list[str]:
+    """The lines of ``--url-list``."""
+    from jobs.sources.registry import parse_url_list
+
+    if not path:
+        return []
+    try:
+        with click.open_file(path, encoding="utf-8") as file:
+            return list(parse_url_list(file.read()))
+    except OSError as error:
+        raise UsageError(
+            f"--url-list {path} cannot be read: {error.strerror}; check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"--url-list {path} cannot be read as UTF-8 text ({error}); save it as UTF-8"
+        ) from error
 
 
 def _options(values: dict[str, Any]) -> Options:
