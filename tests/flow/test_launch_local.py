@@ -352,7 +352,7 @@ def test_a_damaged_shard_stops_nobody_and_resume_does_only_what_is_missing(
         error["shard"] for error in state["errors"] if "0002" in (error["shard"] or "")
     }
     assert any(bad.name in error["message"] for error in state["errors"])
-    assert state["parts"] == {"done": 3, "total": 4}
+    assert state["parts"] == {"done": 3, "total": 4, "carried": 0}
     assert [path.name for path in dest.iterdir() if path.name != ".incoming"] == []
 
     kept = _written(cli.runs()[0])
