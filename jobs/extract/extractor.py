@@ -35,8 +35,8 @@ from jobs.extract.messages import (
     Stop,
     Stream,
     Wanted,
+    unfinished,
 )
-from jobs.extract.part_result import unfinished
 from jobs.model import ItemResult, Part, Problem, Shard
 from jobs.runtime.messages import Receiver, Sender
 from jobs.runtime.progress import Progress

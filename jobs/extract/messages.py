@@ -6,7 +6,7 @@ from msgspec import Struct
 
 from jobs.archives.tar.member_index import Streamed
 from jobs.errors import Cause
-from jobs.model import ItemResult, Part, Problem
+from jobs.model import ItemResult, Outcome, Part, Problem
 from jobs.transfer.ranges import Range
 from jobs.transfer.window import Window
 
@@ -113,3 +113,8 @@ class Done(Struct, frozen=True, tag=True):
 
 
 Report = News | Item | Wanted | Consumed | Done
+
+
+def unfinished(part: Part, problem: Problem) -> ItemResult:
+    """The result of a part that was not started or not completed because of ``problem``."""
+    return ItemResult(part.id, Outcome.RETRYABLE, problem=problem)

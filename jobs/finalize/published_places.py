@@ -7,7 +7,8 @@ after the other is joined with its lines.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -20,6 +21,7 @@ from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
     read_carried,
+    read_lines,
     read_summary,
 )
 from jobs.storage.run_folder import RunFolder
@@ -56,7 +58,9 @@ def write_carried(
         _divide(dataset, {manifests[part].stem: lines[part] for part in manifests})
         missing: dict[Part, set[str]] = {}
         for part, manifest in manifests.items():
-            places = {place.key: place for place in _read(lines[part])}
+            places = {
+                place.key: place for place in chain.from_iterable(read_lines(lines[part], _Place))
+            }
             missing[part] = _join(manifest, folder.carried(part), places, without)
     finally:
         for path in lines.values():
@@ -98,11 +102,6 @@ def _divide(dataset: Path, lines: Mapping[str, Path]) -> None:
             flush()
             size = 0
     flush()
-
-
-def _read(path: Path) -> Iterable[_Place]:
-    places: list[_Place] = msgspec.json.Decoder(_Place).decode_lines(path.read_bytes())
-    return places
 
 
 def _members(dataset: Path) -> Iterator[tuple[str, _Place]]:

@@ -15,9 +15,9 @@ from jobs.model import Entry, PartSummary
 from jobs.storage import atomic
 from jobs.storage.blocks import line_blocks
 
+T = TypeVar("T")
 AnyEntry = TypeVar("AnyEntry", bound=Entry)
 
-_BUFFER = 1 << 20  # bytes
 _TAIL = 1 << 16  # bytes read at a time while looking for the last line
 
 
@@ -40,10 +40,7 @@ class ManifestWriter(atomic.GrowingFile):
 
     def entries(self) -> Iterator[Entry]:
         """The entries added so far, in order."""
-        decode = msgspec.json.Decoder(Entry).decode
-        with _open(self.flushed()) as file:
-            for line in file:
-                yield decode(line)
+        return chain.from_iterable(read_lines(self.flushed(), Entry))
 
     def finish(self, summary: PartSummary) -> None:
         """Append the last line and make the manifest durable: the part is finished."""
@@ -79,20 +76,17 @@ def read_carried(path: Path) -> Iterator[CarriedEntry]:
 
 def _blocks(path: Path, kind: type[AnyEntry]) -> Iterator[list[AnyEntry]]:
     decode = msgspec.json.Decoder(kind).decode_lines
-    rest = b""  # begins with the last line that was read, which may be that of the summary
     number = 0
     with _open(path) as file:
-        while data := file.read(_BUFFER):
-            rest += data
-            end = rest.rfind(b"\n", 0, -1) + 1
+        end, summary = _last_line(file)
+        for block in line_blocks(file.fileno(), 0, end):
             try:
-                entries = decode(rest[:end])
+                entries = decode(block)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise _damaged_line(path, rest[:end], number) from error
+                raise _damaged_line(path, block, number) from error
             number += len(entries)
             yield entries
-            rest = rest[end:]
-    _summary(path, rest)
+    _summary(path, summary)
 
 
 def read_summary(path: Path) -> PartSummary:
@@ -101,13 +95,19 @@ def read_summary(path: Path) -> PartSummary:
     Raises ``RunFolderError`` if it is missing or damaged.
     """
     with _open(path) as file:
-        position = file.seek(0, os.SEEK_END)
-        tail = b""
-        while position and b"\n" not in tail[:-1]:
-            step = min(_TAIL, position)
-            position = file.seek(position - step)
-            tail = file.read(step) + tail
-    return _summary(path, tail[tail.rfind(b"\n", 0, -1) + 1 :])
+        return _summary(path, _last_line(file)[1])
+
+
+def _last_line(file: BinaryIO) -> tuple[int, bytes]:
+    """The offset of the last line, which may have no end, and the line."""
+    position = file.seek(0, os.SEEK_END)
+    tail = b""
+    while position and b"\n" not in tail[:-1]:
+        step = min(_TAIL, position)
+        position = file.seek(position - step)
+        tail = file.read(step) + tail
+    start = tail.rfind(b"\n", 0, -1) + 1
+    return position + start, tail[start:]
 
 
 class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -136,15 +136,19 @@ class PublishedFile(msgspec.Struct, omit_defaults=True, frozen=True):
 
 def read_published(path: Path) -> Iterator[PublishedFile]:
     """The lines of a published manifest; raises ``OSError`` and ``msgspec.DecodeError``."""
-    decode = msgspec.json.Decoder(PublishedFile).decode_lines
+    return chain.from_iterable(read_lines(path, PublishedFile))
+
+
+def read_lines(path: Path, kind: type[T]) -> Iterator[list[T]]:
+    """The values of a file with one on each line, some thousands at a time; raises likewise."""
+    decode = msgspec.json.Decoder(kind).decode_lines
     with path.open("rb", buffering=0) as file:
-        blocks = line_blocks(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-        yield from chain.from_iterable(map(decode, blocks))
+        yield from map(decode, line_blocks(file.fileno(), 0, os.fstat(file.fileno()).st_size))
 
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb", buffering=_BUFFER)
+        return path.open("rb", buffering=0)
     except FileNotFoundError as error:
         raise RunFolderError(
             f"{path} is missing: the part is not finished; run `resume`"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.download.stage import run_download
-from jobs.extract.part_result import PartExtractor
+from jobs.extract.child_process import PartExtractor
 from jobs.finalize.stage import run_finalize
 from jobs.model import Part, Plan
 from jobs.runtime.progress import Progress

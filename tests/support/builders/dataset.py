@@ -7,7 +7,7 @@ from typing import Any
 
 from examples.samples import tree_digest
 from jobs.download.stage import run_download
-from jobs.extract.part_result import PartExtractor
+from jobs.extract.child_process import PartExtractor
 from jobs.finalize import carrying
 from jobs.finalize.repair import RepairWork, reset_damaged
 from jobs.finalize.stage import run_finalize

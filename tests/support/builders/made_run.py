@@ -17,7 +17,7 @@ from typing import Any
 from jobs.archives import detect
 from jobs.checks.registry import check_for
 from jobs.download.stage import run_download
-from jobs.extract.part_result import PartExtractor
+from jobs.extract.child_process import PartExtractor
 from jobs.finalize.stage import run_finalize
 from jobs.model import (
     Digest,

@@ -17,7 +17,7 @@ from msgspec import structs
 
 from examples.samples import make_dataset, pack_one, pack_shards
 from jobs.errors import Cause
-from jobs.extract.part_result import PartExtractor
+from jobs.extract.child_process import PartExtractor
 from jobs.extract.stage import run_extract
 from jobs.model import (
     ItemResult,

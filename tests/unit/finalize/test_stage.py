@@ -12,7 +12,6 @@ from jobs.finalize import context, cross_check, disk_partitions, scan_records
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Summary
 from jobs.runtime.process import CORES
 from jobs.storage import blocks as file_blocks
-from jobs.storage import manifest
 from tests.support.builders.contents import Content, line, pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
@@ -127,7 +126,6 @@ def test_the_work_of_several_processes_gives_the_result_of_one(
     whole = finalized(tmp_path / "whole", make, options)
     monkeypatch.setattr(scan_records, "_SLICE", 1000)
     monkeypatch.setattr(file_blocks, "_BLOCK", 300)
-    monkeypatch.setattr(manifest, "_BUFFER", 400)
     monkeypatch.setattr(disk_partitions, "_HELD", 20)
     divided = finalized(tmp_path / "divided", make, options)
     monkeypatch.setattr(context, "FEW", 0)
