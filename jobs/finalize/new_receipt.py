@@ -17,6 +17,7 @@ from jobs.finalize.pack import lines_of_packed
 from jobs.finalize.published_manifest import WrittenManifest
 from jobs.finalize.scan import Totals
 from jobs.model import Part, Shard, Stage, Submission, TaskResult, utc_now
+from jobs.storage import latency
 from jobs.storage.manifest import read_summary
 from jobs.storage.receipt import (
     ArchiveLine,
@@ -80,7 +81,9 @@ def made_receipt(
             digest=plan.options.digest,
         ),
         sums=proof.sums,
-        shards=tuple(_shard(context, shard, parts[shard.id], merged) for shard in plan.shards),
+        shards=tuple(
+            latency.each(lambda shard: _shard(context, shard, parts[shard.id], merged), plan.shards)
+        ),
         stages=_stages(folder),
         attempts=tuple(_attempts(folder)),
         history=plan.history,

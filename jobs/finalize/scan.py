@@ -20,6 +20,7 @@ from jobs.finalize.record_paths import Sample, Seen
 from jobs.model import Entry, Fetched, Part, PartSummary
 from jobs.runtime.forks import shared
 from jobs.runtime.progress import Progress
+from jobs.storage import latency
 from jobs.storage.manifest import entry_blocks, read_summary
 from jobs.storage.staging import proof_names
 
@@ -99,14 +100,19 @@ def read_summaries(
 
     Numbers the files, and checks that the parts of each shard together are the complete shard.
     """
+
+    def read(part: Part) -> PartSummary | RunFolderError:
+        try:
+            return read_summary(context.folder.manifest(part))
+        except RunFolderError as error:
+            return error
+
     summaries = []
     start = 0
-    for part in context.parts:
+    for part, summary in zip(context.parts, latency.each(read, context.parts), strict=True):
         context.part_starts.append(start)
-        try:
-            summary = read_summary(context.folder.manifest(part))
-        except RunFolderError as error:
-            forget_manifest(context, part, error.message, findings)
+        if isinstance(summary, RunFolderError):
+            forget_manifest(context, part, summary.message, findings)
             continue
         if context.packs and not _is_complete(context, part, summary):
             forget_manifest(context, part, "its members are gone from disk", findings)
@@ -140,8 +146,8 @@ def _check_completeness(
     of_shard: dict[str, list[tuple[Part, PartSummary]]] = defaultdict(list)
     for part, summary in zip(context.parts, summaries, strict=True):
         of_shard[part.shard].append((part, summary))
-    for shard_id, pairs in of_shard.items():
-        fetched = context.folder.load_fetched(shard_id)
+    evidence = latency.each(context.folder.load_fetched, of_shard)
+    for (shard_id, pairs), fetched in zip(of_shard.items(), evidence, strict=True):
         if fetched is None:
             continue
         for part, summary in pairs:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
@@ -83,6 +82,8 @@ def each(
 def _ahead(
     function: Callable[[T], R], items: Iterator[T], threads: int, is_small: Callable[[T], bool]
 ) -> Generator[R, None, None]:
+    from concurrent.futures import ThreadPoolExecutor  # `status` starts faster without
+
     results: deque[Callable[[], R]] = deque()
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
         try:

@@ -26,7 +26,7 @@ from jobs.model import (
     TaskResult,
     shard_of,
 )
-from jobs.storage import atomic
+from jobs.storage import atomic, latency
 
 T = TypeVar("T")
 
@@ -222,8 +222,12 @@ class RunFolder:
 
     def load_fetched(self, shard_id: str) -> Fetched | None:
         """The ``Fetched`` of a downloaded shard; None if it is not downloaded."""
-        path = self.fetched(shard_id)
-        return self._load(path, Fetched) if path.exists() else None
+        try:
+            return self._load(self.fetched(shard_id), Fetched)
+        except RunFolderError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def fetched_ids(self) -> set[str]:
         """Ids of the downloaded shards."""
@@ -246,25 +250,29 @@ class RunFolder:
 
     def load_results(self) -> Iterator[TaskResult]:
         """All results, in no particular order."""
-        for stage in Stage:
-            for entry in _scan(self.results / stage.value):
-                if entry.name.endswith(".json") and not entry.name.startswith("."):
-                    yield self._load(entry.path, TaskResult)
+        paths = (
+            entry.path
+            for stage in Stage
+            for entry in _scan(self.results / stage.value)
+            if entry.name.endswith(".json") and not entry.name.startswith(".")
+        )
+        return latency.each(lambda path: self._load(path, TaskResult), paths)
 
     def load_heartbeats(
         self, without: Container[tuple[Stage, int]] = frozenset()
     ) -> Iterator[Heartbeat]:
         """All heartbeats except those of the tasks in ``without``, in no particular order."""
         stages = {stage.value: stage for stage in Stage}
-        for entry in _scan(self.progress):
-            name = entry.name
+
+        def is_wanted(name: str) -> bool:
             if not name.endswith(".json") or name.startswith("."):
-                continue
+                return False
             head, _, number = name[:-5].partition("-")
             stage = stages.get(head)
-            if stage and number.isdecimal() and (stage, int(number)) in without:
-                continue
-            yield self._load(entry.path, Heartbeat)
+            return not (stage and number.isdecimal() and (stage, int(number)) in without)
+
+        paths = (entry.path for entry in _scan(self.progress) if is_wanted(entry.name))
+        return latency.each(lambda path: self._load(path, Heartbeat), paths)
 
     def _remedy(self, kind: type[Any]) -> str:
         return _REMEDIES.get(kind, _OTHERWISE).format(folder=self.path, run=self.run_id)
