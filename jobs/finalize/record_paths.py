@@ -289,10 +289,14 @@ def _sampled(context: FinalizeContext, piece: RecordsPiece) -> Iterator[str]:
 
 
 def _spread(file: BinaryIO, count: int) -> Iterator[bytes]:
-    """``count`` lines spread over a file; a short file gives some lines several times."""
-    size = file.seek(0, 2)
+    """Up to ``count`` lines spread over a file, each of them once."""
+    size, last = file.seek(0, 2), 0
     for index in range(count):
-        file.seek(size * index // count)
+        place = size * index // count
+        if place < last:
+            continue  # the line after it is the last one again
+        file.seek(place)
         if index:
             file.readline(records.MAX_LINE)  # the rest of a line
+        last = file.tell()
         yield file.readline(records.MAX_LINE + 1)

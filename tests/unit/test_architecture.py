@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import functools
 import re
 import subprocess
 import sys
@@ -39,8 +40,14 @@ def _module(path: Path) -> Module:
     return Module(name, path, ast.parse(path.read_text(encoding="utf-8"), str(path)))
 
 
-MODULES = [_module(path) for top in OURS for path in sorted((ROOT / top).rglob("*.py"))]
-NAMES = {module.name for module in MODULES}
+@functools.cache
+def modules() -> list[Module]:
+    return [_module(path) for top in OURS for path in sorted((ROOT / top).rglob("*.py"))]
+
+
+@functools.cache
+def names() -> set[str]:
+    return {module.name for module in modules()}
 
 
 def _imports(tree: ast.Module) -> Iterator[str]:
@@ -66,7 +73,7 @@ def _named_in_strings(tree: ast.Module) -> Iterator[str]:
             for dotted in _DOTTED.findall(node.value):
                 parts = dotted.split(".")
                 known = [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
-                yield next(name for name in known if name in NAMES)
+                yield next(name for name in known if name in names())
 
 
 def _may_name(importer: str, named: str) -> bool:
@@ -78,7 +85,7 @@ def _may_name(importer: str, named: str) -> bool:
 def test_no_string_links_a_module_to_one_above_it() -> None:
     wrong = [
         f"{module.name} -> {named}"
-        for module in MODULES
+        for module in modules()
         for named in _named_in_strings(module.tree)
         if not _may_name(module.name, named)
     ]
@@ -97,7 +104,7 @@ def test_links_by_strings_are_seen() -> None:
 def test_nothing_private_of_a_library_is_imported() -> None:
     wrong = [
         f"{module.name} -> {name}"
-        for module in MODULES
+        for module in modules()
         for name in _imports(module.tree)
         if name.partition(".")[0] not in OURS
         and any(part.startswith("_") and not part.endswith("__") for part in name.split("."))
@@ -108,25 +115,25 @@ def test_nothing_private_of_a_library_is_imported() -> None:
 def test_modules_are_of_a_size_to_be_read_and_say_what_they_know() -> None:
     long = {
         module.name: lines
-        for module in MODULES
+        for module in modules()
         if (lines := len(module.path.read_text(encoding="utf-8").splitlines()))
         > LONGER.get(module.name, MOST_LINES)
     }
     assert long == {}
-    assert [module.name for module in MODULES if not ast.get_docstring(module.tree)] == []
+    assert [module.name for module in modules() if not ast.get_docstring(module.tree)] == []
 
 
 def test_the_docstring_of_a_package_names_each_of_its_modules() -> None:
     docstrings = {
         module.name: ast.get_docstring(module.tree) or ""
-        for module in MODULES
+        for module in modules()
         if module.path.name == "__init__.py"
         and module.name not in OURS
         and not module.tree.body[1:]
     }
     unnamed = [
         module.name
-        for module in MODULES
+        for module in modules()
         for package, _, name in [module.name.rpartition(".")]
         if package in docstrings and f"``{name}``" not in docstrings[package]
     ]
@@ -135,10 +142,10 @@ def test_the_docstring_of_a_package_names_each_of_its_modules() -> None:
 
 def test_the_unit_tests_mirror_the_packages() -> None:
     """``PACKAGE/test_MODULE.py``, or ``test_MODULE_ASPECT.py``; a package may be one module."""
-    inside = {name.partition(".")[2].replace(".", "/") for name in NAMES}
+    inside = {name.partition(".")[2].replace(".", "/") for name in names()}
     packages = {
         module.name.partition(".")[2].replace(".", "/")
-        for module in MODULES
+        for module in modules()
         if module.path.name == "__init__.py" and module.name not in OURS
     }
     tested = set()
@@ -166,7 +173,7 @@ def test_setup_cfg_protects_what_only_a_registry_may_import(
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     protected = setup["importlinter:contract:extensions"]["protected_modules"].split()
-    tree: ast.AST = next(module.tree for module in MODULES if module.name == registry)
+    tree: ast.AST = next(module.tree for module in modules() if module.name == registry)
     if chooser is not None:
         functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
         tree = next(function for function in functions if function.name == chooser)
@@ -195,7 +202,7 @@ def test_the_packages_are_typed_and_their_licence_is_there() -> None:
 
 
 def test_every_package_has_its_init_so_that_it_is_installed() -> None:
-    folders = {module.path.parent for module in MODULES}
+    folders = {module.path.parent for module in modules()}
     assert [
         str(folder) for folder in sorted(folders) if not (folder / "__init__.py").is_file()
     ] == []

@@ -8,6 +8,7 @@ headers and in URLs, and whether they have expired.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import hmac
 import urllib.parse
@@ -23,6 +24,15 @@ _OWNER = "AWS4-HMAC-SHA256 Credential=owner/20260101/us-east-1/s3/aws4_request, 
 _NOT_SENT = ("connection", "content-length", "date", "server", "transfer-encoding")
 
 
+@functools.cache
+def _moto() -> Any:
+    """A client of moto's application; its state is that of the process anyway."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.test import Client
+
+    return Client(DomainDispatcherApplication(create_backend_app))
+
+
 class S3Server(WebServer):
     """Buckets are public or need the key of ``env``."""
 
@@ -31,10 +41,7 @@ class S3Server(WebServer):
     bucket = "pages"
 
     def __init__(self) -> None:
-        from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
-        from werkzeug.test import Client
-
-        self._moto: Any = Client(DomainDispatcherApplication(create_backend_app))
+        self._moto = _moto()
         self._moto.post("/moto-api/reset")
         self._public: set[str] = set()
         self._denied: set[str] = set()  # paths

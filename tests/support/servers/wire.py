@@ -17,7 +17,7 @@ import struct
 import termios
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -101,8 +101,8 @@ def spoil(answer: Answer, fault: Fault, request: Request) -> Answer:
         headers["Content-Encoding"] = "gzip"
         is_file = False
     if fault.digests and is_file:
-        data = _whole(body) + (b"!" if fault.digests_lie else b"")
-        headers.update(_digest_headers(fault.digests, data))
+        data = b"other bytes" if fault.digests_lie else _whole(body)
+        headers.update((name, _digest_header(name.lower(), data)) for name in fault.digests)
     if fault.body is not None:
         body, is_file = fault.body, False
     if fault.location is not None:
@@ -115,11 +115,11 @@ def spoil(answer: Answer, fault: Fault, request: Request) -> Answer:
     return Answer(fault.status or answer.status, body, kept, is_file)
 
 
-def _digest_headers(names: Sequence[str], data: bytes) -> Iterator[tuple[str, str]]:
-    def b64(name: str) -> str:
-        return base64.b64encode(hashlib.new(name, data).digest()).decode()
+@functools.lru_cache(maxsize=256)
+def _digest_header(name: str, data: bytes) -> str:
+    def b64(algorithm: str) -> str:
+        return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
 
-    crc32 = base64.b64encode(struct.pack(">I", zlib.crc32(data))).decode()
     values: dict[str, Callable[[], str]] = {
         "digest": lambda: f"sha-256={b64('sha256')}",
         "repr-digest": lambda: f"sha-256=:{b64('sha256')}:",
@@ -127,10 +127,11 @@ def _digest_headers(names: Sequence[str], data: bytes) -> Iterator[tuple[str, st
         "x-goog-hash": lambda: f"md5={b64('md5')}",
         "x-amz-checksum-sha256": lambda: b64("sha256"),
         "x-amz-checksum-sha1": lambda: b64("sha1"),
-        "x-amz-checksum-crc32": lambda: crc32,
+        "x-amz-checksum-crc32": lambda: base64.b64encode(
+            struct.pack(">I", zlib.crc32(data))
+        ).decode(),
     }
-    for name in names:
-        yield name, values[name.lower()]()
+    return values[name]()
 
 
 class Sender:

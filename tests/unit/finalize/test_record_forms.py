@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +39,17 @@ def separate(objects: list[dict[str, Any]]) -> bytes:
     return "\n\n".join(json.dumps(value, indent=1) for value in objects).encode()
 
 
-@pytest.mark.parametrize("dump", [compact, indented, separate])
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(objects=st.lists(_OBJECTS, min_size=1, max_size=4), chunk=st.integers(1, 9))
 def test_values_are_found_wherever_a_block_ends(
-    tmp_path_factory: pytest.TempPathFactory,
-    dump: Callable[[list[dict[str, Any]]], bytes],
-    objects: list[dict[str, Any]],
-    chunk: int,
+    tmp_path: Path, objects: list[dict[str, Any]], chunk: int
 ) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(record_forms, "_CHUNK", chunk)
-        form, lines = read(tmp_path_factory.mktemp("forms"), dump(objects))
-    assert [json.loads(line) for line in lines if line] == objects
-    assert form is not record_forms.Form.LINES or dump is not indented
+    for dump in (compact, indented, separate):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(record_forms, "_CHUNK", chunk)
+            form, lines = read(tmp_path, dump(objects))
+        assert [json.loads(line) for line in lines if line] == objects, dump
+        assert form is not record_forms.Form.LINES or dump is not indented
 
 
 def test_a_record_that_is_too_long_is_refused(

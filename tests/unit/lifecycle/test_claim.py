@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import multiprocessing.synchronize
@@ -125,47 +126,44 @@ def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def _race(
-    dest: str,
+    dests: list[Path],
     run_id: str,
     barrier: multiprocessing.synchronize.Barrier,
-    won: multiprocessing.SimpleQueue[str],
+    won: multiprocessing.SimpleQueue[tuple[Path, str]],
 ) -> None:
-    barrier.wait()
-    try:
+    for dest in dests:
+        barrier.wait(30)
         # A run from before the race is dead; whoever got in during it is alive.
-        claim.take(
-            staging(Path(dest), run_id),
-            Path(dest),
-            lambda held: None if held.run_id == "run-old" else "it is running",
-        )
-    except ClaimedError:
-        return
-    won.put(run_id)
+        with contextlib.suppress(ClaimedError):
+            claim.take(
+                staging(dest, run_id),
+                dest,
+                lambda held: None if held.run_id == "run-old" else "it is running",
+            )
+            won.put((dest, run_id))
 
 
 @pytest.mark.parametrize("occupied", [False, True], ids=["free", "held by a dead run"])
 def test_of_several_at_once_one_wins_twenty_times_over(tmp_path: Path, occupied: bool) -> None:
-    for round_ in range(20):
-        dest = tmp_path / f"data{round_}"
-        if occupied:
+    dests = [tmp_path / f"data{number}" for number in range(20)]
+    if occupied:
+        for dest in dests:
             take(dest, "run-old")
-        barrier = FORK.Barrier(3)
-        won: multiprocessing.SimpleQueue[str] = FORK.SimpleQueue()
-        racers = [
-            FORK.Process(target=_race, args=(str(dest), f"run-{n}", barrier, won)) for n in range(3)
-        ]
-        for racer in racers:
-            racer.start()
-        for racer in racers:
-            racer.join(30)
-            assert racer.exitcode == 0
-        winners = []
-        while not won.empty():
-            winners.append(won.get())
-        held = claim.holder(staging(dest, "x"))
-        assert held is not None
-        assert winners == [held.run_id]
-        assert names(dest) == ["claim.json"]
+    barrier = FORK.Barrier(3)
+    won: multiprocessing.SimpleQueue[tuple[Path, str]] = FORK.SimpleQueue()
+    racers = [FORK.Process(target=_race, args=(dests, f"run-{n}", barrier, won)) for n in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(60)
+        assert racer.exitcode == 0
+    winners = []
+    while not won.empty():
+        winners.append(won.get())
+    held = [(dest, claim.holder(staging(dest, "x"))) for dest in dests]
+    assert sorted(winners) == sorted((dest, mine.run_id) for dest, mine in held if mine)
+    assert len(winners) == len(dests)
+    assert all(names(dest) == ["claim.json"] for dest in dests)
 
 
 def test_a_full_disk_comes_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

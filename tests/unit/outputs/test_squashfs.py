@@ -115,13 +115,23 @@ def test_every_file_is_read_by_another_program(
     assert read(image) == MEMBERS
 
 
-@pytest.mark.parametrize("read", READERS)
-def test_folders_of_many_files_in_any_order_are_read(tmp_path: Path, read: Read) -> None:
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[bytes, bytes]]:
+    """An image of two folders of many files, and its files."""
     names = [f"{folder}/{number}.png" for folder in ("a", "b/c") for number in range(17_000)]
     random.Random(1).shuffle(names)  # inodes that are far from each other meet in one run
     members = {name.encode(): name.encode() for name in names}
-    written(tmp_path / "a.squashfs", members)
-    assert read(tmp_path / "a.squashfs") == members
+    image = tmp_path_factory.mktemp("many") / "a.squashfs"
+    written(image, members)
+    return image, members
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_folders_of_many_files_in_any_order_are_read(
+    many: tuple[Path, dict[bytes, bytes]], read: Read
+) -> None:
+    image, members = many
+    assert read(image) == members
 
 
 @pytest.mark.parametrize("read", READERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import botocore.session
 import pytest
 from botocore.stub import Stubber
 
@@ -29,6 +31,15 @@ from tests.support.servers.s3server import S3Server
 
 GZ = b"\x1f\x8b\x08\x00" + bytes(2000)
 MB = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_loader() -> Iterator[None]:
+    """botocore parses its descriptions of services once, not for each client."""
+    with pytest.MonkeyPatch.context() as patch:
+        loader = functools.cache(botocore.session.create_loader)
+        patch.setattr(botocore.session, "create_loader", loader)
+        yield
 
 
 @pytest.fixture
