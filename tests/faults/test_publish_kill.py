@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from jobs.finalize.repair import reset_damaged
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output, Stage
 from jobs.runtime.forks import LostError
@@ -63,7 +64,24 @@ def packed(base: Path) -> Run:
     ).extracted(base)
 
 
-SETTINGS = [packed, fresh, with_sums_and_archives, over_an_old_dataset, with_drops_and_collisions]
+def repairing(base: Path) -> Run:
+    run = fresh(base)
+    run.finish()
+    (base / "dest" / "prompts.jsonl").write_bytes(b"{}\n")
+    (base / "dest" / "images" / "000004.png").unlink()
+    reset_damaged(run.folder, run.plan, run.verify())
+    assert run.redo()
+    return run
+
+
+SETTINGS = [
+    packed,
+    fresh,
+    with_sums_and_archives,
+    over_an_old_dataset,
+    with_drops_and_collisions,
+    repairing,
+]
 
 
 def killed_at(call: int) -> Fault:

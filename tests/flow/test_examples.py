@@ -1,8 +1,10 @@
-"""The files in `examples/` run as they are."""
+"""The files in `examples/` and the examples of the guide run as they are."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from examples import samples
+from tests.support import options_table
 from tests.support.cli import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
+GUIDE = options_table.GUIDE.read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -77,3 +81,37 @@ def test_the_settings_are_understood(
     shell = Cli(tmp_path).having(HOME=str(tmp_path))
     options = shell.run(*words, "launch", "--show-config", "--json").json()["options"]
     assert {name: options[name]["value"] for name in expected} == expected
+
+
+def _examples_of_the_guide() -> list[tuple[str, str]]:
+    return re.findall(r"<!-- example -->\n```(\w*)\n(.*?)^```", GUIDE, re.M | re.S)
+
+
+def test_the_guide_has_examples() -> None:
+    assert {kind for kind, _ in _examples_of_the_guide()} == {"", "python"}
+
+
+@pytest.mark.parametrize(("kind", "text"), _examples_of_the_guide(), ids=["shell", "python"])
+def test_the_guides_examples_run(kind: str, text: str, tmp_path: Path) -> None:
+    samples.pack_shards(
+        samples.make_dataset(tmp_path / "original", records=40), tmp_path / "shards"
+    )
+    shell = Cli(tmp_path)
+    if kind == "python":
+        done = subprocess.run(
+            [sys.executable, "-c", text],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=90,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == ["4 shards", "done"]
+    else:
+        for line in text.splitlines():
+            shell.run(*shlex.split(line)[1:])
+    training = re.search(r"^```python\n(.*?)^```", GUIDE, re.M | re.S)
+    assert training
+    subprocess.run([sys.executable, "-c", training[1]], cwd=tmp_path, check=True, timeout=60)

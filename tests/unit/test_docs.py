@@ -1,23 +1,18 @@
-"""The documents name existing things, link to existing pages, and their examples run."""
+"""The documents name existing things and link to existing pages."""
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from examples import samples
 from jobs.errors import Cause
 from orchestrator import api
 from orchestrator.cli import exit_codes
 from tests.support import api_reference, options_table
-from tests.support.cli import Cli
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -117,39 +112,6 @@ def test_no_option_is_named_that_is_not_there() -> None:
         )
         for option in re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", text):
             assert option in known | foreign, f"{document.name}: {option}"
-
-
-def _examples() -> list[tuple[str, str]]:
-    return re.findall(r"<!-- example -->\n```(\w*)\n(.*?)^```", GUIDE, re.M | re.S)
-
-
-def test_there_are_examples() -> None:
-    assert {kind for kind, _ in _examples()} == {"", "python"}
-
-
-@pytest.mark.parametrize(("kind", "text"), _examples(), ids=["shell", "python"])
-def test_the_guides_examples_run(kind: str, text: str, tmp_path: Path) -> None:
-    samples.pack_shards(
-        samples.make_dataset(tmp_path / "original", records=40), tmp_path / "shards"
-    )
-    shell = Cli(tmp_path)
-    if kind == "python":
-        done = subprocess.run(
-            [sys.executable, "-c", text],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=90,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines() == ["4 shards", "done"]
-    else:
-        for line in text.splitlines():
-            shell.run(*shlex.split(line)[1:])
-    training = next(block for lang, block in _BLOCK.findall(GUIDE) if lang == "python")
-    subprocess.run([sys.executable, "-c", training], cwd=tmp_path, check=True, timeout=60)
 
 
 def test_the_documents_name_no_secret() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,15 +10,13 @@ import pytest
 
 from jobs.errors import Cause, Stopped, VerificationError
 from jobs.finalize.repair import reset_damaged
-from jobs.model import OnBadRecord, OnCollision, Options, Stage, Verify
+from jobs.model import OnBadRecord, OnCollision, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.verify.dataset import VerifyReport, conclude, verify_dataset, verify_slice
 from jobs.verify.slices import blocks
 from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
-from tests.support.faults.forkfaults import Fault
-from tests.support.faults.forkshop import Shop
 
 
 def published(base: Path, options: Options | None = None) -> Run:
@@ -277,25 +274,3 @@ def test_a_dataset_of_another_run_is_not_repaired(tmp_path: Path) -> None:
     summary, _ = first.finalize()
     assert summary.lines == ("! Run 2027-other has since replaced this run's dataset",)
     assert check(second, deep=True).ok
-
-
-def test_a_repair_killed_at_every_step_ends_in_the_same_tree(tmp_path: Path, shop: Shop) -> None:
-    def damaged(base: Path) -> Run:
-        run = published(base)
-        cut(run.staging.dest / "prompts.jsonl")
-        remove(run.staging.dest / "images" / "000005.png")
-        reset_damaged(run.folder, run.plan, check(run))
-        run.redo()
-        return run
-
-    whole = tree(published(tmp_path / "whole").staging.dest)
-    runs = [damaged(tmp_path / f"{number:03d}") for number in range(30)]
-    points = [
-        (run.folder.path, Fault(Stage.FINALIZE.value, 1 + 3 * number))
-        for number, run in enumerate(runs)
-    ]
-    assert shop.finalize(points).count(-signal.SIGKILL) >= 15
-    for run in runs:
-        _, problem = run.finalize()
-        assert problem is None
-        assert tree(run.staging.dest) == whole
