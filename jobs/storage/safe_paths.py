@@ -20,6 +20,10 @@ HOSTILE = (
     "the archive is damaged or hostile; if you trust it, unpack it with its own program and launch "
     "with --local-path on the folder"
 )
+_RENAME = (
+    "such names are not published; rename it: in an archive, unpack it with its own program first, "
+    "and launch with --local-path on the folder"
+)
 _SHOWN = 200  # characters of a name in a message, at most
 
 _PLAIN = re.compile(rb"(?:[A-Za-z0-9_-]+[./])*[A-Za-z0-9_-]+")  # safe, in its shortest form
@@ -64,7 +68,7 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
     if name.startswith(b"/"):
         raise unsafe(archive, name, "is an absolute path")
     if name.translate(None, _CONTROL) != name:
-        raise unsafe(archive, name, "has a control character in its name")
+        raise unsafe(archive, name, "has a control character in its name", _RENAME)
     parts = name.split(b"/")
     if b"" in parts or b"." in parts:
         parts = [part for part in parts if part not in (b"", b".")]
@@ -79,17 +83,17 @@ def safe_path(name: bytes, *, archive: str) -> bytes:
 
 def _check_lengths(archive: str, name: bytes, parts: list[bytes]) -> None:
     if max(map(len, parts)) > MAX_COMPONENT:
-        raise unsafe(archive, name, f"has a name longer than {MAX_COMPONENT} bytes")
+        raise unsafe(archive, name, f"has a name longer than {MAX_COMPONENT} bytes", _RENAME)
     if sum(map(len, parts)) + len(parts) > MAX_PATH:
-        raise unsafe(archive, name, f"has a path longer than {MAX_PATH} bytes")
+        raise unsafe(archive, name, f"has a path longer than {MAX_PATH} bytes", _RENAME)
     if len(parts) > MAX_DEPTH:
-        raise unsafe(archive, name, f"is more than {MAX_DEPTH} folders deep")
+        raise unsafe(archive, name, f"is more than {MAX_DEPTH} folders deep", _RENAME)
 
 
-def unsafe(archive: str, name: bytes, fact: str) -> UnsafeMemberError:
+def unsafe(archive: str, name: bytes, fact: str, remedy: str = HOSTILE) -> UnsafeMemberError:
     """An error for a member that is never written, whatever its content is."""
     return UnsafeMemberError(
-        f"{archive}: member {quoted(name)} {fact}; {HOSTILE}", member=text_of(name)[0]
+        f"{archive}: member {quoted(name)} {fact}; {remedy}", member=text_of(name)[0]
     )
 
 
