@@ -157,6 +157,9 @@ def label_of(shard: Shard) -> str:
     return quoted(shard.name)[1:-1]
 
 
+UNPACK = "unpack it with its own program and launch with --local-path on the folder"
+
+
 def unsupported(archive: str, fact: str, *, member: bytes | None = None) -> ArchiveError:
     """An error for an intact archive that this tool does not support."""
     what = "" if member is None else f" member {quoted(member)}"

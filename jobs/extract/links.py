@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from jobs.archives.base import Archive, Member, MemberKind, unsupported
+from jobs.archives.base import UNPACK, Archive, Member, MemberKind, unsupported
 from jobs.errors import UnsafeMemberError
 from jobs.extract.paths import path_of
 from jobs.model import Entry, Links, Options, Part
@@ -228,7 +228,7 @@ class Resolver:
         return unsupported(
             self._label,
             f"is a {what} to {quoted(link.target)}, which is not a regular member of this archive; "
-            "unpack it with its own program and launch with --local-path on the folder",
+            f"{UNPACK}",
             member=link.raw,
         )
 

@@ -54,7 +54,11 @@ class ParquetArchive(Archive):
         self._options = options
         self._temporary = temporary
         if len(fetched.files) != 1:
-            raise unsupported(self._archive, "is a parquet file in several pieces")
+            raise unsupported(
+                self._archive,
+                "is a parquet file in several pieces; join them (`cat`), and launch with "
+                "--local-path on the file",
+            )
         self._path = Path(fetched.files[0])
         self._limits = Limits.of(self._archive, sum(fetched.sizes), options)
 
@@ -169,7 +173,11 @@ class _Rows:
         self._file = file
         schema = file.schema_arrow
         if duplicates := {name for name in schema.names if schema.names.count(name) > 1}:
-            raise unsupported(archive, f"has two columns named {quoted(min(duplicates))}")
+            raise unsupported(
+                archive,
+                f"has two columns named {quoted(min(duplicates))}; write it again with different "
+                "names, or leave it out with --exclude",
+            )
         self._columns = Columns(schema, options.layout.image_field)
         self._examine()
         self._columns.settle()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from jobs.archives.base import Member, MemberKind, damaged, unsupported, with_member
+from jobs.archives.base import UNPACK, Member, MemberKind, damaged, unsupported, with_member
 from jobs.archives.limits import Limits
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
@@ -269,7 +269,7 @@ class TarReader:
             self._meta(header.size)
             return extra
         if kind == b"N":
-            raise unsupported(self._archive, "uses GNU's obsolete type N for long names")
+            raise unsupported(self._archive, f"uses GNU's obsolete type N for long names; {UNPACK}")
         data = self._meta(header.size)
         if kind == b"g":
             self._set_globals(tar_header.pax_records(data))
@@ -327,7 +327,8 @@ class TarReader:
                 member=name,
             )
         if kind not in FILES and kind != b"S":
-            raise unsupported(self._archive, f"is of the unknown type {kind!r}", member=name)
+            fact = f"is of the unknown type {kind!r}; {UNPACK}"
+            raise unsupported(self._archive, fact, member=name)
         if name.endswith(b"/") and kind != b"S":  # a folder in the v7 format
             if stored:
                 self._fail(f"a folder has {stored} bytes of content")

@@ -386,7 +386,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path, pages: list[bytes])
     run = RunBuilder(path).fetched(tmp_path)
     (result,) = run.extract()
     assert result.problem is not None and result.problem.cause is Cause.UNSUPPORTED
-    assert "two columns named 'image'" in result.problem.message
+    assert "two columns named 'image'; write it again" in result.problem.message
 
 
 def test_times_keep_their_nanoseconds(tmp_path: Path, written: Callable[..., Path]) -> None:
