@@ -49,16 +49,14 @@ def site_files(env: Mapping[str, str]) -> list[Path]:
     return [folder / "websight-orchestrate" / "config.toml" for folder in named]
 
 
-def load(
-    profile: str | None = None, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
-) -> dict[str, Setting]:
+def load(profile: str | None = None, *, env: Mapping[str, str] | None = None) -> dict[str, Setting]:
     """All settings, by the option's name without leading dashes (``part-size``).
 
     Raises ``UsageError`` for a file that is not TOML or that others can write to, and for an
     unknown profile.
     """
     env = os.environ if env is None else env
-    files = [*site_files(env), user_file(env), (cwd or Path()) / HERE]
+    files = [*site_files(env), user_file(env), Path(HERE)]
     read = [(path, _read(path)) for path in files]
     chosen = profile or env.get(f"{PREFIX}PROFILE") or _default_profile(read)
     known = [name for _, table in read for name in _profiles(table)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -48,17 +47,16 @@ class TerminalStyle:
         return text.translate(_PLAIN).encode("ascii", "backslashreplace").decode("ascii")
 
 
-def style_of(stream: TextIO, env: Mapping[str, str] | None = None) -> TerminalStyle:
+def style_of(stream: TextIO) -> TerminalStyle:
     """What ``stream`` can show.
 
     ``NO_COLOR`` (https://no-color.org) overrides ``FORCE_COLOR``, and both override detection.
     """
-    env = os.environ if env is None else env
     # A stream within this process has no encoding and accepts all characters.
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
     columns = shutil.get_terminal_size((COMMON, 24)).columns
     return TerminalStyle(
-        colour=_colour(is_terminal(stream), env),
+        colour=_colour(is_terminal(stream)),
         unicode=encoding.startswith("utf"),
         width=max(NARROW, min(WIDE, columns)),
     )
@@ -72,12 +70,12 @@ def is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _colour(terminal: bool, env: Mapping[str, str]) -> bool:
-    if env.get("NO_COLOR"):
+def _colour(terminal: bool) -> bool:
+    if os.environ.get("NO_COLOR"):
         return False
-    if env.get("FORCE_COLOR", "0") not in ("", "0"):
+    if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
         return True
-    return terminal and env.get("TERM") != "dumb"
+    return terminal and os.environ.get("TERM") != "dumb"
 
 
 def stdout_style() -> TerminalStyle:

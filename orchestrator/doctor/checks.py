@@ -70,7 +70,7 @@ def examine(request: DoctorRequest) -> Iterator[CheckResult]:
         return
     if choice.is_local:
         yield CheckResult("engine", None, choice.why_local or "runs use this machine, as requested")
-        yield from node_probe.probe(request.probe, request.log_dir, on_node=False)
+        yield from node_probe.probe(request.probe, on_node=False)
         return
     yield from _slurm(request)
 

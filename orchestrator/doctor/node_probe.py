@@ -64,22 +64,19 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
     folder = Path(run_dir)
     request = atomic.read_json(folder / REQUEST_FILE, ProbeRequest)
     started = utc_now()
-    findings = tuple(probe(request, folder, on_node=True))
+    findings = tuple(probe(request, on_node=True))
     report = ProbeReport(request.word, os.uname().nodename, started, utc_now(), findings)
     atomic.write_json(folder / REPORT_FILE, report)
     return report.host
 
 
-def probe(
-    request: ProbeRequest, folder: Path, *, on_node: bool, env: Mapping[str, str] | None = None
-) -> Iterator[CheckResult]:
+def probe(request: ProbeRequest, *, on_node: bool) -> Iterator[CheckResult]:
     """Yield all results; removes its test files and never raises."""
-    env = os.environ if env is None else env
     yield _python(request, on_node)
     yield from _libraries(on_node)
     yield from _limits()
     yield from _writing("destination", filesystems.existing(Path(request.dest)), request.dest)
-    yield internet(request.endpoint, env)
+    yield internet(request.endpoint)
     yield _token(request.endpoint)
     if on_node:
         yield _submits()
@@ -160,11 +157,12 @@ def _get(url: str, headers: Mapping[str, str]) -> Any:
     )
 
 
-def internet(endpoint: str, env: Mapping[str, str]) -> CheckResult:
+def internet(endpoint: str) -> CheckResult:
     """Check whether this machine reaches the Hub, or its replacement."""
     from urllib.parse import urlsplit
 
-    proxy = next((n for n in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY") if env.get(n)), None)
+    names = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY")
+    proxy = next((name for name in names if os.environ.get(name)), None)
     way = f" through the proxy {proxy}" if proxy else ""
     host = urlsplit(endpoint).hostname or endpoint
     try:

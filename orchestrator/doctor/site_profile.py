@@ -150,7 +150,7 @@ def _internet(findings: Iterable[CheckResult], endpoint: str) -> Iterator[str]:
         yield "# It is unknown whether compute nodes reach the internet: no job ran there."
     elif there[-1].ok:
         yield "# Compute nodes reach the internet."
-    elif node_probe.internet(endpoint, os.environ).ok:
+    elif node_probe.internet(endpoint).ok:
         yield "# Compute nodes do not reach the internet; this machine does."
         yield f"download-on = {json.dumps('login')}"
     else:

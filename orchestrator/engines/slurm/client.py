@@ -143,9 +143,7 @@ def ask(*argv: str, at: str | None = None, timeout_s: float = QUERY_TIMEOUT_S) -
     return Answer(done.returncode, _text(done.stdout), _text(done.stderr))
 
 
-def submit(
-    argv: Sequence[str], *, at: str | None = None, timeout_s: float = SBATCH_TIMEOUT_S
-) -> Answer:
+def submit(argv: Sequence[str], *, at: str | None = None) -> Answer:
     """Run sbatch with the user's environment; ``TimedOut`` if it is unknown whether it succeeded.
 
     See ``ask`` for ``at``. It runs in its own session, so that Ctrl-C does not end it after Slurm
@@ -165,11 +163,11 @@ def submit(
         raise _not_run(argv[0], error) from error
     with process:
         try:
-            out, err = process.communicate(timeout=timeout_s)
+            out, err = process.communicate(timeout=SBATCH_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             process.kill()
             process.communicate()
-            raise TimedOut(f"{argv[0]} did not respond within {timeout_s:.0f} s") from error
+            raise TimedOut(f"{argv[0]} did not respond within {SBATCH_TIMEOUT_S:.0f} s") from error
         except BaseException:
             try:
                 process.communicate(timeout=10)

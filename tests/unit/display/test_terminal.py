@@ -35,16 +35,20 @@ class _Stream(io.StringIO):
     ],
 )
 def test_colours_follow_the_terminal_and_the_environment(
-    tty: bool, env: dict[str, str], colour: bool
+    tty: bool, env: dict[str, str], colour: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert style_of(_Stream(tty=tty), env).colour is colour
+    for name in ("NO_COLOR", "FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert style_of(_Stream(tty=tty)).colour is colour
 
 
 @pytest.mark.parametrize(
     ("encoding", "unicode"), [("utf-8", True), ("UTF8", True), ("latin-1", False), ("ascii", False)]
 )
 def test_letters_follow_the_encoding(encoding: str, unicode: bool) -> None:
-    assert style_of(_Stream(tty=True, encoding=encoding), {}).unicode is unicode
+    assert style_of(_Stream(tty=True, encoding=encoding)).unicode is unicode
 
 
 def test_ascii_is_used_where_letters_are_missing() -> None:

@@ -34,45 +34,41 @@ def _ask(tmp_path: Path, hub: HubServer, *, version: str = __version__) -> Probe
     return ProbeRequest("w", str(tmp_path / "data" / "pages"), hub.endpoint, version)
 
 
-def _probe(ask: ProbeRequest, folder: Path) -> dict[str, CheckResult]:
-    return {
-        finding.name: finding for finding in node_probe.probe(ask, folder, on_node=True, env={})
-    }
+def _probe(ask: ProbeRequest) -> dict[str, CheckResult]:
+    return {finding.name: finding for finding in node_probe.probe(ask, on_node=True)}
 
 
 def test_a_sound_machine_is_found_sound(tmp_path: Path, hub: HubServer) -> None:
-    found = _probe(_ask(tmp_path, hub), tmp_path)
+    found = _probe(_ask(tmp_path, hub))
     assert found["environment"].ok and found["internet"].ok
     assert "small files/s" in found["destination"].fact
     assert list(tmp_path.iterdir()) == []  # nothing stays behind
 
 
 def test_another_version_on_the_node_is_said(tmp_path: Path, hub: HubServer) -> None:
-    found = _probe(_ask(tmp_path, hub, version="9.9"), tmp_path)["environment"]
+    found = _probe(_ask(tmp_path, hub, version="9.9"))["environment"]
     assert found.ok is False and "9.9" in found.fact and found.remedy
 
 
 def test_a_limit_that_followed_to_the_node_is_said(tmp_path: Path, hub: HubServer) -> None:
-    assert "limit" not in _probe(_ask(tmp_path, hub), tmp_path)
+    assert "limit" not in _probe(_ask(tmp_path, hub))
     before = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (7200, before[1]))
     try:
-        found = _probe(_ask(tmp_path, hub), tmp_path)["limit"]
+        found = _probe(_ask(tmp_path, hub))["limit"]
     finally:
         resource.setrlimit(resource.RLIMIT_CPU, before)
     assert found.ok is None and "7,200 s of CPU time" in found.fact and found.remedy
 
 
 def test_no_internet_names_the_ways_around_it(tmp_path: Path) -> None:
-    found = _probe(ProbeRequest("w", str(tmp_path), "http://127.0.0.1:9", __version__), tmp_path)
+    found = _probe(ProbeRequest("w", str(tmp_path), "http://127.0.0.1:9", __version__))
     assert found["internet"].ok is False
     assert "--download-on login" in found["internet"].remedy
 
 
 def test_a_destination_that_cannot_be_written_is_said(tmp_path: Path, hub: HubServer) -> None:
-    found = _probe(ProbeRequest("w", "/proc/data", hub.endpoint, __version__), tmp_path)[
-        "destination"
-    ]
+    found = _probe(ProbeRequest("w", "/proc/data", hub.endpoint, __version__))["destination"]
     assert found.ok is False and "/proc/data" in found.fact
 
 
@@ -86,7 +82,7 @@ def test_a_token_is_tried_and_never_shown(
 ) -> None:
     value = {"owner": hub.token, "bad": "hf_" + "wrong" * 6, None: ""}[token]
     monkeypatch.setenv("HF_TOKEN", value)
-    found = _probe(_ask(tmp_path, hub), tmp_path)["token"]
+    found = _probe(_ask(tmp_path, hub))["token"]
     assert found.ok is ok
     assert not value or value not in repr(found)
 
