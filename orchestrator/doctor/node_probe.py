@@ -72,7 +72,7 @@ def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
 
 def probe(request: ProbeRequest, *, on_node: bool) -> Iterator[CheckResult]:
     """Yield all results; removes its test files and never raises."""
-    yield _python(request, on_node)
+    yield _python(request)
     yield from _libraries(on_node)
     yield from _limits()
     yield from _writing("destination", filesystems.existing(Path(request.dest)), request.dest)
@@ -82,7 +82,7 @@ def probe(request: ProbeRequest, *, on_node: bool) -> Iterator[CheckResult]:
         yield _submits()
 
 
-def _python(request: ProbeRequest, on_node: bool) -> CheckResult:
+def _python(request: ProbeRequest) -> CheckResult:
     where = f"Python {sys.version.split()[0]} at {sys.executable}, version {__version__}"
     if request.version != __version__:
         return CheckResult(

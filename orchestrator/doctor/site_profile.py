@@ -115,7 +115,7 @@ def text(wanted: Resources, findings: Sequence[CheckResult], endpoint: str) -> s
         "# ~/.config/websight-orchestrate/config.toml. Options on the command line override it.",
         "",
         f"engine = {json.dumps('slurm')}",
-        *_jobs(wanted, known),
+        *_jobs(wanted),
         *_internet(findings, endpoint),
         "",
         *_partitions(known),
@@ -126,7 +126,7 @@ def text(wanted: Resources, findings: Sequence[CheckResult], endpoint: str) -> s
     return "\n".join(lines) + "\n"
 
 
-def _jobs(wanted: Resources, known: Iterable[Partition]) -> Iterator[str]:
+def _jobs(wanted: Resources) -> Iterator[str]:
     for name in _SETTABLE:
         value = getattr(wanted, name)
         if value is not None:

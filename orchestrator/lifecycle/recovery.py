@@ -59,35 +59,16 @@ def recover(
     live = [view for view in state.live if not view.engine.exited_nonzero]
     working = [view for view in live if _works(view, state.status)]
     waiting = [view for view in live if view not in working]
-    taken = {item for view in working for item in view.task.items}
-    refetch = _refetched(state, taken)
-    # If a task found an archive missing, the download stage checks it and downloads it again.
-    wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
     temp_limit = temp_limit or state.submissions[-1].temp_limit
-    if temp_limit is not None:
-        # The download task extracts all of them, because it has to know what may be deleted.
-        wanted |= {shard_of(part_id) for part_id in state.parts_left}
-    shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
-    # If a shard's bytes have changed, the download removes the manifests of all its parts.
-    left = {*state.parts_left, *_parts_of(state, refetch)} - taken
-    if temp_limit is not None and any(view.stage is Stage.DOWNLOAD for view in working):
-        # Only one process can know what is stored: these shards wait for the resume after it.
-        left -= _parts_of(state, shards)
-        shards, refetch = [], ()
-    finalize_waits = any(view.stage is Stage.FINALIZE for view in waiting) and not any(
-        view.engine.cause is Cause.DEPENDENCY for view in waiting
-    )
-    finalizes = any(
-        view.stage is Stage.FINALIZE and view.status is TaskStatus.RUNNING for view in live
-    )
-    if not shards and not left and (finalize_waits or finalizes):
+    shards, parts, refetch = _unfinished(state, working, temp_limit)
+    if not shards and not parts and _will_finalize(waiting):
         return Recovery()  # running jobs do everything
     notes: list[str] = []
     return Recovery(
         tasks=planning.tasks_for(
             state.plan,
             shards,
-            left,
+            parts,
             most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
         ),
@@ -100,6 +81,35 @@ def recover(
         notes=tuple(notes),
         temp_limit=temp_limit,
     )
+
+
+def _unfinished(
+    state: RunState, working: Sequence[TaskView], temp_limit: int | None
+) -> tuple[list[str], set[str], tuple[str, ...]]:
+    """Shards and parts that no task of ``working`` does, and the shards to download again."""
+    taken = {item for view in working for item in view.task.items}
+    refetch = _refetched(state, taken)
+    # If a task found an archive missing, the download stage checks it and downloads it again.
+    wanted = {*state.shards_left, *refetch, *_shards_of(state, {Cause.NOT_FETCHED})}
+    if temp_limit is not None:
+        # The download task extracts all of them, because it has to know what may be deleted.
+        wanted |= {shard_of(part_id) for part_id in state.parts_left}
+    shards = [s.id for s in state.plan.shards if s.id in wanted and s.id not in taken]
+    # If a shard's bytes have changed, the download removes the manifests of all its parts.
+    parts = {*state.parts_left, *_parts_of(state, refetch)} - taken
+    if temp_limit is not None and any(view.stage is Stage.DOWNLOAD for view in working):
+        # Only one process can know what is stored: these shards wait for the resume after it.
+        return [], parts - _parts_of(state, shards), ()
+    return shards, parts, refetch
+
+
+def _will_finalize(waiting: Sequence[TaskView]) -> bool:
+    """Whether a task that runs, or will run without intervention, finalizes."""
+    finalize = [view for view in waiting if view.stage is Stage.FINALIZE]
+    if any(view.status is TaskStatus.RUNNING for view in finalize):
+        return True
+    stuck = any(view.engine.cause is Cause.DEPENDENCY for view in waiting)
+    return bool(finalize) and not stuck
 
 
 def _most(state: RunState) -> int:

@@ -122,7 +122,7 @@ def _following(folder: RunFolder, last: Submission, most: int | None) -> Submiss
 
 def _retry_step(state: RunState, last: Submission) -> recovery.Recovery | None:
     """The work of an automatic retry after ``last``; None if it is not allowed or cannot help."""
-    if last.retries < 1 or not recovery.may_retry(state, _before(state, last)):
+    if last.retries < 1 or not recovery.may_retry(state, _parts_before(last)):
         return None
     step = recovery.recover(state)
     return step if step.tasks else None
@@ -143,7 +143,7 @@ def retry(run_dir: str, attempt: int) -> None:
     submit(folder, draft, also_after=step.also_after, downloads=step.downloads)
 
 
-def _before(state: RunState, last: Submission) -> int | None:
+def _parts_before(last: Submission) -> int | None:
     """Unfinished parts before ``last``; None for the first submission."""
     if last.number == 1:
         return None
