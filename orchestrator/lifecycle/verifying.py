@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from jobs.errors import RunFolderError, UsageError, from_os_error
+from jobs.errors import RunFolderError, UsageError, as_storage_error
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.runtime.progress import Progress
@@ -87,10 +87,8 @@ def verify_on_slurm(
     engine = engine_named(choose_engine("slurm").name)
     name = f"verify-{utc_now():%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
     folder = RunFolder(log_dir.expanduser().absolute() / name)
-    try:
+    with as_storage_error(f"creating {folder.path}"):
         folder.path.mkdir(mode=0o700, parents=True)
-    except OSError as error:
-        raise from_os_error(error, doing=f"creating {folder.path}") from error
     request = array.ArrayRequest(str(path.expanduser().absolute()), tasks, deep, resources.cpus)
     array.prepare(folder.path, request)
     spec = JobSpec(
