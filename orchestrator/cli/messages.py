@@ -14,7 +14,7 @@ from jobs.outputs import registry
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted_few
-from orchestrator import resources, units
+from orchestrator import units
 from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
 from orchestrator.cli import exit_codes
@@ -78,7 +78,7 @@ def engine_line(planned: Planned | Resumable) -> str:
 def resource_line(requested: Resources) -> str:
     """The resources of a job, as options of sbatch."""
     words = [
-        f"--time={resources.format_time(requested.time_min)}",
+        f"--time={units.format_time(requested.time_min)}",
         f"--cpus-per-task={requested.cpus}",
     ]
     if requested.mem_mb:

@@ -18,7 +18,7 @@ import click
 
 from jobs.errors import UsageError
 from jobs.model import Resources
-from orchestrator import filesystems, resources
+from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -81,9 +81,9 @@ def encoding(text: str) -> str:
     return text
 
 
-TIME = Parsed("time", resources.parse_limit)
-MEMORY = Parsed("size", resources.parse_mem)
-SIZE = Parsed("size", resources.parse_size)
+TIME = Parsed("time", units.parse_limit)
+MEMORY = Parsed("size", units.parse_mem)
+SIZE = Parsed("size", units.parse_size)
 WORD = Parsed("text", clean)
 LINE = Parsed("line", clean)
 ENCODING = Parsed("name", encoding)

@@ -24,7 +24,7 @@ from jobs.runtime.process import cores
 from jobs.sources import hub_client
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator import filesystems, resources, units
+from orchestrator import filesystems, units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import node_environment, node_probe, site_profile
 from orchestrator.doctor.node_probe import (
@@ -232,7 +232,7 @@ def _trial(spec: JobSpec) -> CheckResult:
         return CheckResult("job", False, error.message, remedy)
     will = _WILL_START.search(output)
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
-    limit = resources.format_time(spec.resources.time_min)
+    limit = units.format_time(spec.resources.time_min)
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 

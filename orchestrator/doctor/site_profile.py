@@ -15,7 +15,7 @@ from msgspec import structs
 from jobs.errors import EngineError
 from jobs.model import Resources
 from jobs.storage import atomic
-from orchestrator import filesystems, resources, units
+from orchestrator import filesystems, units
 from orchestrator.doctor import node_probe
 from orchestrator.doctor.node_probe import CheckResult
 from orchestrator.engines.base import JobSpec
@@ -49,7 +49,7 @@ def choose(spec: JobSpec) -> Resources:
             _with_memory(wanted),
             partition=name,
             account=owner,
-            time_min=_within(wanted.time_min, limits.get(name or "", resources.UNLIMITED)),
+            time_min=_within(wanted.time_min, limits.get(name or "", units.UNLIMITED)),
         )
         if _taken(replace(spec, resources=tried)):
             return tried
@@ -74,9 +74,9 @@ def _with_memory(wanted: Resources) -> Resources:
 
 
 def _within(time_min: int, limit_min: int) -> int:
-    if limit_min == resources.UNLIMITED:
+    if limit_min == units.UNLIMITED:
         return time_min
-    return limit_min if time_min == resources.UNLIMITED else min(time_min, limit_min)
+    return limit_min if time_min == units.UNLIMITED else min(time_min, limit_min)
 
 
 def accounts() -> list[str]:
@@ -131,7 +131,7 @@ def _jobs(wanted: Resources) -> Iterator[str]:
         value = getattr(wanted, name)
         if value is not None:
             yield f"{name.replace('_', '-')} = {json.dumps(value)}"
-    yield f"time = {json.dumps(resources.format_time(wanted.time_min))}"
+    yield f"time = {json.dumps(units.format_time(wanted.time_min))}"
     if wanted.cpus != Resources().cpus:
         yield f"cpus-per-task = {wanted.cpus}"
     if wanted.mem_mb is not None:
@@ -161,7 +161,7 @@ def _partitions(known: Iterable[Partition]) -> Iterator[str]:
     for each in known:
         words = ["the default"] if each.is_default else []
         words += [] if each.is_up else ["not up"]
-        words.append(f"jobs of {resources.format_time(each.limit_min)}")
+        words.append(f"jobs of {units.format_time(each.limit_min)}")
         yield f"# partition {each.name}: {', '.join(words)}"
 
 

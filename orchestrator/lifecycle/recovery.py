@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from jobs.errors import Cause
 from jobs.model import Outcome, Resources, SourceKind, Stage, Task, shard_of
-from orchestrator import resources
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus, TaskView
 from orchestrator.lifecycle import planning
+from orchestrator.units import UNLIMITED
 
 # A damaged archive is downloaded again; downloading does not help if members are refused.
 _REFETCH = frozenset({Cause.BAD_ARCHIVE, Cause.BAD_DIGEST, Cause.CHANGED})
+
+# Used instead of twice the site's default memory, which is unknown.
+_FIRST_MEM_MB = 8192
 
 # Retryable, but not automatically: a person has to act first, for example by freeing space.
 _NEEDS_A_HUMAN = frozenset({Cause.DISK_FULL, Cause.QUOTA, Cause.LIMIT, Cause.CANCELLED})
@@ -176,7 +181,7 @@ def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
 
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
-    grown: dict[str, Resources] = {}
+    requested: dict[str, Resources] = {}
     # A limit of the launching shell applies to the jobs of all stages, on Slurm only.
     limited = not state.submissions[-1].is_local and any(
         Cause.LIMIT in _causes(view) for view in state.tasks
@@ -189,14 +194,44 @@ def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict
             if view.stage is stage and view.status in (TaskStatus.FAILED, TaskStatus.MISSING)
         ]
         causes = {cause for view in failed for cause in _causes(view)}
-        grown[stage.value] = resources.grown(
+        requested[stage.value] = grown(
             before,
             causes | {Cause.LIMIT} if limited else causes - {Cause.LIMIT},
             bad_nodes=_bad_nodes(failed),
             limit_min=limit_min,
         )
-        notes += _changes(stage, before, grown[stage.value])
-    return grown
+        notes += _changes(stage, before, requested[stage.value])
+    return requested
+
+
+def grown(
+    before: Resources,
+    causes: Collection[Cause],
+    *,
+    bad_nodes: Iterable[str] = (),
+    limit_min: int | None = None,
+) -> Resources:
+    """The resources to request after tasks ended for ``causes``.
+
+    Twice the memory if it ran out; 1.5 times the time if that ran out, at most ``limit_min`` (the
+    partition's limit in minutes; None if it has none); without ``bad_nodes``; and without the
+    launching shell's limits (ulimit) if one was reached.
+    """
+    requested = before
+    if Cause.OUT_OF_MEMORY in causes and before.mem_mb != 0:
+        requested = structs.replace(
+            requested, mem_mb=2 * before.mem_mb if before.mem_mb else _FIRST_MEM_MB
+        )
+    if Cause.TIME_LIMIT in causes and before.time_min != UNLIMITED:
+        longer = -(-before.time_min * 3 // 2)
+        most = longer if limit_min is None else max(limit_min, before.time_min)
+        requested = structs.replace(requested, time_min=min(longer, most))
+    if Cause.LIMIT in causes and not any("--propagate" in arg for arg in before.sbatch_args):
+        requested = structs.replace(
+            requested, sbatch_args=(*before.sbatch_args, "--propagate=NONE")
+        )
+    left_out = [node for node in (before.exclude, *bad_nodes) if node]
+    return structs.replace(requested, exclude=",".join(dict.fromkeys(left_out)) or None)
 
 
 def _causes(view: TaskView) -> Sequence[Cause]:

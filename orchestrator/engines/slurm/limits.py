@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from jobs.errors import EngineError
-from orchestrator import resources
+from orchestrator import units
 from orchestrator.engines.base import JobSpec, TooManyJobs
 from orchestrator.engines.slurm import client
 
@@ -68,7 +68,7 @@ class Partition:
     name: str
     is_default: bool
     is_up: bool
-    limit_min: int  # its time limit; ``resources.UNLIMITED``: none
+    limit_min: int  # its time limit; ``units.UNLIMITED``: none
 
 
 def partitions(at: str | None = None) -> list[Partition]:
@@ -83,7 +83,7 @@ def partitions(at: str | None = None) -> list[Partition]:
                     fields["PartitionName"],
                     fields.get("Default") == "YES",
                     fields.get("State", "UP") == "UP",
-                    resources.parse_time(fields.get("MaxTime", "UNLIMITED")),
+                    units.parse_time(fields.get("MaxTime", "UNLIMITED")),
                 )
             )
     return found
@@ -108,7 +108,7 @@ def time_limit_min(partition: str | None, at: str | None = None) -> int | None:
         for each in partitions(at)
         if each.name in names or (not names and each.is_default)
     ]
-    return max(limits) if limits and resources.UNLIMITED not in limits else None
+    return max(limits) if limits and units.UNLIMITED not in limits else None
 
 
 def check_time(spec: JobSpec, at: str | None = None) -> None:
@@ -117,13 +117,11 @@ def check_time(spec: JobSpec, at: str | None = None) -> None:
     if requested.qos is not None:
         return  # a QOS may override the partition's limit
     limit = time_limit_min(requested.partition, at)
-    if limit is not None and (
-        requested.time_min > limit or requested.time_min == resources.UNLIMITED
-    ):
+    if limit is not None and (requested.time_min > limit or requested.time_min == units.UNLIMITED):
         raise EngineError(
-            f"--time {resources.format_time(requested.time_min)} is more than partition "
+            f"--time {units.format_time(requested.time_min)} is more than partition "
             f"{requested.partition or '(the default one)'} allows "
-            f"({resources.format_time(limit)}); request less, or choose another --partition"
+            f"({units.format_time(limit)}); request less, or choose another --partition"
         )
 
 
