@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import http.client
 import logging
+import select
 import socket
+import ssl
 import urllib.parse
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,6 +23,7 @@ from jobs.transfer.target import Target, origin_of, redact
 
 MOST_REDIRECTS = 10
 _CONNECT_S = 20.0
+_GATHERED = 1 << 18  # bytes
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 CONNECTION_ERRORS = (
     requests.RequestException,
@@ -50,6 +53,12 @@ class HttpResponse:
         self._read1 = getattr(raw, "read1", None)
         self._raw = raw
         self._ended = False
+        self._broken: Exception | None = None  # raised by the next read
+        sock = getattr(getattr(raw, "connection", None), "sock", None)
+        self._ready: select.poll | None = None
+        if isinstance(sock, ssl.SSLSocket):
+            self._ready = select.poll()
+            self._ready.register(sock, select.POLLIN)
 
     @property
     def site(self) -> str:
@@ -57,6 +66,24 @@ class HttpResponse:
 
     def read(self, count: int) -> bytes:
         """Some bytes, at most ``count``, without decoding; empty at the end."""
+        if self._broken is not None:
+            raise self._broken
+        if self._ready is None:
+            return self._read_some(count)
+        # An encrypted connection gives one record of 16 KiB at a time: take all that are here.
+        data = self._read_some(count)
+        pieces, size = [data], len(data)
+        while data and size < min(count, _GATHERED) and self._ready.poll(0):
+            try:
+                data = self._read_some(count - size)
+            except CONNECTION_ERRORS as error:
+                self._broken = error
+                break
+            pieces.append(data)
+            size += len(data)
+        return b"".join(pieces)
+
+    def _read_some(self, count: int) -> bytes:
         if self._read1 is not None:
             data: bytes = self._read1(count, decode_content=False)
         else:

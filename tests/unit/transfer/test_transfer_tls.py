@@ -1,0 +1,97 @@
+"""Transfers over encrypted connections, whose bytes arrive in records."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shutil
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import SourceError
+from jobs.model import Digest
+from jobs.runtime.progress import Progress
+from jobs.transfer.target import Target
+from jobs.transfer.transfer import Transfer
+from tests.support.servers import faults
+from tests.support.servers.faults import Fault
+from tests.support.servers.webserver import FaultyServer
+
+pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl")
+MB = 1 << 20
+DATA = random.Random(7).randbytes(6 * MB)
+SHA = Digest("sha256", hashlib.sha256(DATA).hexdigest())
+PATH = "/a/shard.bin"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 that nobody has signed, with its key in the same file."""
+    path = tmp_path_factory.mktemp("tls") / "certificate.pem"
+    key = path.with_name("key.pem")
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    words += ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*words, "-keyout", key, "-out", path], check=True, capture_output=True)
+    path.write_bytes(path.read_bytes() + key.read_bytes())
+    return path
+
+
+@pytest.fixture
+def secure(certificate: Path) -> Iterator[FaultyServer]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with FaultyServer(tls=context) as server:
+        server.put(PATH, DATA)
+        yield server
+
+
+def fetch(server: FaultyServer, out: Path) -> bytes:
+    transfer = Transfer(4, stall_s=2.0, progress=Progress(), backoff_s=0.01, tries=5)
+    target = Target(server.url(PATH))
+    transfer.fetch(lambda: target, out, name="shard.bin", size=len(DATA), digest=SHA)
+    return out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(faults.fine(), id="no fault"),
+        pytest.param(faults.reset_every(MB // 2), id="more resets than tries"),
+        pytest.param(faults.cut_after(MB), id="cut"),
+        pytest.param(faults.stall_after(MB), id="stall"),
+        pytest.param(faults.no_length("chunked") & faults.ignore_range(None), id="chunked"),
+        pytest.param(faults.no_length("close") & faults.ignore_range(None), id="no length"),
+        pytest.param(faults.gzipped(), id="gzip"),
+    ],
+)
+def test_a_file_is_downloaded_right_despite_a_fault(
+    secure: FaultyServer,
+    certificate: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    secure.fail(PATH, fault)
+    assert fetch(secure, tmp_path / "out") == DATA
+
+
+def test_bytes_that_arrived_before_a_reset_are_kept(
+    secure: FaultyServer, certificate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    secure.fail(PATH, faults.cut_after(MB + 1, None))
+    assert fetch(secure, tmp_path / "out") == DATA
+    assert secure.bytes_sent(PATH) < len(DATA) + MB
+
+
+def test_a_certificate_that_nobody_vouches_for_is_refused(
+    secure: FaultyServer, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match="certificate"):
+        fetch(secure, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
