@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from typing import Protocol
 
@@ -18,6 +18,12 @@ BLOCK = 1 << 20  # bytes of output
 _FEED = 1 << 20  # bytes of input; 128 KiB make a tar.gz 6 % slower
 _NO_MEMORY = ("not enough memory", "allocation_failed")  # messages of zstd and lz4
 _LONGEST_HEADER = 18  # bytes; of a zstd frame at most (RFC 8878, 3.1.1.1)
+_MAGICS = {  # first bytes of a stream
+    "zst": magic.ZSTD.magics,
+    "xz": magic.XZ.magics,
+    "bz2": (b"BZh",),
+    "lz4": magic.LZ4.magics,
+}
 _LARGEST_WINDOW = 31  # logarithm of the largest window that zstd reads
 
 
@@ -53,16 +59,8 @@ def inflated(
         yield from _gzip_of_tar(source, archive)
     elif compression == "gz":
         yield from _gzip(source, archive)
-    elif compression == "zst":
-        yield from _streams(source, lambda: _ZstdFrame(memory, archive), _is_zstd, archive)
-    elif compression == "xz":
-        yield from _streams(source, lambda: _xz(memory), _is_xz, archive, memory)
-    elif compression == "bz2":
-        yield from _streams(source, _bz2, _is_bz2, archive)
-    elif compression == "lz4":
-        yield from _streams(source, _lz4, _is_lz4, archive)
-    elif compression == "lzma":
-        yield from _streams(source, lambda: _lzma(memory), magic.is_lzma, archive, memory)
+    elif compression in ("zst", "xz", "bz2", "lz4", "lzma"):
+        yield from _streams(compression, source, archive, memory)
     else:
         yield from _plain(source, archive)
 
@@ -164,49 +162,34 @@ def _gzip(source: Readable, archive: str) -> Iterator[memoryview]:
         yield memoryview(block)[:count]
 
 
-def _xz(memory: Memory) -> Decompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory.most)
+def _decompressor(compression: str, archive: str, memory: Memory) -> Decompressor:
+    """The decompressor of one stream."""
+    if compression == "zst":
+        return _ZstdFrame(memory, archive)
+    if compression == "xz":
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=memory.most)
+    if compression == "lzma":
+        return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory.most)
+    if compression == "bz2":
+        import bz2
 
-
-def _lzma(memory: Memory) -> Decompressor:
-    return lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=memory.most)
-
-
-def _bz2() -> Decompressor:
-    import bz2
-
-    return bz2.BZ2Decompressor()
-
-
-def _lz4() -> Decompressor:
+        return bz2.BZ2Decompressor()
     import lz4.frame
 
     frame: Decompressor = lz4.frame.LZ4FrameDecompressor()
     return frame
 
 
-def _is_zstd(head: bytes) -> bool:
-    return head.startswith(magic.ZSTD.magics) or magic.is_skippable_frame(head)
-
-
-def _is_lz4(head: bytes) -> bool:
-    return head.startswith(magic.LZ4.magics) or magic.is_skippable_frame(head)
-
-
-def _is_xz(head: bytes) -> bool:
-    return head.startswith(magic.XZ.magics)
-
-
-def _is_bz2(head: bytes) -> bool:
-    return head.startswith(b"BZh")
+def _begins_stream(compression: str, head: bytes) -> bool:
+    if compression == "lzma":
+        return magic.is_lzma(head)
+    if compression in ("zst", "lz4") and magic.is_skippable_frame(head):
+        return True
+    return head.startswith(_MAGICS[compression])
 
 
 def _streams(
-    source: Readable,
-    new: Callable[[], Decompressor],
-    begins: Callable[[bytes], bool],
-    archive: str,
-    memory: Memory = LITTLE,
+    compression: str, source: Readable, archive: str, memory: Memory
 ) -> Iterator[memoryview]:
     """Streams one after the other, each with its decompressor, and zeros after them."""
     zstd_error = zstd_library.zstd().ZstdError
@@ -216,8 +199,8 @@ def _streams(
     if not data:
         raise damaged(archive, "the file is empty")
     while data:
-        data = _expect_stream(source, data, begins, archive, total)
-        decompressor = new()
+        data = _expect_stream(compression, source, data, archive, total)
+        decompressor = _decompressor(compression, archive, memory)
         while not decompressor.eof:
             if decompressor.needs_input and not data:
                 data = source.read(_FEED)
@@ -244,14 +227,14 @@ def _stream_error(error: Exception, archive: str, total: int, memory: Memory) ->
 
 
 def _expect_stream(
-    source: Readable, data: bytes, begins: Callable[[bytes], bool], archive: str, total: int
+    compression: str, source: Readable, data: bytes, archive: str, total: int
 ) -> bytes:
     while len(data) < _LONGEST_HEADER:
         more = source.read(_FEED)
         if not more:
             break
         data += more
-    if not begins(data):
+    if not _begins_stream(compression, data):
         raise damaged(
             archive, "data that is not a compressed stream follows the last stream", offset=total
         )

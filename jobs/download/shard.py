@@ -166,7 +166,7 @@ class ShardDownloader:
         most: int | None,
         window: Window | None,
     ) -> Fetched:
-        outs = [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
+        outs = self._staging.archives_of(shard)
         self._staging.archives.mkdir(parents=True, exist_ok=True)
         # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]

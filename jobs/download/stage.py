@@ -79,11 +79,18 @@ def run_download(
         folder, progress, workers=workers, spills=shares, copies=temp_limit is None
     )
     try:
-        downloads = _Downloads(
-            folder, plan, progress, refetch, attempt, pool, extracts=extracts, temp_limit=temp_limit
-        )
-        downloads.streams_all = len(shards) <= workers
-        return downloads.results_of(shards)
+        return _Downloads(
+            folder,
+            plan,
+            progress,
+            refetch,
+            attempt,
+            pool,
+            extracts=extracts,
+            # Of many small shards, each is complete before a process is free for it.
+            streams_all=extracts and len(shards) <= workers,
+            temp_limit=temp_limit,
+        ).results_of(shards)
     finally:
         pool.close(drains=not shares)
 
@@ -101,6 +108,7 @@ class _Downloads:
         pool: ExtractionPool,
         *,
         extracts: bool,
+        streams_all: bool,
         temp_limit: int | None,
     ) -> None:
         self._folder = folder
@@ -118,7 +126,7 @@ class _Downloads:
         self._damaged_before = (
             frozenset() if self._remote else _damaged_shards(folder, before=attempt)
         )
-        self.streams_all = False  # True: also tars with one part
+        self._streams_all = streams_all  # also tars with one part
         self._lock = threading.Lock()
         self._halted: Problem | None = None
         self._space = TemporarySpace(folder, plan, temp_limit, check=self._check, close=pool.forget)
@@ -165,7 +173,9 @@ class _Downloads:
         before = self._evidence(shard)
         again = shard.id in self._refetch
         if again and before is not None and not 0 < self._attempt <= before.attempt:
-            self._forget(shard)
+            # In this order: without a ``Fetched`` the files on disk are newer than this attempt.
+            self._remove(shard)
+            self._put_away(shard)
         elif before is not None and (size := self._complete_size(shard, before)) is not None:
             self._progress.add(bytes=size)
             if self._space.limited:
@@ -207,11 +217,11 @@ class _Downloads:
         """Whether the shard is read while it arrives.
 
         A tar with several parts needs a member table, and mostly its plain copy, whichever task
-        extracts it. With many small shards, each is complete before a process is free for it.
+        extracts it.
         """
         if shard.kind is not ShardKind.ARCHIVE:
             return False
-        return shard.parts > 1 or windowed or (self.streams_all and self._extracts)
+        return shard.parts > 1 or windowed or self._streams_all
 
     def _evidence(self, shard: Shard) -> Fetched | None:
         """The shard's ``Fetched`` of an earlier attempt, or an earlier process of this one."""
@@ -246,14 +256,6 @@ class _Downloads:
         if changed:
             return None
         return _bytes_of(fetched)
-
-    def _forget(self, shard: Shard) -> None:
-        """Remove our copy of the archive, and then its ``Fetched``; local sources are not touched.
-
-        Without a ``Fetched`` the files on disk are newer than this attempt.
-        """
-        self._remove(shard)
-        self._put_away(shard)
 
     def _put_away(self, shard: Shard) -> None:
         """Move the ``Fetched`` of a missing archive away, to compare the next download with it."""

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 
 from jobs.errors import Cause, OrchestrateError
 from jobs.formats import magic
@@ -101,7 +100,9 @@ class TemporarySpace:
             if shard.id not in refetch and self.is_extracted(shard):
                 self._delete(shard)
                 continue
-            here = shard.id in mine and all(path.name in names for path in self._archives(shard))
+            here = shard.id in mine and all(
+                path.name in names for path in self._staging.archives_of(shard)
+            )
             whole += [shard] if here else []
             spare = shard.id in mine and not here
             self._held[shard.id] = _Held(self._size_here(shard), active=here, disposable=spare)
@@ -215,9 +216,6 @@ class TemporarySpace:
         )
 
     # Files ------------------------------------------------------------------------------------
-
-    def _archives(self, shard: Shard) -> list[Path]:
-        return [self._staging.archive(shard.id, index) for index in range(len(shard.files))]
 
     def _names_here(self) -> set[str]:
         try:

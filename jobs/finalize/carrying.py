@@ -27,7 +27,6 @@ from jobs.model import (
     OnBadRecord,
     OnCollision,
     Part,
-    PartSummary,
     Plan,
     RecordsRange,
     Shard,
@@ -193,7 +192,7 @@ def _is_known(folder: RunFolder, shard: Shard) -> bool:
     """Whether the run folder has the evidence of a shard and the manifests of its parts."""
     try:
         for part in shard.each_part():
-            _summary(folder, part)
+            read_summary(folder.manifest(part))
         return folder.load_fetched(shard.id) is not None
     except RunFolderError:
         return False
@@ -290,12 +289,8 @@ def _first_with_records(folder: RunFolder, shard: Shard) -> int | None:
 
     Raises ``RunFolderError`` if a manifest is missing or damaged.
     """
-    found = [part.index for part in shard.each_part() if _summary(folder, part).has_records]
-    return found[0] if found else None
-
-
-def _summary(folder: RunFolder, part: Part) -> PartSummary:
-    return read_summary(folder.manifest(part))
+    summaries = [read_summary(folder.manifest(part)) for part in shard.each_part()]
+    return next((index for index, each in enumerate(summaries) if each.has_records), None)
 
 
 def _records_fault(path: Path, published: PublishedFile) -> str | None:

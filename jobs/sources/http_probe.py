@@ -68,13 +68,13 @@ def header_values(header_env: Iterable[tuple[str, str]]) -> dict[str, str]:
     return headers
 
 
-def probe(url: str, headers: Mapping[str, str], *, most: int = magic.HEAD) -> Probe:
+def probe(url: str, headers: Mapping[str, str]) -> Probe:
     """Request the first bytes of ``url``: more reliable than HEAD, and valid for signed addresses.
 
     Headers are sent to the origin of ``url`` only. Waits and tries again if the server is busy or
     unreachable, or if it returns a web page instead of the file. Raises ``SourceError``.
     """
-    return _probed(url, headers, most, lambda found: _refuse_page(url, found))
+    return _probed(url, headers, magic.HEAD, lambda found: _refuse_page(url, found))
 
 
 def _probed(

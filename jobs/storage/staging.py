@@ -152,12 +152,15 @@ class Staging:
         """The ``index``-th file of a shard, once it is complete."""
         return self.archives / f"{shard_id}.{index}"
 
+    def archives_of(self, shard: Shard) -> list[Path]:
+        """The files of a shard, once they are complete."""
+        return [self.archive(shard.id, index) for index in range(len(shard.files))]
+
     def files_of(self, shard: Shard) -> list[Path]:
         """All paths that files of a shard can have: complete ones, partial ones, a plain copy."""
         plain = self.plain(shard.id)
         found = [plain, plain.with_name(f"{plain.name}.part")]
-        for index in range(len(shard.files)):
-            path = self.archive(shard.id, index)
+        for path in self.archives_of(shard):
             found += [path, *(path.with_name(path.name + end) for end in (".part", ".part.json"))]
         return found
 
