@@ -44,14 +44,14 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     real, lock = os.open, threading.Lock()
     counts = {"now": 0, "most": 0}
 
-    def slow_open(path: bytes, flags: int, mode: int = 0o777) -> int:
+    def slow_open(path: bytes, flags: int, mode: int = 0o777, **place: int | None) -> int:
         with lock:
             counts["now"] += 1
             counts["most"] = max(counts["most"], counts["now"])
         time.sleep(0.005)
         with lock:
             counts["now"] -= 1
-        return real(path, flags, mode)
+        return real(path, flags, mode, **place)
 
     monkeypatch.setattr("jobs.outputs.files.os.open", slow_open)
     return counts
