@@ -33,7 +33,6 @@ from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
     read_carried,
-    read_manifest,
     read_summary,
 )
 from jobs.storage.safe_paths import Folders, quoted
@@ -78,7 +77,7 @@ class _Carrier:
         self._options = work.plan.options
         self._staging = Staging(work.plan)
         # The archives had files at these paths, where finalize writes its own.
-        self._replaced = own_names(self._options)
+        self._own = own_names(self._options)
         self._before = work.folder.carried(work.part)  # the manifest of the earlier run
 
     def run(self) -> PartSummary:
@@ -91,6 +90,9 @@ class _Carrier:
     def _take_files(self, summary: PartSummary) -> None:
         """Take each file that is published, and add all lines to the manifest."""
         raise NotImplementedError
+
+    def _is_published(self, entry: CarriedEntry) -> bool:
+        return not entry.replaced and entry.path not in self._own
 
     def _note(self, entry: Entry) -> None:
         self._manifest.add(entry)
@@ -166,14 +168,14 @@ class _FileCarrier(_Carrier):
         folders = Folders(self._staging.data, archive=self._work.shard.name)
         with closing(atomic.FileSystem(self._staging.data)) as file_system:
 
-            def taken(entry: Entry) -> Entry:
-                if entry.path not in self._replaced:
+            def taken(entry: CarriedEntry) -> CarriedEntry:
+                if self._is_published(entry):
                     self._take(entry, folders)
                 return entry
 
-            entries = read_manifest(self._before)
+            entries = read_carried(self._before)
             for entry in latency.each(taken, entries, is_small=lambda entry: entry.size <= _SMALL):
-                self._note(entry)
+                self._note(_without_place(entry) if entry.replaced else entry)
             file_system.sync()  # the manifest must survive a crash of the node
 
     def _take(self, entry: Entry, folders: Folders) -> None:
@@ -231,7 +233,7 @@ class _PackedCarrier(_Carrier):
         with own_writing(path), closing(Container(path)) as container:
             with PublishedMembers(Path(self._carried.dataset)) as published:
                 for entry in read_carried(self._before):
-                    if entry.offset is not None and entry.path not in self._replaced:
+                    if entry.offset is not None and self._is_published(entry):
                         container.go_on_at(entry.offset)
                         container.append(self._content(entry, published))
                     self._note(_without_place(entry))

@@ -20,6 +20,7 @@ from jobs.checks.base import is_warning
 from jobs.errors import RunFolderError, VerificationError
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
+from jobs.finalize.replaced_files import Identity, Replaced, find_replaced
 from jobs.model import (
     Carried,
     Fetched,
@@ -32,6 +33,7 @@ from jobs.model import (
     Shard,
     ShardKind,
     SourceFile,
+    Verify,
     shard_of,
 )
 from jobs.storage import atomic, digest
@@ -49,6 +51,9 @@ class CarryPlan:
     evidence: Mapping[str, Fetched] = field(default_factory=dict)
     manifests: Mapping[Part, Path] = field(default_factory=dict)  # of the earlier run, by new part
     before: Plan | None = None  # the earlier run's, if its dataset is packed
+    # By part of the earlier run: files in whose places those of other archives are published.
+    replaced: Mapping[str, set[Identity]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)  # why unchanged shards are not reused
 
     def write(self, folder: RunFolder) -> None:
         """Write it to the run folder, evidence last; raises ``OSError``."""
@@ -60,11 +65,14 @@ class CarryPlan:
         """Write the manifests of parts to the run folder; raises ``OSError``."""
         if self.before is not None:
             dataset, without = Path(self.before.dest), own_names(self.before.options)
-            published_places.write_carried(folder, self.manifests, dataset, without)
+            published_places.write_carried(folder, self.manifests, dataset, without, self.replaced)
             return
         folder.carried_manifests.mkdir(mode=0o700, exist_ok=True)
         for part, manifest in self.manifests.items():
-            shutil.copyfile(manifest, folder.carried(part))
+            if replaced := self.replaced.get(manifest.stem):
+                published_places.write_marked(manifest, folder.carried(part), replaced)
+            else:
+                shutil.copyfile(manifest, folder.carried(part))
 
 
 def published_receipt(dest: Path) -> Receipt:
@@ -126,45 +134,90 @@ def plan_carry(
 ) -> CarryPlan:
     """Which of the ``same`` shards (see ``same_shards``) can be reused.
 
-    The others are downloaded although they did not change, because their files or records are not
-    known: files were dropped, or the records of one shard cannot be separated from the others.
-    ``folder`` and ``old`` belong to the run that published the dataset. Raises
-    ``VerificationError`` if the records file is damaged, or the manifest of packed files; with
-    ``repairs`` what needs them is not reused.
+    The others are downloaded although they did not change, for the ``reasons``: their files or
+    records are not known, or may not be the same in a new launch. ``folder`` and ``old`` belong to
+    the run that published the dataset. Raises ``VerificationError`` if the records file is damaged,
+    or the manifest of packed files; with ``repairs`` what needs them is not reused.
     """
-    if old.options.packs and (fault := _manifest_fault(old, receipt)):
+    replaces = bool(receipt.findings.get(FindingKind.KEPT_FIRST.value))
+    if (old.options.packs or replaces) and (fault := _manifest_fault(old, receipt)):
         if not repairs:
             raise VerificationError(fault)
         return CarryPlan()
-    shards = {new_id: shard for new_id, shard in same.items() if _is_known(folder, shard)}
-    if _was_changed_by_audit(old, receipt):
-        return CarryPlan()
-    shards = {
-        new_id: shard
-        for new_id, shard in shards.items()
-        # Files that are made from a table have the shard's id in their paths.
-        if new_id == shard.id or _evidence(folder, shard).format is not Format.PARQUET
-    }
-    ranges = _record_ranges(folder, old, receipt, repairs=repairs)
-    has_dropped = _has_dropped(old, receipt)
-    evidence, manifests = {}, {}
-    for new_id, shard in shards.items():
-        if shard.id not in ranges:
+    choice = _Choice(
+        folder,
+        old,
+        same,
+        _record_ranges(folder, old, receipt, repairs=repairs),
+        find_replaced(folder, old, receipt) if replaces else Replaced(),
+        has_dropped=_has_dropped(old, receipt),
+        has_moved=_has_moved(old, receipt),
+    )
+    evidence, manifests, reasons = {}, {}, {}
+    for new_id, shard in same.items():
+        if reason := choice.against(new_id, shard):
+            reasons[new_id] = reason
             continue
-        if has_dropped and not _is_whole(folder, old, shard, ranges[shard.id]):
-            continue
-        carried = Carried(old.dest, ranges[shard.id])
         evidence[new_id] = structs.replace(
             _evidence(folder, shard),
             shard=new_id,
             plain=None,
             plain_start=0,
             attempt=0,
-            carried=carried,
+            carried=Carried(old.dest, choice.ranges[shard.id]),
         )
         for part in shard.each_part():
             manifests[Part(new_id, part.index, part.count)] = folder.manifest(part)
-    return CarryPlan(evidence, manifests, old if old.options.packs else None)
+    packed = old if old.options.packs else None
+    return CarryPlan(evidence, manifests, packed, choice.replaced.files, reasons)
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What decides whether a new launch would publish an unchanged shard as it is published."""
+
+    folder: RunFolder  # of the run that published
+    old: Plan
+    same: Mapping[str, Shard]
+    ranges: Mapping[str, RecordsRange | None]
+    replaced: Replaced
+    has_dropped: bool
+    has_moved: bool
+
+    def against(self, new_id: str, shard: Shard) -> str | None:
+        """Why the shard is not reused, as the end of a sentence on several; None if it is."""
+        if not _is_known(self.folder, shard):
+            return "the folder of the run that published them does not describe them completely"
+        if new_id != shard.id and self._has_id_in_paths(shard):
+            return "the paths of their files contain their numbers, which have changed"
+        if shard.id not in self.ranges:
+            return "their records cannot be separated from those of other shards"
+        ranged = self.ranges[shard.id]
+        per_shard = self.old.options.on_collision is OnCollision.PER_SHARD
+        if per_shard and self.has_moved and ranged is not None:
+            return "which files their records mean depends on the folders of all shards"
+        if self.has_dropped and not _is_whole(self.folder, self.old, shard, ranged):
+            return "some of their records or files were not published"
+        if not self._keeps_replaced(new_id, shard):
+            return "other shards' files were published in place of theirs, and may not be any more"
+        return None
+
+    def _has_id_in_paths(self, shard: Shard) -> bool:
+        """Whether paths of files, or of pictures made from a table, contain the shard's id."""
+        options = self.old.options
+        own_folder = options.on_collision is OnCollision.PER_SHARD
+        return (own_folder and shard.kind is not ShardKind.FILE) or (
+            _evidence(self.folder, shard).format is Format.PARQUET
+        )
+
+    def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
+        """Whether each file that is not published gives way in a new launch too.
+
+        That is certain if the shard of the other file is unchanged, and does not come later.
+        """
+        known = {before.id: after for after, before in self.same.items()}
+        winners = self.replaced.winners.get(shard.id, ())
+        return all(winner in known and known[winner] <= new_id for winner in winners)
 
 
 def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:
@@ -198,13 +251,16 @@ def _is_known(folder: RunFolder, shard: Shard) -> bool:
         return False
 
 
-def _was_changed_by_audit(old: Plan, receipt: Receipt) -> bool:
-    """Whether files may belong to the new state, or may have other paths there.
-
-    A file was replaced by that of another shard, or paths contain shard ids.
-    """
-    kept_first = receipt.findings.get(FindingKind.KEPT_FIRST.value)
-    return bool(kept_first) or old.options.on_collision is OnCollision.PER_SHARD
+def _has_moved(old: Plan, receipt: Receipt) -> bool:
+    """Whether a record may mean a file by another path than its own, or none."""
+    kinds = (
+        FindingKind.MOVED,
+        FindingKind.SPELLED,
+        FindingKind.MISSING_IMAGE,
+        FindingKind.OUTSIDE,
+    )
+    unverified = old.options.verify is Verify.NONE
+    return unverified or any(receipt.findings.get(kind.value) for kind in kinds)
 
 
 def _has_dropped(old: Plan, receipt: Receipt) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from jobs.archives import nested
@@ -41,7 +42,9 @@ def resolve(
     for part, lost in wanted.items():
         progress.check()
         fetched = context.folder.load_fetched(part.shard)
-        if fetched is not None and all(Path(file).exists() for file in fetched.files):
+        if fetched is not None and fetched.carried is not None:
+            _copy_published(context, part, Path(fetched.carried.dataset), lost, findings)
+        elif fetched is not None and all(Path(file).exists() for file in fetched.files):
             _resolve_part(context, part, fetched, lost, findings)
         elif context.repair_state is not None:
             # Only the loser was extracted again; the winner is in the published dataset.
@@ -49,6 +52,18 @@ def resolve(
                 _place(context, conflict).unlink()
         else:
             forget_manifest(context, part, _OVERWRITTEN, findings)
+
+
+def _copy_published(
+    context: FinalizeContext, part: Part, dataset: Path, lost: list[Conflict], findings: Findings
+) -> None:
+    """Restore files that were taken from the published dataset."""
+    for conflict in lost:
+        path = dataset / os.fsdecode(bytes_of(conflict.key))
+        with suppress(OSError):
+            _replace(context, conflict, blocks(path))
+    if not all(_is_on_disk(context, conflict) for conflict in lost):
+        forget_manifest(context, part, _OVERWRITTEN, findings)
 
 
 def _resolve_part(

@@ -66,6 +66,9 @@ class RecordsPiece:
     moves: Mapping[str, str] = field(default_factory=dict)
     # Prefix of the paths that extraction itself wrote into the records, in whichever field.
     made: str | None = None
+    # Its shard's folder for ``PER_SHARD`` is in its paths already: they were taken from the
+    # published records.
+    is_placed: bool = False
 
     @property
     def path(self) -> Path:

@@ -13,8 +13,9 @@ from jobs.finalize import record_forms
 from jobs.finalize.context import FinalizeContext, RecordsPiece
 from jobs.finalize.disk_partitions import Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings
+from jobs.finalize.record_paths import placed
 from jobs.finalize.scan import Totals
-from jobs.model import Entry, OnCollision, Part, placed_path
+from jobs.model import Entry, OnCollision, Part
 from jobs.runtime.progress import Progress
 from jobs.storage.blocks import blocks
 from jobs.storage.digest import Sums
@@ -218,7 +219,7 @@ def _placed(
         if path is None and per_shard:
             path = records.normal_path(image.path)
             if image.required or path.startswith(f"{options.layout.images}/"):
-                path = placed_path(context.plan, piece.shard, path)
+                path = placed(context, piece, path)
         if path is not None and path != image.path:
             changes[image.where] = path
     return lead + records.rewritten(body, changes) if changes else line

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import structs
 
 from jobs.finalize.context import key_of
+from jobs.finalize.replaced_files import Identity, identity
 from jobs.model import Part
 from jobs.outputs import published_members
 from jobs.storage.manifest import (
@@ -42,15 +43,27 @@ class _Place(msgspec.Struct, array_like=True, frozen=True):
 _Places = Mapping[str, _Place]
 
 
+Replaced = Mapping[str, set[Identity]]  # by the id of a part in the run that published
+
+
+def write_marked(manifest: Path, target: Path, replaced: set[Identity]) -> None:
+    """Write ``manifest``, with the ``replaced`` files marked, to ``target``; raises ``OSError``."""
+    _join(manifest, target, {}, frozenset(), replaced)
+
+
 def write_carried(
-    folder: RunFolder, manifests: Mapping[Part, Path], dataset: Path, without: frozenset[str]
+    folder: RunFolder,
+    manifests: Mapping[Part, Path],
+    dataset: Path,
+    without: frozenset[str],
+    replaced: Replaced,
 ) -> None:
     """Write the manifests of parts, with the place of each member in ``dataset``, to ``folder``.
 
     ``manifests``: of the run that published ``dataset``, by the parts of the new run; ``without``:
-    paths of members that are not published. A member that is not found has no place. Raises
-    ``OSError``, ``RunFolderError``, and ``msgspec.DecodeError`` if the dataset's manifest is
-    damaged.
+    paths of members that are not published, as ``replaced`` ones are not. A member that is not
+    found has no place. Raises ``OSError``, ``RunFolderError``, and ``msgspec.DecodeError`` if the
+    dataset's manifest is damaged.
     """
     folder.carried_manifests.mkdir(mode=0o700, exist_ok=True)
     lines = {part: folder.carried(part).with_suffix(".places") for part in manifests}
@@ -61,7 +74,8 @@ def write_carried(
             places = {
                 place.key: place for place in chain.from_iterable(read_lines(lines[part], _Place))
             }
-            missing[part] = _join(manifest, folder.carried(part), places, without)
+            lost = replaced.get(manifest.stem, set())
+            missing[part] = _join(manifest, folder.carried(part), places, without, lost)
     finally:
         for path in lines.values():
             path.unlink(missing_ok=True)
@@ -73,7 +87,7 @@ def write_carried(
     for part, keys in missing.items():
         if not others.keys().isdisjoint(keys):
             path = folder.carried(part)
-            _join(path, path, others, without)
+            _join(path, path, others, without, set())
 
 
 def _divide(dataset: Path, lines: Mapping[str, Path]) -> None:
@@ -112,14 +126,27 @@ def _members(dataset: Path) -> Iterator[tuple[str, _Place]]:
             yield line.part, _Place(key, line.shard, place.start, place.blocks)
 
 
-def _join(manifest: Path, target: Path, places: _Places, without: frozenset[str]) -> set[str]:
+def _join(
+    manifest: Path,
+    target: Path,
+    places: _Places,
+    without: frozenset[str],
+    replaced: set[Identity],
+) -> set[str]:
     """Write ``manifest`` with the ``places`` of its members; the keys of those without one."""
     missing: set[str] = set()
     some: list[CarriedEntry] = []
     summary = read_summary(manifest)
     with ManifestWriter(target) as out:
         for entry in read_carried(manifest):
-            if entry.shard is None and entry.offset is not None and entry.path not in without:
+            if replaced and identity(entry) in replaced:
+                entry = structs.replace(entry, replaced=True)
+            elif (
+                entry.shard is None
+                and entry.offset is not None
+                and not entry.replaced
+                and entry.path not in without
+            ):
                 key = key_of(entry)
                 place = places.get(key)
                 if place is None:

@@ -145,7 +145,8 @@ def find_pieces(
             )
             continue
         made = _made(context, source.shard, samples)
-        found.append(RecordsPiece(source.shard, lines, source.folder, made=made))
+        is_placed = _is_placed(context, source.shard)
+        found.append(RecordsPiece(source.shard, lines, source.folder, {}, made, is_placed))
     context.pieces = tuple(found)
 
 
@@ -188,6 +189,14 @@ def _made(context: FinalizeContext, shard: Shard, samples: frozenset[str]) -> st
     if fetched is None or fetched.format is not Format.PARQUET:
         return None
     return from_table(images, shard.id)
+
+
+def _is_placed(context: FinalizeContext, shard: Shard) -> bool:
+    """``RecordsPiece.is_placed`` of a shard, or of an archive nested in it."""
+    fetched = context.folder.load_fetched(shard.id.partition("/")[0])
+    carried = fetched.carried if fetched is not None else None
+    own_folder = context.plan.options.on_collision is OnCollision.PER_SHARD
+    return own_folder and carried is not None and carried.records is not None
 
 
 def _check_samples(

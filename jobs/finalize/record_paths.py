@@ -114,10 +114,19 @@ def literal_paths(
 ) -> tuple[str, str | None]:
     """The path that a record's path means literally, and the one below the images folder."""
     images = f"{context.plan.options.layout.images}/"
-    first = placed_path(context.plan, piece.shard, path)
+    first = placed(context, piece, path)
     if path.startswith(images):
         return first, None
-    return first, placed_path(context.plan, piece.shard, images + path)
+    return first, placed(context, piece, images + path)
+
+
+def placed(context: FinalizeContext, piece: RecordsPiece, path: str) -> str:
+    """``placed_path`` of a record's path; one that has the shard's folder already stays."""
+    if piece.is_placed:
+        outer = piece.shard.id.partition("/")[0]
+        if path.startswith((f"{outer}/", f"{context.plan.options.layout.images}/{outer}/")):
+            return path
+    return placed_path(context.plan, piece.shard, path)
 
 
 def changes_folder(context: FinalizeContext, path: str, form: str) -> bool:
@@ -144,7 +153,7 @@ def moved_path(context: FinalizeContext, piece: RecordsPiece, path: str) -> str 
     at = path.rfind(f"/{context.plan.options.layout.images}/")
     if at < 0 or not _is_rooted(path):
         return None
-    return placed_path(context.plan, piece.shard, path[at + 1 :])
+    return placed(context, piece, path[at + 1 :])
 
 
 class Seen(NamedTuple):

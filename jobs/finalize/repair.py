@@ -164,7 +164,7 @@ def _damaged_parts(
             if not all(
                 _is_whole(entry, shards, published)
                 for entry in read_carried(folder.carried(part))
-                if entry.offset is not None and entry.path not in without
+                if entry.offset is not None and not entry.replaced and entry.path not in without
             )
         }
 

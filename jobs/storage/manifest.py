@@ -62,15 +62,17 @@ def entry_blocks(path: Path) -> Iterator[list[Entry]]:
 
 
 class CarriedEntry(Entry, frozen=True, omit_defaults=True):
-    """The entry of a part that is taken from published shards: where its content is there."""
+    """The entry of a part that is taken from the published dataset, and where its content is."""
 
-    shard: str | None = None  # the tar, zip or image; None: in none
+    replaced: bool = False  # another archive's file is published at its path
+
+    shard: str | None = None  # the tar, zip or image; None: in none, or files are not packed
     start: int = 0  # of its first byte there
     blocks: tuple[int, ...] | None = None  # as in ``jobs.outputs.base.Stored``
 
 
 def read_carried(path: Path) -> Iterator[CarriedEntry]:
-    """As ``read_manifest``, for the manifest of a part that is taken from published shards."""
+    """As ``read_manifest``, for the manifest of a part that is taken from what is published."""
     return chain.from_iterable(_blocks(path, CarriedEntry))
 
 

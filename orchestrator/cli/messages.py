@@ -246,9 +246,8 @@ def update_lines(update: PlannedUpdate) -> list[str]:
     lines.append(f"Download  {_amount(fetched)}{_names(update.changed)}")
     if any(shard.kind is ShardKind.TREE for shard in update.changed):
         lines.append("          a dataset folder is always copied again, changed or not")
-    if update.refetched:
-        fact = "unchanged, but their records or files cannot be taken from the published ones"
-        lines.append(f"          including {_amount(update.refetched)}: {fact}")
+    for reason, shards in update.reasons.items():
+        lines.append(f"          including {_amount(shards)}, unchanged but not reused: {reason}")
     if update.removed:
         lines.append(f"Removed   {_amount(update.removed)}{_names(update.removed)}")
     return lines
@@ -278,6 +277,10 @@ def update_json(update: PlannedUpdate, problems: Sequence[str] = ()) -> None:
             "reused": [shard.name for shard in update.reused],
             "changed": [shard.name for shard in update.changed],
             "refetched": [shard.name for shard in update.refetched],
+            "reasons": {
+                reason: [shard.name for shard in shards]
+                for reason, shards in update.reasons.items()
+            },
             "removed": [shard.name for shard in update.removed],
             "notes": planned.notes,
             "problems": problems,

@@ -42,6 +42,16 @@ class PlannedUpdate:
         return not (self.changed or self.removed)
 
     @property
+    def reasons(self) -> dict[str, tuple[Shard, ...]]:
+        """The ``refetched`` shards by the reason, the end of a sentence on them."""
+        known = self.planned.carry.reasons if self.planned.carry else {}
+        found: dict[str, tuple[Shard, ...]] = {}
+        for shard in self.refetched:
+            reason = known[shard.id]
+            found[reason] = (*found.get(reason, ()), shard)
+        return found
+
+    @property
     def reused(self) -> tuple[Shard, ...]:
         """The shards whose files are taken from the published dataset."""
         left = set(self.planned.shards_left)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.builders.contents import page_tar, png
+from tests.support.builders.contents import images, page_tar, png, records, tarred
 from tests.support.cli import Cli, Done
 from tests.support.servers import faults
 from tests.support.servers.doiserver import DoiServer
@@ -103,6 +104,37 @@ def test_only_changed_shards_are_downloaded_from_the_hub(
     hub.requests.clear()
     assert "Nothing changed" in update(shell, dest).out
     assert downloaded(hub, "/datasets/*/resolve/*.tar") == set()
+
+
+@pytest.mark.parametrize("output", OUTPUTS[:2], ids=lambda output: output[0])
+@pytest.mark.parametrize("how", ["keep-first", "per-shard"])
+def test_files_of_one_path_are_reused_where_a_new_launch_would_have_them_too(
+    cli: Cli, hub: HubServer, tmp_path: Path, output: tuple[str, ...], how: str
+) -> None:
+    def made(number: int, text: str = "") -> bytes:
+        lines = records([number]) + b'{"image": "images/same.png"}\n'
+        files = {**images([number]), "images/same.png": png(number), "NOTES": text.encode()}
+        return tarred({**files, "prompts.jsonl": lines})
+
+    shell, dest = cli.having(**hub.env), tmp_path / "data"
+    words = ("--hf-repo", REPO, "--on-collision", how, "--output", *output)
+    hub.add_repo(REPO, {f"s-{n}.tar": made(n, f"{n}") for n in range(3)})
+    launch(shell, dest, *words)
+    hub.update(REPO, {"s-1.tar": made(7, "new"), "s-3.tar": made(8, "3")})
+    hub.requests.clear()
+    assert "Reused    2 shards" in update(shell, dest).err
+    assert downloaded(hub, "/datasets/*/resolve/*.tar") == {"s-1.tar", "s-3.tar"}
+    assert state(dest) == fresh(shell, dest, *words)
+    hub.update(REPO, {"s-0.tar": made(9, "first")})
+    hub.requests.clear()
+    said = update(shell, dest).err
+    again = {"s-0.tar"}
+    if how == "keep-first":  # its files counted, and another archive's may count now
+        assert "unchanged but not reused: other shards' files were published in place of" in said
+        again = {f"s-{n}.tar" for n in range(4)}
+    assert downloaded(hub, "/datasets/*/resolve/*.tar") == again
+    shutil.rmtree(dest.parent / "fresh")
+    assert state(dest) == fresh(shell, dest, *words)
 
 
 def test_a_revision_can_be_chosen_and_stays_chosen(

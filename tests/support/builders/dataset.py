@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Dataset:
 
     def equals_a_new_launch(self) -> bool:
         fresh = self._tmp / "fresh" / self.dest.name  # shards are named after it
+        shutil.rmtree(fresh, ignore_errors=True)
         self.launch(fresh)
         return published(self.dest) == published(fresh)
 

@@ -20,7 +20,7 @@ from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Stage
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.updating import plan_update
 from tests.support.builders.contents import images, page_tar, png, records, tarred
-from tests.support.builders.dataset import Dataset, work
+from tests.support.builders.dataset import Dataset, attempt, published, work
 
 
 def names(shards: Sequence[Any]) -> list[str]:
@@ -192,12 +192,7 @@ def array(numbers: range, note: str) -> bytes:
 
 
 def zipped(numbers: range, note: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in images(numbers).items():
-            archive.writestr(name, data)
-        archive.writestr("prompts.jsonl", records(numbers, note))
-    return out.getvalue()
+    return zip_of({**images(numbers), "prompts.jsonl": records(numbers, note)})
 
 
 def copied_list(numbers: range, note: str) -> bytes:
@@ -254,6 +249,47 @@ def replaced_member(numbers: range, note: str) -> bytes:
     return out.getvalue()
 
 
+def without_folder(numbers: range, note: str) -> bytes:
+    """Records name images without the images folder, and files beside it."""
+    lines = records(numbers, note).replace(b'"images/', b'"')
+    more = json.dumps({"image": f"more/{numbers[0]}.png", "note": note}).encode() + b"\n"
+    files = {**images(numbers), f"more/{numbers[0]}.png": png(numbers[0])}
+    return tarred({**files, "prompts.jsonl": lines + more})
+
+
+def absolute(numbers: range, note: str) -> bytes:
+    lines = records(numbers, note).replace(b'"images/', b'"/home/me/images/')
+    return tarred({**images(numbers), "prompts.jsonl": lines})
+
+
+def colliding(numbers: range, note: str) -> bytes:
+    """A file and an image of every archive have other content than those of the others."""
+    first = numbers[0]
+    files = {**images(numbers), "images/same.png": png(first), "NOTES": f"{note}{first}".encode()}
+    lines = records(numbers, note) + b'{"image": "images/same.png"}\n'
+    return tarred({**files, "prompts.jsonl": lines})
+
+
+def zip_of(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return out.getvalue()
+
+
+def colliding_in_parts(numbers: range, note: str) -> bytes:
+    files = {**images(numbers), "NOTES": f"{note}{numbers[0]}".encode() * 99}
+    return zip_of({"NOTES.md": files["NOTES"], **files, "prompts.jsonl": records(numbers, note)})
+
+
+def nested_colliding(numbers: range, note: str) -> bytes:
+    inner = {f"in-{n}.tar": tarred({**images([n]), "NOTES": str(n).encode()}) for n in numbers}
+    return tarred({**inner, "prompts.jsonl": records(numbers, note)})
+
+
+KEEP_FIRST = Options(on_collision=OnCollision.KEEP_FIRST)
+PER_SHARD = Options(on_collision=OnCollision.PER_SHARD)
 Make = Callable[[range, str], bytes]
 KINDS = [
     pytest.param(page_tar, "tar", Options(), True, id="tars"),
@@ -282,8 +318,38 @@ KINDS = [
         True,
         id="dropped from another shard",
     ),
+    pytest.param(page_tar, "tar", PER_SHARD, True, id="a folder for each"),
     pytest.param(
-        page_tar, "tar", Options(on_collision=OnCollision.PER_SHARD), False, id="a folder for each"
+        zipped, "zip", structs.replace(PER_SHARD, part_size=2 << 10), True, id="for each, in parts"
+    ),
+    pytest.param(
+        webdataset,
+        "tar",
+        structs.replace(PER_SHARD, layout=Layout(name="webdataset")),
+        True,
+        id="a folder for each, samples",
+    ),
+    pytest.param(
+        nested, "tar", structs.replace(PER_SHARD, nested=True), True, id="a folder for each, nested"
+    ),
+    pytest.param(without_folder, "tar", PER_SHARD, True, id="a folder for each, paths without one"),
+    pytest.param(other_spelling, "tar", PER_SHARD, True, id="a folder for each, other spellings"),
+    pytest.param(absolute, "tar", PER_SHARD, False, id="a folder for each, absolute paths"),
+    pytest.param(with_notes, "tar", PER_SHARD, True, id="a folder for each, more files"),
+    pytest.param(colliding, "tar", KEEP_FIRST, True, id="the first file counts"),
+    pytest.param(
+        colliding_in_parts,
+        "zip",
+        structs.replace(KEEP_FIRST, part_size=2 << 10, digest="sha256"),
+        True,
+        id="the first file counts, in parts",
+    ),
+    pytest.param(
+        nested_colliding,
+        "tar",
+        structs.replace(KEEP_FIRST, nested=True),
+        True,
+        id="the first file counts, nested",
     ),
     pytest.param(with_notes, "tar", Options(), True, id="files that no record names"),
     pytest.param(same_image, "tar", Options(), True, id="a file in every archive"),
@@ -311,4 +377,95 @@ def test_an_update_publishes_what_a_new_launch_publishes(
     update = dataset.update()
     assert names(update.reused or update.refetched) == [f"s-0.{ending}"]
     assert bool(update.reused) is reused
+    assert dataset.equals_a_new_launch()
+
+
+# Files of one path ------------------------------------------------------------------------------
+
+
+def colliding_dataset(tmp_path: Path, options: Options) -> Dataset:
+    dataset = Dataset(tmp_path, options)
+    for index in range(3):
+        made = colliding(range(10 * index, 10 * index + 2), "old ")
+        dataset.path(f"s-{index}").write_bytes(made)
+    dataset.launch()
+    return dataset
+
+
+def change(dataset: Dataset, *names: str) -> None:
+    for name in names:
+        number = 50 + len(name) + int(name[-1])
+        dataset.path(name).write_bytes(colliding(range(number, number + 2), "new "))
+
+
+@pytest.mark.parametrize("packed", OUTPUTS)
+@pytest.mark.parametrize(
+    ("changed", "removed", "reused"),
+    [
+        pytest.param(["s-2"], [], ["s-0.tar", "s-1.tar"], id="the last file"),
+        pytest.param(["s-0"], [], [], id="the first one"),
+        pytest.param([], ["s-0"], [], id="the first one is gone"),
+        pytest.param(["s-1"], [], ["s-0.tar", "s-2.tar"], id="one between"),
+        pytest.param(["a-0"], [], ["s-0.tar", "s-1.tar", "s-2.tar"], id="a new first one"),
+    ],
+)
+def test_a_file_that_gave_way_is_reused_only_if_it_gives_way_again(
+    tmp_path: Path,
+    packed: dict[str, Any],
+    changed: list[str],
+    removed: list[str],
+    reused: list[str],
+) -> None:
+    dataset = colliding_dataset(tmp_path, structs.replace(KEEP_FIRST, **packed))
+    change(dataset, *changed)
+    for name in removed:
+        dataset.path(name).unlink()
+    update = dataset.update()
+    assert names(update.reused) == reused
+    for reason in update.reasons:
+        assert reason.startswith("other shards' files were published in place of theirs")
+    assert dataset.equals_a_new_launch()
+
+
+def test_a_dataset_in_which_files_gave_way_is_updated_again_and_repaired(tmp_path: Path) -> None:
+    for output in ({}, {"output": Output.ZIP, "shard_size": 1500}):
+        folder = tmp_path / f"{len(output)}"
+        folder.mkdir()
+        dataset = colliding_dataset(folder, structs.replace(KEEP_FIRST, **output))
+        change(dataset, "s-2")
+        dataset.update()
+        change(dataset, "s-3")
+        assert names(dataset.update().reused) == ["s-0.tar", "s-1.tar", "s-2.tar"]
+        assert dataset.equals_a_new_launch()
+        whole = published(dataset.dest)
+        victim = next(path for path in sorted(dataset.dest.rglob("*")) if png(1) in _bytes(path))
+        data = _bytes(victim)
+        victim.write_bytes(data.replace(png(1), png(1)[:-1] + b"!"))
+        run = dataset.run
+        assert {part[:4] for part in dataset.reset().parts} == {"0000"}
+        assert attempt(run) is None
+        assert published(dataset.dest) == whole
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+@pytest.mark.parametrize("packed", OUTPUTS)
+def test_a_shard_with_another_number_gets_another_folder(
+    tmp_path: Path, packed: dict[str, Any]
+) -> None:
+    dataset = Dataset(tmp_path, structs.replace(PER_SHARD, **packed))
+    for index in range(3):
+        dataset.path(f"s-{index}").write_bytes(page_tar(range(2), f"{index} "))
+    dataset.launch()
+    dataset.path("s-1").unlink()
+    update = dataset.update()
+    assert names(update.reused) == ["s-0.tar"]
+    assert {reason: names(shards) for reason, shards in update.reasons.items()} == {
+        "the paths of their files contain their numbers, which have changed": ["s-2.tar"]
+    }
+    assert dataset.equals_a_new_launch()
+    dataset.path("s-3").write_bytes(page_tar(range(2), "3 "))
+    assert names(dataset.update().reused) == ["s-0.tar", "s-2.tar"]
     assert dataset.equals_a_new_launch()
