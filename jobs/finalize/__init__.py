@@ -7,7 +7,8 @@ manifests and the staged folder, ``scan_records`` the records, all into ``disk_p
 all others of one path; ``findings`` collects what is wrong; ``collisions`` restores the
 right bytes of a path that several archives wrote. ``merge`` writes the records,
 ``published_manifest`` the manifest and the sums, ``pack`` shards instead of files, with the
-``shard_members`` in their order, ``new_receipt`` the receipt; ``publish`` renames everything into
+``shard_members`` in their order, of which ``finished_shards`` are not written again,
+``new_receipt`` the receipt; ``publish`` renames everything into
 place, ``cleanup`` removes what is no longer needed.
 ``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what it, or an
 update, can take from the dataset, ``replaced_files`` which files gave way to others,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from jobs.errors import OrchestrateError, StorageError
 from jobs.finalize import shard_members
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placements, Rewrites
+from jobs.finalize.finished_shards import FinishedShards
 from jobs.finalize.merge import Merged, published_records
 from jobs.finalize.shard_members import Member
 from jobs.model import Part
@@ -70,7 +72,6 @@ class _Written(NamedTuple):
     units: int
     line: PublishedFile
     members: int
-    lines: Path
 
 
 @dataclass
@@ -157,7 +158,8 @@ def pack(
     """
     output = registry.packed(context.plan.options.output)
     names = _Names.of(context, output)
-    packing = _Packing(context, output, progress)
+    finished = FinishedShards(context)
+    packing = _Packing(context, output, progress, finished)
     if placements is None:
         files = shard_members.files(context, skipped)
         if output.with_records and merged is not None:
@@ -173,6 +175,9 @@ def pack(
             shards = packing.write_all(samples, names.shard, "shards", most=most)
         unnamed = shard_members.files(context, skipped, in_samples)
         others = packing.write_all(unnamed, names.other, "others", even_empty=False)
+    finished.remove_others(
+        {line.path for found in (shards, others) if found for line in found.shards}
+    )
     index = _write_index(context, output, names, shards)
     units = sum(shards.units)
     packed = Packed(
@@ -208,6 +213,7 @@ class _Packing:
     context: FinalizeContext
     output: PackedOutput
     progress: Progress
+    finished: FinishedShards
 
     def write_all(
         self,
@@ -234,9 +240,8 @@ class _Packing:
             def take() -> None:
                 written = waiting.popleft()[0].result()
                 out.write(msgspec.json.encode(written.line) + b"\n")
-                with written.lines.open("rb") as lines:
+                with self.finished.lines(written.line.path).open("rb") as lines:
                     shutil.copyfileobj(lines, out)
-                written.lines.unlink()
                 found.shards.append(written.line)
                 found.units.append(written.units)
                 found.members += written.members
@@ -280,12 +285,20 @@ class _Packing:
             yield _Shard(name(number), count, members, _memory_of(members))
 
     def _write(self, shard: _Shard) -> _Written:
-        """Write one shard under a temporary name, and give it its own in the staged dataset."""
+        """Write one shard under a temporary name, and give it its own in the staged dataset.
+
+        If an earlier attempt has finished it, it stays.
+        """
         options = self.context.plan.options
         wanted = options.digest
+        if isinstance(shard.members, list):
+            line_of = partial(_line_of, shard.name, wanted)
+            found = self.finished.find(shard.name, shard.members, line_of)
+            if found is not None:
+                return _Written(found.units, found.line, found.members)
         target = self.context.staging.data / shard.name
         temporary = self.context.scratch / shard.name.replace("/", "-")
-        lines = temporary.with_name(f"{temporary.name}.lines")
+        lines = self.finished.lines(shard.name)
         encode = msgspec.json.Encoder().encode
         with (
             self.output.writer(temporary, options, wanted) as out,
@@ -302,7 +315,9 @@ class _Packing:
         target.parent.mkdir(exist_ok=True)
         temporary.replace(target)
         line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
-        return _Written(count if shard.units is None else shard.units, line, count, lines)
+        units = count if shard.units is None else shard.units
+        self.finished.note(units, line, count)
+        return _Written(units, line, count)
 
 
 def _memory_of(members: Iterable[Member]) -> int:
@@ -313,31 +328,43 @@ def _put(
     out: ShardWriter, shard: str, member: Member, containers: _Containers, wanted: str
 ) -> PublishedFile:
     """Append a member; its line of the manifest."""
-    name = member.name.decode("utf-8", "surrogateescape")
     if member.data is not None:
         sums = Sums.of(wanted, [member.data])
         offset = out.begin(member.name, member.size, sums.crc32)
+        line = _line_of(shard, wanted, member, offset, sums)
         out.put(member.data)
-        line = PublishedFile(
-            name, member.size, sums.crc32, digest=sums.digest, shard=shard, offset=offset
-        )
     else:
-        offset = out.begin(member.name, member.size, member.crc32)
+        line = _line_of(shard, wanted, member, out.begin(member.name, member.size, member.crc32))
         _copy(out, member, containers)
-        path, _, raw = member.key.partition("\0")
-        line = PublishedFile(
-            path,
-            member.size,
-            member.crc32,
-            member.part.id if member.part is not None else None,
-            member.digest if wanted != "crc32" else None,
-            raw or None,
-            shard,
-            offset,
-            None if raw or name == path else name,
-        )
     out.end()
     return line
+
+
+def _line_of(
+    shard: str, wanted: str, member: Member, offset: int | None, sums: Sums | None = None
+) -> PublishedFile:
+    """The line of the manifest of a member at ``offset``.
+
+    ``wanted``: the digest; ``sums``: of the content that it has itself, if they are known.
+    """
+    name = member.name.decode("utf-8", "surrogateescape")
+    if member.data is not None:
+        sums = sums or Sums.of(wanted, [member.data])
+        return PublishedFile(
+            name, member.size, sums.crc32, digest=sums.digest, shard=shard, offset=offset
+        )
+    path, _, raw = member.key.partition("\0")
+    return PublishedFile(
+        path,
+        member.size,
+        member.crc32,
+        member.part.id if member.part is not None else None,
+        member.digest if wanted != "crc32" else None,
+        raw or None,
+        shard,
+        offset,
+        None if raw or name == path else name,
+    )
 
 
 def _copy(out: ShardWriter, member: Member, containers: _Containers) -> None:

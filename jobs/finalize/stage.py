@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
@@ -20,6 +19,7 @@ from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.cross_check import Conflict, check_all
 from jobs.finalize.disk_partitions import Buckets, Placements, Rewrites
 from jobs.finalize.findings import Finding, FindingKind, Findings, lines_of, problem_of
+from jobs.finalize.finished_shards import FinishedShards
 from jobs.finalize.new_receipt import made_receipt
 from jobs.finalize.published_manifest import section, sections_of_files, write_manifest
 from jobs.finalize.record_files import find_pieces
@@ -152,7 +152,7 @@ def _audit(
     context.scratch.mkdir(parents=True)
     context.staging.data.mkdir(exist_ok=True)
     if context.packs:
-        _empty(context.staging.data)  # remove what an earlier finalize has packed
+        FinishedShards(context).remove_unfinished()
     with Findings(context.folder.audit) as findings, _no_collection(), ExitStack() as stack:
         totals, lines = _scan(context, findings, progress, stack)
         problem = problem_of(context, findings, records=totals.records)
@@ -182,15 +182,6 @@ def _no_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _empty(folder: Path) -> None:
-    """Empty ``folder`` but keep it: without it nothing counts as extracted."""
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 class _Lines(NamedTuple):

@@ -79,6 +79,11 @@ class Staging:
         """The members of each part in one file, where they are packed."""
         return self.root / "members"
 
+    @property
+    def packed(self) -> Path:
+        """Notes on the shards that are packed completely."""
+        return self.root / "packed"
+
     def container(self, part: Part) -> Path:
         """The members of a part, one after the other; its manifest has their offsets."""
         return self.containers / part.id

@@ -1,0 +1,100 @@
+"""Shards that an earlier attempt has packed, so that a later one writes only the others.
+
+A shard's note is written once its content is durable and it has its name in the staged dataset. It
+is used again only if it would have the same members, with the same options.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import msgspec
+
+from jobs.finalize.context import FinalizeContext
+from jobs.finalize.shard_members import Member
+from jobs.storage import atomic, digest
+from jobs.storage.manifest import PublishedFile
+
+_NOTE, _LINES = ".json", ".lines"  # endings after a shard's name
+
+
+class FinishedShard(msgspec.Struct, frozen=True):
+    """The note of a shard."""
+
+    units: int  # samples, or files
+    line: PublishedFile  # its line of the manifest
+    members: int
+    lines_crc32: str  # of the file with the lines of its members
+    options: str  # digest of the options that it was packed with
+
+
+class FinishedShards:
+    """The notes of a run's shards. Methods raise ``OSError``."""
+
+    def __init__(self, context: FinalizeContext) -> None:
+        self._data = context.staging.data
+        self._notes = context.staging.packed
+        self._options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
+
+    def lines(self, shard: str) -> Path:
+        """The file for the lines of a shard's members."""
+        path = self._notes / f"{shard}{_LINES}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def note(self, units: int, line: PublishedFile, members: int) -> None:
+        """Note that the shard of ``line`` is finished, and its ``lines`` are written."""
+        crc32 = digest.of("crc32", [self.lines(line.path).read_bytes()])
+        note = FinishedShard(units, line, members, crc32, self._options)
+        atomic.write_json(self._note(line.path), note)
+
+    def find(
+        self,
+        shard: str,
+        members: Sequence[Member],
+        line_of: Callable[[Member, int | None], PublishedFile],
+    ) -> FinishedShard | None:
+        """The note of a finished shard with exactly these members.
+
+        ``line_of``: the line of the manifest of a member at an offset.
+        """
+        try:
+            found = atomic.read_json(self._note(shard), FinishedShard)
+            lines = self.lines(shard).read_bytes()
+            size = (self._data / shard).stat().st_size
+        except (OSError, msgspec.DecodeError):
+            return None
+        facts = (found.options, found.lines_crc32, found.line.size, found.members)
+        if facts != (self._options, digest.of("crc32", [lines]), size, len(members)):
+            return None
+        entries = msgspec.json.Decoder(PublishedFile).decode_lines(lines)
+        pairs = zip(entries, members, strict=True)
+        same = all(entry == line_of(member, entry.offset) for entry, member in pairs)
+        return found if same else None
+
+    def remove_unfinished(self) -> None:
+        """Remove everything from the staged dataset that is no finished shard."""
+        for folder, folders, names in os.walk(self._data, topdown=False):
+            for name in names:
+                path = Path(folder, name)
+                if not self._note(str(path.relative_to(self._data))).exists():
+                    path.unlink()
+            for name in folders:
+                path = Path(folder, name)
+                if path.is_symlink():
+                    path.unlink()
+                elif not any(path.iterdir()):
+                    path.rmdir()
+
+    def remove_others(self, names: Collection[str]) -> None:
+        """Remove the finished shards that have none of the ``names``."""
+        for note in self._notes.rglob(f"*{_NOTE}"):
+            shard = str(note.relative_to(self._notes)).removesuffix(_NOTE)
+            if shard not in names:
+                (self._data / shard).unlink(missing_ok=True)
+                note.unlink()
+
+    def _note(self, shard: str) -> Path:
+        return self._notes / f"{shard}{_NOTE}"

@@ -1,0 +1,119 @@
+"""A finalize that is cut off while it packs: the next one writes only the other shards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from jobs.finalize import pack
+from jobs.model import Options, Output
+from tests.support.builders.contents import pages, tree
+from tests.support.builders.made_run import Run
+from tests.support.builders.runs import RunBuilder
+
+PACKED = Options(output=Output.WEBDATASET, shard_records=2)
+ZIPS = Options(output=Output.ZIP, shard_size=600)
+
+
+def extracted(path: Path, options: Options) -> Run:
+    first, second = pages(0, 5), pages(5, 5)
+    first.files["extra/1.txt"] = b"extra"
+    return RunBuilder(first, second, options=options).extracted(path)
+
+
+def cut_off(run: Run, monkeypatch: pytest.MonkeyPatch, after: int = 3) -> dict[str, int]:
+    """Finalize, which fails after so many shards; those that are finished, with their inodes."""
+    write = pack._Packing._write
+    written = 0
+
+    def interrupted(packing: pack._Packing, shard: pack._Shard) -> pack._Written:
+        nonlocal written
+        if written == after:
+            raise OSError("interrupted")
+        written += 1
+        return write(packing, shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "cores", lambda: 1)
+        patch.setattr(pack._Packing, "_write", interrupted)
+        with pytest.raises(OSError, match="interrupted"):
+            run.finish()
+    return inodes(run.staging.data)
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_ino
+        for path in folder.rglob("*")
+        if path.suffix in (".tar", ".zip")
+    }
+
+
+def published(run: Run) -> dict[str, bytes]:
+    """What does not tell when it was made."""
+    return {name: data for name, data in tree(run.staging.dest).items() if name != "RECEIPT.json"}
+
+
+@pytest.mark.parametrize("options", [PACKED, ZIPS], ids=["webdataset", "zip"])
+def test_finished_shards_stay_and_the_result_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options
+) -> None:
+    undisturbed = extracted(tmp_path / "undisturbed", options)
+    undisturbed.finish()
+    run = extracted(tmp_path / "run", options)
+    before = cut_off(run, monkeypatch)
+    assert len(before) == 3
+    run.finish()
+    after = inodes(run.staging.dest)
+    assert before.items() <= after.items()
+    assert len(after) > 3
+    assert published(run) == published(undisturbed)
+    assert not run.staging.packed.exists()
+
+
+def _shorter(run: Run, shard: Path) -> None:
+    with shard.open("r+b") as file:
+        file.truncate(shard.stat().st_size - 512)
+
+
+def _without_lines(run: Run, shard: Path) -> None:
+    (run.staging.packed / f"{shard.name}.lines").write_bytes(b"")
+
+
+def _damaged_note(run: Run, shard: Path) -> None:
+    (run.staging.packed / f"{shard.name}.json").write_bytes(b"{")
+
+
+def _gone(run: Run, shard: Path) -> None:
+    shard.unlink()
+
+
+@pytest.mark.parametrize("damage", [_shorter, _without_lines, _damaged_note, _gone])
+def test_a_shard_in_doubt_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    undisturbed = extracted(tmp_path / "undisturbed", PACKED)
+    undisturbed.finish()
+    run = extracted(tmp_path / "run", PACKED)
+    before = cut_off(run, monkeypatch)
+    damage(run, run.staging.data / "dest-000001.tar")
+    run.finish()
+    after = inodes(run.staging.dest)
+    assert before["dest-000000.tar"] == after["dest-000000.tar"]
+    assert published(run) == published(undisturbed)
+
+
+def test_other_options_or_other_members_make_other_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    larger = msgspec.structs.replace(PACKED, shard_records=5)
+    undisturbed = extracted(tmp_path / "undisturbed", larger)
+    undisturbed.finish()
+    run = extracted(tmp_path / "run", PACKED)
+    cut_off(run, monkeypatch, after=4)
+    replace(run, plan=msgspec.structs.replace(run.plan, options=larger)).finish()
+    assert published(run) == published(undisturbed)
