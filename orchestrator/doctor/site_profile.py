@@ -114,7 +114,7 @@ def text(wanted: Resources, findings: Sequence[CheckResult], endpoint: str) -> s
         "# For all users: /etc/xdg/websight-orchestrate/config.toml; for you only:",
         "# ~/.config/websight-orchestrate/config.toml. Options on the command line override it.",
         "",
-        f"engine = {json.dumps('slurm')}",
+        'engine = "slurm"',
         *_jobs(wanted),
         *_internet(findings, endpoint),
         "",
@@ -152,7 +152,7 @@ def _internet(findings: Iterable[CheckResult], endpoint: str) -> Iterator[str]:
         yield "# Compute nodes reach the internet."
     elif node_probe.internet(endpoint).ok:
         yield "# Compute nodes do not reach the internet; this machine does."
-        yield f"download-on = {json.dumps('login')}"
+        yield 'download-on = "login"'
     else:
         yield "# Neither compute nodes nor this machine reach the internet: use --local-path."
 
