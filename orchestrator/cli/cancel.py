@@ -13,7 +13,7 @@ from orchestrator.cli.options import flag
 @click.command(short_help="Cancel all jobs of a run; `resume` can continue it.")
 @options.run
 @options.log_dir
-@flag("--abandon", "Abandon jobs whose cluster no longer exists or cannot be reached.")
+@flag("--abandon", help="Abandon jobs whose cluster no longer exists or cannot be reached.")
 def command(run: str | None, log_dir: Path, abandon: bool) -> int:
     """Cancel all jobs of RUN, including waiting ones. Its finished work is kept for `resume`.
 

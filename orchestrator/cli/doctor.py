@@ -10,29 +10,31 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.options import option
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Check this machine or cluster before a long run.")
-@option("--dest", "Destination.", type=options.FOLDER, default=DEFAULT_DEST)
+@click.option("--dest", help="Destination.", type=options.FOLDER, default=DEFAULT_DEST)
 @options.log_dir
 @options.engine
-@option(
-    "--wait-s SECONDS",
-    "How long to wait for the test job.",
+@click.option(
+    "--wait-s",
+    metavar="SECONDS",
+    help="How long to wait for the test job.",
     type=click.FloatRange(min=1),
     default=120.0,
 )
-@option(
-    "--write-profile [FILE]",
-    "Write a settings file from the results.  [FILE: your own, in ~/.config]",
+@click.option(
+    "--write-profile",
+    metavar="[FILE]",
+    help="Write a settings file from the results.  [FILE: your own, in ~/.config]",
     is_flag=False,
     flag_value="",
 )
-@option(
-    "--install-env PATH",
-    "First create an environment with this tool in PATH, which all nodes see, and use it.",
+@click.option(
+    "--install-env",
+    metavar="PATH",
+    help="First create an environment with this tool in PATH, which all nodes see, and use it.",
     type=options.FOLDER,
 )
 @options.slurm

@@ -11,71 +11,93 @@ from click.core import ParameterSource
 
 from jobs.model import Links, Match, OnBadRecord, OnCollision, Options, Output, Verify
 from orchestrator.cli import options
-from orchestrator.cli.options import flag, option, repeated
+from orchestrator.cli.options import flag, repeated
 from orchestrator.lifecycle.planning import DEFAULT_TASKS
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 _source = options.stack(
-    option("--hf-repo REPO", "Repository on the Hugging Face Hub."),
+    click.option("--hf-repo", metavar="REPO", help="Repository on the Hugging Face Hub."),
     repeated(
-        "--hf-file hf_files PATH", "Only this file or folder of the repository; may be repeated."
+        "--hf-file",
+        "hf_files",
+        metavar="PATH",
+        help="Only this file or folder of the repository; may be repeated.",
     ),
-    option(
+    click.option(
         "--revision",
-        "Branch, tag or commit; for a DOI, a version number.  [default: the latest, pinned "
+        help="Branch, tag or commit; for a DOI, a version number.  [default: the latest, pinned "
         "at launch]",
     ),
-    option(
+    click.option(
         "--repo-type",
-        "Kind of repository.",
+        help="Kind of repository.",
         type=click.Choice(["dataset", "model", "space"]),
         default="dataset",
     ),
     repeated(
-        "--url urls URL",
-        "URL of an archive: http(s), or s3, gs, az (also a prefix that ends in a slash); "
+        "--url",
+        "urls",
+        metavar="URL",
+        help="URL of an archive: http(s), or s3, gs, az (also a prefix that ends in a slash); "
         "may be repeated, or contain a range: {000..099}.",
     ),
-    option(
-        "--url-list FILE", "File with one URL (or a name and a URL) per line; - is standard input."
+    click.option(
+        "--url-list",
+        metavar="FILE",
+        help="File with one URL (or a name and a URL) per line; - is standard input.",
     ),
-    repeated("--sha256 HEX", "SHA-256 of each --url, in the same order."),
+    repeated("--sha256", metavar="HEX", help="SHA-256 of each --url, in the same order."),
     repeated(
-        "--header headers NAME=VARIABLE",
-        "Send HTTP header NAME with the value of an environment variable.",
+        "--header",
+        "headers",
+        metavar="NAME=VARIABLE",
+        help="Send HTTP header NAME with the value of an environment variable.",
     ),
-    option(
-        "--doi DOI",
-        "DOI of a dataset at Zenodo, Figshare or a Dataverse, such as 10.5281/zenodo.1234567.",
+    click.option(
+        "--doi",
+        metavar="DOI",
+        help="DOI of a dataset at Zenodo, Figshare or a Dataverse, such as 10.5281/zenodo.1234567.",
     ),
-    option(
+    click.option(
         "--local-path",
-        "An archive, a folder of archives, or a dataset's folder.",
+        help="An archive, a folder of archives, or a dataset's folder.",
         type=options.FOLDER,
     ),
-    repeated("--include GLOB", "Only files of the source that match; may be repeated."),
     repeated(
-        "--exclude exclude_files GLOB", "Ignore files of the source that match; may be repeated."
+        "--include", metavar="GLOB", help="Only files of the source that match; may be repeated."
     ),
     repeated(
-        "--join GLOB", "Files that match are the pieces of one archive; none: no file is a piece."
+        "--exclude",
+        "exclude_files",
+        metavar="GLOB",
+        help="Ignore files of the source that match; may be repeated.",
+    ),
+    repeated(
+        "--join",
+        metavar="GLOB",
+        help="Files that match are the pieces of one archive; none: no file is a piece.",
     ),
     title="Source (the Hub, URLs, an object store, a DOI, or a local path)",
 )
 
 _dataset = options.stack(
-    option(
-        "--dest", "Folder to publish the dataset into.", type=options.FOLDER, default=DEFAULT_DEST
+    click.option(
+        "--dest",
+        help="Folder to publish the dataset into.",
+        type=options.FOLDER,
+        default=DEFAULT_DEST,
     ),
-    option(
-        "--temp-dir", "Folder for downloaded archives.  [default: inside DEST]", type=options.FOLDER
+    click.option(
+        "--temp-dir",
+        help="Folder for downloaded archives.  [default: inside DEST]",
+        type=options.FOLDER,
     ),
     options.temp_limit("all, or what fits in addition to the data"),
-    flag("--overwrite", "Replace the dataset at the destination; other files there are kept."),
-    flag("--keep-archive", "Keep the archives after the dataset is published."),
-    option(
+    flag("--overwrite", help="Replace the dataset at the destination; other files there are kept."),
+    flag("--keep-archive", help="Keep the archives after the dataset is published."),
+    click.option(
         "--overlap/--no-overlap",
-        "Extract in the download job while it downloads, or only in extract tasks.",
+        help="Extract in the download job while it downloads, or only in extract tasks.",
         default=True,
     ),
     options.one_of(
@@ -85,55 +107,62 @@ _dataset = options.stack(
         "zip: uncompressed zips of all files; squashfs: one image of all files, to be mounted.",
         Output.FILES,
     ),
-    option(
+    click.option(
         "--shard-size",
-        "Maximum size of a tar or zip of --output webdataset or zip.  [default: 1GB]",
+        help="Maximum size of a tar or zip of --output webdataset or zip.  [default: 1GB]",
         type=options.SIZE,
     ),
-    option(
+    click.option(
         "--shard-records",
-        "Maximum number of records in a tar of --output webdataset.  [default: 100000]",
+        help="Maximum number of records in a tar of --output webdataset.  [default: 100000]",
         type=options.POSITIVE,
     ),
-    option(
-        "--squashfs-compression NAME[:LEVEL]",
-        "Compression of --output squashfs (not of pictures): zstd or gzip.  [default: zstd:3]",
+    click.option(
+        "--squashfs-compression",
+        metavar="NAME[:LEVEL]",
+        help="Compression of --output squashfs (not of pictures): zstd or gzip.  [default: zstd:3]",
     ),
-    option(
+    click.option(
         "--squashfs-block",
-        "Bytes that --output squashfs compresses together, 4K to 1M.  [default: 128K]",
+        help="Bytes that --output squashfs compresses together, 4K to 1M.  [default: 128K]",
         type=options.SIZE,
     ),
-    option(
-        "--layout layout_name",
-        "auto: detected; websight: the records file; webdataset: samples of files with "
+    click.option(
+        "--layout",
+        "layout_name",
+        help="auto: detected; websight: the records file; webdataset: samples of files with "
         "the same key; files: no records.",
         type=click.Choice(["auto", "websight", "webdataset", "files"]),
         default="auto",
     ),
-    option("--records-file", "Path of the records file.  [default: prompts.jsonl, or detected]"),
-    option("--images-dir", "Path of the images folder.", default="images"),
-    option("--image-field", "Field of a record that names the image.  [default: detected]"),
-    option(
+    click.option(
+        "--records-file", help="Path of the records file.  [default: prompts.jsonl, or detected]"
+    ),
+    click.option("--images-dir", help="Path of the images folder.", default="images"),
+    click.option(
+        "--image-field", help="Field of a record that names the image.  [default: detected]"
+    ),
+    click.option(
         "--records-encoding",
-        "Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if detected]",
+        help="Encoding of the records, such as gbk.  [default: UTF-8, or UTF-16 if detected]",
         type=options.ENCODING,
     ),
-    option(
-        "--strip-components auto|N",
-        "Leading folders to remove from each path; auto: a single top folder.",
+    click.option(
+        "--strip-components",
+        metavar="auto|N",
+        help="Leading folders to remove from each path; auto: a single top folder.",
         default="auto",
     ),
-    flag("--nested", "Extract archives inside archives, one level deep."),
-    option(
+    flag("--nested", help="Extract archives inside archives, one level deep."),
+    click.option(
         "--zip-encoding",
-        "Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
+        help="Encoding of file names in zips that are not UTF-8, such as cp932 or gbk.",
         type=options.ENCODING,
         default=Options().zip_encoding,
     ),
-    option(
+    click.option(
         "--preserve-times/--no-preserve-times",
-        "Keep files' modification times.  [default: of a folder's files, not of archives']",
+        help="Keep files' modification times.  [default: of a folder's files, not of archives']",
         default=None,
     ),
     title="Dataset",
@@ -146,7 +175,9 @@ _verification = options.stack(
         "How images are checked; none: check neither images nor records.",
         Verify.STRUCTURE,
     ),
-    flag("--skip-verify", "Same as --verify none; recorded in the receipt and shown by status."),
+    flag(
+        "--skip-verify", help="Same as --verify none; recorded in the receipt and shown by status."
+    ),
     options.expect_records,
     options.one_of(
         "--on-bad-record",
@@ -168,21 +199,21 @@ _verification = options.stack(
         Match.AUTO,
     ),
     options.one_of("--links", Links, "What to do with symbolic links in archives.", Links.REFUSE),
-    option(
+    click.option(
         "--digest",
-        "Digest of each file in the manifest.",
+        help="Digest of each file in the manifest.",
         type=click.Choice(["crc32", "sha256", "blake3"]),
         default="crc32",
     ),
-    option(
+    click.option(
         "--max-expansion",
-        "Maximum ratio of extracted to archived bytes (against archive bombs).",
+        help="Maximum ratio of extracted to archived bytes (against archive bombs).",
         type=options.Number(min=1),
         default=200.0,
     ),
-    option(
+    click.option(
         "--max-members",
-        "Maximum number of files and folders in one archive (against archive bombs).",
+        help="Maximum number of files and folders in one archive (against archive bombs).",
         type=options.POSITIVE,
         default=Options().max_members,
     ),
@@ -191,67 +222,72 @@ _verification = options.stack(
 
 _running = options.stack(
     options.engine,
-    option(
+    click.option(
         "--tasks",
-        "Maximum number of tasks of the extract array.  "
+        help="Maximum number of tasks of the extract array.  "
         f"[default: {DEFAULT_TASKS} on Slurm, one per core on this machine]",
         type=options.POSITIVE,
     ),
-    option(
+    click.option(
         "--part-size",
-        "Largest size of a part of an archive; a task extracts one or more parts.",
+        help="Largest size of a part of an archive; a task extracts one or more parts.",
         type=options.SIZE,
         default="512M",
     ),
-    option(
+    click.option(
         "--parallel",
-        "Maximum number of tasks at a time.  [default: all; on this machine, one per core]",
+        help="Maximum number of tasks at a time.  [default: all; on this machine, one per core]",
         type=options.POSITIVE,
     ),
-    option(
+    click.option(
         "--retries",
-        "Number of automatic retries; 0 with --parsable unless given.",
+        help="Number of automatic retries; 0 with --parsable unless given.",
         type=click.IntRange(min=0),
         default=1,
     ),
-    option(
+    click.option(
         "--connections",
-        "Number of connections for all downloads together.",
+        help="Number of connections for all downloads together.",
         type=options.POSITIVE,
         default=8,
     ),
-    option("--max-rate", "Maximum bytes per second, such as 50M.", type=options.SIZE),
-    option(
-        "--stall stall_s SECONDS",
-        "Seconds without data after which a connection is closed.",
+    click.option("--max-rate", help="Maximum bytes per second, such as 50M.", type=options.SIZE),
+    click.option(
+        "--stall",
+        "stall_s",
+        metavar="SECONDS",
+        help="Seconds without data after which a connection is closed.",
         type=options.Number(min=0.1),
         default=60.0,
     ),
-    option(
+    click.option(
         "--download-partition",
-        "Partition of the download job, one with internet access.",
+        help="Partition of the download job, one with internet access.",
         type=options.WORD,
     ),
     repeated(
-        "--download-sbatch-arg download_sbatch_args",
-        "sbatch option for the download job only; may be repeated.",
+        "--download-sbatch-arg",
+        "download_sbatch_args",
+        help="sbatch option for the download job only; may be repeated.",
         type=options.SBATCH_DOWNLOAD,
     ),
-    option(
-        "--download-tasks N",
-        "Distribute the shards over N download tasks, which share --connections and --max-rate.",
+    click.option(
+        "--download-tasks",
+        metavar="N",
+        help="Distribute the shards over N download tasks, which share --connections and "
+        "--max-rate.",
         type=options.POSITIVE,
         default=1,
     ),
-    option(
+    click.option(
         "--download-on",
-        "login: download in this shell, then submit the rest.",
+        help="login: download in this shell, then submit the rest.",
         type=click.Choice(["cluster", "login"]),
         default="cluster",
     ),
-    option(
+    click.option(
         "--then",
-        "Your batch script, submitted to start after the dataset is published.",
+        help="Your batch script, submitted to start after the dataset is published.",
         type=options.FOLDER,
     ),
     title="Download and run",
@@ -259,12 +295,12 @@ _running = options.stack(
 
 _output = options.stack(
     options.log_dir,
-    flag("--dry-run", "Show the plan and the batch scripts; change nothing."),
+    flag("--dry-run", help="Show the plan and the batch scripts; change nothing."),
     options.wait,
     options.yes,
     options.as_json,
     options.parsable,
-    flag("--show-config", "Show each option with the origin of its value, and exit."),
+    flag("--show-config", help="Show each option with the origin of its value, and exit."),
 )
 
 

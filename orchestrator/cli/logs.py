@@ -7,16 +7,22 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.options import flag, option
+from orchestrator.cli.options import flag
 
 
 @click.command(short_help="Show the log of a task, of a shard, or of failed tasks.")
 @options.run
 @click.argument("task", required=False)
 @options.log_dir
-@flag("--failed", "Show the logs of all failed tasks.")
-@option("-n --lines", "Number of last lines of each log.", type=click.IntRange(min=0), default=40)
-@flag("-f --follow", "Print new lines as they are written, until the task has ended.")
+@flag("--failed", help="Show the logs of all failed tasks.")
+@click.option(
+    "-n",
+    "--lines",
+    help="Number of last lines of each log.",
+    type=click.IntRange(min=0),
+    default=40,
+)
+@flag("-f", "--follow", help="Print new lines as they are written, until the task has ended.")
 def command(
     run: str | None, task: str | None, log_dir: Path, failed: bool, lines: int, follow: bool
 ) -> int:

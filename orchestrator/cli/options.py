@@ -128,20 +128,8 @@ POSITIVE = click.IntRange(min=1)
 ENGINE = click.Choice(["auto", "slurm", "local"])
 
 
-def option(declared: str, help: str, **more: Any) -> Callable[[F], F]:
-    """``click.option`` with a declaration in one text.
-
-    ``declared``: the names, then the parameter's name if it is another, then the word that stands
-    for the value, in capitals: ``--hf-file hf_files PATH``.
-    """
-    words = declared.split()
-    names = [word for word in words if word.startswith("-") or word.islower()]
-    shown = next((word for word in words if word not in names), None)
-    return click.option(*names, metavar=shown, help=help, **more)
-
-
-flag = partial(option, is_flag=True)
-repeated = partial(option, multiple=True)
+flag = partial(click.option, is_flag=True)
+repeated = partial(click.option, multiple=True)
 
 
 def stack(*options: Callable[[F], F], title: str = "") -> Callable[[F], F]:
@@ -185,17 +173,17 @@ class Titled(click.Command):
                 formatter.write_dl(rows)
 
 
-log_dir = option(
+log_dir = click.option(
     "--log-dir",
-    "Folder of the run folders; compute nodes must see it too.",
+    help="Folder of the run folders; compute nodes must see it too.",
     type=FOLDER,
     default=Path("logs"),
 )
 
 
-engine = option(
+engine = click.option(
     "--engine",
-    "auto: Slurm if sbatch is found, otherwise this machine.",
+    help="auto: Slurm if sbatch is found, otherwise this machine.",
     type=ENGINE,
     default="auto",
 )
@@ -208,11 +196,15 @@ def _errors_too(ctx: click.Context, param: click.Parameter, value: bool) -> bool
     return value
 
 
-as_json = flag("--json as_json", "Print one JSON object.", is_eager=True, callback=_errors_too)
-parsable = flag("--parsable", "Print only the id of the finalize job (the last of the run).")
-yes = flag("-y --yes", "Start without asking for confirmation.")
-wait = option(
-    "--wait/--no-wait", "Wait until a run on Slurm has ended, and show its state.", default=False
+as_json = flag(
+    "--json", "as_json", help="Print one JSON object.", is_eager=True, callback=_errors_too
+)
+parsable = flag("--parsable", help="Print only the id of the finalize job (the last of the run).")
+yes = flag("-y", "--yes", help="Start without asking for confirmation.")
+wait = click.option(
+    "--wait/--no-wait",
+    help="Wait until a run on Slurm has ended, and show its state.",
+    default=False,
 )
 
 
@@ -255,17 +247,18 @@ class OutputMode:
 
 def temp_limit(default: str) -> Callable[[F], F]:
     """The ``--temp-limit`` option; ``default`` describes the default."""
-    return option(
-        "--temp-limit SIZE",
-        "Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
+    return click.option(
+        "--temp-limit",
+        metavar="SIZE",
+        help="Maximum bytes of archives stored at a time, each deleted once it is extracted.  "
         f"[default: {default}]",
         type=SIZE,
     )
 
 
-expect_records = option(
+expect_records = click.option(
     "--expect-records",
-    "Fail unless the dataset has exactly this many records.",
+    help="Fail unless the dataset has exactly this many records.",
     type=click.IntRange(min=0),
 )
 
@@ -281,50 +274,64 @@ def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 run = click.argument("run", required=False, shell_complete=_run_ids)
 
 slurm = stack(
-    option("-p --partition", "Partition.", type=WORD),
-    option("-A --account", "Account.", type=WORD),
-    option("-q --qos", "Quality of service.", type=WORD),
-    option(
-        "-t --time time_min TIME",
-        "Time limit of each job, in a format of sbatch.  [launch: 4:00:00]",
+    click.option("-p", "--partition", help="Partition.", type=WORD),
+    click.option("-A", "--account", help="Account.", type=WORD),
+    click.option("-q", "--qos", help="Quality of service.", type=WORD),
+    click.option(
+        "-t",
+        "--time",
+        "time_min",
+        metavar="TIME",
+        help="Time limit of each job, in a format of sbatch.  [launch: 4:00:00]",
         type=TIME,
     ),
-    option("-c --cpus-per-task cpus", "Cores per task.  [launch: 2]", type=POSITIVE),
-    option("--mem mem_mb SIZE", "Memory per task, such as 8G.", type=MEMORY),
-    option("-C --constraint", "Features required of a node.", type=WORD),
+    click.option(
+        "-c", "--cpus-per-task", "cpus", help="Cores per task.  [launch: 2]", type=POSITIVE
+    ),
+    click.option(
+        "--mem", "mem_mb", metavar="SIZE", help="Memory per task, such as 8G.", type=MEMORY
+    ),
+    click.option("-C", "--constraint", help="Features required of a node.", type=WORD),
     # sbatch's name is --exclude, which here excludes files of the source.
-    option("-x --exclude-nodes exclude", "Nodes to exclude.", type=WORD),
-    option("--reservation", "Reservation.", type=WORD),
-    option("--mail-type", "Events that Slurm sends mail for, such as END,FAIL.", type=WORD),
-    option("--mail-user", "Address for these mails.", type=WORD),
+    click.option("-x", "--exclude-nodes", "exclude", help="Nodes to exclude.", type=WORD),
+    click.option("--reservation", help="Reservation.", type=WORD),
+    click.option(
+        "--mail-type", help="Events that Slurm sends mail for, such as END,FAIL.", type=WORD
+    ),
+    click.option("--mail-user", help="Address for these mails.", type=WORD),
     repeated(
-        "--sbatch-arg sbatch_args",
-        "Any other sbatch option, in sbatch's own spelling; may be repeated.",
+        "--sbatch-arg",
+        "sbatch_args",
+        help="Any other sbatch option, in sbatch's own spelling; may be repeated.",
         type=SBATCH,
     ),
     repeated(
         "--setup",
-        "Shell line to run before each task, such as module load …; may be repeated.",
+        help="Shell line to run before each task, such as module load …; may be repeated.",
         type=LINE,
     ),
-    option(
-        "--container-image IMAGE",
-        "Run tasks in this image, on a Slurm with the pyxis plugin.",
+    click.option(
+        "--container-image",
+        metavar="IMAGE",
+        help="Run tasks in this image, on a Slurm with the pyxis plugin.",
         type=WORD,
     ),
     repeated(
-        "--container-mounts SOURCE:TARGET",
-        "Further mounts of the image; a run's folders are always mounted. May be repeated.",
+        "--container-mounts",
+        metavar="SOURCE:TARGET",
+        help="Further mounts of the image; a run's folders are always mounted. May be repeated.",
         type=WORD,
     ),
-    option(
-        "--launcher PREFIX",
-        "Command that starts each task, such as 'apptainer exec image.sif'.",
+    click.option(
+        "--launcher",
+        metavar="PREFIX",
+        help="Command that starts each task, such as 'apptainer exec image.sif'.",
         type=COMMAND,
     ),
-    option(
-        "--python PATH",
-        "Python that runs the tasks and has this tool.  [default: the one that submits]",
+    click.option(
+        "--python",
+        metavar="PATH",
+        help="Python that runs the tasks and has this tool.  [default: the one that submits]",
         type=WORD,
     ),
     title="Slurm",

@@ -7,13 +7,14 @@ from pathlib import Path
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.options import option
 
 
 @click.command(short_help="Write a run's report as one HTML page.")
 @options.run
 @options.log_dir
-@option("-o --output", "File to write.  [default: report.html of the run]", type=options.FOLDER)
+@click.option(
+    "-o", "--output", help="File to write.  [default: report.html of the run]", type=options.FOLDER
+)
 def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     """Write RUN's report: summary, tasks by node, throughput, problems, efficiency, receipt.
 

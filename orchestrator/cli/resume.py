@@ -9,17 +9,19 @@ import click
 
 from jobs.model import Match, OnBadRecord, OnCollision
 from orchestrator.cli import options
-from orchestrator.cli.options import flag, option
+from orchestrator.cli.options import flag
 
 if TYPE_CHECKING:
     from orchestrator.api import Amendments
 
 
 _publishing = options.stack(
-    option("--layout", "files: publish all files, without records.", type=click.Choice(["files"])),
-    option("--records-file", "Path of the records file among the extracted files."),
-    option("--images-dir", "Path of the images folder."),
-    option("--image-field", "Field of a record that names the image."),
+    click.option(
+        "--layout", help="files: publish all files, without records.", type=click.Choice(["files"])
+    ),
+    click.option("--records-file", help="Path of the records file among the extracted files."),
+    click.option("--images-dir", help="Path of the images folder."),
+    click.option("--image-field", help="Field of a record that names the image."),
     options.expect_records,
     options.one_of(
         "--on-bad-record", OnBadRecord, "What to do with records whose image is missing or damaged."
@@ -37,9 +39,9 @@ _publishing = options.stack(
 @click.command(cls=options.Titled, short_help="Do the remaining work of a run.")
 @options.run
 @options.log_dir
-@option("--tasks", "Maximum number of array tasks.", type=options.POSITIVE)
-@flag("--dry-run", "Show what would be done; change nothing.")
-@flag("--deep", "First check all content of a published dataset.")
+@click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
+@flag("--dry-run", help="Show what would be done; change nothing.")
+@flag("--deep", help="First check all content of a published dataset.")
 @options.temp_limit("as before")
 @_publishing
 @options.slurm

@@ -11,7 +11,6 @@ import click
 from jobs.model import utc_now
 from orchestrator import api, units
 from orchestrator.cli import messages, options
-from orchestrator.cli.options import option
 from orchestrator.display import terminal
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.inspection import run_list
@@ -21,7 +20,7 @@ from orchestrator.inspection.state import RunStatus
 
 @click.command(short_help="List the runs in the log folder.")
 @options.log_dir
-@option("-n --most", "Show only the N newest runs.", type=options.POSITIVE)
+@click.option("-n", "--most", help="Show only the N newest runs.", type=options.POSITIVE)
 @options.as_json
 def command(log_dir: Path, most: int | None, as_json: bool) -> int:
     """List the runs in the log folder, the newest first, with their states."""

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 @options.run
 @options.log_dir
 @options.as_json
-@flag("--watch", "Redraw until the run has ended; Ctrl-C stops watching.")
-@flag("--failed", "Show only what failed.")
+@flag("--watch", help="Redraw until the run has ended; Ctrl-C stops watching.")
+@flag("--failed", help="Show only what failed.")
 def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: bool) -> int:
     """Show the state of RUN: a run's id, folder or destination, by default the newest run.
 

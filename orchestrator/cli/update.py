@@ -8,20 +8,20 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.options import flag, option
+from orchestrator.cli.options import flag
 from orchestrator.lifecycle.request import DEFAULT_DEST
 
 
 @click.command(cls=options.Titled, short_help="Update a dataset to the latest state of its source.")
 @click.argument("dest", type=options.FOLDER, default=DEFAULT_DEST)
-@option("--revision", "Branch, tag or commit, or version.  [default: as at launch]")
-@flag("--dry-run", "Show what changed; change nothing.")
-@option(
+@click.option("--revision", help="Branch, tag or commit, or version.  [default: as at launch]")
+@flag("--dry-run", help="Show what changed; change nothing.")
+@click.option(
     "--engine",
-    "auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
+    help="auto: Slurm if sbatch is found, otherwise this machine.  [default: as at launch]",
     type=options.ENGINE,
 )
-@option("--tasks", "Maximum number of array tasks.", type=options.POSITIVE)
+@click.option("--tasks", help="Maximum number of array tasks.", type=options.POSITIVE)
 @options.temp_limit("as at launch")
 @options.log_dir
 @options.slurm

@@ -8,21 +8,21 @@ from typing import Any
 import click
 
 from orchestrator.cli import options
-from orchestrator.cli.options import flag, option
+from orchestrator.cli.options import flag
 
 
 @click.command(cls=options.Titled, short_help="Check a published dataset against its receipt.")
 @click.argument("path", type=options.FOLDER)
-@flag("--deep", "Check all content, not only names and sizes.")
-@option(
+@flag("--deep", help="Check all content, not only names and sizes.")
+@click.option(
     "--engine",
-    "slurm: check as a job array.",
+    help="slurm: check as a job array.",
     type=click.Choice(["local", "slurm"]),
     default="local",
 )
-@option(
+@click.option(
     "--tasks",
-    "Number of array tasks on Slurm; on this machine, one process per core is used.",
+    help="Number of array tasks on Slurm; on this machine, one process per core is used.",
     type=options.POSITIVE,
     default=8,
 )
