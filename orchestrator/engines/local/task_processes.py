@@ -35,9 +35,11 @@ class TaskStarter:
             start_new_session=True,
             bufsize=0,
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._starts = Sender(self._process.stdin)
-        self._answers: Receiver[Answer] = Receiver(self._process.stdout.fileno(), Answer)
+        stdin, stdout, stderr = self._process.stdin, self._process.stdout, self._process.stderr
+        assert stdin is not None and stdout is not None and stderr is not None
+        self._stdin, self._stdout, self._stderr = stdin, stdout, stderr
+        self._starts = Sender(stdin)
+        self._answers: Receiver[Answer] = Receiver(stdout.fileno(), Answer)
         self._returncodes: dict[int, int] = {}
 
     @property
@@ -52,8 +54,7 @@ class TaskStarter:
 
     def fileno(self) -> int:
         """A descriptor that becomes readable when a task ends."""
-        assert self._process.stdout is not None
-        return self._process.stdout.fileno()
+        return self._stdout.fileno()
 
     def start(
         self,
@@ -85,8 +86,7 @@ class TaskStarter:
 
     def _last_words(self) -> str:
         """The last line that it has written before it ended, in parentheses, if there is one."""
-        assert self._process.stderr is not None
-        lines = self._process.stderr.read().decode(errors="replace").split("\n")
+        lines = self._stderr.read().decode(errors="replace").split("\n")
         last = next((line.strip() for line in reversed(lines) if line.strip()), "")
         return f" ({last})" if last else ""
 
@@ -108,8 +108,7 @@ class TaskStarter:
 
     def close(self) -> None:
         """End it, and the tasks that are still running."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        self._stdin.close()
         try:
             self._process.wait(timeout=_END_S)
         except subprocess.TimeoutExpired:
@@ -123,8 +122,7 @@ class TaskStarter:
         self._close_pipes()
 
     def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert pipe is not None
+        for pipe in (self._stdin, self._stdout, self._stderr):
             pipe.close()
 
 
