@@ -181,7 +181,7 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
         state = _watched(state, folder, mode)
     code = exit_codes.of_state(state)
     if waited and state.status is RunStatus.RUNNING:
-        print_lines(_HINTS.format(run=run_list.run_word(folder)).splitlines())
+        print_lines([_HINTS.format(run=run_list.run_word(folder))])
         code = exit_codes.INTERRUPTED
     if mode.parsable:
         click.echo(_finalize_id(state) or "")
@@ -221,8 +221,7 @@ def submitted_lines(state: RunState, folder: RunFolder) -> list[str]:
             is_array = stage is Stage.EXTRACT or count > 1
             size = f" [{units.plural(count, 'task')}]" if is_array else ""
             jobs.append(f"{stage.value} {', '.join(ids)}{size}")
-    hints = _HINTS.format(run=run_list.run_word(folder)).splitlines()
-    return [f"Submitted {' → '.join(jobs)}", *hints]
+    return [f"Submitted {' → '.join(jobs)}", _HINTS.format(run=run_list.run_word(folder))]
 
 
 def _finalize_id(state: RunState) -> str | None:
