@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import msgspec
 from msgspec import structs
 
 from jobs import __version__
-from jobs.errors import EngineError, OrchestrateError
+from jobs.errors import Cause, EngineError, OrchestrateError
 from jobs.model import Resources, Stage, Task, utc_now
 from jobs.runtime.process import cores
 from jobs.sources import hub_client
@@ -34,7 +35,7 @@ from orchestrator.doctor.node_probe import (
     ProbeReport,
     ProbeRequest,
 )
-from orchestrator.engines.base import Engine, EngineState, JobSpec
+from orchestrator.engines.base import Engine, EngineState, JobSpec, TaskState
 from orchestrator.engines.registry import choose_engine, engine_named
 from orchestrator.engines.slurm import arguments, client
 from orchestrator.inspection import pending_reasons, task_logs
@@ -42,6 +43,28 @@ from orchestrator.inspection import pending_reasons, task_logs
 _LOOK_EVERY_S = 1.0
 _LATE_S = 3.0
 _SKEW_S = 5.0  # allowed difference of two clocks
+# A short job starts earlier than a long one. But Slurm sends the signal before the time limit up to
+# a minute too early, so it would reach a job of two minutes while its interpreter starts.
+_CANARY_MIN = 5
+# How a job can end without an error of its own, and what to do then.
+_ENDS = {
+    Cause.TIME_LIMIT: (
+        "reached its time limit",
+        "its node may be overloaded: run `doctor` again, or leave it out (--exclude-nodes)",
+    ),
+    Cause.OUT_OF_MEMORY: ("ran out of memory", "give jobs more (--mem)"),
+    Cause.NODE_FAILURE: (
+        "was lost with its node",
+        "run `doctor` again, or leave the node out (--exclude-nodes)",
+    ),
+    Cause.PREEMPTED: (
+        "was preempted by other jobs",
+        "run `doctor` again, or choose another --partition or --qos",
+    ),
+    Cause.CANCELLED: ("was cancelled", "run `doctor` again"),
+}
+# Signals of a program that cannot run on its node.
+_CRASHES = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
 
 
 @dataclass(frozen=True)
@@ -151,8 +174,8 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     folder = RunFolder(request.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
     spec = _spec(request, folder)
     yield _trial(spec)
-    # A short time limit lets it start earlier than a long job.
-    requested = structs.replace(spec.resources, time_min=2, mail_type=None, mail_user=None)
+    minutes = min(_CANARY_MIN, spec.resources.time_min)
+    requested = structs.replace(spec.resources, time_min=minutes, mail_type=None, mail_user=None)
     yield from _Canary(request, folder, replace(spec, resources=requested), request.probe).run()
 
 
@@ -238,7 +261,7 @@ def _trial(spec: JobSpec) -> CheckResult:
 
 @dataclass(frozen=True)
 class _Canary:
-    """A job of two minutes on the partition, which checks its node."""
+    """A short job on the partition, which checks its node."""
 
     request: DoctorRequest
     folder: RunFolder
@@ -285,7 +308,7 @@ class _Canary:
                 yield from report.findings
                 return
             if state.state is EngineState.ENDED:
-                yield self._dead(job_id, state.raw)
+                yield self._dead(job_id, state)
                 return
             waited = (utc_now() - submitted).total_seconds()
             if waited > self.request.wait_s:
@@ -308,18 +331,23 @@ class _Canary:
             return None
         return report if report.word == self.probe.word else None
 
-    def _dead(self, job_id: str, raw: str) -> CheckResult:
-        """The result for a probe without a report: the end of its log, or that it has none."""
+    def _dead(self, job_id: str, state: TaskState) -> CheckResult:
+        """The result for a probe without a report: what ended it, and the end of its log."""
         log, requested = self._log(job_id), self.request.resources
+        lines = task_logs.tail(log, 3) if log else []
+        output = " | ".join(lines) or "without printing anything"
+        if (ended := _ended_by(state)) is not None:
+            how, remedy = ended
+            where = f" on {state.node}" if state.node else ""
+            return CheckResult("canary job", False, f"job {job_id} {how}{where}: {output}", remedy)
+        raw = state.raw or "ended"
         if log is None:
             return CheckResult(
                 "canary job",
                 False,
-                f"job {job_id} {raw or 'ended'} and wrote nothing to {self.folder.path}",
+                f"job {job_id} {raw} and wrote nothing to {self.folder.path}",
                 "compute nodes do not see this folder; choose a --log-dir on a shared file system",
             )
-        lines = task_logs.tail(log, 3)
-        output = " | ".join(lines) or "without printing anything"
         if (python := node_environment.not_found(lines)) is not None:
             return node_environment.missing_python(python, requested, self.request.dest)
         remedy = "install the tool where compute nodes see it, or add --setup 'module load …'"
@@ -328,7 +356,7 @@ class _Canary:
                 "fix --setup, whose lines run before the tool, or install what is missing on the "
                 "nodes"
             )
-        return CheckResult("canary job", False, f"job {job_id} {raw or 'ended'}: {output}", remedy)
+        return CheckResult("canary job", False, f"job {job_id} {raw}: {output}", remedy)
 
     def _setup(self, job_id: str) -> Iterator[CheckResult]:
         """The output of the lines of --setup; the shell continues after a line that fails."""
@@ -343,6 +371,19 @@ class _Canary:
         """The standard error of the job and its shell."""
         found = task_logs.find(self.folder).get((1, Stage.DOWNLOAD, job_id))
         return found.err if found else None
+
+
+def _ended_by(state: TaskState) -> tuple[str, str] | None:
+    """What ended a job from outside, and what to do; None if it ended by itself."""
+    if state.cause in _ENDS:
+        return _ENDS[state.cause]
+    status, _, number = state.exit_code.partition(":")
+    # A shell, and srun for the task that it started, exit with 128 more than the signal.
+    for code in (int(number or 0), int(status or 0) - 128):
+        if code in set(signal.Signals) - set(_CRASHES):
+            step = "run `doctor` again; if it happens again, ask the site's support what sends it"
+            return f"was ended by {signal.Signals(code).name}", step
+    return None
 
 
 def _clock(report: ProbeReport, submitted: datetime, seen: datetime) -> CheckResult:

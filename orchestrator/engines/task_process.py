@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,9 @@ def without_numpy() -> Iterator[None]:
 
 def main() -> None:
     """``python -m orchestrator.engines.task_process FOLDER``: run submitit's task of ``FOLDER``."""
+    # Until the task has its own handlers: USR2 ends a process without one, and with a short time
+    # limit it comes while a busy node is still importing.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     with without_numpy():
         from submitit.core.submission import submitit_main
     submitit_main()

@@ -116,6 +116,7 @@ def test_what_a_launch_is_refused_for_the_doctor_says_in_the_same_words(
         pytest.param(
             "exit 3", "FAILED: without printing anything\n    → fix --setup", id="ends the job"
         ),
+        pytest.param("kill -USR2 $$", "was ended by SIGUSR2 on ", id="gets a signal"),
         pytest.param("nosuch load x", "– setup: its lines printed: ", id="goes on"),
     ],
 )

@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from jobs import __version__
+from jobs.errors import Cause
 from jobs.model import utc_now
 from jobs.storage import atomic
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
 from orchestrator.doctor.node_probe import CheckResult, ProbeReport, ProbeRequest
+from orchestrator.engines.base import EngineState, TaskState
 from tests.support.cli import Cli
 from tests.support.servers.hubserver import HubServer
 
@@ -104,6 +106,25 @@ def test_a_clock_that_is_wrong_is_noticed(offset_s: int, ok: bool) -> None:
     reported = ProbeReport("w", "n1", there, there, ())
     finding = checks._clock(reported, now - timedelta(seconds=3), now + timedelta(seconds=3))
     assert finding.ok is ok
+
+
+@pytest.mark.parametrize(
+    ("state", "how"),
+    [
+        (TaskState(EngineState.ENDED, "TIMEOUT", cause=Cause.TIME_LIMIT), "its time limit"),
+        (TaskState(EngineState.ENDED, "CANCELLED by 0", cause=Cause.CANCELLED), "was cancelled"),
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="0:12"), "ended by SIGUSR2"),
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="140:0"), "ended by SIGUSR2"),
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="132:0"), None),  # SIGILL
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="1:0"), None),
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="255:0"), None),
+        (TaskState(EngineState.ENDED, "FAILED", exit_code="0:53"), None),  # it was not started
+    ],
+)
+def test_what_ended_the_job_from_outside_is_said(state: TaskState, how: str | None) -> None:
+    found = checks._ended_by(state)
+    assert (found is None) is (how is None)
+    assert found is None or (how is not None and how in found[0] and found[1])
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
