@@ -19,6 +19,10 @@ from orchestrator.engines.base import JobSpec
 
 log = logging.getLogger(__name__)
 
+# The exit code of a task that wrote its result and whose dependent jobs must not start. A batch
+# script that fails before the task, such as in a line of --setup, has another one.
+BAD_END = 86
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -69,8 +73,8 @@ class Entry:
 
     def _end_badly(self, why: str) -> NoReturn:
         # Not an exception, because submitit would hide the reason in its traceback.
-        log.error("%s exits with code 1: %s", self.stage, why)
-        sys.exit(1)
+        log.error("%s exits with code %d: %s", self.stage, BAD_END, why)
+        sys.exit(BAD_END)
 
 
 def _why_nothing_follows(result: Any, run_dir: str) -> str | None:

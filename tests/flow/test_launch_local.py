@@ -18,6 +18,7 @@ import pytest
 
 from examples import samples
 from examples.samples import tree_digest
+from orchestrator.engines.task_entry import BAD_END
 from tests.support.cli import Cli, Done, under_limit
 from tests.support.servers import faults
 from tests.support.servers.doiserver import DoiServer
@@ -247,7 +248,7 @@ def test_a_task_that_keeps_others_from_starting_ends_its_log_with_the_reason(
     launch(cli, tmp_path / "data", *words, *wrong, rc=None)
     log = cli.run("logs", "--failed").out
     assert "Traceback" not in log
-    (last,) = [text for text in log.splitlines() if f"{stage} exits with code 1: " in text]
+    (last,) = [text for text in log.splitlines() if f"{stage} exits with code {BAD_END}: " in text]
     assert ("sha256" if stage == "download" else "60 records, but 61 were expected") in last
 
 

@@ -287,8 +287,8 @@ def _cause(task: PoolTask, code: int) -> Cause | None:
         return Cause.LIMIT
     if code < 0:
         return Cause.KILLED
-    # A download without a usable shard and a finalize task that does not publish exit with 1,
-    # because of dependent jobs; an extract task that starts our code exits with 0.
+    # A download without a usable shard and a finalize task that does not publish fail too, because
+    # of dependent jobs; an extract task that starts our code exits with 0.
     if code > 0 and task.job.spec.stage is Stage.EXTRACT:
         return Cause.LAUNCH_FAILED
     return None

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 
 from jobs.errors import Cause, EngineError
 from orchestrator.engines.base import EngineState, TaskState
+from orchestrator.engines.task_entry import BAD_END
 
 SEPARATOR = "|"
 _REST = "rest"  # columns that may contain the separator, as one text: see ``_places_and_name``
@@ -85,6 +86,7 @@ _CAUSES = {
 _LAUNCH_SIGNAL = 53
 _LAUNCH_REASONS = ("JobLaunchFailure", "LaunchFailed", "launch failed", "BadConstraints")
 _KILL = 9
+_NOT_FLUSHED = 120  # Python's exit code if it cannot write the last of its output
 _LIMITS = (24, 25)  # SIGXCPU, SIGXFSZ (signal(7)), from limits of the process
 
 
@@ -338,6 +340,6 @@ def _cause(word: str, reason: str, code: tuple[int, int], name: str) -> Cause | 
         return Cause.LIMIT
     if number or status in (_KILL, 128 + _KILL, 128 + 15):
         return Cause.KILLED
-    # A download without a usable shard and a finalize task that does not publish exit with 1,
-    # because of dependent jobs; an extract task that starts our code exits with 0.
-    return Cause.LAUNCH_FAILED if name.endswith("-extract") else None
+    # Only these leave a result, which may become visible later; an extract task exits with 0.
+    ours = status in (0, BAD_END, _NOT_FLUSHED) or status >= 128
+    return None if ours and not name.endswith("-extract") else Cause.LAUNCH_FAILED

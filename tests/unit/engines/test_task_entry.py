@@ -15,7 +15,7 @@ import pytest
 from jobs.errors import Cause
 from jobs.model import Outcome, Problem, Resources, Stage, Task, TaskResult, utc_now
 from orchestrator.engines.base import JobSpec
-from orchestrator.engines.task_entry import Entry
+from orchestrator.engines.task_entry import BAD_END, Entry
 from tests.support.cluster import payload
 
 HERE = "tests.unit.engines.test_task_entry"
@@ -64,8 +64,8 @@ def test_a_finalize_that_does_not_publish_fails_its_job_after_what_follows(
     entry = Entry(str(tmp_path), "finalize", 0, 1, then=THEN, call=f"{HERE}:finalized")
     with pytest.raises(SystemExit) as ended:
         entry()
-    assert ended.value.code == 1
-    assert caplog.messages[-1] == "finalize exits with code 1: one part is left"
+    assert ended.value.code == BAD_END
+    assert caplog.messages[-1] == f"finalize exits with code {BAD_END}: one part is left"
     assert (tmp_path / "then").read_text() == "1"
 
 

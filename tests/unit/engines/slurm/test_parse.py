@@ -20,10 +20,12 @@ from orchestrator.engines.slurm.parse import (
     parse_time,
     queue_rows,
 )
+from orchestrator.engines.task_entry import BAD_END
 from tests.support.cluster.slurm_tables import ACCOUNT_HEAD, QUEUE_HEAD
 
 RUN = "20260102-030405-abcdef"
 NAME = f"websight-{RUN}-0001-extract"
+DOWNLOAD = f"websight-{RUN}-0001-download"
 FOLDER = f"/scratch/a|b/logs/{RUN}"
 
 
@@ -146,10 +148,16 @@ def queue_line(
             id="our code was not reached",
         ),
         pytest.param(
-            queue_line(state="FAILED", status="256", name=NAME.replace("extract", "download")),
+            queue_line(state="FAILED", status=str(BAD_END << 8), name=DOWNLOAD),
             EngineState.ENDED,
             None,
-            id="a download with nothing usable leaves a result",
+            id="a download without a usable shard, whose result has the reason",
+        ),
+        pytest.param(
+            queue_line(state="FAILED", status="256", name=DOWNLOAD),
+            EngineState.ENDED,
+            Cause.LAUNCH_FAILED,
+            id="a line of --setup that ends the script of a download",
         ),
         pytest.param(
             queue_line(state="TIMEOUT", status="15"),
