@@ -58,7 +58,9 @@ def samples(
             again = f"{often[extension]}." if often[extension] else ""
             often[extension] += 1
             name = f"{base}.{again}{extension}".encode()
-            sample.append(_extracted(name, part, file))
+            sample.append(
+                Member(name, file.size, None, part, file.offset, file.crc32, file.digest, file.key)
+            )
             in_samples[file.number] = 1
         sample.append(Member(f"{base}.json".encode(), len(text), text))
         yield sample
@@ -70,12 +72,10 @@ def files(
     """Each file that is published and in no sample, under its path, in the order of the plan."""
     for number, part, entry in extracted_files(context, skipped):
         if in_samples is None or not in_samples[number]:
-            key = key_of(entry)
+            key, digest = key_of(entry), entry.digest or entry.crc32
             assert entry.offset is not None
-            file = Placement(
-                number, key, entry.offset, entry.size, entry.crc32, entry.digest or entry.crc32
-            )
-            yield [_extracted(bytes_of(key), part, file)]
+            name = bytes_of(key)
+            yield [Member(name, entry.size, None, part, entry.offset, entry.crc32, digest, key)]
 
 
 def records_file(line: PublishedFile) -> Member:
@@ -84,10 +84,6 @@ def records_file(line: PublishedFile) -> Member:
         line.name.encode(), line.size, crc32=line.crc32, digest=line.digest or line.crc32,
         key=line.path,
     )  # fmt: skip
-
-
-def _extracted(name: bytes, part: Part, file: Placement) -> Member:
-    return Member(name, file.size, None, part, file.offset, file.crc32, file.digest, file.key)
 
 
 def _extension(file: Placement, fd: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.outputs import squashfs_reader
+from jobs.outputs import squashfs
 from jobs.outputs.squashfs_tables import SUPERBLOCK
 from tests.unit.outputs.test_squashfs import MEMBERS, OPTIONS, written
 
@@ -19,8 +19,8 @@ def read(image: Path) -> list[bytes]:
     fd = os.open(image, os.O_RDONLY)
     try:
         return [
-            b"".join(squashfs_reader.content(fd, file.start, file.size, file.blocks or ()))
-            for file in squashfs_reader.files(image)
+            b"".join(squashfs.content(fd, file.start, file.size, file.blocks or ()))
+            for file in squashfs.files(image)
         ]
     finally:
         os.close(fd)
