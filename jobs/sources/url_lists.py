@@ -104,14 +104,14 @@ def parse_url_list(text: str) -> tuple[ListedUrl, ...]:
         words = words[:comment]
         if len(words) == 2 and not _is_url(words[0]) and _is_url(words[1]):
             found.append(ListedUrl(words[1], _checked_name(words[0], number)))
-        elif len(words) == 2 and _is_url(words[0]) and not _is_url(words[1]):
+        elif len(words) == 2 and _is_url(words[0]) and not re.search(r"[?]|://", words[1]):
             found.append(ListedUrl(words[0], _checked_name(words[1], number)))
         elif len(words) == 1 and _is_url(words[0]):
             found += [ListedUrl(url) for url in expand_braces(words[0])]
         else:
             raise _usage(
                 f"line {number} of the list of URLs is neither a URL nor a name and a URL; write "
-                "one per line"
+                "one per line, and a space within a URL as %20"
             )
     if not found:
         raise _usage("the list of URLs is empty; write one URL per line")

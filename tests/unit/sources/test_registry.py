@@ -449,6 +449,12 @@ def test_braces_and_lists_are_read() -> None:
         assert refused.value.cause is Cause.USAGE
 
 
+def test_the_end_of_a_url_with_a_space_is_not_taken_for_a_name() -> None:
+    with pytest.raises(SourceError, match="as %20") as refused:
+        url_lists.parse_url_list("http://h/my data.tar?token=hidden")
+    assert "hidden" not in refused.value.message
+
+
 @pytest.mark.parametrize(
     "digests",
     [
