@@ -216,12 +216,21 @@ def _destination(folder: RunFolder, staging: Staging) -> tuple[bool, str | None]
 
 def _uncleaned(staging: Staging) -> str | None:
     """A note on staging that finalize could not remove, or was stopped before it did."""
-    if not staging.root.exists():
+    if not is_untidy(staging):
         return None
     return (
         "the dataset is published, but the cleanup after that was not finished; `resume` removes "
-        f"what is left in {quoted(str(staging.root))}"
+        f"what is left in {quoted(str(staging.root.parent))}"
     )
+
+
+def is_untidy(staging: Staging) -> bool:
+    """Whether the staging folder of a published run is still there, or the empty one above it."""
+    try:
+        left = {name for name in os.listdir(staging.root.parent) if not name.endswith(".tmp")}
+    except OSError:
+        return False
+    return not left or staging.root.name in left
 
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -247,14 +246,13 @@ def _to_repair(state: RunState, damage: VerifyReport) -> RunState:
 
 def _is_untidy(staging: Staging) -> bool:
     """Whether the run was killed after publishing, before the cleanup of the destination."""
-    if staging.root.exists():
+    if evidence.is_untidy(staging):
         return True
     try:
-        left = {name for name in os.listdir(staging.root.parent) if not name.endswith(".tmp")}
         held = claim.holder(staging)
-    except (FileNotFoundError, ClaimedError):
+    except ClaimedError:
         return False
-    return not left or (held is not None and held.run_id == staging.plan.run_id)
+    return held is not None and held.run_id == staging.plan.run_id
 
 
 def _engine_name(last: Submission) -> str:

@@ -246,10 +246,9 @@ def test_a_run_that_was_killed_before_its_cleanup_cleans_up_also_once_it_is_repl
         once.setattr(stage, "_published_summary", killed)  # right after the last rename
         with pytest.raises(KeyboardInterrupt):
             first.finish()
+    note = f"`resume` removes what is left in '{first.staging.root.parent}'"
     found = gather(first.folder, None)
-    assert found.published and f"`resume` removes what is left in '{first.staging.root}'" in (
-        found.remark
-    )
+    assert found.published and note in found.remark
     second = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
     assert second.finalize()[1] is None
     before = {path: data for path, data in tree(first.staging.dest).items() if path[0] != "."}
@@ -258,6 +257,16 @@ def test_a_run_that_was_killed_before_its_cleanup_cleans_up_also_once_it_is_repl
     assert first.finalize()[1] is None
     assert tree(first.staging.dest) == before
     assert not first.staging.root.exists()
+
+
+def test_a_run_that_was_killed_before_the_last_step_of_its_cleanup_has_a_note_too(
+    tmp_path: Path,
+) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finish()
+    assert gather(run.folder, None).remark == ""
+    run.staging.root.parent.mkdir()
+    assert "`resume` removes what is left" in gather(run.folder, None).remark
 
 
 def test_archives_that_another_run_kept_stay(tmp_path: Path) -> None:
