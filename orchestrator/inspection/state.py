@@ -413,7 +413,7 @@ def judge(evidence: Evidence) -> RunState:
     maker = submits(evidence, views)
     status = _run_status(evidence, views, problems, maker)
     doing = _HALF_CANCELLED if evidence.half_cancelled else maker
-    is_busy = status is RunStatus.RUNNING or any(view.status.live for view in views)
+    cleans_up = status is RunStatus.DONE and any(view.status.live for view in views)
     return RunState(
         plan=evidence.plan,
         status=status,
@@ -430,7 +430,7 @@ def judge(evidence: Evidence) -> RunState:
         engine_silent=evidence.engine_silent,
         counts=counts,
         earlier=earlier,
-        remark=doing if is_busy else evidence.remark,
+        remark=doing if status is RunStatus.RUNNING or cleans_up else evidence.remark,
         submits=maker,
         unverified=evidence.unverified,
     )

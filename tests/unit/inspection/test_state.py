@@ -207,6 +207,11 @@ def test_a_note_on_the_destination_waits_for_the_tasks_that_are_still_running() 
     assert run.seen(running(), Stage.FINALIZE).state().remark == ""
 
 
+def test_a_note_on_what_a_cancelled_run_has_left_needs_no_scheduler() -> None:
+    run = RunBuilder(1).submitted().having(cancelled=1, remark="kept")
+    assert run.state().remark == "kept"
+
+
 def test_troubles_name_what_failed_and_skip_what_was_finished_since() -> None:
     run = (
         SUBMITTED.result(Stage.DOWNLOAD, failed={"b": Cause.NETWORK})
