@@ -46,8 +46,12 @@ _STOP_CHECK_S = 0.1  # interval between checks of the stop flag
 _GRACE_S = 0.6  # from an order to stop until the child is killed; killing damages no file
 # glibc returns a block of 1 MiB to the kernel at once and gets the next one by 256 page faults,
 # which costs a tenth of inflating on one core; these variables make it keep some memory
-# (mallopt(3)).
-_HEAP = {"MALLOC_MMAP_THRESHOLD_": str(8 << 20), "MALLOC_TRIM_THRESHOLD_": str(16 << 20)}  # bytes
+# (mallopt(3)), once and not for each thread.
+_HEAP = {
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 20),  # bytes
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
+    "MALLOC_ARENA_MAX": "1",
+}
 # Isolated (-I), so that neither the working folder nor the environment chooses what is imported;
 # then with this process's import path. The parent handles signals. os._exit() because finalizing
 # the interpreter takes as long as writing 10 MB.
