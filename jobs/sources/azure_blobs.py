@@ -72,10 +72,23 @@ class AzureClient:
     def has_credentials(self) -> bool:
         return bool(self._sas or self._key or self._identity)
 
+    def signed_until(self) -> datetime | None:
+        """When the user's own signature expires; None if there is none, or it does not say so."""
+        value = urllib.parse.parse_qs(self._sas).get("se", [""])[0]
+        try:
+            until = datetime.fromisoformat(value.replace("Z", "+00:00"))
+        except ValueError:
+            return None
+        return until if until.tzinfo else until.replace(tzinfo=timezone.utc)
+
     def listed(self, prefix: ObjectUrl, most: int | None = None) -> list[SourceFile]:
         found: list[SourceFile] = []
         with _errors(self, prefix):
-            for item in self._container(prefix).list_blobs(name_starts_with=prefix.key):
+            blobs = self._container(prefix).list_blobs(prefix.key, include=["metadata"])
+            for item in blobs:
+                # With a hierarchical namespace folders are listed too.
+                if (item.metadata or {}).get("hdi_isfolder") == "true":
+                    continue
                 found.append(_file(prefix.with_key(item.name), item))
                 if most is not None and len(found) >= most:
                     break
@@ -160,6 +173,13 @@ def _refusal(client: AzureClient, url: ObjectUrl, error: Any) -> SourceError:
         return NoSuchObject(url)
     # For those without a login, a private container does not exist.
     is_hidden = status in (404, 409) and not client.has_credentials()
+    until = client.signed_until()
+    if status in (401, 403) and until is not None and until < datetime.now(timezone.utc):
+        return SourceError(
+            f"{url}: the signature in AZURE_STORAGE_SAS_TOKEN expired at "
+            f"{until:%Y-%m-%d %H:%M} UTC; set a new one",
+            cause=Cause.AUTHENTICATION,
+        )
     if status in (401, 403) or is_hidden:
         return denied(url, client)
     if status == 404:

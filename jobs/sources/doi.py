@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import structs
@@ -108,12 +109,16 @@ class DoiSource(RemoteSource):
 def _distinct(files: Sequence[SourceFile]) -> list[SourceFile]:
     """``files`` with unique names: Figshare allows several files with the same name.
 
-    Such files get a folder each, named by the last part of their addresses.
+    Such files get a folder each, named by the number at the end of their addresses.
     """
     counts = collections.Counter(file.name for file in files)
     return [
         file
         if counts[file.name] == 1
-        else structs.replace(file, name=f"{file.locator.rpartition('/')[2]}/{file.name}")
+        else structs.replace(file, name=f"{_last_part(file.locator)}/{file.name}")
         for file in files
     ]
+
+
+def _last_part(address: str) -> str:
+    return urllib.parse.urlsplit(address).path.rpartition("/")[2]

@@ -29,6 +29,8 @@ _RESOLVER = "https://doi.org"
 # https://www.doi.org/doi-handbook: a prefix, a slash, and almost any characters.
 _DOI = re.compile(r"10\.\d{4,9}(?:\.\d+)*/\S+")
 _DOI_SITES = ("doi.org", "dx.doi.org", "www.doi.org")
+_FIGSHARE_COLLECTION = re.compile(r"/collections/(?:[^/]+/)*?\d+(?:/\d+)?/?")
+_FIGSHARE_PRIVATE = re.compile(r"/s/[^/]+/?")
 _FIGSHARE_VERSION = re.compile(r"\.v(\d+)$")
 _FIGSHARE_FILES = 1000  # on one page of a response; the default is 10
 _ALGORITHMS = {"SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512", "MD5": "md5"}
@@ -59,8 +61,14 @@ def parse_locator(text: str) -> tuple[str | None, str | None]:
         doi = persistent_id(text) or ""
         if parts.hostname in _DOI_SITES:
             doi = urllib.parse.unquote(parts.path).strip("/")
-        elif not doi and is_record_page(text):
+        elif not doi and (is_record_page(text) or _FIGSHARE_COLLECTION.fullmatch(parts.path)):
             return None, text
+        elif not doi and _FIGSHARE_PRIVATE.fullmatch(parts.path):
+            raise SourceError(
+                "--doi was given a private link of Figshare, whose API does not list its files; "
+                "open it, and give the addresses of its download buttons with --url",
+                cause=Cause.USAGE,
+            )
     doi = doi.strip().strip("/")
     if not _DOI.fullmatch(doi):
         raise SourceError(
@@ -85,6 +93,12 @@ def read_record(
     if found is None:  # such as /doi/10.5281/…, which redirects to the record
         page = http_probe.final_address(page)
         found = _reader(page)
+    if found is None and _FIGSHARE_COLLECTION.fullmatch(urllib.parse.urlsplit(page).path):
+        raise SourceError(
+            f"{redact(page)} is a collection, whose articles have DOIs of their own; open that "
+            "page, and launch once for each article that you need",
+            cause=Cause.UNSUPPORTED,
+        )
     if found is None:
         raise SourceError(
             f"DOI {quoted(doi or page)} belongs to {redact(page)}, which is not a record of "
@@ -167,15 +181,16 @@ def _invenio(
     api = _origin(page)
     record = http_probe.fetch_json(f"{api}/api/records/{known}", headers)
     metadata = record["metadata"]
-    own = record.get("doi") or record["pids"]["doi"]["identifier"]
     page = f"{api}/records/{record['id']}"
+    registered = (record.get("pids") or {}).get("doi") or {}
+    own = record.get("doi") or registered.get("identifier") or page  # not every record has a DOI
     access = metadata.get("access_right") or (record.get("access") or {}).get("files")
     is_closed = access not in (None, "open", "public")
     listed = record.get("files")
-    if isinstance(listed, dict) and not (is_closed and not headers):
-        answer = http_probe.fetch_json(f"{api}/api/records/{record['id']}/files", headers)
-        listed = answer["entries"]
-    if not listed or isinstance(listed, dict):
+    address = f"{api}/api/records/{record['id']}/files"
+    if isinstance(listed, dict):  # an InvenioRDM's own form
+        listed = None if is_closed and not headers else _entries(address, headers)
+    if not listed:
         raise _no_files(page, is_closed)
     rights = metadata.get("license") or next(iter(metadata.get("rights") or ()), None)
     return Record(
@@ -183,20 +198,31 @@ def _invenio(
         version=own,
         page=page,
         api=api,
-        files=tuple(_invenio_file(file) for file in listed),
+        files=tuple(_invenio_file(address, file) for file in listed),
         license=_license(rights),
     )
 
 
-def _invenio_file(file: Json) -> SourceFile:
+def _entries(address: str, headers: Mapping[str, str]) -> Json:
+    """The files of a record, which lists them by name or not; None if it has none."""
+    found = http_probe.fetch_json(address, headers).get("entries")
+    return list(found.values()) if isinstance(found, dict) else found
+
+
+def _invenio_file(address: str, file: Json) -> SourceFile:
+    """A file of a record; Zenodo has also listed files in the form of its deposits.
+
+    These have ``filename`` and ``filesize``, an MD5 without its name, and links that lead nowhere.
+    """
+    algorithm, _, value = (file.get("checksum") or "").rpartition(":")
+    known = _digest(algorithm or "md5", value)
+    if "key" not in file:
+        name = file["filename"]
+        content = f"{address}/{urllib.parse.quote(name, safe='')}/content"
+        return SourceFile(name, content, file.get("filesize"), known)
     links = file["links"]
-    algorithm, _, value = (file.get("checksum") or "").partition(":")
-    return SourceFile(
-        file["key"],
-        redact(links.get("content") or links["self"]),
-        file.get("size"),
-        _digest(algorithm, value),
-    )
+    url = redact(links.get("content") or links["self"])
+    return SourceFile(file["key"], url, file.get("size"), known)
 
 
 # Figshare --------------------------------------------------------------------------------------
@@ -311,8 +337,14 @@ def _dataverse_file(api: str, file: Json) -> SourceFile:
 
 
 def _is_closed(file: Json) -> bool:
-    opens = (file["dataFile"].get("embargo") or {}).get("dateAvailable")
-    return bool(file.get("restricted") or (opens and date.fromisoformat(opens) > date.today()))
+    data, today = file["dataFile"], date.today()
+    opens = (data.get("embargo") or {}).get("dateAvailable")
+    ends = (data.get("retention") or {}).get("dateUnavailable")
+    return bool(
+        file.get("restricted")
+        or (opens and date.fromisoformat(opens) > today)
+        or (ends and date.fromisoformat(ends) <= today)
+    )
 
 
 # All -------------------------------------------------------------------------------------------

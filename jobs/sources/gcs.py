@@ -86,6 +86,13 @@ class GcsClient:
         except SourceError as error:
             if error.cause is Cause.AUTHENTICATION:
                 raise denied(url, self) from None
+            if error.cause is Cause.BAD_SOURCE:
+                raise SourceError(
+                    f"{url}: {self.endpoint or 'Google Cloud Storage'} does not understand the "
+                    "request; check the URL; if the bucket is a requester-pays one, set "
+                    "GS_USER_PROJECT to the project that pays",
+                    cause=Cause.BAD_SOURCE,
+                ) from None
             if error.cause is Cause.NOT_FOUND and not url.is_prefix:
                 raise NoSuchObject(url) from None
             if error.cause is Cause.NOT_FOUND:
@@ -93,12 +100,15 @@ class GcsClient:
             raise
 
     def _headers(self) -> Mapping[str, str]:
-        """The header with a valid access token."""
+        """The headers with a valid access token and the project that pays."""
         from google.auth.exceptions import GoogleAuthError, TransportError
         from google.auth.transport.requests import Request
 
+        # The variable is GDAL's: https://gdal.org/en/stable/user/virtual_file_systems.html
+        payer = os.environ.get("GS_USER_PROJECT")
+        headers = {"x-goog-user-project": payer} if payer else {}
         if self._credentials is None:
-            return {}
+            return headers
         with self._lock:
             try:
                 if not self._credentials.valid:
@@ -111,7 +121,7 @@ class GcsClient:
                 ) from None
             except GoogleAuthError as error:
                 raise _unusable(error) from None
-            return {"Authorization": f"Bearer {self._credentials.token}"}
+            return {**headers, "Authorization": f"Bearer {self._credentials.token}"}
 
 
 def _credentials() -> Any:

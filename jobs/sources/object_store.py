@@ -18,6 +18,8 @@ from jobs.sources.shard_selection import Look, select
 from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
+# Ends of the keys of empty objects that stand for folders: those of consoles, and of Hadoop.
+_MARKERS = ("/", "_$folder$")
 _MOST_HEADS = 256  # files examined at launch, at most
 _AT_ONCE = 16
 _MOST_NEAR = 1000  # objects among which a similar name is searched, at most
@@ -59,7 +61,7 @@ class ObjectStoreSource(RemoteSource):
     def reopen(
         cls, ref: SourceRef, options: Options, private: Mapping[str, str]
     ) -> ObjectStoreSource:
-        scheme = ObjectUrl.parse(ref.locator).scheme
+        scheme = ObjectUrl.of_locator(ref.locator).scheme
         request = SourceRequest(SourceKind.STORE, ref.files)
         return cls(_client(scheme, ref.endpoint, is_pinned=True), request, ref)
 
@@ -74,12 +76,12 @@ class ObjectStoreSource(RemoteSource):
         return self._ref
 
     def resolver(self, file: SourceFile, key: str) -> Callable[[], Target]:
-        url = ObjectUrl.parse(file.locator)
+        url = ObjectUrl.of_locator(file.locator)
         return _Signed(lambda: self._client.target(url, file.version))
 
     def explained(self, error: SourceError, file: SourceFile) -> SourceError:
         """See ``RemoteSource.explained``; the store is asked for the reason."""
-        url = ObjectUrl.parse(file.locator)
+        url = ObjectUrl.of_locator(file.locator)
         if error.cause not in (Cause.AUTHENTICATION, Cause.NOT_FOUND, Cause.BAD_SOURCE):
             return error
         try:
@@ -149,7 +151,7 @@ class ObjectStoreSource(RemoteSource):
         files = [
             structs.replace(file, name=file.name.removeprefix(prefix.key))
             for file in self._client.listed(prefix)
-            if not file.name.endswith("/")
+            if not file.name.endswith(_MARKERS)
         ]
         if not files:
             raise SourceError(
@@ -163,7 +165,7 @@ class ObjectStoreSource(RemoteSource):
         def describe(file: SourceFile) -> SourceFile | SourceError:
             if file.version is not None and self._client.lists_digests:
                 return file
-            url = ObjectUrl.parse(file.locator)
+            url = ObjectUrl.of_locator(file.locator)
             try:
                 found = self._client.describe(url)
             except NoSuchObject:
@@ -193,7 +195,7 @@ class ObjectStoreSource(RemoteSource):
 
     def _head(self, file: SourceFile) -> bytes:
         """The first bytes of a file; raises ``SourceError``."""
-        url = ObjectUrl.parse(file.locator)
+        url = ObjectUrl.of_locator(file.locator)
         target = self._client.target(url, file.version)
         try:
             return http_probe.probe(target.url, target.headers).head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,6 +13,7 @@ from jobs.storage.safe_paths import quoted
 from jobs.transfer.target import Target
 
 SCHEMES = ("s3", "gs", "az")
+_CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
 SIGNED_S = 3600  # lifetime of a signed URL
 # Variables by which credentials are ignored, to read public objects; as in GDAL.
 ANONYMOUS = {
@@ -31,22 +33,29 @@ class ObjectUrl:
 
     @classmethod
     def parse(cls, text: str) -> ObjectUrl:
-        """The parts of ``text``; ``SourceError`` (``USAGE``) if they are not those of an object."""
-        scheme, _, rest = text.strip().partition("://")
-        bucket, _, key = rest.partition("/")
+        """The parts of a user's ``text``; ``SourceError`` (``USAGE``) if it is not an object's."""
+        url = cls.of_locator(text.strip())
+        scheme, bucket = url.scheme, url.bucket
         if scheme not in SCHEMES:
             raise SourceError(
                 f"{quoted(text)} is not in an object store (s3://, gs://, az://); give such URLs "
                 "and http URLs to separate launches",
                 cause=Cause.USAGE,
             )
-        if not bucket or "@" in bucket or not text.isprintable():
+        if not bucket or "@" in bucket or _CONTROL.search(text):
             # A password before an @ is not shown.
             raise SourceError(
                 f"an address in an object store is {scheme}://BUCKET/KEY, or {scheme}://BUCKET/"
                 "FOLDER/ for all archives of a folder; check --url",
                 cause=Cause.USAGE,
             )
+        return url
+
+    @classmethod
+    def of_locator(cls, locator: str) -> ObjectUrl:
+        """The parts of an address that was made by ``str``; a key may contain any character."""
+        scheme, _, rest = locator.partition("://")
+        bucket, _, key = rest.partition("/")
         return cls(scheme, bucket, key)
 
     @property

@@ -210,6 +210,13 @@ def _refusal(client: S3Client, url: ObjectUrl, error: Any) -> SourceError:
         return no_such_bucket(url, where)
     if status == 404:
         return NoSuchObject(url)
+    region = error.response["ResponseMetadata"].get("HTTPHeaders", {}).get("x-amz-bucket-region")
+    if region and (status in (301, 307) or code == "AuthorizationHeaderMalformed"):
+        return SourceError(
+            f"{url}: its bucket is in the region {region}; set AWS_DEFAULT_REGION={region}, and if "
+            "AWS_ENDPOINT_URL_S3 is set, the address of that region",
+            cause=Cause.USAGE,
+        )
     if code in _WRONG_KEYS:
         return SourceError(
             f"{where} does not accept your credentials: {_WRONG_KEYS[code]}; correct them "

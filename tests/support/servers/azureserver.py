@@ -30,6 +30,7 @@ class AzureServer(WebServer):
 
     def __init__(self) -> None:
         self._blobs: dict[str, bytes] = {}
+        self._folders: set[str] = set()  # paths
         self.is_public = False
         super().__init__(("azure",))
         self.anonymous_env = {"AZURE_STORAGE_ENDPOINT": f"{self.url()}/{self.account}"}
@@ -40,6 +41,11 @@ class AzureServer(WebServer):
 
     def put(self, name: str, content: bytes) -> None:
         self._blobs[f"/{self.account}/{self.bucket}/{name}"] = content
+
+    def add_folder(self, name: str) -> None:
+        """A folder, which an account with a hierarchical namespace lists as an empty blob."""
+        self.put(name, b"")
+        self._folders.add(f"/{self.account}/{self.bucket}/{name}")
 
     def respond(self, request: Request) -> Answer:
         if not self._is_allowed(request):
@@ -81,7 +87,9 @@ class AzureServer(WebServer):
             f"<Content-Length>{len(content)}</Content-Length>"
             f"<Content-MD5>{_md5(content)}</Content-MD5>"
             f"<Last-Modified>{MODIFIED}</Last-Modified>"
-            "<BlobType>BlockBlob</BlobType></Properties></Blob>"
+            "<BlobType>BlockBlob</BlobType></Properties>"
+            f"{'<Metadata><hdi_isfolder>true</hdi_isfolder></Metadata>' * (path in self._folders)}"
+            "</Blob>"
             for path, content in sorted(self._blobs.items())
             if path.startswith(place + prefix)
         )

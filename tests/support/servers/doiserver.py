@@ -220,6 +220,14 @@ class DoiServer(WebServer):
         self.register(doi, f"{self.url(origin='dataverse')}/citation?persistentId=doi:{doi}")
         return doi
 
+    def answer(self, origin: str, path: str) -> dict[str, Any]:
+        """The JSON of a published record, which may be changed; empty if there is none yet."""
+        found: dict[str, Any] = self._answers.setdefault((origin, path), {})
+        return found
+
+    def serve(self, origin: str, path: str, data: bytes) -> None:
+        self._bytes[origin, path] = data
+
     # What it answers ----------------------------------------------------------------------
 
     def respond(self, request: Request) -> Answer:

@@ -127,6 +127,45 @@ def test_another_inveniordm_lists_its_files_apart(server: DoiServer) -> None:
     assert source.describe().license == "cc0-1.0"
 
 
+@pytest.mark.parametrize("form", ["by name", "apart by name", "as in deposits"])
+def test_zenodo_may_list_files_in_other_forms(server: DoiServer, form: str, tmp_path: Path) -> None:
+    doi = server.publish_zenodo(7, {"pages 1.tar.gz": GZ}, concept=6)
+    record = server.answer("zenodo", "/api/records/7")
+    by_name = {file["key"]: file for file in record["files"]}
+    if form == "as in deposits":
+        record["files"] = [
+            {
+                "id": file["id"],
+                "filename": file["key"],
+                "filesize": file["size"],
+                "checksum": file["checksum"].removeprefix("md5:"),
+                "links": {"self": server.url("/nowhere", "zenodo")},
+            }
+            for file in record["files"]
+        ]
+    else:
+        record["files"] = {"enabled": True, "entries": by_name if form == "by name" else {}}
+        server.answer("zenodo", "/api/records/7/files").update(enabled=True, entries=by_name)
+    source = opened(doi)
+    (shard,) = source.shards()
+    assert (shard.name, shard.size) == ("pages 1.tar.gz", len(GZ))
+    transfer = Transfer(1, stall_s=5, progress=Progress())
+    assert source.fetch(shard.files[0], key_of(shard.id, 0), transfer, tmp_path / "out").verified
+
+
+def test_a_record_without_files_or_without_a_doi(server: DoiServer) -> None:
+    server.publish_invenio("ab12c", "10.22002/ab12c", FILES)
+    record = server.answer("invenio", "/api/records/ab12c")
+    page = server.url("/records/ab12c", "invenio")
+    del record["pids"]
+    source = opened(page)
+    assert names(source) == ["pages.tar.gz", "README.md"]
+    assert source.describe().locator == page
+    record["files"] = {"enabled": False}
+    server.answer("invenio", "/api/records/ab12c/files").clear()
+    assert "has no files" in refused(page).message
+
+
 def test_files_that_are_not_public_are_one_clear_error(
     server: DoiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,6 +240,21 @@ def test_an_article_that_is_closed_is_one_clear_error(server: DoiServer, field: 
     assert error.cause is Cause.GATED
 
 
+def test_a_collection_and_a_private_link_of_figshare_are_refused_with_what_to_do(
+    server: DoiServer,
+) -> None:
+    page = server.url("/collections/Pages/77/1", "download")
+    server.register("10.6084/m9.figshare.c.77", page)
+    for locator in ("10.6084/m9.figshare.c.77", page):
+        error = refused(locator)
+        assert error.cause is Cause.UNSUPPORTED
+        assert "is a collection" in error.message
+    error = refused("https://figshare.com/s/0123456789abcdef")
+    assert error.cause is Cause.USAGE
+    assert "--url" in error.message
+    assert "0123456789abcdef" not in error.message
+
+
 # Dataverse -------------------------------------------------------------------------------------
 
 
@@ -248,6 +302,30 @@ def test_files_that_are_closed_need_a_token_or_are_left_out(
     monkeypatch.setenv("KEY", server.key)
     known = opened(doi, header_env=(("X-Dataverse-key", "KEY"),))
     assert sorted(names(known)) == ["b.tar.gz", "closed.tar.gz"]
+
+
+def test_a_file_whose_retention_period_is_over_is_closed(server: DoiServer) -> None:
+    doi = server.publish_dataverse("D", [{"a.tar.gz": GZ, "b.tar.gz": GZ}])
+    path = f"/api/datasets/:persistentId/versions/:latest-published?persistentId=doi:{doi}"
+    first, second = server.answer("dataverse", path)["data"]["files"]
+    first["dataFile"]["retention"] = {"dateUnavailable": "2001-01-01"}
+    second["dataFile"]["retention"] = {"dateUnavailable": "2999-01-01"}
+    error = refused(doi)
+    assert error.cause is Cause.GATED
+    assert "a.tar.gz" in error.message
+    assert names(opened(doi, exclude=("a.*",))) == ["b.tar.gz"]
+
+
+def test_a_converted_table_and_a_file_with_its_first_name_are_both_taken(
+    server: DoiServer,
+) -> None:
+    doi = server.publish_dataverse("D", [{"a.csv": b"a,b\n1,2\n"}], tables=("a.csv",))
+    path = f"/api/datasets/:persistentId/versions/:latest-published?persistentId=doi:{doi}"
+    files = server.answer("dataverse", path)["data"]["files"]
+    data = {**files[0]["dataFile"], "id": 999, "originalFileFormat": None}
+    files.append({**files[0], "label": "a.csv", "dataFile": data})
+    server.serve("dataverse", "/api/access/datafile/999", b"other")
+    assert sorted(names(opened(doi))) == [f"{files[0]['dataFile']['id']}/a.csv", "999/a.csv"]
 
 
 def test_an_embargo_that_is_over_closes_nothing(server: DoiServer) -> None:

@@ -7,7 +7,7 @@ import io
 import os
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -368,7 +368,7 @@ def archive(size: int, fill: bytes = b"1") -> bytes:
 
 
 def set_env(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> None:
-    for name in [name for name in os.environ if name.startswith(("AZURE_", "GOOGLE_"))]:
+    for name in [name for name in os.environ if name.startswith(("AWS_", "AZURE_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
     for name, value in env.items():
         monkeypatch.setenv(name, value)
@@ -433,3 +433,91 @@ def test_the_account_of_a_container_is_in_the_environment(monkeypatch: pytest.Mo
     assert "AZURE_STORAGE_ACCOUNT_NAME" in refused("az://pages/").message
     set_env(monkeypatch, {"AZURE_STORAGE_ACCOUNT": "lab", "AZURE_STORAGE_KEY": AzureServer.secret})
     assert opened("az://pages/").describe().endpoint == "https://lab.blob.core.windows.net"
+
+
+# All stores -------------------------------------------------------------------------------------
+
+ODD = ("a+b%20c", "h#x?y=1&z", "n\u00a0b", "e\u0301", "%2F", "quote'\"", " end ", "b\u3000")
+
+
+@pytest.fixture(params=["s3", "gs", "az"])
+def store(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[tuple[str, S3Server | GcsServer | AzureServer]]:
+    """The scheme of a store, and its server, whose credentials are in the environment."""
+    made: dict[str, Callable[[], S3Server | GcsServer | AzureServer]] = {
+        "s3": S3Server,
+        "gs": lambda: GcsServer(tmp_path),
+        "az": AzureServer,
+    }
+    with made[request.param]() as server:
+        set_env(monkeypatch, server.env)
+        yield request.param, server
+
+
+def test_keys_may_have_any_characters_and_markers_of_folders_are_no_files(
+    store: tuple[str, S3Server | GcsServer | AzureServer], tmp_path: Path
+) -> None:
+    scheme, server = store
+    contents = {f"{name}.tar.gz": GZ + name.encode() for name in ODD}
+    for name, data in contents.items():
+        server.put(f"k/{name}", data)
+    for marker in ("k/sub/", "k/sub_$folder$"):
+        server.put(marker, b"-")
+    if isinstance(server, AzureServer):
+        server.add_folder("k/sub")
+    source = opened(f"{scheme}://pages/k/")
+    assert sorted(names(source)) == sorted(contents)
+    transfer = Transfer(2, stall_s=5, progress=Progress(), backoff_s=0.01, tries=3)
+    there = reopen(source.describe(), None, {})  # type: ignore[arg-type]
+    assert isinstance(there, RemoteSource)
+    for shard in source.shards():
+        there.fetch(shard.files[0], "", transfer, tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == contents[shard.name]
+        (tmp_path / "out").unlink()
+
+
+def test_a_prefix_with_more_objects_than_a_page_has_is_listed_completely(
+    store: tuple[str, S3Server | GcsServer | AzureServer],
+) -> None:
+    scheme, server = store
+    for number in range(1003):
+        server.put(f"many/{number:04d}.txt", b"x")
+    assert len(opened(f"{scheme}://pages/many/").shards()) == 1003
+
+
+def test_a_bucket_in_another_region_is_named_with_it(s3: S3Server) -> None:
+    s3.put("one.tar.gz", GZ)
+    moved = faults.status(301, None) & faults.Fault(
+        None, None, headers={"x-amz-bucket-region": "eu-west-1"}
+    )
+    s3.fail("/pages/one.tar.gz", moved)
+    assert "AWS_DEFAULT_REGION=eu-west-1" in refused("s3://pages/one.tar.gz").message
+
+
+def test_a_bucket_at_google_whose_readers_pay_needs_a_project(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with GcsServer(tmp_path) as gcs:
+        set_env(monkeypatch, gcs.env)
+        gcs.put("one.tar.gz", GZ)
+        gcs.fail("/storage/v1/b/pages/o*", faults.status(400, None))
+        assert "GS_USER_PROJECT" in refused("gs://pages/").message
+        gcs.faults.clear()
+        gcs.requests.clear()
+        monkeypatch.setenv("GS_USER_PROJECT", "lab-1")
+        assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
+        asked = gcs.asked("/storage/v1/b/pages/*", "GET")
+        assert len(asked) >= 3  # the list, a look at the first bytes, the download
+        assert {request.headers.get("x-goog-user-project") for request in asked} == {"lab-1"}
+
+
+def test_a_signature_of_the_user_that_has_expired_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with AzureServer() as azure:
+        azure.put("one.tar.gz", GZ)
+        token = "se=2020-01-02T00%3A00%3A00Z&sig=theSignature"
+        set_env(monkeypatch, {**azure.anonymous_env, "AZURE_STORAGE_SAS_TOKEN": token})
+        for url in ("az://pages/", "az://pages/one.tar.gz"):
+            message = refused(url).message
+            assert "AZURE_STORAGE_SAS_TOKEN expired at 2020-01-02 00:00 UTC" in message
+            assert "theSignature" not in message
