@@ -149,8 +149,10 @@ class LinkedHub(HubServer):
 class LinkedBench(Bench):
     """The turns of ``benchmarks.websight`` with every byte of data behind the link."""
 
-    def __init__(self, runs: Path, dataset: Dataset, stack: ExitStack, over: Link) -> None:
-        super().__init__(runs, dataset, stack)
+    def __init__(
+        self, runs: Path, dataset: Dataset, stack: ExitStack, over: Link, latency_ms: float = 0
+    ) -> None:
+        super().__init__(runs, dataset, stack, latency_ms)
         self._over = over
 
     @cached_property
@@ -216,6 +218,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=int, default=WEBSIGHT_V2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--engine", action="append", choices=ENGINES, help="default: local")
+    parser.add_argument(
+        "--latency", type=float, default=0, help="ms by which each access to a file takes longer"
+    )
     chosen = parser.parse_args(argv)
     if reason := missing():
         sys.exit(f"benchmarks.endtoend: {reason}")
@@ -232,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with ExitStack() as stack:
             over = stack.enter_context(link(f"ws{os.getpid()}"))
-            bench = LinkedBench(runs, dataset, stack, over)
+            bench = LinkedBench(runs, dataset, stack, over, chosen.latency)
             for rate in chosen.rate or RATES:
                 for name in chosen.only or tuple(ROWS):
                     row = ROWS[name]
