@@ -32,6 +32,8 @@ ROOT = Path(__file__).resolve().parents[3]
 ORPHANS_S = 2.0  # what a command started has ended so long after it, or is an orphan
 _ENDS_S = 60.0  # a command that takes longer hangs
 _PR_SET_CHILD_SUBREAPER = 36  # <linux/prctl.h>
+# filelock, which is imported, refuses with Python 3.12 and later that two threads fork at once.
+_FORKING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -368,7 +370,8 @@ class _Forked:
             self.stdin, self.stdout, *errors = self._ours
             self.stderr = errors[0] if errors else None
         self.returncode: int | None = None
-        self.pid = os.fork()
+        with _FORKING:
+            self.pid = os.fork()
         if self.pid == 0:
             if start_new_session:
                 os.setsid()
