@@ -148,6 +148,7 @@ def _audit(
     context: FinalizeContext, progress: Progress
 ) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Audit everything; returns a journal if nothing fails and publishing may begin."""
+    context.staging.check()
     shutil.rmtree(context.scratch, ignore_errors=True)
     context.scratch.mkdir(parents=True)
     context.staging.data.mkdir(exist_ok=True)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from jobs.errors import StorageError
 from jobs.model import Options, Part, Plan, Shard
 
 INCOMING = ".incoming"  # in the destination: data before it is published
@@ -62,12 +63,22 @@ class Staging:
         return self.dest / INCOMING / self.plan.run_id
 
     def make_folders(self) -> None:
-        """Create the folders that extraction writes into."""
+        """Create the folders that extraction writes into; raises as ``check`` does."""
+        self.check()
         places = [self.data, self.records, self.archives]
         if self.plan.options.packs:
             places.append(self.containers)
         for place in places:
             place.mkdir(parents=True, exist_ok=True)
+
+    def check(self) -> None:
+        """Raise ``StorageError`` if a folder of ours leads elsewhere, such as to a user's files."""
+        for place in (self.root, self.data):
+            if place.is_symlink():
+                raise StorageError(
+                    f"{place} is a symbolic link, and nothing is written or removed through it; "
+                    "remove the link, then run `resume`"
+                )
 
     @property
     def data(self) -> Path:

@@ -14,7 +14,13 @@ from pathlib import Path
 
 import msgspec
 
-from jobs.errors import ClaimedError, OrchestrateError, from_os_error, with_space_freed
+from jobs.errors import (
+    ClaimedError,
+    OrchestrateError,
+    PreflightError,
+    from_os_error,
+    with_space_freed,
+)
 from jobs.model import SCHEMA, utc_now
 from jobs.runtime.process import ProcessId
 from jobs.storage import atomic
@@ -107,6 +113,10 @@ def take(
                 raise _refusal(staging, held, reason)
             if _take_over(staging, held, mine):
                 return mine
+    except NotADirectoryError as error:
+        raise PreflightError(
+            f"{staging.dest} is a file, or below one; move that file away, then try again"
+        ) from error
     except OSError as error:
         ours = from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}")
         raise with_space_freed(ours, "try again") from error

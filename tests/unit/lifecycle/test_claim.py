@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import ClaimedError, StorageError
+from jobs.errors import ClaimedError, PreflightError, StorageError
 from jobs.storage import atomic
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import claim
@@ -119,9 +119,9 @@ def test_a_file_that_makes_no_sense_is_named_and_not_overwritten(tmp_path: Path)
     assert path.read_bytes() == b"{"
 
 
-def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_destination_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
-    with pytest.raises(StorageError, match="data"):
+    with pytest.raises(PreflightError, match="data is a file, or below one; move that file away"):
         take(tmp_path / "data", "run-a")
 
 
