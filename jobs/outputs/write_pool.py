@@ -132,6 +132,8 @@ class WritePool:
 
     def write_small(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
         """Write files of at most a few megabytes; ``paths``: of each one, for errors."""
+        if not files:
+            return
         if not COMPILED:
             for path, (place, mode, data, *metadata) in zip(paths, files, strict=True):
                 self.write(path, place, mode, (data,), len(data), *metadata)

@@ -185,6 +185,14 @@ def test_a_copied_dataset_keeps_its_links_folders_and_holes(
     cli.run("verify", copy, "--deep", rc=5)
 
 
+def test_a_file_of_zeros_is_copied(cli: Cli, tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "data"
+    source.mkdir()
+    (source / "zeros.bin").write_bytes(bytes(8192))
+    launch(cli, copy, "--local-path", source, "--layout", "files")
+    assert published(copy) == tree_digest(source)
+
+
 def test_archives_come_over_http(
     cli: Cli, dataset: Path, shards: Path, tmp_path: Path, web: FaultyServer
 ) -> None:

@@ -235,6 +235,11 @@ def test_small_files_on_a_slow_disk_are_divided_among_many_writers(
     assert len(list(tmp_path.iterdir())) == 40 * 128
 
 
+def test_a_batch_may_be_empty(inline: WritePool) -> None:
+    inline.write_small([], [])
+    inline.drain()
+
+
 def test_a_small_file_replaces_a_link_and_does_not_follow_it(
     inline: WritePool, tmp_path: Path
 ) -> None:
