@@ -62,8 +62,9 @@ def each(
 ) -> Generator[R, None, None]:
     """``function`` of each item, in order; an exception is raised when its item's turn comes.
 
-    Once the function mostly waits, so many threads call it for as many further items ahead. The
-    time of an item that is not small depends on its size: it is not timed, nor read ahead.
+    Once the function mostly waits, so many threads call it for as many further items ahead. If no
+    thread can be started, it may be called twice for that item, and nothing is read ahead from then
+    on. The time of an item that is not small depends on its size: it is not timed, nor read ahead.
     """
     left = iter(items)
     probe = LatencyProbe(slow_s)
@@ -85,13 +86,17 @@ def _ahead(
     from concurrent.futures import ThreadPoolExecutor  # `status` starts faster without
 
     results: deque[Callable[[], R]] = deque()
+    has_threads = True
     with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
         try:
             for item in items:
-                small = is_small(item)
-                results.append(
-                    pool.submit(function, item).result if small else partial(function, item)
-                )
+                later: Callable[[], R] = partial(function, item)
+                if has_threads and is_small(item):
+                    try:
+                        later = pool.submit(function, item).result
+                    except RuntimeError:  # a limit on threads
+                        has_threads = False
+                results.append(later)
                 if len(results) > threads:
                     yield results.popleft()()
             while results:

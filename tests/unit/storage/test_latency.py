@@ -91,3 +91,22 @@ def test_a_disk_is_slow_after_two_slow_samples(waits: list[float], slow: bool) -
     add: Callable[[float], float | None] = probe.add
     results = [add(wait) for wait in waits]
     assert any(result is not None for result in results) is slow
+
+
+@pytest.mark.parametrize("most", [0, 3])
+def test_a_limit_on_threads_only_makes_it_slower(
+    monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    start, started = threading.Thread.start, 0
+
+    def limited(thread: threading.Thread) -> None:
+        nonlocal started
+        if started == most:
+            raise RuntimeError("can't start new thread")
+        started += 1
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    disk = Disk(0.005)
+    assert list(each(disk, range(100), slow_s=SLOW_S)) == [-item for item in range(100)]
+    assert started == most
