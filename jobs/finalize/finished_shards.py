@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -15,7 +16,8 @@ import msgspec
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.shard_members import Member
 from jobs.storage import atomic, digest
-from jobs.storage.manifest import PublishedFile
+from jobs.storage.blocks import blocks
+from jobs.storage.manifest import PublishedFile, read_published
 
 _NOTE, _LINES = ".json", ".lines"  # endings after a shard's name
 
@@ -46,7 +48,8 @@ class FinishedShards:
 
     def note(self, units: int, line: PublishedFile, members: int) -> None:
         """Note that the shard of ``line`` is finished, and its ``lines`` are written."""
-        crc32 = digest.of("crc32", [self.lines(line.path).read_bytes()])
+        atomic.fsync_folder((self._data / line.path).parent)
+        crc32 = digest.of("crc32", blocks(self.lines(line.path)))
         note = FinishedShard(units, line, members, crc32, self._options)
         atomic.write_json(self._note(line.path), note)
 
@@ -60,17 +63,17 @@ class FinishedShards:
 
         ``line_of``: the line of the manifest of a member at an offset.
         """
+        lines = self.lines(shard)
         try:
             found = atomic.read_json(self._note(shard), FinishedShard)
-            lines = self.lines(shard).read_bytes()
+            crc32 = digest.of("crc32", blocks(lines))
             size = (self._data / shard).stat().st_size
         except (OSError, msgspec.DecodeError):
             return None
         facts = (found.options, found.lines_crc32, found.line.size, found.members)
-        if facts != (self._options, digest.of("crc32", [lines]), size, len(members)):
+        if facts != (self._options, crc32, size, len(members)):
             return None
-        entries = msgspec.json.Decoder(PublishedFile).decode_lines(lines)
-        pairs = zip(entries, members, strict=True)
+        pairs = zip(read_published(lines), members, strict=True)
         same = all(entry == line_of(member, entry.offset) for entry, member in pairs)
         return found if same else None
 
@@ -93,8 +96,11 @@ class FinishedShards:
         for note in self._notes.rglob(f"*{_NOTE}"):
             shard = str(note.relative_to(self._notes)).removesuffix(_NOTE)
             if shard not in names:
-                (self._data / shard).unlink(missing_ok=True)
+                path = self._data / shard
+                path.unlink(missing_ok=True)
                 note.unlink()
+                with suppress(OSError):  # others are in its folder
+                    path.parent.rmdir()
 
     def _note(self, shard: str) -> Path:
         return self._notes / f"{shard}{_NOTE}"

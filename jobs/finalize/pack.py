@@ -67,7 +67,7 @@ class _Shard(NamedTuple):
 
 
 class _Written(NamedTuple):
-    """A shard that was written: its line of the manifest, and a file with those of its members."""
+    """A shard that was written, and its line of the manifest."""
 
     units: int
     line: PublishedFile
@@ -287,7 +287,8 @@ class _Packing:
     def _write(self, shard: _Shard) -> _Written:
         """Write one shard under a temporary name, and give it its own in the staged dataset.
 
-        If an earlier attempt has finished it, it stays.
+        If an earlier attempt has finished it, it stays. A shard whose members are not listed before
+        is written each time.
         """
         options = self.context.plan.options
         wanted = options.digest
@@ -316,7 +317,8 @@ class _Packing:
         temporary.replace(target)
         line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
         units = count if shard.units is None else shard.units
-        self.finished.note(units, line, count)
+        if isinstance(shard.members, list):
+            self.finished.note(units, line, count)
         return _Written(units, line, count)
 
 

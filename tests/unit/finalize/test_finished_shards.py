@@ -10,7 +10,10 @@ import msgspec
 import pytest
 
 from jobs.finalize import pack
+from jobs.finalize.context import FinalizeContext
+from jobs.finalize.finished_shards import FinishedShards
 from jobs.model import Options, Output
+from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import pages, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
@@ -117,3 +120,34 @@ def test_other_options_or_other_members_make_other_shards(
     cut_off(run, monkeypatch, after=4)
     replace(run, plan=msgspec.structs.replace(run.plan, options=larger)).finish()
     assert published(run) == published(undisturbed)
+
+
+def test_an_image_is_no_finished_shard_because_it_is_written_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = extracted(tmp_path, Options(output=Output.SQUASHFS))
+
+    def interrupted(*_: Any) -> None:
+        raise OSError("interrupted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pack, "_write_index", interrupted)
+        with pytest.raises(OSError, match="interrupted"):
+            run.finish()
+    image = run.staging.data / "dest.squashfs"
+    assert image.exists()
+    FinishedShards(FinalizeContext(run.folder, run.plan, run.staging)).remove_unfinished()
+    assert not image.exists()
+    run.finish()
+
+
+def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
+    run = RunBuilder(pages(0, 2), options=PACKED).extracted(tmp_path)
+    finished = FinishedShards(FinalizeContext(run.folder, run.plan, run.staging))
+    (run.staging.data / "other").mkdir()
+    for name in ("dest-000000.tar", "other/000000.tar"):
+        (run.staging.data / name).write_bytes(b"tar")
+        finished.lines(name).write_bytes(b"")
+        finished.note(0, PublishedFile(name, 3, "00000000"), 0)
+    finished.remove_others(["dest-000000.tar"])
+    assert [path.name for path in run.staging.data.iterdir()] == ["dest-000000.tar"]
