@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from jobs.archives import nested
@@ -60,8 +59,11 @@ def _copy_published(
     """Restore files that were taken from the published dataset."""
     for conflict in lost:
         path = dataset / os.fsdecode(bytes_of(conflict.key))
-        with suppress(OSError):
-            _replace(context, conflict, blocks(path))
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            continue  # the part is extracted again
+        _replace(context, conflict, blocks(fd))
     if not all(_is_on_disk(context, conflict) for conflict in lost):
         forget_manifest(context, part, _OVERWRITTEN, findings)
 
