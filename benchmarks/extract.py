@@ -21,7 +21,6 @@ from benchmarks.pages import Bench, Taken, at_once, make_pages, new_run, task
 from jobs.model import Options, Part, Shard, ShardKind, SourceFile, Verify
 from tests.support.faults.slow_files import slow_files
 
-# Sleeps in every open that may create a file, as a busy metadata server does.
 _OURS = ("one task", "two tasks")
 _ARE_CUT = ("zip", "stored.zip", "tar")  # formats whose parts need no decompressed copy
 # What people use for each format, and the goal: at most this fraction of its time.

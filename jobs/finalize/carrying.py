@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -215,9 +216,13 @@ class _Choice:
 
         That is certain if the shard of the other file is unchanged, and does not come later.
         """
-        known = {before.id: after for after, before in self.same.items()}
-        winners = self.replaced.winners.get(shard.id, ())
+        known, winners = self._new_ids, self.replaced.winners.get(shard.id, ())
         return all(winner in known and known[winner] <= new_id for winner in winners)
+
+    @cached_property
+    def _new_ids(self) -> Mapping[str | None, str]:
+        """The new ids of the unchanged shards by their ids in the earlier run."""
+        return {before.id: after for after, before in self.same.items()}
 
 
 def _manifest_fault(old: Plan, receipt: Receipt) -> str | None:

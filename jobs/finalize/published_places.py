@@ -43,9 +43,6 @@ class _Place(msgspec.Struct, array_like=True, frozen=True):
 _Places = Mapping[str, _Place]
 
 
-Replaced = Mapping[str, set[Identity]]  # by the id of a part in the run that published
-
-
 def write_marked(manifest: Path, target: Path, replaced: set[Identity]) -> None:
     """Write ``manifest``, with the ``replaced`` files marked, to ``target``; raises ``OSError``."""
     _join(manifest, target, {}, frozenset(), replaced)
@@ -56,14 +53,14 @@ def write_carried(
     manifests: Mapping[Part, Path],
     dataset: Path,
     without: frozenset[str],
-    replaced: Replaced,
+    replaced: Mapping[str, set[Identity]],
 ) -> None:
     """Write the manifests of parts, with the place of each member in ``dataset``, to ``folder``.
 
     ``manifests``: of the run that published ``dataset``, by the parts of the new run; ``without``:
-    paths of members that are not published, as ``replaced`` ones are not. A member that is not
-    found has no place. Raises ``OSError``, ``RunFolderError``, and ``msgspec.DecodeError`` if the
-    dataset's manifest is damaged.
+    paths of members that are not published, as ``replaced`` ones are not, by the id of a part in
+    the run that published. A member that is not found has no place. Raises ``OSError``,
+    ``RunFolderError``, and ``msgspec.DecodeError`` if the dataset's manifest is damaged.
     """
     folder.carried_manifests.mkdir(mode=0o700, exist_ok=True)
     lines = {part: folder.carried(part).with_suffix(".places") for part in manifests}

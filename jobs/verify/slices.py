@@ -93,10 +93,10 @@ def check_slice(
 ) -> SliceReport:
     """Check the ``index``-th of ``count`` slices of the dataset in ``root``.
 
-    ``deep``: the digest to compute of all content; None checks names and sizes only. ``threads``
-    work on a file system that is slow. ``on_checked`` is called with the numbers of files and bytes
-    just checked. Raises ``msgspec.DecodeError`` if
-    the manifest is damaged, ``OSError`` if it cannot be read.
+    ``deep``: the digest to compute of all content; None checks names and sizes only. ``threads``:
+    how many read where the file system is slow. ``on_checked`` is called with the numbers of files
+    and bytes just checked. Raises ``msgspec.DecodeError`` if the manifest is damaged, ``OSError``
+    if it cannot be read.
     """
     report = SliceReport()
     prefix = f"{root}/"
