@@ -174,9 +174,8 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     folder = RunFolder(request.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
     spec = _spec(request, folder)
     yield _trial(spec)
-    minutes = min(_CANARY_MIN, spec.resources.time_min)
-    requested = structs.replace(spec.resources, time_min=minutes, mail_type=None, mail_user=None)
-    yield from _Canary(request, folder, replace(spec, resources=requested), request.probe).run()
+    spec = replace(spec, resources=_shortened(spec.resources))
+    yield from _Canary(request, folder, spec, request.probe).run()
 
 
 def _version() -> str:
@@ -257,6 +256,13 @@ def _trial(spec: JobSpec) -> CheckResult:
     when = f"; it would start at {will[1].replace('T', ' ')}" if will else ""
     limit = units.format_time(spec.resources.time_min)
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
+
+
+def _shortened(requested: Resources) -> Resources:
+    """The resources of the job that checks a node; it sends no mail."""
+    has_limit = requested.time_min != units.UNLIMITED
+    minutes = min(_CANARY_MIN, requested.time_min) if has_limit else _CANARY_MIN
+    return structs.replace(requested, time_min=minutes, mail_type=None, mail_user=None)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import pytest
 
 from jobs import __version__
 from jobs.errors import Cause
-from jobs.model import utc_now
+from jobs.model import Resources, utc_now
 from jobs.storage import atomic
+from orchestrator import units
 from orchestrator.display.terminal import TerminalStyle
 from orchestrator.doctor import checks, node_probe
 from orchestrator.doctor.node_probe import CheckResult, ProbeReport, ProbeRequest
@@ -125,6 +126,11 @@ def test_what_ended_the_job_from_outside_is_said(state: TaskState, how: str | No
     found = checks._ended_by(state)
     assert (found is None) is (how is None)
     assert found is None or (how is not None and how in found[0] and found[1])
+
+
+@pytest.mark.parametrize(("asked", "minutes"), [(240, 5), (3, 3), (units.UNLIMITED, 5)])
+def test_the_job_is_short_whatever_the_time_limit_of_a_run(asked: int, minutes: int) -> None:
+    assert checks._shortened(Resources(time_min=asked)).time_min == minutes
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
