@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+import msgspec
+
 from jobs.errors import Cause, EngineError, RunFolderError
 from jobs.model import Cluster, Outcome, Plan, Stage, Submission, TaskResult, utc_now
 from jobs.runtime.process import ProcessId
@@ -224,13 +226,19 @@ def _uncleaned(staging: Staging) -> str | None:
     )
 
 
+class _Claim(msgspec.Struct):
+    run_id: str
+
+
 def is_untidy(staging: Staging) -> bool:
-    """Whether the staging folder of a published run is still there, or the empty one above it."""
+    """Whether a published run has left its staging folder, the empty one above it, or its claim."""
     try:
         left = {name for name in os.listdir(staging.root.parent) if not name.endswith(".tmp")}
-    except OSError:
+        if not left or staging.root.name in left:
+            return True
+        return atomic.read_json(staging.claim, _Claim).run_id == staging.plan.run_id
+    except (OSError, msgspec.DecodeError):
         return False
-    return not left or staging.root.name in left
 
 
 def is_data_removed(folder: RunFolder, staging: Staging) -> bool:

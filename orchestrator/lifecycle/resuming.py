@@ -164,7 +164,7 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
     if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
         note = f"extracting everything again: the extracted data are gone from {staging.root}"
         step = replace(step, notes=(*step.notes, note))
-    if state.status is RunStatus.DONE and _is_untidy(Staging(state.plan)):
+    if state.status is RunStatus.DONE and evidence.is_untidy(staging):
         # Published, and killed before the cleanup: finalize does that when it runs again.
         step = Recovery(tasks=planning.tasks_for(state.plan, (), (), most=1))
     if step.tasks and request.changes:
@@ -242,17 +242,6 @@ def _to_repair(state: RunState, damage: VerifyReport) -> RunState:
     packs = state.plan.options.packs  # then all parts are written again
     parts = tuple(part.id for part in state.plan.parts()) if packs else damage.parts
     return replace(state, parts_left=parts, shards_left=())
-
-
-def _is_untidy(staging: Staging) -> bool:
-    """Whether the run was killed after publishing, before the cleanup of the destination."""
-    if evidence.is_untidy(staging):
-        return True
-    try:
-        held = claim.holder(staging)
-    except ClaimedError:
-        return False
-    return held is not None and held.run_id == staging.plan.run_id
 
 
 def _engine_name(last: Submission) -> str:

@@ -259,14 +259,18 @@ def test_a_run_that_was_killed_before_its_cleanup_cleans_up_also_once_it_is_repl
     assert not first.staging.root.exists()
 
 
+@pytest.mark.parametrize("owner", [RUN_ID, "another run", None])
 def test_a_run_that_was_killed_before_the_last_step_of_its_cleanup_has_a_note_too(
-    tmp_path: Path,
+    tmp_path: Path, owner: str | None
 ) -> None:
     run = RunBuilder(pages(0, 2)).extracted(tmp_path)
     run.finish()
     assert gather(run.folder, None).remark == ""
     run.staging.root.parent.mkdir()
-    assert "`resume` removes what is left" in gather(run.folder, None).remark
+    if owner is not None:
+        atomic.write_json(run.staging.claim, {"run_id": owner})
+    is_left = "`resume` removes what is left" in gather(run.folder, None).remark
+    assert is_left is (owner != "another run")
 
 
 def test_archives_that_another_run_kept_stay(tmp_path: Path) -> None:
