@@ -90,7 +90,8 @@ def take(
 
     A run that owns it already keeps it. An owner for which ``judge`` returns None is replaced; of
     several processes that try, one wins. Raises ``ClaimedError`` with run, host and time of any
-    other owner, ``StorageError`` if the destination cannot be written to.
+    other owner, ``PreflightError`` if a file is in place of the destination, ``StorageError`` if it
+    cannot be written to.
     """
     mine = _mine(staging, run_dir)
     try:
@@ -115,7 +116,8 @@ def take(
                 return mine
     except NotADirectoryError as error:
         raise PreflightError(
-            f"{staging.dest} is a file, or below one; move that file away, then try again"
+            f"{quoted(str(staging.dest))} is a file, or below one; move that file away, then try "
+            "again"
         ) from error
     except OSError as error:
         ours = from_os_error(error, doing=f"claiming {quoted(str(staging.dest))}")

@@ -121,7 +121,7 @@ def test_a_file_that_makes_no_sense_is_named_and_not_overwritten(tmp_path: Path)
 
 def test_a_file_in_place_of_the_destination_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_bytes(b"")
-    with pytest.raises(PreflightError, match="data is a file, or below one; move that file away"):
+    with pytest.raises(PreflightError, match="data' is a file, or below one; move that file away"):
         take(tmp_path / "data", "run-a")
 
 
