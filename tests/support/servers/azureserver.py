@@ -19,6 +19,7 @@ from tests.support.servers.wire import MODIFIED, Answer, Request, file_answer
 
 _SIGNED = ("sp", "st", "se", "PATH", "si", "sip", "spr", "sv", "sr", "snapshot", "ses")
 _OVERRIDES = ("rscc", "rscd", "rsce", "rscl", "rsct")
+_PAGE = 1000  # blobs on a page of a list
 
 
 class AzureServer(WebServer):
@@ -54,7 +55,8 @@ class AzureServer(WebServer):
         if not f"{request.path}/".startswith(f"{place}/"):
             return _error(404, "ContainerNotFound")
         if request.query.get("comp") == "list":
-            return self._list(f"{place}/", request.query.get("prefix", ""))
+            below = f"{place}/{request.query.get('prefix', '')}"
+            return self._list(f"{place}/", below, request.query.get("marker", ""))
         if request.path not in self._blobs:
             return _error(404, "BlobNotFound")
         content = self._blobs[request.path]
@@ -80,7 +82,10 @@ class AzureServer(WebServer):
         digest = hmac.digest(base64.b64decode(self.secret), text.encode(), "sha256")
         return base64.b64encode(digest).decode()
 
-    def _list(self, place: str, prefix: str) -> Answer:
+    def _list(self, place: str, below: str, first: str) -> Answer:
+        """A page of the blobs whose paths begin with ``below``, from ``first`` on."""
+        found = sorted(path for path in self._blobs if path.startswith(below) and path >= first)
+        following = "".join(found[_PAGE : _PAGE + 1])
         blobs = "".join(
             f"<Blob><Name>{escape(path.removeprefix(place))}</Name><Properties>"
             f"<Etag>{_etag(content).strip(chr(34))}</Etag>"
@@ -90,10 +95,13 @@ class AzureServer(WebServer):
             "<BlobType>BlockBlob</BlobType></Properties>"
             f"{'<Metadata><hdi_isfolder>true</hdi_isfolder></Metadata>' * (path in self._folders)}"
             "</Blob>"
-            for path, content in sorted(self._blobs.items())
-            if path.startswith(place + prefix)
+            for path in found[:_PAGE]
+            for content in [self._blobs[path]]
         )
-        text = f"<EnumerationResults><Blobs>{blobs}</Blobs><NextMarker/></EnumerationResults>"
+        text = (
+            f"<EnumerationResults><Blobs>{blobs}</Blobs>"
+            f"<NextMarker>{escape(following)}</NextMarker></EnumerationResults>"
+        )
         return Answer(200, text.encode(), {"Content-Type": "application/xml"})
 
 

@@ -19,6 +19,7 @@ from tests.support.servers.webserver import WebServer
 from tests.support.servers.wire import Answer, Request
 
 _NOT_SENT = ("connection", "content-length", "date", "server")
+_PAGE = 1000  # objects on a page of a list
 
 
 class GcsServer(WebServer):
@@ -92,6 +93,8 @@ class GcsServer(WebServer):
         if is_media and self._generation(request) != request.query.get("generation"):
             return Answer(404, b"No such object")
         status, headers, body = self._ask("GET", request.target)
+        if request.path.endswith("/o") and status == 200:
+            body = _page(body, int(request.query.get("pageToken", "0")))
         kept = {name: value for name, value in headers.items() if name.lower() not in _NOT_SENT}
         return Answer(status, body, kept, file=is_media and status == 200)
 
@@ -99,6 +102,14 @@ class GcsServer(WebServer):
         """The generation of the object as it is now."""
         found: dict[str, str] = json.loads(self._ask("GET", request.target.partition("?")[0])[2])
         return found.get("generation")
+
+
+def _page(body: bytes, start: int) -> bytes:
+    """The objects from number ``start`` on: the emulator lists all of them at once."""
+    listed = json.loads(body)
+    items = listed.get("items") or []
+    more = {"nextPageToken": str(start + _PAGE)} if len(items) > start + _PAGE else {}
+    return json.dumps({**listed, "items": items[start : start + _PAGE], **more}).encode()
 
 
 @functools.cache
