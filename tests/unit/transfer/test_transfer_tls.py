@@ -49,8 +49,8 @@ def secure(certificate: Path) -> Iterator[FaultyServer]:
         yield server
 
 
-def fetch(server: FaultyServer, out: Path) -> bytes:
-    transfer = Transfer(4, stall_s=2.0, progress=Progress(), backoff_s=0.01, tries=5)
+def fetch(server: FaultyServer, out: Path, stall_s: float = 100.0) -> bytes:
+    transfer = Transfer(4, stall_s=stall_s, progress=Progress(), backoff_s=0.01, tries=5)
     target = Target(server.url(PATH))
     transfer.fetch(lambda: target, out, name="shard.bin", size=len(DATA), digest=SHA)
     return out.read_bytes()
@@ -77,7 +77,8 @@ def test_a_file_is_downloaded_right_despite_a_fault(
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     secure.fail(PATH, fault)
-    assert fetch(secure, tmp_path / "out") == DATA
+    stall_s = 100.0 if fault.stall_after is None else 2.0
+    assert fetch(secure, tmp_path / "out", stall_s) == DATA
 
 
 def test_bytes_that_arrived_before_a_reset_are_kept(
