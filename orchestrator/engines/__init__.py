@@ -2,5 +2,5 @@
 
 ``base`` is the interface of an engine and ``registry`` chooses one: ``slurm`` or ``local``.
 ``task_process`` is the process of a task on Slurm, ``task_entry`` the function that every engine
-calls on a node, and ``pickled`` is submitit's files of a task.
+calls on a node, and ``pickled`` writes and reads submitit's files of a task.
 """

@@ -1,7 +1,7 @@
 """Two at once, readers that go away, and a network that is not there.
 
-Rows 38–40 and 52 of docs/faults.md. The races are run 50 times in all; the claim alone, without
-a launch around it, 50 times more in tests/unit/lifecycle/test_claim.py.
+Rows 38–40 and 52 of docs/faults.md. Each race is run 50 times; the claim alone, without a
+launch around it, 40 times more in tests/unit/lifecycle/test_claim.py.
 """
 
 from __future__ import annotations

@@ -45,9 +45,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 
 def test_the_options_reference_is_what_the_commands_take() -> None:
-    assert options_table.reference() in GUIDE, (
-        "write it anew: python -m tests.support.options_table"
-    )
+    assert options_table.reference() in GUIDE, "update it: python -m tests.support.options_table"
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

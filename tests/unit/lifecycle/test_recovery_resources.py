@@ -14,7 +14,7 @@ BEFORE = Resources(time_min=100, mem_mb=1000, exclude="n1")
 @pytest.mark.parametrize(
     ("causes", "expected"),
     [
-        pytest.param(set(), (1000, 100), id="nothing that more would mend"),
+        pytest.param(set(), (1000, 100), id="no cause"),
         pytest.param({Cause.NETWORK}, (1000, 100), id="another cause"),
         pytest.param({Cause.OUT_OF_MEMORY}, (2000, 100), id="twice the memory"),
         pytest.param({Cause.TIME_LIMIT}, (1000, 150), id="half as long again"),
