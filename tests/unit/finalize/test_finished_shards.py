@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jobs.finalize.context import FinalizeContext
 from jobs.finalize.finished_shards import FinishedShards
 from jobs.model import Options, Output
 from jobs.storage.manifest import PublishedFile
-from tests.support.builders.contents import pages, tree
+from tests.support.builders.contents import pages, png, tree
 from tests.support.builders.made_run import Run
 from tests.support.builders.runs import RunBuilder
 
@@ -22,9 +23,11 @@ PACKED = Options(output=Output.WEBDATASET, shard_records=2)
 ZIPS = Options(output=Output.ZIP, shard_size=600)
 
 
-def extracted(path: Path, options: Options) -> Run:
+def extracted(path: Path, options: Options, image: bytes = b"") -> Run:
+    """A run of ten records; ``image``: the second one's, if it is another."""
     first, second = pages(0, 5), pages(5, 5)
     first.files["extra/1.txt"] = b"extra"
+    first.files["images/000001.png"] = image or first.files["images/000001.png"]
     return RunBuilder(first, second, options=options).extracted(path)
 
 
@@ -110,9 +113,7 @@ def test_a_shard_in_doubt_is_written_again(
     assert published(run) == published(undisturbed)
 
 
-def test_other_options_or_other_members_make_other_shards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_options_make_other_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     larger = msgspec.structs.replace(PACKED, shard_records=5)
     undisturbed = extracted(tmp_path / "undisturbed", larger)
     undisturbed.finish()
@@ -151,3 +152,20 @@ def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
         finished.note(0, PublishedFile(name, 3, "00000000"), 0)
     finished.remove_others(["dest-000000.tar"])
     assert [path.name for path in run.staging.data.iterdir()] == ["dest-000000.tar"]
+
+
+def test_a_shard_with_another_member_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = extracted(tmp_path / "undisturbed", PACKED, png(77))
+    undisturbed.finish()
+    before = extracted(tmp_path / "before", PACKED)
+    assert len(cut_off(before, monkeypatch)) == 3
+    run = extracted(tmp_path / "run", PACKED, png(77))
+    shutil.copytree(before.staging.data, run.staging.data, dirs_exist_ok=True)
+    shutil.copytree(before.staging.packed, run.staging.packed)
+    finished = inodes(run.staging.data)
+    run.finish()
+    kept = finished.items() & inodes(run.staging.dest).items()
+    assert {name for name, _ in kept} == finished.keys() - {"dest-000000.tar"}
+    assert published(run) == published(undisturbed)
