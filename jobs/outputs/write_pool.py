@@ -230,7 +230,8 @@ class _Pool:
         self._chances = _CHANCES
         self._window = (time.perf_counter(), 0)
         self.is_slow = False
-        self.files_in_batch: int | None = None  # None: as many as there are
+        # None: as many as there are. At first few, so that it is soon known how long they take.
+        self.files_in_batch: int | None = SAMPLE
 
     @property
     def threads(self) -> int:
@@ -241,6 +242,12 @@ class _Pool:
         self.is_slow = True
         self.files_in_batch = max(1, int(_BATCH_S / file_s))
         self._grow(min(1 + int(file_s * _RATE), _FIRST, self._most))
+
+    def _judge(self, file_s: float) -> None:
+        if file_s > self._slow_s:
+            self.take_as_slow(file_s)
+        elif not self.is_slow:
+            self.files_in_batch = None
 
     def put(self, job: _Job) -> None:
         self._grow(1)
@@ -264,8 +271,8 @@ class _Pool:
         if self._failed is None:
             result = self._written.get()
             if isinstance(result, _Written):
-                if result.files >= SAMPLE and result.shortest_s > self._slow_s:
-                    self.take_as_slow(result.shortest_s)
+                if result.files >= SAMPLE:
+                    self._judge(result.shortest_s)
                 self.waiting -= result.size
                 self._busy -= result.files
                 self._done += result.files
