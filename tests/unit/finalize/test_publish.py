@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -12,7 +13,10 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.finalize import publish, stage
+from jobs.finalize import collisions, publish, stage
+from jobs.finalize.context import FinalizeContext
+from jobs.finalize.cross_check import Conflict
+from jobs.finalize.findings import Findings
 from jobs.finalize.stage import run_finalize
 from jobs.model import OnBadRecord, OnCollision, Options, Output
 from jobs.runtime.progress import Progress
@@ -390,6 +394,24 @@ def test_records_are_the_same_bytes_whoever_wrote_first(tmp_path: Path) -> None:
     assert (run.staging.dest / "prompts.jsonl").read_bytes() == (
         b"".join(pages(first, 3).records or b"" for first in (0, 3, 6))
     )
+
+
+def test_a_full_disk_is_no_reason_to_extract_a_reused_part_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 1)).extracted(tmp_path)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "a").write_bytes(b"first")
+    context = FinalizeContext(run.folder, run.plan, run.staging)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(collisions, "_replace", full)
+    lost = [Conflict(0, "a", 5, "00000000")]
+    with Findings(run.folder.audit) as findings, pytest.raises(OSError, match="No space left"):
+        collisions._copy_published(context, run.parts[0], tmp_path / "old", lost, findings)
+    assert run.folder.manifest(run.parts[0]).exists()
 
 
 def test_a_path_in_two_shards_holds_the_first_ones_bytes(tmp_path: Path) -> None:
