@@ -341,6 +341,8 @@ def _prepare(
         content = made_receipt(context, totals, findings, merged, proof, packed, entries)
         old = publish.old_names(context, entries)
         journal = publish.Journal(context.plan.run_id, old, tuple(names), ready)
+    # That of a publication whose cleanup was cut off would be taken for this one's.
+    context.staging.journal.unlink(missing_ok=True)
     (context.ready / RECEIPT).write_bytes(atomic.dumps(content))
     publish.begin(context, journal)
     return journal, totals

@@ -493,3 +493,20 @@ def test_finalize_after_publishing_changes_nothing(tmp_path: Path) -> None:
     assert problem is None
     assert (summary.published, summary.records, summary.images) == (True, 2, 2)
     assert run.staging.receipt.read_bytes() == receipt
+
+
+def test_the_journal_of_an_earlier_publication_is_not_taken_for_this_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    stale = publish.Journal(RUN_ID, (), ("elsewhere",), ("MANIFEST.jsonl", "RECEIPT.json"))
+    atomic.write_json(run.staging.journal, stale)
+
+    def killed(context: FinalizeContext, journal: publish.Journal) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish, "begin", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run.finalize()
+    assert run.finish()["counts"]["images"] == 2
