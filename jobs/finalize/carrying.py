@@ -212,7 +212,7 @@ class _Choice:
         )
 
     def _keeps_replaced(self, new_id: str, shard: Shard) -> bool:
-        """Whether each file that is not published gives way in a new launch too.
+        """Whether each file that is not published would be replaced in a new launch too.
 
         That is certain if the shard of the other file is unchanged, and does not come later.
         """

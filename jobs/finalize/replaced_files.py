@@ -1,4 +1,4 @@
-"""Finds the files of a published dataset's parts that gave way to another file of the same path.
+"""Finds files of a published dataset's parts that others of the same path have replaced.
 
 Only ``KEEP_FIRST`` publishes a dataset of which archives have different files with one path. The
 manifests may be larger than the memory, so they are joined in partitions on disk.
