@@ -21,6 +21,7 @@ from tests.support.servers.wire import Answer, Request
 
 _NO: Mapping[str, str] = {}
 _OWNER = "AWS4-HMAC-SHA256 Credential=owner/20260101/us-east-1/s3/aws4_request, Signature=0"
+_PAGE = 100  # objects on a page of a list
 _NOT_SENT = ("connection", "content-length", "date", "server", "transfer-encoding")
 
 
@@ -112,7 +113,8 @@ class S3Server(WebServer):
         # Our sender cuts ranges, and drops the body of an answer to HEAD, but needs its length.
         method = "GET" if request.method == "HEAD" else request.method
         headers["Host"] = "127.0.0.1"
-        answer = self._moto.open(request.target, method=method, headers=headers)
+        page = f"&max-keys={_PAGE}" if "list-type" in request.query else ""
+        answer = self._moto.open(request.target + page, method=method, headers=headers)
         kept = {k: v for k, v in answer.headers.items() if k.lower() not in _NOT_SENT}
         kept |= {"Server": "AmazonS3", "x-amz-request-id": "1"}
         is_object = answer.status_code == 200 and not request.path.endswith("/")
