@@ -22,12 +22,15 @@ from jobs.storage.manifest import PublishedFile, read_published
 _NOTE, _LINES = ".json", ".lines"  # endings after a shard's name
 
 
-class FinishedShard(msgspec.Struct, frozen=True):
-    """The note of a shard."""
+class WrittenShard(msgspec.Struct, frozen=True):
+    """A shard that was written."""
 
     units: int  # samples, or files
     line: PublishedFile  # its line of the manifest
     members: int
+
+
+class _Note(WrittenShard, frozen=True):
     lines_crc32: str  # of the file with the lines of its members
     options: str  # digest of the options that it was packed with
 
@@ -46,26 +49,27 @@ class FinishedShards:
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
-    def note(self, units: int, line: PublishedFile, members: int) -> None:
-        """Note that the shard of ``line`` is finished, and its ``lines`` are written."""
-        atomic.fsync_folder((self._data / line.path).parent)
-        crc32 = digest.of("crc32", blocks(self.lines(line.path)))
-        note = FinishedShard(units, line, members, crc32, self._options)
-        atomic.write_json(self._note(line.path), note)
+    def note(self, shard: WrittenShard) -> None:
+        """Note that a shard is finished, and its ``lines`` are written."""
+        name = shard.line.path
+        atomic.fsync_folder((self._data / name).parent)
+        crc32 = digest.of("crc32", blocks(self.lines(name)))
+        note = _Note(shard.units, shard.line, shard.members, crc32, self._options)
+        atomic.write_json(self._note(name), note)
 
     def find(
         self,
         shard: str,
         members: Sequence[Member],
         line_of: Callable[[Member, int | None], PublishedFile],
-    ) -> FinishedShard | None:
-        """The note of a finished shard with exactly these members.
+    ) -> WrittenShard | None:
+        """The finished shard of that name with exactly these members.
 
         ``line_of``: the line of the manifest of a member at an offset.
         """
         lines = self.lines(shard)
         try:
-            found = atomic.read_json(self._note(shard), FinishedShard)
+            found = atomic.read_json(self._note(shard), _Note)
             crc32 = digest.of("crc32", blocks(lines))
             size = (self._data / shard).stat().st_size
         except (OSError, msgspec.DecodeError):

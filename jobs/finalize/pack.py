@@ -28,7 +28,7 @@ from jobs.errors import OrchestrateError, StorageError
 from jobs.finalize import shard_members
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.disk_partitions import Placements, Rewrites
-from jobs.finalize.finished_shards import FinishedShards
+from jobs.finalize.finished_shards import FinishedShards, WrittenShard
 from jobs.finalize.merge import Merged, published_records
 from jobs.finalize.shard_members import Member
 from jobs.model import Part
@@ -64,14 +64,6 @@ class _Shard(NamedTuple):
     units: int | None  # samples, or files; None: as many as members
     members: Iterable[Member]
     memory: int = 0  # bytes that the list of its members takes, about
-
-
-class _Written(NamedTuple):
-    """A shard that was written, and its line of the manifest."""
-
-    units: int
-    line: PublishedFile
-    members: int
 
 
 @dataclass
@@ -235,7 +227,7 @@ class _Packing:
             out = stack.enter_context(found.lines.open("wb", buffering=1 << 20))
             pool = ThreadPoolExecutor(writers, thread_name_prefix="shard")
             stack.callback(pool.shutdown, cancel_futures=True)
-            waiting: deque[tuple[Future[_Written], int]] = deque()  # with the memory of each
+            waiting: deque[tuple[Future[WrittenShard], int]] = deque()  # with the memory of each
 
             def take() -> None:
                 written = waiting.popleft()[0].result()
@@ -284,7 +276,7 @@ class _Packing:
         if count or even_empty:
             yield _Shard(name(number), count, members, _memory_of(members))
 
-    def _write(self, shard: _Shard) -> _Written:
+    def _write(self, shard: _Shard) -> WrittenShard:
         """Write one shard under a temporary name, and give it its own in the staged dataset.
 
         If an earlier attempt has finished it, it stays. A shard whose members are not listed before
@@ -296,7 +288,7 @@ class _Packing:
             line_of = partial(_line_of, shard.name, wanted)
             found = self.finished.find(shard.name, shard.members, line_of)
             if found is not None:
-                return _Written(found.units, found.line, found.members)
+                return found
         target = self.context.staging.data / shard.name
         temporary = self.context.scratch / shard.name.replace("/", "-")
         lines = self.finished.lines(shard.name)
@@ -316,10 +308,10 @@ class _Packing:
         target.parent.mkdir(exist_ok=True)
         temporary.replace(target)
         line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
-        units = count if shard.units is None else shard.units
+        written = WrittenShard(count if shard.units is None else shard.units, line, count)
         if isinstance(shard.members, list):
-            self.finished.note(units, line, count)
-        return _Written(units, line, count)
+            self.finished.note(written)
+        return written
 
 
 def _memory_of(members: Iterable[Member]) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.finalize import pack
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.finished_shards import FinishedShards
+from jobs.finalize.finished_shards import FinishedShards, WrittenShard
 from jobs.model import Options, Output
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import pages, png, tree
@@ -36,7 +36,7 @@ def cut_off(run: Run, monkeypatch: pytest.MonkeyPatch, after: int = 3) -> dict[s
     write = pack._Packing._write
     written = 0
 
-    def interrupted(packing: pack._Packing, shard: pack._Shard) -> pack._Written:
+    def interrupted(packing: pack._Packing, shard: pack._Shard) -> WrittenShard:
         nonlocal written
         if written == after:
             raise OSError("interrupted")
@@ -59,6 +59,13 @@ def inodes(folder: Path) -> dict[str, int]:
     }
 
 
+def undisturbed(path: Path, options: Options, image: bytes = b"") -> dict[str, bytes]:
+    """What a run publishes that nothing interrupts; see ``extracted``."""
+    run = extracted(path / "undisturbed", options, image)
+    run.finish()
+    return published(run)
+
+
 def published(run: Run) -> dict[str, bytes]:
     """What does not tell when it was made."""
     return {name: data for name, data in tree(run.staging.dest).items() if name != "RECEIPT.json"}
@@ -68,8 +75,7 @@ def published(run: Run) -> dict[str, bytes]:
 def test_finished_shards_stay_and_the_result_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: Options
 ) -> None:
-    undisturbed = extracted(tmp_path / "undisturbed", options)
-    undisturbed.finish()
+    expected = undisturbed(tmp_path, options)
     run = extracted(tmp_path / "run", options)
     before = cut_off(run, monkeypatch)
     assert len(before) == 3
@@ -77,7 +83,7 @@ def test_finished_shards_stay_and_the_result_is_the_same(
     after = inodes(run.staging.dest)
     assert before.items() <= after.items()
     assert len(after) > 3
-    assert published(run) == published(undisturbed)
+    assert published(run) == expected
     assert not run.staging.packed.exists()
 
 
@@ -102,25 +108,23 @@ def _gone(run: Run, shard: Path) -> None:
 def test_a_shard_in_doubt_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
-    undisturbed = extracted(tmp_path / "undisturbed", PACKED)
-    undisturbed.finish()
+    expected = undisturbed(tmp_path, PACKED)
     run = extracted(tmp_path / "run", PACKED)
     before = cut_off(run, monkeypatch)
     damage(run, run.staging.data / "dest-000001.tar")
     run.finish()
     after = inodes(run.staging.dest)
     assert before["dest-000000.tar"] == after["dest-000000.tar"]
-    assert published(run) == published(undisturbed)
+    assert published(run) == expected
 
 
 def test_other_options_make_other_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     larger = msgspec.structs.replace(PACKED, shard_records=5)
-    undisturbed = extracted(tmp_path / "undisturbed", larger)
-    undisturbed.finish()
+    expected = undisturbed(tmp_path, larger)
     run = extracted(tmp_path / "run", PACKED)
     cut_off(run, monkeypatch, after=4)
     replace(run, plan=msgspec.structs.replace(run.plan, options=larger)).finish()
-    assert published(run) == published(undisturbed)
+    assert published(run) == expected
 
 
 def test_an_image_is_no_finished_shard_because_it_is_written_each_time(
@@ -149,7 +153,7 @@ def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
     for name in ("dest-000000.tar", "other/000000.tar"):
         (run.staging.data / name).write_bytes(b"tar")
         finished.lines(name).write_bytes(b"")
-        finished.note(0, PublishedFile(name, 3, "00000000"), 0)
+        finished.note(WrittenShard(0, PublishedFile(name, 3, "00000000"), 0))
     finished.remove_others(["dest-000000.tar"])
     assert [path.name for path in run.staging.data.iterdir()] == ["dest-000000.tar"]
 
@@ -157,8 +161,7 @@ def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
 def test_a_shard_with_another_member_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = extracted(tmp_path / "undisturbed", PACKED, png(77))
-    undisturbed.finish()
+    expected = undisturbed(tmp_path, PACKED, png(77))
     before = extracted(tmp_path / "before", PACKED)
     assert len(cut_off(before, monkeypatch)) == 3
     run = extracted(tmp_path / "run", PACKED, png(77))
@@ -168,4 +171,4 @@ def test_a_shard_with_another_member_is_written_again(
     run.finish()
     kept = finished.items() & inodes(run.staging.dest).items()
     assert {name for name, _ in kept} == finished.keys() - {"dest-000000.tar"}
-    assert published(run) == published(undisturbed)
+    assert published(run) == expected

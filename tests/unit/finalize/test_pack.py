@@ -16,6 +16,7 @@ import pytest
 
 from jobs.errors import Cause
 from jobs.finalize import pack
+from jobs.finalize.finished_shards import WrittenShard
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output
 from jobs.storage.manifest import PublishedFile
 from tests.support.builders.contents import Content, line, pages, png, tree
@@ -129,7 +130,7 @@ def test_memory_bounds_the_files_of_a_shard_and_the_shards_written_at_once(
     at_once = most = 0
     written = pack._Packing._write
 
-    def write(packing: pack._Packing, shard: pack._Shard) -> pack._Written:
+    def write(packing: pack._Packing, shard: pack._Shard) -> WrittenShard:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
