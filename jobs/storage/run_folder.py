@@ -222,12 +222,7 @@ class RunFolder:
 
     def load_fetched(self, shard_id: str) -> Fetched | None:
         """The ``Fetched`` of a downloaded shard; None if it is not downloaded."""
-        try:
-            return self._load(self.fetched(shard_id), Fetched)
-        except RunFolderError as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                return None
-            raise
+        return self._load_if_there(self.fetched(shard_id), Fetched)
 
     def fetched_ids(self) -> set[str]:
         """Ids of the downloaded shards."""
@@ -278,12 +273,18 @@ class RunFolder:
         return _REMEDIES.get(kind, _OTHERWISE).format(folder=self.path, run=self.run_id)
 
     def _load(self, path: Path | str, kind: type[T]) -> T:
+        found = self._load_if_there(path, kind)
+        if found is None:
+            raise RunFolderError(f"{path} is missing; {self._remedy(kind)}")
+        return found
+
+    def _load_if_there(self, path: Path | str, kind: type[T]) -> T | None:
         try:
             # A run has tens of thousands of these: no Path, no buffer, one decoder for each type.
             with open(path, "rb", buffering=0) as file:
                 return _decoder(kind).decode(file.read())
-        except FileNotFoundError as error:
-            raise RunFolderError(f"{path} is missing; {self._remedy(kind)}") from error
+        except FileNotFoundError:
+            return None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
