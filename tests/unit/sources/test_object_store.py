@@ -374,33 +374,36 @@ def set_env(monkeypatch: pytest.MonkeyPatch, env: Mapping[str, str]) -> None:
         monkeypatch.setenv(name, value)
 
 
+@pytest.fixture
+def gcs(tmp_path: Path) -> Iterator[GcsServer]:
+    with GcsServer(tmp_path) as server:
+        server.put("one.tar.gz", GZ)
+        yield server
+
+
 def test_public_objects_at_google_need_no_credentials(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with GcsServer(tmp_path) as gcs:
-        set_env(monkeypatch, gcs.anonymous_env)
-        gcs.put("one.tar.gz", GZ)
-        assert "no credentials were found" in refused("gs://pages/one.tar.gz").message
-        gcs.is_public = True
-        assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
-        assert "has no bucket 'elsewhere'" in refused("gs://elsewhere/").message
-        monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
-        error = refused("gs://pages/")
-        assert error.cause is Cause.AUTHENTICATION
-        assert "/nowhere/key.json" in error.message
+    set_env(monkeypatch, gcs.anonymous_env)
+    assert "no credentials were found" in refused("gs://pages/one.tar.gz").message
+    gcs.is_public = True
+    assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
+    assert "has no bucket 'elsewhere'" in refused("gs://elsewhere/").message
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    error = refused("gs://pages/")
+    assert error.cause is Cause.AUTHENTICATION
+    assert "/nowhere/key.json" in error.message
 
 
 def test_an_object_at_google_that_was_replaced_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with GcsServer(tmp_path) as gcs:
-        set_env(monkeypatch, gcs.env)
-        gcs.put("one.tar.gz", GZ)
-        source = opened("gs://pages/one.tar.gz")
-        source.shards()
-        gcs.put("one.tar.gz", GZ + b"2")
-        with pytest.raises(SourceError, match="was removed or replaced after the launch"):
-            fetch(source, tmp_path / "out")
+    set_env(monkeypatch, gcs.env)
+    source = opened("gs://pages/one.tar.gz")
+    source.shards()
+    gcs.put("one.tar.gz", GZ + b"2")
+    with pytest.raises(SourceError, match="was removed or replaced after the launch"):
+        fetch(source, tmp_path / "out")
 
 
 def test_blobs_come_with_a_key_a_signature_of_the_user_or_nothing(
@@ -498,20 +501,18 @@ def test_a_bucket_in_another_region_is_named_with_it(s3: S3Server) -> None:
 
 
 def test_a_bucket_at_google_whose_readers_pay_needs_a_project(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    gcs: GcsServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    with GcsServer(tmp_path) as gcs:
-        set_env(monkeypatch, gcs.env)
-        gcs.put("one.tar.gz", GZ)
-        gcs.fail("/storage/v1/b/pages/o*", faults.status(400, None))
-        assert "GS_USER_PROJECT" in refused("gs://pages/").message
-        gcs.faults.clear()
-        gcs.requests.clear()
-        monkeypatch.setenv("GS_USER_PROJECT", "lab-1")
-        assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
-        asked = gcs.asked("/storage/v1/b/pages/*", "GET")
-        assert len(asked) >= 3  # the list, a look at the first bytes, the download
-        assert {request.headers.get("x-goog-user-project") for request in asked} == {"lab-1"}
+    set_env(monkeypatch, gcs.env)
+    gcs.fail("/storage/v1/b/pages/o*", faults.status(400, None))
+    assert "GS_USER_PROJECT" in refused("gs://pages/").message
+    gcs.faults.clear()
+    gcs.requests.clear()
+    monkeypatch.setenv("GS_USER_PROJECT", "lab-1")
+    assert fetch(opened("gs://pages/"), tmp_path / "out") == GZ
+    asked = gcs.asked("/storage/v1/b/pages/*", "GET")
+    assert len(asked) >= 3  # the list, a look at the first bytes, the download
+    assert {request.headers.get("x-goog-user-project") for request in asked} == {"lab-1"}
 
 
 def test_a_signature_of_the_user_that_has_expired_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
