@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from jobs.errors import EngineError, from_os_error
@@ -143,7 +142,7 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     spec = job.spec
     record = process_records.ProcessRecord(job.id.task(index), spec.stage, utc_now())
     path = JobPaths(place, record.task_id).submitted_pickle
-    pickled.write_task(path, Entry.of(replace(spec, then=None), spec.tasks[index]))
+    pickled.write_task(path, Entry.of(spec, spec.tasks[index]))
     job.files.write(record)
     return PoolTask(job, record, place)
 
