@@ -21,7 +21,7 @@ from jobs.checks.base import is_warning
 from jobs.errors import RunFolderError, VerificationError
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.replaced_files import Identity, Replaced, find_replaced
+from jobs.finalize.replaced_files import Identity, ReplacedFiles, find_replaced
 from jobs.model import (
     Carried,
     Fetched,
@@ -150,7 +150,7 @@ def plan_carry(
         old,
         same,
         _record_ranges(folder, old, receipt, repairs=repairs),
-        find_replaced(folder, old, receipt) if replaces else Replaced(),
+        find_replaced(folder, old, receipt) if replaces else ReplacedFiles(),
         has_dropped=_has_dropped(old, receipt),
         has_moved=_has_moved(old, receipt),
     )
@@ -181,7 +181,7 @@ class _Choice:
     old: Plan
     same: Mapping[str, Shard]
     ranges: Mapping[str, RecordsRange | None]
-    replaced: Replaced
+    replaced: ReplacedFiles
     has_dropped: bool
     has_moved: bool
 

@@ -34,7 +34,7 @@ def identity(entry: Entry) -> Identity:
 
 
 @dataclass
-class Replaced:
+class ReplacedFiles:
     """Files that are not published, because others are in their places."""
 
     files: dict[str, set[Identity]] = field(default_factory=lambda: defaultdict(set))  # by part id
@@ -42,12 +42,12 @@ class Replaced:
     winners: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))
 
 
-def find_replaced(folder: RunFolder, plan: Plan, receipt: Receipt) -> Replaced:
+def find_replaced(folder: RunFolder, plan: Plan, receipt: Receipt) -> ReplacedFiles:
     """The replaced files of the run that published the dataset with this receipt.
 
     Raises ``OSError``, and ``msgspec.DecodeError`` if the dataset's manifest is damaged.
     """
-    found = Replaced()
+    found = ReplacedFiles()
     files = receipt.manifest.files + receipt.manifest.members
     with TemporaryDirectory() as scratch, Buckets(Path(scratch), rows=2 * files) as rows:
         _add(rows, folder, plan)

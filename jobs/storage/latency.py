@@ -62,9 +62,10 @@ def each(
 ) -> Generator[R, None, None]:
     """``function`` of each item, in order; an exception is raised when its item's turn comes.
 
-    Once the function mostly waits, so many threads call it for as many further items ahead. If no
-    thread can be started, it may be called twice for that item, and nothing is read ahead from then
-    on. The time of an item that is not small depends on its size: it is not timed, nor read ahead.
+    Once the function mostly waits, that many threads call it for the next items, at most one item
+    for each thread. If no thread can be started, it may be called twice for that item, and the
+    caller's thread calls it for all others. The time of an item that is not small depends on its
+    size, so it is not timed, and its call waits for its turn.
     """
     left = iter(items)
     probe = LatencyProbe(slow_s)

@@ -17,8 +17,8 @@ from jobs.storage.manifest import PublishedFile
 from jobs.storage.staging import MANIFEST
 
 _CHUNK = 1 << 20  # bytes of a file that are hashed at a time
-_local = threading.local()
 LISTED = 1000  # damaged files that a slice lists; it counts all
+_local = threading.local()  # each thread's buffer
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -118,13 +118,14 @@ def _check_sizes(
     on_checked: Callable[[int, int], object],
 ) -> None:
     # The hot loop for 100,000 files: one system call a file and little else.
+    lstat = os.lstat
+
     def status_of(line: _Line) -> os.stat_result | None:
         try:
             return lstat(prefix + line.path) if line.raw is None else _lstat_raw(prefix, line.raw)
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    lstat = os.lstat
     files = [line for line in lines if line.shard is None]
     for line, found in zip(files, latency.each(status_of, files, threads=threads), strict=True):
         if found is None:
