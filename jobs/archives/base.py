@@ -74,6 +74,11 @@ class Archive:
         """Warnings about the archive, a sentence each; valid after ``members``."""
         return ()
 
+    @property
+    def part_warnings(self) -> tuple[str, ...]:
+        """Warnings about the members of the part that ``members`` yielded last."""
+        return ()
+
     def members(self, part: Part) -> Iterator[Member]:
         """The part's members: each once, streamed, in the archive's order.
 

@@ -110,11 +110,16 @@ class Samples(Archive):
     @property
     def warnings(self) -> tuple[str, ...]:
         """See ``Archive.warnings``."""
+        return self._archive.warnings
+
+    @property
+    def part_warnings(self) -> tuple[str, ...]:
+        """See ``Archive.part_warnings``."""
         if not self._without:
-            return self._archive.warnings
+            return self._archive.part_warnings
         what = "1 sample has" if self._without == 1 else f"{self._without} samples have"
         fact = f"{what} no image and are published as files, such as {quoted(self._example)}"
-        return (*self._archive.warnings, fact)
+        return (*self._archive.part_warnings, fact)
 
     def find(self, name: bytes, before: float = math.inf) -> Member | None:
         """See ``Archive.find``."""
@@ -122,6 +127,7 @@ class Samples(Archive):
 
     def members(self, part: Part) -> Iterator[Member]:
         """See ``Archive.members``: the part's images, and its records at the end."""
+        self._without, self._example = 0, b""
         sample = _Sample()
         absorbed, mtime = 0, 0.0
         with spool(self._temporary) as lines:

@@ -249,7 +249,8 @@ class _Pass:
                 archive, nested.whole_part(shard), names, records, shard.name, below, ordinal, inner
             )
             self._read(source)
-            self._warnings += (f"{quoted(path)}: {warning}" for warning in archive.warnings)
+            found = (*archive.warnings, *archive.part_warnings)
+            self._warnings += (f"{quoted(path)}: {warning}" for warning in found)
             if self._writer.add_records(source):
                 self._inner_records[ordinal] = inner
 
@@ -262,6 +263,7 @@ class _Pass:
     def _summary(self, duplicates: DuplicatePaths, files: int, size: int) -> PartSummary:
         if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += self._archive.warnings
+        self._warnings += self._archive.part_warnings
         return PartSummary(
             part=self._work.part.id,
             files=files,

@@ -186,9 +186,10 @@ def test_each_file_of_a_sample_has_its_place(
     assert found == expected
 
 
-def test_data_without_an_image_stays_a_file_and_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 3])
+def test_data_without_an_image_stays_a_file_and_is_reported(tmp_path: Path, parts: int) -> None:
     files = {**samples(range(3)), "x.json": b"{}", "x.txt": b"y", "README": b"z"}
-    run, summary, problem = run_over(tmp_path, files)
+    run, summary, problem = run_over(tmp_path, files, parts=parts)
     assert problem is None
     assert [name for name in published(run) if "x" in name or "README" in name] == [
         "README",

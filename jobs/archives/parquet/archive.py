@@ -14,6 +14,7 @@ from jobs.archives.base import Archive, Member, MemberKind, damaged, gone, label
 from jobs.archives.limits import Limits
 from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
+from jobs.archives.parquet.non_finite import NonFinite
 from jobs.errors import UsageError
 from jobs.formats.pictures import (
     BY_EXTENSION,
@@ -47,6 +48,7 @@ class ParquetArchive(Archive):
     """
 
     warnings: tuple[str, ...] = ()
+    part_warnings: tuple[str, ...] = ()
 
     def __init__(self, fetched: Fetched, shard: Shard, options: Options, temporary: Path) -> None:
         self._archive = label_of(shard)
@@ -84,6 +86,7 @@ class ParquetArchive(Archive):
                 self._limits.check_claim(total, member.name)
                 member.mtime = mtime
                 yield member
+            self.part_warnings = rows.part_warnings
             if count or part.index == 0:
                 ordinal = (file.metadata.num_rows + part.index) * _PER_ROW
                 yield records_member(self._records_name(part), lines, mtime, ordinal)
@@ -181,7 +184,8 @@ class _Rows:
         self._columns = Columns(schema, options.layout.image_field)
         self._examine()
         self._columns.settle()
-        self._encode = msgspec.json.Encoder(enc_hook=_as_json).encode
+        self._encode = msgspec.json.Encoder(enc_hook=_as_json).encode  # NaN becomes null
+        self._non_finite = NonFinite(schema)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -191,6 +195,11 @@ class _Rows:
             "base64"
             for name in self._columns.left
         )
+
+    @property
+    def part_warnings(self) -> tuple[str, ...]:
+        """Warnings about the rows that ``files`` converted."""
+        return self._non_finite.warnings()
 
     def has_images(self) -> bool:
         """Whether a column contains pictures or, for a layout with records, may name some."""
@@ -252,6 +261,7 @@ class _Rows:
         row = first
         for group in groups:
             for batch in self._batches(group):
+                self._non_finite.see(batch)
                 names = batch.schema.names
                 columns = [self._values(batch, name) for name in names]
                 for values in zip(*columns, strict=True):

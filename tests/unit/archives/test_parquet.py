@@ -78,7 +78,8 @@ def read(
         files[member.name.decode()] = b"".join(member.chunks)
     assert ordinals == sorted(set(ordinals))
     lines = files.pop(run.plan.options.layout.records).splitlines()
-    return files, [json.loads(line) for line in lines], archive.warnings
+    warnings = (*archive.warnings, *archive.part_warnings)
+    return files, [json.loads(line) for line in lines], warnings
 
 
 def test_rows_become_images_and_a_records_file(
@@ -146,6 +147,70 @@ def test_values_of_every_kind_become_json(
     assert lines == [
         {"when": "2026-01-02T03:04:05", "nothing": None, "nan": None, "nested": {"a": [1, 2]}}
     ]
+
+
+NAN, INFINITE = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "records"),
+    [
+        pytest.param([NAN, INFINITE, -INFINITE], pa.float64(), [None] * 3, id="double"),
+        pytest.param([NAN, None, 0.5], pa.float32(), [None, None, 0.5], id="float"),
+        pytest.param([[NAN, 1], None, [NAN]], pa.list_(pa.float32()), [[None, 1], None, [None]]),
+        pytest.param([[NAN]] * 3, pa.large_list(pa.float64()), [[None]] * 3, id="large list"),
+        pytest.param(
+            [[NAN, 1], None, [2, 3]], pa.list_(pa.float64(), 2), [[None, 1], None, [2, 3]]
+        ),
+        pytest.param([[[NAN]]] * 3, pa.list_(pa.list_(pa.float64())), [[[None]]] * 3, id="lists"),
+        pytest.param(
+            [{"a": NAN}, None, {"a": 1}],
+            pa.struct({"a": pa.float64()}),
+            [{"a": None}, None, {"a": 1}],
+        ),
+        pytest.param(
+            [[("k", NAN)], None, [("l", 1)]],
+            pa.map_(pa.string(), pa.float64()),
+            [[["k", None]], None, [["l", 1]]],
+        ),
+        pytest.param(
+            [1.5, NAN, 1.5],
+            pa.dictionary(pa.int8(), pa.float64()),
+            [1.5, None, 1.5],
+            id="dictionary",
+        ),
+    ],
+)
+def test_numbers_that_json_does_not_have_are_null_and_counted(
+    tmp_path: Path,
+    pages: list[bytes],
+    written: Callable[..., Path],
+    values: list[Any],
+    kind: pa.DataType,
+    records: list[Any],
+) -> None:
+    path = written(
+        {"image": images(pages[:3]), "first": pa.array([0.5] * 3), "score": pa.array(values, kind)},
+        rows=2,
+    )
+    _, lines, (warning,) = read(tmp_path, path)
+    assert [line["score"] for line in lines] == records
+    count = str(values).count("nan") + str(values).count("inf")
+    assert warning.startswith(f"{count} number") and warning.endswith("null in column 'score'")
+
+
+def test_each_part_counts_its_own_numbers_that_json_does_not_have(
+    tmp_path: Path, pages: list[bytes], written: Callable[..., Path]
+) -> None:
+    columns = {"a": [0.5] * 5 + [NAN] * 4, "b": [NAN] + [INFINITE] * 8, "image": images(pages)}
+    run, _ = extracted(tmp_path, written(columns, rows=5), parts=2)
+    what = "numbers are NaN or infinite, which JSON cannot hold, and null in"
+    assert [run.summary(part).warnings for part in run.parts] == [
+        (f"5 {what} column 'b'",),
+        (f"8 {what} column 'a' and 1 other",),
+    ]
+    summary, _ = run.finalize()
+    assert f"! 2 warnings: {run.plan.shards[0].name}: 5 {what}" in "\n".join(summary.lines)
 
 
 def test_a_row_without_an_image_keeps_its_record(
