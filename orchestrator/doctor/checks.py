@@ -45,7 +45,7 @@ _LATE_S = 3.0
 _SKEW_S = 5.0  # allowed difference of two clocks
 # A short job starts earlier than a long one. But Slurm sends the signal before the time limit up to
 # a minute too early, so it would reach a job of two minutes while its interpreter starts.
-_CANARY_MIN = 5
+_TEST_JOB_MIN = 5
 # How a job can end without an error of its own, and what to do then.
 _ENDS = {
     Cause.TIME_LIMIT: (
@@ -75,7 +75,7 @@ class DoctorRequest:
     log_dir: Path
     engine: str = "auto"
     resources: Resources = field(default_factory=Resources)
-    wait_s: float = 120.0  # for the canary to start and end
+    wait_s: float = 120.0  # for the test job to start and end
 
     @property
     def probe(self) -> ProbeRequest:
@@ -84,7 +84,7 @@ class DoctorRequest:
 
 
 def examine(request: DoctorRequest) -> Iterator[CheckResult]:
-    """Yield all results; with Slurm the last ones are from a canary job on a compute node."""
+    """Yield all results; with Slurm the last ones are from a test job on a compute node."""
     yield from _here(request)
     try:
         choice = choose_engine(request.engine)
@@ -175,7 +175,7 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     spec = _spec(request, folder)
     yield _trial(spec)
     spec = replace(spec, resources=_shortened(spec.resources))
-    yield from _Canary(request, folder, spec, request.probe).run()
+    yield from _TestJob(request, folder, spec, request.probe).run()
 
 
 def _version() -> str:
@@ -232,7 +232,7 @@ _WILL_START = re.compile(r"to start at (\S+)(?: using .*? on nodes (\S+))?")
 def _spec(request: DoctorRequest, folder: RunFolder) -> JobSpec:
     """A job like those of a run, which runs the probe."""
     return JobSpec(
-        name=f"websight-{folder.run_id}-0001-canary",
+        name=f"websight-{folder.run_id}-0001-test",
         stage=Stage.DOWNLOAD,
         attempt=1,
         run_dir=str(folder.path),
@@ -261,12 +261,12 @@ def _trial(spec: JobSpec) -> CheckResult:
 def _shortened(requested: Resources) -> Resources:
     """The resources of the job that checks a node; it sends no mail."""
     has_limit = requested.time_min != units.UNLIMITED
-    minutes = min(_CANARY_MIN, requested.time_min) if has_limit else _CANARY_MIN
+    minutes = min(_TEST_JOB_MIN, requested.time_min) if has_limit else _TEST_JOB_MIN
     return structs.replace(requested, time_min=minutes, mail_type=None, mail_user=None)
 
 
 @dataclass(frozen=True)
-class _Canary:
+class _TestJob:
     """A short job on the partition, which checks its node."""
 
     request: DoctorRequest
@@ -293,7 +293,7 @@ class _Canary:
             handle = engine.submit(self.spec, None)
         except OrchestrateError as error:
             step = "fix this, then run `doctor` again"
-            yield CheckResult("canary job", False, error.message, step)
+            yield CheckResult("test job", False, error.message, step)
             return
         try:
             yield from self._wait(engine, handle.task_ids[0], submitted)
@@ -308,7 +308,7 @@ class _Canary:
                 time.sleep(_LATE_S)  # a node's files may become visible late
                 report = self._report()
             if report is not None:
-                yield CheckResult("canary job", True, f"job {job_id} ran on {report.host}")
+                yield CheckResult("test job", True, f"job {job_id} ran on {report.host}")
                 yield _clock(report, submitted, utc_now())
                 yield from self._setup(job_id)
                 yield from report.findings
@@ -322,7 +322,7 @@ class _Canary:
                 if state.reason:
                     why = pending_reasons.explain(state.reason)
                 yield CheckResult(
-                    "canary job",
+                    "test job",
                     None,
                     f"job {job_id} did not end within {units.span(waited)}: {why}",
                     "the queue may be long; wait longer (--wait-s), or try another --partition",
@@ -345,11 +345,11 @@ class _Canary:
         if (ended := _ended_by(state)) is not None:
             how, remedy = ended
             where = f" on {state.node}" if state.node else ""
-            return CheckResult("canary job", False, f"job {job_id} {how}{where}: {output}", remedy)
+            return CheckResult("test job", False, f"job {job_id} {how}{where}: {output}", remedy)
         raw = state.raw or "ended"
         if log is None:
             return CheckResult(
-                "canary job",
+                "test job",
                 False,
                 f"job {job_id} {raw} and wrote nothing to {self.folder.path}",
                 "compute nodes do not see this folder; choose a --log-dir on a shared file system",
@@ -362,7 +362,7 @@ class _Canary:
                 "fix --setup, whose lines run before the tool, or install what is missing on the "
                 "nodes"
             )
-        return CheckResult("canary job", False, f"job {job_id} {raw}: {output}", remedy)
+        return CheckResult("test job", False, f"job {job_id} {raw}: {output}", remedy)
 
     def _setup(self, job_id: str) -> Iterator[CheckResult]:
         """The output of the lines of --setup; the shell continues after a line that fails."""

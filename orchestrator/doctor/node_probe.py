@@ -19,7 +19,7 @@ from jobs.model import utc_now
 from jobs.storage import atomic
 from orchestrator import filesystems
 
-REQUEST_FILE, REPORT_FILE = "ask.json", "told.json"  # in the canary's folder
+REQUEST_FILE, REPORT_FILE = "request.json", "report.json"  # in the test job's folder
 
 _NEEDED = ("msgspec", "requests", "huggingface_hub", "submitit", "isal")
 _SPEED_BYTES = 64 << 20  # written to measure the speed; more would disturb others on a login node
@@ -40,7 +40,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class ProbeRequest:
-    """What the canary job checks; contains no secret."""
+    """What the test job checks; contains no secret."""
 
     word: str  # random; in the report it proves that the node sees this folder
     dest: str
@@ -50,7 +50,7 @@ class ProbeRequest:
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """The results of the canary job."""
+    """The results of the test job."""
 
     word: str
     host: str
@@ -60,7 +60,7 @@ class ProbeReport:
 
 
 def run(run_dir: str, stage: str, number: int, attempt: int) -> str:
-    """The canary job: check this node and write the results to its folder."""
+    """The test job: check this node and write the results to its folder."""
     folder = Path(run_dir)
     request = atomic.read_json(folder / REQUEST_FILE, ProbeRequest)
     started = utc_now()

@@ -1,4 +1,4 @@
-"""The doctor on a real Slurm: the canary runs on a node and leaves nothing."""
+"""The doctor on a real Slurm: the test job runs on a node and leaves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_a_sound_cluster_is_found_sound_and_nothing_stays(
         shell = Cli(tmp_path, {**slurm.env, **hub.env})
         reported = shell.run("doctor", "--dest", "data", "--json", rc=0).json()
     found = {finding["name"]: finding for finding in reported["findings"]}
-    for name in ("slurm", "accounting", "job", "canary job", "clock", "environment", "internet"):
+    for name in ("slurm", "accounting", "job", "test job", "clock", "environment", "internet"):
         assert found[name]["ok"] is True, found[name]
     assert list((tmp_path / "logs").iterdir()) == []
 

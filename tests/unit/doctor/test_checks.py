@@ -90,7 +90,7 @@ def test_a_token_is_tried_and_never_shown(
     assert not value or value not in repr(found)
 
 
-def test_the_canary_writes_its_answers_into_its_own_folder(tmp_path: Path, hub: HubServer) -> None:
+def test_the_test_job_writes_its_report_into_its_own_folder(tmp_path: Path, hub: HubServer) -> None:
     atomic.write_json(tmp_path / node_probe.REQUEST_FILE, _ask(tmp_path, hub))
     node_probe.run(str(tmp_path), "download", 0, 1)
     reported = atomic.read_json(tmp_path / node_probe.REPORT_FILE, ProbeReport)
