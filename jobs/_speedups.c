@@ -402,12 +402,25 @@ static PyMethodDef methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* SOURCE_CRC32, from setup.py: of this file, so that the tests notice an old build. */
+static int
+add_source(PyObject *module)
+{
+    return PyModule_AddIntConstant(module, "SOURCE_CRC32", SOURCE_CRC32);
+}
+
+static PyModuleDef_Slot slots[] = {
+    {Py_mod_exec, add_source},
+    {0, NULL},
+};
+
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "jobs._speedups",
     .m_doc = "Compiled forms of functions of jobs.archives.tar.scan and jobs.outputs.files.",
     .m_size = 0,
     .m_methods = methods,
+    .m_slots = slots,
 };
 
 PyMODINIT_FUNC

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,20 @@ def pytest_configure() -> None:
     if "TMPDIR" not in os.environ and _has_memory():
         os.environ["TMPDIR"] = str(MEMORY)
         tempfile.tempdir = None  # read again from the environment
+
+
+def pytest_sessionstart() -> None:
+    """No test runs with an extension that was compiled from an older source."""
+    try:
+        from jobs import _speedups
+    except ImportError:  # there was no compiler: the Python forms are tested
+        return
+    source = Path(__file__).resolve().parents[1] / "jobs" / "_speedups.c"
+    if getattr(_speedups, "SOURCE_CRC32", None) != zlib.crc32(source.read_bytes()):
+        raise pytest.UsageError(
+            "jobs/_speedups.c has changed since it was compiled; to compile it: "
+            "python -m pip install --editable '.[test]'"
+        )
 
 
 def _has_memory() -> bool:
