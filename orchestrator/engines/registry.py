@@ -72,7 +72,7 @@ def prepared(wanted: str, *, downloads: bool) -> AbstractContextManager[None]:
     """
     if wanted == SLURM or not choose_engine(wanted).is_local:
         return nullcontext()
-    from orchestrator.engines.local.task_processes import started_ahead
+    from orchestrator.engines.local.task_starter import started_ahead
 
     return started_ahead(["jobs.transfer.scheduler" if downloads else "jobs.sources.local"])
 

@@ -21,7 +21,7 @@ from jobs.runtime.process import CORES, cores
 from orchestrator.engines.base import Dependency, JobSpec
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.process_records import JobId, LocalFiles, ProcessRecord
-from orchestrator.engines.local.task_processes import TaskProcess, TaskStarter, take_starter
+from orchestrator.engines.local.task_starter import TaskProcess, TaskStarter, take_starter
 
 if TYPE_CHECKING:
     from submitit.core.utils import JobPaths

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.errors import Cause, EngineError
-from orchestrator.engines.local.task_processes import TaskStarter, started_ahead, take_starter
+from orchestrator.engines.local.task_starter import TaskStarter, started_ahead, take_starter
 
 
 def _children() -> set[str]:
