@@ -27,7 +27,6 @@ from orchestrator.engines.slurm import client, limits
 from orchestrator.engines.slurm import cluster as slurm_cluster
 from orchestrator.engines.slurm.client import Answer, TimedOut
 from orchestrator.engines.slurm.parse import SEPARATOR, accepted, base
-from orchestrator.engines.slurm.queue import Queue
 from orchestrator.engines.task_entry import Entry
 
 log = logging.getLogger(__name__)
@@ -67,8 +66,8 @@ class SlurmEngine:
         return slurm_cluster.Way(None) if known is None else slurm_cluster.way_to(known)
 
     @property
-    def _queue(self) -> Queue:
-        return Queue(self._way)
+    def _queue(self) -> slurm_cluster.Queue:
+        return slurm_cluster.Queue(self._way)
 
     def reach(self, otherwise: str = "") -> None:
         """See ``base.Engine``."""
