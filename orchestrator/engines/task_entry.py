@@ -1,10 +1,12 @@
-"""The callable that submitit pickles: a task as plain values, and its start and end on a node."""
+"""A task as submitit runs it: the callable that it pickles, its files, and its pickled result."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -22,6 +24,18 @@ log = logging.getLogger(__name__)
 # The exit code of a task that wrote its result and whose dependent jobs must not start. A batch
 # script that fails before the task, such as in a line of --setup, has another one.
 BAD_END = 86
+
+# Exceptions when unpickling a damaged file, or one of another version (pickle's documentation).
+_UNREADABLE = (
+    OSError,
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    ImportError,
+    IndexError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +66,13 @@ class Entry:
             _name_of(spec.call),
             _name_of(then) if then is not None else None,
         )
+
+    def write(self, path: Path) -> None:
+        """Pickle it for submitit's entry point, which calls it on a node."""
+        from submitit.core.utils import DelayedSubmission
+
+        path.touch(mode=0o600)
+        DelayedSubmission(self).dump(path)
 
     def __call__(self) -> Any:
         logging.basicConfig(
@@ -138,3 +159,39 @@ def _follow_up(dotted: str, run_dir: str, attempt: int) -> None:
         _named(dotted)(run_dir, attempt)
     except Exception:  # a manual `resume` does the same
         log.exception("%s failed after the task had ended", dotted)
+
+
+def folder_of(folder: RunFolder, attempt: int, task: Task) -> Path:
+    """submitit's folder of a task's array (``RunFolder.submitit``)."""
+    from submitit.core.utils import JobPaths
+
+    first = folder.submitit(attempt, task.stage)
+    for batch in itertools.count():
+        place = folder.submitit(attempt, task.stage, batch)
+        if not place.is_dir():
+            return first
+        if JobPaths(place, task.job_id).submitted_pickle.exists():
+            return place
+    raise AssertionError("the loop ends by returning")
+
+
+def result_of(folder: RunFolder, attempt: int, task: Task) -> TaskResult | None:
+    """A task's result from its pickle; None if there is none, or it cannot be read.
+
+    Unpickling runs code: the caller must ensure that nobody else can write to the run folder
+    (``RunFolder.check``).
+    """
+    from submitit.core.utils import JobPaths
+
+    path = JobPaths(folder_of(folder, attempt, task), task.job_id, 0).result_pickle
+    try:
+        _, result = pickle.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except _UNREADABLE as error:
+        log.warning("%s cannot be read: %s", path, error)
+        return None
+    if not isinstance(result, TaskResult):
+        return None  # a traceback, because the task raised
+    same = (result.attempt, result.stage, result.task) == (attempt, task.stage, task.number)
+    return result if same else None

@@ -23,7 +23,7 @@ from jobs.storage.run_folder import RunFolder, of_shards
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
 from orchestrator import filesystems, units
-from orchestrator.engines import pickled
+from orchestrator.engines import task_entry
 from orchestrator.engines.base import Engine, EngineState, OtherClusterError, TaskState
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import event_log, task_logs
@@ -141,7 +141,7 @@ def _pickled(
         key: result
         for key, submission, task in all_tasks(submissions)
         if _ended_silently(key, states, results)
-        and (result := pickled.result_of(folder, submission.number, task)) is not None
+        and (result := task_entry.result_of(folder, submission.number, task)) is not None
     }
 
 

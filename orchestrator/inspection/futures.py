@@ -9,7 +9,7 @@ from submitit.core import core, utils
 from jobs.errors import UsageError
 from jobs.model import Stage, Task, TaskResult
 from jobs.storage.run_folder import RunFolder
-from orchestrator.engines import pickled
+from orchestrator.engines import task_entry
 from orchestrator.engines.registry import engine_named
 from orchestrator.inspection import evidence
 from orchestrator.inspection.state import RunState, TaskStatus, TaskView, all_tasks, judge
@@ -45,7 +45,7 @@ class TaskFuture(core.Job[TaskResult]):
 
     def __init__(self, run: _Run, attempt: int, task: Task) -> None:
         assert task.job_id is not None
-        super().__init__(pickled.folder_of(run.folder, attempt, task), task.job_id)
+        super().__init__(task_entry.folder_of(run.folder, attempt, task), task.job_id)
         self._run = run
         self.attempt = attempt
         self.task_number = task.number

@@ -16,7 +16,6 @@ from jobs.runtime.process import ProcessId
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from orchestrator import units
-from orchestrator.engines import pickled
 from orchestrator.engines.base import Dependency, JobHandle, JobSpec, TaskState
 from orchestrator.engines.local import process_records
 from orchestrator.engines.local.pool import (
@@ -142,7 +141,7 @@ def _hand_over(job: Job, place: Path, index: int) -> PoolTask:
     spec = job.spec
     record = process_records.ProcessRecord(job.id.task(index), spec.stage, utc_now())
     path = JobPaths(place, record.task_id).submitted_pickle
-    pickled.write_task(path, Entry.of(spec, spec.tasks[index]))
+    Entry.of(spec, spec.tasks[index]).write(path)
     job.files.write(record)
     return PoolTask(job, record, place)
 

@@ -13,7 +13,6 @@ from jobs.errors import EngineError, from_os_error
 from jobs.model import Cluster, Task
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
-from orchestrator.engines import pickled
 from orchestrator.engines.base import (
     Dependency,
     EngineState,
@@ -123,7 +122,7 @@ class SlurmEngine:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)
         pickles = [place / f"{uuid.uuid4().hex}.pkl" for _ in tasks]
         for path, task in zip(pickles, tasks, strict=True):
-            pickled.write_task(path, Entry.of(spec, task))
+            Entry.of(spec, task).write(path)
         script = place / f".submission_file_{uuid.uuid4().hex}.sh"
         script.touch(mode=0o600)
         script.write_text(text, encoding="utf-8")
