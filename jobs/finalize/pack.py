@@ -47,6 +47,8 @@ MOST_UNITS = 100_000  # samples, or files, in a shard: they are listed before it
 _MEMBER = 500  # bytes that a member takes in such a list, with its name and digests, but no content
 _MOST_MEMORY = 256 << 20  # bytes of the lists of all shards that are being written
 _unfit = re.compile(r"[^A-Za-z0-9_.-]+")
+_BASE = 100  # bytes of the destination's name in names of shards: with number, ending and those of
+# a temporary file they have to fit into NAME_MAX, which is 143 on some file systems (eCryptfs)
 
 
 class ChangedError(OrchestrateError):
@@ -78,7 +80,8 @@ class _Names:
     def of(cls, context: FinalizeContext, output: PackedOutput) -> _Names:
         """Names after the destination, none of which is the records file's or one of ours."""
         taken = {(context.records_path or "").partition("/")[0], RECEIPT, MANIFEST, *SUMS.values()}
-        base = _unfit.sub("-", context.staging.dest.name).lstrip(".-") or "dataset"
+        clean = _unfit.sub("-", context.staging.dest.name).lstrip(".-")[:_BASE]
+        base = clean or "dataset"
         return cls(_free(base, taken, suffix=".json"), _free("other", taken), output)
 
     @property

@@ -121,6 +121,19 @@ def test_records_are_not_needed_and_are_judged_as_with_files(
     assert run.verify().ok
 
 
+@pytest.mark.parametrize("output", list(Output))
+def test_a_destination_may_have_the_longest_name_of_a_file_system(
+    tmp_path: Path, output: Output
+) -> None:
+    built = RunBuilder(
+        pages(0, 2), options=options(output=output, digest="sha256"), dest=tmp_path / ("d" * 255)
+    )
+    run = built.extracted(tmp_path)
+    run.finish()
+    longest = max(len(path.name) for path in run.staging.dest.iterdir())
+    assert longest <= 143 - len(".1234567.12345678.tmp")  # NAME_MAX of eCryptfs
+
+
 def test_a_path_that_is_a_file_and_a_folder_is_refused(tmp_path: Path) -> None:
     one, other = Content({"a/b": b"file"}, None), Content({"a/b/c/d.txt": b"below"}, None)
     run = RunBuilder(one, other, options=options(layout=Layout(name="files"))).extracted(tmp_path)
