@@ -24,11 +24,11 @@ def command(run: str | None, log_dir: Path, output: Path | None) -> int:
     from jobs.model import utc_now
     from jobs.storage import atomic
     from orchestrator import api
-    from orchestrator.display.report import page as report_page
+    from orchestrator.display import report
 
     folder = api.find_run(run, log_dir)
     state = api.status(folder)
-    page = report_page.page(state, folder, utc_now(), report_page.receipt_of(state))
+    page = report.page(state, folder, utc_now())
     path = (output or folder.report).resolve()  # replace a link's target, not the link
     if path.exists() and not path.is_file():
         raise UsageError(f"{path} is not a file; give a file name with -o")

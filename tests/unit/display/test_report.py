@@ -13,7 +13,8 @@ from jobs.errors import Cause
 from jobs.model import Stage, TaskResult
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator.display.report import figures, page
+from orchestrator.display import report
+from orchestrator.display import report_figures as figures
 from orchestrator.engines.base import EngineState, TaskState
 from orchestrator.inspection.state import RunState
 from tests.support.builders import runs
@@ -49,7 +50,7 @@ class _Balance(HTMLParser):
 
 
 def _page(state: RunState, folder: RunFolder | None = None) -> str:
-    return page.page(state, folder or RunFolder(Path("/nowhere")), runs.NOW)
+    return report.page(state, folder or RunFolder(Path("/nowhere")), runs.NOW)
 
 
 def _hostile() -> RunState:
@@ -100,13 +101,10 @@ def test_it_says_in_text_what_the_charts_show() -> None:
 
 def test_the_receipt_is_shown_only_where_it_is_this_runs(tmp_path: Path) -> None:
     state = runs.published(RunBuilder(2, dest=tmp_path)).state()
-    assert page.receipt_of(state) is None
-    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": "another"})
-    assert page.receipt_of(state) is None
-    atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": runs.RUN_ID, "licence": "cc-by"})
-    receipt = page.receipt_of(state)
-    assert receipt is not None
-    assert "cc-by" in page.page(state, RunFolder(tmp_path), runs.NOW, receipt)
+    assert "<h2>Receipt" not in _page(state)
+    for run_id, shown in (("another", False), (runs.RUN_ID, True)):
+        atomic.write_json(tmp_path / "RECEIPT.json", {"run_id": run_id, "counts": "so many"})
+        assert ("<h2>Receipt" in _page(state), "so many" in _page(state)) == (shown, shown)
 
 
 def test_a_failed_tasks_last_lines_are_there_without_secrets(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from jobs.errors import Cause
 from jobs.model import Stage
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
-from orchestrator.display.report import figures
+from orchestrator.display import report_figures as figures
 from orchestrator.inspection import evidence, status_json
 from orchestrator.inspection.state import judge
 from tests.support.builders import runs

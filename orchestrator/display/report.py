@@ -15,8 +15,9 @@ from jobs.model import Stage
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
 from orchestrator import units
+from orchestrator.display import report_figures as figures
 from orchestrator.display import status_screen
-from orchestrator.display.report import charts, figures
+from orchestrator.display.report_figures import Bar, Lane
 from orchestrator.inspection import metrics, task_logs
 from orchestrator.inspection.metrics import ProblemGroup, bytes_fetched, count_stages, job_ids
 from orchestrator.inspection.state import RunState, RunStatus, TaskStatus
@@ -25,22 +26,17 @@ from orchestrator.inspection.task_logs import TaskLog
 _MOST_MESSAGES = 50  # of one cause, at most
 _LOG_LINES = 12
 
-
-def receipt_of(state: RunState) -> dict[str, Any] | None:
-    """The published receipt, if it is this run's."""
-    try:
-        receipt = msgspec.json.decode(Staging(state.plan).receipt.read_bytes())
-    except (OSError, msgspec.DecodeError):
-        return None
-    mine = isinstance(receipt, dict) and receipt.get("run_id") == state.plan.run_id
-    return receipt if mine else None
+# Of charts, in units of the drawing, which the page scales.
+_WIDTH = 900
+_LEFT, _RIGHT = 110, 10
+_ROW, _BAR = 16, 11
+_MOST_ROWS = 60  # with more tasks, those of a node share rows
+_NICE = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400)
 
 
-def page(
-    state: RunState, folder: RunFolder, now: datetime, receipt: Mapping[str, Any] | None = None
-) -> str:
-    """The complete page."""
-    css = files("orchestrator.display.report").joinpath("page.css").read_text(encoding="utf-8")
+def page(state: RunState, folder: RunFolder, now: datetime) -> str:
+    """The complete page, with the published receipt if it is this run's."""
+    css = files("orchestrator.display").joinpath("report.css").read_text(encoding="utf-8")
     title = escape(f"{state.plan.run_id} · {state.status.value}")
     sections = [
         _summary(state, now),
@@ -48,7 +44,7 @@ def page(
         _charts(state, now),
         _failures(state, folder),
         _efficiency(state, now),
-        _receipt(receipt),
+        _receipt(_receipt_of(state)),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -162,12 +158,12 @@ def _charts(state: RunState, now: datetime) -> str:
     return (
         "<h2>Tasks by node</h2>\n"
         f'<p class="key">Time since the launch, all attempts.{key}</p>\n'
-        f'<div class="scroll">{charts.gantt(bars, figures.lanes(bars), end)}</div>\n'
+        f'<div class="scroll">{_gantt_chart(bars, figures.lanes(bars), end)}</div>\n'
         "<h2>Waiting tasks</h2>\n"
-        f'<div class="scroll">{charts.waiting(figures.waiting_steps(bars), end)}</div>\n'
+        f'<div class="scroll">{_waiting_chart(figures.waiting_steps(bars), end)}</div>\n'
         "<h2>Throughput</h2>\n"
         '<p class="key">Each task\'s bytes, spread evenly over its time.</p>\n'
-        f'<div class="scroll">{charts.rates(series, end)}</div>\n'
+        f'<div class="scroll">{_rates_chart(series, end)}</div>\n'
     )
 
 
@@ -232,6 +228,16 @@ def _efficiency(state: RunState, now: datetime) -> str:
     )
 
 
+def _receipt_of(state: RunState) -> dict[str, Any] | None:
+    """The published receipt, if it is this run's."""
+    try:
+        receipt = msgspec.json.decode(Staging(state.plan).receipt.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return None
+    mine = isinstance(receipt, dict) and receipt.get("run_id") == state.plan.run_id
+    return receipt if mine else None
+
+
 def _receipt(receipt: Mapping[str, Any] | None) -> str:
     if receipt is None:
         return ""
@@ -239,4 +245,98 @@ def _receipt(receipt: Mapping[str, Any] | None) -> str:
     return (
         "<h2>Receipt</h2>\n<details><summary>RECEIPT.json</summary>"
         f"<pre>{escape(text)}</pre></details>\n"
+    )
+
+
+def _gantt_chart(bars: Sequence[Bar], lanes: Sequence[Lane], end: float) -> str:
+    """Tasks by node: a thin line while waiting, a bar while running."""
+    started = sorted(
+        (bar for bar in bars if bar.started is not None),
+        key=lambda bar: (bar.node, bar.started or 0.0),
+    )
+    alone = len(started) <= _MOST_ROWS
+    rows = [Lane(bar.node, (bar,)) for bar in started] if alone else list(lanes)
+    height = _ROW * len(rows) + 24
+    body = [*_axis(end, height)]
+    before = None
+    for number, row in enumerate(rows):
+        top = 4 + _ROW * number
+        if row.node != before:
+            name = escape(row.node or "?")
+            body.append(f'<text x="{_LEFT - 8}" y="{top + 10}" class="name">{name}</text>')
+            before = row.node
+        for bar in row.bars:
+            body += _drawn(bar, top, end, waited=alone)
+    return _svg(height, body, "Tasks by node over time")
+
+
+def _drawn(bar: Bar, top: float, end: float, *, waited: bool) -> Iterator[str]:
+    assert bar.started is not None and bar.ended is not None
+    bad = bar.status in (TaskStatus.FAILED, TaskStatus.MISSING)
+    kind = "bad" if bad else bar.stage.value
+    a, b, c = (_x(moment, end) for moment in (bar.submitted, bar.started, bar.ended))
+    if waited and b - a >= 1:
+        middle = top + _BAR / 2
+        yield f'<path d="M{a:.1f} {middle}H{b:.1f}" class="wait"/>'
+    tooltip = (
+        f"{bar.label} on {bar.node or '?'}: waited {units.clock(bar.started - bar.submitted)}, "
+        f"ran {units.clock(bar.ended - bar.started)}, {bar.status.value}"
+    )
+    yield (
+        f'<rect x="{b:.1f}" y="{top}" width="{max(1.0, c - b):.1f}" height="{_BAR}" '
+        f'class="{kind}"><title>{escape(tooltip)}</title></rect>'
+    )
+
+
+def _waiting_chart(steps: Sequence[tuple[float, int]], end: float) -> str:
+    """The number of waiting tasks over time."""
+    most = max((level for _, level in steps), default=0)
+    height = 90
+    base, room = height - 20, height - 34
+    path = [f"M{_x(0, end):.1f} {base}"]
+    for moment, level in steps:
+        path.append(f"H{_x(moment, end):.1f}V{base - room * level / max(1, most):.1f}")
+    path.append(f"H{_x(end, end):.1f}V{base}Z")
+    label = f'<text x="{_LEFT - 8}" y="20" class="name">{units.count(most)} tasks</text>'
+    area = f'<path d="{"".join(path)}" class="waiting"/>'
+    return _svg(height, [*_axis(end, height), label, area], "Waiting tasks over time")
+
+
+def _rates_chart(series: Sequence[tuple[Stage, Sequence[float]]], end: float) -> str:
+    """Bytes a second of each stage over time."""
+    most = max((max(values, default=0.0) for _, values in series), default=0.0)
+    height = 150
+    base, room = height - 20, height - 34
+    body = [*_axis(end, height)]
+    body.append(f'<text x="{_LEFT - 8}" y="20" class="name">{units.size(most)}/s</text>')
+    for stage, values in series:
+        path = [f"M{_x(0, end):.1f} {base}"]
+        for number, value in enumerate(values):
+            top = base - room * value / most if most else base
+            right = _x(end * (number + 1) / len(values), end)
+            path.append(f"V{top:.1f}H{right:.1f}")
+        path.append(f"V{base}Z")
+        body.append(f'<path d="{"".join(path)}" class="area {stage.value}"/>')
+    return _svg(height, body, "Bytes a second over time")
+
+
+def _x(moment: float, end: float) -> float:
+    return _LEFT + (_WIDTH - _LEFT - _RIGHT) * min(1.0, max(0.0, moment / end if end else 0.0))
+
+
+def _axis(end: float, height: float) -> Iterator[str]:
+    """Grid lines at round times, with labels."""
+    step = next((nice for nice in _NICE if end / nice <= 8), None) or end / 6
+    moment = 0.0
+    while moment <= end:
+        x = _x(moment, end)
+        yield f'<path d="M{x:.1f} 0V{height - 18:.0f}" class="grid"/>'
+        yield f'<text x="{x:.1f}" y="{height - 5:.0f}" class="tick">{units.clock(moment)}</text>'
+        moment += step or 1
+
+
+def _svg(height: float, body: Sequence[str], title: str) -> str:
+    return (
+        f'<svg viewBox="0 0 {_WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(body)}</svg>"
     )
