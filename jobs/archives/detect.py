@@ -18,16 +18,9 @@ HEAD = 64 << 10  # bytes that are almost always enough
 # These output nothing before a block is complete: 900 kB of bzip2's content, 4 MiB of lz4's.
 _WHOLE_BLOCK = {magic.BZIP2: 1 << 20, magic.LZ4: (4 << 20) + HEAD}  # bytes
 
-_COMPRESSED = {  # the formats of a compressed tar, and of any other compressed file
-    magic.GZIP: (Format.TAR_GZ, Format.GZ),
-    magic.ZSTD: (Format.TAR_ZST, Format.ZST),
-    magic.XZ: (Format.TAR_XZ, Format.XZ),
-    magic.BZIP2: (Format.TAR_BZ2, Format.BZ2),
-    magic.LZ4: (Format.TAR_LZ4, Format.LZ4),
-    magic.LZMA: (Format.TAR_LZMA, Format.LZMA),
-}
-TARS = (Format.TAR, *(tar for tar, _ in _COMPRESSED.values()))
-SINGLE = tuple(single for _, single in _COMPRESSED.values())  # one compressed file
+# The formats of a tar, compressed or not, and of any other compressed file.
+TARS = (Format.TAR, *(p.tar_format for p in magic.PACKINGS if p.tar_format is not None))
+SINGLE = tuple(p.format for p in magic.PACKINGS if p.format is not None and p.compresses)
 
 _AT_ITS_SOURCE = "check its source, then download it again"
 _ELSEWHERE = (
@@ -60,10 +53,10 @@ def sniff(head: bytes, name: str) -> Format:
     if head.startswith(magic.ZIP.magics):
         return _zip(head, label)
     packing = magic.packing_of(head)
-    if packing is magic.PARQUET:
-        return Format.PARQUET
-    if packing in _COMPRESSED:
+    if packing is not None and packing.tar_format is not None:
         return _compressed(head, name, label, packing)
+    if packing is not None and packing.format is not None and packing is not magic.TAR:
+        return packing.format
     named = magic.packing_named(name)
     is_hole = head.startswith(tar_header.END) and named is not None and named.compresses
     if _is_tar(head, name) and not is_hole:
@@ -85,7 +78,8 @@ def _zip(head: bytes, label: str) -> Format:
 
 
 def _compressed(head: bytes, name: str, label: str, packing: Packing) -> Format:
-    tar, single = _COMPRESSED[packing]
+    tar, single = packing.tar_format, packing.format
+    assert tar is not None and single is not None
     start = _gzip_head(head, _NEEDED) if packing is magic.GZIP else _inflated_head(head, tar)
     if packing is magic.GZIP and magic.packing_of(start) is magic.GZIP:  # compressed twice
         start = _gzip_head(_gzip_head(head, HEAD), _NEEDED)

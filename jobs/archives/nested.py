@@ -48,7 +48,7 @@ def is_nested(path: bytes) -> bool:
     packing = magic.packing_named(name)
     if packing is None or not packing.is_read:
         return False
-    return packing is magic.ZIP or magic.is_tar_name(magic.ending(name))
+    return magic.is_container(magic.ending(name), packing)
 
 
 def stays_packed(path: bytes) -> bool:
@@ -60,7 +60,7 @@ def stays_packed(path: bytes) -> bool:
         is_data = piece is None or magic.is_data_name(name)
         return not is_data and piece is not None and is_nested(os.fsencode(piece[1]))
     if packing.is_read:
-        return packing is magic.PARQUET
+        return not packing.holds_files and not packing.compresses
     return not packing.compresses or magic.is_tar_name(magic.ending(name))
 
 

@@ -12,6 +12,8 @@ import struct
 from collections import defaultdict
 from dataclasses import dataclass
 
+from jobs.model import Format
+
 HEAD = 1024  # bytes that identify an archive
 
 _TAR_BLOCK = 512  # bytes of a tar's header
@@ -29,11 +31,14 @@ class Packing:
     unpack: str = ""  # a command that unpacks it, if no reader here does
     compresses: bool = False  # whether it compresses one file, which may be a tar
     tar_endings: tuple[str, ...] = ()  # of a tar with this compression
+    format: Format | None = None  # for its reader; of a compression: without a tar inside
+    tar_format: Format | None = None  # of a tar with this compression
+    holds_files: bool = False  # whether it is an archive of files, which a reader extracts
 
     @property
     def is_read(self) -> bool:
         """Whether there is a reader for it."""
-        return not self.unpack
+        return self.format is not None
 
     @property
     def remedy(self) -> str:
@@ -60,18 +65,48 @@ def _bzip2_magics() -> tuple[bytes, ...]:
     return tuple(b"BZh%d%b" % (level, mark) for level in range(1, 10) for mark in marks)
 
 
-TAR = Packing("tar", (".tar",))
-ZIP = Packing("zip", (".zip",), (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"))
-PARQUET = Packing("parquet", (".parquet",), (b"PAR1",))
-GZIP = Packing("gzip", (".gz",), _gzip_magics(), "", True, (".tgz", ".taz"))
-ZSTD = Packing("zstd", (".zst", ".zstd"), (b"\x28\xb5\x2f\xfd",), "", True, (".tzst", ".tzs"))
-XZ = Packing("xz", (".xz",), (b"\xfd7zXZ\0",), "", True, (".txz",))
-_TBZ = (".tbz", ".tbz2", ".tb2", ".tz2")
-BZIP2 = Packing("bzip2", (".bz2", ".bz"), _bzip2_magics(), "", True, _TBZ)
-LZ4 = Packing("lz4", (".lz4",), (b"\x04\x22\x4d\x18",), "", True, (".tlz4",))
-LZMA = Packing("lzma", (".lzma",), (), "", True, (".tlz",))
+TAR = Packing("tar", (".tar",), format=Format.TAR, holds_files=True)
+ZIP = Packing(
+    "zip",
+    (".zip",),
+    (b"PK\x03\x04", b"PK\x05\x06", b"PK\x07\x08", b"PK00PK\x03\x04"),
+    format=Format.ZIP,
+    holds_files=True,
+)
+PARQUET = Packing("parquet", (".parquet",), (b"PAR1",), format=Format.PARQUET)
 
-_PACKINGS = (
+
+def _compression(
+    name: str,
+    endings: tuple[str, ...],
+    tar_endings: tuple[str, ...],
+    magics: tuple[bytes, ...],
+    format: Format,
+    tar_format: Format,
+) -> Packing:
+    """A compression with a reader."""
+    return Packing(
+        name,
+        endings,
+        magics,
+        compresses=True,
+        tar_endings=tar_endings,
+        format=format,
+        tar_format=tar_format,
+    )
+
+
+_TBZ = (".tbz", ".tbz2", ".tb2", ".tz2")
+GZIP = _compression("gzip", (".gz",), (".tgz", ".taz"), _gzip_magics(), Format.GZ, Format.TAR_GZ)
+ZSTD = _compression(
+    "zstd", (".zst", ".zstd"), (".tzst", ".tzs"), (b"\x28\xb5\x2f\xfd",), Format.ZST, Format.TAR_ZST
+)
+XZ = _compression("xz", (".xz",), (".txz",), (b"\xfd7zXZ\0",), Format.XZ, Format.TAR_XZ)
+BZIP2 = _compression("bzip2", (".bz2", ".bz"), _TBZ, _bzip2_magics(), Format.BZ2, Format.TAR_BZ2)
+LZ4 = _compression("lz4", (".lz4",), (".tlz4",), (b"\x04\x22\x4d\x18",), Format.LZ4, Format.TAR_LZ4)
+LZMA = _compression("lzma", (".lzma",), (".tlz",), (), Format.LZMA, Format.TAR_LZMA)
+
+PACKINGS = (
     TAR,
     ZIP,
     PARQUET,
@@ -109,16 +144,16 @@ _PACKINGS = (
     Packing("StuffIt", (".sit", ".sitx"), (b"SIT!", b"StuffIt "), "unar"),
 )
 _BY_FIRST_BYTE: defaultdict[int, list[tuple[bytes, Packing]]] = defaultdict(list)
-for _packing in _PACKINGS:
+for _packing in PACKINGS:
     for _magic in _packing.magics:
         _BY_FIRST_BYTE[_magic[0]].append((_magic, _packing))
 _BY_ENDING = {
     ending: packing
-    for packing in reversed(_PACKINGS)  # of two with the same ending the first one is used
+    for packing in reversed(PACKINGS)  # of two with the same ending the first one is used
     for ending in (*packing.endings, *packing.tar_endings)
 }
 ENDINGS = frozenset(_BY_ENDING)  # of archives and compressed files, in lower case
-_TAR_ENDINGS = tuple(e for packing in _PACKINGS for e in (*packing.tar_endings, ".tar"))
+_TAR_ENDINGS = tuple(e for packing in PACKINGS for e in (*packing.tar_endings, ".tar"))
 
 # Endings that decide the format: data, some of which are zips or compressed streams inside.
 _DATA = (
@@ -229,6 +264,11 @@ def is_tar_name(name: str) -> bool:
     """Whether a name is that of a tar, compressed or not, or of a piece of one."""
     last = posixpath.basename(name).lower()
     return ".tar." in last or last.endswith(_TAR_ENDINGS)
+
+
+def is_container(name: str, packing: Packing | None) -> bool:
+    """Whether it is an archive of files, compressed or not."""
+    return packing is not None and (packing.holds_files or is_tar_name(name))
 
 
 def ending(name: str) -> str:

@@ -175,7 +175,9 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
 def _below(found: Found, group: Group) -> str:
     """The folder for an archive's files: its own folder, if that is within the images."""
     name = group.name.removeprefix(found.home)
-    if not (found.images and name.startswith(found.images) and _is_container(name, group.packing)):
+    if not (
+        found.images and name.startswith(found.images) and magic.is_container(name, group.packing)
+    ):
         return ""
     return name[: name.rfind("/") + 1]
 
@@ -195,17 +197,13 @@ def _images(names: Sequence[str], request: SourceRequest, home: str) -> str:
     images, records = f"{home}{layout.images}/", f"{home}{layout.records}"
     beside = [name for name in names if not name.startswith(images)]
     has_data = any(
-        magic.decompressed_name(name) == records or _is_container(name, magic.packing_named(name))
+        magic.decompressed_name(name) == records
+        or magic.is_container(name, magic.packing_named(name))
         for name in beside
     )
     inside = [name for name in names if name.startswith(images)]
     has_images = any(magic.is_data_name(n) or not magic.last_ending(n) for n in inside)
     return images if has_data and has_images else ""
-
-
-def _is_container(name: str, packing: Packing | None) -> bool:
-    """Whether it is an archive of files, compressed or not."""
-    return packing in (magic.TAR, magic.ZIP) or (packing is not None and magic.is_tar_name(name))
 
 
 def _joined(
@@ -319,7 +317,7 @@ def _check_images(
     inside: Sequence[str], heads: Mapping[str, bytes], request: SourceRequest, where: str
 ) -> None:
     """Raise ``SourceError`` for archives among the images, which nothing would open."""
-    found = [name for name in inside if _is_container(name, _packing(name, heads))]
+    found = [name for name in inside if magic.is_container(name, _packing(name, heads))]
     if found and not request.nested:
         raise SourceError(
             f"{where}: the images folder contains archives ({file_names.first_names(found)}); "
@@ -331,7 +329,7 @@ def _check_images(
 def _check_tables(groups: Sequence[Group], where: str) -> None:
     """Raise ``SourceError`` if archives and parquet files may be the same data."""
     tables = sum(group.packing is magic.PARQUET for group in groups)
-    archives = sum(_is_container(group.name, group.packing) for group in groups)
+    archives = sum(magic.is_container(group.name, group.packing) for group in groups)
     if tables and archives:
         raise SourceError(
             f"{where} contains archives ({archives}) and parquet files ({tables}), which may be "

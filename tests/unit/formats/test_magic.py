@@ -11,6 +11,7 @@ import zipfile
 import pytest
 
 from jobs.formats import magic
+from jobs.model import Format
 from tests.support.archives.hostile import COMPRESSIONS
 
 
@@ -53,6 +54,12 @@ def tar() -> bytes:
 def test_first_bytes_decide_how_a_file_is_packed(head: bytes, name: str) -> None:
     found = magic.packing_of(head)
     assert found is not None and found.name == name
+
+
+def test_every_format_is_that_of_one_packing_and_the_others_say_what_unpacks_them() -> None:
+    formats = [f for each in magic.PACKINGS for f in (each.format, each.tar_format) if f]
+    assert sorted(formats) == sorted(set(Format) - {Format.FILE, Format.TREE})
+    assert [each.name for each in magic.PACKINGS if each.is_read == bool(each.unpack)] == []
 
 
 @pytest.mark.parametrize("preset", range(10))
