@@ -4,7 +4,7 @@
 ``parquet``, ``single_file`` or ``folder``. ``detect`` finds the format from the first bytes.
 ``nested`` opens archives inside an archive, ``webdataset`` makes records of samples and
 ``made_records`` stores records that a reader makes. They share these modules: ``streams`` and
-``decompress`` read the bytes, ``limits`` and ``memory`` bound them, and ``member_names`` compares
+``decompress`` read the bytes, ``limits`` bounds them and the memory, and ``member_names`` compares
 names within one archive.
 
 ``docs/architecture.md`` (extension points) lists every place that a new format or compression is

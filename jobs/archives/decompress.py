@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol
 
 from jobs.archives.base import damaged, unsupported
-from jobs.archives.memory import LITTLE, Memory, too_hungry
+from jobs.archives.limits import LITTLE, Memory, too_hungry
 from jobs.errors import ArchiveError
 from jobs.formats import magic, zstd_library
 from jobs.model import Format

@@ -11,8 +11,7 @@ from typing import Generic, Protocol, TypeVar
 
 from jobs.archives.base import damaged, gone
 from jobs.archives.decompress import BLOCK, Readable, inflated
-from jobs.archives.limits import Limits
-from jobs.archives.memory import memory_for
+from jobs.archives.limits import Limits, memory_for
 from jobs.errors import ArchiveError, Cause, as_storage_error, from_os_error
 from jobs.model import Fetched, Format
 from jobs.storage.safe_paths import quoted

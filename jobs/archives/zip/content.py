@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from isal import isal_zlib
 
 from jobs.archives.decompress import Blocks, Decompressor, inflated, stream_errors
-from jobs.archives.memory import memory_for
+from jobs.archives.limits import memory_for
 from jobs.archives.zip.entry import (
     BZIP2,
     DEFLATE,

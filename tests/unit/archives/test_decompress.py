@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.archives import memory as allowed
+from jobs.archives import limits
 from jobs.archives.decompress import inflated
-from jobs.archives.memory import LITTLE, Memory, free_memory, memory_for
+from jobs.archives.limits import LITTLE, Memory, free_memory, memory_for
 from jobs.errors import ArchiveError, Cause
 from jobs.formats.zstd_library import zstd
 from jobs.model import Format
@@ -105,13 +105,13 @@ def test_of_a_single_segment_the_window_is_the_content() -> None:
 
 
 def test_a_larger_archive_gets_more_memory_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allowed, "free_memory", lambda: 4 << 30)
-    monkeypatch.setattr(allowed, "cores", lambda: len(os.sched_getaffinity(0)))
+    monkeypatch.setattr(limits, "free_memory", lambda: 4 << 30)
+    monkeypatch.setattr(limits, "cores", lambda: len(os.sched_getaffinity(0)))
     assert memory_for(0) == memory_for(1 << 20) == LITTLE
     assert LITTLE.most < 128 << 20
     assert memory_for(10 << 20) == Memory(320 << 20)
     assert memory_for(1 << 30) == Memory(2 << 30, scarce=True)
-    monkeypatch.setattr(allowed, "free_memory", lambda: 64 << 30)
+    monkeypatch.setattr(limits, "free_memory", lambda: 64 << 30)
     assert memory_for(1 << 30).most > 2 << 30  # the largest window of zstd
 
 
@@ -171,7 +171,7 @@ _SHORT_OF_MEMORY = """
 import io, resource, sys
 from pathlib import Path
 from jobs.archives.decompress import inflated
-from jobs.archives.memory import Memory
+from jobs.archives.limits import Memory
 MORE = Memory(160 << 20)
 from jobs.model import Format
 data = Path(sys.argv[1]).read_bytes()
