@@ -1,13 +1,35 @@
-"""The interface of a check of a member's content."""
+"""The interface of a check of a member's content, and the check of what every image begins with.
+
+``ImageCheck`` detects the format from the first bytes, and then runs the check of that format.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Protocol
+
+from jobs.formats.pictures import BY_EXTENSION, HEAD, brands, content_of, extension
 
 WARNING = "warning: "  # prefix of a finding that is reported and fails nothing
 IF_NAMED = "if named: "  # prefix of a finding that counts only if a record names the file
 NO_IMAGE = "not an image: "
 EMPTY = "empty: 0 bytes"
+
+_NOT_IMAGES = {  # by the first two bytes
+    signature[:2]: (signature, kind)
+    for signature, kind in (
+        (b"PK\x03\x04", "a zip archive"),
+        (b"\x1f\x8b", "a gzip file"),
+        (b"%PDF-", "a PDF"),
+        (b"\x1aE\xdf\xa3", "a WebM or Matroska video"),
+        (b"OggS", "an Ogg file"),
+    )
+}
+_MOVIES = (b"moov", b"mdat", b"wide", b"free", b"skip")  # QuickTime, older than ``ftyp``
+_PRINTED = bytes({*range(32, 256), *b"\t\r\n\f"})
+_LFS = "a Git LFS pointer: the source was cloned without its large files"
+# Content that is never accepted in a file that a record names, whatever its ending.
+_NEVER = (_LFS, "an HTML page", "an XML text", "text", "zero bytes only")
 
 
 class Check(Protocol):
@@ -50,3 +72,99 @@ def settled(finding: str | None, *, named: bool) -> str | None:
     if named:
         return plain
     return None if is_warning(plain) or is_no_image(finding) else WARNING + plain
+
+
+def foreign(head: bytes) -> str:
+    """A description of content that is not an image."""
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return _LFS
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<"):
+        start = start.lower()
+        if start.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+            return "an HTML page"
+        if start.startswith(b"<?xml"):
+            return "an XML text"
+    signature, kind = _NOT_IMAGES.get(head[:2], (b"", ""))
+    if kind and head.startswith(signature):
+        return kind
+    if head[4:8] == b"ftyp":
+        names = sorted(brand.decode("ascii", "replace").strip("\0 ") for brand in brands(head))
+        return f"a video or another ISO media file ({', '.join(filter(None, names))})"
+    if head[4:8] in _MOVIES:
+        return "a QuickTime video"
+    if not any(head):
+        return "zero bytes only" if len(head) < HEAD else "zeros at its start"
+    if not head.translate(None, _PRINTED):
+        return "text"
+    return "of an unknown format"
+
+
+class ImageCheck:
+    """Checks that a file is an image and that its name agrees, then runs its format's check.
+
+    A file with an image's ending has to be an image. Any other file has to be one only if a record
+    names it, which is not known yet: its findings begin with ``IF_NAMED``. If it has another ending
+    (``.tga``, ``.mp4``), content of an unknown format is accepted.
+    """
+
+    def __init__(self, name: str, formats: Mapping[str, Callable[[], Check]]) -> None:
+        self._extension = extension(name)
+        self._required = self._extension in BY_EXTENSION
+        self._formats = formats
+        self._head = b""
+        self._decided = False
+        self.content: str | None = None  # the format, once it is detected
+        self._check: Check | None = None
+        self._finding: str | None = None
+
+    @property
+    def may_be_image(self) -> bool:
+        """Whether the bytes so far may be an image's."""
+        return self.content is not None or not self._decided
+
+    def feed(self, data: memoryview) -> None:
+        if not self._decided:
+            if self._head or len(data) < HEAD:
+                self._head += bytes(data)
+                if len(self._head) < HEAD:
+                    return
+                data = memoryview(self._head)
+            self._decide(bytes(data[:HEAD]))
+        if self._check is not None:
+            self._check.feed(data)
+
+    def _decide(self, head: bytes) -> None:
+        self._decided = True
+        self.content = content_of(head)
+        if self.content is not None:
+            named = BY_EXTENSION.get(self._extension)
+            if named is not None and named != self.content:
+                self._finding = f"{WARNING}named .{self._extension}, but contains {self.content}"
+            if self.content in self._formats:
+                self._check = self._formats[self.content]()
+            return
+        if self._extension == "svg" and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+            self.content = "SVG"
+            return
+        kind = foreign(head)
+        if kind is _LFS:
+            self._required = True  # data are missing, whether or not a record names the file
+        if self._required or not self._extension or kind in _NEVER:
+            self._finding = NO_IMAGE + kind
+
+    def finish(self) -> str | None:
+        if not self._decided:
+            if not self._head:
+                return self.qualified(EMPTY)
+            self._decide(self._head)
+            if self._check is not None:
+                self._check.feed(memoryview(self._head))
+        finding = self._check.finish() if self._check is not None else None
+        if finding is None or (finding.startswith(WARNING) and self._finding):
+            finding = self._finding
+        return None if finding is None else self.qualified(finding)
+
+    def qualified(self, finding: str) -> str:
+        """The finding, with the prefix ``IF_NAMED`` if the file need not be an image."""
+        return finding if self._required else IF_NAMED + finding

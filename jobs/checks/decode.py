@@ -7,8 +7,7 @@ import re
 import warnings
 
 from jobs import rlimits
-from jobs.checks.base import WARNING, is_warning
-from jobs.checks.images import ImageCheck
+from jobs.checks.base import WARNING, ImageCheck, is_warning
 from jobs.errors import UsageError
 
 MAX_BYTES = 64 << 20  # of a decoded file, at most; bounds a task's memory

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from jobs.checks.base import Check
+from jobs.checks.base import Check, ImageCheck
 from jobs.checks.boxes import Boxes
 from jobs.checks.decode import Decode
-from jobs.checks.images import ImageCheck
 from jobs.checks.jpeg import Jpeg
 from jobs.checks.other_images import Bmp, Gif, Tiff, WebP
 from jobs.checks.png import Png
