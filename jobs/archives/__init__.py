@@ -4,8 +4,8 @@
 ``parquet``, ``single_file`` or ``folder``. ``detect`` finds the format from the first bytes.
 ``nested`` opens archives inside an archive, ``webdataset`` makes records of samples and
 ``made_records`` stores records that a reader makes. They share these modules: ``streams`` and
-``decompress`` read the bytes, ``limits`` bounds them and the memory, and ``member_names`` compares
-names within one archive.
+``decompress`` read the bytes, ``limits`` bounds them and the memory, and ``member_index`` collects
+what all members of an archive show together.
 
 ``docs/architecture.md`` (extension points) lists every place that a new format or compression is
 added to. ``single_file`` and ``folder`` are the shortest readers. Only ``tar`` and ``zip`` can be

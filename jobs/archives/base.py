@@ -49,7 +49,7 @@ class Archive:
 
     The reader divides the members into the parts, verifies their content, and enforces the limits
     on their number and claimed size (``jobs.archives.limits``) before it yields them. It marks
-    members that a later one replaces (``NameHashes`` in ``member_names``) and finds the top folder
+    members that a later one replaces (``NameHashes`` in ``member_index``) and finds the top folder
     (``TopFolder`` there). It refuses devices with ``unsafe``, and reports other faults with
     ``damaged`` or ``unsupported``.
 

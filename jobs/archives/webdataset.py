@@ -15,7 +15,7 @@ from typing import IO
 
 from jobs.archives.base import Archive, Member, MemberKind, label_of, unsupported
 from jobs.archives.made_records import records_member, spool
-from jobs.archives.member_names import normalized
+from jobs.archives.member_index import normalized
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION
 from jobs.model import Layout, Options, Part, Shard

@@ -10,7 +10,7 @@ from msgspec import structs
 
 from jobs.archives.base import DamagedError
 from jobs.archives.detect import read_head, sniff
-from jobs.archives.tar.member_index import Streamed
+from jobs.archives.member_index import Streamed
 from jobs.errors import (
     ArchiveError,
     Cause,

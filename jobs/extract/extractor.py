@@ -18,7 +18,7 @@ from msgspec import structs
 import jobs
 from jobs import rlimits
 from jobs.archives.base import DamagedError
-from jobs.archives.tar.member_index import Streamed
+from jobs.archives.member_index import Streamed
 from jobs.errors import Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed, is_one_zip
 from jobs.extract.messages import (

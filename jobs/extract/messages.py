@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from jobs.archives.tar.member_index import Streamed
+from jobs.archives.member_index import Streamed
 from jobs.errors import Cause
 from jobs.model import ItemResult, Outcome, Part, Problem
 from jobs.transfer.ranges import Range

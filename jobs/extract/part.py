@@ -8,9 +8,10 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.archives import member_names, nested
+from jobs.archives import nested
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, too_large
 from jobs.archives.limits import FLOOR
+from jobs.archives.member_index import NameHashes
 from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
 from jobs.extract.content import CheckedContent, RecordsFile
@@ -85,7 +86,7 @@ class _Pass:
     ) -> None:
         self._work = work
         self._replaced = replaced  # ordinals of nested archives that are skipped
-        self._nested_names = member_names.NameHashes()
+        self._nested_names = NameHashes()
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
         self._label = work.shard.name

@@ -12,8 +12,8 @@ from msgspec import structs
 
 from jobs.archives.base import Archive, TopChanged
 from jobs.archives.detect import HEAD, TARS, sniff
+from jobs.archives.member_index import Streamed
 from jobs.archives.registry import with_samples
-from jobs.archives.tar.member_index import Streamed
 from jobs.archives.tar.stream import Arriving, Contradiction, NeedsAnotherPass, TarStream
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import TopFolder, normalized
+from jobs.archives.member_index import MemberIndex, Streamed, TopFolder, normalized
 from jobs.archives.streams import ConcatenatedFiles, Prefetch, chain_blocks
 from jobs.archives.tar.cursor import Cursor, SeekingCursor
-from jobs.archives.tar.member_index import MemberIndex, Streamed
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError, Cause, from_os_error
 from jobs.model import Cut, Fetched, Format, Options, Part, Shard

@@ -19,10 +19,9 @@ from isal import isal_zlib
 from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
 from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import TopFolder
+from jobs.archives.member_index import MemberIndex, Streamed, TopFolder
 from jobs.archives.streams import Prefetch, open_blocks
 from jobs.archives.tar.cursor import Cursor
-from jobs.archives.tar.member_index import MemberIndex, Streamed
 from jobs.archives.tar.plain_copy import PlainCopy
 from jobs.archives.tar.reader import TarReader
 from jobs.errors import ArchiveError

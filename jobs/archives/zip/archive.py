@@ -21,7 +21,7 @@ from jobs.archives.base import (
     with_member,
 )
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import normalized
+from jobs.archives.member_index import normalized
 from jobs.archives.streams import ConcatenatedFiles, RandomAccess, prefetched
 from jobs.archives.zip.content import inflate_at_once, inflate_blocks
 from jobs.archives.zip.directory import LOCAL_SIZE, Directory

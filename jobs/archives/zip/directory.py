@@ -16,7 +16,7 @@ from functools import cached_property
 
 from jobs.archives.base import MemberKind, damaged, unsupported
 from jobs.archives.limits import Limits
-from jobs.archives.member_names import NameHashes, TopFolder
+from jobs.archives.member_index import NameHashes, TopFolder
 from jobs.archives.streams import RandomAccess
 from jobs.archives.zip.entry import ENTRY_SIZE, NameEncoding, ZipEntry, ZipEntryError, parse_entry
 from jobs.errors import ArchiveError

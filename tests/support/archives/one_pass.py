@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from jobs.archives.detect import TARS
-from jobs.archives.tar.member_index import Streamed
+from jobs.archives.member_index import Streamed
 from jobs.archives.tar.stream import Arriving, TarStream
 from jobs.model import Options, Part, Shard
 from jobs.runtime.progress import Progress

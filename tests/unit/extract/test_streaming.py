@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from jobs.archives.tar.member_index import Streamed
+from jobs.archives.member_index import Streamed
 from jobs.archives.tar.stream import TarStream
 from jobs.errors import ArchiveError, Cause, StorageError
 from jobs.extract.messages import Stream

@@ -1,11 +1,16 @@
-"""Names of an archive's members: normalized, replaced by later ones, common top folder."""
+"""What an archive's members show together: their top folder, those that later ones replace, sizes.
+
+``MemberIndex`` collects all of it in one pass over a tar, with where it is cut into parts.
+"""
 
 from __future__ import annotations
 
 from array import array
 
-from jobs.archives.base import MemberKind
-from jobs.model import Options
+from msgspec import Struct, structs
+
+from jobs.archives.base import Member, MemberKind
+from jobs.model import Cut, Fetched, Format, Options
 from jobs.storage.safe_paths import junk_kind
 
 _BUCKET = 250_000  # names compared at a time; bounds the memory
@@ -97,3 +102,54 @@ class NameHashes:
                         found.append(last[key])
                     last[key] = ordinal
         return tuple(sorted(found))
+
+
+class Streamed(Struct, frozen=True):
+    """The result of one pass over a shard: fields of ``Fetched``; all but the first are a tar's."""
+
+    format: Format
+    plain: str | None = None
+    plain_start: int = 0
+    cuts: tuple[Cut, ...] = ()
+    members: int | None = None
+    data_bytes: int | None = None
+    superseded: tuple[int, ...] = ()
+    top: str | None = None
+
+    def applied(self, fetched: Fetched) -> Fetched:
+        """``fetched`` with the result."""
+        return structs.replace(fetched, **structs.asdict(self))
+
+
+class MemberIndex:
+    """Collects a tar's members in their order, in bounded memory."""
+
+    def __init__(self, options: Options) -> None:
+        self._names = NameHashes()
+        self._data_bytes = 0
+        self.top_folder = TopFolder(options)
+        self.members = 0
+
+    def add(self, member: Member) -> None:
+        """Add the next member."""
+        if member.kind is not MemberKind.FOLDER:
+            self._names.add(member.name, self.members)
+        if not self.top_folder.final:
+            self.top_folder.see(member.name, member.kind)
+        self.members += 1
+        self._data_bytes += member.size
+
+    def result(
+        self, format: Format, cuts: tuple[Cut, ...], plain: str | None = None, plain_start: int = 0
+    ) -> Streamed:
+        """The result for all members; ``cuts``: where the parts begin, and the end."""
+        return Streamed(
+            format,
+            plain,
+            plain_start,
+            cuts,
+            self.members,
+            self._data_bytes,
+            self._names.superseded(),
+            self.top_folder.top,
+        )
