@@ -1,5 +1,5 @@
 /* The two slowest inner loops of extraction in Python: finding ordinary members in a block
- * of a tar, and writing small files. Both are optional: jobs/archives/tar/scan.py and
+ * of a tar, and writing small files. Both are optional: jobs/formats/tar_header.py and
  * jobs/outputs/files.py have the same functions in Python, and the tests compare them.
  *
  * Neither function makes a decision. scan_tar() stops before anything that is not an ordinary file
@@ -189,7 +189,7 @@ ordinary_file(const unsigned char *data, Py_ssize_t length, Py_ssize_t *at)
 
 PyDoc_STRVAR(scan_tar_doc,
 "scan_tar(block, start)\n--\n\n"
-"Ordinary files that are completely in ``block``; see ``jobs.archives.tar.scan``.");
+"Ordinary files that are completely in ``block``; see ``jobs.formats.tar_header``.");
 
 static PyObject *
 scan_tar(PyObject *module, PyObject *args)
@@ -417,7 +417,7 @@ static PyModuleDef_Slot slots[] = {
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "jobs._speedups",
-    .m_doc = "Compiled forms of functions of jobs.archives.tar.scan and jobs.outputs.files.",
+    .m_doc = "Compiled forms of functions of jobs.formats.tar_header and jobs.outputs.files.",
     .m_size = 0,
     .m_methods = methods,
     .m_slots = slots,

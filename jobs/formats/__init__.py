@@ -1,6 +1,6 @@
 """Formats of files, from the endings of their names and their first bytes.
 
 ``magic`` detects archives and compressions, ``pictures`` images; ``json_text`` finds where JSON
-values begin and end, ``tar_header`` parses the header of a tar member. ``zstd_library`` finds
+values begin and end, ``tar_header`` parses headers of a tar. ``zstd_library`` finds
 Python's zstd.
 """

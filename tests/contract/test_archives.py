@@ -16,8 +16,8 @@ import pytest
 
 from jobs.archives.base import MemberKind
 from jobs.archives.detect import TARS
-from jobs.archives.tar import scan
 from jobs.errors import ArchiveError
+from jobs.formats import tar_header
 from jobs.model import Format, Layout, Options, Part
 from jobs.runtime.process import CORES
 from tests.support.archives.one_pass import read_through
@@ -230,7 +230,7 @@ def test_on_one_core_no_thread_reads_ahead_and_the_bytes_are_the_same(
 def test_every_file_comes_byte_for_byte_where_the_extension_was_not_built(
     written: Callable[[str], Path], tree: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(scan, "_scan", scan.scan_tar_plain)
+    monkeypatch.setattr(tar_header, "_scan", tar_header.scan_tar_plain)
     found = digests(written(name))
     assert found == _expected(tree, found)
 

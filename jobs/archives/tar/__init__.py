@@ -2,6 +2,5 @@
 
 ``archive`` is the reader that the registry opens. ``stream`` reads a tar once from start to end,
 part by part, perhaps while it arrives, and ``plain_copy`` stores the decompressed tar. ``reader``
-yields the members of a stream over a ``cursor``, with ``scan`` for ordinary files of one block,
-found all at once, and ``sparse`` for files with holes.
+yields the members of a stream over a ``cursor``, with ``sparse`` for files with holes.
 """

@@ -10,10 +10,9 @@ from jobs.archives.base import UNPACK, Member, MemberKind, damaged, unsupported,
 from jobs.archives.limits import Limits
 from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
-from jobs.archives.tar.scan import scan_tar
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
-from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError
+from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, scan_tar
 from jobs.model import Cut
 from jobs.storage.safe_paths import unsafe
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from jobs.archives.tar import scan as tar_scan
-from jobs.archives.tar.scan import Buffer, Found
+from jobs.formats import tar_header
+from jobs.formats.tar_header import Buffer, Found
 
 Scan = Callable[[Buffer, int], list[Found]]
 COMPILED = importlib.util.find_spec("jobs._speedups") is not None
@@ -22,7 +22,7 @@ FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarf
 @pytest.fixture(params=["plain", "in use"])
 def scan(request: pytest.FixtureRequest) -> Scan:
     """Both forms; without a compiler they are the same one."""
-    return tar_scan.scan_tar_plain if request.param == "plain" else tar_scan.scan_tar
+    return tar_header.scan_tar_plain if request.param == "plain" else tar_header.scan_tar
 
 
 def made(format: int, *, members: int = 30, seed: int = 1) -> tuple[bytes, list[tarfile.TarInfo]]:
@@ -109,6 +109,6 @@ def test_of_damaged_headers_the_compiled_form_takes_none_that_the_other_refuses(
             head = at // 512 * 512
             bad[head + 148 : head + 156] = b" " * 8
             bad[head + 148 : head + 156] = b"%06o\0 " % sum(bad[head : head + 512])
-        plain = tar_scan.scan_tar_plain(bad, 0)
-        found = tar_scan.scan_tar(bad, 0)
+        plain = tar_header.scan_tar_plain(bad, 0)
+        found = tar_header.scan_tar(bad, 0)
         assert found == plain[: len(found)]
