@@ -29,9 +29,9 @@ from jobs.storage import digest
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted
 from jobs.storage.staging import Staging
+from jobs.transfer.ranges import Window
 from jobs.transfer.target import Received
 from jobs.transfer.transfer import Transfer
-from jobs.transfer.window import Window
 
 _TRIES = 10  # consecutive failures without progress until a file has failed
 _CHUNK = 1 << 20  # bytes

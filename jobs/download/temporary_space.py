@@ -15,7 +15,7 @@ from jobs.model import Plan, Shard, ShardKind, SourceKind
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted, quoted_few
 from jobs.storage.staging import Staging
-from jobs.transfer.window import Window
+from jobs.transfer.ranges import Window
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,7 @@ from jobs.extract.messages import Arrived, Consumed, Wanted
 from jobs.formats import magic
 from jobs.model import Shard
 from jobs.transfer.ordered_bytes import OrderedBytes, prefix_of
-from jobs.transfer.ranges import Range
-from jobs.transfer.window import Window
+from jobs.transfer.ranges import Range, Window
 
 _STEP = 1 << 20  # bytes that a message reports, at least
 _TAIL_SHARE = 128  # of the file: an entry of a zip's directory is shorter than its member

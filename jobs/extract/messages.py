@@ -7,8 +7,7 @@ from msgspec import Struct
 from jobs.archives.member_index import Streamed
 from jobs.errors import Cause
 from jobs.model import ItemResult, Outcome, Part, Problem
-from jobs.transfer.ranges import Range
-from jobs.transfer.window import Window
+from jobs.transfer.ranges import Range, Window
 
 
 class Begin(Struct, frozen=True, tag=True):

@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from jobs.errors import Cause, SourceError
-from jobs.transfer.ranges import Range
-from jobs.transfer.window import NotStored, Window
+from jobs.transfer.ranges import NotStored, Range, Window
 
 _STEP = 1 << 20  # bytes that are read until they are reported as consumed
 

@@ -18,9 +18,8 @@ from jobs.storage import atomic
 from jobs.storage import digest as digests
 from jobs.storage.digest import Hasher
 from jobs.storage.write_behind import OneBehind
-from jobs.transfer.ranges import Range, Ranges
+from jobs.transfer.ranges import Range, Ranges, Window
 from jobs.transfer.responses import Validator
-from jobs.transfer.window import Window
 
 _SAVE_BYTES = 4 << 20
 _SAVE_S = 1.0

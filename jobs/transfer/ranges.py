@@ -1,15 +1,24 @@
-"""Sets of byte ranges: which bytes of a file exist, which are missing, which to fetch next."""
+"""Bytes of a file: which exist, which are missing, which to fetch next, and where they are stored.
+
+``Window`` is the part of a file that is stored at a time, if the complete one would be too large.
+"""
 
 from __future__ import annotations
 
 import bisect
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 Range = tuple[int, int]  # start and stop in bytes, without the stop
 
 LEAST_PIECE = 1 << 20
 # Large enough that requests cost little, small enough that a reader gets bytes soon.
 MOST_PIECE = 32 << 20
+
+# Of a window:
+_SHARE = 4  # of the limit: the bytes that are kept may use a fourth
+_TAIL_SHARE = 16  # of the file: the directory of a zip with members of 2 kB is shorter
+_LEAST_TAIL = 4 << 20  # bytes
 
 
 class Ranges:
@@ -94,3 +103,43 @@ def next_piece(todo: Ranges, connections: int, wanted: Iterable[Range] = ()) -> 
                 length = stop - start  # leave no small rest
             return start, start + length
     return None
+
+
+class NotStored(Exception):
+    """These bytes are not stored any more, or will not be in time."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Where bytes of a file are stored: in a ring, where they overwrite those before them.
+
+    Bytes from ``kept_from`` on are stored after the ring and kept; they are to be fetched first.
+    """
+
+    ring: int  # bytes
+    kept_from: int | None = None  # offset in the file; None: no bytes are kept
+
+    @classmethod
+    def with_tail(cls, limit: int, size: int) -> Window:
+        """The window of ``limit`` bytes on a file of ``size`` bytes whose end is kept."""
+        tail = min(limit // _SHARE, max(_LEAST_TAIL, size // _TAIL_SHARE))
+        return cls(limit - tail, size - tail)
+
+    def keeps(self, offset: int) -> bool:
+        """Whether the byte at ``offset`` is kept."""
+        return self.kept_from is not None and offset >= self.kept_from
+
+    def place(self, offset: int) -> tuple[int, int | None]:
+        """Where the byte at ``offset`` is stored, and how many follow it there (None: all)."""
+        if self.kept_from is None:
+            return offset % self.ring, self.ring - offset % self.ring
+        if offset >= self.kept_from:
+            return self.ring + offset - self.kept_from, None
+        return offset % self.ring, min(self.ring - offset % self.ring, self.kept_from - offset)
+
+    def has_room(self, start: int, stop: int, *, done: int) -> bool:
+        """Whether bytes may be written while the first ``done`` bytes are not needed any more."""
+        if self.keeps(start):
+            return True
+        end = stop if self.kept_from is None else min(stop, self.kept_from)
+        return end <= done + self.ring

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.transfer.ordered_bytes import OrderedBytes
-from jobs.transfer.window import NotStored, Window
+from jobs.transfer.ranges import NotStored, Window
 
 MIB = 1 << 20
 

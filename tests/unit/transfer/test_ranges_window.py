@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.transfer.window import Window
+from jobs.transfer.ranges import Window
 
 RING = Window(100)
 TAIL = Window(100, kept_from=250)  # bytes 250 … are at 100 …
