@@ -11,6 +11,6 @@ right bytes of a path that several archives wrote. ``merge`` writes the records,
 ``new_receipt`` the receipt; ``publish`` renames everything into
 place, ``cleanup`` removes what is no longer needed.
 ``repair`` extracts damaged parts of a published dataset again; ``carrying`` finds what it, or an
-update, can take from the dataset, ``replaced_files`` which of its files were replaced by others,
-``published_places`` where what is taken is in its shards.
+update, can take from the dataset, ``published_places`` where that is in its shards, and which of
+its files were replaced by others.
 """

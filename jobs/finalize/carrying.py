@@ -21,7 +21,7 @@ from jobs.checks.base import is_warning
 from jobs.errors import RunFolderError, VerificationError
 from jobs.finalize import published_places, record_forms
 from jobs.finalize.findings import FindingKind
-from jobs.finalize.replaced_files import Identity, ReplacedFiles, find_replaced
+from jobs.finalize.published_places import Identity, ReplacedFiles, find_replaced
 from jobs.model import (
     Carried,
     Fetched,

@@ -1,34 +1,103 @@
-"""Finds where the members of parts are in the shards of a published dataset.
+"""Finds which files of parts are in a published dataset, and where.
 
-The dataset's manifest lists members by shard, in another order than the parts' manifests. It may
-be larger than the memory, so its lines are first divided among the parts, in files; then one part
-after the other is joined with its lines.
+``find_replaced`` finds those that others of the same path have replaced, ``write_carried`` where
+the others are in its shards. The dataset's manifest lists files in another order than those of the
+parts, and all of them may be larger than the memory. So they are joined in partitions on disk; for
+shards the dataset's lines are divided among the parts, and joined with one part after the other.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import msgspec
 from msgspec import structs
 
+from jobs.errors import RunFolderError
 from jobs.finalize.context import key_of
-from jobs.finalize.replaced_files import Identity, identity
-from jobs.model import Part
+from jobs.finalize.disk_partitions import Buckets
+from jobs.model import Entry, Part, Plan, shard_of
 from jobs.outputs import published_members
 from jobs.storage.manifest import (
     CarriedEntry,
     ManifestWriter,
+    entry_blocks,
     read_carried,
     read_lines,
+    read_published,
     read_summary,
 )
+from jobs.storage.receipt import Receipt
 from jobs.storage.run_folder import RunFolder
+from jobs.storage.staging import MANIFEST, own_names
 
+_WRITTEN, _PUBLISHED = 0, 1  # kinds of rows
+_LINES = 10_000  # of manifests, read at once
+_ENTRIES = 1000  # written at once
 _MOST = 32 << 20  # bytes of lines in memory
-_AT_ONCE = 1000  # entries
+
+Identity = tuple[str, int, str]  # key, size in bytes, digest
+
+
+def identity(entry: Entry) -> Identity:
+    """What tells a file from others of the same path."""
+    return key_of(entry), entry.size, entry.digest or entry.crc32
+
+
+# Files that others have replaced ------------------------------------------------------------------
+
+
+@dataclass
+class ReplacedFiles:
+    """Files that are not published, because others are in their places."""
+
+    files: dict[str, set[Identity]] = field(default_factory=lambda: defaultdict(set))  # by part id
+    # By shard: the shards of the files that are published instead; None: nothing is.
+    winners: dict[str, set[str | None]] = field(default_factory=lambda: defaultdict(set))
+
+
+def find_replaced(folder: RunFolder, plan: Plan, receipt: Receipt) -> ReplacedFiles:
+    """The replaced files of the run that published the dataset with this receipt.
+
+    Only ``KEEP_FIRST`` publishes a dataset of which archives have different files with one path.
+    Raises ``OSError``, and ``msgspec.DecodeError`` if the dataset's manifest is damaged.
+    """
+    found = ReplacedFiles()
+    files = receipt.manifest.files + receipt.manifest.members
+    with TemporaryDirectory() as scratch, Buckets(Path(scratch), rows=2 * files) as rows:
+        _add_rows(rows, folder, plan)
+        rows.flush()
+        for place in range(len(rows)):
+            some = rows.rows(place)
+            published = {key: rest for key, *rest in some[_PUBLISHED]}
+            for key, part, size, digest in some[_WRITTEN]:
+                winner, *content = published.get(key, (None,))
+                if content != [size, digest]:
+                    found.files[part].add((key, size, digest))
+                    found.winners[shard_of(part)].add(winner and shard_of(winner))
+    return found
+
+
+def _add_rows(rows: Buckets, folder: RunFolder, plan: Plan) -> None:
+    own = own_names(plan.options)
+    for part in plan.parts():
+        with suppress(RunFolderError):  # such a shard is not reused
+            for entries in entry_blocks(folder.manifest(part)):
+                kept = [identity(entry) for entry in entries if entry.path not in own]
+                rows.add(_WRITTEN, [(key, part.id, *content) for key, *content in kept])
+    lines = (line for line in read_published(Path(plan.dest, MANIFEST)) if line.part is not None)
+    while some := list(islice(lines, _LINES)):
+        values = [(key_of(line), line.part, line.size, line.digest or line.crc32) for line in some]
+        rows.add(_PUBLISHED, values)
+
+
+# Places in shards ---------------------------------------------------------------------------------
 
 
 class _Place(msgspec.Struct, array_like=True, frozen=True):
@@ -153,7 +222,7 @@ def _join(
                         entry, shard=place.shard, start=place.start, blocks=place.blocks
                     )
             some.append(entry)
-            if len(some) >= _AT_ONCE:
+            if len(some) >= _ENTRIES:
                 out.add(*some)
                 some = []
         if some:
