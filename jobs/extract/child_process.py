@@ -43,7 +43,7 @@ from jobs.extract.part import extract_part
 from jobs.extract.part_job import PartJob
 from jobs.model import ItemResult, Outcome, Part, Plan, Problem
 from jobs.problems import as_problem
-from jobs.runtime.messages import Receiver, Sender
+from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging

@@ -38,7 +38,7 @@ from jobs.extract.messages import (
     unfinished,
 )
 from jobs.model import ItemResult, Part, Problem, Shard
-from jobs.runtime.messages import Receiver, Sender
+from jobs.runtime.process import Receiver, Sender
 from jobs.runtime.progress import Progress
 from jobs.storage.run_folder import RunFolder
 

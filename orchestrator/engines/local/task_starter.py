@@ -5,7 +5,7 @@ from the launcher because a fork of a program with threads can deadlock, and the
 any program.
 
 The launcher has a ``TaskStarter``, which sends the process a ``Start`` for each task and receives
-``Answer``s, on standard input and output (``jobs.runtime.messages``); ``main`` is the process.
+``Answer``s, on standard input and output (``jobs.runtime.process``); ``main`` is the process.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from pathlib import Path
 import msgspec
 
 from jobs.errors import Cause, EngineError
-from jobs.runtime.messages import Receiver, Sender
-from jobs.runtime.process import ProcessId, end_with
+from jobs.runtime.process import ProcessId, Receiver, Sender, end_with
 from orchestrator.engines.task_process import without_numpy
 
 _PARENT_CHECK_S = 1.0  # interval of checks that the launcher is alive

@@ -10,7 +10,7 @@ from typing import IO
 import msgspec
 import pytest
 
-from jobs.runtime.messages import Receiver, Sender
+from jobs.runtime.process import Receiver, Sender
 
 
 class _Text(msgspec.Struct, tag=True):
