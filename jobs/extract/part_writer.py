@@ -12,8 +12,8 @@ from jobs.extract.paths import DuplicatePaths, PathFilter
 from jobs.extract.targets import Whole, target_for
 from jobs.model import Entry, PartSummary
 from jobs.runtime.progress import Progress
+from jobs.storage.latency import WriteBehind
 from jobs.storage.manifest import ManifestWriter
-from jobs.storage.write_behind import WriteBehind
 
 _WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
 _TOGETHER = 128  # files in a batch, at most

@@ -24,7 +24,7 @@ from jobs.extract.targets import remove_files
 from jobs.formats import magic
 from jobs.model import Fetched, Format, Part, Plan, Shard, Span
 from jobs.runtime.progress import Progress
-from jobs.storage.write_behind import OneBehind
+from jobs.storage.latency import OneBehind
 from jobs.storage.manifest import read_manifest, read_summary
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.safe_paths import quoted

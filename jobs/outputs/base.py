@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeVar
 from jobs.model import Options
 from jobs.storage import digest
 from jobs.storage.blocks import read_range
-from jobs.storage.write_behind import WriteBehind
+from jobs.storage.latency import WriteBehind
 
 _BUFFER = 1 << 20  # bytes that are written at once
 

@@ -3,6 +3,6 @@
 ``run_folder`` and ``staging`` name every file of a run and of a destination; ``manifest`` and
 ``folder_listing`` are the two lists of files, ``receipt`` is the form of a dataset's receipt;
 ``safe_paths`` checks names of members. ``blocks`` reads files in pieces, ``atomic`` replaces files
-atomically, ``write_behind`` flushes files in the background, ``latency`` reads ahead where a file
-system is slow, ``digest`` hashes.
+atomically, ``latency`` reads ahead and flushes behind where a file system is slow, ``digest``
+hashes.
 """

@@ -17,7 +17,7 @@ from jobs.model import SCHEMA, Digest
 from jobs.storage import atomic
 from jobs.storage import digest as digests
 from jobs.storage.digest import Hasher
-from jobs.storage.write_behind import OneBehind
+from jobs.storage.latency import OneBehind
 from jobs.transfer.ranges import Range, Ranges, Window
 from jobs.transfer.responses import Validator
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from jobs.errors import from_os_error
+from jobs.storage.latency import WriteBehind
 from jobs.storage.safe_paths import quoted
-from jobs.storage.write_behind import WriteBehind
 
 # Space left free for everything else; checked once every ``_CHECK_EACH`` bytes.
 _RESERVE = 256 << 20  # bytes

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from jobs.storage.write_behind import WriteBehind
+from jobs.storage.latency import WriteBehind
 
 
 class Disk:
