@@ -190,6 +190,8 @@ def follow(argv: Sequence[str]) -> None:
     extract array."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from jobs.archives.detect import read_head, sniff
+    from jobs.archives.tar.blocks import ArchiveBytes
     from jobs.archives.tar.stream import TarStream
     from jobs.download.shard import hash_file
     from jobs.runtime.progress import Progress
@@ -199,9 +201,9 @@ def follow(argv: Sequence[str]) -> None:
     shard = Shard("s0", ShardKind.ARCHIVE, (file,), parts=8)
     with ThreadPoolExecutor(1) as thread:
         digest = thread.submit(hash_file, path, "sha256", Progress())
-        stream = TarStream(
-            [lambda: path.open("rb", buffering=0)], shard, Options(), plain=Path(argv[1])
-        )
+        source = ArchiveBytes([lambda: path.open("rb", buffering=0)], shard)
+        format = sniff(read_head(source.head), path.name)
+        stream = TarStream(source, format, shard, Options(), plain=Path(argv[1]))
         stream.copy_rest()
         for index in range(shard.parts):
             stream.skip_content(Part(shard.id, index, shard.parts))

@@ -11,10 +11,11 @@ from pathlib import Path
 from msgspec import structs
 
 from jobs.archives.base import Archive, TopChanged
-from jobs.archives.detect import HEAD, TARS, sniff
+from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
 from jobs.archives.registry import with_samples
-from jobs.archives.tar.stream import Arriving, Contradiction, NeedsAnotherPass, TarStream
+from jobs.archives.tar.blocks import ArchiveBytes, Arriving
+from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
 from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.messages import Stream
@@ -107,25 +108,13 @@ class ShardStream:
             return self._read_zip()
         if self._order.turn:
             return Streamed(Format.TAR)
-        stream = TarStream(
-            self._openers(),
-            self._shard,
-            self._plan.options,
-            top=self._top,
-            plain=Staging(self._plan).plain(self._shard.id) if self._order.copies else None,
-            check=self._progress.check,
-        )
-        try:
-            if stream.format in TARS:
-                self._read_tar(stream)
-            elif not self._stored:
-                raise self._read_only_once("it is neither a tar nor a zip")
-            return stream.finish()
-        except TopChanged:
-            self._top = (stream.top,)
-            raise
-        finally:
-            stream.close()
+        with closing(ArchiveBytes(self._openers(), self._shard)) as source:
+            format = sniff(read_head(source.head), self._shard.name)
+            if format in TARS:
+                return self._read_tar(source, format)
+        if not self._stored:
+            raise self._read_only_once("it is neither a tar nor a zip")
+        return Streamed(format)
 
     def _is_arriving_zip(self) -> bool:
         if self._arrivals is None or len(self._arrivals) > 1:
@@ -183,7 +172,26 @@ class ShardStream:
                 raise
             log.info("%s is left to an extract task: %s", part.id, error.message)
 
-    def _read_tar(self, stream: TarStream) -> None:
+    def _read_tar(self, source: ArchiveBytes, format: Format) -> Streamed:
+        stream = TarStream(
+            source,
+            format,
+            self._shard,
+            self._plan.options,
+            top=self._top,
+            plain=Staging(self._plan).plain(self._shard.id) if self._order.copies else None,
+            check=self._progress.check,
+        )
+        try:
+            self._read_parts(stream)
+            return stream.finish()
+        except TopChanged:
+            self._top = (stream.top,)
+            raise
+        finally:
+            stream.close()
+
+    def _read_parts(self, stream: TarStream) -> None:
         archive = with_samples(stream, stream.format, self._shard, self._plan)
         copies = False
         for part in self._parts:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from jobs.archives.detect import TARS
+from jobs.archives.detect import TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
-from jobs.archives.tar.stream import Arriving, TarStream
+from jobs.archives.tar.blocks import ArchiveBytes, Arriving
+from jobs.archives.tar.stream import TarStream
 from jobs.model import Options, Part, Shard
 from jobs.runtime.progress import Progress
 
@@ -28,12 +30,12 @@ def read_through(
     """The findings of one pass over a shard; ``files``: other than its own."""
     own = [partial(_bytes_of, Path(file.locator)) for file in shard.files]
     check = (progress or Progress()).check
-    stream = TarStream(files or own, shard, options, plain=plain, check=check)
-    try:
-        if stream.format in TARS:
+    with closing(ArchiveBytes(files or own, shard)) as source:
+        format = sniff(read_head(source.head), shard.name)
+        if format not in TARS:
+            return Streamed(format)
+        with closing(TarStream(source, format, shard, options, plain=plain, check=check)) as stream:
             stream.copy_rest()
             for index in range(shard.parts):
                 stream.skip_content(Part(shard.id, index, shard.parts))
-        return stream.finish()
-    finally:
-        stream.close()
+            return stream.finish()

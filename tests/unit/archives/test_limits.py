@@ -103,7 +103,7 @@ def test_a_disk_that_refuses_a_plain_tar_is_named_and_no_half_is_left(
     def write(fd: int, data: memoryview) -> int:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr("jobs.archives.tar.plain_copy.os.write", write)
+    monkeypatch.setattr("jobs.archives.tar.blocks.os.write", write)
     _, shard = fetched(path, parts=3)
     with pytest.raises(StorageError, match=r"plain\.tar"):
         read_through(shard, Options(), plain=tmp_path / "plain.tar")
@@ -139,7 +139,7 @@ def test_a_disk_that_fills_up_while_the_plain_tar_is_written_costs_only_that(
         written.append(len(data))
         return real(fd if len(written) < 2 else full, data)
 
-    monkeypatch.setattr("jobs.archives.tar.plain_copy.os.write", write)
+    monkeypatch.setattr("jobs.archives.tar.blocks.os.write", write)
     evidence, shard = fetched(path, parts=3)
     followed = read_through(shard, Options(), plain=tmp_path / "plain.tar").applied(evidence)
     monkeypatch.undo()

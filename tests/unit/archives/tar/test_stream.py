@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from jobs.archives.member_index import Streamed
-from jobs.archives.tar.stream import Arriving
+from jobs.archives.tar.blocks import Arriving
 from jobs.errors import ArchiveError, Cause, Stopped, StorageError
 from jobs.model import Format, Options, Part
 from jobs.runtime.progress import Progress
