@@ -1,104 +1,28 @@
-"""Compares the files, names on disk, references and ids that share one key.
+"""Compares what is said about one path: by manifests, by the staged folder, and by records.
 
-Rows without anything to report are left out first (``usual_rows``).
+All rows on one path have one key, so they are in one bucket, which is compared on its own. Rows
+without anything to report are left out first (``usual_rows``).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jobs.checks.base import WARNING, is_warning, settled
-from jobs.finalize.context import FinalizeContext, shown_key
+from jobs.finalize.context import shown_key
 from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folded
 from jobs.finalize.findings import Finding, FindingKind
-from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, join_key, matches_spellings
-from jobs.finalize.record_paths import differences, transcribed, unified
+from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
+from jobs.finalize.record_paths import differences, unified
 from jobs.finalize.scan import Audit, Found
-from jobs.finalize.usual_rows import looks_like_image, without_usual
+from jobs.finalize.usual_rows import counts_as_image, without_usual
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
 from jobs.runtime.forks import shared
 from jobs.storage.safe_paths import quoted
-
-
-class Meaning(NamedTuple):
-    """What a reference means."""
-
-    reference: Reference
-    key: str | None  # of the file; None: of no file
-    fact: str = ""  # the reason for None
-
-
-def meanings(
-    context: FinalizeContext,
-    references: Sequence[Reference],
-    files: Collection[str],
-    literal: Collection[str],
-    near: Mapping[str, str],
-) -> Iterator[Meaning]:
-    """Find the one file among ``files`` that each of ``references`` means; all are of one bucket.
-
-    ``literal``: the files that a record names by exactly their path; no other path means these,
-    and no two paths mean one file. ``near``: files by folded name, for messages.
-    """
-    by_form = _by_form(context, files) if references else {}
-    meant: defaultdict[str, list[Reference]] = defaultdict(list)
-    for reference in references:
-        forms = (form for form in _forms(context, reference) if form in by_form)
-        keys = by_form.get(next(forms, ""), [])
-        if len(keys) == 1:
-            meant[keys[0]].append(reference)
-        else:
-            yield Meaning(reference, None, _fact(reference, keys, near))
-    for key, rivals in meant.items():
-        names = {_name(context, reference.path) for reference in rivals if reference.required}
-        if key in literal:
-            names.add(_name(context, key))
-        for reference in rivals:
-            others = names - {_name(context, reference.path)}
-            if not others:
-                yield Meaning(reference, key)
-            elif reference.required:
-                fact = f"but other records call that file {quoted(min(others))}"
-                yield Meaning(
-                    reference, None, f"is in no shard; it may be {shown_key(key)}, {fact}"
-                )
-
-
-def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
-    found: defaultdict[str, list[str]] = defaultdict(list)
-    form = unified if matches_spellings(context) else str
-    for key in files:
-        if "\0" not in key:  # what is not UTF-8 is not written into records
-            found[form(key)].append(key)
-    return found
-
-
-def _forms(context: FinalizeContext, reference: Reference) -> list[str]:
-    if not matches_spellings(context):
-        return [reference.key]
-    return [unified(key) for key in (reference.key, reference.other) if key is not None]
-
-
-def _name(context: FinalizeContext, path: str) -> str:
-    return join_key(context, transcribed(path))
-
-
-def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:
-    if keys:
-        names = " and ".join(shown_key(key) for key in sorted(keys))
-        return f"is in no shard; similar names are {names}, and either may be meant"
-    for key in (reference.key, reference.other):
-        other = near.get(folded(key)) if key is not None else None
-        if other is not None:
-            return f"is in no shard; a similar name is {shown_key(other)}"
-    if reference.path.startswith(("http:/", "https:/")):
-        return "is in no shard, because it is a web address"
-    return "is in no shard"
 
 
 class Conflict(NamedTuple):
@@ -108,19 +32,6 @@ class Conflict(NamedTuple):
     key: str
     size: int
     crc32: str
-
-
-@dataclass(slots=True)
-class _File:
-    number: int
-    size: int
-    digest: str
-    crc32: str
-    problem: str | None
-    origin: tuple[int, str] | None
-    offset: int | None
-    on_disk: bool = False
-    named_by: int | None = None  # number of the first line that names it
 
 
 @dataclass
@@ -153,7 +64,7 @@ def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, plac
     audit.progress.check()
     found = Checked(audit.batch(f"bucket-{place}"))
     rows = without_usual(audit, found, audit.rows.rows(place))
-    _Join(audit, found, rewrites, placements).run(rows)
+    _Bucket(audit, found, rewrites, placements).compare(rows)
     rewrites.flush()
     if placements is not None:
         placements.flush()
@@ -161,75 +72,91 @@ def _check(audit: Audit, rewrites: Rewrites, placements: Placements | None, plac
     return found
 
 
-class _Join:
-    """Compares the rows of one bucket."""
+@dataclass(slots=True)
+class _File:
+    """The file that is to be published at a path, as far as the manifests are known."""
+
+    number: int
+    size: int
+    digest: str
+    crc32: str
+    problem: str | None
+    origin: tuple[int, str] | None  # ordinal and path of the nested archive that it came in
+    offset: int | None  # in its part's container
+    on_disk: bool = False
+    named_by: int | None = None  # number of the first line that names it
+
+
+class _Bucket:
+    """Compares the rows of one bucket, and writes down in ``found`` what they say."""
 
     def __init__(
         self, audit: Audit, found: Checked, rewrites: Rewrites, placements: Placements | None
     ) -> None:
-        self._audit = audit
+        self._folders = audit.folders
         self._found = found
         self._rewrites = rewrites
         self._placements = placements
         self._context = audit.context
         self._options = audit.context.plan.options
-        self._files: dict[str, _File] = {}
+        self._files: dict[str, _File] = {}  # by key
         self._near: dict[str, str] = {}  # a file's key by its folded form
-        self._ids: dict[str, int] = {}
-        self._contested: set[str] = set()
-        self._literal: set[str] = set()  # files that a record names by exactly their path
-        self._waiting: list[Reference] = []  # references whose exact path no file has
+        self._contested: set[str] = set()  # keys that were written with different bytes
 
-    def run(self, rows: Rows) -> None:
-        """Compare the rows: a name on disk or a reference with files that are known."""
+    def compare(self, rows: Rows) -> None:
+        """Compare the rows: first the files, then all others with them."""
         for _, key, number, size, digest, crc32, *values in sorted(
             rows[JoinRow.FILE], key=lambda row: row[2]
         ):
-            self._file(key, _File(number, size, digest or crc32, crc32, *values))
+            self._add_file(key, _File(number, size, digest or crc32, crc32, *values))
         for _, key, ours in sorted(rows[JoinRow.DISK]):
-            self._disk(key, ours)
-        for _, *values in sorted(rows[JoinRow.REFERENCE], key=lambda row: row[1:3]):
-            reference = Reference(*values)
-            self._reference(reference._replace(how=How(reference.how)))
-        for record_id, line in sorted(rows[JoinRow.ID], key=lambda row: row[1]):
-            self._id(line, record_id)
-        self._end()
+            self._see_on_disk(key, ours)
+        named, others = self._match_exactly(rows[JoinRow.REFERENCE])
+        self._compare_ids(rows[JoinRow.ID])
+        self._resolve(others, named)
+        for key, file in self._files.items():
+            if self._judge(key, file):
+                totals = self._found.totals
+                totals.files += 1
+                totals.bytes += file.size
+                totals.images += self._is_image(key, file)
+            if key in self._contested:
+                self._found.conflicts.append(Conflict(file.number, key, file.size, file.crc32))
 
-    def _find(
-        self, kind: FindingKind, message: str, number: int | None = None, *, line: int | None = None
-    ) -> None:
-        """Add a finding about the file, or the line, with that number."""
-        if line is not None:
-            piece, place = self._context.line_of(line)
-            self._found.findings.add(Finding(kind, message, piece.shard.id, None, place))
-        else:
-            shard = None if number is None else self._context.part_of(number).shard
-            self._found.findings.add(Finding(kind, message, shard))
+    def _report_file(self, kind: FindingKind, fact: str, number: int) -> None:
+        shard = self._context.part_of(number).shard
+        self._found.findings.add(Finding(kind, fact, shard))
 
-    def _file(self, key: str, new: _File) -> None:
+    def _report_line(self, kind: FindingKind, fact: str, number: int) -> None:
+        piece, line = self._context.line_of(number)
+        self._found.findings.add(Finding(kind, fact, piece.shard.id, None, line))
+
+    # Files -------------------------------------------------------------------------------
+
+    def _add_file(self, key: str, new: _File) -> None:
         new.on_disk = self._context.packs
         old = self._files.get(key)
         if old is None:
             self._files[key] = new
-            self._twin(key, new.number)
+            self._compare_spelling(key, new.number)
         elif (old.size, old.digest) == (new.size, new.digest):
             self._found.totals.skipped.append(new.number)
-            fact = f"{shown_key(key)} is also in {self._name(old)}, with the same content"
-            self._find(FindingKind.SAME, fact, new.number)
+            fact = f"{shown_key(key)} is also in {self._archive_of(old)}, with the same content"
+            self._report_file(FindingKind.SAME, fact, new.number)
         else:
-            self._differ(key, old, new)
+            self._settle_collision(key, old, new)
 
-    def _twin(self, key: str, number: int) -> None:
+    def _compare_spelling(self, key: str, number: int) -> None:
         other = self._near.setdefault(folded(key), key)
         if other != key:
             fact = f"{shown_key(key)} and {shown_key(other)} differ only in case or Unicode form"
-            self._find(FindingKind.CASE, fact, number)
+            self._report_file(FindingKind.CASE, fact, number)
 
-    def _differ(self, key: str, old: _File, new: _File) -> None:
+    def _settle_collision(self, key: str, old: _File, new: _File) -> None:
         first, second = (
             (self._context.part_of(file.number).shard, file.origin) for file in (old, new)
         )
-        names = f"{self._name(old)} ({old.size} bytes, {old.digest})"
+        before = f"{self._archive_of(old)} ({old.size} bytes, {old.digest})"
         if first == second:  # within an archive the last member wins, as with tar
             self._found.totals.skipped.append(old.number)
             self._files[key] = new
@@ -237,51 +164,66 @@ class _Join:
         elif self._options.on_collision is OnCollision.KEEP_FIRST:
             self._found.totals.skipped.append(new.number)
             self._contested.add(key)
-            self._find(
-                FindingKind.KEPT_FIRST, f"{shown_key(key)}: kept the version of {names}", new.number
-            )
+            fact = f"{shown_key(key)}: kept the version of {before}"
+            self._report_file(FindingKind.KEPT_FIRST, fact, new.number)
         else:
-            self._find(
-                FindingKind.COLLISION,
-                f"{shown_key(key)} has different content ({new.size} bytes, {new.digest}"
-                f"{f', from {new.origin[1]}' if new.origin else ''}) than in {names}",
-                new.number,
-            )
+            origin = f", from {new.origin[1]}" if new.origin else ""
+            what = f"({new.size} bytes, {new.digest}{origin})"
+            fact = f"{shown_key(key)} has different content {what} than in {before}"
+            self._report_file(FindingKind.COLLISION, fact, new.number)
 
-    def _name(self, file: _File) -> str:
+    def _archive_of(self, file: _File) -> str:
         """The archive that contained the file, for messages."""
         shard = f"shard {self._context.name_of(self._context.part_of(file.number).shard)}"
         return f"{file.origin[1]} of {shard}" if file.origin else shard
 
-    def _disk(self, key: str, ours: bool) -> None:
+    def _see_on_disk(self, key: str, ours: bool) -> None:
+        """``ours``: whether the name on disk is in the staged folder."""
         file = self._files.get(key)
         if file is not None:
             file.on_disk = True
         elif ours:
             self._found.removed.append(key)
-            self._find(
-                FindingKind.STRAY, f"{shown_key(key)} was not written by any part and is removed"
-            )
+            fact = f"{shown_key(key)} was not written by any part and is removed"
+            self._found.findings.add(Finding(FindingKind.STRAY, fact))
 
-    def _reference(self, reference: Reference) -> None:
-        line, place, _, key, other, how, required = reference
-        if how != How.LITERAL:
-            self._waiting.append(reference)
-            return
-        found = key if key in self._files or other is None else other
-        file = self._files.get(found)
-        if file is None:
-            self._waiting.append(reference)
-            return
-        if required:
-            self._literal.add(found)
-        if self._options.on_collision is OnCollision.PER_SHARD:
-            self._rewrites.add(line, place, found)
-        self._named(found, file, reference)
+    # References --------------------------------------------------------------------------
 
-    def _named(self, key: str, file: _File, reference: Reference) -> None:
+    def _match_exactly(
+        self, references: Sequence[tuple[Any, ...]]
+    ) -> tuple[set[str], list[Reference]]:
+        """The files that required references name by exactly their path, and other references."""
+        named: set[str] = set()
+        others: list[Reference] = []
+        for _, *values in sorted(references, key=lambda row: row[1:3]):
+            reference = Reference(*values)
+            reference = reference._replace(how=How(reference.how))
+            other = reference.other
+            key = reference.key if reference.key in self._files or other is None else other
+            if reference.how is not How.LITERAL or key not in self._files:
+                others.append(reference)
+                continue
+            if reference.required:
+                named.add(key)
+            if self._options.on_collision is OnCollision.PER_SHARD:
+                self._rewrites.add(reference.line, reference.place, key)
+            self._note_named(key, reference)
+        return named, others
+
+    def _resolve(self, references: Sequence[Reference], named: set[str]) -> None:
+        """Find the one file that each of the other references means."""
+        files, near = self._files, self._near
+        for reference, key, fact in meanings(self._context, references, files, named, near):
+            if key is None:
+                self._report_missing(reference, fact)
+            else:
+                self._rewrites.add(reference.line, reference.place, key)
+                self._report_rewrite(key, reference)
+                self._note_named(key, reference)
+
+    def _note_named(self, key: str, reference: Reference) -> None:
         """Note that a record names that file."""
-        line = reference.line
+        line, file = reference.line, self._files[key]
         if self._placements is not None and file.offset is not None:
             self._placements.add(
                 line,
@@ -298,7 +240,7 @@ class _Join:
             self._check_one_records_file(key, file.named_by, line)
             piece, place = self._context.line_of(file.named_by)
             fact = f"names {quoted(key)}, as line {place} of {piece.shard.name} does"
-            self._find(FindingKind.DUPLICATE_IMAGE, fact, line=line)
+            self._report_line(FindingKind.DUPLICATE_IMAGE, fact, line)
 
     def _check_one_records_file(self, key: str, one: int, other: int) -> None:
         """Report two records files among the data that name the same image.
@@ -313,26 +255,13 @@ class _Join:
             fact = f"{names} both name {shown_key(key)}; choose one of them with --records-file"
             self._found.several = self._found.several or fact
 
-    def _missing(self, reference: Reference, fact: str) -> None:
+    def _report_missing(self, reference: Reference, fact: str) -> None:
         text = f"its image {quoted(reference.path)} {fact}"
         if reference.required:
             self._found.totals.bad_lines.append(reference.line)
-            self._find(FindingKind.MISSING_IMAGE, text, line=reference.line)
+            self._report_line(FindingKind.MISSING_IMAGE, text, reference.line)
         elif unified(reference.path).startswith(f"{self._options.layout.images}/"):
-            self._find(FindingKind.FURTHER_IMAGE, text, line=reference.line)
-
-    def _resolve(self) -> None:
-        """Find the one file that each waiting reference means."""
-        waiting, files = self._waiting, self._files
-        for reference, key, fact in meanings(
-            self._context, waiting, files, self._literal, self._near
-        ):
-            if key is None:
-                self._missing(reference, fact)
-            else:
-                self._rewrites.add(reference.line, reference.place, key)
-                self._report_rewrite(key, reference)
-                self._named(key, files[key], reference)
+            self._report_line(FindingKind.FURTHER_IMAGE, text, reference.line)
 
     def _report_rewrite(self, key: str, reference: Reference) -> None:
         """Report that a record is rewritten; for ``How.MOVED`` only a count and one example a
@@ -347,34 +276,31 @@ class _Join:
         images = f"{self._options.layout.images}/"
         name = key if unified(reference.path).startswith(images) else key.removeprefix(images)
         fact = f"{text} in the dataset (differs in {differences(reference.path, name)})"
-        self._find(FindingKind.SPELLED, fact, line=reference.line)
+        self._report_line(FindingKind.SPELLED, fact, reference.line)
 
-    def _id(self, line: int, record_id: str) -> None:
-        first = self._ids.setdefault(record_id, line)
-        if first != line:
-            piece, place = self._context.line_of(first)
-            fact = f"its id {quoted(record_id)} is also that of line {place} of {piece.shard.name}"
-            self._find(FindingKind.DUPLICATE_ID, fact, line=line)
+    def _compare_ids(self, rows: Sequence[tuple[Any, ...]]) -> None:
+        first_lines: dict[str, int] = {}
+        for record_id, line in sorted(rows, key=lambda row: row[1]):
+            first = first_lines.setdefault(record_id, line)
+            if first != line:
+                piece, place = self._context.line_of(first)
+                name = f"line {place} of {piece.shard.name}"
+                fact = f"its id {quoted(record_id)} is also that of {name}"
+                self._report_line(FindingKind.DUPLICATE_ID, fact, line)
 
-    def _end(self) -> None:
-        self._resolve()
-        for key, file in self._files.items():
-            if self._judge(key, file):
-                totals = self._found.totals
-                totals.files += 1
-                totals.bytes += file.size
-                totals.images += self._is_image(key, file)
-            if key in self._contested:
-                self._found.conflicts.append(Conflict(file.number, key, file.size, file.crc32))
+    # Verdicts ----------------------------------------------------------------------------
 
     def _judge(self, key: str, file: _File) -> bool:
         """Add the file's findings; returns whether it is published."""
         part = self._context.part_of(file.number)
         member = key.partition("\0")[0]
-        add = self._found.findings.add
+
+        def report(kind: FindingKind, fact: str) -> None:
+            self._found.findings.add(Finding(kind, fact, part.shard, member))
+
         problem = settled(file.problem, named=file.named_by is not None)
         if problem is not None and _fails(problem):
-            add(Finding(FindingKind.BAD_IMAGE, problem, part.shard, member))
+            report(FindingKind.BAD_IMAGE, problem)
             # Whether a file is dropped must not depend on records, which a repair does not read.
             certain = _fails(settled(file.problem, named=False))
             if certain and self._options.on_bad_record is OnBadRecord.DROP:
@@ -382,40 +308,29 @@ class _Join:
                 self._found.removed.append(key)
                 return False
         elif problem is not None:
-            add(Finding(FindingKind.WARNING, problem.removeprefix(WARNING), part.shard, member))
-        if key in self._audit.folders:
-            fact = "is both a file and a folder of the dataset"
-            add(Finding(FindingKind.TWO_KINDS, fact, part.shard, member))
+            report(FindingKind.WARNING, problem.removeprefix(WARNING))
+        if key in self._folders:
+            report(FindingKind.TWO_KINDS, "is both a file and a folder of the dataset")
         if not file.on_disk:
             self._found.absent.add(self._context.part_index(file.number))
-            add(
-                Finding(
-                    FindingKind.ABSENT,
-                    "was extracted, but is no longer on disk",
-                    part.shard,
-                    member,
-                )
-            )
+            report(FindingKind.ABSENT, "was extracted, but is no longer on disk")
         if file.named_by is None and self._is_orphan(key, file):
-            add(Finding(FindingKind.ORPHAN, "no record names it", part.shard, member))
+            report(FindingKind.ORPHAN, "no record names it")
         return True
 
     def _is_image(self, key: str, file: _File) -> bool:
-        layout = self._options.layout
-        if file.named_by is not None:  # those records are dropped if it is not an image
-            dropped = self._options.on_bad_record is OnBadRecord.DROP
-            return not (dropped and _fails(settled(file.problem, named=True)))
-        return looks_like_image(key, file.problem, layout.images) and (
-            not layout.has_records or key.startswith(f"{layout.images}/")
-        )
+        if file.named_by is None:
+            return counts_as_image(key, file.problem, self._options.layout)
+        # The records that name it are dropped if it is not an image.
+        dropped = self._options.on_bad_record is OnBadRecord.DROP
+        return not (dropped and _fails(settled(file.problem, named=True)))
 
     def _is_orphan(self, key: str, file: _File) -> bool:
-        layout = self._options.layout
+        """Whether a record should name the file."""
         return (
             self._context.reads_records
             and self._options.verify is not Verify.NONE
-            and key.startswith(f"{layout.images}/")
-            and looks_like_image(key, file.problem, layout.images)
+            and counts_as_image(key, file.problem, self._options.layout)
         )
 
 

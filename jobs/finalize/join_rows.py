@@ -1,15 +1,18 @@
-"""The rows that finalize compares, and the key under which rows of one path meet."""
+"""The rows that finalize compares, the key under which rows of one path meet, and the file that a
+record's reference means."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from jobs.finalize.context import FinalizeContext
+from jobs.finalize.context import FinalizeContext, shown_key
 from jobs.finalize.disk_partitions import folded
-from jobs.finalize.record_paths import unified
+from jobs.finalize.record_paths import transcribed, unified
 from jobs.model import Match, Verify
+from jobs.storage.safe_paths import quoted
 
 Rows = Mapping[int, Sequence[tuple[Any, ...]]]  # by ``JoinRow``
 
@@ -92,3 +95,82 @@ def matches_spellings(context: FinalizeContext) -> bool:
     """Whether a record's path may mean a file with another spelling of the name."""
     options = context.plan.options
     return options.match is not Match.EXACT and options.verify is not Verify.NONE
+
+
+# The file that a reference means ------------------------------------------------------------------
+
+
+class Meaning(NamedTuple):
+    """What a reference means."""
+
+    reference: Reference
+    key: str | None  # of the file; None: of no file
+    fact: str = ""  # the reason for None
+
+
+def meanings(
+    context: FinalizeContext,
+    references: Sequence[Reference],
+    files: Collection[str],
+    literal: Collection[str],
+    near: Mapping[str, str],
+) -> Iterator[Meaning]:
+    """Find the one file among ``files`` that each of ``references`` means; all are of one bucket.
+
+    ``literal``: the files that a record names by exactly their path; no other path means these,
+    and no two paths mean one file. ``near``: files by folded name, for messages.
+    """
+    by_form = _by_form(context, files) if references else {}
+    meant: defaultdict[str, list[Reference]] = defaultdict(list)
+    for reference in references:
+        forms = (form for form in _forms(context, reference) if form in by_form)
+        keys = by_form.get(next(forms, ""), [])
+        if len(keys) == 1:
+            meant[keys[0]].append(reference)
+        else:
+            yield Meaning(reference, None, _fact(reference, keys, near))
+    for key, rivals in meant.items():
+        names = {_name(context, reference.path) for reference in rivals if reference.required}
+        if key in literal:
+            names.add(_name(context, key))
+        for reference in rivals:
+            others = names - {_name(context, reference.path)}
+            if not others:
+                yield Meaning(reference, key)
+            elif reference.required:
+                fact = f"but other records call that file {quoted(min(others))}"
+                yield Meaning(
+                    reference, None, f"is in no shard; it may be {shown_key(key)}, {fact}"
+                )
+
+
+def _by_form(context: FinalizeContext, files: Collection[str]) -> dict[str, list[str]]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    form = unified if matches_spellings(context) else str
+    for key in files:
+        if "\0" not in key:  # what is not UTF-8 is not written into records
+            found[form(key)].append(key)
+    return found
+
+
+def _forms(context: FinalizeContext, reference: Reference) -> list[str]:
+    if not matches_spellings(context):
+        return [reference.key]
+    return [unified(key) for key in (reference.key, reference.other) if key is not None]
+
+
+def _name(context: FinalizeContext, path: str) -> str:
+    return join_key(context, transcribed(path))
+
+
+def _fact(reference: Reference, keys: list[str], near: Mapping[str, str]) -> str:
+    if keys:
+        names = " and ".join(shown_key(key) for key in sorted(keys))
+        return f"is in no shard; similar names are {names}, and either may be meant"
+    for key in (reference.key, reference.other):
+        other = near.get(folded(key)) if key is not None else None
+        if other is not None:
+            return f"is in no shard; a similar name is {shown_key(other)}"
+    if reference.path.startswith(("http:/", "https:/")):
+        return "is in no shard, because it is a web address"
+    return "is in no shard"

@@ -15,7 +15,7 @@ from jobs.checks.base import is_no_image
 from jobs.checks.registry import is_image_name
 from jobs.finalize.join_rows import How, JoinRow, Rows
 from jobs.finalize.scan import Audit, Found
-from jobs.model import OnCollision, Verify
+from jobs.model import Layout, OnCollision, Verify
 
 T = TypeVar("T")
 _Row = tuple[Any, ...]
@@ -23,9 +23,13 @@ _Row = tuple[Any, ...]
 _MEETS, _KEY, _SIZE, _PROBLEM = 0, 1, 3, 6  # values of a row of ``JoinRow.FILE``
 
 
-def looks_like_image(key: str, problem: str | None, images: str) -> bool:
-    """Whether a file that no record names is an image, by name and content."""
-    return is_image_name(key.partition("\0")[0], images) and not is_no_image(problem)
+def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
+    """Whether a file counts as an image although no record names it: by folder, name, content."""
+    return (
+        (not layout.has_records or key.startswith(f"{layout.images}/"))
+        and is_image_name(key.partition("\0")[0], layout.images)
+        and not is_no_image(problem)
+    )
 
 
 def without_usual(audit: Audit, found: Found, rows: Rows) -> Rows:
@@ -45,7 +49,8 @@ def without_usual(audit: Audit, found: Found, rows: Rows) -> Rows:
     if not context.packs:
         unusual.update(_unlike_disk(files, rows[JoinRow.DISK]))
     images = set(named)
-    unnamed = list(_unnamed_images(audit, files.keys() - images))
+    # Files with a problem are unusual anyway.
+    unnamed = [key for key in files.keys() - images if counts_as_image(key, None, options.layout)]
     if context.reads_records and options.verify is not Verify.NONE:
         unusual.update(files[key][_MEETS] for key in unnamed)  # reported
     images.update(unnamed)
@@ -88,12 +93,3 @@ def _unlike_disk(files: Mapping[str, _Row], on_disk: Sequence[_Row]) -> Iterator
     if names != files.keys():
         yield from (files[key][_MEETS] for key in files.keys() - names)
         yield from (row[_MEETS] for row in on_disk if row[_KEY] not in files)
-
-
-def _unnamed_images(audit: Audit, keys: set[str]) -> Iterator[str]:
-    """Those of these files without a problem that count as images although no record names them."""
-    layout = audit.context.plan.options.layout
-    for key in keys:
-        is_counted = not layout.has_records or key.startswith(f"{layout.images}/")
-        if is_counted and looks_like_image(key, None, layout.images):
-            yield key
