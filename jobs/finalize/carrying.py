@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -297,61 +299,47 @@ def _is_whole(folder: RunFolder, old: Plan, shard: Shard, ranged: RecordsRange |
 def _record_ranges(
     folder: RunFolder, old: Plan, receipt: Receipt, *, repairs: bool
 ) -> dict[str, RecordsRange | None]:
-    """The range of each shard's records; None for a shard without records.
+    """The range of each shard's records in the records file; None for a shard without records.
 
     Shards are omitted if their records cannot be separated from those of others.
     """
-    first: dict[str, int | None] = {}
-    unknown = 0
-    for shard in old.shards:
-        try:
-            first[shard.id] = _first_with_records(folder, shard)
-        except RunFolderError:
-            unknown += 1  # it is not reused: `_is_known`
-    without: dict[str, RecordsRange | None] = {
-        shard_id: None for shard_id, part in first.items() if part is None
+    parts = _parts_with_records(folder, old)
+    ranges: dict[str, RecordsRange | None] = {
+        shard_id: None for shard_id, part in parts.items() if part is None
     }
     if receipt.records_among_data:  # a records file is one of the shard's data files
         for part_id in receipt.records_among_data:
-            without.pop(shard_of(part_id), None)
-        return without
-    counts = {shard.id: shard.records for shard in receipt.shards}
-    having = [shard_id for shard_id, part in first.items() if part is not None]
-    if not having or unknown or receipt.records is None:
-        return without
+            ranges.pop(shard_of(part_id), None)
+        return ranges
+    having = {shard_id: part for shard_id, part in parts.items() if part is not None}
+    if not having or len(parts) < len(old.shards) or receipt.records is None:
+        return ranges
     path = Path(old.dest, receipt.records.path)
     if fault := _records_fault(path, receipt.records):
-        if repairs:
-            return without
-        raise VerificationError(fault)
-    # Of several copies of one list, only the first counts.
-    if not all(counts.get(shard_id) for shard_id in having):
-        return without
-    is_only = len(having) == 1
-    recoded = old.options.records_encoding is not None
-    if recoded or not (is_only or record_forms.is_plain_lines(path, receipt.records.path)):
-        return without
-    if is_only:
-        cuts = [0, path.stat().st_size]
-    else:
-        cuts = _cuts(path, [counts[shard_id] for shard_id in having])
-    ranges = dict(without)
-    for place, shard_id in enumerate(having):
-        start, stop = cuts[place : place + 2]
-        part = first[shard_id]
-        assert part is not None  # of `having`
+        if not repairs:
+            raise VerificationError(fault)
+        return ranges
+    cuts = _cuts(path, old, receipt, list(having))
+    if not cuts:
+        return ranges
+    for (shard_id, part), (start, stop) in zip(having.items(), pairwise(cuts), strict=True):
         crc32 = _digest("crc32", path, start, stop)
         ranges[shard_id] = RecordsRange(receipt.records.path, start, stop, crc32, part)
     return ranges
 
 
-def _first_with_records(folder: RunFolder, shard: Shard) -> int | None:
-    """Index of the first part with records outside its data files; None if there is none.
+def _parts_with_records(folder: RunFolder, old: Plan) -> dict[str, int | None]:
+    """By shard: the index of the first part with records outside its data files, if there is one.
 
-    Raises ``RunFolderError`` if a manifest is missing or damaged.
+    Shards of which a manifest is missing or damaged are omitted; they are not reused.
     """
-    summaries = [read_summary(folder.manifest(part)) for part in shard.each_part()]
-    return next((index for index, each in enumerate(summaries) if each.has_records), None)
+    first: dict[str, int | None] = {}
+    for shard in old.shards:
+        with suppress(RunFolderError):
+            summaries = [read_summary(folder.manifest(part)) for part in shard.each_part()]
+            having = (index for index, each in enumerate(summaries) if each.has_records)
+            first[shard.id] = next(having, None)
+    return first
 
 
 def _records_fault(path: Path, published: PublishedFile) -> str | None:
@@ -369,8 +357,26 @@ def _records_fault(path: Path, published: PublishedFile) -> str | None:
     )
 
 
-def _cuts(path: Path, counts: Sequence[int]) -> list[int]:
-    """Byte offsets at which the records of each shard begin, and the size of the file."""
+def _cuts(path: Path, old: Plan, receipt: Receipt, shard_ids: Sequence[str]) -> list[int]:
+    """Byte offsets at which the records of each of these shards begin, and the size of the file.
+
+    Empty if the records cannot be separated, or are not those of the archives to the byte.
+    """
+    by_shard = {shard.id: shard.records for shard in receipt.shards}
+    counts = [by_shard.get(shard_id, 0) for shard_id in shard_ids]
+    if not all(counts):  # of several copies of one list, only the first counts
+        return []
+    if old.options.records_encoding is not None:
+        return []
+    if len(counts) == 1:
+        return [0, path.stat().st_size]
+    if not record_forms.is_plain_lines(path, path.name):
+        return []
+    return _offsets(path, counts)
+
+
+def _offsets(path: Path, counts: Sequence[int]) -> list[int]:
+    """Byte offsets at which groups of so many records begin, and the size of the file."""
     cuts = [0]
     at = seen = 0
     wanted = counts[0]
