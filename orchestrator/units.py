@@ -101,6 +101,13 @@ def indices(numbers: list[int] | tuple[int, ...]) -> str:
     return ",".join(f"{a}" if a == b else f"{a}-{b}" for a, b in groups)
 
 
+def within(time_min: int, limit_min: int) -> int:
+    """The shorter one of two time limits in minutes, each of which may be ``UNLIMITED``."""
+    if UNLIMITED in (time_min, limit_min):
+        return max(time_min, limit_min)
+    return min(time_min, limit_min)
+
+
 def parse_time(text: str) -> int:
     """Minutes, from any of Slurm's formats; seconds are rounded up, 0 (``UNLIMITED``) is no limit.
 

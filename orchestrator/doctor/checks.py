@@ -164,8 +164,8 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     if why is not None:
         yield CheckResult("slurm", False, why, "wait and try again, or ask the site's support")
         return
-    cluster = engine_named("slurm").cluster
-    which = f" for cluster {cluster}" if cluster else ""
+    engine = engine_named("slurm")
+    which = f" for cluster {engine.cluster}" if engine.cluster else ""
     yield CheckResult("slurm", True, f"{_version()} answers{which}")
     yield _accounting()
     yield _shared(request.log_dir.absolute(), "--log-dir")
@@ -174,7 +174,8 @@ def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:
     folder = RunFolder(request.log_dir.absolute() / f"doctor-{secrets.token_hex(4)}")
     spec = _spec(request, folder)
     yield _trial(spec)
-    spec = replace(spec, resources=_shortened(spec.resources))
+    limit_min = engine.time_limit_min(spec.resources.partition)
+    spec = replace(spec, resources=_shortened(spec.resources, limit_min))
     yield from _TestJob(request, folder, spec, request.probe).run()
 
 
@@ -258,10 +259,13 @@ def _trial(spec: JobSpec) -> CheckResult:
     return CheckResult("job", True, f"Slurm would accept it (--time={limit}){when}")
 
 
-def _shortened(requested: Resources) -> Resources:
-    """The resources of the job that checks a node; it sends no mail."""
-    has_limit = requested.time_min != units.UNLIMITED
-    minutes = min(_TEST_JOB_MIN, requested.time_min) if has_limit else _TEST_JOB_MIN
+def _shortened(requested: Resources, limit_min: int | None) -> Resources:
+    """The resources of the job that checks a node; it sends no mail.
+
+    ``limit_min``: the time limit of its partition; None: no limit, or unknown.
+    """
+    allowed = units.within(requested.time_min, limit_min or units.UNLIMITED)
+    minutes = units.within(_TEST_JOB_MIN, allowed)
     return structs.replace(requested, time_min=minutes, mail_type=None, mail_user=None)
 
 

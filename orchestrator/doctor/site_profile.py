@@ -49,7 +49,7 @@ def choose(spec: JobSpec) -> Resources:
             _with_memory(wanted),
             partition=name,
             account=owner,
-            time_min=_within(wanted.time_min, limits.get(name or "", units.UNLIMITED)),
+            time_min=units.within(wanted.time_min, limits.get(name or "", units.UNLIMITED)),
         )
         if _taken(replace(spec, resources=tried)):
             return tried
@@ -71,12 +71,6 @@ def _with_memory(wanted: Resources) -> Resources:
     if default_mb is None or default_mb >= _LEAST_MEM_MB:
         return wanted
     return structs.replace(wanted, mem_mb=_LEAST_MEM_MB)
-
-
-def _within(time_min: int, limit_min: int) -> int:
-    if limit_min == units.UNLIMITED:
-        return time_min
-    return limit_min if time_min == units.UNLIMITED else min(time_min, limit_min)
 
 
 def accounts() -> list[str]:

@@ -128,9 +128,22 @@ def test_what_ended_the_job_from_outside_is_said(state: TaskState, how: str | No
     assert found is None or (how is not None and how in found[0] and found[1])
 
 
-@pytest.mark.parametrize(("asked", "minutes"), [(240, 5), (3, 3), (units.UNLIMITED, 5)])
-def test_the_job_is_short_whatever_the_time_limit_of_a_run(asked: int, minutes: int) -> None:
-    assert checks._shortened(Resources(time_min=asked)).time_min == minutes
+@pytest.mark.parametrize(
+    ("asked", "limit", "minutes"),
+    [
+        pytest.param(240, None, 5, id="a long run"),
+        pytest.param(3, None, 3, id="a short run"),
+        pytest.param(units.UNLIMITED, None, 5, id="a run without a limit"),
+        pytest.param(240, 2, 2, id="a partition for short jobs"),
+        pytest.param(units.UNLIMITED, 2, 2, id="a run without a limit on it"),
+        pytest.param(1, 2, 1, id="a shorter run on it"),
+        pytest.param(240, 60, 5, id="another partition"),
+    ],
+)
+def test_the_job_is_short_whatever_the_time_limit_of_a_run(
+    asked: int, limit: int | None, minutes: int
+) -> None:
+    assert checks._shortened(Resources(time_min=asked), limit).time_min == minutes
 
 
 def test_every_line_has_its_mark_and_its_remedy() -> None:
