@@ -21,10 +21,11 @@ def utc_now() -> datetime:
 
 
 class Stage(str, Enum):
-    """The three steps of a run, in order."""
+    """The steps of a run, in order."""
 
     DOWNLOAD = "download"
     EXTRACT = "extract"
+    PACK = "pack"  # only for large packed datasets on Slurm; finalize packs what is left
     FINALIZE = "finalize"
 
 
@@ -578,7 +579,7 @@ class Submission(Struct, frozen=True):
     pid: int
     created: datetime
     tasks: tuple[Task, ...]
-    resources: dict[str, Resources]  # by stage
+    resources: dict[str, Resources]  # by stage; see ``resources_of``
     parallel: int  # most tasks at once
     version: str  # of the tool, which the compute nodes must have too
     retries: int = 0  # further submissions that finalize may make by itself
@@ -607,6 +608,10 @@ class Submission(Struct, frozen=True):
 
     def of_stage(self, stage: Stage) -> tuple[Task, ...]:
         return tuple(task for task in self.tasks if task.stage is stage)
+
+    def resources_of(self, stage: Stage) -> Resources:
+        """The resources of a stage's jobs; tasks that pack need those of finalize."""
+        return self.resources.get(stage.value) or self.resources[Stage.FINALIZE.value]
 
     def job_ids(self, stage: Stage | None = None) -> tuple[str, ...]:
         """Ids of its jobs (of an array's tasks the array's) in order, or those of one stage."""

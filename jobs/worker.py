@@ -153,6 +153,18 @@ def _extract(
     return run_extract(folder, plan, parts, progress), None, None
 
 
+def _pack(
+    folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
+) -> Ended:
+    from jobs.finalize.pack import Share
+    from jobs.finalize.stage import run_pack
+
+    share = Share(task.number, len(submission.of_stage(Stage.PACK)))
+    name = f"pack-{submission.number}-{task.number}"
+    run_pack(folder, plan, share, progress, name=name)
+    return (), None, None
+
+
 def _finalize(
     folder: RunFolder, plan: Plan, submission: Submission, task: Task, progress: Progress
 ) -> Ended:
@@ -165,14 +177,13 @@ def _finalize(
 _STAGES: dict[Stage, Callable[[RunFolder, Plan, Submission, Task, Progress], Ended]] = {
     Stage.DOWNLOAD: _download,
     Stage.EXTRACT: _extract,
+    Stage.PACK: _pack,
     Stage.FINALIZE: _finalize,
 }
 
 
 def _bytes_total(plan: Plan, task: Task) -> int | None:
     """Bytes of archives that the task reads, as far as the source reports sizes."""
-    if task.stage is Stage.FINALIZE:
-        return None
     by_part = {part.id: part for part in plan.parts()} if task.stage is Stage.EXTRACT else {}
     sizes = {shard.id: shard.size or 0 for shard in plan.shards}
     total = 0
@@ -184,14 +195,17 @@ def _bytes_total(plan: Plan, task: Task) -> int | None:
 
 def _deadline(submission: Submission, stage: Stage) -> float | None:
     """When to stop, on the monotonic clock; None if there is no time limit."""
-    limit_s = submission.resources[stage.value].time_min * 60
+    limit_s = submission.resources_of(stage).time_min * 60
     if submission.is_local or limit_s == 0:  # 0 is Slurm's no limit
         return None
     return time.monotonic() + limit_s - min(HANDOVER_S, limit_s / 4)
 
 
 def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> Callable[[], bool]:
-    """Returns a function: whether a later submission has taken over an item of ``task``."""
+    """Returns a function: whether a later submission has taken over an item of ``task``.
+
+    A task that packs has no items; any later submission replaces it.
+    """
     seen = {submission.number}
     mine = set(task.items)
 
@@ -200,7 +214,9 @@ def _superseded_check(folder: RunFolder, submission: Submission, task: Task) -> 
             if number > submission.number and number not in seen:
                 seen.add(number)
                 later = folder.load_submission(number)
-                if any(mine & set(other.items) for other in later.of_stage(task.stage)):
+                if task.stage is Stage.PACK or any(
+                    mine & set(other.items) for other in later.of_stage(task.stage)
+                ):
                     return True
         return False
 

@@ -124,6 +124,8 @@ class FinalizeContext:
     # Records files among the data: the part that wrote each, by the file's number.
     records_among_data: dict[int, str] = field(default_factory=dict)
     hidden: set[bytes] = field(default_factory=set)  # their paths, which are not reported as strays
+    # Name of the task if it packs some shards before finalize, and changes nothing else.
+    pack_task: str | None = None
 
     def __post_init__(self) -> None:
         layout = self.plan.options.layout
@@ -133,8 +135,19 @@ class FinalizeContext:
 
     @property
     def scratch(self) -> Path:
-        """Folder for temporary files of this stage."""
-        return self.staging.root / "finalize"
+        """Folder for temporary files of this task."""
+        return self.staging.root / (self.pack_task or "finalize")
+
+    @property
+    def merged_records(self) -> Path:
+        """The records file, once the records are merged."""
+        folder = self.scratch / "records" if self.pack_task else self.staging.data
+        return folder / (self.records_path or "")
+
+    @property
+    def records_out_of_data(self) -> Path:
+        """Folder for the records files that were found among the data."""
+        return self.scratch if self.packs else self.staging.records
 
     @property
     def ready(self) -> Path:

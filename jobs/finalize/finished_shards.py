@@ -1,12 +1,14 @@
-"""Shards that an earlier attempt has packed, so that a later one writes only the others.
+"""Shards that earlier tasks have packed, so that finalize writes only the others.
 
-A shard's note is written once its content is durable and it has its name in the staged dataset. It
-is used again only if it would have the same members, with the same options.
+These are the tasks that pack before finalize, and attempts of finalize that were cut off. A shard's
+note is written once its content is durable. The shard is used again only if it would have the same
+members; other options have other notes.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -32,30 +34,40 @@ class WrittenShard(msgspec.Struct, frozen=True):
 
 class _Note(WrittenShard, frozen=True):
     lines_crc32: str  # of the file with the lines of its members
-    options: str  # digest of the options that it was packed with
+    mtime_ns: int  # of the shard: it is the file that this note is about
 
 
 class FinishedShards:
-    """The notes of a run's shards. Methods raise ``OSError``."""
+    """The notes of a run's shards. Methods raise ``OSError``.
+
+    Finalize has its shards in the staged dataset. A task that packs before it leaves them beside
+    its notes, from where finalize takes each before it looks at the note: so nothing that such a
+    task may still write can change a shard that finalize has accepted.
+    """
 
     def __init__(self, context: FinalizeContext) -> None:
         self._data = context.staging.data
-        self._notes = context.staging.packed
-        self._options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
+        options = digest.of("sha256", [msgspec.json.encode(context.plan.options)])
+        self._notes = context.staging.packed / options[:16]
+        self._folder = self._notes if context.pack_task else self._data
 
     def lines(self, shard: str) -> Path:
-        """The file for the lines of a shard's members."""
-        path = self._notes / f"{shard}{_LINES}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        """The file with the lines of a finished shard's members."""
+        return self._notes / f"{shard}{_LINES}"
+
+    def place(self, shard: str, content: Path, lines: Path) -> None:
+        """Give a shard and the lines of its members, in temporary files, their names."""
+        for temporary, path in ((lines, self.lines(shard)), (content, self._folder / shard)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(path)
 
     def note(self, shard: WrittenShard) -> None:
-        """Note that a shard is finished, and its ``lines`` are written."""
-        name = shard.line.path
-        atomic.fsync_folder((self._data / name).parent)
-        crc32 = digest.of("crc32", blocks(self.lines(name)))
-        note = _Note(shard.units, shard.line, shard.members, crc32, self._options)
-        atomic.write_json(self._note(name), note)
+        """Note that a shard is finished: its content is durable, and it has its name."""
+        path = self._folder / shard.line.path
+        atomic.fsync_folder(path.parent)
+        crc32 = digest.of("crc32", blocks(self.lines(shard.line.path)))
+        note = _Note(shard.units, shard.line, shard.members, crc32, path.stat().st_mtime_ns)
+        atomic.write_json(self._note(shard.line.path), note)
 
     def find(
         self,
@@ -67,22 +79,33 @@ class FinishedShards:
 
         ``line_of``: the line of the manifest of a member at an offset.
         """
+        path = self._folder / shard
+        if path != self._notes / shard and self._note(shard).exists():
+            path.parent.mkdir(exist_ok=True)
+            with suppress(FileNotFoundError):  # it was taken before
+                (self._notes / shard).replace(path)
         lines = self.lines(shard)
         try:
             found = atomic.read_json(self._note(shard), _Note)
             crc32 = digest.of("crc32", blocks(lines))
-            size = (self._data / shard).stat().st_size
+            status = path.stat()
         except (OSError, msgspec.DecodeError):
             return None
-        facts = (found.options, found.lines_crc32, found.line.size, found.members)
-        if facts != (self._options, crc32, size, len(members)):
+        facts = (found.mtime_ns, found.lines_crc32, found.line.size, found.members)
+        if facts != (status.st_mtime_ns, crc32, status.st_size, len(members)):
             return None
         pairs = zip(read_published(lines), members, strict=True)
         same = all(entry == line_of(member, entry.offset) for entry, member in pairs)
         return found if same else None
 
     def remove_unfinished(self) -> None:
-        """Remove everything from the staged dataset that is no finished shard."""
+        """Remove everything from the staged dataset that is no finished shard.
+
+        The shards with other options are removed too.
+        """
+        for other in self._notes.parent.glob("*"):
+            if other != self._notes:
+                shutil.rmtree(other, ignore_errors=True)
         for folder, folders, names in os.walk(self._data, topdown=False):
             for name in names:
                 path = Path(folder, name)

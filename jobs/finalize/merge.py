@@ -70,9 +70,9 @@ def merge_records(
     """
     if not context.pieces or context.records_path is None:
         return None
-    target = context.staging.data / context.records_path
+    target = context.merged_records
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = context.scratch / "records"
+    temporary = context.scratch / "merged"
     form = record_forms.published_form([piece.found for piece in context.pieces], target.name)
     _report_forms(context, form, findings)
     published = _PublishedLines(context, dropped, rewrites, progress)

@@ -59,6 +59,20 @@ class ChangedError(OrchestrateError):
         self.part = part
 
 
+class Share(NamedTuple):
+    """The shards that one of several tasks writes: of ``tasks`` shards each time one."""
+
+    task: int
+    tasks: int
+
+    def has(self, number: int) -> bool:
+        """Whether the shard with this number is one of them."""
+        return number % self.tasks == self.task
+
+
+ALL = Share(0, 1)
+
+
 class _Shard(NamedTuple):
     """A shard before it is written."""
 
@@ -119,10 +133,8 @@ class _Containers(OpenFiles):
         return self.descriptor(path)
 
     def _path(self, part: Part | None) -> Path:
-        staging = self._context.staging
-        if part is not None:
-            return staging.container(part)
-        return staging.data / (self._context.records_path or "")
+        context = self._context
+        return context.staging.container(part) if part is not None else context.merged_records
 
 
 @dataclass
@@ -135,42 +147,29 @@ class _Found:
     members: int = 0
 
 
+class Contents(NamedTuple):
+    """What goes into the shards."""
+
+    merged: Merged | None  # records
+    dropped: array[int]  # sorted numbers of lines that are not published
+    skipped: array[int]  # likewise of files
+    rewrites: Rewrites
+    placements: Placements | None  # the files of each record, where the output needs them
+
+
 def pack(
-    context: FinalizeContext,
-    merged: Merged | None,
-    dropped: array[int],
-    skipped: array[int],
-    rewrites: Rewrites,
-    placements: Placements | None,
-    progress: Progress,
+    context: FinalizeContext, contents: Contents, progress: Progress
 ) -> tuple[Packed, Iterator[PublishedFile]]:
     """Write all shards and the index into the staged dataset; the lines of its manifest come too.
 
-    ``dropped`` and ``skipped`` are sorted numbers of lines and files that are not published;
-    ``placements``: the files of each record, where the output needs them. Files that no record
-    names then go into shards of their own, under their paths. Raises ``ChangedError`` where what a
-    part wrote is not there any more, and ``OSError``.
+    Files that no record names go into shards of their own, under their paths, where the others are
+    packed by record. Raises ``ChangedError`` where what a part wrote is not there any more, and
+    ``OSError``.
     """
     output = registry.packed(context.plan.options.output)
     names = _Names.of(context, output)
-    finished = FinishedShards(context)
-    packing = _Packing(context, output, progress, finished)
-    if placements is None:
-        files = shard_members.files(context, skipped)
-        if output.with_records and merged is not None:
-            files = chain([[shard_members.records_file(merged.line)]], files)
-        shards = packing.write_all(files, names.shard, "shards")
-        others = None
-    else:
-        in_samples = bytearray(context.part_starts[-1])
-        records = published_records(context, dropped, rewrites, progress)
-        with _Containers(context) as containers:
-            samples = shard_members.samples(context, records, placements, containers.of, in_samples)
-            most = context.plan.options.shard_records or MOST_UNITS
-            shards = packing.write_all(samples, names.shard, "shards", most=most)
-        unnamed = shard_members.files(context, skipped, in_samples)
-        others = packing.write_all(unnamed, names.other, "others", even_empty=False)
-    finished.remove_others(
+    shards, others = _write_shards(context, contents, names, ALL, progress)
+    FinishedShards(context).remove_others(
         {line.path for found in (shards, others) if found for line in found.shards}
     )
     index = _write_index(context, output, names, shards)
@@ -187,7 +186,36 @@ def pack(
         files=None if output.of_records else units,
         made_by=output.made_by(context.plan.options),
     )
-    return packed, _lines(merged, index, shards, others)
+    return packed, _lines(contents.merged, index, shards, others)
+
+
+def pack_share(
+    context: FinalizeContext, contents: Contents, share: Share, progress: Progress
+) -> None:
+    """Write the shards of ``share``, which finalize then need not write; raises as ``pack``."""
+    names = _Names.of(context, registry.packed(context.plan.options.output))
+    _write_shards(context, contents, names, share, progress)
+
+
+def _write_shards(
+    context: FinalizeContext, contents: Contents, names: _Names, share: Share, progress: Progress
+) -> tuple[_Found, _Found | None]:
+    """Write all shards of ``share``: those of records or all files, and those of other files."""
+    merged, dropped, skipped, rewrites, placements = contents
+    packing = _Packing(context, names.output, progress, FinishedShards(context), share)
+    if placements is None:
+        files = shard_members.files(context, skipped)
+        if names.output.with_records and merged is not None:
+            files = chain([[shard_members.records_file(merged.line)]], files)
+        return packing.write_all(files, names.shard, "shards"), None
+    in_samples = bytearray(context.part_starts[-1])
+    records = published_records(context, dropped, rewrites, progress)
+    with _Containers(context) as containers:
+        samples = shard_members.samples(context, records, placements, containers.of, in_samples)
+        most = context.plan.options.shard_records or MOST_UNITS
+        shards = packing.write_all(samples, names.shard, "shards", most=most)
+    unnamed = shard_members.files(context, skipped, in_samples)
+    return shards, packing.write_all(unnamed, names.other, "others", even_empty=False)
 
 
 def _lines(
@@ -209,6 +237,7 @@ class _Packing:
     output: PackedOutput
     progress: Progress
     finished: FinishedShards
+    share: Share
 
     def write_all(
         self,
@@ -219,7 +248,7 @@ class _Packing:
         most: int = MOST_UNITS,
         even_empty: bool = True,
     ) -> _Found:
-        """Write shards, several at once; ``what`` names the file for their lines.
+        """Write the shards of the share, several at once; ``what`` names the file for their lines.
 
         ``units``: members that one shard holds together; ``most``: of them in a shard, at most;
         ``even_empty``: where there are none, one empty shard is written.
@@ -242,8 +271,11 @@ class _Packing:
                 found.members += written.members
                 self.progress.add(files=1)
 
-            for shard in self._cut(units, name, most, even_empty=even_empty):
+            shards = self._cut(units, name, most, even_empty=even_empty)
+            for number, shard in enumerate(shards):
                 self.progress.check()
+                if not self.share.has(number):
+                    continue
                 self.progress.current = shard.name
                 waiting.append((pool.submit(self._write, shard), shard.memory))
                 while len(waiting) > writers or sum(size for _, size in waiting) > _MOST_MEMORY:
@@ -280,7 +312,7 @@ class _Packing:
             yield _Shard(name(number), count, members, _memory_of(members))
 
     def _write(self, shard: _Shard) -> WrittenShard:
-        """Write one shard under a temporary name, and give it its own in the staged dataset.
+        """Write one shard under a temporary name, then give it its own.
 
         If an earlier attempt has finished it, it stays. A shard whose members are not listed before
         is written each time.
@@ -292,9 +324,8 @@ class _Packing:
             found = self.finished.find(shard.name, shard.members, line_of)
             if found is not None:
                 return found
-        target = self.context.staging.data / shard.name
         temporary = self.context.scratch / shard.name.replace("/", "-")
-        lines = self.finished.lines(shard.name)
+        lines = temporary.with_name(f"{temporary.name}.lines")
         encode = msgspec.json.Encoder().encode
         with (
             self.output.writer(temporary, options, wanted) as out,
@@ -308,8 +339,7 @@ class _Packing:
                 line = _put(out, shard.name, member, containers, wanted)
                 lines_out.write(encode(line) + b"\n")
             sums = out.finish(self.progress.check)
-        target.parent.mkdir(exist_ok=True)
-        temporary.replace(target)
+        self.finished.place(shard.name, temporary, lines)
         line = PublishedFile(shard.name, sums.size, sums.crc32, digest=sums.digest)
         written = WrittenShard(count if shard.units is None else shard.units, line, count)
         if isinstance(shard.members, list):

@@ -264,7 +264,7 @@ def _among_data(
 
 
 def _taken_to(context: FinalizeContext, index: int) -> Path:
-    return context.staging.records / f"among-data-{index:05d}"
+    return context.records_out_of_data / f"among-data-{index:05d}"
 
 
 def _copy(context: FinalizeContext, file: _DataFile, target: Path) -> None:

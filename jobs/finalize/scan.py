@@ -170,8 +170,12 @@ def _fits(part: Part, summary: PartSummary, fetched: Fetched) -> bool:
 
 
 def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings: Findings) -> None:
-    """Remove a part's manifest, so that the next attempt extracts the part again."""
-    context.folder.manifest(part).unlink(missing_ok=True)
+    """Remove a part's manifest, so that the next attempt extracts the part again.
+
+    A task that packs before finalize leaves that to finalize.
+    """
+    if context.pack_task is None:
+        context.folder.manifest(part).unlink(missing_ok=True)
     where = f"part {part.index + 1} of {part.count}: " if part.count > 1 else ""
     findings.add(Finding(FindingKind.PARTS, where + reason, part.shard))
 

@@ -1,4 +1,7 @@
-"""The finalize stage: checks that all parts are there, audits them, and publishes the dataset."""
+"""The finalize stage: checks that all parts are there, audits them, and publishes the dataset.
+
+The pack stage before it, which only large packed datasets have, makes the same audit for itself.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import gc
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -124,6 +127,46 @@ def run_finalize(
     return structs.replace(published, lines=lines), None
 
 
+def run_pack(
+    folder: RunFolder, plan: Plan, share: pack.Share, progress: Progress, *, name: str
+) -> None:
+    """Write some shards of a packed dataset ahead of finalize, which writes those that are missing.
+
+    Everything else is left to finalize: what is wrong with the data is found there again, and
+    reported once. So is a repair. ``name`` is that of the task, and of its folder for temporary
+    files. Raises ``OSError``, and ``OrchestrateError`` if the task has to stop.
+    """
+    context = FinalizeContext(folder, plan, Staging(plan), pack_task=name)
+    begun = publish.load(context.staging) is not None or _owner(context) == plan.run_id
+    if begun or folder.receipt.exists() or unfinished(folder, plan) is not None:
+        return
+    _make_scratch(context)
+    audit = context.scratch / "audit.jsonl"
+    with Findings(audit) as findings, _no_collection(), ExitStack() as stack:
+        totals, lines = _scan(context, findings, progress, stack)
+        if problem_of(context, findings, records=totals.records) is not None:
+            return
+        dropped, skipped = (
+            merge.sorted_numbers(totals.bad_lines),
+            merge.sorted_numbers(totals.skipped),
+        )
+        merged = None
+        if context.reads_records and not context.packs_records:
+            merged = merge.merge_records(
+                context, totals, dropped, lines.rewrites, findings, progress
+            )
+        contents = pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
+        with suppress(pack.ChangedError):
+            pack.pack_share(context, contents, share, progress)
+    shutil.rmtree(context.scratch, ignore_errors=True)
+
+
+def _make_scratch(context: FinalizeContext) -> None:
+    context.staging.check()
+    shutil.rmtree(context.scratch, ignore_errors=True)
+    context.scratch.mkdir(parents=True)
+
+
 def _owner(context: FinalizeContext) -> str | None:
     """The run whose dataset is in the destination; None without a receipt that can be read."""
     try:
@@ -148,9 +191,7 @@ def _audit(
     context: FinalizeContext, progress: Progress
 ) -> tuple[Summary, Problem | None, publish.Journal | None]:
     """Audit everything; returns a journal if nothing fails and publishing may begin."""
-    context.staging.check()
-    shutil.rmtree(context.scratch, ignore_errors=True)
-    context.scratch.mkdir(parents=True)
+    _make_scratch(context)
     context.staging.data.mkdir(exist_ok=True)
     if context.packs:
         FinishedShards(context).remove_unfinished()
@@ -316,9 +357,8 @@ def _prepare(
     skipped = merge.sorted_numbers(totals.skipped)
     packed = None
     if context.packs:
-        packed, published = pack.pack(
-            context, merged, dropped, skipped, lines.rewrites, lines.placements, progress
-        )
+        contents = pack.Contents(merged, dropped, skipped, lines.rewrites, lines.placements)
+        packed, published = pack.pack(context, contents, progress)
         sections = iter([section(context, "packed", published, progress)])
     else:
         records = [merged.line] if merged else []

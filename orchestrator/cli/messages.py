@@ -305,6 +305,7 @@ def resume_lines(planned: Resumable) -> list[str]:
         return [words.get(planned.state.status, "There is nothing to do.")]
     work = [f"{units.plural(step.shards, 'shard')} to download"] if step.shards else []
     work += [f"{units.plural(step.parts, 'part')} to extract"] if step.parts else []
+    work += ["pack"] if any(task.stage is Stage.PACK for task in step.tasks) else []
     lines = [f"Resume {planned.folder.run_id}: {', '.join([*work, 'finalize'])}"]
     if step.refetch:
         lines.append(f"  downloading again (the archive was damaged): {', '.join(step.refetch)}")

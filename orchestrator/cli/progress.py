@@ -68,7 +68,7 @@ class _Bars:
 
         size = sum(shard.size or 0 for shard in state.plan.shards) or None
         for stage, rate in metrics.stage_rates(state, utc_now()).items():
-            if stage is Stage.FINALIZE:
+            if stage in (Stage.PACK, Stage.FINALIZE):
                 continue
             _, done = metrics.moved(state, stage)
             done = done if size is None else round(size * rate.fraction)

@@ -16,7 +16,7 @@ from orchestrator.inspection.state import RunState, TaskStatus, TaskView
 
 READ_EVERY_S = 0.5  # for new lines
 POLL_EVERY_S = 3.0  # for a task's state: each a query to slurmctld, which the site's users share
-_TASK = re.compile(r"(?:(?P<stage>download|extract|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
+_TASK = re.compile(r"(?:(?P<stage>download|extract|pack|finalize)[-/:. ]?)?(?P<number>\d{1,6})")
 _BAD = (TaskStatus.FAILED, TaskStatus.MISSING)
 _LIVE = (TaskStatus.RUNNING, TaskStatus.PENDING, TaskStatus.UNKNOWN)  # in order of preference
 
@@ -64,7 +64,7 @@ def _named(state: RunState, what: str) -> list[TaskView]:
             return found
     raise UsageError(
         f"run {state.plan.run_id} has no task {what}; give a stage (download, extract, "
-        "finalize), a task (extract-3), a job id, a shard or a part"
+        "pack, finalize), a task (extract-3), a job id, a shard or a part"
     )
 
 

@@ -116,7 +116,7 @@ def _summary(state: RunState, now: datetime) -> str:
 def _stages(state: RunState, now: datetime) -> str:
     counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     rows = []
-    for stage in Stage:
+    for stage in state.stages:
         count = counts[stage]
         rate = paces[stage].bytes_s
         rows.append(
@@ -148,9 +148,7 @@ def _charts(state: RunState, now: datetime) -> str:
     key = "".join(
         f'<i style="background:var(--{name})"></i>{text}'
         for name, text in (
-            ("download", "download"),
-            ("extract", "extract"),
-            ("finalize", "finalize"),
+            *((stage.value, stage.value) for stage in state.stages),
             ("bad", "failed"),
             ("wait", "waiting"),
         )

@@ -169,7 +169,7 @@ def uses(state: RunState, now: datetime) -> tuple[Use, ...]:
 def _use(state: RunState, stage: Stage, views: Sequence[TaskView], now: datetime) -> Use:
     last = state.submissions[-1]
     # The local engine ignores requests.
-    requested = None if last.is_local else last.resources.get(stage.value)
+    requested = None if last.is_local else last.resources_of(stage)
     made = {submission.number: submission.created for submission in state.submissions}
     waits = sorted(
         max(0.0, (view.started - (view.engine.submitted or made[view.attempt])).total_seconds())

@@ -164,11 +164,11 @@ def _stages(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
     counts, paces = count_stages(state, now), metrics.stage_rates(state, now)
     texts = {
         stage: _fitting(list(_numbers(state, counts[stage], paces[stage])), look.width - 17 - _BAR)
-        for stage in Stage
+        for stage in state.stages
     }
     room = max(_NUMBERS, *map(len, texts.values()))  # a constant width of bars
     wide = max(_BAR, min(_WIDEST_BAR, look.width - 17 - room))
-    for stage in Stage:
+    for stage in state.stages:
         fraction = paces[stage].fraction
         bar = _bar(fraction, counts[stage], wide, look)
         name = look.paint(f"{stage.value:<9}", "bold")

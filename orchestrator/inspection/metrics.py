@@ -87,9 +87,17 @@ def stage_rates(state: RunState, now: datetime) -> Mapping[Stage, StageRate]:
     return {
         stage: _stage_rate(state.of_stage(stage), total[stage], weights, left, now)
         if stage in total
-        else StageRate(1.0 if state.status is RunStatus.DONE else 0.0)
-        for stage in Stage
+        else StageRate(_share_done(state, stage))
+        for stage in state.stages
     }
+
+
+def _share_done(state: RunState, stage: Stage) -> float:
+    """The progress of a stage without items, by its tasks."""
+    if state.status is RunStatus.DONE:
+        return 1.0
+    counts = state.counts[stage]
+    return counts[TaskStatus.DONE] / sum(counts.values()) if stage is Stage.PACK else 0.0
 
 
 def extracted_while_downloading(state: RunState) -> int:

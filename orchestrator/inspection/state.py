@@ -183,6 +183,11 @@ class RunState:
     unverified: frozenset[str] = frozenset()  # of ``parts_left``: extracted, archive not verified
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run; only some runs have tasks that pack before finalize."""
+        return tuple(s for s in Stage if s is not Stage.PACK or self.of_stage(s))
+
+    @property
     def live(self) -> tuple[TaskView, ...]:
         return tuple(view for view in self.tasks if view.status.live)
 

@@ -48,7 +48,7 @@ def as_json(state: RunState, folder: RunFolder, now: datetime) -> dict[str, Any]
         "dest": state.plan.dest,
         "created": state.plan.created,
         "attempts": len(state.submissions),
-        "stages": {stage.value: _stage(counts[stage], rates[stage]) for stage in Stage},
+        "stages": {stage.value: _stage(counts[stage], rates[stage]) for stage in state.stages},
         "parts": {
             "done": parts - len(state.parts_left),
             "total": parts,

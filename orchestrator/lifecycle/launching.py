@@ -95,7 +95,12 @@ class Planned:
         plan, then = self.plan, self.request.then
         parts = (part.id for part in plan.parts())
         tasks = planning.tasks_for(
-            plan, self.shards_left, parts, most=self.tasks, downloads=self.download_tasks
+            plan,
+            self.shards_left,
+            parts,
+            most=self.tasks,
+            downloads=self.download_tasks,
+            packs=0 if self.is_local else planning.pack_tasks(plan, self.tasks),
         )
         return submitting.draft(
             1,

@@ -12,6 +12,7 @@ from msgspec import structs
 from jobs import __version__
 from jobs.errors import UsageError
 from jobs.model import Options, Plan, Shard, SourceRef, Stage, Task, part_weights
+from jobs.outputs import registry
 from jobs.storage.staging import INCOMING
 from orchestrator import units
 
@@ -21,6 +22,10 @@ DEFAULT_TASKS = 256
 # bytes or more: a dataset of one archive should not leave all cores but one idle.
 _FEW = 4
 _WORTH_A_TASK = 64 << 20
+# Bytes of archives for each task that packs: minutes of work. More tasks would not be faster: then
+# the audit that each of them makes takes as long as the packing.
+_WORTH_PACKING = 32 << 30
+_MOST_PACK_TASKS = 16
 # A smaller number is probably missing its unit; smaller parts have no use.
 LEAST_PART_SIZE = 1 << 10
 # Each part has a manifest; a run folder should not have more files.
@@ -112,11 +117,17 @@ def deal(ids: Sequence[str], weight: Mapping[str, int], tasks: int) -> list[tupl
 
 
 def tasks_for(
-    plan: Plan, shard_ids: Iterable[str], part_ids: Iterable[str], *, most: int, downloads: int = 1
+    plan: Plan,
+    shard_ids: Iterable[str],
+    part_ids: Iterable[str],
+    *,
+    most: int,
+    downloads: int = 1,
+    packs: int = 0,
 ) -> tuple[Task, ...]:
     """The tasks for unfinished shards and parts; always finalize, the other stages if needed.
 
-    ``most``: extract tasks, ``downloads``: download tasks, at most.
+    ``most``: extract tasks, ``downloads``: download tasks, at most; ``packs``: tasks that pack.
     """
     shards = tuple(shard_ids)
     sizes = {shard.id: 1 + (shard.size or 0) for shard in plan.shards}
@@ -130,4 +141,17 @@ def tasks_for(
         )
         for number, hand in enumerate(hands)
     ]
+    tasks += [Task(Stage.PACK, number, ()) for number in range(packs)]
     return (*tasks, Task(Stage.FINALIZE, 0, ()))
+
+
+def pack_tasks(plan: Plan, most: int) -> int:
+    """How many tasks pack the shards before finalize; 0 if finalize does that alone, and as well.
+
+    Each makes finalize's audit for itself, so it needs enough to pack. ``most``: at most.
+    """
+    if not plan.options.packs or registry.packed(plan.options.output).single:
+        return 0
+    size = sum(shard.size or 0 for shard in plan.shards)
+    tasks = min(most, _MOST_PACK_TASKS, size // _WORTH_PACKING)
+    return tasks if tasks > 1 else 0

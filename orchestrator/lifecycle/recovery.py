@@ -76,6 +76,7 @@ def recover(
             parts,
             most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
+            packs=max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions),
         ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
@@ -141,8 +142,8 @@ def may_retry(state: RunState, before: int | None) -> bool:
 
 def _works(view: TaskView, status: RunStatus) -> bool:
     """Whether a task is running, or will run without intervention."""
-    if view.stage is Stage.FINALIZE or view.engine.cause is Cause.DEPENDENCY:
-        return False
+    if view.stage in (Stage.PACK, Stage.FINALIZE) or view.engine.cause is Cause.DEPENDENCY:
+        return False  # what packs, packs again for the new finalize
     if view.status is TaskStatus.UNKNOWN:
         # Cancelled and unknown to the engine: if it still runs, it notices that it is superseded.
         return status is not RunStatus.CANCELLED
@@ -186,8 +187,8 @@ def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict
     limited = not state.submissions[-1].is_local and any(
         Cause.LIMIT in _causes(view) for view in state.tasks
     )
-    for stage in Stage:
-        before = state.submissions[-1].resources[stage.value]
+    for stage in state.stages:
+        before = state.submissions[-1].resources_of(stage)
         failed = [
             view
             for view in state.tasks

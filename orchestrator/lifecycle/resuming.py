@@ -160,6 +160,9 @@ def _step(folder: RunFolder, state: RunState, request: ResumeRequest, engine: En
         step = replace(step, notes=(*step.notes, note))
     if request.amendments is not None:
         step = replace(step, notes=(*step.notes, f"changed options: {request.amendments}"))
+    if folder.receipt.exists():  # in a repair finalize packs alone
+        rest = tuple(task for task in step.tasks if task.stage is not Stage.PACK)
+        step = replace(step, tasks=rest)
     staging = Staging(state.plan)
     if evidence.is_data_removed(folder, staging) and folder.extracted_ids():
         note = f"extracting everything again: the extracted data are gone from {staging.root}"

@@ -193,7 +193,7 @@ def specs(folder: RunFolder, submission: Submission) -> list[JobSpec]:
             attempt=submission.number,
             run_dir=str(folder.path),
             tasks=submission.of_stage(stage),
-            resources=submission.resources[stage.value],
+            resources=submission.resources_of(stage),
             parallel=submission.parallel,
             call=run_task,
             # On the node, because many sites let compute nodes submit.
@@ -212,7 +212,7 @@ def _waits_for(submission: Submission, stage: Stage) -> str:
     """How a stage waits for the one before it.
 
     Extract only runs if something was downloaded; of several download tasks one may fail. Finalize
-    always runs, so that a report is written.
+    always runs, so that a report is written, and packs what tasks before it could not.
     """
     single = len(submission.of_stage(Stage.DOWNLOAD)) == 1
     return "afterok" if stage is Stage.EXTRACT and single else "afterany"
@@ -238,10 +238,10 @@ def submit_chain(
 ) -> Submission:
     """Submit all stages, each after the one before it; returns the submission with its job ids.
 
-    ``also_after``: running jobs of earlier submissions that finalize waits for; ``downloads``:
-    those of them that download what the new array extracts. All or nothing: after a refusal
-    (``EngineError``), a cancellation from another shell (``Stopped``) or an interrupt, accepted
-    jobs are cancelled. Two processes cannot make the same submission: the second gets a
+    ``also_after``: running jobs of earlier submissions that packing and finalize wait for;
+    ``downloads``: those of them that download what the new array extracts. All or nothing: after a
+    refusal (``EngineError``), a cancellation from another shell (``Stopped``) or an interrupt,
+    accepted jobs are cancelled. Two processes cannot make the same submission: the second gets a
     ``ClaimedError``.
     """
     path = folder.submission(submission.number)
@@ -259,7 +259,7 @@ def submit_chain(
             _check_not_cancelled(folder)
             before = handles[-1].job_ids if handles else ()
             kind = _waits_for(submission, spec.stage)
-            if spec.stage is Stage.FINALIZE:
+            if spec.stage in (Stage.PACK, Stage.FINALIZE):
                 before = (*before, *also_after)
             elif spec.stage is Stage.EXTRACT and downloads:
                 # If one fails, the archives of the other are still extracted.

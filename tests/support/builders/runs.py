@@ -417,7 +417,8 @@ def _temp(dest: str, run_id: str) -> str:
 
 
 def _job(submission: int, stage: Stage, task: int) -> str:
-    base = str(100 * submission + list(Stage).index(stage))
+    order = (Stage.DOWNLOAD, Stage.EXTRACT, Stage.FINALIZE, Stage.PACK)
+    base = str(100 * submission + order.index(stage))
     return f"{base}_{task}" if stage is Stage.EXTRACT else base
 
 

@@ -93,18 +93,26 @@ def _shorter(run: Run, shard: Path) -> None:
 
 
 def _without_lines(run: Run, shard: Path) -> None:
-    (run.staging.packed / f"{shard.name}.lines").write_bytes(b"")
+    _note(run, shard, "lines").write_bytes(b"")
 
 
 def _damaged_note(run: Run, shard: Path) -> None:
-    (run.staging.packed / f"{shard.name}.json").write_bytes(b"{")
+    _note(run, shard, "json").write_bytes(b"{")
+
+
+def _note(run: Run, shard: Path, ending: str) -> Path:
+    return next(run.staging.packed.glob(f"*/{shard.name}.{ending}"))
+
+
+def _other_bytes(run: Run, shard: Path) -> None:
+    shard.write_bytes(bytes(shard.stat().st_size))
 
 
 def _gone(run: Run, shard: Path) -> None:
     shard.unlink()
 
 
-@pytest.mark.parametrize("damage", [_shorter, _without_lines, _damaged_note, _gone])
+@pytest.mark.parametrize("damage", [_shorter, _without_lines, _damaged_note, _other_bytes, _gone])
 def test_a_shard_in_doubt_is_written_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
 ) -> None:
@@ -149,10 +157,10 @@ def test_an_image_is_no_finished_shard_because_it_is_written_each_time(
 def test_no_empty_folder_of_other_shards_is_left(tmp_path: Path) -> None:
     run = RunBuilder(pages(0, 2), options=PACKED).extracted(tmp_path)
     finished = FinishedShards(FinalizeContext(run.folder, run.plan, run.staging))
-    (run.staging.data / "other").mkdir()
     for name in ("dest-000000.tar", "other/000000.tar"):
-        (run.staging.data / name).write_bytes(b"tar")
-        finished.lines(name).write_bytes(b"")
+        (tmp_path / "tar").write_bytes(b"tar")
+        (tmp_path / "lines").write_bytes(b"")
+        finished.place(name, tmp_path / "tar", tmp_path / "lines")
         finished.note(WrittenShard(0, PublishedFile(name, 3, "00000000"), 0))
     finished.remove_others(["dest-000000.tar"])
     assert [path.name for path in run.staging.data.iterdir()] == ["dest-000000.tar"]

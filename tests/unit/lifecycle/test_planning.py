@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jobs import model
 from jobs.errors import UsageError
-from jobs.model import Options, SourceKind, SourceRef, Stage
+from jobs.model import Options, Output, SourceKind, SourceRef, Stage
 from orchestrator.lifecycle import planning
 from tests.support.builders.runs import RunBuilder, shard
 
@@ -95,6 +95,28 @@ def test_every_shard_is_dealt_to_exactly_one_download_task(downloads: int) -> No
     assert [task.number for task in found] == list(range(min(downloads, len(ids))))
     if downloads == 2:
         assert {task.items for task in found} == {("s4",), ("s0", "s1", "s2", "s3")}
+
+
+@pytest.mark.parametrize(
+    ("output", "gigabytes", "most", "expected"),
+    [
+        (Output.WEBDATASET, 3, 256, 0),  # less than two tasks need
+        (Output.WEBDATASET, 200, 256, 6),
+        (Output.ZIP, 200, 4, 4),
+        (Output.ZIP, 20_000, 256, 16),
+        (Output.SQUASHFS, 20_000, 256, 0),  # one image
+        (Output.FILES, 20_000, 256, 0),
+    ],
+)
+def test_tasks_that_pack_have_enough_to_do(
+    output: Output, gigabytes: int, most: int, expected: int
+) -> None:
+    shards = [shard("a", size=gigabytes << 29), shard("b", size=gigabytes << 29)]
+    plan = RunBuilder(*shards, options=Options(output=output)).plan
+    assert planning.pack_tasks(plan, most) == expected
+    tasks = planning.tasks_for(plan, [], [], most=most, packs=expected)
+    assert [task.stage for task in tasks] == [Stage.PACK] * expected + [Stage.FINALIZE]
+    assert [task.number for task in tasks[:-1]] == list(range(expected))
 
 
 def test_finalize_is_always_there_and_download_only_where_needed() -> None:

@@ -63,9 +63,9 @@ def test_a_resume_has_as_many_tasks_as_the_launch_and_one_of_each_stage_under_a_
     downloads = [(Stage.DOWNLOAD, 0, ["a"]), (Stage.DOWNLOAD, 1, ["b"])]
     state = AB.submitted([*downloads, *parts, (Stage.FINALIZE, 0, [])]).state()
     stages = [task.stage for task in recover(state).tasks]
-    assert [stages.count(stage) for stage in Stage] == [2, 3, 1]
+    assert [stages.count(stage) for stage in Stage] == [2, 3, 0, 1]
     limited = recover(state, most=2, temp_limit=5000)
-    assert [task.stage for task in limited.tasks] == list(Stage)
+    assert [task.stage for task in limited.tasks] == [s for s in Stage if s is not Stage.PACK]
     assert limited.parts == len(state.parts_left) > 1
 
 
@@ -85,6 +85,7 @@ def test_under_a_limit_no_second_download_is_started_beside_one_that_runs() -> N
 
 WAITING = SUBMITTED.seen(pending(), Stage.EXTRACT).seen(pending(), Stage.FINALIZE)
 EXTRACTED = DOWNLOADED.result(Stage.EXTRACT)
+PACKING = EXTRACTED.submitted([(Stage.PACK, 0, ""), (Stage.PACK, 1, ""), (Stage.FINALIZE, 0, "")])
 
 
 @pytest.mark.parametrize(
@@ -99,10 +100,27 @@ EXTRACTED = DOWNLOADED.result(Stage.EXTRACT)
             .seen(running(), Stage.FINALIZE),
             id="a finalize runs, and an older one never will",
         ),
+        pytest.param(
+            PACKING.seen(running(), Stage.PACK, 0)
+            .seen(pending(), Stage.PACK, 1)
+            .seen(pending(), Stage.FINALIZE),
+            id="it packs, and finalize waits for that",
+        ),
     ],
 )
 def test_a_run_that_needs_nothing_is_left_alone(run: RunBuilder) -> None:
     assert recover(run.state()).tasks == ()
+
+
+def test_what_still_packs_is_replaced_together_with_its_finalize() -> None:
+    run = PACKING.seen(running(), Stage.PACK, 0).result(Stage.PACK, 1, cause=Cause.OUT_OF_MEMORY)
+    step = recover(run.result(Stage.FINALIZE, cause=Cause.IO).state())
+    assert [task.stage for task in step.tasks] == [Stage.PACK, Stage.PACK, Stage.FINALIZE]
+    assert len(step.cancel) == 1
+    assert step.also_after == ()
+    assert step.resources is not None
+    assert step.resources["finalize"].mem_mb == 4000
+    assert step.resources["pack"].mem_mb == 8000
 
 
 def test_jobs_that_were_cancelled_and_that_the_scheduler_forgot_are_submitted_again() -> None:

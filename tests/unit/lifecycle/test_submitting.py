@@ -18,6 +18,8 @@ from orchestrator.lifecycle import planning, submitting
 from tests.support.builders.fake_engine import FakeEngine
 from tests.support.builders.runs import RunBuilder, shard
 
+FILES = (Stage.DOWNLOAD, Stage.EXTRACT, Stage.FINALIZE)  # the stages of most runs
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
@@ -34,7 +36,7 @@ def draft(folder: RunFolder) -> Submission:
 def test_each_stage_waits_for_the_one_before_it(folder: RunFolder) -> None:
     engine = FakeEngine()
     submitted = submitting.submit_chain(folder, draft(folder), engine)
-    assert [spec.stage for spec, _ in engine.submitted] == list(Stage)
+    assert [spec.stage for spec, _ in engine.submitted] == list(FILES)
     waits = [after for _, after in engine.submitted]
     assert waits[0] is None
     assert waits[1] is not None
@@ -44,6 +46,25 @@ def test_each_stage_waits_for_the_one_before_it(folder: RunFolder) -> None:
     assert all(task.job_id for task in submitted.tasks)
     assert folder.load_submission(1) == submitted
     assert event_log.open_intents(folder) == []
+
+
+def test_tasks_that_pack_are_between_the_array_and_finalize(folder: RunFolder) -> None:
+    engine = FakeEngine()
+    plan = folder.load_plan()
+    parts = [part.id for part in plan.parts()]
+    tasks = planning.tasks_for(plan, ["a", "b"], parts, most=8, packs=2)
+    packing = structs.replace(draft(folder), tasks=tasks)
+    submitting.submit_chain(folder, packing, engine, also_after=["7"])
+    assert [
+        (spec.stage, after and (after.kind, after.job_ids)) for spec, after in engine.submitted
+    ] == [
+        (Stage.DOWNLOAD, None),
+        (Stage.EXTRACT, ("afterok", ("100",))),
+        (Stage.PACK, ("afterany", ("101", "7"))),
+        (Stage.FINALIZE, ("afterany", ("102", "7"))),
+    ]
+    assert len(engine.submitted[2][0].tasks) == 2
+    assert engine.submitted[2][0].resources == packing.resources_of(Stage.FINALIZE)
 
 
 def test_the_array_follows_several_download_tasks_even_if_one_of_them_fails(
@@ -170,7 +191,7 @@ def test_a_resume_takes_a_cancel_back(folder: RunFolder) -> None:
     assert event_log.last_cancel(folder) is None
 
 
-@pytest.mark.parametrize("stage", list(Stage))
+@pytest.mark.parametrize("stage", FILES)
 def test_a_cancel_from_another_shell_stops_a_chain_that_is_being_submitted(
     folder: RunFolder, stage: Stage
 ) -> None:
