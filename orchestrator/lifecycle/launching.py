@@ -89,6 +89,13 @@ class Planned:
         limited = self.is_local or self.temp_limit is not None
         return 1 if limited else self.request.download_tasks
 
+    @property
+    def pack_tasks(self) -> int:
+        """The number of tasks that pack before finalize; on one machine finalize uses all cores."""
+        if self.is_local:
+            return 0
+        return planning.pack_tasks(self.plan, self.request.tasks or planning.DEFAULT_TASKS)
+
     @cached_property
     def draft(self) -> Submission:
         """The first submission, without job ids."""
@@ -100,7 +107,7 @@ class Planned:
             parts,
             most=self.tasks,
             downloads=self.download_tasks,
-            packs=0 if self.is_local else planning.pack_tasks(plan, self.tasks),
+            packs=self.pack_tasks,
         )
         return submitting.draft(
             1,

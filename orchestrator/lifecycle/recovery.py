@@ -49,14 +49,15 @@ def recover(
     state: RunState,
     *,
     most: int | None = None,
+    packs: int | None = None,
     limit_min: int | None = None,
     temp_limit: int | None = None,
 ) -> Recovery:
     """The unfinished work that no running job does, with resources adjusted to the failures.
 
-    ``most``: array tasks, at most (None: as many as in any submission); ``limit_min``: the
-    partition's time limit in minutes; ``temp_limit``: bytes of archives that may be stored at a
-    time (None: as in the last submission).
+    ``most``: array tasks, at most, and ``packs``: tasks that pack (None: as many as in any
+    submission); ``limit_min``: the partition's time limit in minutes; ``temp_limit``: bytes of
+    archives that may be stored at a time (None: as in the last submission).
     """
     if state.status is RunStatus.DONE or not state.submissions:
         return Recovery()
@@ -76,7 +77,7 @@ def recover(
             parts,
             most=1 if temp_limit is not None else most or _most(state),
             downloads=1 if temp_limit is not None else _downloads(state),
-            packs=max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions),
+            packs=_packs(state) if packs is None else packs,
         ),
         resources=_resources(state, limit_min, notes),
         refetch=refetch,
@@ -121,6 +122,10 @@ def _will_finalize(waiting: Sequence[TaskView]) -> bool:
 def _most(state: RunState) -> int:
     had = max(len(sub.of_stage(Stage.EXTRACT)) for sub in state.submissions)
     return had or planning.DEFAULT_TASKS  # a download in a shell has no array tasks
+
+
+def _packs(state: RunState) -> int:
+    return max(len(sub.of_stage(Stage.PACK)) for sub in state.submissions)
 
 
 def _downloads(state: RunState) -> int:

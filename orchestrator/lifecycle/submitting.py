@@ -39,11 +39,11 @@ def submit(
     also_after: tuple[str, ...] = (),
     downloads: tuple[str, ...] = (),
     on_tick: Tick | None = None,
-    most: int | None = None,
+    rest: Submission | None = None,
 ) -> None:
     """Submit a chain of jobs; on this machine, run it to its end, including automatic retries.
 
-    ``most``: array tasks after a download here, if ``draft`` itself has none.
+    ``rest``: what to submit after a download here, as far as that leaves something to do.
     """
     following: Submission | None = draft
     while following is not None:
@@ -53,7 +53,7 @@ def submit(
         if not last.is_local:
             return
         engine.wait(folder, lambda: on_tick(folder) if on_tick else None, TICK_S)
-        following, also_after, downloads = _following(folder, last, most), (), ()
+        following, also_after, downloads = _following(folder, last, rest), (), ()
 
 
 def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None = None) -> None:
@@ -61,7 +61,7 @@ def download_here(folder: RunFolder, draft: Submission, *, on_tick: Tick | None 
     here = structs.replace(
         draft, engine=LOCAL, onward=draft.engine, tasks=draft.of_stage(Stage.DOWNLOAD)
     )
-    submit(folder, here, on_tick=on_tick, most=len(draft.of_stage(Stage.EXTRACT)) or None)
+    submit(folder, here, on_tick=on_tick, rest=draft)
 
 
 def placeholder(folder: RunFolder, plan: Plan, engine: str) -> Submission:
@@ -102,7 +102,7 @@ def next_draft(
     )
 
 
-def _following(folder: RunFolder, last: Submission, most: int | None) -> Submission | None:
+def _following(folder: RunFolder, last: Submission, rest: Submission | None) -> Submission | None:
     """The submission after one on this machine: the stages after a download here, or a retry."""
     state = state_of(folder)
     if state.status is RunStatus.CANCELLED:
@@ -110,9 +110,14 @@ def _following(folder: RunFolder, last: Submission, most: int | None) -> Submiss
     if last.onward is not None:
         if not folder.fetched_ids():
             return None
-        step = recovery.recover(state, most=most)
-        rest = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
-        step = replace(step, tasks=rest)
+        planned = rest or last
+        step = recovery.recover(
+            state,
+            most=len(planned.of_stage(Stage.EXTRACT)) or None,
+            packs=len(planned.of_stage(Stage.PACK)),
+        )
+        tasks = tuple(task for task in step.tasks if task.stage is not Stage.DOWNLOAD)
+        step = replace(step, tasks=tasks)
         return next_draft(
             last, step, engine=last.onward, retries=last.retries, cluster=last.cluster
         )
