@@ -84,9 +84,9 @@ SETTINGS = [
 ]
 
 
-def killed_at(call: int) -> Fault:
+def killed_at(call: int, stage: Stage = Stage.FINALIZE) -> Fault:
     """Right before that call which changes a file."""
-    return Fault(Stage.FINALIZE.value, call)
+    return Fault(stage.value, call)
 
 
 def comparable(dest: Path) -> dict[str, bytes]:
@@ -110,9 +110,12 @@ def check_what_a_reader_sees(dest: Path, old: dict[str, bytes], whole: dict[str,
             assert seen[path] == data
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    ("setting", "stage"),
+    [*((setting, Stage.FINALIZE) for setting in SETTINGS), (packed, Stage.PACK)],
+)
 def test_a_kill_at_every_step_ends_in_the_same_tree(
-    tmp_path: Path, shop: Shop, setting: Callable[[Path], Run]
+    tmp_path: Path, shop: Shop, setting: Callable[[Path], Run], stage: Stage
 ) -> None:
     undisturbed = setting(tmp_path / "undisturbed")
     old = tree(undisturbed.staging.dest)
@@ -122,7 +125,9 @@ def test_a_kill_at_every_step_ends_in_the_same_tree(
     step, batch, killed = 1, 16, 0
     while killed == step - 1:
         runs = [setting(tmp_path / f"{number:04d}") for number in range(step, step + batch)]
-        points = [(run.folder.path, killed_at(number)) for number, run in enumerate(runs, step)]
+        points = [
+            (run.folder.path, killed_at(number, stage)) for number, run in enumerate(runs, step)
+        ]
         for run, code in zip(runs, shop.finalize(points), strict=True):
             assert code in (-signal.SIGKILL, 0)
             killed += code != 0

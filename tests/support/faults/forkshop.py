@@ -123,7 +123,8 @@ class Shop:
     def finalize(self, runs: Sequence[tuple[Path, Fault | None]]) -> list[int]:
         """The finalize stage over these run folders, one after the other; exit codes as `Popen`'s.
 
-        Without a task around it, so that a fault's calls are those of the stage.
+        Without a task around it, so that a fault's calls are those of the stage. For a fault in a
+        task that packs, one packs every second shard instead.
         """
         asked = [(str(folder), asdict(fault) if fault else None) for folder, fault in runs]
         codes: list[int] = self._ask({"finalize": asked})["codes"]
@@ -201,19 +202,24 @@ def _finalized(folder: str, fault: dict[str, Any] | None) -> int:
     pid = os.fork()
     if pid == 0:
         forkfaults.prepare(Fault(**fault) if fault else None)
-        _end(_finalize, Path(folder))
+        stage = fault["where"] if fault else Stage.FINALIZE.value
+        _end(_finalize, Path(folder), stage)
     return _wait(pid, _ENDS_S)
 
 
-def _finalize(path: Path) -> None:
-    from jobs.finalize.stage import run_finalize
+def _finalize(path: Path, stage: str) -> None:
+    from jobs.finalize.pack import Share
+    from jobs.finalize.stage import run_finalize, run_pack
     from jobs.runtime.progress import Progress
     from jobs.storage.run_folder import RunFolder
 
     folder = RunFolder(path)
     plan = folder.load_plan()
-    forkfaults.enter(Stage.FINALIZE.value, 0)
-    run_finalize(folder, plan, Progress())
+    forkfaults.enter(stage, 0)
+    if stage == Stage.PACK.value:
+        run_pack(folder, plan, Share(0, 2), Progress(), name="pack-1-0")
+    else:
+        run_finalize(folder, plan, Progress())
 
 
 def _wait(pid: int, seconds: float) -> int:
