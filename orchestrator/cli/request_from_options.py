@@ -60,14 +60,6 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), variable
 
 
-# The option of each kind of source, for messages.
-_FLAG = {
-    SourceKind.HUB: "--hf-repo",
-    SourceKind.URL: "--url",
-    SourceKind.STORE: "--url of an object store",
-    SourceKind.DOI: "--doi",
-    SourceKind.LOCAL: "--local-path",
-}
 # Options that only some kinds of sources have: the parameter, and the kinds.
 _BELONGS = {
     "--hf-file": ("hf_files", (SourceKind.HUB,)),
@@ -78,10 +70,10 @@ _BELONGS = {
 
 
 def _source(values: dict[str, Any]) -> SourceRequest:
-    kind, locators = _locators(values)
+    kind, given, locators = _locators(values)
     for option, (name, kinds) in _BELONGS.items():
         if values[name] and kind not in kinds:
-            raise UsageError(f"{option} cannot be combined with {_FLAG[kind]}")
+            raise UsageError(f"{option} cannot be combined with {given}")
     return SourceRequest(
         kind=kind,
         locators=locators,
@@ -91,20 +83,22 @@ def _source(values: dict[str, Any]) -> SourceRequest:
     )
 
 
-def _locators(values: dict[str, Any]) -> tuple[SourceKind, tuple[str, ...]]:
-    """The source of the options."""
+def _locators(values: dict[str, Any]) -> tuple[SourceKind, str, tuple[str, ...]]:
+    """The source of the options: its kind, its option for messages, and its locators."""
     urls = [*values["urls"], *_url_list(values["url_list"])]
-    sources: list[tuple[SourceKind, tuple[str, ...]]] = []
+    sources: list[tuple[SourceKind, str, tuple[str, ...]]] = []
     if values["hf_repo"]:
-        sources.append((SourceKind.HUB, (values["hf_repo"],)))
-    if urls:
-        # A line of a list may begin with a name.
-        stored = any(is_object_url(url.split("\t")[-1]) for url in urls)
-        sources.append((SourceKind.STORE if stored else SourceKind.URL, tuple(urls)))
+        sources.append((SourceKind.HUB, "--hf-repo", (values["hf_repo"],)))
+    # A line of a list may begin with a name.
+    if any(is_object_url(url.split("\t")[-1]) for url in urls):
+        sources.append((SourceKind.STORE, "--url of an object store", tuple(urls)))
+    elif urls:
+        sources.append((SourceKind.URL, "--url", tuple(urls)))
     if values["doi"]:
-        sources.append((SourceKind.DOI, (values["doi"],)))
+        sources.append((SourceKind.DOI, "--doi", (values["doi"],)))
     if values["local_path"]:
-        sources.append((SourceKind.LOCAL, (str(values["local_path"].absolute()),)))
+        path = str(values["local_path"].absolute())
+        sources.append((SourceKind.LOCAL, "--local-path", (path,)))
     if len(sources) != 1:
         raise UsageError(
             "launch needs exactly one source: --hf-repo REPO, --url URL (or --url-list FILE), "
