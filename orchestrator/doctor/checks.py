@@ -132,7 +132,7 @@ def _here(request: DoctorRequest) -> Iterator[CheckResult]:
         f"{units.plural(cores(), 'core')}",
     )
     yield _log_dir(request.log_dir.absolute())
-    yield from _room(request.dest.absolute())
+    yield from _space(request.dest.absolute())
 
 
 def _log_dir(path: Path) -> CheckResult:
@@ -144,18 +144,18 @@ def _log_dir(path: Path) -> CheckResult:
     return CheckResult("run folder", True, f"{path} can be written")
 
 
-def _room(dest: Path) -> Iterator[CheckResult]:
+def _space(dest: Path) -> Iterator[CheckResult]:
     try:
         rooms = filesystems.free_space(filesystems.existing(dest))
     except OSError as error:
-        yield CheckResult("room", False, f"{dest}: {error.strerror}", "choose another --dest")
+        yield CheckResult("space", False, f"{dest}: {error.strerror}", "choose another --dest")
         return
     for room in rooms:
         left = [units.size(room.bytes)] if room.bytes is not None else []
         left += [f"{units.count(room.inodes)} files"] if room.inodes is not None else []
         full = room.bytes == 0 or room.inodes == 0
         remedy = "free some space, or choose another --dest" if full else ""
-        yield CheckResult("room", not full, f"{room.of} has {' and '.join(left)} left", remedy)
+        yield CheckResult("space", not full, f"{room.of} has {' and '.join(left)} left", remedy)
 
 
 def _slurm(request: DoctorRequest) -> Iterator[CheckResult]:

@@ -13,6 +13,7 @@ import click
 from orchestrator import cli
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "DOWNLOAD_GUIDE.md"
+SHARED, FULL = "Slurm", "launch"  # the options that several commands have are listed at one
 BEGIN, END = "<!-- options -->", "<!-- end of options -->"
 
 
@@ -29,8 +30,9 @@ def reference() -> str:
     parts = [BEGIN]
     for name, command in commands().items():
         words = [f"websight-orchestrate {name}", "[OPTIONS]", *_arguments(command)]
-        parts += ["", f"### {name}", "", f"`{' '.join(words)}`", ""]
-        parts += ["| option | what it does |", "|---|---|", *_rows(command)]
+        parts += ["", f"### {name}", "", f"`{' '.join(words)}`"]
+        if rows := list(_rows(command, without=SHARED if name != FULL else None)):
+            parts += ["", "| option | what it does |", "|---|---|", *rows]
     return "\n".join([*parts, "", END])
 
 
@@ -41,14 +43,18 @@ def _arguments(command: click.Command) -> Iterator[str]:
             yield word if param.required else f"[{word}]"
 
 
-def _rows(command: click.Command) -> Iterator[str]:
+def _rows(command: click.Command, *, without: str | None) -> Iterator[str]:
+    """A row for each option; a single one for the group ``without``."""
     last = ""
     for param in command.params:
         if isinstance(param, click.Option) and not param.hidden:
             title = getattr(param, "title", "")
             if title != last:
-                yield f"| **{title or 'Other'}** | |"
+                there = f"as for [{FULL}](#{FULL}) " if title == without else ""
+                yield f"| **{title or 'Other'}** | {there}|"
             last = title
+            if title == without:
+                continue
             names = ", ".join(f"`{name}`" for name in (*param.opts, *param.secondary_opts))
             reported = (param.help or "").replace("|", "/")
             yield f"| {names}{_value(param)} | {reported}{_default(param)} |"
