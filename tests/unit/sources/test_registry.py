@@ -14,6 +14,7 @@ from jobs.model import Digest, Shard, ShardKind, SourceKind
 from jobs.sources import http_probe, hub, hub_client, url_lists
 from jobs.sources.base import LocalFiles, Source, SourceRequest
 from jobs.sources.registry import open_source
+from jobs.transfer import responses
 from tests.support.servers import faults
 from tests.support.servers.hubserver import HubServer
 from tests.support.servers.webserver import FaultyServer
@@ -47,6 +48,12 @@ def ready(hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hu
     (tmp_path / "token").write_text("\n")
     hub.add_repo("org/d", FILES, license="cc-by-4.0")
     return hub
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source is asked again soon, unless it says when."""
+    monkeypatch.setattr(responses, "backoff_s", lambda attempt, first_s: 0.01)
 
 
 # Hub ------------------------------------------------------------------------------------------

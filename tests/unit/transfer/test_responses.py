@@ -229,7 +229,7 @@ def test_zeros_after_a_coding_are_no_damage(tmp_path: Path, zeros: int) -> None:
 def test_an_archive_is_not_judged_by_a_few_bytes(
     dataset: Path, web: FaultyServer, tmp_path: Path, fmt: str, known: bool
 ) -> None:
-    data = samples.pack_one(dataset, tmp_path / "in", fmt).read_bytes()[:5000]
+    data = samples.pack_one(dataset, tmp_path / "in", fmt).read_bytes()[:1500]
     web.put(PATH, data)
     web.fail(PATH, faults.throttle(2000))  # a hundred bytes at once
     arrivals = OrderedBytes()
