@@ -21,6 +21,8 @@ GUIDE = options_table.GUIDE.read_text(encoding="utf-8")
 COMMANDS = options_table.commands()
 
 _LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+_FILE = r"`((?:jobs|orchestrator|tests|examples|benchmarks|docs)/[\w/.]+)`"
+_NAMED_IN = r"((?:`\w+`(?:, | and )?)+)(?: in | of | \()" + _FILE
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 
 
@@ -42,6 +44,18 @@ def test_links_lead_somewhere(document: Path) -> None:
         assert there.exists(), f"{document.name}: {target}"
         if anchor:
             assert anchor in _anchors(there.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_code_that_a_document_names_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    files = {name for name in re.findall(_FILE, text) if not re.search("NAME|PACKAGE", name)}
+    assert [name for name in sorted(files) if not (ROOT / name).exists()] == []
+    for names, file in re.findall(_NAMED_IN, text):
+        if file in files and (ROOT / file).is_file():
+            code = (ROOT / file).read_text(encoding="utf-8")
+            for name in re.findall(r"\w+(?=`)", names):
+                assert re.search(rf"\b{name}\b", code), f"{file} has no {name}"
 
 
 def test_the_options_reference_is_what_the_commands_take() -> None:
