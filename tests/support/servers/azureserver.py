@@ -19,7 +19,7 @@ from tests.support.servers.wire import MODIFIED, Answer, Request, file_answer
 
 _SIGNED = ("sp", "st", "se", "PATH", "si", "sip", "spr", "sv", "sr", "snapshot", "ses")
 _OVERRIDES = ("rscc", "rscd", "rsce", "rscl", "rsct")
-_PAGE = 100  # blobs on a page of a list
+_PAGE = 20  # blobs on a page of a list
 
 
 class AzureServer(WebServer):

@@ -19,7 +19,7 @@ from tests.support.servers.webserver import WebServer
 from tests.support.servers.wire import Answer, Request
 
 _NOT_SENT = ("connection", "content-length", "date", "server")
-_PAGE = 100  # objects on a page of a list
+_PAGE = 20  # objects on a page of a list
 
 
 class GcsServer(WebServer):

@@ -21,7 +21,7 @@ from tests.support.servers.wire import Answer, Request
 
 _NO: Mapping[str, str] = {}
 _OWNER = "AWS4-HMAC-SHA256 Credential=owner/20260101/us-east-1/s3/aws4_request, Signature=0"
-_PAGE = 100  # objects on a page of a list
+_PAGE = 20  # objects on a page of a list
 _NOT_SENT = ("connection", "content-length", "date", "server", "transfer-encoding")
 
 
