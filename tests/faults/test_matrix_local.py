@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.support.faults.forkfaults import Fault
-from tests.support.faults.matrix import Scene
+from tests.support.faults.matrix import Scene, killed_runs
 
 pytestmark = pytest.mark.faults
 
@@ -40,21 +40,11 @@ def test_a_task_killed_at_any_call_that_changes_a_file_is_made_good_by_resume(
     step: int,
     least: int,
 ) -> None:
-    kills = twice = 0
-    at = first
-    while True:
-        here = scene(str(at), served)
-        ended = here.launch(fault=Fault(where, at))
-        assert ended.orphans == 0
-        if not ended.fired:
-            here.check_complete()
-            break
-        kills += 1
-        twice += here.finish()
-        at += step
-    record_property("kills", kills)
-    record_property("parts submitted twice", twice)
-    assert kills >= least
+    runs = killed_runs(lambda name: scene(name, served), where, first, step)
+    twice = [here.finish() for here in runs]
+    record_property("kills", len(twice))
+    record_property("parts submitted twice", sum(twice))
+    assert len(twice) >= least
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from examples.samples import tree_digest
-from tests.support.faults.forkfaults import Fault
 from tests.support.faults.forkshop import Shop
-from tests.support.faults.matrix import LAUNCH, Scene
+from tests.support.faults.matrix import LAUNCH, Scene, killed_runs
 
 pytestmark = pytest.mark.faults
 
@@ -78,17 +77,13 @@ def test_a_task_killed_at_any_call_that_changes_a_file_ends_in_the_same_shards(
     least: int,
 ) -> None:
     options, whole = OUTPUTS[output][0], undisturbed(output).whole
+
+    def make(name: str) -> Scene:
+        return Scene(shop, tmp_path / name, (*served, *options), whole)
+
     kills = 0
-    at = first
-    while True:
-        here = Scene(shop, tmp_path / str(at), (*served, *options), whole)
-        ended = here.launch(fault=Fault(where, at))
-        assert ended.orphans == 0
-        if not ended.fired:
-            here.check_complete()
-            break
-        kills += 1
+    for here in killed_runs(make, where, first, step):
         here.finish()
-        at += step
+        kills += 1
     record_property("kills", kills)
     assert kills >= least

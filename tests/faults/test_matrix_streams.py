@@ -21,7 +21,7 @@ import pytest
 from jobs.storage.run_folder import RunFolder
 from tests.support.cli import Cli
 from tests.support.faults.forkfaults import Fault
-from tests.support.faults.matrix import Scene
+from tests.support.faults.matrix import Scene, killed_runs
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
 
@@ -269,14 +269,8 @@ def test_a_kill_under_a_limit_is_made_good_and_nothing_extracted_is_fetched_agai
     first: int,
     least: int,
 ) -> None:
-    kills, spared, at = 0, 0, first
-    while True:
-        here = scene(str(at), limited)
-        ended = here.launch(fault=Fault(where, at))
-        assert ended.orphans == 0
-        if not ended.fired:
-            here.check_complete()
-            break
+    kills = spared = 0
+    for here in killed_runs(lambda name: scene(name, limited), where, first, 3):
         kills += 1
         done = _extracted(here) if here.cli.runs() else set()
         web.requests.clear()
@@ -284,7 +278,6 @@ def test_a_kill_under_a_limit_is_made_good_and_nothing_extracted_is_fetched_agai
         asked = {request.path.rpartition("/")[2] for request in web.asked(method="GET")}
         assert not asked & done
         spared += len(done)
-        at += 3
     record_property("kills", kills)
     record_property("archives not fetched again", spared)
     assert kills >= least

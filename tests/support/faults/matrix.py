@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,3 +93,18 @@ class Scene:
         after = self.manifests()
         assert {path: after.get(path) for path in finished} == finished
         return self.submitted_twice()
+
+
+def killed_runs(make: Callable[[str], Scene], where: str, first: int, step: int) -> Iterator[Scene]:
+    """Runs, each killed ``step`` calls later than the one before: the first at call ``first``.
+
+    ``where``: the process, as in ``Fault``. The last run, which has fewer calls, must be complete.
+    """
+    for at in itertools.count(first, step):
+        scene = make(str(at))
+        ended = scene.launch(fault=Fault(where, at))
+        assert ended.orphans == 0
+        if not ended.fired:
+            scene.check_complete()
+            return
+        yield scene
