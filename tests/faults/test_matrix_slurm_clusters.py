@@ -68,8 +68,7 @@ def test_where_another_cluster_answers_both_are_named_and_nothing_is_done(
     assert ids(elsewhere.slurm) == set() and ids(plain.slurm) == before
     assert plain.status()["state"] == "running" and plain.status()["remark"] is None
     held.unlink()
-    assert plain.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    plain.check_published(tmp_path / "data", pages)
 
 
 def test_a_run_that_was_cancelled_where_it_ran_continues_on_another_cluster(
@@ -89,9 +88,8 @@ def test_a_run_that_was_cancelled_where_it_ran_continues_on_another_cluster(
         assert (state["state"], bool(state["engine_silent"])) == ("running", silent)
         assert sum(state["stages"]["extract"][each] for each in ("pending", "unknown")) == 4
     held.unlink()
-    assert elsewhere.over()["state"] == "done"
+    elsewhere.check_published(tmp_path / "data", pages)
     assert plain.status()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
 
 
 def test_jobs_of_a_cluster_that_is_gone_can_be_abandoned(
@@ -107,8 +105,7 @@ def test_jobs_of_a_cluster_that_is_gone_can_be_abandoned(
     assert "abandoned" in done.err and "on cluster old" in done.err
     held.unlink()
     elsewhere.resume()
-    assert elsewhere.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    elsewhere.check_published(tmp_path / "data", pages)
 
 
 # Two clusters of one accounting -----------------------------------------------------------------

@@ -97,8 +97,7 @@ def test_a_dependency_that_is_never_satisfied_is_shown_and_resume_cancels_its_jo
     assert "depend" in site.cli.run("status", rc=None).out.lower()
     site.resume()
     assert not dead & {row.job_id for row in site.jobs()}
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 # The controller is down ------------------------------------------------------------------------
@@ -131,8 +130,7 @@ def test_a_launch_gives_up_when_the_controller_stops_responding_and_resume_start
     assert site.slurm.squeue() == []
     assert site.status()["state"] == "planned"
     site.resume()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def test_a_controller_that_is_down_midway_is_reported_and_nothing_has_failed(
@@ -157,9 +155,7 @@ def test_a_controller_that_is_down_midway_is_reported_and_nothing_has_failed(
     finally:
         site.slurm.start_slurmctld()
         worker.send(Signals.SIGCONT)
-    assert site.over()["state"] == "done"
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == slow_pages.tree
+    site.check_published(tmp_path / "data", slow_pages, before)
 
 
 def test_a_cancel_that_slurm_did_not_receive_is_not_reported_as_done_and_asks_to_be_repeated(
@@ -183,8 +179,7 @@ def test_a_cancel_that_slurm_did_not_receive_is_not_reported_as_done_and_asks_to
     held.unlink()
     assert site.over()["state"] == "cancelled"
     site.resume()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 # Accounting is down ----------------------------------------------------------------------------
@@ -234,8 +229,7 @@ def test_jobs_are_not_submitted_twice_when_the_reply_of_sbatch_was_lost(
     assert len(site.calls("sbatch")) == 3
     assert len(site.jobs()) == 1 + 4 + 1
     held.unlink()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
@@ -254,8 +248,7 @@ def test_a_launcher_killed_before_it_has_a_job_id_leaves_no_orphan_after_resume(
     held.unlink()
     names = [row.name for row in site.jobs(Stage.FINALIZE)]
     assert len(names) <= 1, f"{orphans} go on beside {names}"
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 # Ids are used again ----------------------------------------------------------------------------
@@ -309,8 +302,7 @@ def test_when_a_second_array_is_refused_the_first_is_cancelled_and_resume_submit
     site.wait(lambda: not site.jobs())
     held.unlink()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 @pytest.mark.parametrize("why", ["held", "partition down"])
@@ -333,8 +325,7 @@ def test_a_job_that_does_not_start_says_why_and_what_to_do(
         assert waiting["reason"] == "JobHeldUser"
         assert "scontrol release" in site.cli.run("status").out
         site.slurm.run("scontrol", "release", *site.status()["jobs"], check=True)
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def test_a_job_delayed_by_a_maintenance_says_so_and_when_it_will_start(
@@ -366,8 +357,7 @@ def test_a_requeued_task_says_when_it_may_begin_again(
     shown = " ".join(site.cli.run("status").out.split())
     held.unlink()
     assert "it was requeued" in shown and "not before" in shown
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
@@ -378,8 +368,7 @@ def test_a_partition_that_is_not_there_is_refused_and_nothing_is_submitted(
     assert "invalid partition" in done.err
     assert plain.slurm.squeue() == []
     plain.resume("-p", "main")
-    assert plain.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    plain.check_published(tmp_path / "data", pages)
 
 
 @pytest.mark.parametrize(
@@ -410,6 +399,4 @@ def test_an_environment_that_is_missing_on_a_node_is_one_error_that_names_the_no
     broken.unlink()
     before = site.finished()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages, before)

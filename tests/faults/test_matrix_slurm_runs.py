@@ -61,8 +61,7 @@ def test_a_run_whose_launcher_died_after_submitting_is_visible_from_anywhere(
     elsewhere = replace(site.cli, cwd=tmp_path)
     assert elsewhere.status(site.run_folder().path)["state"] == "running"
     held.unlink()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def test_ctrl_c_while_waiting_leaves_the_jobs_and_says_how_to_look_and_to_cancel(
@@ -90,8 +89,7 @@ def test_ctrl_c_while_waiting_leaves_the_jobs_and_says_how_to_look_and_to_cancel
     assert "Traceback" not in said
     assert len(site.jobs()) == 1 + 4 + 1
     held.unlink()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def test_ctrl_c_while_a_program_waits_gives_it_one_json_document(
@@ -137,9 +135,7 @@ def test_of_two_resumes_at_once_one_submits(
     assert site.run_folder().submission_numbers() == [1, 2]
     assert len(site.jobs()) == 1 + 4 + 1
     held.unlink()
-    assert site.over()["state"] == "done"
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages, before)
 
 
 @pytest.mark.parametrize("call", [1, pytest.param(2, marks=pytest.mark.exhaustive), 3])
@@ -166,8 +162,7 @@ def test_a_cancel_while_another_shell_submits_leaves_no_job(
     assert site.over()["state"] == "cancelled"
     held.unlink()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 def downloading(
@@ -197,9 +192,8 @@ def test_a_resume_during_a_download_in_another_shell_is_refused_and_harms_nothin
     finally:
         process.kill()
     assert process.returncode == 0
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", pages)
     assert site.run_folder().submission_numbers() == [1, 2]
-    assert published(tmp_path / "data") == pages.tree
 
 
 def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
@@ -220,8 +214,7 @@ def test_a_cancel_while_another_shell_downloads_submits_nothing_of_what_is_here(
     web.faults.clear()
     web.release()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages)
 
 
 # By itself -------------------------------------------------------------------------------------
@@ -329,9 +322,7 @@ def test_where_compute_nodes_may_not_submit_status_says_so_and_resume_continues(
     atomic.write_json(folder.submission(2), structs.replace(folder.load_submission(2), host="n1"))
     broken.unlink()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages, before)
 
 
 # Where and how it is launched ------------------------------------------------------------------
@@ -344,8 +335,7 @@ def test_a_launch_inside_an_allocation_is_not_affected_by_it(
     inside = inside.having(SBATCH_PARTITION="nowhere", SLURM_CPUS_PER_TASK="7")
     words = ("--dest", tmp_path / "data", *pages.options)
     inside.run(*LAUNCH, *words, "--wait")
-    assert plain.over()["state"] == "done"
-    assert published(tmp_path / "data") == pages.tree
+    plain.check_published(tmp_path / "data", pages)
 
 
 def test_downloaded_in_the_shell_the_rest_goes_to_slurm(

@@ -159,10 +159,8 @@ def test_a_task_that_is_requeued_or_preempted_continues_in_the_same_attempt(
     state = site.status()
     assert state["state"] == "running"
     assert state["stages"]["extract"]["failed"] == state["stages"]["extract"]["missing"] == 0
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", slow_pages, before)
     assert site.run_folder().submission_numbers() == [1]
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == slow_pages.tree
 
 
 # Time and memory --------------------------------------------------------------------------------
@@ -184,10 +182,8 @@ def test_a_time_limit_is_named_and_resume_requests_half_as_much_again(
     before = site.finished()
     assert "15 minutes" in site.resume("--dry-run").err
     site.resume()
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", pages, before)
     assert (site.asked(1).time_min, site.asked(2).time_min) == (10, 15)
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
 
 
 def test_a_task_is_warned_of_its_time_limit_and_stops_with_a_retryable_result(
@@ -211,10 +207,8 @@ def test_a_task_is_warned_of_its_time_limit_and_stops_with_a_retryable_result(
     results = [r for r in site.run_folder().load_results() if r.stage is Stage.EXTRACT]
     assert [r.task for r in results if r.outcome is Outcome.RETRYABLE] == [number]
     site.resume()
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", slow_pages, before)
     assert site.asked(2).time_min == 15
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == slow_pages.tree
 
 
 @pytest.fixture(scope="module")
@@ -245,10 +239,8 @@ def test_a_task_out_of_memory_is_named_and_resume_requests_twice_as_much(
     before = site.finished()
     assert "400 MB" in site.resume("--dry-run").err
     site.resume()
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", pages, before)
     assert (site.asked(1).mem_mb, site.asked(2).mem_mb) == (200, 400)
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
 
 
 # Somebody cancels -------------------------------------------------------------------------------
@@ -271,10 +263,8 @@ def test_one_cancelled_task_is_distinguished_from_a_cancelled_run(
     assert state["stages"]["extract"]["done"] == 3
     before = site.finished()
     site.resume()
-    assert site.over()["state"] == "done"
+    site.check_published(tmp_path / "data", pages, before)
     assert len(items(site.run_folder(), 2, Stage.EXTRACT)) == 1
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
 
 
 def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
@@ -291,9 +281,7 @@ def test_a_run_whose_jobs_are_all_cancelled_with_scancel_is_resumed(
     assert kinds(state) == {"cancelled"}
     held.unlink()
     site.resume()
-    assert site.over()["state"] == "done"
-    assert site.repeated(before) == 0
-    assert published(tmp_path / "data") == pages.tree
+    site.check_published(tmp_path / "data", pages, before)
 
 
 def test_cancel_ends_every_job_of_the_run_and_no_other_and_resume_takes_it_up(

@@ -94,6 +94,14 @@ class Site:
         self.wait(lambda: self.status()["state"] in OVER, 90)
         return self.status()
 
+    def check_published(
+        self, dest: Path, pages: Pages, before: dict[str, int] | None = None
+    ) -> None:
+        """The run ends with these pages published; what was ``finished`` before is as it was."""
+        assert self.over()["state"] == "done"
+        assert self.repeated(before or {}) == 0
+        assert published(dest) == pages.tree
+
     # Disturbing ---------------------------------------------------------------------------
 
     def wrapping(self, name: str, body: str) -> Site:
