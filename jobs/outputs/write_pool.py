@@ -1,4 +1,7 @@
-"""Writes files: small ones in batches in a thread, others in threads if the disk is slow."""
+"""Writes files: small ones in batches in a thread, others in threads if the disk is slow.
+
+``WritePool`` is the threads with their two queues, ``_Tuning`` decides how many there are.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from jobs.storage.latency import SAMPLE, SLOW_S, LatencyProbe, waited
 LARGE = 4 << 20  # bytes; larger files are streamed, because their latency is negligible
 QUEUE = 32 << 20  # bytes in the queue, at most
 _JOBS = 4096  # files in the queue, at most
-MOST = 64  # writers, at most
+_MOST = 64  # writers, at most
 _FIRST = 32  # writers to begin with, at most
 _RATE = 5000  # files a second that a task extracts, about
 _BATCH_S = 0.01  # what a batch may take on a slow disk, where few files take that long
@@ -104,31 +107,31 @@ class WritePool:
 
     Batches of small files are written by another thread, if the C extension is there, which
     releases the interpreter lock; all others by the caller. If a file takes longer than ``slow_s``
-    to write, threads write all but the large ones: first as many as a task keeps busy, then twice
-    as many, up to ``most``, as long as the queue is full and doubling makes it faster. ``on_error``
-    converts an ``OSError`` for a path into the error to raise, from the same call or a later one.
+    to write, threads write all but the large ones. ``on_error`` converts an ``OSError`` for a path
+    into the error to raise, from the same call or a later one.
+
+    The caller's thread does all the counting, so that no lock is needed: with a lock and 30 threads
+    waiting for it, a file takes twice the time.
     """
 
     def __init__(
-        self,
-        on_error: Callable[[OSError, bytes], Exception],
-        *,
-        most: int = MOST,
-        slow_s: float = SLOW_S,
+        self, on_error: Callable[[OSError, bytes], Exception], *, slow_s: float = SLOW_S
     ) -> None:
         self._on_error = on_error
-        self._probe = LatencyProbe(slow_s)
-        self._pool = _Pool(on_error, most=most, slow_s=slow_s)
+        self._tuning = _Tuning(slow_s)
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._results: SimpleQueue[_Written | _Failure] = SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._ended = False
+        self._failed: _Failure | None = None
+        self.waiting = 0  # bytes that files keep in memory which are not written yet
+        self._busy = 0  # files that are not written yet
+        self._done = 0  # files that are written
 
     @property
     def threads(self) -> int:
         """The number of writer threads."""
-        return self._pool.threads
-
-    @property
-    def waiting(self) -> int:
-        """Bytes of memory that waiting files keep."""
-        return self._pool.waiting
+        return len(self._threads)
 
     def write_small(self, paths: Sequence[bytes], files: Sequence[Small]) -> None:
         """Write files of at most a few megabytes; ``paths``: of each one, for errors."""
@@ -141,10 +144,10 @@ class WritePool:
         # Content is a piece of a block that it was read with; the complete block stays in memory.
         blocks = {id(data.obj): memoryview(data.obj).nbytes for _, _, data, _, _ in files}
         each = sum(blocks.values()) // len(files)
-        step = self._pool.files_in_batch or len(files)
+        step = self._tuning.files_in_batch or len(files)
         for at in range(0, len(files), step):
             contents = files[at : at + step]
-            self._pool.put(_Batch(paths[at : at + step], contents, each * len(contents)))
+            self._put(_Batch(paths[at : at + step], contents, each * len(contents)))
 
     def write(
         self,
@@ -159,13 +162,13 @@ class WritePool:
         sparse: bool = False,
     ) -> None:
         """Write ``chunks``, probably ``size`` bytes, to ``place``; see ``write_file``."""
-        slow = self._pool.is_slow
+        slow = self._tuning.is_slow
         if slow and 0 <= size < LARGE:
             data = [bytes(chunk) for chunk in chunks]
-            self._pool.put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
+            self._put(_One(path, place, mode, data, size, mtime_ns, permissions, sparse))
             return
         try:
-            if slow or size >= LARGE or not self._probe.wants_next():
+            if slow or size >= LARGE or not self._tuning.probe.wants_next():
                 write_file(place, mode, chunks, mtime_ns, permissions, sparse=sparse)
                 return
             timed = _Timed(chunks)
@@ -173,17 +176,70 @@ class WritePool:
             write_file(place, mode, timed, mtime_ns, permissions, sparse=sparse)
         except OSError as error:
             raise self._on_error(error, path) from error
-        file_s = self._probe.add(waited() - begun - timed.waited_s)
-        if file_s is not None:
-            self._pool.take_as_slow(file_s)
+        self._tuning.add(waited() - begun - timed.waited_s)
 
     def drain(self) -> None:
         """Wait until all files are written; raises the error of a writer."""
-        self._pool.drain()
+        while self._busy:
+            self._take_result()
 
     def close(self) -> None:
         """End the threads; files that are still waiting are dropped."""
-        self._pool.close()
+        self._ended = True
+        for _ in self._threads:
+            self._jobs.put(None)
+        for thread in self._threads:
+            thread.join()
+
+    def _put(self, job: _Job) -> None:
+        """Have a job done, once it has room in the queue."""
+        self._start_threads()
+        while not self._results.empty():
+            self._take_result()
+        if self.waiting < QUEUE // 2 and self._busy < _JOBS // 2:
+            self._tuning.begin_window(self._done)  # the writers keep up: no measure of their speed
+        while self._busy and (self.waiting + job.size > QUEUE or self._busy >= _JOBS):
+            self._take_result()
+            self._tuning.end_window(self._done)
+            self._start_threads()
+        self.waiting += job.size
+        self._busy += job.files
+        if self._threads:
+            self._jobs.put(job)
+        else:  # a limit on threads
+            self._results.put(_result(job))
+
+    def _take_result(self) -> None:
+        """Wait for the result of one job; raises its error, or that of an earlier one."""
+        if self._failed is None:
+            result = self._results.get()
+            if isinstance(result, _Written):
+                if result.files >= SAMPLE:
+                    self._tuning.add_batch(result.shortest_s)
+                self.waiting -= result.size
+                self._busy -= result.files
+                self._done += result.files
+                return
+            self._failed = result
+        problem, path = self._failed
+        if isinstance(problem, OSError):
+            raise self._on_error(problem, path) from problem
+        raise problem
+
+    def _start_threads(self) -> None:
+        while len(self._threads) < self._tuning.writers:
+            thread = threading.Thread(target=self._run, name="writer", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # a limit on threads
+                self._tuning.settle(len(self._threads))
+                return
+            self._threads.append(thread)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None and not self._ended:
+            self._results.put(_result(job))
+            del job  # so that a waiting writer holds no data
 
 
 class _Timed:
@@ -204,121 +260,61 @@ class _Timed:
             self.waited_s += waited() - begun
 
 
-class _Pool:
-    """Threads between two queues: files to write, and their results.
+class _Tuning:
+    """Decides, from the time that files take, how many writers there are, with how large batches.
 
-    The caller's thread does all the counting, so that no lock is needed: with a lock and 30 threads
-    waiting for it, a file takes twice the time.
+    On a slow disk there are first as many writers as a task keeps busy. Then they are doubled as
+    long as the queue is full and doubling makes it faster.
     """
 
-    def __init__(
-        self, on_error: Callable[[OSError, bytes], Exception], *, most: int, slow_s: float
-    ) -> None:
-        self._on_error = on_error
-        self._most = most
+    def __init__(self, slow_s: float) -> None:
         self._slow_s = slow_s
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        # Bytes and files that were written, or an error.
-        self._written: SimpleQueue[_Written | _Failure] = SimpleQueue()
-        self._threads: list[threading.Thread] = []
-        self._ended = False
-        self._failed: _Failure | None = None
-        self.waiting = 0  # bytes that files keep in memory which are not written yet
-        self._busy = 0  # files that are not written yet
-        self._done = 0  # files that are written
-        self._best = 0.0  # files a second with the previous number of writers
-        self._chances = _CHANCES
-        self._window = (time.perf_counter(), 0)
+        self.probe = LatencyProbe(slow_s)  # of files that the caller writes
         self.is_slow = False
+        self.writers = 1
         # None: as many as there are. At first few, so that it is soon known how long they take.
         self.files_in_batch: int | None = SAMPLE
+        self._best = 0.0  # files a second with the previous number of writers
+        self._chances = _CHANCES
+        self._window = (time.perf_counter(), 0)  # when it began, with how many files written
 
-    @property
-    def threads(self) -> int:
-        return len(self._threads)
+    def add(self, waited_s: float) -> None:
+        """Add a file that the probe wanted."""
+        file_s = self.probe.add(waited_s)
+        if file_s is not None:
+            self._take_as_slow(file_s)
 
-    def take_as_slow(self, file_s: float) -> None:
-        """Have as many threads as a task keeps busy if a file takes that long to write."""
-        self.is_slow = True
-        self.files_in_batch = max(1, int(_BATCH_S / file_s))
-        self._grow(min(1 + int(file_s * _RATE), _FIRST, self._most))
-
-    def _judge(self, file_s: float) -> None:
-        if file_s > self._slow_s:
-            self.take_as_slow(file_s)
+    def add_batch(self, shortest_s: float) -> None:
+        """Add a batch, of which the fastest file took so long."""
+        if shortest_s > self._slow_s:
+            self._take_as_slow(shortest_s)
         elif not self.is_slow:
             self.files_in_batch = None
 
-    def put(self, job: _Job) -> None:
-        self._grow(1)
-        while not self._written.empty():
-            self._take_result()
-        if self.waiting < QUEUE // 2 and self._busy < _JOBS // 2:
-            # The writers keep up, so this is no measure of their speed.
-            self._window = (time.perf_counter(), self._done)
-        while self._busy and (self.waiting + job.size > QUEUE or self._busy >= _JOBS):
-            self._take_result()
-            self._tune()
-        self.waiting += job.size
-        self._busy += job.files
-        if self._threads:
-            self._jobs.put(job)
-        else:  # a limit on threads
-            self._written.put(_result(job))
+    def _take_as_slow(self, file_s: float) -> None:
+        """Have as many writers as a task keeps busy if a file takes that long."""
+        self.is_slow = True
+        self.files_in_batch = max(1, int(_BATCH_S / file_s))
+        self.writers = max(self.writers, min(1 + int(file_s * _RATE), _FIRST))
 
-    def _take_result(self) -> None:
-        """Wait for the result of one job; raises its error, or that of an earlier one."""
-        if self._failed is None:
-            result = self._written.get()
-            if isinstance(result, _Written):
-                if result.files >= SAMPLE:
-                    self._judge(result.shortest_s)
-                self.waiting -= result.size
-                self._busy -= result.files
-                self._done += result.files
-                return
-            self._failed = result
-        problem, path = self._failed
-        if isinstance(problem, OSError):
-            raise self._on_error(problem, path) from problem
-        raise problem
+    def begin_window(self, done: int) -> None:
+        """Measure the writers' speed from now on, when ``done`` files are written."""
+        self._window = (time.perf_counter(), done)
 
-    def _tune(self) -> None:
-        """Once a window, if the queue is full: double the writers if the last doubling helped."""
+    def end_window(self, done: int) -> None:
+        """Once a window with a full queue: double the writers, if the last doubling helped."""
         begun, before = self._window
-        now = time.perf_counter()
-        if now - begun < _WINDOW_S or not self._chances:
+        seconds = time.perf_counter() - begun
+        if seconds < _WINDOW_S or not self._chances:
             return
-        rate = (self._done - before) / (now - begun)
-        self._window = (now, self._done)
+        rate = (done - before) / seconds
+        self.begin_window(done)
         if rate < _GAIN * self._best:
             self._chances -= 1
-        elif len(self._threads) < self._most:
+        elif self.writers < _MOST:
             self._best, self._chances = rate, _CHANCES
-            self._grow(min(2 * len(self._threads), self._most))
+            self.writers = min(2 * self.writers, _MOST)
 
-    def _grow(self, count: int) -> None:
-        while len(self._threads) < count:
-            thread = threading.Thread(target=self._run, name="writer", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError:  # a limit on threads
-                self._chances = 0
-                return
-            self._threads.append(thread)
-
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None and not self._ended:
-            self._written.put(_result(job))
-            del job  # so that a waiting writer holds no data
-
-    def drain(self) -> None:
-        while self._busy:
-            self._take_result()
-
-    def close(self) -> None:
-        self._ended = True
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+    def settle(self, writers: int) -> None:
+        """Have no more than these writers; at least one is tried again."""
+        self.writers, self._chances = max(1, writers), 0
