@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from jobs.errors import ArchiveError, Cause, TooLargeError, with_message
 from jobs.formats import magic
-from jobs.model import Options, Part, Shard
+from jobs.model import Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import quoted, text_of
 
 
@@ -96,6 +96,16 @@ class Archive:
         while ``members`` is being iterated. Only called of an archive with links.
         """
         return None
+
+
+class ArchiveStream(Archive):
+    """An archive that is read in one pass, perhaps while it arrives."""
+
+    format: Format
+
+    def span(self, part: Part) -> Span:
+        """The bytes and members of ``part``, by which later attempts recognize it."""
+        raise NotImplementedError
 
 
 class TopChanged(ArchiveError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jobs.archives.base import Archive
+from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import SINGLE, TARS
+from jobs.archives.streams import RandomAccess
 from jobs.archives.webdataset import HEAD, Samples, looks_like_samples
 from jobs.model import Fetched, Format, Options, Plan, Shard, ShardKind
 
@@ -16,6 +17,13 @@ def open_archive(fetched: Fetched, shard: Shard, plan: Plan) -> Archive:
     Raises ``ArchiveError`` for faults that are visible without reading the members.
     """
     return with_samples(_reader(fetched, shard, plan), fetched.format, shard, plan)
+
+
+def zip_stream(arriving: RandomAccess, shard: Shard, options: Options) -> ArchiveStream:
+    """The reader of a zip that is being downloaded; reads wait for bytes that have not arrived."""
+    from jobs.archives.zip.archive import ZipStream
+
+    return ZipStream(arriving, shard, options)
 
 
 def with_samples(archive: Archive, format: Format, shard: Shard, plan: Plan) -> Archive:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.archives import nested
-from jobs.archives.base import Archive
+from jobs.archives.base import Archive, ArchiveStream
 from jobs.archives.detect import TARS
-from jobs.archives.tar.stream import TarStream
-from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.paths import MemberPaths
@@ -29,7 +27,7 @@ class PartJob:
     fetched: Fetched
     part: Part
     # The part's source while ``fetched`` is not final.
-    stream: TarStream | ZipStream | None = None
+    stream: ArchiveStream | None = None
 
     @property
     def archive_bytes(self) -> int:

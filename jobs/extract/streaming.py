@@ -10,13 +10,12 @@ from pathlib import Path
 
 from msgspec import structs
 
-from jobs.archives.base import Archive, TopChanged
+from jobs.archives.base import Archive, ArchiveStream, TopChanged
 from jobs.archives.detect import HEAD, TARS, read_head, sniff
 from jobs.archives.member_index import Streamed
-from jobs.archives.registry import with_samples
+from jobs.archives.registry import with_samples, zip_stream
 from jobs.archives.tar.blocks import ArchiveBytes, Arriving
 from jobs.archives.tar.stream import Contradiction, NeedsAnotherPass, TarStream
-from jobs.archives.zip.stream import ZipStream
 from jobs.errors import ArchiveError, Cause, RunFolderError, from_os_error
 from jobs.extract.messages import Stream
 from jobs.extract.part import write_part
@@ -135,7 +134,7 @@ class ShardStream:
         ]
         (arrivals,) = self._arrivals
         with closing(arrivals.at_any_offset()) as arriving:
-            stream = ZipStream(arriving, self._shard, self._plan.options)
+            stream = zip_stream(arriving, self._shard, self._plan.options)
             try:
                 for part in self._parts:
                     self._zip_part(stream, arriving, part)
@@ -150,13 +149,15 @@ class ShardStream:
             arriving.wait_until_complete()
         return Streamed(Format.ZIP)
 
-    def _zip_part(self, stream: ZipStream, arriving: ArrivingBytes, part: Part) -> None:
+    def _zip_part(self, stream: ArchiveStream, arriving: ArrivingBytes, part: Part) -> None:
         """Extract a part, unless an earlier attempt extracted it from the same bytes."""
         finished = self._finished(part)
         if finished is None and arriving.is_complete and self._stored:
             return
         try:
+            arriving.wants = True  # the directory, before all other bytes
             span = stream.span(part)
+            arriving.wants = False
         except NotStored as error:
             raise self._read_only_once("its directory is too large") from error
         if finished == span:
@@ -250,7 +251,7 @@ class ShardStream:
         arrived = sum(each.prefix for each in self._arrivals)
         return arrived - stream.taken > (self._shard.size or 0) // len(self._parts)
 
-    def _extract(self, stream: TarStream | ZipStream, archive: Archive, part: Part) -> None:
+    def _extract(self, stream: ArchiveStream, archive: Archive, part: Part) -> None:
         """Extract a part; ``ArchiveError`` for one that is left to an extract task."""
         fetched = Fetched(self._shard.id, stream.format, (), (), (), ())
         work = PartJob(self._folder, self._plan, self._shard, fetched, part, stream)

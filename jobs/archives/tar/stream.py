@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
-from jobs.archives.base import Archive, Member, MemberKind, TopChanged, label_of
+from jobs.archives.base import ArchiveStream, Member, MemberKind, TopChanged, label_of
 from jobs.archives.limits import Limits
 from jobs.archives.member_index import MemberIndex, Streamed, TopFolder
 from jobs.archives.streams import Prefetch, open_blocks
@@ -36,7 +36,7 @@ class NeedsAnotherPass(ArchiveError):
     """A member of a stream can only be extracted by reading the archive again."""
 
 
-class TarStream(Archive):
+class TarStream(ArchiveStream):
     """Reads a tar, compressed or not, in one pass; see ``Archive``. Memory is bounded.
 
     Parts are read in order, each with ``members``, ``skip`` or ``skip_content``; then ``finish``
@@ -167,7 +167,7 @@ class TarStream(Archive):
             raise Contradiction
 
     def span(self, part: Part) -> Span:
-        """The bytes and members of ``part``, after it was read."""
+        """See ``ArchiveStream.span``, after the part was read."""
         start, end = self._cuts[part.index : part.index + 2]
         return Span(start, end, self._crc32)
 

@@ -13,6 +13,7 @@ from isal import isal_zlib
 
 from jobs.archives.base import (
     Archive,
+    ArchiveStream,
     Member,
     MemberKind,
     damaged,
@@ -33,7 +34,7 @@ from jobs.archives.zip.entry import (
     check_local,
 )
 from jobs.errors import ArchiveError
-from jobs.model import Fetched, Options, Part, Shard
+from jobs.model import Fetched, Format, Options, Part, Shard, Span
 from jobs.runtime.process import cores
 from jobs.storage.safe_paths import unsafe
 
@@ -188,6 +189,28 @@ class ZipArchive(Archive):
             data = self._chain.pread(min(_BLOCK, end - start), start)
             yield data
             start += len(data)
+
+
+class ZipStream(ZipArchive, ArchiveStream):
+    """Reads a zip while it arrives: its directory first, each member once its bytes are there.
+
+    Parts may be read in any order, unless only a window of the zip is stored.
+    """
+
+    format = Format.ZIP
+
+    def __init__(self, arriving: RandomAccess, shard: Shard, options: Options) -> None:
+        super().__init__(Fetched(shard.id, Format.ZIP, (), (), (), ()), shard, options)
+        self._arriving = arriving
+        self._ahead = 0  # what follows may arrive much later
+
+    @cached_property
+    def _chain(self) -> RandomAccess:
+        return self._arriving
+
+    def span(self, part: Part) -> Span:
+        """See ``ArchiveStream.span``; only reads the directory."""
+        return self._directory.span(part.index, part.count)
 
 
 def _check_whole(entry: ZipEntry, size: int, crc32: int) -> None:
