@@ -1,10 +1,13 @@
-"""The interface of archive readers, and the errors that they raise."""
+"""The interface of archive readers, the errors that they raise, and records that they make."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
+from typing import IO
 
 from msgspec import Struct
 
@@ -12,6 +15,8 @@ from jobs.errors import ArchiveError, Cause, TooLargeError, with_message
 from jobs.formats import magic
 from jobs.model import Format, Options, Part, Shard, Span
 from jobs.storage.safe_paths import quoted, text_of
+
+_BLOCK = 1 << 20  # bytes
 
 
 class MemberKind(str, Enum):
@@ -216,3 +221,25 @@ def too_large(
         f"{archive}:{what} {fact}; if you trust the archive, launch again with a higher {option}",
         member=None if member is None else text_of(member)[0],
     )
+
+
+@contextmanager
+def spool(folder: Path) -> Iterator[IO[bytes]]:
+    """A temporary file without a name in ``folder``, for records that a reader makes."""
+    import tempfile  # not at a task's start
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, buffering=_BLOCK) as file:
+        yield file
+
+
+def records_member(name: str, lines: IO[bytes], mtime: float, ordinal: int) -> Member:
+    """The content of ``lines`` as the member that is the records file."""
+    size = lines.tell()
+    lines.seek(0)
+
+    def chunks() -> Iterator[memoryview]:
+        while block := lines.read(_BLOCK):
+            yield memoryview(block)
+
+    return Member(name.encode(), MemberKind.FILE, size, 0o644, mtime, ordinal, chunks=chunks())

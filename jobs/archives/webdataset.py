@@ -13,8 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from jobs.archives.base import Archive, Member, MemberKind, label_of, unsupported
-from jobs.archives.made_records import records_member, spool
+from jobs.archives.base import (
+    Archive,
+    Member,
+    MemberKind,
+    label_of,
+    records_member,
+    spool,
+    unsupported,
+)
 from jobs.archives.member_index import normalized
 from jobs.formats import json_text
 from jobs.formats.pictures import BY_EXTENSION

@@ -10,9 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from jobs.archives.base import Archive, Member, MemberKind, damaged, gone, label_of, unsupported
+from jobs.archives.base import (
+    Archive,
+    Member,
+    MemberKind,
+    damaged,
+    gone,
+    label_of,
+    records_member,
+    spool,
+    unsupported,
+)
 from jobs.archives.limits import Limits
-from jobs.archives.made_records import records_member, spool
 from jobs.archives.parquet.columns import Columns
 from jobs.archives.parquet.non_finite import NonFinite
 from jobs.errors import UsageError
