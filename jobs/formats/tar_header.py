@@ -157,7 +157,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
         try:
             if raw[156:157] == b"x":
                 header = parse(raw)
-                content, at = at + BLOCK, at + BLOCK + _padded(header.size)
+                content, at = at + BLOCK, at + BLOCK + padded(header.size)
                 mtime = _pax_time(bytes(view[content : content + header.size]))
                 if mtime is None or length - at < BLOCK:
                     break
@@ -168,7 +168,7 @@ def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
         except HeaderError:
             break
         content = at + BLOCK
-        at = content + _padded(header.size)
+        at = content + padded(header.size)
         if at > length or not header.name or header.name.endswith(b"/") or header.mtime < 0:
             break
         seconds = int(header.mtime) if mtime is None else mtime
@@ -176,7 +176,8 @@ def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
     return found
 
 
-def _padded(size: int) -> int:
+def padded(size: int) -> int:
+    """``size`` up to the next multiple of a block, where the next header begins."""
     return size + BLOCK - 1 & -BLOCK
 
 

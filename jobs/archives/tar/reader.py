@@ -12,7 +12,7 @@ from jobs.archives.tar import sparse
 from jobs.archives.tar.cursor import ONE_PIECE, Cursor, ShortError
 from jobs.errors import ArchiveError
 from jobs.formats import tar_header
-from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, scan_tar
+from jobs.formats.tar_header import BLOCK, END, FILES, Header, HeaderError, padded, scan_tar
 from jobs.model import Cut
 from jobs.storage.safe_paths import unsafe
 
@@ -137,7 +137,7 @@ class TarReader:
             yield Member(
                 name, MemberKind.FILE, size, mode, mtime, self._ordinal - 1, b"", chunks, data
             )
-            self.header_offset = start + at + (size + BLOCK - 1 & -BLOCK)
+            self.header_offset = start + at + padded(size)
             self._cursor.skip_to(self.header_offset)
 
     def _count(self, size: int) -> None:
@@ -177,7 +177,7 @@ class TarReader:
 
     def _plain_file(self, header: Header) -> tuple[Member, int]:
         size = header.size
-        end = self._cursor.offset + (size + BLOCK - 1 & -BLOCK)
+        end = self._cursor.offset + padded(size)
         content = self._content(size)
         return (
             Member(
@@ -231,8 +231,8 @@ class TarReader:
             self._fail(f"data that is not a tar follows the archive's end mark; {_UNPACK}")
         start = self._cursor.offset
         zeros = start - end
-        padded = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0
-        if not (zeros == 2 * BLOCK or padded or self._knows_cuts):
+        fills_record = zeros < 2 * BLOCK + _RECORD and (start - self._tar_start) % _RECORD == 0
+        if not (zeros == 2 * BLOCK or fills_record or self._knows_cuts):
             self._fail(
                 f"members follow {zeros} bytes of zeros: a piece of the file is missing, or "
                 "several tars were concatenated in an unusual way, which `tar -xi` unpacks"
@@ -283,7 +283,7 @@ class TarReader:
         return extra
 
     def _meta(self, size: int) -> bytes:
-        end = self._cursor.offset + (size + BLOCK - 1 & -BLOCK)
+        end = self._cursor.offset + padded(size)
         data = bytes(self._cursor.take(size))
         self._cursor.skip_to(end)
         return data
@@ -317,7 +317,7 @@ class TarReader:
             if member.kind is MemberKind.FOLDER:
                 member.target = b""
             content = stored if kind == b"D" else 0
-            return member, self._cursor.offset + (content + BLOCK - 1 & -BLOCK)
+            return member, self._cursor.offset + padded(content)
         if kind == b"M":
             raise unsupported(
                 self._archive,
@@ -335,7 +335,7 @@ class TarReader:
             return member, self._cursor.offset
         if kind == b"S" or any(key.startswith(b"GNU.sparse.") for key in pax):
             return self._sparse(member, header, pax, extra, stored)
-        end = self._cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+        end = self._cursor.offset + padded(stored)
         member.chunks = self._content(stored)
         return member, end
 
@@ -345,14 +345,14 @@ class TarReader:
         cursor = self._cursor
         if header.kind == b"S":
             pieces, size = sparse.old_gnu(header.raw, cursor.take)
-            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+            end = cursor.offset + padded(stored)
         elif pax.get(b"GNU.sparse.major") == b"1":
-            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+            end = cursor.offset + padded(stored)
             pieces, used = sparse.pax_1(cursor.take)
             size = tar_header.pax_size(pax.get(b"GNU.sparse.realsize", b""), "real size")
             stored -= used
         else:
-            end = cursor.offset + (stored + BLOCK - 1 & -BLOCK)
+            end = cursor.offset + padded(stored)
             pieces = sparse.pax_0(extra.records)
             size = tar_header.pax_size(pax.get(b"GNU.sparse.size", b""), "real size")
         sparse.check(pieces, size, stored)
