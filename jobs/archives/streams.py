@@ -44,7 +44,7 @@ class ConcatenatedFiles(io.RawIOBase):
         self._paths = tuple(paths)
         self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self.size = sum(sizes)
-        self.position = 0
+        self.position = 0  # where ``read`` goes on
         self._fds: list[int] = []
         try:
             for path, size in zip(paths, sizes, strict=True):
@@ -104,21 +104,6 @@ class ConcatenatedFiles(io.RawIOBase):
         data = self.pread(BLOCK if size < 0 else size, self.position)
         self.position += len(data)
         return data
-
-    def readinto(self, buffer: object, /) -> int:
-        view = memoryview(buffer)  # type: ignore[arg-type]  # any buffer, as io has it
-        data = self.read(len(view))
-        view[: len(data)] = data
-        return len(data)
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        if whence != os.SEEK_SET:
-            raise io.UnsupportedOperation("only from the start")
-        self.position = offset
-        return offset
-
-    def readable(self) -> bool:
-        return True
 
     def close(self) -> None:
         while self._fds:
@@ -243,6 +228,6 @@ def chain_blocks(
     format: Format, chain: ConcatenatedFiles, limits: Limits, *, start: int = 0
 ) -> Iterator[memoryview]:
     """As ``open_blocks``, for complete files; ``start``: bytes to skip at the start."""
-    chain.seek(start)
+    chain.position = start
     watched = None if format is Format.TAR else lambda: chain.position
     return open_blocks(format, chain, limits, consumed=watched)

@@ -277,12 +277,6 @@ class OrderedBytesReader(io.RawIOBase):
         self._generation = generation
         self._offset = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._offset
-
     def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
         count = self._arrivals.read_at(
             self._generation, self._offset, memoryview(buffer).cast("B"), lambda: self.closed
