@@ -147,7 +147,7 @@ class ArrivingFile:
         file: int,
         report: Callable[[Wanted | Consumed], object],
         *,
-        window: Window | None = None,
+        window: Window | None,
     ) -> None:
         self._path = path
         self._file = file

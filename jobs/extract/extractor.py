@@ -317,7 +317,7 @@ class ExtractionPool:
         *,
         workers: int,
         spills: bool,
-        copies: bool = True,
+        copies: bool,
     ) -> None:
         self._folder = folder
         self._progress = progress

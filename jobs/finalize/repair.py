@@ -230,7 +230,7 @@ def repaired_receipt(
     context: FinalizeContext,
     repair_state: RepairState,
     proof: WrittenManifest,
-    made_by: str | None = None,
+    made_by: str | None,
 ) -> dict[str, Any]:
     """The published receipt with a note of the repair.
 

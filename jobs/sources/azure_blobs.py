@@ -45,7 +45,7 @@ class AzureClient:
     login = "AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN in the environment, or `az login`"
     lists_digests = True
 
-    def __init__(self, endpoint: str | None = None, *, pinned: bool = False) -> None:
+    def __init__(self, endpoint: str | None, *, pinned: bool) -> None:
         """``endpoint``: that of the plan if ``pinned``; otherwise the user's own."""
         try:
             import azure.identity

@@ -42,7 +42,7 @@ class GcsClient:
     )
     lists_digests = True
 
-    def __init__(self, endpoint: str | None = None, *, pinned: bool = False) -> None:
+    def __init__(self, endpoint: str | None, *, pinned: bool) -> None:
         """``endpoint``: if ``pinned`` that of the plan (None: Google's); else the user's own."""
         own = os.environ.get("STORAGE_EMULATOR_HOST")  # as Google's clients name another server
         if own and not pinned:

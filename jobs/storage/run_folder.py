@@ -253,9 +253,7 @@ class RunFolder:
         )
         return latency.each(lambda path: self._load(path, TaskResult), paths)
 
-    def load_heartbeats(
-        self, without: Container[tuple[Stage, int]] = frozenset()
-    ) -> Iterator[Heartbeat]:
+    def load_heartbeats(self, without: Container[tuple[Stage, int]]) -> Iterator[Heartbeat]:
         """All heartbeats except those of the tasks in ``without``, in no particular order."""
         stages = {stage.value: stage for stage in Stage}
 

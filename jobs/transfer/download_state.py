@@ -42,7 +42,7 @@ class DownloadState:
         digest: Digest | None,
         expect: Callable[[bytes], None] | None,
         arrivals: Listener | None,
-        most: int | None = None,
+        most: int | None,
     ) -> None:
         self.resolve = resolve
         self.name = quoted_url(name)

@@ -88,7 +88,7 @@ class Ranges:
         return [(a, b) for a, b in cut if a < b]
 
 
-def next_piece(todo: Ranges, connections: int, wanted: Iterable[Range] = ()) -> Range | None:
+def next_piece(todo: Ranges, connections: int, wanted: Iterable[Range]) -> Range | None:
     """The range that a free connection should request: in the first gap, shorter near the end.
 
     Guided self-scheduling: with half of an equal share each, all connections end at about the same

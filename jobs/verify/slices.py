@@ -88,8 +88,8 @@ def check_slice(
     count: int,
     *,
     deep: str | None,
-    threads: int = latency.THREADS,
-    on_checked: Callable[[int, int], object] = lambda files, bytes: None,
+    threads: int,
+    on_checked: Callable[[int, int], object],
 ) -> SliceReport:
     """Check the ``index``-th of ``count`` slices of the dataset in ``root``.
 

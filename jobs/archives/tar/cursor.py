@@ -124,7 +124,7 @@ class SeekingCursor(Cursor):
 
     _FIRST = 4096  # bytes read after a jump; enough for a header
 
-    def __init__(self, pread: Callable[[int, int], bytes], length: int, start: int = 0) -> None:
+    def __init__(self, pread: Callable[[int, int], bytes], length: int, start: int) -> None:
         super().__init__(iter(()), start)
         self._pread = pread
         self._length = length
