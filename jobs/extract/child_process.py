@@ -86,16 +86,13 @@ class PartExtractor:
                 part.id, Outcome.OK, summary.files, summary.bytes, carried=summary.carried
             )
             return PartResult(result)
-        except (Stopped, StorageError) as error:
-            problem = Problem.of(error, shard=part.shard)
+        except (Stopped, StorageError, OSError) as error:
+            problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
             outcome = Outcome.RETRYABLE if isinstance(error, Stopped) else problem.outcome
             return PartResult(ItemResult(part.id, outcome, problem=problem), problem)
         except OrchestrateError as error:
             self._forget(error)
             return PartResult(self._refused(part, work, error))
-        except OSError as error:
-            problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)
-            return PartResult(ItemResult(part.id, problem.outcome, problem=problem), problem)
         except Exception as error:  # noqa: BLE001  # the boundary: a defect of ours is a result too
             self._forget(error)
             problem = as_problem(error, doing=f"extracting {part.id}", shard=part.shard)

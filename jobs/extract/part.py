@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from jobs.archives import nested
@@ -18,8 +19,8 @@ from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
 from jobs.extract.part_job import MemberCounts, PartJob, Replaced, Source
 from jobs.extract.part_writer import PartWriter
-from jobs.extract.paths import DuplicatePaths, MemberPaths
-from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind
+from jobs.extract.paths import MemberPaths
+from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind, Span
 from jobs.outputs.files import own_writing
 from jobs.runtime.progress import Progress
 from jobs.storage.safe_paths import quoted, text_of
@@ -65,7 +66,7 @@ def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPa
     replaced: frozenset[int] = frozenset()
     for _ in range(_MOST_CORRECTIONS):
         try:
-            return _Pass(work, archive, progress, replaced).run()
+            return _written(work, archive, progress, replaced)
         except TopChanged:
             if work.stream is not None:
                 raise  # the stream has to be read again from its start
@@ -75,17 +76,47 @@ def write_part(work: PartJob, archive: Archive, progress: Progress) -> WrittenPa
                     "nested archives with the same name"
                 ) from found
             replaced = found.ordinals
-    return _Pass(work, archive, progress, replaced).run()
+    return _written(work, archive, progress, replaced)
+
+
+def _written(
+    work: PartJob, archive: Archive, progress: Progress, replaced: frozenset[int]
+) -> WrittenPart:
+    """Write a part in one pass; an error removes its temporary files, but not data files."""
+    manifest = work.folder.manifest(work.part)
+    # Only errors of the manifest: the others are converted where they occur.
+    with own_writing(manifest), ExitStack() as stack:
+        writer = stack.enter_context(closing(PartWriter(work, progress)))
+        one = stack.enter_context(closing(_Pass(work, archive, progress, replaced, writer)))
+        try:
+            one.read()
+        except (TopChanged, Replaced):
+            writer.undo()
+            raise
+        writer.end()
+        work.check_unchanged()
+        # What the archive says of the part now: of a stream, later parts are read meanwhile.
+        finish = partial(one.finish, work.span())
+        return WrittenPart(finish, manifest, stack.pop_all())
 
 
 class _Pass:
-    """One pass over a part."""
+    """One pass over a part.
+
+    ``replaced``: ordinals of nested archives that are skipped, because others replace them.
+    """
 
     def __init__(
-        self, work: PartJob, archive: Archive, progress: Progress, replaced: frozenset[int]
+        self,
+        work: PartJob,
+        archive: Archive,
+        progress: Progress,
+        replaced: frozenset[int],
+        writer: PartWriter,
     ) -> None:
         self._work = work
-        self._replaced = replaced  # ordinals of nested archives that are skipped
+        self._writer = writer
+        self._replaced = replaced
         self._nested_names = NameHashes()
         self._inner_records: dict[int, str] = {}
         self._plan = work.plan
@@ -113,27 +144,17 @@ class _Pass:
         self._archive_bytes = work.archive_bytes if size is None else size
         self._most_bytes = max(FLOOR, int(self._options.max_expansion * self._archive_bytes))
 
-    def run(self) -> WrittenPart:
-        """Run the pass; after an error, removes its temporary files, but not data files."""
-        manifest = self._work.folder.manifest(self._work.part)
-        # Only errors of the manifest: the others are converted where they occur.
-        with own_writing(manifest), ExitStack() as stack:
-            writer = stack.enter_context(closing(PartWriter(self._work, self._progress)))
-            stack.callback(self._source.records.close)
-            self._writer = writer
-            try:
-                self._read(self._source)
-                self._check_replaced()
-            except (TopChanged, Replaced):
-                writer.undo()
-                raise
-            writer.end()
-            self._work.check_unchanged()
-            self._span = self._work.span()
-            return WrittenPart(self._finish, writer.path, stack.pop_all())
+    def close(self) -> None:
+        """Remove records that are not finished."""
+        self._source.records.close()
 
-    def _check_replaced(self) -> None:
-        """Within an archive the last member of a name wins; this includes nested archives."""
+    def read(self) -> None:
+        """Read the part, and write all of its files.
+
+        Raises ``Replaced`` if later nested archives have the names of earlier ones: within an
+        archive the last member of a name wins.
+        """
+        self._read(self._source)
         replaced = self._nested_names.superseded()
         if replaced:
             raise Replaced(replaced)
@@ -255,26 +276,24 @@ class _Pass:
             if self._writer.add_records(source):
                 self._inner_records[ordinal] = inner
 
-    def _finish(self) -> PartSummary:
+    def finish(self, span: Span | None) -> PartSummary:
+        """Make everything durable, the manifest last; ``span``: of the part in the archive."""
         self._writer.wait_for_disk()
-        self._has_records = self._writer.add_records(self._source)
-        replaced = self._counts.superseded + self._source.records.replaced
-        return self._writer.finish(replaced, self._summary)
-
-    def _summary(self, duplicates: DuplicatePaths, files: int, size: int) -> PartSummary:
+        has_records = self._writer.add_records(self._source)
         if self._work.part.index == 0:  # the archive's warnings are reported once
             self._warnings += self._archive.warnings
         self._warnings += self._archive.part_warnings
-        return PartSummary(
+        summary = PartSummary(
             part=self._work.part.id,
-            files=files,
-            bytes=size,
+            files=0,
+            bytes=0,
             members=self._counts.members,
-            records=self._has_records,
+            records=has_records,
             samples=self._samples,
             left_out=dict(self._names.left_out),
-            warnings=(*self._warnings, *self._counts.warnings(), *duplicates.warnings()),
+            warnings=(*self._warnings, *self._counts.warnings()),
             inner_records=self._inner_records,
-            span=self._span,
-            container=self._writer.container,
+            span=span,
         )
+        replaced = self._counts.superseded + self._source.records.replaced
+        return self._writer.finish(summary, replaced=replaced)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
+
+from msgspec import structs
 
 from jobs.archives.base import Member, damaged
 from jobs.extract.content import CheckedContent
@@ -17,7 +18,6 @@ from jobs.storage.manifest import ManifestWriter
 
 _WHOLE = 1 << 20  # bytes; content up to this size is read before its file is created
 _TOGETHER = 128  # files in a batch, at most
-Summarize = Callable[[DuplicatePaths, int, int], PartSummary]  # files, and their bytes
 
 
 class PartWriter:
@@ -28,8 +28,8 @@ class PartWriter:
     """
 
     def __init__(self, work: PartJob, progress: Progress) -> None:
-        self.path = work.folder.manifest(work.part)
-        self.container: int | None = None  # size of the part's container in bytes, where it has one
+        self._path = work.folder.manifest(work.part)
+        self._container: int | None = None  # bytes of the part's container, where it has one
         self._options = work.plan.options
         self._progress = progress
         self._batch: list[Whole] = []  # small files that are not written yet
@@ -41,7 +41,7 @@ class PartWriter:
             stack.callback(self._target.close)
             self._write_out = WriteBehind(self._target.sync)
             stack.callback(self._write_out.close)
-            self._manifest = stack.enter_context(ManifestWriter(self.path))
+            self._manifest = stack.enter_context(ManifestWriter(self._path))
             self._open = stack.pop_all()
         self.folder = self._target.folder
         self.read = self._target.read
@@ -116,31 +116,40 @@ class PartWriter:
 
     def end(self) -> None:
         """Close the target after the last file."""
-        self.container = self._target.finish()
+        self._container = self._target.finish()
 
     def wait_for_disk(self) -> None:
         """Make the files durable, which has to precede the manifest."""
         self._write_out.finish()
 
-    def finish(self, replaced: int, summarize: Summarize) -> PartSummary:
-        """Make the manifest durable; ``replaced``: members that later ones have replaced.
+    def finish(self, summary: PartSummary, *, replaced: int) -> PartSummary:
+        """Make the manifest durable, with ``summary`` completed by what was written.
 
-        Then entries that were replaced are left out of it.
+        ``replaced``: members that later ones have replaced. Entries of replaced files are left out.
         """
         duplicates = DuplicatePaths()
         if self._seen.suspects:
             duplicates = DuplicatePaths.among(self.entries(), self._seen.suspects)
         duplicates.replaced += replaced
         if not duplicates.replaced:
-            summary = summarize(duplicates, self._manifest.count, self._manifest.bytes)
-            self._manifest.finish(summary)
-            return summary
-        with ManifestWriter(self.path) as manifest:
+            return self._finish(self._manifest, summary, duplicates)
+        with ManifestWriter(self._path) as manifest:
             for line, entry in enumerate(self.entries()):
                 if duplicates.counts(entry, line):
                     manifest.add(entry)
-            summary = summarize(duplicates, manifest.count, manifest.bytes)
-            manifest.finish(summary)
+            return self._finish(manifest, summary, duplicates)
+
+    def _finish(
+        self, manifest: ManifestWriter, summary: PartSummary, duplicates: DuplicatePaths
+    ) -> PartSummary:
+        summary = structs.replace(
+            summary,
+            files=manifest.count,
+            bytes=manifest.bytes,
+            warnings=(*summary.warnings, *duplicates.warnings()),
+            container=self._container,
+        )
+        manifest.finish(summary)
         return summary
 
 
