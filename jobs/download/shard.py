@@ -171,33 +171,17 @@ class ShardDownloader:
         # Removes damaged files of earlier attempts before anything reads them.
         there = [self._there(file, out) for file, out in zip(shard.files, outs, strict=True)]
         if there[0] is not None:
-            window = None
-        elif window is not None:
-            most = None
+            window = None  # it is stored already
         windowed = window is not None
         feeds: list[Feed] = []
         streaming: list[Future[Streamed]] = []
         if streams:
-            tail_first = extracts and is_one_zip(shard)
-            feeds = [
-                Feed(index, tail_first=tail_first, window=window) for index in range(len(outs))
-            ]
-            for feed, received in zip(feeds, there, strict=True):
-                if received is not None:
-                    feed.note_complete(received.size)
+            feeds = _feeds(shard, there, extracts=extracts, window=window)
             streaming = self._pool.stream(shard, outs, feeds, extracts=extracts)
             if windowed:
                 streaming[0].add_done_callback(lambda _: feeds[0].abandon())
-        files: list[Received] = []
-        left = None if most is None else most - sum(one.size for one in there if one is not None)
         try:
-            for index, out in enumerate(outs):
-                arrivals = feeds[index] if streams else None
-                received = there[index]
-                if received is None:
-                    received = self._one_file(shard, index, out, arrivals, left)
-                    left = None if left is None else left - received.size
-                files.append(received)
+            files = self._received(shard, outs, there, feeds, most=None if windowed else most)
         except BaseException as error:
             for feed in feeds:
                 feed.fail()
@@ -221,6 +205,29 @@ class ShardDownloader:
         if windowed:
             return streaming[0].result().applied(fetched)
         return self._streamed(streaming, shard, outs, extracts=extracts).applied(fetched)
+
+    def _received(
+        self,
+        shard: Shard,
+        outs: Sequence[Path],
+        there: Sequence[Received | None],
+        feeds: Sequence[Feed],
+        *,
+        most: int | None,
+    ) -> list[Received]:
+        """The files of a shard, of which those are downloaded, in their order, that are not there.
+
+        ``most``: bytes that all of them together may have.
+        """
+        left = None if most is None else most - sum(one.size for one in there if one is not None)
+        files: list[Received] = []
+        for index, (out, received) in enumerate(zip(outs, there, strict=True)):
+            if received is None:
+                arrivals = feeds[index] if feeds else None
+                received = self._one_file(shard, index, out, arrivals, left)
+                left = None if left is None else left - received.size
+            files.append(received)
+        return files
 
     def _streamed(
         self,
@@ -284,6 +291,20 @@ def _format(shard: Shard, paths: Sequence[Path]) -> Format:
         return head
 
     return sniff(read_head(first), shard.name)
+
+
+def _feeds(
+    shard: Shard, there: Sequence[Received | None], *, extracts: bool, window: Window | None
+) -> list[Feed]:
+    """What tells the extraction how much of each file has arrived; of those there, everything."""
+    tail_first = extracts and is_one_zip(shard)
+    feeds = []
+    for index, received in enumerate(there):
+        feed = Feed(index, tail_first=tail_first, window=window)
+        if received is not None:
+            feed.note_complete(received.size)
+        feeds.append(feed)
+    return feeds
 
 
 def _expected(shard: Shard, file: SourceFile) -> Callable[[bytes], None]:
