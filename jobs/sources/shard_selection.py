@@ -86,39 +86,28 @@ def sort_out(
     by_name = {file.name: file for file in files}
     extras = {} if meant is not None else file_names.extras(by_name)
     names = [name for name in by_name if name not in extras]
-    file_names.check_finished(names if meant is None else meant, by_name)
-    home = file_names.common_folder(
-        [n for n in names if meant is None or n in meant], request.layout
-    )
+    wanted = set(names) if meant is None else meant
+    listed = [name for name in names if name in wanted]
+    file_names.check_finished(listed, by_name)
+    home = file_names.common_folder(listed, request.layout)
     images = _images(names, request, home) if meant is None else ""
-    outside = [name for name in names if not (images and name.startswith(images))]
-    sets, rest = _joined(outside, request.join)
-    candidates = [] if JOIN_NOTHING in request.join else families(rest)
-    if meant is not None:
-        sets = [chosen for chosen in sets if not meant.isdisjoint(_names(chosen))]
-        candidates = [family for family in candidates if not meant.isdisjoint(family.names)]
-    single = [name for name in rest if meant is None or name in meant]
     inside = [name for name in names if images and name.startswith(images)]
-    heads = _look(look, sets, candidates, [*single, *inside])
+    outside = [name for name in names if not (images and name.startswith(images))]
+    declared, rest = _joined(outside, request.join)
+    declared = [pieces for pieces in declared if not wanted.isdisjoint(_names(pieces))]
+    candidates = [] if JOIN_NOTHING in request.join else families(rest)
+    candidates = [family for family in candidates if not wanted.isdisjoint(family.names)]
+    single = [name for name in rest if name in wanted]
+    heads = _look(look, declared, candidates, [*single, *inside])
     _check_pointers(heads)
     sizes = {name: file.size for name, file in by_name.items()}
-    groups = [_joined_group(chosen, heads, sizes) for chosen in sets]
-    groups += [
-        Group(
-            family.joined_name, family.names, _packing(family.names[0], heads, family.joined_name)
-        )
-        for family in candidates
-        if split_archives.are_pieces(family, heads, sizes)
-    ]
-    taken = {name for group in groups for name in group.names}
-    packed = ((name, _packing(name, heads)) for name in single if name not in taken)
-    groups += [Group(name, (name,), packing) for name, packing in packed if packing]
+    groups = _groups(declared, candidates, single, heads, sizes)
     _check_readable(groups, where)
     _check_images(inside, heads, request, where)
     if meant is None and not request.include:
         _check_tables(groups, where)
-    taken |= {name for group in groups for name in group.names}
-    loose = [by_name[n] for n in [*single, *inside] if n not in taken]
+    taken = {name for group in groups for name in group.names}
+    loose = [by_name[name] for name in [*single, *inside] if name not in taken]
     layout = request.layout
     in_images = f"{layout.images}/" if layout.has_records else ""
     return Found(tuple(groups), tuple(loose), by_name, extras, home, in_images)
@@ -234,6 +223,26 @@ def _joined(
 
 def _names(chosen: Family | tuple[str, ...]) -> tuple[str, ...]:
     return chosen.names if isinstance(chosen, Family) else chosen
+
+
+def _groups(
+    declared: Sequence[Family | tuple[str, ...]],
+    candidates: Sequence[Family],
+    single: Sequence[str],
+    heads: Mapping[str, bytes],
+    sizes: split_archives.Sizes,
+) -> list[Group]:
+    """The archives: those in pieces that the user declared, in other pieces, and in one file."""
+    groups = [_joined_group(pieces, heads, sizes) for pieces in declared]
+    for family in candidates:
+        if split_archives.are_pieces(family, heads, sizes):
+            packing = _packing(family.names[0], heads, family.joined_name)
+            groups.append(Group(family.joined_name, family.names, packing))
+    taken = {name for group in groups for name in group.names}
+    for name in single:
+        if name not in taken and (packing := _packing(name, heads)):
+            groups.append(Group(name, (name,), packing))
+    return groups
 
 
 def _joined_group(
