@@ -17,9 +17,9 @@ from jobs.storage.safe_paths import quoted_few
 from orchestrator import units
 from orchestrator.api import Planned, PlannedUpdate, Resumable
 from orchestrator.api import status as status_of
-from orchestrator.cli import exit_codes
+from orchestrator.cli import exit_codes, progress
 from orchestrator.cli.options import OutputMode
-from orchestrator.display import live, status_screen, terminal
+from orchestrator.display import status_screen, terminal
 from orchestrator.inspection import run_list, status_json
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -201,9 +201,9 @@ def launched(folder: RunFolder, mode: OutputMode) -> int:
 def _watched(state: RunState, folder: RunFolder, mode: OutputMode) -> RunState:
     """The run's last state, after it has ended or Ctrl-C has ended the display."""
     if mode.quiet:
-        return live.watch(lambda: status_of(folder), folder, out=io.StringIO())
+        return progress.watch(lambda: status_of(folder), folder, out=io.StringIO())
     print_lines(submitted_lines(state, folder))
-    return live.watch(lambda: status_of(folder), folder, out=sys.stderr)
+    return progress.watch(lambda: status_of(folder), folder, out=sys.stderr)
 
 
 _HINTS = """\

@@ -1,10 +1,14 @@
-"""Shows a run that this process does, and how to continue it after an interrupt."""
+"""Shows a run while it is running: redrawn, or as bars, on a terminal; as plain lines elsewhere.
+
+``watch`` shows any run, and ``progress`` one that this process does.
+"""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -12,24 +16,134 @@ from jobs.errors import OrchestrateError
 from jobs.model import Stage, utc_now
 from jobs.storage.run_folder import RunFolder
 from orchestrator import api
-from orchestrator.display import live
-from orchestrator.display.terminal import is_terminal
+from orchestrator.display import status_screen
+from orchestrator.display.terminal import is_terminal, style_of
 from orchestrator.inspection import metrics, run_list
-from orchestrator.inspection.state import RunState
-from orchestrator.lifecycle.submitting import Tick
+from orchestrator.inspection.state import RunState, RunStatus
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-INTERVAL_S = 1.0
+    from orchestrator.lifecycle.submitting import Tick
+
+INTERVAL_S = 3.0  # each a query to slurmctld, which the site's users share
+# Queries may take a fifth of the time at most, so that they are less frequent for a large run or a
+# slow controller.
+_REST = 4.0
+LINE_EVERY_S = 30.0  # off a terminal
+BARS_EVERY_S = 1.0  # of a run that this process does
+
+_HIDE, _SHOW = "\x1b[?25l\x1b[?7l", "\x1b[?7h\x1b[?25h"  # the cursor, and wrapping at the margin
+_CLEAR_LINE, _CLEAR_BELOW = "\x1b[K", "\x1b[J"
+
+
+def pause_s(took_s: float, interval_s: float = INTERVAL_S) -> float:
+    """Seconds until the next query after one that took ``took_s``."""
+    return max(interval_s, _REST * took_s)
+
+
+class Screen:
+    """A block of lines that is redrawn on a terminal, even if the terminal is resized."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._lines = 0
+
+    def draw(self, text: str) -> None:
+        """Replace the last text with ``text``, cut so that nothing scrolls."""
+        rows = shutil.get_terminal_size().lines - 1
+        lines = text.rstrip("\n").split("\n")
+        if len(lines) > rows:
+            lines = [*lines[: rows - 1], f"… {len(lines) - rows + 1} more lines"]
+        back = f"\x1b[{self._lines}F" if self._lines else ""
+        body = "".join(f"{line}{_CLEAR_LINE}\n" for line in lines)
+        self._out.write(f"{_HIDE}{back}{body}{_CLEAR_BELOW}{_SHOW}")
+        self._out.flush()
+        self._lines = len(lines)
+
+
+class Lines:
+    """A plain line about a run now and then, for logs."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._look = style_of(out)
+        self._last, self._written = "", float("-inf")
+
+    def show(self, state: RunState) -> None:
+        """Write a line if it is time, and if it differs from the last one."""
+        if time.monotonic() - self._written < LINE_EVERY_S:
+            return
+        line = self._look.spell(status_screen.line(state, utc_now()))
+        if line != self._last:
+            self._out.write(f"{line}\n")
+            self._out.flush()
+        self._last, self._written = line, time.monotonic()
+
+
+def watch(
+    look_at: Callable[[], RunState],
+    folder: RunFolder,
+    *,
+    failed: bool = False,
+    out: TextIO | None = None,
+) -> RunState:
+    """Show a run until it has ended; returns its last state.
+
+    On a terminal the screen is redrawn; elsewhere there is a plain line now and then and the screen
+    at the end. Ctrl-C only ends the display. ``failed``: show only failures.
+    """
+    out = out or sys.stdout
+    look, on_terminal = style_of(out), is_terminal(out)
+    run = run_list.run_word(folder)
+    hint = "Ctrl-C stops watching; the run continues" if on_terminal else None
+    screen, lines = Screen(out), Lines(out)
+
+    def show(state: RunState) -> None:
+        if on_terminal or state.status is not RunStatus.RUNNING:
+            text = status_screen.render(
+                state, utc_now(), look, failed_only=failed, run=run, hint=hint
+            )
+            screen.draw(text) if on_terminal else out.write(text)
+            out.flush()
+        else:
+            lines.show(state)
+
+    def on_interrupt() -> None:
+        out.write(f"stopped watching; run {folder.run_id} continues\n")
+
+    return each_state(look_at, show, on_interrupt)
+
+
+def each_state(
+    look_at: Callable[[], RunState],
+    on_state: Callable[[RunState], object],
+    on_interrupt: Callable[[], object] = lambda: None,
+) -> RunState:
+    """Call ``on_state`` with the state repeatedly until the run has ended; returns the last state.
+
+    Ctrl-C only ends this loop, after ``on_interrupt``.
+    """
+    while True:
+        began = time.monotonic()
+        state = look_at()
+        pause = pause_s(time.monotonic() - began)
+        on_state(state)
+        if state.status is not RunStatus.RUNNING:
+            return state
+        try:
+            time.sleep(pause)
+        except KeyboardInterrupt:
+            on_interrupt()
+            return state
 
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Tick]:
     """A function to call regularly with the run's folder; an interrupt prints how to continue."""
     on_terminal = is_terminal(sys.stderr)
-    bars, lines = _Bars(sys.stderr), live.Lines(sys.stderr)
-    interval_s = INTERVAL_S if on_terminal else live.LINE_EVERY_S
+    bars, lines = _Bars(sys.stderr), Lines(sys.stderr)
+    interval_s = BARS_EVERY_S if on_terminal else LINE_EVERY_S
     due = time.monotonic() + interval_s
     seen: list[RunFolder] = []
 
@@ -42,7 +156,7 @@ def progress(*, quiet: bool = False) -> Iterator[Tick]:
         with suppress(OrchestrateError, OSError):  # read between two writes
             state = api.status(folder)
             bars.show(state) if on_terminal else lines.show(state)
-        due = time.monotonic() + live.pause_s(time.monotonic() - began, interval_s)
+        due = time.monotonic() + pause_s(time.monotonic() - began, interval_s)
 
     try:
         yield tick

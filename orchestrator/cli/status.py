@@ -31,8 +31,7 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
 
     from jobs.model import utc_now
     from orchestrator import api
-    from orchestrator.cli import exit_codes, messages
-    from orchestrator.display import live as watching
+    from orchestrator.cli import exit_codes, messages, progress
     from orchestrator.display import status_screen, terminal
     from orchestrator.inspection import run_list, status_json
 
@@ -46,9 +45,9 @@ def command(run: str | None, log_dir: Path, as_json: bool, watch: bool, failed: 
         click.echo(text.decode())
 
     if watch and as_json:
-        return exit_codes.of_state(watching.each(look_at, show))
+        return exit_codes.of_state(progress.each_state(look_at, show))
     if watch:
-        return exit_codes.of_state(watching.watch(look_at, folder, failed=failed))
+        return exit_codes.of_state(progress.watch(look_at, folder, failed=failed))
     state = look_at()
     if as_json:
         messages.print_json(status_json.as_json(state, folder, utc_now()))
