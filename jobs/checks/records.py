@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
-from jobs.formats import json_text
-from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS, extension
+from jobs.formats import json_text, pictures
+from jobs.formats.pictures import BY_EXTENSION, IMAGE_FIELDS
 from jobs.storage.safe_paths import MAX_PATH, quoted
 
 T = TypeVar("T")
@@ -330,12 +330,7 @@ def _may_be_path(value: Any) -> bool:
 
 
 def _is_image_path(text: str) -> bool:
-    return (
-        extension(text) in BY_EXTENSION
-        and len(text) <= MAX_PATH
-        and "://" not in text
-        and text.isprintable()
-    )
+    return pictures.is_named(text) and len(text) <= MAX_PATH and text.isprintable()
 
 
 def _id_in(value: Any) -> str | None:

@@ -210,7 +210,7 @@ def _check_samples(
     if len(by_kind) == 2 and context.plan.options.layout.name == "auto":
         fact = (
             f"its files look like samples of WebDataset, and {context.name_of(by_kind[False])} "
-            f"contains a {context.records_path}; `--layout websight` uses that file as the "
+            f"provides {context.records_path}; `--layout websight` uses that file as the "
             "records and the samples as files; `--layout webdataset` uses both"
         )
         findings.add(Finding(FindingKind.NO_RECORDS, fact, by_kind[True]))

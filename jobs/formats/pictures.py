@@ -83,6 +83,11 @@ def extension(name: str) -> str:
     return name[dot + 1 :].lower() if dot > name.rfind("/") + 1 else ""
 
 
+def is_named(text: str) -> bool:
+    """Whether a text ends like the name of a picture's file; a URL is no name of a file."""
+    return extension(text) in BY_EXTENSION and "://" not in text
+
+
 def content_of(head: bytes) -> str | None:
     """The image format of a file by its first ``HEAD`` bytes; None if it is unknown."""
     if head[:1] not in _FIRST and head[4:8] != b"ftyp":

@@ -121,9 +121,9 @@ def notes_of(found: Found, where: str) -> tuple[str, ...]:
         count = sum(len(group.names) for group in sets)
         what = f"{len(sets)} archives" if len(sets) > 1 else "one archive"
         notes.append(
-            f"{where}: {count} files are read as the pieces of {what}; "
-            f"{file_names.first_names(group.names[0] for group in sets)} come first. Use --join "
-            "none to read each file separately"
+            f"{where}: {count} files are read as the pieces of {what}, beginning with "
+            f"{file_names.first_names(group.names[0] for group in sets)}. Use --join none to read "
+            "each file separately"
         )
     return (*notes, *file_names.notes_of(found.extras, where))
 

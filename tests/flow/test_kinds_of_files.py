@@ -275,7 +275,7 @@ def parquet(**columns: list[object]) -> bytes:
 def test_a_table_that_has_nothing_to_do_with_images_is_published_as_the_file_it_is(
     tmp_path: Path, words: Sequence[str]
 ) -> None:
-    table = parquet(url=["https://host/a", "https://host/b"], width=[1, 2])
+    table = parquet(url=["https://host/a", "https://host/b.jpg"], width=[1, 2])
     files = {"00000.tar": TAR, "00000.parquet": table, "00000_stats.json": b"{}"}
     with pytest.raises(SourceError, match="--include '\\*'"):
         bring(tmp_path, source(tmp_path, files), *words)

@@ -26,12 +26,11 @@ from jobs.archives.parquet.columns import Columns
 from jobs.archives.parquet.non_finite import NonFinite
 from jobs.errors import UsageError
 from jobs.formats.pictures import (
-    BY_EXTENSION,
     HEAD,
     IMAGE_FIELDS,
     ending_for,
-    extension,
     from_table,
+    is_named,
 )
 from jobs.model import Fetched, Options, Part, Shard
 from jobs.storage.safe_paths import quoted
@@ -223,7 +222,7 @@ class _Rows:
         """Whether a text in the first rows ends like an image's name."""
         for batch in self._file.iter_batches(batch_size=_EXAMINED, use_threads=False):
             values = (value for column in batch.columns for value in column.to_pylist())
-            return any(isinstance(v, str) and extension(v) in BY_EXTENSION for v in values)
+            return any(isinstance(v, str) and is_named(v) for v in values)
         return False
 
     def _examine(self) -> None:
