@@ -17,7 +17,7 @@ from jobs.archives.tar.stream import TarStream
 from jobs.archives.webdataset import Samples
 from jobs.extract.content import CheckedContent, RecordsFile
 from jobs.extract.links import MOST_PENDING, Pending, Resolver, pending_of
-from jobs.extract.part_job import MemberCounts, PartJob, Replaced, Source
+from jobs.extract.part_job import MemberCounts, OpenArchive, PartJob, Replaced
 from jobs.extract.part_writer import PartWriter
 from jobs.extract.paths import MemberPaths
 from jobs.model import Entry, Format, OnCollision, PartSummary, ShardKind, Span
@@ -137,7 +137,7 @@ class _Pass:
             progress,
         )
         below = os.fsencode(work.shard.below)
-        self._source = Source(archive, work.part, self._names, records, self._label, below)
+        self._source = OpenArchive(archive, work.part, self._names, records, self._label, below)
         # A folder's files are not expanded: its reader holds each to its listed size, and
         # only archives within it (--nested) have a ratio, to the total of the listing.
         size = work.fetched.data_bytes if self._is_tree else None
@@ -159,7 +159,7 @@ class _Pass:
         if replaced:
             raise Replaced(replaced)
 
-    def _read(self, source: Source) -> None:
+    def _read(self, source: OpenArchive) -> None:
         """Extract every member of the source's part."""
         names, check = source.names, self._progress.check
         counts = self._counts
@@ -188,7 +188,7 @@ class _Pass:
         self._writer.put_batch(source)
         self._resolve(source, resolver, pending)
 
-    def _resolver(self, source: Source) -> Resolver:
+    def _resolver(self, source: OpenArchive) -> Resolver:
         def locate(raw: bytes) -> bytes | None:
             found = source.names.peek(raw)
             if found is None:
@@ -212,13 +212,13 @@ class _Pass:
             write=write,
         )
 
-    def _resolve(self, source: Source, resolver: Resolver, pending: list[Pending]) -> None:
+    def _resolve(self, source: OpenArchive, resolver: Resolver, pending: list[Pending]) -> None:
         if pending:
             self._writer.settle(source)
             own = (entry for entry in self._writer.entries() if entry.origin == source.nested)
             resolver.resolve(pending, own)
 
-    def _file(self, source: Source, path: bytes, member: Member) -> bool:
+    def _file(self, source: OpenArchive, path: bytes, member: Member) -> bool:
         """Write a file, a records file or a nested archive; returns whether it became a file."""
         names, own = source.names, source.nested is None
         if not (own and self._is_tree):
@@ -267,7 +267,7 @@ class _Pass:
             names.left_out = self._names.left_out
             below = b"" if names.is_per_shard else path[: path.rfind(b"/") + 1]
             inner = text_of(path)[0]
-            source = Source(
+            source = OpenArchive(
                 archive, nested.whole_part(shard), names, records, shard.name, below, ordinal, inner
             )
             self._read(source)

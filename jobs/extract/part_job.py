@@ -100,7 +100,7 @@ class MemberCounts:
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenArchive:
     """An archive to read: the shard's own, or one nested in it."""
 
     archive: Archive

@@ -8,7 +8,7 @@ from msgspec import structs
 
 from jobs.archives.base import Member, damaged
 from jobs.extract.content import CheckedContent
-from jobs.extract.part_job import PartJob, Source
+from jobs.extract.part_job import OpenArchive, PartJob
 from jobs.extract.paths import DuplicatePaths, PathFilter
 from jobs.extract.targets import Whole, target_for
 from jobs.model import Entry, PartSummary
@@ -55,7 +55,7 @@ class PartWriter:
         """The file that was added last."""
         return self._manifest.last
 
-    def put(self, source: Source, path: bytes, member: Member) -> None:
+    def put(self, source: OpenArchive, path: bytes, member: Member) -> None:
         """Write a file to ``path``, or add it to the batch."""
         if self._seen.add(path):
             self.settle(source)  # two writers must never write to one file
@@ -77,7 +77,7 @@ class PartWriter:
         if len(self._batch) >= _TOGETHER or self._batch_bytes >= _WHOLE:
             self.put_batch(source)
 
-    def put_batch(self, source: Source) -> None:
+    def put_batch(self, source: OpenArchive) -> None:
         """Write the files of the batch, which are all of ``source``."""
         if not self._batch:
             return
@@ -97,12 +97,12 @@ class PartWriter:
         self._manifest.add(*entries)
         self._progress.add(files=len(entries))
 
-    def settle(self, source: Source) -> None:
+    def settle(self, source: OpenArchive) -> None:
         """Finish all writing, so that the files can be read."""
         self.put_batch(source)
         self._target.drain()
 
-    def add_records(self, source: Source) -> bool:
+    def add_records(self, source: OpenArchive) -> bool:
         """Finish a source's records; returns whether there are any."""
         if source.records.begun:
             content = source.records.commit()
@@ -165,7 +165,7 @@ def _read_whole(member: Member, content: CheckedContent) -> memoryview | None:
     return chunks[0] if chunks else memoryview(b"")
 
 
-def _check_size(source: Source, member: Member, content: CheckedContent) -> None:
+def _check_size(source: OpenArchive, member: Member, content: CheckedContent) -> None:
     if content.size != member.size:
         fact = f"has {content.size} of {member.size} bytes"
         raise damaged(source.label, fact, member=member.name)

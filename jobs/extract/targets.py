@@ -29,7 +29,7 @@ _BUFFER = 1 << 20  # bytes that are written at once
 Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
 
-class Target:
+class PartTarget:
     """Takes the members of one part. Methods raise ``StorageError`` where a disk refuses, and
     ``ArchiveError`` where a path of the archive cannot be written."""
 
@@ -74,7 +74,7 @@ class Target:
         raise NotImplementedError
 
 
-class FileTree(Target):
+class FileTree(PartTarget):
     """Every member becomes a file below the data folder.
 
     A copy of a local folder keeps links within it, holes, permission bits and mostly times.
@@ -234,7 +234,7 @@ class Container:
             os.close(fd)
 
 
-class PackedPart(Target):
+class PackedPart(PartTarget):
     """Every member is appended to the part's container; folders, modes and times are not kept.
 
     The container is not made durable: finalize compares what it copies with the manifest, and a
@@ -281,7 +281,7 @@ def _mtime_ns(member: Member) -> int:
     return int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
 
 
-def target_for(plan: Plan, shard: Shard, part: Part) -> Target:
+def target_for(plan: Plan, shard: Shard, part: Part) -> PartTarget:
     """Where the members of ``part`` go; raises ``StorageError``."""
     return PackedPart(plan, part) if plan.options.packs else FileTree(plan, shard)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from jobs.finalize.record_forms import Found
+from jobs.finalize.record_forms import FoundRecords
 from jobs.model import Entry, Part, Plan, Shard
 from jobs.outputs import registry
 from jobs.runtime.forks import grouped
@@ -59,7 +59,7 @@ class RecordsPiece:
     """The records of a shard, of one of its parts, or of an archive nested in it."""
 
     shard: Shard  # for a nested archive: a shard whose id starts with the outer shard's id
-    found: Found  # as JSON lines
+    found: FoundRecords
     folder: str = ""  # of the dataset, with a final slash, that contained the records file
     # Folders that its paths start with, and the dataset's folders that they mean: unified, each
     # empty or ending with a slash.

@@ -17,7 +17,7 @@ from jobs.finalize.disk_partitions import Placement, Placements, Rewrites, folde
 from jobs.finalize.findings import Finding, FindingKind
 from jobs.finalize.join_rows import How, JoinRow, Reference, Rows, meanings
 from jobs.finalize.record_paths import differences, unified
-from jobs.finalize.scan import Audit, Found
+from jobs.finalize.scan import Audit, AuditShare
 from jobs.finalize.usual_rows import counts_as_image, without_usual
 from jobs.formats.pictures import BY_EXTENSION, extension
 from jobs.model import OnBadRecord, OnCollision, Verify
@@ -35,7 +35,7 @@ class Conflict(NamedTuple):
 
 
 @dataclass
-class Checked(Found):
+class Checked(AuditShare):
     """What the rows of one bucket say."""
 
     conflicts: list[Conflict] = field(default_factory=list)

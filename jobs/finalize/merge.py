@@ -99,7 +99,7 @@ def _written(context: FinalizeContext, content: Iterable[bytes], path: Path) -> 
 def _unchanged(
     context: FinalizeContext,
     published: _PublishedLines,
-    form: record_forms.Found,
+    form: record_forms.FoundRecords,
     progress: Progress,
 ) -> Iterator[bytes]:
     """The records file where no record is dropped or changed."""
@@ -130,7 +130,9 @@ def _blocks(path: Path, progress: Progress) -> Iterator[bytes]:
         yield data
 
 
-def _report_forms(context: FinalizeContext, form: record_forms.Found, findings: Findings) -> None:
+def _report_forms(
+    context: FinalizeContext, form: record_forms.FoundRecords, findings: Findings
+) -> None:
     for piece in context.pieces:
         if piece.found.description != form.description:
             fact = f"contains {piece.found.description}, is published as {form.description}"

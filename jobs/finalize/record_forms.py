@@ -38,7 +38,7 @@ class FormError(ValueError):
     """A records file is damaged; the text says where."""
 
 
-class Found(NamedTuple):
+class FoundRecords(NamedTuple):
     """The records of a file as JSON lines, and their original form."""
 
     path: Path  # of the lines
@@ -74,7 +74,7 @@ def is_plain_lines(path: Path, name: str) -> bool:
 
 def as_lines(
     path: Path, name: str, out: Path, check: Callable[[], object], *, encoding: str | None = None
-) -> Found:
+) -> FoundRecords:
     """The records in ``path`` as JSON lines: that file, or ``out`` if they have another form.
 
     ``name``: of the records file, whose ending marks a table. ``encoding`` None: detected from the
@@ -90,11 +90,11 @@ def as_lines(
 
 def _as_lines(
     path: Path, name: str, out: Path, check: Callable[[], object], encoding: str
-) -> Found:
+) -> FoundRecords:
     form = Form.TABLE if form_of(name) is Form.TABLE else _json_form(path, encoding)
     if form is Form.LINES and encoding in _UTF_8:
-        return Found(path, form, encoding)
-    found = Found(out, form, encoding, source=path)
+        return FoundRecords(path, form, encoding)
+    found = FoundRecords(out, form, encoding, source=path)
     try:
         with (
             _opened(path, encoding, table=form is Form.TABLE) as text,
@@ -114,12 +114,12 @@ def _as_lines(
                 lines.write(value.encode("utf-8", "surrogateescape"))
     except FormError:
         if form is Form.VALUES and encoding in _UTF_8:
-            return Found(path)  # lines; the first one is damaged
+            return FoundRecords(path)  # lines; the first one is damaged
         raise
     return found
 
 
-def published_form(found: Sequence[Found], name: str) -> Found:
+def published_form(found: Sequence[FoundRecords], name: str) -> FoundRecords:
     """The form in which these records are published together; its path is unused.
 
     They keep a form that all of them have; different forms, and JSON objects over several lines,
@@ -130,11 +130,11 @@ def published_form(found: Sequence[Found], name: str) -> Found:
         columns = dict.fromkeys(column for each in found for column in each.columns)
         return found[0]._replace(encoding="utf-8", columns=tuple(columns))
     if forms == {Form.ARRAY} and form_of(name) is None:
-        return Found(Path(), Form.ARRAY)
-    return Found(Path())
+        return FoundRecords(Path(), Form.ARRAY)
+    return FoundRecords(Path())
 
 
-def framed(lines: Iterable[bytes], form: Found) -> Iterator[bytes]:
+def framed(lines: Iterable[bytes], form: FoundRecords) -> Iterator[bytes]:
     """Convert JSON lines to the bytes of a records file of that form."""
     if form.form is Form.ARRAY:
         before = b"[\n"

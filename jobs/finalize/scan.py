@@ -61,8 +61,8 @@ class Totals:
 
 
 @dataclass
-class Found:
-    """What one piece of the work found, perhaps in another process."""
+class AuditShare:
+    """What one share of the audit found, perhaps in another process."""
 
     findings: Batch
     totals: Totals = field(default_factory=Totals)
@@ -87,7 +87,7 @@ class Audit:
         """For the findings of the piece of that name."""
         return Batch(self.context.scratch / f"findings-{name}")
 
-    def take(self, found: Found) -> None:
+    def take(self, found: AuditShare) -> None:
         """Add what a piece found."""
         self.findings.take(found.findings)
         self.totals.add(found.totals)
@@ -181,7 +181,7 @@ def forget_manifest(context: FinalizeContext, part: Part, reason: str, findings:
 
 
 @dataclass
-class _FilesFound(Found):
+class _FilesFound(AuditShare):
     """What a piece of ``scan_files`` found."""
 
     damaged: list[tuple[int, str]] = field(default_factory=list)  # indices of parts, and why
@@ -288,7 +288,7 @@ def _scan_entries(
 
 
 def _published(
-    context: FinalizeContext, found: Found, part: Part, first: int, entries: Sequence[Entry]
+    context: FinalizeContext, found: AuditShare, part: Part, first: int, entries: Sequence[Entry]
 ) -> tuple[Sequence[int], Sequence[Entry]]:
     """The files that are published as they are, with their numbers: no records, no name of ours."""
     reserved, among_data = proof_names(context.plan.options), context.records_among_data

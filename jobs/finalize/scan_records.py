@@ -27,7 +27,7 @@ from jobs.finalize.record_paths import (
     path_in,
     unified,
 )
-from jobs.finalize.scan import Audit, Found
+from jobs.finalize.scan import Audit, AuditShare
 from jobs.model import OnCollision, Verify
 from jobs.runtime.forks import shared
 from jobs.storage.blocks import line_blocks, line_start
@@ -52,7 +52,7 @@ class _Slice:
 
 
 @dataclass
-class _RecordsFound(Found):
+class _RecordsFound(AuditShare):
     """What a piece of the work found."""
 
     odd: Counter[tuple[int, FindingKind]] = field(default_factory=Counter)  # by piece of records
@@ -153,7 +153,7 @@ def _scan_block(audit: Audit, found: _RecordsFound, place: int, block: bytes, fi
 
 def _add_rows(
     audit: Audit,
-    found: Found,
+    found: AuditShare,
     place: int,
     parsed: Sequence[records.Record | records.BadLineError | None],
     first: int,

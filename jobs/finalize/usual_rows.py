@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from jobs.checks.base import is_no_image
 from jobs.checks.registry import is_image_name
 from jobs.finalize.join_rows import How, JoinRow, Rows
-from jobs.finalize.scan import Audit, Found
+from jobs.finalize.scan import Audit, AuditShare
 from jobs.model import Layout, OnCollision, Verify
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def counts_as_image(key: str, problem: str | None, layout: Layout) -> bool:
     )
 
 
-def without_usual(audit: Audit, found: Found, rows: Rows) -> Rows:
+def without_usual(audit: Audit, found: AuditShare, rows: Rows) -> Rows:
     """The rows that have to be compared; the files of all others are counted in ``found``.
 
     ``rows``: of a bucket. Rows that meet are either all returned or all left out.

@@ -28,7 +28,7 @@ _MOST = 1 << 62  # bytes; no file system supports more
 
 Buffer = bytes | bytearray | memoryview
 # Name, offset of the content in the block, size in bytes, permission bits, mtime in seconds.
-Found = tuple[bytes, int, int, int, float]
+OrdinaryFile = tuple[bytes, int, int, int, float]
 
 _NEUTRAL = frozenset((b"atime", b"ctime", b"uid", b"gid", b"uname", b"gname", b"comment"))
 
@@ -146,9 +146,9 @@ def pax_size(value: bytes, what: str = "size") -> int:
     return int(value)
 
 
-def scan_tar_plain(block: Buffer, start: int) -> list[Found]:
+def scan_tar_plain(block: Buffer, start: int) -> list[OrdinaryFile]:
     """``scan_tar`` in Python."""
-    found: list[Found] = []
+    found: list[OrdinaryFile] = []
     view = memoryview(block)
     at, length = start, len(view)
     while length - at >= BLOCK:
@@ -198,7 +198,7 @@ except ImportError:
     _scan = scan_tar_plain
 
 
-def scan_tar(block: Buffer, start: int) -> list[Found]:
+def scan_tar(block: Buffer, start: int) -> list[OrdinaryFile]:
     """Find ordinary files that are completely in ``block``, from the header at ``start`` on.
 
     Stops before the first member that is not an ordinary file, whose header is unusual or damaged,

@@ -55,7 +55,7 @@ def local_header(name: bytes, size: int, crc32: int) -> bytes:
     return _LOCAL.pack(b"PK\3\4", *fields) + name + extra
 
 
-class Directory:
+class CentralDirectory:
     """The list of members that a zip ends with."""
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class ZipWriter(ShardWriter):
 
     def __init__(self, fd: int, algorithm: str) -> None:
         super().__init__(fd, algorithm)
-        self._directory = Directory()
+        self._directory = CentralDirectory()
 
     def begin(self, name: bytes, size: int, crc32: str) -> int:
         """See ``ShardWriter.begin``."""

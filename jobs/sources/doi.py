@@ -12,7 +12,7 @@ from jobs.errors import Cause, SourceError
 from jobs.model import Options, SourceFile, SourceKind, SourceRef
 from jobs.sources import doi_records, file_names, http_probe
 from jobs.sources.base import RemoteSource, ShardSelection, SourceRequest, pinned
-from jobs.sources.doi_records import Record
+from jobs.sources.doi_records import DoiRecord
 from jobs.sources.shard_selection import Look, select
 from jobs.transfer.target import Target, origin_of
 
@@ -31,7 +31,7 @@ class DoiSource(RemoteSource):
     def __init__(self, request: SourceRequest, ref: SourceRef | None = None) -> None:
         self._request = request
         self._ref = ref
-        self._record: Record | None = None
+        self._record: DoiRecord | None = None
 
     @classmethod
     def open(cls, request: SourceRequest) -> DoiSource:
@@ -69,7 +69,7 @@ class DoiSource(RemoteSource):
 
     # At launch ------------------------------------------------------------------------------
 
-    def _read(self) -> Record:
+    def _read(self) -> DoiRecord:
         if self._record is None:
             doi, page = doi_records.parse_locator(self._request.locators[0])
             self._record = doi_records.read_record(
@@ -91,7 +91,7 @@ class DoiSource(RemoteSource):
             self._head(selection.shards[0].files[0].locator)
         return selection
 
-    def _check_open(self, record: Record, files: Sequence[SourceFile]) -> None:
+    def _check_open(self, record: DoiRecord, files: Sequence[SourceFile]) -> None:
         """Raise ``SourceError`` (``GATED``) for files that need a login, if none is given."""
         closed = [file.name for file in files if file.name in record.closed]
         if closed and not self._request.header_env:

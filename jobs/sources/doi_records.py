@@ -37,7 +37,7 @@ _ALGORITHMS = {"SHA-1": "sha1", "SHA-256": "sha256", "SHA-512": "sha512", "MD5":
 
 
 @dataclass(frozen=True)
-class Record:
+class DoiRecord:
     """One version of a published dataset."""
 
     doi: str  # as requested; may be that of all versions
@@ -81,7 +81,7 @@ def parse_locator(text: str) -> tuple[str | None, str | None]:
 
 def read_record(
     doi: str | None, page: str | None, revision: str | None, headers: Mapping[str, str]
-) -> Record:
+) -> DoiRecord:
     """Read one version of the record with ``doi``, or with the web page ``page``.
 
     ``revision``: a version number of Figshare or Dataverse; None: the version of the DOI, or the
@@ -147,7 +147,7 @@ def _landing_page(doi: str) -> str:
     )
 
 
-_Reader = Callable[[str, str | None, str, str | None, Mapping[str, str]], Record]
+_Reader = Callable[[str, str | None, str, str | None, Mapping[str, str]], DoiRecord]
 
 
 def _reader(page: str) -> tuple[_Reader, str] | None:
@@ -170,7 +170,7 @@ def _origin(url: str) -> str:
 
 def _invenio(
     known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
-) -> Record:
+) -> DoiRecord:
     """Each version has its own DOI; the DOI of all versions redirects to the latest record."""
     if revision:
         raise SourceError(
@@ -193,7 +193,7 @@ def _invenio(
     if not listed:
         raise _no_files(page, is_closed)
     rights = metadata.get("license") or next(iter(metadata.get("rights") or ()), None)
-    return Record(
+    return DoiRecord(
         doi=doi or own,
         version=own,
         page=page,
@@ -230,7 +230,7 @@ def _invenio_file(address: str, file: Json) -> SourceFile:
 
 def _figshare(
     known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
-) -> Record:
+) -> DoiRecord:
     """All portals have one API; a version's DOI ends in ``.vN``."""
     meant = _FIGSHARE_VERSION.search(doi or "")
     if meant and revision and revision.removeprefix("v") != meant[1]:
@@ -259,7 +259,7 @@ def _figshare(
             "that site with --url",
             cause=Cause.UNSUPPORTED,
         )
-    return Record(
+    return DoiRecord(
         doi=doi or reply["doi"],
         version=reply["doi"],
         page=page,
@@ -292,7 +292,7 @@ def _figshare_file(file: Json) -> SourceFile:
 
 def _dataverse(
     known: str, doi: str | None, page: str, revision: str | None, headers: Mapping[str, str]
-) -> Record:
+) -> DoiRecord:
     """A dataset has one DOI, and its versions have numbers."""
     doi = doi or known
     api = _origin(page)
@@ -307,7 +307,7 @@ def _dataverse(
     if not listed:
         raise _no_files(page, False)
     files = [_dataverse_file(api, file) for file in listed]
-    return Record(
+    return DoiRecord(
         doi=doi,
         version=f"{version['versionNumber']}.{version['versionMinorNumber']}",
         page=page,

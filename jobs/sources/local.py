@@ -17,7 +17,7 @@ from jobs.model import Options, Shard, ShardKind, SourceFile, SourceKind, Source
 from jobs.sources import file_names
 from jobs.sources.base import LocalFiles, ShardSelection, SourceRequest, pinned
 from jobs.sources.families import families
-from jobs.sources.shard_selection import Found, Look, notes_of, shards_of, sort_out
+from jobs.sources.shard_selection import Look, SortedFiles, notes_of, shards_of, sort_out
 from jobs.storage import folder_listing
 from jobs.storage.run_folder import is_run_folder
 from jobs.storage.safe_paths import quoted
@@ -146,7 +146,7 @@ class LocalSource(LocalFiles):
         shards = self._with_tree(found)
         return self._finished(found, shards, self._root, *self._old_times())
 
-    def _with_tree(self, found: Found) -> tuple[Shard, ...]:
+    def _with_tree(self, found: SortedFiles) -> tuple[Shard, ...]:
         """Archives, and a folder with many single files, which is one shard."""
         packed = [name for group in found.groups for name in group.names]
         self._not_copied = tuple(name for name in (*packed, *found.extras) if _is_utf8(name))
@@ -171,7 +171,7 @@ class LocalSource(LocalFiles):
         return [notes]
 
     def _finished(
-        self, found: Found, shards: Sequence[Shard], folder: Path, *notes: str
+        self, found: SortedFiles, shards: Sequence[Shard], folder: Path, *notes: str
     ) -> ShardSelection:
         """``shards`` with the digests listed in ``folder``, and all notes."""
         digests = file_names.beside(folder)

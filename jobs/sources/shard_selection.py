@@ -45,7 +45,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Found:
+class SortedFiles:
     """A source's files: which are opened, which are copied, which are left out."""
 
     groups: tuple[Group, ...]
@@ -76,7 +76,7 @@ def sort_out(
     *,
     where: str,
     meant: Set[str] | None = None,
-) -> Found:
+) -> SortedFiles:
     """Find the archives among ``files``, by their bytes if ``look`` reads them, and join pieces.
 
     ``meant``: the names that the user listed; of other files only pieces that belong to them are
@@ -110,10 +110,10 @@ def sort_out(
     loose = [by_name[name] for name in [*single, *inside] if name not in taken]
     layout = request.layout
     in_images = f"{layout.images}/" if layout.has_records else ""
-    return Found(tuple(groups), tuple(loose), by_name, extras, home, in_images)
+    return SortedFiles(tuple(groups), tuple(loose), by_name, extras, home, in_images)
 
 
-def notes_of(found: Found, where: str) -> tuple[str, ...]:
+def notes_of(found: SortedFiles, where: str) -> tuple[str, ...]:
     """Notes on how a source's files were interpreted."""
     sets = [group for group in found.groups if len(group.names) > 1]
     notes = []
@@ -128,7 +128,7 @@ def notes_of(found: Found, where: str) -> tuple[str, ...]:
     return (*notes, *file_names.notes_of(found.extras, where))
 
 
-def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
+def shards_of(found: SortedFiles, *, tree: SourceFile | None = None) -> tuple[Shard, ...]:
     """The archives in natural order, then the single files in natural order.
 
     ``tree``: a local folder that is copied as it is; it comes last.
@@ -161,7 +161,7 @@ def shards_of(found: Found, *, tree: SourceFile | None = None) -> tuple[Shard, .
     )
 
 
-def _below(found: Found, group: Group) -> str:
+def _below(found: SortedFiles, group: Group) -> str:
     """The folder for an archive's files: its own folder, if that is within the images."""
     name = group.name.removeprefix(found.home)
     if not (

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import pytest
 
 from jobs.formats import tar_header
-from jobs.formats.tar_header import Buffer, Found
+from jobs.formats.tar_header import Buffer, OrdinaryFile
 
-Scan = Callable[[Buffer, int], list[Found]]
+Scan = Callable[[Buffer, int], list[OrdinaryFile]]
 COMPILED = importlib.util.find_spec("jobs._speedups") is not None
 
 FORMATS = {"gnu": tarfile.GNU_FORMAT, "ustar": tarfile.USTAR_FORMAT, "pax": tarfile.PAX_FORMAT}

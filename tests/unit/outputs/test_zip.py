@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jobs.outputs.base import create
-from jobs.outputs.zip import Directory, Zip, ZipWriter, local_header
+from jobs.outputs.zip import CentralDirectory, Zip, ZipWriter, local_header
 
 HUGE = 5 << 30  # bytes: more than fit into a field of four
 
@@ -75,7 +75,7 @@ def test_members_beyond_four_gigabytes_are_found(tmp_path: Path, last: bool) -> 
     """A large member of zeros is a hole, so that the test writes some hundred bytes only."""
     small = (b"small.txt", b"behind the large one")
     sizes = [(small[0], len(small[1])), (b"large.bin", HUGE)]
-    directory = Directory()
+    directory = CentralDirectory()
     with (tmp_path / "a.zip").open("w+b") as file:
         offset = 0
         for name, size in sizes if last else reversed(sizes):
