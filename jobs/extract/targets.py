@@ -25,6 +25,7 @@ from jobs.storage.safe_paths import Folders
 from jobs.storage.staging import Staging
 
 _BUFFER = 1 << 20  # bytes that are written at once
+_MOST_NS = (1 << 63) - 1
 # A file whose content is in one piece: its path below the data folder, and its member.
 Whole = tuple[bytes, Member, CheckedContent, memoryview]
 
@@ -278,7 +279,9 @@ class PackedPart(PartTarget):
 
 
 def _mtime_ns(member: Member) -> int:
-    return int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
+    """A member's time, limited to what 64 bits can express: the years 1677 to 2262."""
+    mtime_ns = int(member.mtime * 1e9) if member.mtime_ns is None else member.mtime_ns
+    return max(-_MOST_NS, min(mtime_ns, _MOST_NS))
 
 
 def target_for(plan: Plan, shard: Shard, part: Part) -> PartTarget:

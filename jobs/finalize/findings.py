@@ -312,7 +312,7 @@ def _remedy(context: FinalizeContext, bad: list[FindingKind], cause: Cause, firs
         return "; if two archives differ in this, launch with --on-collision per-shard"
     if bad[0] is FindingKind.BAD_FORM:
         return f"; correct the file at its source, then launch again; {context.without_records}"
-    if bad[0] is FindingKind.COUNT and "`resume`" not in first.message:
+    if bad[0] is FindingKind.COUNT and context.reads_records and "`resume`" not in first.message:
         return (
             "; check that the source is complete, or run `resume` with another --records-file if "
             "that was wrong"

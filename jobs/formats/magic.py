@@ -165,9 +165,12 @@ _DATA = (
     "pt pth ckpt safetensors onnx gguf pb tflite keras arrow feather ipc orc avro tfrecord "
     "tfrecords lmdb mdb db sqlite sqlite3 duckdb nc zarr fits nii dcm ply obj stl glb gltf "
     "fbx usd usdz pcd las laz e57 step blend kml kmz shp dbf shx prj gpkg pmtiles mbtiles "
-    "rds rda rdata jar war whl apk ipa cbz 3mf ttf otf woff woff2 proto wasm so"
+    "rds rda rdata jar war whl apk ipa cbz 3mf ttf otf woff woff2 proto wasm so "
+    "mgz bam bcf cram tbi csi"
 )
 _DATA_ENDINGS = frozenset(f".{word}" for word in _DATA.split())
+# The same, of formats that programs read compressed: scans, and files with an index of their own.
+_COMPRESSED_DATA = (".nii.gz", ".vcf.gz", ".warc.gz", ".wat.gz", ".wet.gz")
 # First members of zips that are one document or model: Office Open XML, OpenDocument and EPUB,
 # Java, PyTorch.
 _DOCUMENTS = (b"[Content_Types].xml", b"_rels/.rels", b"mimetype", b"META-INF/")
@@ -257,7 +260,8 @@ def packing_named(name: str) -> Packing | None:
 
 def is_data_name(name: str) -> bool:
     """Whether a name has the ending of a well-known data format."""
-    return last_ending(name).lower() in _DATA_ENDINGS
+    ending = last_ending(name).lower()
+    return ending in _DATA_ENDINGS or (ending == ".gz" and name.lower().endswith(_COMPRESSED_DATA))
 
 
 def is_tar_name(name: str) -> bool:

@@ -85,6 +85,7 @@ def test_bytes_decide_what_is_opened(tmp_path: Path, files: Mapping[str, bytes])
 
 def test_every_file_is_published_whatever_is_next_to_it(tmp_path: Path) -> None:
     loose = {"notes.txt": b"n\n", "stats.json": b"{}", "README.md": b"# d\n", "x.npz": ZIP}
+    loose |= dict.fromkeys(("a.nii.gz", "b.vcf.gz", "b.vcf.gz.tbi", "c.bam"), gzip.compress(b"x"))
     beside = {".gitattributes": b"*", "SHA256SUMS": b"", "._d.tar": bytes(9)}
     brought = bring(tmp_path, source(tmp_path, {"d.tar": TAR, **loose, **beside}))
     assert brought.problems == []

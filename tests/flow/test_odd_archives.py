@@ -148,7 +148,9 @@ def test_bytes_that_gzip_passes_over_are_refused_with_what_unpacks_it(tmp_path: 
 
 def test_a_source_without_any_file_is_refused(tmp_path: Path) -> None:
     source = put(tmp_path / "source" / "d.tar", tarred({}))
-    assert "the source contains no file" in bring(tmp_path, source, "--layout", "files").text
+    text = bring(tmp_path, source, "--layout", "files").text
+    assert "the source contains no file" in text
+    assert "--records-file" not in text
 
 
 # Zips of Windows ---------------------------------------------------------------------------------

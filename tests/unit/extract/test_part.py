@@ -280,6 +280,17 @@ def test_times_are_kept_only_where_that_is_asked_for(new_run: Callable[..., Part
     assert status.st_atime > 1_700_000_000  # as old files are removed by that time too
 
 
+@pytest.mark.parametrize(("mtime_ns", "is_later"), [(1 << 70, True), (-1 << 70, False)])
+def test_a_time_beyond_all_bounds_is_limited(
+    new_run: Callable[..., PartRun], mtime_ns: int, is_later: bool
+) -> None:
+    run = new_run(layout=FILES, preserve_times=True)
+    member = file("a", b"1")
+    member.mtime_ns = mtime_ns
+    run.extract_members([member])
+    assert ((run.staging.data / "a").stat().st_mtime > 1_700_000_000) is is_later
+
+
 def test_lines_are_in_the_archives_order_whatever_the_sizes_are(run: PartRun) -> None:
     sizes = [3, (1 << 20) + 1, 0, 1 << 20, 7, *[1] * 300, 2 << 20, 5]
     data = {f"{number:03d}": os.urandom(size) for number, size in enumerate(sizes)}
