@@ -120,8 +120,11 @@ def _divide(
     damaged = _damaged_parts(folder, plan, carry, report)
     evidence = {}
     left = dict.fromkeys(plan.parts())
+    known: dict[str, list[Part]] = {}
+    for part in carry.manifests:
+        known.setdefault(part.shard, []).append(part)
     for shard_id, whole in carry.evidence.items():
-        parts = [part for part in carry.manifests if part.shard == shard_id]
+        parts = known.get(shard_id, [])
         found = whole
         if not damaged.isdisjoint(parts):
             before = folder.load_fetched(shard_id)

@@ -267,8 +267,8 @@ def _check_distinct(shards: Sequence[Shard]) -> None:
     for shard in shards:
         if shard.kind is ShardKind.ARCHIVE:
             path = Path(shard.files[0].locator)
-            linked = path.is_symlink()
-            real = os.path.realpath(path if linked else f"{real_folder(path.parent)}/{path.name}")
+            folder = real_folder(path.parent)
+            real = os.path.realpath(path) if path.is_symlink() else f"{folder}/{path.name}"
             other = seen.setdefault(real, shard.name)
             if other != shard.name:
                 raise SourceError(

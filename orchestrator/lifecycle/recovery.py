@@ -64,7 +64,7 @@ def recover(
     # A task with an exit code other than 0 has no good result, even if none is visible yet.
     live = [view for view in state.live if not view.engine.exited_nonzero]
     working = [view for view in live if _works(view, state.status)]
-    waiting = [view for view in live if view not in working]
+    waiting = [view for view in live if not _works(view, state.status)]
     temp_limit = temp_limit or state.submissions[-1].temp_limit
     shards, parts, refetch = _unfinished(state, working, temp_limit)
     if not shards and not parts and _will_finalize(waiting):

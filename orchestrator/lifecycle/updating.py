@@ -42,13 +42,12 @@ class PlannedUpdate:
         return not (self.changed or self.removed)
 
     @property
-    def reasons(self) -> dict[str, tuple[Shard, ...]]:
+    def reasons(self) -> dict[str, list[Shard]]:
         """The ``refetched`` shards by the reason, the end of a sentence on them."""
         known = self.planned.carry.reasons if self.planned.carry else {}
-        found: dict[str, tuple[Shard, ...]] = {}
+        found: dict[str, list[Shard]] = {}
         for shard in self.refetched:
-            reason = known[shard.id]
-            found[reason] = (*found.get(reason, ()), shard)
+            found.setdefault(known[shard.id], []).append(shard)
         return found
 
     @property

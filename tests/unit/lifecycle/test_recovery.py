@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from datetime import timedelta
 
@@ -40,6 +41,20 @@ def test_only_what_is_unfinished_is_done_again() -> None:
     assert _items(step.tasks, Stage.DOWNLOAD) == []
     assert _items(step.tasks, Stage.EXTRACT) == ["a.p0000"]
     assert [task.stage for task in step.tasks] == [Stage.EXTRACT, Stage.FINALIZE]
+
+
+def test_the_work_of_a_resume_grows_with_the_number_of_tasks_and_not_with_its_square() -> None:
+    def calls(tasks: int) -> int:
+        state = RunBuilder(tasks).submitted().seen(running(), Stage.EXTRACT).state()
+        made = []
+        sys.setprofile(lambda frame, event, value: made.append(event))
+        try:
+            recover(state)
+        finally:
+            sys.setprofile(None)
+        return made.count("call")
+
+    assert calls(400) < 3 * calls(200)
 
 
 def test_a_damaged_archive_is_fetched_again_before_all_of_its_parts() -> None:
