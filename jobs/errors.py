@@ -11,6 +11,7 @@ from typing import TypeVar
 from jobs import rlimits
 
 E = TypeVar("E", bound="OrchestrateError")
+MORE_MEMORY = "run `resume`, which on Slurm requests more; on one machine, free some memory before"
 
 
 class Cause(str, Enum):
@@ -247,7 +248,7 @@ def from_unexpected(error: Exception, *, doing: str) -> OrchestrateError:
         return OrchestrateError(f"{doing}: {limit}", cause=Cause.LIMIT)
     if isinstance(error, MemoryError):
         return OrchestrateError(
-            f"{doing} ran out of memory; run `resume` with more memory", cause=Cause.OUT_OF_MEMORY
+            f"{doing} ran out of memory; {MORE_MEMORY}", cause=Cause.OUT_OF_MEMORY
         )
     return OrchestrateError(
         f"{doing} failed with {type(error).__name__}; the task's log has the details",

@@ -19,7 +19,7 @@ import jobs
 from jobs import rlimits
 from jobs.archives.base import DamagedError
 from jobs.archives.member_index import Streamed
-from jobs.errors import Cause, OrchestrateError, Stopped
+from jobs.errors import MORE_MEMORY, Cause, OrchestrateError, Stopped
 from jobs.extract.arriving import Feed, is_one_zip
 from jobs.extract.messages import (
     Begin,
@@ -262,8 +262,8 @@ class Extractor:
         if number == signal.SIGKILL:
             return Problem(
                 Cause.OUT_OF_MEMORY,
-                f"the process extracting {item} was killed (SIGKILL), most likely because of the "
-                f"memory limit; run `resume` with more memory{rlimits.may_be_why()}",
+                f"the process extracting {item} was killed (SIGKILL), most likely because memory "
+                f"ran out; {MORE_MEMORY}{rlimits.may_be_why()}",
                 shard,
             )
         if number == signal.SIGXCPU:

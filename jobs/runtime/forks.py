@@ -127,8 +127,8 @@ def gather(forks: Sequence[Fork], progress: Progress) -> Generator[Any, None, No
                             yield value
                     if is_closed and key.fd in selector.get_map():
                         raise LostError(
-                            "one of this task's processes was killed, most likely because of the "
-                            f"memory limit; run `resume` with more memory{rlimits.may_be_why()}"
+                            "one of its processes was killed, most likely because memory ran out; "
+                            f"try again with more memory{rlimits.may_be_why()}"
                         )
     finally:
         for fork in forks:

@@ -188,10 +188,10 @@ def _job_ids(views: Iterable[TaskView]) -> tuple[str, ...]:
 
 def _resources(state: RunState, limit_min: int | None, notes: list[str]) -> dict[str, Resources]:
     requested: dict[str, Resources] = {}
-    # A limit of the launching shell applies to the jobs of all stages, on Slurm only.
-    limited = not state.submissions[-1].is_local and any(
-        Cause.LIMIT in _causes(view) for view in state.tasks
-    )
+    if state.submissions[-1].is_local:  # a task gets what this machine has
+        return dict(state.submissions[-1].resources)
+    # A limit of the launching shell applies to the jobs of all stages.
+    limited = any(Cause.LIMIT in _causes(view) for view in state.tasks)
     for stage in state.stages:
         before = state.submissions[-1].resources_of(stage)
         failed = [

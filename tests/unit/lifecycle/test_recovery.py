@@ -43,6 +43,16 @@ def test_only_what_is_unfinished_is_done_again() -> None:
     assert [task.stage for task in step.tasks] == [Stage.EXTRACT, Stage.FINALIZE]
 
 
+def test_a_task_on_this_machine_has_no_resources_to_grow() -> None:
+    run = AB.submitted(engine="local").seen(
+        ended(node="n7", cause=Cause.NODE_FAILURE), Stage.FINALIZE
+    )
+    for cause in (Cause.OUT_OF_MEMORY, Cause.TIME_LIMIT, Cause.LIMIT, Cause.NODE_FAILURE):
+        step = recover(run.result(Stage.DOWNLOAD).result(Stage.EXTRACT, 0, cause=cause).state())
+        assert step.notes == ()
+        assert step.resources == run.submission.resources
+
+
 def test_the_work_of_a_resume_grows_with_the_number_of_tasks_and_not_with_its_square() -> None:
     def calls(tasks: int) -> int:
         state = RunBuilder(tasks).submitted().seen(running(), Stage.EXTRACT).state()
