@@ -19,7 +19,7 @@ from jobs.finalize.publish import is_there, names_in_receipt
 from jobs.model import Shard, SourceFile
 from jobs.storage import atomic, latency
 from jobs.storage.manifest import PublishedFile
-from jobs.storage.safe_paths import quoted
+from jobs.storage.safe_paths import MAX_COMPONENT, quoted
 from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
 
 _FOLDERS = 1 << 12  # whose checks are cached
@@ -175,7 +175,7 @@ def kept_archives(context: FinalizeContext) -> Path | None:
 
 
 def _keep_archives(context: FinalizeContext) -> None:
-    """Move archives out of staging, to their published names, and record the new paths.
+    """Give archives their published names, out of staging, and record the new paths.
 
     Partial files, which a process that was killed left beside them, are removed.
     """
@@ -183,10 +183,12 @@ def _keep_archives(context: FinalizeContext) -> None:
     stays: set[str] = set()
     often = Counter(_base_name(file) for shard in context.plan.shards for file in shard.files)
     for shard in context.plan.shards:
+        often.update(path.name for path in staging.files_of(shard))  # they may be in that folder
+    for shard in context.plan.shards:
         fetched = context.folder.load_fetched(shard.id)
         if fetched is not None:
             stays.update(fetched.files)
-        if fetched is None or fetched.in_place or folder is None or folder == staging.archives:
+        if fetched is None or fetched.in_place or folder is None:
             continue
         if fetched.carried is not None:
             continue  # its archives belong to an earlier run
@@ -195,6 +197,7 @@ def _keep_archives(context: FinalizeContext) -> None:
             if is_there(Path(file)):
                 folder.mkdir(parents=True, exist_ok=True)
                 Path(file).replace(target)
+        stays.update(map(str, kept))
         noted = structs.replace(fetched, files=tuple(str(path) for path in kept), plain=None)
         atomic.write_json(context.folder.fetched(shard.id), noted)
     for name in names_in(staging.archives) if is_there(staging.archives) else ():
@@ -203,9 +206,13 @@ def _keep_archives(context: FinalizeContext) -> None:
 
 
 def _kept_name(shard: Shard, place: int, often: Counter[str]) -> str:
-    """The published name, after the shard's id where it is not unique."""
+    """The published name, after the shard's id where it is not unique or too long for a file."""
     name = _base_name(shard.files[place])
-    return name if often[name] == 1 and name.strip(".") else f"{shard.id}_{place}_{name}"
+    if often[name] == 1 and name.strip(".") and len(os.fsencode(name)) <= MAX_COMPONENT:
+        return name
+    prefix = f"{shard.id}_{place}_"
+    end = os.fsencode(name)[len(prefix) - MAX_COMPONENT :]
+    return prefix + end.decode("utf-8", "ignore")
 
 
 def _base_name(file: SourceFile) -> str:

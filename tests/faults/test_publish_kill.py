@@ -172,7 +172,7 @@ def test_after_a_process_of_finalize_is_killed_the_next_one_ends_in_the_same_tre
         patch.setattr(
             "jobs.runtime.forks.end_with", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         )
-        with pytest.raises(LostError, match="memory limit") as caught:
+        with pytest.raises(LostError, match="memory ran out") as caught:
             run.finalize()
     assert caught.value.retryable
     _, problem = run.finalize()

@@ -13,17 +13,18 @@ import pytest
 from msgspec import structs
 
 from jobs.errors import Cause, Stopped, VerificationError
-from jobs.finalize import collisions, publish, stage
+from jobs.finalize import cleanup, collisions, publish, stage
 from jobs.finalize.context import FinalizeContext
 from jobs.finalize.cross_check import Conflict
 from jobs.finalize.findings import Findings
 from jobs.finalize.stage import run_finalize
-from jobs.model import OnBadRecord, OnCollision, Options, Output
+from jobs.model import OnBadRecord, OnCollision, Options, Output, Shard, ShardKind, SourceFile
 from jobs.runtime.progress import Progress
 from jobs.storage import atomic
 from jobs.storage.run_folder import RunFolder
 from orchestrator.inspection.evidence import gather
-from tests.support.builders.contents import Content, line, pages, png, tree
+from tests.support.builders.contents import Content, line, pages, png, tarred, tree
+from tests.support.builders.made_run import fetched_of
 from tests.support.builders.runs import RUN_ID, RunBuilder
 
 
@@ -309,12 +310,40 @@ def test_archives_go_or_are_kept_as_asked(tmp_path: Path, keep: bool, outside: b
     if keep:
         assert len(list(folder.iterdir())) == 2
     assert receipt["archives"] == (str(folder) if keep else None)
-    if keep and not outside:
+    if keep:
         assert sorted(path.name for path in folder.iterdir()) == [
             "shard-0000.tar",
             "shard-0001.tar",
         ]
     assert not (run.staging.dest / ".incoming").exists()
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_kept_archives_have_names_that_are_unique_and_fit(tmp_path: Path, outside: bool) -> None:
+    long = "x" * 252 + ".tar"
+    names = ["a/pages.tar", "b/pages.tar", long, f"c/{'0' * 251}.tar", "0001-a.0", "d/own.tar"]
+    shards = [
+        Shard(f"{n:04d}-a", ShardKind.ARCHIVE, (SourceFile(name, name, 10),))
+        for n, name in enumerate(names)
+    ]
+    temp = tmp_path / "temp" / RUN_ID if outside else None
+    run = RunBuilder(*shards, options=Options(keep_archive=True), temp=temp).on_disk(tmp_path)
+    for shard in shards:
+        path = made(run.staging.archive(shard.id, 0))
+        path.write_bytes(tarred({"name": shard.name.encode()}))
+        atomic.write_json(run.folder.fetched(shard.id), fetched_of(shard, path, in_place=False))
+    cleanup.clean_up(FinalizeContext(run.folder, run.plan, run.staging))
+    kept = {}
+    for shard in shards:
+        fetched = run.folder.load_fetched(shard.id)
+        assert fetched is not None
+        kept[shard.name] = Path(fetched.files[0])
+        assert shard.name.encode() in kept[shard.name].read_bytes()
+    assert {path.parent for path in kept.values()} == {kept["d/own.tar"].parent}
+    assert [kept[name].name for name in names[:2]] == ["0000-a_0_pages.tar", "0001-a_0_pages.tar"]
+    assert kept[names[3]].name == names[3][2:]
+    assert kept["0001-a.0"].name == "0004-a_0_0001-a.0"
+    assert len(kept[long].name) == 255 and kept[long].name.endswith("x.tar")
 
 
 def test_a_users_own_archive_is_never_deleted(tmp_path: Path) -> None:
