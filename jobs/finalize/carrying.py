@@ -41,7 +41,7 @@ from jobs.model import (
 )
 from jobs.storage import atomic, digest
 from jobs.storage.blocks import read_range
-from jobs.storage.manifest import PublishedFile, read_manifest, read_summary
+from jobs.storage.manifest import PublishedFile, entry_blocks, read_manifest, read_summary
 from jobs.storage.receipt import Receipt, read_receipt
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import MANIFEST, RECEIPT, own_names
@@ -154,6 +154,7 @@ def plan_carry(
         _record_ranges(folder, old, receipt, repairs=repairs),
         find_replaced(folder, old, receipt) if replaces else ReplacedFiles(),
         has_dropped=_has_dropped(old, receipt),
+        has_replaced=replaces,
         has_moved=_has_moved(old, receipt),
     )
     evidence, manifests, reasons = {}, {}, {}
@@ -185,11 +186,13 @@ class _Choice:
     ranges: Mapping[str, RecordsRange | None]
     replaced: ReplacedFiles
     has_dropped: bool
+    has_replaced: bool
     has_moved: bool
 
     def against(self, new_id: str, shard: Shard) -> str | None:
         """Why the shard is not reused, as the end of a sentence on several; None if it is."""
-        if not _is_known(self.folder, shard):
+        reads_all = self.old.options.packs or self.has_dropped or self.has_replaced
+        if not _is_known(self.folder, shard, reads_all=reads_all):
             return "the folder of the run that published them does not describe them completely"
         if new_id != shard.id and self._has_id_in_paths(shard):
             return "the paths of their files contain their numbers, which have changed"
@@ -248,11 +251,16 @@ def _evidence(folder: RunFolder, shard: Shard) -> Fetched:
     return found
 
 
-def _is_known(folder: RunFolder, shard: Shard) -> bool:
-    """Whether the run folder has the evidence of a shard and the manifests of its parts."""
+def _is_known(folder: RunFolder, shard: Shard, *, reads_all: bool) -> bool:
+    """Whether the run folder has the evidence of a shard and the manifests of its parts.
+
+    ``reads_all``: their entries are needed now; otherwise an extract task notices damaged ones.
+    """
     try:
         for part in shard.each_part():
             read_summary(folder.manifest(part))
+            for _ in entry_blocks(folder.manifest(part)) if reads_all else ():
+                pass
         return folder.load_fetched(shard.id) is not None
     except RunFolderError:
         return False

@@ -392,6 +392,35 @@ def colliding_dataset(tmp_path: Path, options: Options) -> Dataset:
     return dataset
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(KEEP_FIRST, id="the first file counts"),
+        pytest.param(structs.replace(KEEP_FIRST, output=Output.ZIP), id="the first file, packed"),
+        pytest.param(Options(on_bad_record=OnBadRecord.DROP), id="dropped"),
+        pytest.param(Options(output=Output.WEBDATASET), id="packed"),
+    ],
+)
+def test_a_shard_whose_manifest_is_damaged_in_the_middle_is_read_again(
+    tmp_path: Path, options: Options
+) -> None:
+    dataset = Dataset(tmp_path, options)
+    make = page_tar if options.on_collision is OnCollision.ERROR else colliding
+    for index in range(3):
+        dataset.path(f"s-{index}").write_bytes(make(range(10 * index, 10 * index + 2), "old "))
+    if options.on_bad_record is OnBadRecord.DROP:
+        dataset.path("s-9").write_bytes(damaged_image(range(90, 92), ""))
+    dataset.launch()
+    damaged = dataset.run.manifest(next(dataset.run.load_plan().shards[1].each_part()))
+    first, _, rest = damaged.read_bytes().partition(b"\n")
+    damaged.write_bytes(b"?" * len(first) + b"\n" + rest)
+    dataset.path("s-3").write_bytes(make(range(30, 32), "new "))
+    update = dataset.update()
+    assert names(update.refetched)[0] == "s-1.tar"
+    assert {"s-0.tar", "s-2.tar"} <= set(names(update.reused))
+    assert dataset.equals_a_new_launch()
+
+
 def change(dataset: Dataset, *names: str) -> None:
     for name in names:
         number = 50 + len(name) + int(name[-1])
