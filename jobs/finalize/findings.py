@@ -281,6 +281,8 @@ def problem_of(context: FinalizeContext, findings: Findings, *, records: int) ->
         remedy = f"; {context.without_records}"
     elif FindingKind.MISSING_IMAGE in bad:
         advice = _advice(context, findings)
+        if advice is None and findings.counts[FindingKind.MISSING_IMAGE] >= records:
+            advice = context.without_records  # as without these records none may be left
         remedy = f"; {advice}, or else{remedy[1:]}" if advice and remedy else remedy
     message = (
         f"nothing was {_aim(context)}: {facts}; first: {_text(context, first)}; all findings are "

@@ -31,6 +31,7 @@ from jobs.storage import atomic, latency
 T = TypeVar("T")
 
 _RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{6}")  # the format of planning
+_ASK_ITS_OWNER = "ask its owner, who alone can show, continue or cancel the run"
 
 
 @dataclass(frozen=True)
@@ -162,14 +163,13 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path}: no such run; list runs with `websight-orchestrate runs`"
             ) from error
-        # A folder that another user closed to us is reported below.
-        closed = not os.access(self.path, os.R_OK | os.X_OK)
-        if not stat.S_ISDIR(status.st_mode) or not (closed or self._has_begun()):
+        except PermissionError as error:
+            raise _closed(self.path) from error
+        if not stat.S_ISDIR(status.st_mode) or not self._has_begun():
             raise self._no_run_folder()
         if status.st_uid != os.geteuid():
             raise RunFolderError(
-                f"{self.path} belongs to user {status.st_uid}, not to you; only its owner can "
-                "continue a run"
+                f"{self.path} belongs to user {status.st_uid}, not to you; {_ASK_ITS_OWNER}"
             )
         if status.st_mode & 0o022:
             raise RunFolderError(
@@ -178,7 +178,8 @@ class RunFolder:
             )
 
     def _has_begun(self) -> bool:
-        return self.plan.exists() or self.submissions.exists()
+        """Whether it has a plan or submissions; what is closed to us may exist."""
+        return any(map(_may_exist, (self.plan, self.submissions)))
 
     def _no_run_folder(self) -> RunFolderError:
         return RunFolderError(
@@ -286,10 +287,21 @@ class RunFolder:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
-            raise RunFolderError(
-                f"{path}: permission denied; it belongs to another user, and only its owner can "
-                "continue a run"
-            ) from error
+            raise _closed(path) from error
+
+
+def _may_exist(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def _closed(path: Path | str) -> RunFolderError:
+    return RunFolderError(f"{path}: permission denied; if another user made it, {_ASK_ITS_OWNER}")
 
 
 def of_shards(parts: Iterable[str], shards: Container[str]) -> set[str]:

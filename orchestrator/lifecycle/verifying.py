@@ -55,11 +55,12 @@ def how_to_repair(
         try:
             found = find_run(run, log_dir)
             dest = Path(found.load_plan().dest)
-        except (RunFolderError, UsageError):
+            is_there = dest.exists() and dest.samefile(report.path)
+        except (OSError, RunFolderError, UsageError):
             continue
         name = run_word(found) if run == report.run_id else shlex.quote(str(dest))
         again = f"websight-orchestrate resume {name}{deeply}"
-        if dest.exists() and dest.samefile(report.path):
+        if is_there:
             return f"To repair it, run: {again}"
         return (
             f"Its run can repair it only in {dest}. To repair it, move it back there and run: "

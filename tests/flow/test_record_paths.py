@@ -233,6 +233,12 @@ REFUSED = [
         id="a folder of another name",
     ),
     pytest.param(
+        images(3),
+        ["000", "001", "002"],
+        "with --layout files, or else run `resume` with --on-bad-record",
+        id="names without endings",
+    ),
+    pytest.param(
         images(1), ["/etc/passwd"], "names an absolute path: '/etc/passwd'", id="a path of a system"
     ),
     pytest.param(

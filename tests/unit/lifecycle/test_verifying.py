@@ -1,0 +1,54 @@
+"""What a check of a published dataset proposes, also where its run is another user's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from jobs.errors import RunFolderError
+from orchestrator.lifecycle.verifying import how_to_repair, verify
+from tests.support.builders.contents import pages
+from tests.support.builders.runs import RunBuilder
+
+_NOBODY = 65534
+
+
+@contextmanager
+def closed(path: Path) -> Iterator[None]:
+    """A folder is closed to this process; root becomes another user, as nothing is closed to it."""
+    is_root = os.geteuid() == 0
+    path.chmod(0)
+    if is_root:
+        os.seteuid(_NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+        path.chmod(0o700)
+
+
+def test_a_damaged_dataset_of_a_run_that_is_closed_to_us_is_reported_as_damaged(
+    tmp_path: Path,
+) -> None:
+    run = RunBuilder(pages(0, 2)).extracted(tmp_path)
+    run.finish()
+    dest = Path(run.plan.dest)
+    next((dest / "images").iterdir()).unlink()
+    report = verify(dest, workers=1)
+    assert not report.ok
+    with closed(run.folder.path):
+        assert "To repair it, run:" in str(how_to_repair(report, run.folder.path.parent))
+
+
+@pytest.mark.parametrize("action", ["check", "load_plan"])
+def test_a_run_folder_that_is_closed_to_us_comes_with_who_to_ask(
+    tmp_path: Path, action: str
+) -> None:
+    folder = RunBuilder(pages(0, 2)).extracted(tmp_path).folder
+    with closed(folder.path), pytest.raises(RunFolderError, match="ask its owner"):
+        getattr(folder, action)()
