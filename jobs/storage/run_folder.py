@@ -164,7 +164,7 @@ class RunFolder:
                 f"{self.path}: no such run; list runs with `websight-orchestrate runs`"
             ) from error
         except PermissionError as error:
-            raise _closed(self.path) from error
+            raise closed_to_us(self.path) from error
         if not stat.S_ISDIR(status.st_mode) or not self._has_begun():
             raise self._no_run_folder()
         if status.st_uid != os.geteuid():
@@ -179,7 +179,7 @@ class RunFolder:
 
     def _has_begun(self) -> bool:
         """Whether it has a plan or submissions; what is closed to us may exist."""
-        return any(map(_may_exist, (self.plan, self.submissions)))
+        return any(map(may_exist, (self.plan, self.submissions)))
 
     def _no_run_folder(self) -> RunFolderError:
         return RunFolderError(
@@ -287,10 +287,11 @@ class RunFolder:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{path} is damaged ({error}); {self._remedy(kind)}") from error
         except PermissionError as error:
-            raise _closed(path) from error
+            raise closed_to_us(path) from error
 
 
-def _may_exist(path: Path) -> bool:
+def may_exist(path: Path) -> bool:
+    """Whether a path exists, or is in a folder that is closed to us."""
     try:
         path.stat()
     except PermissionError:
@@ -300,7 +301,8 @@ def _may_exist(path: Path) -> bool:
     return True
 
 
-def _closed(path: Path | str) -> RunFolderError:
+def closed_to_us(path: Path | str) -> RunFolderError:
+    """The error for a file or folder of runs that may not be read."""
     return RunFolderError(f"{path}: permission denied; if another user made it, {_ASK_ITS_OWNER}")
 
 

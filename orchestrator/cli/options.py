@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from jobs.errors import UsageError
+from jobs.errors import RunFolderError, UsageError
 from jobs.model import Resources
 from orchestrator import filesystems, units
 from orchestrator.engines.slurm import arguments
@@ -267,7 +267,10 @@ def _run_ids(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     """Runs that begin with the typed text, for shell completion."""
     from orchestrator.inspection import run_list
 
-    names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
+    try:
+        names = run_list.run_ids(Path(ctx.params.get("log_dir") or "logs"))
+    except RunFolderError:
+        names = []
     return [name for name in names if name.startswith(incomplete)]
 
 

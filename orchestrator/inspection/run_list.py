@@ -16,7 +16,7 @@ import msgspec
 from jobs.errors import OrchestrateError, RunFolderError, UsageError
 from jobs.storage import atomic
 from jobs.storage.receipt import receipt_head
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import RunFolder, closed_to_us
 from jobs.storage.staging import CLAIM, INCOMING, RECEIPT
 from orchestrator.inspection.state import RunState, RunStatus
 
@@ -128,9 +128,11 @@ class RunSummary:
 
 
 def run_ids(log_dir: Path) -> list[str]:
-    """Ids of all runs, the newest first."""
+    """Ids of all runs, the newest first; raises ``RunFolderError`` if they may not be listed."""
     try:
         entries = [entry.name for entry in log_dir.iterdir()]
+    except PermissionError as error:
+        raise closed_to_us(log_dir) from error
     except OSError:
         return []
     found = [name for name in entries if _is_run(log_dir / name)]

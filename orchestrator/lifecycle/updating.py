@@ -20,7 +20,7 @@ from jobs.model import Plan, Published, Shard, SourceKind, SourceRef, Stage
 from jobs.sources import hub_client
 from jobs.sources.base import SourceRequest, key_of
 from jobs.storage.receipt import Receipt
-from jobs.storage.run_folder import RunFolder
+from jobs.storage.run_folder import RunFolder, may_exist
 from jobs.storage.staging import Staging
 from orchestrator.lifecycle import launching
 from orchestrator.lifecycle.launching import Planned
@@ -119,7 +119,7 @@ def _run_folder(receipt: Receipt, log_dir: Path) -> RunFolder:
     places = [log_dir.expanduser().absolute() / receipt.run_id]
     if receipt.run_dir:
         places.append(Path(receipt.run_dir))
-    folder = next((RunFolder(p) for p in places if p.is_dir()), None)
+    folder = next((RunFolder(p) for p in places if may_exist(p)), None)
     if folder is None:
         raise RunFolderError(
             f"the folder of run {receipt.run_id}, which published the dataset, does not exist at "

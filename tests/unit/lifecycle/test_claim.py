@@ -18,6 +18,7 @@ from jobs.storage.staging import Staging
 from orchestrator.lifecycle import claim
 from orchestrator.lifecycle.claim import Claim
 from tests.support.builders.runs import RunBuilder
+from tests.support.faults.closed import closed
 
 FORK = multiprocessing.get_context("fork")
 
@@ -51,6 +52,13 @@ def test_the_second_run_gets_run_host_time_and_what_to_do(tmp_path: Path) -> Non
     for word in ("run-a", first.host, f"{first.since:%Y-%m-%d %H:%M}", "wait, or cancel it"):
         assert word in message
     assert "\n" not in message
+
+
+def test_a_run_whose_folder_is_closed_to_us_holds_its_destination(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    held = take(tmp_path / "data", "run-a")
+    with closed(tmp_path / "logs"):
+        assert "ask its owner" in str(claim._why_held(held))
 
 
 def test_a_run_that_holds_its_destination_keeps_holding_it(tmp_path: Path) -> None:

@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from jobs.errors import RunFolderError
+from orchestrator.inspection.run_list import find_run
 from orchestrator.lifecycle.verifying import how_to_repair, verify
 from tests.support.builders.contents import pages
 from tests.support.builders.runs import RunBuilder
-
-_NOBODY = 65534
-
-
-@contextmanager
-def closed(path: Path) -> Iterator[None]:
-    """A folder is closed to this process; root becomes another user, as nothing is closed to it."""
-    is_root = os.geteuid() == 0
-    path.chmod(0)
-    if is_root:
-        os.seteuid(_NOBODY)
-    try:
-        yield
-    finally:
-        if is_root:
-            os.seteuid(0)
-        path.chmod(0o700)
+from tests.support.faults.closed import closed
 
 
 def test_a_damaged_dataset_of_a_run_that_is_closed_to_us_is_reported_as_damaged(
@@ -52,3 +34,10 @@ def test_a_run_folder_that_is_closed_to_us_comes_with_who_to_ask(
     folder = RunBuilder(pages(0, 2)).extracted(tmp_path).folder
     with closed(folder.path), pytest.raises(RunFolderError, match="ask its owner"):
         getattr(folder, action)()
+
+
+def test_a_log_folder_that_is_closed_to_us_is_not_called_empty(tmp_path: Path) -> None:
+    folder = RunBuilder(pages(0, 2)).extracted(tmp_path).folder
+    logs = folder.path.parent
+    with closed(logs), pytest.raises(RunFolderError, match="permission denied; if another"):
+        find_run(log_dir=logs)
