@@ -80,7 +80,7 @@ def verify_dataset(path: Path, *, deep: bool, workers: int, progress: Progress) 
 
 
 def verify_slice(
-    path: Path, index: int, count: int, *, deep: bool, workers: int = 1, progress: Progress
+    path: Path, index: int, count: int, *, deep: bool, workers: int, progress: Progress
 ) -> SliceReport:
     """The ``index``-th of ``count`` shares of the work, for one task of an array.
 
