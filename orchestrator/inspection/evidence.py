@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -75,9 +74,7 @@ class _Answers:
     elsewhere: dict[TaskKey, str] = field(default_factory=dict)  # why it was not queried
 
 
-def gather(
-    folder: RunFolder, engine_of: EngineOf | None, *, now: datetime | None = None
-) -> Evidence:
+def gather(folder: RunFolder, engine_of: EngineOf | None) -> Evidence:
     """Read all that is known of a run.
 
     ``engine_of`` returns the engine for a name and cluster (a run's submissions can have different
@@ -123,7 +120,7 @@ def gather(
         cancelled=cancelled,
         cancelling=cancel.attempt if cancel and cancel.act is Act.CANCELLING else None,
         published=published,
-        now=now or utc_now(),
+        now=utc_now(),
         maker_lives=bool(submissions) and _may_live(submissions[-1]),
         remark=remark or "",
         last_lines=last_lines,

@@ -72,8 +72,8 @@ def gnu_long(kind: bytes, name: bytes) -> bytes:
     return member(b"././@LongLink", name + b"\0", kind=kind, magic=b"ustar  \0")
 
 
-def base256(value: int, length: int = 12) -> bytes:
+def base256(value: int) -> bytes:
     """A number in GNU's binary form."""
-    data = bytearray(value.to_bytes(length, "big", signed=value < 0))
+    data = bytearray(value.to_bytes(12, "big", signed=value < 0))
     data[0] |= 0x80
     return bytes(data)

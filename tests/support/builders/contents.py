@@ -14,12 +14,12 @@ from pathlib import Path
 from jobs.model import ShardKind
 
 
-def png(seed: int = 0, *, width: int = 4) -> bytes:
+def png(seed: int = 0) -> bytes:
     """A complete PNG of a few dozen bytes, a different one for each seed."""
-    rows = b"".join(b"\0" + struct.pack(">I", seed + y)[1:] * width for y in range(4))
+    rows = b"".join(b"\0" + struct.pack(">I", seed + y)[1:] * 4 for y in range(4))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         (
-            chunk(b"IHDR", struct.pack(">IIBBBBB", width, 4, 8, 2, 0, 0, 0)),
+            chunk(b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)),
             chunk(b"IDAT", zlib.compress(rows)),
             chunk(b"IEND", b""),
         )
@@ -94,9 +94,9 @@ class Content:
         return tarred(files)
 
 
-def pages(first: int, count: int, *, prefix: str = "images/") -> Content:
+def pages(first: int, count: int) -> Content:
     """The PNGs ``first`` … with a record for each."""
-    names = [f"{prefix}{number:06d}.png" for number in range(first, first + count)]
+    names = [f"images/{number:06d}.png" for number in range(first, first + count)]
     files: dict[bytes | str, bytes] = {
         name: png(number) for number, name in enumerate(names, first)
     }

@@ -86,7 +86,9 @@ def pending(reason: str = "Priority", **more: Any) -> TaskState:
     return TaskState(EngineState.PENDING, "PENDING", reason, **more)
 
 
-def running(node: str = "n1", started: datetime = NOW - timedelta(seconds=60)) -> TaskState:
+def running(node: str = "n1") -> TaskState:
+    """What the scheduler says of a task that began a minute ago."""
+    started = NOW - timedelta(seconds=60)
     return TaskState(EngineState.RUNNING, "RUNNING", node=node, started=started)
 
 
@@ -278,7 +280,6 @@ class RunBuilder:
         stage: Stage,
         *numbers: int,
         age_s: float = 2,
-        done: int = 100_000_000,
         files: int = 50,
         host: str = "n1",
     ) -> RunBuilder:
@@ -292,7 +293,7 @@ class RunBuilder:
                 host=host,
                 started=NOW - timedelta(seconds=60),
                 updated=NOW - timedelta(seconds=age_s),
-                bytes_done=done,
+                bytes_done=100_000_000,
                 bytes_total=SHARD_BYTES * max(1, len(task.items)),
                 files_done=files,
                 current=task.items[0] if task.items else None,

@@ -128,21 +128,21 @@ class Site:
         path = self.wrappers / f"{name}.log"
         return path.read_text().splitlines() if path.exists() else []
 
-    def at_work(self, number: int, *, stage: Stage = Stage.EXTRACT, attempt: int = 1) -> Worker:
-        """A task's process, stopped as soon as it has started to work."""
+    def at_work(self, number: int, *, stage: Stage = Stage.EXTRACT) -> Worker:
+        """A task's process of the first attempt, stopped as soon as it has started to work."""
         folder = self.run_folder()
         path = folder.heartbeat(stage, number)
         deadline = time.monotonic() + 60
         while True:
             with suppress(OSError, ValueError):
                 beat = atomic.read_json(path, Heartbeat)
-                if beat.attempt == attempt:
+                if beat.attempt == 1:
                     break
             assert time.monotonic() < deadline, "the task did not begin"
             time.sleep(0.005)
         worker = Worker(int(beat.owner.split(":")[1]))
         worker.stop()
-        assert not folder.result(stage, number, attempt).exists(), "the task was too quick"
+        assert not folder.result(stage, number, 1).exists(), "the task was too quick"
         return worker
 
 
@@ -216,9 +216,9 @@ def _state(pid: int) -> str:
         return "Z"
 
 
-def task_with(folder: RunFolder, name: str, attempt: int = 1) -> int:
+def task_with(folder: RunFolder, name: str) -> int:
     """The number of the extract task that has a part of the shard of that name."""
-    tasks = folder.load_submission(attempt).of_stage(Stage.EXTRACT)
+    tasks = folder.load_submission(1).of_stage(Stage.EXTRACT)
     [number] = [task.number for task in tasks if any(name in item for item in task.items)]
     return number
 

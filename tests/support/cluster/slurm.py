@@ -212,9 +212,9 @@ class PrivateSlurm:
                 raise TimeoutError(f"not so within {timeout} s\n{queue}\n{self.log(20)}")
             time.sleep(0.05)
 
-    def wait_until_idle(self, timeout: float = 60) -> None:
+    def wait_until_idle(self) -> None:
         """Wait until no job is left in the queue."""
-        self.wait_for(lambda: not self.squeue(), timeout)
+        self.wait_for(lambda: not self.squeue(), 60)
 
     def log(self, tail: int = 30) -> str:
         """The last lines of every daemon's log, for the message of a failing test."""

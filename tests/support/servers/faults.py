@@ -109,9 +109,9 @@ def ignore_range(times: int | None = 1) -> Fault:
     return Fault(times, ignore_range=True)
 
 
-def wrong_content_range(shift: int, times: int | None = 1, *, honest: bool = False) -> Fault:
+def wrong_content_range(shift: int, *, honest: bool = False) -> Fault:
     """Content-Range is off by `shift`; honest: so are the bytes, which belong to it."""
-    return Fault(times, range_shift=shift) if honest else Fault(times, range_label_shift=shift)
+    return Fault(1, range_shift=shift) if honest else Fault(1, range_label_shift=shift)
 
 
 def wrong_length(shift: int, times: int | None = 1) -> Fault:
@@ -124,14 +124,14 @@ def changed(content: bytes, times: int | None = None, *, etag: str | None = None
     return Fault(times, method=None, content=content, etag=etag)
 
 
-def redirect(location: str, times: int | None = None, *, code: int = 302) -> Fault:
+def redirect(location: str, times: int | None = None) -> Fault:
     """Go there."""
-    return Fault(times, method=None, status=code, location=location, body=b"")
+    return Fault(times, method=None, status=302, location=location, body=b"")
 
 
-def redirect_loop(times: int | None = None) -> Fault:
+def redirect_loop() -> Fault:
     """Go here again."""
-    return redirect("", times)
+    return redirect("")
 
 
 def html(times: int | None = 1) -> Fault:
@@ -145,9 +145,9 @@ def no_length(framing: Literal["chunked", "close"], times: int | None = None) ->
     return Fault(times, method=None, framing=framing)
 
 
-def without(*headers: str, times: int | None = None) -> Fault:
+def without(*headers: str) -> Fault:
     """These headers are missing, such as ETag and Last-Modified."""
-    return Fault(times, method=None, without=headers)
+    return Fault(None, method=None, without=headers)
 
 
 def gzipped(times: int | None = None) -> Fault:
@@ -165,9 +165,9 @@ def digests(*names: str, lie: bool = False) -> Fault:
     return Fault(None, None, digests=names, digests_lie=lie)
 
 
-def throttle(bytes_per_s: float, times: int | None = None) -> Fault:
+def throttle(bytes_per_s: float) -> Fault:
     """No connection gets more than this."""
-    return Fault(times, bytes_per_s=bytes_per_s)
+    return Fault(None, bytes_per_s=bytes_per_s)
 
 
 class Script:

@@ -22,6 +22,7 @@ from tests.support.servers.wire import Answer, Request, file_answer
 
 LFS_SUFFIXES = (".tar", ".gz", ".tgz", ".zip", ".zst", ".bz2", ".xz", ".7z", ".parquet", ".png")
 LFS_SIZE = 1 << 20
+SIGNED_S = 3600  # how long a signed address is valid
 Content = bytes | Path
 Json = dict[str, Any]
 
@@ -89,9 +90,8 @@ class HubError(Exception):
 class HubServer(WebServer):
     """The Hub on the loopback address; use it as a context manager."""
 
-    def __init__(self, *, page_size: int = 1000, url_lifetime_s: float = 3600) -> None:
+    def __init__(self, *, page_size: int = 1000) -> None:
         self.page_size = page_size  # of the tree
-        self.url_lifetime_s = url_lifetime_s  # of the CDN's signed addresses
         self.token = "hf_" + "ownerTokenOfTheTestHub" * 2
         """May read private repositories."""
         self.stranger_token = "hf_" + "strangersTokenOfTheHub" * 2
@@ -134,25 +134,23 @@ class HubServer(WebServer):
         self._repos[repo_type, repo_id] = repo
         return repo.commit(self._files(files))
 
-    def update(
-        self, repo_id: str, files: Mapping[str, Content | None], *, repo_type: str = "dataset"
-    ) -> str:
+    def update(self, repo_id: str, files: Mapping[str, Content | None]) -> str:
         """Add, change or (None) remove files in a new commit on main; returns its id."""
-        repo = self._repos[repo_type, repo_id]
+        repo = self._repos["dataset", repo_id]
         new = dict(repo.commits[repo.refs["main"]])
         for name in [name for name, content in files.items() if content is None]:
             del new[name]
         new |= self._files({n: c for n, c in files.items() if c is not None})
         return repo.commit(new)
 
-    def tag(self, repo_id: str, name: str, *, repo_type: str = "dataset") -> None:
+    def tag(self, repo_id: str, name: str) -> None:
         """Name the last commit."""
-        refs = self._repos[repo_type, repo_id].refs
+        refs = self._repos["dataset", repo_id].refs
         refs[name] = refs["main"]
 
-    def grant(self, repo_id: str, *, repo_type: str = "dataset") -> None:
+    def grant(self, repo_id: str) -> None:
         """Let the owner's token into a gated repository."""
-        self._repos[repo_type, repo_id].granted = True
+        self._repos["dataset", repo_id].granted = True
 
     def _files(self, files: Mapping[str, Content]) -> dict[str, HubFile]:
         made = {name: HubFile.of(name, content) for name, content in files.items()}
@@ -272,7 +270,7 @@ class HubServer(WebServer):
         headers["X-Linked-ETag"] = f'"{file.sha256 or file.git_sha1}"'
         if file.sha256:
             where = f"/lfs/{file.sha256}/{posixpath.basename(path)}"
-            headers["Location"] = self.signed_url(where, "cdn", self.url_lifetime_s)
+            headers["Location"] = self.signed_url(where, "cdn", SIGNED_S)
             return Answer(302, b"Found. Redirecting", headers)
         kind, name = f"{repo.repo_type}s", urllib.parse.quote(path)
         headers["Location"] = f"/api/resolve-cache/{kind}/{repo.repo_id}/{sha}/{name}"

@@ -155,7 +155,6 @@ class FaultyServer(WebServer):
         self,
         files: Mapping[str, bytes | Path] | None = None,
         *,
-        origins: Sequence[str] = ("main", "other"),
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._files: dict[str, bytes | Path] = {}
@@ -164,7 +163,7 @@ class FaultyServer(WebServer):
         self._signed: set[str] = set()
         for path, content in (files or {}).items():
             self.put(path, content)
-        super().__init__(origins, tls=tls)
+        super().__init__(tls=tls)
 
     def __enter__(self) -> FaultyServer:
         return self
