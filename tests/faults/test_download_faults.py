@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 import os
 import random
 import resource
 import signal
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +22,7 @@ from jobs.runtime.progress import Progress
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
 from jobs.transfer import scheduler
+from tests.support.builders.contents import tarred
 from tests.support.builders.runs import RunBuilder
 from tests.support.cli import Cli
 from tests.support.cluster.guard import descendants_of
@@ -39,13 +38,12 @@ NAME = "pages-7.tar"
 
 
 def make_tar(seed: int, *, size: int = 12 * MB) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for number in range(4):
-            member = tarfile.TarInfo(f"notes/{number}.bin")
-            member.size = size // 4
-            archive.addfile(member, io.BytesIO(random.Random(seed + number).randbytes(size // 4)))
-    return out.getvalue()
+    return tarred(
+        {
+            f"notes/{number}.bin": random.Random(seed + number).randbytes(size // 4)
+            for number in range(4)
+        }
+    )
 
 
 DATA = make_tar(1)

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import random
-import tarfile
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from jobs.storage.run_folder import RunFolder
+from tests.support.builders import contents
 from tests.support.cli import Cli
 from tests.support.faults.forkfaults import Fault
 from tests.support.faults.matrix import Scene, killed_runs
@@ -37,26 +35,12 @@ FILES = {
 LAUNCH = ("launch", "--engine", "local", "--yes", "--retries", "0", "--layout", "files")
 
 
-def _archive() -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for name, data in FILES.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return gzip.compress(out.getvalue(), 1)
-
-
 def _zip(times: int) -> bytes:
     """2 MB, so many times; from 10 MB on it is fetched in ranges."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in FILES.items():
-            archive.writestr(zipfile.ZipInfo(name), data * times)
-    return out.getvalue()
+    return contents.zipped({name: data * times for name, data in FILES.items()})
 
 
-ARCHIVE = _archive()
+ARCHIVE = gzip.compress(contents.tarred(FILES), 1)
 ZIP = _zip(5)
 
 

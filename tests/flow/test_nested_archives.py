@@ -15,11 +15,11 @@ from jobs.errors import SourceError
 from jobs.runtime.progress import Progress
 from jobs.storage import manifest
 from jobs.storage.staging import Staging
-from tests.flow.test_odd_archives import put, tarred, zipped
+from tests.flow.test_odd_archives import put, zipped
 from tests.support.archives.rawtar import END, header, member
 from tests.support.archives.rawzip import STORED, Raw, zip_of
 from tests.support.builders.bringing import bring, finished, planned
-from tests.support.builders.contents import line, png
+from tests.support.builders.contents import line, png, tarred
 
 FILES = ("--layout", "files", "--nested")
 KEEP, OWN = ("--on-collision", "keep-first"), ("--on-collision", "per-shard")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import lzma
 import os
 import struct
-import tarfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +25,7 @@ from tests.support.archives.rawtar import END, header
 from tests.support.archives.rawzip import DEFLATE, STORED, Raw, zip_of
 from tests.support.archives.reading import opened
 from tests.support.builders.bringing import bring, finished
-from tests.support.builders.contents import line, png
+from tests.support.builders.contents import line, png, tarred
 
 UNIX, FAT, NTFS, NTFS_TOO, VFAT = 3, 0, 10, 11, 14
 
@@ -37,16 +35,6 @@ def put(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
     return path.parent
-
-
-def tarred(files: Mapping[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return out.getvalue()
 
 
 def zipped(

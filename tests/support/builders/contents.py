@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -65,6 +66,15 @@ def records(numbers: Iterable[int], note: str = "") -> bytes:
         for n in numbers
     )
     return "".join(f"{line}\n" for line in lines).encode()
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """A zip of these files, which are not compressed."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
 
 
 def page_tar(numbers: Iterable[int], note: str = "", colour: int | None = None) -> bytes:

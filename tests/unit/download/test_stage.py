@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.run_folder import RunFolder
 from jobs.storage.staging import Staging
+from tests.support.builders.contents import tarred
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
@@ -203,13 +202,7 @@ def test_a_requeued_task_fetches_nothing_that_its_attempt_has_fetched_again(
 
 
 def tar_of(*sizes: int) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for number, size in enumerate(sizes):
-            member = tarfile.TarInfo(f"notes/{number}.txt")
-            member.size = size
-            archive.addfile(member, io.BytesIO(bytes(size)))
-    return out.getvalue()
+    return tarred({f"notes/{number}.txt": bytes(size) for number, size in enumerate(sizes)})
 
 
 def test_other_bytes_under_the_archives_name_are_never_cut_into_parts(

@@ -28,6 +28,7 @@ from jobs.sources.base import SourceRequest
 from jobs.sources.registry import open_source
 from jobs.storage.staging import Staging
 from jobs.transfer.partial_file import PartialFile
+from tests.support.builders.contents import tarred, zipped
 from tests.support.builders.runs import RunBuilder
 from tests.support.servers import faults
 from tests.support.servers.webserver import FaultyServer
@@ -37,23 +38,20 @@ SHARDS = 5
 
 
 def _tar(number: int, *, name: str = "notes", gzipped: bool = False) -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        for place in range(4):
-            data = hashlib.shake_128(bytes([number, place])).digest(SIZE // 4 - 3000)
-            member = tarfile.TarInfo(f"{name}/{number}-{place}.bin")
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
-    return gzip.compress(out.getvalue()) if gzipped else out.getvalue()
+    data = tarred(_notes(number, SIZE // 4 - 3000, name))
+    return gzip.compress(data) if gzipped else data
 
 
 def _zip(number: int) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for place in range(4):
-            data = hashlib.shake_128(bytes([number, place])).digest(SIZE // 4 - 300)
-            archive.writestr(f"notes/{number}-{place}.bin", data)
-    return out.getvalue()
+    return zipped(_notes(number, SIZE // 4 - 300))
+
+
+def _notes(number: int, size: int, folder: str = "notes") -> dict[str, bytes]:
+    """Four files of random bytes."""
+    return {
+        f"{folder}/{number}-{place}.bin": hashlib.shake_128(bytes([number, place])).digest(size)
+        for place in range(4)
+    }
 
 
 class Run:
@@ -322,14 +320,9 @@ def test_the_pieces_of_a_split_archive_count_together(tmp_path: Path, web: Fault
 def test_archives_within_archives_take_no_room_of_the_temporary_folder(
     tmp_path: Path, web: FaultyServer
 ) -> None:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        inner = _tar(0)
-        member = tarfile.TarInfo("data/inner.tar")
-        member.size = len(inner)
-        archive.addfile(member, io.BytesIO(inner))
-    run = Run(tmp_path, web, {"a.tar": out.getvalue()}, nested=True)
-    assert run.download(len(out.getvalue()))[0].outcome is Outcome.OK
+    data = tarred({"data/inner.tar": _tar(0)})
+    run = Run(tmp_path, web, {"a.tar": data}, nested=True)
+    assert run.download(len(data))[0].outcome is Outcome.OK
     run.assert_extracted()
     assert not list(Staging(run.plan).root.glob(".nested*"))
 

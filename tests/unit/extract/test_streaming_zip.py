@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import random
 import threading
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from jobs.model import Layout, Options, Verify
 from jobs.runtime.progress import Progress
 from jobs.transfer.ordered_bytes import OrderedBytes
 from jobs.transfer.ranges import Range
+from tests.support.builders.contents import zipped
 from tests.support.builders.runs import RunBuilder
 
 PARTS = 4
@@ -31,19 +30,11 @@ OTHERS = {name: data[::-1] for name, data in FILES.items()}
 OPTIONS = Options(layout=Layout(name="files"), verify=Verify.NONE)
 
 
-def _zip(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(zipfile.ZipInfo(name), data)
-    return out.getvalue()
-
-
 class _Download:
     """A run over one zip of several parts, and the download of it."""
 
     def __init__(self, tmp: Path, data: bytes = b"") -> None:
-        self.data = data or _zip(FILES)
+        self.data = data or zipped(FILES)
         self.path = tmp / "a.zip"
         self.path.write_bytes(self.data)
         self.run = RunBuilder(self.path, parts=PARTS, options=OPTIONS).on_disk(tmp)
@@ -164,7 +155,7 @@ def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
     assert len(before) == PARTS and download.run.tree() == FILES
     download.stream()  # complete from the start
     assert download.manifests() == before
-    download.path.write_bytes(_zip(OTHERS))
+    download.path.write_bytes(zipped(OTHERS))
     download.begin()
     download.finish()
     download.stream()
@@ -172,7 +163,7 @@ def test_parts_of_the_same_bytes_stay_and_those_of_others_are_taken_back(
 
 
 def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path: Path) -> None:
-    download = _Download(tmp_path, _zip(OTHERS))
+    download = _Download(tmp_path, zipped(OTHERS))
     seen: list[dict[str, int]] = []
 
     def during() -> None:
@@ -180,7 +171,7 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path:
         download.wait_for(PARTS - 1)  # only the digest is missing
         seen.append(download.manifests())
         download.path.unlink()
-        download.path.write_bytes(_zip(FILES))
+        download.path.write_bytes(zipped(FILES))
         download.begin()
         download.arrive((0, len(download.data)))
         download.wait_for(PARTS - 1, before=seen[0])
@@ -193,7 +184,7 @@ def test_a_transfer_that_starts_over_takes_back_what_came_of_its_bytes(tmp_path:
 
 
 def test_a_damaged_directory_leaves_all_parts_to_those_who_report_it(tmp_path: Path) -> None:
-    data = bytearray(_zip(FILES))
+    data = bytearray(zipped(FILES))
     data[data.index(b"PK\x01\x02") + 2] ^= 1
     download = _Download(tmp_path, bytes(data))
 

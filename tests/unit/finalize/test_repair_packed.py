@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from jobs.model import OnBadRecord, Options, Output
 from jobs.runtime.progress import Progress
 from jobs.storage.manifest import PublishedFile
 from jobs.verify.dataset import verify_dataset
-from tests.support.builders.contents import images, page_tar, records, tarred
+from tests.support.builders.contents import images, page_tar, records, tarred, zipped
 from tests.support.builders.dataset import Dataset, attempt, work
 
 WEBDATASET = Options(output=Output.WEBDATASET, shard_records=3)
@@ -164,13 +162,9 @@ def test_dropped_records_and_images_are_only_in_their_archives(tmp_path: Path) -
     assert tree_digest(dataset.dest) == whole
 
 
-def zipped(n: int) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in images(range(10 * n, 10 * n + 9)).items():
-            archive.writestr(name, data)
-        archive.writestr("prompts.jsonl", records(range(10 * n, 10 * n + 9)))
-    return out.getvalue()
+def zip_pages(n: int) -> bytes:
+    numbers = range(10 * n, 10 * n + 9)
+    return zipped({**images(numbers), "prompts.jsonl": records(numbers)})
 
 
 @pytest.mark.parametrize("options", PACKED)
@@ -179,7 +173,7 @@ def test_of_an_archive_in_parts_one_is_read_while_the_archive_is_there(
 ) -> None:
     dataset = Dataset(tmp_path, structs.replace(options, part_size=1 << 10), "zip")
     for n in range(4):
-        dataset.path(f"s-{n}").write_bytes(zipped(n))
+        dataset.path(f"s-{n}").write_bytes(zip_pages(n))
     dataset.launch()
     whole = tree_digest(dataset.dest)
     run, parts = dataset.run, dataset.run.load_plan().parts()

@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-import io
 import lzma
 import random
-import tarfile
-import zipfile
 
 import pytest
 
 from jobs.formats import magic
 from jobs.model import Format
 from tests.support.archives.hostile import COMPRESSIONS
+from tests.support.builders.contents import tarred, zipped
 
 
 def zip_of(name: str) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr(name, "x")
-    return out.getvalue()
-
-
-def tar() -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("a"))
-    return out.getvalue()
+    return zipped({name: b"x"})
 
 
 @pytest.mark.parametrize(
     ("head", "name"),
     [
-        (tar(), "tar"),
+        (tarred({"a": b""}), "tar"),
         (zip_of("a.txt"), "zip"),
         (b"PK\x05\x06" + bytes(18), "zip"),
         (b"\x1f\x8b\x08\0", "gzip"),
@@ -76,7 +64,7 @@ def test_lzma_is_known_though_it_has_no_magic_number(preset: int) -> None:
         bytes(1024),
         b"BZh9, a text that begins like bzip2",
         b"\x1f\x9d\x00not compress",
-        tar()[100:1124],
+        tarred({"a": b""})[100:1124],
         zip_of("[Content_Types].xml"),
         zip_of("archive/data.pkl"),
         b"\x89PNG\r\n\x1a\n",

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import tarfile
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from jobs.errors import RunFolderError, UsageError, VerificationError
 from jobs.model import Layout, OnBadRecord, OnCollision, Options, Output, Stage
 from orchestrator.lifecycle import space
 from orchestrator.lifecycle.updating import plan_update
-from tests.support.builders.contents import images, page_tar, png, records, tarred
+from tests.support.builders.contents import images, page_tar, png, records, tarred, zipped
 from tests.support.builders.dataset import Dataset, attempt, published, work
 
 
@@ -191,8 +190,8 @@ def array(numbers: range, note: str) -> bytes:
     return tarred({**images(numbers), "prompts.json": json.dumps(values, indent=1).encode()})
 
 
-def zipped(numbers: range, note: str) -> bytes:
-    return zip_of({**images(numbers), "prompts.jsonl": records(numbers, note)})
+def zip_pages(numbers: range, note: str) -> bytes:
+    return zipped({**images(numbers), "prompts.jsonl": records(numbers, note)})
 
 
 def copied_list(numbers: range, note: str) -> bytes:
@@ -270,17 +269,9 @@ def colliding(numbers: range, note: str) -> bytes:
     return tarred({**files, "prompts.jsonl": lines})
 
 
-def zip_of(files: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
 def colliding_in_parts(numbers: range, note: str) -> bytes:
     files = {**images(numbers), "NOTES": f"{note}{numbers[0]}".encode() * 99}
-    return zip_of({"NOTES.md": files["NOTES"], **files, "prompts.jsonl": records(numbers, note)})
+    return zipped({"NOTES.md": files["NOTES"], **files, "prompts.jsonl": records(numbers, note)})
 
 
 def nested_colliding(numbers: range, note: str) -> bytes:
@@ -294,7 +285,7 @@ Make = Callable[[range, str], bytes]
 KINDS = [
     pytest.param(page_tar, "tar", Options(), True, id="tars"),
     pytest.param(
-        zipped, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
+        zip_pages, "zip", Options(part_size=2 << 10, digest="sha256"), True, id="several parts"
     ),
     pytest.param(imagefolder, "tar", Options(), False, id="records among the data"),
     pytest.param(webdataset, "tar", Options(layout=Layout(name="webdataset")), True, id="samples"),
@@ -320,7 +311,11 @@ KINDS = [
     ),
     pytest.param(page_tar, "tar", PER_SHARD, True, id="a folder for each"),
     pytest.param(
-        zipped, "zip", structs.replace(PER_SHARD, part_size=2 << 10), True, id="for each, in parts"
+        zip_pages,
+        "zip",
+        structs.replace(PER_SHARD, part_size=2 << 10),
+        True,
+        id="for each, in parts",
     ),
     pytest.param(
         webdataset,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import sys
-import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -24,6 +22,7 @@ from jobs.sources.object_urls import ObjectUrl
 from jobs.sources.registry import open_source, reopen
 from jobs.sources.s3 import S3Client
 from jobs.transfer.transfer import Transfer
+from tests.support.builders.contents import tarred
 from tests.support.servers import faults
 from tests.support.servers.azureserver import AzureServer
 from tests.support.servers.gcsserver import GcsServer
@@ -356,12 +355,7 @@ class Clock:
 
 
 def archive(size: int, fill: bytes = b"1") -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        member = tarfile.TarInfo("notes.bin")
-        member.size = size
-        tar.addfile(member, io.BytesIO(fill * size))
-    return out.getvalue()
+    return tarred({"notes.bin": fill * size})
 
 
 # Google Cloud Storage and Azure -----------------------------------------------------------------

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import itertools
 import random
 import string
-import tarfile
 from collections.abc import Sequence
 
 import pytest
@@ -17,6 +15,7 @@ from jobs.model import Layout, Shard, ShardKind, SourceFile, SourceKind
 from jobs.sources import shard_selection, split_archives
 from jobs.sources.base import SourceRequest
 from jobs.sources.families import families
+from tests.support.builders.contents import tarred
 
 GZIP = gzip.compress(random.Random(1).randbytes(3000))
 ZIP = b"PK\x03\x04" + random.Random(2).randbytes(2000)
@@ -26,10 +25,7 @@ FILES = Layout("files")
 
 
 def tar(name: str = "a") -> bytes:
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo(name))
-    return out.getvalue()
+    return tarred({name: b""})
 
 
 def pieces(names: Sequence[str], data: bytes = GZIP) -> dict[str, bytes]:
