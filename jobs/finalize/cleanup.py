@@ -7,7 +7,6 @@ import os
 import shutil
 import stat
 from collections import Counter
-from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -15,10 +14,9 @@ import msgspec
 from msgspec import structs
 
 from jobs.finalize.context import FinalizeContext
-from jobs.finalize.publish import is_there, names_in_receipt
+from jobs.finalize.publish import is_there, listed_files, names_in_receipt
 from jobs.model import Shard, SourceFile
 from jobs.storage import atomic, latency
-from jobs.storage.manifest import PublishedFile
 from jobs.storage.safe_paths import MAX_COMPONENT, quoted
 from jobs.storage.staging import ARCHIVES, MANIFEST, RECEIPT, SUMS, Staging, names_in
 
@@ -44,7 +42,7 @@ def _remove_replaced(staging: Staging) -> None:
             _unlink(base + b"/" + path)
         return True
 
-    if sum(latency.each(remove, _listed(root))):
+    if sum(latency.each(remove, listed_files(root))):
         proofs = names_in_receipt(root) & {RECEIPT, *SUMS.values()}
         for own in (*sorted(proofs), MANIFEST):  # last: another attempt needs it
             remove(own.encode())
@@ -64,22 +62,6 @@ def replaced_lines(staging: Staging) -> tuple[str, ...]:
         stays = quoted(str(staging.replaced))
         lines.append(f"! The old dataset could not be removed (`resume` tries again): {stays}")
     return tuple(lines)
-
-
-def _listed(root: Path) -> Iterator[bytes]:
-    """Paths of the files that the old dataset's manifest lists."""
-    decode = msgspec.json.Decoder(PublishedFile).decode
-    if not (root / MANIFEST).is_file():
-        return
-    with (root / MANIFEST).open("rb", buffering=1 << 20) as file:
-        for line in file:
-            try:
-                published = decode(line)
-                path = os.fsencode(published.name)
-            except (msgspec.DecodeError, ValueError):
-                continue  # damaged, or not ours: the file that it names is kept
-            if published.shard is None:
-                yield path
 
 
 def _is_plain(root: bytes, folder: bytes) -> bool:

@@ -20,9 +20,10 @@ from jobs.errors import Cause, OrchestrateError, VerificationError, from_os_erro
 from jobs.finalize.context import FinalizeContext, bytes_of, key_of_bytes
 from jobs.finalize.scan import walk
 from jobs.storage import atomic
+from jobs.storage.manifest import PublishedFile
 from jobs.storage.receipt import read_receipt
 from jobs.storage.safe_paths import quoted_few
-from jobs.storage.staging import NO_DATA, RECEIPT, Staging, names_in
+from jobs.storage.staging import MANIFEST, NO_DATA, RECEIPT, SUMS, Staging, names_in
 
 
 class Journal(msgspec.Struct, frozen=True):
@@ -52,9 +53,9 @@ def load(staging: Staging) -> Journal | None:
 def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
     """Names in the destination that have to be moved away for the ``new`` ones.
 
-    Besides names that are needed, these are only those that the old dataset's receipt lists, so
-    that nothing else of the user is moved. Raises ``VerificationError`` where the destination is
-    not empty and the plan does not overwrite.
+    Besides names that are needed, these are only those that the old dataset's receipt lists, or its
+    manifest while a repair has withdrawn the receipt, so that nothing else of the user is moved.
+    Raises ``VerificationError`` where the destination is not empty and the plan does not overwrite.
     """
     dest = context.staging.dest
     # The top folder of a run folder within the destination is not part of a dataset.
@@ -75,7 +76,7 @@ def old_names(context: FinalizeContext, new: Iterable[str]) -> tuple[str, ...]:
             "--overwrite",
             cause=Cause.PREFLIGHT,
         )
-    old = there & (set(new) | names_in_receipt(dest))
+    old = there & (set(new) | _names_of_dataset(dest))
     return tuple(sorted(old))
 
 
@@ -85,6 +86,29 @@ def names_in_receipt(dest: Path) -> set[str]:
         return set(read_receipt(dest / RECEIPT).entries)
     except (OSError, msgspec.DecodeError):
         return set()
+
+
+def _names_of_dataset(dest: Path) -> set[str]:
+    if names := names_in_receipt(dest):
+        return names
+    listed = {key_of_bytes(path.partition(b"/")[0]) for path in listed_files(dest)}
+    return listed | {MANIFEST, *SUMS.values()} if listed else set()
+
+
+def listed_files(root: Path) -> Iterator[bytes]:
+    """Paths of the files that the old dataset's manifest lists."""
+    decode = msgspec.json.Decoder(PublishedFile).decode
+    if not (root / MANIFEST).is_file():
+        return
+    with (root / MANIFEST).open("rb", buffering=1 << 20) as file:
+        for line in file:
+            try:
+                published = decode(line)
+                path = os.fsencode(published.name)
+            except (msgspec.DecodeError, ValueError):
+                continue  # damaged, or not ours: the file that it names is kept
+            if published.shard is None:
+                yield path
 
 
 def begin(context: FinalizeContext, journal: Journal) -> None:

@@ -84,6 +84,27 @@ def test_overwrite_replaces_the_old_dataset_and_nothing_else(tmp_path: Path) -> 
     ]
 
 
+def test_overwrite_replaces_an_old_dataset_whose_receipt_is_withdrawn(tmp_path: Path) -> None:
+    old = pages(0, 3)
+    old.files["captions/a.txt"] = b"old"
+    old.files["top.txt"] = b"old"
+    RunBuilder(old, run_id="2025-old", options=Options(digest="sha256")).extracted(
+        tmp_path
+    ).finish()
+    dest = tmp_path / "dest"
+    (dest / "notes.txt").write_text("mine")
+    (dest / "RECEIPT.json").unlink()
+    dest, kept = overwritten(tmp_path)
+    assert sorted(path for path in tree(dest) if not path.startswith(kept.name)) == [
+        "MANIFEST.jsonl",
+        "images/000010.png",
+        "images/000011.png",
+        "notes.txt",
+        "prompts.jsonl",
+    ]
+    assert sorted(tree(kept)) == ["SHA256SUMS"]
+
+
 def overwritten(tmp_path: Path) -> tuple[Path, Path]:
     """The destination once a new dataset has replaced the one there, and what was kept of it."""
     run = RunBuilder(pages(10, 2), options=Options(overwrite=True)).extracted(tmp_path)
