@@ -82,11 +82,12 @@ def walk(root: Path, leave: Leave) -> Iterator[ListedEntry]:
 def _walk(
     base: bytes, folder: bytes, leave: Leave, above: frozenset[bytes]
 ) -> Iterator[ListedEntry]:
+    place = base + b"/" + folder
     try:
-        with os.scandir(base + b"/" + folder) as found:
+        with os.scandir(place) as found:
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
-        raise from_os_error(error, doing=f"reading the folder {quoted(base + folder)}") from error
+        raise from_os_error(error, doing=f"reading the folder {quoted(place)}") from error
     for _ in latency.each(_remember_status, entries):
         pass
     for entry in entries:
