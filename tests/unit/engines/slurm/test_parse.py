@@ -71,112 +71,88 @@ def queue_line(
     return "".join(f"{field}|" for field in (*fields, command, folder, name)) + "\n"
 
 
+def seen(id: str, expected: EngineState, **fields: str) -> object:
+    """A row of a task that has not ended."""
+    return pytest.param(queue_line(**fields), expected, None, id=id)
+
+
+def ended(id: str, cause: Cause | None, state: str, status: str = "0", **more: str) -> object:
+    """A row of a task that has."""
+    line = queue_line(state=state, status=status, **more)
+    return pytest.param(line, EngineState.ENDED, cause, id=id)
+
+
 @pytest.mark.parametrize(
     ("line", "state", "cause"),
     [
-        pytest.param(queue_line(), EngineState.RUNNING, None, id="running"),
-        pytest.param(queue_line(state="COMPLETING"), EngineState.RUNNING, None, id="completing"),
-        pytest.param(queue_line(state="SUSPENDED"), EngineState.RUNNING, None, id="suspended"),
-        pytest.param(
-            queue_line(state="PENDING", reason="Priority"), EngineState.PENDING, None, id="pending"
-        ),
-        pytest.param(
-            queue_line(state="REQUEUE_HOLD"), EngineState.PENDING, None, id="requeued and held"
-        ),
+        seen("running", EngineState.RUNNING),
+        seen("completing", EngineState.RUNNING, state="COMPLETING"),
+        seen("suspended", EngineState.RUNNING, state="SUSPENDED"),
+        seen("pending", EngineState.PENDING, state="PENDING", reason="Priority"),
+        seen("requeued and held", EngineState.PENDING, state="REQUEUE_HOLD"),
+        seen("a state of later Slurms", EngineState.UNKNOWN, state="HIBERNATING"),
         pytest.param(
             queue_line(state="PENDING", reason="DependencyNeverSatisfied"),
             EngineState.PENDING,
             Cause.DEPENDENCY,
             id="never satisfied",
         ),
-        pytest.param(
-            queue_line(state="CANCELLED", reason="DependencyNeverSatisfied"),
-            EngineState.ENDED,
+        ended(
+            "cancelled as never satisfied",
             Cause.DEPENDENCY,
-            id="cancelled as never satisfied",
+            "CANCELLED",
+            reason="DependencyNeverSatisfied",
         ),
-        pytest.param(queue_line(state="COMPLETED"), EngineState.ENDED, None, id="completed"),
-        pytest.param(
-            queue_line(state="FAILED", status="9"), EngineState.ENDED, Cause.KILLED, id="killed"
+        ended("completed", None, "COMPLETED"),
+        ended("killed", Cause.KILLED, "FAILED", "9"),
+        ended("killed under srun", Cause.KILLED, "FAILED", str(137 << 8)),
+        ended(
+            "killed under srun (24.11)", Cause.KILLED, "FAILED", "137:0", reason="NonZeroExitCode"
         ),
-        pytest.param(
-            queue_line(state="FAILED", status=str(137 << 8)),
-            EngineState.ENDED,
+        ended(
+            "batch shell killed (24.11)",
             Cause.KILLED,
-            id="killed under srun",
+            "FAILED",
+            "0:9",
+            reason="RaisedSignal:9(Killed)",
         ),
-        pytest.param(
-            queue_line(state="FAILED", status="137:0", reason="NonZeroExitCode"),
-            EngineState.ENDED,
-            Cause.KILLED,
-            id="killed under srun (24.11)",
+        ended("SIGXCPU", Cause.LIMIT, "FAILED", "24"),
+        ended("SIGXFSZ under srun", Cause.LIMIT, "FAILED", str(153 << 8)),
+        ended(
+            "log folder missing", Cause.LAUNCH_FAILED, "FAILED", "4021", reason="JobLaunchFailure"
         ),
-        pytest.param(
-            queue_line(state="FAILED", status="0:9", reason="RaisedSignal:9(Killed)"),
-            EngineState.ENDED,
-            Cause.KILLED,
-            id="batch shell killed (24.11)",
-        ),
-        pytest.param(
-            queue_line(state="FAILED", status="0:53", reason="JobLaunchFailure"),
-            EngineState.ENDED,
+        ended(
+            "log folder missing (24.11)",
             Cause.LAUNCH_FAILED,
-            id="log folder missing (24.11)",
+            "FAILED",
+            "0:53",
+            reason="JobLaunchFailure",
         ),
-        pytest.param(
-            queue_line(state="HIBERNATING"), EngineState.UNKNOWN, None, id="a state of later Slurms"
-        ),
-        pytest.param(
-            queue_line(state="FAILED", status="24"), EngineState.ENDED, Cause.LIMIT, id="SIGXCPU"
-        ),
-        pytest.param(
-            queue_line(state="FAILED", status=str(153 << 8)),
-            EngineState.ENDED,
-            Cause.LIMIT,
-            id="SIGXFSZ under srun",
-        ),
-        pytest.param(
-            queue_line(state="FAILED", status="4021", reason="JobLaunchFailure"),
-            EngineState.ENDED,
+        ended(
+            "our code was not reached",
             Cause.LAUNCH_FAILED,
-            id="log folder missing",
+            "FAILED",
+            "256",
+            reason="NonZeroExitCode",
         ),
-        pytest.param(
-            queue_line(state="FAILED", status="256", reason="NonZeroExitCode"),
-            EngineState.ENDED,
-            Cause.LAUNCH_FAILED,
-            id="our code was not reached",
-        ),
-        pytest.param(
-            queue_line(state="FAILED", status=str(BAD_END << 8), name=DOWNLOAD),
-            EngineState.ENDED,
+        ended(
+            "a download without a usable shard, whose result has the reason",
             None,
-            id="a download without a usable shard, whose result has the reason",
+            "FAILED",
+            str(BAD_END << 8),
+            name=DOWNLOAD,
         ),
-        pytest.param(
-            queue_line(state="FAILED", status="256", name=DOWNLOAD),
-            EngineState.ENDED,
+        ended(
+            "a line of --setup that ends the script of a download",
             Cause.LAUNCH_FAILED,
-            id="a line of --setup that ends the script of a download",
+            "FAILED",
+            "256",
+            name=DOWNLOAD,
         ),
-        pytest.param(
-            queue_line(state="TIMEOUT", status="15"),
-            EngineState.ENDED,
-            Cause.TIME_LIMIT,
-            id="time limit",
-        ),
-        pytest.param(
-            queue_line(state="OUT_OF_MEMORY", status="125"),
-            EngineState.ENDED,
-            Cause.OUT_OF_MEMORY,
-            id="memory",
-        ),
-        pytest.param(
-            queue_line(state="NODE_FAIL"), EngineState.ENDED, Cause.NODE_FAILURE, id="node"
-        ),
-        pytest.param(
-            queue_line(state="PREEMPTED"), EngineState.ENDED, Cause.PREEMPTED, id="preempted"
-        ),
+        ended("time limit", Cause.TIME_LIMIT, "TIMEOUT", "15"),
+        ended("memory", Cause.OUT_OF_MEMORY, "OUT_OF_MEMORY", "125"),
+        ended("node", Cause.NODE_FAILURE, "NODE_FAIL"),
+        ended("preempted", Cause.PREEMPTED, "PREEMPTED"),
     ],
 )
 def test_a_row_of_squeue_gives_a_tasks_state_and_why_it_ended(
