@@ -165,7 +165,7 @@ class Titled(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         titled: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
-            row = param.get_help_record(ctx)
+            row = param.get_help_record(ctx) if isinstance(param, click.Option) else None
             if row is not None:
                 titled.setdefault(getattr(param, "title", "Options"), []).append(row)
         for title, rows in titled.items():

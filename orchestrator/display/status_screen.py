@@ -111,7 +111,7 @@ def _header(state: RunState, now: datetime, look: TerminalStyle) -> Iterator[str
         yield _field("reused", reused, look)
     if state.engine_silent:
         silent = f"{state.engine_silent}; the following comes from the run's own files"
-        yield from _wrapped(look.paint("silent", "yellow"), silent.splitlines(), look)
+        yield from _wrapped(look.paint("note   ", "yellow"), silent.splitlines(), look)
     if state.status in _MEANING:
         yield _field("", look.paint(_MEANING[state.status], "dim"), look)
     if state.remark:
